@@ -1,0 +1,40 @@
+"""xpnet: neural networks written once against an array module `xp`, NumPy on the CPU and CuPy on a CUDA GPU."""
+
+from xpnet import (
+    callbacks,
+    datasets,
+    errors,
+    initializers,
+    layers,
+    losses,
+    metrics,
+    optimizers,
+    schedules,
+)
+from xpnet.backends import Backend, available_backends, get_backend
+from xpnet.checkpoints import load
+from xpnet.gradient_check import check_gradients
+from xpnet.model import Sequential
+from xpnet.training import History
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backend",
+    "History",
+    "Sequential",
+    "__version__",
+    "available_backends",
+    "callbacks",
+    "check_gradients",
+    "datasets",
+    "errors",
+    "get_backend",
+    "initializers",
+    "layers",
+    "load",
+    "losses",
+    "metrics",
+    "optimizers",
+    "schedules",
+]

@@ -1,0 +1,176 @@
+"""Backend: the array module `xp`, transfers, and the few primitives that devices do differently.
+
+Every primitive here is the plain formula in `xp`: the reference that the faster ones of a device must agree with.
+It uses only what NumPy and CuPy share, and never reads a device value back to the host.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import numpy
+
+from xpnet.backends import special
+
+Array: TypeAlias = Any  # a numpy.ndarray or a cupy.ndarray; no static type covers both
+DType: TypeAlias = Any
+
+_MASK32 = 0xFFFFFFFF
+
+
+class Backend:
+    """One device and the array module that drives it.
+
+    `name` is what `get_backend` takes ("cpu", "gpu", "gpu:1"), `xp` is numpy or cupy. Models hold a backend; there
+    is no global one. Constructed with any NumPy-like module, this class runs the reference formulas on it.
+    """
+
+    #: Elementwise chains over long vectors go in pieces of this many elements; None means in one piece.
+    chunk_elements: int | None = None
+
+    def __init__(self, name: str, xp: ModuleType | Any) -> None:
+        self.name = name
+        self.xp = xp
+
+    def __repr__(self) -> str:
+        return f"<xpnet backend {self.name!r}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from xpnet.backends import get_backend  # here, because the registry stands above this file
+
+        return get_backend, (self.name,)
+
+    def __deepcopy__(self, memo: Any) -> "Backend":
+        return self
+
+    # Transfers -------------------------------------------------------------------------------------------------
+
+    def asarray(self, a: Any, dtype: DType = None) -> Array:
+        """`a` (host or device array, list, number) as an array on this device; no copy where none is needed."""
+        return self.xp.asarray(a, dtype=dtype)
+
+    def to_numpy(self, a: Any) -> numpy.ndarray[Any, Any]:
+        """`a` as a NumPy array on the host. Waits for the device."""
+        return numpy.asarray(a)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that was asked of it. Returns at once on the CPU."""
+
+    def device(self) -> AbstractContextManager[Any]:
+        """A context in which `xp` allocates and computes on this backend's device."""
+        return nullcontext()
+
+    def describe(self) -> list[tuple[str, str]]:
+        """(label, text) pairs that name the device and the libraries that drive it."""
+        return [("device", self.name)]
+
+    # Allocation ------------------------------------------------------------------------------------------------
+
+    def empty(self, shape: Sequence[int], dtype: DType) -> Array:
+        return self.xp.empty(tuple(shape), dtype=dtype)
+
+    def zeros(self, shape: Sequence[int], dtype: DType) -> Array:
+        return self.xp.zeros(tuple(shape), dtype=dtype)
+
+    def lowest(self, dtype: DType) -> float:
+        """The lowest finite number of a floating dtype."""
+        return float(numpy.finfo(dtype).min)
+
+    # Primitives ------------------------------------------------------------------------------------------------
+
+    def matmul(self, a: Array, b: Array, out: Array) -> Array:
+        """out = a @ b for matrices. a, b may be transposed views; out is C-contiguous and overlaps neither."""
+        return self.xp.matmul(a, b, out=out)
+
+    def sum_rows(self, a: Array, out: Array) -> Array:
+        """out[j] = Σ_i a[i, j]."""
+        return self.xp.sum(a, axis=0, out=out)
+
+    def gather(self, a: Array, rows: Array, out: Array) -> Array:
+        """out[i] = a[rows[i]], converted to out's dtype. `rows` are known to be in range: no device would check."""
+        if a.dtype == out.dtype:
+            return self.xp.take(a, rows, axis=0, out=out)
+        out[...] = self.xp.take(a, rows, axis=0)
+        return out
+
+    def sigmoid(self, x: Array, out: Array | None = None) -> Array:
+        """1 / (1 + e^-x) as e^min(x, 0) / (1 + e^-|x|), in which nothing overflows."""
+        xp = self.xp
+        denominator = xp.exp(-xp.abs(x))
+        denominator += 1.0
+        out = xp.exp(xp.minimum(x, 0.0), out=out)
+        return xp.divide(out, denominator, out=out)
+
+    def softplus(self, x: Array, out: Array | None = None) -> Array:
+        """log(1 + e^x) as max(x, 0) + log(1 + e^-|x|)."""
+        xp = self.xp
+        tail = xp.log1p(xp.exp(-xp.abs(x)))
+        return xp.add(xp.maximum(x, 0.0), tail, out=out)
+
+    def softmax(self, x: Array, out: Array | None = None) -> Array:
+        """e^x / Σ e^x over the last axis, shifted by the maximum so that no exponent is positive."""
+        xp = self.xp
+        out = xp.subtract(x, xp.max(x, axis=-1, keepdims=True), out=out)
+        xp.exp(out, out=out)
+        out /= xp.sum(out, axis=-1, keepdims=True)
+        return out
+
+    def log_softmax(self, x: Array, out: Array | None = None) -> Array:
+        """x - log Σ e^x over the last axis, with the same shift."""
+        xp = self.xp
+        out = xp.subtract(x, xp.max(x, axis=-1, keepdims=True), out=out)
+        out -= xp.log(xp.sum(xp.exp(out), axis=-1, keepdims=True))
+        return out
+
+    def erf(self, x: Array) -> Array:
+        """The error function, to the last bit or two of x's dtype."""
+        return special.erf(self.xp, x)
+
+    def erfc(self, x: Array) -> Array:
+        """1 - erf(x), without losing the digits of a small result."""
+        return special.erfc(self.xp, x)
+
+    # Randomness inside a step ----------------------------------------------------------------------------------
+
+    def random_bits(self, key: Sequence[int], rows: int, columns: int, first_row: int = 0) -> Array:
+        """Uniform uint32 noise (rows, columns), a pure function of (key, row, column): the same on every device.
+
+        `first_row` is the global number of row 0, so that shards of one batch see the noise of the whole.
+        """
+        xp = self.xp
+        word = _host_key(key)
+        row = xp.arange(first_row, first_row + rows, dtype=xp.uint64)
+        # Both halves of the row number count: batches of more than 2**32 rows do not repeat.
+        high = _mix(xp, (row >> 32).astype(xp.uint32) ^ word)
+        by_row = _mix(xp, high ^ (row & _MASK32).astype(xp.uint32))
+        by_column = _mix(xp, xp.arange(columns, dtype=xp.uint32) ^ _mix_int(word ^ 0x9E3779B9))
+        return _mix(xp, by_row[:, None] ^ by_column[None, :])
+
+
+def _mix(xp: Any, h: Array) -> Array:
+    """A bijection of 32 bits that flips each output bit with probability close to ½ (Wellons' lowbias32), in place."""
+    h ^= h >> 16
+    h *= 0x7FEB352D
+    h ^= h >> 15
+    h *= 0x846CA68B
+    h ^= h >> 16
+    return h
+
+
+def _mix_int(h: int) -> int:
+    """The same bijection on a Python int."""
+    h ^= h >> 16
+    h = h * 0x7FEB352D & _MASK32
+    h ^= h >> 15
+    h = h * 0x846CA68B & _MASK32
+    return h ^ h >> 16
+
+
+def _host_key(key: Sequence[int]) -> int:
+    """Fold (seed, layer, step) into one 32-bit word, on the host; 64-bit parts keep both halves."""
+    word = 0
+    for part in key:
+        word = _mix_int(word ^ (part & _MASK32))
+        word = _mix_int(word ^ (part >> 32 & _MASK32) ^ 0x5BD1E995)
+    return word

@@ -1,0 +1,108 @@
+"""A model in a safetensors file: weights and buffers by name, the architecture as JSON in the header.
+
+Nothing is ever unpickled: classes come from a closed list and from what the caller hands in.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+
+from xpnet import initializers, layers
+from xpnet.config import Configured
+from xpnet.errors import ArgumentError, ArgumentTypeError, FileError
+
+if TYPE_CHECKING:
+    from xpnet.model import Sequential
+
+_FORMAT = "xpnet-model-1"
+
+
+def save(model: "Sequential", path: Any) -> None:
+    """Write the model to `path`, whole or not at all."""
+    from safetensors.numpy import save as to_bytes
+
+    config = {**model.get_config(), "layers": [_encode(layer) for layer in model.layers]}
+    metadata = {"format": _FORMAT, "architecture": json.dumps(config, sort_keys=True)}
+    write_atomically(path, to_bytes(model.state_dict(), metadata=metadata))
+
+
+def load(path: Any, backend: Any = "auto", custom_layers: Iterable[type[layers.Layer]] = ()) -> "Sequential":
+    """The model that `Sequential.save` wrote, on `backend`; it may come from another device.
+
+    custom_layers: the classes of layers of your own that stand in it. Raises FileError for a file that is missing,
+    truncated, altered or foreign, and never runs code from it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from xpnet.model import Sequential
+
+    known = {cls.__name__: cls for cls in [*_built_in(), *custom_layers]}
+    if not Path(path).is_file():
+        raise FileError(f"{path}: there is no such file.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata.get("format") != _FORMAT:
+            raise FileError(
+                f"{path}: not a model of this version of xpnet (format {metadata.get('format')!r}, not {_FORMAT!r}). "
+                "Plain weights go in by model.load_state_dict(safetensors.numpy.load_file(path))."
+            )
+        config = json.loads(metadata["architecture"])
+        config["layers"] = [_decode(item, known) for item in config["layers"]]
+        model = Sequential(backend=backend, **config)
+        model.load_state_dict(state)
+    except (SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError, ArgumentError) as error:
+        raise FileError(f"{path}: the file is truncated, altered or foreign: {error}") from error
+    return model
+
+
+def write_atomically(path: Any, content: bytes) -> None:
+    """Write under a temporary name beside `path`, then rename: a reader sees the old file or the whole new one."""
+    path = Path(path)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _built_in() -> list[type[Configured]]:
+    """The closed list of classes that a file may name."""
+    named = [getattr(layers, name) for name in layers.__all__]
+    return [*named, *(c for c in vars(initializers).values() if isinstance(c, type) and issubclass(c, Configured))]
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Configured):
+        config = {name: _encode(item) for name, item in value.get_config().items()}
+        # Nested models are plain containers to the model that holds them.
+        name = "Sequential" if isinstance(value, layers.Sequential) else type(value).__name__
+        return {"class": name, "config": {"layers": config["layers"]} if name == "Sequential" else config}
+    if isinstance(value, list | tuple):
+        return [_encode(item) for item in value]
+    if isinstance(value, numpy.ndarray | numpy.generic):
+        return value.tolist()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ArgumentTypeError(f"{value!r} cannot be written to a model file: keep numbers, text and lists in get_config.")
+
+
+def _decode(value: Any, known: dict[str, type[Configured]]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, known) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value["class"] not in known:
+        raise ArgumentError(f"it holds a {value['class']!r}; pass that class in custom_layers=[...]")
+    return known[value["class"]](**{name: _decode(item, known) for name, item in value["config"].items()})

@@ -1,0 +1,52 @@
+"""Objects that are nothing but their constructor's arguments: comparable, printable, found by name."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from xpnet.errors import ArgumentTypeError, unknown_name
+
+T = TypeVar("T")
+
+
+class Configured:
+    """The rule of the house: every constructor argument is kept as an attribute of the same name.
+
+    That gives `get_config`, equality and a repr which reads like the call that made the object.
+    """
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, by name."""
+        names = inspect.signature(type(self)).parameters
+        return {name: getattr(self, name) for name in names}
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        assert isinstance(other, Configured)
+        return bool(self.get_config() == other.get_config())
+
+    __hash__ = None  # type: ignore[assignment]  # the attributes may change, so equality does not make a key
+
+    def __repr__(self) -> str:
+        parameters = inspect.signature(type(self)).parameters
+        changed = [
+            f"{value!r}" if parameters[name].default is inspect.Parameter.empty else f"{name}={value!r}"
+            for name, value in self.get_config().items()
+            if parameters[name].default is inspect.Parameter.empty or value != parameters[name].default
+        ]
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+
+def resolve(kind: str, spec: Any, table: Mapping[str, type[T]], base: type[T]) -> T:
+    """`spec` itself if it is a `base`; the default object of that name if it is a string of `table`."""
+    if isinstance(spec, base):
+        return spec
+    if isinstance(spec, str):
+        name = spec.strip().lower().replace("-", "_")
+        if name not in table:
+            raise unknown_name(kind, spec, table)
+        return table[name]()
+    if isinstance(spec, type) and issubclass(spec, base):
+        raise ArgumentTypeError(f"{kind}: pass an object, {spec.__name__}(...), not the class {spec.__name__}.")
+    raise ArgumentTypeError(f"{kind} must be a name ({', '.join(sorted(table))}) or an object, not {spec!r}.")

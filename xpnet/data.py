@@ -1,0 +1,169 @@
+"""Data on its way into a model: checked once, put on the device once, handed out in batches."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+
+from xpnet.backends import Array, Backend, DType
+from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
+from xpnet.layers.base import Workspace
+from xpnet.layers.containers import Sequential
+from xpnet.losses import Loss
+
+
+@dataclass
+class Batch:
+    """Some samples on the device: inputs, targets, and weights or None. Good until the next batch is made."""
+
+    x: Array
+    y: Array
+    weights: Array | None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass
+class Samples(Batch):
+    """A whole checked set. Integer inputs lie here as they came, and become `x_dtype` a batch at a time."""
+
+    x_dtype: DType
+
+    def batches(self, work: Workspace, size: int, order: Array | None = None) -> Iterator[Batch]:
+        """Batches of `size`, the last one perhaps smaller, of the rows in `order`, or as they lie."""
+        for start in range(0, len(self), size):
+            rows = slice(start, start + size) if order is None else order[start : start + size]
+            weights = None if self.weights is None else _rows(work, "weights", self.weights, rows, self.weights.dtype)
+            yield Batch(
+                _rows(work, "x", self.x, rows, self.x_dtype), _rows(work, "y", self.y, rows, self.y.dtype), weights
+            )
+
+
+def prepare(
+    model: Sequential,
+    x: Any,
+    y: Any,
+    loss: Loss,
+    sample_weight: Any = None,
+    class_weight: Mapping[int, float] | Sequence[float] | None = None,
+    names: tuple[str, str] = ("x", "y"),
+) -> Samples:
+    """Check a set against the model and the loss, and put it where the model is.
+
+    Refused here, before anything is trained: empty sets, lengths that differ, wrong shapes, NaN and infinity, labels
+    out of range, useless weights. `names` are what the errors call the two arrays.
+    """
+    x, x_dtype = prepare_inputs(model, x, names[0])
+    backend, dtype = model.backend, model.context.dtype
+    y = as_numbers(backend, y, names[1])
+    if y.ndim == 0 or len(y) != len(x):
+        lengths = "a single number" if y.ndim == 0 else f"{len(y)} targets"
+        raise DataError(f"{names[0]} holds {len(x)} samples, but {names[1]} holds {lengths}. They must match.")
+    refuse_non_finite(backend, y, names[1])
+    y = loss.check_targets(backend, y, model.output_shape)
+    if not (loss.classifies and y.ndim == 1):  # class numbers stay integers
+        y = backend.asarray(y, dtype=dtype)
+    weights = None
+    if sample_weight is not None:
+        weights = _sample_weights(backend, sample_weight, len(x), dtype)
+    if class_weight is not None:
+        by_class = _class_weights(backend, class_weight, y, loss, dtype)
+        weights = by_class if weights is None else weights * by_class
+    return Samples(x, y, weights, x_dtype)
+
+
+def prepare_inputs(model: Sequential, x: Any, name: str = "x", finite: bool = True) -> tuple[Array, DType]:
+    """(x on the model's device, the dtype in which the first layer wants it), checked; `finite` refuses NaN too."""
+    backend = model.backend
+    x = as_numbers(backend, x, name)
+    expected = model.input_shape
+    if tuple(x.shape[1:]) != expected or x.ndim == 0:
+        sizes = ", ".join(map(str, expected))
+        hint = ""
+        if x.ndim and x.shape == expected:
+            hint = " For a single sample, add the batch axis: x[None]."
+        elif x.ndim > 1 and math.prod(x.shape[1:]) == math.prod(expected):
+            hint = f" The sizes agree: reshape it, or begin the model with a layer for {tuple(x.shape[1:])}."
+        raise ShapeError(f"{name} must have shape (N, {sizes}), as the model's input_shape says, but has "
+                         f"{tuple(x.shape)}.{hint}")  # fmt: skip
+    if len(x) == 0:
+        raise DataError(f"{name} is empty: it has shape {tuple(x.shape)}.")
+    if finite:
+        refuse_non_finite(backend, x, name)
+    if x.dtype.kind == "f":
+        x = backend.asarray(x, dtype=model.context.dtype)
+    return x, x.dtype if model.accepts_integers is not False else model.context.dtype
+
+
+def as_numbers(backend: Backend, a: Any, name: str) -> Array:
+    """`a` as an array of numbers on the device; refuses text, objects and complex numbers."""
+    try:
+        kind = numpy.asarray(a).dtype.kind if isinstance(a, list | tuple) else None
+        array = backend.asarray(a) if kind in (None, *"fiub") else None
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(f"{name} cannot be made an array: {error}") from error
+    if array is None or array.dtype.kind not in "fiub":
+        what = "text or objects" if array is None else f"dtype {array.dtype}"
+        raise ArgumentTypeError(f"{name} must be an array of real numbers, but holds {what}. Encode it first.")
+    return array
+
+
+def refuse_non_finite(backend: Backend, a: Array, name: str) -> None:
+    """Raise DataError where `a` holds NaN or infinity. Reads the device; makes no array unless there is one."""
+    if a.dtype.kind != "f" or a.size == 0:
+        return
+    if math.isfinite(float(a.min())) and math.isfinite(float(a.max())):
+        return
+    bad = ~backend.xp.isfinite(a.reshape(len(a), -1)).all(axis=1)
+    count, first = int(bad.sum()), int(bad.argmax())
+    raise DataError(
+        f"{name} holds NaN or infinity in {count} of {len(a)} samples, first in sample {first}. "
+        "Remove or replace them before training."
+    )
+
+
+def _rows(work: Workspace, name: str, array: Array, rows: Any, dtype: DType) -> Array:
+    if isinstance(rows, slice):
+        view = array[rows]
+        if view.dtype == dtype:
+            return view
+        out = work.buffer(name, view.shape, dtype)
+        out[...] = view
+        return out
+    out = work.buffer(name, (len(rows), *array.shape[1:]), dtype)
+    return work.context.backend.gather(array, rows, out)
+
+
+def _sample_weights(backend: Backend, weights: Any, count: int, dtype: DType) -> Array:
+    weights = as_numbers(backend, weights, "sample_weight")
+    if tuple(weights.shape) != (count,):
+        raise ShapeError(f"sample_weight must have shape ({count},), one a sample, but has {tuple(weights.shape)}.")
+    weights = backend.asarray(weights, dtype=dtype)
+    refuse_non_finite(backend, weights, "sample_weight")
+    if float(weights.min()) < 0 or float(weights.max()) == 0:
+        raise DataError("sample_weight must not be negative, and not zero for all samples.")
+    return weights
+
+
+def _class_weights(backend: Backend, class_weight: Any, y: Array, loss: Loss, dtype: DType) -> Array:
+    """A weight a sample, from its class, or from its probabilities of classes."""
+    if not loss.classifies:
+        raise ArgumentError(f"class_weight needs a loss over classes, not {type(loss).__name__}.")
+    binary = loss.decision_threshold is not None
+    if binary and y.shape[1:] != (1,):
+        raise ArgumentError("class_weight fits a single yes-or-no output; with several, use sample_weight.")
+    items = class_weight.items() if isinstance(class_weight, Mapping) else enumerate(class_weight)
+    given = {int(k): float(w) for k, w in items}
+    if not given or min(given) < 0 or any(not (math.isfinite(w) and w >= 0) for w in given.values()):
+        raise ArgumentError(f"class_weight must give finite weights ≥ 0 to classes from 0, not {class_weight!r}.")
+    if binary:
+        no, yes = given.get(0, 1.0), given.get(1, 1.0)
+        return (no + (yes - no) * y).reshape(-1)
+    classes = max(max(given), int(y.max()) if y.ndim == 1 else y.shape[1] - 1) + 1
+    if y.ndim > 1 and classes > y.shape[1]:
+        raise ArgumentError(f"class_weight names class {classes - 1}, but there are {y.shape[1]} classes.")
+    table = backend.asarray(numpy.array([given.get(k, 1.0) for k in range(classes)]), dtype=dtype)
+    return backend.xp.take(table, y) if y.ndim == 1 else backend.xp.matmul(y, table)

@@ -1,0 +1,250 @@
+"""Activations: functions of one number, applied to every element, and the two softmaxes over the last axis.
+
+Each keeps the shape. NaN stays NaN, and infinities go where the function's limit is.
+"""
+
+import math
+
+from xpnet.backends import Array
+from xpnet.errors import ArgumentError
+from xpnet.layers.base import Layer
+
+
+class Identity(Layer):
+    """y = x."""
+
+    def forward(self, x: Array) -> Array:
+        return x
+
+    def backward(self, grad_y: Array) -> Array:
+        """∂L/∂x = ∂L/∂y."""
+        return grad_y
+
+
+class Step(Layer):
+    """y = 1 where x ≥ threshold, else 0: the perceptron's activation. Rosenblatt 1958."""
+
+    def __init__(self, threshold: float = 0.0) -> None:
+        self.threshold = threshold
+
+    def forward(self, x: Array) -> Array:
+        y = self.work.buffer("y", x.shape)
+        y[...] = x >= self.threshold
+        return y
+
+    def backward(self, grad_y: Array) -> Array:
+        """The true derivative is 0 wherever it exists, and teaches nothing. By convention the gradient passes straight
+        through, ∂L/∂x = ∂L/∂y, which makes a step on half the squared error Rosenblatt's rule: Δw = lr (t - y) x.
+        """
+        return grad_y
+
+
+class Sigmoid(Layer):
+    """y = 1 / (1 + e^-x)."""
+
+    gives_probabilities = True
+
+    def forward(self, x: Array) -> Array:
+        work = self.work
+        work.y = self.backend.sigmoid(x, out=work.buffer("y", x.shape))
+        return work.y
+
+    def backward(self, grad_y: Array) -> Array:
+        """dy/dx = y (1 - y)."""
+        xp, work = self.xp, self.work
+        slope = xp.subtract(1.0, work.y, out=work.buffer("slope", work.y.shape))
+        slope *= work.y
+        return xp.multiply(grad_y, slope, out=slope)
+
+
+class Tanh(Layer):
+    """y = tanh x."""
+
+    def forward(self, x: Array) -> Array:
+        work = self.work
+        work.y = self.xp.tanh(x, out=work.buffer("y", x.shape))
+        return work.y
+
+    def backward(self, grad_y: Array) -> Array:
+        """dy/dx = 1 - y²."""
+        xp, work = self.xp, self.work
+        slope = xp.square(work.y, out=work.buffer("slope", work.y.shape))
+        xp.subtract(1.0, slope, out=slope)
+        return xp.multiply(grad_y, slope, out=slope)
+
+
+class ReLU(Layer):
+    """y = max(x, 0)."""
+
+    def forward(self, x: Array) -> Array:
+        work = self.work
+        work.y = self.xp.maximum(x, 0.0, out=work.buffer("y", x.shape))
+        return work.y
+
+    def backward(self, grad_y: Array) -> Array:
+        """dy/dx = 1 where x > 0, else 0."""
+        xp, work = self.xp, self.work
+        # y ≠ 0 rather than y > 0: where x was NaN the gradient must not vanish in silence.
+        slope = xp.not_equal(work.y, 0.0, out=work.buffer("slope", work.y.shape))
+        return xp.multiply(grad_y, slope, out=slope)
+
+
+class LeakyReLU(Layer):
+    """y = x where x > 0, else negative_slope · x. Maas et al. 2013, "Rectifier nonlinearities improve…"."""
+
+    def __init__(self, negative_slope: float = 0.01) -> None:
+        self.negative_slope = negative_slope
+
+    def forward(self, x: Array) -> Array:
+        xp, work = self.xp, self.work
+        work.x = x
+        y = xp.multiply(x, self.negative_slope, out=work.buffer("y", x.shape))
+        xp.copyto(y, x, where=x > 0)
+        return y
+
+    def backward(self, grad_y: Array) -> Array:
+        """dy/dx = 1 where x > 0, else negative_slope."""
+        xp, work = self.xp, self.work
+        grad_x = xp.multiply(grad_y, self.negative_slope, out=work.buffer("grad_x", grad_y.shape))
+        xp.copyto(grad_x, grad_y, where=work.x > 0)
+        return grad_x
+
+
+class ELU(Layer):
+    """y = x where x > 0, else alpha (e^x - 1). Clevert et al. 2015, "Fast and accurate deep network learning…"."""
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        self.alpha = alpha
+
+    def forward(self, x: Array) -> Array:
+        xp, work = self.xp, self.work
+        y = xp.minimum(x, 0.0, out=work.buffer("y", x.shape))
+        xp.expm1(y, out=y)
+        y *= self.alpha
+        xp.copyto(y, x, where=x > 0)
+        work.x, work.y = x, y
+        return y
+
+    def backward(self, grad_y: Array) -> Array:
+        """dy/dx = 1 where x > 0, else alpha e^x = y + alpha."""
+        xp, work = self.xp, self.work
+        grad_x = xp.add(work.y, self.alpha, out=work.buffer("grad_x", grad_y.shape))
+        grad_x *= grad_y
+        xp.copyto(grad_x, grad_y, where=work.x > 0)
+        return grad_x
+
+
+class GELU(Layer):
+    """y = x Φ(x), with Φ the normal distribution function, or its tanh approximation.
+
+    Hendrycks and Gimpel 2016, "Gaussian error linear units". `approximate` is "none" or "tanh".
+    """
+
+    def __init__(self, approximate: str = "none") -> None:
+        if approximate not in ("none", "tanh"):
+            raise ArgumentError(f'GELU: approximate must be "none" or "tanh", not {approximate!r}.')
+        self.approximate = approximate
+
+    _INNER = math.sqrt(2.0 / math.pi)
+    _CUBIC = 0.044715
+
+    def forward(self, x: Array) -> Array:
+        xp, work = self.xp, self.work
+        work.x = x
+        if self.approximate == "tanh":
+            work.tanh = xp.tanh(self._INNER * (x + self._CUBIC * (x * x * x)))
+            work.phi = 0.5 * (1.0 + work.tanh)
+        else:
+            # erfc and not 1 + erf, which loses all digits of the left tail.
+            work.phi = 0.5 * self.backend.erfc(x * -math.sqrt(0.5))
+        return xp.multiply(_finite_below(self, x), work.phi, out=work.buffer("y", x.shape))
+
+    def backward(self, grad_y: Array) -> Array:
+        """dy/dx = Φ(x) + x φ(x), with φ(x) = e^(-x²/2) / √(2π).
+
+        Of the approximation ½ (1 + tanh u), u = √(2/π) (x + 0.044715 x³), the second term is x · ½ (1 - tanh² u) · u'.
+        """
+        xp, work = self.xp, self.work
+        if self.approximate == "tanh":
+            x = xp.clip(work.x, -30.0, 30.0)  # the slope is 0 or 1 far out, where x² would overflow
+            density = 0.5 * (1.0 - work.tanh * work.tanh) * (self._INNER * (1.0 + 3.0 * self._CUBIC * x * x))
+        else:
+            x = xp.clip(work.x, -40.0, 40.0)
+            density = xp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))
+        slope = xp.add(work.phi, x * density, out=work.buffer("slope", work.phi.shape))
+        return xp.multiply(grad_y, slope, out=slope)
+
+
+class SiLU(Layer):
+    """y = x σ(x), also called swish. Elfwing et al. 2017, "Sigmoid-weighted linear units…"."""
+
+    def forward(self, x: Array) -> Array:
+        work = self.work
+        work.x = x
+        work.sigma = self.backend.sigmoid(x, out=work.buffer("sigma", x.shape))
+        return self.xp.multiply(_finite_below(self, x), work.sigma, out=work.buffer("y", x.shape))
+
+    def backward(self, grad_y: Array) -> Array:
+        """dy/dx = σ + x σ (1 - σ) = σ (1 + x (1 - σ))."""
+        xp, work = self.xp, self.work
+        slope = xp.subtract(1.0, work.sigma, out=work.buffer("slope", work.sigma.shape))
+        slope *= xp.clip(work.x, -1e4, 1e4)  # far out the slope is 0 or 1, not 0 · ∞
+        slope += 1.0
+        slope *= work.sigma
+        return xp.multiply(grad_y, slope, out=slope)
+
+
+class Softplus(Layer):
+    """y = log(1 + e^x)."""
+
+    def forward(self, x: Array) -> Array:
+        work = self.work
+        work.x = x
+        return self.backend.softplus(x, out=work.buffer("y", x.shape))
+
+    def backward(self, grad_y: Array) -> Array:
+        """dy/dx = σ(x)."""
+        work = self.work
+        slope = self.backend.sigmoid(work.x, out=work.buffer("slope", work.x.shape))
+        return self.xp.multiply(grad_y, slope, out=slope)
+
+
+class Softmax(Layer):
+    """y_i = e^x_i / Σ_k e^x_k over the last axis. Losses on logits want it left out."""
+
+    gives_probabilities = True
+
+    def forward(self, x: Array) -> Array:
+        work = self.work
+        work.y = self.backend.softmax(x, out=work.buffer("y", x.shape))
+        return work.y
+
+    def backward(self, grad_y: Array) -> Array:
+        """∂y_i/∂x_k = y_i (δ_ik - y_k), so ∂L/∂x_k = y_k (g_k - Σ_i g_i y_i) with g = ∂L/∂y."""
+        xp, work = self.xp, self.work
+        grad_x = xp.multiply(grad_y, work.y, out=work.buffer("grad_x", work.y.shape))
+        mean = xp.sum(grad_x, axis=-1, keepdims=True)
+        xp.subtract(grad_y, mean, out=grad_x)
+        grad_x *= work.y
+        return grad_x
+
+
+class LogSoftmax(Layer):
+    """y_i = x_i - log Σ_k e^x_k over the last axis."""
+
+    def forward(self, x: Array) -> Array:
+        work = self.work
+        work.y = self.backend.log_softmax(x, out=work.buffer("y", x.shape))
+        return work.y
+
+    def backward(self, grad_y: Array) -> Array:
+        """∂y_i/∂x_k = δ_ik - e^y_k, so ∂L/∂x_k = g_k - e^y_k Σ_i g_i with g = ∂L/∂y."""
+        xp, work = self.xp, self.work
+        grad_x = xp.exp(work.y, out=work.buffer("grad_x", work.y.shape))
+        grad_x *= xp.sum(grad_y, axis=-1, keepdims=True)
+        return xp.subtract(grad_y, grad_x, out=grad_x)
+
+
+def _finite_below(layer: Layer, x: Array) -> Array:
+    """x with -∞ raised to the lowest finite number, so that times a vanishing factor it is 0 and not NaN."""
+    return layer.xp.maximum(x, layer.backend.lowest(x.dtype))

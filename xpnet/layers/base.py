@@ -1,0 +1,250 @@
+"""Layer: what every layer is, built in and of a user's own; and what a model hands to its layers."""
+
+import functools
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, ClassVar, TypeAlias
+
+from xpnet import initializers
+from xpnet.backends import Array, Backend, DType, get_backend
+from xpnet.config import Configured
+from xpnet.errors import ArgumentError, ShapeError, StateError
+from xpnet.parameters import Buffer, Parameter, ParameterStore
+
+Shape: TypeAlias = tuple[int, ...]
+
+
+@dataclass
+class Context:
+    """What all layers of one model share: where arrays live, and where in the run a pass stands."""
+
+    backend: Backend
+    store: ParameterStore
+    seed: int
+    training: bool = False  # dropout drops, batch normalisation uses the batch
+    inference: bool = False  # a pass without a way back, in a workspace of its own
+    step: int = 0
+    first_row: int = 0  # of this shard, in the global batch
+
+    @property
+    def dtype(self) -> DType:
+        return self.store.dtype
+
+
+class Workspace(SimpleNamespace):
+    """What one layer keeps from forward to backward, as attributes, and the buffers that it writes into."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.context = context
+        self._buffers: dict[str, Array] = {}
+
+    def buffer(self, name: str, shape: Shape, dtype: DType = None) -> Array:
+        """An uninitialised array, kept for the next call and grown for the largest batch; a smaller one gets a slice."""
+        kept = self._buffers.get(name)
+        if kept is None or len(kept) < shape[0] or kept.shape[1:] != shape[1:]:
+            context = self.context
+            kept = self._buffers[name] = context.backend.empty(shape, context.dtype if dtype is None else dtype)
+        return kept if len(kept) == shape[0] else kept[: shape[0]]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise StateError("backward needs what forward kept, but no forward pass came before it.")
+
+
+class Layer(Configured):
+    """The base of every layer. A subclass writes
+
+    - `build(input_shape)`: declares parameters with `add_parameter`, returns the output shape. Shapes leave the batch
+      out. Without it, a layer has no parameters and keeps the shape.
+    - `forward(x)`: (N, *input_shape) → (N, *output_shape). Keeps on `self.work` what backward will need.
+    - `backward(grad_y)`: the gradient of the loss with respect to y → with respect to x, and on the way
+      fills each parameter's `.grad`.
+
+    with `self.xp` and `self.backend` and never numpy or cupy, and does not write into x or grad_y. Arrays it makes in
+    every step are best written into `self.work.buffer(name, shape)`. Inside a model, buffers pass from layer to layer
+    uncopied.
+
+    Alone, for a test: `layer.build((4,), backend="cpu", seed=0, dtype="float32")`, then forward and backward.
+    `layer.context.training = True` switches to training.
+    """
+
+    #: Whether integer inputs stay integers; None means that the layer passes on whatever comes.
+    accepts_integers: ClassVar[bool | None] = False
+
+    #: Whether the outputs are probabilities, which a loss on logits would take for logits.
+    gives_probabilities: ClassVar[bool] = False
+
+    path: str = ""
+    input_shape: Shape = ()
+    output_shape: Shape = ()
+    #: Set by the container before each backward: False where nobody will read the gradient of the input.
+    wants_input_grad: bool = True
+    _context: Context | None = None
+    _trainable: bool = True
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__  # type: ignore[assignment]  # a layer is a thing, not a value
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "build" in cls.__dict__:
+            cls.build = _with_place(cls.build)  # type: ignore[method-assign]
+
+    # To be written by a subclass -------------------------------------------------------------------------------
+
+    def build(self, input_shape: Shape, *args: Any, **kwargs: Any) -> Shape:
+        """Declare parameters for inputs (N, *input_shape); return the output shape, without the batch.
+
+        Called by users too, on a layer that stands alone: `build(input_shape, backend="auto", seed=0,
+        dtype="float32")` gives it a place and first values of its own.
+        """
+        return input_shape
+
+    def forward(self, x: Array) -> Array:
+        raise NotImplementedError(f"{type(self).__name__} must define forward(x).")
+
+    def backward(self, grad_y: Array) -> Array | None:
+        raise NotImplementedError(f"{type(self).__name__} must define backward(grad_y).")
+
+    # For use in a subclass -------------------------------------------------------------------------------------
+
+    def add_parameter(
+        self, name: str, shape: Sequence[int], initializer: Any, *, decay: bool = True, l1: float = 0.0, l2: float = 0.0
+    ) -> Parameter:
+        """Declare a trained array. `initializer` is a name, an Initializer, a number or an array.
+
+        `decay=False` takes it out of the optimiser's weight decay; `l1` and `l2` add l1·Σ|w| + l2·Σw² to the loss.
+        """
+        parameter = Parameter(self._qualified(name), shape, initializers.get(initializer), decay, l1, l2)
+        parameter.trainable = self._trainable
+        self.context.store.parameters.append(parameter)
+        self.parameters.append(parameter)
+        return parameter
+
+    def add_buffer(self, name: str, value: Any) -> Buffer:
+        """Declare an array that is saved and moved with the model but not trained."""
+        buffer = Buffer(self._qualified(name), self.backend.asarray(value, dtype=self.context.dtype))
+        self.context.store.buffers.append(buffer)
+        return buffer
+
+    @property
+    def work(self) -> Workspace:
+        """This layer's kept arrays and buffers, for the kind of pass that is under way."""
+        context = self.context
+        kept = self._work
+        if context.inference not in kept:
+            kept[context.inference] = Workspace(context)
+        return kept[context.inference]
+
+    @property
+    def context(self) -> Context:
+        """What this layer shares with its model; `context.training` and `context.step` say where the run stands."""
+        if self._context is None:
+            raise StateError(f"this {type(self).__name__} is not built yet: put it in a model, or call its build(...).")
+        return self._context
+
+    @property
+    def backend(self) -> Backend:
+        return self.context.backend
+
+    @property
+    def xp(self) -> Any:
+        return self.context.backend.xp
+
+    def random_bits(self, x: Array) -> Array:
+        """Uniform uint32 noise in x's shape from (seed, layer, step, element): the same on every device and shard."""
+        context = self.context
+        key = (context.seed, zlib.crc32(self.path.encode()), context.step)
+        columns = math.prod(x.shape[1:])
+        return self.backend.random_bits(key, len(x), columns, context.first_row).reshape(x.shape)
+
+    def refuse(self, expected: str, got: Any) -> ShapeError:
+        """The error for an input that this layer cannot take."""
+        place = f"layer {self.path} " if self.path else ""
+        return ShapeError(f"{place}({type(self).__name__}) expects {expected}, but the input is {got}.")
+
+    # For the model ---------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def parameters(self) -> list[Parameter]:
+        """This layer's parameters, in the order of their declaration."""
+        return []
+
+    @functools.cached_property
+    def _work(self) -> dict[bool, Workspace]:
+        return {}
+
+    @property
+    def trainable(self) -> bool:
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        self._trainable = bool(value)
+        for parameter in self.parameters:
+            parameter.trainable = self._trainable
+
+    def place(self, context: Context, path: str, input_shape: Shape) -> Shape:
+        """Give this layer its one place in a model, and build it there."""
+        if self._context is not None:
+            raise StateError(
+                f"this {type(self).__name__} already stands at {self.path or 'the top of a model'!r} and cannot stand "
+                f"at {path!r} too: one layer object has one place. Make a second layer."
+            )
+        self._context, self.path = context, path
+        return self.build(input_shape)
+
+    @property
+    def is_built(self) -> bool:
+        return self._context is not None
+
+    def forget_work(self) -> None:
+        """Drop kept arrays and buffers: they belong to a device, a dtype and a pass."""
+        self._work.clear()
+
+    def _qualified(self, name: str) -> str:
+        return f"{self.path}.{name}" if self.path else name
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_work"}
+
+
+def _with_place(build: Callable[[Any, Shape], Shape]) -> Callable[..., Shape]:
+    """Let `build(input_shape)` of a subclass also be called on a layer that stands alone, and note both shapes."""
+
+    @functools.wraps(build)
+    def wrapper(
+        self: Layer, input_shape: Any, *, backend: Any = "auto", seed: int = 0, dtype: DType = "float32"
+    ) -> Shape:
+        self.input_shape = as_shape(input_shape)
+        alone = self._context is None
+        if alone:
+            resolved = get_backend(backend)
+            self._context = Context(resolved, ParameterStore(resolved, dtype), seed)
+        elif self.context.store.allocated:
+            raise StateError(f"this {type(self).__name__} is built already.")
+        self.output_shape = build(self, self.input_shape)
+        if alone:
+            self.context.store.allocate(seed)
+        return self.output_shape
+
+    return wrapper
+
+
+Layer.build = _with_place(Layer.build)  # type: ignore[method-assign]
+
+
+def as_shape(shape: Any) -> Shape:
+    """(4,) from 4, [4] or (4,); refuses what is not made of positive integers."""
+    try:
+        sizes = tuple(int(n) for n in (shape if hasattr(shape, "__iter__") else (shape,)))
+    except (TypeError, ValueError):
+        sizes = (0,)
+    if any(n < 1 for n in sizes):
+        raise ArgumentError(f"a shape is one or more positive integers, without the batch, not {shape!r}.")
+    return sizes

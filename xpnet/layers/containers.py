@@ -1,0 +1,113 @@
+"""Layers made of layers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from xpnet.backends import Array
+from xpnet.errors import ArgumentError, ArgumentTypeError, StateError
+from xpnet.layers.base import Context, Layer, Shape
+from xpnet.parameters import Parameter
+
+
+class Sequential(Layer):
+    """Layers one after the other, as one layer. Inner names join with dots: "1.0.weight"."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.layers = list(layers)
+        if not self.layers:
+            raise ArgumentError("Sequential: give it at least one layer.")
+        for i, layer in enumerate(self.layers):
+            if not isinstance(layer, Layer):
+                hint = "; did you mean an object, with ()?" if isinstance(layer, type) else ""
+                raise ArgumentTypeError(f"Sequential: item {i} is {layer!r}, not a layer{hint}.")
+            if any(layer is other for other in self.layers[:i]):
+                raise StateError(
+                    f"Sequential: the same {type(layer).__name__} object stands at {self.layers.index(layer)} and {i}; "
+                    "one layer object has one place. Make a second layer."
+                )
+
+    def build(self, input_shape: Shape) -> Shape:
+        shape = input_shape
+        for i, layer in enumerate(self.layers):
+            shape = layer.place(self.context, self._qualified(str(i)), shape)
+        return shape
+
+    def forward(self, x: Array) -> Array:
+        for layer in self.layers:
+            x = layer.forward(x)
+        return x
+
+    def backward(self, grad_y: Array) -> Array | None:
+        """The chain rule: each layer turns the gradient of its output into that of its input, last layer first.
+
+        Where nobody wants the gradient of the input, the walk ends at the first layer that has parameters.
+        """
+        grad: Array | None = grad_y
+        first = 0 if self.wants_input_grad else self._first_with_parameters()
+        for i in range(len(self.layers) - 1, first - 1, -1):
+            layer = self.layers[i]
+            layer.wants_input_grad = self.wants_input_grad or i > first
+            grad = layer.backward(grad)
+        return grad if self.wants_input_grad else None
+
+    def run(self, x: Array, training: bool = False, inference: bool = False) -> Array:
+        """A whole pass, for training loops: the result is a buffer, good until the next pass.
+
+        `training` turns dropout on; `inference` is a pass without a way back, which leaves alone what an earlier
+        pass has kept for its backward.
+        """
+        context = self.context
+        before = context.training, context.inference
+        context.training, context.inference = training, inference
+        try:
+            return Sequential.forward(self, x)
+        finally:
+            if inference:
+                context.training, context.inference = before
+
+    def run_back(self, grad_y: Array, input_grad: bool = True) -> Array | None:
+        """The way back of the latest `run` that was not inference; fills all gradients."""
+        self.wants_input_grad = input_grad
+        return Sequential.backward(self, grad_y)
+
+    def _first_with_parameters(self) -> int:
+        return next((i for i, layer in enumerate(self.layers) if layer.parameters), len(self.layers))
+
+    @property
+    def accepts_integers(self) -> bool | None:  # type: ignore[override]
+        """As the first layer that does not pass on whatever comes."""
+        return next((layer.accepts_integers for layer in self.layers if layer.accepts_integers is not None), None)
+
+    @property
+    def gives_probabilities(self) -> bool:  # type: ignore[override]
+        return self.layers[-1].gives_probabilities
+
+    @property
+    def parameters(self) -> list[Parameter]:  # type: ignore[override]
+        return [parameter for layer in self.layers for parameter in layer.parameters]
+
+    @property
+    def trainable(self) -> bool:
+        return any(layer.trainable for layer in self.layers)
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        for layer in self.layers:
+            layer.trainable = value
+
+    def forget_work(self) -> None:
+        super().forget_work()
+        for layer in self.layers:
+            layer.forget_work()
+
+    def place(self, context: Context, path: str, input_shape: Shape) -> Shape:
+        for i, layer in enumerate(self.layers):
+            if layer.is_built:
+                raise StateError(
+                    f"layer {i} of this Sequential, a {type(layer).__name__}, is built already and belongs to another "
+                    "model: one layer object has one place. Make a new layer."
+                )
+        return super().place(context, path, input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"layers": self.layers}

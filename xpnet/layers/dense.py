@@ -1,0 +1,64 @@
+"""Dense: every output is a weighted sum of every input."""
+
+from typing import Any
+
+from xpnet.backends import Array
+from xpnet.errors import ArgumentError
+from xpnet.layers.base import Layer, Shape
+
+
+class Dense(Layer):
+    """y = x @ weight + bias, over the last axis: (N, ..., in) → (N, ..., units).
+
+    weight is (in, units), bias (units,); `use_bias=False` leaves the bias out. Initialisers are names, objects,
+    numbers or arrays. `l1`, `l2` ≥ 0 penalise the weight, not the bias: l1·Σ|w| + l2·Σw² joins the loss.
+    """
+
+    def __init__(
+        self,
+        units: int,
+        use_bias: bool = True,
+        weight_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        l1: float = 0.0,
+        l2: float = 0.0,
+    ) -> None:
+        if units < 1:
+            raise ArgumentError(f"Dense: units must be at least 1, not {units}.")
+        self.units, self.use_bias = int(units), use_bias
+        self.weight_initializer, self.bias_initializer = weight_initializer, bias_initializer
+        self.l1, self.l2 = l1, l2
+
+    def build(self, input_shape: Shape) -> Shape:
+        if not input_shape:
+            raise self.refuse("(N, ..., features)", "(N,)")
+        shape = (input_shape[-1], self.units)
+        self.weight = self.add_parameter("weight", shape, self.weight_initializer, l1=self.l1, l2=self.l2)
+        if self.use_bias:
+            self.bias = self.add_parameter("bias", (self.units,), self.bias_initializer, decay=False)
+        return (*input_shape[:-1], self.units)
+
+    def forward(self, x: Array) -> Array:
+        work = self.work
+        work.x = x.reshape(-1, x.shape[-1])
+        y = work.buffer("y", (len(work.x), self.units))
+        self.backend.matmul(work.x, self.weight.value, out=y)
+        if self.use_bias:
+            y += self.bias.value
+        return y.reshape(*x.shape[:-1], self.units)
+
+    def backward(self, grad_y: Array) -> Array | None:
+        """With y_j = Σ_i x_i w_ij + b_j for each row:
+
+        ∂L/∂w_ij = Σ_rows x_i ∂L/∂y_j,   ∂L/∂b_j = Σ_rows ∂L/∂y_j,   ∂L/∂x_i = Σ_j ∂L/∂y_j w_ij.
+        """
+        work, backend = self.work, self.backend
+        grad_rows = grad_y.reshape(-1, self.units)
+        backend.matmul(work.x.T, grad_rows, out=self.weight.grad)
+        if self.use_bias:
+            backend.sum_rows(grad_rows, out=self.bias.grad)
+        if not self.wants_input_grad:
+            return None
+        grad_x = work.buffer("grad_x", work.x.shape)
+        backend.matmul(grad_rows, self.weight.value.T, out=grad_x)
+        return grad_x.reshape(*grad_y.shape[:-1], work.x.shape[1])

@@ -1,0 +1,279 @@
+"""Losses: one number a sample, ℓ_i, and its gradient with respect to that sample's outputs.
+
+The loss of a batch is Σ w_i ℓ_i / Σ w_i, with w_i = 1 where no weights are given. The weighting is the training
+step's; a loss here knows samples only. Written against `xp`; arrays are (N, ...) on the backend's device.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from xpnet.backends import Array, Backend, get_backend
+from xpnet.config import Configured, resolve
+from xpnet.errors import ArgumentError, DataError, ShapeError
+
+
+class Loss(Configured):
+    """The base of every loss. A subclass writes `samples` and `gradient`."""
+
+    #: "sum" makes the loss of a batch Σ w_i ℓ_i, so that the gradient grows with the batch.
+    reduction: str = "mean"
+    #: Whether targets are classes, so that accuracy is worth reporting.
+    classifies: ClassVar[bool] = False
+    #: Whether outputs are logits, on which no Softmax or Sigmoid layer belongs.
+    takes_logits: ClassVar[bool] = False
+    #: Where classes are decided output by output: the output from which on the answer is yes.
+    decision_threshold: ClassVar[float | None] = None
+    #: {class: weight} or a sequence of weights, for losses over classes.
+    class_weight: Mapping[int, float] | Sequence[float] | None = None
+
+    @abstractmethod
+    def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        """ℓ_i, (N,)."""
+
+    @abstractmethod
+    def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        """∂ℓ_i/∂outputs_i, in the outputs' shape; a fresh array."""
+
+    def samples_and_gradient(self, backend: Backend, outputs: Array, targets: Array) -> tuple[Array, Array]:
+        """Both, where they share work."""
+        return self.samples(backend, outputs, targets), self.gradient(backend, outputs, targets)
+
+    def check_targets(self, backend: Backend, targets: Array, output_shape: tuple[int, ...]) -> Array:
+        """Targets in the form that `samples` takes, checked once a dataset. Reads the device. Raises DataError."""
+        return _like_outputs(targets, output_shape, type(self).__name__)
+
+    def __call__(self, outputs: Any, targets: Any, sample_weight: Any = None) -> float:
+        """The loss of these outputs (host arrays, float64) as one number, for trying it out."""
+        backend = get_backend("cpu")
+        outputs = backend.asarray(outputs, dtype="float64")
+        targets = self.check_targets(backend, backend.asarray(targets), outputs.shape[1:])
+        if targets.dtype.kind == "f":
+            targets = targets.astype(outputs.dtype)
+        losses = self.samples(backend, outputs, targets)
+        weights = losses * 0 + 1 if sample_weight is None else backend.asarray(sample_weight, dtype=losses.dtype)
+        return float((losses * weights).sum() / (1 if self.reduction == "sum" else weights.sum()))
+
+
+class MeanSquaredError(Loss):
+    """ℓ = mean over a sample's outputs of (y - t)²."""
+
+    def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        return _mean(backend.xp, backend.xp.square(outputs - targets))
+
+    def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        """∂ℓ/∂y = 2 (y - t) / outputs."""
+        grad = outputs - targets
+        grad *= 2.0 / _outputs_a_sample(outputs)
+        return grad
+
+
+class HalfSquaredError(Loss):
+    """ℓ = ½ Σ over a sample's outputs of (y - t)², the loss of most derivations of backpropagation.
+
+    `reduction` over samples: "mean", or "sum" as in J = ½ Σ (y - t)² over a whole table.
+    """
+
+    def __init__(self, reduction: str = "mean") -> None:
+        if reduction not in ("mean", "sum"):
+            raise ArgumentError(f'HalfSquaredError: reduction must be "mean" or "sum", not {reduction!r}.')
+        self.reduction = reduction
+
+    def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        return 0.5 * _sum(backend.xp, backend.xp.square(outputs - targets))
+
+    def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        """∂ℓ/∂y = y - t."""
+        return outputs - targets
+
+
+class MeanAbsoluteError(Loss):
+    """ℓ = mean over a sample's outputs of |y - t|."""
+
+    def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        return _mean(backend.xp, backend.xp.abs(outputs - targets))
+
+    def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        """∂ℓ/∂y = sign(y - t) / outputs, and 0 on the kink."""
+        grad = backend.xp.sign(outputs - targets)
+        grad *= 1.0 / _outputs_a_sample(outputs)
+        return grad
+
+
+class Huber(Loss):
+    """ℓ = mean over a sample's outputs of ½ d² where |d| ≤ delta, else delta (|d| - ½ delta); d = y - t. Huber 1964."""
+
+    def __init__(self, delta: float = 1.0) -> None:
+        if not delta > 0:
+            raise ArgumentError(f"Huber: delta must be positive, not {delta}.")
+        self.delta = delta
+
+    def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        # With c = d clipped to ±delta, both branches are c (d - ½ c), and far out nothing is squared.
+        difference = outputs - targets
+        clipped = backend.xp.clip(difference, -self.delta, self.delta)
+        return _mean(backend.xp, clipped * (difference - 0.5 * clipped))
+
+    def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        """∂ℓ/∂y = d clipped to ±delta, / outputs."""
+        grad = backend.xp.clip(outputs - targets, -self.delta, self.delta)
+        grad *= 1.0 / _outputs_a_sample(outputs)
+        return grad
+
+
+class _OnLogits(Loss):
+    """What the two cross-entropies share: logits, classes, smoothing."""
+
+    classifies = True
+    takes_logits = True
+
+    def __init__(self, label_smoothing: float = 0.0, class_weight: Any = None) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise ArgumentError(
+                f"{type(self).__name__}: label_smoothing must be at least 0 and below 1, not {label_smoothing}."
+            )
+        self.label_smoothing, self.class_weight = label_smoothing, class_weight
+
+
+class BinaryCrossEntropy(_OnLogits):
+    """ℓ = mean over a sample's logits z of log(1 + e^z) - t z, for yes-or-no targets t in [0, 1].
+
+    That is -t log σ(z) - (1 - t) log(1 - σ(z)). Several outputs are several questions. `label_smoothing` ε moves
+    targets to t (1 - ε) + ε/2. `class_weight` {0: a, 1: b} weighs samples of a single output.
+    """
+
+    decision_threshold = 0.0
+
+    def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        xp = backend.xp
+        # softplus(z) - t z, with the large parts subtracted first: they cancel exactly where t is 0 or 1.
+        losses = xp.maximum(outputs, 0.0) - self._smooth(targets) * outputs
+        losses += xp.log1p(xp.exp(-xp.abs(outputs)))
+        return _mean(xp, losses)
+
+    def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        """∂ℓ/∂z = (σ(z) - t) / outputs."""
+        grad = backend.sigmoid(outputs)
+        grad -= self._smooth(targets)
+        grad *= 1.0 / _outputs_a_sample(outputs)
+        return grad
+
+    def check_targets(self, backend: Backend, targets: Array, output_shape: tuple[int, ...]) -> Array:
+        targets = _like_outputs(targets, output_shape, "BinaryCrossEntropy")
+        low, high = float(targets.min()), float(targets.max())
+        if low < 0 or high > 1:
+            raise DataError(f"BinaryCrossEntropy: targets must lie in [0, 1], but they run from {low:g} to {high:g}.")
+        return targets
+
+    def _smooth(self, targets: Array) -> Array:
+        e = self.label_smoothing
+        return targets * (1.0 - e) + 0.5 * e if e else targets
+
+
+class SoftmaxCrossEntropy(_OnLogits):
+    """ℓ = -Σ_k t_k log softmax(z)_k, for targets that are class numbers (N,) or probabilities (N, K) of K classes.
+
+    `label_smoothing` ε moves targets to t (1 - ε) + ε/K. `class_weight` multiplies each sample's weight by its class's,
+    of probabilities by Σ_k t_k weight_k.
+    """
+
+    def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        xp = backend.xp
+        return -xp.sum(self._rows(backend, outputs, targets) * backend.log_softmax(outputs), axis=-1)
+
+    def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        """∂ℓ/∂z = softmax(z) - t, since Σ t = 1."""
+        grad = backend.softmax(outputs)
+        grad -= self._rows(backend, outputs, targets)
+        return grad
+
+    def samples_and_gradient(self, backend: Backend, outputs: Array, targets: Array) -> tuple[Array, Array]:
+        xp = backend.xp
+        rows, grad = self._rows(backend, outputs, targets), backend.log_softmax(outputs)
+        losses = -xp.sum(rows * grad, axis=-1)
+        xp.exp(grad, out=grad)
+        grad -= rows
+        return losses, grad
+
+    def check_targets(self, backend: Backend, targets: Array, output_shape: tuple[int, ...]) -> Array:
+        xp = backend.xp
+        if len(output_shape) != 1 or output_shape[0] < 2:
+            raise ShapeError(
+                f"SoftmaxCrossEntropy: the model must give (N, K) logits of K ≥ 2 classes, but gives "
+                f"(N, {str(output_shape)[1:]}. End it with Flatten and Dense(K); for one yes-or-no output use "
+                "binary_cross_entropy."
+            )
+        classes = output_shape[0]
+        if targets.ndim == 2 and targets.shape[1] == 1:
+            targets = targets.reshape(-1)
+        if targets.ndim == 1:
+            if targets.dtype.kind == "f" and not bool((targets == xp.floor(targets)).all()):
+                raise DataError("SoftmaxCrossEntropy: targets (N,) must be class numbers, but some are fractions.")
+            low, high = int(targets.min()), int(targets.max())
+            if low < 0 or high >= classes:
+                raise DataError(
+                    f"SoftmaxCrossEntropy: labels run from {low} to {high}, but the model's {classes} outputs allow "
+                    f"0 to {classes - 1}. Renumber the labels, or give the last layer {high + 1} outputs."
+                )
+            return targets.astype(xp.int64)
+        if targets.shape[1:] != (classes,):
+            raise ShapeError(
+                f"SoftmaxCrossEntropy: targets must be (N,) labels or (N, {classes}) probabilities, "
+                f"but are {tuple(targets.shape)}."
+            )
+        sums = targets.sum(axis=1)
+        if float(targets.min()) < 0 or float(xp.abs(sums - 1.0).max()) > 1e-3:
+            raise DataError(
+                "SoftmaxCrossEntropy: each row of targets must be probabilities, at least 0 and of sum 1, "
+                f"but the sums run from {float(sums.min()):g} to {float(sums.max()):g}."
+            )
+        return targets
+
+    def _rows(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        """Targets as (N, K) probabilities in the outputs' dtype, smoothed."""
+        classes = outputs.shape[-1]
+        if targets.ndim == 1:
+            targets = (targets[:, None] == backend.xp.arange(classes)).astype(outputs.dtype)
+        e = self.label_smoothing
+        return targets * (1.0 - e) + e / classes if e else targets
+
+
+def get(spec: Any) -> Loss:
+    """A loss from its name or itself."""
+    return resolve("loss", spec, _NAMES, Loss)  # type: ignore[type-abstract]
+
+
+_NAMES: dict[str, type[Loss]] = {
+    "mse": MeanSquaredError,
+    "mean_squared_error": MeanSquaredError,
+    "half_squared_error": HalfSquaredError,
+    "mae": MeanAbsoluteError,
+    "mean_absolute_error": MeanAbsoluteError,
+    "huber": Huber,
+    "binary_cross_entropy": BinaryCrossEntropy,
+    "softmax_cross_entropy": SoftmaxCrossEntropy,
+}
+
+
+def _like_outputs(targets: Array, output_shape: tuple[int, ...], name: str) -> Array:
+    if targets.ndim == 1 and output_shape == (1,):
+        targets = targets.reshape(-1, 1)
+    if tuple(targets.shape[1:]) != tuple(output_shape):
+        raise ShapeError(
+            f"{name}: targets must have the outputs' shape (N, {', '.join(map(str, output_shape))}), but are "
+            f"{tuple(targets.shape)}. Nothing is broadcast: reshape them, or change the last layer."
+        )
+    return targets
+
+
+def _sum(xp: Any, a: Array) -> Array:
+    """Σ over each sample's elements, (N,)."""
+    return xp.sum(a.reshape(len(a), -1), axis=1)
+
+
+def _mean(xp: Any, a: Array) -> Array:
+    return _sum(xp, a) * (1.0 / _outputs_a_sample(a))
+
+
+def _outputs_a_sample(a: Array) -> int:
+    return int(a.size) // len(a)

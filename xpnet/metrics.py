@@ -1,0 +1,306 @@
+"""Metrics: what people read, as sums over samples that stay on the device until they are asked for.
+
+A metric turns a batch into a small array of sums; the sums of batches add up; the figure comes from the total. With
+sample weights every sample counts w times. Written against `xp`.
+"""
+
+import copy
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from xpnet.backends import Array, Backend, get_backend
+from xpnet.config import Configured, resolve
+from xpnet.errors import ArgumentError, ShapeError
+from xpnet.losses import Loss
+
+
+class Metric(Configured):
+    """The base of every metric. A subclass writes `sums`, on the device, and `result`, on the host."""
+
+    #: The key in histories and in what `evaluate` returns.
+    name: str = ""
+    #: Whether the result is one number, fit for a history.
+    scalar: ClassVar[bool] = True
+
+    @abstractmethod
+    def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
+        """Sums over a batch: outputs (N, ...), targets as the loss takes them, weights (N,) or None."""
+
+    @abstractmethod
+    def result(self, sums: Any) -> Any:
+        """The figure, from the total of the sums as a NumPy array."""
+
+    def bind(self, loss: Loss | None) -> "Metric":
+        """This metric as it reads the outputs of a model trained with `loss`."""
+        return self
+
+    def __call__(self, outputs: Any, targets: Any, sample_weight: Any = None) -> Any:
+        """The figure for these arrays at once, on the host."""
+        backend = get_backend("cpu")
+        outputs, targets = backend.asarray(outputs), backend.asarray(targets)
+        if len(outputs) != len(targets):
+            raise ShapeError(f"{self.name}: {len(outputs)} outputs but {len(targets)} targets.")
+        weights = None if sample_weight is None else backend.asarray(sample_weight, dtype="float64")
+        return self.result(backend.to_numpy(self.sums(backend, outputs, targets, weights)))
+
+
+class _Classes(Metric):
+    """What metrics on classes share: deciding which class the outputs name.
+
+    `threshold` decides each output on its own: yes where it is exceeded. None means the largest output wins, and a
+    single output is decided at ½, or at 0 under a loss on logits.
+    """
+
+    def __init__(self, threshold: float | None = None) -> None:
+        self.threshold = threshold
+
+    def bind(self, loss: Loss | None) -> Metric:
+        if self.threshold is not None or loss is None or loss.decision_threshold is None:
+            return self
+        bound = copy.copy(self)
+        bound.threshold = loss.decision_threshold
+        return bound
+
+    def decide(
+        self, backend: Backend, outputs: Array, targets: Array, weights: Array | None
+    ) -> tuple[Array, Array, Array | None, int]:
+        """(predicted classes, true classes, weights, number of classes), flat."""
+        xp = backend.xp
+        single = outputs.ndim == 1 or outputs.shape[-1] == 1
+        if self.threshold is None and not single:
+            true = targets if targets.ndim == 1 else xp.argmax(targets, axis=-1)
+            return xp.argmax(outputs, axis=-1), true, weights, int(outputs.shape[-1])
+        predicted = outputs > (0.5 if self.threshold is None else self.threshold)
+        if weights is not None and outputs.size != len(outputs):
+            weights = xp.repeat(weights, int(outputs.size) // len(outputs))
+        return predicted.reshape(-1).astype(xp.int64), (targets.reshape(-1) > 0.5).astype(xp.int64), weights, 2
+
+
+class Accuracy(_Classes):
+    """The share of right answers."""
+
+    name = "accuracy"
+
+    def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
+        xp = backend.xp
+        predicted, true, weights, _ = self.decide(backend, outputs, targets, weights)
+        return _hits(xp, predicted == true, weights)
+
+    def result(self, sums: Any) -> float:
+        return _ratio(sums[0], sums[1])
+
+
+class TopKAccuracy(Metric):
+    """The share of samples whose class is among the k largest outputs; of equal outputs the first counts as larger."""
+
+    name = "top_k_accuracy"
+
+    def __init__(self, k: int = 5) -> None:
+        if k < 1:
+            raise ArgumentError(f"TopKAccuracy: k must be at least 1, not {k}.")
+        self.k = k
+
+    def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
+        xp = backend.xp
+        true = (targets if targets.ndim == 1 else xp.argmax(targets, axis=-1))[:, None]
+        score = xp.take_along_axis(outputs, true, axis=1)
+        earlier = xp.arange(outputs.shape[1])[None, :] < true
+        # "not ≤" rather than ">", so that a NaN score is beaten by all.
+        ahead = xp.logical_not(outputs <= score) | ((outputs == score) & earlier)
+        return _hits(xp, xp.sum(ahead, axis=1) < self.k, weights)
+
+    def result(self, sums: Any) -> float:
+        return _ratio(sums[0], sums[1])
+
+
+class ConfusionMatrix(_Classes):
+    """Counts (K, K): row the true class, column the predicted one. For `evaluate`; a history holds only numbers."""
+
+    name = "confusion_matrix"
+    scalar = False
+
+    def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
+        xp = backend.xp
+        predicted, true, weights, classes = self.decide(backend, outputs, targets, weights)
+        numbers = xp.arange(classes)
+        # A product of one-hot matrices: no scatter, which would race on a GPU. float32 counts exactly up to 2**24.
+        dtype = outputs.dtype if outputs.dtype.kind == "f" else xp.float64
+        rows = (true[:, None] == numbers).astype(dtype)
+        columns = (predicted[:, None] == numbers).astype(dtype)
+        if weights is not None:
+            rows *= weights[:, None].astype(dtype)
+        return xp.matmul(rows.T, columns).astype(xp.float64)
+
+    def result(self, sums: Any) -> Any:
+        return sums if (sums % 1).any() else sums.astype("int64")
+
+
+class _FromConfusion(ConfusionMatrix):
+    """A figure a class out of the confusion matrix, averaged over the classes.
+
+    average: "macro" (the mean of the classes), "weighted" (by the size of each), "micro" (from the summed counts), or
+    "binary" (of class 1 alone). None is "binary" where there are two classes decided by one output, else "macro". A
+    class with nothing to divide by counts as 0.
+    """
+
+    scalar = True
+
+    def __init__(self, average: str | None = None, threshold: float | None = None) -> None:
+        super().__init__(threshold)
+        if average not in (None, "macro", "micro", "weighted", "binary"):
+            raise ArgumentError(
+                f'{type(self).__name__}: average must be "macro", "micro", "weighted", "binary" or None, '
+                f"not {average!r}."
+            )
+        self.average = average
+        self._one_output = False
+
+    def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
+        self._one_output = self.threshold is not None or outputs.ndim == 1 or outputs.shape[-1] == 1
+        return super().sums(backend, outputs, targets, weights)
+
+    def result(self, sums: Any) -> float:
+        right, predicted, actual = sums.diagonal(), sums.sum(axis=0), sums.sum(axis=1)
+        average = self.average or ("binary" if self._one_output else "macro")
+        if average == "micro":
+            return self.figure(right.sum(), predicted.sum(), actual.sum())
+        each = [self.figure(*counts) for counts in zip(right, predicted, actual, strict=True)]
+        if average == "binary":
+            if len(each) != 2:
+                raise ArgumentError(f'{type(self).__name__}: average="binary" needs two classes, not {len(each)}.')
+            return each[1]
+        shares = actual / actual.sum() if average == "weighted" else [1.0 / len(each)] * len(each)
+        return float(sum(share * value for share, value in zip(shares, each, strict=True)))
+
+    @abstractmethod
+    def figure(self, right: float, predicted: float, actual: float) -> float:
+        """Of one class: hits, times it was predicted, times it was true."""
+
+
+class Precision(_FromConfusion):
+    """hits / predicted."""
+
+    name = "precision"
+
+    def figure(self, right: float, predicted: float, actual: float) -> float:
+        return _ratio(right, predicted)
+
+
+class Recall(_FromConfusion):
+    """hits / actual."""
+
+    name = "recall"
+
+    def figure(self, right: float, predicted: float, actual: float) -> float:
+        return _ratio(right, actual)
+
+
+class F1(_FromConfusion):
+    """2 hits / (predicted + actual): the harmonic mean of precision and recall."""
+
+    name = "f1"
+
+    def figure(self, right: float, predicted: float, actual: float) -> float:
+        return _ratio(2.0 * right, predicted + actual)
+
+
+class _Errors(Metric):
+    """The mean over every element of a function of the error."""
+
+    def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
+        xp = backend.xp
+        errors = self.of(xp, outputs - targets.reshape(outputs.shape)).reshape(len(outputs), -1)
+        per_sample = xp.sum(errors, axis=1, dtype=xp.float64) * (1.0 / errors.shape[1])
+        return _weighted(xp, per_sample, weights)
+
+    @abstractmethod
+    def of(self, xp: Any, errors: Array) -> Array: ...
+
+    def result(self, sums: Any) -> float:
+        return _ratio(sums[0], sums[1])
+
+
+class MeanSquaredError(_Errors):
+    """Mean of (y - t)² over every element."""
+
+    name = "mse"
+
+    def of(self, xp: Any, errors: Array) -> Array:
+        return xp.square(errors)
+
+
+class MeanAbsoluteError(_Errors):
+    """Mean of |y - t| over every element."""
+
+    name = "mae"
+
+    def of(self, xp: Any, errors: Array) -> Array:
+        return xp.abs(errors)
+
+
+class R2(Metric):
+    """1 - Σ(y - t)² / Σ(t - mean t)², averaged over outputs; an output that never varies counts 1 if met, else 0."""
+
+    name = "r2"
+
+    def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
+        xp = backend.xp
+        t = targets.reshape(len(targets), -1).astype(xp.float64)
+        e = outputs.reshape(len(outputs), -1).astype(xp.float64) - t
+        w = xp.ones((len(t), 1), dtype=xp.float64) if weights is None else weights[:, None].astype(xp.float64)
+        columns = [xp.broadcast_to(w, t.shape), w * t, w * t * t, w * e * e]
+        return xp.stack([xp.sum(column, axis=0) for column in columns])
+
+    def result(self, sums: Any) -> float:
+        scores = []
+        for count, total, squares, errors in sums.T:
+            spread = squares - total * total / count
+            # Below rounding of Σt², nothing is left of the spread.
+            varies = spread > 1e-14 * squares
+            scores.append(1.0 - errors / spread if varies else float(errors <= 1e-14 * squares))
+        return float(sum(scores) / len(scores))
+
+
+_NAMES: dict[str, type[Metric]] = {
+    "accuracy": Accuracy,
+    "top_k_accuracy": TopKAccuracy,
+    "precision": Precision,
+    "recall": Recall,
+    "f1": F1,
+    "confusion_matrix": ConfusionMatrix,
+    "mse": MeanSquaredError,
+    "mae": MeanAbsoluteError,
+    "r2": R2,
+}
+
+
+def get(specs: str | Metric | Sequence[str | Metric] | None, loss: Loss | None) -> list[Metric]:
+    """Metrics from names or objects, bound to a loss; None is accuracy for a classification loss, else none."""
+    if specs is None:
+        specs = ["accuracy"] if loss is not None and loss.classifies else []
+    if isinstance(specs, str | Metric):
+        specs = [specs]
+    found = [resolve("metric", spec, _NAMES, Metric).bind(loss) for spec in specs]  # type: ignore[type-abstract]
+    names = [metric.name for metric in found]
+    if len(set(names)) < len(names) or "loss" in names:
+        raise ArgumentError(f"metrics: each needs a name of its own, but the names are {names}. Set `metric.name`.")
+    return found
+
+
+def _hits(xp: Any, right: Array, weights: Array | None) -> Array:
+    """[hits, samples]: int64, or float64 where samples have weights."""
+    if weights is None:
+        return xp.stack([xp.sum(right, dtype=xp.int64), xp.full((), right.size, dtype=xp.int64)])
+    return _weighted(xp, right.astype(xp.float64), weights)
+
+
+def _weighted(xp: Any, per_sample: Array, weights: Array | None) -> Array:
+    if weights is None:
+        return xp.stack([xp.sum(per_sample), xp.full((), len(per_sample), dtype=xp.float64)])
+    w = weights.astype(xp.float64)
+    return xp.stack([xp.sum(per_sample * w), xp.sum(w)])
+
+
+def _ratio(over: float, under: float) -> float:
+    return float(over / under) if under else 0.0

@@ -1,0 +1,289 @@
+"""Sequential, the front door: build, forward, backward, fit, evaluate, predict, save, move."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy
+
+from xpnet import checkpoints, training
+from xpnet import layers as layers_
+from xpnet import optimizers as optimizers_
+from xpnet.backends import Array, Backend, DType, get_backend
+from xpnet.callbacks import Callback
+from xpnet.data import prepare, prepare_inputs
+from xpnet.errors import ArgumentError, ShapeError, StateError
+from xpnet.layers.base import Context, Layer, Shape, as_shape
+from xpnet.losses import Loss
+from xpnet.metrics import Metric
+from xpnet.optimizers import Optimizer
+from xpnet.parameters import ParameterStore
+from xpnet.training import History, TrainingState
+
+
+class Sequential(layers_.Sequential):
+    """A model: layers one after the other, on one device.
+
+    layers: what stands in it, first to last.
+    input_shape: of one sample, without the batch: (784,), (28, 28, 1). Without it the model is built at its first data.
+    backend: "auto" (a GPU if one can be used), "cpu", "gpu", "gpu:1", or a Backend.
+    seed: decides the initial weights, the order of batches and all noise; None draws one, kept in `model.seed`.
+    dtype: "float32" or "float64", of weights and arithmetic.
+    precision: None, or "float32". Lower precisions are for a later release.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        input_shape: int | Sequence[int] | None = None,
+        backend: str | Backend = "auto",
+        seed: int | None = 0,
+        dtype: str = "float32",
+        precision: str | None = None,
+    ) -> None:
+        super().__init__(layers)
+        if numpy.dtype(dtype).name not in ("float32", "float64"):
+            raise ArgumentError(f'dtype must be "float32" or "float64", not {dtype!r}.')
+        if precision not in (None, "float32"):
+            raise ArgumentError(f'precision must be None or "float32" in this version, not {precision!r}.')
+        if seed is not None and (isinstance(seed, bool) or int(seed) != seed or seed < 0):
+            raise ArgumentError(f"seed must be a whole number of at least 0, or None, not {seed!r}.")
+        self.seed = secrets.randbits(32) if seed is None else int(seed)
+        self.dtype, self.precision = numpy.dtype(dtype).name, precision
+        self._requested_backend = backend
+        self._state: TrainingState | None = None
+        self._loss: Loss | None = None
+        self._metrics: list[Metric] = []
+        self._rows_of_forward: int | None = None
+        if input_shape is not None:
+            self._build_on(as_shape(input_shape))
+
+    # The two passes --------------------------------------------------------------------------------------------
+
+    def forward(self, x: Any, training: bool = False) -> Array:
+        """Outputs (N, *output_shape) for inputs (N, *input_shape), as a fresh array on the model's device.
+
+        training=True turns dropout on. `backward` may follow either way.
+        """
+        if self.path:  # inside another model this is a layer like any other
+            return super().forward(x)
+        x, dtype = self._inputs(x)
+        with self.backend.device():
+            x = self.backend.asarray(x, dtype=dtype)
+            outputs = self.run(x, training=training)
+            self._rows_of_forward = len(outputs)
+            return outputs.copy()
+
+    def backward(self, grad_output: Any, input_grad: bool = True) -> Array | None:
+        """From the gradient of a loss by the outputs of the latest `forward`: fill every parameter's `.grad`.
+
+        Returns the gradient by the inputs, a fresh array; None where `input_grad=False`, which saves its work.
+        """
+        if self.path:
+            return super().backward(grad_output)
+        if self._rows_of_forward is None:
+            raise StateError("backward needs a forward pass before it: call model.forward(x) first.")
+        with self.backend.device():
+            grad = self.backend.asarray(grad_output, dtype=self.context.dtype)
+            expected = (self._rows_of_forward, *self.output_shape)
+            if tuple(grad.shape) != expected:
+                raise ShapeError(f"grad_output must have the shape of the outputs, {expected}, not {grad.shape}.")
+            result = self.run_back(grad, input_grad)
+            return None if result is None else result.copy()
+
+    # Training --------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        x: Any,
+        y: Any,
+        loss: str | Loss = "softmax_cross_entropy",
+        optimizer: str | Optimizer = "adam",
+        epochs: int = 1,
+        batch_size: int | None = 128,
+        validation_data: Sequence[Any] | None = None,
+        validation_split: float = 0.0,
+        metrics: Any = None,
+        callbacks: Sequence[Callback] = (),
+        shuffle: bool = True,
+        sample_weight: Any = None,
+        class_weight: Mapping[int, float] | Sequence[float] | None = None,
+        accumulate: int = 1,
+        verbose: int = 1,
+    ) -> History:
+        """Train on x (N, *input_shape) and y; return the figures of every epoch.
+
+        y: class numbers (N,), probabilities (N, K), or targets in the outputs' shape, as the loss takes them.
+        loss, optimizer, metrics: names or objects. metrics=None is accuracy for losses over classes, else none.
+        batch_size: samples a step; the last step of an epoch takes what is left; None is the whole set.
+        validation_data: (x, y) or (x, y, sample_weight); or validation_split: the last part of x and y, held out.
+        shuffle: a new order every epoch, drawn from the seed.
+        sample_weight (N,): counts a sample w times, in loss and metrics. class_weight {class: w}: in the loss.
+        accumulate: batches whose gradients add up to one update, as one batch that many times as large.
+        verbose: 1 a progress bar on a terminal, 2 a printed line an epoch, 0 nothing.
+
+        Called again with an equal optimiser it goes on: momenta, schedule and epochs belong to the model. Ctrl-C ends
+        after the current step; a second one raises.
+
+        Raises DataError, ShapeError or ArgumentError before training where the data or the arguments cannot work, and
+        DivergenceError where the loss becomes NaN or infinite, with the weights of the epoch's start put back.
+        """
+        self._ensure_built(x)
+        with self.backend.device():
+            self._rows_of_forward = None
+            history, self._state, self._loss, self._metrics = training.fit(
+                self, x, y, loss=loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size,
+                validation_data=validation_data, validation_split=validation_split, metrics=metrics,
+                callbacks=callbacks, shuffle=shuffle, sample_weight=sample_weight, class_weight=class_weight,
+                accumulate=accumulate, verbose=verbose, state=self._state,
+            )  # fmt: skip
+        return history
+
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any,
+        loss: str | Loss | None = None,
+        optimizer: str | Optimizer | None = None,
+        metrics: Any = None,
+        sample_weight: Any = None,
+        class_weight: Mapping[int, float] | Sequence[float] | None = None,
+    ) -> dict[str, float]:
+        """One update from these samples; {"loss": …} and metrics from before it. Defaults as in the last training."""
+        self._ensure_built(x)
+        with self.backend.device():
+            chosen, measured = self._chosen(loss, metrics)
+            if optimizer is None and self._state is None:
+                raise ArgumentError('the model was never trained: say which optimizer, such as optimizer="adam".')
+            wanted = self._state.optimizer if optimizer is None and self._state else optimizers_.get(optimizer)
+            weights = class_weight if class_weight is not None else chosen.class_weight
+            data = prepare(self, x, y, chosen, sample_weight, weights)
+            self._rows_of_forward = None
+            self._state = training.state_for(self, wanted, self._state)
+            self._loss, self._metrics = chosen, measured
+            return training.train_on_batch(self, data, chosen, measured, self._state)
+
+    def evaluate(
+        self,
+        x: Any,
+        y: Any,
+        loss: str | Loss | None = None,
+        metrics: Any = None,
+        batch_size: int | None = None,
+        sample_weight: Any = None,
+    ) -> dict[str, Any]:
+        """{"loss": …, "accuracy": …} of a set. Loss and metrics default to those of the last training.
+
+        batch_size=None takes the whole set in one step. A loss with reduction="sum" gives its sum here.
+        """
+        self._ensure_built(x)
+        if batch_size is not None:
+            training.whole_number("batch_size", batch_size)
+        with self.backend.device():
+            chosen, measured = self._chosen(loss, metrics)
+            data = prepare(self, x, y, chosen, sample_weight, chosen.class_weight)
+            return training.measure(self, data, chosen, measured, batch_size, as_sum=chosen.reduction == "sum")
+
+    def predict(self, x: Any, batch_size: int | None = 1024) -> numpy.ndarray[Any, Any]:
+        """Outputs (N, *output_shape) for inputs (N, *input_shape), as a NumPy array on the host."""
+        if batch_size is not None:
+            training.whole_number("batch_size", batch_size)
+        x, dtype = self._inputs(x)
+        size = batch_size or len(x)
+        parts = []
+        with self.backend.device():
+            for start in range(0, len(x), size):
+                batch = self.backend.asarray(x[start : start + size], dtype=dtype)
+                parts.append(numpy.array(self.backend.to_numpy(self.run(batch, inference=True))))
+        return parts[0] if len(parts) == 1 else numpy.concatenate(parts)
+
+    # State -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, numpy.ndarray[Any, Any]]:
+        """{name: copy on the host} of all parameters and buffers."""
+        store = self.context.store
+        return {a.name: numpy.array(self.backend.to_numpy(a.value)) for a in (*store.parameters, *store.buffers)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take parameters and buffers from such a dict. All names and shapes must agree; otherwise nothing changes."""
+        store = self.context.store
+        own = {a.name: a for a in (*store.parameters, *store.buffers)}
+        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or unknown:
+            raise ArgumentError(f"the state does not fit this model: missing {missing}, unexpected {unknown}.")
+        for name, target in own.items():
+            shape = tuple(numpy.shape(state[name]))
+            if shape != tuple(target.value.shape):
+                raise ShapeError(f"{name} has shape {tuple(target.value.shape)}, but the state's has {shape}.")
+        with self.backend.device():
+            for name, target in own.items():
+                target.value[...] = self.backend.asarray(state[name], dtype=target.value.dtype)
+
+    def save(self, path: Any) -> None:
+        """Write weights, buffers and architecture to a safetensors file. `xpnet.load` reads it, on any device."""
+        checkpoints.save(self, path)
+
+    def to(self, backend: str | Backend, dtype: str | None = None) -> "Sequential":
+        """Move parameters, optimiser state and buffers to another device, or another dtype; returns the model."""
+        target = get_backend(backend)
+        self._requested_backend, self.dtype = target, dtype or self.dtype
+        if self.is_built:
+            source = self.context.backend
+            with target.device():
+                self.context.store.move(target, self.dtype)
+                if self._state is not None:
+                    self._state.memory.move(source, target, self.context.store.dtype)
+            self.context.backend = target
+            self.forget_work()
+            self._rows_of_forward = None
+        return self
+
+    def summary(self) -> str:
+        """A table: layer, output shape, parameters."""
+        rows = [("layer", "output shape", "parameters")]
+        rows += [_summary_row(layer) for layer in self.layers]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
+        lines.insert(1, "  ".join("─" * width for width in widths))
+        total = sum(p.size for p in self.parameters)
+        frozen = sum(p.size for p in self.parameters if not p.trainable)
+        lines.append(f"{total:,} parameters" + (f", {frozen:,} of them frozen" if frozen else ""))
+        return "\n".join(lines)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"layers": self.layers, "input_shape": self.input_shape or None, "seed": self.seed, "dtype": self.dtype}
+
+    def __repr__(self) -> str:
+        where = f", backend={self.backend.name!r}" if self.is_built else ""
+        return f"Sequential({self.layers!r}, input_shape={self.input_shape or None}{where})"
+
+    # Inside ----------------------------------------------------------------------------------------------------
+
+    def _build_on(self, input_shape: Shape) -> None:
+        backend = get_backend(self._requested_backend)
+        store = ParameterStore(backend, self.dtype)
+        with backend.device():
+            self.place(Context(backend, store, self.seed), "", input_shape)
+            store.allocate(self.seed)
+
+    def _ensure_built(self, x: Any) -> None:
+        if not self.is_built:
+            self._build_on(as_shape(numpy.shape(x)[1:]))
+
+    def _inputs(self, x: Any) -> tuple[Array, DType]:
+        self._ensure_built(x)
+        with self.backend.device():
+            return prepare_inputs(self, x, finite=False)
+
+    def _chosen(self, loss: Any, metrics: Any) -> tuple[Loss, list[Metric]]:
+        if loss is None and self._loss is None:
+            raise ArgumentError('the model was never trained: say which loss, such as loss="softmax_cross_entropy".')
+        if loss is None and metrics is None:
+            assert self._loss is not None
+            return self._loss, self._metrics
+        return training.choose(self, self._loss if loss is None else loss, metrics)
+
+
+def _summary_row(layer: Layer) -> tuple[str, str, str]:
+    shape = "(N, " + ", ".join(map(str, layer.output_shape)) + ")" if layer.is_built else "not built"
+    return repr(layer), shape, f"{sum(p.size for p in layer.parameters):,}"

@@ -1,0 +1,275 @@
+"""Optimisers: a few elementwise lines over the flat vectors.
+
+An optimiser is configuration only. What it remembers of a model (momenta, the step) is an `OptimizerState` that
+belongs to the model, so one optimiser object can serve many.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+from xpnet.backends import Array, Backend
+from xpnet.config import Configured, resolve
+from xpnet.errors import ArgumentError
+from xpnet.parameters import ParameterStore
+
+Rate = float | Callable[[int], float]
+
+
+class OptimizerState:
+    """Flat vectors beside a model's own, and the number of updates made."""
+
+    def __init__(self, optimizer: "Optimizer", store: ParameterStore) -> None:
+        self.step = 0
+        self.slots = {name: store.backend.zeros(store.values.shape, store.dtype) for name in optimizer.slots}
+
+    def move(self, source: Backend, target: Backend, dtype: Any) -> None:
+        self.slots = {name: target.asarray(source.to_numpy(v).astype(dtype)) for name, v in self.slots.items()}
+
+
+class Optimizer(Configured):
+    """The base of every optimiser.
+
+    learning_rate: a number, or a schedule: a function of the step.
+    weight_decay: added to the gradient as weight_decay · w, of parameters whose `decay` is True (weights, not biases).
+    clip_norm: where the norm of the whole gradient exceeds it, the gradient is scaled down to it, before any decay.
+    """
+
+    #: Names of the vectors that it remembers.
+    slots: ClassVar[tuple[str, ...]] = ()
+
+    learning_rate: Rate
+    weight_decay: float
+    clip_norm: float | None
+
+    @abstractmethod
+    def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
+        """Change w (and the slots) in place, by the gradient g at learning rate `rate`, in the k-th update from 1.
+
+        All are pieces of flat vectors of one length; t is scratch.
+        """
+
+    def __init__(self, learning_rate: Rate, weight_decay: float, clip_norm: float | None) -> None:
+        name = type(self).__name__
+        if not callable(learning_rate) and not learning_rate >= 0:
+            raise ArgumentError(f"{name}: learning_rate must be a number ≥ 0 or a schedule, not {learning_rate!r}.")
+        if not weight_decay >= 0:
+            raise ArgumentError(f"{name}: weight_decay must be at least 0, not {weight_decay!r}.")
+        if clip_norm is not None and not clip_norm > 0:
+            raise ArgumentError(f"{name}: clip_norm must be positive, or None for no clipping, not {clip_norm!r}.")
+        self.learning_rate, self.weight_decay, self.clip_norm = learning_rate, weight_decay, clip_norm
+
+    def rate(self, step: int) -> float:
+        """The learning rate of the update after `step` updates."""
+        return float(self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate)
+
+    def apply(self, store: ParameterStore, state: OptimizerState, rate_factor: float = 1.0) -> None:
+        """One update of every trainable parameter from its gradient. Clips and decays the gradients in place."""
+        backend, xp = store.backend, store.backend.xp
+        trained = store.runs(lambda p: p.trainable)
+        rate = self.rate(state.step) * rate_factor
+        if self.clip_norm is not None:
+            _clip(backend, [store.grads[run] for run in trained], self.clip_norm)
+        if self.weight_decay:
+            for run in store.runs(lambda p: p.trainable and p.decay):
+                self.decay(store.values[run], store.grads[run], rate)
+        state.step += 1
+        longest = max((run.stop - run.start for run in trained), default=0)
+        scratch = backend.empty((min(longest, backend.chunk_elements or longest),), store.dtype)
+        for piece in _pieces(trained, backend.chunk_elements):
+            slots = [slot[piece] for slot in state.slots.values()]
+            t = scratch[: piece.stop - piece.start]
+            self.update(xp, store.values[piece], store.grads[piece], slots, t, rate, state.step)
+
+    def decay(self, w: Array, g: Array, rate: float) -> None:
+        """L2 decay: the gradient of ½ weight_decay Σw²."""
+        g += self.weight_decay * w
+
+
+class SGD(Optimizer):
+    """w ← w - rate · g; with momentum μ, v ← μ v + g and w ← w - rate · v; Nesterov: w ← w - rate · (g + μ v).
+
+    Polyak 1964; Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning".
+    """
+
+    def __init__(
+        self,
+        learning_rate: Rate = 0.01,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(learning_rate, weight_decay, clip_norm)
+        self.momentum, self.nesterov = _fraction("SGD", "momentum", momentum), nesterov
+        if nesterov and not momentum:
+            raise ArgumentError("SGD: nesterov=True needs a momentum above 0.")
+
+    @property
+    def slots(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("velocity",) if self.momentum else ()
+
+    def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
+        direction = g
+        if self.momentum:
+            (v,) = slots
+            v *= self.momentum
+            v += g
+            direction = v
+            if self.nesterov:
+                xp.multiply(v, self.momentum, out=t)
+                direction = xp.add(t, g, out=t)
+        xp.multiply(direction, rate, out=t)
+        w -= t
+
+
+class Adagrad(Optimizer):
+    """s ← s + g²; w ← w - rate · g / (√s + epsilon). Duchi et al. 2011, "Adaptive subgradient methods…"."""
+
+    slots = ("squares",)
+
+    def __init__(
+        self,
+        learning_rate: Rate = 0.01,
+        epsilon: float = 1e-10,
+        weight_decay: float = 0.0,
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(learning_rate, weight_decay, clip_norm)
+        self.epsilon = epsilon
+
+    def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
+        (s,) = slots
+        xp.square(g, out=t)
+        s += t
+        _scaled_step(xp, w, g, s, t, rate, self.epsilon)
+
+
+class RMSprop(Optimizer):
+    """s ← ρ s + (1 - ρ) g²; w ← w - rate · g / (√s + epsilon). Tieleman and Hinton 2012, lecture 6.5."""
+
+    slots = ("squares",)
+
+    def __init__(
+        self,
+        learning_rate: Rate = 0.001,
+        rho: float = 0.9,
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(learning_rate, weight_decay, clip_norm)
+        self.rho, self.epsilon = _fraction("RMSprop", "rho", rho), epsilon
+
+    def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
+        (s,) = slots
+        _average_square(xp, s, g, t, self.rho)
+        _scaled_step(xp, w, g, s, t, rate, self.epsilon)
+
+
+class Adam(Optimizer):
+    """m ← β₁ m + (1 - β₁) g;  s ← β₂ s + (1 - β₂) g²;  w ← w - rate · m̂ / (√ŝ + epsilon).
+
+    m̂ = m / (1 - β₁ᵏ) and ŝ = s / (1 - β₂ᵏ) undo the start from zero. Kingma and Ba 2014, "Adam".
+    """
+
+    slots = ("means", "squares")
+
+    def __init__(
+        self,
+        learning_rate: Rate = 0.001,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(learning_rate, weight_decay, clip_norm)
+        name = type(self).__name__
+        self.beta1, self.beta2 = _fraction(name, "beta1", beta1), _fraction(name, "beta2", beta2)
+        self.epsilon = epsilon
+
+    def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
+        m, s = slots
+        xp.subtract(g, m, out=t)
+        t *= 1.0 - self.beta1
+        m += t
+        _average_square(xp, s, g, t, self.beta2)
+        # m̂ / (√ŝ + ε) with both corrections drawn out of the elementwise work.
+        correction = math.sqrt(1.0 - self.beta2**k)
+        _scaled_step(xp, w, m, s, t, rate * correction / (1.0 - self.beta1**k), self.epsilon * correction)
+
+
+class AdamW(Adam):
+    """Adam with w ← (1 - rate · weight_decay) w beside the step, not through the gradient. Loshchilov and Hutter 2017."""
+
+    def __init__(
+        self,
+        learning_rate: Rate = 0.001,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.01,
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(learning_rate, beta1, beta2, epsilon, weight_decay, clip_norm)
+
+    def decay(self, w: Array, g: Array, rate: float) -> None:
+        w *= 1.0 - rate * self.weight_decay
+
+
+def get(spec: Any) -> Optimizer:
+    """An optimiser from its name or itself."""
+    return resolve("optimizer", spec, _NAMES, Optimizer)  # type: ignore[type-abstract]
+
+
+_NAMES: dict[str, type[Optimizer]] = {
+    "sgd": SGD,
+    "adagrad": Adagrad,
+    "rmsprop": RMSprop,
+    "adam": Adam,
+    "adamw": AdamW,
+}
+
+
+def _average_square(xp: Any, s: Array, g: Array, t: Array, rho: float) -> None:
+    """s ← ρ s + (1 - ρ) g²."""
+    xp.square(g, out=t)
+    t *= 1.0 - rho
+    s *= rho
+    s += t
+
+
+def _scaled_step(xp: Any, w: Array, direction: Array, s: Array, t: Array, rate: float, epsilon: float) -> None:
+    """w ← w - rate · direction / (√s + ε)."""
+    xp.sqrt(s, out=t)
+    t += epsilon
+    xp.divide(direction, t, out=t)
+    t *= rate
+    w -= t
+
+
+def _clip(backend: Backend, grads: list[Array], limit: float) -> None:
+    """Scale the gradient by min(1, limit / norm), without reading the norm back."""
+    xp = backend.xp
+    square = xp.zeros((), dtype=xp.float64)
+    for g in grads:
+        square += xp.sum(xp.square(g), dtype=xp.float64)
+    scale = xp.minimum(1.0, limit / xp.maximum(xp.sqrt(square), 1e-300))
+    for g in grads:
+        g *= scale.astype(g.dtype)
+
+
+def _pieces(runs: list[slice], length: int | None) -> Iterator[slice]:
+    """The runs cut into pieces of at most `length` elements, which stay in cache through an elementwise chain."""
+    for run in runs:
+        step = length or max(1, run.stop - run.start)
+        for start in range(run.start, run.stop, step):
+            yield slice(start, min(start + step, run.stop))
+
+
+def _fraction(optimizer: str, name: str, value: float) -> float:
+    if not 0 <= value < 1:
+        raise ArgumentError(f"{optimizer}: {name} must be at least 0 and below 1, not {value!r}.")
+    return value

@@ -1,0 +1,435 @@
+"""The training step, and the loops around it: fit, one batch, evaluation.
+
+A step is: batch, forward, loss and its gradient, backward, update. It never reads a device value back: losses and hits
+gather in device memory, and are read once an epoch, or where somebody looks.
+"""
+
+import contextlib
+import logging
+import math
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+import numpy
+
+from xpnet import losses, metrics, optimizers
+from xpnet.backends import Array
+from xpnet.callbacks import Callback, EpochLines, ProgressBar
+from xpnet.data import Batch, Samples, prepare
+from xpnet.errors import ArgumentError, ArgumentTypeError, DivergenceError
+from xpnet.layers.base import Workspace
+from xpnet.layers.containers import Sequential
+from xpnet.losses import Loss
+from xpnet.metrics import Metric
+from xpnet.optimizers import Optimizer, OptimizerState
+from xpnet.parameters import ParameterStore, Snapshot
+
+_log = logging.getLogger(__name__)
+
+_ORDER_STREAM = 2  # keeps epoch permutations apart from the draws of weights
+_EVALUATION_BATCH = 1024
+
+
+class TrainingState:
+    """What training has left on a model: its optimiser with its memory, and how far it came."""
+
+    def __init__(self, optimizer: Optimizer, store: ParameterStore) -> None:
+        self.optimizer = optimizer
+        self.memory = OptimizerState(optimizer, store)
+        self.epoch = 0
+        self.rate_factor = 1.0  # callbacks lower the learning rate here; the optimiser is only configuration
+
+
+class History(dict[str, list[float]]):
+    """What `fit` returns: history["loss"], history["val_accuracy"], … are lists with a float an epoch.
+
+    seconds: how long each epoch took.  stopped: why training ended early ("interrupted", …), or None.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+        self.stopped: str | None = None
+
+    def add(self, logs: Mapping[str, float], seconds: float) -> None:
+        for name, value in logs.items():
+            self.setdefault(name, []).append(value)
+        self.seconds.append(seconds)
+
+
+class Figures:
+    """Loss and metrics of an epoch, summed on the device, a column a step for the loss: a NaN shows where it began."""
+
+    def __init__(self, model: Sequential, metrics: Sequence[Metric], sizes: Sequence[int]) -> None:
+        self._model, self._metrics = model, metrics
+        # Row 0: Σ w ℓ of each step; row 1: its Σ w, which without weights is the number of its samples.
+        self._record = model.backend.asarray(numpy.array([[0.0] * len(sizes), sizes], dtype=numpy.float64))
+        self._sums: dict[str, Array] = {}
+        self._steps = 0
+
+    def add(self, loss_sum: Array, batch: Batch, outputs: Array) -> None:
+        """Take in a step: Σ w ℓ, its batch and what the model made of it."""
+        xp = self._model.backend.xp
+        self._record[0, self._steps] = loss_sum
+        if batch.weights is not None:
+            self._record[1, self._steps] = xp.sum(batch.weights, dtype=xp.float64)
+        self._steps += 1
+        for metric in self._metrics:
+            sums = metric.sums(self._model.backend, outputs, batch.y, batch.weights)
+            if metric.name in self._sums:
+                self._sums[metric.name] += sums
+            else:
+                self._sums[metric.name] = sums
+
+    def read(self, as_sum: bool = False) -> dict[str, Any]:
+        """The figures so far; waits for the device. The loss is a mean over samples, or the sum where that is asked."""
+        if not self._steps:
+            return {}
+        to_numpy = self._model.backend.to_numpy
+        total, weight = to_numpy(self._record[:, : self._steps]).sum(axis=1)
+        logs: dict[str, Any] = {"loss": float(total if as_sum else total / weight if weight else 0.0)}
+        for metric in self._metrics:
+            logs[metric.name] = metric.result(to_numpy(self._sums[metric.name]))
+        return logs
+
+    def first_non_finite(self) -> int | None:
+        """The first step whose loss is NaN or infinite; None if all are finite. Waits for the device."""
+        finite = numpy.isfinite(self._model.backend.to_numpy(self._record[0, : self._steps]))
+        return None if finite.all() else int(finite.argmin())
+
+
+class Step:
+    """One update of a model, from one batch or several whose gradients add up."""
+
+    def __init__(self, model: Sequential, loss: Loss, state: TrainingState) -> None:
+        self.model, self.loss, self.state = model, loss, state
+
+    def __call__(self, batches: Iterator[Batch], total: Any, figures: Figures, count: int = 1) -> None:
+        """Train on `count` batches as on one. `total` is Σ w over them all, a number or a 0-d device array."""
+        store, state = self.model.context.store, self.state
+        self.model.context.step = state.memory.step
+        accumulated: Array = None
+        for _ in range(count):
+            batch = next(batches)
+            figures.add(*self.forward_backward(batch, total))
+            if count > 1:
+                accumulated = store.grads.copy() if accumulated is None else accumulated + store.grads
+        if accumulated is not None:
+            store.grads[...] = accumulated
+        store.add_penalty_gradients()
+        state.optimizer.apply(store, state.memory, state.rate_factor)
+
+    def forward_backward(self, batch: Batch, total: Any) -> tuple[Array, Batch, Array]:
+        """Gradients of Σ w ℓ / total into the store; (Σ w ℓ, batch, outputs), with penalties in the loss."""
+        model, loss = self.model, self.loss
+        outputs = model.run(batch.x, training=True)
+        per_sample, grad = loss.samples_and_gradient(model.backend, outputs, batch.y)
+        model.run_back(weigh(loss, grad, batch, total), input_grad=False)
+        return loss_sum(model, per_sample, batch), batch, outputs
+
+
+def weigh(loss: Loss, grad: Array, batch: Batch, total: Any) -> Array:
+    """∂ℓ_i times w_i / total, or times w_i where the loss is a sum over samples; in place."""
+    if batch.weights is not None:
+        weights = batch.weights if loss.reduction == "sum" else batch.weights * (1.0 / total).astype(grad.dtype)
+        grad *= weights.reshape(-1, *[1] * (grad.ndim - 1))
+    elif loss.reduction != "sum":
+        grad *= 1.0 / total
+    return grad
+
+
+def loss_sum(model: Sequential, per_sample: Array, batch: Batch) -> Array:
+    """Σ w (ℓ + penalty), in float64 on the device."""
+    xp = model.backend.xp
+    if batch.weights is not None:
+        per_sample = per_sample * batch.weights
+    total = xp.sum(per_sample, dtype=xp.float64)
+    penalty = model.context.store.penalty()
+    if penalty is not None:
+        total = total + penalty * (len(batch) if batch.weights is None else xp.sum(batch.weights, dtype=xp.float64))
+    return total
+
+
+class Run:
+    """One call of `fit`, as its callbacks see it in `self.run`.
+
+    epochs: how many this call trains.  first_epoch: the model's count when it began.  steps: batches in an epoch.
+    samples: training samples.  batch_size.  history: the figures of the epochs so far.
+    """
+
+    def __init__(
+        self, model: Sequential, step: Step, data: Samples, metrics: list[Metric], epochs: int, batch_size: int | None,
+        accumulate: int, shuffle: bool, history: History
+    ) -> None:  # fmt: skip
+        self.model, self.data, self.metrics, self.history = model, data, metrics, history
+        self.epochs, self.first_epoch, self.shuffle = epochs, step.state.epoch, shuffle
+        self.samples = len(data)
+        self.batch_size = min(batch_size or self.samples, self.samples)
+        self.steps = math.ceil(self.samples / self.batch_size)
+        self.accumulate = min(accumulate, self.steps)
+        self.figures: Figures | None = None
+        self.step = step
+        self._sizes = [min(self.batch_size, self.samples - s) for s in range(0, self.samples, self.batch_size)]
+        self._work = Workspace(model.context)
+
+    def logs(self) -> dict[str, Any]:
+        """Loss and metrics of the epoch so far. Waits for the device: ask seldom."""
+        return self.figures.read() if self.figures else {}
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next update."""
+        state = self.step.state
+        return state.optimizer.rate(state.memory.step) * state.rate_factor
+
+    def epoch(self) -> Iterator[int]:
+        """Train one epoch; yields the number of samples seen after each update."""
+        model, seen = self.model, 0
+        order = self._order()
+        self.figures = Figures(model, self.metrics, self._sizes)
+        batches = self.data.batches(self._work, self.batch_size, order)
+        for first in range(0, self.steps, self.accumulate):
+            count = min(self.accumulate, self.steps - first)
+            rows = sum(self._sizes[first : first + count])
+            self.step(batches, self._total(order, seen, rows), self.figures, count)
+            seen += rows
+            yield seen
+
+    def _order(self) -> Array | None:
+        """The epoch's permutation, drawn on the host from the seed and the epoch alone. One batch needs none."""
+        if not self.shuffle or self.steps == 1:
+            return None
+        rng = numpy.random.default_rng([self.model.context.seed, _ORDER_STREAM, self.step.state.epoch])
+        return self.model.backend.asarray(rng.permutation(self.samples))
+
+    def _total(self, order: Array | None, start: int, rows: int) -> Any:
+        weights, xp = self.data.weights, self.model.backend.xp
+        if weights is None:
+            return rows
+        part = weights[start : start + rows] if order is None else xp.take(weights, order[start : start + rows])
+        return _at_least_tiny(xp, xp.sum(part, dtype=xp.float64))
+
+
+def fit(
+    model: Sequential,
+    x: Any,
+    y: Any,
+    *,
+    loss: str | Loss,
+    optimizer: str | Optimizer,
+    epochs: int,
+    batch_size: int | None,
+    validation_data: Sequence[Any] | None,
+    validation_split: float,
+    metrics: Any,
+    callbacks: Sequence[Callback],
+    shuffle: bool,
+    sample_weight: Any,
+    class_weight: Any,
+    accumulate: int,
+    verbose: int,
+    state: TrainingState | None,
+) -> tuple[History, TrainingState, Loss, list[Metric]]:
+    """The work of `Sequential.fit`: see there."""
+    for name, value in (("epochs", epochs), ("accumulate", accumulate), ("batch_size", batch_size)):
+        if name != "batch_size" or value is not None:
+            whole_number(name, value)
+    chosen, measured = choose(model, loss, metrics)
+    if not all(metric.scalar for metric in measured):
+        raise ArgumentError("a history holds numbers only: ask evaluate() for the confusion matrix.")
+    (x, y, sample_weight), held_out = _split(x, y, sample_weight, validation_data, validation_split)
+    weights = class_weight if class_weight is not None else chosen.class_weight
+    data = prepare(model, x, y, chosen, sample_weight, weights)
+    validation = None
+    if held_out is not None:
+        names = ("validation x", "validation y")
+        validation = prepare(model, *held_out[:2], chosen, held_out[2], chosen.class_weight, names)
+    history = History()
+    state = state_for(model, optimizers.get(optimizer), state)
+    run = Run(model, Step(model, chosen, state), data, measured, epochs, batch_size, accumulate, shuffle, history)
+    with contextlib.ExitStack() as stack:
+        interrupted = stack.enter_context(_interruptible())
+        everyone = _with_progress(callbacks, verbose)
+        snapshot = Snapshot(model.context.store, state.memory.slots.values())
+        for callback in everyone:
+            callback.run = run
+            stack.callback(callback.on_train_end, model)
+            callback.on_train_begin(model)
+        for _ in range(epochs):
+            began = time.perf_counter()
+            snapshot.take()
+            first_step = state.memory.step
+            for callback in everyone:
+                callback.on_epoch_begin(model, state.epoch)
+            for _seen in run.epoch():
+                for callback in everyone:
+                    callback.on_step_end(model, state.memory.step)
+                if interrupted.is_set() or run.history.stopped:
+                    break
+            _refuse_divergence(run, snapshot, first_step)
+            if interrupted.is_set():
+                history.stopped = "interrupted"
+                _log.warning("training interrupted in epoch %d; the model keeps what it has learnt", state.epoch)
+                break
+            logs = run.logs()
+            if validation is not None:
+                logs |= {f"val_{k}": v for k, v in measure(model, validation, chosen, measured).items()}
+            state.epoch += 1
+            history.add(logs, time.perf_counter() - began)
+            for callback in everyone:
+                callback.on_epoch_end(model, state.epoch - 1, logs)
+            if history.stopped:
+                break
+    return history, state, chosen, measured
+
+
+def train_on_batch(
+    model: Sequential, data: Samples, loss: Loss, metrics: list[Metric], state: TrainingState
+) -> dict[str, float]:
+    """One update from these samples as one batch; the figures from before it, the loss as it defines itself."""
+    figures = Figures(model, metrics, [len(data)])
+    xp = model.backend.xp
+    total = len(data) if data.weights is None else _at_least_tiny(xp, xp.sum(data.weights, dtype=xp.float64))
+    batches = data.batches(Workspace(model.context), len(data))
+    Step(model, loss, state)(batches, total, figures)
+    return figures.read(as_sum=loss.reduction == "sum")
+
+
+def measure(
+    model: Sequential, data: Samples, loss: Loss, metrics: Sequence[Metric], batch_size: int | None = _EVALUATION_BATCH,
+    as_sum: bool = False
+) -> dict[str, Any]:  # fmt: skip
+    """Loss and metrics of a set, by passes without a way back, in a workspace of their own."""
+    size = min(batch_size or len(data), len(data))
+    figures = Figures(model, metrics, [min(size, len(data) - s) for s in range(0, len(data), size)])
+    for batch in data.batches(Workspace(model.context), size):
+        outputs = model.run(batch.x, inference=True)
+        per_sample = loss.samples(model.backend, outputs, batch.y)
+        figures.add(loss_sum(model, per_sample, batch), batch, outputs)
+    return figures.read(as_sum)
+
+
+def choose(model: Sequential, loss: Any, metrics_wanted: Any) -> tuple[Loss, list[Metric]]:
+    """The loss and the metrics meant, with a warning where loss and last layer do not go together."""
+    chosen = losses.get(loss)
+    if chosen.takes_logits and model.gives_probabilities:
+        warnings.warn(
+            f"{type(chosen).__name__} takes logits, but the model ends in a {_last_layer_name(model)} layer, which is "
+            "then applied twice. Leave that layer out.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return chosen, metrics.get(metrics_wanted, chosen)
+
+
+def state_for(model: Sequential, optimizer: Optimizer, state: TrainingState | None) -> TrainingState:
+    """The model's state if it was trained with this optimiser (the same, or an equal one), else a fresh one."""
+    if state is not None and (state.optimizer is optimizer or state.optimizer == optimizer):
+        return state
+    return TrainingState(optimizer, model.context.store)
+
+
+def _split(
+    x: Any, y: Any, sample_weight: Any, validation_data: Any, validation_split: float
+) -> tuple[tuple[Any, Any, Any], tuple[Any, Any, Any] | None]:
+    """((x, y, weights) to train on, the same to validate on or None). A split holds out the last part."""
+    if validation_data is not None:
+        if validation_split:
+            raise ArgumentError("give validation_data or validation_split, not both.")
+        if not isinstance(validation_data, list | tuple) or len(validation_data) not in (2, 3):
+            raise ArgumentError("validation_data must be (x, y) or (x, y, sample_weight).")
+        held_out = (*validation_data, None)[:3]
+        return (x, y, sample_weight), held_out  # type: ignore[return-value]
+    if not validation_split:
+        return (x, y, sample_weight), None
+    if not 0 < validation_split < 1:
+        raise ArgumentError(f"validation_split must be at least 0 and below 1, not {validation_split}.")
+    count = len(x)
+    cut = count - round(count * validation_split)
+    if not 0 < cut < count:
+        raise ArgumentError(f"validation_split={validation_split} of {count} samples leaves one part empty.")
+    head, tail = slice(None, cut), slice(cut, None)
+    parts = [[None if a is None else _slice(a, part) for a in (x, y, sample_weight)] for part in (head, tail)]
+    return tuple(parts[0]), tuple(parts[1])  # type: ignore[return-value]
+
+
+def _slice(a: Any, part: slice) -> Any:
+    return a.iloc[part] if hasattr(a, "iloc") else a[part]
+
+
+def _with_progress(callbacks: Sequence[Callback], verbose: int) -> list[Callback]:
+    if isinstance(callbacks, Callback):
+        callbacks = [callbacks]
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise ArgumentTypeError(f"callbacks must be Callback objects, not {callback!r}.")
+    everyone = list(callbacks)
+    if verbose == 1 and not any(isinstance(c, ProgressBar) for c in everyone):
+        everyone.append(ProgressBar())
+    if verbose == 2:
+        everyone.append(EpochLines())
+    return everyone
+
+
+def _refuse_divergence(run: Run, snapshot: Snapshot, first_step: int) -> None:
+    assert run.figures is not None
+    step = run.figures.first_non_finite()
+    if step is None:
+        return
+    epoch, rate = run.step.state.epoch, run.learning_rate
+    snapshot.restore()
+    run.step.state.memory.step = first_step
+    if epoch == 0 and step == 0:
+        cause = "before any update, so the inputs or the initial weights are too large: scale the inputs"
+    else:
+        cause = (
+            f"most likely because the learning rate is too high ({rate:g} by then): lower it, or clip the gradient "
+            "with clip_norm"
+        )
+    raise DivergenceError(
+        f"the loss became NaN or infinite in epoch {epoch}, at step {step} of {run.steps}, {cause}. "
+        "The model holds the weights of the epoch's start again."
+    )
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; a second one raises KeyboardInterrupt. Only in the main thread."""
+    event = threading.Event()
+    default = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or default is not signal.default_int_handler:
+        yield event
+        return
+
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, default)
+
+    signal.signal(signal.SIGINT, ask_to_stop)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, default)
+
+
+def _at_least_tiny(xp: Any, total: Array) -> Array:
+    """A batch whose weights are all 0 has no gradient, rather than 0 / 0."""
+    return xp.maximum(total, 1e-30)
+
+
+def _last_layer_name(model: Sequential) -> str:
+    layer: Any = model
+    while isinstance(layer, Sequential):
+        layer = layer.layers[-1]
+    return type(layer).__name__
+
+
+def whole_number(name: str, value: Any) -> None:
+    """Refuse what is not an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | numpy.integer) or value < 1:
+        raise ArgumentError(f"{name} must be a whole number of at least 1, not {value!r}.")
