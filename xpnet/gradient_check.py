@@ -8,6 +8,7 @@ import numpy
 from xpnet import training
 from xpnet.backends import Array
 from xpnet.data import Batch, prepare
+from xpnet.layers.base import Workspace
 from xpnet.losses import Loss
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def check_gradients(
     chosen, _ = training.choose(model, loss, [])
     with model.backend.device():
         data = prepare(model, x, y, chosen, None, chosen.class_weight)
-        batch = next(data.batches(training.Workspace(model.context), len(data)))
+        batch = next(data.batches(Workspace(model.context), len(data)))
         if inputs:
             batch.x = model.backend.xp.array(batch.x)
         weight = len(batch) if batch.weights is None else float(batch.weights.sum())

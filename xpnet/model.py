@@ -201,13 +201,11 @@ class Sequential(layers_.Sequential):
 
     def state_dict(self) -> dict[str, numpy.ndarray[Any, Any]]:
         """{name: copy on the host} of all parameters and buffers."""
-        store = self.context.store
-        return {a.name: numpy.array(self.backend.to_numpy(a.value)) for a in (*store.parameters, *store.buffers)}
+        return {a.name: numpy.array(self.backend.to_numpy(a.value)) for a in self.context.store.arrays()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take parameters and buffers from such a dict. All names and shapes must agree; otherwise nothing changes."""
-        store = self.context.store
-        own = {a.name: a for a in (*store.parameters, *store.buffers)}
+        own = {a.name: a for a in self.context.store.arrays()}
         missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or unknown:
             raise ArgumentError(f"the state does not fit this model: missing {missing}, unexpected {unknown}.")

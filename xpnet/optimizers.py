@@ -202,7 +202,7 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with w ← (1 - rate · weight_decay) w beside the step, not through the gradient. Loshchilov and Hutter 2017."""
+    """Adam with w ← (1 - rate · weight_decay) w beside the step, not in the gradient. Loshchilov and Hutter 2017."""
 
     def __init__(
         self,

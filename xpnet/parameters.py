@@ -147,6 +147,10 @@ class ParameterStore:
             after_wanted = wanted(parameter)
         return found
 
+    def arrays(self) -> list[Parameter | Buffer]:
+        """All that is saved and moved: parameters, then buffers."""
+        return [*self.parameters, *self.buffers]
+
     def penalty(self) -> Array | None:
         """Σ over trained parameters of l1 · Σ|w| + l2 · Σw², on the device in float64; None where there are none."""
         xp, total = self.backend.xp, None

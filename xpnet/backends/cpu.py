@@ -81,7 +81,7 @@ def blas_and_threads() -> tuple[str, int]:
         if pool["user_api"] == "blas":
             kernels = f" ({pool['architecture']})" if pool.get("architecture") else ""
             return f"{pool['internal_api']} {pool['version']}{kernels}", int(pool["num_threads"])
-    built: Mapping[str, Any] = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload]
+    built: Mapping[str, Any] = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return f"{built.get('name', 'unknown')} {built.get('version', '')}".strip(), os.cpu_count() or 1
 
 

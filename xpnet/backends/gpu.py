@@ -71,7 +71,8 @@ def why_unusable(index: int = 0) -> str | None:
     try:
         cupy = importlib.import_module("cupy")
     except Exception as error:  # CuPy's import fails in many ways, all of them worth showing
-        return f"importing CuPy failed: {error}. Reinstall it: pip uninstall -y {' '.join(wheels) or 'cupy'} && {_install_command()}"
+        installed = " ".join(wheels) or "cupy"
+        return f"importing CuPy failed: {error}. Run: pip uninstall -y {installed} && {_install_command()}"
     return _why_device_unusable(cupy, index)
 
 
@@ -85,7 +86,10 @@ def _why_device_unusable(cupy: Any, index: int) -> str | None:
             version = driver_cuda_version()
             if version is None:
                 return f"there is no NVIDIA driver on this machine ({error}). Install the driver, or use backend='cpu'."
-            return f"the NVIDIA driver is for CUDA {_cuda(version)}, too old for this CuPy ({error}). Update it, or run: {_install_command()}"
+            return (
+                f"the NVIDIA driver is for CUDA {_cuda(version)}, too old for this CuPy ({error}). "
+                f"Update it, or run: {_install_command()}"
+            )
         return f"asking CUDA for its devices failed: {error}"
     if index >= count:
         names = ", ".join(_name(i) for i in range(count)) or "none"

@@ -75,7 +75,7 @@ def _fetch(source: Source, name: str) -> Path:
         f"or put them into a folder {source.name!r} and set {_ENVIRONMENT} to the folder around it."
     )
     try:
-        import pooch  # type: ignore[import-untyped]
+        import pooch
     except ImportError as error:
         raise DownloadError(
             f"{source.name} has to be downloaded, which needs pooch: pip install pooch tqdm. {help_yourself}"

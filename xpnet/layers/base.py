@@ -43,7 +43,7 @@ class Workspace(SimpleNamespace):
         self._buffers: dict[str, Array] = {}
 
     def buffer(self, name: str, shape: Shape, dtype: DType = None) -> Array:
-        """An uninitialised array, kept for the next call and grown for the largest batch; a smaller one gets a slice."""
+        """An uninitialised array, kept for the next call, grown for the largest batch; a smaller one gets a slice."""
         kept = self._buffers.get(name)
         if kept is None or len(kept) < shape[0] or kept.shape[1:] != shape[1:]:
             context = self.context

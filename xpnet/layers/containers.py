@@ -13,16 +13,17 @@ class Sequential(Layer):
     """Layers one after the other, as one layer. Inner names join with dots: "1.0.weight"."""
 
     def __init__(self, layers: Sequence[Layer]) -> None:
-        self.layers = list(layers)
+        self.layers: list[Layer] = list(layers)
         if not self.layers:
             raise ArgumentError("Sequential: give it at least one layer.")
-        for i, layer in enumerate(self.layers):
+        given: list[Any] = list(layers)
+        for i, layer in enumerate(given):
             if not isinstance(layer, Layer):
                 hint = "; did you mean an object, with ()?" if isinstance(layer, type) else ""
                 raise ArgumentTypeError(f"Sequential: item {i} is {layer!r}, not a layer{hint}.")
-            if any(layer is other for other in self.layers[:i]):
+            if any(layer is other for other in given[:i]):
                 raise StateError(
-                    f"Sequential: the same {type(layer).__name__} object stands at {self.layers.index(layer)} and {i}; "
+                    f"Sequential: the same {type(layer).__name__} object stands at {given.index(layer)} and {i}; "
                     "one layer object has one place. Make a second layer."
                 )
 

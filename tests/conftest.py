@@ -1,0 +1,38 @@
+"""One fixture over all devices: a test is written once and runs on NumPy, on the strict stand-in and on a GPU."""
+
+import os
+
+import numpy as np
+import pytest
+from strict import StrictBackend
+
+import xpnet
+from xpnet.backends import Backend
+
+WHY_NO_GPU = xpnet.available_backends()["gpu"]
+HAS_MNIST = bool(os.environ.get("XPNET_DATA_DIR"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if WHY_NO_GPU and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason=f"no usable GPU: {WHY_NO_GPU}"))
+        if not HAS_MNIST and item.get_closest_marker("mnist"):
+            item.add_marker(pytest.mark.skip(reason="XPNET_DATA_DIR names no folder with the real MNIST"))
+
+
+@pytest.fixture(params=["cpu", "strict", pytest.param("gpu", marks=pytest.mark.gpu)])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each device in turn. `backend.asarray` and `backend.to_numpy` cross the border."""
+    return StrictBackend() if request.param == "strict" else xpnet.get_backend(request.param)
+
+
+@pytest.fixture
+def reference() -> Backend:
+    """The reference primitives on NumPy, which the strict stand-in must match bit for bit."""
+    return Backend("reference", np)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(1234)
