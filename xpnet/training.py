@@ -343,8 +343,8 @@ def _split(
             raise ArgumentError("give validation_data or validation_split, not both.")
         if not isinstance(validation_data, list | tuple) or len(validation_data) not in (2, 3):
             raise ArgumentError("validation_data must be (x, y) or (x, y, sample_weight).")
-        held_out = (*validation_data, None)[:3]
-        return (x, y, sample_weight), held_out  # type: ignore[return-value]
+        x_val, y_val, weight_val = (*validation_data, None)[:3]
+        return (x, y, sample_weight), (x_val, y_val, weight_val)
     if not validation_split:
         return (x, y, sample_weight), None
     if not 0 < validation_split < 1:

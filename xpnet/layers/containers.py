@@ -84,7 +84,7 @@ class Sequential(Layer):
         return self.layers[-1].gives_probabilities
 
     @property
-    def parameters(self) -> list[Parameter]:  # type: ignore[override]
+    def parameters(self) -> list[Parameter]:
         return [parameter for layer in self.layers for parameter in layer.parameters]
 
     @property

@@ -1,0 +1,94 @@
+"""The whole developer interface: `nox -l` lists it, `nox -s tests-cpu` does all the set-up and runs it."""
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["tests-cpu", "lint", "typecheck"]
+nox.options.reuse_existing_virtualenvs = True
+nox.needs_version = ">=2024.10"
+
+CUPY = os.environ.get("XPNET_CUPY_EXTRA", "cuda13-ctk")  # cuda12-ctk for drivers from 525 on
+
+
+@nox.session(name="tests-cpu")
+def tests_cpu(session: nox.Session) -> None:
+    """The test suite without a GPU, with coverage. GPU tests are skipped, with the reason."""
+    session.install(".[dev]")
+    session.run("pytest", "-m", "not gpu", "--cov", "--cov-report=term", "--cov-fail-under=95", *session.posargs)
+
+
+@nox.session(name="tests-cupy")
+def tests_cupy(session: nox.Session) -> None:
+    """CuPy's real wheel, with or without a GPU: every name that xpnet uses is there, every refusal says why."""
+    session.install(".[dev,cuda13]")
+    session.run("pytest", "tests/test_cupy_api.py", "tests/test_gpu_probe.py", "tests/test_info.py",
+                "tests/test_import.py", *session.posargs)  # fmt: skip
+
+
+@nox.session(name="tests-gpu")
+def tests_gpu(session: nox.Session) -> None:
+    """The tests marked `gpu`. Fails where no GPU is found, so that a GPU run cannot quietly skip everything."""
+    session.install(f".[dev,{CUPY}]")
+    session.run("python", "-c", "import xpnet; xpnet.get_backend('gpu')")
+    session.run("pytest", "-m", "gpu", *session.posargs)
+
+
+@nox.session(name="mnist-cpu")
+def mnist_cpu(session: nox.Session) -> None:
+    """Train MNIST on the CPU; the bundled digits where MNIST can be neither found nor downloaded."""
+    session.install(".[examples]")
+    session.run("python", "examples/mnist.py", "--backend", "cpu", "--target-accuracy", "0.97", *session.posargs)
+
+
+@nox.session(name="mnist-gpu")
+def mnist_gpu(session: nox.Session) -> None:
+    """The same on a CUDA GPU."""
+    session.install(f".[examples,{CUPY}]")
+    session.run("python", "examples/mnist.py", "--backend", "gpu", "--target-accuracy", "0.97", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, imports that the house forbids, formatting."""
+    session.install("ruff>=0.12")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def typecheck(session: nox.Session) -> None:
+    """mypy, strict, on the package."""
+    session.install(".", "mypy>=1.15")
+    session.run("mypy")
+
+
+@nox.session(name="tests-floor")
+def tests_floor(session: nox.Session) -> None:
+    """The test suite on the oldest NumPy that xpnet claims."""
+    session.install(".[dev]", "numpy==2.0.*")
+    session.run("pytest", "-m", "not gpu", *session.posargs)
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build the wheel, and run the example from it in a clean environment, away from the source tree."""
+    session.install("build")
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", "dist")
+    wheel = max(Path("dist").glob("*.whl"))
+    session.install(f"xpnet[examples] @ {wheel.resolve().as_uri()}")
+    example = Path("examples/mnist.py").resolve()
+    with session.chdir(session.create_tmp()):
+        session.run("python", "-c", "import xpnet, pathlib; assert 'site-packages' in xpnet.__file__, xpnet.__file__")
+        session.run("python", "-m", "xpnet", "info")
+        session.run("python", str(example), "--backend", "cpu", "--target-accuracy", "0.97", *session.posargs)
+
+
+@nox.session(name="benchmark-torch")
+def benchmark_torch(session: nox.Session) -> None:
+    """MNIST training beside PyTorch's eager mode, interleaved in one run."""
+    session.install(".", "torch==2.13.0")
+    session.run("python", "-m", "benchmarks.mnist_torch", *session.posargs)
