@@ -230,7 +230,7 @@ class Sequential(layers_.Sequential):
             with target.device():
                 self.context.store.move(target, self.dtype)
                 if self._state is not None:
-                    self._state.memory.move(source, target, self.context.store.dtype)
+                    self._state.memory.move(source, self.context.store)
             self.context.backend = target
             self.forget_work()
             self._rows_of_forward = None

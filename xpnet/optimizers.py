@@ -23,9 +23,20 @@ class OptimizerState:
     def __init__(self, optimizer: "Optimizer", store: ParameterStore) -> None:
         self.step = 0
         self.slots = {name: store.backend.zeros(store.values.shape, store.dtype) for name in optimizer.slots}
+        self.scratch = self._scratch(store)
 
-    def move(self, source: Backend, target: Backend, dtype: Any) -> None:
-        self.slots = {name: target.asarray(source.to_numpy(v).astype(dtype)) for name, v in self.slots.items()}
+    def move(self, source: Backend, store: ParameterStore) -> None:
+        """Follow the store, which has moved from `source` to where it is now."""
+        old = {name: source.to_numpy(vector) for name, vector in self.slots.items()}
+        self.slots = {name: store.backend.zeros(store.values.shape, store.dtype) for name in old}
+        for name, vector in old.items():
+            self.slots[name][...] = store.backend.asarray(vector, dtype=store.dtype)
+        self.scratch = self._scratch(store)
+
+    def _scratch(self, store: ParameterStore) -> Array:
+        """Room for one piece of the flat vector."""
+        size = int(store.values.size)
+        return store.backend.empty((min(size, store.backend.chunk_elements or size),), store.dtype)
 
 
 class Optimizer(Configured):
@@ -75,11 +86,9 @@ class Optimizer(Configured):
             for run in store.runs(lambda p: p.trainable and p.decay):
                 self.decay(store.values[run], store.grads[run], rate)
         state.step += 1
-        longest = max((run.stop - run.start for run in trained), default=0)
-        scratch = backend.empty((min(longest, backend.chunk_elements or longest),), store.dtype)
         for piece in _pieces(trained, backend.chunk_elements):
             slots = [slot[piece] for slot in state.slots.values()]
-            t = scratch[: piece.stop - piece.start]
+            t = state.scratch[: piece.stop - piece.start]
             self.update(xp, store.values[piece], store.grads[piece], slots, t, rate, state.step)
 
     def decay(self, w: Array, g: Array, rate: float) -> None:
