@@ -131,9 +131,7 @@ def _documented_signature(function: Any) -> str:
 
 
 def _joined(parameters: list[inspect.Parameter]) -> str:
-    bare = [
-        p.replace(annotation=p.empty, default=p.empty if p.default is p.empty else _Ellipsis()) for p in parameters
-    ]
+    bare = [p.replace(annotation=p.empty, default=p.empty if p.default is p.empty else _Ellipsis()) for p in parameters]
     return str(inspect.Signature(bare))[1:-1]
 
 

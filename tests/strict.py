@@ -2,13 +2,12 @@
 
 `StrictBackend().xp` has the names and keywords that data/cupy_api.json recorded from a real CuPy. Its arrays hold NumPy
 arrays but are none: they convert to nothing by themselves, and whatever on a GPU would wait for the device is counted
-in `host_reads`. What CuPy refuses raises what CuPy raises (TypeError, AttributeError, …); what CuPy would silently do
-otherwise than meant (mix devices, copy behind your back, leave a result undefined) raises StrictError.
+in `host_reads`. What CuPy refuses raises TypeError, AttributeError and the like; what CuPy would do in silence and
+otherwise than meant (compute on the wrong device, copy behind your back, leave a result undefined) raises StrictError.
 
 Results are NumPy's, bit for bit, with two exceptions that are CuPy's: indices out of range wrap, and nothing warns.
 """
 
-import builtins
 import functools
 import inspect
 import json
@@ -27,31 +26,40 @@ from xpnet.backends.cpu import to_host
 
 API: dict[str, Any] = json.loads(Path(__file__).with_name("data").joinpath("cupy_api.json").read_text(encoding="utf-8"))
 
-_DTYPES = "?bBhHiIlLqQefdFD"
-_SCALARS = (bool, int, float, complex, numpy.generic)
+HostArray = numpy.ndarray[Any, Any]
 
-# Parameters that take host numbers, one or several, and never an array.
-_HOST_PARAMETERS = frozenset(
+_SCALARS = (bool, int, float, complex, numpy.generic)
+_DTYPES = "?bBhHiIlLqQefdFD"
+_ADD_AT_DTYPES = "iIlLqQefd"
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Parameters that take numbers of the host, one or several, and never an array.
+_HOST_PARAMETERS = _words(
     "shape newshape new_shape dimensions axis axes axis1 axis2 source destination start stop step num N M n k reps "
-    "repeats pad_width shift indices_or_sections dims".split()
+    "repeats pad_width shift indices_or_sections dims"
 )
 # Parameters that take several arrays in a tuple or list.
-_SEQUENCE_PARAMETERS = frozenset("tup arrays arys seq operands args xi condlist choicelist arrays_and_dtypes".split())
-# Functions whose first argument needs not be a device array.
-_UPLOADS = frozenset("array asarray asanyarray ascontiguousarray asfortranarray".split())
-_CREATORS = frozenset("arange empty eye full identity indices linspace logspace ones tri tril_indices triu_indices zeros".split())
-_INQUIRIES = frozenset("can_cast iscomplexobj isfortran isrealobj isscalar may_share_memory min_scalar_type ndim".split())
-_INQUIRIES |= frozenset("result_type shape shares_memory size".split())
-# Functions that treat their arguments otherwise in CuPy than in NumPy, and that nobody has needed yet.
-_NOT_MODELLED = frozenset(
-    "apply_along_axis apply_over_axes choose fromfunction load piecewise place put put_along_axis putmask "
-    "ravel_multi_index save savetxt savez savez_compressed select".split()
+_SEQUENCE_PARAMETERS = _words("tup arrays arys seq operands args xi arrays_and_dtypes out")
+# Functions that host data may enter by, that need no array, and that answer in Python objects without asking the device.
+_UPLOADS = _words("array asarray asanyarray ascontiguousarray asfortranarray")
+_CREATORS = _words("arange empty eye full identity indices linspace logspace ones tri tril_indices triu_indices zeros")
+_INQUIRIES = _words(
+    "can_cast iscomplexobj isfortran isrealobj isscalar may_share_memory min_scalar_type ndim result_type shape "
+    "shares_memory size"
 )
-# NumPy reduces in the dtype of `out`, CuPy in that of the input: they agree where `out` has the dtype of the result.
-_REDUCTIONS = frozenset("amax amin cumprod cumsum max mean min nanmax nanmin nansum prod ptp std sum trace var".split())
-# The third positional argument is `dtype` in CuPy and `out` in NumPy.
-_ARGUMENTS_OF_INDEX = frozenset("argmax argmin nanargmax nanargmin".split())
-_READING_METHODS = frozenset("nonzero compress".split())
+# Functions that treat their arguments otherwise in CuPy than in NumPy, and that nobody has needed yet.
+_NOT_MODELLED = _words(
+    "apply_along_axis apply_over_axes choose fromfunction load piecewise place put put_along_axis putmask "
+    "ravel_multi_index save savetxt savez savez_compressed select"
+)
+_REDUCTIONS = _words("amax amin cumprod cumsum max mean min nanmax nanmin nansum prod ptp std sum var")
+_ARG_REDUCTIONS = _words("argmax argmin nanargmax nanargmin")
+_READING_FUNCTIONS = frozenset(API["synchronises"]) - {"where"}  # where reads only if it is given a condition alone
+_READING_METHODS = _words("compress dump dumps nonzero tofile")
 
 
 class StrictError(AssertionError):
@@ -60,28 +68,36 @@ class StrictError(AssertionError):
 
 @functools.cache
 def signature(parameters: str) -> inspect.Signature:
-    """The signature that the recorded text stands for: "a, axis=..., out=..."."""
-    return inspect.signature(eval(f"lambda {parameters}: None"))
+    """The signature that a recorded text such as "a, axis=..., out=..." stands for."""
+    made: inspect.Signature = inspect.signature(eval(f"lambda {parameters}: None"))
+    return made
 
 
 # The backend -------------------------------------------------------------------------------------------------------
 
 
-class StrictBackend(Backend):
-    """`device` numbers a pretended GPU. As with CuPy, device 0 is current until a `with backend.device()`."""
+class _CurrentDevice(threading.local):
+    index = 0  # in every new thread, as in CUDA
 
-    _all: weakref.WeakValueDictionary[int, "StrictBackend"] = weakref.WeakValueDictionary()
+
+_current = _CurrentDevice()
+
+
+class StrictBackend(Backend):
+    """`device` numbers a pretended GPU. As in CUDA, device 0 is the current one outside of any `backend.device()`."""
+
+    _alive: "weakref.WeakValueDictionary[int, StrictBackend]" = weakref.WeakValueDictionary()
 
     def __init__(self, device: int = 0) -> None:
         super().__init__(f"strict:{device}" if device else "strict", StrictModule(self))
         self.index = device
-        #: How often the host had to wait for the device's answer.
+        #: How often the host has had to wait for an answer of the device.
         self.host_reads = 0
-        #: The dtypes of all arrays of more than one element that the last `watch_dtypes` saw.
+        #: The dtypes of all arrays of more than one element made in the last `watch_dtypes`.
         self.seen_dtypes: set[numpy.dtype[Any]] = set()
-        self._watching = False
-        self._reads_forbidden = False
-        self._all[id(self)] = self
+        self._watches_dtypes = False
+        self._forbids_reads = False
+        self._alive[id(self)] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _same_backend, (id(self), self.index)
@@ -93,69 +109,70 @@ class StrictBackend(Backend):
             host = a._values if isinstance(a, StrictArray) else numpy.asarray(to_host(a))
             return StrictArray(self, numpy.array(host, dtype=dtype))
 
-    def to_numpy(self, a: Any) -> numpy.ndarray[Any, Any]:
+    def to_numpy(self, a: Any) -> HostArray:
         return a.get() if isinstance(a, StrictArray) else numpy.asarray(to_host(a))
 
     @contextmanager
-    def device(self) -> Iterator[None]:  # type: ignore[override]
-        before, _current.device = _current.device, self.index
+    def device(self) -> Iterator[None]:
+        before, _current.index = _current.index, self.index
         try:
             yield
         finally:
-            _current.device = before
+            _current.index = before
 
     @contextmanager
     def no_host_reads(self) -> Iterator[None]:
-        """Inside, the first call that would wait for the device raises AssertionError on the spot."""
-        before, self._reads_forbidden = self._reads_forbidden, True
+        """Inside, a call that would wait for the device raises AssertionError on the spot."""
+        before, self._forbids_reads = self._forbids_reads, True
         try:
             yield
         finally:
-            self._reads_forbidden = before
+            self._forbids_reads = before
 
     @contextmanager
     def watch_dtypes(self) -> Iterator[set[numpy.dtype[Any]]]:
-        """Collects the dtype of every array of more than one element that is made inside; see also `seen_dtypes`."""
-        self.seen_dtypes = set()
-        before, self._watching = self._watching, True
+        """Collects the dtype of every array of more than one element that is made inside, in `seen_dtypes` too."""
+        seen = self.seen_dtypes = set()
+        before, self._watches_dtypes = self._watches_dtypes, True
         try:
-            yield self.seen_dtypes
+            yield seen
         finally:
-            self._watching = before
+            self._watches_dtypes = before
 
     def read(self, what: str) -> None:
         """Count one wait for the device."""
-        if self._reads_forbidden:
-            raise AssertionError(f"{what} reads a device array back to the host, and waits for the device.")
+        if self._forbids_reads:
+            raise AssertionError(f"{what} waits for the device, to bring an answer back to the host.")
         self.host_reads += 1
 
     def compute(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """`function` on the NumPy arrays inside `args` and `kwargs`; what it returns becomes device arrays again."""
-        if _current.device != self.index:
+        """`function` of the NumPy arrays inside `args` and `kwargs`; what it returns becomes device arrays again."""
+        if _current.index != self.index:
             raise StrictError(
-                f"{getattr(function, '__name__', function)} was asked of device {self.index} while device "
-                f"{_current.device} is current. Enter `with backend.device():` first."
+                f"{getattr(function, '__name__', function)} of arrays of device {self.index}, while the current "
+                f"device is {_current.index}. Enter `with backend.device():` first."
             )
         inside: dict[int, StrictArray] = {}
-        args = tuple(self._unwrap(a, inside) for a in args)
-        kwargs = {name: self._unwrap(a, inside) for name, a in kwargs.items()}
-        with numpy.errstate(all="ignore"):  # a GPU raises no floating-point warnings
+        args = tuple(self.unwrap(a, inside) for a in args)
+        kwargs = {name: self.unwrap(a, inside) for name, a in kwargs.items()}
+        with numpy.errstate(all="ignore"):  # a GPU does not warn of what floating point does
             return self._wrap(function(*args, **kwargs), inside)
 
-    def _unwrap(self, a: Any, inside: dict[int, "StrictArray"]) -> Any:
+    def unwrap(self, a: Any, inside: dict[int, "StrictArray"]) -> Any:
+        """`a` with the NumPy arrays inside the device arrays of it; `inside` learns whose they are."""
         if isinstance(a, StrictArray):
             if a._backend.index != self.index:
-                raise StrictError(f"an array of device {a._backend.index} met one of device {self.index}: {a.shape}.")
+                raise StrictError(f"an array of device {a._backend.index} meets one of device {self.index}.")
             inside[id(a._values)] = a
             return a._values
         if type(a) in (list, tuple):
-            return type(a)(self._unwrap(item, inside) for item in a)
+            return type(a)(self.unwrap(item, inside) for item in a)
         return a
 
     def _wrap(self, a: Any, inside: dict[int, "StrictArray"]) -> Any:
         if isinstance(a, numpy.ndarray):
-            return inside.get(id(a)) or StrictArray(self, a)
-        if isinstance(a, (*_SCALARS,)):  # CuPy has no scalars: every result is an array
+            return inside[id(a)] if id(a) in inside else StrictArray(self, a)
+        if isinstance(a, _SCALARS):  # CuPy returns no scalars
             return StrictArray(self, numpy.asarray(a))
         if isinstance(a, (list, tuple)):
             items = [self._wrap(item, inside) for item in a]
@@ -163,22 +180,16 @@ class StrictBackend(Backend):
         return a
 
 
-class _CurrentDevice(threading.local):
-    device = 0  # in every new thread, as in CUDA
-
-
-_current = _CurrentDevice()
-
-
 def _same_backend(key: int, device: int) -> StrictBackend:
-    return StrictBackend._all.get(key) or StrictBackend(device)
+    """For unpickling: the very backend in the same process, an equal one in another."""
+    return StrictBackend._alive.get(key) or StrictBackend(device)
 
 
 # The array ---------------------------------------------------------------------------------------------------------
 
 
 class Flags(NamedTuple):
-    """What CuPy's `flags` tell; there is no `writeable`."""
+    """What CuPy's flags tell. There is no `writeable`."""
 
     c_contiguous: bool
     f_contiguous: bool
@@ -186,38 +197,36 @@ class Flags(NamedTuple):
 
 
 class Device(NamedTuple):
+    """What `array.device` is."""
+
     id: int
-
-
-def _implicit() -> NoReturn:
-    raise TypeError(
-        "Implicit conversion to a NumPy array is not allowed. "
-        "Please use `.get()` to construct a NumPy array explicitly."
-    )
 
 
 class StrictArray:
     """A NumPy array behind the interface of cupy.ndarray."""
 
     __slots__ = ("__weakref__", "_backend", "_values")
-    __array_ufunc__ = None  # NumPy's operators and ufuncs leave the field to ours, and theirs raise TypeError
+    __array_ufunc__ = None  # NumPy's ufuncs then raise TypeError, and its operators leave the field to ours
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, backend: StrictBackend, values: numpy.ndarray[Any, Any]) -> None:
+    def __init__(self, backend: StrictBackend, values: HostArray) -> None:
         if values.dtype.char not in _DTYPES:
             raise ValueError(f"Unsupported dtype {values.dtype}")
         self._backend = backend
         self._values = values
-        if backend._watching and values.size > 1:
+        if backend._watches_dtypes and values.size > 1:
             backend.seen_dtypes.add(values.dtype)
 
     def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        _implicit()
+        raise TypeError(
+            "Implicit conversion to a NumPy array is not allowed. "
+            "Please use `.get()` to construct a NumPy array explicitly."
+        )
 
-    def __array_function__(self, function: Any, *args: Any, **kwargs: Any) -> NoReturn:
-        raise TypeError(f"numpy.{function.__name__} was given a device array. Use `xp`.")
+    def __array_function__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(f"numpy.{function.__name__} was given a device array. Call it from `xp`.")
 
-    # What the host knows without asking the device
+    # What the host knows without asking the device -------------------------------------------------------------
 
     shape = property(lambda self: self._values.shape)
     strides = property(lambda self: self._values.strides)
@@ -227,10 +236,10 @@ class StrictArray:
     nbytes = property(lambda self: self._values.nbytes)
     itemsize = property(lambda self: self._values.itemsize)
     device = property(lambda self: Device(self._backend.index))
-    T = property(lambda self: self._view(self._values.T))
-    mT = property(lambda self: self._view(self._values.mT))
-    real = property(lambda self: self._view(self._values.real))
-    imag = property(lambda self: self._view(self._values.imag))
+    T = property(lambda self: StrictArray(self._backend, self._values.T))
+    mT = property(lambda self: StrictArray(self._backend, self._values.mT))
+    real = property(lambda self: StrictArray(self._backend, self._values.real))
+    imag = property(lambda self: StrictArray(self._backend, self._values.imag))
 
     @property
     def flags(self) -> Flags:
@@ -239,19 +248,20 @@ class StrictArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        # So that the library takes it for what it stands for; nobody may follow the pointer.
+        # So that the library takes it for a device array. Nobody is to follow the pointer.
         return {"shape": self.shape, "typestr": self.dtype.str, "data": (0, False), "version": 3}
 
     def __len__(self) -> int:
         return len(self._values)
 
-    # What makes the host wait for the device. There is no __index__, as in CuPy.
+    # What waits for the device. There is no __index__, as in CuPy. ---------------------------------------------
 
-    def get(self, stream: None = None, order: Any = "C", out: None = None, blocking: bool = True) -> Any:
-        self._backend.read("get")
-        return self._values.copy(order)
+    def get(self, stream: None = None, order: Any = "C", out: None = None, blocking: bool = True) -> HostArray:
+        if stream is not None or out is not None:
+            raise NotImplementedError("get(stream=, out=) is not modelled by the strict stand-in (tests/strict.py)")
+        return self._read("get").copy(order)
 
-    def _read(self, what: str) -> Any:
+    def _read(self, what: str) -> HostArray:
         self._backend.read(what)
         return self._values
 
@@ -262,7 +272,7 @@ class StrictArray:
         return self._read("tolist").tolist()
 
     def tobytes(self, order: Any = "C") -> bytes:
-        return self._read("tobytes").tobytes(order)  # type: ignore[no-any-return]
+        return self._read("tobytes").tobytes(order)
 
     def __bool__(self) -> bool:
         return bool(self._read("bool"))
@@ -289,11 +299,11 @@ class StrictArray:
         if self.ndim == 0:
             raise TypeError("iteration over a 0-d array")
         if self.ndim == 1:
-            # CuPy hands out 0-d views; whoever walks over single numbers wants them on the host.
+            # CuPy would hand out 0-d views, but whoever goes through single numbers wants them on the host.
             self._backend.read("iteration over numbers")
         return (self[i] for i in range(len(self)))
 
-    # Copies
+    # Copies ----------------------------------------------------------------------------------------------------
 
     def __copy__(self) -> "StrictArray":
         return StrictArray(self._backend, self._values.copy())
@@ -304,84 +314,77 @@ class StrictArray:
     def __reduce__(self) -> tuple[Any, ...]:
         return StrictArray, (self._backend, self.get(order="A"))
 
-    # Elements
+    # Elements --------------------------------------------------------------------------------------------------
 
     def __getitem__(self, key: Any) -> "StrictArray":
-        index, kind = self._index(key)
-        if kind == "b":
+        index, kind = self.index(key)
+        if kind is None:
+            return StrictArray(self._backend, self._values[index])
+        if kind == "mask":
             self._backend.read("indexing with a mask")
-        picked = self._values[index]
-        return self._view(numpy.array(picked) if kind else picked)
+        picked: StrictArray = self._backend.compute(lambda values: numpy.array(values[index]), self)
+        return picked
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        index, kind = self._index(key)
         if not isinstance(value, (StrictArray, *_SCALARS)):
-            raise ValueError(f"a device array takes device arrays and scalars, not {type(value)}")
-        if kind == "b":
+            raise ValueError(f"a device array is set to device arrays and scalars, not to {type(value)}.")
+        index, kind = self.index(key)
+        if kind == "mask":
             self._backend.read("assigning through a mask")
-        if kind == "i" and isinstance(value, StrictArray) and value.size > 1:
+        if kind == "integers" and isinstance(value, StrictArray) and value.size > 1:
             targets = numpy.arange(self.size).reshape(self.shape)[index]
             if len(numpy.unique(targets)) < targets.size:
-                raise StrictError("an index occurs twice: which of its values is stored is undefined in CuPy.")
+                raise StrictError("an element is assigned to twice; which of the values it gets is undefined in CuPy.")
         self._backend.compute(operator.setitem, self, index, value)
 
-    def _index(self, key: Any) -> tuple[Any, str]:
-        """The index for the NumPy array inside, and "i", "b" or "": what dtype the arrays in it have, if any.
+    def index(self, key: Any) -> tuple[Any, str | None]:
+        """The index into the NumPy array inside, and what sort of arrays is in it: "mask", "integers" or None.
 
-        It ends in an Ellipsis, which makes NumPy return 0-d views instead of scalars.
+        Integers in arrays wrap. An Ellipsis is there, to make NumPy return 0-d views instead of scalars.
         """
         items = list(key) if isinstance(key, tuple) else [key]
-        index: list[Any] = []
-        masks, wrapped = 0, []
+        arrays = [item for item in items if isinstance(item, StrictArray)]
+        masks = [array for array in arrays if array.dtype.kind == "b"]
         for item in items:
             if isinstance(item, StrictArray):
-                item = self._backend.compute(lambda values: [values], item)[0]._values  # checks its device
-                if item.dtype.kind == "b":
-                    masks += 1
-                elif item.dtype.kind in "iu":
-                    wrapped.append(len(index))
-                else:
-                    raise IndexError(f"arrays used as indices must be of integer or boolean type, not {item.dtype}")
-            elif isinstance(item, (bool, numpy.bool)) or not (
-                item is None or item is Ellipsis or isinstance(item, (int, numpy.integer, slice))
-            ):
+                if item.dtype.kind not in "biu":
+                    raise IndexError(f"arrays used as indices must be of integer or boolean type, not {item.dtype}.")
+            elif item is not None and item is not Ellipsis and not _is_basic(item):
                 raise TypeError(
-                    f"a device array is indexed with integers, slices, None, ... and device arrays, not {type(item)}; "
-                    "CuPy would upload it, and wait."
+                    f"a device array is indexed by integers, slices, None, ... and device arrays, not by {type(item)}, "
+                    "which CuPy would have to upload first."
                 )
+        if masks and len(arrays) > 1:
+            raise IndexError("CuPy takes one boolean array in an index, and no other array beside it.")
+        if not any(item is Ellipsis for item in items):
+            items.append(Ellipsis)
+        widths = [_axes_taken(item) for item in items]
+        if sum(widths) > self.ndim:
+            raise IndexError(f"too many indices: {sum(widths)} for an array of {self.ndim} dimensions.")
+        axis, index = 0, []
+        for item, width in zip(items, widths, strict=True):
+            if isinstance(item, StrictArray):
+                item = self._backend.unwrap(item, {})
+                if not masks and self.shape[axis]:
+                    item = item.astype(numpy.int64) % self.shape[axis]
             index.append(item)
-        if masks > 1 or (masks and wrapped):
-            raise IndexError("CuPy takes one boolean array in an index, and no other array beside it")
-        if not any(item is Ellipsis for item in index):
-            index.append(Ellipsis)
-        used = [item.ndim if getattr(item, "dtype", None) == bool else item not in (None, Ellipsis) for item in
-                [None if i in wrapped else item for i, item in enumerate(index)]]
-        for i in wrapped:
-            used[i] = 1
-        for i in wrapped:
-            before_ellipsis = i < next(j for j, item in enumerate(index) if item is Ellipsis)
-            axis = sum(used[:i]) if before_ellipsis else self.ndim - sum(used[i:])
-            index[i] = index[i] % self.shape[axis] if index[i].size else index[i].astype(numpy.intp)
-        return tuple(index), "b" if masks else "i" if wrapped else ""
+            axis += self.ndim - sum(widths) if item is Ellipsis else width
+        return tuple(index), "mask" if masks else "integers" if arrays else None
 
-    def _view(self, values: numpy.ndarray[Any, Any]) -> "StrictArray":
-        return StrictArray(self._backend, values)
-
-    # Methods
+    # Methods and operators -------------------------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
-        methods = API["ndarray"]["methods"]
-        if name not in methods:
+        if name not in API["ndarray"]["methods"]:
             raise AttributeError(f"'cupy.ndarray' object has no attribute {name!r}")
         if not hasattr(numpy.ndarray, name) or name in _NOT_MODELLED:
             raise AttributeError(f"cupy.ndarray.{name} is not modelled by the strict stand-in (tests/strict.py)")
-        if name in ("take", "dot"):
+        if name in ("dot", "take"):
             return functools.partial(getattr(self._backend.xp, name), self)
         return functools.partial(self._method, name)
 
     def _method(self, name: str, *args: Any, **kwargs: Any) -> Any:
         bound = _bind(f"ndarray.{name}", API["ndarray"]["methods"][name], args, kwargs)
-        _check_reduction(name, self, bound, len(args) + 1)
+        _check_reduction(name, self, bound)
         if name in _READING_METHODS:
             self._backend.read(name)
         return self._backend.compute(getattr(numpy.ndarray, name), self, *args, **kwargs)
@@ -390,32 +393,42 @@ class StrictArray:
         return self._backend.xp.matmul(self, other)
 
 
-def _operand(a: Any) -> None:
+def _is_basic(item: Any) -> bool:
+    return isinstance(item, (int, numpy.integer, slice)) and not isinstance(item, bool)
+
+
+def _axes_taken(item: Any) -> int:
+    """How many axes of the array an item of an index stands for; the Ellipsis stands for the rest."""
+    if isinstance(item, StrictArray) and item.dtype.kind == "b":
+        return int(item.ndim)
+    return 0 if item is None or item is Ellipsis else 1
+
+
+def _check_operand(a: Any) -> None:
     if not isinstance(a, (StrictArray, *_SCALARS)):
-        raise TypeError(f"Unsupported type {type(a)}: a device array meets only device arrays and scalars.")
+        raise TypeError(f"Unsupported type {type(a)}: a device array meets device arrays and scalars only.")
 
 
 def _define_operators() -> None:
-    """Give StrictArray the operators of Python, each NumPy's own on the arrays inside."""
+    """Python's operators, each as NumPy's own on the arrays inside."""
 
     def define(name: str, function: Callable[..., Any], swapped: bool = False) -> None:
         def method(self: StrictArray, *others: Any) -> Any:
             for other in others:
-                _operand(other)
+                _check_operand(other)
             return self._backend.compute(function, *((*others, self) if swapped else (self, *others)))
 
         method.__name__ = method.__qualname__ = f"__{name}__"
         setattr(StrictArray, method.__name__, method)
 
     for name in ("neg", "pos", "abs", "invert", "lt", "le", "eq", "ne", "gt", "ge"):
-        define(name, getattr(operator, name))
+        define(name, getattr(operator, f"__{name}__"))
     for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "and", "or", "xor"):
-        function = getattr(operator, f"__{name}__")
-        define(name, function)
-        define(f"r{name}", function, swapped=True)
+        define(name, getattr(operator, f"__{name}__"))
+        define(f"r{name}", getattr(operator, f"__{name}__"), swapped=True)
         define(f"i{name}", getattr(operator, f"__i{name}__"))
-    define("divmod", builtins.divmod)
-    define("rdivmod", builtins.divmod, swapped=True)
+    define("divmod", divmod)
+    define("rdivmod", divmod, swapped=True)
 
 
 _define_operators()
@@ -430,7 +443,7 @@ class StrictModule:
     ndarray = StrictArray
 
     def __init__(self, backend: StrictBackend) -> None:
-        self._backend = weakref.proxy(backend)
+        self._backend = backend
 
     def __getattr__(self, name: str) -> Any:
         made = self._make(name)
@@ -438,41 +451,163 @@ class StrictModule:
         return made
 
     def _make(self, name: str) -> Any:
-        recorded = (API["functions"], API["ufuncs"], API["same_as_numpy"], API["constants"])
-        if name.startswith("_") or not any(name in names for names in (*recorded, API["classes"], API["modules"])):
+        plain = name in API["same_as_numpy"] or name in API["constants"]
+        function = name in API["functions"] or name in API["ufuncs"]
+        if not (plain or function or name in API["classes"] or name in API["modules"]):
             raise AttributeError(f"module 'cupy' has no attribute {name!r}")
-        if name in _NOT_MODELLED or not any(name in names for names in recorded):
+        if name in _NOT_MODELLED or not (plain or function):
             raise AttributeError(f"cupy.{name} is not modelled by the strict stand-in (tests/strict.py)")
         if not hasattr(numpy, name):
             raise AttributeError(f"cupy.{name} exists, but numpy.{name} does not")
-        if name in API["same_as_numpy"] or name in API["constants"]:
+        if plain:
             return getattr(numpy, name)
         if name in API["ufuncs"]:
             return StrictUfunc(self._backend, name)
-        special = {"matmul": self._product, "dot": self._product, "where": self._where, "take": self._take}
-        special |= {"take_along_axis": self._take_along_axis, "empty": self._empty, "empty_like": self._empty}
-        return functools.partial(self._upload if name in _UPLOADS else special.get(name, self._call), name)
+        if name in _UPLOADS:
+            return functools.partial(self._upload, name)
+        special = {
+            "dot": self._product,
+            "empty": self._empty,
+            "empty_like": self._empty,
+            "matmul": self._product,
+            "take": self._take,
+            "take_along_axis": self._take_along_axis,
+            "where": self._where,
+        }
+        return functools.partial(special.get(name, self._call), name)
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         bound = _bind(name, API["functions"][name], args, kwargs)
+        if name in _INQUIRIES:
+            unwrapped = [self._backend.unwrap(a, {}) for a in args]
+            return getattr(numpy, name)(*unwrapped, **kwargs)
         first = next(iter(bound.arguments.values()), None)
-        if name not in _CREATORS | _INQUIRIES and not _holds_device_array(first):
-            raise TypeError(f"cupy.{name} works on a device array, not on {type(first)}")
-        _check_reduction(name, first, bound, len(args))
-        if name in API["synchronises"] and name != "where":
+        if name not in _CREATORS and not _holds(StrictArray, first):
+            raise TypeError(f"cupy.{name} works on a device array, not on {type(first)}.")
+        if name in _ARG_REDUCTIONS and len(args) > 2:
+            raise TypeError(f"{name}: the third argument is dtype in CuPy and out in NumPy. Give it by its name.")
+        _check_reduction(name, first, bound)
+        if name in _READING_FUNCTIONS:
             self._backend.read(name)
-        function = getattr(numpy, name)
-        if name in _INQUIRIES:  # about what the host knows, answered in Python objects
-            inside: dict[int, StrictArray] = {}
-            return function(*(self._backend._unwrap(a, inside) for a in args), **kwargs)
-        return self._backend.compute(function, *args, **kwargs)
+        return self._backend.compute(getattr(numpy, name), *args, **kwargs)
 
     def _upload(self, name: str, a: Any, *args: Any, **kwargs: Any) -> Any:
-        """asarray and its kin: the ways by which host data may enter."""
-        if isinstance(a, StrictArray) or (isinstance(a, (list, tuple)) and _holds_device_array(a)):
-            return self._call(name, a, *args, **kwargs) if isinstance(a, StrictArray) else self._nested(name, a, args, kwargs)
+        """asarray and its kin: where host data may enter. It is copied, as on the way to a GPU."""
         _bind(name, API["functions"][name], (None, *args), kwargs)
+        if _holds(StrictArray, a) and _holds(numpy.ndarray, a):
+            raise TypeError(f"cupy.{name} was given NumPy arrays and device arrays in one list.")
         made = self._backend.compute(getattr(numpy, name), a, *args, **kwargs)
-        if numpy.may_share_memory(made._values, numpy.asarray(a)):
-            made = made.copy()
+        if isinstance(a, numpy.ndarray) and numpy.may_share_memory(made._values, a):
+            made = made.copy(order="A")
         return made
+
+    def _empty(self, name: str, *args: Any, **kwargs: Any) -> StrictArray:
+        """Fresh memory holds anything. Here it holds what is soonest noticed."""
+        made: StrictArray = self._call(name, *args, **kwargs)
+        kind = made.dtype.kind
+        made._values.fill(numpy.nan if kind in "fc" else True if kind == "b" else numpy.iinfo(made.dtype).max)
+        return made
+
+    def _product(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        given = _bind(name, API["functions"][name], args, kwargs).arguments
+        out = given.get("out")
+        a, b = list(given.values())[:2]
+        for array in (a, b) if out is None else (a, b, out):
+            if not isinstance(array, StrictArray):
+                raise TypeError(f"cupy.{name} works on device arrays, not on {type(array)}.")
+        if out is not None:
+            copies = "would copy it behind your back" if name == "matmul" else "refuses it"
+            if out.dtype != numpy.promote_types(a.dtype, b.dtype):
+                raise StrictError(f"{name}: out is {out.dtype}, for {a.dtype} and {b.dtype}; CuPy {copies}.")
+            if not out.flags.c_contiguous:
+                raise StrictError(f"{name}: out is not C-contiguous; CuPy {copies}.")
+            if any(numpy.may_share_memory(out._values, array._values) for array in (a, b)):
+                raise StrictError(f"{name}: out overlaps an input; CuPy would overwrite what it still has to read.")
+        return self._backend.compute(getattr(numpy, name), *args, **kwargs)
+
+    def _where(self, name: str, condition: Any, x: Any = None, y: Any = None) -> Any:
+        if x is None and y is None:
+            self._backend.read("where of a condition alone")
+            return self._call(name, condition)
+        return self._call(name, condition, x, y)
+
+    def _take(self, name: str, a: Any, indices: Any, axis: Any = None, out: Any = None) -> Any:
+        _bind(name, API["functions"][name], (a, indices, axis, out), {})
+        if not isinstance(a, StrictArray):
+            raise TypeError(f"cupy.take works on a device array, not on {type(a)}.")
+        if out is not None and out.dtype != a.dtype:
+            raise TypeError("Output dtype mismatch")
+        return self._backend.compute(numpy.take, a, indices, axis, out, mode="wrap")
+
+    def _take_along_axis(self, name: str, a: Any, indices: Any, axis: Any) -> Any:
+        length = a.size if axis is None else a.shape[axis]
+        return self._call(name, a, indices % length if length else indices, axis)
+
+
+class StrictUfunc:
+    """A ufunc of CuPy's: fewer keywords than NumPy's, and hardly a method."""
+
+    def __init__(self, backend: StrictBackend, name: str) -> None:
+        self.__name__ = name
+        self._backend = backend
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = _bind(self.__name__, API["ufuncs"][self.__name__], args, kwargs).arguments
+        for name, value in given.items():
+            if name.startswith("x"):
+                _check_operand(value)
+        return self._backend.compute(getattr(numpy, self.__name__), *args, **kwargs)
+
+    def at(self, a: StrictArray, indices: Any, b: Any = None) -> None:
+        """Adds through repeated indices, too."""
+        if self.__name__ != "add":
+            raise NotImplementedError(f"cupy.{self.__name__}.at is not modelled by the strict stand-in")
+        if a.dtype.char not in _ADD_AT_DTYPES:
+            raise TypeError(f"cupy.add.at does not support {a.dtype}")
+        _check_operand(b)
+        self._backend.compute(numpy.add.at, a, a.index(indices)[0], b)
+
+    def __getattr__(self, name: str) -> Any:
+        if self.__name__ not in API["ufunc_methods"].get(name, ()):
+            raise NotImplementedError(f"`cupy_{self.__name__}.{name}` is not supported yet")
+        raise AttributeError(f"cupy.{self.__name__}.{name} is not modelled by the strict stand-in (tests/strict.py)")
+
+
+# Arguments ---------------------------------------------------------------------------------------------------------
+
+
+def _holds(kind: type, a: Any) -> bool:
+    """Whether `a` is a `kind`, or a list or tuple with one in it."""
+    if isinstance(a, (list, tuple)):
+        return any(_holds(kind, item) for item in a)
+    return isinstance(a, kind)
+
+
+def _bind(function: str, parameters: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
+    """Which argument goes to which parameter of CuPy's function; TypeError for what that would not take."""
+    try:
+        bound = signature(parameters).bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"cupy.{function}({parameters}): {error}") from None
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if _holds(numpy.ndarray, list(value.values()) if kind is inspect.Parameter.VAR_KEYWORD else value):
+            raise TypeError(f"cupy.{function}: {name} is or holds a NumPy array. Move it with backend.asarray first.")
+        if name in _HOST_PARAMETERS:
+            if _holds(StrictArray, value):
+                raise TypeError(f"cupy.{function}: {name} must be known on the host, not on the device.")
+        elif isinstance(value, (list, tuple)) and name not in _SEQUENCE_PARAMETERS:
+            raise TypeError(f"cupy.{function}: {name} must not be a {type(value).__name__}.")
+    return bound
+
+
+def _check_reduction(name: str, array: Any, bound: inspect.BoundArguments) -> None:
+    """NumPy reduces in the dtype of `out`, CuPy in that of the input: they agree if `out` has the result's own."""
+    out, dtype = bound.arguments.get("out"), bound.arguments.get("dtype")
+    if name not in _REDUCTIONS or dtype is not None or not isinstance(out, StrictArray):
+        return
+    natural = getattr(numpy, name)(numpy.ones(1, dtype=array.dtype)).dtype
+    if out.dtype != natural:
+        raise StrictError(
+            f"{name}: out is {out.dtype}, but CuPy computes in {natural} and NumPy does not. Give dtype=."
+        )
