@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy
 
@@ -44,7 +44,7 @@ _HOST_PARAMETERS = _words(
 )
 # Parameters that take several arrays in a tuple or list.
 _SEQUENCE_PARAMETERS = _words("tup arrays arys seq operands args xi arrays_and_dtypes out")
-# Functions that host data may enter by, that need no array, and that answer in Python objects without asking the device.
+# Functions that host data may enter by; that need no array; that answer in Python objects, without asking the device.
 _UPLOADS = _words("array asarray asanyarray ascontiguousarray asfortranarray")
 _CREATORS = _words("arange empty eye full identity indices linspace logspace ones tri tril_indices triu_indices zeros")
 _INQUIRIES = _words(
@@ -86,7 +86,7 @@ _current = _CurrentDevice()
 class StrictBackend(Backend):
     """`device` numbers a pretended GPU. As in CUDA, device 0 is the current one outside of any `backend.device()`."""
 
-    _alive: "weakref.WeakValueDictionary[int, StrictBackend]" = weakref.WeakValueDictionary()
+    _alive: ClassVar["weakref.WeakValueDictionary[int, StrictBackend]"] = weakref.WeakValueDictionary()
 
     def __init__(self, device: int = 0) -> None:
         super().__init__(f"strict:{device}" if device else "strict", StrictModule(self))
@@ -237,7 +237,7 @@ class StrictArray:
     itemsize = property(lambda self: self._values.itemsize)
     device = property(lambda self: Device(self._backend.index))
     T = property(lambda self: StrictArray(self._backend, self._values.T))
-    mT = property(lambda self: StrictArray(self._backend, self._values.mT))
+    mT = property(lambda self: StrictArray(self._backend, self._values.mT))  # noqa: N815
     real = property(lambda self: StrictArray(self._backend, self._values.real))
     imag = property(lambda self: StrictArray(self._backend, self._values.imag))
 
@@ -465,7 +465,7 @@ class StrictModule:
             return StrictUfunc(self._backend, name)
         if name in _UPLOADS:
             return functools.partial(self._upload, name)
-        special = {
+        special: dict[str, Callable[..., Any]] = {
             "dot": self._product,
             "empty": self._empty,
             "empty_like": self._empty,

@@ -21,7 +21,7 @@ class Callback:
     should be read seldom: `self.run.logs()` waits for the GPU.
     """
 
-    #: Set by fit: epochs, steps, samples, batch_size, history, learning_rate, and logs() of the epoch so far.
+    #: Set by fit: epochs, steps, samples, batch_size, history, state (its learning_rate), logs() of the epoch so far.
     run: "Run"
 
     def on_train_begin(self, model: "Sequential") -> None:
@@ -211,9 +211,9 @@ class ReduceLROnPlateau(_Monitor):
 
     def on_patience_lost(self, model: "Sequential", epoch: int) -> None:
         self.waited = 0
-        rate = self.run.learning_rate
-        if rate > self.min_rate:
-            self.run.step.state.rate_factor *= max(self.factor, self.min_rate / rate)
+        state = self.run.state
+        if state.learning_rate > self.min_rate:
+            state.rate_factor *= max(self.factor, self.min_rate / state.learning_rate)
 
 
 class CSVLogger(Callback):

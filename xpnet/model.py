@@ -51,9 +51,7 @@ class Sequential(layers_.Sequential):
         self.seed = secrets.randbits(32) if seed is None else int(seed)
         self.dtype, self.precision = numpy.dtype(dtype).name, precision
         self._requested_backend = backend
-        self._state: TrainingState | None = None
-        self._loss: Loss | None = None
-        self._metrics: list[Metric] = []
+        self._state = TrainingState()
         self._rows_of_forward: int | None = None
         if input_shape is not None:
             self._build_on(as_shape(input_shape))
@@ -109,6 +107,8 @@ class Sequential(layers_.Sequential):
         sample_weight: Any = None,
         class_weight: Mapping[int, float] | Sequence[float] | None = None,
         accumulate: int = 1,
+        resume_from: Any = None,
+        distributed: bool = False,
         verbose: int = 1,
     ) -> History:
         """Train on x (N, *input_shape) and y; return the figures of every epoch.
@@ -120,6 +120,7 @@ class Sequential(layers_.Sequential):
         shuffle: a new order every epoch, drawn from the seed.
         sample_weight (N,): counts a sample w times, in loss and metrics. class_weight {class: w}: in the loss.
         accumulate: batches whose gradients add up to one update, as one batch that many times as large.
+        resume_from, distributed: refused in this version; resuming and data parallelism are yet to come.
         verbose: 1 a progress bar on a terminal, 2 a printed line an epoch, 0 nothing.
 
         Called again with an equal optimiser it goes on: momenta, schedule and epochs belong to the model. Ctrl-C ends
@@ -128,16 +129,17 @@ class Sequential(layers_.Sequential):
         Raises DataError, ShapeError or ArgumentError before training where the data or the arguments cannot work, and
         DivergenceError where the loss becomes NaN or infinite, with the weights of the epoch's start put back.
         """
+        if resume_from is not None or distributed:
+            raise ArgumentError("resume_from and distributed are not in this version of xpnet yet; leave them out.")
         self._ensure_built(x)
         with self.backend.device():
             self._rows_of_forward = None
-            history, self._state, self._loss, self._metrics = training.fit(
-                self, x, y, loss=loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size,
+            return training.fit(
+                self, self._state, x, y, loss=loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size,
                 validation_data=validation_data, validation_split=validation_split, metrics=metrics,
                 callbacks=callbacks, shuffle=shuffle, sample_weight=sample_weight, class_weight=class_weight,
-                accumulate=accumulate, verbose=verbose, state=self._state,
+                accumulate=accumulate, verbose=verbose,
             )  # fmt: skip
-        return history
 
     def train_on_batch(
         self,
@@ -153,15 +155,14 @@ class Sequential(layers_.Sequential):
         self._ensure_built(x)
         with self.backend.device():
             chosen, measured = self._chosen(loss, metrics)
-            if optimizer is None and self._state is None:
+            wanted = self._state.optimizer if optimizer is None else optimizers_.get(optimizer)
+            if wanted is None:
                 raise ArgumentError('the model was never trained: say which optimizer, such as optimizer="adam".')
-            wanted = self._state.optimizer if optimizer is None and self._state else optimizers_.get(optimizer)
             weights = class_weight if class_weight is not None else chosen.class_weight
             data = prepare(self, x, y, chosen, sample_weight, weights)
             self._rows_of_forward = None
-            self._state = training.state_for(self, wanted, self._state)
-            self._loss, self._metrics = chosen, measured
-            return training.train_on_batch(self, data, chosen, measured, self._state)
+            self._state.begin(self.context.store, chosen, measured, wanted)
+            return training.train_on_batch(self, self._state, data)
 
     def evaluate(
         self,
@@ -229,7 +230,7 @@ class Sequential(layers_.Sequential):
             source = self.context.backend
             with target.device():
                 self.context.store.move(target, self.dtype)
-                if self._state is not None:
+                if self._state.memory is not None:
                     self._state.memory.move(source, self.context.store)
             self.context.backend = target
             self.forget_work()
@@ -274,12 +275,12 @@ class Sequential(layers_.Sequential):
             return prepare_inputs(self, x, finite=False)
 
     def _chosen(self, loss: Any, metrics: Any) -> tuple[Loss, list[Metric]]:
-        if loss is None and self._loss is None:
+        last = self._state
+        if loss is None and last.loss is None:
             raise ArgumentError('the model was never trained: say which loss, such as loss="softmax_cross_entropy".')
-        if loss is None and metrics is None:
-            assert self._loss is not None
-            return self._loss, self._metrics
-        return training.choose(self, self._loss if loss is None else loss, metrics)
+        if loss is None and metrics is None and last.loss is not None:
+            return last.loss, last.metrics
+        return training.choose(self, last.loss if loss is None else loss, metrics)
 
 
 def _summary_row(layer: Layer) -> tuple[str, str, str]:

@@ -36,13 +36,39 @@ _EVALUATION_BATCH = 1024
 
 
 class TrainingState:
-    """What training has left on a model: its optimiser with its memory, and how far it came."""
+    """What training leaves on a model: loss and metrics, the optimiser with its memory, and how far it came."""
 
-    def __init__(self, optimizer: Optimizer, store: ParameterStore) -> None:
-        self.optimizer = optimizer
-        self.memory = OptimizerState(optimizer, store)
+    def __init__(self) -> None:
+        self.loss: Loss | None = None
+        self.metrics: list[Metric] = []
+        self.optimizer: Optimizer | None = None
+        self.memory: OptimizerState | None = None
         self.epoch = 0
         self.rate_factor = 1.0  # callbacks lower the learning rate here; the optimiser is only configuration
+
+    def begin(self, store: ParameterStore, loss: Loss, metrics: list[Metric], optimizer: Optimizer) -> None:
+        """Go on where an equal optimiser left off, or start afresh with another one."""
+        self.loss, self.metrics = loss, metrics
+        if self.optimizer is None or not (self.optimizer is optimizer or self.optimizer == optimizer):
+            self.memory, self.epoch, self.rate_factor = OptimizerState(optimizer, store), 0, 1.0
+        self.optimizer = optimizer
+
+    @property
+    def step(self) -> int:
+        """Updates made."""
+        return self.memory.step if self.memory else 0
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next update."""
+        assert self.optimizer is not None
+        return self.optimizer.rate(self.step) * self.rate_factor
+
+    def update(self, store: ParameterStore) -> None:
+        """One update of the parameters from their gradients."""
+        assert self.optimizer is not None
+        assert self.memory is not None
+        self.optimizer.apply(store, self.memory, self.rate_factor)
 
 
 class History(dict[str, list[float]]):
@@ -106,13 +132,14 @@ class Figures:
 class Step:
     """One update of a model, from one batch or several whose gradients add up."""
 
-    def __init__(self, model: Sequential, loss: Loss, state: TrainingState) -> None:
-        self.model, self.loss, self.state = model, loss, state
+    def __init__(self, model: Sequential, state: TrainingState) -> None:
+        assert state.loss is not None
+        self.model, self.loss, self.state = model, state.loss, state
 
     def __call__(self, batches: Iterator[Batch], total: Any, figures: Figures, count: int = 1) -> None:
         """Train on `count` batches as on one. `total` is Σ w over them all, a number or a 0-d device array."""
-        store, state = self.model.context.store, self.state
-        self.model.context.step = state.memory.step
+        store = self.model.context.store
+        self.model.context.step = self.state.step
         accumulated: Array = None
         for _ in range(count):
             batch = next(batches)
@@ -122,7 +149,7 @@ class Step:
         if accumulated is not None:
             store.grads[...] = accumulated
         store.add_penalty_gradients()
-        state.optimizer.apply(store, state.memory, state.rate_factor)
+        self.state.update(store)
 
     def forward_backward(self, batch: Batch, total: Any) -> tuple[Array, Batch, Array]:
         """Gradients of Σ w ℓ / total into the store; (Σ w ℓ, batch, outputs), with penalties in the loss."""
@@ -159,21 +186,23 @@ class Run:
     """One call of `fit`, as its callbacks see it in `self.run`.
 
     epochs: how many this call trains.  first_epoch: the model's count when it began.  steps: batches in an epoch.
-    samples: training samples.  batch_size.  history: the figures of the epochs so far.
+    samples: training samples.  batch_size.  history: the figures of the epochs so far.  state: the model's
+    TrainingState, with step, epoch, learning_rate and rate_factor.
     """
 
     def __init__(
-        self, model: Sequential, step: Step, data: Samples, metrics: list[Metric], epochs: int, batch_size: int | None,
-        accumulate: int, shuffle: bool, history: History
+        self, model: Sequential, state: TrainingState, data: Samples, epochs: int, batch_size: int | None,
+        accumulate: int, shuffle: bool
     ) -> None:  # fmt: skip
-        self.model, self.data, self.metrics, self.history = model, data, metrics, history
-        self.epochs, self.first_epoch, self.shuffle = epochs, step.state.epoch, shuffle
+        self.model, self.state, self.data = model, state, data
+        self.epochs, self.first_epoch, self.shuffle = epochs, state.epoch, shuffle
+        self.history = History()
         self.samples = len(data)
         self.batch_size = min(batch_size or self.samples, self.samples)
         self.steps = math.ceil(self.samples / self.batch_size)
         self.accumulate = min(accumulate, self.steps)
         self.figures: Figures | None = None
-        self.step = step
+        self._step = Step(model, state)
         self._sizes = [min(self.batch_size, self.samples - s) for s in range(0, self.samples, self.batch_size)]
         self._work = Workspace(model.context)
 
@@ -181,22 +210,16 @@ class Run:
         """Loss and metrics of the epoch so far. Waits for the device: ask seldom."""
         return self.figures.read() if self.figures else {}
 
-    @property
-    def learning_rate(self) -> float:
-        """The rate of the next update."""
-        state = self.step.state
-        return state.optimizer.rate(state.memory.step) * state.rate_factor
-
     def epoch(self) -> Iterator[int]:
         """Train one epoch; yields the number of samples seen after each update."""
-        model, seen = self.model, 0
+        seen = 0
         order = self._order()
-        self.figures = Figures(model, self.metrics, self._sizes)
+        self.figures = Figures(self.model, self.state.metrics, self._sizes)
         batches = self.data.batches(self._work, self.batch_size, order)
         for first in range(0, self.steps, self.accumulate):
             count = min(self.accumulate, self.steps - first)
             rows = sum(self._sizes[first : first + count])
-            self.step(batches, self._total(order, seen, rows), self.figures, count)
+            self._step(batches, self._total(order, seen, rows), self.figures, count)
             seen += rows
             yield seen
 
@@ -204,7 +227,7 @@ class Run:
         """The epoch's permutation, drawn on the host from the seed and the epoch alone. One batch needs none."""
         if not self.shuffle or self.steps == 1:
             return None
-        rng = numpy.random.default_rng([self.model.context.seed, _ORDER_STREAM, self.step.state.epoch])
+        rng = numpy.random.default_rng([self.model.context.seed, _ORDER_STREAM, self.state.epoch])
         return self.model.backend.asarray(rng.permutation(self.samples))
 
     def _total(self, order: Array | None, start: int, rows: int) -> Any:
@@ -217,6 +240,7 @@ class Run:
 
 def fit(
     model: Sequential,
+    state: TrainingState,
     x: Any,
     y: Any,
     *,
@@ -233,8 +257,7 @@ def fit(
     class_weight: Any,
     accumulate: int,
     verbose: int,
-    state: TrainingState | None,
-) -> tuple[History, TrainingState, Loss, list[Metric]]:
+) -> History:
     """The work of `Sequential.fit`: see there."""
     for name, value in (("epochs", epochs), ("accumulate", accumulate), ("batch_size", batch_size)):
         if name != "batch_size" or value is not None:
@@ -249,9 +272,10 @@ def fit(
     if held_out is not None:
         names = ("validation x", "validation y")
         validation = prepare(model, *held_out[:2], chosen, held_out[2], chosen.class_weight, names)
-    history = History()
-    state = state_for(model, optimizers.get(optimizer), state)
-    run = Run(model, Step(model, chosen, state), data, measured, epochs, batch_size, accumulate, shuffle, history)
+    state.begin(model.context.store, chosen, measured, optimizers.get(optimizer))
+    assert state.memory is not None
+    run = Run(model, state, data, epochs, batch_size, accumulate, shuffle)
+    history = run.history
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(_interruptible())
         everyone = _with_progress(callbacks, verbose)
@@ -263,13 +287,13 @@ def fit(
         for _ in range(epochs):
             began = time.perf_counter()
             snapshot.take()
-            first_step = state.memory.step
+            first_step = state.step
             for callback in everyone:
                 callback.on_epoch_begin(model, state.epoch)
             for _seen in run.epoch():
                 for callback in everyone:
-                    callback.on_step_end(model, state.memory.step)
-                if interrupted.is_set() or run.history.stopped:
+                    callback.on_step_end(model, state.step)
+                if interrupted.is_set() or history.stopped:
                     break
             _refuse_divergence(run, snapshot, first_step)
             if interrupted.is_set():
@@ -285,19 +309,18 @@ def fit(
                 callback.on_epoch_end(model, state.epoch - 1, logs)
             if history.stopped:
                 break
-    return history, state, chosen, measured
+    return history
 
 
-def train_on_batch(
-    model: Sequential, data: Samples, loss: Loss, metrics: list[Metric], state: TrainingState
-) -> dict[str, float]:
+def train_on_batch(model: Sequential, state: TrainingState, data: Samples) -> dict[str, float]:
     """One update from these samples as one batch; the figures from before it, the loss as it defines itself."""
-    figures = Figures(model, metrics, [len(data)])
+    figures = Figures(model, state.metrics, [len(data)])
     xp = model.backend.xp
     total = len(data) if data.weights is None else _at_least_tiny(xp, xp.sum(data.weights, dtype=xp.float64))
     batches = data.batches(Workspace(model.context), len(data))
-    Step(model, loss, state)(batches, total, figures)
-    return figures.read(as_sum=loss.reduction == "sum")
+    step = Step(model, state)
+    step(batches, total, figures)
+    return figures.read(as_sum=step.loss.reduction == "sum")
 
 
 def measure(
@@ -325,13 +348,6 @@ def choose(model: Sequential, loss: Any, metrics_wanted: Any) -> tuple[Loss, lis
             stacklevel=4,
         )
     return chosen, metrics.get(metrics_wanted, chosen)
-
-
-def state_for(model: Sequential, optimizer: Optimizer, state: TrainingState | None) -> TrainingState:
-    """The model's state if it was trained with this optimiser (the same, or an equal one), else a fresh one."""
-    if state is not None and (state.optimizer is optimizer or state.optimizer == optimizer):
-        return state
-    return TrainingState(optimizer, model.context.store)
 
 
 def _split(
@@ -381,9 +397,11 @@ def _refuse_divergence(run: Run, snapshot: Snapshot, first_step: int) -> None:
     step = run.figures.first_non_finite()
     if step is None:
         return
-    epoch, rate = run.step.state.epoch, run.learning_rate
+    state = run.state
+    assert state.memory is not None
+    epoch, rate = state.epoch, state.learning_rate
     snapshot.restore()
-    run.step.state.memory.step = first_step
+    state.memory.step = first_step
     if epoch == 0 and step == 0:
         cause = "before any update, so the inputs or the initial weights are too large: scale the inputs"
     else:
