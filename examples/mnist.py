@@ -23,7 +23,7 @@ EPOCHS, BATCH_SIZE, LEARNING_RATE = 10, 128, 4e-3
 
 # The digits that come with xpnet are 40 times fewer: smaller batches, seen more often. Chosen by cross-validation
 # within their training part.
-DIGITS_EPOCHS, DIGITS_BATCH_SIZE, DIGITS_LEARNING_RATE = 40, 32, 4e-3
+DIGITS_EPOCHS, DIGITS_BATCH_SIZE, DIGITS_LEARNING_RATE = 20, 16, 4e-3
 
 
 def build_mlp(image_shape, backend="auto", seed=0, largest_pixel=255):

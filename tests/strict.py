@@ -102,10 +102,10 @@ class StrictBackend(Backend):
     def __reduce__(self) -> tuple[Any, ...]:
         return _same_backend, (id(self), self.index)
 
-    def asarray(self, a: Any, dtype: Any = None) -> "StrictArray":
+    def asarray(self, a: Any, dtype: Any = None) -> Any:
         with self.device():
             if isinstance(a, StrictArray) and a._backend is self:
-                return self.xp.asarray(a, dtype=dtype)  # type: ignore[no-any-return]
+                return self.xp.asarray(a, dtype=dtype)
             host = a._values if isinstance(a, StrictArray) else numpy.asarray(to_host(a))
             return StrictArray(self, numpy.array(host, dtype=dtype))
 

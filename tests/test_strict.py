@@ -171,7 +171,7 @@ def test_methods_of_ufuncs() -> None:
     refused(TypeError, lambda: xp.add.at(device(np.zeros(3, np.int8)), xp.arange(2), 1))
 
 
-@pytest.mark.parametrize("value", [["a"], [None], np.longdouble([1]), np.array(["2020"], dtype="datetime64[D]")])
+@pytest.mark.parametrize("value", [["a"], [None], np.ones(1, np.longdouble), np.array(["2020"], dtype="datetime64[D]")])
 def test_dtypes_that_cupy_lacks(value: Any) -> None:
     refused(ValueError, lambda: B.asarray(value), "Unsupported dtype")
 

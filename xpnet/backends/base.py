@@ -68,10 +68,12 @@ class Backend:
     # Allocation ------------------------------------------------------------------------------------------------
 
     def empty(self, shape: Sequence[int], dtype: DType) -> Array:
-        return self.xp.empty(tuple(shape), dtype=dtype)
+        with self.device():
+            return self.xp.empty(tuple(shape), dtype=dtype)
 
     def zeros(self, shape: Sequence[int], dtype: DType) -> Array:
-        return self.xp.zeros(tuple(shape), dtype=dtype)
+        with self.device():
+            return self.xp.zeros(tuple(shape), dtype=dtype)
 
     def lowest(self, dtype: DType) -> float:
         """The lowest finite number of a floating dtype."""

@@ -1,0 +1,21 @@
+"""The README's Python blocks run as they stand, one after the other, in one namespace."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+@pytest.mark.skipif(not README.exists(), reason="the tests run away from the source tree")
+def test_python_blocks_run(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) >= 2
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+    accuracy, answer = capsys.readouterr().out.splitlines()
+    assert float(accuracy) > 0.9
+    predicted, true = answer.split()
+    assert predicted == true
