@@ -41,7 +41,9 @@ def run_torch(epochs: int) -> float:
 
     def train(count: int) -> None:
         steps = -(-len(x) // mnist.BATCH_SIZE)
-        optimizer = torch.optim.Adam(model.parameters(), lr=mnist.LEARNING_RATE, fused=True)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=mnist.LEARNING_RATE, weight_decay=mnist.WEIGHT_DECAY, fused=True
+        )
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, mnist.LEARNING_RATE, total_steps=count * steps)
         for _ in range(count):
             hits, total = torch.zeros((), dtype=torch.int64), torch.zeros(())

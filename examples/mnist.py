@@ -17,9 +17,10 @@ import numpy
 import xpnet
 from xpnet import datasets, errors, layers, optimizers, schedules
 
-# The recipe: what decides how well the network learns, and how long that takes.
+# The recipe: what decides how well the network learns, and how long that takes. Chosen on the last 5000 training
+# images, held out for that, never on the test set.
 HIDDEN = 128
-EPOCHS, BATCH_SIZE, LEARNING_RATE = 10, 128, 4e-3
+EPOCHS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 12, 128, 8e-3, 0.02
 
 # The digits that come with xpnet are 40 times fewer: smaller batches, seen more often. Chosen by cross-validation
 # within their training part.
@@ -46,17 +47,12 @@ MODELS = {"mlp": build_mlp}
 
 
 def train(model, x, y, epochs=EPOCHS, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE, verbose=2):
-    """Adam, while the learning rate climbs to its peak and then sinks to almost nothing."""
+    """AdamW, while the learning rate climbs to its peak and then sinks to almost nothing."""
     steps_per_epoch = -(-len(x) // batch_size)  # the last batch may be smaller
     schedule = schedules.OneCycle(learning_rate, steps=epochs * steps_per_epoch)
+    optimizer = optimizers.AdamW(schedule, weight_decay=WEIGHT_DECAY)
     return model.fit(
-        x,
-        y,
-        loss="softmax_cross_entropy",
-        optimizer=optimizers.Adam(schedule),
-        epochs=epochs,
-        batch_size=batch_size,
-        verbose=verbose,
+        x, y, loss="softmax_cross_entropy", optimizer=optimizer, epochs=epochs, batch_size=batch_size, verbose=verbose
     )
 
 
@@ -96,15 +92,17 @@ def save_pictures(folder, model, history, x, y, counts):
     """Loss, accuracy, what was taken for what, and the images that the model got most wrong."""
     from xpnet import plots  # here, because only this needs matplotlib
 
-    for key in ("loss", "accuracy"):
+    for key in history:
         plots.curves(history, key).figure.savefig(folder / f"{key}.png", dpi=150)
     plots.confusion_matrix(counts).figure.savefig(folder / "confusion.png", dpi=150)
 
     scores = model.predict(x)
     losses = numpy.logaddexp.reduce(scores, axis=1) - scores[numpy.arange(len(y)), y]  # -log softmax at the truth
-    worst = losses.argsort()[::-1][:24]
-    titles = [f"{true} → {guess}" for true, guess in zip(y[worst], scores[worst].argmax(axis=1), strict=True)]
-    plots.image_grid(x[worst], titles)[0, 0].figure.savefig(folder / "mistakes.png", dpi=150)
+    guesses = scores.argmax(axis=1)
+    worst = [i for i in losses.argsort()[::-1] if guesses[i] != y[i]][:24]
+    if worst:
+        grid = plots.image_grid(x[worst], [f"{y[i]} → {guesses[i]}" for i in worst])
+        grid[0, 0].figure.savefig(folder / "mistakes.png", dpi=150)
 
 
 def run(options):
@@ -112,20 +110,23 @@ def run(options):
     backend = xpnet.get_backend(options.backend)
     for label, text in backend.describe():
         print(f"{label:9s}{text}")
+    if options.plots:
+        from xpnet import plots  # noqa: F401  # if matplotlib is missing, better said before the training than after it
     for folder in filter(None, (options.plots, options.save and options.save.parent)):
-        folder.mkdir(parents=True, exist_ok=True)  # before the training, for afterwards would be a pity
+        folder.mkdir(parents=True, exist_ok=True)
 
     task = load_task(options.data_dir)
     x, y = task.train
-    print(f"{'data':9s}{task.name}: {len(x)} images of {x.shape[1]}×{x.shape[2]}, {len(task.test.x)} more for the test\n")
+    height, width = x.shape[1:]
+    print(f"data     {task.name}: {len(x)} images of {height}×{width} pixels, and {len(task.test.x)} for the test\n")
 
-    model = MODELS[options.model](x.shape[1:], backend, options.seed, task.largest_pixel)
+    model = MODELS[options.model]((height, width), backend, options.seed, task.largest_pixel)
     print(model.summary(), end="\n\n")
 
     epochs, batch_size = options.epochs or task.epochs, options.batch_size or task.batch_size
     start = time.perf_counter()
     history = train(model, x, y, epochs, batch_size, options.learning_rate or task.learning_rate)
-    print(f"trained for {time.perf_counter() - start:.1f} s on {backend.name}\n")
+    print(f"trained for {time.perf_counter() - start:.1f} s\n")
 
     # The test images are looked at once, here, after all choices have been made.
     result = model.evaluate(*task.test, metrics=["accuracy", "confusion_matrix"])
@@ -139,35 +140,37 @@ def run(options):
     return result["accuracy"]
 
 
-def positive(text, number=float):
-    if not number(text) > 0:
-        raise argparse.ArgumentTypeError(f"must be more than 0, not {text}")
-    return number(text)
+def positive(kind):
+    def number(text):
+        if not (value := kind(text)) > 0:
+            raise argparse.ArgumentTypeError(f"must be more than 0, not {text}")
+        return value
 
-
-def whole(text):
-    return positive(text, int)
+    return number
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="auto", help='"auto", "cpu", "gpu" or "gpu:1" (default: %(default)s)')
-    parser.add_argument("--model", choices=MODELS, default="mlp")
-    parser.add_argument("--epochs", type=whole, help=f"times through the data (default: {EPOCHS} on MNIST)")
-    parser.add_argument("--batch-size", type=whole, help=f"(default: {BATCH_SIZE} on MNIST)")
-    parser.add_argument("--learning-rate", type=positive, help=f"at its peak (default: {LEARNING_RATE:g})")
-    parser.add_argument("--seed", type=int, default=0, help="decides the first weights and the order of images")
-    parser.add_argument("--data-dir", type=Path, help="a folder with MNIST's four files")
-    parser.add_argument("--target-accuracy", type=float, help="fail where the test accuracy is below this")
-    parser.add_argument("--save", type=Path, metavar="PATH", help="write the trained model to this file (.safetensors)")
+    parser.add_argument("--model", choices=MODELS, default="mlp", help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=positive(int), help=f"times through the data (default: {EPOCHS} on MNIST)")
+    parser.add_argument("--batch-size", type=positive(int), help=f"images an update (default: {BATCH_SIZE} on MNIST)")
+    parser.add_argument(
+        "--learning-rate", type=positive(float), help=f"at its peak (default: {LEARNING_RATE:g} on MNIST)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides the first weights and the order of the images")
+    parser.add_argument("--data-dir", type=Path, help="a folder with the four files of MNIST")
+    parser.add_argument("--target-accuracy", type=float, help="fail where the accuracy on the test set is below this")
+    parser.add_argument("--save", type=Path, metavar="PATH", help="write the trained model to this .safetensors file")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write pictures into this folder (needs matplotlib)")
     options = parser.parse_args()
+    sys.stdout.reconfigure(errors="replace")  # a terminal that lacks the sign × shall not end the run
     try:
         accuracy = run(options)
     except (errors.XpnetError, OSError) as error:
         sys.exit(f"mnist.py: {error}")
     if options.target_accuracy is not None and accuracy < options.target_accuracy:
-        sys.exit(f"mnist.py: the test accuracy {accuracy:.4f} is below the target of {options.target_accuracy:g}.")
+        sys.exit(f"mnist.py: the test accuracy {accuracy:.4f} is below the target of {options.target_accuracy:g}")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,9 @@ CASES = [
     (layers.SiLU(), lambda x: x * logistic(x), 0, INF),
     (layers.Softplus(), lambda x: max(x, 0) + math.log1p(math.exp(-abs(x))), 0, INF),
 ]
-each_activation = pytest.mark.parametrize(("layer", "formula", "low", "high"), CASES, ids=lambda c: repr(c) if hasattr(c, "forward") else "")
+each_activation = pytest.mark.parametrize(
+    ("layer", "formula", "low", "high"), CASES, ids=lambda c: repr(c) if hasattr(c, "forward") else ""
+)
 each_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 

@@ -88,8 +88,12 @@ def test_matmul_takes_transposed_views(backend, rng, dtype, shape):
         for right in (backend.asarray(b), backend.asarray(b.T.copy()).T):
             out = backend.empty((n, m), dtype)
             assert backend.matmul(left, right, out=out) is out
-            want = np.array([[math.fsum(float(x) * float(y) for x, y in zip(row, col, strict=True)) for col in b.T] for row in a])
-            np.testing.assert_allclose(backend.to_numpy(out), want, rtol=0, atol=10 * math.sqrt(k) * np.finfo(dtype).eps)
+            want = np.array(
+                [[math.fsum(float(x) * float(y) for x, y in zip(row, col, strict=True)) for col in b.T] for row in a]
+            )
+            np.testing.assert_allclose(
+                backend.to_numpy(out), want, rtol=0, atol=10 * math.sqrt(k) * np.finfo(dtype).eps
+            )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -65,7 +65,10 @@ def load(path: Any, backend: Any = "auto", custom_layers: Iterable[type[layers.L
 def write_atomically(path: Any, content: bytes) -> None:
     """Write under a temporary name beside `path`, then rename: a reader sees the old file or the whole new one."""
     path = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written: {error}") from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

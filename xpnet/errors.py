@@ -39,6 +39,10 @@ class DivergenceError(XpnetError, FloatingPointError, RuntimeError):
     """The loss became NaN or infinite; the model holds the weights of the epoch's start again."""
 
 
+class MissingPackageError(XpnetError, ImportError):
+    """An optional package is not installed; the message holds the pip command."""
+
+
 class FileError(XpnetError, OSError):
     """A file is missing, truncated, altered or foreign."""
 

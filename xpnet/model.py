@@ -243,7 +243,7 @@ class Sequential(layers_.Sequential):
         rows += [_summary_row(layer) for layer in self.layers]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
-        lines.insert(1, "  ".join("─" * width for width in widths))
+        lines.insert(1, "  ".join("-" * width for width in widths))
         total = sum(p.size for p in self.parameters)
         frozen = sum(p.size for p in self.parameters if not p.trainable)
         lines.append(f"{total:,} parameters" + (f", {frozen:,} of them frozen" if frozen else ""))

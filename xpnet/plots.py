@@ -10,11 +10,7 @@ from typing import Any
 
 import numpy
 
-from xpnet.errors import ArgumentError, ShapeError, XpnetError, unknown_name
-
-
-class MissingMatplotlibError(XpnetError, ImportError):
-    """matplotlib is not installed, or cannot be imported."""
+from xpnet.errors import ArgumentError, MissingPackageError, ShapeError, unknown_name
 
 
 try:
@@ -23,7 +19,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 except ImportError as error:
-    raise MissingMatplotlibError(
+    raise MissingPackageError(
         f'xpnet.plots needs matplotlib, which cannot be imported ({error}): pip install "xpnet[plots]"'
     ) from error
 
@@ -55,7 +51,7 @@ def curves(history: Mapping[str, Sequence[float]], keys: str | Sequence[str] = "
             ax.plot(range(1, len(values) + 1), values, style, color=color, label=label, marker=".")
     ax.set_xlabel("epoch")
     ax.set_ylabel(", ".join(key.replace("_", " ") for key in keys))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     ax.grid(alpha=0.3)
     ax.legend()
     return ax
@@ -65,7 +61,7 @@ def confusion_matrix(counts: Any, labels: Sequence[Any] | None = None, ax: Axes 
     """Counts (K, K), as `metrics.ConfusionMatrix` gives them: a row a true class, a column a predicted one.
 
     Colours are shares of the true class, on a scale that keeps small shares visible: they are the mistakes.
-    labels: the names of the K classes, in place of their numbers.
+    labels: the names of the K classes, in place of their numbers. More than 25 classes show by their colours alone.
     """
     counts = numpy.asarray(counts)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not len(counts):
@@ -76,18 +72,18 @@ def confusion_matrix(counts: Any, labels: Sequence[Any] | None = None, ax: Axes 
         raise ShapeError(f"labels must name the {classes} classes of counts, but there are {len(names)}.")
     numbered = classes <= _MOST_NUMBERED_CLASSES
     if ax is None:
-        side = 2.2 + max(3.0, 0.42 * min(classes, _MOST_NUMBERED_CLASSES))
-        ax = Figure(figsize=(side + 0.8, side), layout="constrained").add_subplot()
+        side = max(3.5, 0.42 * min(classes, _MOST_NUMBERED_CLASSES))
+        ax = Figure(figsize=(side + 1.6, side + 0.6), layout="constrained").add_subplot()
 
     totals = counts.sum(axis=1, keepdims=True)
     shares = counts / numpy.where(totals > 0, totals, 1)
-    image = ax.imshow(shares, cmap="cividis", norm=PowerNorm(0.4, vmin=0.0, vmax=1.0))
+    # aspect="auto" lets the layout fit labels and colour bar exactly; the figure's shape makes the cells about square.
+    image = ax.imshow(shares, cmap="cividis", norm=PowerNorm(0.4, vmin=0.0, vmax=1.0), aspect="auto")
     ax.figure.colorbar(image, ax=ax, label="share of the true class", ticks=[0.0, 0.01, 0.1, 0.3, 0.6, 1.0])
     if numbered:
         for (row, column), count in numpy.ndenumerate(counts):
             if count:  # a page full of zeros hides what matters
-                dark = image.norm(shares[row, column]) < 0.55
-                color = "white" if dark else "black"
+                color = "white" if shares[row, column] < 0.15 else "black"  # whichever the cell's own colour shows up
                 ax.text(column, row, f"{count:.4g}", ha="center", va="center", color=color, fontsize="small")
         upright = max(map(len, names)) <= 3
         ax.set_xticks(range(classes), names, rotation=0 if upright else 90)
@@ -121,8 +117,8 @@ def image_grid(
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     if figure is None:
-        height = images.shape[1] / images.shape[2] + (0.0 if titles is None else 0.25)
-        figure = Figure(figsize=(columns + 0.2, rows * height + 0.2), layout="constrained")
+        height = images.shape[1] / images.shape[2] + (0.0 if titles is None else 0.2)
+        figure = Figure(figsize=(columns + 0.2, rows * height + 0.05), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     low, high = images.min(), images.max()
     for i, ax in enumerate(grid.flat):

@@ -5,6 +5,7 @@ gather in device memory, and are read once an epoch, or where somebody looks.
 """
 
 import contextlib
+import functools
 import logging
 import math
 import signal
@@ -33,6 +34,8 @@ _log = logging.getLogger(__name__)
 
 _ORDER_STREAM = 2  # keeps epoch permutations apart from the draws of weights
 _EVALUATION_BATCH = 1024
+# A GPU does not warn of overflow, so neither does training on the CPU: the loss shows it, and is watched.
+_QUIETLY = functools.partial(numpy.errstate, over="ignore", invalid="ignore", divide="ignore")
 
 
 class TrainingState:
@@ -277,6 +280,7 @@ def fit(
     run = Run(model, state, data, epochs, batch_size, accumulate, shuffle)
     history = run.history
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_QUIETLY())
         interrupted = stack.enter_context(_interruptible())
         everyone = _with_progress(callbacks, verbose)
         snapshot = Snapshot(model.context.store, state.memory.slots.values())
@@ -319,7 +323,8 @@ def train_on_batch(model: Sequential, state: TrainingState, data: Samples) -> di
     total = len(data) if data.weights is None else _at_least_tiny(xp, xp.sum(data.weights, dtype=xp.float64))
     batches = data.batches(Workspace(model.context), len(data))
     step = Step(model, state)
-    step(batches, total, figures)
+    with _QUIETLY():
+        step(batches, total, figures)
     return figures.read(as_sum=step.loss.reduction == "sum")
 
 
@@ -410,7 +415,7 @@ def _refuse_divergence(run: Run, snapshot: Snapshot, first_step: int) -> None:
             "with clip_norm"
         )
     raise DivergenceError(
-        f"the loss became NaN or infinite in epoch {epoch}, at step {step} of {run.steps}, {cause}. "
+        f"the loss became NaN or infinite in epoch {epoch + 1}, at step {step + 1} of {run.steps}, {cause}. "
         "The model holds the weights of the epoch's start again."
     )
 

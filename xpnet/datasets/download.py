@@ -96,7 +96,8 @@ def _fetch(source: Source, name: str) -> Path:
             return path
         except (OSError, ValueError) as error:  # all of requests' errors are one of these
             logger.info("%s: %s", url, error)
-            failures.append(f"\n  {url}: {error}")
+            # Of a chain of urllib3's errors, the last one says what happened.
+            failures.append(f"\n  {url}: {str(error).rsplit('Caused by ', 1)[-1]}")
     raise DownloadError(
         f"{name} of {source.name} could not be downloaded. Tried:{''.join(failures)}\n"
         f"Check the network connection. {help_yourself}"

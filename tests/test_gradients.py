@@ -1,0 +1,361 @@
+"""Hand-written gradients against central differences, and the figures of published worked examples."""
+
+import functools
+import math
+
+import numpy as np
+import pytest
+
+import xpnet
+from xpnet import layers, losses, optimizers
+from xpnet.errors import ArgumentError
+
+RIGHT = 1e-6
+BATCHES = ["one", "odd", "strided", "reversed"]
+
+
+def away_from_kinks(rng, shape):
+    """Numbers of either sign whose magnitude is at least 0.1, so that no central difference straddles 0."""
+    return rng.uniform(0.1, 2.0, shape) * rng.choice([-1.0, 1.0], shape)
+
+
+def batch(kind, draw, shape):
+    """Samples of `shape`: a single one, seven, or seven that lie in memory in some other way."""
+    if kind == "strided":
+        return draw((7, *shape[:-1], 2 * shape[-1]))[..., ::2]
+    if kind == "reversed":
+        return draw((14, *shape))[::-2]
+    return draw((1 if kind == "one" else 7, *shape))
+
+
+LAYERS = {
+    "Dense": ((4,), lambda: [layers.Dense(3)]),
+    "Dense without bias": ((4,), lambda: [layers.Dense(3, use_bias=False)]),
+    "Dense on (N, T, F)": ((3, 4), lambda: [layers.Dense(2)]),
+    "Dense with penalties": ((4,), lambda: [layers.Dense(3, l1=0.05, l2=0.1), layers.Tanh(), layers.Dense(2, l2=0.3)]),
+    "Identity": ((4,), lambda: [layers.Identity()]),
+    "Sigmoid": ((4,), lambda: [layers.Sigmoid()]),
+    "Tanh": ((4,), lambda: [layers.Tanh()]),
+    "ReLU": ((4,), lambda: [layers.ReLU()]),
+    "LeakyReLU": ((4,), lambda: [layers.LeakyReLU(0.2)]),
+    "ELU": ((4,), lambda: [layers.ELU(0.7)]),
+    "GELU": ((4,), lambda: [layers.GELU()]),
+    "GELU by tanh": ((4,), lambda: [layers.GELU(approximate="tanh")]),
+    "SiLU": ((4,), lambda: [layers.SiLU()]),
+    "Softplus": ((4,), lambda: [layers.Softplus()]),
+    "Softmax": ((4,), lambda: [layers.Softmax()]),
+    "Softmax on (N, T, F)": ((2, 3), lambda: [layers.Softmax()]),
+    "LogSoftmax": ((4,), lambda: [layers.LogSoftmax()]),
+    "Dropout": ((4,), lambda: [layers.Dense(16), layers.Dropout(0.5), layers.Dense(2)]),
+    "Dropout alone": ((16,), lambda: [layers.Dropout(0.3)]),
+    "Flatten": ((2, 3), lambda: [layers.Flatten(), layers.Dense(2)]),
+    "Reshape": ((2, 6), lambda: [layers.Reshape((3, -1)), layers.Dense(2), layers.Reshape((6,))]),
+    "Permute": ((2, 3, 4), lambda: [layers.Permute((2, 0, 1)), layers.Dense(2), layers.Permute((1, 2, 0))]),
+    "Rescale": ((4,), lambda: [layers.Rescale(0.3, offset=-1.0), layers.Dense(2)]),
+    "nested": (
+        (2, 2),
+        lambda: [
+            layers.Flatten(),
+            layers.Sequential([layers.Dense(5), layers.Tanh(), layers.Sequential([layers.Dense(3), layers.GELU()])]),
+            layers.Dense(2),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_has_the_gradient_of_its_forward_pass(backend, rng, name, kind):
+    shape, make = LAYERS[name]
+    x = batch(kind, functools.partial(away_from_kinks, rng), shape)
+    model = xpnet.Sequential(make(), input_shape=shape, backend=backend)
+    y = rng.normal(size=(len(x), *model.output_shape))
+    errors = xpnet.check_gradients(model, x, y, inputs=True)
+    assert errors.keys() == {*(p.name for p in model.parameters), "inputs"}
+    assert max(errors.values()) < RIGHT
+    assert xpnet.check_gradients(model, x, y) == {name: e for name, e in errors.items() if name != "inputs"}
+
+
+@pytest.mark.xfail(raises=AssertionError, reason="xp.array keeps Fortran order, of which reshape(-1) makes a copy")
+def test_check_gradients_of_inputs_takes_a_transposed_array(backend, rng):
+    model = xpnet.Sequential([layers.Dense(3)], input_shape=4, backend=backend)
+    x, y = rng.normal(size=(4, 7)).T, rng.normal(size=(7, 3))
+    assert max(xpnet.check_gradients(model, x, y, inputs=True).values()) < RIGHT
+
+
+def test_check_gradients_leaves_the_model_and_the_data_alone(backend, rng):
+    model = xpnet.Sequential([layers.Dense(3), layers.Dropout(0.5)], input_shape=4, backend=backend)
+    x, y = rng.normal(size=(5, 4)), rng.normal(size=(5, 3))
+    before, kept = model.state_dict(), x.copy()
+    xpnet.check_gradients(model, x, y, inputs=True)
+    assert model.dtype == "float32"
+    np.testing.assert_array_equal(x, kept)
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def memory_orders(backend, a):
+    """The same numbers on the device in several memory layouts."""
+    wide = np.zeros((*a.shape[:-1], 2 * a.shape[-1]))
+    wide[..., ::2] = a
+    axes = tuple(range(a.ndim))[::-1]
+    yield backend.asarray(a)
+    yield backend.asarray(wide)[..., ::2]
+    yield backend.asarray(a[::-1].copy())[::-1]
+    yield backend.asarray(np.ascontiguousarray(a.transpose(axes))).transpose(axes)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_take_inputs_and_gradients_of_any_memory_layout(backend, rng, name):
+    shape, make = LAYERS[name]
+    stack = layers.Sequential(make())
+    output_shape = stack.build(shape, backend=backend, dtype="float64")
+    grad = rng.normal(size=(5, *output_shape))
+    results = []
+    for x, g in zip(
+        memory_orders(backend, away_from_kinks(rng, (5, *shape))), memory_orders(backend, grad), strict=True
+    ):
+        y, grad_x = stack.forward(x), stack.backward(g)
+        grads = [p.grad for p in stack.parameters]
+        results.append([backend.to_numpy(a).copy() for a in (x, g, y, grad_x, *grads)])
+    for other in results[1:]:
+        for got, want in zip(other, results[0], strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
+
+
+def test_behind_rescaled_integers_the_gradients_are_right(backend, rng):
+    x = np.arange(0, 250, 10, dtype=np.uint8).reshape(5, 5)
+    model = xpnet.Sequential([layers.Rescale(1 / 255), layers.Dense(3), layers.Tanh()], input_shape=5, backend=backend)
+    assert max(xpnet.check_gradients(model, x, rng.normal(size=(5, 3))).values()) < RIGHT
+
+
+def test_the_gradient_of_a_step_is_by_convention_that_of_the_identity(backend, rng):
+    x, y, w = rng.normal(size=(7, 4)), rng.normal(size=(7, 3)), rng.normal(size=(4, 3))
+    model = xpnet.Sequential([layers.Dense(3, weight_initializer=w), layers.Step(0.2)], 4, backend, dtype="float64")
+    out = backend.to_numpy(model.forward(x))
+    grad_x = backend.to_numpy(model.backward(out - y))
+    np.testing.assert_array_equal(out, x @ w >= 0.2)
+    np.testing.assert_allclose(grad_x, (out - y) @ w.T, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(backend.to_numpy(model.parameters[0].grad), x.T @ (out - y), rtol=1e-12, atol=1e-14)
+
+
+# Losses.
+
+SMOOTH = {"label_smoothing": 0.1}
+LOSSES = {
+    "mse": (losses.MeanSquaredError(), "real"),
+    "half squared": (losses.HalfSquaredError(), "real"),
+    "half squared, summed": (losses.HalfSquaredError(reduction="sum"), "real"),
+    "mae": (losses.MeanAbsoluteError(), "real"),
+    "huber": (losses.Huber(), "real"),
+    "huber of 0.4": (losses.Huber(0.4), "real"),
+    "binary": (losses.BinaryCrossEntropy(), "yes or no"),
+    "binary, of probabilities": (losses.BinaryCrossEntropy(), "in [0, 1]"),
+    "binary, smoothed": (losses.BinaryCrossEntropy(**SMOOTH), "yes or no"),
+    "softmax of labels": (losses.SoftmaxCrossEntropy(), "labels"),
+    "softmax of one-hot": (losses.SoftmaxCrossEntropy(), "one-hot"),
+    "softmax of probabilities": (losses.SoftmaxCrossEntropy(**SMOOTH), "probabilities"),
+    "softmax of labels, smoothed": (losses.SoftmaxCrossEntropy(**SMOOTH), "labels"),
+}
+WEIGHTED = [
+    (1, lambda weights: losses.BinaryCrossEntropy(**SMOOTH, class_weight=weights), "yes or no"),
+    (3, lambda weights: losses.SoftmaxCrossEntropy(class_weight=weights), "labels"),
+    (3, lambda weights: losses.SoftmaxCrossEntropy(class_weight=weights), "probabilities"),
+]
+
+
+def targets_of(rng, kind, outputs):
+    """Targets that keep |output - target| away from the kinks at 0, 0.4 and 1."""
+    n, k = outputs.shape
+    if kind == "real":
+        return outputs + rng.choice([-1.0, 1.0], (n, k)) * rng.choice([0.1, 0.2, 0.7, 1.5, 3.0], (n, k))
+    probabilities = rng.dirichlet(np.ones(k), n)
+    return {
+        "yes or no": lambda: rng.integers(0, 2, (n, k)),
+        "in [0, 1]": lambda: rng.random((n, k)),
+        "labels": lambda: rng.integers(0, k, n),
+        "one-hot": lambda: np.eye(k)[rng.integers(0, k, n)],
+        "probabilities": lambda: probabilities,
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_has_the_gradient_of_its_value(backend, rng, name, kind):
+    loss, targets = LOSSES[name]
+    x = batch(kind, lambda shape: rng.normal(size=shape), (3,))
+    y = targets_of(rng, targets, x)
+    model = xpnet.Sequential([layers.Dense(3, weight_initializer=np.eye(3))], input_shape=3, backend=backend)
+    errors = xpnet.check_gradients(model, x, y, loss=loss, inputs=True)
+    assert errors.keys() == {"0.weight", "0.bias", "inputs"}
+    assert max(errors.values()) < RIGHT
+
+
+@pytest.mark.xfail(raises=AttributeError, reason="check_gradients hands `weigh` a float where it wants an array")
+@pytest.mark.parametrize("weights", [{0: 2.0}, {1: 0.0}, [0.5, 3.0]], ids=str)
+@pytest.mark.parametrize(("outputs", "make", "targets"), WEIGHTED)
+def test_with_class_weights_too(backend, rng, outputs, make, targets, weights):
+    x = rng.normal(size=(7, outputs))
+    model = xpnet.Sequential([layers.Dense(outputs)], input_shape=outputs, backend=backend)
+    errors = xpnet.check_gradients(model, x, targets_of(rng, targets, x), loss=make(weights), inputs=True)
+    assert max(errors.values()) < RIGHT
+
+
+def test_check_gradients_refuses_an_unknown_loss():
+    model = xpnet.Sequential([layers.Dense(1)], input_shape=1, backend="cpu")
+    with pytest.raises(ArgumentError, match="unknown loss 'msee'. Did you mean 'mse'"):
+        xpnet.check_gradients(model, [[1.0]], [[1.0]], loss="msee")
+
+
+# Published figures. Each is shown to fail once the first weights are a little off.
+
+
+def net(backend, *stack, features=2):
+    return xpnet.Sequential(stack, input_shape=features, backend=backend, dtype="float64")
+
+
+def dense(weight, bias):
+    weight = np.array(weight, dtype=float)
+    return layers.Dense(weight.shape[1], weight_initializer=weight, bias_initializer=bias)
+
+
+def both_ways(model, figures, rel, nudge=1e-3):
+    """`figures(model)` → [(got, published)]: right now, and all wrong after a nudge to the first weights."""
+    for got, published in figures(model):
+        assert got == pytest.approx(published, rel=rel, abs=0)
+    model.parameters[0].value += nudge
+    assert all(got != pytest.approx(published, rel=rel, abs=0) for got, published in figures(model))
+
+
+def test_a_neuron(backend):
+    neuron = net(backend, dense([[0], [1]], 4.0), layers.Sigmoid())
+    both_ways(neuron, lambda m: [(m.predict([[2, 3]]).item(), 0.9990889488055994)], rel=1e-15)
+
+
+def test_a_two_two_one_net_by_hand(backend):
+    hidden = layers.Sequential([dense([[0, 0], [1, 1]], 0.0), layers.Sigmoid()])
+
+    def figures(model):
+        out = model.predict([[2, 3]]).item()
+        after_hidden = backend.to_numpy(model.layers[0].forward(backend.asarray([[2.0, 3.0]])))
+        return [
+            (after_hidden[0, 0], 0.9525741268224334),
+            (after_hidden[0, 1], 0.9525741268224334),
+            (out, 0.7216325609518421),
+        ]
+
+    both_ways(net(backend, hidden, dense([[0], [1]], 0.0), layers.Sigmoid()), figures, rel=1e-15)
+
+
+def test_a_gradient_through_a_two_two_one_net_by_hand(backend):
+    def figures(model):
+        out = backend.to_numpy(model.forward([[-2, -1]]))
+        model.backward(2 * (out - 1))  # MSE of one output against y = 1
+        return [(out.item(), 0.5237), (float(model.parameters[0].grad[0, 0]), 0.0214695)]
+
+    ones = [dense(np.ones((2, 2)), 0.0), layers.Sigmoid(), dense([[1], [1]], 0.0), layers.Sigmoid()]
+    both_ways(net(backend, *ones), figures, rel=5e-5)
+
+
+def test_mean_squared_error_of_four_answers():
+    assert losses.MeanSquaredError()([[1], [0], [0], [1]], [[0], [0], [0], [0]]) == 0.5
+
+
+X_OR, Y_OR = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], float), np.array([[0], [1], [1], [1]], float)
+
+
+def or_gate(backend, w=(0.1, 0.6)):
+    return net(backend, dense(np.array([w]).T, 0.0), layers.Sigmoid())
+
+
+def step(model, x, y, rate=1.0):
+    """(cost before, ∂L/∂w, ∂L/∂b) of one update."""
+    cost = model.train_on_batch(x, y, loss=losses.HalfSquaredError(), optimizer=optimizers.SGD(rate))["loss"]
+    return cost, *(model.backend.to_numpy(p.grad).ravel().tolist() for p in model.parameters)
+
+
+def test_or_gate_one_sample(backend):
+    model = or_gate(backend)
+    assert model.predict([[0, 0]]).item() == 0.5
+    assert step(model, X_OR[:1], Y_OR[:1]) == (0.125, [0, 0], [0.125])
+    assert model.parameters[1].value.item() == -0.125
+    assert model.predict([[0, 0]]).item() == pytest.approx(0.46879, abs=5e-6)
+    assert model.evaluate(X_OR[:1], Y_OR[:1])["loss"] == pytest.approx(0.10988, abs=5e-6)
+
+
+@pytest.mark.parametrize("nudge", [0.0, 1e-3])
+def test_or_gate_in_batches(backend, nudge):
+    model = or_gate(backend, (0.1 + nudge, 0.6))
+    got = np.hstack([np.hstack(step(model, X_OR, Y_OR)) for _ in range(2)])
+    published = [0.0889129, -0.048006, -0.038659, -0.037024, 0.0840096, -0.044287, -0.035004, -0.031313]
+    assert (np.abs(got - published) < 6e-7).all() == (nudge == 0)
+    assert (np.abs(got - published) < 6e-7).any() == (nudge == 0)
+
+
+@pytest.mark.parametrize(
+    ("rate", "cost"), [(5e-10, 0.088913), (0.5, 0.001126), (1, 0.0005276), (5, 0.000097), (1000, 0.125)]
+)
+def test_or_gate_after_five_thousand_epochs(rate, cost):
+    model = or_gate("cpu")
+    kwargs = {"loss": "half_squared_error", "epochs": 5000, "batch_size": None, "verbose": 0}
+    history = model.fit(X_OR, Y_OR, optimizer=optimizers.SGD(rate), **kwargs)
+    assert history["loss"][-1] == pytest.approx(cost, abs=6e-7)
+    if rate == 1:
+        np.testing.assert_allclose(model.parameters[0].value.ravel(), [6.4342, 6.4342], atol=5e-5)
+        assert model.parameters[1].value.item() == pytest.approx(-2.9730, abs=5e-5)
+
+
+def test_or_gate_overshoots_at_a_rate_of_fifty():
+    model = or_gate("cpu")
+    assert step(model, X_OR, Y_OR, 50)[0] == pytest.approx(0.088913, abs=6e-7)
+    assert model.evaluate(X_OR, Y_OR)["loss"] == pytest.approx(0.093409, abs=6e-7)
+
+
+def test_a_three_three_one_net(backend):
+    def figures(model):
+        out = model.predict([[1.5, 2, 3]]).item()
+        hidden = backend.to_numpy(model.layers[0].forward(backend.asarray([[1.5, 2.0, 3.0]]))).round(4)
+        return [*zip(hidden[0].tolist(), [0.8909, 0.9677, 0.9910], strict=True), (out, 0.8354557)]
+
+    hidden = layers.Sequential([dense(np.outer(np.ones(3), [0.2, 0.4, 0.6]), 0.8), layers.Sigmoid()])
+    model = net(backend, hidden, dense([[0.5]] * 3, 0.2), layers.Sigmoid(), features=3)
+    both_ways(model, figures, rel=1e-7, nudge=0.1)
+
+
+# Rosenblatt's rule.
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_step_with_half_squared_error_is_the_perceptron_bit_for_bit(backend, dtype, seed):
+    number = np.dtype(dtype).type
+    x = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype)
+    y = np.array([[0], [0], [0], [1]], dtype)
+    w = np.random.default_rng(seed).uniform(0, 1, 2).astype(dtype)
+    b, rate = number(0), number(0.1)
+    model = xpnet.Sequential(
+        [layers.Dense(1, weight_initializer=w[:, None]), layers.Step(2.0)], 2, backend, dtype=dtype
+    )
+    mistakes = 1
+    for _ in range(100):
+        mistakes_before, mistakes = mistakes, 0
+        for sample, target in zip(x, y[:, 0], strict=True):
+            error = target - number(sample[0] * w[0] + sample[1] * w[1] + b >= 2)
+            w, b = w + rate * error * sample, b + rate * error
+            mistakes += int(error != 0)
+            model.train_on_batch(sample[None], [target], loss="half_squared_error", optimizer=optimizers.SGD(0.1))
+            assert model.parameters[0].value.ravel().tolist() == w.tolist()
+            assert model.parameters[1].value.item() == b
+        if not mistakes:
+            break
+    assert mistakes == 0
+    assert mistakes_before > 0
+    np.testing.assert_array_equal(model.predict(x), y)
+
+
+def test_central_differences_themselves_see_a_wrong_sign(backend, rng, monkeypatch):
+    monkeypatch.setattr(layers.Tanh, "backward", lambda self, grad: -grad)
+    model = xpnet.Sequential([layers.Dense(2), layers.Tanh()], input_shape=2, backend=backend)
+    errors = xpnet.check_gradients(model, rng.normal(size=(3, 2)), rng.normal(size=(3, 2)))
+    assert min(errors.values()) > 0.1
+    assert math.isfinite(sum(errors.values()))
