@@ -41,7 +41,7 @@ from xpnet.errors import ArgumentError
             {0: 0.5, 1: 1, 2: 1, 4: 0.5, 6: 0, 7: 0},
         ),
         (schedules.LinearWarmup(2, after=lambda step: 1 / (1 + step)), {0: 0.5, 1: 1, 2: 1, 3: 0.5, 5: 0.25}),
-        # 0.04 at first, the peak after 30 of 100 steps, 1/250 000 of it in the last step and after.
+        # 1/25 of the peak at first, the peak after 20 of 101 steps, 1/250 000 of it in the last step and after.
         (
             schedules.OneCycle(1.0, steps=101, warmup=20 / 101),
             {0: 0.04, 10: 0.52, 20: 1, 60: (1 + 4e-6) / 2, 100: 4e-6, 500: 4e-6},

@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import numpy
+
 from xpnet.errors import ArgumentTypeError, unknown_name
 
 T = TypeVar("T")
@@ -14,6 +16,10 @@ class Configured:
 
     That gives `get_config`, equality and a repr which reads like the call that made the object.
     """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A NumPy scalar among the arguments would lift float32 arithmetic to float64; a Python number never does.
+        super().__setattr__(name, value.item() if isinstance(value, numpy.generic) else value)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, by name."""
@@ -30,12 +36,14 @@ class Configured:
 
     def __repr__(self) -> str:
         parameters = inspect.signature(type(self)).parameters
-        changed = [
-            f"{value!r}" if parameters[name].default is inspect.Parameter.empty else f"{name}={value!r}"
-            for name, value in self.get_config().items()
-            if parameters[name].default is inspect.Parameter.empty or value != parameters[name].default
-        ]
-        return f"{type(self).__name__}({', '.join(changed)})"
+        shown = []
+        for name, value in self.get_config().items():
+            default = parameters[name].default
+            if default is inspect.Parameter.empty:
+                shown.append(repr(value))
+            elif isinstance(value, numpy.ndarray) or value != default:
+                shown.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 def resolve(kind: str, spec: Any, table: Mapping[str, type[T]], base: type[T]) -> T:

@@ -63,14 +63,17 @@ def prepare(
         lengths = "a single number" if y.ndim == 0 else f"{len(y)} targets"
         raise DataError(f"{names[0]} holds {len(x)} samples, but {names[1]} holds {lengths}. They must match.")
     refuse_non_finite(backend, y, names[1])
-    y = loss.check_targets(backend, y, model.output_shape)
+    try:
+        y = loss.check_targets(backend, y, model.output_shape)
+    except ArgumentError as error:
+        raise type(error)(f"{names[1]}: {error}") from error
     if not (loss.classifies and y.ndim == 1):  # class numbers stay integers
         y = backend.asarray(y, dtype=dtype)
     weights = None
     if sample_weight is not None:
         weights = _sample_weights(backend, sample_weight, len(x), dtype)
     if class_weight is not None:
-        by_class = _class_weights(backend, class_weight, y, loss, dtype)
+        by_class = backend.asarray(loss.weights_by_class(backend, class_weight, y, model.output_shape[-1]), dtype=dtype)
         weights = by_class if weights is None else weights * by_class
     return Samples(x, y, weights, x_dtype)
 
@@ -146,24 +149,3 @@ def _sample_weights(backend: Backend, weights: Any, count: int, dtype: DType) ->
     if float(weights.min()) < 0 or float(weights.max()) == 0:
         raise DataError("sample_weight must not be negative, and not zero for all samples.")
     return weights
-
-
-def _class_weights(backend: Backend, class_weight: Any, y: Array, loss: Loss, dtype: DType) -> Array:
-    """A weight a sample, from its class, or from its probabilities of classes."""
-    if not loss.classifies:
-        raise ArgumentError(f"class_weight needs a loss over classes, not {type(loss).__name__}.")
-    binary = loss.decision_threshold is not None
-    if binary and y.shape[1:] != (1,):
-        raise ArgumentError("class_weight fits a single yes-or-no output; with several, use sample_weight.")
-    items = class_weight.items() if isinstance(class_weight, Mapping) else enumerate(class_weight)
-    given = {int(k): float(w) for k, w in items}
-    if not given or min(given) < 0 or any(not (math.isfinite(w) and w >= 0) for w in given.values()):
-        raise ArgumentError(f"class_weight must give finite weights ≥ 0 to classes from 0, not {class_weight!r}.")
-    if binary:
-        no, yes = given.get(0, 1.0), given.get(1, 1.0)
-        return (no + (yes - no) * y).reshape(-1)
-    classes = max(max(given), int(y.max()) if y.ndim == 1 else y.shape[1] - 1) + 1
-    if y.ndim > 1 and classes > y.shape[1]:
-        raise ArgumentError(f"class_weight names class {classes - 1}, but there are {y.shape[1]} classes.")
-    table = backend.asarray(numpy.array([given.get(k, 1.0) for k in range(classes)]), dtype=dtype)
-    return backend.xp.take(table, y) if y.ndim == 1 else backend.xp.matmul(y, table)

@@ -32,20 +32,18 @@ def check_gradients(
         data = prepare(model, x, y, chosen, None, chosen.class_weight)
         batch = next(data.batches(Workspace(model.context), len(data)))
         if inputs:
-            batch.x = model.backend.xp.array(batch.x)
-        weight = len(batch) if batch.weights is None else float(batch.weights.sum())
-        total = 1.0 if chosen.reduction == "sum" else weight
+            # Floats, in C order: elements are nudged through a flat view.
+            batch.x = model.backend.asarray(batch.x, dtype=model.context.dtype).copy()
+        summed = len(batch) if batch.weights is None else batch.weights.sum()
+        total = 1.0 if chosen.reduction == "sum" else float(summed)
 
         def value() -> float:
             per_sample = chosen.samples(model.backend, model.run(batch.x, training=True), batch.y)
-            penalty = model.context.store.penalty()
-            data_loss = float(training.loss_sum(model, per_sample, batch))
-            # loss_sum counts the penalty once a sample; the update counts it once.
-            repeated = 0.0 if penalty is None else float(penalty)
-            return (data_loss - repeated * weight) / total + repeated
+            weighted = per_sample if batch.weights is None else per_sample * batch.weights
+            return float(weighted.sum()) / total + float(model.context.store.penalty() or 0.0)
 
         outputs = model.run(batch.x, training=True)
-        grad = training.weigh(chosen, chosen.gradient(model.backend, outputs, batch.y), batch, weight)
+        grad = training.weigh(chosen, chosen.gradient(model.backend, outputs, batch.y), batch, summed)
         input_grad = model.run_back(grad, input_grad=inputs)
         model.context.store.add_penalty_gradients()
         places = {p.name: (p.value, p.grad.copy()) for p in model.parameters}

@@ -4,6 +4,7 @@ The loss of a batch is Σ w_i ℓ_i / Σ w_i, with w_i = 1 where no weights are 
 step's; a loss here knows samples only. Written against `xp`; arrays are (N, ...) on the backend's device.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -43,16 +44,24 @@ class Loss(Configured):
         """Targets in the form that `samples` takes, checked once a dataset. Reads the device. Raises DataError."""
         return _like_outputs(targets, output_shape, type(self).__name__)
 
+    def weights_by_class(self, backend: Backend, class_weight: Any, targets: Array, classes: int) -> Array:
+        """Each sample's weight (N,) from its class; of probabilities, Σ_k t_k weight_k. An unnamed class weighs 1."""
+        raise ArgumentError(f"class_weight needs a loss over classes, not {type(self).__name__}.")
+
     def __call__(self, outputs: Any, targets: Any, sample_weight: Any = None) -> float:
-        """The loss of these outputs (host arrays, float64) as one number, for trying it out."""
+        """The loss of these outputs as one number, on the host in float64, for trying it out."""
         backend = get_backend("cpu")
         outputs = backend.asarray(outputs, dtype="float64")
         targets = self.check_targets(backend, backend.asarray(targets), outputs.shape[1:])
-        if targets.dtype.kind == "f":
-            targets = targets.astype(outputs.dtype)
-        losses = self.samples(backend, outputs, targets)
-        weights = losses * 0 + 1 if sample_weight is None else backend.asarray(sample_weight, dtype=losses.dtype)
-        return float((losses * weights).sum() / (1 if self.reduction == "sum" else weights.sum()))
+        weights = backend.xp.ones(len(outputs)) if sample_weight is None else backend.asarray(sample_weight, "float64")
+        if not len(outputs) == len(targets) == weights.size:
+            raise ShapeError(
+                f"{type(self).__name__}: {len(outputs)} outputs, {len(targets)} targets and {weights.size} weights."
+            )
+        if self.class_weight is not None:
+            weights = weights * self.weights_by_class(backend, self.class_weight, targets, outputs.shape[-1])
+        losses = self.samples(backend, outputs, targets) * weights
+        return float(losses.sum() / (1 if self.reduction == "sum" else weights.sum()))
 
 
 class MeanSquaredError(Loss):
@@ -133,6 +142,27 @@ class _OnLogits(Loss):
                 f"{type(self).__name__}: label_smoothing must be at least 0 and below 1, not {label_smoothing}."
             )
         self.label_smoothing, self.class_weight = label_smoothing, class_weight
+
+    def weights_by_class(self, backend: Backend, class_weight: Any, targets: Array, classes: int) -> Array:
+        binary = self.decision_threshold is not None
+        if binary and targets.shape[1:] != (1,):
+            raise ArgumentError("class_weight fits a single yes-or-no output; with several, use sample_weight.")
+        classes = 2 if binary else classes
+        try:
+            items = class_weight.items() if isinstance(class_weight, Mapping) else enumerate(class_weight)
+            given = {int(k): float(w) for k, w in items}
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(f"class_weight must be {{class: weight}} or a sequence of weights: {error}.") from error
+        if not given or min(given) < 0 or not all(0 <= w < math.inf for w in given.values()):
+            raise ArgumentError(f"class_weight must give finite weights ≥ 0 to classes from 0, not {class_weight!r}.")
+        if max(given) >= classes:
+            raise ArgumentError(f"class_weight names class {max(given)}, but there are {classes} classes, from 0.")
+        if binary:
+            no, yes = given.get(0, 1.0), given.get(1, 1.0)
+            return (no + (yes - no) * targets).reshape(-1)
+        dtype = targets.dtype if targets.dtype.kind == "f" else "float64"
+        table = backend.asarray([given.get(k, 1.0) for k in range(classes)], dtype=dtype)
+        return backend.xp.take(table, targets) if targets.ndim == 1 else backend.xp.matmul(targets, table)
 
 
 class BinaryCrossEntropy(_OnLogits):

@@ -27,6 +27,10 @@ class Metric(Configured):
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         """Sums over a batch: outputs (N, ...), targets as the loss takes them, weights (N,) or None."""
 
+    def merge(self, total: Array, sums: Array) -> Array:
+        """The sums of two batches as those of one."""
+        return total + sums
+
     @abstractmethod
     def result(self, sums: Any) -> Any:
         """The figure, from the total of the sums as a NumPy array."""
@@ -41,7 +45,11 @@ class Metric(Configured):
         outputs, targets = backend.asarray(outputs), backend.asarray(targets)
         if len(outputs) != len(targets):
             raise ShapeError(f"{self.name}: {len(outputs)} outputs but {len(targets)} targets.")
+        if targets.size not in (len(targets), outputs.size):
+            raise ShapeError(f"{self.name}: outputs {outputs.shape} and targets {targets.shape} do not fit.")
         weights = None if sample_weight is None else backend.asarray(sample_weight, dtype="float64")
+        if weights is not None and weights.shape != (len(outputs),):
+            raise ShapeError(f"{self.name}: sample_weight must have shape ({len(outputs)},), not {weights.shape}.")
         return self.result(backend.to_numpy(self.sums(backend, outputs, targets, weights)))
 
 
@@ -69,8 +77,7 @@ class _Classes(Metric):
         xp = backend.xp
         single = outputs.ndim == 1 or outputs.shape[-1] == 1
         if self.threshold is None and not single:
-            true = targets if targets.ndim == 1 else xp.argmax(targets, axis=-1)
-            return xp.argmax(outputs, axis=-1), true, weights, int(outputs.shape[-1])
+            return xp.argmax(outputs, axis=-1), _labels(xp, targets), weights, int(outputs.shape[-1])
         predicted = outputs > (0.5 if self.threshold is None else self.threshold)
         if weights is not None and outputs.size != len(outputs):
             weights = xp.repeat(weights, int(outputs.size) // len(outputs))
@@ -103,7 +110,7 @@ class TopKAccuracy(Metric):
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         xp = backend.xp
-        true = (targets if targets.ndim == 1 else xp.argmax(targets, axis=-1))[:, None]
+        true = _labels(xp, targets)[:, None]
         score = xp.take_along_axis(outputs, true, axis=1)
         earlier = xp.arange(outputs.shape[1])[None, :] < true
         # "not ≤" rather than ">", so that a NaN score is beaten by all.
@@ -210,7 +217,7 @@ class _Errors(Metric):
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         xp = backend.xp
-        errors = self.of(xp, outputs - targets.reshape(outputs.shape)).reshape(len(outputs), -1)
+        errors = self.of(xp, outputs - _alike(targets, outputs)).reshape(len(outputs), -1)
         per_sample = xp.sum(errors, axis=1, dtype=xp.float64) * (1.0 / errors.shape[1])
         return _weighted(xp, per_sample, weights)
 
@@ -246,19 +253,29 @@ class R2(Metric):
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         xp = backend.xp
-        t = targets.reshape(len(targets), -1).astype(xp.float64)
+        t = _alike(targets, outputs).reshape(len(targets), -1).astype(xp.float64)
         e = outputs.reshape(len(outputs), -1).astype(xp.float64) - t
         w = xp.ones((len(t), 1), dtype=xp.float64) if weights is None else weights[:, None].astype(xp.float64)
-        columns = [xp.broadcast_to(w, t.shape), w * t, w * t * t, w * e * e]
-        return xp.stack([xp.sum(column, axis=0) for column in columns])
+        count = xp.sum(xp.broadcast_to(w, t.shape), axis=0)
+        mean = xp.sum(w * t, axis=0) / xp.maximum(count, 1e-300)
+        spread = xp.sum(w * xp.square(t - mean), axis=0)
+        return xp.stack([count, mean, spread, xp.sum(w * e * e, axis=0)])
+
+    def merge(self, total: Array, sums: Array) -> Array:
+        """Two spreads become one about the common mean (Chan et al. 1979); Σt² would lose the digits of a far mean."""
+        count = total[0] + sums[0]
+        share = sums[0] / (count + (count == 0))
+        apart = sums[1] - total[1]
+        merged = total + sums
+        merged[1] = total[1] + apart * share
+        merged[2] += apart * apart * total[0] * share
+        return merged
 
     def result(self, sums: Any) -> float:
         scores = []
-        for count, total, squares, errors in sums.T:
-            spread = squares - total * total / count
-            # Below rounding of Σt², nothing is left of the spread.
-            varies = spread > 1e-14 * squares
-            scores.append(1.0 - errors / spread if varies else float(errors <= 1e-14 * squares))
+        for count, mean, spread, errors in sums.T:
+            rounding = count * (1e-14 * mean) ** 2  # what may be left of no spread at all
+            scores.append(1.0 - errors / spread if spread > rounding else float(errors <= rounding))
         return float(sum(scores) / len(scores))
 
 
@@ -286,6 +303,20 @@ def get(specs: str | Metric | Sequence[str | Metric] | None, loss: Loss | None) 
     if len(set(names)) < len(names) or "loss" in names:
         raise ArgumentError(f"metrics: each needs a name of its own, but the names are {names}. Set `metric.name`.")
     return found
+
+
+def _alike(targets: Array, outputs: Array) -> Array:
+    """Targets in the outputs' shape, which may differ by axes of length 1 only."""
+    if targets.size != outputs.size:
+        raise ShapeError(f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} do not fit.")
+    return targets.reshape(outputs.shape)
+
+
+def _labels(xp: Any, targets: Array) -> Array:
+    """Class numbers (N,) from class numbers (N,) or (N, 1), or from probabilities (N, K)."""
+    if targets.ndim == 2 and targets.shape[1] > 1:
+        return xp.argmax(targets, axis=-1)
+    return targets.reshape(-1)
 
 
 def _hits(xp: Any, right: Array, weights: Array | None) -> Array:

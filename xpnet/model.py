@@ -11,7 +11,7 @@ from xpnet import layers as layers_
 from xpnet import optimizers as optimizers_
 from xpnet.backends import Array, Backend, DType, get_backend
 from xpnet.callbacks import Callback
-from xpnet.data import prepare, prepare_inputs
+from xpnet.data import as_numbers, prepare, prepare_inputs
 from xpnet.errors import ArgumentError, ShapeError, StateError
 from xpnet.layers.base import Context, Layer, Shape, as_shape
 from xpnet.losses import Loss
@@ -42,14 +42,12 @@ class Sequential(layers_.Sequential):
         precision: str | None = None,
     ) -> None:
         super().__init__(layers)
-        if numpy.dtype(dtype).name not in ("float32", "float64"):
-            raise ArgumentError(f'dtype must be "float32" or "float64", not {dtype!r}.')
         if precision not in (None, "float32"):
             raise ArgumentError(f'precision must be None or "float32" in this version, not {precision!r}.')
-        if seed is not None and (isinstance(seed, bool) or int(seed) != seed or seed < 0):
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | numpy.integer) or seed < 0):
             raise ArgumentError(f"seed must be a whole number of at least 0, or None, not {seed!r}.")
         self.seed = secrets.randbits(32) if seed is None else int(seed)
-        self.dtype, self.precision = numpy.dtype(dtype).name, precision
+        self.dtype, self.precision = _dtype_name(dtype), precision
         self._requested_backend = backend
         self._state = TrainingState()
         self._rows_of_forward: int | None = None
@@ -210,13 +208,15 @@ class Sequential(layers_.Sequential):
         missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or unknown:
             raise ArgumentError(f"the state does not fit this model: missing {missing}, unexpected {unknown}.")
-        for name, target in own.items():
-            shape = tuple(numpy.shape(state[name]))
-            if shape != tuple(target.value.shape):
-                raise ShapeError(f"{name} has shape {tuple(target.value.shape)}, but the state's has {shape}.")
         with self.backend.device():
+            new = {name: as_numbers(self.backend, state[name], name) for name in own}
             for name, target in own.items():
-                target.value[...] = self.backend.asarray(state[name], dtype=target.value.dtype)
+                if tuple(new[name].shape) != tuple(target.value.shape):
+                    raise ShapeError(
+                        f"{name} has shape {tuple(target.value.shape)}, but the state's has {tuple(new[name].shape)}."
+                    )
+            for name, target in own.items():
+                target.value[...] = self.backend.asarray(new[name], dtype=target.value.dtype)
 
     def save(self, path: Any) -> None:
         """Write weights, buffers and architecture to a safetensors file. `xpnet.load` reads it, on any device."""
@@ -225,7 +225,7 @@ class Sequential(layers_.Sequential):
     def to(self, backend: str | Backend, dtype: str | None = None) -> "Sequential":
         """Move parameters, optimiser state and buffers to another device, or another dtype; returns the model."""
         target = get_backend(backend)
-        self._requested_backend, self.dtype = target, dtype or self.dtype
+        self._requested_backend, self.dtype = target, _dtype_name(dtype or self.dtype)
         if self.is_built:
             source = self.context.backend
             with target.device():
@@ -267,7 +267,8 @@ class Sequential(layers_.Sequential):
 
     def _ensure_built(self, x: Any) -> None:
         if not self.is_built:
-            self._build_on(as_shape(numpy.shape(x)[1:]))
+            shape = x.shape if hasattr(x, "shape") else get_backend("cpu").asarray(x).shape
+            self._build_on(as_shape(shape[1:]))
 
     def _inputs(self, x: Any) -> tuple[Array, DType]:
         self._ensure_built(x)
@@ -281,6 +282,13 @@ class Sequential(layers_.Sequential):
         if loss is None and metrics is None and last.loss is not None:
             return last.loss, last.metrics
         return training.choose(self, last.loss if loss is None else loss, metrics)
+
+
+def _dtype_name(dtype: Any) -> str:
+    name = str(getattr(dtype, "name", dtype))
+    if name not in ("float32", "float64"):
+        raise ArgumentError(f'dtype must be "float32" or "float64", not {dtype!r}.')
+    return name
 
 
 def _summary_row(layer: Layer) -> tuple[str, str, str]:

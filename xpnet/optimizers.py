@@ -146,7 +146,7 @@ class Adagrad(Optimizer):
         clip_norm: float | None = None,
     ) -> None:
         super().__init__(learning_rate, weight_decay, clip_norm)
-        self.epsilon = epsilon
+        self.epsilon = _positive("Adagrad", "epsilon", epsilon)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
         (s,) = slots
@@ -169,7 +169,7 @@ class RMSprop(Optimizer):
         clip_norm: float | None = None,
     ) -> None:
         super().__init__(learning_rate, weight_decay, clip_norm)
-        self.rho, self.epsilon = _fraction("RMSprop", "rho", rho), epsilon
+        self.rho, self.epsilon = _fraction("RMSprop", "rho", rho), _positive("RMSprop", "epsilon", epsilon)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
         (s,) = slots
@@ -197,7 +197,7 @@ class Adam(Optimizer):
         super().__init__(learning_rate, weight_decay, clip_norm)
         name = type(self).__name__
         self.beta1, self.beta2 = _fraction(name, "beta1", beta1), _fraction(name, "beta2", beta2)
-        self.epsilon = epsilon
+        self.epsilon = _positive(name, "epsilon", epsilon)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
         m, s = slots
@@ -281,4 +281,10 @@ def _pieces(runs: list[slice], length: int | None) -> Iterator[slice]:
 def _fraction(optimizer: str, name: str, value: float) -> float:
     if not 0 <= value < 1:
         raise ArgumentError(f"{optimizer}: {name} must be at least 0 and below 1, not {value!r}.")
+    return value
+
+
+def _positive(optimizer: str, name: str, value: float) -> float:
+    if not value > 0:
+        raise ArgumentError(f"{optimizer}: {name} must be positive, not {value!r}.")
     return value

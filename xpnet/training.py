@@ -19,7 +19,7 @@ from typing import Any
 import numpy
 
 from xpnet import losses, metrics, optimizers
-from xpnet.backends import Array
+from xpnet.backends import Array, get_backend
 from xpnet.callbacks import Callback, EpochLines, ProgressBar
 from xpnet.data import Batch, Samples, prepare
 from xpnet.errors import ArgumentError, ArgumentTypeError, DivergenceError
@@ -96,32 +96,37 @@ class Figures:
 
     def __init__(self, model: Sequential, metrics: Sequence[Metric], sizes: Sequence[int]) -> None:
         self._model, self._metrics = model, metrics
-        # Row 0: Σ w ℓ of each step; row 1: its Σ w, which without weights is the number of its samples.
-        self._record = model.backend.asarray(numpy.array([[0.0] * len(sizes), sizes], dtype=numpy.float64))
+        # Rows: Σ w ℓ of each step; its Σ w, which without weights is the number of its samples; the penalties then.
+        zeros = [0.0] * len(sizes)
+        self._record = model.backend.asarray(numpy.array([zeros, sizes, zeros], dtype=numpy.float64))
         self._sums: dict[str, Array] = {}
         self._steps = 0
 
-    def add(self, loss_sum: Array, batch: Batch, outputs: Array) -> None:
-        """Take in a step: Σ w ℓ, its batch and what the model made of it."""
+    def add(self, per_sample: Array, batch: Batch, outputs: Array) -> None:
+        """Take in a step: the loss ℓ of each sample, the batch, and what the model made of it."""
         xp = self._model.backend.xp
-        self._record[0, self._steps] = loss_sum
+        weighted = per_sample if batch.weights is None else per_sample * batch.weights
+        self._record[0, self._steps] = xp.sum(weighted, dtype=xp.float64)
+        penalty = self._model.context.store.penalty()
+        if penalty is not None:
+            self._record[2, self._steps] = penalty
         if batch.weights is not None:
             self._record[1, self._steps] = xp.sum(batch.weights, dtype=xp.float64)
         self._steps += 1
         for metric in self._metrics:
             sums = metric.sums(self._model.backend, outputs, batch.y, batch.weights)
-            if metric.name in self._sums:
-                self._sums[metric.name] += sums
-            else:
-                self._sums[metric.name] = sums
+            before = self._sums.get(metric.name)
+            self._sums[metric.name] = sums if before is None else metric.merge(before, sums)
 
     def read(self, as_sum: bool = False) -> dict[str, Any]:
         """The figures so far; waits for the device. The loss is a mean over samples, or the sum where that is asked."""
         if not self._steps:
             return {}
         to_numpy = self._model.backend.to_numpy
-        total, weight = to_numpy(self._record[:, : self._steps]).sum(axis=1)
-        logs: dict[str, Any] = {"loss": float(total if as_sum else total / weight if weight else 0.0)}
+        losses, weights, penalties = to_numpy(self._record[:, : self._steps])
+        weight = weights.sum() or 1.0
+        loss = losses.sum() if as_sum else losses.sum() / weight
+        logs: dict[str, Any] = {"loss": float(loss + (penalties * weights).sum() / weight)}
         for metric in self._metrics:
             logs[metric.name] = metric.result(to_numpy(self._sums[metric.name]))
         return logs
@@ -142,47 +147,39 @@ class Step:
     def __call__(self, batches: Iterator[Batch], total: Any, figures: Figures, count: int = 1) -> None:
         """Train on `count` batches as on one. `total` is Σ w over them all, a number or a 0-d device array."""
         store = self.model.context.store
-        self.model.context.step = self.state.step
+        context = self.model.context
+        context.step, context.first_row = self.state.step, 0
         accumulated: Array = None
         for _ in range(count):
             batch = next(batches)
             figures.add(*self.forward_backward(batch, total))
+            context.first_row += len(batch)  # noise is numbered by the rows of the whole update
             if count > 1:
                 accumulated = store.grads.copy() if accumulated is None else accumulated + store.grads
+        context.first_row = 0
         if accumulated is not None:
             store.grads[...] = accumulated
         store.add_penalty_gradients()
         self.state.update(store)
 
     def forward_backward(self, batch: Batch, total: Any) -> tuple[Array, Batch, Array]:
-        """Gradients of Σ w ℓ / total into the store; (Σ w ℓ, batch, outputs), with penalties in the loss."""
+        """Gradients of Σ w ℓ / total into the store; (ℓ, batch, outputs)."""
         model, loss = self.model, self.loss
         outputs = model.run(batch.x, training=True)
         per_sample, grad = loss.samples_and_gradient(model.backend, outputs, batch.y)
         model.run_back(weigh(loss, grad, batch, total), input_grad=False)
-        return loss_sum(model, per_sample, batch), batch, outputs
+        return per_sample, batch, outputs
 
 
 def weigh(loss: Loss, grad: Array, batch: Batch, total: Any) -> Array:
     """∂ℓ_i times w_i / total, or times w_i where the loss is a sum over samples; in place."""
     if batch.weights is not None:
+        # Σ w is summed in float64, which must not lift a float32 gradient.
         weights = batch.weights if loss.reduction == "sum" else batch.weights * (1.0 / total).astype(grad.dtype)
         grad *= weights.reshape(-1, *[1] * (grad.ndim - 1))
     elif loss.reduction != "sum":
         grad *= 1.0 / total
     return grad
-
-
-def loss_sum(model: Sequential, per_sample: Array, batch: Batch) -> Array:
-    """Σ w (ℓ + penalty), in float64 on the device."""
-    xp = model.backend.xp
-    if batch.weights is not None:
-        per_sample = per_sample * batch.weights
-    total = xp.sum(per_sample, dtype=xp.float64)
-    penalty = model.context.store.penalty()
-    if penalty is not None:
-        total = total + penalty * (len(batch) if batch.weights is None else xp.sum(batch.weights, dtype=xp.float64))
-    return total
 
 
 class Run:
@@ -338,7 +335,7 @@ def measure(
     for batch in data.batches(Workspace(model.context), size):
         outputs = model.run(batch.x, inference=True)
         per_sample = loss.samples(model.backend, outputs, batch.y)
-        figures.add(loss_sum(model, per_sample, batch), batch, outputs)
+        figures.add(per_sample, batch, outputs)
     return figures.read(as_sum)
 
 
@@ -370,6 +367,8 @@ def _split(
         return (x, y, sample_weight), None
     if not 0 < validation_split < 1:
         raise ArgumentError(f"validation_split must be at least 0 and below 1, not {validation_split}.")
+    if not hasattr(x, "__len__"):
+        x = get_backend("cpu").asarray(x)
     count = len(x)
     cut = count - round(count * validation_split)
     if not 0 < cut < count:
@@ -380,7 +379,9 @@ def _split(
 
 
 def _slice(a: Any, part: slice) -> Any:
-    return a.iloc[part] if hasattr(a, "iloc") else a[part]
+    if hasattr(a, "iloc"):  # of a pandas frame, a[part] would be columns
+        return a.iloc[part]
+    return a[part] if hasattr(a, "__getitem__") else get_backend("cpu").asarray(a)[part]
 
 
 def _with_progress(callbacks: Sequence[Callback], verbose: int) -> list[Callback]:

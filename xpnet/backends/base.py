@@ -126,7 +126,7 @@ class Backend:
         return out
 
     def erf(self, x: Array) -> Array:
-        """The error function, to the last bit or two of x's dtype."""
+        """The error function, to a few units in the last place of x's dtype."""
         return special.erf(self.xp, x)
 
     def erfc(self, x: Array) -> Array:

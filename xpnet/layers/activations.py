@@ -30,6 +30,7 @@ class Step(Layer):
     def forward(self, x: Array) -> Array:
         y = self.work.buffer("y", x.shape)
         y[...] = x >= self.threshold
+        self.xp.copyto(y, x, where=x != x)  # NaN is the one number that differs from itself
         return y
 
     def backward(self, grad_y: Array) -> Array:
@@ -98,16 +99,18 @@ class LeakyReLU(Layer):
     def forward(self, x: Array) -> Array:
         xp, work = self.xp, self.work
         work.x = x
-        y = xp.multiply(x, self.negative_slope, out=work.buffer("y", x.shape))
-        xp.copyto(y, x, where=x > 0)
+        y = xp.maximum(x, 0.0, out=work.buffer("y", x.shape))
+        if self.negative_slope:  # 0 · -∞ would be NaN
+            y += self.negative_slope * xp.minimum(x, 0.0)
         return y
 
     def backward(self, grad_y: Array) -> Array:
         """dy/dx = 1 where x > 0, else negative_slope."""
         xp, work = self.xp, self.work
-        grad_x = xp.multiply(grad_y, self.negative_slope, out=work.buffer("grad_x", grad_y.shape))
-        xp.copyto(grad_x, grad_y, where=work.x > 0)
-        return grad_x
+        slope = work.buffer("slope", grad_y.shape)
+        slope.fill(self.negative_slope)
+        xp.copyto(slope, 1.0, where=work.x > 0)
+        return xp.multiply(grad_y, slope, out=slope)
 
 
 class ELU(Layer):
@@ -152,7 +155,8 @@ class GELU(Layer):
         xp, work = self.xp, self.work
         work.x = x
         if self.approximate == "tanh":
-            work.tanh = xp.tanh(self._INNER * (x + self._CUBIC * (x * x * x)))
+            near = xp.clip(x, -30.0, 30.0)  # the tanh is ±1 far out, where x³ would overflow
+            work.tanh = xp.tanh(self._INNER * (near + self._CUBIC * (near * near * near)))
             work.phi = 0.5 * (1.0 + work.tanh)
         else:
             # erfc and not 1 + erf, which loses all digits of the left tail.
@@ -166,7 +170,7 @@ class GELU(Layer):
         """
         xp, work = self.xp, self.work
         if self.approximate == "tanh":
-            x = xp.clip(work.x, -30.0, 30.0)  # the slope is 0 or 1 far out, where x² would overflow
+            x = xp.clip(work.x, -30.0, 30.0)
             density = 0.5 * (1.0 - work.tanh * work.tanh) * (self._INNER * (1.0 + 3.0 * self._CUBIC * x * x))
         else:
             x = xp.clip(work.x, -40.0, 40.0)

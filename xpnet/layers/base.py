@@ -2,6 +2,7 @@
 
 import functools
 import math
+import operator
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,15 +46,19 @@ class Workspace(SimpleNamespace):
     def buffer(self, name: str, shape: Shape, dtype: DType = None) -> Array:
         """An uninitialised array, kept for the next call, grown for the largest batch; a smaller one gets a slice."""
         kept = self._buffers.get(name)
-        if kept is None or len(kept) < shape[0] or kept.shape[1:] != shape[1:]:
-            context = self.context
-            kept = self._buffers[name] = context.backend.empty(shape, context.dtype if dtype is None else dtype)
+        dtype = self.context.dtype if dtype is None else dtype
+        if kept is None or len(kept) < shape[0] or kept.shape[1:] != shape[1:] or kept.dtype != dtype:
+            kept = self._buffers[name] = self.context.backend.empty(shape, dtype)
         return kept if len(kept) == shape[0] else kept[: shape[0]]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise StateError("backward needs what forward kept, but no forward pass came before it.")
+        raise _NothingKeptError("backward needs what forward kept, but no forward pass came before it.")
+
+
+class _NothingKeptError(StateError, AttributeError):
+    """An AttributeError too, so that `getattr(work, name, default)` works."""
 
 
 class Layer(Configured):
@@ -197,7 +202,16 @@ class Layer(Configured):
                 f"at {path!r} too: one layer object has one place. Make a second layer."
             )
         self._context, self.path = context, path
-        return self.build(input_shape)
+        try:
+            return self.build(input_shape)
+        except BaseException:
+            self.unplace()
+            raise
+
+    def unplace(self) -> None:
+        """Undo `place`, where the building of a model failed: its layers are free again."""
+        self._context, self.path = None, ""
+        self.__dict__.pop("parameters", None)
 
     @property
     def is_built(self) -> bool:
@@ -228,9 +242,14 @@ def _with_place(build: Callable[[Any, Shape], Shape]) -> Callable[..., Shape]:
             self._context = Context(resolved, ParameterStore(resolved, dtype), seed)
         elif self.context.store.allocated:
             raise StateError(f"this {type(self).__name__} is built already.")
-        self.output_shape = build(self, self.input_shape)
-        if alone:
-            self.context.store.allocate(seed)
+        try:
+            self.output_shape = build(self, self.input_shape)
+            if alone:
+                self.context.store.allocate(seed)
+        except BaseException:
+            if alone:
+                self.unplace()
+            raise
         return self.output_shape
 
     return wrapper
@@ -242,8 +261,8 @@ Layer.build = _with_place(Layer.build)  # type: ignore[method-assign]
 def as_shape(shape: Any) -> Shape:
     """(4,) from 4, [4] or (4,); refuses what is not made of positive integers."""
     try:
-        sizes = tuple(int(n) for n in (shape if hasattr(shape, "__iter__") else (shape,)))
-    except (TypeError, ValueError):
+        sizes = tuple(operator.index(n) for n in (shape if hasattr(shape, "__iter__") else (shape,)))
+    except TypeError:
         sizes = (0,)
     if any(n < 1 for n in sizes):
         raise ArgumentError(f"a shape is one or more positive integers, without the batch, not {shape!r}.")

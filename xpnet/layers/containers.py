@@ -1,6 +1,6 @@
 """Layers made of layers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from xpnet.backends import Array
@@ -12,11 +12,13 @@ from xpnet.parameters import Parameter
 class Sequential(Layer):
     """Layers one after the other, as one layer. Inner names join with dots: "1.0.weight"."""
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(self, layers: Iterable[Layer]) -> None:
+        if not isinstance(layers, Iterable):
+            raise ArgumentTypeError(f"Sequential: layers must be a list of layers, not {layers!r}.")
         self.layers: list[Layer] = list(layers)
         if not self.layers:
             raise ArgumentError("Sequential: give it at least one layer.")
-        given: list[Any] = list(layers)
+        given: list[Any] = list(self.layers)
         for i, layer in enumerate(given):
             if not isinstance(layer, Layer):
                 hint = "; did you mean an object, with ()?" if isinstance(layer, type) else ""
@@ -105,10 +107,15 @@ class Sequential(Layer):
         for i, layer in enumerate(self.layers):
             if layer.is_built:
                 raise StateError(
-                    f"layer {i} of this Sequential, a {type(layer).__name__}, is built already and belongs to another "
-                    "model: one layer object has one place. Make a new layer."
+                    f"layer {i} of this Sequential, a {type(layer).__name__}, is built already and has "
+                    "a place: one layer object has one place. Make a new layer."
                 )
         return super().place(context, path, input_shape)
+
+    def unplace(self) -> None:
+        super().unplace()
+        for layer in self.layers:
+            layer.unplace()
 
     def get_config(self) -> dict[str, Any]:
         return {"layers": self.layers}

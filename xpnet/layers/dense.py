@@ -23,8 +23,8 @@ class Dense(Layer):
         l1: float = 0.0,
         l2: float = 0.0,
     ) -> None:
-        if units < 1:
-            raise ArgumentError(f"Dense: units must be at least 1, not {units}.")
+        if int(units) != units or units < 1:
+            raise ArgumentError(f"Dense: units must be a whole number of at least 1, not {units}.")
         self.units, self.use_bias = int(units), use_bias
         self.weight_initializer, self.bias_initializer = weight_initializer, bias_initializer
         self.l1, self.l2 = l1, l2

@@ -1,0 +1,366 @@
+"""Optimisers against loops written from the papers, one number at a time, in float64."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+
+import xpnet
+from xpnet import layers, losses, optimizers
+from xpnet.backends import Backend
+from xpnet.errors import ArgumentError, ArgumentTypeError
+
+RATE = 0.05
+
+
+# The papers' formulas. Each takes one parameter's whole history of gradients and gives its path.
+
+
+def sgd(w, gradients, momentum=0.0, nesterov=False):
+    v = np.zeros_like(w)
+    for g in gradients:
+        v = momentum * v + g
+        w = w - RATE * (g + momentum * v if nesterov else v)
+        yield w
+
+
+def adagrad(w, gradients, epsilon=1e-10):
+    for t in range(len(gradients)):
+        total = sum(g**2 for g in gradients[: t + 1])
+        w = w - RATE * gradients[t] / (np.sqrt(total) + epsilon)
+        yield w
+
+
+def rmsprop(w, gradients, rho=0.9, epsilon=1e-8):
+    for t in range(len(gradients)):
+        average = sum((1 - rho) * rho ** (t - i) * g**2 for i, g in enumerate(gradients[: t + 1]))
+        w = w - RATE * gradients[t] / (np.sqrt(average) + epsilon)
+        yield w
+
+
+def adam(w, gradients, beta1=0.9, beta2=0.999, epsilon=1e-8, decoupled=0.0):
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for t, g in enumerate(gradients, start=1):
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        step = m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + epsilon)
+        w = w - RATE * step - RATE * decoupled * w
+        yield w
+
+
+CASES = [
+    (optimizers.SGD(RATE), sgd, {}),
+    (optimizers.SGD(RATE, momentum=0.9), sgd, {"momentum": 0.9}),
+    (optimizers.SGD(RATE, momentum=0.8, nesterov=True), sgd, {"momentum": 0.8, "nesterov": True}),
+    (optimizers.Adagrad(RATE), adagrad, {}),
+    (optimizers.Adagrad(RATE, epsilon=0.1), adagrad, {"epsilon": 0.1}),
+    (optimizers.RMSprop(RATE), rmsprop, {}),
+    (optimizers.RMSprop(RATE, rho=0.5, epsilon=0.1), rmsprop, {"rho": 0.5, "epsilon": 0.1}),
+    (optimizers.Adam(RATE), adam, {}),
+    (optimizers.Adam(RATE, 0.5, 0.6, 0.1), adam, {"beta1": 0.5, "beta2": 0.6, "epsilon": 0.1}),
+    (optimizers.Adam(RATE, beta1=0.0), adam, {"beta1": 0.0}),
+    (optimizers.AdamW(RATE, weight_decay=0.0), adam, {}),
+]
+each_optimizer = pytest.mark.parametrize(
+    ("optimizer", "formula", "settings"), CASES, ids=lambda v: repr(v) if hasattr(v, "apply") else ""
+)
+DEFAULTS = [
+    optimizers.SGD(),
+    optimizers.SGD(momentum=0.9),
+    optimizers.Adagrad(),
+    optimizers.RMSprop(),
+    optimizers.Adam(),
+    optimizers.AdamW(),
+]
+
+
+def model_of(backend, rng, sizes=(3, 4, 2), dtype="float64"):
+    stack = [layers.Dense(size, bias_initializer="normal") for size in sizes[1:]]
+    return xpnet.Sequential(stack, input_shape=sizes[0], backend=backend, dtype=dtype)
+
+
+def train(model, optimizer, gradients, state=None, factor=1.0):
+    """Apply the optimiser to made-up gradients, a list of {name: array} in the order of the steps."""
+    store = model.context.store
+    state = state or optimizers.OptimizerState(optimizer, store)
+    for grads in gradients:
+        for parameter in model.parameters:
+            parameter.grad = grads[parameter.name]
+        optimizer.apply(store, state, factor)
+    return state
+
+
+def made_up(rng, model, steps=6):
+    return [{p.name: rng.normal(size=p.shape) for p in model.parameters} for _ in range(steps)]
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-12), ("float32", 2e-5)])
+@each_optimizer
+def test_optimisers_follow_the_papers(backend, rng, optimizer, formula, settings, dtype, rtol):
+    model = model_of(backend, rng, dtype=dtype)
+    start, gradients = model.state_dict(), made_up(rng, model)
+    state = train(model, optimizer, gradients)
+    for name, value in model.state_dict().items():
+        *_, want = formula(start[name].astype("float64"), [g[name] for g in gradients], **settings)
+        np.testing.assert_allclose(value, want, rtol=rtol, atol=rtol)
+        assert not np.allclose(value, start[name], rtol=1e-3)
+    assert state.step == len(gradients)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "formula", "settings"), CASES[:-1], ids=lambda v: repr(v) if hasattr(v, "apply") else ""
+)
+def test_weight_decay_is_in_the_gradient_of_weights_and_not_of_biases(backend, rng, optimizer, formula, settings):
+    optimizer = copy.copy(optimizer)
+    optimizer.weight_decay = 0.3
+    model = model_of(backend, rng)
+    start, gradients = model.state_dict(), made_up(rng, model, 1)
+    train(model, optimizer, gradients)
+    for key, value in model.state_dict().items():
+        g = gradients[0][key] + 0.3 * start[key] * ("weight" in key)
+        (want,) = formula(start[key], [g], **settings)
+        np.testing.assert_allclose(value, want, rtol=1e-12, atol=1e-14)
+
+
+def test_adamw_decays_weights_beside_the_step_and_not_biases(backend, rng):
+    model = model_of(backend, rng)
+    start, gradients = model.state_dict(), made_up(rng, model)
+    train(model, optimizers.AdamW(RATE, weight_decay=0.3), gradients)
+    for key, value in model.state_dict().items():
+        *_, want = adam(start[key], [g[key] for g in gradients], decoupled=0.3 * ("weight" in key))
+        np.testing.assert_allclose(value, want, rtol=1e-12, atol=1e-14)
+
+
+def test_a_rate_factor_scales_every_rate(backend, rng):
+    model = model_of(backend, rng)
+    start, gradients = model.state_dict(), made_up(rng, model)
+    train(model, optimizers.AdamW(4 * RATE, weight_decay=0.3), gradients, factor=0.25)
+    for key, value in model.state_dict().items():
+        *_, want = adam(start[key], [g[key] for g in gradients], decoupled=0.3 * ("weight" in key))
+        np.testing.assert_allclose(value, want, rtol=1e-12, atol=1e-14)
+
+
+def test_the_first_step_of_adam_is_the_rate_in_the_direction_of_the_sign(backend, rng):
+    model = model_of(backend, rng)
+    start, gradients = model.state_dict(), made_up(rng, model, 1)
+    train(model, optimizers.Adam(0.01), gradients)
+    for key, value in model.state_dict().items():
+        np.testing.assert_allclose(value - start[key], -0.01 * np.sign(gradients[0][key]), rtol=1e-5)
+
+
+# Clipping.
+
+
+@pytest.mark.parametrize("limit", [0.1, 1.0, 1e9])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_clipping_scales_the_whole_gradient_to_its_norm(backend, rng, limit, dtype):
+    model = model_of(backend, rng, dtype=dtype)
+    (gradients,) = made_up(rng, model, 1)
+    gradients = {key: g.astype(dtype) for key, g in gradients.items()}
+    train(model, optimizers.SGD(RATE, clip_norm=limit), [gradients])
+    norm = math.sqrt(math.fsum(float(v) ** 2 for g in gradients.values() for v in g.ravel()))
+    for p in model.parameters:
+        got = backend.to_numpy(p.grad)
+        if limit > norm:
+            np.testing.assert_array_equal(got, gradients[p.name])
+        else:
+            np.testing.assert_allclose(got, gradients[p.name] * limit / norm, rtol=10 * np.finfo(dtype).eps)
+
+
+def test_clipping_a_zero_gradient_changes_nothing(backend, rng):
+    model = model_of(backend, rng, dtype="float32")
+    start = model.state_dict()
+    train(model, optimizers.SGD(RATE, clip_norm=1.0), [{p.name: np.zeros(p.shape) for p in model.parameters}])
+    for key, value in model.state_dict().items():
+        np.testing.assert_array_equal(value, start[key])
+
+
+def test_clipping_measures_before_decay_and_without_frozen_parameters(backend, rng):
+    model = model_of(backend, rng)
+    model.layers[0].trainable = False
+    start, (gradients,) = model.state_dict(), made_up(rng, model, 1)
+    train(model, optimizers.SGD(RATE, clip_norm=0.5, weight_decay=0.3), [gradients])
+    norm = math.sqrt(sum((gradients[key] ** 2).sum() for key in ("1.weight", "1.bias")))
+    want = start["1.weight"] - RATE * (gradients["1.weight"] * 0.5 / norm + 0.3 * start["1.weight"])
+    np.testing.assert_allclose(model.state_dict()["1.weight"], want, rtol=1e-12, atol=1e-14)
+
+
+# Frozen parameters, long vectors, and the state.
+
+
+@pytest.mark.parametrize("frozen", [["0.weight"], ["0.bias", "1.weight"], ["1.bias"], ["0.weight", "1.bias"]], ids=str)
+@pytest.mark.parametrize("optimizer", [*DEFAULTS, optimizers.Adam(weight_decay=0.1, clip_norm=0.1)], ids=repr)
+def test_frozen_parameters_are_untouched_and_the_others_are_not(backend, rng, optimizer, frozen):
+    model = model_of(backend, rng)
+    for p in model.parameters:
+        p.trainable = p.name not in frozen
+    start = model.state_dict()
+    train(model, optimizer, made_up(rng, model, 2))
+    for key, value in model.state_dict().items():
+        assert np.array_equal(value, start[key]) == (key in frozen)
+
+
+def test_with_everything_frozen_an_update_does_nothing(backend, rng):
+    model = model_of(backend, rng)
+    model.trainable = False
+    start = model.state_dict()
+    train(model, optimizers.AdamW(clip_norm=1.0), made_up(rng, model, 1))
+    assert all(np.array_equal(value, start[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "optimizer", [*DEFAULTS, optimizers.SGD(momentum=0.9, nesterov=True, weight_decay=0.1, clip_norm=1.0)], ids=repr
+)
+def test_pieces_of_a_long_vector_give_bit_for_bit_what_the_whole_gives(optimizer):
+    cpu, whole = xpnet.get_backend("cpu"), Backend("reference", np)
+    sizes = (181, 200, 3)  # 36 200 weights: two chunks of 16384 and a part of a third
+    models = [model_of(b, None, sizes, "float32") for b in (cpu, whole)]
+    assert cpu.chunk_elements == 16384 < models[0].parameters[0].size / 2
+    assert whole.chunk_elements is None
+    gradients = made_up(np.random.default_rng(0), models[0], 3)
+    for model in models:
+        model.layers[1].trainable = False
+        train(model, optimizer, gradients)
+    ours, theirs = (model.state_dict() for model in models)
+    for key in ours:
+        np.testing.assert_array_equal(ours[key], theirs[key])
+    model = model_of(cpu, None, sizes, "float32")
+    changed = ours["0.weight"] != model.state_dict()["0.weight"]
+    assert changed.mean() > 0.99
+
+
+@pytest.mark.parametrize("optimizer", DEFAULTS, ids=repr)
+def test_the_strict_stand_in_and_the_reference_agree_bit_for_bit_with_the_cpu(backend, reference, rng, optimizer):
+    models = [model_of(b, rng, dtype="float32") for b in (backend, reference)]
+    gradients = made_up(rng, models[0])
+    for model in models:
+        train(model, optimizer, gradients)
+    for got, want in zip(models[0].parameters, models[1].parameters, strict=True):
+        if backend.name.startswith("gpu"):
+            np.testing.assert_allclose(backend.to_numpy(got.value), want.value, rtol=1e-5, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(backend.to_numpy(got.value), want.value)
+
+
+def test_the_optimiser_is_configuration_and_the_state_belongs_to_the_model(backend, rng):
+    adam_, models = optimizers.Adam(), [model_of(backend, rng) for _ in range(2)]
+    gradients = made_up(rng, models[0], 4)
+    before = vars(adam_).copy()
+    first = train(models[0], adam_, gradients)
+    states = train(models[1], adam_, gradients[:2])
+    train(models[1], adam_, gradients[2:], state=states)
+    assert vars(adam_) == before
+    assert (first.step, states.step) == (4, 4)
+    for a, b in zip(models[0].parameters, models[1].parameters, strict=True):
+        np.testing.assert_array_equal(backend.to_numpy(a.value), backend.to_numpy(b.value))
+
+
+def test_a_moved_state_goes_on_as_if_nothing_had_happened(backend, rng):
+    cpu = xpnet.get_backend("cpu")
+    stayed, moved = model_of(cpu, rng), model_of(cpu, rng)
+    gradients = made_up(rng, stayed)
+    train(stayed, optimizers.Adam(), gradients)
+    state = train(moved, optimizers.Adam(), gradients[:3])
+    moved.to(backend)
+    state.move(cpu, moved.context.store)
+    train(moved, optimizers.Adam(), gradients[3:], state)
+    for key, value in moved.state_dict().items():
+        np.testing.assert_allclose(value, stayed.state_dict()[key], rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "slots"),
+    [
+        (o, s)
+        for o, s in zip(
+            DEFAULTS, [(), ("velocity",), ("squares",), ("squares",), *[("means", "squares")] * 2], strict=True
+        )
+    ],
+    ids=repr,
+)
+def test_each_optimiser_remembers_only_what_its_formula_needs(rng, optimizer, slots):
+    state = optimizers.OptimizerState(optimizer, model_of("cpu", rng).context.store)
+    assert tuple(state.slots) == slots
+    assert not any(slot.any() for slot in state.slots.values())
+
+
+@pytest.mark.parametrize("name", ["sgd", "adagrad", "rmsprop", "adam", "adamw"])
+def test_every_optimiser_finds_a_least_squares_solution(backend, rng, name):
+    optimizer = optimizers.get(name)
+    optimizer.learning_rate, optimizer.weight_decay = {"sgd": 0.3, "adagrad": 1.0, "adamw": 0.1}.get(name, 0.03), 0.0
+    x, w = rng.normal(size=(64, 2)), np.array([[1.0], [-2.0]])
+    model = xpnet.Sequential([layers.Dense(1)], input_shape=2, backend=backend, dtype="float64")
+    for _ in range(150):
+        model.train_on_batch(x, x @ w + 0.5, loss="mse", optimizer=optimizer)
+    np.testing.assert_allclose(model.state_dict()["0.weight"], w, atol=0.05)
+    np.testing.assert_allclose(model.state_dict()["0.bias"], [0.5], atol=0.05)
+
+
+# Penalties, which are the layer's.
+
+
+def test_penalties_join_loss_and_gradient_but_not_of_frozen_or_bias(backend, rng):
+    stack = [layers.Dense(3, bias_initializer=1.0, l1=0.1, l2=0.2), layers.Dense(1, l2=5.0)]
+    model = xpnet.Sequential(stack, input_shape=2, backend=backend, dtype="float64")
+    stack[1].trainable = False
+    w = model.state_dict()["0.weight"]
+    penalty = 0.1 * np.abs(w).sum() + 0.2 * (w**2).sum()
+    assert float(model.context.store.penalty()) == pytest.approx(penalty, rel=1e-14)
+    model.context.store.grads[...] = 0
+    model.context.store.add_penalty_gradients()
+    np.testing.assert_allclose(backend.to_numpy(stack[0].weight.grad), 0.1 * np.sign(w) + 0.4 * w, rtol=1e-14)
+    assert not any(backend.to_numpy(p.grad).any() for p in model.parameters[1:])
+    x, y = rng.normal(size=(4, 2)), rng.normal(size=(4, 1))
+    plain = losses.MeanSquaredError()(model.predict(x), y)
+    assert model.evaluate(x, y, loss="mse")["loss"] == pytest.approx(plain + penalty, rel=1e-12)
+    assert model.evaluate(x, y, loss="mse", batch_size=3)["loss"] == pytest.approx(plain + penalty, rel=1e-12)
+
+
+@pytest.mark.parametrize(("l1", "l2"), [(0.5, 0.0), (0.0, 0.5)])
+def test_a_penalty_may_stand_alone(backend, l1, l2):
+    model = xpnet.Sequential([layers.Dense(1, weight_initializer=-3.0, l1=l1, l2=l2)], 2, backend, dtype="float64")
+    model.context.store.add_penalty_gradients()
+    assert float(model.context.store.penalty()) == l1 * 6 + l2 * 18
+    assert backend.to_numpy(model.parameters[0].grad).tolist() == [[-l1 - 6 * l2]] * 2
+
+
+def test_without_penalties_there_is_nothing_to_add(backend, rng):
+    assert model_of(backend, rng).context.store.penalty() is None
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (
+            lambda: optimizers.SGD(-0.1),
+            ArgumentError,
+            "SGD: learning_rate must be a number ≥ 0 or a schedule, not -0.1",
+        ),
+        (lambda: optimizers.Adam(math.nan), ArgumentError, "Adam: learning_rate .* not nan"),
+        (lambda: optimizers.AdamW(weight_decay=-1), ArgumentError, "AdamW: weight_decay must be at least 0, not -1"),
+        (
+            lambda: optimizers.RMSprop(clip_norm=0),
+            ArgumentError,
+            "RMSprop: clip_norm must be positive, or None .* not 0",
+        ),
+        (lambda: optimizers.SGD(momentum=1.0), ArgumentError, "SGD: momentum must be at least 0 and below 1, not 1.0"),
+        (lambda: optimizers.SGD(nesterov=True), ArgumentError, "nesterov=True needs a momentum above 0"),
+        (lambda: optimizers.RMSprop(rho=-0.1), ArgumentError, "RMSprop: rho"),
+        (lambda: optimizers.Adam(beta1=1.0), ArgumentError, "Adam: beta1"),
+        (lambda: optimizers.AdamW(beta2=1.5), ArgumentError, "AdamW: beta2"),
+        (lambda: optimizers.get("adaam"), ArgumentError, "unknown optimizer 'adaam'. Did you mean 'adam'"),
+        (lambda: optimizers.get(optimizers.Adam), ArgumentTypeError, r"pass an object, Adam\(...\)"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_reason(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_optimisers_are_equal_by_their_settings():
+    assert optimizers.get("adam") == optimizers.Adam() != optimizers.Adam(0.1) != optimizers.AdamW(0.1)
+    assert repr(optimizers.SGD(0.1, momentum=0.9)) == "SGD(learning_rate=0.1, momentum=0.9)"
