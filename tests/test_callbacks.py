@@ -210,7 +210,9 @@ def test_early_stopping_puts_the_weights_and_buffers_of_the_best_epoch_back(back
 
 def test_early_stopping_follows_real_validation_data(backend):
     early = EarlyStopping(patience=0)
-    model, history = fit(early, model=net(backend), epochs=50, validation_data=(X, 2 - Y), optimizer=optimizers.Adam(0.1))
+    model, history = fit(
+        early, model=net(backend), epochs=50, validation_data=(X, 2 - Y), optimizer=optimizers.Adam(0.1)
+    )
     assert history.stopped == "early stopping" and early.best == min(history["val_loss"])
     assert model.evaluate(X, 2 - Y)["loss"] == pytest.approx(early.best, rel=1e-6)
 
@@ -272,7 +274,10 @@ def test_a_plateaus_factor_lies_between_0_and_1(factor):
 
 @pytest.mark.parametrize(
     ("monitor", "match"),
-    [("val_loss", "no 'val_loss' to follow, only loss, accuracy. Give fit validation data"), ("f1", "no 'f1' to follow")],
+    [
+        ("val_loss", "no 'val_loss' to follow, only loss, accuracy. Give fit validation data"),
+        ("f1", "no 'f1' to follow"),
+    ],
 )
 def test_a_figure_that_is_not_there_is_named_with_those_that_are(monitor, match):
     with pytest.raises(ArgumentError, match=match):

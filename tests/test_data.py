@@ -109,7 +109,9 @@ def test_data_in_any_form_train_alike(backend, form, labels):
     for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(model.predict(given), other.predict(x))
-    np.testing.assert_array_equal(model.backend.to_numpy(model.forward(given)), model.backend.to_numpy(other.forward(x)))
+    np.testing.assert_array_equal(
+        model.backend.to_numpy(model.forward(given)), model.backend.to_numpy(other.forward(x))
+    )
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int32", "uint64", ">i2", "bool"])

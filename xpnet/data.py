@@ -16,11 +16,16 @@ from xpnet.losses import Loss
 
 @dataclass
 class Batch:
-    """Some samples on the device: inputs, targets, and weights or None. Good until the next batch is made."""
+    """Some samples on the device. Good until the next batch is made.
+
+    x: inputs.  y: targets.  weights: what each sample weighs in the loss.  counts: how often it counts in metrics,
+    which is its weight without its class's.  None where all are 1.
+    """
 
     x: Array
     y: Array
     weights: Array | None
+    counts: Array | None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -36,9 +41,11 @@ class Samples(Batch):
         """Batches of `size`, the last one perhaps smaller, of the rows in `order`, or as they lie."""
         for start in range(0, len(self), size):
             rows = slice(start, start + size) if order is None else order[start : start + size]
-            weights = None if self.weights is None else _rows(work, "weights", self.weights, rows, self.weights.dtype)
             yield Batch(
-                _rows(work, "x", self.x, rows, self.x_dtype), _rows(work, "y", self.y, rows, self.y.dtype), weights
+                _rows(work, "x", self.x, rows, self.x_dtype),
+                _rows(work, "y", self.y, rows, self.y.dtype),
+                None if self.weights is None else _rows(work, "weights", self.weights, rows, self.weights.dtype),
+                None if self.counts is None else _rows(work, "counts", self.counts, rows, self.counts.dtype),
             )
 
 
@@ -69,13 +76,12 @@ def prepare(
         raise type(error)(f"{names[1]}: {error}") from error
     if not (loss.classifies and y.ndim == 1):  # class numbers stay integers
         y = backend.asarray(y, dtype=dtype)
-    weights = None
-    if sample_weight is not None:
-        weights = _sample_weights(backend, sample_weight, len(x), dtype)
+    counts = None if sample_weight is None else _sample_weights(backend, sample_weight, len(x), dtype)
+    weights = counts
     if class_weight is not None:
         by_class = backend.asarray(loss.weights_by_class(backend, class_weight, y, model.output_shape[-1]), dtype=dtype)
         weights = by_class if weights is None else weights * by_class
-    return Samples(x, y, weights, x_dtype)
+    return Samples(x, y, weights, counts, x_dtype)
 
 
 def prepare_inputs(model: Sequential, x: Any, name: str = "x", finite: bool = True) -> tuple[Array, DType]:

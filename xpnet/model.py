@@ -285,7 +285,10 @@ class Sequential(layers_.Sequential):
 
 
 def _dtype_name(dtype: Any) -> str:
-    name = str(getattr(dtype, "name", dtype))
+    try:
+        name = numpy.dtype(dtype).name
+    except TypeError:
+        name = ""
     if name not in ("float32", "float64"):
         raise ArgumentError(f'dtype must be "float32" or "float64", not {dtype!r}.')
     return name

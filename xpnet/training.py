@@ -114,7 +114,7 @@ class Figures:
             self._record[1, self._steps] = xp.sum(batch.weights, dtype=xp.float64)
         self._steps += 1
         for metric in self._metrics:
-            sums = metric.sums(self._model.backend, outputs, batch.y, batch.weights)
+            sums = metric.sums(self._model.backend, outputs, batch.y, batch.counts)
             before = self._sums.get(metric.name)
             self._sums[metric.name] = sums if before is None else metric.merge(before, sums)
 
@@ -400,15 +400,18 @@ def _with_progress(callbacks: Sequence[Callback], verbose: int) -> list[Callback
 
 def _refuse_divergence(run: Run, snapshot: Snapshot, first_step: int) -> None:
     assert run.figures is not None
-    step = run.figures.first_non_finite()
+    step, what = run.figures.first_non_finite(), "loss"
     if step is None:
-        return
+        values = run.model.context.store.values
+        if bool(run.model.backend.xp.isfinite(values).all()):
+            return
+        step, what = run.steps - 1, "weights"  # the last update, whose loss nobody has seen yet
     state = run.state
     assert state.memory is not None
     epoch, rate = state.epoch, state.learning_rate
     snapshot.restore()
     state.memory.step = first_step
-    if epoch == 0 and step == 0:
+    if what == "loss" and epoch == 0 and step == 0:
         cause = "before any update, so the inputs or the initial weights are too large: scale the inputs"
     else:
         cause = (
@@ -416,7 +419,7 @@ def _refuse_divergence(run: Run, snapshot: Snapshot, first_step: int) -> None:
             "with clip_norm"
         )
     raise DivergenceError(
-        f"the loss became NaN or infinite in epoch {epoch + 1}, at step {step + 1} of {run.steps}, {cause}. "
+        f"the {what} became NaN or infinite in epoch {epoch + 1}, at step {step + 1} of {run.steps}, {cause}. "
         "The model holds the weights of the epoch's start again."
     )
 
