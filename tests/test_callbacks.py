@@ -298,7 +298,7 @@ def test_csv_holds_a_row_an_epoch(tmp_path, append):
     shown = histories if append else histories[1:]
     assert [row["epoch"] for row in rows] == (["0", "1", "2", "3"] if append else ["2", "3"])
     for name in histories[0]:
-        assert [float(row[name]) for row in rows] == sum((h[name] for h in shown), start=[])
+        assert [float(row[name]) for row in rows] == [value for h in shown for value in h[name]]
     assert all(float(row["seconds"]) > 0 for row in rows)
 
 

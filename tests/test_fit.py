@@ -247,6 +247,8 @@ def test_validation_split_takes_data_frames():
         ({"batch_size": "all"}, "batch_size"),
         ({"accumulate": 0}, "accumulate"),
         ({"accumulate": None}, "accumulate"),
+        ({"resume_from": "m"}, "resume_from and distributed are not in this version"),
+        ({"distributed": True}, "resume_from and distributed are not in this version"),
         ({"loss": "softmax_cross_entrpy"}, "softmax_cross_entropy"),
         ({"optimizer": "adm"}, "'adam'"),
         ({"metrics": "acuracy"}, "'accuracy'"),
@@ -334,11 +336,21 @@ def test_class_weights_are_sample_weights_by_class(backend, y, class_weight, on_
     a, b = mlp(backend, dtype="float64"), mlp(backend, dtype="float64")
     loss = losses.SoftmaxCrossEntropy(class_weight=class_weight if on_loss else None)
     chosen = {} if on_loss else {"class_weight": class_weight}
-    kwargs = {"sample_weight": times, "batch_size": 10, "verbose": 0}
+    kwargs = {"sample_weight": times, "batch_size": 10, "metrics": [], "verbose": 0}
     one = a.fit(X, y, loss=loss, **(kwargs | chosen))
     other = b.fit(X, Y, **(kwargs | {"sample_weight": times * np.array([1.0, 3.0, 0.5])[Y]}))
     np.testing.assert_allclose(weights_of(a), weights_of(b), **CLOSE)
     assert_same_figures(one, other)
+
+
+def test_class_weights_weigh_the_loss_and_sample_weights_the_metrics_too(backend):
+    times = np.random.default_rng(0).integers(1, 4, 103)
+    model, at = mlp(backend), {"loss": "softmax_cross_entropy"}
+    hits = model.predict(X).argmax(axis=1) == Y
+    log = model.train_on_batch(X, Y, optimizer=optimizers.SGD(0.0), class_weight={0: 9.0}, sample_weight=times, **at)
+    assert log["accuracy"] == pytest.approx((times * hits).sum() / times.sum())
+    weights = times * np.where(Y == 0, 9.0, 1.0)
+    assert log["loss"] == pytest.approx(model.evaluate(X, Y, sample_weight=weights, **at)["loss"], rel=1e-6)
 
 
 def test_binary_class_weights_are_sample_weights_by_answer(backend):
@@ -633,6 +645,14 @@ def test_divergence_in_the_first_step_blames_the_inputs(backend):
     before = weights_of(model)
     with pytest.raises(DivergenceError, match=r"epoch 1, at step 1 of 1, before any update.*scale the inputs"):
         model.fit(1e200 * X, Y, loss="mse", verbose=0)
+    np.testing.assert_array_equal(weights_of(model), before)
+
+
+def test_weights_that_the_last_update_broke_are_noticed_too(backend):
+    model = linear(backend)
+    before = weights_of(model)
+    with pytest.raises(DivergenceError, match=r"the weights became NaN or infinite in epoch 1, at step 1 of 1.*rate"):
+        model.fit(X, X.sum(axis=1), loss="mse", optimizer=optimizers.SGD(1e308), batch_size=None, verbose=0)
     np.testing.assert_array_equal(weights_of(model), before)
 
 

@@ -1,4 +1,4 @@
-"""The GPU's backend on a pretended CuPy: why a GPU cannot be used, in precise words, and what is done with one that can."""
+"""The GPU's backend on a pretended CuPy: why a GPU cannot be used, word by word, and what one that can be does."""
 
 import copy
 import ctypes

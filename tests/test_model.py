@@ -248,18 +248,28 @@ def test_load_state_dict_restores_a_trained_model(backend):
     [
         (lambda s: s.pop("0.bias"), r"missing \['0.bias'\]"),
         (lambda s: s.update(more=np.ones(2)), r"unexpected \['more'\]"),
-        (lambda s: s.update({"0.weight": np.ones((5, 4))}), r"0.weight has shape \(4, 5\), but the state's has \(5, 4\)"),
+        (
+            lambda s: s.update({"0.weight": np.ones((5, 4))}),
+            r"0.weight has shape \(4, 5\), but the state's has \(5, 4\)",
+        ),
         (lambda s: s.update({"3.count": np.ones(4)}), "3.count has shape"),
-        pytest.param(lambda s: s.update({"4.bias": np.array(["a", "b"])}), "4.bias",
-                     marks=pytest.mark.xfail(strict=True, reason="text raises NumPy's error, half way through")),
     ],
-)  # fmt: skip
+)
 def test_a_state_that_does_not_fit_is_refused_and_nothing_changes(backend, change, match):
     model = net(backend)
     before = copy.deepcopy(model)
     state = {name: value + 1 for name, value in model.state_dict().items()}
     change(state)
     with pytest.raises(ArgumentError, match=match):
+        model.load_state_dict(state)
+    assert_same_state(model, before)
+
+
+def test_a_state_of_text_is_refused_and_nothing_changes(backend):
+    model = net(backend)
+    before = copy.deepcopy(model)
+    state = {name: value + 1 for name, value in model.state_dict().items()} | {"4.bias": np.array(["a", "b"])}
+    with pytest.raises(ArgumentTypeError, match="4.bias"):
         model.load_state_dict(state)
     assert_same_state(model, before)
 
@@ -318,9 +328,9 @@ def test_a_moved_model_keeps_its_parameters_and_trains_on(backend, first):
     assert_same_state(model, stayed)
     for m in (model, stayed):
         m.fit(X, Y, optimizer=adam(), epochs=2, batch_size=6, verbose=0)
-    np.testing.assert_allclose(model.predict(X), stayed.predict(X), rtol=1e-9)
+    np.testing.assert_allclose(model.predict(X), stayed.predict(X), rtol=1e-6)
     model.to(home)
-    np.testing.assert_allclose(model.predict(X), stayed.predict(X), rtol=1e-9)
+    np.testing.assert_allclose(model.predict(X), stayed.predict(X), rtol=1e-6)
 
 
 def test_a_model_can_change_its_dtype_and_train_on(backend):
@@ -335,7 +345,6 @@ def test_a_model_can_change_its_dtype_and_train_on(backend):
     np.testing.assert_allclose(model.predict(X), stayed.predict(X), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="to() takes any dtype")
 @pytest.mark.parametrize("dtype", ["float16", "int32", "flaot32"])
 def test_a_model_refuses_to_become_another_dtype(dtype):
     model = net()
@@ -417,7 +426,6 @@ def test_without_input_shape_a_model_is_built_by_its_first_data(backend, use):
     assert_same_state(lazy, built)
 
 
-@pytest.mark.xfail(strict=True, reason="a failed build leaves the model half built: is_built, but without values")
 @pytest.mark.parametrize("bad", [np.zeros(4), 3.0, None, ["a", "b"]], ids=["1-d", "0-d", "None", "text"])
 def test_data_that_cannot_build_a_model_leave_it_to_be_built_by_better_ones(bad):
     model = xpnet.Sequential([layers.Dense(2)], backend="cpu")
@@ -456,31 +464,26 @@ def test_input_shape_may_be_a_number(shape):
     assert xpnet.Sequential([layers.Dense(2)], shape, "cpu").input_shape == (4,)
 
 
-def ignore(*args, reason):
-    return pytest.param(*args, marks=pytest.mark.xfail(strict=True, reason=reason))
-
-
 @pytest.mark.parametrize(
     ("kwargs", "error", "match"),
     [
         ({"layers": []}, ArgumentError, "at least one layer"),
         ({"layers": [layers.Dense]}, ArgumentTypeError, r"item 0 is .*with \(\)\?"),
         ({"layers": [layers.Dense(2), "relu"]}, ArgumentTypeError, "item 1 is 'relu', not a layer"),
-        ignore({"layers": (layer for layer in [layers.Dense(2), "relu"])}, ArgumentTypeError, "item 1 is 'relu'",
-               reason="the checks read a generator that is used up"),
-        ignore({"layers": layers.Dense(2)}, ArgumentTypeError, "layers", reason="list() of it raises Python's error"),
+        ({"layers": (layer for layer in [layers.Dense(2), "relu"])}, ArgumentTypeError, "item 1 is 'relu'"),
+        ({"layers": layers.Dense(2)}, ArgumentTypeError, "layers"),
         ({"dtype": "float16"}, ArgumentError, "dtype must be"),
         ({"dtype": "int32"}, ArgumentError, "dtype must be"),
-        ignore({"dtype": "flaot32"}, ArgumentError, "dtype must be", reason="numpy.dtype('flaot32') raises its own"),
+        ({"dtype": "flaot32"}, ArgumentError, "dtype must be"),
         ({"precision": "bfloat16"}, ArgumentError, "precision must be"),
         ({"seed": -1}, ArgumentError, "seed must be"),
         ({"seed": 1.5}, ArgumentError, "seed must be"),
         ({"seed": True}, ArgumentError, "seed must be"),
-        ignore({"seed": "a"}, ArgumentError, "seed must be", reason="int('a') shows"),
+        ({"seed": "a"}, ArgumentError, "seed must be"),
         ({"input_shape": (4, 0)}, ArgumentError, "positive integers"),
         ({"input_shape": -4}, ArgumentError, "positive integers"),
         ({"input_shape": "four"}, ArgumentError, "positive integers"),
-        ignore({"input_shape": (4.5,)}, ArgumentError, "positive integers", reason="4.5 is cut to 4"),
+        ({"input_shape": (4.5,)}, ArgumentError, "positive integers"),
         ({"backend": "tpu"}, ArgumentError, "unknown backend 'tpu'"),
         ({"backend": 3}, ArgumentTypeError, "backend must be"),
     ],

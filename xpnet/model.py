@@ -286,7 +286,7 @@ class Sequential(layers_.Sequential):
 
 def _dtype_name(dtype: Any) -> str:
     try:
-        name = numpy.dtype(dtype).name
+        name = str(numpy.dtype(dtype).name)
     except TypeError:
         name = ""
     if name not in ("float32", "float64"):

@@ -52,7 +52,7 @@ def padded(values: Floats, share: float) -> tuple[float, float]:
 def mark_ends(ax: Axes, across: Floats, up: Floats) -> None:
     """The start of a descent as a circle, its end as a star, to be seen on any colour."""
     for place, marker, size, name in ((0, "o", 9, "start"), (-1, "*", 15, "end")):
-        style = {"color": "white", "markeredgecolor": "black", "markersize": size, "zorder": 3}
+        style: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": size, "zorder": 3}
         ax.plot(across[place], up[place], marker, label=name, **style)
 
 

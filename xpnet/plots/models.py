@@ -135,7 +135,7 @@ def cost_surface(
     low, high = float(cost.min()), float(cost.max())
     levels = low + max(high - low, 1e-12) * numpy.linspace(0.0, 1.0, 21) ** 2
     image = ax.contourf(first, second, cost, levels, cmap="cividis", norm=PowerNorm(0.5, levels[0], levels[-1]))
-    ax.figure.colorbar(image, ax=ax, label="loss", ticks=levels[::4], format="%.3g")
+    ax.figure.colorbar(image, ax=ax, label="loss", ticks=levels[::4], format="%.2g")
     if path is not None:
         ax.plot(*way.T, color="white", linewidth=4.5)  # a seam between the path and the colours beneath
         ax.plot(

@@ -3,7 +3,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy
 from matplotlib.axes import Axes
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _MOST_DRAWN_UNITS = 16  # in a column
 _MOST_NUMBERED_EDGES = 20  # between two columns
-_SIGNS = (("positive weight", "-", COLORS[0]), ("negative weight", "--", COLORS[1]))
-_CLEAR = 0.12  # of the picture's height, between two numbers
+_SIGNS: tuple[tuple[str, Any, str], ...] = (("positive weight", "-", COLORS[0]), ("negative weight", "--", COLORS[1]))
+_CLEAR = 0.1  # of the picture's height, between two numbers
 _PLATE = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}  # behind numbers on lines
 
 
@@ -110,7 +110,7 @@ def _clearest_place(before: int, after: int) -> float:
 
     Halfway there, if they do; for where edges cross, so would their numbers.
     """
-    ways = numpy.linspace(0.2, 0.8, 61)
+    ways = numpy.linspace(0.25, 0.75, 51)
     start, end = _heights(before)[:, None, None], _heights(after)[None, :, None]
     heights = numpy.sort((start + ways * (end - start)).reshape(-1, len(ways)), axis=0)
     gaps = numpy.diff(heights, axis=0).min(axis=0, initial=_CLEAR)
