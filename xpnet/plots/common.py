@@ -1,5 +1,4 @@
 """What all pictures share: colours, markers, Axes, and data brought to the host."""
-# ruff: noqa: TID251  # pictures are made on the host
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 

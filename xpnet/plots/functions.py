@@ -1,5 +1,4 @@
 """Functions of one number: activations, and what a descent runs down."""
-# ruff: noqa: TID251  # pictures are made on the host
 
 import math
 from collections.abc import Callable

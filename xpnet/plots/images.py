@@ -1,5 +1,4 @@
 """Images side by side: those of a dataset, and those that a model looks for."""
-# ruff: noqa: TID251  # pictures are made on the host
 
 import math
 from collections.abc import Sequence

@@ -1,5 +1,4 @@
 """What a model does, over the plane of two inputs and over two of its weights."""
-# ruff: noqa: TID251  # pictures are made on the host
 
 import copy
 from collections.abc import Sequence

@@ -1,5 +1,4 @@
 """A small net as circles and lines."""
-# ruff: noqa: TID251  # pictures are made on the host
 
 import math
 from dataclasses import dataclass

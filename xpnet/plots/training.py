@@ -1,5 +1,4 @@
 """How a training went: curves of its history, and the confusion matrix of its end."""
-# ruff: noqa: TID251  # pictures are made on the host
 
 import itertools
 from collections.abc import Mapping, Sequence
