@@ -1,6 +1,9 @@
 """One fixture over all devices: a test is written once and runs on NumPy, on the strict stand-in and on a GPU."""
 
+import collections
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +22,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=f"no usable GPU: {WHY_NO_GPU}"))
         if not HAS_MNIST and item.get_closest_marker("mnist"):
             item.add_marker(pytest.mark.skip(reason="XPNET_DATA_DIR names no folder with the real MNIST"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Why tests were skipped, a line a reason; and how many lines coverage leaves out as runnable on a GPU only."""
+    reasons = collections.Counter(
+        report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
+    )
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"skipped {count}: {reason}")
+    sources = Path(xpnet.__file__).parent.rglob("*.py")
+    excluded = sum(len(re.findall(r"# gpu only$", path.read_text(encoding="utf-8"), re.M)) for path in sources)
+    terminalreporter.write_line(f"lines of the package that coverage excludes as GPU-only: {excluded}")
 
 
 @pytest.fixture(params=["cpu", "strict", pytest.param("gpu", marks=pytest.mark.gpu)])

@@ -118,8 +118,9 @@ def test_data_in_any_form_train_alike(backend, form, labels):
 def test_integers_of_any_type_are_numbers(backend, dtype):
     x = np.random.default_rng(0).integers(0, 2, (12, 4))
     model, other = net(backend), net(backend)
-    model.fit(x.astype(dtype), Y, batch_size=5, verbose=0)
-    other.fit(x.astype("float32"), Y, batch_size=5, verbose=0)
+    one = model.fit(x.astype(dtype), Y, batch_size=5, validation_split=0.5, verbose=0)
+    two = other.fit(x.astype("float32"), Y, batch_size=5, validation_split=0.5, verbose=0)
+    assert dict(one) == dict(two)
     for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
         np.testing.assert_array_equal(a, b)
 

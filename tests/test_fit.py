@@ -683,7 +683,7 @@ def test_ctrl_c_ends_between_two_steps_with_the_history_so_far(backend, caplog):
     assert watch.steps == list(range(1, 15))
     assert history.stopped == "interrupted" and len(history["loss"]) == 1
     assert signal.getsignal(signal.SIGINT) is before
-    assert "interrupted in epoch 1" in caplog.text
+    assert "training interrupted in epoch" in caplog.text
     assert np.isfinite(model.predict(X)).all()
     assert model.fit(X, Y, verbose=0).stopped is None
 

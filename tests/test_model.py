@@ -104,21 +104,21 @@ def test_forward_drops_out_only_in_training(backend):
 
 def test_backward_is_refused_without_a_forward_of_its_own(backend):
     model = net(backend)
-    ones = np.ones((20, 2))
-    with pytest.raises(StateError, match=r"call model\.forward\(x\) first"):
+    ones, first = np.ones((20, 2)), r"call model\.forward\(x\) first"
+    with pytest.raises(StateError, match=first):
         model.backward(ones)
     model.forward(X)
     model.backward(ones)
     model.fit(X, Y, verbose=0)
-    with pytest.raises(StateError):
+    with pytest.raises(StateError, match=first):
         model.backward(ones)
     model.forward(X)
     model.train_on_batch(X, Y)
-    with pytest.raises(StateError):
+    with pytest.raises(StateError, match=first):
         model.backward(ones)
     model.forward(X)
     model.to(model.backend)
-    with pytest.raises(StateError):
+    with pytest.raises(StateError, match=first):
         model.backward(ones)
 
 
@@ -146,6 +146,22 @@ def test_without_input_grad_backward_returns_none_and_fills_the_same_gradients(b
     for name, value in grads(model).items():
         np.testing.assert_array_equal(value, grads(other)[name])
     assert model.backward(grad) is not None  # and the next one may ask again
+
+
+def test_no_layer_before_the_first_with_parameters_is_asked_its_way_back_in_vain(backend):
+    class Asked(layers.Identity):
+        def backward(self, grad_y):
+            asked.append(self)
+            return grad_y
+
+    asked = []
+    model = xpnet.Sequential([Asked(), layers.Dense(5), Asked(), layers.Dense(2)], (4,), backend)
+    model.forward(X)
+    model.backward(np.ones((20, 2)), input_grad=False)
+    assert asked == [model.layers[2]]
+    asked.clear()
+    model.fit(X, Y, batch_size=None, verbose=0)
+    assert asked == [model.layers[2]]
 
 
 def test_backward_is_the_gradient_of_forward(backend):

@@ -187,6 +187,25 @@ def test_host_reads_an_epoch_do_not_depend_on_its_steps(kwargs):
     assert reads(100, 3) - reads(100, 2) == reads(20, 3) - reads(20, 2) < 12
 
 
+class Watch(callbacks.Callback):
+    """Collects the dtypes of all arrays made in the steps of an epoch, but for its first."""
+
+    def on_step_end(self, model, step):
+        if step == 1:
+            self.watch = model.backend.watch_dtypes()
+            self.seen = self.watch.__enter__()
+        if step == self.run.steps // self.run.accumulate:
+            self.watch.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("kwargs", [c for n, c in CONFIGURATIONS.items() if n not in ("float64", "full batch")],
+                         ids=[n for n in CONFIGURATIONS if n not in ("float64", "full batch")])  # fmt: skip
+def test_no_step_of_a_float32_model_makes_an_array_of_float64(kwargs):
+    watch = Watch()
+    trained(StrictBackend(), callbacks=[watch], **(kwargs | {"epochs": 1, "metrics": []}))
+    assert np.dtype("float32") in watch.seen and np.dtype("float64") not in watch.seen
+
+
 # On a GPU ----------------------------------------------------------------------------------------------------------
 
 

@@ -130,7 +130,8 @@ class _Monitor(Callback):
                 f"{type(self).__name__}: there is no {self.monitor!r} to follow, only {', '.join(logs)}.{hint}"
             )
         value = float(logs[self.monitor])
-        if self.best is None or self._sign() * (value - self.best) > self.min_delta:
+        first = self.best is None and value == value  # NaN is no better than nothing
+        if first or (self.best is not None and self._sign() * (value - self.best) > self.min_delta):
             self.best, self.waited = value, 0
             self.on_better(model, epoch)
         else:

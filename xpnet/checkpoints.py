@@ -5,7 +5,7 @@ Nothing is ever unpickled: classes come from a closed list and from what the cal
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from xpnet import initializers, layers
+from xpnet.backends import get_backend
 from xpnet.config import Configured
-from xpnet.errors import ArgumentError, ArgumentTypeError, FileError
+from xpnet.errors import ArgumentError, ArgumentTypeError, FileError, StateError
 
 if TYPE_CHECKING:
     from xpnet.model import Sequential
@@ -41,6 +42,7 @@ def load(path: Any, backend: Any = "auto", custom_layers: Iterable[type[layers.L
 
     from xpnet.model import Sequential
 
+    backend = get_backend(backend)  # first, for its errors are not the file's
     known = {cls.__name__: cls for cls in [*_built_in(), *custom_layers]}
     if not Path(path).is_file():
         raise FileError(f"{path}: there is no such file.")
@@ -57,7 +59,9 @@ def load(path: Any, backend: Any = "auto", custom_layers: Iterable[type[layers.L
         config["layers"] = [_decode(item, known) for item in config["layers"]]
         model = Sequential(backend=backend, **config)
         model.load_state_dict(state)
-    except (SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError, ArgumentError) as error:
+    except FileError:
+        raise
+    except (SafetensorError, LookupError, TypeError, AttributeError, ValueError, MemoryError, StateError) as error:
         raise FileError(f"{path}: the file is truncated, altered or foreign: {error}") from error
     return model
 
@@ -65,19 +69,17 @@ def load(path: Any, backend: Any = "auto", custom_layers: Iterable[type[layers.L
 def write_atomically(path: Any, content: bytes) -> None:
     """Write under a temporary name beside `path`, then rename: a reader sees the old file or the whole new one."""
     path = Path(path)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
-    except OSError as error:
-        raise FileError(f"{path}: cannot be written: {error}") from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _built_in() -> list[type[Configured]]:

@@ -66,10 +66,11 @@ class Parameter:
     def _fill(self, view: Array, new: Any) -> None:
         if self._backend is None:
             raise StateError(f"{self.name} has no values yet: build the model first.")
-        array = self._backend.asarray(new)
-        if array.shape not in (self.shape, ()):
-            raise ShapeError(f"{self.name} has shape {self.shape}, but the new value has shape {array.shape}.")
-        view[...] = array
+        with self._backend.device():
+            array = self._backend.asarray(new)
+            if array.shape not in (self.shape, ()):
+                raise ShapeError(f"{self.name} has shape {self.shape}, but the new value has shape {array.shape}.")
+            view[...] = array
 
     def __repr__(self) -> str:
         return f"<Parameter {self.name} {self.shape}{'' if self.trainable else ', frozen'}>"

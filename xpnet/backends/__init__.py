@@ -23,16 +23,16 @@ def get_backend(backend: str | Backend = "auto") -> Backend:
         return backend
     if not isinstance(backend, str):
         raise ArgumentTypeError(f'backend must be "auto", "cpu", "gpu", "gpu:N" or a Backend, not {backend!r}.')
-    name = backend.strip().lower()
-    if name == "auto":
-        name = os.environ.get("XPNET_BACKEND", "").strip().lower() or "auto"
+    name, kind = backend.strip().lower(), "backend"
+    if name == "auto" and (default := os.environ.get("XPNET_BACKEND", "").strip().lower()):
+        name, kind = default, "backend in the environment variable XPNET_BACKEND,"
     if name == "auto":
         name = "cpu" if available_backends()["gpu"] else "gpu"
     if name == "cpu":
         return _cpu
     gpu = re.fullmatch(r"gpu(?::(\d+))?", name)
     if gpu is None:
-        raise unknown_name("backend", name, ["auto", "cpu", "gpu", "gpu:1"])
+        raise unknown_name(kind, name, ["auto", "cpu", "gpu", "gpu:1"])
     return _gpu(int(gpu[1] or 0))
 
 
