@@ -185,9 +185,9 @@ class EarlyStopping(_Monitor):
         self.stop("early stopping")
 
     def on_train_end(self, model: "Sequential") -> None:
-        if self._snapshot is not None:
+        if self._snapshot is not None and self.run.history.stopped != "diverged":
             self._snapshot.restore()
-            self._snapshot = None
+        self._snapshot = None
 
 
 class ReduceLROnPlateau(_Monitor):
@@ -246,4 +246,6 @@ class CSVLogger(Callback):
 
 def format_logs(logs: Mapping[str, Any]) -> str:
     """ "loss 0.1234  accuracy 0.9612"."""
-    return "  ".join(f"{name} {value:.4g}" if value < 1e-3 else f"{name} {value:.4f}" for name, value in logs.items())
+    return "  ".join(
+        f"{name} {value:.4g}" if 0 < value < 1e-3 else f"{name} {value:.4f}" for name, value in logs.items()
+    )

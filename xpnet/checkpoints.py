@@ -28,6 +28,7 @@ def save(model: "Sequential", path: Any) -> None:
     from safetensors.numpy import save as to_bytes
 
     config = {**model.get_config(), "layers": [_encode(layer) for layer in model.layers]}
+    config["frozen"] = [parameter.name for parameter in model.parameters if not parameter.trainable]
     metadata = {"format": _FORMAT, "architecture": json.dumps(config, sort_keys=True)}
     write_atomically(path, to_bytes(model.state_dict(), metadata=metadata))
 
@@ -57,8 +58,11 @@ def load(path: Any, backend: Any = "auto", custom_layers: Iterable[type[layers.L
             )
         config = json.loads(metadata["architecture"])
         config["layers"] = [_decode(item, known) for item in config["layers"]]
+        frozen = config.pop("frozen")
         model = Sequential(backend=backend, **config)
         model.load_state_dict(state)
+        for parameter in model.parameters:
+            parameter.trainable = parameter.name not in frozen
     except FileError:
         raise
     except (SafetensorError, LookupError, TypeError, AttributeError, ValueError, MemoryError, StateError) as error:

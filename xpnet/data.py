@@ -66,6 +66,8 @@ def prepare(
     x, x_dtype = prepare_inputs(model, x, names[0])
     backend, dtype = model.backend, model.context.dtype
     y = as_numbers(backend, y, names[1])
+    if y.dtype.kind == "f":
+        y = _converted(backend, y, dtype)
     if y.ndim == 0 or len(y) != len(x):
         lengths = "a single number" if y.ndim == 0 else f"{len(y)} targets"
         raise DataError(f"{names[0]} holds {len(x)} samples, but {names[1]} holds {lengths}. They must match.")
@@ -81,6 +83,8 @@ def prepare(
     if class_weight is not None:
         by_class = backend.asarray(loss.weights_by_class(backend, class_weight, y, model.output_shape[-1]), dtype=dtype)
         weights = by_class if weights is None else weights * by_class
+        if float(weights.max()) == 0:
+            raise DataError("with class_weight, no sample of the set has a weight above 0.")
     return Samples(x, y, weights, counts, x_dtype)
 
 
@@ -100,22 +104,25 @@ def prepare_inputs(model: Sequential, x: Any, name: str = "x", finite: bool = Tr
                          f"{tuple(x.shape)}.{hint}")  # fmt: skip
     if len(x) == 0:
         raise DataError(f"{name} is empty: it has shape {tuple(x.shape)}.")
+    if x.dtype.kind == "f":
+        x = _converted(backend, x, model.context.dtype)
     if finite:
         refuse_non_finite(backend, x, name)
-    if x.dtype.kind == "f":
-        x = backend.asarray(x, dtype=model.context.dtype)
     return x, x.dtype if model.accepts_integers is not False else model.context.dtype
 
 
 def as_numbers(backend: Backend, a: Any, name: str) -> Array:
     """`a` as an array of numbers on the device; refuses text, objects and complex numbers."""
     try:
-        kind = numpy.asarray(a).dtype.kind if isinstance(a, list | tuple) else None
-        array = backend.asarray(a) if kind in (None, *"fiub") else None
+        array = numpy.asarray(a) if isinstance(a, list | tuple) else a
+        kind = getattr(getattr(array, "dtype", None), "kind", "f")  # other libraries' dtypes have none
+        if kind in "fiub":
+            array = backend.asarray(array)
+            kind = array.dtype.kind
     except (TypeError, ValueError) as error:
         raise ArgumentTypeError(f"{name} cannot be made an array: {error}") from error
-    if array is None or array.dtype.kind not in "fiub":
-        what = "text or objects" if array is None else f"dtype {array.dtype}"
+    if kind not in "fiub":
+        what = "text or objects" if kind in "OSU" else f"dtype {array.dtype}"
         raise ArgumentTypeError(f"{name} must be an array of real numbers, but holds {what}. Encode it first.")
     return array
 
@@ -129,9 +136,15 @@ def refuse_non_finite(backend: Backend, a: Array, name: str) -> None:
     bad = ~backend.xp.isfinite(a.reshape(len(a), -1)).all(axis=1)
     count, first = int(bad.sum()), int(bad.argmax())
     raise DataError(
-        f"{name} holds NaN or infinity in {count} of {len(a)} samples, first in sample {first}. "
+        f"{name} holds NaN or infinity, as {a.dtype}, in {count} of {len(a)} samples, first in sample {first}. "
         "Remove or replace them before training."
     )
+
+
+def _converted(backend: Backend, a: Array, dtype: DType) -> Array:
+    """`a` in the model's dtype; what is too large for it becomes infinite in silence, and is refused after that."""
+    with numpy.errstate(over="ignore"):
+        return backend.asarray(a, dtype=dtype)
 
 
 def _rows(work: Workspace, name: str, array: Array, rows: Any, dtype: DType) -> Array:

@@ -12,7 +12,7 @@ from xpnet import optimizers as optimizers_
 from xpnet.backends import Array, Backend, DType, get_backend
 from xpnet.callbacks import Callback
 from xpnet.data import as_numbers, prepare, prepare_inputs
-from xpnet.errors import ArgumentError, ShapeError, StateError
+from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError
 from xpnet.layers.base import Context, Layer, Shape, as_shape
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
@@ -48,7 +48,7 @@ class Sequential(layers_.Sequential):
             raise ArgumentError(f"seed must be a whole number of at least 0, or None, not {seed!r}.")
         self.seed = secrets.randbits(32) if seed is None else int(seed)
         self.dtype, self.precision = _dtype_name(dtype), precision
-        self._requested_backend = backend
+        self._wanted_backend = get_backend(backend)
         self._state = TrainingState()
         self._rows_of_forward: int | None = None
         if input_shape is not None:
@@ -80,7 +80,8 @@ class Sequential(layers_.Sequential):
         if self._rows_of_forward is None:
             raise StateError("backward needs a forward pass before it: call model.forward(x) first.")
         with self.backend.device():
-            grad = self.backend.asarray(grad_output, dtype=self.context.dtype)
+            grad = as_numbers(self.backend, grad_output, "grad_output")
+            grad = self.backend.asarray(grad, dtype=self.context.dtype)
             expected = (self._rows_of_forward, *self.output_shape)
             if tuple(grad.shape) != expected:
                 raise ShapeError(f"grad_output must have the shape of the outputs, {expected}, not {grad.shape}.")
@@ -200,10 +201,14 @@ class Sequential(layers_.Sequential):
 
     def state_dict(self) -> dict[str, numpy.ndarray[Any, Any]]:
         """{name: copy on the host} of all parameters and buffers."""
+        self._refuse_inside()
         return {a.name: numpy.array(self.backend.to_numpy(a.value)) for a in self.context.store.arrays()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take parameters and buffers from such a dict. All names and shapes must agree; otherwise nothing changes."""
+        self._refuse_inside()
+        if not isinstance(state, Mapping):
+            raise ArgumentTypeError(f"the state must be a dict of arrays by name, not {type(state).__name__}.")
         own = {a.name: a for a in self.context.store.arrays()}
         missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or unknown:
@@ -224,8 +229,9 @@ class Sequential(layers_.Sequential):
 
     def to(self, backend: str | Backend, dtype: str | None = None) -> "Sequential":
         """Move parameters, optimiser state and buffers to another device, or another dtype; returns the model."""
+        self._refuse_inside()
         target = get_backend(backend)
-        self._requested_backend, self.dtype = target, _dtype_name(dtype or self.dtype)
+        self._wanted_backend, self.dtype = target, _dtype_name(dtype or self.dtype)
         if self.is_built:
             source = self.context.backend
             with target.device():
@@ -259,13 +265,19 @@ class Sequential(layers_.Sequential):
     # Inside ----------------------------------------------------------------------------------------------------
 
     def _build_on(self, input_shape: Shape) -> None:
-        backend = get_backend(self._requested_backend)
+        backend = self._wanted_backend
         store = ParameterStore(backend, self.dtype)
         with backend.device():
             self.place(Context(backend, store, self.seed), "", input_shape)
             store.allocate(self.seed)
 
+    def _refuse_inside(self) -> None:
+        """Inside another model this is a layer: its parameters lie in that model's store."""
+        if self.path:
+            raise StateError(f"this Sequential is layer {self.path} of another model: call the whole model instead.")
+
     def _ensure_built(self, x: Any) -> None:
+        self._refuse_inside()
         if not self.is_built:
             shape = x.shape if hasattr(x, "shape") else get_backend("cpu").asarray(x).shape
             self._build_on(as_shape(shape[1:]))

@@ -146,6 +146,11 @@ class Step:
 
     def __call__(self, batches: Iterator[Batch], total: Any, figures: Figures, count: int = 1) -> None:
         """Train on `count` batches as on one. `total` is Σ w over them all, a number or a 0-d device array."""
+        self.gradients(batches, total, figures, count)
+        self.state.update(self.model.context.store)
+
+    def gradients(self, batches: Iterator[Batch], total: Any, figures: Figures, count: int = 1) -> None:
+        """Fill the gradients of `count` batches and of the penalties."""
         store = self.model.context.store
         context = self.model.context
         context.step, context.first_row = self.state.step, 0
@@ -160,7 +165,6 @@ class Step:
         if accumulated is not None:
             store.grads[...] = accumulated
         store.add_penalty_gradients()
-        self.state.update(store)
 
     def forward_backward(self, batch: Batch, total: Any) -> tuple[Array, Batch, Array]:
         """Gradients of Σ w ℓ / total into the store; (ℓ, batch, outputs)."""
@@ -299,7 +303,7 @@ def fit(
             _refuse_divergence(run, snapshot, first_step)
             if interrupted.is_set():
                 history.stopped = "interrupted"
-                _log.warning("training interrupted in epoch %d; the model keeps what it has learnt", state.epoch)
+                _log.warning("training interrupted in epoch %d; the model keeps what it has learnt", state.epoch + 1)
                 break
             logs = run.logs()
             if validation is not None:
@@ -321,8 +325,15 @@ def train_on_batch(model: Sequential, state: TrainingState, data: Samples) -> di
     batches = data.batches(Workspace(model.context), len(data))
     step = Step(model, state)
     with _QUIETLY():
-        step(batches, total, figures)
-    return figures.read(as_sum=step.loss.reduction == "sum")
+        step.gradients(batches, total, figures)
+        logs = figures.read(as_sum=step.loss.reduction == "sum")
+        if not math.isfinite(logs["loss"]):
+            raise DivergenceError(
+                f"the loss is {logs['loss']} before update {state.step + 1}, which is left out: scale the inputs, or "
+                f"start again with a learning rate below {state.learning_rate:g}."
+            )
+        state.update(model.context.store)
+    return logs
 
 
 def measure(
@@ -363,9 +374,9 @@ def _split(
             raise ArgumentError("validation_data must be (x, y) or (x, y, sample_weight).")
         x_val, y_val, weight_val = (*validation_data, None)[:3]
         return (x, y, sample_weight), (x_val, y_val, weight_val)
-    if not validation_split:
+    if validation_split == 0:
         return (x, y, sample_weight), None
-    if not 0 < validation_split < 1:
+    if not isinstance(validation_split, int | float) or not 0 < validation_split < 1:
         raise ArgumentError(f"validation_split must be at least 0 and below 1, not {validation_split}.")
     if not hasattr(x, "__len__"):
         x = get_backend("cpu").asarray(x)
@@ -385,8 +396,9 @@ def _slice(a: Any, part: slice) -> Any:
 
 
 def _with_progress(callbacks: Sequence[Callback], verbose: int) -> list[Callback]:
-    if isinstance(callbacks, Callback):
-        callbacks = [callbacks]
+    if verbose not in (0, 1, 2):
+        raise ArgumentError(f"verbose must be 0, 1 or 2, not {verbose!r}.")
+    callbacks = [callbacks] if isinstance(callbacks, Callback) else callbacks or ()
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise ArgumentTypeError(f"callbacks must be Callback objects, not {callback!r}.")
@@ -409,6 +421,7 @@ def _refuse_divergence(run: Run, snapshot: Snapshot, first_step: int) -> None:
     state = run.state
     assert state.memory is not None
     epoch, rate = state.epoch, state.learning_rate
+    run.history.stopped = "diverged"
     snapshot.restore()
     state.memory.step = first_step
     if what == "loss" and epoch == 0 and step == 0:
