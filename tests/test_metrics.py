@@ -247,7 +247,7 @@ def test_under_a_loss_on_logits_the_threshold_is_zero(backend):
     assert figure(bound, backend, outputs, targets) == 1.0
     assert (metric.threshold, bound.threshold) == (None, 0.0)
     assert metrics.Accuracy(0.3).bind(losses.BinaryCrossEntropy()).threshold == 0.3
-    assert metric.bind(losses.MeanSquaredError()) is metric
+    assert metric.bind(losses.MeanSquaredError()) == metric
     assert metrics.MeanSquaredError().bind(losses.BinaryCrossEntropy()) == metrics.MeanSquaredError()
 
 

@@ -65,15 +65,12 @@ class ProgressBar(Callback):
             mininterval=0.1,
             leave=True,
         )
-        self._seen, self._steps, self._next_figures = 0, 0, 0.0
+        self._next_figures = 0.0
 
     def on_step_end(self, model: "Sequential", step: int) -> None:
         if self._bar.disable:
             return
-        self._steps += self.run.accumulate
-        seen = min(self._steps * self.run.batch_size, self.run.samples)
-        self._bar.update(seen - self._seen)
-        self._seen = seen
+        self._bar.update(self.run.seen - self._bar.n)
         if time.monotonic() >= self._next_figures:  # reading figures waits for the device
             self._bar.set_postfix_str(format_logs(self.run.logs()))
             self._next_figures = time.monotonic() + self.seconds
@@ -140,7 +137,7 @@ class _Monitor(Callback):
                 self.on_patience_lost(model, epoch)
 
     def _sign(self) -> int:
-        falls = ("loss", "mse", "mae")
+        falls = ("loss", "mse", "mae", "error")
         mode = ("min" if self.monitor.endswith(falls) else "max") if self.mode == "auto" else self.mode
         return -1 if mode == "min" else 1
 
@@ -235,6 +232,11 @@ class CSVLogger(Callback):
             self._writer = csv.DictWriter(self._file, fieldnames=list(row))
             if self._file.tell() == 0:
                 self._writer.writeheader()
+            else:
+                with open(self.path, newline="", encoding="utf-8") as before:
+                    columns = next(csv.reader(before))
+                if columns != list(row):
+                    raise ArgumentError(f"CSVLogger: {self.path} has the columns {columns}, not {list(row)}.")
         self._writer.writerow(row)
         self._file.flush()
 

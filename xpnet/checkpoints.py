@@ -3,6 +3,7 @@
 Nothing is ever unpickled: classes come from a closed list and from what the caller hands in.
 """
 
+import hashlib
 import json
 import os
 import secrets
@@ -29,8 +30,9 @@ def save(model: "Sequential", path: Any) -> None:
 
     config = {**model.get_config(), "layers": [_encode(layer) for layer in model.layers]}
     config["frozen"] = [parameter.name for parameter in model.parameters if not parameter.trainable]
-    metadata = {"format": _FORMAT, "architecture": json.dumps(config, sort_keys=True)}
-    write_atomically(path, to_bytes(model.state_dict(), metadata=metadata))
+    state = model.state_dict()
+    metadata = {"format": _FORMAT, "architecture": json.dumps(config, sort_keys=True), "sha256": _digest(state)}
+    write_atomically(path, to_bytes(state, metadata=metadata))
 
 
 def load(path: Any, backend: Any = "auto", custom_layers: Iterable[type[layers.Layer]] = ()) -> "Sequential":
@@ -44,7 +46,7 @@ def load(path: Any, backend: Any = "auto", custom_layers: Iterable[type[layers.L
     from xpnet.model import Sequential
 
     backend = get_backend(backend)  # first, for its errors are not the file's
-    known = {cls.__name__: cls for cls in [*_built_in(), *custom_layers]}
+    known = {cls.__name__: cls for cls in _built_in()} | {f"custom {cls.__name__}": cls for cls in custom_layers}
     if not Path(path).is_file():
         raise FileError(f"{path}: there is no such file.")
     try:
@@ -56,6 +58,8 @@ def load(path: Any, backend: Any = "auto", custom_layers: Iterable[type[layers.L
                 f"{path}: not a model of this version of xpnet (format {metadata.get('format')!r}, not {_FORMAT!r}). "
                 "Plain weights go in by model.load_state_dict(safetensors.numpy.load_file(path))."
             )
+        if metadata["sha256"] != _digest(state):
+            raise FileError(f"{path}: the weights were altered: they do not have the SHA-256 in the file's header.")
         config = json.loads(metadata["architecture"])
         config["layers"] = [_decode(item, known) for item in config["layers"]]
         frozen = config.pop("frozen")
@@ -65,7 +69,8 @@ def load(path: Any, backend: Any = "auto", custom_layers: Iterable[type[layers.L
             parameter.trainable = parameter.name not in frozen
     except FileError:
         raise
-    except (SafetensorError, LookupError, TypeError, AttributeError, ValueError, MemoryError, StateError) as error:
+    except (SafetensorError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError, MemoryError,
+            RecursionError, StateError) as error:  # fmt: skip
         raise FileError(f"{path}: the file is truncated, altered or foreign: {error}") from error
     return model
 
@@ -86,6 +91,15 @@ def write_atomically(path: Any, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _digest(state: dict[str, Any]) -> str:
+    """SHA-256 over names, dtypes, shapes and values: safetensors has no checksum of its own."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(f"{name} {state[name].dtype} {state[name].shape}".encode())
+        digest.update(numpy.ascontiguousarray(state[name]).tobytes())
+    return digest.hexdigest()
+
+
 def _built_in() -> list[type[Configured]]:
     """The closed list of classes that a file may name."""
     named = [getattr(layers, name) for name in layers.__all__]
@@ -95,9 +109,11 @@ def _built_in() -> list[type[Configured]]:
 def _encode(value: Any) -> Any:
     if isinstance(value, Configured):
         config = {name: _encode(item) for name, item in value.get_config().items()}
-        # Nested models are plain containers to the model that holds them.
-        name = "Sequential" if isinstance(value, layers.Sequential) else type(value).__name__
-        return {"class": name, "config": {"layers": config["layers"]} if name == "Sequential" else config}
+        if type(value).__name__ == "Sequential" and isinstance(value, layers.Sequential):
+            # A nested model is a plain container to the model that holds it.
+            return {"class": "Sequential", "config": {"layers": config["layers"]}}
+        custom = "" if type(value) in _built_in() else "custom "
+        return {"class": custom + type(value).__name__, "config": config}
     if isinstance(value, list | tuple):
         return [_encode(item) for item in value]
     if isinstance(value, numpy.ndarray | numpy.generic):
@@ -113,5 +129,8 @@ def _decode(value: Any, known: dict[str, type[Configured]]) -> Any:
     if not isinstance(value, dict):
         return value
     if value["class"] not in known:
-        raise ArgumentError(f"it holds a {value['class']!r}; pass that class in custom_layers=[...]")
+        name = value["class"].removeprefix("custom ")
+        raise ArgumentError(
+            f"it holds a layer {name!r} that xpnet does not know; pass its class: custom_layers=[{name}]"
+        )
     return known[value["class"]](**{name: _decode(item, known) for name, item in value["config"].items()})

@@ -24,13 +24,20 @@ class Configured:
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, by name."""
         names = inspect.signature(type(self)).parameters
+        missing = [name for name in names if not hasattr(self, name)]
+        if missing:
+            raise ArgumentTypeError(
+                f"{type(self).__name__} must keep each constructor argument as an attribute of its name, or define "
+                f"get_config; it does not keep {', '.join(missing)}."
+            )
         return {name: getattr(self, name) for name in names}
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
         assert isinstance(other, Configured)
-        return bool(self.get_config() == other.get_config())
+        mine, theirs = self.get_config(), other.get_config()
+        return mine.keys() == theirs.keys() and all(_same(mine[name], theirs[name]) for name in mine)
 
     __hash__ = None  # type: ignore[assignment]  # the attributes may change, so equality does not make a key
 
@@ -44,6 +51,12 @@ class Configured:
             elif isinstance(value, numpy.ndarray) or value != default:
                 shown.append(f"{name}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, numpy.ndarray) or isinstance(b, numpy.ndarray):
+        return numpy.array_equal(a, b)
+    return bool(a == b)
 
 
 def resolve(kind: str, spec: Any, table: Mapping[str, type[T]], base: type[T]) -> T:

@@ -108,7 +108,7 @@ def prepare_inputs(model: Sequential, x: Any, name: str = "x", finite: bool = Tr
         x = _converted(backend, x, model.context.dtype)
     if finite:
         refuse_non_finite(backend, x, name)
-    return x, x.dtype if model.accepts_integers is not False else model.context.dtype
+    return x, x.dtype if model.accepts_integers else model.context.dtype
 
 
 def as_numbers(backend: Backend, a: Any, name: str) -> Array:

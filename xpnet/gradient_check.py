@@ -8,6 +8,7 @@ import numpy
 from xpnet import training
 from xpnet.backends import Array
 from xpnet.data import Batch, prepare
+from xpnet.errors import ArgumentError
 from xpnet.layers.base import Workspace
 from xpnet.losses import Loss
 
@@ -25,6 +26,9 @@ def check_gradients(
     parameter are tried, drawn with a fixed seed; `step` is h. `inputs` adds an entry "inputs" for the gradient by x.
     The error is ‖a - n‖ / (‖a‖ + ‖n‖); below 1e-6 is right, above 1e-4 wrong, unless a kink lies within h.
     """
+    training.whole_number("samples", samples)
+    if not step > 0:
+        raise ArgumentError(f"step must be positive, not {step!r}.")
     model._ensure_built(x)
     model = copy.deepcopy(model).to(model.backend, dtype="float64")
     chosen, _ = training.choose(model, loss, [])

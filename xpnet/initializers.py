@@ -12,7 +12,7 @@ from typing import Any
 import numpy
 
 from xpnet.config import Configured, resolve
-from xpnet.errors import ArgumentError, ShapeError
+from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError
 
 HostArray = numpy.ndarray[Any, numpy.dtype[numpy.float64]]
 
@@ -171,4 +171,6 @@ def get(spec: Any) -> Initializer:
     """An initializer from its name, itself, or a number or array for `Constant`."""
     if isinstance(spec, str | Initializer | type):
         return resolve("initializer", spec, _NAMES, Initializer)  # type: ignore[type-abstract]
+    if numpy.asarray(spec).dtype.kind not in "fiub":
+        raise ArgumentTypeError(f"an initializer is a name, an Initializer, a number or an array, not {spec!r}.")
     return Constant(spec)

@@ -5,6 +5,7 @@ step's; a loss here knows samples only. Written against `xp`; arrays are (N, ...
 """
 
 import math
+import operator
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -54,9 +55,9 @@ class Loss(Configured):
         outputs = backend.asarray(outputs, dtype="float64")
         targets = self.check_targets(backend, backend.asarray(targets), outputs.shape[1:])
         weights = backend.xp.ones(len(outputs)) if sample_weight is None else backend.asarray(sample_weight, "float64")
-        if not len(outputs) == len(targets) == weights.size:
+        if not len(outputs) == len(targets) or weights.shape != (len(outputs),):
             raise ShapeError(
-                f"{type(self).__name__}: {len(outputs)} outputs, {len(targets)} targets and {weights.size} weights."
+                f"{type(self).__name__}: {len(outputs)} outputs, {len(targets)} targets, weights {weights.shape}."
             )
         if self.class_weight is not None:
             weights = weights * self.weights_by_class(backend, self.class_weight, targets, outputs.shape[-1])
@@ -150,7 +151,7 @@ class _OnLogits(Loss):
         classes = 2 if binary else classes
         try:
             items = class_weight.items() if isinstance(class_weight, Mapping) else enumerate(class_weight)
-            given = {int(k): float(w) for k, w in items}
+            given = {operator.index(k): float(w) for k, w in items}
         except (TypeError, ValueError) as error:
             raise ArgumentError(f"class_weight must be {{class: weight}} or a sequence of weights: {error}.") from error
         if not given or min(given) < 0 or not all(0 <= w < math.inf for w in given.values()):
@@ -209,7 +210,7 @@ class SoftmaxCrossEntropy(_OnLogits):
 
     def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
         xp = backend.xp
-        return -xp.sum(self._rows(backend, outputs, targets) * backend.log_softmax(outputs), axis=-1)
+        return self._cross(xp, self._rows(backend, outputs, targets), backend.log_softmax(outputs))
 
     def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
         """∂ℓ/∂z = softmax(z) - t, since Σ t = 1."""
@@ -220,7 +221,7 @@ class SoftmaxCrossEntropy(_OnLogits):
     def samples_and_gradient(self, backend: Backend, outputs: Array, targets: Array) -> tuple[Array, Array]:
         xp = backend.xp
         rows, grad = self._rows(backend, outputs, targets), backend.log_softmax(outputs)
-        losses = -xp.sum(rows * grad, axis=-1)
+        losses = self._cross(xp, rows, grad)
         xp.exp(grad, out=grad)
         grad -= rows
         return losses, grad
@@ -258,6 +259,11 @@ class SoftmaxCrossEntropy(_OnLogits):
                 f"but the sums run from {float(sums.min()):g} to {float(sums.max()):g}."
             )
         return targets
+
+    @staticmethod
+    def _cross(xp: Any, rows: Array, log_p: Array) -> Array:
+        """-Σ_k t_k log p_k, in which a class of t = 0 counts nothing, be its p 0."""
+        return -xp.sum(rows * xp.where(rows > 0, log_p, 0.0), axis=-1)
 
     def _rows(self, backend: Backend, outputs: Array, targets: Array) -> Array:
         """Targets as (N, K) probabilities in the outputs' dtype, smoothed."""

@@ -5,13 +5,14 @@ sample weights every sample counts w times. Written against `xp`.
 """
 
 import copy
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend, get_backend
 from xpnet.config import Configured, resolve
-from xpnet.errors import ArgumentError, ShapeError
+from xpnet.errors import ArgumentError, DataError, ShapeError
 from xpnet.losses import Loss
 
 
@@ -36,8 +37,11 @@ class Metric(Configured):
         """The figure, from the total of the sums as a NumPy array."""
 
     def bind(self, loss: Loss | None) -> "Metric":
-        """This metric as it reads the outputs of a model trained with `loss`."""
-        return self
+        """A copy of this metric that reads the outputs of a model trained with `loss`."""
+        return copy.copy(self)
+
+    def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:
+        """Raise DataError for targets that this metric cannot read. Reads the device."""
 
     def __call__(self, outputs: Any, targets: Any, sample_weight: Any = None) -> Any:
         """The figure for these arrays at once, on the host."""
@@ -48,6 +52,9 @@ class Metric(Configured):
         if targets.size not in (len(targets), outputs.size):
             raise ShapeError(f"{self.name}: outputs {outputs.shape} and targets {targets.shape} do not fit.")
         weights = None if sample_weight is None else backend.asarray(sample_weight, dtype="float64")
+        if outputs.dtype.kind != "f":
+            outputs = outputs.astype("float64")  # unsigned integers would wrap
+        self.check_targets(targets, outputs.shape)
         if weights is not None and weights.shape != (len(outputs),):
             raise ShapeError(f"{self.name}: sample_weight must have shape ({len(outputs)},), not {weights.shape}.")
         return self.result(backend.to_numpy(self.sums(backend, outputs, targets, weights)))
@@ -64,11 +71,22 @@ class _Classes(Metric):
         self.threshold = threshold
 
     def bind(self, loss: Loss | None) -> Metric:
-        if self.threshold is not None or loss is None or loss.decision_threshold is None:
-            return self
         bound = copy.copy(self)
-        bound.threshold = loss.decision_threshold
+        if self.threshold is None and loss is not None:
+            bound.threshold = loss.decision_threshold
         return bound
+
+    def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:
+        single = len(outputs_shape) == 1 or outputs_shape[-1] == 1
+        if self.threshold is None and not single:
+            _check_labels(self.name, targets, outputs_shape[-1])
+            return
+        _alike(targets, outputs_shape)
+        if float(targets.min()) < 0 or float(targets.max()) > 1:
+            raise DataError(
+                f"{self.name}: each output answers yes or no, so targets must lie in [0, 1], but they run from "
+                f"{float(targets.min()):g} to {float(targets.max()):g}."
+            )
 
     def decide(
         self, backend: Backend, outputs: Array, targets: Array, weights: Array | None
@@ -107,6 +125,9 @@ class TopKAccuracy(Metric):
         if k < 1:
             raise ArgumentError(f"TopKAccuracy: k must be at least 1, not {k}.")
         self.k = k
+
+    def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:
+        _check_labels(self.name, targets, outputs_shape[-1])
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         xp = backend.xp
@@ -217,7 +238,7 @@ class _Errors(Metric):
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         xp = backend.xp
-        errors = self.of(xp, outputs - _alike(targets, outputs)).reshape(len(outputs), -1)
+        errors = self.of(xp, outputs - _alike(targets, outputs.shape)).reshape(len(outputs), -1)
         per_sample = xp.sum(errors, axis=1, dtype=xp.float64) * (1.0 / errors.shape[1])
         return _weighted(xp, per_sample, weights)
 
@@ -253,7 +274,7 @@ class R2(Metric):
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         xp = backend.xp
-        t = _alike(targets, outputs).reshape(len(targets), -1).astype(xp.float64)
+        t = _alike(targets, outputs.shape).reshape(len(targets), -1).astype(xp.float64)
         e = outputs.reshape(len(outputs), -1).astype(xp.float64) - t
         w = xp.ones((len(t), 1), dtype=xp.float64) if weights is None else weights[:, None].astype(xp.float64)
         count = xp.sum(xp.broadcast_to(w, t.shape), axis=0)
@@ -305,11 +326,20 @@ def get(specs: str | Metric | Sequence[str | Metric] | None, loss: Loss | None) 
     return found
 
 
-def _alike(targets: Array, outputs: Array) -> Array:
+def _alike(targets: Array, outputs_shape: tuple[int, ...]) -> Array:
     """Targets in the outputs' shape, which may differ by axes of length 1 only."""
-    if targets.size != outputs.size:
-        raise ShapeError(f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} do not fit.")
-    return targets.reshape(outputs.shape)
+    if targets.size != math.prod(outputs_shape):
+        raise ShapeError(f"outputs {tuple(outputs_shape)} and targets {tuple(targets.shape)} do not fit.")
+    return targets.reshape(outputs_shape)
+
+
+def _check_labels(name: str, targets: Array, classes: int) -> None:
+    if targets.ndim == 2 and targets.shape[1] > 1:
+        if targets.shape[1] != classes:
+            raise ShapeError(f"{name}: targets {tuple(targets.shape)} do not fit {classes} classes.")
+    elif int(targets.min()) < 0 or int(targets.max()) >= classes:
+        low, high = int(targets.min()), int(targets.max())
+        raise DataError(f"{name}: labels run from {low} to {high}, but there are {classes} classes, from 0.")
 
 
 def _labels(xp: Any, targets: Array) -> Array:

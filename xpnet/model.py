@@ -30,6 +30,8 @@ class Sequential(layers_.Sequential):
     seed: decides the initial weights, the order of batches and all noise; None draws one, kept in `model.seed`.
     dtype: "float32" or "float64", of weights and arithmetic.
     precision: None, or "float32". Lower precisions are for a later release.
+
+    One thread at a time may use a model; several models may run in as many threads.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Sequential(layers_.Sequential):
             return super().forward(x)
         x, dtype = self._inputs(x)
         with self.backend.device():
-            x = self.backend.asarray(x, dtype=dtype)
+            x = self.backend.asarray(x, dtype=dtype).copy()  # backward reads it, whatever the caller does meanwhile
             outputs = self.run(x, training=training)
             self._rows_of_forward = len(outputs)
             return outputs.copy()
@@ -117,7 +119,7 @@ class Sequential(layers_.Sequential):
         batch_size: samples a step; the last step of an epoch takes what is left; None is the whole set.
         validation_data: (x, y) or (x, y, sample_weight); or validation_split: the last part of x and y, held out.
         shuffle: a new order every epoch, drawn from the seed.
-        sample_weight (N,): counts a sample w times, in loss and metrics. class_weight {class: w}: in the loss.
+        sample_weight (N,): counts a sample w times, in loss and metrics. class_weight {class: w}: in the training loss.
         accumulate: batches whose gradients add up to one update, as one batch that many times as large.
         resume_from, distributed: refused in this version; resuming and data parallelism are yet to come.
         verbose: 1 a progress bar on a terminal, 2 a printed line an epoch, 0 nothing.
@@ -159,6 +161,7 @@ class Sequential(layers_.Sequential):
                 raise ArgumentError('the model was never trained: say which optimizer, such as optimizer="adam".')
             weights = class_weight if class_weight is not None else chosen.class_weight
             data = prepare(self, x, y, chosen, sample_weight, weights)
+            training.check_metrics(self, measured, data)
             self._rows_of_forward = None
             self._state.begin(self.context.store, chosen, measured, wanted)
             return training.train_on_batch(self, self._state, data)
@@ -182,7 +185,11 @@ class Sequential(layers_.Sequential):
         with self.backend.device():
             chosen, measured = self._chosen(loss, metrics)
             data = prepare(self, x, y, chosen, sample_weight, chosen.class_weight)
-            return training.measure(self, data, chosen, measured, batch_size, as_sum=chosen.reduction == "sum")
+            training.check_metrics(self, measured, data)
+            result = training.measure(self, data, chosen, measured, batch_size, as_sum=chosen.reduction == "sum")
+            if batch_size is None:
+                self.forget_work(inference=True)  # room for the whole set is not kept
+            return result
 
     def predict(self, x: Any, batch_size: int | None = 1024) -> numpy.ndarray[Any, Any]:
         """Outputs (N, *output_shape) for inputs (N, *input_shape), as a NumPy array on the host."""
@@ -230,9 +237,10 @@ class Sequential(layers_.Sequential):
     def to(self, backend: str | Backend, dtype: str | None = None) -> "Sequential":
         """Move parameters, optimiser state and buffers to another device, or another dtype; returns the model."""
         self._refuse_inside()
+        self._state.refuse_running()
         target = get_backend(backend)
         self._wanted_backend, self.dtype = target, _dtype_name(dtype or self.dtype)
-        if self.is_built:
+        if self.is_built and not (target is self.backend and self.dtype == self.context.dtype):
             source = self.context.backend
             with target.device():
                 self.context.store.move(target, self.dtype)
@@ -258,9 +266,12 @@ class Sequential(layers_.Sequential):
     def get_config(self) -> dict[str, Any]:
         return {"layers": self.layers, "input_shape": self.input_shape or None, "seed": self.seed, "dtype": self.dtype}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_rows_of_forward": None}  # what forward kept is not copied
+
     def __repr__(self) -> str:
         where = f", backend={self.backend.name!r}" if self.is_built else ""
-        return f"Sequential({self.layers!r}, input_shape={self.input_shape or None}{where})"
+        return f"Sequential({list(self.layers)!r}, input_shape={self.input_shape or None}{where})"
 
     # Inside ----------------------------------------------------------------------------------------------------
 
@@ -279,8 +290,7 @@ class Sequential(layers_.Sequential):
     def _ensure_built(self, x: Any) -> None:
         self._refuse_inside()
         if not self.is_built:
-            shape = x.shape if hasattr(x, "shape") else get_backend("cpu").asarray(x).shape
-            self._build_on(as_shape(shape[1:]))
+            self._build_on(as_shape(as_numbers(self._wanted_backend, x, "x").shape[1:]))
 
     def _inputs(self, x: Any) -> tuple[Array, DType]:
         self._ensure_built(x)
@@ -298,7 +308,7 @@ class Sequential(layers_.Sequential):
 
 def _dtype_name(dtype: Any) -> str:
     try:
-        name = str(numpy.dtype(dtype).name)
+        name = "" if dtype is None else str(numpy.dtype(dtype).name)
     except TypeError:
         name = ""
     if name not in ("float32", "float64"):

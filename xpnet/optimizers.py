@@ -264,7 +264,10 @@ def _clip(backend: Backend, grads: list[Array], limit: float) -> None:
     xp = backend.xp
     square = xp.zeros((), dtype=xp.float64)
     for g in grads:
-        square += xp.sum(xp.square(g), dtype=xp.float64)
+        largest = xp.max(xp.abs(g))
+        largest = largest + (largest == 0)
+        # Divided by the largest, since squares of 1e20 are beyond float32.
+        square += xp.sum(xp.square(g / largest), dtype=xp.float64) * largest.astype(xp.float64) ** 2
     scale = xp.minimum(1.0, limit / xp.maximum(xp.sqrt(square), 1e-300))
     for g in grads:
         g *= scale.astype(g.dtype)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 
 from xpnet.backends import Array, Backend
-from xpnet.errors import ArgumentError, ShapeError, StateError
+from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError
 from xpnet.initializers import Initializer
 
 _ALIGNMENT = 16  # elements: each parameter starts on a cache line of its own, in float32 as in float64
@@ -67,7 +67,9 @@ class Parameter:
         if self._backend is None:
             raise StateError(f"{self.name} has no values yet: build the model first.")
         with self._backend.device():
-            array = self._backend.asarray(new)
+            array = None if new is None else self._backend.asarray(new)
+            if array is None or array.dtype.kind not in "fiub":
+                raise ArgumentTypeError(f"{self.name} takes real numbers, not {new!r}.")
             if array.shape not in (self.shape, ()):
                 raise ShapeError(f"{self.name} has shape {self.shape}, but the new value has shape {array.shape}.")
             view[...] = array

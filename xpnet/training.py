@@ -22,7 +22,7 @@ from xpnet import losses, metrics, optimizers
 from xpnet.backends import Array, get_backend
 from xpnet.callbacks import Callback, EpochLines, ProgressBar
 from xpnet.data import Batch, Samples, prepare
-from xpnet.errors import ArgumentError, ArgumentTypeError, DivergenceError
+from xpnet.errors import ArgumentError, ArgumentTypeError, DivergenceError, ShapeError, StateError
 from xpnet.layers.base import Workspace
 from xpnet.layers.containers import Sequential
 from xpnet.losses import Loss
@@ -48,13 +48,22 @@ class TrainingState:
         self.memory: OptimizerState | None = None
         self.epoch = 0
         self.rate_factor = 1.0  # callbacks lower the learning rate here; the optimiser is only configuration
+        self.running = False
 
     def begin(self, store: ParameterStore, loss: Loss, metrics: list[Metric], optimizer: Optimizer) -> None:
         """Go on where an equal optimiser left off, or start afresh with another one."""
+        self.refuse_running()
         self.loss, self.metrics = loss, metrics
-        if self.optimizer is None or not (self.optimizer is optimizer or self.optimizer == optimizer):
+        if self.memory is None or self.optimizer != optimizer or tuple(self.memory.slots) != tuple(optimizer.slots):
             self.memory, self.epoch, self.rate_factor = OptimizerState(optimizer, store), 0, 1.0
         self.optimizer = optimizer
+
+    def refuse_running(self) -> None:
+        if self.running:
+            raise StateError("fit is running on this model: a callback may read and evaluate it, not train or move it.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "running": False}
 
     @property
     def step(self) -> int:
@@ -105,6 +114,8 @@ class Figures:
     def add(self, per_sample: Array, batch: Batch, outputs: Array) -> None:
         """Take in a step: the loss ℓ of each sample, the batch, and what the model made of it."""
         xp = self._model.backend.xp
+        if per_sample.shape != (len(batch),):
+            raise ShapeError(f"the loss must give one number a sample, {(len(batch),)}, not {tuple(per_sample.shape)}.")
         weighted = per_sample if batch.weights is None else per_sample * batch.weights
         self._record[0, self._steps] = xp.sum(weighted, dtype=xp.float64)
         penalty = self._model.context.store.penalty()
@@ -190,8 +201,8 @@ class Run:
     """One call of `fit`, as its callbacks see it in `self.run`.
 
     epochs: how many this call trains.  first_epoch: the model's count when it began.  steps: batches in an epoch.
-    samples: training samples.  batch_size.  history: the figures of the epochs so far.  state: the model's
-    TrainingState, with step, epoch, learning_rate and rate_factor.
+    samples: training samples.  seen: how many of them in this epoch so far.  batch_size.  history: the figures of the
+    epochs so far.  state: the model's TrainingState, with step, epoch, learning_rate and rate_factor.
     """
 
     def __init__(
@@ -205,6 +216,7 @@ class Run:
         self.batch_size = min(batch_size or self.samples, self.samples)
         self.steps = math.ceil(self.samples / self.batch_size)
         self.accumulate = min(accumulate, self.steps)
+        self.seen = 0
         self.figures: Figures | None = None
         self._step = Step(model, state)
         self._sizes = [min(self.batch_size, self.samples - s) for s in range(0, self.samples, self.batch_size)]
@@ -214,18 +226,18 @@ class Run:
         """Loss and metrics of the epoch so far. Waits for the device: ask seldom."""
         return self.figures.read() if self.figures else {}
 
-    def epoch(self) -> Iterator[int]:
-        """Train one epoch; yields the number of samples seen after each update."""
-        seen = 0
+    def epoch(self) -> Iterator[None]:
+        """Train one epoch, and yield after each update."""
+        self.seen = 0
         order = self._order()
         self.figures = Figures(self.model, self.state.metrics, self._sizes)
         batches = self.data.batches(self._work, self.batch_size, order)
         for first in range(0, self.steps, self.accumulate):
             count = min(self.accumulate, self.steps - first)
             rows = sum(self._sizes[first : first + count])
-            self._step(batches, self._total(order, seen, rows), self.figures, count)
-            seen += rows
-            yield seen
+            self._step(batches, self._total(order, self.seen, rows), self.figures, count)
+            self.seen += rows
+            yield
 
     def _order(self) -> Array | None:
         """The epoch's permutation, drawn on the host from the seed and the epoch alone. One batch needs none."""
@@ -239,7 +251,7 @@ class Run:
         if weights is None:
             return rows
         part = weights[start : start + rows] if order is None else xp.take(weights, order[start : start + rows])
-        return _at_least_tiny(xp, xp.sum(part, dtype=xp.float64))
+        return _not_zero(xp.sum(part, dtype=xp.float64))
 
 
 def fit(
@@ -272,10 +284,13 @@ def fit(
     (x, y, sample_weight), held_out = _split(x, y, sample_weight, validation_data, validation_split)
     weights = class_weight if class_weight is not None else chosen.class_weight
     data = prepare(model, x, y, chosen, sample_weight, weights)
+    check_metrics(model, measured, data)
     validation = None
     if held_out is not None:
         names = ("validation x", "validation y")
         validation = prepare(model, *held_out[:2], chosen, held_out[2], chosen.class_weight, names)
+        check_metrics(model, measured, validation)
+    everyone = _with_progress(callbacks, verbose)
     state.begin(model.context.store, chosen, measured, optimizers.get(optimizer))
     assert state.memory is not None
     run = Run(model, state, data, epochs, batch_size, accumulate, shuffle)
@@ -283,7 +298,8 @@ def fit(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_QUIETLY())
         interrupted = stack.enter_context(_interruptible())
-        everyone = _with_progress(callbacks, verbose)
+        state.running = True
+        stack.callback(setattr, state, "running", False)
         snapshot = Snapshot(model.context.store, state.memory.slots.values())
         for callback in everyone:
             callback.run = run
@@ -295,14 +311,15 @@ def fit(
             first_step = state.step
             for callback in everyone:
                 callback.on_epoch_begin(model, state.epoch)
-            for _seen in run.epoch():
+            for _ in run.epoch():
                 for callback in everyone:
                     callback.on_step_end(model, state.step)
-                if interrupted.is_set() or history.stopped:
+                if interrupted.is_set() or history.stopped is not None:
                     break
             _refuse_divergence(run, snapshot, first_step)
             if interrupted.is_set():
                 history.stopped = "interrupted"
+            if interrupted.is_set() and run.seen < run.samples:
                 _log.warning("training interrupted in epoch %d; the model keeps what it has learnt", state.epoch + 1)
                 break
             logs = run.logs()
@@ -312,7 +329,7 @@ def fit(
             history.add(logs, time.perf_counter() - began)
             for callback in everyone:
                 callback.on_epoch_end(model, state.epoch - 1, logs)
-            if history.stopped:
+            if history.stopped is not None:
                 break
     return history
 
@@ -321,7 +338,7 @@ def train_on_batch(model: Sequential, state: TrainingState, data: Samples) -> di
     """One update from these samples as one batch; the figures from before it, the loss as it defines itself."""
     figures = Figures(model, state.metrics, [len(data)])
     xp = model.backend.xp
-    total = len(data) if data.weights is None else _at_least_tiny(xp, xp.sum(data.weights, dtype=xp.float64))
+    total = len(data) if data.weights is None else _not_zero(xp.sum(data.weights, dtype=xp.float64))
     batches = data.batches(Workspace(model.context), len(data))
     step = Step(model, state)
     with _QUIETLY():
@@ -355,12 +372,18 @@ def choose(model: Sequential, loss: Any, metrics_wanted: Any) -> tuple[Loss, lis
     chosen = losses.get(loss)
     if chosen.takes_logits and model.gives_probabilities:
         warnings.warn(
-            f"{type(chosen).__name__} takes logits, but the model ends in a {_last_layer_name(model)} layer, which is "
-            "then applied twice. Leave that layer out.",
+            f"{type(chosen).__name__} takes logits, but the model ends in probabilities: leave out its last layer, "
+            f"{_last_layer_name(model)}; the loss does its work.",
             UserWarning,
             stacklevel=4,
         )
     return chosen, metrics.get(metrics_wanted, chosen)
+
+
+def check_metrics(model: Sequential, measured: Sequence[Metric], data: Samples) -> None:
+    """Refuse targets that a metric cannot read, once a set. Reads the device."""
+    for metric in measured:
+        metric.check_targets(data.y, (len(data), *model.output_shape))
 
 
 def _split(
@@ -424,7 +447,7 @@ def _refuse_divergence(run: Run, snapshot: Snapshot, first_step: int) -> None:
     run.history.stopped = "diverged"
     snapshot.restore()
     state.memory.step = first_step
-    if what == "loss" and epoch == 0 and step == 0:
+    if what == "loss" and state.step == 0 and step == 0:
         cause = "before any update, so the inputs or the initial weights are too large: scale the inputs"
     else:
         cause = (
@@ -457,9 +480,9 @@ def _interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, default)
 
 
-def _at_least_tiny(xp: Any, total: Array) -> Array:
+def _not_zero(total: Array) -> Array:
     """A batch whose weights are all 0 has no gradient, rather than 0 / 0."""
-    return xp.maximum(total, 1e-30)
+    return total + (total == 0)
 
 
 def _last_layer_name(model: Sequential) -> str:

@@ -13,6 +13,8 @@ from xpnet.layers.base import Layer
 class Identity(Layer):
     """y = x."""
 
+    accepts_integers = None
+
     def forward(self, x: Array) -> Array:
         return x
 

@@ -127,12 +127,14 @@ class Layer(Configured):
         """
         parameter = Parameter(self._qualified(name), shape, initializers.get(initializer), decay, l1, l2)
         parameter.trainable = self._trainable
+        self._refuse_twice(parameter.name)
         self.context.store.parameters.append(parameter)
         self.parameters.append(parameter)
         return parameter
 
     def add_buffer(self, name: str, value: Any) -> Buffer:
         """Declare an array that is saved and moved with the model but not trained."""
+        self._refuse_twice(self._qualified(name))
         buffer = Buffer(self._qualified(name), self.backend.asarray(value, dtype=self.context.dtype))
         self.context.store.buffers.append(buffer)
         return buffer
@@ -217,9 +219,16 @@ class Layer(Configured):
     def is_built(self) -> bool:
         return self._context is not None
 
-    def forget_work(self) -> None:
-        """Drop kept arrays and buffers: they belong to a device, a dtype and a pass."""
-        self._work.clear()
+    def forget_work(self, inference: bool = False) -> None:
+        """Drop kept arrays and buffers, which belong to a device, a dtype and a pass; or only those of inference."""
+        if inference:
+            self._work.pop(True, None)
+        else:
+            self._work.clear()
+
+    def _refuse_twice(self, name: str) -> None:
+        if any(array.name == name for array in self.context.store.arrays()):
+            raise ArgumentError(f"{type(self).__name__}: there is a parameter or buffer called {name!r} already.")
 
     def _qualified(self, name: str) -> str:
         return f"{self.path}.{name}" if self.path else name

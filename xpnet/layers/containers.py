@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from xpnet.backends import Array
-from xpnet.errors import ArgumentError, ArgumentTypeError, StateError
+from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError
 from xpnet.layers.base import Context, Layer, Shape
 from xpnet.parameters import Parameter
 
@@ -15,7 +15,7 @@ class Sequential(Layer):
     def __init__(self, layers: Iterable[Layer]) -> None:
         if not isinstance(layers, Iterable):
             raise ArgumentTypeError(f"Sequential: layers must be a list of layers, not {layers!r}.")
-        self.layers: list[Layer] = list(layers)
+        self.layers: tuple[Layer, ...] = tuple(layers)
         if not self.layers:
             raise ArgumentError("Sequential: give it at least one layer.")
         given: list[Any] = list(self.layers)
@@ -63,10 +63,17 @@ class Sequential(Layer):
         before = context.training, context.inference
         context.training, context.inference = training, inference
         try:
-            return Sequential.forward(self, x)
+            y = Sequential.forward(self, x)
         finally:
             if inference:
                 context.training, context.inference = before
+        if getattr(y, "shape", (0,))[1:] != self.output_shape or y.dtype != context.dtype:
+            got = f"{tuple(y.shape)} of {y.dtype}" if hasattr(y, "dtype") else repr(y)
+            raise ShapeError(
+                f"the last layer, {self.layers[-1]!r}, was to give (N, {str(self.output_shape)[1:]} of "
+                f"{context.dtype}, as its build says, but its forward gave {got}."
+            )
+        return y
 
     def run_back(self, grad_y: Array, input_grad: bool = True) -> Array | None:
         """The way back of the latest `run` that was not inference; fills all gradients."""
@@ -83,7 +90,8 @@ class Sequential(Layer):
 
     @property
     def gives_probabilities(self) -> bool:  # type: ignore[override]
-        return self.layers[-1].gives_probabilities
+        telling = [layer for layer in self.layers if layer.accepts_integers is not None]
+        return bool(telling) and telling[-1].gives_probabilities
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -98,10 +106,10 @@ class Sequential(Layer):
         for layer in self.layers:
             layer.trainable = value
 
-    def forget_work(self) -> None:
-        super().forget_work()
+    def forget_work(self, inference: bool = False) -> None:
+        super().forget_work(inference)
         for layer in self.layers:
-            layer.forget_work()
+            layer.forget_work(inference)
 
     def place(self, context: Context, path: str, input_shape: Shape) -> Shape:
         for i, layer in enumerate(self.layers):
@@ -113,9 +121,11 @@ class Sequential(Layer):
         return super().place(context, path, input_shape)
 
     def unplace(self) -> None:
+        mine = self._context
         super().unplace()
         for layer in self.layers:
-            layer.unplace()
+            if layer._context is mine:  # one that stands in another model stays there
+                layer.unplace()
 
     def get_config(self) -> dict[str, Any]:
-        return {"layers": self.layers}
+        return {"layers": list(self.layers)}

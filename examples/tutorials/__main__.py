@@ -1,0 +1,48 @@
+"""Run all the tutorials, one after the other, and print one table of what they give and what we get.
+
+    python -m examples.tutorials                       # or: python examples/tutorials
+    python -m examples.tutorials --plots docs/pictures
+
+Each of them is also a program of its own, which prints what its tutorial prints: python examples/tutorials/neuron.py
+"""
+
+import contextlib
+import importlib
+import io
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # where the programs are, however this one was started
+
+from common import main
+
+PROGRAMS = (
+    "perceptron",
+    "exam_scores",
+    "neuron",
+    "two_two_one",
+    "weight_height",
+    "xor",
+    "or_gate_graph",
+    "or_gate_batch",
+    "learning_rates",
+    "gradient_descent",
+    "loops_and_matrices",
+    "weight_and_bias",
+    "handwritten_digits",
+)
+
+
+def run(backend, seed=0, plots=None):
+    rows = []
+    for name in PROGRAMS:
+        began = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):  # one table is enough
+            rows += importlib.import_module(name).run(backend, seed, plots)
+        print(f"{name:20s}{time.perf_counter() - began:6.1f} s", flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,64 @@
+"""A net of three neurons, two hidden and one output, by hand: forward, the loss, and one derivative.
+
+After "A simple and quick guideline" (following Victor Zhou's introduction to neural networks).
+"""
+
+from common import Comparison, main, picture
+
+import xpnet
+from xpnet import layers, losses
+
+
+def network(hidden, output, backend):
+    """Each column of a weight matrix is a neuron: what it makes of every input."""
+    return xpnet.Sequential(
+        [
+            layers.Dense(2, weight_initializer=hidden),  # h1, h2; biases start at 0
+            layers.Sigmoid(),
+            layers.Dense(1, weight_initializer=output),  # o1
+            layers.Sigmoid(),
+        ],
+        input_shape=2,
+        backend=backend,
+        dtype="float64",
+    )
+
+
+def run(backend="auto", seed=0, plots=None):
+    rows = Comparison("2-2-1 by hand")
+    mse = losses.MeanSquaredError()
+
+    # Feedforward, every neuron with the weights (0, 1).
+    model = network([[0, 0], [1, 1]], [[0], [1]], backend)
+    h = model.backend.asarray([[2.0, 3.0]])
+    for layer in model.layers[:2]:
+        h = layer.forward(h)
+    h = model.backend.to_numpy(h)[0, 0]
+    output = model.predict([[2.0, 3.0]])[0, 0]
+    print(f"h1 = h2 = {h}\no1 = {output}")
+    rows.equal("h1 = h2", "0.9525741268224334", h)
+    rows.equal("output", "0.7216325609518421", output)
+
+    # The loss of a net that takes everybody for male.
+    rows.exactly("MSE of (1, 0, 0, 1) against zeros", "0.5", mse([[0.0]] * 4, [1, 0, 0, 1]))
+
+    # All weights 1, and Alice: how much does the loss change with w1?
+    model = network([[1, 1], [1, 1]], [[1], [1]], backend)
+    alice, female = model.backend.asarray([[-2.0, -1.0]]), model.backend.asarray([[1.0]])
+    y = model.forward(alice)  # forward
+    loss = mse(y, female)  # loss
+    model.backward(mse.gradient(model.backend, y, female))  # backward
+    slope = float(model.parameters[0].grad[0, 0])  # of w1, from the first input to h1
+    print(f"ŷ = {float(y[0, 0]):.4f}, L = {loss:.4f}, ∂L/∂w1 = {slope:.7f}: a larger w1 would raise the loss a little")
+    rows.equal("output, all weights 1", "0.5237", float(y[0, 0]))
+    rows.equal("∂L/∂w1", "0.0214695", slope)
+    if plots:
+        from xpnet import plots as draw
+
+        with picture(plots, "two_two_one") as figure:
+            draw.network(model, ax=figure.subplots())
+    return rows
+
+
+if __name__ == "__main__":
+    main(run)
