@@ -10,6 +10,7 @@ each pair of neighbours.
 import argparse
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -96,7 +97,19 @@ def main() -> None:
         report[threads] = {**times, "ratios": ratios}
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=1)
+            json.dump({**_circumstances(), "epochs": options.epochs, "seconds by threads": report}, file, indent=1)
+
+
+def _circumstances() -> dict[str, str]:
+    import numpy
+    import torch
+
+    import xpnet
+
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    machine = ", ".join(text for _, text in xpnet.get_backend("cpu").describe())
+    versions = f"Python {platform.python_version()}, NumPy {numpy.__version__}, PyTorch {torch.__version__}"
+    return {"date": time.strftime("%Y-%m-%d"), "commit": commit, "machine": machine, "versions": versions}
 
 
 def _fresh_process(name: str, epochs: int, threads: int) -> float:
