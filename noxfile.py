@@ -73,6 +73,13 @@ def tests_floor(session: nox.Session) -> None:
 
 
 @nox.session
+def tutorials(session: nox.Session) -> None:
+    """Run every tutorial program, print one table, and write the gallery's pictures."""
+    session.install(".[plots]")
+    session.run("python", "-m", "examples.tutorials", "--plots", "docs/pictures", *session.posargs)
+
+
+@nox.session
 def package(session: nox.Session) -> None:
     """Build the wheel, and run the example from it in a clean environment, away from the source tree."""
     session.install("build")
