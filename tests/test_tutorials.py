@@ -121,10 +121,10 @@ def test_every_figure_agrees(program, backend, monkeypatch):
 LATE = {"exam_scores": {7, 15}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["exam_scores", "weight_height", "xor", "perceptron"])
 def test_bounds_hold_for_twenty_seeds(program, backend, monkeypatch):
-    # The stand-in computes NumPy's numbers bit for bit, only slower: for it, three seeds do.
-    missed = {seed for seed in range(20 if backend.name == "cpu" else 3) if wrong(run(program, backend, seed))}
+    missed = {seed for seed in range(20) if wrong(run(program, backend, seed))}
     assert missed <= LATE.get(program, set())
     for seed in missed:
         monkeypatch.setattr(importlib.import_module(program), "ITERATIONS", 1500)
