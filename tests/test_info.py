@@ -23,7 +23,7 @@ GPU = xpnet.available_backends()["gpu"]
 def info(*options, path=ROOT):
     env = os.environ | {"PYTHONPATH": str(path)}
     command = [sys.executable, *options, "-m", "xpnet", "info"]
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=env, cwd=path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -41,16 +41,17 @@ def test_it_names_versions_the_blas_and_the_state_of_the_gpu():
 
 @pytest.fixture
 def without_cupy(tmp_path):
-    """A folder with all installed packages but CuPy."""
+    """A folder with xpnet and all installed packages but CuPy."""
     packages = Path(np.__file__).parents[1]
+    (tmp_path / "xpnet").symlink_to(Path(xpnet.__file__).parent)
     for entry in packages.iterdir():
-        if not entry.name.lower().startswith("cupy"):
+        if not entry.name.lower().startswith(("cupy", "xpnet")):
             (tmp_path / entry.name).symlink_to(entry)
     return tmp_path
 
 
 def test_without_cupy_it_says_so_and_how_to_install_it(without_cupy):
-    lines = info("-S", path=f"{ROOT}{os.pathsep}{without_cupy}")
+    lines = info("-S", path=without_cupy)
     assert lines[3] == "CuPy    not installed (needs 14.0 or later, for the GPU only)"
     (gpu,) = (line for line in lines if line.startswith("gpu: "))
     assert gpu.startswith("gpu: cannot be used: CuPy is not installed. ")
@@ -67,8 +68,10 @@ def test_without_cupy_a_model_trains_and_a_gpu_is_refused(without_cupy):
         "try: xpnet.get_backend('gpu')\n"
         "except xpnet.errors.BackendError as error: print(error)"
     )
-    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{without_cupy}", "XPNET_BACKEND": ""}
-    done = subprocess.run([sys.executable, "-S", "-c", code], env=env, capture_output=True, text=True, check=False)
+    env = os.environ | {"PYTHONPATH": str(without_cupy), "XPNET_BACKEND": ""}
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], env=env, cwd=without_cupy, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith('the backend "gpu" cannot be used: CuPy is not installed.')
 
