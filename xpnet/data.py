@@ -77,7 +77,7 @@ def prepare(
     except ArgumentError as error:
         raise type(error)(f"{names[1]}: {error}") from error
     if not (loss.classifies and y.ndim == 1):  # class numbers stay integers
-        y = backend.asarray(y, dtype=dtype)
+        y = backend.xp.ascontiguousarray(backend.asarray(y, dtype=dtype))
     counts = None if sample_weight is None else _sample_weights(backend, sample_weight, len(x), dtype)
     weights = counts
     if class_weight is not None:
@@ -108,6 +108,8 @@ def prepare_inputs(model: Sequential, x: Any, name: str = "x", finite: bool = Tr
         x = _converted(backend, x, model.context.dtype)
     if finite:
         refuse_non_finite(backend, x, name)
+    # In one layout, so that the same numbers give the same result, by the BLAS and not by a loop around it.
+    x = backend.xp.ascontiguousarray(x)
     return x, x.dtype if model.accepts_integers else model.context.dtype
 
 
