@@ -130,6 +130,7 @@ def test_the_reader_lets_pass() -> None:
     assert len(complaints("import cupy", "model.py")) == 1
 
 
+@pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.1.0", reason="ceil of integers was a float before 2.1")
 def test_numpy_and_cupy_choose_the_same_dtypes() -> None:
     """So the strict stand-in may let NumPy choose. CuPy runs the first loop that the inputs can safely be cast to."""
     dtypes = [np.dtype(char) for char in "?bBhHiIlLefd"]
