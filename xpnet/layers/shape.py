@@ -8,22 +8,6 @@ from xpnet.errors import ArgumentError
 from xpnet.layers.base import Layer, Shape
 
 
-class Flatten(Layer):
-    """(N, *shape) → (N, features), the last axis running fastest."""
-
-    accepts_integers = None
-
-    def build(self, input_shape: Shape) -> Shape:
-        return (math.prod(input_shape),)
-
-    def forward(self, x: Array) -> Array:
-        return x.reshape(len(x), *self.output_shape)
-
-    def backward(self, grad_y: Array) -> Array:
-        """The same numbers in the input's shape."""
-        return grad_y.reshape(len(grad_y), *self.input_shape)
-
-
 class Reshape(Layer):
     """(N, *shape) → (N, *target_shape); one size of target_shape may be -1, for whatever remains."""
 
@@ -47,6 +31,13 @@ class Reshape(Layer):
     def backward(self, grad_y: Array) -> Array:
         """The same numbers in the input's shape."""
         return grad_y.reshape(len(grad_y), *self.input_shape)
+
+
+class Flatten(Reshape):
+    """(N, *shape) → (N, features), the last axis running fastest."""
+
+    def __init__(self) -> None:
+        super().__init__((-1,))
 
 
 class Permute(Layer):
