@@ -93,7 +93,9 @@ FLOORS = [
     ["initializers"],
     ["parameters"],
     ["layers", "losses", "schedules", "optimizers", "metrics"],
-    ["callbacks", "checkpoints", "data", "gradient_check", "training"],
+    ["callbacks", "checkpoints", "data"],
+    ["step"],
+    ["gradient_check", "training"],
     ["model"],
 ]
 HEIGHT = {name: i for i, floor in enumerate(FLOORS) for name in floor}

@@ -12,9 +12,8 @@ from xpnet import (
     schedules,
 )
 from xpnet.backends import Backend, available_backends, get_backend
-from xpnet.checkpoints import load
 from xpnet.gradient_check import check_gradients
-from xpnet.model import Sequential
+from xpnet.model import Sequential, load
 from xpnet.training import History
 
 __version__ = "0.1.0"

@@ -3,76 +3,66 @@
 Nothing is ever unpickled: classes come from a closed list and from what the caller hands in.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 
 from xpnet import initializers, layers
-from xpnet.backends import get_backend
 from xpnet.config import Configured
 from xpnet.errors import ArgumentError, ArgumentTypeError, FileError, StateError
-
-if TYPE_CHECKING:
-    from xpnet.model import Sequential
 
 _FORMAT = "xpnet-model-1"
 
 
-def save(model: "Sequential", path: Any) -> None:
-    """Write the model to `path`, whole or not at all."""
+def write(path: Any, architecture: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write a model whole or not at all: the arguments that make it, layers among them, and its arrays by name."""
     from safetensors.numpy import save as to_bytes
 
-    config = {**model.get_config(), "layers": [_encode(layer) for layer in model.layers]}
-    config["frozen"] = [parameter.name for parameter in model.parameters if not parameter.trainable]
-    state = model.state_dict()
-    metadata = {"format": _FORMAT, "architecture": json.dumps(config, sort_keys=True), "sha256": _digest(state)}
+    encoded = json.dumps({name: _encode(value) for name, value in architecture.items()}, sort_keys=True)
+    metadata = {"format": _FORMAT, "architecture": encoded, "sha256": _digest(state)}
     write_atomically(path, to_bytes(state, metadata=metadata))
 
 
-def load(path: Any, backend: Any = "auto", custom_layers: Iterable[type[layers.Layer]] = ()) -> "Sequential":
-    """The model that `Sequential.save` wrote, on `backend`; it may come from another device.
+def read(path: Any, custom_layers: Iterable[type[layers.Layer]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(architecture, state) as `write` took them, in `refusing_damage`."""
+    from safetensors import safe_open
 
-    custom_layers: the classes of layers of your own that stand in it. Raises FileError for a file that is missing,
-    truncated, altered or foreign, and never runs code from it.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    from xpnet.model import Sequential
-
-    backend = get_backend(backend)  # first, for its errors are not the file's
     known = {cls.__name__: cls for cls in _built_in()} | {f"custom {cls.__name__}": cls for cls in custom_layers}
     if not Path(path).is_file():
         raise FileError(f"{path}: there is no such file.")
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if metadata.get("format") != _FORMAT:
+        raise FileError(
+            f"{path}: not a model of this version of xpnet (format {metadata.get('format')!r}, not {_FORMAT!r}). "
+            "Plain weights go in by model.load_state_dict(safetensors.numpy.load_file(path))."
+        )
+    if metadata["sha256"] != _digest(state):
+        raise FileError(f"{path}: the weights were altered: they do not have the SHA-256 in the file's header.")
+    architecture = json.loads(metadata["architecture"])
+    return {name: _decode(value, known) for name, value in architecture.items()}, state
+
+
+@contextlib.contextmanager
+def refusing_damage(path: Any) -> Iterator[None]:
+    """Whatever a damaged file leads to while it is read and built is a FileError with its path."""
+    from safetensors import SafetensorError
+
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata.get("format") != _FORMAT:
-            raise FileError(
-                f"{path}: not a model of this version of xpnet (format {metadata.get('format')!r}, not {_FORMAT!r}). "
-                "Plain weights go in by model.load_state_dict(safetensors.numpy.load_file(path))."
-            )
-        if metadata["sha256"] != _digest(state):
-            raise FileError(f"{path}: the weights were altered: they do not have the SHA-256 in the file's header.")
-        config = json.loads(metadata["architecture"])
-        config["layers"] = [_decode(item, known) for item in config["layers"]]
-        frozen = config.pop("frozen")
-        model = Sequential(backend=backend, **config)
-        model.load_state_dict(state)
-        for parameter in model.parameters:
-            parameter.trainable = parameter.name not in frozen
+        yield
     except FileError:
         raise
     except (SafetensorError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError, MemoryError,
             RecursionError, StateError) as error:  # fmt: skip
         raise FileError(f"{path}: the file is truncated, altered or foreign: {error}") from error
-    return model
 
 
 def write_atomically(path: Any, content: bytes) -> None:

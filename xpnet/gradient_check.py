@@ -11,6 +11,7 @@ from xpnet.data import Batch, prepare
 from xpnet.errors import ArgumentError
 from xpnet.layers.base import Workspace
 from xpnet.losses import Loss
+from xpnet.step import weigh
 
 if TYPE_CHECKING:
     from xpnet.model import Sequential
@@ -47,7 +48,7 @@ def check_gradients(
             return float(weighted.sum()) / total + float(model.context.store.penalty() or 0.0)
 
         outputs = model.run(batch.x, training=True)
-        grad = training.weigh(chosen, chosen.gradient(model.backend, outputs, batch.y), batch, summed)
+        grad = weigh(chosen, chosen.gradient(model.backend, outputs, batch.y), batch, summed)
         input_grad = model.run_back(grad, input_grad=inputs)
         model.context.store.add_penalty_gradients()
         places = {p.name: (p.value, p.grad.copy()) for p in model.parameters}

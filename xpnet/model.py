@@ -1,7 +1,7 @@
 """Sequential, the front door: build, forward, backward, fit, evaluate, predict, save, move."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -18,7 +18,8 @@ from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
 from xpnet.parameters import ParameterStore
-from xpnet.training import History, TrainingState
+from xpnet.step import TrainingState
+from xpnet.training import History
 
 
 class Sequential(layers_.Sequential):
@@ -232,7 +233,8 @@ class Sequential(layers_.Sequential):
 
     def save(self, path: Any) -> None:
         """Write weights, buffers and architecture to a safetensors file. `xpnet.load` reads it, on any device."""
-        checkpoints.save(self, path)
+        frozen = [parameter.name for parameter in self.parameters if not parameter.trainable]
+        checkpoints.write(path, {**self.get_config(), "frozen": frozen}, self.state_dict())
 
     def to(self, backend: str | Backend, dtype: str | None = None) -> "Sequential":
         """Move parameters, optimiser state and buffers to another device, or another dtype; returns the model."""
@@ -304,6 +306,23 @@ class Sequential(layers_.Sequential):
         if loss is None and metrics is None and last.loss is not None:
             return last.loss, last.metrics
         return training.choose(self, last.loss if loss is None else loss, metrics)
+
+
+def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[type[Layer]] = ()) -> Sequential:
+    """The model that `Sequential.save` wrote, on `backend`; it may come from another device.
+
+    custom_layers: the classes of layers of your own that stand in it. Raises FileError for a file that is missing,
+    truncated, altered or foreign, and never runs code from it.
+    """
+    backend = get_backend(backend)  # first, for its errors are not the file's
+    with checkpoints.refusing_damage(path):
+        architecture, state = checkpoints.read(path, custom_layers)
+        frozen = architecture.pop("frozen")
+        model = Sequential(backend=backend, **architecture)
+        model.load_state_dict(state)
+        for parameter in model.parameters:
+            parameter.trainable = parameter.name not in frozen
+    return model
 
 
 def _dtype_name(dtype: Any) -> str:

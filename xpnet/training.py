@@ -1,8 +1,4 @@
-"""The training step, and the loops around it: fit, one batch, evaluation.
-
-A step is: batch, forward, loss and its gradient, backward, update. It never reads a device value back: losses and hits
-gather in device memory, and are read once an epoch, or where somebody looks.
-"""
+"""The loops around the training step: fit, one batch, evaluation."""
 
 import contextlib
 import functools
@@ -21,14 +17,15 @@ import numpy
 from xpnet import losses, metrics, optimizers
 from xpnet.backends import Array, get_backend
 from xpnet.callbacks import Callback, EpochLines, ProgressBar
-from xpnet.data import Batch, Samples, prepare
-from xpnet.errors import ArgumentError, ArgumentTypeError, DivergenceError, ShapeError, StateError
+from xpnet.data import Samples, prepare
+from xpnet.errors import ArgumentError, ArgumentTypeError, DivergenceError
 from xpnet.layers.base import Workspace
 from xpnet.layers.containers import Sequential
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
-from xpnet.optimizers import Optimizer, OptimizerState
-from xpnet.parameters import ParameterStore, Snapshot
+from xpnet.optimizers import Optimizer
+from xpnet.parameters import Snapshot
+from xpnet.step import Figures, Step, TrainingState, total_weight
 
 _log = logging.getLogger(__name__)
 
@@ -36,51 +33,6 @@ _ORDER_STREAM = 2  # keeps epoch permutations apart from the draws of weights
 _EVALUATION_BATCH = 1024
 # A GPU does not warn of overflow, so neither does training on the CPU: the loss shows it, and is watched.
 _QUIETLY = functools.partial(numpy.errstate, over="ignore", invalid="ignore", divide="ignore")
-
-
-class TrainingState:
-    """What training leaves on a model: loss and metrics, the optimiser with its memory, and how far it came."""
-
-    def __init__(self) -> None:
-        self.loss: Loss | None = None
-        self.metrics: list[Metric] = []
-        self.optimizer: Optimizer | None = None
-        self.memory: OptimizerState | None = None
-        self.epoch = 0
-        self.rate_factor = 1.0  # callbacks lower the learning rate here; the optimiser is only configuration
-        self.running = False
-
-    def begin(self, store: ParameterStore, loss: Loss, metrics: list[Metric], optimizer: Optimizer) -> None:
-        """Go on where an equal optimiser left off, or start afresh with another one."""
-        self.refuse_running()
-        self.loss, self.metrics = loss, metrics
-        if self.memory is None or self.optimizer != optimizer or tuple(self.memory.slots) != tuple(optimizer.slots):
-            self.memory, self.epoch, self.rate_factor = OptimizerState(optimizer, store), 0, 1.0
-        self.optimizer = optimizer
-
-    def refuse_running(self) -> None:
-        if self.running:
-            raise StateError("fit is running on this model: a callback may read and evaluate it, not train or move it.")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "running": False}
-
-    @property
-    def step(self) -> int:
-        """Updates made."""
-        return self.memory.step if self.memory else 0
-
-    @property
-    def learning_rate(self) -> float:
-        """The rate of the next update."""
-        assert self.optimizer is not None
-        return self.optimizer.rate(self.step) * self.rate_factor
-
-    def update(self, store: ParameterStore) -> None:
-        """One update of the parameters from their gradients."""
-        assert self.optimizer is not None
-        assert self.memory is not None
-        self.optimizer.apply(store, self.memory, self.rate_factor)
 
 
 class History(dict[str, list[float]]):
@@ -98,103 +50,6 @@ class History(dict[str, list[float]]):
         for name, value in logs.items():
             self.setdefault(name, []).append(value)
         self.seconds.append(seconds)
-
-
-class Figures:
-    """Loss and metrics of an epoch, summed on the device, a column a step for the loss: a NaN shows where it began."""
-
-    def __init__(self, model: Sequential, metrics: Sequence[Metric], sizes: Sequence[int]) -> None:
-        self._model, self._metrics = model, metrics
-        # Rows: Σ w ℓ of each step; its Σ w, which without weights is the number of its samples; the penalties then.
-        zeros = [0.0] * len(sizes)
-        self._record = model.backend.asarray(numpy.array([zeros, sizes, zeros], dtype=numpy.float64))
-        self._sums: dict[str, Array] = {}
-        self._steps = 0
-
-    def add(self, per_sample: Array, batch: Batch, outputs: Array) -> None:
-        """Take in a step: the loss ℓ of each sample, the batch, and what the model made of it."""
-        xp = self._model.backend.xp
-        if per_sample.shape != (len(batch),):
-            raise ShapeError(f"the loss must give one number a sample, {(len(batch),)}, not {tuple(per_sample.shape)}.")
-        weighted = per_sample if batch.weights is None else per_sample * batch.weights
-        self._record[0, self._steps] = xp.sum(weighted, dtype=xp.float64)
-        penalty = self._model.context.store.penalty()
-        if penalty is not None:
-            self._record[2, self._steps] = penalty
-        if batch.weights is not None:
-            self._record[1, self._steps] = xp.sum(batch.weights, dtype=xp.float64)
-        self._steps += 1
-        for metric in self._metrics:
-            sums = metric.sums(self._model.backend, outputs, batch.y, batch.counts)
-            before = self._sums.get(metric.name)
-            self._sums[metric.name] = sums if before is None else metric.merge(before, sums)
-
-    def read(self, as_sum: bool = False) -> dict[str, Any]:
-        """The figures so far; waits for the device. The loss is a mean over samples, or the sum where that is asked."""
-        if not self._steps:
-            return {}
-        to_numpy = self._model.backend.to_numpy
-        losses, weights, penalties = to_numpy(self._record[:, : self._steps])
-        weight = weights.sum() or 1.0
-        loss = losses.sum() if as_sum else losses.sum() / weight
-        logs: dict[str, Any] = {"loss": float(loss + (penalties * weights).sum() / weight)}
-        for metric in self._metrics:
-            logs[metric.name] = metric.result(to_numpy(self._sums[metric.name]))
-        return logs
-
-    def first_non_finite(self) -> int | None:
-        """The first step whose loss is NaN or infinite; None if all are finite. Waits for the device."""
-        finite = numpy.isfinite(self._model.backend.to_numpy(self._record[0, : self._steps]))
-        return None if finite.all() else int(finite.argmin())
-
-
-class Step:
-    """One update of a model, from one batch or several whose gradients add up."""
-
-    def __init__(self, model: Sequential, state: TrainingState) -> None:
-        assert state.loss is not None
-        self.model, self.loss, self.state = model, state.loss, state
-
-    def __call__(self, batches: Iterator[Batch], total: Any, figures: Figures, count: int = 1) -> None:
-        """Train on `count` batches as on one. `total` is Σ w over them all, a number or a 0-d device array."""
-        self.gradients(batches, total, figures, count)
-        self.state.update(self.model.context.store)
-
-    def gradients(self, batches: Iterator[Batch], total: Any, figures: Figures, count: int = 1) -> None:
-        """Fill the gradients of `count` batches and of the penalties."""
-        store = self.model.context.store
-        context = self.model.context
-        context.step, context.first_row = self.state.step, 0
-        accumulated: Array = None
-        for _ in range(count):
-            batch = next(batches)
-            figures.add(*self.forward_backward(batch, total))
-            context.first_row += len(batch)  # noise is numbered by the rows of the whole update
-            if count > 1:
-                accumulated = store.grads.copy() if accumulated is None else accumulated + store.grads
-        context.first_row = 0
-        if accumulated is not None:
-            store.grads[...] = accumulated
-        store.add_penalty_gradients()
-
-    def forward_backward(self, batch: Batch, total: Any) -> tuple[Array, Batch, Array]:
-        """Gradients of Σ w ℓ / total into the store; (ℓ, batch, outputs)."""
-        model, loss = self.model, self.loss
-        outputs = model.run(batch.x, training=True)
-        per_sample, grad = loss.samples_and_gradient(model.backend, outputs, batch.y)
-        model.run_back(weigh(loss, grad, batch, total), input_grad=False)
-        return per_sample, batch, outputs
-
-
-def weigh(loss: Loss, grad: Array, batch: Batch, total: Any) -> Array:
-    """∂ℓ_i times w_i / total, or times w_i where the loss is a sum over samples; in place."""
-    if batch.weights is not None:
-        # Σ w is summed in float64, which must not lift a float32 gradient.
-        weights = batch.weights if loss.reduction == "sum" else batch.weights * (1.0 / total).astype(grad.dtype)
-        grad *= weights.reshape(-1, *[1] * (grad.ndim - 1))
-    elif loss.reduction != "sum":
-        grad *= 1.0 / total
-    return grad
 
 
 class Run:
@@ -251,7 +106,7 @@ class Run:
         if weights is None:
             return rows
         part = weights[start : start + rows] if order is None else xp.take(weights, order[start : start + rows])
-        return _not_zero(xp.sum(part, dtype=xp.float64))
+        return total_weight(xp, part)
 
 
 def fit(
@@ -338,7 +193,7 @@ def train_on_batch(model: Sequential, state: TrainingState, data: Samples) -> di
     """One update from these samples as one batch; the figures from before it, the loss as it defines itself."""
     figures = Figures(model, state.metrics, [len(data)])
     xp = model.backend.xp
-    total = len(data) if data.weights is None else _not_zero(xp.sum(data.weights, dtype=xp.float64))
+    total = len(data) if data.weights is None else total_weight(xp, data.weights)
     batches = data.batches(Workspace(model.context), len(data))
     step = Step(model, state)
     with _QUIETLY():
@@ -478,11 +333,6 @@ def _interruptible() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGINT, default)
-
-
-def _not_zero(total: Array) -> Array:
-    """A batch whose weights are all 0 has no gradient, rather than 0 / 0."""
-    return total + (total == 0)
 
 
 def _last_layer_name(model: Sequential) -> str:
