@@ -378,7 +378,11 @@ def test_repr_of_a_layer_that_was_given_an_array():
         (lambda: layers.Reshape((4,)).build((5,)), ShapeError, r"as \(4,\) holds, but the input is \(N, 5,\)"),
         (lambda: layers.Reshape((-1, 2)).build((5,)), ShapeError, r"as \(-1, 2\) holds"),
         (lambda: layers.Permute((1, 0)).build((5,)), ShapeError, r"2 axes after the batch, but the input is \(N, 5,\)"),
-        (lambda: layers.Dense(1, l1=-1).build((5,)), ArgumentError, "penalties must not be negative, but l1=-1"),
+        (
+            lambda: layers.Dense(1, l1=-1).build((5,)),
+            ArgumentError,
+            "penalties must be numbers of at least 0, but l1=-1",
+        ),
         (lambda: layers.Dense(1, weight_initializer="hee").build((5,)), ArgumentError, "unknown initializer 'hee'"),
         (
             lambda: layers.Dense(1, weight_initializer=np.ones((2, 2))).build((5,)),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import xpnet
-from xpnet import callbacks, layers, losses, metrics, optimizers
+from xpnet import callbacks, layers, losses, metrics, optimizers, schedules
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, DivergenceError, FileError, ShapeError, StateError
 
 X = np.random.default_rng(0).normal(size=(20, 4)).astype("float32")
@@ -652,3 +652,67 @@ def test_class_weights_stay_out_of_the_metrics(metric):
     in_loss = net().fit(X, Y, of_loss, metrics=metric, batch_size=None, verbose=0)
     assert given[metric] == plain[metric] == in_loss[metric]
     assert given["loss"] == in_loss["loss"] != plain["loss"]
+
+
+# Arguments of a wrong type -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", ["a", None, True, np.nan, np.full(2, 0.5), 1j], ids=repr)
+@pytest.mark.parametrize(
+    "make",
+    [
+        layers.Dense,
+        lambda bad: xpnet.Sequential([layers.Dense(1, l1=bad)], (2,), "cpu"),
+        layers.Dropout,
+        layers.LeakyReLU,
+        layers.ELU,
+        layers.Step,
+        layers.Rescale,
+        layers.Reshape,
+        layers.Permute,
+        losses.Huber,
+        losses.SoftmaxCrossEntropy,
+        optimizers.SGD,
+        lambda bad: optimizers.SGD(0.1, momentum=bad),
+        lambda bad: optimizers.Adam(epsilon=bad),
+        lambda bad: optimizers.Adam(weight_decay=bad),
+        lambda bad: schedules.CosineDecay(0.1, bad),
+        metrics.TopKAccuracy,
+        lambda bad: callbacks.EarlyStopping(patience=bad),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_refused(make, bad):
+    with pytest.raises(ArgumentError):
+        make(bad)
+
+
+def test_the_class_of_a_schedule_is_no_learning_rate():
+    with pytest.raises(ArgumentError, match="a schedule, not <class"):
+        optimizers.SGD(schedules.CosineDecay)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 64])
+def test_a_sum_over_many_rows_keeps_its_digits(columns):
+    backend = xpnet.get_backend("cpu")
+    out = backend.sum_rows(np.full((200_000, columns), 0.1, np.float32), np.empty(columns, np.float32))
+    np.testing.assert_allclose(out, np.float32(0.1) * 200_000.0, rtol=1e-6)
+
+
+def test_a_layer_frozen_in_a_file_says_so_when_it_is_loaded(tmp_path):
+    model = xpnet.Sequential([layers.Dense(2), layers.Dense(2)], (2,), "cpu")
+    model.layers[0].trainable = False
+    model.save(tmp_path / "m")
+    assert [layer.trainable for layer in xpnet.load(tmp_path / "m", "cpu").layers] == [False, True]
+
+
+def test_a_container_of_ones_own_is_not_taken_for_xpnets_by_its_name(tmp_path):
+    class Sequential(layers.Sequential):
+        def forward(self, x):
+            return super().forward(x) + 1.0
+
+    model = xpnet.Sequential([Sequential([layers.Dense(2)])], (2,), "cpu")
+    model.save(tmp_path / "m")
+    with pytest.raises(FileError, match="custom_layers"):
+        xpnet.load(tmp_path / "m", "cpu")
+    loaded = xpnet.load(tmp_path / "m", "cpu", custom_layers=[Sequential])
+    np.testing.assert_array_equal(loaded.predict(np.ones((3, 2))), model.predict(np.ones((3, 2))))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
+from xpnet.config import is_number
 from xpnet.errors import ArgumentError
 from xpnet.parameters import Snapshot
 
@@ -112,8 +113,8 @@ class _Monitor(Callback):
         name = type(self).__name__
         if mode not in ("auto", "min", "max"):
             raise ArgumentError(f'{name}: mode must be "auto", "min" or "max", not {mode!r}.')
-        if patience < 0 or min_delta < 0:
-            raise ArgumentError(f"{name}: patience and min_delta must not be negative.")
+        if not (is_number(patience) and patience >= 0 and is_number(min_delta) and min_delta >= 0):
+            raise ArgumentError(f"{name}: patience and min_delta must be numbers of at least 0.")
         self.monitor, self.patience, self.min_delta, self.mode = monitor, patience, min_delta, mode
 
     def on_train_begin(self, model: "Sequential") -> None:
@@ -203,7 +204,7 @@ class ReduceLROnPlateau(_Monitor):
         min_rate: float = 0.0,
     ) -> None:
         super().__init__(monitor, patience, min_delta, mode)
-        if not 0 < factor < 1:
+        if not (is_number(factor) and 0 < factor < 1):
             raise ArgumentError(f"ReduceLROnPlateau: factor must lie between 0 and 1, not {factor}.")
         self.factor, self.min_rate = factor, min_rate
 

@@ -99,7 +99,7 @@ def _built_in() -> list[type[Configured]]:
 def _encode(value: Any) -> Any:
     if isinstance(value, Configured):
         config = {name: _encode(item) for name, item in value.get_config().items()}
-        if type(value).__name__ == "Sequential" and isinstance(value, layers.Sequential):
+        if isinstance(value, layers.Sequential) and type(value).__module__.startswith("xpnet."):
             # A nested model is a plain container to the model that holds it.
             return {"class": "Sequential", "config": {"layers": config["layers"]}}
         custom = "" if type(value) in _built_in() else "custom "

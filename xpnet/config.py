@@ -53,6 +53,20 @@ class Configured:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
+def is_number(value: Any) -> bool:
+    """Whether this is a real number of Python's or NumPy's: no text, no truth value, no array, no NaN."""
+    return (
+        isinstance(value, int | float | numpy.integer | numpy.floating)
+        and not isinstance(value, bool)
+        and value == value
+    )
+
+
+def is_whole(value: Any) -> bool:
+    """Whether this is such a number without a fraction."""
+    return is_number(value) and value == value // 1
+
+
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, numpy.ndarray) or isinstance(b, numpy.ndarray):
         return numpy.array_equal(a, b)

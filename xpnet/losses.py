@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend, get_backend
-from xpnet.config import Configured, resolve
+from xpnet.config import Configured, is_number, resolve
 from xpnet.errors import ArgumentError, DataError, ShapeError
 
 
@@ -114,8 +114,8 @@ class Huber(Loss):
     """ℓ = mean over a sample's outputs of ½ d² where |d| ≤ delta, else delta (|d| - ½ delta); d = y - t. Huber 1964."""
 
     def __init__(self, delta: float = 1.0) -> None:
-        if not delta > 0:
-            raise ArgumentError(f"Huber: delta must be positive, not {delta}.")
+        if not (is_number(delta) and delta > 0):
+            raise ArgumentError(f"Huber: delta must be positive, not {delta!r}.")
         self.delta = delta
 
     def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
@@ -138,9 +138,9 @@ class _OnLogits(Loss):
     takes_logits = True
 
     def __init__(self, label_smoothing: float = 0.0, class_weight: Any = None) -> None:
-        if not 0 <= label_smoothing < 1:
+        if not (is_number(label_smoothing) and 0 <= label_smoothing < 1):
             raise ArgumentError(
-                f"{type(self).__name__}: label_smoothing must be at least 0 and below 1, not {label_smoothing}."
+                f"{type(self).__name__}: label_smoothing must be at least 0 and below 1, not {label_smoothing!r}."
             )
         self.label_smoothing, self.class_weight = label_smoothing, class_weight
 

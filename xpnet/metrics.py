@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend, get_backend
-from xpnet.config import Configured, resolve
+from xpnet.config import Configured, is_whole, resolve
 from xpnet.errors import ArgumentError, DataError, ShapeError
 from xpnet.losses import Loss
 
@@ -122,8 +122,8 @@ class TopKAccuracy(Metric):
     name = "top_k_accuracy"
 
     def __init__(self, k: int = 5) -> None:
-        if k < 1:
-            raise ArgumentError(f"TopKAccuracy: k must be at least 1, not {k}.")
+        if not (is_whole(k) and k >= 1):
+            raise ArgumentError(f"TopKAccuracy: k must be at least 1, not {k!r}.")
         self.k = k
 
     def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend
-from xpnet.config import Configured, resolve
+from xpnet.config import Configured, is_number, resolve
 from xpnet.errors import ArgumentError
 from xpnet.parameters import ParameterStore
 
@@ -63,11 +63,11 @@ class Optimizer(Configured):
 
     def __init__(self, learning_rate: Rate, weight_decay: float, clip_norm: float | None) -> None:
         name = type(self).__name__
-        if not callable(learning_rate) and not learning_rate >= 0:
+        if isinstance(learning_rate, type) or not (callable(learning_rate) or _at_least_0(learning_rate)):
             raise ArgumentError(f"{name}: learning_rate must be a number ≥ 0 or a schedule, not {learning_rate!r}.")
-        if not weight_decay >= 0:
+        if not _at_least_0(weight_decay):
             raise ArgumentError(f"{name}: weight_decay must be at least 0, not {weight_decay!r}.")
-        if clip_norm is not None and not clip_norm > 0:
+        if clip_norm is not None and not (is_number(clip_norm) and clip_norm > 0):
             raise ArgumentError(f"{name}: clip_norm must be positive, or None for no clipping, not {clip_norm!r}.")
         self.learning_rate, self.weight_decay, self.clip_norm = learning_rate, weight_decay, clip_norm
 
@@ -281,13 +281,17 @@ def _pieces(runs: list[slice], length: int | None) -> Iterator[slice]:
             yield slice(start, min(start + step, run.stop))
 
 
+def _at_least_0(value: Any) -> bool:
+    return is_number(value) and bool(value >= 0)
+
+
 def _fraction(optimizer: str, name: str, value: float) -> float:
-    if not 0 <= value < 1:
+    if not (is_number(value) and 0 <= value < 1):
         raise ArgumentError(f"{optimizer}: {name} must be at least 0 and below 1, not {value!r}.")
     return value
 
 
 def _positive(optimizer: str, name: str, value: float) -> float:
-    if not value > 0:
+    if not (is_number(value) and value > 0):
         raise ArgumentError(f"{optimizer}: {name} must be positive, not {value!r}.")
     return value

@@ -11,6 +11,7 @@ from typing import Any
 import numpy
 
 from xpnet.backends import Array, Backend
+from xpnet.config import is_number
 from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError
 from xpnet.initializers import Initializer
 
@@ -28,8 +29,8 @@ class Parameter:
     def __init__(
         self, name: str, shape: Sequence[int], initializer: Initializer, decay: bool, l1: float, l2: float
     ) -> None:
-        if not (l1 >= 0 and l2 >= 0):
-            raise ArgumentError(f"{name}: penalties must not be negative, but l1={l1} and l2={l2}.")
+        if not (is_number(l1) and is_number(l2) and l1 >= 0 and l2 >= 0):
+            raise ArgumentError(f"{name}: penalties must be numbers of at least 0, but l1={l1!r} and l2={l2!r}.")
         self.name, self.shape, self.initializer = name, tuple(shape), initializer
         self.trainable, self.decay, self.l1, self.l2 = True, decay, l1, l2
         self.slot = slice(0, 0)

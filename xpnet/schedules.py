@@ -4,7 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 
-from xpnet.config import Configured
+from xpnet.config import Configured, is_number, is_whole
 from xpnet.errors import ArgumentError
 
 
@@ -87,8 +87,8 @@ class OneCycle(Schedule):
     def __init__(
         self, peak: float, steps: int, warmup: float = 0.3, start_factor: float = 25.0, end_factor: float = 1e4
     ) -> None:
-        if not 0 <= warmup <= 1:
-            raise ArgumentError(f"OneCycle: warmup is a fraction of the steps, between 0 and 1, not {warmup}.")
+        if not (is_number(warmup) and 0 <= warmup <= 1):
+            raise ArgumentError(f"OneCycle: warmup is a fraction of the steps, between 0 and 1, not {warmup!r}.")
         self.peak, self.steps, self.warmup = peak, _positive("OneCycle", "steps", steps), warmup
         self.start_factor, self.end_factor = start_factor, end_factor
 
@@ -106,6 +106,6 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 
 def _positive(schedule: str, name: str, value: int) -> int:
-    if value < 1:
-        raise ArgumentError(f"{schedule}: {name} must be at least 1 step, not {value}.")
+    if not (is_whole(value) and value >= 1):
+        raise ArgumentError(f"{schedule}: {name} must be at least 1 step, not {value!r}.")
     return value

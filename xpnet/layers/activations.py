@@ -6,6 +6,7 @@ Each keeps the shape. NaN stays NaN, and infinities go where the function's limi
 import math
 
 from xpnet.backends import Array
+from xpnet.config import is_number
 from xpnet.errors import ArgumentError
 from xpnet.layers.base import Layer
 
@@ -27,7 +28,7 @@ class Step(Layer):
     """y = 1 where x ≥ threshold, else 0: the perceptron's activation. Rosenblatt 1958."""
 
     def __init__(self, threshold: float = 0.0) -> None:
-        self.threshold = threshold
+        self.threshold = _number(self, "threshold", threshold)
 
     def forward(self, x: Array) -> Array:
         y = self.work.buffer("y", x.shape)
@@ -96,7 +97,7 @@ class LeakyReLU(Layer):
     """y = x where x > 0, else negative_slope · x. Maas et al. 2013, "Rectifier nonlinearities improve…"."""
 
     def __init__(self, negative_slope: float = 0.01) -> None:
-        self.negative_slope = negative_slope
+        self.negative_slope = _number(self, "negative_slope", negative_slope)
 
     def forward(self, x: Array) -> Array:
         xp, work = self.xp, self.work
@@ -119,7 +120,7 @@ class ELU(Layer):
     """y = x where x > 0, else alpha (e^x - 1). Clevert et al. 2015, "Fast and accurate deep network learning…"."""
 
     def __init__(self, alpha: float = 1.0) -> None:
-        self.alpha = alpha
+        self.alpha = _number(self, "alpha", alpha)
 
     def forward(self, x: Array) -> Array:
         xp, work = self.xp, self.work
@@ -249,6 +250,12 @@ class LogSoftmax(Layer):
         grad_x = xp.exp(work.y, out=work.buffer("grad_x", work.y.shape))
         grad_x *= xp.sum(grad_y, axis=-1, keepdims=True)
         return xp.subtract(grad_y, grad_x, out=grad_x)
+
+
+def _number(layer: Layer, name: str, value: float) -> float:
+    if not is_number(value):
+        raise ArgumentError(f"{type(layer).__name__}: {name} must be a number, not {value!r}.")
+    return value
 
 
 def _finite_below(layer: Layer, x: Array) -> Array:

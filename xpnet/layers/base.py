@@ -188,7 +188,8 @@ class Layer(Configured):
 
     @property
     def trainable(self) -> bool:
-        return self._trainable
+        """False freezes all parameters; True where any of them is trained."""
+        return any(p.trainable for p in self.parameters) if self.parameters else self._trainable
 
     @trainable.setter
     def trainable(self, value: bool) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from xpnet.backends import Array
+from xpnet.config import is_whole
 from xpnet.errors import ArgumentError
 from xpnet.layers.base import Layer, Shape
 
@@ -23,8 +24,8 @@ class Dense(Layer):
         l1: float = 0.0,
         l2: float = 0.0,
     ) -> None:
-        if int(units) != units or units < 1:
-            raise ArgumentError(f"Dense: units must be a whole number of at least 1, not {units}.")
+        if not (is_whole(units) and units >= 1):
+            raise ArgumentError(f"Dense: units must be a whole number of at least 1, not {units!r}.")
         self.units, self.use_bias = int(units), use_bias
         self.weight_initializer, self.bias_initializer = weight_initializer, bias_initializer
         self.l1, self.l2 = l1, l2

@@ -1,6 +1,7 @@
 """Dropout: in training, silence a random part of the features."""
 
 from xpnet.backends import Array
+from xpnet.config import is_number
 from xpnet.errors import ArgumentError
 from xpnet.layers.base import Layer
 
@@ -13,8 +14,8 @@ class Dropout(Layer):
     """
 
     def __init__(self, rate: float) -> None:
-        if not 0 <= rate < 1:
-            raise ArgumentError(f"Dropout: rate must be at least 0 and below 1, not {rate}.")
+        if not (is_number(rate) and 0 <= rate < 1):
+            raise ArgumentError(f"Dropout: rate must be at least 0 and below 1, not {rate!r}.")
         self.rate = rate
 
     def forward(self, x: Array) -> Array:

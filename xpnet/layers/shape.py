@@ -1,9 +1,10 @@
 """Layers that rearrange features, or change their scale."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from xpnet.backends import Array
+from xpnet.config import is_number, is_whole
 from xpnet.errors import ArgumentError
 from xpnet.layers.base import Layer, Shape
 
@@ -14,8 +15,9 @@ class Reshape(Layer):
     accepts_integers = None
 
     def __init__(self, target_shape: Sequence[int]) -> None:
-        self.target_shape = tuple(target_shape)
-        if self.target_shape.count(-1) > 1 or any(n < 1 and n != -1 for n in self.target_shape):
+        sizes = tuple(target_shape) if isinstance(target_shape, Iterable) else (target_shape,)
+        self.target_shape = sizes
+        if sizes.count(-1) > 1 or not all(is_whole(n) and (n >= 1 or n == -1) for n in sizes):
             raise ArgumentError(f"Reshape: sizes must be positive, one of them may be -1, not {self.target_shape}.")
 
     def build(self, input_shape: Shape) -> Shape:
@@ -46,8 +48,8 @@ class Permute(Layer):
     accepts_integers = None
 
     def __init__(self, axes: Sequence[int]) -> None:
-        self.axes = tuple(axes)
-        if sorted(self.axes) != list(range(len(self.axes))):
+        self.axes = tuple(axes) if isinstance(axes, Iterable) else (axes,)
+        if not all(is_whole(axis) for axis in self.axes) or sorted(self.axes) != list(range(len(self.axes))):
             raise ArgumentError(f"Permute: axes must be 0 to {len(self.axes) - 1} in some order, not {self.axes}.")
 
     def build(self, input_shape: Shape) -> Shape:
@@ -75,6 +77,8 @@ class Rescale(Layer):
     accepts_integers = True
 
     def __init__(self, scale: float, offset: float = 0.0) -> None:
+        if not (is_number(scale) and is_number(offset)):
+            raise ArgumentError(f"Rescale: scale and offset must be numbers, not {scale!r} and {offset!r}.")
         self.scale, self.offset = scale, offset
 
     def forward(self, x: Array) -> Array:
