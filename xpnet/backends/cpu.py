@@ -1,5 +1,6 @@
 """The CPU: NumPy, with a few primitives replaced by faster ones that agree with the reference within rounding."""
 
+import contextlib
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -78,13 +79,14 @@ def to_host(a: Any) -> Any:
 
 def blas_and_threads() -> tuple[str, int]:
     """(name and version of the BLAS under NumPy, the number of threads it uses)."""
-    import threadpoolctl
-
     numpy.dot(numpy.ones((2, 2)), numpy.ones((2, 2)))  # so that the library is loaded and found
-    for pool in threadpoolctl.threadpool_info():
-        if pool["user_api"] == "blas":
-            kernels = f" ({pool['architecture']})" if pool.get("architecture") else ""
-            return f"{pool['internal_api']} {pool['version']}{kernels}", int(pool["num_threads"])
+    with contextlib.suppress(ImportError):  # the source tree also runs on machines that have little but NumPy
+        import threadpoolctl
+
+        for pool in threadpoolctl.threadpool_info():
+            if pool["user_api"] == "blas":
+                kernels = f" ({pool['architecture']})" if pool.get("architecture") else ""
+                return f"{pool['internal_api']} {pool['version']}{kernels}", int(pool["num_threads"])
     built: Mapping[str, Any] = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return f"{built.get('name', 'unknown')} {built.get('version', '')}".strip(), os.cpu_count() or 1
 
