@@ -8,6 +8,7 @@ import struct
 import numpy as np
 import pytest
 import safetensors.numpy
+from own_layers import Counted
 from strict import StrictBackend
 
 import xpnet
@@ -16,28 +17,6 @@ from xpnet.errors import ArgumentTypeError, FileError
 
 X = np.random.default_rng(0).normal(size=(20, 4)).astype("float32")
 Y = (X.sum(axis=1) > 0).astype(int)
-
-
-class Counted(layers.Layer):
-    """A layer of a user's own, with arguments, a parameter and a buffer."""
-
-    def __init__(self, start, inner=None):
-        self.start, self.inner = start, inner
-
-    def build(self, input_shape):
-        self.gain = self.add_parameter("gain", input_shape, self.start)
-        self.count = self.add_buffer("count", np.zeros(3))
-        return input_shape
-
-    def forward(self, x):
-        self.work.x = x
-        if self.context.training:
-            self.count.value += float(len(x))
-        return x * self.gain.value
-
-    def backward(self, grad_y):
-        self.gain.grad[...] = self.xp.sum(grad_y * self.work.x, axis=0)
-        return grad_y * self.gain.value
 
 
 def net(backend="cpu", **kwargs):

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+from own_layers import Spy
 
 import xpnet
 from xpnet import callbacks, datasets, layers, losses, metrics, optimizers, schedules
@@ -39,22 +40,6 @@ def weights_of(model):
 
 def slots_of(model):
     return {name: model.backend.to_numpy(slot) for name, slot in model._state.memory.slots.items()}
-
-
-class Spy(layers.Layer):
-    """Passes x on and notes the batches that it is trained with."""
-
-    def build(self, input_shape):
-        self.seen = []
-        return input_shape
-
-    def forward(self, x):
-        if self.context.training:
-            self.seen.append(self.backend.to_numpy(x).copy())
-        return x
-
-    def backward(self, grad_y):
-        return grad_y
 
 
 class At(callbacks.Callback):
@@ -472,7 +457,7 @@ def test_a_loss_on_logits_after_softmax_warns_where_it_is_called(nested):
     model = xpnet.Sequential([layers.Sequential(end)] if nested else end, (2,), "cpu")
     for call in (model.fit, model.evaluate):
         kwargs = {"verbose": 0} if call == model.fit else {"loss": "softmax_cross_entropy"}
-        with pytest.warns(UserWarning, match="takes logits, but .*: leave out its last") as caught:
+        with pytest.warns(UserWarning, match="takes logits, but .*: leave out its layer Softmax") as caught:
             call(X, Y, **kwargs)
         assert caught[0].filename == __file__
     model.fit(X, ONE_HOT, loss="mse", verbose=0)  # and nothing warns

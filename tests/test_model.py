@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+from own_layers import Counted
 from strict import StrictBackend
 
 import xpnet
@@ -14,25 +15,6 @@ from xpnet.errors import ArgumentError, ArgumentTypeError, BackendError, DataErr
 
 X = np.random.default_rng(0).normal(size=(20, 4)).astype("float32")
 Y = (X.sum(axis=1) > 0).astype(int)
-
-
-class Counted(layers.Layer):
-    """x · gain, and a buffer that counts the samples of training."""
-
-    def build(self, input_shape):
-        self.gain = self.add_parameter("gain", input_shape, 2.0)
-        self.count = self.add_buffer("count", np.zeros(3))
-        return input_shape
-
-    def forward(self, x):
-        self.work.x = x
-        if self.context.training:
-            self.count.value += float(len(x))
-        return x * self.gain.value
-
-    def backward(self, grad_y):
-        self.gain.grad[...] = self.xp.sum(grad_y * self.work.x, axis=0)
-        return grad_y * self.gain.value
 
 
 def net(backend="cpu", seed=0, dtype="float32"):

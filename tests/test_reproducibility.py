@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from own_layers import Spy
 from strict import StrictBackend
 
 import xpnet
@@ -99,25 +100,9 @@ def test_cpus_faster_primitives_agree_within_rounding(reference, kwargs):
 # What a device sees ------------------------------------------------------------------------------------------------
 
 
-class Recorder(layers.Layer):
-    """Passes x on, and notes what comes by in training."""
-
-    def build(self, input_shape):
-        self.seen = []
-        return input_shape
-
-    def forward(self, x):
-        if self.context.training:
-            self.seen.append(self.backend.to_numpy(x).copy())
-        return x
-
-    def backward(self, grad_y):
-        return grad_y
-
-
 def batches_and_masks(backend, **kwargs):
     """Batches as they come in, and which elements of ones two different dropouts let through."""
-    batch, first, second = Recorder(), Recorder(), Recorder()
+    batch, first, second = Spy(), Spy(), Spy()
     model = xpnet.Sequential(
         [batch, layers.Dense(3, weight_initializer=0.0, bias_initializer=1.0), layers.Dropout(0.5), first,
          layers.Dropout(0.2), second, layers.Dense(1)], (1,), backend, seed=7)  # fmt: skip

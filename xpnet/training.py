@@ -1,7 +1,6 @@
 """The loops around the training step: fit, one batch, evaluation."""
 
 import contextlib
-import functools
 import logging
 import math
 import signal
@@ -31,8 +30,6 @@ _log = logging.getLogger(__name__)
 
 _ORDER_STREAM = 2  # keeps epoch permutations apart from the draws of weights
 _EVALUATION_BATCH = 1024
-# A GPU does not warn of overflow, so neither does training on the CPU: the loss shows it, and is watched.
-_QUIETLY = functools.partial(numpy.errstate, over="ignore", invalid="ignore", divide="ignore")
 
 
 class History(dict[str, list[float]]):
@@ -151,7 +148,7 @@ def fit(
     run = Run(model, state, data, epochs, batch_size, accumulate, shuffle)
     history = run.history
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_QUIETLY())
+        stack.enter_context(_quietly())
         interrupted = stack.enter_context(_interruptible())
         state.running = True
         stack.callback(setattr, state, "running", False)
@@ -196,7 +193,7 @@ def train_on_batch(model: Sequential, state: TrainingState, data: Samples) -> di
     total = len(data) if data.weights is None else total_weight(xp, data.weights)
     batches = data.batches(Workspace(model.context), len(data))
     step = Step(model, state)
-    with _QUIETLY():
+    with _quietly():
         step.gradients(batches, total, figures)
         logs = figures.read(as_sum=step.loss.reduction == "sum")
         if not math.isfinite(logs["loss"]):
@@ -227,8 +224,8 @@ def choose(model: Sequential, loss: Any, metrics_wanted: Any) -> tuple[Loss, lis
     chosen = losses.get(loss)
     if chosen.takes_logits and model.gives_probabilities:
         warnings.warn(
-            f"{type(chosen).__name__} takes logits, but the model ends in probabilities: leave out its last layer, "
-            f"{_last_layer_name(model)}; the loss does its work.",
+            f"{type(chosen).__name__} takes logits, but the model ends in probabilities: leave out its layer "
+            f"{_layer_of_probabilities(model)}; the loss does its work.",
             UserWarning,
             stacklevel=4,
         )
@@ -335,10 +332,16 @@ def _interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, default)
 
 
-def _last_layer_name(model: Sequential) -> str:
+def _quietly() -> numpy.errstate:
+    """A GPU does not warn of overflow, so neither does training on the CPU: the loss shows it, and is watched."""
+    return numpy.errstate(over="ignore", invalid="ignore", divide="ignore")
+
+
+def _layer_of_probabilities(model: Sequential) -> str:
+    """The name of the last layer that does not merely pass on what comes."""
     layer: Any = model
     while isinstance(layer, Sequential):
-        layer = layer.layers[-1]
+        layer = next(inner for inner in reversed(layer.layers) if inner.accepts_integers is not None)
     return type(layer).__name__
 
 
