@@ -65,6 +65,13 @@ def typecheck(session: nox.Session) -> None:
     session.run("mypy")
 
 
+@nox.session
+def parity(session: nox.Session) -> None:
+    """Layers, losses and whole nets beside PyTorch's on the CPU: outputs, every gradient, training."""
+    session.install(".", "pytest>=8.3", "torch==2.13.0")
+    session.run("pytest", "tests/parity", *session.posargs)
+
+
 @nox.session(name="tests-floor")
 def tests_floor(session: nox.Session) -> None:
     """The test suite on the oldest NumPy that xpnet claims."""

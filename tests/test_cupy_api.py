@@ -78,7 +78,7 @@ def _may_not_import(path: str, name: str) -> bool:
     top = name.partition(".")[0]
     if top in ("cupy", "cupyx", "cupy_backends"):
         return not path.startswith("backends/")
-    mathematics = path.startswith("layers/") or path in ("losses.py", "optimizers.py", "metrics.py")
+    mathematics = path.startswith("layers/") or path in ("augment.py", "losses.py", "optimizers.py", "metrics.py")
     return top == "numpy" and mathematics
 
 

@@ -42,7 +42,7 @@ def test_import_costs_less_than_0_3_s_beyond_numpys():
 
 def test_every_public_name_is_there():
     assert sorted(xpnet.__all__) == sorted(set(xpnet.__all__))
-    for module in (xpnet, xpnet.layers, xpnet.datasets, xpnet.backends):
+    for module in (xpnet, xpnet.augment, xpnet.layers, xpnet.datasets, xpnet.backends):
         for name in module.__all__:
             assert hasattr(module, name), f"{module.__name__}.{name}"
 
@@ -80,7 +80,8 @@ def test_only_the_backends_import_cupy():
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name == "layers"
-                                  or p.name in ("losses.py", "metrics.py", "optimizers.py", "schedules.py")],
+                                  or p.name in ("augment.py", "losses.py", "metrics.py", "optimizers.py",
+                                                "schedules.py")],
                          ids=lambda p: p.name)  # fmt: skip
 def test_what_computes_imports_no_array_library(path):
     assert not roots(imported_by(path)) & {"numpy", "cupy", "cupyx", "scipy", "torch"}
@@ -92,7 +93,7 @@ FLOORS = [
     ["config"],
     ["initializers"],
     ["parameters"],
-    ["layers", "losses", "schedules", "optimizers", "metrics"],
+    ["augment", "layers", "losses", "schedules", "optimizers", "metrics"],
     ["callbacks", "checkpoints", "data"],
     ["step"],
     ["gradient_check", "training"],

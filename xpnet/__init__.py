@@ -1,6 +1,7 @@
 """xpnet: neural networks written once against an array module `xp`, NumPy on the CPU and CuPy on a CUDA GPU."""
 
 from xpnet import (
+    augment,
     callbacks,
     datasets,
     errors,
@@ -23,6 +24,7 @@ __all__ = [
     "History",
     "Sequential",
     "__version__",
+    "augment",
     "available_backends",
     "callbacks",
     "check_gradients",

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy
 
-from xpnet import initializers, layers
+from xpnet import augment, initializers, layers
 from xpnet.config import Configured
 from xpnet.errors import ArgumentError, ArgumentTypeError, FileError, StateError
 
@@ -92,17 +92,18 @@ def _digest(state: dict[str, Any]) -> str:
 
 def _built_in() -> list[type[Configured]]:
     """The closed list of classes that a file may name."""
-    named = [getattr(layers, name) for name in layers.__all__]
+    named = [getattr(room, name) for room in (layers, augment) for name in room.__all__]
     return [*named, *(c for c in vars(initializers).values() if isinstance(c, type) and issubclass(c, Configured))]
 
 
 def _encode(value: Any) -> Any:
     if isinstance(value, Configured):
         config = {name: _encode(item) for name, item in value.get_config().items()}
-        if isinstance(value, layers.Sequential) and type(value).__module__.startswith("xpnet."):
+        built_in = type(value) in _built_in()
+        if not built_in and isinstance(value, layers.Sequential) and type(value).__module__.startswith("xpnet."):
             # A nested model is a plain container to the model that holds it.
             return {"class": "Sequential", "config": {"layers": config["layers"]}}
-        custom = "" if type(value) in _built_in() else "custom "
+        custom = "" if built_in else "custom "
         return {"class": custom + type(value).__name__, "config": config}
     if isinstance(value, list | tuple):
         return [_encode(item) for item in value]
@@ -123,4 +124,4 @@ def _decode(value: Any, known: dict[str, type[Configured]]) -> Any:
         raise ArgumentError(
             f"it holds a layer {name!r} that xpnet does not know; pass its class: custom_layers=[{name}]"
         )
-    return known[value["class"]](**{name: _decode(item, known) for name, item in value["config"].items()})
+    return known[value["class"]].from_config({n: _decode(item, known) for n, item in value["config"].items()})

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy
 
@@ -32,6 +32,13 @@ class Configured:
             )
         return {name: getattr(self, name) for name in names}
 
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """The object of these arguments, as `get_config` gives them."""
+        starred = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is p.VAR_POSITIONAL]
+        named = {name: value for name, value in config.items() if name not in starred}
+        return cls(*(item for name in starred for item in config[name]), **named)
+
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
@@ -43,10 +50,12 @@ class Configured:
 
     def __repr__(self) -> str:
         parameters = inspect.signature(type(self)).parameters
-        shown = []
+        shown: list[str] = []
         for name, value in self.get_config().items():
             default = parameters[name].default
-            if default is inspect.Parameter.empty:
+            if parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+                shown += map(repr, value)
+            elif default is inspect.Parameter.empty:
                 shown.append(repr(value))
             elif isinstance(value, numpy.ndarray) or value != default:
                 shown.append(f"{name}={value!r}")

@@ -108,6 +108,7 @@ def prepare_inputs(model: Sequential, x: Any, name: str = "x", finite: bool = Tr
         x = _converted(backend, x, model.context.dtype)
     if finite:
         refuse_non_finite(backend, x, name)
+    model.check_inputs(x, name)
     # In one layout, so that the same numbers give the same result, by the BLAS and not by a loop around it.
     x = backend.xp.ascontiguousarray(x)
     return x, x.dtype if model.accepts_integers else model.context.dtype

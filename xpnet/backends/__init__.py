@@ -4,7 +4,8 @@ import functools
 import os
 import re
 
-from xpnet.backends.base import Array, Backend, DType
+from xpnet.backends.arrays import Array, DType
+from xpnet.backends.base import Backend
 from xpnet.backends.cpu import CPUBackend
 from xpnet.errors import ArgumentTypeError, unknown_name
 

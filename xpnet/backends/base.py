@@ -4,17 +4,16 @@ Every primitive here is the plain formula in `xp`: the reference that the faster
 It uses only what NumPy and CuPy share, and never reads a device value back to the host.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy
 
-from xpnet.backends import special
-
-Array: TypeAlias = Any  # a numpy.ndarray or a cupy.ndarray; no static type covers both
-DType: TypeAlias = Any
+from xpnet.backends import columns, sliding, special
+from xpnet.backends.arrays import Array, DType
+from xpnet.backends.sliding import Windows
 
 _MASK32 = 0xFFFFFFFF
 
@@ -28,6 +27,10 @@ class Backend:
 
     #: Elementwise chains over long vectors go in pieces of this many elements; None means in one piece.
     chunk_elements: int | None = None
+
+    #: How many bytes the patches of a convolution may take at a time, whatever the batch; yours to set. One image's
+    #: patches are the least.
+    workspace_bytes: int = 256 * 2**20
 
     def __init__(self, name: str, xp: ModuleType | Any) -> None:
         self.name = name
@@ -82,12 +85,47 @@ class Backend:
     # Primitives ------------------------------------------------------------------------------------------------
 
     def matmul(self, a: Array, b: Array, out: Array) -> Array:
-        """out = a @ b for matrices. a, b may be transposed views; out is C-contiguous and overlaps neither."""
-        return self.xp.matmul(a, b, out=out)
+        """out = a @ b for matrices. a, b may be transposed views; out overlaps neither, and is C-contiguous or some
+        columns of a matrix that is.
+        """
+        if out.flags.c_contiguous:
+            return self.xp.matmul(a, b, out=out)
+        out[...] = self.xp.matmul(a, b)
+        return out
+
+    def add_matmul(self, a: Array, b: Array, out: Array) -> Array:
+        """out += a @ b."""
+        out += self.xp.matmul(a, b)
+        return out
 
     def sum_rows(self, a: Array, out: Array) -> Array:
         """out[j] = Σ_i a[i, j]."""
         return self.xp.sum(a, axis=0, out=out)
+
+    # Columns of a matrix: the formulas are in columns.py ------------------------------------------------------------
+
+    def moments(self, x: Array) -> tuple[Array, Array]:
+        """(mean, variance) of each column of x, summed in float64; the variance is Σ (x - mean)² / rows."""
+        return columns.moments(self.xp, x)
+
+    def scale_shift(self, x: Array, scale: Array, shift: Array, out: Array) -> Array:
+        """out = x · scale + shift, with a scale and a shift for each column. out may be x."""
+        return columns.scale_shift(self.xp, x, scale, shift, out)
+
+    def sum_products(self, a: Array, b: Array, center: Array, out: Array) -> Array:
+        """out = Σ_rows a · (b - center), with a center for each column, summed in float64."""
+        return columns.sum_products(self.xp, a, b, center, out)
+
+    def combine(self, g: Array, a: Array, x: Array, b: Array, c: Array, out: Array) -> Array:
+        """out = g · a + x · b + c, with an a, b and c for each column. out overlaps neither g nor x."""
+        return columns.combine(self.xp, g, a, x, b, c, out)
+
+    # Rows, and functions of every element ----------------------------------------------------------------------------
+
+    def add_to_rows(self, a: Array, row: Array) -> Array:
+        """a[i, j] += row[j]."""
+        a += row
+        return a
 
     def gather(self, a: Array, rows: Array, out: Array) -> Array:
         """out[i] = a[rows[i]], converted to out's dtype. `rows` are known to be in range: no device would check."""
@@ -95,6 +133,14 @@ class Backend:
             return self.xp.take(a, rows, axis=0, out=out)
         out[...] = self.xp.take(a, rows, axis=0)
         return out
+
+    def relu(self, x: Array, out: Array) -> Array:
+        """max(x, 0)."""
+        return self.xp.maximum(x, 0.0, out=out)
+
+    def relu_grad(self, grad: Array, y: Array, out: Array) -> Array:
+        """grad where y ≠ 0, else 0: where y is NaN, the gradient must not vanish in silence."""
+        return self.xp.multiply(grad, self.xp.not_equal(y, 0.0, out=out), out=out)
 
     def sigmoid(self, x: Array, out: Array | None = None) -> Array:
         """1 / (1 + e^-x) as e^min(x, 0) / (1 + e^-|x|), in which nothing overflows."""
@@ -132,6 +178,55 @@ class Backend:
     def erfc(self, x: Array) -> Array:
         """1 - erf(x), without losing the digits of a small result."""
         return special.erfc(self.xp, x)
+
+    # Windows over images (N, H, W, C): the formulas, with their shapes, are in sliding.py -----------------------------
+
+    def patches(self, x: Array, windows: Windows, out: Array) -> Array:
+        return sliding.patches(x, windows, out)
+
+    def fold(self, patches: Array, windows: Windows, out: Array) -> Array:
+        return sliding.fold(patches, windows, out)
+
+    def max_pool(self, x: Array, windows: Windows, out: Array, choice: Array) -> Array:
+        return sliding.max_pool(self.xp, x, windows, out, choice)
+
+    def unpool_max(self, grad: Array, choice: Array, windows: Windows, out: Array) -> Array:
+        return sliding.unpool_max(grad, choice, windows, out)
+
+    def sum_pool(self, x: Array, windows: Windows, out: Array) -> Array:
+        return sliding.sum_pool(x, windows, out)
+
+    def unpool_sum(self, grad: Array, windows: Windows, out: Array) -> Array:
+        return sliding.unpool_sum(grad, windows, out)
+
+    def depthwise(self, x: Array, weight: Array, windows: Windows, out: Array) -> Array:
+        return sliding.depthwise(x, weight, windows, out)
+
+    def depthwise_input_grad(self, grad: Array, weight: Array, windows: Windows, out: Array) -> Array:
+        return sliding.depthwise_input_grad(self.xp, grad, weight, windows, out)
+
+    def depthwise_weight_grad(self, x: Array, grad: Array, windows: Windows, out: Array) -> Array:
+        return sliding.depthwise_weight_grad(self.xp, x, grad, windows, out)
+
+    # A batch in parts ------------------------------------------------------------------------------------------------
+
+    @property
+    def shards(self) -> int:
+        """How many parts of a batch are worked on side by side, at most."""
+        return 1
+
+    def own_threads(self) -> AbstractContextManager[Any]:
+        """A context for passes whose work goes in shards: on the CPU, the BLAS keeps to one thread inside."""
+        return nullcontext()
+
+    def in_chunks(self, count: int, bytes_each: int, work: Callable[[slice, int], None]) -> None:
+        """work(rows, shard) for slices of range(count), in each shard one after the other.
+
+        A slice has so many rows of `bytes_each` as `workspace_bytes` allows, and on the CPU as a core's cache holds.
+        """
+        rows = max(1, self.workspace_bytes // max(1, bytes_each))
+        for start in range(0, count, rows):
+            work(slice(start, min(start + rows, count)), 0)
 
     # Randomness inside a step ----------------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy
 
-from xpnet.backends.base import Array, Backend, DType
+from xpnet.backends.arrays import Array, DType
+from xpnet.backends.base import Backend
 from xpnet.backends.cpu import to_host
 from xpnet.errors import BackendError
 

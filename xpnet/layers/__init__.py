@@ -16,24 +16,39 @@ from xpnet.layers.activations import (
 )
 from xpnet.layers.base import Layer
 from xpnet.layers.containers import Sequential
+from xpnet.layers.convolution import Conv2D, Conv2DTranspose, DepthwiseConv2D
 from xpnet.layers.dense import Dense
 from xpnet.layers.dropout import Dropout
+from xpnet.layers.embedding import Embedding
+from xpnet.layers.normalization import BatchNorm, LayerNorm
+from xpnet.layers.pooling import AvgPool2D, GlobalAveragePool2D, MaxPool2D, Upsample2D
+from xpnet.layers.residual import Residual
 from xpnet.layers.shape import Flatten, Permute, Rescale, Reshape
 
 __all__ = [
     "ELU",
     "GELU",
+    "AvgPool2D",
+    "BatchNorm",
+    "Conv2D",
+    "Conv2DTranspose",
     "Dense",
+    "DepthwiseConv2D",
     "Dropout",
+    "Embedding",
     "Flatten",
+    "GlobalAveragePool2D",
     "Identity",
     "Layer",
+    "LayerNorm",
     "LeakyReLU",
     "LogSoftmax",
+    "MaxPool2D",
     "Permute",
     "ReLU",
     "Rescale",
     "Reshape",
+    "Residual",
     "Sequential",
     "SiLU",
     "Sigmoid",
@@ -41,4 +56,5 @@ __all__ = [
     "Softplus",
     "Step",
     "Tanh",
+    "Upsample2D",
 ]

@@ -82,15 +82,13 @@ class ReLU(Layer):
 
     def forward(self, x: Array) -> Array:
         work = self.work
-        work.y = self.xp.maximum(x, 0.0, out=work.buffer("y", x.shape))
+        work.y = self.backend.relu(x, out=work.buffer("y", x.shape))
         return work.y
 
     def backward(self, grad_y: Array) -> Array:
         """dy/dx = 1 where x > 0, else 0."""
-        xp, work = self.xp, self.work
-        # y ≠ 0 rather than y > 0: where x was NaN the gradient must not vanish in silence.
-        slope = xp.not_equal(work.y, 0.0, out=work.buffer("slope", work.y.shape))
-        return xp.multiply(grad_y, slope, out=slope)
+        work = self.work
+        return self.backend.relu_grad(grad_y, work.y, out=work.buffer("grad_x", work.y.shape))
 
 
 class LeakyReLU(Layer):

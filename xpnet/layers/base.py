@@ -5,7 +5,7 @@ import math
 import operator
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, ClassVar, TypeAlias
 
@@ -29,10 +29,26 @@ class Context:
     inference: bool = False  # a pass without a way back, in a workspace of its own
     step: int = 0
     first_row: int = 0  # of this shard, in the global batch
+    _scratch: dict[tuple[Any, ...], Array] = field(default_factory=dict)
 
     @property
     def dtype(self) -> DType:
         return self.store.dtype
+
+    def scratch(self, name: str, shape: Shape, shard: int = 0) -> Array:
+        """An uninitialised array that all layers share: its numbers last until the next call with the same name."""
+        size, key = math.prod(shape), (self.inference, name, shard)
+        kept = self._scratch.get(key)
+        if kept is None or kept.size < size:
+            kept = self._scratch[key] = self.backend.empty((size,), self.dtype)
+        return kept[:size].reshape(shape)
+
+    def forget_scratch(self, inference: bool = False) -> None:
+        """Free it, or only that of inference."""
+        self._scratch = {} if not inference else {key: a for key, a in self._scratch.items() if not key[0]}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_scratch": {}}
 
 
 class Workspace(SimpleNamespace):
@@ -81,6 +97,9 @@ class Layer(Configured):
     #: Whether integer inputs stay integers; None means that the layer passes on whatever comes.
     accepts_integers: ClassVar[bool | None] = False
 
+    #: Whether it works on parts of a batch side by side, so that the BLAS of the CPU has to leave the cores to them.
+    works_in_shards: ClassVar[bool] = False
+
     #: Whether the outputs are probabilities, which a loss on logits would take for logits.
     gives_probabilities: ClassVar[bool] = False
 
@@ -115,6 +134,13 @@ class Layer(Configured):
 
     def backward(self, grad_y: Array) -> Array | None:
         raise NotImplementedError(f"{type(self).__name__} must define backward(grad_y).")
+
+    def check_inputs(self, x: Array, name: str) -> None:
+        """Raise DataError where x, the inputs of a whole set called `name`, holds numbers that cannot work.
+
+        Called for the first layer of a model that does not only rearrange, once a set, before any pass: here, and
+        nowhere in a pass, the device may be read.
+        """
 
     # For use in a subclass -------------------------------------------------------------------------------------
 
@@ -170,10 +196,10 @@ class Layer(Configured):
         columns = math.prod(x.shape[1:])
         return self.backend.random_bits(key, len(x), columns, context.first_row).reshape(x.shape)
 
-    def refuse(self, expected: str, got: Any) -> ShapeError:
+    def refuse(self, expected: str, got: Any, hint: str = "") -> ShapeError:
         """The error for an input that this layer cannot take."""
         place = f"layer {self.path} " if self.path else ""
-        return ShapeError(f"{place}({type(self).__name__}) expects {expected}, but the input is {got}.")
+        return ShapeError(f"{place}({type(self).__name__}) expects {expected}, but the input is {got}.{hint}")
 
     # For the model ---------------------------------------------------------------------------------------------
 
@@ -222,6 +248,8 @@ class Layer(Configured):
 
     def forget_work(self, inference: bool = False) -> None:
         """Drop kept arrays and buffers, which belong to a device, a dtype and a pass; or only those of inference."""
+        if self._context is not None:
+            self._context.forget_scratch(inference)
         if inference:
             self._work.pop(True, None)
         else:

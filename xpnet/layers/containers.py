@@ -1,6 +1,7 @@
 """Layers made of layers."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from xpnet.backends import Array
@@ -43,14 +44,18 @@ class Sequential(Layer):
     def backward(self, grad_y: Array) -> Array | None:
         """The chain rule: each layer turns the gradient of its output into that of its input, last layer first.
 
-        Where nobody wants the gradient of the input, the walk ends at the first layer that has parameters.
+        Where nobody wants the gradient of the input, the walk ends at the first layer that has parameters; and where
+        that is an Embedding, it ends there in any case, for whole numbers have no gradient.
         """
         grad: Array | None = grad_y
-        first = 0 if self.wants_input_grad else self._first_with_parameters()
+        learns = self._first_with_parameters()
+        first = 0 if self.wants_input_grad else learns
         for i in range(len(self.layers) - 1, first - 1, -1):
             layer = self.layers[i]
             layer.wants_input_grad = self.wants_input_grad or i > first
             grad = layer.backward(grad)
+            if grad is None and i == learns:
+                return None
         return grad if self.wants_input_grad else None
 
     def run(self, x: Array, training: bool = False, inference: bool = False) -> Array:
@@ -63,7 +68,8 @@ class Sequential(Layer):
         before = context.training, context.inference
         context.training, context.inference = training, inference
         try:
-            y = Sequential.forward(self, x)
+            with self._threads(x):
+                y = Sequential.forward(self, x)
         finally:
             if inference:
                 context.training, context.inference = before
@@ -78,7 +84,18 @@ class Sequential(Layer):
     def run_back(self, grad_y: Array, input_grad: bool = True) -> Array | None:
         """The way back of the latest `run` that was not inference; fills all gradients."""
         self.wants_input_grad = input_grad
-        return Sequential.backward(self, grad_y)
+        with self._threads(grad_y):
+            return Sequential.backward(self, grad_y)
+
+    def _threads(self, x: Array) -> AbstractContextManager[Any]:
+        """For a pass: one pool of threads on the CPU, the backend's own where any layer works in shards."""
+        return self.backend.own_threads() if self.works_in_shards else nullcontext()
+
+    def check_inputs(self, x: Array, name: str) -> None:
+        """As the first layer that does not pass on whatever comes."""
+        first = next((layer for layer in self.layers if layer.accepts_integers is not None), None)
+        if first is not None:
+            first.check_inputs(x, name)
 
     def _first_with_parameters(self) -> int:
         return next((i for i, layer in enumerate(self.layers) if layer.parameters), len(self.layers))
@@ -87,6 +104,10 @@ class Sequential(Layer):
     def accepts_integers(self) -> bool | None:  # type: ignore[override]
         """As the first layer that does not pass on whatever comes."""
         return next((layer.accepts_integers for layer in self.layers if layer.accepts_integers is not None), None)
+
+    @property
+    def works_in_shards(self) -> bool:  # type: ignore[override]
+        return any(layer.works_in_shards for layer in self.layers)
 
     @property
     def gives_probabilities(self) -> bool:  # type: ignore[override]

@@ -1,0 +1,355 @@
+"""Each layer beside PyTorch's, forward and every gradient, over configurations and shapes drawn at random."""
+
+import itertools
+import zlib
+
+import numpy as np
+import pytest
+import torch
+import twins
+from torch.nn import functional
+from twins import agree, built, compare
+
+from xpnet import layers, losses
+from xpnet.backends import get_backend
+
+SEEDS = range(40)
+
+
+def of(kind, arguments):
+    return getattr(layers, kind)(**arguments)
+
+
+# What is drawn -----------------------------------------------------------------------------------------------------
+
+
+def one_or_two(rng, low, high):
+    """An int for both axes, or one for each."""
+    sizes = [int(n) for n in rng.integers(low, high + 1, 2)]
+    return sizes[0] if rng.random() < 0.4 else tuple(sizes)
+
+
+def images(rng, channels, reach=(1, 1), padding="valid"):
+    """(N, H, W, C) of unequal sides into which a window of this reach just fits, or with room to spare."""
+    sides = (0, 0) if isinstance(padding, str) else twins.pair(padding)
+    least = [1 if padding == "same" else max(1, r - 2 * p) for r, p in zip(reach, sides, strict=True)]
+    height, width = (n + int(rng.integers(0, 8)) for n in least)
+    return rng.normal(size=(int(rng.choice([1, 2, 5])), height, width, channels))
+
+
+def convolution(rng):
+    groups = int(rng.choice([1, 1, 2, 3]))
+    arguments = {
+        "filters": groups * int(rng.integers(1, 5)),
+        "kernel_size": one_or_two(rng, 1, 4),
+        "strides": one_or_two(rng, 1, 3),
+        "padding": ["valid", "same", one_or_two(rng, 0, 3)][rng.integers(3)],
+        "dilation": one_or_two(rng, 1, 3) if rng.random() < 0.5 else 1,
+        "groups": groups,
+        "use_bias": bool(rng.random() < 0.7),
+    }
+    x = images(
+        rng,
+        groups * int(rng.integers(1, 4)),
+        twins.reach(arguments["kernel_size"], arguments["dilation"]),
+        arguments["padding"],
+    )
+    return arguments, x
+
+
+GEOMETRY = ("strides", "padding", "dilation")
+
+
+def conv2d(rng):
+    arguments, x = convolution(rng)
+    return of("Conv2D", arguments), x, twins.conv2d, {name: arguments[name] for name in (*GEOMETRY, "groups")}
+
+
+def depthwise(rng):
+    arguments, x = convolution(rng)
+    del arguments["filters"], arguments["groups"]
+    layer = of("DepthwiseConv2D", {**arguments, "depth_multiplier": int(rng.integers(1, 4))})
+    return layer, x, twins.depthwise_conv2d, {name: arguments[name] for name in GEOMETRY}
+
+
+def transpose(rng):
+    arguments, x = convolution(rng)
+    sides, kernel = arguments["padding"], twins.pair(arguments["kernel_size"])
+    if sides != "same":
+        # An extra row at the end is for strides that would leave it out; PyTorch takes fewer than that or the dilation.
+        steps = zip(twins.pair(arguments["strides"]), twins.pair(arguments["dilation"]), strict=True)
+        extra = [int(rng.integers(0, max(step))) for step in steps]
+        arguments["output_padding"] = extra[0] if extra[0] == extra[1] else tuple(extra)
+    if not isinstance(sides, str):
+        # Something must be left of the output: no more padding than lies under half a window.
+        limits = [(r - 1) // 2 for r in twins.reach(kernel, arguments["dilation"])]
+        arguments["padding"] = tuple(min(p, limit) for p, limit in zip(twins.pair(sides), limits, strict=True))
+    kept = {name: arguments[name] for name in (*GEOMETRY, "groups", "output_padding") if name in arguments}
+    return of("Conv2DTranspose", arguments), x, twins.conv2d_transpose, kept
+
+
+def pooling(rng):
+    size = one_or_two(rng, 1, 4)
+    limit = min(twins.pair(size)) // 2
+    arguments = {"pool_size": size, "padding": ["valid", "same", one_or_two(rng, 0, limit)][rng.integers(3)]}
+    if rng.random() < 0.6:
+        arguments["strides"] = one_or_two(rng, 1, 4)
+    return arguments, images(rng, int(rng.integers(1, 5)), twins.pair(size), arguments["padding"])
+
+
+def max_pool(rng):
+    arguments, x = pooling(rng)
+    return of("MaxPool2D", arguments), x, twins.max_pool2d, arguments
+
+
+def avg_pool(rng):
+    arguments, x = pooling(rng)
+    arguments["count_include_pad"] = bool(rng.integers(2))
+    return of("AvgPool2D", arguments), x, twins.avg_pool2d, arguments
+
+
+def global_pool(rng):
+    return layers.GlobalAveragePool2D(), images(rng, int(rng.integers(1, 5))), twins.global_average_pool2d, {}
+
+
+def upsample(rng):
+    arguments = {"size": one_or_two(rng, 1, 4), "interpolation": str(rng.choice(["nearest", "bilinear"]))}
+    return of("Upsample2D", arguments), images(rng, int(rng.integers(1, 5))), twins.upsample2d, arguments
+
+
+def norm_arguments(rng):
+    return {"epsilon": float(rng.choice([1e-5, 1e-3])), "center": bool(rng.integers(2)), "scale": bool(rng.integers(2))}
+
+
+def rows(rng, features):
+    """(N, ..., features) of any rank; at least 8 rows, for with two or three a norm's gradient is all cancellation."""
+    middle = [(), (3,), (2, 5), (3, 2, 4)][rng.integers(4)]
+    return rng.normal(rng.normal(), 2.0, size=(int(rng.integers(8, 12)), *middle, features))
+
+
+def batch_norm(rng):
+    arguments = norm_arguments(rng)
+    return of("BatchNorm", arguments), rows(rng, int(rng.integers(1, 6))), twins.batch_norm, {
+        "epsilon": arguments["epsilon"]
+    }  # fmt: skip
+
+
+def layer_norm(rng):
+    arguments = norm_arguments(rng)
+    return of("LayerNorm", arguments), rows(rng, int(rng.integers(3, 9))), twins.layer_norm, {
+        "epsilon": arguments["epsilon"]
+    }  # fmt: skip
+
+
+def embedding(rng):
+    words, features = (int(n) for n in rng.integers(1, 9, 2))
+    shape = tuple(int(n) for n in rng.integers(1, 6, rng.integers(1, 4)))
+    x = rng.integers(0, words, shape).astype(rng.choice(["int64", "int32", "uint8"]))
+    return layers.Embedding(words, features), x, twins.embedding, {}
+
+
+def dense(rng):
+    layer = layers.Dense(int(rng.integers(1, 6)), use_bias=bool(rng.integers(2)))
+    return layer, rows(rng, int(rng.integers(1, 6))), twins.dense, {}
+
+
+def residual(rng):
+    """Around a convolution, a norm and an activation; around Dense layers; with a skip that is given, or learnt."""
+    kind = rng.integers(5)
+    images, texts = rng.normal(size=(3, 5, 4, 2)), rng.normal(size=(5, 3, 4))
+    if kind == 0:
+        layer = layers.Residual(layers.Conv2D(2, 3, padding="same", use_bias=False), layers.BatchNorm(), layers.Tanh())
+
+        def twin(x, **p):
+            y = twins.conv2d(x, p["0.weight"], padding="same")
+            return torch.tanh(twins.batch_norm(y, p["1.gamma"], p["1.beta"])) + x
+
+        return layer, images, twin, {}
+    if kind in (1, 2):
+        outputs = 4 if kind == 1 else 6
+        layer = layers.Residual(layers.Dense(7), layers.Tanh(), layers.Dense(outputs))
+
+        def twin(x, **p):
+            hidden = torch.tanh(twins.dense(x, p["0.weight"], p["0.bias"]))
+            across = x if kind == 1 else twins.dense(x, p["skip.weight"])
+            return twins.dense(hidden, p["2.weight"], p["2.bias"]) + across
+
+        return layer, texts, twin, {}
+    given = {"projection": layers.Conv2D(5, 3, 2, "same")} if kind == 3 else {}
+    layer = layers.Residual(layers.Conv2D(5, 3, 2, "same"), layers.Tanh(), **given)
+
+    def twin(x, **p):
+        inside = torch.tanh(twins.conv2d(x, p["0.weight"], p["0.bias"], 2, "same"))
+        return inside + twins.conv2d(x, p["skip.weight"], p.get("skip.bias"), 2, "same")
+
+    return layer, images, twin, {}
+
+
+DRAWS = [
+    conv2d,
+    depthwise,
+    transpose,
+    max_pool,
+    avg_pool,
+    global_pool,
+    upsample,
+    batch_norm,
+    layer_norm,
+    embedding,
+    dense,
+    residual,
+]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("draw", DRAWS, ids=lambda draw: draw.__name__)
+def test_outputs_and_every_gradient(draw, seed, dtype):
+    rng = np.random.default_rng([zlib.crc32(draw.__name__.encode()), seed])
+    layer, x, twin, arguments = draw(rng)
+    compare(built(layer, x, dtype, rng), x, twin, rng, **arguments)
+
+
+# Pooling -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_ties_of_max_pooling_go_to_the_same_element(seed):
+    """Integers from a small set, overlapping windows, padding: the gradient must be the very same."""
+    rng = np.random.default_rng(seed)
+    arguments, x = pooling(rng)
+    arguments["strides"] = one_or_two(rng, 1, 2)
+    x = rng.integers(-1, 2, x.shape).astype("float64")
+    compare(built(of("MaxPool2D", arguments), x, "float64", rng), x, twins.max_pool2d, rng, exactly=True, **arguments)
+
+
+def test_nan_propagates_through_max_pooling():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 6, 7, 2))
+    x[rng.random(x.shape) < 0.1] = np.nan
+    layer = built(layers.MaxPool2D(3, 2, "same"), x, "float64", rng)
+    np.testing.assert_array_equal(layer.forward(x), twins.max_pool2d(twins.tensor(x), 3, 2, "same"))
+
+
+# Normalisation -----------------------------------------------------------------------------------------------------
+
+
+def buffers(layer):
+    return {buffer.name: buffer.value for buffer in layer.context.store.buffers}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("seed", SEEDS[:10])
+def test_running_figures_over_several_steps_and_both_ways_in_evaluation(seed, dtype):
+    rng = np.random.default_rng(seed)
+    momentum = [0.1, 0.3, 1.0][seed % 3]
+    x = rows(rng, 4)
+    layer = built(layers.BatchNorm(momentum=momentum), x, dtype, rng)
+    running = {
+        "mean": torch.zeros(4, dtype=getattr(torch, dtype)),
+        "variance": torch.ones(4, dtype=getattr(torch, dtype)),
+    }
+    for _ in range(5):
+        compare(layer, x, twins.batch_norm, rng, momentum=momentum, **running)
+        agree(buffers(layer)["running_mean"], running["mean"], "running_mean")
+        agree(buffers(layer)["running_var"], running["variance"], "running_var")
+        x = rng.normal(rng.normal(size=4), 3.0, size=x.shape)
+    layer.context.training = False
+    for batch in (x, x[:1]):
+        compare(layer, batch, twins.batch_norm, rng, training=False, **running)
+    agree(buffers(layer)["running_mean"], running["mean"], "running_mean", tolerance=1e-6)
+
+
+@pytest.mark.parametrize("offset", [100.0, 1000.0])
+def test_norms_far_from_zero_keep_their_digits(offset):
+    """A variance taken as E x² - (E x)² would lose them all in float32."""
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(64, 5)) + offset).astype("float32")
+    for layer, twin in ((layers.BatchNorm(), twins.batch_norm), (layers.LayerNorm(), twins.layer_norm)):
+        y = built(layer, x, "float32", rng).forward(x)
+        wide = {p.name: twins.tensor(p.value.astype("float64")) for p in layer.parameters}
+        agree(y, twin(twins.tensor(x.astype("float64")), **wide).numpy().astype("float32"), "y", tolerance=1e-3)
+
+
+def test_layer_norm_in_evaluation_is_that_of_training():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 3, 5))
+    layer = built(layers.LayerNorm(), x, "float64", rng)
+    layer.context.training = False
+    compare(layer, x, twins.layer_norm, rng)
+
+
+# Activations and losses --------------------------------------------------------------------------------------------
+
+ACTIVATIONS = [
+    (layers.Identity(), lambda x: x * 1.0),
+    (layers.Sigmoid(), torch.sigmoid),
+    (layers.Tanh(), torch.tanh),
+    (layers.ReLU(), functional.relu),
+    (layers.LeakyReLU(0.2), lambda x: functional.leaky_relu(x, 0.2)),
+    (layers.ELU(0.7), lambda x: functional.elu(x, 0.7)),
+    (layers.GELU(), functional.gelu),
+    (layers.GELU(approximate="tanh"), lambda x: functional.gelu(x, approximate="tanh")),
+    (layers.SiLU(), functional.silu),
+    (layers.Softplus(), lambda x: functional.softplus(x, threshold=50)),
+    (layers.Softmax(), lambda x: functional.softmax(x, -1)),
+    (layers.LogSoftmax(), lambda x: functional.log_softmax(x, -1)),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("shape", [(1, 3), (7, 5), (2, 3, 4), (2, 5, 3, 2)], ids=str)
+@pytest.mark.parametrize(("layer", "twin"), ACTIVATIONS, ids=lambda a: repr(a) if isinstance(a, layers.Layer) else "")
+def test_activations(layer, twin, shape, dtype):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape) * 3
+    compare(built(type(layer)(**layer.get_config()), x, dtype, rng), x, twin, rng)
+
+
+def binary(z, t, e=0.0):
+    return functional.binary_cross_entropy_with_logits(z, t * (1 - e) + e / 2, reduction="none").mean(1)
+
+
+# loss, its counterpart for each sample, what its targets are
+LOSSES = [
+    (losses.MeanSquaredError(), lambda y, t: functional.mse_loss(y, t, reduction="none").mean(1), "real"),
+    (losses.HalfSquaredError(), lambda y, t: functional.mse_loss(y, t, reduction="none").sum(1) / 2, "real"),
+    (losses.MeanAbsoluteError(), lambda y, t: functional.l1_loss(y, t, reduction="none").mean(1), "real"),
+    (losses.Huber(), lambda y, t: functional.huber_loss(y, t, reduction="none").mean(1), "real"),
+    (losses.Huber(0.4), lambda y, t: functional.huber_loss(y, t, delta=0.4, reduction="none").mean(1), "real"),
+    (losses.BinaryCrossEntropy(), binary, "fractions"),
+    (losses.BinaryCrossEntropy(0.1), lambda z, t: binary(z, t, 0.1), "fractions"),
+    (losses.SoftmaxCrossEntropy(), lambda z, t: functional.cross_entropy(z, t, reduction="none"), "labels"),
+    (losses.SoftmaxCrossEntropy(), lambda z, t: functional.cross_entropy(z, t, reduction="none"), "probabilities"),
+    *(
+        (
+            losses.SoftmaxCrossEntropy(0.1),
+            lambda z, t: functional.cross_entropy(z, t, reduction="none", label_smoothing=0.1),
+            kind,
+        )
+        for kind in ("labels", "probabilities")
+    ),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("loss", "twin", "kind"), LOSSES, ids=itertools.count())
+def test_losses_and_their_gradients(loss, twin, kind, dtype):
+    rng, backend = np.random.default_rng(0), get_backend("cpu")
+    for n, k in ((1, 2), (7, 3), (20, 10)):
+        outputs = (3 * rng.normal(size=(n, k))).astype(dtype)
+        targets = {
+            "real": lambda: rng.normal(size=(n, k)),  # noqa: B023
+            "fractions": lambda: rng.random((n, k)),  # noqa: B023
+            "probabilities": lambda: rng.dirichlet(np.ones(k), n),  # noqa: B023
+            "labels": lambda: rng.integers(0, k, n),  # noqa: B023
+        }[kind]()
+        targets = targets if kind == "labels" else targets.astype(dtype)
+        leaf = twins.tensor(outputs, grad=True)
+        theirs = twin(leaf, twins.tensor(targets))
+        (gradient,) = torch.autograd.grad(theirs.sum(), [leaf])
+        agree(loss.samples(backend, outputs, targets), theirs, "samples")
+        agree(loss.gradient(backend, outputs, targets), gradient, "gradient")
+        both = loss.samples_and_gradient(backend, outputs, targets)
+        agree(both[0], theirs, "samples of both")
+        agree(both[1], gradient, "gradient of both")

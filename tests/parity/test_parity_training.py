@@ -1,0 +1,145 @@
+"""Whole nets beside PyTorch's: from the same weights, twenty steps of training give the same losses and weights."""
+
+import numpy as np
+import pytest
+import torch
+import twins
+from torch.nn import functional
+
+import xpnet
+from xpnet import layers, optimizers
+
+STEPS, BATCH = 20, 8
+
+
+def plain_cnn():
+    """Convolutions, pooling and Dense, as a first net for images."""
+    stack = [
+        layers.Conv2D(6, 3, padding="same"),
+        layers.ReLU(),
+        layers.MaxPool2D(2),
+        layers.Conv2D(8, (3, 2), strides=(2, 1), dilation=(1, 2)),
+        layers.GELU(),
+        layers.AvgPool2D(3, 1, padding=1),
+        layers.Flatten(),
+        layers.Dense(4),
+    ]
+
+    def twin(x, p):
+        x = functional.relu(twins.conv2d(x, p["0.weight"], p["0.bias"], padding="same"))
+        x = twins.max_pool2d(x)
+        x = functional.gelu(twins.conv2d(x, p["3.weight"], p["3.bias"], strides=(2, 1), dilation=(1, 2)))
+        x = twins.avg_pool2d(x, 3, 1, 1)
+        return twins.dense(x.flatten(1), p["7.weight"], p["7.bias"])
+
+    return stack, (11, 9, 3), twin
+
+
+def residual_cnn():
+    """Batch normalisation, groups, depthwise convolution, residual blocks, global pooling."""
+    stack = [
+        layers.Conv2D(8, 3, 2, "same", use_bias=False),
+        layers.BatchNorm(),
+        layers.SiLU(),
+        layers.Residual(
+            layers.DepthwiseConv2D(3, padding=1, use_bias=False), layers.BatchNorm(), layers.Conv2D(8, 1, groups=2)
+        ),
+        layers.GlobalAveragePool2D(),
+        layers.LayerNorm(),
+        layers.Dense(4),
+    ]
+
+    def twin(x, p):
+        x = twins.conv2d(x, p["0.weight"], strides=2, padding="same")
+        x = functional.silu(twins.batch_norm(x, p["1.gamma"], p["1.beta"]))
+        y = twins.depthwise_conv2d(x, p["3.0.weight"], padding=1)
+        y = twins.batch_norm(y, p["3.1.gamma"], p["3.1.beta"])
+        x = x + twins.conv2d(y, p["3.2.weight"], p["3.2.bias"], groups=2)
+        x = twins.layer_norm(twins.global_average_pool2d(x), p["5.gamma"], p["5.beta"])
+        return twins.dense(x, p["6.weight"], p["6.bias"])
+
+    return stack, (9, 8, 2), twin
+
+
+def up_and_down():
+    """Down by strides and up again, both ways there are, to four numbers an image."""
+    stack = [
+        layers.Conv2D(5, 4, 2, "same"),
+        layers.Tanh(),
+        layers.Conv2DTranspose(3, 3, 2, "same"),
+        layers.LeakyReLU(0.1),
+        layers.Upsample2D(2, "bilinear"),
+        layers.MaxPool2D(4, 3, "same"),
+        layers.Upsample2D((1, 2)),
+        layers.Flatten(),
+        layers.Dense(4),
+    ]
+
+    def twin(x, p):
+        x = torch.tanh(twins.conv2d(x, p["0.weight"], p["0.bias"], 2, "same"))
+        x = functional.leaky_relu(twins.conv2d_transpose(x, p["2.weight"], p["2.bias"], 2, "same"), 0.1)
+        x = twins.max_pool2d(twins.upsample2d(x, 2, "bilinear"), 4, 3, "same")
+        return twins.dense(twins.upsample2d(x, (1, 2)).flatten(1), p["8.weight"], p["8.bias"])
+
+    return stack, (6, 8, 2), twin
+
+
+def words():
+    """An embedding of integers, whose mean over the text goes through a Dense."""
+    stack = [layers.Embedding(12, 5), layers.Dense(6), layers.Tanh(), layers.Flatten(), layers.Dense(4)]
+
+    def twin(x, p):
+        x = torch.tanh(twins.dense(twins.embedding(x, p["0.weight"]), p["1.weight"], p["1.bias"]))
+        return twins.dense(x.flatten(1), p["4.weight"], p["4.bias"])
+
+    return stack, (7,), twin
+
+
+OPTIMIZERS = [
+    (optimizers.SGD(0.1), lambda p: torch.optim.SGD(p, 0.1)),
+    (optimizers.SGD(0.05, momentum=0.9), lambda p: torch.optim.SGD(p, 0.05, momentum=0.9)),
+    (optimizers.SGD(0.05, 0.9, nesterov=True), lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, nesterov=True)),
+    (optimizers.Adagrad(0.05), lambda p: torch.optim.Adagrad(p, 0.05)),
+    (optimizers.RMSprop(0.01), lambda p: torch.optim.RMSprop(p, 0.01, alpha=0.9)),
+    (optimizers.Adam(0.01), lambda p: torch.optim.Adam(p, 0.01)),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), OPTIMIZERS, ids=lambda a: repr(a) if hasattr(a, "get_config") else "")
+@pytest.mark.parametrize("net", [plain_cnn, residual_cnn, up_and_down, words], ids=lambda net: net.__name__)
+def test_twenty_steps_give_the_same_losses_and_weights(net, ours, theirs):
+    rng = np.random.default_rng(0)
+    stack, shape, twin = net()
+    model = xpnet.Sequential(stack, input_shape=shape, backend="cpu", dtype="float64")
+    parameters = {p.name: twins.tensor(p.value, grad=True) for p in model.parameters}
+    optimizer = theirs(list(parameters.values()))
+    size = (STEPS, BATCH, *shape)
+    batches = rng.integers(0, 12, size) if net is words else rng.normal(size=size)
+    labels = rng.integers(0, 4, (STEPS, BATCH))
+    for x, y in zip(batches, labels, strict=True):
+        got = model.train_on_batch(x, y, loss="softmax_cross_entropy", optimizer=ours)["loss"]
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(twin(twins.tensor(x), parameters), twins.tensor(y))
+        loss.backward()
+        optimizer.step()
+        assert got == pytest.approx(loss.item(), rel=1e-9, abs=0)
+    for name, value in model.state_dict().items():
+        if name in parameters:
+            twins.agree(value, parameters[name], name, tolerance=1e-7)
+
+
+@pytest.mark.parametrize("weights", [[0.5, 2.0, 1.0, 0.0]])
+def test_a_step_with_class_weights_moves_the_weights_alike(weights):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(9, 3)), rng.integers(0, 4, 9)
+    model = xpnet.Sequential([layers.Dense(4)], input_shape=3, backend="cpu", dtype="float64")
+    weight, bias = (twins.tensor(p.value, grad=True) for p in model.parameters)
+    kwargs = {"loss": "softmax_cross_entropy", "optimizer": optimizers.SGD(1.0)}
+    got = model.train_on_batch(x, y, class_weight=weights, **kwargs)["loss"]
+    wanted = functional.cross_entropy(
+        twins.tensor(x) @ weight + bias, twins.tensor(y), torch.tensor(weights, dtype=torch.float64)
+    )
+    wanted.backward()
+    assert got == pytest.approx(wanted.item(), rel=1e-12)
+    for before, p in zip((weight, bias), model.parameters, strict=True):
+        twins.agree(p.value, before - before.grad, p.name)
