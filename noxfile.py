@@ -68,7 +68,7 @@ def typecheck(session: nox.Session) -> None:
 @nox.session
 def parity(session: nox.Session) -> None:
     """Layers, losses and whole nets beside PyTorch's on the CPU: outputs, every gradient, training."""
-    session.install(".", "pytest>=8.3", "torch==2.13.0")
+    session.install(".[fast]", "pytest>=8.3", "torch==2.13.0")
     session.run("pytest", "tests/parity", *session.posargs)
 
 

@@ -17,7 +17,7 @@ from strict import StrictBackend
 
 import xpnet
 from xpnet import layers
-from xpnet.backends import cpu
+from xpnet.backends import cpu_primitives
 from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError
 
 # name: (the layer, the shape of an image)
@@ -398,10 +398,10 @@ def formulas_only():
     """The CPU without its compiled loops."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XPNET_FAST", "0")
-        cpu.kernels.cache_clear()
-        assert cpu.kernels() is None
+        cpu_primitives.kernels.cache_clear()
+        assert cpu_primitives.kernels() is None
         yield
-    cpu.kernels.cache_clear()
+    cpu_primitives.kernels.cache_clear()
 
 
 @each_case

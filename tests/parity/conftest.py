@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from threadpoolctl import threadpool_limits
 
-from xpnet.backends import cpu, get_backend
+from xpnet.backends import cpu_primitives, get_backend
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -16,10 +16,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def way_of_working(request, monkeypatch):
     """Every test three times: by the plain formulas, by the compiled loops, and by those in several threads."""
     monkeypatch.setenv("XPNET_FAST", "0" if request.param == "formulas" else "1")
-    cpu.kernels.cache_clear()
-    if request.param != "formulas" and cpu.kernels() is None:
+    cpu_primitives.kernels.cache_clear()
+    if request.param != "formulas" and cpu_primitives.kernels() is None:
         pytest.skip("Numba is not installed")
     threads = 3 if request.param == "threads" else 1
     with threadpool_limits(threads, user_api="blas"), get_backend("cpu").own_threads():
         yield
-    cpu.kernels.cache_clear()
+    cpu_primitives.kernels.cache_clear()

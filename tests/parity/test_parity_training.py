@@ -49,11 +49,14 @@ def residual_cnn():
         layers.Dense(4),
     ]
 
-    def twin(x, p):
+    def twin(x, p, training=True):
+        def norm(x, name):
+            figures = (p[f"{name}.{figure}"] for figure in ("gamma", "beta", "running_mean", "running_var"))
+            return twins.batch_norm(x, *figures, training=training)
+
         x = twins.conv2d(x, p["0.weight"], strides=2, padding="same")
-        x = functional.silu(twins.batch_norm(x, p["1.gamma"], p["1.beta"]))
-        y = twins.depthwise_conv2d(x, p["3.0.weight"], padding=1)
-        y = twins.batch_norm(y, p["3.1.gamma"], p["3.1.beta"])
+        x = functional.silu(norm(x, "1"))
+        y = norm(twins.depthwise_conv2d(x, p["3.0.weight"], padding=1), "3.1")
         x = x + twins.conv2d(y, p["3.2.weight"], p["3.2.bias"], groups=2)
         x = twins.layer_norm(twins.global_average_pool2d(x), p["5.gamma"], p["5.beta"])
         return twins.dense(x, p["6.weight"], p["6.bias"])
@@ -111,21 +114,22 @@ def test_twenty_steps_give_the_same_losses_and_weights(net, ours, theirs):
     rng = np.random.default_rng(0)
     stack, shape, twin = net()
     model = xpnet.Sequential(stack, input_shape=shape, backend="cpu", dtype="float64")
-    parameters = {p.name: twins.tensor(p.value, grad=True) for p in model.parameters}
-    optimizer = theirs(list(parameters.values()))
+    state = {name: twins.tensor(value) for name, value in model.state_dict().items()}
+    optimizer = theirs([state[p.name].requires_grad_() for p in model.parameters])
     size = (STEPS, BATCH, *shape)
     batches = rng.integers(0, 12, size) if net is words else rng.normal(size=size)
     labels = rng.integers(0, 4, (STEPS, BATCH))
     for x, y in zip(batches, labels, strict=True):
         got = model.train_on_batch(x, y, loss="softmax_cross_entropy", optimizer=ours)["loss"]
         optimizer.zero_grad()
-        loss = functional.cross_entropy(twin(twins.tensor(x), parameters), twins.tensor(y))
+        loss = functional.cross_entropy(twin(twins.tensor(x), state), twins.tensor(y))
         loss.backward()
         optimizer.step()
         assert got == pytest.approx(loss.item(), rel=1e-9, abs=0)
     for name, value in model.state_dict().items():
-        if name in parameters:
-            twins.agree(value, parameters[name], name, tolerance=1e-7)
+        twins.agree(value, state[name], name, tolerance=1e-7)
+    evaluated = {"training": False} if net is residual_cnn else {}
+    twins.agree(model.predict(batches[0]), twin(twins.tensor(batches[0]), state, **evaluated), "predictions", 1e-8)
 
 
 @pytest.mark.parametrize("weights", [[0.5, 2.0, 1.0, 0.0]])

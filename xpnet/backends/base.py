@@ -191,7 +191,7 @@ class Backend:
         return sliding.max_pool(self.xp, x, windows, out, choice)
 
     def unpool_max(self, grad: Array, choice: Array, windows: Windows, out: Array) -> Array:
-        return sliding.unpool_max(grad, choice, windows, out)
+        return sliding.unpool_max(self.xp, grad, choice, windows, out)
 
     def sum_pool(self, x: Array, windows: Windows, out: Array) -> Array:
         return sliding.sum_pool(x, windows, out)

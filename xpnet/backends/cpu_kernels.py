@@ -1,68 +1,52 @@
-"""Compiled loops for the CPU: the formulas of sliding.py and columns.py, each in one pass over memory.
+"""Compiled loops for the CPU: twins of the formulas in sliding.py and columns.py, in one pass over memory each.
 
 Plain serial loops, which Numba makes machine code at their first call and keeps in its cache. They release the GIL, so
 the parts of a batch run side by side. Arrays are C-contiguous. Without Numba the package works by the formulas.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numpy
 from numba import njit
 
-_compiled = njit(nogil=True, cache=True)
+F = TypeVar("F", bound=Callable[..., None])
+
+
+def _compiled(function: F) -> F:
+    return cast(F, njit(nogil=True, cache=True)(function))
 
 
 @_compiled
-def patches(x: Any, strides: Any, dilation: Any, before: Any, out: Any) -> None:
+def patches(x: Any, windows: Any, out: Any) -> None:
     """x (N, H, W, C) → out (N, rows, columns, kh, kw, C)."""
+    strides, dilation, before = windows.strides, windows.dilation, windows.before
     _, height, width, channels = x.shape
     images, rows, columns, kh, kw, _ = out.shape
+    if channels <= 4:
+        _patches_of_few_channels(x, strides, dilation, before, out)
+        return
+    zero = out.dtype.type(0)
     for n in range(images):
         for i in range(rows):
             for j in range(columns):
-                left = j * strides[1] - before[1]
-                inside = left >= 0 and left + (kw - 1) * dilation[1] < width
                 for a in range(kh):
                     h = i * strides[0] + a * dilation[0] - before[0]
-                    if h < 0 or h >= height:
-                        for b in range(kw):
+                    for b in range(kw):
+                        w = j * strides[1] + b * dilation[1] - before[1]
+                        if 0 <= h < height and 0 <= w < width:
                             for c in range(channels):
-                                out[n, i, j, a, b, c] = 0.0
-                    else:
-                        for b in range(kw):
-                            w = left + b * dilation[1]
-                            if inside or 0 <= w < width:
-                                for c in range(channels):
-                                    out[n, i, j, a, b, c] = x[n, h, w, c]
-                            else:
-                                for c in range(channels):
-                                    out[n, i, j, a, b, c] = 0.0
+                                out[n, i, j, a, b, c] = x[n, h, w, c]
+                        else:
+                            for c in range(channels):
+                                out[n, i, j, a, b, c] = zero
 
 
 @_compiled
-def fold(patches: Any, strides: Any, dilation: Any, before: Any, out: Any) -> None:
-    """patches (N, rows, columns, kh, kw, C) → out (N, H, W, C)."""
-    _, height, width, channels = out.shape
-    images, rows, columns, kh, kw, _ = patches.shape
-    for n in range(images):
-        out[n] = 0.0
-        for i in range(rows):
-            for j in range(columns):
-                left = j * strides[1] - before[1]
-                for a in range(kh):
-                    h = i * strides[0] + a * dilation[0] - before[0]
-                    if 0 <= h < height:
-                        for b in range(kw):
-                            w = left + b * dilation[1]
-                            if 0 <= w < width:
-                                for c in range(channels):
-                                    out[n, h, w, c] += patches[n, i, j, a, b, c]
+def _patches_of_few_channels(x: Any, strides: Any, dilation: Any, before: Any, out: Any) -> None:
+    """The same, faster where a pixel is so short that finding it is the work, and not copying it.
 
-
-@_compiled
-def patches_of_few_channels(x: Any, strides: Any, dilation: Any, before: Any, out: Any) -> None:
-    """The same, faster where a pixel is too short for copying it to be the work: each patch gathers from a small image
-    with its border of zeros, from the same distances as the first patch.
+    Each patch is gathered from a small image with a border of zeros, from the same distances as the first patch.
     """
     images, height, width, channels = x.shape
     _, rows, columns, kh, kw, _ = out.shape
@@ -83,17 +67,42 @@ def patches_of_few_channels(x: Any, strides: Any, dilation: Any, before: Any, ou
         for i in range(rows):
             for j in range(columns):
                 corner = i * strides[0] * wide + j * strides[1] * channels
-                end = ((n * rows + i) * columns + j) * size
+                patch = ((n * rows + i) * columns + j) * size
                 for k in range(size):
-                    flat[end + k] = bordered[corner + distances[k]]
+                    flat[patch + k] = bordered[corner + distances[k]]
 
 
 @_compiled
-def max_pool(x: Any, strides: Any, kernel: Any, before: Any, out: Any, choice: Any) -> None:
+def fold(patches: Any, windows: Any, out: Any) -> None:
+    """patches (N, rows, columns, kh, kw, C) → out (N, H, W, C)."""
+    strides, dilation, before = windows.strides, windows.dilation, windows.before
+    _, height, width, channels = out.shape
+    images, rows, columns, kh, kw, _ = patches.shape
+    zero = out.dtype.type(0)
+    for n in range(images):
+        out[n] = zero
+        for i in range(rows):
+            for j in range(columns):
+                for a in range(kh):
+                    h = i * strides[0] + a * dilation[0] - before[0]
+                    if h < 0 or h >= height:
+                        continue
+                    for b in range(kw):
+                        w = j * strides[1] + b * dilation[1] - before[1]
+                        if 0 <= w < width:
+                            for c in range(channels):
+                                out[n, h, w, c] += patches[n, i, j, a, b, c]
+
+
+@_compiled
+def max_pool(x: Any, windows: Any, out: Any, choice: Any) -> None:
     """x (N, H, W, C) → out and choice (N, rows, columns, C)."""
+    (kh, kw), strides, before = windows.kernel, windows.strides, windows.before
     _, height, width, _ = x.shape
     images, rows, columns, channels = out.shape
-    kh, kw = kernel
+    if kh == kw == 2 and strides == (2, 2) and before == (0, 0) and 2 * rows <= height and 2 * columns <= width:
+        _max_pool_2x2(x, out, choice)
+        return
     for n in range(images):
         for i in range(rows):
             for j in range(columns):
@@ -116,8 +125,8 @@ def max_pool(x: Any, strides: Any, kernel: Any, before: Any, out: Any, choice: A
 
 
 @_compiled
-def max_pool_2x2(x: Any, out: Any, choice: Any) -> None:
-    """The same for windows of 2 × 2 side by side, without branches."""
+def _max_pool_2x2(x: Any, out: Any, choice: Any) -> None:
+    """The same for windows of 2 × 2 side by side, without a branch."""
     images, rows, columns, channels = out.shape
     for n in range(images):
         for i in range(rows):
@@ -125,7 +134,7 @@ def max_pool_2x2(x: Any, out: Any, choice: Any) -> None:
                 p0, p1 = x[n, 2 * i, 2 * j], x[n, 2 * i, 2 * j + 1]
                 p2, p3 = x[n, 2 * i + 1, 2 * j], x[n, 2 * i + 1, 2 * j + 1]
                 largest, chosen = out[n, i, j], choice[n, i, j]
-                for c in range(channels):
+                for c in range(channels):  # from the last to the first: of equals, the first one stays
                     best, cell = p3[c], 3
                     if (p2[c] >= best) | (p2[c] != p2[c]):
                         best, cell = p2[c], 2
@@ -137,11 +146,11 @@ def max_pool_2x2(x: Any, out: Any, choice: Any) -> None:
 
 
 @_compiled
-def unpool_max(grad: Any, choice: Any, strides: Any, kernel: Any, before: Any, out: Any) -> None:
+def unpool_max(grad: Any, choice: Any, windows: Any, out: Any) -> None:
     """grad and choice (N, rows, columns, C) → out (N, H, W, C)."""
+    (kh, kw), strides, before = windows.kernel, windows.strides, windows.before
     _, height, width, _ = out.shape
     images, rows, columns, channels = grad.shape
-    kh, kw = kernel
     zero = out.dtype.type(0)
     for n in range(images):
         out[n] = zero
@@ -163,20 +172,22 @@ def unpool_max(grad: Any, choice: Any, strides: Any, kernel: Any, before: Any, o
 
 @_compiled
 def relu(x: Any, out: Any) -> None:
-    """max(x, 0), for flat arrays."""
+    """max(x, 0), NaN where x is NaN."""
+    xs, outs = x.reshape(-1), out.reshape(-1)
     zero = out.dtype.type(0)
-    for i in range(x.size):
-        value = x[i]
-        out[i] = zero if value <= zero else value
+    for i in range(xs.size):
+        value = xs[i]
+        outs[i] = zero if value <= zero else value
 
 
 @_compiled
 def relu_grad(grad: Any, y: Any, out: Any) -> None:
-    """grad where y ≠ 0, else 0, for flat arrays."""
+    """grad where y ≠ 0, else 0."""
+    grads, ys, outs = grad.reshape(-1), y.reshape(-1), out.reshape(-1)
     zero = out.dtype.type(0)
-    for i in range(grad.size):
-        value, after = grad[i], y[i]
-        out[i] = value if after != zero else zero
+    for i in range(grads.size):
+        value, after = grads[i], ys[i]
+        outs[i] = value if after != zero else zero
 
 
 @_compiled
@@ -189,8 +200,29 @@ def add_to_rows(a: Any, row: Any) -> None:
 
 
 @_compiled
-def sum_columns(x: Any, sums: Any) -> None:
-    """sums (columns,) in float64 += Σ_rows x."""
+def scale_shift(x: Any, scale: Any, shift: Any, out: Any) -> None:
+    """out (rows, columns) = x · scale + shift by column."""
+    rows, columns = x.shape
+    for i in range(rows):
+        for j in range(columns):
+            out[i, j] = x[i, j] * scale[j] + shift[j]
+
+
+@_compiled
+def combine(g: Any, a: Any, x: Any, b: Any, c: Any, out: Any) -> None:
+    """out (rows, columns) = g · a + x · b + c by column."""
+    rows, columns = g.shape
+    for i in range(rows):
+        for j in range(columns):
+            out[i, j] = g[i, j] * a[j] + x[i, j] * b[j] + c[j]
+
+
+# Sums over rows go into float64, to be added up with those of other parts.
+
+
+@_compiled
+def add_rows(x: Any, sums: Any) -> None:
+    """sums (columns,) += Σ_rows x."""
     rows, columns = x.shape
     for i in range(rows):
         for j in range(columns):
@@ -198,8 +230,8 @@ def sum_columns(x: Any, sums: Any) -> None:
 
 
 @_compiled
-def sum_powers(x: Any, shift: Any, sums: Any) -> None:
-    """sums (2, columns) in float64 += Σ_rows (x - shift) and Σ_rows (x - shift)²."""
+def add_powers(x: Any, shift: Any, sums: Any) -> None:
+    """sums (2, columns) += Σ_rows (x - shift) and Σ_rows (x - shift)²."""
     rows, columns = x.shape
     for i in range(rows):
         for j in range(columns):
@@ -209,27 +241,9 @@ def sum_powers(x: Any, shift: Any, sums: Any) -> None:
 
 
 @_compiled
-def sum_products(a: Any, b: Any, center: Any, sums: Any) -> None:
-    """sums (columns,) in float64 += Σ_rows a · (b - center)."""
+def add_products(a: Any, b: Any, center: Any, sums: Any) -> None:
+    """sums (columns,) += Σ_rows a · (b - center)."""
     rows, columns = a.shape
     for i in range(rows):
         for j in range(columns):
             sums[j] += a[i, j] * (b[i, j] - center[j])
-
-
-@_compiled
-def scale_shift(x: Any, scale: Any, shift: Any, out: Any) -> None:
-    """out = x · scale + shift by column."""
-    rows, columns = x.shape
-    for i in range(rows):
-        for j in range(columns):
-            out[i, j] = x[i, j] * scale[j] + shift[j]
-
-
-@_compiled
-def combine(g: Any, a: Any, x: Any, b: Any, c: Any, out: Any) -> None:
-    """out = g · a + x · b + c by column."""
-    rows, columns = g.shape
-    for i in range(rows):
-        for j in range(columns):
-            out[i, j] = g[i, j] * a[j] + x[i, j] * b[j] + c[j]

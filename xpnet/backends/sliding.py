@@ -7,16 +7,14 @@ slice, so adding to it needs no scatter with duplicate indices. These are the re
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from xpnet.backends.arrays import Array
 
 Pair = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Windows:
+class Windows(NamedTuple):
     """Where the windows stand on images of one size: pairs are (vertical, horizontal).
 
     Cell (a, b) of window (i, j) lies on pixel (i · strides[0] + a · dilation[0] - before[0], …), or off the image.
@@ -92,12 +90,13 @@ def max_pool(xp: Any, x: Array, windows: Windows, out: Array, choice: Array) -> 
     return out
 
 
-def unpool_max(grad: Array, choice: Array, windows: Windows, out: Array) -> Array:
+def unpool_max(xp: Any, grad: Array, choice: Array, windows: Windows, out: Array) -> Array:
     """The adjoint of `max_pool`: each window's gradient goes to the pixel that it chose."""
     out[...] = 0.0
+    zero = xp.zeros((), dtype=grad.dtype)
     for a, b, (i, j), (h, w) in windows.cells():
         chosen = choice[:, i, j] == a * windows.kernel[1] + b
-        out[:, h, w] += grad[:, i, j] * chosen
+        out[:, h, w] += xp.where(chosen, grad[:, i, j], zero)
     return out
 
 

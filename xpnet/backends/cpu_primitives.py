@@ -1,0 +1,204 @@
+"""The primitives on the CPU: faster ones, that agree with the reference within rounding.
+
+The parts of a batch are worked on side by side, in threads of our own, by loops that Numba has compiled where it is
+installed. Only passes of models that hold a layer which `works_in_shards` do so. In all others NumPy works with the
+threads of its BLAS, which for nothing but products of matrices are faster, and Numba, slow to load, stays unloaded.
+"""
+
+import functools
+import importlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from types import ModuleType
+from typing import Any
+
+import numpy
+
+from xpnet.backends.arrays import Array, DType
+from xpnet.backends.base import Backend
+from xpnet.backends.sliding import Windows
+from xpnet.backends.threads import Team
+
+_log = logging.getLogger(__name__)
+
+_SPLIT_PRODUCT = 2**20  # multiplications from which on a product is worth the meeting of threads
+_MANY_ROWS = 4096
+
+
+class ThreadedPrimitives(Backend):
+    """A backend on NumPy, with a team of threads."""
+
+    #: Patches of a convolution are made, used and left for these many bytes at a time: half a core's level-2 cache.
+    chunk_bytes = 512 * 1024
+
+    def __init__(self, name: str, xp: ModuleType) -> None:
+        super().__init__(name, xp)
+        self._team = Team()
+        self._ones: dict[DType, Array] = {}
+
+    # A batch in parts ------------------------------------------------------------------------------------------------
+
+    @property
+    def shards(self) -> int:
+        return self._team.size
+
+    def own_threads(self) -> AbstractContextManager[Any]:
+        return self._team.working()
+
+    def in_chunks(self, count: int, bytes_each: int, work: Callable[[slice, int], None]) -> None:
+        with self._team.working():
+            room = min(self.chunk_bytes, self.workspace_bytes // self.shards)
+            size = max(1, room // max(1, bytes_each))
+
+            def part(rows: slice, shard: int) -> None:
+                for start in range(rows.start, rows.stop, size):
+                    work(slice(start, min(start + size, rows.stop)), shard)
+
+            self._team.split(count, part)
+
+    def _compiled(self, *arrays: Array) -> Any:
+        """The compiled loops, if the team is at work and these arrays lie as the loops want them; else None."""
+        fit = self._team.at_work and all(a.flags.c_contiguous for a in arrays)
+        return kernels() if fit else None
+
+    def _best(self, plain: Callable[..., Any], *arrays: Array) -> Callable[..., Any]:
+        """The compiled twin of a plain formula, or the formula."""
+        compiled = self._compiled(*arrays)
+        return plain if compiled is None else getattr(compiled, plain.__name__)
+
+    def _sum(self, shape: Sequence[int], count: int, add: Callable[[slice, Array], None]) -> Array:
+        """add(rows, sums) adds some rows to float64 sums; this adds up the sums of all parts."""
+        sums = numpy.zeros((self._team.size if self._team.splits else 1, *shape))
+        self._team.split(count, lambda rows, shard: add(rows, sums[shard]))
+        return sums.sum(axis=0)
+
+    # Products, sums, elements ----------------------------------------------------------------------------------------
+
+    def matmul(self, a: Array, b: Array, out: Array) -> Array:
+        if not self._team.splits or len(out) * b.size < _SPLIT_PRODUCT:
+            return numpy.matmul(a, b, out=out)
+        self._team.split(len(out), lambda rows, _: numpy.matmul(a[rows], b, out=out[rows]))
+        return out
+
+    def sum_rows(self, a: Array, out: Array) -> Array:
+        # BLAS sums the rows of a matrix three times as fast as a reduction, but both add them one after the other: of
+        # many rows the rounding errors add up.
+        if len(a) > _MANY_ROWS:
+            compiled = self._compiled(a)
+            if compiled is None:
+                out[...] = numpy.sum(a, axis=0, dtype=numpy.float64)
+            else:
+                out[...] = self._sum(out.shape, len(a), lambda rows, sums: compiled.add_rows(a[rows], sums))
+            return out
+        ones = self._ones.get(a.dtype)
+        if ones is None:
+            ones = self._ones[a.dtype] = numpy.ones(_MANY_ROWS, dtype=a.dtype)
+        return numpy.dot(ones[: len(a)], a, out=out)
+
+    def gather(self, a: Array, rows: Array, out: Array) -> Array:
+        # mode="clip" because the default makes a hidden temporary the size of `out`.
+        if a.dtype == out.dtype:
+            return numpy.take(a, rows, axis=0, out=out, mode="clip")
+        out[...] = numpy.take(a, rows, axis=0, mode="clip")
+        return out
+
+    def add_to_rows(self, a: Array, row: Array) -> Array:
+        add = self._best(super().add_to_rows, a)
+        self._team.split(len(a), lambda rows, _: add(a[rows], row))
+        return a
+
+    def relu(self, x: Array, out: Array) -> Array:
+        relu = self._best(super().relu, x, out)
+        self._team.split(len(x), lambda rows, _: relu(x[rows], out[rows]))
+        return out
+
+    def relu_grad(self, grad: Array, y: Array, out: Array) -> Array:
+        relu_grad = self._best(super().relu_grad, grad, y, out)
+        self._team.split(len(grad), lambda rows, _: relu_grad(grad[rows], y[rows], out[rows]))
+        return out
+
+    # Columns of a matrix ---------------------------------------------------------------------------------------------
+
+    def moments(self, x: Array) -> tuple[Array, Array]:
+        compiled = self._compiled(x)
+        if compiled is None:
+            return super().moments(x)
+        shift = x[0].astype(numpy.float64)  # so near the mean that one pass loses no digits
+        sums = self._sum((2, x.shape[1]), len(x), lambda rows, sums: compiled.add_powers(x[rows], shift, sums))
+        offset, square = sums / len(x)
+        return (shift + offset).astype(x.dtype), (square - offset * offset).clip(0.0).astype(x.dtype)
+
+    def sum_products(self, a: Array, b: Array, center: Array, out: Array) -> Array:
+        compiled = self._compiled(a, b)
+        if compiled is None:
+            return super().sum_products(a, b, center, out)
+        out[...] = self._sum(
+            out.shape, len(a), lambda rows, sums: compiled.add_products(a[rows], b[rows], center, sums)
+        )
+        return out
+
+    def scale_shift(self, x: Array, scale: Array, shift: Array, out: Array) -> Array:
+        scale_shift = self._best(super().scale_shift, x, out)
+        self._team.split(len(x), lambda rows, _: scale_shift(x[rows], scale, shift, out[rows]))
+        return out
+
+    def combine(self, g: Array, a: Array, x: Array, b: Array, c: Array, out: Array) -> Array:
+        combine = self._best(super().combine, g, x, out)
+        self._team.split(len(g), lambda rows, _: combine(g[rows], a, x[rows], b, c, out[rows]))
+        return out
+
+    # Windows ---------------------------------------------------------------------------------------------------------
+
+    def patches(self, x: Array, windows: Windows, out: Array) -> Array:
+        self._best(super().patches, x, out)(x, windows, out)
+        return out
+
+    def fold(self, patches: Array, windows: Windows, out: Array) -> Array:
+        self._best(super().fold, patches, out)(patches, windows, out)
+        return out
+
+    def max_pool(self, x: Array, windows: Windows, out: Array, choice: Array) -> Array:
+        with self._team.working():
+            max_pool = self._best(super().max_pool, x, out)
+            self._team.split(len(x), lambda rows, _: max_pool(x[rows], windows, out[rows], choice[rows]))
+        return out
+
+    def unpool_max(self, grad: Array, choice: Array, windows: Windows, out: Array) -> Array:
+        with self._team.working():
+            unpool = self._best(super().unpool_max, grad, out)
+            self._team.split(len(grad), lambda rows, _: unpool(grad[rows], choice[rows], windows, out[rows]))
+        return out
+
+    def sum_pool(self, x: Array, windows: Windows, out: Array) -> Array:
+        plain = super().sum_pool
+        self._team.split(len(x), lambda rows, _: plain(x[rows], windows, out[rows]))
+        return out
+
+    def unpool_sum(self, grad: Array, windows: Windows, out: Array) -> Array:
+        plain = super().unpool_sum
+        self._team.split(len(grad), lambda rows, _: plain(grad[rows], windows, out[rows]))
+        return out
+
+    def depthwise(self, x: Array, weight: Array, windows: Windows, out: Array) -> Array:
+        plain = super().depthwise
+        self._team.split(len(x), lambda rows, _: plain(x[rows], weight, windows, out[rows]))
+        return out
+
+    def depthwise_input_grad(self, grad: Array, weight: Array, windows: Windows, out: Array) -> Array:
+        plain = super().depthwise_input_grad
+        self._team.split(len(grad), lambda rows, _: plain(grad[rows], weight, windows, out[rows]))
+        return out
+
+
+@functools.cache
+def kernels() -> ModuleType | None:
+    """The compiled loops; None without Numba, or where XPNET_FAST=0 in the environment turns them off."""
+    if os.environ.get("XPNET_FAST") == "0":
+        return None
+    try:
+        return importlib.import_module("xpnet.backends.cpu_kernels")
+    except Exception as error:  # not installed; or made for another NumPy, which Numba says in many ways
+        _log.info("no compiled loops, plain NumPy instead: %s", error)
+        return None
