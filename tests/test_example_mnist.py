@@ -83,8 +83,9 @@ def test_the_saved_model_predicts_as_the_trained_one(digits):
     loaded = xpnet.load(path, backend="cpu").predict(task.test.x)
     assert f"{(loaded.argmax(axis=1) == task.test.y).mean():.4f}" == f"{accuracy_of(done):.4f}"
 
-    model = example["build_mlp"]((8, 8), backend="cpu", seed=0, largest_pixel=16)
-    example["train"](model, *task.train, task.epochs, task.batch_size, task.learning_rate, verbose=0)
+    recipe = example["recipe_for"](task, "mlp")
+    model = recipe.build((8, 8), backend="cpu", seed=0, largest_pixel=16)
+    example["train"](model, *task.train, recipe, verbose=0)
     np.testing.assert_allclose(loaded, model.predict(task.test.x), rtol=1e-3, atol=1e-3)
 
 
@@ -103,6 +104,19 @@ def test_it_fails_below_the_target(tmp_path):
     assert done.returncode == 1
     assert re.fullmatch(r"mnist\.py: the test accuracy 0\.\d{4} is below the target of 0\.999\n", done.stderr)
     assert accuracy_of(done) < 0.999
+
+
+@pytest.mark.parametrize("model", ["cnn", "resnet"])
+def test_convolutional_networks_learn_the_bundled_digits_too(tmp_path, model):
+    done = run(tmp_path, "--model", model, "--epochs", 3)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert accuracy_of(done) >= 0.9
+
+
+def test_what_the_user_asks_for_goes_before_the_recipe():
+    example = runpy.run_path(str(EXAMPLE))
+    task, recipe_for = example["digits_task"](), example["recipe_for"]
+    assert recipe_for(task, "cnn", epochs=2, learning_rate=0.1)[1:4] == (2, example["DIGITS_BATCH_SIZE"], 0.1)
 
 
 def test_pictures(tmp_path):
@@ -143,7 +157,8 @@ def test_a_gpu_that_is_not_there_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--epochs", 0], ["--batch-size", -1], ["--learning-rate", "fast"], ["--model", "none"]]
+    "wrong",
+    [["--epochs", 0], ["--batch-size", -1], ["--learning-rate", "fast"], ["--model", "none"], ["--dataset", "none"]],
 )
 def test_arguments_that_cannot_work_are_refused(tmp_path, wrong):
     done = run(tmp_path, *wrong)
