@@ -1,1 +1,1 @@
-"""Programs that measure. Never timed tests: a time on a shared machine means nothing alone."""
+"""How fast xpnet is, beside its peers and beside the matrix products alone: `python -m benchmarks --help`."""

@@ -181,6 +181,13 @@ class Backend:
 
     # Windows over images (N, H, W, C): the formulas, with their shapes, are in sliding.py -----------------------------
 
+    def lay_out_patches(self, room: Array) -> Array:
+        """Room for patches, (N, rows, columns, kh, kw, channels), with its axes in the order that suits the device.
+
+        As a matrix, a row a window, it is a view: C-contiguous, or transposed.
+        """
+        return room
+
     def patches(self, x: Array, windows: Windows, out: Array) -> Array:
         return sliding.patches(x, windows, out)
 
@@ -235,14 +242,24 @@ class Backend:
 
         `first_row` is the global number of row 0, so that shards of one batch see the noise of the whole.
         """
+        by_row, by_column = self._halves_of_noise(key, rows, columns, first_row)
+        return _mix(self.xp, by_row[:, None] ^ by_column[None, :])
+
+    def dropout_mask(self, key: Sequence[int], rate: float, out: Array, first_row: int = 0) -> Array:
+        """out (rows, columns) = 0 with probability `rate`, where this noise is low, else 1 / (1 - rate)."""
+        out[...] = self.random_bits(key, *out.shape, first_row) >= int(rate * 2**32)
+        out *= 1.0 / (1.0 - rate)
+        return out
+
+    def _halves_of_noise(self, key: Sequence[int], rows: int, columns: int, first_row: int) -> tuple[Array, Array]:
+        """What each row and each column contribute to the noise."""
         xp = self.xp
         word = _host_key(key)
         row = xp.arange(first_row, first_row + rows, dtype=xp.uint64)
         # Both halves of the row number count: batches of more than 2**32 rows do not repeat.
         high = _mix(xp, (row >> 32).astype(xp.uint32) ^ word)
         by_row = _mix(xp, high ^ (row & _MASK32).astype(xp.uint32))
-        by_column = _mix(xp, xp.arange(columns, dtype=xp.uint32) ^ _mix_int(word ^ 0x9E3779B9))
-        return _mix(xp, by_row[:, None] ^ by_column[None, :])
+        return by_row, _mix(xp, xp.arange(columns, dtype=xp.uint32) ^ _mix_int(word ^ 0x9E3779B9))
 
 
 def _mix(xp: Any, h: Array) -> Array:

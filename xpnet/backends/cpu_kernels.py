@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import numpy
 from numba import njit
 
-F = TypeVar("F", bound=Callable[..., None])
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _compiled(function: F) -> F:
@@ -23,9 +23,6 @@ def patches(x: Any, windows: Any, out: Any) -> None:
     strides, dilation, before = windows.strides, windows.dilation, windows.before
     _, height, width, channels = x.shape
     images, rows, columns, kh, kw, _ = out.shape
-    if channels <= 4:
-        _patches_of_few_channels(x, strides, dilation, before, out)
-        return
     zero = out.dtype.type(0)
     for n in range(images):
         for i in range(rows):
@@ -43,33 +40,77 @@ def patches(x: Any, windows: Any, out: Any) -> None:
 
 
 @_compiled
-def _patches_of_few_channels(x: Any, strides: Any, dilation: Any, before: Any, out: Any) -> None:
-    """The same, faster where a pixel is so short that finding it is the work, and not copying it.
-
-    Each patch is gathered from a small image with a border of zeros, from the same distances as the first patch.
-    """
-    images, height, width, channels = x.shape
-    _, rows, columns, kh, kw, _ = out.shape
-    high = max((rows - 1) * strides[0] + (kh - 1) * dilation[0] + 1, before[0] + height)
-    wide = max((columns - 1) * strides[1] + (kw - 1) * dilation[1] + 1, before[1] + width) * channels
-    bordered = numpy.zeros(high * wide, x.dtype)
-    size = kh * kw * channels
-    distances = numpy.empty(size, numpy.int64)
+def patches_by_cell(x: Any, windows: Any, out: Any) -> None:
+    """x (N, H, W, C) → out (kh, kw, C, N, rows, columns): patches, with all windows' pixels under one cell in a row."""
+    strides, dilation, before = windows.strides, windows.dilation, windows.before
+    _, height, width, channels = x.shape
+    kh, kw, _, images, rows, columns = out.shape
+    pixels, flat = x.reshape(-1), out.reshape(-1)
+    zero, step = out.dtype.type(0), strides[1] * channels
+    start = 0
     for a in range(kh):
         for b in range(kw):
+            shift = b * dilation[1] - before[1]
+            first, end = _on_image(shift, strides[1], width, columns)
             for c in range(channels):
-                distances[(a * kw + b) * channels + c] = a * dilation[0] * wide + b * dilation[1] * channels + c
-    pixels, flat = x.reshape(-1), out.reshape(-1)
-    for n in range(images):
-        for h in range(height):
-            start, source = (h + before[0]) * wide + before[1] * channels, (n * height + h) * width * channels
-            bordered[start : start + width * channels] = pixels[source : source + width * channels]
-        for i in range(rows):
-            for j in range(columns):
-                corner = i * strides[0] * wide + j * strides[1] * channels
-                patch = ((n * rows + i) * columns + j) * size
-                for k in range(size):
-                    flat[patch + k] = bordered[corner + distances[k]]
+                for n in range(images):
+                    for i in range(rows):
+                        row = flat[start : start + columns]
+                        start += columns
+                        h = i * strides[0] + a * dilation[0] - before[0]
+                        if h < 0 or h >= height:
+                            for j in range(columns):
+                                row[j] = zero
+                            continue
+                        for j in range(first):
+                            row[j] = zero
+                        for j in range(end, columns):
+                            row[j] = zero
+                        source = pixels[((n * height + h) * width + first * strides[1] + shift) * channels + c :]
+                        inside = row[first:end]
+                        if step == 1:  # so that the compiler copies runs
+                            for j in range(inside.size):
+                                inside[j] = source[j]
+                        else:
+                            for j in range(inside.size):
+                                inside[j] = source[j * step]
+
+
+@_compiled
+def fold_by_cell(patches: Any, windows: Any, out: Any) -> None:
+    """patches (kh, kw, C, N, rows, columns) → out (N, H, W, C): fold, of patches by cell."""
+    strides, dilation, before = windows.strides, windows.dilation, windows.before
+    _, height, width, channels = out.shape
+    kh, kw, _, images, rows, columns = patches.shape
+    pixels, flat = out.reshape(-1), patches.reshape(-1)
+    pixels[:] = out.dtype.type(0)
+    step = strides[1] * channels
+    start = 0
+    for a in range(kh):
+        for b in range(kw):
+            shift = b * dilation[1] - before[1]
+            first, end = _on_image(shift, strides[1], width, columns)
+            for c in range(channels):
+                for n in range(images):
+                    for i in range(rows):
+                        inside = flat[start + first : start + end]
+                        start += columns
+                        h = i * strides[0] + a * dilation[0] - before[0]
+                        if 0 <= h < height:
+                            target = pixels[((n * height + h) * width + first * strides[1] + shift) * channels + c :]
+                            if step == 1:
+                                for j in range(inside.size):
+                                    target[j] += inside[j]
+                            else:
+                                for j in range(inside.size):
+                                    target[j * step] += inside[j]
+
+
+@_compiled
+def _on_image(shift: int, stride: int, size: int, windows: int) -> tuple[int, int]:
+    """The windows, from the first to before the last, whose cell at pixel window · stride + shift lies on the image."""
+    first = max(0, -(shift // stride))
+    return min(first, windows), max(min(first, windows), min(windows, (size - 1 - shift) // stride + 1))
 
 
 @_compiled
@@ -188,6 +229,20 @@ def relu_grad(grad: Any, y: Any, out: Any) -> None:
     for i in range(grads.size):
         value, after = grads[i], ys[i]
         outs[i] = value if after != zero else zero
+
+
+@_compiled
+def dropout_mask(by_row: Any, by_column: Any, least: Any, kept: Any, out: Any) -> None:
+    """out (rows, columns) = kept where the noise is at least `least`, else 0; the hash is that of base.py."""
+    rows, columns = out.shape
+    zero = out.dtype.type(0)
+    for i in range(rows):
+        for j in range(columns):
+            h = by_row[i] ^ by_column[j]
+            h = numpy.uint32((h ^ (h >> numpy.uint32(16))) * numpy.uint32(0x7FEB352D))
+            h = numpy.uint32((h ^ (h >> numpy.uint32(15))) * numpy.uint32(0x846CA68B))
+            h ^= h >> numpy.uint32(16)
+            out[i, j] = kept if h >= least else zero
 
 
 @_compiled

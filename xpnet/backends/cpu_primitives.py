@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 _SPLIT_PRODUCT = 2**20  # multiplications from which on a product is worth the meeting of threads
 _MANY_ROWS = 4096
+_FEW_CHANNELS = 3
 
 
 class ThreadedPrimitives(Backend):
@@ -119,6 +120,17 @@ class ThreadedPrimitives(Backend):
         self._team.split(len(grad), lambda rows, _: relu_grad(grad[rows], y[rows], out[rows]))
         return out
 
+    def dropout_mask(self, key: Sequence[int], rate: float, out: Array, first_row: int = 0) -> Array:
+        compiled = self._compiled(out)
+        if compiled is None:
+            return super().dropout_mask(key, rate, out, first_row)
+        by_row, by_column = self._halves_of_noise(key, *out.shape, first_row)
+        least, kept = numpy.uint32(int(rate * 2**32)), out.dtype.type(1.0 / (1.0 - rate))
+        self._team.split(
+            len(out), lambda rows, _: compiled.dropout_mask(by_row[rows], by_column, least, kept, out[rows])
+        )
+        return out
+
     # Columns of a matrix ---------------------------------------------------------------------------------------------
 
     def moments(self, x: Array) -> tuple[Array, Array]:
@@ -151,12 +163,27 @@ class ThreadedPrimitives(Backend):
 
     # Windows ---------------------------------------------------------------------------------------------------------
 
+    def lay_out_patches(self, room: Array) -> Array:
+        # Of few channels, the pixels under one cell of all windows make longer runs than those of one window.
+        if room.shape[-1] > _FEW_CHANNELS:
+            return room
+        images, rows, columns, kh, kw, channels = room.shape
+        return room.reshape(kh, kw, channels, images, rows, columns).transpose(3, 4, 5, 0, 1, 2)
+
     def patches(self, x: Array, windows: Windows, out: Array) -> Array:
-        self._best(super().patches, x, out)(x, windows, out)
+        by_cell = out.transpose(3, 4, 5, 0, 1, 2)
+        if (compiled := self._compiled(x, by_cell)) is not None:
+            compiled.patches_by_cell(x, windows, by_cell)
+        else:
+            self._best(super().patches, x, out)(x, windows, out)
         return out
 
     def fold(self, patches: Array, windows: Windows, out: Array) -> Array:
-        self._best(super().fold, patches, out)(patches, windows, out)
+        by_cell = patches.transpose(3, 4, 5, 0, 1, 2)
+        if (compiled := self._compiled(by_cell, out)) is not None:
+            compiled.fold_by_cell(by_cell, windows, out)
+        else:
+            self._best(super().fold, patches, out)(patches, windows, out)
         return out
 
     def max_pool(self, x: Array, windows: Windows, out: Array, choice: Array) -> Array:

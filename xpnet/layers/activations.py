@@ -80,6 +80,8 @@ class Tanh(Layer):
 class ReLU(Layer):
     """y = max(x, 0)."""
 
+    keeps_largest = True
+
     def forward(self, x: Array) -> Array:
         work = self.work
         work.y = self.backend.relu(x, out=work.buffer("y", x.shape))

@@ -100,6 +100,10 @@ class Layer(Configured):
     #: Whether it works on parts of a batch side by side, so that the BLAS of the CPU has to leave the cores to them.
     works_in_shards: ClassVar[bool] = False
 
+    #: Whether max(f(a), f(b)) is f(max(a, b)), gradients included; and whether it picks the largest of some inputs.
+    keeps_largest: ClassVar[bool] = False
+    picks_largest: ClassVar[bool] = False
+
     #: Whether the outputs are probabilities, which a loss on logits would take for logits.
     gives_probabilities: ClassVar[bool] = False
 
@@ -191,10 +195,13 @@ class Layer(Configured):
 
     def random_bits(self, x: Array) -> Array:
         """Uniform uint32 noise in x's shape from (seed, layer, step, element): the same on every device and shard."""
-        context = self.context
-        key = (context.seed, zlib.crc32(self.path.encode()), context.step)
         columns = math.prod(x.shape[1:])
-        return self.backend.random_bits(key, len(x), columns, context.first_row).reshape(x.shape)
+        return self.backend.random_bits(self.noise_key, len(x), columns, self.context.first_row).reshape(x.shape)
+
+    @property
+    def noise_key(self) -> tuple[int, int, int]:
+        """(seed, layer, step): what the noise of this step is a function of, beside row and column."""
+        return self.context.seed, zlib.crc32(self.path.encode()), self.context.step
 
     def refuse(self, expected: str, got: Any, hint: str = "") -> ShapeError:
         """The error for an input that this layer cannot take."""

@@ -1,5 +1,6 @@
 """Layers made of layers."""
 
+import functools
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -37,7 +38,7 @@ class Sequential(Layer):
         return shape
 
     def forward(self, x: Array) -> Array:
-        for layer in self.layers:
+        for layer in self._walk:
             x = layer.forward(x)
         return x
 
@@ -50,8 +51,8 @@ class Sequential(Layer):
         grad: Array | None = grad_y
         learns = self._first_with_parameters()
         first = 0 if self.wants_input_grad else learns
-        for i in range(len(self.layers) - 1, first - 1, -1):
-            layer = self.layers[i]
+        for i in range(len(self._walk) - 1, first - 1, -1):
+            layer = self._walk[i]
             layer.wants_input_grad = self.wants_input_grad or i > first
             grad = layer.backward(grad)
             if grad is None and i == learns:
@@ -97,8 +98,20 @@ class Sequential(Layer):
         if first is not None:
             first.check_inputs(x, name)
 
+    @functools.cached_property
+    def _walk(self) -> list[Layer]:
+        """The layers in the order of work: a MaxPool2D goes before the ReLU that it follows, which then has less to do.
+
+        It is the same function: max(relu(a), relu(b)) = relu(max(a, b)), and gradients pass to the same pixels.
+        """
+        walk = list(self.layers)
+        for i in range(1, len(walk)):
+            if walk[i].picks_largest and walk[i - 1].keeps_largest:
+                walk[i - 1], walk[i] = walk[i], walk[i - 1]
+        return walk
+
     def _first_with_parameters(self) -> int:
-        return next((i for i, layer in enumerate(self.layers) if layer.parameters), len(self.layers))
+        return next((i for i, layer in enumerate(self._walk) if layer.parameters), len(self._walk))
 
     @property
     def accepts_integers(self) -> bool | None:  # type: ignore[override]

@@ -71,10 +71,10 @@ class Convolution(Layer):
         self.backend.in_chunks(images, cells * self.patch_channels * self.context.dtype.itemsize, work)
 
     def room_for_patches(self, rows: slice, shard: int) -> Array:
-        """(images, rows, columns, kh, kw, channels) of one group."""
+        """(images, rows, columns, kh, kw, channels) of one group, as it suits the device."""
         windows = self.windows
         shape = (rows.stop - rows.start, *windows.grid, *windows.kernel, self.patch_channels)
-        return self.context.scratch("patches", shape, shard)
+        return self.backend.lay_out_patches(self.context.scratch("patches", shape, shard))
 
     def blocks(self, channels: int) -> Iterator[tuple[slice, slice]]:
         """The channels of the input and the filters that belong together, group by group."""

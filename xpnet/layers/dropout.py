@@ -24,8 +24,8 @@ class Dropout(Layer):
             work.mask = None
             return x
         work.mask = work.buffer("mask", x.shape)
-        work.mask[...] = self.random_bits(x) >= int(self.rate * 2**32)
-        work.mask *= 1.0 / (1.0 - self.rate)
+        by_row = work.mask.reshape(len(x), -1)
+        self.backend.dropout_mask(self.noise_key, self.rate, out=by_row, first_row=self.context.first_row)
         return self.xp.multiply(x, work.mask, out=work.buffer("y", x.shape))
 
     def backward(self, grad_y: Array) -> Array:

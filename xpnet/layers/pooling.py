@@ -36,6 +36,8 @@ class MaxPool2D(_Pooling):
     number, as Conv2D's; what lies off the image never wins.
     """
 
+    picks_largest = True
+
     def forward(self, x: Array) -> Array:
         work, backend = self.work, self.backend
         y = work.buffer("y", (len(x), *self.output_shape))

@@ -1,0 +1,103 @@
+"""What is measured. Each measure yields a row as soon as it stands."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from benchmarks.nets import NETS, Net
+from benchmarks.peers import can
+from benchmarks.rounds import Figure, environment, interleaved, workers
+
+
+class Plan(NamedTuple):
+    device: str
+    threads: list[int]
+    names: list[str]
+    nets: list[str]
+    batches: list[int]
+    rounds: int
+
+
+class Row(NamedTuple):
+    """The figures of all peers in one situation: seconds, or bytes of memory."""
+
+    measure: str
+    situation: str
+    figures: dict[str, Figure]
+
+
+def _peers(plan: Plan, net: Net) -> list[str]:
+    images = len(net.input_shape) == 3
+    return [name for name in plan.names if can(name, net) and (images or name != "torch-channels-last")]
+
+
+def _situations(plan: Plan, batches: list[int]) -> Iterator[tuple[str, int, int, str]]:
+    for net in plan.nets:
+        for threads in plan.threads:
+            for batch in batches:
+                where = plan.device if plan.device != "cpu" else f"{threads} thread{'s' * (threads > 1)}"
+                yield net, threads, batch, f"{net}, {where}, batch {batch}"
+
+
+def step(plan: Plan) -> Iterator[Row]:
+    """A training step: ms, and how many times as long xpnet takes as each of the others."""
+    for net, threads, batch, situation in _situations(plan, plan.batches):
+        with workers(_peers(plan, NETS[net]), net, batch, plan.device, threads) as team:
+            yield Row("step", situation, interleaved(team, "step", plan.rounds))
+
+
+def epoch(plan: Plan) -> Iterator[Row]:
+    """An epoch of 60 000 samples from end to end, beside so many of xpnet's steps; and the most memory it took."""
+    for net, threads, batch, situation in _situations(plan, [128]):
+        names = [name for name in _peers(plan, NETS[net]) if name != "floor"]
+        rounds = max(3, plan.rounds // 3) if len(NETS[net].input_shape) == 1 else 3
+        with workers(names, net, batch, plan.device, threads) as team:
+            figures, steps = {name: Figure([]) for name in names}, Figure([])
+            count = max(1, round(1.0 / team[0].ask("step 5")))
+            team[0].ask("epoch")  # not counted
+            for _ in range(rounds):
+                # Steps before and after the epoch, so that a machine that grows slower grows slower for both.
+                before = team[0].ask(f"step {count}")
+                for worker in team:
+                    figures[worker.name].values.append(worker.ask("epoch"))
+                    if worker is team[0]:
+                        steps.values.append((before + worker.ask(f"step {count}")) / 2 * 60_000 / batch)
+            yield Row("epoch", situation, {**figures, "xpnet's steps": steps})
+            yield Row("memory", situation, {worker.name: Figure([worker.ask("memory")]) for worker in team})
+
+
+def inference(plan: Plan) -> Iterator[Row]:
+    """A call of predict, from host array to host array, of 1 sample and of 1024."""
+    for net, threads, batch, situation in _situations(plan, [1, 1024]):
+        names = [name for name in _peers(plan, NETS[net]) if name != "floor"]
+        with workers(names, net, batch, plan.device, threads) as team:
+            yield Row("inference", situation, interleaved(team, "predict", plan.rounds))
+
+
+_IMPORTS = {"xpnet": "import numpy, xpnet", "numpy": "import numpy"}
+_OTHER_IMPORTS = {"torch": "import torch", "jax": "import jax", "sklearn": "from sklearn import neural_network"}
+_CLOCK = "import time; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
+
+
+def imports(plan: Plan) -> Iterator[Row]:
+    """Importing the library, in a fresh process each time."""
+    statements = _IMPORTS | {name: text for name, text in _OTHER_IMPORTS.items() if name in plan.names}
+    values: dict[str, list[float]] = {name: [] for name in statements}
+    for i in range(plan.rounds + 1):
+        for name, text in statements.items():
+            done = subprocess.run(
+                [sys.executable, "-c", _CLOCK.format(text)], capture_output=True, text=True, check=True,
+                env=environment("xpnet", max(plan.threads))
+            )  # fmt: skip
+            if i:  # the first round warms the file cache
+                values[name].append(float(done.stdout))
+    yield Row("imports", "a fresh process", {name: Figure(seconds) for name, seconds in values.items()})
+
+
+MEASURES: dict[str, Callable[[Plan], Iterator[Row]]] = {
+    "step": step,
+    "epoch": epoch,
+    "inference": inference,
+    "imports": imports,
+}

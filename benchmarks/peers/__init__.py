@@ -1,0 +1,54 @@
+"""The libraries that are compared: a file each, imported only in the process that measures it."""
+
+import importlib
+from typing import Any, NamedTuple, Protocol
+
+from benchmarks.nets import Net
+
+
+class Peer(Protocol):
+    """One library, with one net at one batch size. `make(net, batch, device)` in its module makes it."""
+
+    def step(self) -> None:
+        """One training step on a batch that lies in memory: forward, loss, backward, update."""
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+
+    def epoch(self, x: Any, y: Any) -> None:
+        """Train once through host arrays, shuffled, and learn the mean loss and the accuracy."""
+
+    def predict(self, x: Any) -> Any:
+        """Outputs for a host array, as a host array."""
+
+
+class Kind(NamedTuple):
+    """How a peer is started: the module under benchmarks.peers, an option of its `make`, environment variables."""
+
+    module: str
+    option: str = ""
+    environment: dict[str, str] = {}  # noqa: RUF012  # never written to
+    only_dense: bool = False
+
+
+KINDS = {
+    "xpnet": Kind("own"),
+    "xpnet-plain": Kind("own", environment={"XPNET_FAST": "0"}),  # without the extra `fast`
+    "floor": Kind("floor"),  # the matrix products of the net and nothing else
+    "torch": Kind("pytorch"),
+    "torch-channels-last": Kind("pytorch", "channels-last"),
+    "torch-compile": Kind("pytorch", "compile"),
+    "jax": Kind("jax_"),
+    "sklearn": Kind("sklearn_", only_dense=True),
+}
+
+
+def can(name: str, net: Net) -> bool:
+    """Whether this peer has all the net's layers."""
+    return not KINDS[name].only_dense or all(layer[0] in ("dense", "relu") for layer in net.layers)
+
+
+def start(name: str, net: Net, batch: int, device: str) -> Peer:
+    kind = KINDS[name]
+    peer: Peer = importlib.import_module(f"benchmarks.peers.{kind.module}").make(net, batch, device, kind.option)
+    return peer

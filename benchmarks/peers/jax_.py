@@ -1,0 +1,117 @@
+"""JAX: the whole step jitted, weights and optimiser state donated."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from benchmarks.nets import RATES, Net, shapes
+from benchmarks.samples import batch_of
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+
+class Jax:
+    def __init__(self, net: Net, batch: int, device: str) -> None:
+        self.device = jax.devices("gpu" if device.startswith("gpu") else "cpu")[0]
+        self.net, self.batch = net, batch
+        with jax.default_device(self.device):
+            parameters = _parameters(net, jax.random.key(0))
+            moments = jax.tree.map(jnp.zeros_like, (parameters, parameters)) if net.optimizer == "adam" else ()
+            self.state = (parameters, moments, jnp.zeros((), jnp.int32))
+            x, y = batch_of(net, batch)
+            self.x, self.y = jnp.asarray(x), jnp.asarray(y)
+        self._step = jax.jit(partial(_step, net), donate_argnums=0)
+        self._step_of_rows = jax.jit(partial(_step_of_rows, net), donate_argnums=(0, 1))
+        self._outputs = jax.jit(partial(_outputs, net))
+
+    def step(self) -> None:
+        self.state, self._loss = self._step(self.state, self.x, self.y)[:2]
+
+    def synchronize(self) -> None:
+        jax.block_until_ready(self.state)
+
+    def epoch(self, x, y) -> None:
+        x, y = jnp.asarray(x), jnp.asarray(y)
+        order = jax.random.permutation(jax.random.key(1), len(x))
+        figures = (jnp.zeros(()), jnp.zeros((), jnp.int32))
+        for start in range(0, len(x), self.batch):
+            self.state, figures = self._step_of_rows(self.state, figures, x, y, order[start : start + self.batch])
+        float(figures[0]), int(figures[1])
+
+    def predict(self, x):
+        return jax.device_get(self._outputs(self.state[0], jnp.asarray(x), None))
+
+
+def _parameters(net: Net, key) -> list:
+    made = []
+    for layer, before, _ in shapes(net):
+        match layer:
+            case ("conv", filters, kernel, _):
+                shape = (kernel, kernel, before[-1], filters)
+            case ("dense", units):
+                shape = (before[0], units)
+            case _:
+                made.append(())
+                continue
+        key, new = jax.random.split(key)
+        fan_in = 1
+        for size in shape[:-1]:
+            fan_in *= size
+        made.append((jax.random.normal(new, shape) * (2.0 / fan_in) ** 0.5, jnp.zeros(shape[-1])))
+    return made
+
+
+def _outputs(net: Net, parameters: list, x, key):
+    for i, (layer, own) in enumerate(zip(net.layers, parameters, strict=True)):
+        match layer:
+            case ("conv", _, _, padding):
+                dimensions = ("NHWC", "HWIO", "NHWC")
+                x = lax.conv_general_dilated(x, own[0], (1, 1), padding.upper(), dimension_numbers=dimensions) + own[1]
+            case ("dense", _):
+                x = x @ own[0] + own[1]
+            case ("dropout", rate) if key is not None:
+                kept = jax.random.bernoulli(jax.random.fold_in(key, i), 1.0 - rate, x.shape)
+                x = jnp.where(kept, x / (1.0 - rate), 0.0)
+            case ("flatten",):
+                x = x.reshape(len(x), -1)
+            case ("pool", size):
+                window = (1, size, size, 1)
+                x = lax.reduce_window(x, -jnp.inf, lax.max, window, window, "VALID")
+            case ("relu",):
+                x = jnp.maximum(x, 0.0)
+    return x
+
+
+def _step(net: Net, state, x, y):
+    parameters, moments, count = state
+
+    def loss_of(parameters):
+        outputs = _outputs(net, parameters, x, jax.random.fold_in(jax.random.key(2), count))
+        losses = -jnp.take_along_axis(jax.nn.log_softmax(outputs), y[:, None], axis=1)
+        return losses.mean(), outputs
+
+    (loss, outputs), grads = jax.value_and_grad(loss_of, has_aux=True)(parameters)
+    count, rate = count + 1, RATES[net.optimizer]
+    if net.optimizer == "sgd":
+        parameters = jax.tree.map(lambda w, g: w - rate * g, parameters, grads)
+    else:
+        means = jax.tree.map(lambda m, g: BETA1 * m + (1 - BETA1) * g, moments[0], grads)
+        squares = jax.tree.map(lambda s, g: BETA2 * s + (1 - BETA2) * g * g, moments[1], grads)
+        up = 1 / (1 - BETA1**count), 1 / (1 - BETA2**count)
+        parameters = jax.tree.map(
+            lambda w, m, s: w - rate * m * up[0] / (jnp.sqrt(s * up[1]) + EPSILON), parameters, means, squares
+        )
+        moments = (means, squares)
+    return (parameters, moments, count), loss, outputs
+
+
+def _step_of_rows(net: Net, state, figures, x, y, rows):
+    targets = y[rows]
+    state, loss, outputs = _step(net, state, x[rows], targets)
+    return state, (figures[0] + loss * len(rows), figures[1] + (outputs.argmax(1) == targets).sum())
+
+
+def make(net: Net, batch: int, device: str, option: str) -> Jax:
+    return Jax(net, batch, device)

@@ -1,0 +1,80 @@
+"""PyTorch: eager, eager with channels last, or compiled; fused optimiser, data in memory."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from benchmarks.nets import RATES, Net, shapes
+from benchmarks.samples import batch_of
+
+
+class PyTorch:
+    def __init__(self, net: Net, batch: int, device: str, option: str) -> None:
+        torch.manual_seed(0)
+        self.device, self.batch = torch.device("cuda" if device.startswith("gpu") else "cpu"), batch
+        self.images = len(net.input_shape) == 3
+        last = self.images and option == "channels-last"
+        self.layout = torch.channels_last if last else torch.contiguous_format
+        self.model = nn.Sequential(*_layers(net)).to(self.device, memory_format=self.layout)
+        kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[net.optimizer]
+        self.optimizer = kind(self.model.parameters(), lr=RATES[net.optimizer], fused=True)
+        self.run = torch.compile(self.model) if option == "compile" else self.model
+        x, y = batch_of(net, batch)
+        self.x, self.y = self.tensor(x), torch.from_numpy(y).to(self.device)
+
+    def tensor(self, x) -> torch.Tensor:
+        tensor = torch.from_numpy(x).to(self.device)
+        return tensor.permute(0, 3, 1, 2).contiguous(memory_format=self.layout) if self.images else tensor
+
+    def step(self) -> None:
+        self._train(self.x, self.y)
+
+    def _train(self, x, y) -> tuple[torch.Tensor, torch.Tensor]:
+        self.optimizer.zero_grad(set_to_none=True)
+        outputs = self.run(x)
+        loss = functional.cross_entropy(outputs, y)
+        loss.backward()
+        self.optimizer.step()
+        return loss, outputs
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def epoch(self, x, y) -> None:
+        x, y = self.tensor(x), torch.from_numpy(y).to(self.device)
+        hits, total = torch.zeros((), dtype=torch.int64, device=self.device), torch.zeros((), device=self.device)
+        for rows in torch.randperm(len(x), device=self.device).split(self.batch):
+            targets = y[rows]
+            loss, outputs = self._train(x[rows], targets)
+            with torch.no_grad():
+                total += loss * len(rows)
+                hits += (outputs.argmax(1) == targets).sum()
+        total.item(), hits.item()
+
+    def predict(self, x):
+        with torch.inference_mode():
+            return self.run(self.tensor(x)).cpu().numpy()
+
+
+def _layers(net: Net) -> list[nn.Module]:
+    made: list[nn.Module] = []
+    for layer, before, _ in shapes(net):
+        match layer:
+            case ("conv", filters, kernel, padding):
+                made.append(nn.Conv2d(before[-1], filters, kernel, padding=padding))
+            case ("dense", units):
+                made.append(nn.Linear(before[0], units))
+            case ("dropout", rate):
+                made.append(nn.Dropout(rate))
+            case ("flatten",):
+                made.append(nn.Flatten())
+            case ("pool", size):
+                made.append(nn.MaxPool2d(size))
+            case ("relu",):
+                made.append(nn.ReLU())
+    return made
+
+
+def make(net: Net, batch: int, device: str, option: str) -> PyTorch:
+    return PyTorch(net, batch, device, option)

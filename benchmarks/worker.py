@@ -1,0 +1,53 @@
+"""One fresh process of one peer: it reads a line, does what it says, and prints the seconds that took.
+
+    python -m benchmarks.worker xpnet mlp 128 cpu
+
+`step N` and `predict N`: the mean of N training steps, or of N calls of predict on a batch.  `epoch`: one pass through
+60 000 made-up samples, after a first one that is not counted.  `memory`: the most that the process has had, in bytes.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+from benchmarks.nets import NETS
+from benchmarks.peers import start
+from benchmarks.samples import batch_of
+
+EPOCH = 60_000
+
+
+def main(name: str, net_name: str, batch: str, device: str) -> None:
+    net, size = NETS[net_name], int(batch)
+    peer = start(name, net, size, device)
+    epochs = None
+    print("ready", flush=True)
+    for line in sys.stdin:
+        what, *count = line.split()
+        if what == "memory":
+            result = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        elif what == "epoch":
+            if epochs is None:
+                epochs = batch_of(net, EPOCH)
+                peer.epoch(*epochs)
+            result = seconds(lambda: peer.epoch(*epochs), 1, peer.synchronize)
+        elif what == "predict":
+            x = batch_of(net, size)[0]
+            result = seconds(lambda: peer.predict(x), int(count[0]), peer.synchronize)
+        else:
+            result = seconds(peer.step, int(count[0]), peer.synchronize)
+        print(result, flush=True)
+
+
+def seconds(work: Callable[[], object], count: int, synchronize: Callable[[], None]) -> float:
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(count):
+        work()
+    synchronize()
+    return (time.perf_counter() - start) / count
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
