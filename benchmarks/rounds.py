@@ -1,7 +1,7 @@
 """Peers measured in turn, each in a fresh process of its own, round after round.
 
-Between two turns all of them sleep, and so do their threads: an idle pool that still spins would have a core. A ratio is
-that of two turns of one round, and the figure is the median over the rounds: so it holds where the machine's speed
+Between two turns all of them sleep, and so do their threads: an idle pool that still spins would have a core. A ratio
+is that of two turns of one round, and the figure is the median over the rounds: so it holds where the machine's speed
 drifts, as the seconds do not.
 """
 

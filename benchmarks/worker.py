@@ -21,30 +21,30 @@ EPOCH = 60_000
 def main(name: str, net_name: str, batch: str, device: str) -> None:
     net, size = NETS[net_name], int(batch)
     peer = start(name, net, size, device)
-    epochs = None
+    x, (all_x, all_y) = batch_of(net, size)[0], (None, None)
     print("ready", flush=True)
     for line in sys.stdin:
         what, *count = line.split()
         if what == "memory":
             result = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         elif what == "epoch":
-            if epochs is None:
-                epochs = batch_of(net, EPOCH)
-                peer.epoch(*epochs)
-            result = seconds(lambda: peer.epoch(*epochs), 1, peer.synchronize)
+            if all_x is None:
+                all_x, all_y = batch_of(net, EPOCH)
+                peer.epoch(all_x, all_y)
+            result = seconds(peer.epoch, (all_x, all_y), 1, peer.synchronize)
         elif what == "predict":
-            x = batch_of(net, size)[0]
-            result = seconds(lambda: peer.predict(x), int(count[0]), peer.synchronize)
+            result = seconds(peer.predict, (x,), int(count[0]), peer.synchronize)
         else:
-            result = seconds(peer.step, int(count[0]), peer.synchronize)
+            result = seconds(peer.step, (), int(count[0]), peer.synchronize)
         print(result, flush=True)
 
 
-def seconds(work: Callable[[], object], count: int, synchronize: Callable[[], None]) -> float:
+def seconds(work: Callable[..., object], arguments: tuple, count: int, synchronize: Callable[[], None]) -> float:
+    """The mean of so many calls."""
     synchronize()
     start = time.perf_counter()
     for _ in range(count):
-        work()
+        work(*arguments)
     synchronize()
     return (time.perf_counter() - start) / count
 

@@ -408,7 +408,7 @@ def formulas_only():
 def test_the_compiled_loops_agree_with_the_formulas(rng, name):
     layer = made(name, "cpu")
     x, grad_y = samples(rng, layer)
-    with layer.context.backend.own_threads():  # as in a model
+    with layer.context.backend.working():  # as in a model
         compiled = both_ways(layer, x, grad_y)
         with formulas_only():
             alike(compiled, both_ways(layer, x, grad_y))

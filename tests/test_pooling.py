@@ -317,7 +317,7 @@ def test_a_bound_on_the_workspace_changes_nothing(backend, rng, name, monkeypatc
 def test_the_compiled_loops_agree_with_the_formulas_and_threads_with_one(rng, name):
     layer = made(name, "cpu")
     x, grad_y = samples(rng, layer, 5)
-    at_work = layer.context.backend.own_threads  # as in a model
+    at_work = layer.context.backend.working  # as in a model
     with threadpoolctl.threadpool_limits(1, user_api="blas"), at_work():
         wanted = both_ways(layer, x, grad_y)
     with threadpoolctl.threadpool_limits(3, user_api="blas"), at_work():

@@ -37,8 +37,10 @@ class Loss(Configured):
     def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
         """∂ℓ_i/∂outputs_i, in the outputs' shape; a fresh array."""
 
-    def samples_and_gradient(self, backend: Backend, outputs: Array, targets: Array) -> tuple[Array, Array]:
-        """Both, where they share work."""
+    def samples_and_gradient(
+        self, backend: Backend, outputs: Array, targets: Array, out: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Both, where they share work. `out` is room for the gradient, for a loss that makes use of it."""
         return self.samples(backend, outputs, targets), self.gradient(backend, outputs, targets)
 
     def check_targets(self, backend: Backend, targets: Array, output_shape: tuple[int, ...]) -> Array:
@@ -218,9 +220,15 @@ class SoftmaxCrossEntropy(_OnLogits):
         grad -= self._rows(backend, outputs, targets)
         return grad
 
-    def samples_and_gradient(self, backend: Backend, outputs: Array, targets: Array) -> tuple[Array, Array]:
+    def samples_and_gradient(
+        self, backend: Backend, outputs: Array, targets: Array, out: Array | None = None
+    ) -> tuple[Array, Array]:
         xp = backend.xp
-        rows, grad = self._rows(backend, outputs, targets), backend.log_softmax(outputs)
+        grad = xp.empty_like(outputs) if out is None else out
+        if targets.ndim == 1:
+            losses = xp.empty(len(outputs), dtype=outputs.dtype)
+            return backend.cross_entropy(outputs, targets, self.label_smoothing, losses, grad)
+        rows, grad = self._rows(backend, outputs, targets), backend.log_softmax(outputs, out=grad)
         losses = self._cross(xp, rows, grad)
         xp.exp(grad, out=grad)
         grad -= rows

@@ -61,6 +61,11 @@ class Optimizer(Configured):
         All are pieces of flat vectors of one length; t is scratch.
         """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "update" in cls.__dict__ and "fused" not in cls.__dict__:
+            cls.fused = Optimizer.fused  # type: ignore[method-assign]  # the inherited one is not this `update`
+
     def __init__(self, learning_rate: Rate, weight_decay: float, clip_norm: float | None) -> None:
         name = type(self).__name__
         if isinstance(learning_rate, type) or not (callable(learning_rate) or _at_least_0(learning_rate)):
@@ -86,10 +91,18 @@ class Optimizer(Configured):
             for run in store.runs(lambda p: p.trainable and p.decay):
                 self.decay(store.values[run], store.grads[run], rate)
         state.step += 1
+        name, numbers = self.fused(rate, state.step)
+        vectors = [store.values, store.grads, *state.slots.values()]
+        if name and backend.fused_update(name, trained, vectors, numbers):
+            return
         for piece in _pieces(trained, backend.chunk_elements):
             slots = [slot[piece] for slot in state.slots.values()]
             t = state.scratch[: piece.stop - piece.start]
             self.update(xp, store.values[piece], store.grads[piece], slots, t, rate, state.step)
+
+    def fused(self, rate: float, k: int) -> tuple[str, tuple[float, ...]]:
+        """What a device may have fused that is the same as `update`: its name, or "", and the numbers that it takes."""
+        return "", ()
 
     def decay(self, w: Array, g: Array, rate: float) -> None:
         """L2 decay: the gradient of ½ weight_decay Σw²."""
@@ -131,6 +144,9 @@ class SGD(Optimizer):
                 direction = xp.add(t, g, out=t)
         xp.multiply(direction, rate, out=t)
         w -= t
+
+    def fused(self, rate: float, k: int) -> tuple[str, tuple[float, ...]]:
+        return ("momentum", (rate, self.momentum, float(self.nesterov))) if self.momentum else ("sgd", (rate,))
 
 
 class Adagrad(Optimizer):
@@ -205,9 +221,16 @@ class Adam(Optimizer):
         t *= 1.0 - self.beta1
         m += t
         _average_square(xp, s, g, t, self.beta2)
-        # m̂ / (√ŝ + ε) with both corrections drawn out of the elementwise work.
+        _scaled_step(xp, w, m, s, t, *self._corrected(rate, k))
+
+    def fused(self, rate: float, k: int) -> tuple[str, tuple[float, ...]]:
+        rate, epsilon = self._corrected(rate, k)
+        return "adam", (rate, self.beta1, self.beta2, epsilon)
+
+    def _corrected(self, rate: float, k: int) -> tuple[float, float]:
+        """Rate and ε with which m / (√s + ε) is m̂ / (√ŝ + ε): both corrections, out of the elementwise work."""
         correction = math.sqrt(1.0 - self.beta2**k)
-        _scaled_step(xp, w, m, s, t, rate * correction / (1.0 - self.beta1**k), self.epsilon * correction)
+        return rate * correction / (1.0 - self.beta1**k), self.epsilon * correction
 
 
 class AdamW(Adam):

@@ -12,6 +12,7 @@ import numpy
 from xpnet.backends import Array
 from xpnet.data import Batch
 from xpnet.errors import ShapeError, StateError
+from xpnet.layers.base import Workspace
 from xpnet.layers.containers import Sequential
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
@@ -70,14 +71,25 @@ class Step:
     def __init__(self, model: Sequential, state: TrainingState) -> None:
         assert state.loss is not None
         self.model, self.loss, self.state = model, state.loss, state
+        self._work = Workspace(model.context)
 
     def __call__(self, batches: Iterator[Batch], total: Any, figures: "Figures", count: int = 1) -> None:
         """Train on `count` batches as on one. `total` is Σ w over them all, a number or a 0-d device array."""
-        self.gradients(batches, total, figures, count)
-        self.state.update(self.model.context.store)
+        with self.model.working():
+            self.gradients(batches, total, figures, count)
+            self.update()
+
+    def update(self) -> None:
+        """Move the parameters by the gradients that are there."""
+        with self.model.working():
+            self.state.update(self.model.context.store)
 
     def gradients(self, batches: Iterator[Batch], total: Any, figures: "Figures", count: int = 1) -> None:
         """Fill the gradients of `count` batches and of the penalties."""
+        with self.model.working():
+            self._gradients(batches, total, figures, count)
+
+    def _gradients(self, batches: Iterator[Batch], total: Any, figures: "Figures", count: int) -> None:
         store = self.model.context.store
         context = self.model.context
         context.step, context.first_row = self.state.step, 0
@@ -97,7 +109,8 @@ class Step:
         """Gradients of Σ w ℓ / total into the store; (ℓ, batch, outputs)."""
         model, loss = self.model, self.loss
         outputs = model.run(batch.x, training=True)
-        per_sample, grad = loss.samples_and_gradient(model.backend, outputs, batch.y)
+        room = self._work.buffer("grad", outputs.shape)
+        per_sample, grad = loss.samples_and_gradient(model.backend, outputs, batch.y, out=room)
         model.run_back(weigh(loss, grad, batch, total), input_grad=False)
         return per_sample, batch, outputs
 

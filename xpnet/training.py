@@ -201,7 +201,7 @@ def train_on_batch(model: Sequential, state: TrainingState, data: Samples) -> di
                 f"the loss is {logs['loss']} before update {state.step + 1}, which is left out: scale the inputs, or "
                 f"start again with a learning rate below {state.learning_rate:g}."
             )
-        state.update(model.context.store)
+        step.update()
     return logs
 
 

@@ -41,8 +41,9 @@ class Floor:
         self.products.append(run)
 
     def _convolution(self, windows: int, cells: int, filters: int, first: bool) -> None:
-        matmul, weight, y = self.backend.xp.matmul, self._array(cells, filters), self._array(self.batch, windows, filters)
+        weight, y = self._array(cells, filters), self._array(self.batch, windows, filters)
         grads = [self._array(cells, filters) for _ in range(self.backend.shards)]
+        matmul = self.backend.xp.matmul
         kept: dict[int, Any] = {}
 
         def part_and_patches(rows: slice, shard: int) -> tuple[Any, Any]:
@@ -74,7 +75,7 @@ class Floor:
 
     def step(self) -> None:
         if self.convolves:
-            with self.backend.own_threads():
+            with self.backend.working():
                 self._run()
         else:
             self._run()

@@ -20,6 +20,6 @@ def way_of_working(request, monkeypatch):
     if request.param != "formulas" and cpu_primitives.kernels() is None:
         pytest.skip("Numba is not installed")
     threads = 3 if request.param == "threads" else 1
-    with threadpool_limits(threads, user_api="blas"), get_backend("cpu").own_threads():
+    with threadpool_limits(threads, user_api="blas"), get_backend("cpu").working():
         yield
     cpu_primitives.kernels.cache_clear()

@@ -171,6 +171,25 @@ class Backend:
         out -= xp.log(xp.sum(xp.exp(out), axis=-1, keepdims=True))
         return out
 
+    def cross_entropy(
+        self, logits: Array, labels: Array, smoothing: float, losses: Array, grad: Array
+    ) -> tuple[Array, Array]:
+        """losses (N,) = -Σ_k t_k log p_k and grad (N, K) = p - t, with p = softmax(logits).
+
+        t is 1 - smoothing for the label, and smoothing / K more for each of the K classes.
+        """
+        xp, rest = self.xp, smoothing / logits.shape[1]
+        log_p = self.log_softmax(logits, out=grad)
+        rows = xp.arange(len(labels))
+        xp.multiply(log_p[rows, labels], smoothing - 1.0, out=losses)
+        if smoothing:
+            losses -= rest * xp.sum(log_p, axis=1)
+        xp.exp(log_p, out=grad)
+        grad[rows, labels] -= 1.0 - smoothing
+        if smoothing:
+            grad -= rest
+        return losses, grad
+
     def erf(self, x: Array) -> Array:
         """The error function, to a few units in the last place of x's dtype."""
         return special.erf(self.xp, x)
@@ -178,6 +197,13 @@ class Backend:
     def erfc(self, x: Array) -> Array:
         """1 - erf(x), without losing the digits of a small result."""
         return special.erfc(self.xp, x)
+
+    def fused_update(self, name: str, runs: list[slice], vectors: Sequence[Array], numbers: Sequence[float]) -> bool:
+        """Update these runs of flat vectors by an optimiser's formula, if the device has one of this name; else False.
+
+        The formulas are those of optimizers.py, in one pass.
+        """
+        return False
 
     # Windows over images (N, H, W, C): the formulas, with their shapes, are in sliding.py -----------------------------
 
@@ -222,8 +248,11 @@ class Backend:
         """How many parts of a batch are worked on side by side, at most."""
         return 1
 
-    def own_threads(self) -> AbstractContextManager[Any]:
-        """A context for passes whose work goes in shards: on the CPU, the BLAS keeps to one thread inside."""
+    def working(self, in_shards: bool = True) -> AbstractContextManager[Any]:
+        """A context for the work of one model. On the CPU, compiled loops run inside it, where Numba is installed.
+
+        `in_shards`: parts of a batch are worked on side by side, and the BLAS keeps to one thread.
+        """
         return nullcontext()
 
     def in_chunks(self, count: int, bytes_each: int, work: Callable[[slice, int], None]) -> None:
@@ -247,7 +276,8 @@ class Backend:
 
     def dropout_mask(self, key: Sequence[int], rate: float, out: Array, first_row: int = 0) -> Array:
         """out (rows, columns) = 0 with probability `rate`, where this noise is low, else 1 / (1 - rate)."""
-        out[...] = self.random_bits(key, *out.shape, first_row) >= int(rate * 2**32)
+        rows, columns = out.shape
+        out[...] = self.random_bits(key, rows, columns, first_row) >= int(rate * 2**32)
         out *= 1.0 / (1.0 - rate)
         return out
 

@@ -4,6 +4,7 @@ Plain serial loops, which Numba makes machine code at their first call and keeps
 the parts of a batch run side by side. Arrays are C-contiguous. Without Numba the package works by the formulas.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -229,6 +230,61 @@ def relu_grad(grad: Any, y: Any, out: Any) -> None:
     for i in range(grads.size):
         value, after = grads[i], ys[i]
         outs[i] = value if after != zero else zero
+
+
+@_compiled
+def cross_entropy(logits: Any, labels: Any, share: Any, rest: Any, losses: Any, grad: Any) -> None:
+    """Of targets that are `rest` for every class and `share` more for the label."""
+    rows, classes = logits.shape
+    zero = logits.dtype.type(0)
+    for i in range(rows):
+        z, g = logits[i], grad[i]
+        largest = z[0]
+        for k in range(1, classes):
+            if not z[k] <= largest:  # NaN too
+                largest = z[k]
+        total, shifted = zero, zero
+        for k in range(classes):
+            shift = z[k] - largest
+            shifted += shift
+            g[k] = math.exp(shift)
+            total += g[k]
+        log_total, label = math.log(total), labels[i]
+        loss = share * (log_total - (z[label] - largest))
+        if rest != zero:  # 0 · ∞ would be NaN
+            loss += rest * (classes * log_total - shifted)
+        losses[i] = loss
+        for k in range(classes):
+            g[k] = g[k] / total - rest
+        g[label] -= share
+
+
+# Updates of flat vectors: the formulas are in optimizers.py.
+
+
+@_compiled
+def sgd(w: Any, g: Any, rate: Any) -> None:
+    for i in range(w.size):
+        w[i] -= rate * g[i]
+
+
+@_compiled
+def momentum(w: Any, g: Any, v: Any, rate: Any, mu: Any, ahead: Any) -> None:
+    """`ahead` is 1 for Nesterov's direction g + mu v, else 0."""
+    for i in range(w.size):
+        v[i] = mu * v[i] + g[i]
+        direction = g[i] + mu * v[i] if ahead else v[i]
+        w[i] -= rate * direction
+
+
+@_compiled
+def adam(w: Any, g: Any, m: Any, s: Any, rate: Any, beta1: Any, beta2: Any, epsilon: Any) -> None:
+    """With both corrections in rate and epsilon."""
+    one = w.dtype.type(1)
+    for i in range(w.size):
+        m[i] += (one - beta1) * (g[i] - m[i])
+        s[i] = beta2 * s[i] + (one - beta2) * (g[i] * g[i])
+        w[i] -= rate * (m[i] / (math.sqrt(s[i]) + epsilon))
 
 
 @_compiled

@@ -45,8 +45,8 @@ class ThreadedPrimitives(Backend):
     def shards(self) -> int:
         return self._team.size
 
-    def own_threads(self) -> AbstractContextManager[Any]:
-        return self._team.working()
+    def working(self, in_shards: bool = True) -> AbstractContextManager[Any]:
+        return self._team.working(in_shards)
 
     def in_chunks(self, count: int, bytes_each: int, work: Callable[[slice, int], None]) -> None:
         with self._team.working():
@@ -61,13 +61,25 @@ class ThreadedPrimitives(Backend):
 
     def _compiled(self, *arrays: Array) -> Any:
         """The compiled loops, if the team is at work and these arrays lie as the loops want them; else None."""
-        fit = self._team.at_work and all(a.flags.c_contiguous for a in arrays)
-        return kernels() if fit else None
+        if not self._team.at_work:
+            return None
+        for a in arrays:
+            if not a.flags.c_contiguous:
+                return None
+        return kernels()
 
     def _best(self, plain: Callable[..., Any], *arrays: Array) -> Callable[..., Any]:
         """The compiled twin of a plain formula, or the formula."""
         compiled = self._compiled(*arrays)
         return plain if compiled is None else getattr(compiled, plain.__name__)
+
+    def _by_rows(self, plain: Callable[..., Any], *arrays: Array, whole: Sequence[Any] = ()) -> None:
+        """Work on these arrays by a plain formula, or its twin, in parts of their rows; it takes what is `whole` too."""
+        best = self._best(plain, *arrays)
+        if self._team.splits:
+            self._team.split(len(arrays[0]), lambda rows, _: best(*[a[rows] for a in arrays], *whole))
+        else:
+            best(*arrays, *whole)
 
     def _sum(self, shape: Sequence[int], count: int, add: Callable[[slice, Array], None]) -> Array:
         """add(rows, sums) adds some rows to float64 sums; this adds up the sums of all parts."""
@@ -106,30 +118,54 @@ class ThreadedPrimitives(Backend):
         return out
 
     def add_to_rows(self, a: Array, row: Array) -> Array:
-        add = self._best(super().add_to_rows, a)
-        self._team.split(len(a), lambda rows, _: add(a[rows], row))
+        self._by_rows(super().add_to_rows, a, whole=(row,))
         return a
 
     def relu(self, x: Array, out: Array) -> Array:
-        relu = self._best(super().relu, x, out)
-        self._team.split(len(x), lambda rows, _: relu(x[rows], out[rows]))
+        self._by_rows(super().relu, x, out)
         return out
 
     def relu_grad(self, grad: Array, y: Array, out: Array) -> Array:
-        relu_grad = self._best(super().relu_grad, grad, y, out)
-        self._team.split(len(grad), lambda rows, _: relu_grad(grad[rows], y[rows], out[rows]))
+        self._by_rows(super().relu_grad, grad, y, out)
         return out
 
     def dropout_mask(self, key: Sequence[int], rate: float, out: Array, first_row: int = 0) -> Array:
         compiled = self._compiled(out)
         if compiled is None:
             return super().dropout_mask(key, rate, out, first_row)
-        by_row, by_column = self._halves_of_noise(key, *out.shape, first_row)
+        rows, columns = out.shape
+        by_row, by_column = self._halves_of_noise(key, rows, columns, first_row)
         least, kept = numpy.uint32(int(rate * 2**32)), out.dtype.type(1.0 / (1.0 - rate))
         self._team.split(
             len(out), lambda rows, _: compiled.dropout_mask(by_row[rows], by_column, least, kept, out[rows])
         )
         return out
+
+    def cross_entropy(
+        self, logits: Array, labels: Array, smoothing: float, losses: Array, grad: Array
+    ) -> tuple[Array, Array]:
+        compiled = self._compiled(logits, labels, losses, grad)
+        if compiled is None:
+            return super().cross_entropy(logits, labels, smoothing, losses, grad)
+        number = logits.dtype.type
+        share, rest = number(1.0 - smoothing), number(smoothing / logits.shape[1])
+        compiled.cross_entropy(logits, labels, share, rest, losses, grad)
+        return losses, grad
+
+    def fused_update(self, name: str, runs: list[slice], vectors: Sequence[Array], numbers: Sequence[float]) -> bool:
+        compiled = self._compiled(*vectors)
+        if compiled is None:
+            return False
+        update, number = getattr(compiled, name), vectors[0].dtype.type
+        given = [number(n) for n in numbers]
+
+        def part(rows: slice, _: int) -> None:
+            update(*[vector[rows] for vector in pieces], *given)
+
+        for run in runs:
+            pieces = [vector[run] for vector in vectors]
+            self._team.split(len(pieces[0]), part)
+        return True
 
     # Columns of a matrix ---------------------------------------------------------------------------------------------
 

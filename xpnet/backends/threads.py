@@ -12,7 +12,26 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any
+
+
+_NOTHING = contextlib.nullcontext()
+
+
+class _Alone:
+    """At work in this thread, and nothing is split. A class, for it is entered in every step of small nets."""
+
+    __slots__ = ("_here",)
+
+    def __init__(self, here: threading.local) -> None:
+        self._here = here
+
+    def __enter__(self) -> None:
+        self._here.size = 1
+
+    def __exit__(self, *_: object) -> None:
+        self._here.size = None
 
 
 class Team:
@@ -30,12 +49,17 @@ class Team:
         self._pool: ThreadPoolExecutor | None = None
         self._here = threading.local()
 
-    @contextlib.contextmanager
-    def working(self) -> Iterator[None]:
-        """Inside, `split` splits, and the BLAS has one thread. May be nested."""
+    def working(self, in_parts: bool = True) -> AbstractContextManager[Any]:
+        """Inside, `split` splits, and the BLAS has one thread; or, with in_parts=False, all stays with the BLAS.
+
+        May be nested: the outermost one decides.
+        """
         if self._size_here() is not None:
-            yield
-            return
+            return _NOTHING
+        return self._in_parts() if in_parts else _Alone(self._here)
+
+    @contextlib.contextmanager
+    def _in_parts(self) -> Iterator[None]:
         with self._lock:
             if not self._users:
                 self._threads = _blas_threads()
@@ -65,12 +89,12 @@ class Team:
     @property
     def at_work(self) -> bool:
         """Whether this is inside `working`."""
-        return self._size_here() is not None
+        return getattr(self._here, "size", None) is not None
 
     @property
     def splits(self) -> bool:
         """Whether this is inside `working`, not inside a part, and there are several threads."""
-        return (self._size_here() or 1) > 1
+        return (getattr(self._here, "size", None) or 1) > 1
 
     def split(self, count: int, work: Callable[[slice, int], None]) -> None:
         """work(rows, number) for `size` slices of range(count) side by side, in this thread and in the pool's."""

@@ -62,7 +62,9 @@ class Workspace(SimpleNamespace):
     def buffer(self, name: str, shape: Shape, dtype: DType = None) -> Array:
         """An uninitialised array, kept for the next call, grown for the largest batch; a smaller one gets a slice."""
         kept = self._buffers.get(name)
-        dtype = self.context.dtype if dtype is None else dtype
+        dtype = self.context.store.dtype if dtype is None else dtype
+        if kept is not None and kept.shape == shape and kept.dtype == dtype:
+            return kept
         if kept is None or len(kept) < shape[0] or kept.shape[1:] != shape[1:] or kept.dtype != dtype:
             kept = self._buffers[name] = self.context.backend.empty(shape, dtype)
         return kept if len(kept) == shape[0] else kept[: shape[0]]
@@ -173,10 +175,10 @@ class Layer(Configured):
     def work(self) -> Workspace:
         """This layer's kept arrays and buffers, for the kind of pass that is under way."""
         context = self.context
-        kept = self._work
-        if context.inference not in kept:
-            kept[context.inference] = Workspace(context)
-        return kept[context.inference]
+        work = self._work.get(context.inference)
+        if work is None:
+            work = self._work[context.inference] = Workspace(context)
+        return work
 
     @property
     def context(self) -> Context:

@@ -10,6 +10,8 @@ from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateErro
 from xpnet.layers.base import Context, Layer, Shape
 from xpnet.parameters import Parameter
 
+_WORTH_COMPILING = 2**14  # parameters from which on training takes longer than loading Numba
+
 
 class Sequential(Layer):
     """Layers one after the other, as one layer. Inner names join with dots: "1.0.weight"."""
@@ -69,7 +71,7 @@ class Sequential(Layer):
         before = context.training, context.inference
         context.training, context.inference = training, inference
         try:
-            with self._threads(x):
+            with self.working():
                 y = Sequential.forward(self, x)
         finally:
             if inference:
@@ -85,12 +87,14 @@ class Sequential(Layer):
     def run_back(self, grad_y: Array, input_grad: bool = True) -> Array | None:
         """The way back of the latest `run` that was not inference; fills all gradients."""
         self.wants_input_grad = input_grad
-        with self._threads(grad_y):
+        with self.working():
             return Sequential.backward(self, grad_y)
 
-    def _threads(self, x: Array) -> AbstractContextManager[Any]:
-        """For a pass: one pool of threads on the CPU, the backend's own where any layer works in shards."""
-        return self.backend.own_threads() if self.works_in_shards else nullcontext()
+    def working(self) -> AbstractContextManager[Any]:
+        """For a step, or a pass: on the CPU, compiled loops, where they pay; in shards where any layer works so."""
+        if self.works_in_shards or self.context.store.values.size >= _WORTH_COMPILING:
+            return self.backend.working(self.works_in_shards)
+        return nullcontext()
 
     def check_inputs(self, x: Array, name: str) -> None:
         """As the first layer that does not pass on whatever comes."""
@@ -118,7 +122,7 @@ class Sequential(Layer):
         """As the first layer that does not pass on whatever comes."""
         return next((layer.accepts_integers for layer in self.layers if layer.accepts_integers is not None), None)
 
-    @property
+    @functools.cached_property
     def works_in_shards(self) -> bool:  # type: ignore[override]
         return any(layer.works_in_shards for layer in self.layers)
 

@@ -45,7 +45,7 @@ class Dense(Layer):
         y = work.buffer("y", (len(work.x), self.units))
         self.backend.matmul(work.x, self.weight.value, out=y)
         if self.use_bias:
-            y += self.bias.value
+            self.backend.add_to_rows(y, self.bias.value)
         return y.reshape(*x.shape[:-1], self.units)
 
     def backward(self, grad_y: Array) -> Array | None:
