@@ -101,8 +101,15 @@ def package(session: nox.Session) -> None:
         session.run("python", str(example), "--backend", "cpu", "--target-accuracy", "0.97", *session.posargs)
 
 
-@nox.session(name="benchmark-torch")
-def benchmark_torch(session: nox.Session) -> None:
-    """MNIST training beside PyTorch's eager mode, interleaved in one run."""
-    session.install(".", "torch==2.13.0")
-    session.run("python", "-m", "benchmarks.mnist_torch", *session.posargs)
+@nox.session(name="benchmark-cpu")
+def benchmark_cpu(session: nox.Session) -> None:
+    """xpnet beside PyTorch, JAX, scikit-learn and the matrix products alone; every option of `python -m benchmarks`."""
+    session.install(".[fast]", "torch==2.13.0", "jax", "scikit-learn")
+    session.run("python", "-m", "benchmarks", "--device", "cpu", *session.posargs)
+
+
+@nox.session(name="benchmark-gpu")
+def benchmark_gpu(session: nox.Session) -> None:
+    """The same on a CUDA GPU, with PyTorch's and JAX's builds for it."""
+    session.install(f".[{CUPY}]", "torch", "jax[cuda13]")
+    session.run("python", "-m", "benchmarks", "--device", "gpu", *session.posargs)

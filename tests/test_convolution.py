@@ -14,10 +14,10 @@ import threadpoolctl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strict import StrictBackend
+from without_numba import formulas_only
 
 import xpnet
 from xpnet import layers
-from xpnet.backends import cpu_primitives
 from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError
 
 # name: (the layer, the shape of an image)
@@ -391,17 +391,6 @@ def test_threads_and_chunks_side_by_side_give_the_same(rng, name, monkeypatch):
             results.append(both_ways(layer, x, grad_y))
     for other in results[1:]:
         alike(other, results[0])
-
-
-@contextlib.contextmanager
-def formulas_only():
-    """The CPU without its compiled loops."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XPNET_FAST", "0")
-        cpu_primitives.kernels.cache_clear()
-        assert cpu_primitives.kernels() is None
-        yield
-    cpu_primitives.kernels.cache_clear()
 
 
 @each_case

@@ -12,10 +12,10 @@ import threadpoolctl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strict import StrictBackend
+from without_numba import formulas_only
 
 import xpnet
 from xpnet import layers
-from xpnet.backends import cpu_primitives
 from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError
 
 # name: (the layer, the shape of an image)
@@ -327,17 +327,6 @@ def test_the_compiled_loops_agree_with_the_formulas_and_threads_with_one(rng, na
     for result in results:
         for got, want in zip(result, wanted, strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
-
-
-@contextlib.contextmanager
-def formulas_only():
-    """The CPU without its compiled loops."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XPNET_FAST", "0")
-        cpu_primitives.kernels.cache_clear()
-        assert cpu_primitives.kernels() is None
-        yield
-    cpu_primitives.kernels.cache_clear()
 
 
 def test_inference_between_forward_and_backward_disturbs_nothing(backend, rng):

@@ -93,9 +93,9 @@ class Backend:
         out[...] = self.xp.matmul(a, b)
         return out
 
-    def add_matmul(self, a: Array, b: Array, out: Array) -> Array:
-        """out += a @ b."""
-        out += self.xp.matmul(a, b)
+    def add_matmul(self, a: Array, b: Array, out: Array, scratch: Array) -> Array:
+        """out += a @ b, by way of a C-contiguous `scratch` in out's shape."""
+        out += self.xp.matmul(a, b, out=scratch)
         return out
 
     def sum_rows(self, a: Array, out: Array) -> Array:
@@ -271,7 +271,8 @@ class Backend:
 
         `first_row` is the global number of row 0, so that shards of one batch see the noise of the whole.
         """
-        by_row, by_column = self._halves_of_noise(key, rows, columns, first_row)
+        by_row, word = self._noise_of_rows(key, rows, first_row)
+        by_column = _mix(self.xp, self.xp.arange(columns, dtype=self.xp.uint32) ^ word)
         return _mix(self.xp, by_row[:, None] ^ by_column[None, :])
 
     def dropout_mask(self, key: Sequence[int], rate: float, out: Array, first_row: int = 0) -> Array:
@@ -281,15 +282,14 @@ class Backend:
         out *= 1.0 / (1.0 - rate)
         return out
 
-    def _halves_of_noise(self, key: Sequence[int], rows: int, columns: int, first_row: int) -> tuple[Array, Array]:
-        """What each row and each column contribute to the noise."""
+    def _noise_of_rows(self, key: Sequence[int], rows: int, first_row: int) -> tuple[Array, int]:
+        """(What each row contributes to the noise, the word that is hashed with the number of a column)."""
         xp = self.xp
         word = _host_key(key)
         row = xp.arange(first_row, first_row + rows, dtype=xp.uint64)
         # Both halves of the row number count: batches of more than 2**32 rows do not repeat.
         high = _mix(xp, (row >> 32).astype(xp.uint32) ^ word)
-        by_row = _mix(xp, high ^ (row & _MASK32).astype(xp.uint32))
-        return by_row, _mix(xp, xp.arange(columns, dtype=xp.uint32) ^ _mix_int(word ^ 0x9E3779B9))
+        return _mix(xp, high ^ (row & _MASK32).astype(xp.uint32)), _mix_int(word ^ 0x9E3779B9)
 
 
 def _mix(xp: Any, h: Array) -> Array:

@@ -288,17 +288,21 @@ def adam(w: Any, g: Any, m: Any, s: Any, rate: Any, beta1: Any, beta2: Any, epsi
 
 
 @_compiled
-def dropout_mask(by_row: Any, by_column: Any, least: Any, kept: Any, out: Any) -> None:
-    """out (rows, columns) = kept where the noise is at least `least`, else 0; the hash is that of base.py."""
+def dropout_mask(by_row: Any, word: Any, least: Any, kept: Any, out: Any) -> None:
+    """out (rows, columns) = kept where the noise is at least `least`, else 0; the noise is that of base.py."""
     rows, columns = out.shape
     zero = out.dtype.type(0)
     for i in range(rows):
         for j in range(columns):
-            h = by_row[i] ^ by_column[j]
-            h = numpy.uint32((h ^ (h >> numpy.uint32(16))) * numpy.uint32(0x7FEB352D))
-            h = numpy.uint32((h ^ (h >> numpy.uint32(15))) * numpy.uint32(0x846CA68B))
-            h ^= h >> numpy.uint32(16)
-            out[i, j] = kept if h >= least else zero
+            noise = _mix(by_row[i] ^ _mix(numpy.uint32(j) ^ word))
+            out[i, j] = kept if noise >= least else zero
+
+
+@_compiled
+def _mix(h: Any) -> Any:
+    h = numpy.uint32((h ^ (h >> numpy.uint32(16))) * numpy.uint32(0x7FEB352D))
+    h = numpy.uint32((h ^ (h >> numpy.uint32(15))) * numpy.uint32(0x846CA68B))
+    return h ^ (h >> numpy.uint32(16))
 
 
 @_compiled

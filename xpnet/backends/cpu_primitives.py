@@ -90,6 +90,8 @@ class ThreadedPrimitives(Backend):
     # Products, sums, elements ----------------------------------------------------------------------------------------
 
     def matmul(self, a: Array, b: Array, out: Array) -> Array:
+        if a.shape[1] == 1:  # a batch of one sample: matmul leaves the BLAS aside, and takes ten times as long
+            return numpy.multiply(a, b, out=out)
         if not self._team.splits or len(out) * b.size < _SPLIT_PRODUCT:
             return numpy.matmul(a, b, out=out)
         self._team.split(len(out), lambda rows, _: numpy.matmul(a[rows], b, out=out[rows]))
@@ -133,12 +135,9 @@ class ThreadedPrimitives(Backend):
         compiled = self._compiled(out)
         if compiled is None:
             return super().dropout_mask(key, rate, out, first_row)
-        rows, columns = out.shape
-        by_row, by_column = self._halves_of_noise(key, rows, columns, first_row)
-        least, kept = numpy.uint32(int(rate * 2**32)), out.dtype.type(1.0 / (1.0 - rate))
-        self._team.split(
-            len(out), lambda rows, _: compiled.dropout_mask(by_row[rows], by_column, least, kept, out[rows])
-        )
+        by_row, word = self._noise_of_rows(key, len(out), first_row)
+        numbers = numpy.uint32(word), numpy.uint32(int(rate * 2**32)), out.dtype.type(1.0 / (1.0 - rate))
+        self._team.split(len(out), lambda rows, _: compiled.dropout_mask(by_row[rows], *numbers, out[rows]))
         return out
 
     def cross_entropy(

@@ -87,6 +87,9 @@ class Convolution(Layer):
         sums[...] = 0.0
         return sums
 
+    def add_product(self, a: Array, b: Array, sums: Array, shard: int) -> None:
+        self.backend.add_matmul(a, b, out=sums, scratch=self.context.scratch("product", sums.shape, shard))
+
     def add_bias_grad(self, grad_rows: Array, sums: Array, shard: int) -> None:
         sums[shard] += self.backend.sum_rows(grad_rows, out=self.context.scratch("bias", (self.filters,), shard))
 
@@ -146,7 +149,7 @@ class Conv2D(Convolution):
             for channels, filters in self.blocks(x.shape[-1]):
                 patches = backend.patches(x[rows, ..., channels], self.windows, self.room_for_patches(rows, shard))
                 matrix, grad = patches.reshape(-1, len(weight)), grad_rows[:, filters]
-                backend.add_matmul(matrix.T, grad, out=weight_grads[shard, :, filters])
+                self.add_product(matrix.T, grad, weight_grads[shard, :, filters], shard)
                 if grad_x is not None:  # the patches have served: their gradient takes their room
                     backend.matmul(grad, weight[:, filters].T, out=matrix)
                     backend.fold(patches, self.windows, out=grad_x[rows, ..., channels])
@@ -300,7 +303,7 @@ class Conv2DTranspose(Convolution):
             for g, (channels, filters) in enumerate(self.blocks(x.shape[-1])):
                 patches = backend.patches(grad_y[rows, ..., filters], self.windows, self.room_for_patches(rows, shard))
                 matrix = patches.reshape(len(x_rows), -1)
-                backend.add_matmul(x_rows[:, channels].T, matrix, out=weight_grads[shard, g])
+                self.add_product(x_rows[:, channels].T, matrix, weight_grads[shard, g], shard)
                 if grad_x is not None:
                     grad_rows = grad_x[rows].reshape(-1, x.shape[-1])
                     backend.matmul(matrix, weights[g].T, out=grad_rows[:, channels])
