@@ -39,7 +39,7 @@ def tests_gpu(session: nox.Session) -> None:
 @nox.session(name="mnist-cpu")
 def mnist_cpu(session: nox.Session) -> None:
     """Train MNIST on the CPU; the bundled digits where MNIST can be neither found nor downloaded."""
-    session.install(".[examples]")
+    session.install(".[examples,fast]")
     session.run("python", "examples/mnist.py", "--backend", "cpu", "--target-accuracy", "0.97", *session.posargs)
 
 

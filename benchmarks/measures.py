@@ -1,13 +1,17 @@
 """What is measured. Each measure yields a row as soon as it stands."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.nets import NETS, Net
 from benchmarks.peers import can
 from benchmarks.rounds import Figure, environment, interleaved, workers
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "mnist.py"
 
 
 class Plan(NamedTuple):
@@ -95,9 +99,32 @@ def imports(plan: Plan) -> Iterator[Row]:
     yield Row("imports", "a fresh process", {name: Figure(seconds) for name, seconds in values.items()})
 
 
+_SEEDS = range(5)
+_TOLD = re.compile(r"trained for ([\d.]+) s.*test accuracy: ([\d.]+)", re.DOTALL)
+
+
+def accuracy(plan: Plan) -> Iterator[Row]:
+    """examples/mnist.py from a cold start, five seeds: seconds of training, and the accuracy on MNIST's test images."""
+    for model in ("mlp", "cnn"):
+        seconds, accuracies = Figure([]), Figure([])
+        for seed in _SEEDS:
+            done = subprocess.run(
+                [sys.executable, str(EXAMPLE), "--backend", plan.device, "--model", model, "--seed", str(seed)],
+                capture_output=True, text=True, check=True, env=environment("xpnet", max(plan.threads))
+            )  # fmt: skip
+            told = _TOLD.search(done.stdout)
+            if told is None or "MNIST is not here" in done.stdout:
+                raise SystemExit(f"the example did not train on MNIST; put it where it is found:\n{done.stdout}")
+            seconds.values.append(float(told[1]))
+            accuracies.values.append(float(told[2]))
+        yield Row("training", f"{model}, {max(plan.threads)} threads", {"xpnet": seconds})
+        yield Row("accuracy", f"{model}, least to most", {"xpnet": accuracies})
+
+
 MEASURES: dict[str, Callable[[Plan], Iterator[Row]]] = {
     "step": step,
     "epoch": epoch,
     "inference": inference,
     "imports": imports,
+    "accuracy": accuracy,
 }

@@ -13,17 +13,19 @@ from benchmarks.measures import Plan, Row
 from benchmarks.rounds import Figure, ratio
 
 UNITS = {"step": (1e3, "ms"), "epoch": (1.0, "s"), "memory": (2.0**-20, "MiB"), "inference": (1e3, "ms"),
-         "imports": (1.0, "s")}  # fmt: skip
+         "imports": (1.0, "s"), "training": (1.0, "s"), "accuracy": (1.0, "")}  # fmt: skip
 
 
 def line(row: Row, first: bool) -> str:
     """xpnet's figure, then each other's with the ratio of the two: below 1, xpnet takes less."""
     times, unit = UNITS[row.measure]
     own = row.figures["xpnet"]
-    cells = [f"{row.situation:36s}", f"xpnet {own.median * times:9.3f} {unit}"]
+    cells = [f"{row.situation:36s}", f"xpnet {own.median * times:9.4g} {unit}"]
+    if len(row.figures) == 1:
+        cells.append(f"({min(own.values) * times:.4g} to {max(own.values) * times:.4g})")
     for name, figure in row.figures.items():
         if name != "xpnet":
-            cells.append(f"{name} {figure.median * times:.3f} ({ratio(own, figure):.2f})")
+            cells.append(f"{name} {figure.median * times:.4g} ({ratio(own, figure):.2f})")
     heading = f"{'':36s}  medians; in brackets xpnet / the other, round by round\n" if first else ""
     return heading + "  ".join(cells)
 

@@ -1,4 +1,4 @@
-"""The CPU's compiled loops against the formulas they are twins of, and what they are for: steps that allocate nothing."""
+"""The CPU's compiled loops against the formulas they are twins of; and a step that allocates nothing of size."""
 
 import gc
 import sys

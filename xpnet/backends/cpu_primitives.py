@@ -74,7 +74,7 @@ class ThreadedPrimitives(Backend):
         return plain if compiled is None else getattr(compiled, plain.__name__)
 
     def _by_rows(self, plain: Callable[..., Any], *arrays: Array, whole: Sequence[Any] = ()) -> None:
-        """Work on these arrays by a plain formula, or its twin, in parts of their rows; it takes what is `whole` too."""
+        """A plain formula, or its twin, on these arrays, in parts of their rows; what is `whole` goes to each part."""
         best = self._best(plain, *arrays)
         if self._team.splits:
             self._team.split(len(arrays[0]), lambda rows, _: best(*[a[rows] for a in arrays], *whole))
