@@ -104,12 +104,12 @@ def package(session: nox.Session) -> None:
 @nox.session(name="benchmark-cpu")
 def benchmark_cpu(session: nox.Session) -> None:
     """xpnet beside PyTorch, JAX, scikit-learn and the matrix products alone; every option of `python -m benchmarks`."""
-    session.install(".[fast]", "torch==2.13.0", "jax", "scikit-learn")
+    session.install(".[fast,plots]", "torch==2.13.0", "jax", "scikit-learn")
     session.run("python", "-m", "benchmarks", "--device", "cpu", *session.posargs)
 
 
 @nox.session(name="benchmark-gpu")
 def benchmark_gpu(session: nox.Session) -> None:
     """The same on a CUDA GPU, with PyTorch's and JAX's builds for it."""
-    session.install(f".[{CUPY}]", "torch", "jax[cuda13]")
+    session.install(f".[plots,{CUPY}]", "torch", "jax[cuda13]")
     session.run("python", "-m", "benchmarks", "--device", "gpu", *session.posargs)

@@ -1,9 +1,11 @@
 """Figures as lines of a table, and as a file that says how they came about."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -31,11 +33,59 @@ def line(row: Row, first: bool) -> str:
 
 
 def save(folder: Path, plan: Plan, rows: list[Row]) -> Path:
-    """One JSON file of all rounds, with the machine, the versions, the commit and the date."""
+    """A JSON file of all rounds, with the machine, the versions, the commit and the date; tables and bars beside it."""
     path = folder / f"{plan.device.replace(':', '-')}-{time.strftime('%Y-%m-%d-%H%M')}.json"
     report = {**circumstances(plan.device), "plan": plan._asdict(), "rows": [_as_json(row) for row in rows]}
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(report, indent=1)
+    path.write_text(re.sub(r"\[[^\[\]{}]*\]", _on_one_line, text) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(markdown(rows), encoding="utf-8")
+    if any(row.measure == "step" for row in rows):
+        with contextlib.suppress(ImportError):
+            bars(path.with_suffix(".png"), rows)
     return path
+
+
+def _on_one_line(part: re.Match[str]) -> str:
+    return " ".join(part[0].split())
+
+
+def markdown(rows: list[Row]) -> str:
+    """A table a measure: xpnet's medians, and of each other the ratio of xpnet to it. Below 1, xpnet takes less."""
+    parts = []
+    for measure in dict.fromkeys(row.measure for row in rows):
+        those = [row for row in rows if row.measure == measure]
+        others = dict.fromkeys(name for row in those for name in row.figures if name != "xpnet")
+        times, unit = UNITS[measure]
+        heads = [measure, f"xpnet, {unit}" if unit else "xpnet", *(f"to {name}" for name in others)]
+        lines = [heads, ["---"] * len(heads)]
+        for row in those:
+            own = row.figures["xpnet"]
+            ratios = [f"{ratio(own, row.figures[name]):.2f}" if name in row.figures else "" for name in others]
+            lines.append([row.situation, f"{own.median * times:.4g}", *ratios])
+        parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def bars(path: Path, rows: list[Row]) -> None:
+    """Training steps as bars, each situation in multiples of its floor. Needs matplotlib."""
+    from matplotlib.figure import Figure as Picture
+
+    steps = [row for row in rows if row.measure == "step" and "floor" in row.figures]
+    names = [
+        name for name in dict.fromkeys(n for row in steps for n in row.figures) if name not in ("floor", "sklearn")
+    ]
+    picture = Picture(figsize=(8, 1 + 0.14 * len(steps) * (len(names) + 1)), layout="constrained")
+    axes = picture.subplots()
+    for k, name in enumerate(names):
+        places = [i + 0.8 * k / len(names) for i, row in enumerate(steps) if name in row.figures]
+        lengths = [1 / ratio(row.figures["floor"], row.figures[name]) for row in steps if name in row.figures]
+        axes.barh(places, lengths, height=0.8 / len(names), label=name, align="edge")
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_yticks([i + 0.4 for i in range(len(steps))], [row.situation for row in steps])
+    axes.invert_yaxis()
+    axes.set_xlabel("time of a training step, in multiples of its matrix products alone")
+    axes.legend(loc="upper right")
+    picture.savefig(path)
 
 
 def _as_json(row: Row) -> dict:

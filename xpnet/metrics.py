@@ -352,7 +352,9 @@ def _labels(xp: Any, targets: Array) -> Array:
 def _hits(xp: Any, right: Array, weights: Array | None) -> Array:
     """[hits, samples]: int64, or float64 where samples have weights."""
     if weights is None:
-        return xp.stack([xp.sum(right, dtype=xp.int64), xp.full((), right.size, dtype=xp.int64)])
+        sums = xp.empty(2, dtype=xp.int64)
+        sums[0], sums[1] = xp.sum(right), right.size
+        return sums
     return _weighted(xp, right.astype(xp.float64), weights)
 
 

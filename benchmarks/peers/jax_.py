@@ -1,4 +1,4 @@
-"""JAX: the whole step jitted, weights and optimiser state donated."""
+"""JAX: the whole step jitted, weights and optimiser state donated; an epoch is one `lax.scan` over its batches."""
 
 from functools import partial
 
@@ -23,7 +23,7 @@ class Jax:
             x, y = batch_of(net, batch)
             self.x, self.y = jnp.asarray(x), jnp.asarray(y)
         self._step = jax.jit(partial(_step, net), donate_argnums=0)
-        self._step_of_rows = jax.jit(partial(_step_of_rows, net), donate_argnums=(0, 1))
+        self._steps_of_rows = jax.jit(partial(_steps_of_rows, net), donate_argnums=(0, 1))
         self._outputs = jax.jit(partial(_outputs, net))
 
     def step(self) -> None:
@@ -36,8 +36,10 @@ class Jax:
         x, y = jnp.asarray(x), jnp.asarray(y)
         order = jax.random.permutation(jax.random.key(1), len(x))
         figures = (jnp.zeros(()), jnp.zeros((), jnp.int32))
-        for start in range(0, len(x), self.batch):
-            self.state, figures = self._step_of_rows(self.state, figures, x, y, order[start : start + self.batch])
+        whole = len(x) // self.batch * self.batch
+        for rows in (order[:whole].reshape(-1, self.batch), order[None, whole:]):
+            if rows.size:
+                self.state, figures = self._steps_of_rows(self.state, figures, x, y, rows)
         float(figures[0]), int(figures[1])
 
     def predict(self, x):
@@ -107,10 +109,13 @@ def _step(net: Net, state, x, y):
     return (parameters, moments, count), loss, outputs
 
 
-def _step_of_rows(net: Net, state, figures, x, y, rows):
-    targets = y[rows]
-    state, loss, outputs = _step(net, state, x[rows], targets)
-    return state, (figures[0] + loss * len(rows), figures[1] + (outputs.argmax(1) == targets).sum())
+def _steps_of_rows(net: Net, state, figures, x, y, batches):
+    def one(carried, rows):
+        (state, (total, hits)), targets = carried, y[rows]
+        state, loss, outputs = _step(net, state, x[rows], targets)
+        return (state, (total + loss * len(rows), hits + (outputs.argmax(1) == targets).sum())), None
+
+    return lax.scan(one, (state, figures), batches)[0]
 
 
 def make(net: Net, batch: int, device: str, option: str) -> Jax:
