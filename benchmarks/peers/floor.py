@@ -70,7 +70,7 @@ class Floor:
 
     def _array(self, *shape: int) -> Any:
         array = self.backend.zeros(shape, "float32")
-        array += 0.5
+        array += 1e-3
         return array
 
     def step(self) -> None:

@@ -332,33 +332,38 @@ def combine(g: Any, a: Any, x: Any, b: Any, c: Any, out: Any) -> None:
             out[i, j] = g[i, j] * a[j] + x[i, j] * b[j] + c[j]
 
 
-# Sums over rows go into float64, to be added up with those of other parts.
+# Sums over many rows: of a few in the dtype of the matrix, and of those sums in float64, to be added up with others.
 
-
-@_compiled
-def add_rows(x: Any, sums: Any) -> None:
-    """sums (columns,) += Σ_rows x."""
-    rows, columns = x.shape
-    for i in range(rows):
-        for j in range(columns):
-            sums[j] += x[i, j]
+_FEW_ROWS = 64
 
 
 @_compiled
 def add_powers(x: Any, shift: Any, sums: Any) -> None:
     """sums (2, columns) += Σ_rows (x - shift) and Σ_rows (x - shift)²."""
     rows, columns = x.shape
-    for i in range(rows):
+    first, second = numpy.empty(columns, x.dtype), numpy.empty(columns, x.dtype)
+    for start in range(0, rows, _FEW_ROWS):
+        first[:] = 0
+        second[:] = 0
+        for i in range(start, min(start + _FEW_ROWS, rows)):
+            for j in range(columns):
+                deviation = x[i, j] - shift[j]
+                first[j] += deviation
+                second[j] += deviation * deviation
         for j in range(columns):
-            deviation = sums.dtype.type(x[i, j]) - shift[j]
-            sums[0, j] += deviation
-            sums[1, j] += deviation * deviation
+            sums[0, j] += first[j]
+            sums[1, j] += second[j]
 
 
 @_compiled
 def add_products(a: Any, b: Any, center: Any, sums: Any) -> None:
     """sums (columns,) += Σ_rows a · (b - center)."""
     rows, columns = a.shape
-    for i in range(rows):
+    few = numpy.empty(columns, a.dtype)
+    for start in range(0, rows, _FEW_ROWS):
+        few[:] = 0
+        for i in range(start, min(start + _FEW_ROWS, rows)):
+            for j in range(columns):
+                few[j] += a[i, j] * (b[i, j] - center[j])
         for j in range(columns):
-            sums[j] += a[i, j] * (b[i, j] - center[j])
+            sums[j] += few[j]

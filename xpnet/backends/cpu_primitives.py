@@ -31,8 +31,8 @@ _FEW_CHANNELS = 3
 class ThreadedPrimitives(Backend):
     """A backend on NumPy, with a team of threads."""
 
-    #: Patches of a convolution are made, used and left for these many bytes at a time: half a core's level-2 cache.
-    chunk_bytes = 512 * 1024
+    #: Patches of a convolution are made, used and left for these many bytes at a time: about a core's level-2 cache.
+    chunk_bytes = 2**20
 
     def __init__(self, name: str, xp: ModuleType) -> None:
         super().__init__(name, xp)
@@ -99,18 +99,20 @@ class ThreadedPrimitives(Backend):
 
     def sum_rows(self, a: Array, out: Array) -> Array:
         # BLAS sums the rows of a matrix three times as fast as a reduction, but both add them one after the other: of
-        # many rows the rounding errors add up.
-        if len(a) > _MANY_ROWS:
-            compiled = self._compiled(a)
-            if compiled is None:
-                out[...] = numpy.sum(a, axis=0, dtype=numpy.float64)
-            else:
-                out[...] = self._sum(out.shape, len(a), lambda rows, sums: compiled.add_rows(a[rows], sums))
-            return out
+        # many rows the rounding errors would add up, so their sums are added in float64.
         ones = self._ones.get(a.dtype)
         if ones is None:
             ones = self._ones[a.dtype] = numpy.ones(_MANY_ROWS, dtype=a.dtype)
-        return numpy.dot(ones[: len(a)], a, out=out)
+        if len(a) <= _MANY_ROWS:
+            return numpy.dot(ones[: len(a)], a, out=out)
+
+        def add(rows: slice, sums: Array) -> None:
+            for start in range(rows.start, rows.stop, _MANY_ROWS):
+                some = a[start : min(start + _MANY_ROWS, rows.stop)]
+                sums += numpy.dot(ones[: len(some)], some)
+
+        out[...] = self._sum(out.shape, len(a), add)
+        return out
 
     def gather(self, a: Array, rows: Array, out: Array) -> Array:
         # mode="clip" because the default makes a hidden temporary the size of `out`.
@@ -172,7 +174,7 @@ class ThreadedPrimitives(Backend):
         compiled = self._compiled(x)
         if compiled is None:
             return super().moments(x)
-        shift = x[0].astype(numpy.float64)  # so near the mean that one pass loses no digits
+        shift = x[0].copy()  # so near the mean that one pass loses no digits
         sums = self._sum((2, x.shape[1]), len(x), lambda rows, sums: compiled.add_powers(x[rows], shift, sums))
         offset, square = sums / len(x)
         return (shift + offset).astype(x.dtype), (square - offset * offset).clip(0.0).astype(x.dtype)
