@@ -9,6 +9,7 @@ Only the name given to `backend=` says where the arithmetic runs; all else is th
 """
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -232,11 +233,29 @@ def run(options):
 
 def positive(kind):
     def number(text):
-        if not (value := kind(text)) > 0:
+        if not 0 < (value := kind(text)) < math.inf:
             raise argparse.ArgumentTypeError(f"must be more than 0, not {text}")
         return value
 
     return number
+
+
+def seed(text):
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must not be below 0, not {text}")
+    return value
+
+
+def fraction(text):
+    if not 0 <= (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
+    return value
+
+
+def file_to_write(text):
+    if (path := Path(text)).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file in it")
+    return path
 
 
 def main():
@@ -247,10 +266,14 @@ def main():
     parser.add_argument("--epochs", type=positive(int), help="times through the data (default: the model's recipe)")
     parser.add_argument("--batch-size", type=positive(int), help="images an update (default: the model's recipe)")
     parser.add_argument("--learning-rate", type=positive(float), help="at its peak (default: the model's recipe)")
-    parser.add_argument("--seed", type=int, default=0, help="decides the first weights and the order of the images")
+    parser.add_argument("--seed", type=seed, default=0, help="decides the first weights and the order of the images")
     parser.add_argument("--data-dir", type=Path, help="a folder with the four files of the dataset")
-    parser.add_argument("--target-accuracy", type=float, help="fail where the accuracy on the test set is below this")
-    parser.add_argument("--save", type=Path, metavar="PATH", help="write the trained model to this .safetensors file")
+    parser.add_argument(
+        "--target-accuracy", type=fraction, help="fail where the accuracy on the test set is below this"
+    )
+    parser.add_argument(
+        "--save", type=file_to_write, metavar="PATH", help="write the trained model to this .safetensors file"
+    )
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write pictures into this folder (needs matplotlib)")
     options = parser.parse_args()
     sys.stdout.reconfigure(errors="replace")  # a terminal that lacks the sign × shall not end the run

@@ -396,7 +396,7 @@ def test_repr_of_a_layer_that_was_given_an_array():
         (
             lambda: layers.Dense(1, l1=-1).build((5,)),
             ArgumentError,
-            "penalties must be numbers of at least 0, but l1=-1",
+            "penalties must be finite numbers of at least 0, but l1=-1",
         ),
         (lambda: layers.Dense(1, weight_initializer="hee").build((5,)), ArgumentError, "unknown initializer 'hee'"),
         (

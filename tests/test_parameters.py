@@ -115,7 +115,7 @@ def test_a_parameter_without_a_model_has_no_values_yet():
     p = Parameter("w", (2,), Zeros(), True, 0.0, 0.0)
     with pytest.raises(StateError, match="w has no values yet: build the model first"):
         p.value = 1.0
-    with pytest.raises(ArgumentError, match=r"w: penalties must be numbers of at least 0, but l1=0.0 and l2=-1"):
+    with pytest.raises(ArgumentError, match=r"w: penalties must be finite numbers of at least 0, but l1=0.0 and l2=-1"):
         Parameter("w", (2,), Zeros(), True, 0.0, -1)
 
 

@@ -509,3 +509,22 @@ def test_shapes_that_do_not_fit_are_refused_with_the_layers_name(make, shape, me
         make().build(shape, backend="cpu")
     with pytest.raises(ShapeError, match=rf"layer 1 .*{message}"):
         xpnet.Sequential([layers.Identity(), make()], input_shape=shape, backend="cpu")
+
+
+@pytest.mark.parametrize("pool", [layers.MaxPool2D(2), layers.MaxPool2D(3, 2, 1), layers.MaxPool2D(2, padding="same")])
+def test_pooling_before_relu_is_the_same_function_bit_for_bit(backend, rng, pool):
+    class PlainReLU(layers.ReLU):
+        keeps_largest = False
+
+    x = rng.integers(-3, 3, size=(5, 7, 6, 3)).astype(np.float32)  # many ties, and windows with nothing above 0
+    x[0, 0, 0, 0] = np.nan
+    results = []
+    for relu in (layers.ReLU, PlainReLU):
+        stack = [relu(), type(pool)(**pool.get_config()), relu(), layers.Flatten()]
+        model = xpnet.Sequential(stack, (7, 6, 3), backend)
+        order = [type(layer).__name__ for layer, _ in model._walk]
+        assert (order.index("MaxPool2D") == 0) == (relu is layers.ReLU)
+        y = backend.to_numpy(model.forward(x, training=True))
+        results.append((y, backend.to_numpy(model.backward(np.arange(y.size, dtype="float32").reshape(y.shape) - 50))))
+    for moved, plain in zip(*results, strict=True):
+        np.testing.assert_array_equal(moved, plain)

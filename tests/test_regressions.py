@@ -1,6 +1,7 @@
 """What reviews found and was mended: one short test a finding, so that none comes back."""
 
 import copy
+import math
 import os
 import signal
 
@@ -9,6 +10,7 @@ import pytest
 
 import xpnet
 from xpnet import callbacks, layers, losses, metrics, optimizers, schedules
+from xpnet.backends import Backend
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, DivergenceError, FileError, ShapeError, StateError
 
 X = np.random.default_rng(0).normal(size=(20, 4)).astype("float32")
@@ -716,3 +718,138 @@ def test_a_container_of_ones_own_is_not_taken_for_xpnets_by_its_name(tmp_path):
         xpnet.load(tmp_path / "m", "cpu")
     loaded = xpnet.load(tmp_path / "m", "cpu", custom_layers=[Sequential])
     np.testing.assert_array_equal(loaded.predict(np.ones((3, 2))), model.predict(np.ones((3, 2))))
+
+
+class Widening(layers.Layer):
+    """A layer that breaks the promise of its build, to keep the shape."""
+
+    def forward(self, x):
+        return self.xp.concatenate([x, x], axis=-1)
+
+
+def test_a_layer_that_gives_another_shape_than_it_said_is_named(backend):
+    model = xpnet.Sequential([layers.Conv2D(8, 1), Widening(), layers.Conv2D(4, 3)], (8, 8, 2), backend)
+    for work in (model.predict, model.forward):
+        with pytest.raises(ShapeError, match=r"layer 1 \(Widening\) was to give \(N, 8, 8, 8\).*\(3, 8, 8, 16\)"):
+            work(np.ones((3, 8, 8, 2)))
+
+
+@pytest.mark.parametrize(
+    "layer", [layers.Conv2D(4, 3), layers.Conv2DTranspose(4, 3), layers.MaxPool2D(2), layers.AvgPool2D(2)], ids=repr
+)
+def test_a_layer_alone_refuses_images_that_it_was_not_built_for(backend, layer):
+    layer = type(layer)(**layer.get_config())
+    layer.build((8, 8, 2), backend=backend)
+    for shape in ((2, 8, 8, 64), (2, 8, 8, 1), (2, 9, 8, 2)):
+        with pytest.raises(ShapeError, match=r"expects \(N, 8, 8, 2\)"):
+            layer.forward(backend.xp.ones(shape, dtype="float32"))
+
+
+def test_an_embedding_alone_refuses_what_is_out_of_range(backend):
+    layer = layers.Embedding(5, 2)
+    layer.build((2,), backend=backend)
+    with pytest.raises(DataError, match="holds 7 in sample 0"):
+        layer.forward(backend.asarray(np.array([[0, 7]])))
+
+
+def test_a_batch_that_is_left_out_leaves_the_running_figures_alone(backend, rng):
+    model = xpnet.Sequential([layers.Dense(4), layers.BatchNorm(), layers.Dense(1)], (3,), backend)
+    x = rng.normal(size=(8, 3)).astype(np.float32)
+    model.train_on_batch(x, x.sum(axis=1), loss="mse", optimizer="sgd")
+    before = model.state_dict()
+    extreme = x.copy()
+    extreme[:2] = [[3e38], [-3e38]]
+    for bad, y in ((extreme, x.sum(axis=1)), (x + 100, np.full(8, 1e30))):
+        with pytest.raises(DivergenceError, match="left out"):
+            model.train_on_batch(bad, y)
+        for name, value in model.state_dict().items():
+            np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
+def test_a_running_variance_that_overflows_is_noticed(backend, rng):
+    x = rng.normal(size=(8, 3)).astype(np.float32)
+    x[0] = 1e25
+    for train in ("fit", "train_on_batch"):
+        model = xpnet.Sequential([layers.BatchNorm(), layers.Dense(1)], (3,), backend)
+        before = model.state_dict()
+        options = {"verbose": 0} if train == "fit" else {}
+        with pytest.raises(DivergenceError, match="0.running_var became NaN or infinite"):
+            getattr(model, train)(x, np.zeros((8, 1)), loss="mse", optimizer="sgd", **options)
+        for name, value in model.state_dict().items():
+            np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
+def test_the_mean_of_many_pixels_keeps_its_digits(backend):
+    x = np.full((1, 512, 512, 3), 0.1, np.float32)
+    for layer in (layers.GlobalAveragePool2D(), layers.AvgPool2D(512)):
+        model = xpnet.Sequential([layer], (512, 512, 3), backend)
+        np.testing.assert_allclose(model.predict(x).ravel(), 0.1, rtol=1e-6)
+
+
+def test_a_model_of_single_numbers_comes_back_from_its_file(tmp_path):
+    model = xpnet.Sequential([layers.Embedding(5, 3), layers.Dense(2)], (), "cpu")
+    model.save(tmp_path / "m")
+    loaded = xpnet.load(tmp_path / "m", "cpu")
+    np.testing.assert_array_equal(loaded.predict(np.arange(5)), model.predict(np.arange(5)))
+
+
+def test_a_whole_float_is_a_depth_multiplier():
+    layer = layers.DepthwiseConv2D(3, depth_multiplier=2.0)
+    assert xpnet.Sequential([layer], (8, 8, 4), "cpu").output_shape == (6, 6, 8)
+
+
+def test_data_that_is_refused_does_not_fix_the_shape_of_a_model():
+    model = xpnet.Sequential([layers.Dense(2)], backend="cpu")
+    for refused in (
+        lambda: model.fit(np.zeros((0, 7)), np.zeros(0, int), verbose=0),
+        lambda: model.train_on_batch(np.zeros((4, 7)), np.full(4, 9), optimizer="sgd", loss="softmax_cross_entropy"),
+        lambda: model.predict(np.zeros((0, 7))),
+    ):
+        with pytest.raises(DataError):
+            refused()
+    model.fit(np.zeros((4, 3)), np.zeros(4, int), verbose=0)
+    assert model.input_shape == (3,)
+
+
+def test_backward_after_a_forward_that_failed_is_refused():
+    class Boom(layers.Layer):
+        on = False
+
+        def forward(self, x):
+            if self.on:
+                raise KeyboardInterrupt
+            return x
+
+        def backward(self, grad_y):
+            return grad_y
+
+    model = xpnet.Sequential([layers.Dense(2), Boom(), layers.Tanh()], (3,), "cpu")
+    y = model.forward(np.ones((4, 3)))
+    model.layers[1].on = True
+    with pytest.raises(KeyboardInterrupt):
+        model.forward(np.ones((4, 3)))
+    with pytest.raises(StateError, match="forward pass before it"):
+        model.backward(np.ones_like(y))
+
+
+def test_whole_numbers_have_no_gradient_to_check():
+    model = xpnet.Sequential([layers.Embedding(5, 3), layers.Flatten(), layers.Dense(1)], (4,), "cpu")
+    wrong = xpnet.check_gradients(model, np.zeros((6, 4), int), np.ones((6, 1)), inputs=True)
+    assert list(wrong) == ["0.weight", "2.weight", "2.bias"]
+    assert max(wrong.values()) < 1e-6
+
+
+@pytest.mark.parametrize("bad", [0, -1, None, "x", True, math.nan, math.inf])
+def test_a_workspace_is_a_number_of_bytes(bad):
+    backend = Backend("reference", np)
+    with pytest.raises(ArgumentError, match="workspace_bytes"):
+        backend.workspace_bytes = bad
+    backend.workspace_bytes = 1e5
+    assert backend.workspace_bytes == 100_000
+
+
+def test_a_container_is_trainable_where_something_in_it_is():
+    inner = layers.Sequential([layers.Dense(3), layers.ReLU()])
+    xpnet.Sequential([inner], (4,), "cpu")
+    inner.layers[0].trainable = False
+    assert not inner.trainable

@@ -5,7 +5,6 @@ image), the same on every device and for every shard of a batch.
 """
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 from xpnet.backends import Array
@@ -14,6 +13,9 @@ from xpnet.errors import ArgumentError
 from xpnet.layers.base import Layer, Shape
 
 __all__ = ["Distortion", "ElasticDistortion", "RandomAffine"]
+
+
+_MOST = 1e6  # pixels, degrees, factors: beyond these no image is left, and float32 would overflow
 
 
 class Distortion(Layer):
@@ -139,10 +141,11 @@ class RandomAffine(Distortion):
         _pair("shift", shift)
         _pair("scale", scale)
         if not _is_range(rotation):
-            raise ArgumentError(f"RandomAffine: rotation must be degrees, at least 0, not {rotation!r}.")
+            raise ArgumentError(f"RandomAffine: rotation must be degrees from 0 to {_MOST:g}, not {rotation!r}.")
         if not (_is_range(shear) and shear < 90):
             raise ArgumentError(f"RandomAffine: shear must be degrees, at least 0 and below 90, not {shear!r}.")
-        self.shift, self.rotation, self.scale, self.shear = shift, rotation, scale, shear
+        self.shift, self.scale = (tuple(a) if isinstance(a, list) else a for a in (shift, scale))
+        self.rotation, self.shear = rotation, shear
 
     def positions(self, rows: int) -> tuple[Array, Array]:
         """The map backwards: p - centre - shift turned back, scaled back and upright again, + centre."""
@@ -182,7 +185,8 @@ class ElasticDistortion(Distortion):
     def __init__(self, alpha: float, sigma: float) -> None:
         if not (_is_range(alpha) and _is_range(sigma) and sigma > 0):
             raise ArgumentError(
-                f"ElasticDistortion: alpha must be at least 0 and sigma above 0 pixels, not {alpha!r} and {sigma!r}."
+                f"ElasticDistortion: alpha must be from 0 and sigma above 0 to {_MOST:g} pixels, not {alpha!r} and "
+                f"{sigma!r}."
             )
         self.alpha, self.sigma = alpha, sigma
 
@@ -213,14 +217,15 @@ def _gaussian(n: int, sigma: float) -> list[list[float]]:
 
 
 def _is_range(value: Any) -> bool:
-    return is_number(value) and 0 <= value < math.inf
+    return is_number(value) and 0 <= value <= _MOST
 
 
 def _pair(name: str, value: Any) -> tuple[float, float]:
     """(vertical, horizontal) of a number for both, or of such a pair."""
-    pair = tuple(value) if isinstance(value, Iterable) else (value, value)
+    given = value.tolist() if hasattr(value, "tolist") else value
+    pair = tuple(given) if isinstance(given, list | tuple) else (given, given)
     if len(pair) != 2 or not all(map(_is_range, pair)):
         raise ArgumentError(
-            f"RandomAffine: {name} must be a number of at least 0 or two, (vertical, horizontal), not {value!r}."
+            f"RandomAffine: {name} must be a number from 0 to {_MOST:g} or two, (vertical, horizontal), not {value!r}."
         )
     return float(pair[0]), float(pair[1])

@@ -24,7 +24,8 @@ def check_gradients(
     """{parameter name: relative error} of backward against (L(w + h) - L(w - h)) / 2h.
 
     On a float64 copy of the model, in training mode, with the masks of dropout held still. `samples` elements of each
-    parameter are tried, drawn with a fixed seed; `step` is h. `inputs` adds an entry "inputs" for the gradient by x.
+    parameter are tried, drawn with a fixed seed; `step` is h. `inputs` adds an entry "inputs" for the gradient by x,
+    where there is one.
     The error is ‖a - n‖ / (‖a‖ + ‖n‖); below 1e-6 is right, above 1e-4 wrong, unless a kink lies within h.
     """
     training.whole_number("samples", samples)
@@ -36,9 +37,6 @@ def check_gradients(
     with model.backend.device():
         data = prepare(model, x, y, chosen, None, chosen.class_weight)
         batch = next(data.batches(Workspace(model.context), len(data)))
-        if inputs:
-            # Floats, in C order: elements are nudged through a flat view.
-            batch.x = model.backend.asarray(batch.x, dtype=model.context.dtype).copy()
         summed = len(batch) if batch.weights is None else batch.weights.sum()
         total = 1.0 if chosen.reduction == "sum" else float(summed)
 
@@ -47,12 +45,19 @@ def check_gradients(
             weighted = per_sample if batch.weights is None else per_sample * batch.weights
             return float(weighted.sum()) / total + float(model.context.store.penalty() or 0.0)
 
-        outputs = model.run(batch.x, training=True)
-        grad = weigh(chosen, chosen.gradient(model.backend, outputs, batch.y), batch, summed)
-        input_grad = model.run_back(grad, input_grad=inputs)
+        def backward() -> Array | None:
+            outputs = model.run(batch.x, training=True)
+            grad = weigh(chosen, chosen.gradient(model.backend, outputs, batch.y), batch, summed)
+            return model.run_back(grad, input_grad=inputs)
+
+        input_grad = backward()
+        if input_grad is not None:  # there is none by the whole numbers of an Embedding
+            # Floats, in C order: elements are nudged through a flat view.
+            batch.x = model.backend.asarray(batch.x, dtype=model.context.dtype).copy()
+            input_grad = backward()
         model.context.store.add_penalty_gradients()
         places = {p.name: (p.value, p.grad.copy()) for p in model.parameters}
-        if inputs and input_grad is not None:
+        if input_grad is not None:
             places["inputs"] = (batch.x, input_grad.copy())
         scale = abs(value())
         return {name: _error(value, *place, samples, step, scale, model, batch) for name, place in places.items()}

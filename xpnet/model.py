@@ -1,7 +1,8 @@
 """Sequential, the front door: build, forward, backward, fit, evaluate, predict, save, move."""
 
+import contextlib
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -68,6 +69,7 @@ class Sequential(layers_.Sequential):
             return super().forward(x)
         x, dtype = self._inputs(x)
         with self.backend.device():
+            self._rows_of_forward = None  # until this pass is through
             x = self.backend.asarray(x, dtype=dtype).copy()  # backward reads it, whatever the caller does meanwhile
             outputs = self.run(x, training=training)
             self._rows_of_forward = len(outputs)
@@ -133,8 +135,7 @@ class Sequential(layers_.Sequential):
         """
         if resume_from is not None or distributed:
             raise ArgumentError("resume_from and distributed are not in this version of xpnet yet; leave them out.")
-        self._ensure_built(x)
-        with self.backend.device():
+        with self._built_for(x), self.backend.device():
             self._rows_of_forward = None
             return training.fit(
                 self, self._state, x, y, loss=loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size,
@@ -154,8 +155,7 @@ class Sequential(layers_.Sequential):
         class_weight: Mapping[int, float] | Sequence[float] | None = None,
     ) -> dict[str, float]:
         """One update from these samples; {"loss": …} and metrics from before it. Defaults as in the last training."""
-        self._ensure_built(x)
-        with self.backend.device():
+        with self._built_for(x), self.backend.device():
             chosen, measured = self._chosen(loss, metrics)
             wanted = self._state.optimizer if optimizer is None else optimizers_.get(optimizer)
             if wanted is None:
@@ -180,10 +180,9 @@ class Sequential(layers_.Sequential):
 
         batch_size=None takes the whole set in one step. A loss with reduction="sum" gives its sum here.
         """
-        self._ensure_built(x)
         if batch_size is not None:
             training.whole_number("batch_size", batch_size)
-        with self.backend.device():
+        with self._built_for(x), self.backend.device():
             chosen, measured = self._chosen(loss, metrics)
             data = prepare(self, x, y, chosen, sample_weight, chosen.class_weight)
             training.check_metrics(self, measured, data)
@@ -266,7 +265,8 @@ class Sequential(layers_.Sequential):
         return "\n".join(lines)
 
     def get_config(self) -> dict[str, Any]:
-        return {"layers": self.layers, "input_shape": self.input_shape or None, "seed": self.seed, "dtype": self.dtype}
+        shape = self.input_shape if self.is_built else None
+        return {"layers": self.layers, "input_shape": shape, "seed": self.seed, "dtype": self.dtype}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_rows_of_forward": None}  # what forward kept is not copied
@@ -294,9 +294,20 @@ class Sequential(layers_.Sequential):
         if not self.is_built:
             self._build_on(as_shape(as_numbers(self._wanted_backend, x, "x").shape[1:]))
 
-    def _inputs(self, x: Any) -> tuple[Array, DType]:
+    @contextlib.contextmanager
+    def _built_for(self, x: Any) -> Iterator[None]:
+        """Built for x, if not built before; and unbuilt again where x or its companions are refused."""
+        fresh = not self.is_built
         self._ensure_built(x)
-        with self.backend.device():
+        try:
+            yield
+        except ArgumentError:
+            if fresh and not self._state.step:
+                self.unplace()
+            raise
+
+    def _inputs(self, x: Any) -> tuple[Array, DType]:
+        with self._built_for(x), self.backend.device():
             return prepare_inputs(self, x, finite=False)
 
     def _chosen(self, loss: Any, metrics: Any) -> tuple[Loss, list[Metric]]:

@@ -29,8 +29,8 @@ class Parameter:
     def __init__(
         self, name: str, shape: Sequence[int], initializer: Initializer, decay: bool, l1: float, l2: float
     ) -> None:
-        if not (is_number(l1) and is_number(l2) and l1 >= 0 and l2 >= 0):
-            raise ArgumentError(f"{name}: penalties must be numbers of at least 0, but l1={l1!r} and l2={l2!r}.")
+        if not (is_number(l1) and is_number(l2) and 0 <= l1 < math.inf and 0 <= l2 < math.inf):
+            raise ArgumentError(f"{name}: penalties must be finite numbers of at least 0, but l1={l1!r} and l2={l2!r}.")
         self.name, self.shape, self.initializer = name, tuple(shape), initializer
         self.trainable, self.decay, self.l1, self.l2 = True, decay, l1, l2
         self.slot = slice(0, 0)

@@ -192,13 +192,18 @@ def train_on_batch(model: Sequential, state: TrainingState, data: Samples) -> di
     xp = model.backend.xp
     total = len(data) if data.weights is None else total_weight(xp, data.weights)
     batches = data.batches(Workspace(model.context), len(data))
-    step = Step(model, state)
+    step, buffers = Step(model, state), model.context.store.buffers
+    before = [buffer.value.copy() for buffer in buffers]
     with _quietly():
         step.gradients(batches, total, figures)
         logs = figures.read(as_sum=step.loss.reduction == "sum")
-        if not math.isfinite(logs["loss"]):
+        overflowed = _first_not_finite(model)
+        if overflowed is not None or not math.isfinite(logs["loss"]):
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.value[...] = value
+            what = f"{overflowed} became NaN or infinite" if overflowed else f"the loss is {logs['loss']}"
             raise DivergenceError(
-                f"the loss is {logs['loss']} before update {state.step + 1}, which is left out: scale the inputs, or "
+                f"{what} before update {state.step + 1}, which is left out: scale the inputs, or "
                 f"start again with a learning rate below {state.learning_rate:g}."
             )
         step.update()
@@ -290,9 +295,11 @@ def _refuse_divergence(run: Run, snapshot: Snapshot, first_step: int) -> None:
     step, what = run.figures.first_non_finite(), "loss"
     if step is None:
         values = run.model.context.store.values
-        if bool(run.model.backend.xp.isfinite(values).all()):
+        overflowed = _first_not_finite(run.model)
+        if overflowed is None and bool(run.model.backend.xp.isfinite(values).all()):
             return
-        step, what = run.steps - 1, "weights"  # the last update, whose loss nobody has seen yet
+        what = overflowed or "weights"
+        step = run.steps - 1  # the last update, whose loss nobody has seen yet; or some step, seen at the epoch's end
     state = run.state
     assert state.memory is not None
     epoch, rate = state.epoch, state.learning_rate
@@ -310,6 +317,14 @@ def _refuse_divergence(run: Run, snapshot: Snapshot, first_step: int) -> None:
         f"the {what} became NaN or infinite in epoch {epoch + 1}, at step {step + 1} of {run.steps}, {cause}. "
         "The model holds the weights of the epoch's start again."
     )
+
+
+def _first_not_finite(model: Sequential) -> str | None:
+    """The name of a buffer, such as a running variance, that holds NaN or infinity. Reads the device."""
+    for buffer in model.context.store.buffers:
+        if not bool(model.backend.xp.isfinite(buffer.value).all()):
+            return buffer.name
+    return None
 
 
 @contextlib.contextmanager

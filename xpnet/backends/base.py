@@ -4,6 +4,7 @@ Every primitive here is the plain formula in `xp`: the reference that the faster
 It uses only what NumPy and CuPy share, and never reads a device value back to the host.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
@@ -14,6 +15,7 @@ import numpy
 from xpnet.backends import columns, sliding, special
 from xpnet.backends.arrays import Array, DType
 from xpnet.backends.sliding import Windows
+from xpnet.errors import ArgumentError
 
 _MASK32 = 0xFFFFFFFF
 
@@ -28,13 +30,10 @@ class Backend:
     #: Elementwise chains over long vectors go in pieces of this many elements; None means in one piece.
     chunk_elements: int | None = None
 
-    #: How many bytes the patches of a convolution may take at a time, whatever the batch; yours to set. One image's
-    #: patches are the least.
-    workspace_bytes: int = 256 * 2**20
-
     def __init__(self, name: str, xp: ModuleType | Any) -> None:
         self.name = name
         self.xp = xp
+        self._workspace_bytes = 256 * 2**20
 
     def __repr__(self) -> str:
         return f"<xpnet backend {self.name!r}>"
@@ -46,6 +45,20 @@ class Backend:
 
     def __deepcopy__(self, memo: Any) -> "Backend":
         return self
+
+    @property
+    def workspace_bytes(self) -> int:
+        """How many bytes the patches of a convolution may take at a time, whatever the batch; yours to set.
+
+        One image's patches are the least.
+        """
+        return self._workspace_bytes
+
+    @workspace_bytes.setter
+    def workspace_bytes(self, value: int) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float | numpy.number) or not 1 <= value < math.inf:
+            raise ArgumentError(f"workspace_bytes must be a number of bytes, at least 1, not {value!r}.")
+        self._workspace_bytes = int(value)
 
     # Transfers -------------------------------------------------------------------------------------------------
 
@@ -227,7 +240,7 @@ class Backend:
         return sliding.unpool_max(self.xp, grad, choice, windows, out)
 
     def sum_pool(self, x: Array, windows: Windows, out: Array) -> Array:
-        return sliding.sum_pool(x, windows, out)
+        return sliding.sum_pool(self.xp, x, windows, out)
 
     def unpool_sum(self, grad: Array, windows: Windows, out: Array) -> Array:
         return sliding.unpool_sum(grad, windows, out)

@@ -338,6 +338,20 @@ _FEW_ROWS = 64
 
 
 @_compiled
+def add_rows(x: Any, sums: Any) -> None:
+    """sums (columns,) += Σ_rows x."""
+    rows, columns = x.shape
+    few = numpy.empty(columns, x.dtype)
+    for start in range(0, rows, _FEW_ROWS):
+        few[:] = 0
+        for i in range(start, min(start + _FEW_ROWS, rows)):
+            for j in range(columns):
+                few[j] += x[i, j]
+        for j in range(columns):
+            sums[j] += few[j]
+
+
+@_compiled
 def add_powers(x: Any, shift: Any, sums: Any) -> None:
     """sums (2, columns) += Σ_rows (x - shift) and Σ_rows (x - shift)²."""
     rows, columns = x.shape

@@ -99,20 +99,18 @@ class ThreadedPrimitives(Backend):
 
     def sum_rows(self, a: Array, out: Array) -> Array:
         # BLAS sums the rows of a matrix three times as fast as a reduction, but both add them one after the other: of
-        # many rows the rounding errors would add up, so their sums are added in float64.
+        # many rows the rounding errors add up.
+        if len(a) > _MANY_ROWS:
+            compiled = self._compiled(a)
+            if compiled is None:
+                out[...] = numpy.sum(a, axis=0, dtype=numpy.float64)
+            else:
+                out[...] = self._sum(out.shape, len(a), lambda rows, sums: compiled.add_rows(a[rows], sums))
+            return out
         ones = self._ones.get(a.dtype)
         if ones is None:
             ones = self._ones[a.dtype] = numpy.ones(_MANY_ROWS, dtype=a.dtype)
-        if len(a) <= _MANY_ROWS:
-            return numpy.dot(ones[: len(a)], a, out=out)
-
-        def add(rows: slice, sums: Array) -> None:
-            for start in range(rows.start, rows.stop, _MANY_ROWS):
-                some = a[start : min(start + _MANY_ROWS, rows.stop)]
-                sums += numpy.dot(ones[: len(some)], some)
-
-        out[...] = self._sum(out.shape, len(a), add)
-        return out
+        return numpy.dot(ones[: len(a)], a, out=out)
 
     def gather(self, a: Array, rows: Array, out: Array) -> Array:
         # mode="clip" because the default makes a hidden temporary the size of `out`.
@@ -208,6 +206,7 @@ class ThreadedPrimitives(Backend):
         return room.reshape(kh, kw, channels, images, rows, columns).transpose(3, 4, 5, 0, 1, 2)
 
     def patches(self, x: Array, windows: Windows, out: Array) -> Array:
+        _fit(x, windows, out)
         by_cell = out.transpose(3, 4, 5, 0, 1, 2)
         if (compiled := self._compiled(x, by_cell)) is not None:
             compiled.patches_by_cell(x, windows, by_cell)
@@ -216,6 +215,7 @@ class ThreadedPrimitives(Backend):
         return out
 
     def fold(self, patches: Array, windows: Windows, out: Array) -> Array:
+        _fit(out, windows, patches)
         by_cell = patches.transpose(3, 4, 5, 0, 1, 2)
         if (compiled := self._compiled(by_cell, out)) is not None:
             compiled.fold_by_cell(by_cell, windows, out)
@@ -224,12 +224,14 @@ class ThreadedPrimitives(Backend):
         return out
 
     def max_pool(self, x: Array, windows: Windows, out: Array, choice: Array) -> Array:
+        _fit(x, windows, out)
         with self._team.working():
             max_pool = self._best(super().max_pool, x, out)
             self._team.split(len(x), lambda rows, _: max_pool(x[rows], windows, out[rows], choice[rows]))
         return out
 
     def unpool_max(self, grad: Array, choice: Array, windows: Windows, out: Array) -> Array:
+        _fit(out, windows, grad)
         with self._team.working():
             unpool = self._best(super().unpool_max, grad, out)
             self._team.split(len(grad), lambda rows, _: unpool(grad[rows], choice[rows], windows, out[rows]))
@@ -254,6 +256,12 @@ class ThreadedPrimitives(Backend):
         plain = super().depthwise_input_grad
         self._team.split(len(grad), lambda rows, _: plain(grad[rows], weight, windows, out[rows]))
         return out
+
+
+def _fit(images: Array, windows: Windows, results: Array) -> None:
+    """A compiled loop would read and write beyond arrays that are not of one batch, size and number of channels."""
+    if images.shape != (len(results), *windows.image, results.shape[-1]) or results.shape[1:3] != windows.grid:
+        raise ValueError(f"images {images.shape} and results {results.shape} do not fit {windows}.")
 
 
 @functools.cache

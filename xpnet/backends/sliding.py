@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from xpnet.backends.arrays import Array
 
 Pair = tuple[int, int]
+_MANY_CELLS = 256
 
 
 class Windows(NamedTuple):
@@ -100,11 +101,14 @@ def unpool_max(xp: Any, grad: Array, choice: Array, windows: Windows, out: Array
     return out
 
 
-def sum_pool(x: Array, windows: Windows, out: Array) -> Array:
-    """out[n, i, j, c] = the sum of the pixels of the window."""
-    out[...] = 0.0
+def sum_pool(xp: Any, x: Array, windows: Windows, out: Array) -> Array:
+    """out[n, i, j, c] = the sum of the pixels of the window; of a large one in float64."""
+    total = xp.zeros(out.shape, dtype=xp.float64) if math.prod(windows.kernel) > _MANY_CELLS else out
+    total[...] = 0.0
     for _, _, (i, j), (h, w) in windows.cells():
-        out[:, i, j] += x[:, h, w]
+        total[:, i, j] += x[:, h, w]
+    if total is not out:
+        out[...] = total
     return out
 
 

@@ -250,6 +250,7 @@ class Layer(Configured):
         """Undo `place`, where the building of a model failed: its layers are free again."""
         self._context, self.path = None, ""
         self.__dict__.pop("parameters", None)
+        self.__dict__.pop("forward", None)
 
     @property
     def is_built(self) -> bool:
@@ -293,6 +294,7 @@ def _with_place(build: Callable[[Any, Shape], Shape]) -> Callable[..., Shape]:
             self.output_shape = build(self, self.input_shape)
             if alone:
                 self.context.store.allocate(seed)
+                self.forward = functools.partial(_forward_alone, self)  # type: ignore[method-assign]
         except BaseException:
             if alone:
                 self.unplace()
@@ -300,6 +302,14 @@ def _with_place(build: Callable[[Any, Shape], Shape]) -> Callable[..., Shape]:
         return self.output_shape
 
     return wrapper
+
+
+def _forward_alone(layer: Layer, x: Array) -> Array:
+    """The forward of a layer that stands alone: it checks for itself what a model would have checked."""
+    if hasattr(x, "shape") and tuple(x.shape[1:]) != layer.input_shape:
+        raise layer.refuse(f"(N, {str(layer.input_shape)[1:]}, as it was built for", f"{tuple(x.shape)}")
+    layer.check_inputs(x, "x")
+    return type(layer).forward(layer, x)
 
 
 Layer.build = _with_place(Layer.build)  # type: ignore[method-assign]

@@ -18,15 +18,15 @@ class Sequential(Layer):
 
     def __init__(self, layers: Iterable[Layer]) -> None:
         if not isinstance(layers, Iterable):
-            raise ArgumentTypeError(f"Sequential: layers must be a list of layers, not {layers!r}.")
+            raise ArgumentTypeError(f"{type(self).__name__}: layers must be a list of layers, not {layers!r}.")
         self.layers: tuple[Layer, ...] = tuple(layers)
         if not self.layers:
             raise ArgumentError("Sequential: give it at least one layer.")
         given: list[Any] = list(self.layers)
         for i, layer in enumerate(given):
             if not isinstance(layer, Layer):
-                hint = "; did you mean an object, with ()?" if isinstance(layer, type) else ""
-                raise ArgumentTypeError(f"Sequential: item {i} is {layer!r}, not a layer{hint}.")
+                hint = "; did you mean an object, with ()?" if isinstance(layer, type) else "."
+                raise ArgumentTypeError(f"{type(self).__name__}: item {i} is {layer!r}, not a layer{hint}")
             if any(layer is other for other in given[:i]):
                 raise StateError(
                     f"Sequential: the same {type(layer).__name__} object stands at {given.index(layer)} and {i}; "
@@ -40,8 +40,10 @@ class Sequential(Layer):
         return shape
 
     def forward(self, x: Array) -> Array:
-        for layer in self._walk:
+        for layer, shape in self._walk:
             x = layer.forward(x)
+            if getattr(x, "shape", (0,))[1:] != shape:
+                raise self._broken_promise(layer, shape, x)
         return x
 
     def backward(self, grad_y: Array) -> Array | None:
@@ -54,7 +56,7 @@ class Sequential(Layer):
         learns = self._first_with_parameters()
         first = 0 if self.wants_input_grad else learns
         for i in range(len(self._walk) - 1, first - 1, -1):
-            layer = self._walk[i]
+            layer, _ = self._walk[i]
             layer.wants_input_grad = self.wants_input_grad or i > first
             grad = layer.backward(grad)
             if grad is None and i == learns:
@@ -76,12 +78,8 @@ class Sequential(Layer):
         finally:
             if inference:
                 context.training, context.inference = before
-        if getattr(y, "shape", (0,))[1:] != self.output_shape or y.dtype != context.dtype:
-            got = f"{tuple(y.shape)} of {y.dtype}" if hasattr(y, "dtype") else repr(y)
-            raise ShapeError(
-                f"the last layer, {self.layers[-1]!r}, was to give (N, {str(self.output_shape)[1:]} of "
-                f"{context.dtype}, as its build says, but its forward gave {got}."
-            )
+        if y.dtype != context.dtype:
+            raise self._broken_promise(self.layers[-1], self.output_shape, y)
         return y
 
     def run_back(self, grad_y: Array, input_grad: bool = True) -> Array | None:
@@ -103,19 +101,33 @@ class Sequential(Layer):
             first.check_inputs(x, name)
 
     @functools.cached_property
-    def _walk(self) -> list[Layer]:
-        """The layers in the order of work: a MaxPool2D goes before the ReLU that it follows, which then has less to do.
+    def _walk(self) -> list[tuple[Layer, Shape]]:
+        """Each layer, and the shape that it gives, in the order of work.
 
-        It is the same function: max(relu(a), relu(b)) = relu(max(a, b)), and gradients pass to the same pixels.
+        A MaxPool2D goes before the ReLU that it follows, which then has less to do. It is the same function:
+        max(relu(a), relu(b)) = relu(max(a, b)), and gradients pass to the same pixels.
         """
-        walk = list(self.layers)
+        walk = [(layer, layer.output_shape) for layer in self._way]
         for i in range(1, len(walk)):
-            if walk[i].picks_largest and walk[i - 1].keeps_largest:
-                walk[i - 1], walk[i] = walk[i], walk[i - 1]
+            (earlier, _), (later, shape) = walk[i - 1 : i + 1]
+            if later.picks_largest and earlier.keeps_largest:
+                walk[i - 1], walk[i] = (later, shape), (earlier, shape)
         return walk
 
+    @property
+    def _way(self) -> tuple[Layer, ...]:
+        """The layers that stand one after the other: here, all."""
+        return self.layers
+
+    def _broken_promise(self, layer: Layer, shape: Shape, y: Any) -> ShapeError:
+        got = f"{tuple(y.shape)} of {y.dtype}" if hasattr(y, "dtype") else repr(y)
+        return ShapeError(
+            f"layer {layer.path} ({type(layer).__name__}) was to give (N, {str(shape)[1:]} of {self.context.dtype}, as "
+            f"its build says, but its forward gave {got}."
+        )
+
     def _first_with_parameters(self) -> int:
-        return next((i for i, layer in enumerate(self._walk) if layer.parameters), len(self._walk))
+        return next((i for i, (layer, _) in enumerate(self._walk) if layer.parameters), len(self._walk))
 
     @property
     def accepts_integers(self) -> bool | None:  # type: ignore[override]
@@ -137,7 +149,8 @@ class Sequential(Layer):
 
     @property
     def trainable(self) -> bool:
-        return any(layer.trainable for layer in self.layers)
+        learning = [layer for layer in self.layers if layer.parameters]
+        return any(layer.trainable for layer in learning or self.layers)
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
@@ -161,6 +174,8 @@ class Sequential(Layer):
     def unplace(self) -> None:
         mine = self._context
         super().unplace()
+        for name in ("_walk", "works_in_shards"):
+            self.__dict__.pop(name, None)
         for layer in self.layers:
             if layer._context is mine:  # one that stands in another model stays there
                 layer.unplace()

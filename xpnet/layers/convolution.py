@@ -13,6 +13,7 @@ from typing import Any
 
 from xpnet.backends import Array
 from xpnet.backends.sliding import Windows
+from xpnet.errors import ShapeError
 from xpnet.layers.base import Layer, Shape
 from xpnet.layers.grid import (
     Padding,
@@ -57,9 +58,11 @@ class Convolution(Layer):
         self.l1, self.l2 = l1, l2
 
     def add_weight_and_bias(self, channels: int) -> None:
-        for count, what in ((channels, "channels"), (self.filters, "filters")):
-            if count % self.groups:
-                raise self.refuse(f"a number of {what} that groups={self.groups} divides", f"one with {count} {what}")
+        if channels % self.groups:
+            raise self.refuse(f"a number of channels that groups={self.groups} divides", f"one with {channels}")
+        if self.filters % self.groups:
+            place = f"layer {self.path} ({type(self).__name__})" if self.path else type(self).__name__
+            raise ShapeError(f"{place}: groups={self.groups} must divide the number of filters, {self.filters}.")
         shape = (*pair(self.kernel_size), channels // self.groups, self.filters)
         self.weight = self.add_parameter("weight", shape, self.weight_initializer, l1=self.l1, l2=self.l2)
         if self.use_bias:
@@ -183,11 +186,11 @@ class DepthwiseConv2D(Convolution):
         l1: float = 0.0,
         l2: float = 0.0,
     ) -> None:
+        self.depth_multiplier = checked_count(self, "depth_multiplier", depth_multiplier)
         super().__init__(
-            checked_count(self, "depth_multiplier", depth_multiplier), kernel_size, strides, padding, dilation, 1,
+            self.depth_multiplier, kernel_size, strides, padding, dilation, 1,
             use_bias, weight_initializer, bias_initializer, l1, l2
         )  # fmt: skip
-        self.depth_multiplier = depth_multiplier
 
     def build(self, input_shape: Shape) -> Shape:
         image, channels = image_and_channels(self, input_shape)

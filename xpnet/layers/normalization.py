@@ -1,5 +1,7 @@
 """Normalisation: to mean 0 and variance 1, of each feature over the batch or of each sample over its features."""
 
+import math
+
 from xpnet.backends import Array
 from xpnet.config import is_number
 from xpnet.errors import ArgumentError
@@ -10,8 +12,8 @@ class Normalization(Layer):
     """What both share: y = gamma · x̂ + beta for normalised x̂, with a gamma and a beta for each feature."""
 
     def __init__(self, epsilon: float, center: bool, scale: bool) -> None:
-        if not (is_number(epsilon) and epsilon > 0):
-            raise ArgumentError(f"{type(self).__name__}: epsilon must be a number above 0, not {epsilon!r}.")
+        if not (is_number(epsilon) and 0 < epsilon < math.inf):
+            raise ArgumentError(f"{type(self).__name__}: epsilon must be a finite number above 0, not {epsilon!r}.")
         self.epsilon, self.center, self.scale = epsilon, center, scale
 
     def build(self, input_shape: Shape) -> Shape:

@@ -106,7 +106,9 @@ class GlobalAveragePool2D(Layer):
         return (channels,)
 
     def forward(self, x: Array) -> Array:
-        return self.xp.mean(x, axis=(1, 2), out=self.work.buffer("y", (len(x), x.shape[-1])))
+        # In float64, for a large image has many pixels.
+        y = self.work.buffer("y", (len(x), x.shape[-1]))
+        return self.xp.mean(x, axis=(1, 2), dtype=self.xp.float64, out=y)
 
     def backward(self, grad_y: Array) -> Array | None:
         """∂y/∂x = 1 / (H · W) for every pixel."""

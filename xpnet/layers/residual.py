@@ -70,18 +70,19 @@ class Residual(Sequential):
         return ShapeError(f"{place} adds two ways: its layers give {_text(shape)}, but {beside}. {mend}")
 
     def forward(self, x: Array) -> Array:
-        *way, skip = self.layers
-        y = x
-        for layer in way:
-            y = layer.forward(y)
-        return self.xp.add(y, skip.forward(x), out=self.work.buffer("y", y.shape))
+        y = super().forward(x)
+        return self.xp.add(y, self.layers[-1].forward(x), out=self.work.buffer("y", y.shape))
+
+    @property
+    def _way(self) -> tuple[Layer, ...]:
+        return self.layers[:-1]
 
     def backward(self, grad_y: Array) -> Array | None:
         """Both ways have the gradient of their sum: ∂L/∂x is what the layers make of ∂L/∂y, plus what the skip does.
 
         Where nobody wants ∂L/∂x, each way ends at its first layer that has parameters.
         """
-        *way, skip = self.layers
+        way, skip = [layer for layer, _ in self._walk], self.layers[-1]
         wanted = self.wants_input_grad
         grad: Any = grad_y
         while way and (wanted or any(layer.parameters for layer in way)):
