@@ -5,7 +5,7 @@ So an optimiser is a few elementwise lines over one array, clipping is one norm,
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy
@@ -137,10 +137,11 @@ class ParameterStore:
         found: list[slice] = []
         after_wanted = False
         for parameter in self.parameters:
-            if wanted(parameter):
+            now_wanted = wanted(parameter)
+            if now_wanted:
                 start = found.pop().start if after_wanted else parameter.slot.start
                 found.append(slice(start, parameter.slot.stop))
-            after_wanted = wanted(parameter)
+            after_wanted = now_wanted
         return found
 
     def arrays(self) -> list[Parameter | Buffer]:
@@ -168,8 +169,8 @@ class ParameterStore:
             if p.l2:
                 p.grad += (2.0 * p.l2) * p.value
 
-    def _penalised(self) -> Iterator[Parameter]:
-        return (p for p in self.parameters if p.trainable and (p.l1 or p.l2))
+    def _penalised(self) -> list[Parameter]:
+        return [p for p in self.parameters if (p.l1 or p.l2) and p.trainable]
 
     def _bind(self, values: Any, grads: Any = None) -> None:
         with self.backend.device():

@@ -92,8 +92,8 @@ class ThreadedPrimitives(Backend):
     def matmul(self, a: Array, b: Array, out: Array) -> Array:
         if a.shape[1] == 1:  # a batch of one sample: matmul leaves the BLAS aside, and takes ten times as long
             return numpy.multiply(a, b, out=out)
-        if not self._team.splits or len(out) * b.size < _SPLIT_PRODUCT:
-            return numpy.matmul(a, b, out=out)
+        if len(out) * b.size < _SPLIT_PRODUCT or not self._team.splits:
+            return numpy.matmul(a, b, out)
         self._team.split(len(out), lambda rows, _: numpy.matmul(a[rows], b, out=out[rows]))
         return out
 

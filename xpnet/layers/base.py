@@ -174,7 +174,7 @@ class Layer(Configured):
     @property
     def work(self) -> Workspace:
         """This layer's kept arrays and buffers, for the kind of pass that is under way."""
-        context = self.context
+        context = self._context or self.context
         work = self._work.get(context.inference)
         if work is None:
             work = self._work[context.inference] = Workspace(context)
@@ -189,11 +189,11 @@ class Layer(Configured):
 
     @property
     def backend(self) -> Backend:
-        return self.context.backend
+        return (self._context or self.context).backend
 
     @property
     def xp(self) -> Any:
-        return self.context.backend.xp
+        return (self._context or self.context).backend.xp
 
     def random_bits(self, x: Array) -> Array:
         """Uniform uint32 noise in x's shape from (seed, layer, step, element): the same on every device and shard."""

@@ -57,7 +57,9 @@ class Sequential(Layer):
         first = 0 if self.wants_input_grad else learns
         for i in range(len(self._walk) - 1, first - 1, -1):
             layer, _ = self._walk[i]
-            layer.wants_input_grad = self.wants_input_grad or i > first
+            wanted = self.wants_input_grad or i > first
+            if layer.wants_input_grad is not wanted:
+                layer.wants_input_grad = wanted
             grad = layer.backward(grad)
             if grad is None and i == learns:
                 return None
