@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.nets import NETS, Net
+from benchmarks.nets import NETS, Net, epoch_size
 from benchmarks.peers import can
 from benchmarks.rounds import Figure, environment, interleaved, workers
 
@@ -52,10 +52,10 @@ def step(plan: Plan) -> Iterator[Row]:
 
 
 def epoch(plan: Plan) -> Iterator[Row]:
-    """An epoch of 60 000 samples from end to end, beside so many of xpnet's steps; and the most memory it took."""
+    """An epoch from end to end (checks, shuffle, gather, metrics too) beside so many of xpnet's steps; and memory."""
     for net, threads, batch, situation in _situations(plan, [128]):
         names = [name for name in _peers(plan, NETS[net]) if name != "floor"]
-        rounds = max(3, plan.rounds // 3) if len(NETS[net].input_shape) == 1 else 3
+        rounds, steps_an_epoch = max(3, plan.rounds // 3), epoch_size(NETS[net]) / batch
         with workers(names, net, batch, plan.device, threads) as team:
             figures, steps = {name: Figure([]) for name in names}, Figure([])
             count = max(1, round(1.0 / team[0].ask("step 5")))
@@ -66,7 +66,7 @@ def epoch(plan: Plan) -> Iterator[Row]:
                 for worker in team:
                     figures[worker.name].values.append(worker.ask("epoch"))
                     if worker is team[0]:
-                        steps.values.append((before + worker.ask(f"step {count}")) / 2 * 60_000 / batch)
+                        steps.values.append((before + worker.ask(f"step {count}")) / 2 * steps_an_epoch)
             yield Row("epoch", situation, {**figures, "xpnet's steps": steps})
             yield Row("memory", situation, {worker.name: Figure([worker.ask("memory")]) for worker in team})
 

@@ -47,6 +47,11 @@ RATES = {"sgd": 0.01, "adam": 0.001}
 CLASSES = 10
 
 
+def epoch_size(net: Net) -> int:
+    """Samples in an epoch from end to end: MNIST's number; of images fewer, as they take so much longer."""
+    return 60_000 if len(net.input_shape) == 1 else 6_400
+
+
 def shapes(net: Net) -> list[tuple[tuple, tuple[int, ...], tuple[int, ...]]]:
     """(layer, its input's shape, its output's shape) from first to last."""
     result, shape = [], net.input_shape

@@ -3,7 +3,7 @@
     python -m benchmarks.worker xpnet mlp 128 cpu
 
 `step N` and `predict N`: the mean of N training steps, or of N calls of predict on a batch.  `epoch`: one pass through
-60 000 made-up samples, after a first one that is not counted.  `memory`: the most that the process has had, in bytes.
+many made-up samples, after a first one that is not counted.  `memory`: the most that the process has had, in bytes.
 """
 
 import resource
@@ -11,11 +11,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from benchmarks.nets import NETS
+from benchmarks.nets import NETS, epoch_size
 from benchmarks.peers import start
 from benchmarks.samples import batch_of
-
-EPOCH = 60_000
 
 
 def main(name: str, net_name: str, batch: str, device: str) -> None:
@@ -29,7 +27,7 @@ def main(name: str, net_name: str, batch: str, device: str) -> None:
             result = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         elif what == "epoch":
             if all_x is None:
-                all_x, all_y = batch_of(net, EPOCH)
+                all_x, all_y = batch_of(net, epoch_size(net))
                 peer.epoch(all_x, all_y)
             result = seconds(peer.epoch, (all_x, all_y), 1, peer.synchronize)
         elif what == "predict":
