@@ -17,7 +17,9 @@ CUPY = os.environ.get("XPNET_CUPY_EXTRA", "cuda13-ctk")  # cuda12-ctk for driver
 def tests_cpu(session: nox.Session) -> None:
     """The test suite without CuPy, with coverage. GPU tests are skipped, with the reason."""
     session.install(".[dev]")
-    session.run("pytest", "--cov", "--cov-report=term", "--cov-fail-under=95", *session.posargs)
+    # A process a core, so one BLAS thread in each; tests that are about threads ask for theirs.
+    session.run("pytest", "-n", "auto", "--cov", "--cov-report=term", "--cov-fail-under=95", *session.posargs,
+                env={"OPENBLAS_NUM_THREADS": "1"})  # fmt: skip
 
 
 @nox.session(name="tests-cupy")
