@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from names import shown
 from strict import StrictBackend
 
 import xpnet
@@ -129,7 +130,7 @@ def test_a_quarter_turn_is_numpys(backend, rng, size, sign):
         (RandomAffine(shift=0.5), [-0.5, 1, 0, 0, 0, 0], lambda v, h: (v + 0.25, h - 0.5)),
         (RandomAffine(2, 90, 1.0, 45), [0, 1, 1, 1, 0, 1], lambda v, h: ((h - 2) / 2, (h - 2) / 2 - v / 2)),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_an_affine_map_about_the_centre(backend, layer, draws, place):
     layer = drawn(built(again(layer), backend, (5, 9)), backend, draws)

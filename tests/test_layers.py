@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from names import shown
 from strict import StrictBackend
 
 import xpnet
@@ -77,7 +78,7 @@ def test_a_smaller_batch_after_a_larger_one_sees_no_leftovers(backend, rng):
         (layers.Permute((2, 0, 1)), lambda x: x.transpose(0, 3, 1, 2)),
         (layers.Permute((1, 0, 2)), lambda x: x.transpose(0, 2, 1, 3)),
     ],
-    ids=repr,
+    ids=shown,
 )
 @pytest.mark.parametrize("dtype", ["float32", "uint8", "int64"])
 def test_shape_layers_move_numbers_as_numpy_does_and_keep_their_dtype(backend, layer, numpys, dtype):

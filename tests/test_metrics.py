@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from names import shown
 
 import xpnet
 from xpnet import layers, losses, metrics
@@ -113,7 +114,7 @@ REGRESSION = [
     "weights", [None, np.array([2, 1, 0, 3, 1, 1, 2, 5, 1, 1, 1]), np.linspace(0.1, 3, 11)], ids=["", "whole", "real"]
 )
 @pytest.mark.parametrize("batch", [None, 4])
-@pytest.mark.parametrize(("metric", "loop"), [*MULTICLASS, *REGRESSION], ids=repr)
+@pytest.mark.parametrize(("metric", "loop"), [*MULTICLASS, *REGRESSION], ids=shown)
 def test_metrics_follow_their_definition_over_batches_and_weights(backend, rng, metric, loop, batch, weights):
     if metric.name in ("mse", "mae", "r2"):
         outputs, targets = rng.normal(size=(2, 11, 3))

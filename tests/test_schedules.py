@@ -4,6 +4,7 @@ import itertools
 import math
 
 import pytest
+from names import shown
 
 import xpnet
 from xpnet import layers, optimizers, schedules
@@ -54,7 +55,7 @@ from xpnet.errors import ArgumentError
         (schedules.OneCycle(1.0, steps=4, warmup=1.0), {0: 0.04, 2: 0.52, 4: 4e-6}),
         (schedules.OneCycle(1.0, steps=1), {0: 0.04, 1: 4e-6}),
     ],
-    ids=lambda value: repr(value) if isinstance(value, schedules.Schedule) else "",
+    ids=lambda value: shown(value) if isinstance(value, schedules.Schedule) else "",
 )
 def test_values_worked_out_by_hand(schedule, values):
     for step, rate in values.items():
