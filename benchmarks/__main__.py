@@ -41,12 +41,15 @@ def main() -> None:
 
     rows: list[measures.Row] = []
     options.out.mkdir(parents=True, exist_ok=True)
-    for what in options.measure:
-        print(f"\n{measures.MEASURES[what].__doc__}\n", flush=True)
-        for row in measures.MEASURES[what](plan):
-            print(report.line(row, first=not rows or rows[-1].measure != row.measure), flush=True)
-            rows.append(row)
-    print(f"\nwritten: {report.save(options.out, plan, rows)}")
+    try:
+        for what in options.measure:
+            print(f"\n{measures.MEASURES[what].__doc__}\n", flush=True)
+            for row in measures.MEASURES[what](plan):
+                print(report.line(row, first=not rows or rows[-1].measure != row.measure), flush=True)
+                rows.append(row)
+    finally:  # Ctrl-C keeps what stands
+        if rows:
+            print(f"\nwritten: {report.save(options.out, plan, rows)}")
 
 
 if __name__ == "__main__":
