@@ -101,6 +101,7 @@ class ParameterStore:
         self.buffers: list[Buffer] = []
         self.values: Array = None
         self.grads: Array = None
+        self._runs: dict[tuple[bool, ...], list[slice]] = {}  # that were asked for before
 
     @property
     def allocated(self) -> bool:
@@ -134,15 +135,14 @@ class ParameterStore:
 
     def runs(self, wanted: Callable[[Parameter], bool]) -> list[slice]:
         """The stretches of the flat vectors that hold the wanted parameters, in as few pieces as there are runs."""
-        found: list[slice] = []
-        after_wanted = False
-        for parameter in self.parameters:
-            now_wanted = wanted(parameter)
-            if now_wanted:
-                start = found.pop().start if after_wanted else parameter.slot.start
-                found.append(slice(start, parameter.slot.stop))
-            after_wanted = now_wanted
-        return found
+        choice = tuple(map(wanted, self.parameters))
+        if choice not in self._runs:
+            found = self._runs[choice] = []
+            for parameter, now, before in zip(self.parameters, choice, (False, *choice), strict=False):
+                if now:
+                    start = found.pop().start if before else parameter.slot.start
+                    found.append(slice(start, parameter.slot.stop))
+        return self._runs[choice]
 
     def arrays(self) -> list[Parameter | Buffer]:
         """All that is saved and moved: parameters, then buffers."""

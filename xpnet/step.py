@@ -81,15 +81,10 @@ class Step:
 
     def update(self) -> None:
         """Move the parameters by the gradients that are there."""
-        with self.model.working():
-            self.state.update(self.model.context.store)
+        self.state.update(self.model.context.store)
 
     def gradients(self, batches: Iterator[Batch], total: Any, figures: "Figures", count: int = 1) -> None:
         """Fill the gradients of `count` batches and of the penalties."""
-        with self.model.working():
-            self._gradients(batches, total, figures, count)
-
-    def _gradients(self, batches: Iterator[Batch], total: Any, figures: "Figures", count: int) -> None:
         store = self.model.context.store
         context = self.model.context
         context.step, context.first_row = self.state.step, 0
@@ -149,7 +144,7 @@ class Figures:
         if per_sample.shape != (len(batch),):
             raise ShapeError(f"the loss must give one number a sample, {(len(batch),)}, not {tuple(per_sample.shape)}.")
         weighted = per_sample if batch.weights is None else per_sample * batch.weights
-        self._record[0, self._steps] = xp.sum(weighted, dtype=xp.float64)
+        self._record[0, self._steps] = weighted.sum(dtype=xp.float64)
         penalty = self._model.context.store.penalty()
         if penalty is not None:
             self._record[2, self._steps] = penalty

@@ -194,7 +194,7 @@ def train_on_batch(model: Sequential, state: TrainingState, data: Samples) -> di
     batches = data.batches(Workspace(model.context), len(data))
     step, buffers = Step(model, state), model.context.store.buffers
     before = [buffer.value.copy() for buffer in buffers]
-    with _quietly():
+    with _quietly(), model.working():
         step.gradients(batches, total, figures)
         logs = figures.read(as_sum=step.loss.reduction == "sum")
         overflowed = _first_not_finite(model)

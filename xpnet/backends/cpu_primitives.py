@@ -73,9 +73,9 @@ class ThreadedPrimitives(Backend):
         compiled = self._compiled(*arrays)
         return plain if compiled is None else getattr(compiled, plain.__name__)
 
-    def _by_rows(self, plain: Callable[..., Any], *arrays: Array, whole: Sequence[Any] = ()) -> None:
-        """A plain formula, or its twin, on these arrays, in parts of their rows; what is `whole` goes to each part."""
-        best = self._best(plain, *arrays)
+    def _by_rows(self, name: str, *arrays: Array, whole: Sequence[Any] = ()) -> None:
+        """The formula of this name, or its twin, on the arrays' rows in parts; what is `whole` goes to each part."""
+        best = getattr(self._compiled(*arrays) or super(), name)
         if self._team.splits:
             self._team.split(len(arrays[0]), lambda rows, _: best(*[a[rows] for a in arrays], *whole))
         else:
@@ -120,15 +120,15 @@ class ThreadedPrimitives(Backend):
         return out
 
     def add_to_rows(self, a: Array, row: Array) -> Array:
-        self._by_rows(super().add_to_rows, a, whole=(row,))
+        self._by_rows("add_to_rows", a, whole=(row,))
         return a
 
     def relu(self, x: Array, out: Array) -> Array:
-        self._by_rows(super().relu, x, out)
+        self._by_rows("relu", x, out)
         return out
 
     def relu_grad(self, grad: Array, y: Array, out: Array) -> Array:
-        self._by_rows(super().relu_grad, grad, y, out)
+        self._by_rows("relu_grad", grad, y, out)
         return out
 
     def dropout_mask(self, key: Sequence[int], rate: float, out: Array, first_row: int = 0) -> Array:

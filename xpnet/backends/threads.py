@@ -18,12 +18,18 @@ from typing import Any
 _NOTHING = contextlib.nullcontext()
 
 
+class _Here(threading.local):
+    """What holds in one thread: into how many parts it splits work; None outside of `Team.working`."""
+
+    size: int | None = None
+
+
 class _Alone:
     """At work in this thread, and nothing is split. A class, for it is entered in every step of small nets."""
 
     __slots__ = ("_here",)
 
-    def __init__(self, here: threading.local) -> None:
+    def __init__(self, here: _Here) -> None:
         self._here = here
 
     def __enter__(self) -> None:
@@ -46,14 +52,14 @@ class Team:
         self._threads = 1  # what the BLAS had before the first of them came
         self._limit: Any = None
         self._pool: ThreadPoolExecutor | None = None
-        self._here = threading.local()
+        self._here = _Here()
 
     def working(self, in_parts: bool = True) -> AbstractContextManager[Any]:
         """Inside, `split` splits, and the BLAS has one thread; or, with in_parts=False, all stays with the BLAS.
 
         May be nested: the outermost one decides.
         """
-        if self._size_here() is not None:
+        if self._here.size is not None:
             return _NOTHING
         return self._in_parts() if in_parts else _Alone(self._here)
 
@@ -79,7 +85,7 @@ class Team:
     @property
     def size(self) -> int:
         """Into how many parts `split` splits, or would inside `working`."""
-        here = self._size_here()
+        here = self._here.size
         if here is not None:
             return here
         with self._lock:
@@ -88,16 +94,16 @@ class Team:
     @property
     def at_work(self) -> bool:
         """Whether this is inside `working`."""
-        return getattr(self._here, "size", None) is not None
+        return self._here.size is not None
 
     @property
     def splits(self) -> bool:
         """Whether this is inside `working`, not inside a part, and there are several threads."""
-        return (getattr(self._here, "size", None) or 1) > 1
+        return (self._here.size or 1) > 1
 
     def split(self, count: int, work: Callable[[slice, int], None]) -> None:
         """work(rows, number) for `size` slices of range(count) side by side, in this thread and in the pool's."""
-        parts = min(self._size_here() or 1, count)
+        parts = min(self._here.size or 1, count)
         if parts <= 1:
             work(slice(0, count), 0)
             return
@@ -107,7 +113,7 @@ class Team:
             self._pool = ThreadPoolExecutor(max(parts, os.cpu_count() or 1), thread_name_prefix="xpnet")
 
         def part(number: int) -> None:
-            before, self._here.size = self._size_here(), 1  # what a part calls is not split again
+            before, self._here.size = self._here.size, 1  # what a part calls is not split again
             try:
                 work(rows[number], number)
             finally:
@@ -123,10 +129,6 @@ class Team:
                 other.exception()  # waits: nobody writes into the caller's arrays any more after this
         for other in others:
             other.result()
-
-    def _size_here(self) -> int | None:
-        size: int | None = getattr(self._here, "size", None)
-        return size
 
 
 @functools.cache

@@ -53,7 +53,7 @@ class Sequential(Layer):
         that is an Embedding, it ends there in any case, for whole numbers have no gradient.
         """
         grad: Array | None = grad_y
-        learns = self._first_with_parameters()
+        learns = self._first_with_parameters
         first = 0 if self.wants_input_grad else learns
         for i in range(len(self._walk) - 1, first - 1, -1):
             layer, _ = self._walk[i]
@@ -86,7 +86,8 @@ class Sequential(Layer):
 
     def run_back(self, grad_y: Array, input_grad: bool = True) -> Array | None:
         """The way back of the latest `run` that was not inference; fills all gradients."""
-        self.wants_input_grad = input_grad
+        if self.wants_input_grad is not input_grad:
+            self.wants_input_grad = input_grad
         with self.working():
             return Sequential.backward(self, grad_y)
 
@@ -128,6 +129,7 @@ class Sequential(Layer):
             f"its build says, but its forward gave {got}."
         )
 
+    @functools.cached_property
     def _first_with_parameters(self) -> int:
         return next((i for i, (layer, _) in enumerate(self._walk) if layer.parameters), len(self._walk))
 
@@ -176,7 +178,7 @@ class Sequential(Layer):
     def unplace(self) -> None:
         mine = self._context
         super().unplace()
-        for name in ("_walk", "works_in_shards"):
+        for name in ("_walk", "_first_with_parameters", "works_in_shards"):
             self.__dict__.pop(name, None)
         for layer in self.layers:
             if layer._context is mine:  # one that stands in another model stays there
