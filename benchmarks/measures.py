@@ -54,7 +54,7 @@ def step(plan: Plan) -> Iterator[Row]:
 def epoch(plan: Plan) -> Iterator[Row]:
     """An epoch from end to end (checks, shuffle, gather, metrics too) beside so many of xpnet's steps; and memory."""
     for net, threads, batch, situation in _situations(plan, [128]):
-        names = [name for name in _peers(plan, NETS[net]) if name != "floor"]
+        names = [name for name in _peers(plan, NETS[net]) if name != "floor"] + ["xpnet-uint8"]
         rounds, steps_an_epoch = max(3, plan.rounds // 3), epoch_size(NETS[net]) / batch
         with workers(names, net, batch, plan.device, threads) as team:
             figures, steps = {name: Figure([]) for name in names}, Figure([])

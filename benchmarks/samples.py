@@ -5,8 +5,11 @@ import numpy
 from benchmarks.nets import CLASSES, Net
 
 
-def batch_of(net: Net, count: int) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """(x in float32, class numbers), the same for every library."""
+def batch_of(net: Net, count: int, dtype: str = "float32") -> tuple[numpy.ndarray, numpy.ndarray]:
+    """(x, class numbers), the same for every library: x is from 0 to 1 in float32, or from 0 to 255 in uint8."""
     rng = numpy.random.default_rng(0)
-    x = rng.random((count, *net.input_shape), dtype=numpy.float32)
+    if dtype == "uint8":
+        x = rng.integers(256, size=(count, *net.input_shape), dtype=numpy.uint8)
+    else:
+        x = rng.random((count, *net.input_shape), dtype=numpy.float32)
     return x, rng.integers(CLASSES, size=count)

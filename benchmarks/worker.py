@@ -12,14 +12,15 @@ import time
 from collections.abc import Callable
 
 from benchmarks.nets import NETS, epoch_size
-from benchmarks.peers import start
+from benchmarks.peers import KINDS, start
 from benchmarks.samples import batch_of
 
 
 def main(name: str, net_name: str, batch: str, device: str) -> None:
     net, size = NETS[net_name], int(batch)
     peer = start(name, net, size, device)
-    x, (all_x, all_y) = batch_of(net, size)[0], (None, None)
+    dtype = KINDS[name].dtype
+    x, (all_x, all_y) = batch_of(net, size, dtype)[0], (None, None)
     print("ready", flush=True)
     for line in sys.stdin:
         what, *count = line.split()
@@ -27,7 +28,7 @@ def main(name: str, net_name: str, batch: str, device: str) -> None:
             result = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         elif what == "epoch":
             if all_x is None:
-                all_x, all_y = batch_of(net, epoch_size(net))
+                all_x, all_y = batch_of(net, epoch_size(net), dtype)
                 peer.epoch(all_x, all_y)
             result = seconds(peer.epoch, (all_x, all_y), 1, peer.synchronize)
         elif what == "predict":

@@ -1,5 +1,6 @@
 """The CPU's compiled loops against the formulas they are twins of; and a step that allocates nothing of size."""
 
+import copy
 import gc
 import sys
 import tracemalloc
@@ -56,6 +57,43 @@ def test_relu_and_its_gradient(cpu, rng, dtype):
 def test_a_row_added_to_every_row(cpu, rng, dtype):
     a, row = rng.normal(size=(7, 5)).astype(dtype), rng.normal(size=5).astype(dtype)
     np.testing.assert_array_equal(cpu.add_to_rows(a.copy(), row), a + row)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("given", ["uint8", "int64", ">i4", "float16", "bool"])
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3)])
+def test_rows_gathered_into_another_dtype(cpu, rng, dtype, given, shape):
+    a, rows = rng.integers(200, size=(9, *shape)).astype(given), rng.integers(9, size=6)
+    out = cpu.gather(a, rows, np.empty((6, *shape), dtype))
+    np.testing.assert_array_equal(out, a[rows].astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("given", ["uint8", ">i2", "float32"])
+@pytest.mark.parametrize("offset", [0.0, -0.5])
+def test_rescale(cpu, rng, dtype, given, offset):
+    x = rng.integers(256, size=(7, 5)).astype(given)
+    rooms = np.empty(x.shape, dtype), np.empty(x.shape, dtype)
+    close(cpu.rescale(x, 1 / 255, offset, rooms[0]), REFERENCE.rescale(x, 1 / 255, offset, rooms[1]), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [1, 2, 3, 10])
+def test_hits_with_ties_and_nan(cpu, rng, dtype, classes):
+    outputs = rng.integers(3, size=(400, classes)).astype(dtype)  # few numbers, so that many are equal
+    outputs[rng.random(outputs.shape) < 0.1] = np.nan
+    outputs[rng.random(outputs.shape) < 0.1] = np.inf
+    labels = rng.integers(-1, classes + 1, size=400)  # some belong to no output
+    assert cpu.count_hits(outputs, labels) == REFERENCE.count_hits(outputs, labels) > 0
+    assert cpu.count_hits(outputs, labels.astype(dtype)) == REFERENCE.count_hits(outputs, labels)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 2, 32, 33])
+def test_a_few_rows_times_a_large_transposed_matrix(cpu, rng, dtype, rows):
+    a, b = rng.normal(size=(rows, 200)).astype(dtype), rng.normal(size=(300, 200)).astype(dtype)
+    out = cpu.matmul(a, b.T, np.full((rows, 300), np.nan, dtype))
+    np.testing.assert_allclose(out, a @ b.T, rtol=1e-5, atol=1e-3 if dtype == "float32" else 1e-10)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -178,24 +216,26 @@ CNN = [
     layers.Dense(10),
 ]
 NETS = {
-    "mlp": ((784,), [layers.Dense(128), layers.ReLU(), layers.Dense(10)], "sgd"),
+    "mlp": ((784,), [layers.Rescale(1 / 255), layers.Dense(128), layers.ReLU(), layers.Dense(10)], "sgd"),
     "cnn": ((28, 28, 1), CNN, "adam"),
 }
 
 
+@pytest.mark.parametrize("batch", [32, 128])
+@pytest.mark.parametrize("given", ["uint8", "float32"])
 @pytest.mark.parametrize("name", NETS)
-def test_a_steady_step_makes_no_array_of_more_than_4_kilobytes(rng, name):
+def test_a_steady_step_makes_no_array_of_more_than_4_kilobytes(rng, name, given, batch):
     shape, stack, optimizer = NETS[name]
-    model = xpnet.Sequential(stack, shape, backend="cpu")
-    x, y = rng.random((256, *shape), dtype=np.float32), rng.integers(10, size=256)
+    model = xpnet.Sequential([copy.deepcopy(layer) for layer in stack], shape, backend="cpu")
+    x, y = rng.integers(256, size=(2 * batch, *shape)).astype(given), rng.integers(10, size=2 * batch)
     loss, state = losses.SoftmaxCrossEntropy(), model._state
     accuracy = metrics.get(None, loss)
     state.begin(model.context.store, loss, accuracy, optimizers.get(optimizer))
     data, work, step = prepare(model, x, y, loss), Workspace(model.context), Step(model, state)
-    order, figures = rng.permutation(256), Figures(model, accuracy, [128] * 2)
+    order, figures = rng.permutation(2 * batch), Figures(model, accuracy, [batch] * 2)
 
     def train():
-        step(data.batches(work, 128, order), 128, figures)
+        step(data.batches(work, batch, order), batch, figures)
 
     largest = largest_allocations(train)
     assert max(largest.values(), default=0) <= 4096, largest.most_common(5)

@@ -93,13 +93,15 @@ class _Classes(Metric):
     ) -> tuple[Array, Array, Array | None, int]:
         """(predicted classes, true classes, weights, number of classes), flat."""
         xp = backend.xp
-        single = outputs.ndim == 1 or outputs.shape[-1] == 1
-        if self.threshold is None and not single:
-            return xp.argmax(outputs, axis=-1), _labels(xp, targets), weights, int(outputs.shape[-1])
+        if self._largest_wins(outputs):
+            return outputs.argmax(axis=-1), _labels(xp, targets), weights, int(outputs.shape[-1])
         predicted = outputs > (0.5 if self.threshold is None else self.threshold)
         if weights is not None and outputs.size != len(outputs):
             weights = xp.repeat(weights, int(outputs.size) // len(outputs))
         return predicted.reshape(-1).astype(xp.int64), (targets.reshape(-1) > 0.5).astype(xp.int64), weights, 2
+
+    def _largest_wins(self, outputs: Array) -> bool:
+        return self.threshold is None and outputs.ndim > 1 and outputs.shape[-1] > 1
 
 
 class Accuracy(_Classes):
@@ -108,9 +110,10 @@ class Accuracy(_Classes):
     name = "accuracy"
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
-        xp = backend.xp
+        if weights is None and self._largest_wins(outputs):
+            return _counts(backend.xp, backend.count_hits(outputs, _labels(backend.xp, targets)), len(outputs))
         predicted, true, weights, _ = self.decide(backend, outputs, targets, weights)
-        return _hits(xp, predicted == true, weights)
+        return _hits(backend.xp, predicted == true, weights)
 
     def result(self, sums: Any) -> float:
         return _ratio(sums[0], sums[1])
@@ -345,17 +348,21 @@ def _check_labels(name: str, targets: Array, classes: int) -> None:
 def _labels(xp: Any, targets: Array) -> Array:
     """Class numbers (N,) from class numbers (N,) or (N, 1), or from probabilities (N, K)."""
     if targets.ndim == 2 and targets.shape[1] > 1:
-        return xp.argmax(targets, axis=-1)
+        return targets.argmax(axis=-1)
     return targets.reshape(-1)
 
 
 def _hits(xp: Any, right: Array, weights: Array | None) -> Array:
     """[hits, samples]: int64, or float64 where samples have weights."""
     if weights is None:
-        sums = xp.empty(2, dtype=xp.int64)
-        sums[0], sums[1] = xp.sum(right), right.size
-        return sums
+        return _counts(xp, xp.count_nonzero(right), right.size)
     return _weighted(xp, right.astype(xp.float64), weights)
+
+
+def _counts(xp: Any, hits: Array | int, samples: int) -> Array:
+    sums = xp.empty(2, dtype=xp.int64)
+    sums[0], sums[1] = hits, samples
+    return sums
 
 
 def _weighted(xp: Any, per_sample: Array, weights: Array | None) -> Array:

@@ -23,17 +23,19 @@ class Peer(Protocol):
 
 
 class Kind(NamedTuple):
-    """How a peer is started: the module under benchmarks.peers, an option of its `make`, environment variables."""
+    """How a peer is started: the module under benchmarks.peers, an option of its `make`, environment variables…"""
 
     module: str
     option: str = ""
     environment: dict[str, str] = {}  # noqa: RUF012  # never written to
     only_dense: bool = False
+    dtype: str = "float32"  # of its samples
 
 
 KINDS = {
     "xpnet": Kind("own"),
     "xpnet-plain": Kind("own", environment={"XPNET_FAST": "0"}),  # without the extra `fast`
+    "xpnet-uint8": Kind("own", "uint8", dtype="uint8"),  # scaled in the step, as examples/mnist.py does
     "floor": Kind("floor"),  # the matrix products of the net and nothing else
     "torch": Kind("pytorch"),
     "torch-channels-last": Kind("pytorch", "channels-last"),

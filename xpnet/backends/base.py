@@ -147,6 +147,14 @@ class Backend:
         out[...] = self.xp.take(a, rows, axis=0)
         return out
 
+    def rescale(self, x: Array, scale: float, offset: float, out: Array) -> Array:
+        """out = scale · x + offset, in out's dtype. x may hold integers."""
+        out[...] = x
+        out *= scale
+        if offset:
+            out += offset
+        return out
+
     def relu(self, x: Array, out: Array) -> Array:
         """max(x, 0)."""
         return self.xp.maximum(x, 0.0, out=out)
@@ -202,6 +210,13 @@ class Backend:
         if smoothing:
             grad -= rest
         return losses, grad
+
+    def count_hits(self, outputs: Array, labels: Array) -> Array | int:
+        """How many rows of outputs (N, K) have their largest number, of equals the first, where their label says.
+
+        NaN counts as larger than all numbers. The result is an array without axes, or on the host an int.
+        """
+        return self.xp.count_nonzero(outputs.argmax(axis=-1) == labels)
 
     def erf(self, x: Array) -> Array:
         """The error function, to a few units in the last place of x's dtype."""

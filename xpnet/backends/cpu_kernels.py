@@ -213,6 +213,47 @@ def unpool_max(grad: Any, choice: Any, windows: Any, out: Any) -> None:
 
 
 @_compiled
+def gather(a: Any, rows: Any, out: Any) -> None:
+    """out[i] = a[rows[i]], of matrices, converted to out's dtype."""
+    for i in range(rows.size):
+        source, target = a[rows[i]], out[i]
+        for j in range(target.size):
+            target[j] = source[j]
+
+
+@_compiled
+def rescale(x: Any, scale: Any, offset: Any, out: Any) -> None:
+    """out = scale · x + offset, in out's dtype."""
+    xs, outs = x.reshape(-1), out.reshape(-1)
+    zero, number = out.dtype.type(0), out.dtype.type
+    if offset == zero:
+        for i in range(xs.size):
+            outs[i] = number(xs[i]) * scale
+    else:
+        for i in range(xs.size):
+            outs[i] = number(xs[i]) * scale + offset
+
+
+@_compiled
+def count_hits(outputs: Any, labels: Any) -> int:
+    """How many rows have their largest number, of equals the first, at the label; NaN counts as the largest."""
+    rows, classes = outputs.shape
+    hits = 0
+    for i in range(rows):
+        label, beaten = labels[i], 0
+        if label < 0 or label >= classes:
+            continue
+        score = outputs[i, label]
+        is_nan = score != score
+        for k in range(classes):  # without a branch, for no processor foresees which of the numbers is the largest
+            other = outputs[i, k]
+            later = (k > label) & (is_nan | (other == score))
+            beaten += (k == label) | later | (other < score) | (is_nan & (other == other))
+        hits += beaten == classes
+    return hits
+
+
+@_compiled
 def relu(x: Any, out: Any) -> None:
     """max(x, 0), NaN where x is NaN."""
     xs, outs = x.reshape(-1), out.reshape(-1)

@@ -9,6 +9,7 @@ import functools
 import importlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import ModuleType
@@ -25,6 +26,7 @@ _log = logging.getLogger(__name__)
 
 _SPLIT_PRODUCT = 2**20  # multiplications from which on a product is worth the meeting of threads
 _MANY_ROWS = 4096
+_FEW_ROWS, _LARGE = 32, 2**15  # of a matrix times a large transposed one; see matmul
 _FEW_CHANNELS = 3
 
 
@@ -38,6 +40,7 @@ class ThreadedPrimitives(Backend):
         super().__init__(name, xp)
         self._team = Team()
         self._ones: dict[DType, Array] = {}
+        self._rooms = threading.local()
 
     # A batch in parts ------------------------------------------------------------------------------------------------
 
@@ -92,10 +95,22 @@ class ThreadedPrimitives(Backend):
     def matmul(self, a: Array, b: Array, out: Array) -> Array:
         if a.shape[1] == 1:  # a batch of one sample: matmul leaves the BLAS aside, and takes ten times as long
             return numpy.multiply(a, b, out=out)
+        if len(a) <= _FEW_ROWS and b.size >= _LARGE and b.T.flags.c_contiguous:
+            # For a few rows the BLAS would take longer to rearrange b than to multiply: (a b)ᵀ = bᵀ aᵀ spares it that.
+            out[...] = numpy.matmul(b.T, a.T, out=self._room((b.shape[1], len(a)), out.dtype)).T
+            return out
         if len(out) * b.size < _SPLIT_PRODUCT or not self._team.splits:
             return numpy.matmul(a, b, out)
         self._team.split(len(out), lambda rows, _: numpy.matmul(a[rows], b, out=out[rows]))
         return out
+
+    def _room(self, shape: tuple[int, int], dtype: DType) -> Array:
+        """An uninitialised matrix, this thread's own until it asks again."""
+        kept: Array | None = getattr(self._rooms, "kept", None)
+        size = shape[0] * shape[1] * dtype.itemsize
+        if kept is None or kept.size < size:
+            kept = self._rooms.kept = numpy.empty(size, dtype=numpy.uint8)
+        return kept[:size].view(dtype).reshape(shape)
 
     def sum_rows(self, a: Array, out: Array) -> Array:
         # BLAS sums the rows of a matrix three times as fast as a reduction, but both add them one after the other: of
@@ -116,12 +131,30 @@ class ThreadedPrimitives(Backend):
         # mode="clip" because the default makes a hidden temporary the size of `out`.
         if a.dtype == out.dtype:
             return numpy.take(a, rows, axis=0, out=out, mode="clip")
-        out[...] = numpy.take(a, rows, axis=0, mode="clip")
+        compiled = self._compiled(a, rows, out)
+        if compiled is None or not _readable(a):
+            return super().gather(a, rows, out)
+        compiled.gather(a.reshape(len(a), -1), rows, out.reshape(len(out), -1))
         return out
 
     def add_to_rows(self, a: Array, row: Array) -> Array:
         self._by_rows("add_to_rows", a, whole=(row,))
         return a
+
+    def rescale(self, x: Array, scale: float, offset: float, out: Array) -> Array:
+        compiled = self._compiled(x, out)
+        if compiled is None or not _readable(x):
+            return super().rescale(x, scale, offset, out)
+        number = out.dtype.type
+        self._team.split(len(x), lambda rows, _: compiled.rescale(x[rows], number(scale), number(offset), out[rows]))
+        return out
+
+    def count_hits(self, outputs: Array, labels: Array) -> Array | int:
+        compiled = self._compiled(outputs, labels)
+        if compiled is None or labels.dtype.kind not in "iu":
+            return super().count_hits(outputs, labels)
+        hits: int = compiled.count_hits(outputs, labels)
+        return hits
 
     def relu(self, x: Array, out: Array) -> Array:
         self._by_rows("relu", x, out)
@@ -256,6 +289,11 @@ class ThreadedPrimitives(Backend):
         plain = super().depthwise_input_grad
         self._team.split(len(grad), lambda rows, _: plain(grad[rows], weight, windows, out[rows]))
         return out
+
+
+def _readable(data: Array) -> bool:
+    """Whether a compiled loop takes a user's own data: Numba knows neither float16 nor another machine's byte order."""
+    return bool(data.dtype.isnative) and data.dtype.char != "e"
 
 
 def _fit(images: Array, windows: Windows, results: Array) -> None:

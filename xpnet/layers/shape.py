@@ -82,12 +82,7 @@ class Rescale(Layer):
         self.scale, self.offset = scale, offset
 
     def forward(self, x: Array) -> Array:
-        y = self.work.buffer("y", x.shape)
-        y[...] = x
-        y *= self.scale
-        if self.offset:
-            y += self.offset
-        return y
+        return self.backend.rescale(x, self.scale, self.offset, out=self.work.buffer("y", x.shape))
 
     def backward(self, grad_y: Array) -> Array | None:
         """∂y/∂x = scale."""
