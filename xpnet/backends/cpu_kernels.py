@@ -15,7 +15,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _compiled(function: F) -> F:
-    return cast(F, njit(nogil=True, cache=True)(function))
+    # As NumPy divides, not as Python: a check for 0 before each division would keep loops from being vectorised.
+    return cast(F, njit(nogil=True, cache=True, error_model="numpy")(function))
 
 
 @_compiled
