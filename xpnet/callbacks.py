@@ -4,9 +4,10 @@ import csv
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from xpnet.config import is_number
+from xpnet.config import is_number, is_whole
 from xpnet.errors import ArgumentError
 from xpnet.parameters import Snapshot
 
@@ -28,6 +29,10 @@ class Callback:
     def on_train_begin(self, model: "Sequential") -> None:
         """Before the first epoch of this fit."""
 
+    def on_resume(self, model: "Sequential", state: dict[str, Any]) -> None:
+        """Instead, where fit goes on from a checkpoint: `state` is what `state()` gave when that was written."""
+        self.on_train_begin(model)
+
     def on_epoch_begin(self, model: "Sequential", epoch: int) -> None:
         """Before the first step of an epoch."""
 
@@ -39,6 +44,10 @@ class Callback:
 
     def on_train_end(self, model: "Sequential") -> None:
         """After the last epoch, also when an error or Ctrl-C ended the training."""
+
+    def state(self) -> dict[str, Any]:
+        """What it takes to go on after a stop, by name: arrays, and what JSON holds (numbers, text, lists, None)."""
+        return {}
 
     def stop(self, reason: str) -> None:
         """End the training after this step or epoch; the reason stands in `history.stopped`."""
@@ -58,6 +67,7 @@ class ProgressBar(Callback):
         run = self.run
         self._bar = tqdm(
             total=run.samples,
+            initial=run.seen,
             desc=f"epoch {epoch - run.first_epoch + 1}/{run.epochs}",
             unit=" samples",
             unit_scale=True,
@@ -121,13 +131,15 @@ class _Monitor(Callback):
         self.best: float | None = None
         self.waited = 0
 
+    def on_resume(self, model: "Sequential", state: dict[str, Any]) -> None:
+        super().on_resume(model, state)
+        self.best, self.waited = state["best"], state["waited"]
+
+    def state(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited}
+
     def on_epoch_end(self, model: "Sequential", epoch: int, logs: dict[str, Any]) -> None:
-        if self.monitor not in logs:
-            hint = " Give fit validation data." if self.monitor.startswith("val_") else ""
-            raise ArgumentError(
-                f"{type(self).__name__}: there is no {self.monitor!r} to follow, only {', '.join(logs)}.{hint}"
-            )
-        value = float(logs[self.monitor])
+        value = self._figure(logs)
         first = self.best is None and value == value  # NaN is no better than nothing
         if first or (self.best is not None and self._sign() * (value - self.best) > self.min_delta):
             self.best, self.waited = value, 0
@@ -136,6 +148,14 @@ class _Monitor(Callback):
             self.waited += 1
             if self.waited > self.patience:
                 self.on_patience_lost(model, epoch)
+
+    def _figure(self, logs: Mapping[str, Any]) -> float:
+        if self.monitor not in logs:
+            hint = " Give fit validation data." if self.monitor.startswith("val_") else ""
+            raise ArgumentError(
+                f"{type(self).__name__}: there is no {self.monitor!r} to follow, only {', '.join(logs)}.{hint}"
+            )
+        return float(logs[self.monitor])
 
     def _sign(self) -> int:
         falls = ("loss", "mse", "mae", "error")
@@ -169,6 +189,18 @@ class EarlyStopping(_Monitor):
         super().on_train_begin(model)
         self.best_epoch: int | None = None
         self._snapshot: Snapshot | None = None
+
+    def on_resume(self, model: "Sequential", state: dict[str, Any]) -> None:
+        super().on_resume(model, state)
+        self.best_epoch = state["best_epoch"]
+        if "best 0" in state:
+            self._snapshot = Snapshot(model.context.store)
+            for i, copy in enumerate(self._snapshot.copies):
+                copy[...] = model.backend.asarray(state[f"best {i}"])
+
+    def state(self) -> dict[str, Any]:
+        best = {} if self._snapshot is None else {f"best {i}": a for i, a in enumerate(self._snapshot.copies)}
+        return {**super().state(), "best_epoch": self.best_epoch, **best}
 
     def on_better(self, model: "Sequential", epoch: int) -> None:
         self.best_epoch = epoch
@@ -215,6 +247,79 @@ class ReduceLROnPlateau(_Monitor):
             state.rate_factor *= max(self.factor, self.min_rate / state.learning_rate)
 
 
+class Checkpoint(_Monitor):
+    """Write the whole state of the training to `path`, so that `fit(..., resume_from=path)` goes on from there.
+
+    path: a .safetensors file, always the latest state; `xpnet.load` reads the model out of it.  every: epochs from one
+    writing to the next.  minutes: after so many it is written too, in the middle of an epoch; None for never.
+    keep_best: how many of the epochs that are best by `monitor` have a file of their own beside it, such as
+    "run-epoch-0012.safetensors" for "run.safetensors".  mode: as of EarlyStopping.
+
+    It is also written after the last epoch, and when Ctrl-C ends the training; every time whole or not at all.
+    """
+
+    def __init__(
+        self,
+        path: Any,
+        every: int = 1,
+        minutes: float | None = None,
+        keep_best: int = 0,
+        monitor: str = "val_loss",
+        mode: str = "auto",
+    ) -> None:
+        super().__init__(monitor, patience=0, min_delta=0.0, mode=mode)
+        for name, value, least in (("every", every, 1), ("keep_best", keep_best, 0)):
+            if not (is_whole(value) and value >= least):
+                raise ArgumentError(f"Checkpoint: {name} must be a whole number of at least {least}, not {value!r}.")
+        if minutes is not None and not (is_number(minutes) and minutes >= 0):
+            raise ArgumentError(f"Checkpoint: minutes must be a number of at least 0, or None, not {minutes!r}.")
+        self.path, self.every, self.minutes, self.keep_best = path, every, minutes, keep_best
+
+    def on_train_begin(self, model: "Sequential") -> None:
+        self.kept: list[tuple[float, int]] = []  # (figure, epoch), the best first
+        self._written = time.monotonic()
+
+    def on_resume(self, model: "Sequential", state: dict[str, Any]) -> None:
+        self.on_train_begin(model)
+        self.kept = [(value, epoch) for value, epoch in state.get("kept", [])]
+
+    def state(self) -> dict[str, Any]:
+        return {"kept": self.kept} if self.keep_best else {}
+
+    def on_step_end(self, model: "Sequential", step: int) -> None:
+        due = self.minutes is not None and time.monotonic() >= self._written + 60 * self.minutes
+        if due and self.run.history.stopped is None:  # one that was stopped ends its epoch first
+            self._write()
+
+    def on_epoch_end(self, model: "Sequential", epoch: int, logs: dict[str, Any]) -> None:
+        if self.keep_best:
+            self._keep(self._figure(logs), epoch)
+        done = epoch + 1 - self.run.first_epoch
+        if done % self.every == 0 or done == self.run.epochs or self.run.history.stopped is not None:
+            self._write()
+
+    def on_train_end(self, model: "Sequential") -> None:
+        if self.run.history.stopped == "interrupted" and self.run.under_way:
+            self._write()
+
+    def file_of_epoch(self, epoch: int) -> Path:
+        """The file of an epoch, counted from 0, that is among the best."""
+        path = Path(self.path)
+        return path.with_name(f"{path.stem}-epoch-{epoch + 1:04d}{path.suffix}")
+
+    def _write(self) -> None:
+        self.run.save(self.path)
+        self._written = time.monotonic()
+
+    def _keep(self, value: float, epoch: int) -> None:
+        ranked = sorted([*self.kept, (value, epoch)], key=lambda one: (-self._sign() * one[0], one[1]))
+        self.kept = ranked[: self.keep_best]
+        if (value, epoch) in self.kept:
+            self.run.save(self.file_of_epoch(epoch))
+        for _, worse in ranked[self.keep_best :]:
+            self.file_of_epoch(worse).unlink(missing_ok=True)
+
+
 class CSVLogger(Callback):
     """A row an epoch into a CSV file: epoch, seconds, and the figures. `append` continues a file that is there."""
 
@@ -223,7 +328,19 @@ class CSVLogger(Callback):
         self._file: TextIO | None = None
 
     def on_train_begin(self, model: "Sequential") -> None:
-        self._file = open(self.path, "a" if self.append else "w", newline="", encoding="utf-8")  # noqa: SIM115
+        self._open("a" if self.append else "w")
+
+    def on_resume(self, model: "Sequential", state: dict[str, Any]) -> None:
+        self._open("a")
+        assert self._file is not None
+        if self._file.tell() > state["size"]:  # rows of epochs that will be trained again
+            self._file.truncate(state["size"])
+
+    def state(self) -> dict[str, Any]:
+        return {"size": 0 if self._file is None else self._file.tell()}
+
+    def _open(self, mode: Literal["a", "w"]) -> None:
+        self._file = open(self.path, mode, newline="", encoding="utf-8")  # noqa: SIM115
         self._writer: Any = None
 
     def on_epoch_end(self, model: "Sequential", epoch: int, logs: dict[str, Any]) -> None:

@@ -18,37 +18,50 @@ from xpnet import augment, initializers, layers
 from xpnet.config import Configured
 from xpnet.errors import ArgumentError, ArgumentTypeError, FileError, StateError
 
-_FORMAT = "xpnet-model-1"
+_FORMAT = "xpnet-model-2"
+TRAINING = "training/"  # begins the names of arrays that are not the model's
 
 
-def write(path: Any, architecture: dict[str, Any], state: dict[str, Any]) -> None:
-    """Write a model whole or not at all: the arguments that make it, layers among them, and its arrays by name."""
+def write(path: Any, model: layers.Sequential, state: dict[str, Any] | None = None, **texts: str) -> None:
+    """Write a model whole or not at all: what makes it, and its arrays by name; and what else there is to keep."""
     from safetensors.numpy import save as to_bytes
 
-    encoded = json.dumps({name: _encode(value) for name, value in architecture.items()}, sort_keys=True)
-    metadata = {"format": _FORMAT, "architecture": encoded, "sha256": _digest(state)}
-    write_atomically(path, to_bytes(state, metadata=metadata))
+    arrays = {**model.context.store.state(), **(state or {})}
+    texts = {"format": _FORMAT, "architecture": json.dumps(architecture(model), sort_keys=True), **texts}
+    write_atomically(path, to_bytes(arrays, metadata={**texts, "sha256": _digest(arrays, texts)}))
+
+
+def architecture(model: layers.Sequential) -> dict[str, Any]:
+    """What makes a model, layers among it, as JSON can hold it."""
+    frozen = [parameter.name for parameter in model.parameters if not parameter.trainable]
+    return {name: _encode(value) for name, value in {**model.get_config(), "frozen": frozen}.items()}
 
 
 def read(path: Any, custom_layers: Iterable[type[layers.Layer]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(architecture, state) as `write` took them, in `refusing_damage`."""
+    """(the arguments that make a model and its frozen parameters, its arrays by name), in `refusing_damage`."""
+    known = {cls.__name__: cls for cls in _built_in()} | {f"custom {cls.__name__}": cls for cls in custom_layers}
+    arrays, texts = read_all(path)
+    made_of = {name: _decode(value, known) for name, value in json.loads(texts["architecture"]).items()}
+    return made_of, {name: a for name, a in arrays.items() if not name.startswith(TRAINING)}
+
+
+def read_all(path: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """(all arrays by name, all texts) of a file of ours, in `refusing_damage`."""
     from safetensors import safe_open
 
-    known = {cls.__name__: cls for cls in _built_in()} | {f"custom {cls.__name__}": cls for cls in custom_layers}
     if not Path(path).is_file():
         raise FileError(f"{path}: there is no such file.")
     with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata() or {}
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if metadata.get("format") != _FORMAT:
+        texts = file.metadata() or {}
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if texts.get("format") != _FORMAT:
         raise FileError(
-            f"{path}: not a model of this version of xpnet (format {metadata.get('format')!r}, not {_FORMAT!r}). "
+            f"{path}: not a model of this version of xpnet (format {texts.get('format')!r}, not {_FORMAT!r}). "
             "Plain weights go in by model.load_state_dict(safetensors.numpy.load_file(path))."
         )
-    if metadata["sha256"] != _digest(state):
-        raise FileError(f"{path}: the weights were altered: they do not have the SHA-256 in the file's header.")
-    architecture = json.loads(metadata["architecture"])
-    return {name: _decode(value, known) for name, value in architecture.items()}, state
+    if texts.pop("sha256") != _digest(arrays, texts):
+        raise FileError(f"{path}: it was altered: its content does not have the SHA-256 in its header.")
+    return arrays, texts
 
 
 @contextlib.contextmanager
@@ -81,12 +94,12 @@ def write_atomically(path: Any, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _digest(state: dict[str, Any]) -> str:
-    """SHA-256 over names, dtypes, shapes and values: safetensors has no checksum of its own."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(f"{name} {state[name].dtype} {state[name].shape}".encode())
-        digest.update(numpy.ascontiguousarray(state[name]).tobytes())
+def _digest(arrays: dict[str, Any], texts: dict[str, str]) -> str:
+    """SHA-256 over texts, names, dtypes, shapes and values: safetensors has no checksum of its own."""
+    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(numpy.ascontiguousarray(arrays[name]).data)
     return digest.hexdigest()
 
 

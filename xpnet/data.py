@@ -37,9 +37,9 @@ class Samples(Batch):
 
     x_dtype: DType
 
-    def batches(self, work: Workspace, size: int, order: Array | None = None) -> Iterator[Batch]:
-        """Batches of `size`, the last one perhaps smaller, of the rows in `order`, or as they lie."""
-        for start in range(0, len(self), size):
+    def batches(self, work: Workspace, size: int, order: Array | None = None, first: int = 0) -> Iterator[Batch]:
+        """Batches of `size`, the last one perhaps smaller, of the rows in `order`, or as they lie, from `first` on."""
+        for start in range(first, len(self), size):
             rows = slice(start, start + size) if order is None else order[start : start + size]
             yield Batch(
                 _rows(work, "x", self.x, rows, self.x_dtype),

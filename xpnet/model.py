@@ -124,24 +124,28 @@ class Sequential(layers_.Sequential):
         shuffle: a new order every epoch, drawn from the seed.
         sample_weight (N,): counts a sample w times, in loss and metrics. class_weight {class: w}: in the training loss.
         accumulate: batches whose gradients add up to one update, as one batch that many times as large.
-        resume_from, distributed: refused in this version; resuming and data parallelism are yet to come.
+        resume_from: the path of a `callbacks.Checkpoint`. Given the same model, data, arguments and callbacks, the run
+            goes on as if it had never stopped; `epochs` counts those before the stop too.
+        distributed: refused in this version; data parallelism is yet to come.
         verbose: 1 a progress bar on a terminal, 2 a printed line an epoch, 0 nothing.
 
         Called again with an equal optimiser it goes on: momenta, schedule and epochs belong to the model. Ctrl-C ends
         after the current step; a second one raises.
 
         Raises DataError, ShapeError or ArgumentError before training where the data or the arguments cannot work, and
-        DivergenceError where the loss becomes NaN or infinite, with the weights of the epoch's start put back.
+        DivergenceError where the loss becomes NaN or infinite, with the weights of the epoch's start put back. With
+        resume_from: FileError for a file that is missing, damaged or holds no training; ArgumentError where it is of
+        another model, optimiser, loss or metrics; a warning where NumPy, BLAS, threads or device are others.
         """
-        if resume_from is not None or distributed:
-            raise ArgumentError("resume_from and distributed are not in this version of xpnet yet; leave them out.")
+        if distributed:
+            raise ArgumentError("distributed is not in this version of xpnet yet; leave it out.")
         with self._built_for(x), self.backend.device():
             self._rows_of_forward = None
             return training.fit(
                 self, self._state, x, y, loss=loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size,
                 validation_data=validation_data, validation_split=validation_split, metrics=metrics,
                 callbacks=callbacks, shuffle=shuffle, sample_weight=sample_weight, class_weight=class_weight,
-                accumulate=accumulate, verbose=verbose,
+                accumulate=accumulate, resume_from=resume_from, verbose=verbose,
             )  # fmt: skip
 
     def train_on_batch(
@@ -209,7 +213,7 @@ class Sequential(layers_.Sequential):
     def state_dict(self) -> dict[str, numpy.ndarray[Any, Any]]:
         """{name: copy on the host} of all parameters and buffers."""
         self._refuse_inside()
-        return {a.name: numpy.array(self.backend.to_numpy(a.value)) for a in self.context.store.arrays()}
+        return self.context.store.state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take parameters and buffers from such a dict. All names and shapes must agree; otherwise nothing changes."""
@@ -232,8 +236,8 @@ class Sequential(layers_.Sequential):
 
     def save(self, path: Any) -> None:
         """Write weights, buffers and architecture to a safetensors file. `xpnet.load` reads it, on any device."""
-        frozen = [parameter.name for parameter in self.parameters if not parameter.trainable]
-        checkpoints.write(path, {**self.get_config(), "frozen": frozen}, self.state_dict())
+        self._refuse_inside()
+        checkpoints.write(path, self)
 
     def to(self, backend: str | Backend, dtype: str | None = None) -> "Sequential":
         """Move parameters, optimiser state and buffers to another device, or another dtype; returns the model."""

@@ -148,6 +148,10 @@ class ParameterStore:
         """All that is saved and moved: parameters, then buffers."""
         return [*self.parameters, *self.buffers]
 
+    def state(self) -> dict[str, numpy.ndarray[Any, Any]]:
+        """{name: copy on the host} of all of them."""
+        return {a.name: numpy.array(self.backend.to_numpy(a.value)) for a in self.arrays()}
+
     def penalty(self) -> Array | None:
         """Σ over trained parameters of l1 · Σ|w| + l2 · Σw², on the device in float64; None where there are none."""
         xp, total = self.backend.xp, None
@@ -214,6 +218,11 @@ class Snapshot:
             copy[...] = array
         for buffer, copy in zip(self._buffers, self._buffer_copies, strict=True):
             copy[...] = buffer.value
+
+    @property
+    def copies(self) -> list[Array]:
+        """The copies themselves, in a fixed order."""
+        return [*(copy for _, copy in self._arrays), *self._buffer_copies]
 
     def restore(self) -> None:
         """Overwrite what is there now with the copy."""

@@ -4,7 +4,7 @@ It never reads a device value back: losses and hits gather in device memory, and
 somebody looks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -155,6 +155,18 @@ class Figures:
             sums = metric.sums(self._model.backend, outputs, batch.y, batch.counts)
             before = self._sums.get(metric.name)
             self._sums[metric.name] = sums if before is None else metric.merge(before, sums)
+
+    def state(self) -> dict[str, numpy.ndarray[Any, Any]]:
+        """The sums so far, by name, on the host. Waits for the device."""
+        sums = {"steps": self._record[:, : self._steps], **{f"metric {name}": a for name, a in self._sums.items()}}
+        return {name: numpy.array(self._model.backend.to_numpy(a)) for name, a in sums.items()}
+
+    def load_state(self, state: Mapping[str, numpy.ndarray[Any, Any]]) -> None:
+        """Go on from such sums."""
+        asarray = self._model.backend.asarray
+        self._steps = state["steps"].shape[1]
+        self._record[:, : self._steps] = asarray(state["steps"])
+        self._sums = {m.name: asarray(state[f"metric {m.name}"]) for m in self._metrics if self._steps}
 
     def read(self, as_sum: bool = False) -> dict[str, Any]:
         """The figures so far; waits for the device. The loss is a mean over samples, or the sum where that is asked."""

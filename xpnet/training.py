@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy
 
-from xpnet import losses, metrics, optimizers
+from xpnet import losses, metrics, optimizers, resume
 from xpnet.backends import Array, get_backend
-from xpnet.callbacks import Callback, EpochLines, ProgressBar
+from xpnet.callbacks import Callback, Checkpoint, EpochLines, ProgressBar
 from xpnet.data import Samples, prepare
 from xpnet.errors import ArgumentError, ArgumentTypeError, DivergenceError
 from xpnet.layers.base import Workspace
@@ -54,14 +54,15 @@ class Run:
 
     epochs: how many this call trains.  first_epoch: the model's count when it began.  steps: batches in an epoch.
     samples: training samples.  seen: how many of them in this epoch so far.  batch_size.  history: the figures of the
-    epochs so far.  state: the model's TrainingState, with step, epoch, learning_rate and rate_factor.
+    epochs so far.  state: the model's TrainingState, with step, epoch, learning_rate and rate_factor.  callbacks.
     """
 
     def __init__(
-        self, model: Sequential, state: TrainingState, data: Samples, epochs: int, batch_size: int | None,
-        accumulate: int, shuffle: bool
+        self, model: Sequential, state: TrainingState, data: Samples, callbacks: Sequence[Callback], epochs: int,
+        batch_size: int | None, accumulate: int, shuffle: bool
     ) -> None:  # fmt: skip
-        self.model, self.state, self.data = model, state, data
+        assert state.memory is not None
+        self.model, self.state, self.data, self.callbacks = model, state, data, callbacks
         self.epochs, self.first_epoch, self.shuffle = epochs, state.epoch, shuffle
         self.history = History()
         self.samples = len(data)
@@ -70,6 +71,9 @@ class Run:
         self.accumulate = min(accumulate, self.steps)
         self.seen = 0
         self.figures: Figures | None = None
+        #: Whether an epoch has begun and not ended; since when; the model and the step count at its start.
+        self.under_way, self.began = False, 0.0
+        self.start, self.first_step = Snapshot(model.context.store, state.memory.slots.values()), state.step
         self._step = Step(model, state)
         self._sizes = [min(self.batch_size, self.samples - s) for s in range(0, self.samples, self.batch_size)]
         self._work = Workspace(model.context)
@@ -78,13 +82,30 @@ class Run:
         """Loss and metrics of the epoch so far. Waits for the device: ask seldom."""
         return self.figures.read() if self.figures else {}
 
+    def elapsed(self) -> float:
+        """Seconds since the epoch began, without the time between a stop and its resumption."""
+        return time.perf_counter() - self.began
+
+    def save(self, path: Any) -> None:
+        """Write all that it takes to go on from here, between two updates, by `fit(..., resume_from=path)`."""
+        resume.write(path, self)
+
+    def new_figures(self) -> Figures:
+        return Figures(self.model, self.state.metrics, self._sizes)
+
+    def begin_epoch(self) -> None:
+        """Begin an epoch, unless the resumed one is under way."""
+        if not self.under_way:
+            self.start.take()
+            self.under_way, self.began, self.first_step = True, time.perf_counter(), self.state.step
+            self.seen, self.figures = 0, self.new_figures()
+
     def epoch(self) -> Iterator[None]:
-        """Train one epoch, and yield after each update."""
-        self.seen = 0
+        """Train what is left of the epoch, and yield after each update."""
+        assert self.figures is not None
         order = self._order()
-        self.figures = Figures(self.model, self.state.metrics, self._sizes)
-        batches = self.data.batches(self._work, self.batch_size, order)
-        for first in range(0, self.steps, self.accumulate):
+        batches = self.data.batches(self._work, self.batch_size, order, first=self.seen)
+        for first in range(-(-self.seen // self.batch_size), self.steps, self.accumulate):
             count = min(self.accumulate, self.steps - first)
             rows = sum(self._sizes[first : first + count])
             self._step(batches, self._total(order, self.seen, rows), self.figures, count)
@@ -124,6 +145,7 @@ def fit(
     sample_weight: Any,
     class_weight: Any,
     accumulate: int,
+    resume_from: Any,
     verbose: int,
 ) -> History:
     """The work of `Sequential.fit`: see there."""
@@ -144,23 +166,23 @@ def fit(
         check_metrics(model, measured, validation)
     everyone = _with_progress(callbacks, verbose)
     state.begin(model.context.store, chosen, measured, optimizers.get(optimizer))
-    assert state.memory is not None
-    run = Run(model, state, data, epochs, batch_size, accumulate, shuffle)
+    run = Run(model, state, data, everyone, epochs, batch_size, accumulate, shuffle)
+    resumed = None if resume_from is None else resume.restore(resume_from, run)
     history = run.history
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quietly())
         interrupted = stack.enter_context(_interruptible())
         state.running = True
         stack.callback(setattr, state, "running", False)
-        snapshot = Snapshot(model.context.store, state.memory.slots.values())
-        for callback in everyone:
+        for callback, memory in resumed or [(callback, None) for callback in everyone]:
             callback.run = run
             stack.callback(callback.on_train_end, model)
-            callback.on_train_begin(model)
-        for _ in range(epochs):
-            began = time.perf_counter()
-            snapshot.take()
-            first_step = state.step
+            if memory is None:
+                callback.on_train_begin(model)
+            else:
+                callback.on_resume(model, memory)
+        while state.epoch < run.first_epoch + epochs and history.stopped is None:
+            run.begin_epoch()
             for callback in everyone:
                 callback.on_epoch_begin(model, state.epoch)
             for _ in run.epoch():
@@ -168,7 +190,7 @@ def fit(
                     callback.on_step_end(model, state.step)
                 if interrupted.is_set() or history.stopped is not None:
                     break
-            _refuse_divergence(run, snapshot, first_step)
+            _refuse_divergence(run)
             if interrupted.is_set():
                 history.stopped = "interrupted"
             if interrupted.is_set() and run.seen < run.samples:
@@ -178,11 +200,10 @@ def fit(
             if validation is not None:
                 logs |= {f"val_{k}": v for k, v in measure(model, validation, chosen, measured).items()}
             state.epoch += 1
-            history.add(logs, time.perf_counter() - began)
+            history.add(logs, run.elapsed())
+            run.under_way = False
             for callback in everyone:
                 callback.on_epoch_end(model, state.epoch - 1, logs)
-            if history.stopped is not None:
-                break
     return history
 
 
@@ -287,10 +308,10 @@ def _with_progress(callbacks: Sequence[Callback], verbose: int) -> list[Callback
         everyone.append(ProgressBar())
     if verbose == 2:
         everyone.append(EpochLines())
-    return everyone
+    return sorted(everyone, key=lambda c: isinstance(c, Checkpoint))  # last, to see what the others remember
 
 
-def _refuse_divergence(run: Run, snapshot: Snapshot, first_step: int) -> None:
+def _refuse_divergence(run: Run) -> None:
     assert run.figures is not None
     step, what = run.figures.first_non_finite(), "loss"
     if step is None:
@@ -304,8 +325,8 @@ def _refuse_divergence(run: Run, snapshot: Snapshot, first_step: int) -> None:
     assert state.memory is not None
     epoch, rate = state.epoch, state.learning_rate
     run.history.stopped = "diverged"
-    snapshot.restore()
-    state.memory.step = first_step
+    run.start.restore()
+    state.memory.step = run.first_step
     if what == "loss" and state.step == 0 and step == 0:
         cause = "before any update, so the inputs or the initial weights are too large: scale the inputs"
     else:

@@ -81,6 +81,10 @@ class Backend:
         """(label, text) pairs that name the device and the libraries that drive it."""
         return [("device", self.name)]
 
+    def environment(self) -> dict[str, str]:
+        """What must be the same for a run to repeat itself bit for bit."""
+        return {"NumPy": numpy.__version__, **{name: text for name, text in self.describe() if name != "memory"}}
+
     # Allocation ------------------------------------------------------------------------------------------------
 
     def empty(self, shape: Sequence[int], dtype: DType) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 
 from xpnet.backends.arrays import Array, DType
-from xpnet.backends.cpu_primitives import ThreadedPrimitives
+from xpnet.backends.cpu_primitives import ThreadedPrimitives, loops_to_use
 
 _ALIGNMENT = 64  # bytes: a cache line, and an AVX-512 register
 
@@ -45,6 +45,9 @@ class CPUBackend(ThreadedPrimitives):
         blas, threads = blas_and_threads()
         return [("device", f"{_processor()}, {os.cpu_count()} logical cores"), ("BLAS", f"{blas}, {threads} threads")]
 
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "compiled loops": loops_to_use()}
+
 
 def to_host(a: Any) -> Any:
     """Whatever holds an array on some device, as something NumPy takes. Lists and numbers pass as they are."""
@@ -65,10 +68,11 @@ def blas_and_threads() -> tuple[str, int]:
     with contextlib.suppress(ImportError):  # the source tree also runs on machines that have little but NumPy
         import threadpoolctl
 
-        for pool in threadpoolctl.threadpool_info():
-            if pool["user_api"] == "blas":
-                kernels = f" ({pool['architecture']})" if pool.get("architecture") else ""
-                return f"{pool['internal_api']} {pool['version']}{kernels}", int(pool["num_threads"])
+        pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+        pools.sort(key=lambda pool: "numpy" not in pool["filepath"])  # SciPy's wheel, which Numba loads, has its own
+        for pool in pools[:1]:
+            kernels = f" ({pool['architecture']})" if pool.get("architecture") else ""
+            return f"{pool['internal_api']} {pool['version']}{kernels}", int(pool["num_threads"])
     built: Mapping[str, Any] = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return f"{built.get('name', 'unknown')} {built.get('version', '')}".strip(), os.cpu_count() or 1
 

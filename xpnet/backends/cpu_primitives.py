@@ -6,7 +6,8 @@ threads of its BLAS, which for nothing but products of matrices are faster, and 
 """
 
 import functools
-import importlib
+import importlib.metadata
+import importlib.util
 import logging
 import os
 import threading
@@ -300,6 +301,13 @@ def _fit(images: Array, windows: Windows, results: Array) -> None:
     """A compiled loop would read and write beyond arrays that are not of one batch, size and number of channels."""
     if images.shape != (len(results), *windows.image, results.shape[-1]) or results.shape[1:3] != windows.grid:
         raise ValueError(f"images {images.shape} and results {results.shape} do not fit {windows}.")
+
+
+def loops_to_use() -> str:
+    """The name and version of what compiles loops, or "none"; does not load it."""
+    if os.environ.get("XPNET_FAST") == "0" or importlib.util.find_spec("numba") is None:
+        return "none"
+    return f"Numba {importlib.metadata.version('numba')}"
 
 
 @functools.cache
