@@ -232,7 +232,7 @@ def test_a_steady_step_makes_no_array_of_more_than_4_kilobytes(rng, name, given,
     accuracy = metrics.get(None, loss)
     state.begin(model.context.store, loss, accuracy, optimizers.get(optimizer))
     data, work, step = prepare(model, x, y, loss), Workspace(model.context), Step(model, state)
-    order, figures = rng.permutation(2 * batch), Figures(model, accuracy, [batch] * 2)
+    order, figures = rng.permutation(2 * batch), Figures(model, accuracy, 2)
 
     def train():
         step(data.batches(work, batch, order), batch, figures)

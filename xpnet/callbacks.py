@@ -110,7 +110,7 @@ class EpochLines(Callback):
         seconds, width = run.history.seconds[-1], len(str(run.epochs))
         print(
             f"epoch {epoch - run.first_epoch + 1:{width}d}/{run.epochs}  {format_logs(logs)}  "
-            f"{seconds:.3g} s  {run.samples / seconds:,.0f} samples/s",
+            f"{seconds:.3g} s  {run.seen / seconds:,.0f} samples/s",
             file=self.stream or sys.stdout,
             flush=True,
         )

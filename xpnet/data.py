@@ -1,9 +1,9 @@
 """Data on its way into a model: checked once, put on the device once, handed out in batches."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -31,11 +31,51 @@ class Batch:
         return len(self.x)
 
 
+class Update(NamedTuple):
+    """What one update of the parameters is made of.
+
+    batches: an iterator, of which the next `several` belong to it.  rows: how many samples they hold.
+    total: Σ w over them, a number or a 0-d array on the device.
+    """
+
+    batches: Iterator[Batch]
+    several: int
+    rows: int
+    total: Any
+
+
 @dataclass
 class Samples(Batch):
     """A whole checked set. Integer inputs lie here as they came, and become `x_dtype` a batch at a time."""
 
     x_dtype: DType
+
+    @property
+    def samples(self) -> int:
+        return len(self)
+
+    def updates(
+        self, work: Workspace, size: int, accumulate: int, key: Sequence[int] | None, first: int = 0
+    ) -> Generator[Update]:
+        """An epoch in batches of `size`, so many to an update, from sample `first` on.
+
+        key: seeds the permutation, drawn on the host; None keeps the order. One batch of all has no order.
+        """
+        backend, order = work.context.backend, None
+        if key is not None and len(self) > size:
+            order = backend.asarray(numpy.random.default_rng(key).permutation(len(self)))
+        batches = self.batches(work, size, order, first)
+        for start in range(first, len(self), size * accumulate):
+            rows = min(size * accumulate, len(self) - start)
+            yield Update(batches, -(-rows // size), rows, self._total(backend, order, start, rows))
+
+    def _total(self, backend: Backend, order: Array | None, start: int, rows: int) -> Any:
+        if self.weights is None:
+            return rows
+        part = slice(start, start + rows)
+        return total_weight(
+            backend.xp, self.weights[part] if order is None else backend.xp.take(self.weights, order[part])
+        )
 
     def batches(self, work: Workspace, size: int, order: Array | None = None, first: int = 0) -> Iterator[Batch]:
         """Batches of `size`, the last one perhaps smaller, of the rows in `order`, or as they lie, from `first` on."""
@@ -112,6 +152,12 @@ def prepare_inputs(model: Sequential, x: Any, name: str = "x", finite: bool = Tr
     # In one layout, so that the same numbers give the same result, by the BLAS and not by a loop around it.
     x = backend.xp.ascontiguousarray(x)
     return x, x.dtype if model.accepts_integers else model.context.dtype
+
+
+def total_weight(xp: Any, weights: Array) -> Array:
+    """Σ w in float64; 1 where all are 0, for a batch without weight has no gradient, rather than 0 / 0."""
+    total = xp.sum(weights, dtype=xp.float64)
+    return total + (total == 0)
 
 
 def as_numbers(backend: Backend, a: Any, name: str) -> Array:

@@ -12,7 +12,7 @@ from xpnet import layers as layers_
 from xpnet import optimizers as optimizers_
 from xpnet.backends import Array, Backend, DType, get_backend
 from xpnet.callbacks import Callback
-from xpnet.data import as_numbers, prepare, prepare_inputs
+from xpnet.data import Samples, as_numbers, prepare_inputs
 from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError
 from xpnet.layers.base import Context, Layer, Shape, as_shape
 from xpnet.losses import Loss
@@ -20,6 +20,7 @@ from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
 from xpnet.parameters import ParameterStore
 from xpnet.step import TrainingState
+from xpnet.streams import Stream, streamed
 from xpnet.training import History
 
 
@@ -98,7 +99,7 @@ class Sequential(layers_.Sequential):
     def fit(
         self,
         x: Any,
-        y: Any,
+        y: Any = None,
         loss: str | Loss = "softmax_cross_entropy",
         optimizer: str | Optimizer = "adam",
         epochs: int = 1,
@@ -118,6 +119,8 @@ class Sequential(layers_.Sequential):
         """Train on x (N, *input_shape) and y; return the figures of every epoch.
 
         y: class numbers (N,), probabilities (N, K), or targets in the outputs' shape, as the loss takes them.
+        Data larger than memory: x and y on disk as `numpy.memmap`; or as x alone a `datasets.Stream`, or batches: an
+            iterable of (x, y) or (x, y, weight), or a function that returns a new one for each epoch.
         loss, optimizer, metrics: names or objects. metrics=None is accuracy for losses over classes, else none.
         batch_size: samples a step; the last step of an epoch takes what is left; None is the whole set.
         validation_data: (x, y) or (x, y, sample_weight); or validation_split: the last part of x and y, held out.
@@ -139,6 +142,7 @@ class Sequential(layers_.Sequential):
         """
         if distributed:
             raise ArgumentError("distributed is not in this version of xpnet yet; leave it out.")
+        x, y, sample_weight = streamed(x, y, sample_weight)
         with self._built_for(x), self.backend.device():
             self._rows_of_forward = None
             return training.fit(
@@ -165,8 +169,9 @@ class Sequential(layers_.Sequential):
             if wanted is None:
                 raise ArgumentError('the model was never trained: say which optimizer, such as optimizer="adam".')
             weights = class_weight if class_weight is not None else chosen.class_weight
-            data = prepare(self, x, y, chosen, sample_weight, weights)
-            training.check_metrics(self, measured, data)
+            data = training.take_in(self, x, y, chosen, measured, sample_weight, weights)
+            if not isinstance(data, Samples):
+                raise ArgumentTypeError("train_on_batch takes one batch of arrays, not a stream: see fit.")
             self._rows_of_forward = None
             self._state.begin(self.context.store, chosen, measured, wanted)
             return training.train_on_batch(self, self._state, data)
@@ -174,7 +179,7 @@ class Sequential(layers_.Sequential):
     def evaluate(
         self,
         x: Any,
-        y: Any,
+        y: Any = None,
         loss: str | Loss | None = None,
         metrics: Any = None,
         batch_size: int | None = None,
@@ -186,27 +191,41 @@ class Sequential(layers_.Sequential):
         """
         if batch_size is not None:
             training.whole_number("batch_size", batch_size)
+        x, y, sample_weight = streamed(x, y, sample_weight)
         with self._built_for(x), self.backend.device():
             chosen, measured = self._chosen(loss, metrics)
-            data = prepare(self, x, y, chosen, sample_weight, chosen.class_weight)
-            training.check_metrics(self, measured, data)
+            data = training.take_in(self, x, y, chosen, measured, sample_weight, chosen.class_weight)
             result = training.measure(self, data, chosen, measured, batch_size, as_sum=chosen.reduction == "sum")
             if batch_size is None:
                 self.forget_work(inference=True)  # room for the whole set is not kept
             return result
 
-    def predict(self, x: Any, batch_size: int | None = 1024) -> numpy.ndarray[Any, Any]:
-        """Outputs (N, *output_shape) for inputs (N, *input_shape), as a NumPy array on the host."""
+    def predict(self, x: Any, batch_size: int | None = 1024, as_device: bool = False) -> Array:
+        """Outputs (N, *output_shape) for inputs (N, *input_shape), as a NumPy array on the host.
+
+        as_device=True leaves them on the model's device, an array of its `backend.xp`. An array on disk, or a Stream of
+        one, is read a batch at a time.
+        """
         if batch_size is not None:
             training.whole_number("batch_size", batch_size)
-        x, dtype = self._inputs(x)
-        size = batch_size or len(x)
+        on_disk = isinstance(x, Stream | numpy.memmap)
+        if on_disk:
+            self._ensure_built(x)
+            x, size = (x.array if isinstance(x, Stream) else x), batch_size or 1024
+        else:
+            x, dtype = self._inputs(x)
+            size = batch_size or len(x)
         parts = []
+        for start in range(0, len(x), size):
+            batch = x[start : start + size]
+            if on_disk:
+                batch, dtype = self._inputs(batch)
+            with self.backend.device():
+                outputs = self.run(self.backend.asarray(batch, dtype=dtype), inference=True)
+                parts.append(outputs.copy() if as_device else numpy.array(self.backend.to_numpy(outputs)))
         with self.backend.device():
-            for start in range(0, len(x), size):
-                batch = self.backend.asarray(x[start : start + size], dtype=dtype)
-                parts.append(numpy.array(self.backend.to_numpy(self.run(batch, inference=True))))
-        return parts[0] if len(parts) == 1 else numpy.concatenate(parts)
+            join = self.backend.xp.concatenate if as_device else numpy.concatenate
+            return parts[0] if len(parts) == 1 else join(parts)
 
     # State -----------------------------------------------------------------------------------------------------
 
@@ -296,7 +315,8 @@ class Sequential(layers_.Sequential):
     def _ensure_built(self, x: Any) -> None:
         self._refuse_inside()
         if not self.is_built:
-            self._build_on(as_shape(as_numbers(self._wanted_backend, x, "x").shape[1:]))
+            stream = isinstance(x, Stream)
+            self._build_on(as_shape(x.sample_shape if stream else as_numbers(self._wanted_backend, x, "x").shape[1:]))
 
     @contextlib.contextmanager
     def _built_for(self, x: Any) -> Iterator[None]:

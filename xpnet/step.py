@@ -121,36 +121,39 @@ def weigh(loss: Loss, grad: Array, batch: Batch, total: Any) -> Array:
     return grad
 
 
-def total_weight(xp: Any, weights: Array) -> Array:
-    """Σ w in float64; 1 where all are 0, for a batch without weight has no gradient, rather than 0 / 0."""
-    total = xp.sum(weights, dtype=xp.float64)
-    return total + (total == 0)
-
-
 class Figures:
     """Loss and metrics of an epoch, summed on the device, a column a step for the loss: a NaN shows where it began."""
 
-    def __init__(self, model: Sequential, metrics: Sequence[Metric], sizes: Sequence[int]) -> None:
+    def __init__(self, model: Sequential, metrics: Sequence[Metric], steps: int | None = None) -> None:
+        """`steps`: how many there will be, if that is known."""
         self._model, self._metrics = model, metrics
-        # Rows: Σ w ℓ of each step; its Σ w, which without weights is the number of its samples; the penalties then.
-        zeros = [0.0] * len(sizes)
-        self._record = model.backend.asarray(numpy.array([zeros, sizes, zeros], dtype=numpy.float64))
+        # Rows: Σ w ℓ of each step; its Σ w, where samples have weights; the penalties then.
+        self._record = model.backend.zeros((3, steps or 1024), "float64")
+        self._sizes: list[int] = []  # samples of each step
+        self._weighted = False
         self._sums: dict[str, Array] = {}
-        self._steps = 0
+
+    @property
+    def steps(self) -> int:
+        """How many steps it holds."""
+        return len(self._sizes)
 
     def add(self, per_sample: Array, batch: Batch, outputs: Array) -> None:
         """Take in a step: the loss ℓ of each sample, the batch, and what the model made of it."""
-        xp = self._model.backend.xp
+        xp, step = self._model.backend.xp, self.steps
+        if step == self._record.shape[1]:
+            self._record = xp.concatenate([self._record, xp.zeros_like(self._record)], axis=1)
         if per_sample.shape != (len(batch),):
             raise ShapeError(f"the loss must give one number a sample, {(len(batch),)}, not {tuple(per_sample.shape)}.")
         weighted = per_sample if batch.weights is None else per_sample * batch.weights
-        self._record[0, self._steps] = weighted.sum(dtype=xp.float64)
+        self._record[0, step] = weighted.sum(dtype=xp.float64)
         penalty = self._model.context.store.penalty()
         if penalty is not None:
-            self._record[2, self._steps] = penalty
+            self._record[2, step] = penalty
         if batch.weights is not None:
-            self._record[1, self._steps] = xp.sum(batch.weights, dtype=xp.float64)
-        self._steps += 1
+            self._weighted = True
+            self._record[1, step] = xp.sum(batch.weights, dtype=xp.float64)
+        self._sizes.append(len(batch))
         for metric in self._metrics:
             sums = metric.sums(self._model.backend, outputs, batch.y, batch.counts)
             before = self._sums.get(metric.name)
@@ -158,22 +161,29 @@ class Figures:
 
     def state(self) -> dict[str, numpy.ndarray[Any, Any]]:
         """The sums so far, by name, on the host. Waits for the device."""
-        sums = {"steps": self._record[:, : self._steps], **{f"metric {name}": a for name, a in self._sums.items()}}
-        return {name: numpy.array(self._model.backend.to_numpy(a)) for name, a in sums.items()}
+        to_numpy = self._model.backend.to_numpy
+        return {
+            "steps": self._of_steps(),
+            "sizes": numpy.array(self._sizes),
+            "weighted": numpy.array(self._weighted),
+            **{f"metric {name}": to_numpy(a) for name, a in self._sums.items()},
+        }
 
     def load_state(self, state: Mapping[str, numpy.ndarray[Any, Any]]) -> None:
         """Go on from such sums."""
         asarray = self._model.backend.asarray
-        self._steps = state["steps"].shape[1]
-        self._record[:, : self._steps] = asarray(state["steps"])
-        self._sums = {m.name: asarray(state[f"metric {m.name}"]) for m in self._metrics if self._steps}
+        self._sizes, self._weighted = state["sizes"].tolist(), bool(state["weighted"])
+        record = numpy.zeros((3, max(self._record.shape[1], 2 * self.steps)))
+        record[:, : self.steps] = state["steps"]
+        self._record = asarray(record)
+        self._sums = {m.name: asarray(state[f"metric {m.name}"]) for m in self._metrics if self.steps}
 
     def read(self, as_sum: bool = False) -> dict[str, Any]:
         """The figures so far; waits for the device. The loss is a mean over samples, or the sum where that is asked."""
-        if not self._steps:
+        if not self.steps:
             return {}
         to_numpy = self._model.backend.to_numpy
-        losses, weights, penalties = to_numpy(self._record[:, : self._steps])
+        losses, weights, penalties = self._of_steps()
         weight = weights.sum() or 1.0
         loss = losses.sum() if as_sum else losses.sum() / weight
         logs: dict[str, Any] = {"loss": float(loss + (penalties * weights).sum() / weight)}
@@ -183,5 +193,12 @@ class Figures:
 
     def first_non_finite(self) -> int | None:
         """The first step whose loss is NaN or infinite; None if all are finite. Waits for the device."""
-        finite = numpy.isfinite(self._model.backend.to_numpy(self._record[0, : self._steps]))
+        finite = numpy.isfinite(self._of_steps()[0])
         return None if finite.all() else int(finite.argmin())
+
+    def _of_steps(self) -> numpy.ndarray[Any, Any]:
+        """The record so far, on the host."""
+        record = numpy.array(self._model.backend.to_numpy(self._record[:, : self.steps]))
+        if not self._weighted:
+            record[1] = self._sizes
+        return record

@@ -14,9 +14,9 @@ from typing import Any
 import numpy
 
 from xpnet import losses, metrics, optimizers, resume
-from xpnet.backends import Array, get_backend
+from xpnet.backends import get_backend
 from xpnet.callbacks import Callback, Checkpoint, EpochLines, ProgressBar
-from xpnet.data import Samples, prepare
+from xpnet.data import Samples, prepare, total_weight
 from xpnet.errors import ArgumentError, ArgumentTypeError, DivergenceError
 from xpnet.layers.base import Workspace
 from xpnet.layers.containers import Sequential
@@ -24,7 +24,8 @@ from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
 from xpnet.parameters import Snapshot
-from xpnet.step import Figures, Step, TrainingState, total_weight
+from xpnet.step import Figures, Step, TrainingState
+from xpnet.streams import Stream, Streamed, streamed
 
 _log = logging.getLogger(__name__)
 
@@ -53,29 +54,38 @@ class Run:
     """One call of `fit`, as its callbacks see it in `self.run`.
 
     epochs: how many this call trains.  first_epoch: the model's count when it began.  steps: batches in an epoch.
-    samples: training samples.  seen: how many of them in this epoch so far.  batch_size.  history: the figures of the
+    samples: training samples; both None where a stream of batches does not tell.  seen: how many of them in this epoch
+    so far, of which `complete` says whether they are all.  batch_size.  history: the figures of the
     epochs so far.  state: the model's TrainingState, with step, epoch, learning_rate and rate_factor.  callbacks.
     """
 
     def __init__(
-        self, model: Sequential, state: TrainingState, data: Samples, callbacks: Sequence[Callback], epochs: int,
-        batch_size: int | None, accumulate: int, shuffle: bool
-    ) -> None:  # fmt: skip
+        self,
+        model: Sequential,
+        state: TrainingState,
+        data: Samples | Streamed,
+        callbacks: Sequence[Callback],
+        epochs: int,
+        batch_size: int | None,
+        accumulate: int,
+        shuffle: bool,
+    ) -> None:
         assert state.memory is not None
         self.model, self.state, self.data, self.callbacks = model, state, data, callbacks
         self.epochs, self.first_epoch, self.shuffle = epochs, state.epoch, shuffle
         self.history = History()
-        self.samples = len(data)
-        self.batch_size = min(batch_size or self.samples, self.samples)
-        self.steps = math.ceil(self.samples / self.batch_size)
-        self.accumulate = min(accumulate, self.steps)
-        self.seen = 0
+        self.samples, self.batch_size, self.accumulate = data.samples, batch_size or 1, accumulate
+        self.steps: int | None = None
+        if data.samples is not None:
+            self.batch_size = min(batch_size or data.samples, data.samples)
+            self.steps = math.ceil(data.samples / self.batch_size)
+            self.accumulate = min(accumulate, self.steps)
+        self.seen, self.complete = 0, False
         self.figures: Figures | None = None
         #: Whether an epoch has begun and not ended; since when; the model and the step count at its start.
         self.under_way, self.began = False, 0.0
         self.start, self.first_step = Snapshot(model.context.store, state.memory.slots.values()), state.step
         self._step = Step(model, state)
-        self._sizes = [min(self.batch_size, self.samples - s) for s in range(0, self.samples, self.batch_size)]
         self._work = Workspace(model.context)
 
     def logs(self) -> dict[str, Any]:
@@ -91,40 +101,28 @@ class Run:
         resume.write(path, self)
 
     def new_figures(self) -> Figures:
-        return Figures(self.model, self.state.metrics, self._sizes)
+        return Figures(self.model, self.state.metrics, self.steps)
 
     def begin_epoch(self) -> None:
         """Begin an epoch, unless the resumed one is under way."""
         if not self.under_way:
             self.start.take()
             self.under_way, self.began, self.first_step = True, time.perf_counter(), self.state.step
-            self.seen, self.figures = 0, self.new_figures()
+            self.seen, self.complete, self.figures = 0, False, self.new_figures()
 
     def epoch(self) -> Iterator[None]:
         """Train what is left of the epoch, and yield after each update."""
         assert self.figures is not None
-        order = self._order()
-        batches = self.data.batches(self._work, self.batch_size, order, first=self.seen)
-        for first in range(-(-self.seen // self.batch_size), self.steps, self.accumulate):
-            count = min(self.accumulate, self.steps - first)
-            rows = sum(self._sizes[first : first + count])
-            self._step(batches, self._total(order, self.seen, rows), self.figures, count)
-            self.seen += rows
-            yield
-
-    def _order(self) -> Array | None:
-        """The epoch's permutation, drawn on the host from the seed and the epoch alone. One batch needs none."""
-        if not self.shuffle or self.steps == 1:
-            return None
-        rng = numpy.random.default_rng([self.model.context.seed, _ORDER_STREAM, self.state.epoch])
-        return self.model.backend.asarray(rng.permutation(self.samples))
-
-    def _total(self, order: Array | None, start: int, rows: int) -> Any:
-        weights, xp = self.data.weights, self.model.backend.xp
-        if weights is None:
-            return rows
-        part = weights[start : start + rows] if order is None else xp.take(weights, order[start : start + rows])
-        return total_weight(xp, part)
+        key = [self.model.context.seed, _ORDER_STREAM, self.state.epoch] if self.shuffle else None
+        with contextlib.closing(
+            self.data.updates(self._work, self.batch_size, self.accumulate, key, self.seen)
+        ) as updates:
+            for update in updates:
+                self._step(update.batches, update.total, self.figures, update.several)
+                self.seen += update.rows
+                self.complete = self.seen == self.samples
+                yield
+        self.complete = True
 
 
 def fit(
@@ -157,13 +155,14 @@ def fit(
         raise ArgumentError("a history holds numbers only: ask evaluate() for the confusion matrix.")
     (x, y, sample_weight), held_out = _split(x, y, sample_weight, validation_data, validation_split)
     weights = class_weight if class_weight is not None else chosen.class_weight
-    data = prepare(model, x, y, chosen, sample_weight, weights)
-    check_metrics(model, measured, data)
+    data = take_in(model, x, y, chosen, measured, sample_weight, weights)
     validation = None
     if held_out is not None:
+        x, y, sample_weight = held_out
         names = ("validation x", "validation y")
-        validation = prepare(model, *held_out[:2], chosen, held_out[2], chosen.class_weight, names)
-        check_metrics(model, measured, validation)
+        validation = take_in(model, x, y, chosen, measured, sample_weight, chosen.class_weight, names)
+    if isinstance(data, Streamed):
+        data.refuse_what_cannot_be(epochs, batch_size, resume_from is not None)
     everyone = _with_progress(callbacks, verbose)
     state.begin(model.context.store, chosen, measured, optimizers.get(optimizer))
     run = Run(model, state, data, everyone, epochs, batch_size, accumulate, shuffle)
@@ -193,7 +192,7 @@ def fit(
             _refuse_divergence(run)
             if interrupted.is_set():
                 history.stopped = "interrupted"
-            if interrupted.is_set() and run.seen < run.samples:
+            if interrupted.is_set() and not run.complete:
                 _log.warning("training interrupted in epoch %d; the model keeps what it has learnt", state.epoch + 1)
                 break
             logs = run.logs()
@@ -209,7 +208,7 @@ def fit(
 
 def train_on_batch(model: Sequential, state: TrainingState, data: Samples) -> dict[str, float]:
     """One update from these samples as one batch; the figures from before it, the loss as it defines itself."""
-    figures = Figures(model, state.metrics, [len(data)])
+    figures = Figures(model, state.metrics, steps=1)
     xp = model.backend.xp
     total = len(data) if data.weights is None else total_weight(xp, data.weights)
     batches = data.batches(Workspace(model.context), len(data))
@@ -232,12 +231,16 @@ def train_on_batch(model: Sequential, state: TrainingState, data: Samples) -> di
 
 
 def measure(
-    model: Sequential, data: Samples, loss: Loss, metrics: Sequence[Metric], batch_size: int | None = _EVALUATION_BATCH,
-    as_sum: bool = False
-) -> dict[str, Any]:  # fmt: skip
+    model: Sequential,
+    data: Samples | Streamed,
+    loss: Loss,
+    metrics: Sequence[Metric],
+    batch_size: int | None = _EVALUATION_BATCH,
+    as_sum: bool = False,
+) -> dict[str, Any]:
     """Loss and metrics of a set, by passes without a way back, in a workspace of their own."""
-    size = min(batch_size or len(data), len(data))
-    figures = Figures(model, metrics, [min(size, len(data) - s) for s in range(0, len(data), size)])
+    size = batch_size or (len(data) if isinstance(data, Samples) else _EVALUATION_BATCH)
+    figures = Figures(model, metrics)
     for batch in data.batches(Workspace(model.context), size):
         outputs = model.run(batch.x, inference=True)
         per_sample = loss.samples(model.backend, outputs, batch.y)
@@ -258,10 +261,32 @@ def choose(model: Sequential, loss: Any, metrics_wanted: Any) -> tuple[Loss, lis
     return chosen, metrics.get(metrics_wanted, chosen)
 
 
-def check_metrics(model: Sequential, measured: Sequence[Metric], data: Samples) -> None:
-    """Refuse targets that a metric cannot read, once a set. Reads the device."""
-    for metric in measured:
-        metric.check_targets(data.y, (len(data), *model.output_shape))
+def take_in(
+    model: Sequential,
+    x: Any,
+    y: Any,
+    loss: Loss,
+    measured: Sequence[Metric],
+    sample_weight: Any = None,
+    class_weight: Any = None,
+    names: tuple[str, str] = ("x", "y"),
+) -> Samples | Streamed:
+    """A set, checked against the model, the loss and the metrics: at once, or where it is a stream, as it comes."""
+
+    def checked(x: Any, y: Any, sample_weight: Any, names: tuple[str, str]) -> Samples:
+        data = prepare(model, x, y, loss, sample_weight, class_weight, names)
+        for metric in measured:
+            metric.check_targets(data.y, (len(data), *model.output_shape))
+        return data
+
+    x, y, sample_weight = streamed(x, y, sample_weight)
+    if isinstance(x, Stream):
+        return Streamed(x, checked)
+    if y is None:
+        raise ArgumentTypeError(
+            f"{names[1]} is missing: give targets, or as {names[0]} a datasets.Stream that holds both."
+        )
+    return checked(x, y, sample_weight, names)
 
 
 def _split(
@@ -277,6 +302,8 @@ def _split(
         return (x, y, sample_weight), (x_val, y_val, weight_val)
     if validation_split == 0:
         return (x, y, sample_weight), None
+    if isinstance(x, Stream):
+        raise ArgumentError("validation_split cannot cut a stream: keep some samples apart and give validation_data.")
     if not isinstance(validation_split, int | float) or not 0 < validation_split < 1:
         raise ArgumentError(f"validation_split must be at least 0 and below 1, not {validation_split}.")
     if not hasattr(x, "__len__"):
@@ -320,7 +347,9 @@ def _refuse_divergence(run: Run) -> None:
         if overflowed is None and bool(run.model.backend.xp.isfinite(values).all()):
             return
         what = overflowed or "weights"
-        step = run.steps - 1  # the last update, whose loss nobody has seen yet; or some step, seen at the epoch's end
+        step = (
+            run.figures.steps - 1
+        )  # the last update, whose loss nobody has seen yet; or some step, seen at the epoch's end
     state = run.state
     assert state.memory is not None
     epoch, rate = state.epoch, state.learning_rate
@@ -334,8 +363,9 @@ def _refuse_divergence(run: Run) -> None:
             f"most likely because the learning rate is too high ({rate:g} by then): lower it, or clip the gradient "
             "with clip_norm"
         )
+    of_all = f" of {run.steps}" if run.steps else ""
     raise DivergenceError(
-        f"the {what} became NaN or infinite in epoch {epoch + 1}, at step {step + 1} of {run.steps}, {cause}. "
+        f"the {what} became NaN or infinite in epoch {epoch + 1}, at step {step + 1}{of_all}, {cause}. "
         "The model holds the weights of the epoch's start again."
     )
 

@@ -40,7 +40,7 @@ class Own:
         self._begin()
 
     def _begin(self) -> None:
-        self._figures, self._room = Figures(self.model, [], [self.batch] * self._steps), self._steps
+        self._figures, self._room = Figures(self.model, [], self._steps), self._steps
 
     def step(self) -> None:
         if not self._room:

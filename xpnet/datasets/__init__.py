@@ -1,6 +1,7 @@
 """Data to learn from: MNIST and its relatives, digits that come with xpnet, the tutorials' toy problems.
 
-Each function returns NumPy arrays; only `mnist` and `fashion_mnist` may have to download.
+Each function returns NumPy arrays; only `mnist` and `fashion_mnist` may have to download. `Stream` is for data of your
+own that does not fit into memory.
 """
 
 from xpnet.datasets.idx import read_idx, write_idx
@@ -16,10 +17,12 @@ from xpnet.datasets.toy import (
     weight_height,
     xor_with_constant,
 )
+from xpnet.streams import Stream
 
 __all__ = [
     "Samples",
     "Split",
+    "Stream",
     "blobs",
     "digits",
     "exam_scores",
