@@ -233,6 +233,17 @@ def test_arrays_go_there_and_back(fake, dtype):
     assert backend.to_numpy(3.5) == 3.5
 
 
+def test_what_lies_on_a_gpu_goes_by_dlpack_without_the_host(fake, monkeypatch):
+    class Elsewhere:
+        def __dlpack_device__(self):
+            return 2, 0  # kDLCUDA
+
+    backend, cupy = fake
+    there = backend.asarray(X)
+    monkeypatch.setattr(cupy, "from_dlpack", lambda a: there if isinstance(a, Elsewhere) else None, raising=False)
+    assert backend.asarray(Elsewhere()) is there
+
+
 def test_allocation_is_on_the_device(fake):
     backend, _ = fake
     for made in (backend.empty((2, 3), "float32"), backend.zeros((2, 3), np.float64)):

@@ -53,13 +53,19 @@ def to_host(a: Any) -> Any:
     """Whatever holds an array on some device, as something NumPy takes. Lists and numbers pass as they are."""
     if isinstance(a, numpy.ndarray):
         return a
-    if hasattr(a, "detach"):  # a PyTorch tensor, perhaps with a gradient, perhaps on a GPU
-        a = a.detach()
+    a = detached(a)
     if hasattr(a, "__cuda_array_interface__"):
-        return a.get() if hasattr(a, "get") else a.cpu()
+        for bring in ("get", "cpu"):  # CuPy's, PyTorch's; others have __array__ or DLPack
+            if hasattr(a, bring):
+                return getattr(a, bring)()
     if not hasattr(a, "__array__") and hasattr(a, "__dlpack__"):
         return numpy.from_dlpack(a)
     return a
+
+
+def detached(a: Any) -> Any:
+    """A PyTorch tensor without its gradient, which would let nobody else have it; anything else as it is."""
+    return a.detach() if hasattr(a, "detach") else a
 
 
 def blas_and_threads() -> tuple[str, int]:

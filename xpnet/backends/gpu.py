@@ -12,8 +12,10 @@ import numpy
 
 from xpnet.backends.arrays import Array, DType
 from xpnet.backends.base import Backend
-from xpnet.backends.cpu import to_host
+from xpnet.backends.cpu import detached, to_host
 from xpnet.errors import BackendError
+
+_DLPACK_CUDA = 2  # DLDeviceType kDLCUDA
 
 
 class GPUBackend(Backend):
@@ -32,8 +34,9 @@ class GPUBackend(Backend):
 
     def asarray(self, a: Any, dtype: DType = None) -> Array:
         with self.device():
-            if not isinstance(a, self.xp.ndarray):
-                a = a if hasattr(a, "__cuda_array_interface__") else numpy.asarray(to_host(a))
+            a = detached(a)
+            if not isinstance(a, self.xp.ndarray) and not hasattr(a, "__cuda_array_interface__"):
+                a = self.xp.from_dlpack(a) if _on_cuda(a) else numpy.asarray(to_host(a))
             return self.xp.asarray(a, dtype=dtype)
 
     def to_numpy(self, a: Any) -> numpy.ndarray[Any, Any]:
@@ -57,6 +60,11 @@ class GPUBackend(Backend):
             ("memory", f"{free / 2**30:.1f} GiB free of {total / 2**30:.1f} GiB"),
             ("driver", f"for CUDA {_cuda(runtime.driverGetVersion())}; runtime {_cuda(runtime.runtimeGetVersion())}"),
         ]
+
+
+def _on_cuda(a: Any) -> bool:
+    """Whether this array lies on a CUDA device, as DLPack tells."""
+    return hasattr(a, "__dlpack_device__") and a.__dlpack_device__()[0] == _DLPACK_CUDA
 
 
 def why_unusable(index: int = 0) -> str | None:
