@@ -1,4 +1,8 @@
-"""JAX: the whole step jitted, weights and optimiser state donated; an epoch is one `lax.scan` over its batches."""
+"""JAX: the whole step jitted, weights and optimiser state donated.
+
+On a GPU an epoch is one `lax.scan` over its batches. On the CPU, where a scan's steps run slower, most of all its
+convolutions, a step is called for each batch.
+"""
 
 from functools import partial
 
@@ -37,7 +41,10 @@ class Jax:
         order = jax.random.permutation(jax.random.key(1), len(x))
         figures = (jnp.zeros(()), jnp.zeros((), jnp.int32))
         whole = len(x) // self.batch * self.batch
-        for rows in (order[:whole].reshape(-1, self.batch), order[None, whole:]):
+        groups = [order[:whole].reshape(-1, self.batch), order[None, whole:]]
+        if self.device.platform == "cpu":
+            groups = [order[None, start : start + self.batch] for start in range(0, len(x), self.batch)]
+        for rows in groups:
             if rows.size:
                 self.state, figures = self._steps_of_rows(self.state, figures, x, y, rows)
         float(figures[0]), int(figures[1])
@@ -115,6 +122,8 @@ def _steps_of_rows(net: Net, state, figures, x, y, batches):
         state, loss, outputs = _step(net, state, x[rows], targets)
         return (state, (total + loss * len(rows), hits + (outputs.argmax(1) == targets).sum())), None
 
+    if len(batches) == 1:
+        return one((state, figures), batches[0])[0]
     return lax.scan(one, (state, figures), batches)[0]
 
 
