@@ -1,5 +1,7 @@
 """xpnet: neural networks written once against an array module `xp`, NumPy on the CPU and CuPy on a CUDA GPU."""
 
+from typing import Any
+
 from xpnet import (
     augment,
     callbacks,
@@ -39,3 +41,14 @@ __all__ = [
     "optimizers",
     "schedules",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The rooms with extras of their own, opened where somebody asks for them."""
+    from importlib import import_module
+
+    if name in ("estimators", "onnx", "plots"):
+        return import_module(f"xpnet.{name}")
+    if name in ("export_onnx", "import_onnx"):
+        return getattr(import_module("xpnet.onnx"), name)
+    raise AttributeError(f"module 'xpnet' has no attribute {name!r}")
