@@ -19,6 +19,7 @@ from xpnet.checkpoints import write_atomically
 from xpnet.errors import ArgumentError, StateError
 from xpnet.layers.grid import pair
 from xpnet.layers.normalization import Normalization
+from xpnet.onnx.reader import FIRST, IMAGES, LAST
 
 _OPSET, _IR_VERSION = 20, 9  # the first with Gelu, and the format's version of the same release
 
@@ -56,6 +57,7 @@ def export_onnx(
     y = graph.put(model, x)
     y = graph.turned(y, first=channels_first and len(y.shape) == 3)
     file = graph.finish(y, _axes(shape, channels_first), dtype)
+    helper.set_model_props(file, {IMAGES: FIRST if channels_first else LAST})
     onnx.checker.check_model(file, full_check=True)
     write_atomically(path, file.SerializeToString())
 

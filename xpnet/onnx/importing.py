@@ -5,6 +5,7 @@ from typing import Any
 
 import onnx
 
+from xpnet import layers
 from xpnet.checkpoints import refusing_damage
 from xpnet.errors import FileError
 from xpnet.model import Sequential
@@ -33,9 +34,11 @@ def import_onnx(path: Any, backend: Any = "auto") -> Sequential:
             onnx.checker.check_model(file)
         except onnx.checker.ValidationError as error:
             raise FileError(f"{path}: this is no valid ONNX file: {error}") from error
-    reader = Reader(path, file.graph)
+    reader = Reader(path, file)
     value = reader.read()
-    model = Sequential([part.layer for part in value.parts], reader.input_shape, backend, dtype=reader.dtype)
+    model = Sequential(
+        [part.layer for part in value.parts] or [layers.Identity()], reader.input_shape, backend, dtype=reader.dtype
+    )
     state = model.state_dict()
     state.update(_named(value.parts, ""))
     model.load_state_dict(state)

@@ -15,6 +15,9 @@ from xpnet import layers
 from xpnet.errors import ArgumentError
 from xpnet.layers.base import Layer, Shape
 
+#: What a file of ours says of its images.
+IMAGES, FIRST, LAST = "xpnet.images", "channels first", "channels last"
+
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 
 
@@ -53,8 +56,9 @@ Constant: TypeAlias = numpy.ndarray[Any, Any]
 class Reader:
     """Reads one graph."""
 
-    def __init__(self, path: Any, graph: onnx.GraphProto) -> None:
-        self._path, self._graph = path, graph
+    def __init__(self, path: Any, file: onnx.ModelProto) -> None:
+        self._path, self._graph = path, file.graph
+        graph, told = file.graph, {p.key: p.value for p in file.metadata_props}.get(IMAGES)
         self._constants = {c.name: numpy_helper.to_array(c) for c in graph.initializer}
         self._values: dict[str, Value | Constant | list[Any]] = dict(self._constants)
         inputs = [i for i in graph.input if i.name not in self._constants]
@@ -67,7 +71,8 @@ class Reader:
         self._input, self._input_kind, self._sizes = inputs[0].name, kind.elem_type, sizes
         floats = [c.data_type for c in graph.initializer if c.data_type in _FLOATS]
         self.dtype = "float64" if onnx.TensorProto.DOUBLE in floats else "float32"
-        self._first = len(sizes) == 4 and not self._is_turned()  # whether input images have their channels first
+        self._first = len(sizes) == 4 and (told == FIRST if told else not self._is_turned())
+        self._told = told
 
     @property
     def input_shape(self) -> Shape:
@@ -88,7 +93,11 @@ class Reader:
         if not isinstance(value, Value):
             raise self._refuse("its output does not depend on its input")
         # Images stay as ours are, their channels last; anything else comes in the file's order.
-        return self.settled(value) if len(value.shape) == 3 else self.in_order(value)
+        if len(value.shape) != 3 or self._told == LAST:
+            return self.in_order(value)
+        if not value.first and self._told == FIRST:
+            return self.add(value, layers.Permute((1, 2, 0)))
+        return self.settled(value)
 
     def _is_turned(self) -> bool:
         """Whether input images are given channels last: no operator on images comes before they are turned."""
@@ -126,10 +135,10 @@ class Reader:
 
     def image(self, node: Any, value: Any) -> Value:
         """A value of images, with channels first in the file."""
-        value = self.data(node, value)
-        if len(value.shape) != 3 or not value.first:
-            raise self.refuse(node, f"works on images (N, C, H, W), not on samples of shape {value.shape}")
-        return value
+        found = self.data(node, value)
+        if len(found.shape) != 3 or not found.first:
+            raise self.refuse(node, f"works on images (N, C, H, W), not on samples of shape {found.shape}")
+        return found
 
     def add(self, value: Value, layer: Layer, first: bool | None = None, **weights: Any) -> Value:
         """The value after one more layer."""
@@ -168,8 +177,8 @@ class Reader:
 
 
 BATCH = BatchSize()
-_OF_ELEMENTS = ("Relu", "Sigmoid", "Tanh", "Softplus", "LeakyRelu", "Elu", "Gelu", "Cast", "Identity", "Mul", "Add", "Sub",
-                "Div", "Dropout")  # fmt: skip
+_OF_ELEMENTS = ("Relu", "Sigmoid", "Tanh", "Softplus", "LeakyRelu", "Elu", "Gelu", "Cast", "Identity", "Mul", "Add",
+                "Sub", "Div", "Dropout")  # fmt: skip
 _ON_IMAGES = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization", "Resize")
 Read: TypeAlias = Callable[[Reader, Any, list[Any], dict[str, Any]], Any]
 READERS: dict[str, Read] = {}
