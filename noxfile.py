@@ -74,6 +74,13 @@ def parity(session: nox.Session) -> None:
     session.run("pytest", "tests/parity", *session.posargs)
 
 
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The page to draw on, in a real Chromium without a window: found on the PATH, or named by XPNET_CHROMIUM."""
+    session.install(".[dev]", "playwright>=1.50")
+    session.run("pytest", "tests/test_draw_digit.py", *session.posargs)
+
+
 @nox.session(name="tests-floor")
 def tests_floor(session: nox.Session) -> None:
     """The test suite on the oldest NumPy that xpnet claims."""

@@ -227,6 +227,25 @@ class Sequential(layers_.Sequential):
             join = self.backend.xp.concatenate if as_device else numpy.concatenate
             return parts[0] if len(parts) == 1 else join(parts)
 
+    def activations(self, x: Any) -> dict[str, numpy.ndarray[Any, Any]]:
+        """What each layer makes of x (N, *input_shape), on the host: {"0": (N, *its output shape), "1": …}.
+
+        Dropout and distortions do nothing, as in `predict`, which gives the last entry. A Residual counts as one layer.
+        """
+        x, dtype = self._inputs(x)
+        context, made = self.context, {}
+        with self.backend.device(), self.working():
+            before = context.training, context.inference
+            context.training, context.inference = False, True
+            try:
+                x = self.backend.asarray(x, dtype=dtype)
+                for layer in self.layers:
+                    x = layer.forward(x)
+                    made[layer.path] = numpy.array(self.backend.to_numpy(x))
+            finally:
+                context.training, context.inference = before
+        return made
+
     # State -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, numpy.ndarray[Any, Any]]:
