@@ -160,10 +160,11 @@ def application(reader, port):
 
     @app.post("/read")
     def read():
-        if bottle.request.content_length > MOST_BYTES:
+        length = bottle.request.content_length
+        if length > MOST_BYTES:
             raise bottle.HTTPError(413, "That drawing is too large.")
         try:
-            strokes = strokes_of(bottle.request.body.read())
+            strokes = strokes_of(bottle.request.environ["wsgi.input"].read(max(length, 0)))
         except RequestError as error:
             raise bottle.HTTPError(400, str(error)) from error
         return reader.read(reader.draw(strokes))
