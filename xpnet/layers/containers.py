@@ -75,7 +75,7 @@ class Sequential(Layer):
         before = context.training, context.inference
         context.training, context.inference = training, inference
         try:
-            with self.working():
+            with self.working(len(x)):
                 y = Sequential.forward(self, x)
         finally:
             if inference:
@@ -91,10 +91,13 @@ class Sequential(Layer):
         with self.working():
             return Sequential.backward(self, grad_y)
 
-    def working(self) -> AbstractContextManager[Any]:
-        """For a step, or a pass: on the CPU, compiled loops, where they pay; in shards where any layer works so."""
+    def working(self, samples: int | None = None) -> AbstractContextManager[Any]:
+        """For a step, or a pass: on the CPU, compiled loops, where they pay; in shards where any layer works so.
+
+        A pass of a single sample has nothing to share out, and leaves the threads to the BLAS.
+        """
         if self.works_in_shards or self.context.store.values.size >= _WORTH_COMPILING:
-            return self.backend.working(self.works_in_shards)
+            return self.backend.working(self.works_in_shards and samples != 1)
         return nullcontext()
 
     def check_inputs(self, x: Array, name: str) -> None:
