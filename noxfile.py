@@ -75,6 +75,13 @@ def parity(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site, into site/; warnings are errors."""
+    session.install(".[docs]")
+    session.run("mkdocs", "build", "--strict", *session.posargs)
+
+
+@nox.session
 def browser(session: nox.Session) -> None:
     """The page to draw on, in a real Chromium without a window: found on the PATH, or named by XPNET_CHROMIUM."""
     session.install(".[dev]", "playwright>=1.50")
