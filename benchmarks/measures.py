@@ -58,15 +58,15 @@ def epoch(plan: Plan) -> Iterator[Row]:
         rounds, steps_an_epoch = max(3, plan.rounds // 3), epoch_size(NETS[net]) / batch
         with workers(names, net, batch, plan.device, threads) as team:
             figures, steps = {name: Figure([]) for name in names}, Figure([])
-            count = max(1, round(1.0 / team[0].ask("step 5")))
+            several = f"step {max(1, round(1.0 / team[0].ask('step 5')))}"
             team[0].ask("epoch")  # not counted
             for _ in range(rounds):
                 # Steps before and after the epoch, so that a machine that grows slower grows slower for both.
-                before = team[0].ask(f"step {count}")
+                before = team[0].ask_after_a_pause(several)
                 for worker in team:
-                    figures[worker.name].values.append(worker.ask("epoch"))
+                    figures[worker.name].values.append(worker.ask_after_a_pause("epoch"))
                     if worker is team[0]:
-                        steps.values.append((before + worker.ask(f"step {count}")) / 2 * steps_an_epoch)
+                        steps.values.append((before + worker.ask(several)) / 2 * steps_an_epoch)
             yield Row("epoch", situation, {**figures, "xpnet's steps": steps})
             yield Row("memory", situation, {worker.name: Figure([worker.ask("memory")]) for worker in team})
 

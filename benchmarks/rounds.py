@@ -57,6 +57,11 @@ class Worker:
         self._process.stdin.flush()
         return float(self._read())
 
+    def ask_after_a_pause(self, question: str) -> float:
+        """When the threads of the one before are asleep."""
+        time.sleep(PAUSE)
+        return self.ask(question)
+
     def count_for(self, what: str) -> int:
         """How many of them take a turn; those of this trial are not counted."""
         self.ask(f"{what} 3")
@@ -101,6 +106,5 @@ def interleaved(team: Sequence[Worker], what: str, rounds: int) -> dict[str, Fig
     values: dict[str, list[float]] = {w.name: [] for w in team}
     for i in range(rounds):
         for worker in team if i % 2 else reversed(team):
-            time.sleep(PAUSE)
-            values[worker.name].append(worker.ask(questions[worker.name]))
+            values[worker.name].append(worker.ask_after_a_pause(questions[worker.name]))
     return {name: Figure(seconds) for name, seconds in values.items()}
