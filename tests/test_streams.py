@@ -274,6 +274,25 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, source, stop):
         np.testing.assert_array_equal(model.state_dict()[name], value)
 
 
+def test_a_stream_of_batches_resumed_at_its_very_end(tmp_path, monkeypatch):
+    straight, model = net(), net()
+    want = straight.fit(batches, epochs=2, verbose=0)
+    keep = callbacks.Checkpoint(tmp_path / "run", minutes=0)
+    monkeypatch.setattr(keep, "on_epoch_end", lambda *_: None)  # what is kept is the state after the last step
+    net().fit(batches, callbacks=[keep], epochs=1, verbose=0)
+    assert dict(model.fit(batches, resume_from=tmp_path / "run", epochs=2, verbose=0)) == dict(want)
+    with pytest.raises(DataError, match="ends after 500 samples, before the place of the checkpoint, 1003"):
+        net().fit(lambda: (b for b in list(batches())[:10]), resume_from=tmp_path / "run", epochs=2, verbose=0)
+
+
+def test_tensors_of_pytorch_can_be_streamed():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    one, two = net(), net()
+    settings = {"batch_size": 32, "verbose": 0}
+    want = one.fit(stream(), **settings)
+    assert dict(two.fit(stream(x=torch.from_numpy(X), y=torch.from_numpy(Y)), **settings)) == dict(want)
+
+
 # What is refused ------------------------------------------------------------------------------------------------------
 
 
@@ -307,6 +326,9 @@ def test_an_iterator_cannot_be_resumed(tmp_path):
     [
         (lambda: datasets.Stream(X, Y[:5]), DataError, "one length"),
         (lambda: datasets.Stream(X, Y, block=0), ArgumentError, "block"),
+        (lambda: datasets.Stream(X[:0], Y[:0]), DataError, "above 0"),
+        (lambda: datasets.Stream(X), ArgumentTypeError, "give arrays x"),
+        (lambda: datasets.Stream([[1.0]], [1]), ArgumentTypeError, "give arrays x"),
         (lambda: datasets.Stream(X, Y, window_bytes=1.5), ArgumentError, "window_bytes"),
         (lambda: datasets.Stream(5), ArgumentTypeError, "without y, give batches"),
         (lambda: datasets.Stream([], None, WEIGHTS), ArgumentError, "come with them"),

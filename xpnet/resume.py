@@ -7,12 +7,13 @@ the epoch and the step.
 
 import json
 import re
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from xpnet import checkpoints
-from xpnet.errors import ArgumentError, FileError
+from xpnet.errors import ArgumentError, ArgumentTypeError, FileError
 
 if TYPE_CHECKING:
     from xpnet.callbacks import Callback
@@ -58,7 +59,13 @@ def write(path: Any, run: "Run") -> None:
     }
     to_numpy = run.model.backend.to_numpy
     named = {checkpoints.TRAINING + name: to_numpy(a) for name, a in arrays.items()}
-    checkpoints.write(path, run.model, named, training=json.dumps(progress))
+    try:
+        text = json.dumps(progress)
+    except TypeError as error:
+        raise ArgumentTypeError(
+            f"a checkpoint cannot hold what a callback's state() gives: {error}. Give arrays, numbers, text or lists."
+        ) from error
+    checkpoints.write(path, run.model, named, training=text)
 
 
 def restore(path: Any, run: "Run") -> "list[tuple[Callback, dict[str, Any] | None]]":
@@ -76,7 +83,7 @@ def restore(path: Any, run: "Run") -> "list[tuple[Callback, dict[str, Any] | Non
         made_of = json.loads(texts["architecture"])
     _refuse_another_run(path, run, made_of, progress)
     with checkpoints.refusing_damage(path):
-        _restore_model(run, progress, arrays)
+        _restore_model(run, progress, arrays, made_of["frozen"])
         _restore_place(run, progress, arrays)
         remembered: dict[str, dict[str, Any]] = {
             key: {**values, **_named(arrays, f"callback {key} ")} for key, values in progress["callbacks"].items()
@@ -94,12 +101,14 @@ def restore(path: Any, run: "Run") -> "list[tuple[Callback, dict[str, Any] | Non
     return [(callback, remembered.get(key)) for key, callback in present.items()]
 
 
-def _restore_model(run: "Run", progress: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-    """Weights, buffers, and what the optimiser remembers."""
+def _restore_model(run: "Run", progress: Mapping[str, Any], arrays: Mapping[str, Any], frozen: Sequence[str]) -> None:
+    """Weights, buffers, what is frozen, and what the optimiser remembers."""
     state, backend = run.state, run.model.backend
     assert state.memory is not None
     for own in run.model.context.store.arrays():
         own.value[...] = backend.asarray(arrays[own.name])
+    for parameter in run.model.parameters:
+        parameter.trainable = parameter.name not in frozen
     for name, vector in state.memory.slots.items():
         vector[...] = backend.asarray(arrays[f"{checkpoints.TRAINING}slot {name}"])
     state.memory.step, state.epoch, state.rate_factor = progress["step"], progress["epoch"], progress["rate_factor"]
@@ -112,7 +121,7 @@ def _restore_place(run: "Run", progress: Mapping[str, Any], arrays: Mapping[str,
     run.history.seconds, run.history.stopped = progress["seconds"], progress["stopped"]
     if progress["under_way"]:
         run.under_way, run.seen = True, progress["seen"]
-        run.began -= progress["elapsed"]
+        run.began = time.perf_counter() - progress["elapsed"]
         run.figures = run.new_figures()
         run.figures.load_state(_named(arrays, "figures "))
         start = _named(arrays, "start ")
@@ -131,7 +140,7 @@ def _named(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 def _refuse_another_run(path: Any, run: "Run", made_of: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
     own = json.loads(json.dumps(checkpoints.architecture(run.model)))
     for name, value in own.items():
-        if value != made_of.get(name):
+        if name != "frozen" and value != made_of.get(name):  # callbacks may freeze, as the training goes on
             raise ArgumentError(
                 f"{path}: the checkpoint is of another model: {name} is {made_of.get(name)!r} there and {value!r} "
                 "here. Make the model as it was made then; or take only its weights, by xpnet.load."

@@ -50,10 +50,14 @@ class Stream:
         self.x, self.y, self.sample_weight = x, y, sample_weight
         self.block, self.window_bytes = int(block), int(window_bytes)
         if not self.in_batches:
+            if not (hasattr(x, "shape") and hasattr(x, "dtype") and y is not None):
+                raise ArgumentTypeError(
+                    "Stream: give arrays x, with a shape, a dtype and slices, and y; or batches alone."
+                )
             arrays = {"x": x, "y": y, "sample_weight": sample_weight}
             lengths = {name: len(a) for name, a in arrays.items() if a is not None}
-            if len(set(lengths.values())) > 1:
-                raise DataError(f"Stream: the arrays must have one length, but there are {lengths}.")
+            if len(set(lengths.values())) > 1 or not len(x):
+                raise DataError(f"Stream: the arrays must have one length, above 0, but there are {lengths}.")
         elif not (callable(x) or isinstance(x, Iterable)):
             raise ArgumentTypeError(f"Stream: without y, give batches: an iterable of (x, y), not {type(x).__name__}.")
         elif sample_weight is not None:
@@ -174,7 +178,7 @@ class Streamed:
     def _read(self, window: Sequence[slice]) -> list[Any]:
         """x, y and weights of these blocks, side by side in memory."""
         return [
-            None if a is None else numpy.concatenate([numpy.asarray(a[block]) for block in window])
+            None if a is None else numpy.concatenate([numpy.asarray(to_host(a[block])) for block in window])
             for a in (self._stream.x, self._stream.y, self._stream.sample_weight)
         ]
 
@@ -182,16 +186,20 @@ class Streamed:
         """(x, y and weights of so many batches as one, the size of the largest), from sample `first` on."""
         source = self._stream.x() if callable(self._stream.x) else iter(self._stream.x)
         batches = (_as_batch(batch) for batch in source)
-        while first > 0:
-            first -= len(next(batches)[0])
-        given = False
+        seen = 0
+        while seen < first:
+            batch = next(batches, None)
+            if batch is None:
+                raise DataError(f"the stream ends after {seen} samples, before the place of the checkpoint, {first}.")
+            seen += len(batch[0])
+        given = first > 0
         while group := list(itertools.islice(batches, accumulate)):
             given = True
             if len({len(batch) for batch in group}) > 1:
                 raise DataError("Stream: some batches come with weights, and some without.")
             arrays = [numpy.concatenate([batch[i] for batch in group]) for i in range(len(group[0]))]
             yield [*arrays, None][:3], max(len(batch[0]) for batch in group)
-        if not given and not first:
+        if not given:
             raise DataError("the stream gave no batches.")
 
 
