@@ -336,11 +336,11 @@ def test_a_missing_callback_warns(tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [({"every": 0}, "every"), ({"every": 1.5}, "every"), ({"minutes": -1}, "minutes"), ({"keep_best": -1}, "keep_best"),
-     ({"mode": "up"}, "mode")],
+     ({"mode": "up"}, "mode"), ({"path": "."}, "path must name a file"), ({"path": 5}, "path must name a file")],
 )  # fmt: skip
 def test_arguments_of_checkpoint(kwargs, match):
     with pytest.raises(ArgumentError, match=match):
-        callbacks.Checkpoint("x", **kwargs)
+        callbacks.Checkpoint(**{"path": "x", **kwargs})
 
 
 def test_a_figure_that_is_not_there_cannot_be_followed(tmp_path):

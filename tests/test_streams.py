@@ -315,6 +315,21 @@ def test_an_iterator_can_be_gone_through_once():
         net().fit(batches(), epochs=2, verbose=0)
 
 
+def test_an_iterator_can_be_validated_on_once():
+    model, held_out = net(), [(X, Y)]
+    model.fit(X, Y, validation_data=(iter(held_out), None), verbose=0)
+    with pytest.raises(ArgumentError, match="gone through 2 times"):
+        model.fit(X, Y, validation_data=(iter(held_out), None), epochs=2, verbose=0)
+
+
+def test_a_window_may_weigh_nothing(backend):
+    weights = np.where(np.arange(N) < 256, 0.0, WEIGHTS)
+    one, two = net(backend), net(backend)
+    settings = {"batch_size": 32, "shuffle": False, "verbose": 0}
+    want = one.fit(X, Y, sample_weight=weights, **settings)
+    assert dict(two.fit(stream(weights=weights), **settings)) == dict(want)
+
+
 def test_an_iterator_cannot_be_resumed(tmp_path):
     net().fit(batches(), callbacks=[callbacks.Checkpoint(tmp_path / "run")], verbose=0)
     with pytest.raises(ArgumentError, match="which cannot be resumed"):
@@ -339,6 +354,7 @@ def test_an_iterator_cannot_be_resumed(tmp_path):
         (lambda: net().evaluate(X, loss="mse"), ArgumentTypeError, "y is missing"),
         (lambda: net().fit([X, Y], verbose=0), ArgumentTypeError, "each batch must be"),
         (lambda: net().fit([], verbose=0), DataError, "gave no batches"),
+        (lambda: net().fit(lambda: 5, verbose=0), ArgumentTypeError, "must return an iterable of batches"),
         (lambda: net().fit([(X[:0], Y[:0])], verbose=0), DataError, "a batch is empty"),
         (lambda: net().fit([(X, Y), (X, Y, WEIGHTS)], accumulate=2, verbose=0), DataError, "some batches come with"),
         (lambda: net().predict(datasets.Stream(batches)), ArgumentError, "predict takes arrays"),

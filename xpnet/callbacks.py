@@ -1,6 +1,7 @@
 """Callbacks: what may happen between the steps and epochs of `fit`."""
 
 import csv
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -268,6 +269,8 @@ class Checkpoint(_Monitor):
         mode: str = "auto",
     ) -> None:
         super().__init__(monitor, patience=0, min_delta=0.0, mode=mode)
+        if not isinstance(path, str | os.PathLike) or not Path(path).name:
+            raise ArgumentError(f"Checkpoint: path must name a file, not {path!r}.")
         for name, value, least in (("every", every, 1), ("keep_best", keep_best, 0)):
             if not (is_whole(value) and value >= least):
                 raise ArgumentError(f"Checkpoint: {name} must be a whole number of at least {least}, not {value!r}.")

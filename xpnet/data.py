@@ -97,11 +97,13 @@ def prepare(
     sample_weight: Any = None,
     class_weight: Mapping[int, float] | Sequence[float] | None = None,
     names: tuple[str, str] = ("x", "y"),
+    whole: bool = True,
 ) -> Samples:
     """Check a set against the model and the loss, and put it where the model is.
 
     Refused here, before anything is trained: empty sets, lengths that differ, wrong shapes, NaN and infinity, labels
-    out of range, useless weights. `names` are what the errors call the two arrays.
+    out of range, useless weights. `names` are what the errors call the two arrays. A set that is not `whole` is a part
+    of one, in which all weights may be 0.
     """
     x, x_dtype = prepare_inputs(model, x, names[0])
     backend, dtype = model.backend, model.context.dtype
@@ -118,12 +120,12 @@ def prepare(
         raise type(error)(f"{names[1]}: {error}") from error
     if not (loss.classifies and y.ndim == 1):  # class numbers stay integers
         y = backend.xp.ascontiguousarray(backend.asarray(y, dtype=dtype))
-    counts = None if sample_weight is None else _sample_weights(backend, sample_weight, len(x), dtype)
+    counts = None if sample_weight is None else _sample_weights(backend, sample_weight, len(x), dtype, whole)
     weights = counts
     if class_weight is not None:
         by_class = backend.asarray(loss.weights_by_class(backend, class_weight, y, model.output_shape[-1]), dtype=dtype)
         weights = by_class if weights is None else weights * by_class
-        if float(weights.max()) == 0:
+        if whole and float(weights.max()) == 0:
             raise DataError("with class_weight, no sample of the set has a weight above 0.")
     return Samples(x, y, weights, counts, x_dtype)
 
@@ -213,12 +215,12 @@ def _rows(work: Workspace, name: str, array: Array, rows: Any, dtype: DType) -> 
     return work.context.backend.gather(array, rows, out)
 
 
-def _sample_weights(backend: Backend, weights: Any, count: int, dtype: DType) -> Array:
+def _sample_weights(backend: Backend, weights: Any, count: int, dtype: DType, whole: bool) -> Array:
     weights = as_numbers(backend, weights, "sample_weight")
     if tuple(weights.shape) != (count,):
         raise ShapeError(f"sample_weight must have shape ({count},), one a sample, but has {tuple(weights.shape)}.")
     weights = backend.asarray(weights, dtype=dtype)
     refuse_non_finite(backend, weights, "sample_weight")
-    if float(weights.min()) < 0 or float(weights.max()) == 0:
+    if float(weights.min()) < 0 or (whole and float(weights.max()) == 0):
         raise DataError("sample_weight must not be negative, and not zero for all samples.")
     return weights

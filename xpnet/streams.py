@@ -184,7 +184,9 @@ class Streamed:
 
     def _joined(self, accumulate: int, first: int) -> Iterator[tuple[list[Any], int]]:
         """(x, y and weights of so many batches as one, the size of the largest), from sample `first` on."""
-        source = self._stream.x() if callable(self._stream.x) else iter(self._stream.x)
+        source = self._stream.x() if callable(self._stream.x) else self._stream.x
+        if not isinstance(source, Iterable):
+            raise ArgumentTypeError(f"Stream: the function must return an iterable of batches, not {source!r}.")
         batches = (_as_batch(batch) for batch in source)
         seen = 0
         while seen < first:

@@ -163,6 +163,8 @@ def fit(
         validation = take_in(model, x, y, chosen, measured, sample_weight, chosen.class_weight, names)
     if isinstance(data, Streamed):
         data.refuse_what_cannot_be(epochs, batch_size, resume_from is not None)
+    if isinstance(validation, Streamed):
+        validation.refuse_what_cannot_be(epochs, _EVALUATION_BATCH, resume_from is not None)
     everyone = _with_progress(callbacks, verbose)
     state.begin(model.context.store, chosen, measured, optimizers.get(optimizer))
     run = Run(model, state, data, everyone, epochs, batch_size, accumulate, shuffle)
@@ -273,8 +275,8 @@ def take_in(
 ) -> Samples | Streamed:
     """A set, checked against the model, the loss and the metrics: at once, or where it is a stream, as it comes."""
 
-    def checked(x: Any, y: Any, sample_weight: Any, names: tuple[str, str]) -> Samples:
-        data = prepare(model, x, y, loss, sample_weight, class_weight, names)
+    def checked(x: Any, y: Any, sample_weight: Any, names: tuple[str, str], whole: bool = False) -> Samples:
+        data = prepare(model, x, y, loss, sample_weight, class_weight, names, whole)
         for metric in measured:
             metric.check_targets(data.y, (len(data), *model.output_shape))
         return data
@@ -286,7 +288,7 @@ def take_in(
         raise ArgumentTypeError(
             f"{names[1]} is missing: give targets, or as {names[0]} a datasets.Stream that holds both."
         )
-    return checked(x, y, sample_weight, names)
+    return checked(x, y, sample_weight, names, whole=True)
 
 
 def _split(

@@ -16,7 +16,7 @@ import xpnet
 from xpnet import augment, layers
 from xpnet.backends.sliding import Windows
 from xpnet.checkpoints import write_atomically
-from xpnet.errors import ArgumentError, StateError
+from xpnet.errors import ArgumentError, ArgumentTypeError, StateError
 from xpnet.layers.grid import pair
 from xpnet.layers.normalization import Normalization
 from xpnet.onnx.reader import FIRST, IMAGES, LAST
@@ -43,6 +43,8 @@ def export_onnx(
 
     Raises ArgumentError for a layer that ONNX has no meaning for, such as one of your own.
     """
+    if not isinstance(model, layers.Sequential):
+        raise ArgumentTypeError(f"export_onnx takes a model, not {model!r}.")
     if not model.is_built:
         raise StateError("the model is not built yet: give it an input_shape, or train it first.")
     shape = model.input_shape
@@ -50,7 +52,12 @@ def export_onnx(
         raise ArgumentError(f"channels_first is for images (H, W, channels), and this model takes {shape}.")
     graph = _Graph(model)
     inside = numpy.dtype("int64") if isinstance(_first_layer(model), layers.Embedding) else graph.dtype
-    dtype = inside if input_dtype is None else numpy.dtype(input_dtype)
+    try:
+        dtype = inside if input_dtype is None else numpy.dtype(input_dtype)
+    except TypeError as error:
+        raise ArgumentError(
+            f"input_dtype must name a type of numbers, such as 'uint8', not {input_dtype!r}."
+        ) from error
     x = _Value("x", shape, channels_first)
     if dtype != inside:
         x = graph.node("Cast", x, to=helper.np_dtype_to_tensor_dtype(inside))

@@ -7,7 +7,7 @@ import onnx
 
 from xpnet import layers
 from xpnet.checkpoints import refusing_damage
-from xpnet.errors import FileError
+from xpnet.errors import ArgumentError, FileError
 from xpnet.model import Sequential
 from xpnet.onnx import operators  # noqa: F401  # fills the reader's table
 from xpnet.onnx.reader import Constant, Part, Reader
@@ -34,8 +34,13 @@ def import_onnx(path: Any, backend: Any = "auto") -> Sequential:
             onnx.checker.check_model(file)
         except onnx.checker.ValidationError as error:
             raise FileError(f"{path}: this is no valid ONNX file: {error}") from error
-    reader = Reader(path, file)
-    value = reader.read()
+    try:
+        reader = Reader(path, file)
+        value = reader.read()
+    except ArgumentError:
+        raise
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError) as error:
+        raise FileError(f"{path}: the file is altered, or no ONNX that can be read: {error!r}") from error
     model = Sequential(
         [part.layer for part in value.parts] or [layers.Identity()], reader.input_shape, backend, dtype=reader.dtype
     )
