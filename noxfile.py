@@ -69,9 +69,9 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session
 def parity(session: nox.Session) -> None:
-    """Layers, losses and whole nets beside PyTorch's on the CPU: outputs, every gradient, training."""
-    session.install(".[fast]", "pytest>=8.3", "torch==2.13.0")
-    session.run("pytest", "tests/parity", *session.posargs)
+    """Beside PyTorch on the CPU: layers, losses, whole nets, gradients, training; its arrays; its ONNX files."""
+    session.install(".[dev]", "torch==2.13.0", "jax", "onnxscript")
+    session.run("pytest", "tests/parity", "tests/test_arrays.py", "tests/test_onnx.py", *session.posargs)
 
 
 @nox.session
