@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from emulated_cuda import COMPILER, EmulatedGPU
 from strict import StrictBackend
 
 import xpnet
@@ -36,10 +37,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(f"lines of the package that coverage excludes as GPU-only: {excluded}")
 
 
-@pytest.fixture(params=["cpu", "strict", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["cpu", "strict", "emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each device in turn. `backend.asarray` and `backend.to_numpy` cross the border."""
-    return StrictBackend() if request.param == "strict" else xpnet.get_backend(request.param)
+    if request.param == "emulated" and COMPILER is None:
+        pytest.skip("the kernels of a GPU are emulated by g++, and there is none")
+    made = {"strict": StrictBackend, "emulated": EmulatedGPU}.get(request.param)
+    return xpnet.get_backend(request.param) if made is None else made()
 
 
 @pytest.fixture

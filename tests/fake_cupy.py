@@ -1,5 +1,8 @@
 """A pretended `cupy` over the strict stand-in: as many GPUs as wanted, or one of the ways in which there are none."""
 
+import functools
+import itertools
+import threading
 import types
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
@@ -13,6 +16,10 @@ class CUDARuntimeError(RuntimeError):
     """As cupy_backends.cuda.api.runtime raises it."""
 
 
+class OutOfMemoryError(MemoryError):
+    """As cupy.cuda.memory raises it."""
+
+
 class FakeCupy(types.ModuleType):
     """`devices`: how many GPUs there are. `no_devices`, `no_memory`: what counting or using them raises instead."""
 
@@ -22,6 +29,7 @@ class FakeCupy(types.ModuleType):
         super().__init__("cupy")
         self.ndarray = StrictArray
         self.synchronized: list[int] = []
+        self.waits: list[tuple[str, int, int]] = []
         self._no_devices, self._no_memory = no_devices, no_memory
         self._backends = [StrictBackend(i) for i in range(devices)]
         self._current = [0]
@@ -32,8 +40,13 @@ class FakeCupy(types.ModuleType):
             driverGetVersion=lambda: 13020,
             runtimeGetVersion=lambda: 13010,
         )
+        self.here = Here(self)
         self.cuda = SimpleNamespace(
-            runtime=runtime, Device=lambda i: _Device(self, i), get_current_stream=lambda: _Stream(self)
+            runtime=runtime,
+            Device=lambda i: _Device(self, i),
+            Stream=functools.partial(Stream, self),
+            memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+            get_current_stream=lambda: self.here.stream,
         )
 
     def _count(self) -> int:
@@ -85,9 +98,40 @@ class _Device:
         self._cupy._current.pop()
 
 
-class _Stream:
+class Here(threading.local):
+    """What holds in one thread: the current stream, and where memory comes from."""
+
     def __init__(self, cupy: FakeCupy) -> None:
-        self._cupy = cupy
+        self.stream = Stream(cupy, default=True)
+        self.allocator: Any = None
+
+
+class Stream:
+    """Does everything at once, and writes down in `waits` what it was to wait for."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, cupy: FakeCupy, non_blocking: bool = False, default: bool = False) -> None:
+        self.cupy, self.default = cupy, default
+        self.ptr = 0 if default else next(self._numbers)
+        self.graph: Any = None
+        self._before: list[Stream] = []
+
+    def __enter__(self) -> "Stream":
+        self._before.append(self.cupy.here.stream)
+        self.cupy.here.stream = self
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.cupy.here.stream = self._before.pop()
+
+    def record(self) -> int:
+        event = next(self._numbers)
+        self.cupy.waits.append(("record", self.ptr, event))
+        return event
+
+    def wait_event(self, event: int) -> None:
+        self.cupy.waits.append(("wait", self.ptr, event))
 
     def synchronize(self) -> None:
-        self._cupy.synchronized.append(self._cupy._current[-1])
+        self.cupy.synchronized.append(self.cupy._current[-1])

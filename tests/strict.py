@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy
@@ -253,6 +254,17 @@ class StrictArray:
 
     def __len__(self) -> int:
         return len(self._values)
+
+    @property
+    def data(self) -> Any:
+        """As of CuPy, the pointer: for kernels and libraries that are emulated too."""
+        return SimpleNamespace(ptr=self._values.ctypes.data)
+
+    def set(self, a: HostArray, stream: Any = None) -> None:
+        """A copy from the host, in place."""
+        if a.dtype != self.dtype or a.shape != self.shape:
+            raise TypeError("set: another dtype or shape")
+        self._backend.compute(operator.setitem, self, ..., StrictArray(self._backend, a))
 
     # What waits for the device. There is no __index__, as in CuPy. ---------------------------------------------
 

@@ -14,6 +14,8 @@ STANDARD = {
     "DataError": ValueError,
     "ArgumentTypeError": TypeError,
     "BackendError": RuntimeError,
+    "DeviceMemoryError": MemoryError,
+    "RecordingError": RuntimeError,
     "StateError": RuntimeError,
     "DivergenceError": RuntimeError,
     "MissingPackageError": ImportError,

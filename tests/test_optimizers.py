@@ -87,7 +87,7 @@ def train(model, optimizer, gradients, state=None, factor=1.0):
     for grads in gradients:
         for parameter in model.parameters:
             parameter.grad = grads[parameter.name]
-        optimizer.apply(store, state, factor)
+        optimizer.apply(store, state, lambda: factor)
     return state
 
 

@@ -55,7 +55,8 @@ def epoch_of(source, size=32, accumulate=1, key=(0, 1), first=0):
     )
     seen, rows = [], []
     for update in streamed.updates(Workspace(model.context), size, accumulate, key, first):
-        batches = [next(update.batches) for _ in range(update.several)]
+        batches = list(update.batches())
+        assert len(batches) == update.several and [len(b) for b in batches] == update.sizes
         seen += [batch.x[:, 0].copy() for batch in batches][:1] if accumulate == 1 else []
         rows.append(update.rows)
     return np.concatenate(seen) if seen else None, rows

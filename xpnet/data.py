@@ -31,19 +31,6 @@ class Batch:
         return len(self.x)
 
 
-class Update(NamedTuple):
-    """What one update of the parameters is made of.
-
-    batches: an iterator, of which the next `several` belong to it.  rows: how many samples they hold.
-    total: Σ w over them, a number or a 0-d array on the device.
-    """
-
-    batches: Iterator[Batch]
-    several: int
-    rows: int
-    total: Any
-
-
 @dataclass
 class Samples(Batch):
     """A whole checked set. Integer inputs lie here as they came, and become `x_dtype` a batch at a time."""
@@ -54,39 +41,74 @@ class Samples(Batch):
     def samples(self) -> int:
         return len(self)
 
+    @property
+    def arrays(self) -> list[Array]:
+        """x, y, and the weights and counts that there are."""
+        return [a for a in (self.x, self.y, self.weights, self.counts) if a is not None]
+
     def updates(
         self, work: Workspace, size: int, accumulate: int, key: Sequence[int] | None, first: int = 0
-    ) -> Generator[Update]:
+    ) -> Generator["Update"]:
         """An epoch in batches of `size`, so many to an update, from sample `first` on.
 
         key: seeds the permutation, drawn on the host; None keeps the order. One batch of all has no order.
         """
-        backend, order = work.context.backend, None
+        order = None
         if key is not None and len(self) > size:
-            order = backend.asarray(numpy.random.default_rng(key).permutation(len(self)))
-        batches = self.batches(work, size, order, first)
+            order = work.context.backend.asarray(numpy.random.default_rng(key).permutation(len(self)))
         for start in range(first, len(self), size * accumulate):
             rows = min(size * accumulate, len(self) - start)
-            yield Update(batches, -(-rows // size), rows, self._total(backend, order, start, rows))
+            yield Update(self, work, order, start, rows, size)
 
-    def _total(self, backend: Backend, order: Array | None, start: int, rows: int) -> Any:
-        if self.weights is None:
-            return rows
-        part = slice(start, start + rows)
-        return total_weight(
-            backend.xp, self.weights[part] if order is None else backend.xp.take(self.weights, order[part])
-        )
-
-    def batches(self, work: Workspace, size: int, order: Array | None = None, first: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, work: Workspace, size: int, order: Array | None = None, first: int = 0, end: int | None = None
+    ) -> Iterator[Batch]:
         """Batches of `size`, the last one perhaps smaller, of the rows in `order`, or as they lie, from `first` on."""
-        for start in range(first, len(self), size):
-            rows = slice(start, start + size) if order is None else order[start : start + size]
+        end = len(self) if end is None else end
+        for start in range(first, end, size):
+            stop = min(start + size, end)
+            rows = slice(start, stop) if order is None else order[start:stop]
             yield Batch(
                 _rows(work, "x", self.x, rows, self.x_dtype),
                 _rows(work, "y", self.y, rows, self.y.dtype),
                 None if self.weights is None else _rows(work, "weights", self.weights, rows, self.weights.dtype),
                 None if self.counts is None else _rows(work, "counts", self.counts, rows, self.counts.dtype),
             )
+
+
+class Update(NamedTuple):
+    """What one update of the parameters is made of: `rows` of the samples from `start` on, in batches of `size`.
+
+    order: in which they are taken, or None as they lie.
+    """
+
+    samples: Samples
+    work: Workspace
+    order: Array | None
+    start: int
+    rows: int
+    size: int
+
+    @property
+    def several(self) -> int:
+        """How many batches."""
+        return -(-self.rows // self.size)
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many samples in each of them."""
+        return [min(self.size, self.rows - first) for first in range(0, self.rows, self.size)]
+
+    def batches(self) -> Iterator[Batch]:
+        return self.samples.batches(self.work, self.size, self.order, self.start, self.start + self.rows)
+
+    def total(self) -> Any:
+        """Σ w over them, a number or a 0-d array on the device."""
+        weights = self.samples.weights
+        if weights is None:
+            return self.rows
+        xp, part = self.work.context.backend.xp, slice(self.start, self.start + self.rows)
+        return total_weight(xp, weights[part] if self.order is None else xp.take(weights, self.order[part]))
 
 
 def prepare(

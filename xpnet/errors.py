@@ -31,6 +31,14 @@ class BackendError(XpnetError, RuntimeError):
     """The device asked for cannot be used; the message holds the precise reason."""
 
 
+class DeviceMemoryError(XpnetError, MemoryError):
+    """The device has not enough memory for what was asked."""
+
+
+class RecordingError(XpnetError, RuntimeError):
+    """A training step cannot be recorded, and runs call by call. Never leaves `fit`."""
+
+
 class StateError(XpnetError, RuntimeError):
     """A call came at the wrong moment: before build, backward without forward, a layer used twice."""
 

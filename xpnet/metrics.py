@@ -23,6 +23,14 @@ class Metric(Configured):
     name: str = ""
     #: Whether the result is one number, fit for a history.
     scalar: ClassVar[bool] = True
+    #: Whether merge(zeros, sums) is sums. A metric with a `merge` of its own says so if it is: only then can a GPU
+    #: record the step.
+    starts_from_zeros: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "merge" in cls.__dict__ and "starts_from_zeros" not in cls.__dict__:
+            cls.starts_from_zeros = False
 
     @abstractmethod
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
@@ -111,7 +119,7 @@ class Accuracy(_Classes):
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         if weights is None and self._largest_wins(outputs):
-            return _counts(backend.xp, backend.count_hits(outputs, _labels(backend.xp, targets)), len(outputs))
+            return backend.count_hits(outputs, _labels(backend.xp, targets))
         predicted, true, weights, _ = self.decide(backend, outputs, targets, weights)
         return _hits(backend.xp, predicted == true, weights)
 
@@ -274,6 +282,7 @@ class R2(Metric):
     """1 - Σ(y - t)² / Σ(t - mean t)², averaged over outputs; an output that never varies counts 1 if met, else 0."""
 
     name = "r2"
+    starts_from_zeros = True
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         xp = backend.xp
@@ -355,14 +364,10 @@ def _labels(xp: Any, targets: Array) -> Array:
 def _hits(xp: Any, right: Array, weights: Array | None) -> Array:
     """[hits, samples]: int64, or float64 where samples have weights."""
     if weights is None:
-        return _counts(xp, xp.count_nonzero(right), right.size)
+        sums = xp.empty(2, dtype=xp.int64)
+        sums[0], sums[1] = xp.count_nonzero(right), right.size
+        return sums
     return _weighted(xp, right.astype(xp.float64), weights)
-
-
-def _counts(xp: Any, hits: Array | int, samples: int) -> Array:
-    sums = xp.empty(2, dtype=xp.int64)
-    sums[0], sums[1] = hits, samples
-    return sums
 
 
 def _weighted(xp: Any, per_sample: Array, weights: Array | None) -> Array:

@@ -13,7 +13,7 @@ from xpnet import optimizers as optimizers_
 from xpnet.backends import Array, Backend, DType, get_backend
 from xpnet.callbacks import Callback
 from xpnet.data import Samples, as_numbers, prepare_inputs
-from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError
+from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, ShapeError, StateError, unknown_name
 from xpnet.layers.base import Context, Layer, Shape, as_shape
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
@@ -32,7 +32,9 @@ class Sequential(layers_.Sequential):
     backend: "auto" (a GPU if one can be used), "cpu", "gpu", "gpu:1", or a Backend.
     seed: decides the initial weights, the order of batches and all noise; None draws one, kept in `model.seed`.
     dtype: "float32" or "float64", of weights and arithmetic.
-    precision: None, or "float32". Lower precisions are for a later release.
+    precision: of the products of matrices, on a GPU whose tensor cores have it: "tf32", "float16" or "bfloat16", beside
+        a dtype of float32, in which weights, gradients and all else stay. Factors are rounded, sums are float32. With
+        "float16" the loss is scaled, and an update whose gradient overflows is left out. None is "float32".
 
     One thread at a time may use a model; several models may run in as many threads.
     """
@@ -47,13 +49,11 @@ class Sequential(layers_.Sequential):
         precision: str | None = None,
     ) -> None:
         super().__init__(layers)
-        if precision not in (None, "float32"):
-            raise ArgumentError(f'precision must be None or "float32" in this version, not {precision!r}.')
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | numpy.integer) or seed < 0):
             raise ArgumentError(f"seed must be a whole number of at least 0, or None, not {seed!r}.")
         self.seed = secrets.randbits(32) if seed is None else int(seed)
-        self.dtype, self.precision = _dtype_name(dtype), precision
-        self._wanted_backend = get_backend(backend)
+        self.dtype, self._wanted_backend = _dtype_name(dtype), get_backend(backend)
+        self.precision = _checked_precision(precision, self._wanted_backend, self.dtype)
         self._state = TrainingState()
         self._rows_of_forward: int | None = None
         if input_shape is not None:
@@ -143,7 +143,7 @@ class Sequential(layers_.Sequential):
         if distributed:
             raise ArgumentError("distributed is not in this version of xpnet yet; leave it out.")
         x, y, sample_weight = streamed(x, y, sample_weight)
-        with self._built_for(x), self.backend.device():
+        with self._built_for(x), self._enough_memory_for(batch_size, training=True), self.backend.stream():
             self._rows_of_forward = None
             return training.fit(
                 self, self._state, x, y, loss=loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size,
@@ -163,7 +163,7 @@ class Sequential(layers_.Sequential):
         class_weight: Mapping[int, float] | Sequence[float] | None = None,
     ) -> dict[str, float]:
         """One update from these samples; {"loss": …} and metrics from before it. Defaults as in the last training."""
-        with self._built_for(x), self.backend.device():
+        with self._built_for(x), self._enough_memory_for(None), self.backend.device():
             chosen, measured = self._chosen(loss, metrics)
             wanted = self._state.optimizer if optimizer is None else optimizers_.get(optimizer)
             if wanted is None:
@@ -173,7 +173,7 @@ class Sequential(layers_.Sequential):
             if not isinstance(data, Samples):
                 raise ArgumentTypeError("train_on_batch takes one batch of arrays, not a stream: see fit.")
             self._rows_of_forward = None
-            self._state.begin(self.context.store, chosen, measured, wanted)
+            self._state.begin(self.context, chosen, measured, wanted)
             return training.train_on_batch(self, self._state, data)
 
     def evaluate(
@@ -192,7 +192,7 @@ class Sequential(layers_.Sequential):
         if batch_size is not None:
             training.whole_number("batch_size", batch_size)
         x, y, sample_weight = streamed(x, y, sample_weight)
-        with self._built_for(x), self.backend.device():
+        with self._built_for(x), self._enough_memory_for(batch_size), self.backend.device():
             chosen, measured = self._chosen(loss, metrics)
             data = training.take_in(self, x, y, chosen, measured, sample_weight, chosen.class_weight)
             result = training.measure(self, data, chosen, measured, batch_size, as_sum=chosen.reduction == "sum")
@@ -220,7 +220,7 @@ class Sequential(layers_.Sequential):
             batch = x[start : start + size]
             if on_disk:
                 batch, dtype = self._inputs(batch)
-            with self.backend.device():
+            with self._enough_memory_for(size), self.backend.device():
                 outputs = self.run(self.backend.asarray(batch, dtype=dtype), inference=True)
                 parts.append(outputs.copy() if as_device else numpy.array(self.backend.to_numpy(outputs)))
         with self.backend.device():
@@ -278,11 +278,18 @@ class Sequential(layers_.Sequential):
         checkpoints.write(path, self)
 
     def to(self, backend: str | Backend, dtype: str | None = None) -> "Sequential":
-        """Move parameters, optimiser state and buffers to another device, or another dtype; returns the model."""
+        """Move parameters, optimiser state and buffers to another device, or another dtype; returns the model.
+
+        A precision that there is not on that device, or not beside that dtype, is left behind.
+        """
         self._refuse_inside()
         self._state.refuse_running()
         target = get_backend(backend)
         self._wanted_backend, self.dtype = target, _dtype_name(dtype or self.dtype)
+        if self.precision is not None and (self.dtype != "float32" or target.why_no_precision(self.precision)):
+            self.precision = None
+        if self.is_built:
+            self.context.precision = self.precision
         if self.is_built and not (target is self.backend and self.dtype == self.context.dtype):
             source = self.context.backend
             with target.device():
@@ -323,7 +330,7 @@ class Sequential(layers_.Sequential):
         backend = self._wanted_backend
         store = ParameterStore(backend, self.dtype)
         with backend.device():
-            self.place(Context(backend, store, self.seed), "", input_shape)
+            self.place(Context(backend, store, self.seed, precision=self.precision), "", input_shape)
             store.allocate(self.seed)
 
     def _refuse_inside(self) -> None:
@@ -348,6 +355,25 @@ class Sequential(layers_.Sequential):
             if fresh and not self._state.step:
                 self.unplace()
             raise
+
+    @contextlib.contextmanager
+    def _enough_memory_for(self, batch_size: int | None, training: bool = False) -> Iterator[None]:
+        """A device that has not enough raises DeviceMemoryError, with what to try."""
+        try:
+            yield
+        except Exception as error:
+            if not self.backend.out_of_memory(error):
+                raise
+            free, total = self.backend.memory()[2:]
+            smaller = 128 if batch_size is None else max(1, batch_size // 2)
+            mend = f"try batch_size={smaller}" if smaller != batch_size else "move it to a device with more"
+            if training and smaller != batch_size and batch_size is not None:
+                mend += ", with accumulate=2 for the same updates"
+            raise DeviceMemoryError(
+                f"{self.backend.name} has not enough memory for batch_size={batch_size}: {mend}. Of its "
+                f"{(total or 0) / 2**30:.1f} GiB, {(free or 0) / 2**30:.1f} are free; backend.free_memory() gives back "
+                "what CuPy only holds."
+            ) from error
 
     def _inputs(self, x: Any) -> tuple[Array, DType]:
         with self._built_for(x), self.backend.device():
@@ -387,6 +413,20 @@ def _dtype_name(dtype: Any) -> str:
     if name not in ("float32", "float64"):
         raise ArgumentError(f'dtype must be "float32" or "float64", not {dtype!r}.')
     return name
+
+
+def _checked_precision(precision: Any, backend: Backend, dtype: str) -> str | None:
+    if precision is None or precision == "float32":
+        return None
+    if precision not in ("tf32", "float16", "bfloat16"):
+        raise unknown_name("precision", str(precision), ["float32", "tf32", "float16", "bfloat16"])
+    if dtype != "float32":
+        raise ArgumentError(
+            f'precision="{precision}" goes with dtype="float32", in which the weights stay, not {dtype}.'
+        )
+    if reason := backend.why_no_precision(precision):
+        raise ArgumentError(f'precision="{precision}" cannot be had on {backend.name}: {reason}. Leave it out.')
+    return str(precision)
 
 
 def _summary_row(layer: Layer) -> tuple[str, str, str]:

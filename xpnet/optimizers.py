@@ -63,8 +63,10 @@ class Optimizer(Configured):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "update" in cls.__dict__ and "fused" not in cls.__dict__:
-            cls.fused = Optimizer.fused  # type: ignore[method-assign]  # the inherited one is not this `update`
+        own = cls.__dict__
+        # What is inherited is not this `update`, nor with this `decay`.
+        if ("update" in own or ("decay" in own and "fused_decay" not in own)) and "fused" not in own:
+            cls.fused = Optimizer.fused  # type: ignore[method-assign]
 
     def __init__(self, learning_rate: Rate, weight_decay: float, clip_norm: float | None) -> None:
         name = type(self).__name__
@@ -80,29 +82,53 @@ class Optimizer(Configured):
         """The learning rate of the update after `step` updates."""
         return float(self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate)
 
-    def apply(self, store: ParameterStore, state: OptimizerState, rate_factor: float = 1.0) -> None:
-        """One update of every trainable parameter from its gradient. Clips and decays the gradients in place."""
-        backend, xp = store.backend, store.backend.xp
+    def apply(
+        self,
+        store: ParameterStore,
+        state: OptimizerState,
+        factor: Callable[[], float] = lambda: 1.0,
+        gate: Array | None = None,
+    ) -> None:
+        """One update of every trainable parameter from its gradient. May clip and decay the gradients in place.
+
+        factor: what the learning rate is multiplied by.  gate: an array on the device that holds 0 where there is
+        nothing to be updated after all; the step counts nevertheless.
+        """
+        backend, step = store.backend, state.step
         trained = store.runs(lambda p: p.trainable)
-        rate = self.rate(state.step) * rate_factor
+        decayed = store.runs(lambda p: p.trainable and p.decay) if self.weight_decay else []
         if self.clip_norm is not None:
-            _clip(backend, [store.grads[run] for run in trained], self.clip_norm)
-        if self.weight_decay:
-            for run in store.runs(lambda p: p.trainable and p.decay):
-                self.decay(store.values[run], store.grads[run], rate)
+            backend.clip_norm(store.grads, trained, self.clip_norm)
         state.step += 1
+        rate = self.rate(step) * factor()
         name, numbers = self.fused(rate, state.step)
         vectors = [store.values, store.grads, *state.slots.values()]
-        if name and backend.fused_update(name, trained, vectors, numbers):
+
+        def numbers_of(step: int) -> tuple[float, ...]:
+            rate = self.rate(step) * factor()
+            return (*self.fused_decay(rate), *self.fused(rate, step + 1)[1])
+
+        if name and backend.whole_update(name, trained, decayed, vectors, numbers_of, step, gate):
             return
-        for piece in _pieces(trained, backend.chunk_elements):
-            slots = [slot[piece] for slot in state.slots.values()]
-            t = state.scratch[: piece.stop - piece.start]
-            self.update(xp, store.values[piece], store.grads[piece], slots, t, rate, state.step)
+        backend.refuse_recording(f"{type(self).__name__} has no fused update")
+        before = None if gate is None else [(vector, vector.copy()) for vector in (store.values, *state.slots.values())]
+        for run in decayed:
+            self.decay(store.values[run], store.grads[run], rate)
+        if not (name and backend.fused_update(name, trained, vectors, numbers)):
+            for piece in _pieces(trained, backend.chunk_elements):
+                slots = [slot[piece] for slot in state.slots.values()]
+                t = state.scratch[: piece.stop - piece.start]
+                self.update(backend.xp, store.values[piece], store.grads[piece], slots, t, rate, state.step)
+        for vector, old in before or ():
+            backend.xp.copyto(vector, old, where=gate == 0)
 
     def fused(self, rate: float, k: int) -> tuple[str, tuple[float, ...]]:
         """What a device may have fused that is the same as `update`: its name, or "", and the numbers that it takes."""
         return "", ()
+
+    def fused_decay(self, rate: float) -> tuple[float, float]:
+        """`decay` as two numbers: what it multiplies w by, and what it adds of w to g."""
+        return 1.0, self.weight_decay
 
     def decay(self, w: Array, g: Array, rate: float) -> None:
         """L2 decay: the gradient of ½ weight_decay Σw²."""
@@ -170,6 +196,9 @@ class Adagrad(Optimizer):
         s += t
         _scaled_step(xp, w, g, s, t, rate, self.epsilon)
 
+    def fused(self, rate: float, k: int) -> tuple[str, tuple[float, ...]]:
+        return "adagrad", (rate, self.epsilon)
+
 
 class RMSprop(Optimizer):
     """s ← ρ s + (1 - ρ) g²; w ← w - rate · g / (√s + epsilon). Tieleman and Hinton 2012, lecture 6.5."""
@@ -191,6 +220,9 @@ class RMSprop(Optimizer):
         (s,) = slots
         _average_square(xp, s, g, t, self.rho)
         _scaled_step(xp, w, g, s, t, rate, self.epsilon)
+
+    def fused(self, rate: float, k: int) -> tuple[str, tuple[float, ...]]:
+        return "rmsprop", (rate, self.rho, self.epsilon)
 
 
 class Adam(Optimizer):
@@ -250,6 +282,9 @@ class AdamW(Adam):
     def decay(self, w: Array, g: Array, rate: float) -> None:
         w *= 1.0 - rate * self.weight_decay
 
+    def fused_decay(self, rate: float) -> tuple[float, float]:
+        return 1.0 - rate * self.weight_decay, 0.0
+
 
 def get(spec: Any) -> Optimizer:
     """An optimiser from its name or itself."""
@@ -280,20 +315,6 @@ def _scaled_step(xp: Any, w: Array, direction: Array, s: Array, t: Array, rate: 
     xp.divide(direction, t, out=t)
     t *= rate
     w -= t
-
-
-def _clip(backend: Backend, grads: list[Array], limit: float) -> None:
-    """Scale the gradient by min(1, limit / norm), without reading the norm back."""
-    xp = backend.xp
-    square = xp.zeros((), dtype=xp.float64)
-    for g in grads:
-        largest = xp.max(xp.abs(g))
-        largest = largest + (largest == 0)
-        # Divided by the largest, since squares of 1e20 are beyond float32.
-        square += xp.sum(xp.square(g / largest), dtype=xp.float64) * largest.astype(xp.float64) ** 2
-    scale = xp.minimum(1.0, limit / xp.maximum(xp.sqrt(square), 1e-300))
-    for g in grads:
-        g *= scale.astype(g.dtype)
 
 
 def _pieces(runs: list[slice], length: int | None) -> Iterator[slice]:

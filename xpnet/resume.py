@@ -27,6 +27,8 @@ def write(path: Any, run: "Run") -> None:
     state, history = run.state, run.history
     assert state.memory is not None
     arrays = {f"slot {name}": vector for name, vector in state.memory.slots.items()}
+    if state.scaling is not None:
+        arrays["loss scale"] = state.scaling.numbers
     if run.under_way:
         assert run.figures is not None
         arrays |= {f"figures {name}": a for name, a in run.figures.state().items()}
@@ -111,6 +113,9 @@ def _restore_model(run: "Run", progress: Mapping[str, Any], arrays: Mapping[str,
         parameter.trainable = parameter.name not in frozen
     for name, vector in state.memory.slots.items():
         vector[...] = backend.asarray(arrays[f"{checkpoints.TRAINING}slot {name}"])
+    scale = arrays.get(f"{checkpoints.TRAINING}loss scale")
+    if state.scaling is not None and scale is not None:
+        state.scaling.numbers[...] = backend.asarray(scale)
     state.memory.step, state.epoch, state.rate_factor = progress["step"], progress["epoch"], progress["rate_factor"]
 
 

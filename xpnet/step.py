@@ -5,15 +5,16 @@ somebody looks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy
 
 from xpnet.backends import Array
 from xpnet.data import Batch
 from xpnet.errors import ShapeError, StateError
-from xpnet.layers.base import Workspace
+from xpnet.layers.base import Context, Workspace
 from xpnet.layers.containers import Sequential
+from xpnet.loss_scaling import LossScale
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer, OptimizerState
@@ -28,14 +29,19 @@ class TrainingState:
         self.metrics: list[Metric] = []
         self.optimizer: Optimizer | None = None
         self.memory: OptimizerState | None = None
+        self.scaling: LossScale | None = None  # where products are in float16
         self.epoch = 0
         self.rate_factor = 1.0  # callbacks lower the learning rate here; the optimiser is only configuration
         self.running = False
 
-    def begin(self, store: ParameterStore, loss: Loss, metrics: list[Metric], optimizer: Optimizer) -> None:
+    def begin(self, context: Context, loss: Loss, metrics: list[Metric], optimizer: Optimizer) -> None:
         """Go on where an equal optimiser left off, or start afresh with another one."""
         self.refuse_running()
-        self.loss, self.metrics = loss, metrics
+        self.loss, self.metrics, store = loss, metrics, context.store
+        if context.precision != "float16":
+            self.scaling = None
+        elif self.scaling is None:
+            self.scaling = LossScale(context.backend)
         if self.memory is None or self.optimizer != optimizer or tuple(self.memory.slots) != tuple(optimizer.slots):
             self.memory, self.epoch, self.rate_factor = OptimizerState(optimizer, store), 0, 1.0
         self.optimizer = optimizer
@@ -45,7 +51,7 @@ class TrainingState:
             raise StateError("fit is running on this model: a callback may read and evaluate it, not train or move it.")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "running": False}
+        return {**self.__dict__, "running": False, "scaling": None}  # which finds itself again within a few updates
 
     @property
     def step(self) -> int:
@@ -62,7 +68,8 @@ class TrainingState:
         """One update of the parameters from their gradients."""
         assert self.optimizer is not None
         assert self.memory is not None
-        self.optimizer.apply(store, self.memory, self.rate_factor)
+        gate = None if self.scaling is None else self.scaling.gate
+        self.optimizer.apply(store, self.memory, lambda: self.rate_factor, gate)
 
 
 class Step:
@@ -73,7 +80,7 @@ class Step:
         self.model, self.loss, self.state = model, state.loss, state
         self._work = Workspace(model.context)
 
-    def __call__(self, batches: Iterator[Batch], total: Any, figures: "Figures", count: int = 1) -> None:
+    def __call__(self, batches: Iterator[Batch], total: Any, figures: "TakesFigures", count: int = 1) -> None:
         """Train on `count` batches as on one. `total` is Σ w over them all, a number or a 0-d device array."""
         with self.model.working():
             self.gradients(batches, total, figures, count)
@@ -83,11 +90,11 @@ class Step:
         """Move the parameters by the gradients that are there."""
         self.state.update(self.model.context.store)
 
-    def gradients(self, batches: Iterator[Batch], total: Any, figures: "Figures", count: int = 1) -> None:
+    def gradients(self, batches: Iterator[Batch], total: Any, figures: "TakesFigures", count: int = 1) -> None:
         """Fill the gradients of `count` batches and of the penalties."""
         store = self.model.context.store
         context = self.model.context
-        context.step, context.first_row = self.state.step, 0
+        context.at_step, context.first_row = self.state.step, 0
         accumulated: Array = None
         for _ in range(count):
             batch = next(batches)
@@ -98,6 +105,8 @@ class Step:
         context.first_row = 0
         if accumulated is not None:
             store.grads[...] = accumulated
+        if self.state.scaling is not None:
+            self.state.scaling.unscale(store)
         store.add_penalty_gradients()
 
     def forward_backward(self, batch: Batch, total: Any) -> tuple[Array, Batch, Array]:
@@ -106,7 +115,10 @@ class Step:
         outputs = model.run(batch.x, training=True)
         room = self._work.buffer("grad", outputs.shape)
         per_sample, grad = loss.samples_and_gradient(model.backend, outputs, batch.y, out=room)
-        model.run_back(weigh(loss, grad, batch, total), input_grad=False)
+        grad = weigh(loss, grad, batch, total)
+        if self.state.scaling is not None:
+            self.state.scaling.scale(grad)
+        model.run_back(grad, input_grad=False)
         return per_sample, batch, outputs
 
 
@@ -121,43 +133,78 @@ def weigh(loss: Loss, grad: Array, batch: Batch, total: Any) -> Array:
     return grad
 
 
+class TakesFigures(Protocol):
+    """Where the loss ℓ of each sample, the batch, and what the model made of it are taken in."""
+
+    def add(self, per_sample: Array, batch: Batch, outputs: Array) -> None: ...
+
+
 class Figures:
     """Loss and metrics of an epoch, summed on the device, a column a step for the loss: a NaN shows where it began."""
 
     def __init__(self, model: Sequential, metrics: Sequence[Metric], steps: int | None = None) -> None:
         """`steps`: how many there will be, if that is known."""
         self._model, self._metrics = model, metrics
-        # Rows: Σ w ℓ of each step; its Σ w, where samples have weights; the penalties then.
-        self._record = model.backend.zeros((3, steps or 1024), "float64")
+        #: Rows: Σ w ℓ of each step; its Σ w, where samples have weights; the penalties then.
+        self.record = model.backend.zeros((3, steps or 1024), "float64")
         self._sizes: list[int] = []  # samples of each step
         self._weighted = False
         self._sums: dict[str, Array] = {}
+
+    def clear(self) -> None:
+        """Begin anew, in the same arrays."""
+        self._sizes, self._weighted = [], False
+        self.record.fill(0.0)
+        for metric in self._metrics:
+            if metric.name in self._sums and metric.starts_from_zeros:
+                self._sums[metric.name].fill(0)
+            else:
+                self._sums.pop(metric.name, None)
 
     @property
     def steps(self) -> int:
         """How many steps it holds."""
         return len(self._sizes)
 
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """What it adds up in, by name, on the device."""
+        return {"losses": self.record, **self._sums}
+
     def add(self, per_sample: Array, batch: Batch, outputs: Array) -> None:
         """Take in a step: the loss ℓ of each sample, the batch, and what the model made of it."""
         xp, step = self._model.backend.xp, self.steps
-        if step == self._record.shape[1]:
-            self._record = xp.concatenate([self._record, xp.zeros_like(self._record)], axis=1)
+        if step == self.record.shape[1]:
+            self.record = xp.concatenate([self.record, xp.zeros_like(self.record)], axis=1)
+        self.take(self.record, step, per_sample, batch, outputs)
+        self.count([len(batch)], batch.weights is not None)
+
+    def count(self, sizes: Sequence[int], weighted: bool) -> None:
+        """So many samples a step have come, with weights of their own or not."""
+        self._sizes += sizes
+        self._weighted |= weighted
+
+    def take(self, record: Array, column: int, per_sample: Array, batch: Batch, outputs: Array) -> None:
+        """The device's part of `add`: into this column of a record, and into the metrics."""
+        backend = self._model.backend
         if per_sample.shape != (len(batch),):
             raise ShapeError(f"the loss must give one number a sample, {(len(batch),)}, not {tuple(per_sample.shape)}.")
         weighted = per_sample if batch.weights is None else per_sample * batch.weights
-        self._record[0, step] = weighted.sum(dtype=xp.float64)
+        backend.sum_to(weighted, record[0, column, ...])
         penalty = self._model.context.store.penalty()
         if penalty is not None:
-            self._record[2, step] = penalty
+            record[2, column] = penalty
         if batch.weights is not None:
-            self._weighted = True
-            self._record[1, step] = xp.sum(batch.weights, dtype=xp.float64)
-        self._sizes.append(len(batch))
+            backend.sum_to(batch.weights, record[1, column, ...])
         for metric in self._metrics:
-            sums = metric.sums(self._model.backend, outputs, batch.y, batch.counts)
+            sums = metric.sums(backend, outputs, batch.y, batch.counts)
             before = self._sums.get(metric.name)
-            self._sums[metric.name] = sums if before is None else metric.merge(before, sums)
+            if before is None:
+                self._sums[metric.name] = sums
+            elif metric.starts_from_zeros:
+                before[...] = metric.merge(before, sums)
+            else:
+                self._sums[metric.name] = metric.merge(before, sums)
 
     def state(self) -> dict[str, numpy.ndarray[Any, Any]]:
         """The sums so far, by name, on the host. Waits for the device."""
@@ -173,9 +220,9 @@ class Figures:
         """Go on from such sums."""
         asarray = self._model.backend.asarray
         self._sizes, self._weighted = state["sizes"].tolist(), bool(state["weighted"])
-        record = numpy.zeros((3, max(self._record.shape[1], 2 * self.steps)))
+        record = numpy.zeros((3, max(self.record.shape[1], 2 * self.steps)))
         record[:, : self.steps] = state["steps"]
-        self._record = asarray(record)
+        self.record = asarray(record)
         self._sums = {m.name: asarray(state[f"metric {m.name}"]) for m in self._metrics if self.steps}
 
     def read(self, as_sum: bool = False) -> dict[str, Any]:
@@ -198,7 +245,7 @@ class Figures:
 
     def _of_steps(self) -> numpy.ndarray[Any, Any]:
         """The record so far, on the host."""
-        record = numpy.array(self._model.backend.to_numpy(self._record[:, : self.steps]))
+        record = numpy.array(self._model.backend.to_numpy(self.record[:, : self.steps]))
         if not self._weighted:
             record[1] = self._sizes
         return record

@@ -141,24 +141,29 @@ class Streamed:
 
         key: seeds the order of blocks, and, with its number, the permutation of each window; None keeps the order.
         """
+        uploads = work.context.backend.uploads()
         if self._stream.in_batches:
             for (x, y, weights), largest in _ahead(self._joined(accumulate, first)):
-                samples = self._prepare(x, y, weights, ("x of a batch", "y of a batch"))
+                with uploads.ahead():
+                    samples = self._prepare(x, y, weights, ("x of a batch", "y of a batch"))
                 yield from samples.updates(work, largest, accumulate, None)
+                uploads.used(*samples.arrays)
             return
         windows = self._windows(size * accumulate, key)
         rows = sum(block.stop - block.start for block in windows[0])
         begun, skipped = divmod(first, rows)
         for number, (x, y, weights) in enumerate(_ahead(self._read(window) for window in windows[begun:]), begun):
             where = f" in the window that begins with sample {windows[number][0].start}"
-            samples = self._prepare(x, y, weights, (f"x{where}", f"y{where}"))
+            with uploads.ahead():
+                samples = self._prepare(x, y, weights, (f"x{where}", f"y{where}"))
             yield from samples.updates(work, size, accumulate, None if key is None else [*key, number], skipped)
+            uploads.used(*samples.arrays)
             skipped = 0
 
     def batches(self, work: Workspace, size: int) -> Iterator[Batch]:
         """Everything once, in its order."""
         for update in self.updates(work, size, 1, None):
-            yield next(update.batches)
+            yield from update.batches()
 
     def _windows(self, multiple: int, key: Sequence[int] | None) -> list[list[slice]]:
         """The blocks of each window, in the order of the epoch. All windows but the last hold whole updates."""

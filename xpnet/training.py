@@ -24,6 +24,7 @@ from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
 from xpnet.parameters import Snapshot
+from xpnet.replay import Player
 from xpnet.step import Figures, Step, TrainingState
 from xpnet.streams import Stream, Streamed, streamed
 
@@ -85,7 +86,8 @@ class Run:
         #: Whether an epoch has begun and not ended; since when; the model and the step count at its start.
         self.under_way, self.began = False, 0.0
         self.start, self.first_step = Snapshot(model.context.store, state.memory.slots.values()), state.step
-        self._step = Step(model, state)
+        #: Does the updates; `player.why_not` says why none is played as a CUDA graph.
+        self.player = Player(Step(model, state), isinstance(data, Streamed))
         self._work = Workspace(model.context)
 
     def logs(self) -> dict[str, Any]:
@@ -108,7 +110,11 @@ class Run:
         if not self.under_way:
             self.start.take()
             self.under_way, self.began, self.first_step = True, time.perf_counter(), self.state.step
-            self.seen, self.complete, self.figures = 0, False, self.new_figures()
+            self.seen, self.complete = 0, False
+            if self.figures is None:
+                self.figures = self.new_figures()
+            else:
+                self.figures.clear()
 
     def epoch(self) -> Iterator[None]:
         """Train what is left of the epoch, and yield after each update."""
@@ -118,7 +124,7 @@ class Run:
             self.data.updates(self._work, self.batch_size, self.accumulate, key, self.seen)
         ) as updates:
             for update in updates:
-                self._step(update.batches, update.total, self.figures, update.several)
+                self.player(update, self.figures)
                 self.seen += update.rows
                 self.complete = self.seen == self.samples
                 yield
@@ -166,7 +172,7 @@ def fit(
     if isinstance(validation, Streamed):
         validation.refuse_what_cannot_be(epochs, _EVALUATION_BATCH, resume_from is not None)
     everyone = _with_progress(callbacks, verbose)
-    state.begin(model.context.store, chosen, measured, optimizers.get(optimizer))
+    state.begin(model.context, chosen, measured, optimizers.get(optimizer))
     run = Run(model, state, data, everyone, epochs, batch_size, accumulate, shuffle)
     resumed = None if resume_from is None else resume.restore(resume_from, run)
     history = run.history

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -18,6 +18,28 @@ from xpnet.backends.sliding import Windows
 from xpnet.errors import ArgumentError
 
 _MASK32 = 0xFFFFFFFF
+
+
+class Memory(NamedTuple):
+    """Bytes. used: by this process's arrays.  held: the same, and what is kept for the next ones.  free, total: of the
+    device; of the CPU, None where the system does not tell.
+    """
+
+    used: int
+    held: int
+    free: int | None
+    total: int | None
+
+
+class Uploads:
+    """Data on its way to the device while a model trains on what came before. On the CPU there is nothing to do."""
+
+    def ahead(self) -> AbstractContextManager[Any]:
+        """A context in which arrays are made beside the training that is under way; after it, it may use them."""
+        return nullcontext()
+
+    def used(self, *arrays: Any) -> None:
+        """All training on these arrays has been asked for."""
 
 
 class Backend:
@@ -77,6 +99,21 @@ class Backend:
         """A context in which `xp` allocates and computes on this backend's device."""
         return nullcontext()
 
+    def stream(self) -> AbstractContextManager[Any]:
+        """A context for a long run of work: on a GPU, with a stream of its own that is ordered with the caller's."""
+        return nullcontext()
+
+    def uploads(self) -> Uploads:
+        """What moves the parts of data that come in pieces."""
+        return Uploads()
+
+    def refuse_recording(self, what: str) -> None:
+        """Raise RecordingError where a step is being recorded, which cannot follow `what` from step to step."""
+
+    def recorder(self) -> Any:
+        """What records a step in order to play it again (see gpu_graphs.py); None where a device has no such thing."""
+        return None
+
     def describe(self) -> list[tuple[str, str]]:
         """(label, text) pairs that name the device and the libraries that drive it."""
         return [("device", self.name)]
@@ -94,6 +131,26 @@ class Backend:
     def zeros(self, shape: Sequence[int], dtype: DType) -> Array:
         with self.device():
             return self.xp.zeros(tuple(shape), dtype=dtype)
+
+    def memory(self) -> Memory:
+        """How much memory is used, held and free."""
+        return Memory(0, 0, None, None)
+
+    def free_memory(self) -> None:
+        """Give memory back to the device that is only held for later. Arrays in use stay."""
+
+    def out_of_memory(self, error: BaseException) -> bool:
+        """Whether this is the error of a device, apart from the host, that has no memory left."""
+        return False
+
+    def why_no_precision(self, precision: str) -> str | None:
+        """Why products of matrices cannot be computed in "tf32", "float16" or "bfloat16" here; None if they can."""
+        if precision == "float32":
+            return None
+        return (
+            "it is what the tensor cores of a GPU compute with; the CPU would have to imitate it, more slowly than "
+            "float32 and less exactly"
+        )
 
     def lowest(self, dtype: DType) -> float:
         """The lowest finite number of a floating dtype."""
@@ -115,9 +172,21 @@ class Backend:
         out += self.xp.matmul(a, b, out=scratch)
         return out
 
+    def products(self, precision: str) -> AbstractContextManager[Any]:
+        """A context in which `operand` and `matmul` work in this precision."""
+        return nullcontext()
+
+    def operand(self, a: Array) -> Array:
+        """`a` as products take it in the precision of this context. A half precision makes a rounded copy of it."""
+        return a
+
     def sum_rows(self, a: Array, out: Array) -> Array:
         """out[j] = Σ_i a[i, j]."""
         return self.xp.sum(a, axis=0, out=out)
+
+    def sum_to(self, x: Array, out: Array) -> None:
+        """out, an array of float64 without axes, = Σ x (N,)."""
+        out[...] = x.sum(dtype=self.xp.float64)
 
     # Columns of a matrix: the formulas are in columns.py ------------------------------------------------------------
 
@@ -215,12 +284,34 @@ class Backend:
             grad -= rest
         return losses, grad
 
-    def count_hits(self, outputs: Array, labels: Array) -> Array | int:
-        """How many rows of outputs (N, K) have their largest number, of equals the first, where their label says.
+    def count_hits(self, outputs: Array, labels: Array) -> Array:
+        """[hits, N] of outputs (N, K): a hit has its largest number, of equals the first, where its label says.
 
-        NaN counts as larger than all numbers. The result is an array without axes, or on the host an int.
+        NaN counts as larger than all numbers.
         """
-        return self.xp.count_nonzero(outputs.argmax(axis=-1) == labels)
+        sums = self.xp.empty(2, dtype=self.xp.int64)
+        sums[0], sums[1] = self.xp.count_nonzero(outputs.argmax(axis=-1) == labels), len(outputs)
+        return sums
+
+    def normalize_rows(self, x: Array, epsilon: float, out: Array, sigma: Array) -> Array:
+        """out = (x - μ) / σ with the mean μ and σ = √(variance + epsilon) of each row; sigma (rows, 1) = σ."""
+        xp = self.xp
+        xp.subtract(x, xp.mean(x, axis=-1, keepdims=True), out=out)
+        sigma[...] = xp.mean(xp.square(out), axis=-1, keepdims=True)
+        sigma += epsilon
+        xp.sqrt(sigma, out=sigma)
+        out /= sigma
+        return out
+
+    def normalize_rows_grad(self, grad: Array, normal: Array, sigma: Array, out: Array) -> Array:
+        """The adjoint of `normalize_rows`: (g - mean(g) - x̂ · mean(g · x̂)) / σ by rows. out may be grad."""
+        xp = self.xp
+        products = grad * normal
+        slope = xp.mean(products, axis=-1, keepdims=True)
+        xp.subtract(grad, xp.mean(grad, axis=-1, keepdims=True), out=out)
+        out -= xp.multiply(normal, slope, out=products)
+        out /= sigma
+        return out
 
     def erf(self, x: Array) -> Array:
         """The error function, to a few units in the last place of x's dtype."""
@@ -230,10 +321,40 @@ class Backend:
         """1 - erf(x), without losing the digits of a small result."""
         return special.erfc(self.xp, x)
 
-    def fused_update(self, name: str, runs: list[slice], vectors: Sequence[Array], numbers: Sequence[float]) -> bool:
-        """Update these runs of flat vectors by an optimiser's formula, if the device has one of this name; else False.
+    # Updates of the flat vectors: the formulas are in optimizers.py -------------------------------------------------
 
-        The formulas are those of optimizers.py, in one pass.
+    def clip_norm(self, grads: Array, trained: list[slice], limit: float) -> None:
+        """Scale these runs of the gradient by min(1, limit / their norm), without reading the norm back."""
+        xp = self.xp
+        square = xp.zeros((), dtype=xp.float64)
+        for run in trained:
+            g = grads[run]
+            largest = xp.max(xp.abs(g))
+            largest = largest + (largest == 0)
+            # Divided by the largest, since squares of 1e20 are beyond float32.
+            square += xp.sum(xp.square(g / largest), dtype=xp.float64) * largest.astype(xp.float64) ** 2
+        scale = xp.minimum(1.0, limit / xp.maximum(xp.sqrt(square), 1e-300))
+        for run in trained:
+            grads[run] *= scale.astype(grads.dtype)
+
+    def fused_update(self, name: str, runs: list[slice], vectors: Sequence[Array], numbers: Sequence[float]) -> bool:
+        """Update these runs of flat vectors by the formula of this name, if the device has fused it; else False."""
+        return False
+
+    def whole_update(
+        self,
+        name: str,
+        trained: list[slice],
+        decayed: list[slice],
+        vectors: Sequence[Array],
+        numbers: Callable[[int], Sequence[float]],
+        step: int,
+        gate: Array | None,
+    ) -> bool:
+        """The same with the decay of the runs `decayed`, in one pass over all, if the device has such a thing.
+
+        numbers: of each step, a function of it: what decay shrinks the weight by, what it adds of it to the gradient,
+        then the optimiser's own.  gate: where it holds 0, nothing is updated.
         """
         return False
 
@@ -341,6 +462,11 @@ def _mix_int(h: int) -> int:
     h ^= h >> 15
     h = h * 0x846CA68B & _MASK32
     return h ^ h >> 16
+
+
+def step_word(key: Sequence[int], step: int) -> tuple[float]:
+    """What the noise of this step is hashed from: a word of 32 bits, as a number."""
+    return (float(_host_key((*key, step))),)
 
 
 def _host_key(key: Sequence[int]) -> int:

@@ -320,6 +320,21 @@ def momentum(w: Any, g: Any, v: Any, rate: Any, mu: Any, ahead: Any) -> None:
 
 
 @_compiled
+def adagrad(w: Any, g: Any, s: Any, rate: Any, epsilon: Any) -> None:
+    for i in range(w.size):
+        s[i] += g[i] * g[i]
+        w[i] -= rate * (g[i] / (math.sqrt(s[i]) + epsilon))
+
+
+@_compiled
+def rmsprop(w: Any, g: Any, s: Any, rate: Any, rho: Any, epsilon: Any) -> None:
+    one = w.dtype.type(1)
+    for i in range(w.size):
+        s[i] = rho * s[i] + (one - rho) * (g[i] * g[i])
+        w[i] -= rate * (g[i] / (math.sqrt(s[i]) + epsilon))
+
+
+@_compiled
 def adam(w: Any, g: Any, m: Any, s: Any, rate: Any, beta1: Any, beta2: Any, epsilon: Any) -> None:
     """With both corrections in rate and epsilon."""
     one = w.dtype.type(1)

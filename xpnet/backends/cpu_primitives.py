@@ -150,12 +150,13 @@ class ThreadedPrimitives(Backend):
         self._team.split(len(x), lambda rows, _: compiled.rescale(x[rows], number(scale), number(offset), out[rows]))
         return out
 
-    def count_hits(self, outputs: Array, labels: Array) -> Array | int:
+    def count_hits(self, outputs: Array, labels: Array) -> Array:
         compiled = self._compiled(outputs, labels)
         if compiled is None or labels.dtype.kind not in "iu":
             return super().count_hits(outputs, labels)
-        hits: int = compiled.count_hits(outputs, labels)
-        return hits
+        sums = numpy.empty(2, dtype=numpy.int64)
+        sums[0], sums[1] = compiled.count_hits(outputs, labels), len(outputs)
+        return sums
 
     def relu(self, x: Array, out: Array) -> Array:
         self._by_rows("relu", x, out)

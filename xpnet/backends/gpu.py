@@ -1,24 +1,32 @@
-"""A CUDA GPU through CuPy: finding out whether it can be used, and if not, precisely why."""
+"""A CUDA GPU through CuPy: whether it can be used, and if not, precisely why; its memory, streams and transfers."""
 
 import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import sys
-from contextlib import AbstractContextManager
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy
 
 from xpnet.backends.arrays import Array, DType
-from xpnet.backends.base import Backend
+from xpnet.backends.base import Memory, Uploads
 from xpnet.backends.cpu import detached, to_host
+from xpnet.backends.gpu_graphs import Recorder
+from xpnet.backends.gpu_primitives import FusedPrimitives
 from xpnet.errors import BackendError
 
 _DLPACK_CUDA = 2  # DLDeviceType kDLCUDA
+_TENSOR_CORES = {"tf32": 8, "bfloat16": 8, "float16": 7}  # from which compute capability on there are such
+_PARTS_ON_THE_DEVICE = 2  # of data that comes in parts: one that is trained on, one on its way
 
 
-class GPUBackend(Backend):
+class GPUBackend(FusedPrimitives):
     """CuPy on one CUDA device. Raises BackendError, with the reason and the mend, where it cannot be used."""
 
     def __init__(self, index: int = 0) -> None:
@@ -27,6 +35,7 @@ class GPUBackend(Backend):
             raise BackendError(f'the backend "{_name(index)}" cannot be used: {reason}')
         super().__init__(_name(index), importlib.import_module("cupy"))
         self.index = index
+        self._threads_own = threading.local()
 
     def device(self) -> AbstractContextManager[Any]:
         context: AbstractContextManager[Any] = self.xp.cuda.Device(self.index)
@@ -37,6 +46,10 @@ class GPUBackend(Backend):
             a = detached(a)
             if not isinstance(a, self.xp.ndarray) and not hasattr(a, "__cuda_array_interface__"):
                 a = self.xp.from_dlpack(a) if _on_cuda(a) else numpy.asarray(to_host(a))
+                if (uploads := getattr(self._threads_own, "uploads", None)) is not None and isinstance(
+                    a, numpy.ndarray
+                ):
+                    a = uploads.through_pinned_memory(a)
             return self.xp.asarray(a, dtype=dtype)
 
     def to_numpy(self, a: Any) -> numpy.ndarray[Any, Any]:
@@ -46,6 +59,53 @@ class GPUBackend(Backend):
     def synchronize(self) -> None:
         with self.device():
             self.xp.cuda.get_current_stream().synchronize()
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """This thread's own stream: a default stream can be neither recorded nor overlapped with."""
+        cuda = self.xp.cuda
+        with self.device():
+            own = getattr(self._threads_own, "stream", None)
+            if own is None:
+                own = self._threads_own.stream = cuda.Stream(non_blocking=True)
+            callers = cuda.get_current_stream()
+            own.wait_event(callers.record())
+            try:
+                with own:
+                    yield
+            finally:
+                callers.wait_event(own.record())
+
+    def uploads(self) -> Uploads:
+        with self.device():
+            return OverlappedUploads(self)
+
+    def recorder(self) -> Recorder | None:
+        if os.environ.get("XPNET_CUDA_GRAPHS") == "0" or self.why_no_kernels or self.why_no_cublas:
+            return None
+        return Recorder(self)
+
+    def why_no_precision(self, precision: str) -> str | None:
+        if precision == "float32":
+            return None
+        major = int(self.xp.cuda.runtime.getDeviceProperties(self.index)["major"])
+        if major < _TENSOR_CORES[precision]:
+            return f"it takes compute capability {_TENSOR_CORES[precision]}.0, and this device has {major}"
+        return self.why_no_cublas or self.why_no_kernels
+
+    def memory(self) -> Memory:
+        pool = self.xp.get_default_memory_pool()
+        with self.device():
+            free, total = self.xp.cuda.runtime.memGetInfo()
+            return Memory(pool.used_bytes(), pool.total_bytes(), free, total)
+
+    def free_memory(self) -> None:
+        with self.device():
+            self.xp.get_default_memory_pool().free_all_blocks()
+            self.xp.get_default_pinned_memory_pool().free_all_blocks()
+
+    def out_of_memory(self, error: BaseException) -> bool:
+        return isinstance(error, self.xp.cuda.memory.OutOfMemoryError)
 
     def describe(self) -> list[tuple[str, str]]:
         runtime = self.xp.cuda.runtime
@@ -60,6 +120,52 @@ class GPUBackend(Backend):
             ("memory", f"{free / 2**30:.1f} GiB free of {total / 2**30:.1f} GiB"),
             ("driver", f"for CUDA {_cuda(runtime.driverGetVersion())}; runtime {_cuda(runtime.runtimeGetVersion())}"),
         ]
+
+
+class OverlappedUploads(Uploads):
+    """Parts of the data on a stream of their own, through pinned memory, while the parts before are trained on.
+
+    Memory that a part has had is free for the next one as soon as Python lets it go, whatever the device has still to
+    do with it. So a part is kept until the stream of the uploads has waited for all training on it.
+    """
+
+    def __init__(self, backend: GPUBackend) -> None:
+        self._backend, self._cuda = backend, backend.xp.cuda
+        self._stream = self._cuda.Stream(non_blocking=True)
+        self._in_use: deque[tuple[Any, Any]] = deque()  # (the last training on a part, its arrays)
+        self._pinned: list[Any] = []  # until it has been read
+
+    @contextmanager
+    def ahead(self) -> Iterator[None]:
+        training, own = self._cuda.get_current_stream(), self._backend._threads_own
+        while len(self._in_use) >= _PARTS_ON_THE_DEVICE:
+            trained, arrays = self._in_use.popleft()
+            self._stream.wait_event(trained)
+            del arrays
+        own.uploads = self
+        try:
+            with self._stream:
+                yield
+        finally:
+            own.uploads = None
+            training.wait_event(self._stream.record())
+            self._stream.synchronize()  # which the checks of the part have done already
+            self._pinned.clear()
+
+    def used(self, *arrays: Any) -> None:
+        self._in_use.append((self._cuda.get_current_stream().record(), arrays))
+
+    def through_pinned_memory(self, a: numpy.ndarray[Any, Any]) -> Array:
+        """A host array on the device: only from pinned memory is a copy made beside other work."""
+        if a.nbytes == 0:
+            return self._backend.xp.asarray(a)
+        memory = self._cuda.alloc_pinned_memory(a.nbytes)
+        self._pinned.append(memory)
+        pinned = numpy.frombuffer(memory, dtype=a.dtype, count=a.size).reshape(a.shape)
+        pinned[...] = a
+        there = self._backend.xp.empty(a.shape, dtype=a.dtype)
+        there.set(pinned, stream=self._stream)
+        return there
 
 
 def _on_cuda(a: Any) -> bool:

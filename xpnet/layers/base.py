@@ -27,13 +27,24 @@ class Context:
     seed: int
     training: bool = False  # dropout drops, batch normalisation uses the batch
     inference: bool = False  # a pass without a way back, in a workspace of its own
-    step: int = 0
+    precision: str | None = None  # of products of matrices; see Sequential
     first_row: int = 0  # of this shard, in the global batch
+    at_step: int = 0  # updates made so far; layers ask `step`
     _scratch: dict[tuple[Any, ...], Array] = field(default_factory=dict)
 
     @property
     def dtype(self) -> DType:
         return self.store.dtype
+
+    @property
+    def step(self) -> int:
+        """Updates made so far. A layer that asks for it keeps a GPU from recording its step; noise need not ask."""
+        self.backend.refuse_recording("a layer asks for the number of the step")
+        return self.at_step
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self.at_step = value
 
     def scratch(self, name: str, shape: Shape, shard: int = 0) -> Array:
         """An uninitialised array that all layers share: its numbers last until the next call with the same name."""
@@ -203,7 +214,7 @@ class Layer(Configured):
     @property
     def noise_key(self) -> tuple[int, int, int]:
         """(seed, layer, step): what the noise of this step is a function of, beside row and column."""
-        return self.context.seed, zlib.crc32(self.path.encode()), self.context.step
+        return self.context.seed, zlib.crc32(self.path.encode()), self.context.at_step
 
     def refuse(self, expected: str, got: Any, hint: str = "") -> ShapeError:
         """The error for an input that this layer cannot take."""

@@ -94,8 +94,11 @@ class Sequential(Layer):
     def working(self, samples: int | None = None) -> AbstractContextManager[Any]:
         """For a step, or a pass: on the CPU, compiled loops, where they pay; in shards where any layer works so.
 
-        A pass of a single sample has nothing to share out, and leaves the threads to the BLAS.
+        A pass of a single sample has nothing to share out, and leaves the threads to the BLAS. On a GPU, with products
+        in the model's precision.
         """
+        if self.context.precision is not None:
+            return self.backend.products(self.context.precision)
         if self.works_in_shards or self.context.store.values.size >= _WORTH_COMPILING:
             return self.backend.working(self.works_in_shards and samples != 1)
         return nullcontext()

@@ -40,12 +40,12 @@ class Dense(Layer):
         return (*input_shape[:-1], self.units)
 
     def forward(self, x: Array) -> Array:
-        work = self.work
-        work.x = x.reshape(-1, x.shape[-1])
+        work, backend = self.work, self.backend
+        work.x, work.weight = backend.operand(x.reshape(-1, x.shape[-1])), backend.operand(self.weight.value)
         y = work.buffer("y", (len(work.x), self.units))
-        self.backend.matmul(work.x, self.weight.value, out=y)
+        backend.matmul(work.x, work.weight, out=y)
         if self.use_bias:
-            self.backend.add_to_rows(y, self.bias.value)
+            backend.add_to_rows(y, self.bias.value)
         return y.reshape(*x.shape[:-1], self.units)
 
     def backward(self, grad_y: Array) -> Array | None:
@@ -55,11 +55,12 @@ class Dense(Layer):
         """
         work, backend = self.work, self.backend
         grad_rows = grad_y.reshape(-1, self.units)
-        backend.matmul(work.x.T, grad_rows, out=self.weight.grad)
+        factor = backend.operand(grad_rows)
+        backend.matmul(work.x.T, factor, out=self.weight.grad)
         if self.use_bias:
             backend.sum_rows(grad_rows, out=self.bias.grad)
         if not self.wants_input_grad:
             return None
         grad_x = work.buffer("grad_x", work.x.shape)
-        backend.matmul(grad_rows, self.weight.value.T, out=grad_x)
+        backend.matmul(factor, work.weight.T, out=grad_x)
         return grad_x.reshape(*grad_y.shape[:-1], work.x.shape[1])

@@ -131,17 +131,13 @@ class LayerNorm(Normalization):
         super().__init__(epsilon, center, scale)
 
     def forward(self, x: Array) -> Array:
-        xp, work = self.xp, self.work
+        backend, work = self.backend, self.work
         rows = x.reshape(-1, x.shape[-1])
-        y = work.buffer("y", rows.shape)
-        mean = xp.mean(rows, axis=-1, keepdims=True)
-        work.normal = xp.subtract(rows, mean, out=work.buffer("normal", rows.shape))
-        variance = xp.mean(xp.square(work.normal, out=y), axis=-1, keepdims=True)
-        work.sigma = xp.sqrt(variance + self.epsilon)
-        work.normal /= work.sigma
-        xp.multiply(work.normal, self.gamma.value if self.scale else 1.0, out=y)
+        work.sigma = work.buffer("sigma", (len(rows), 1))
+        work.normal = backend.normalize_rows(rows, self.epsilon, work.buffer("normal", rows.shape), work.sigma)
+        y = self.xp.multiply(work.normal, self.gamma.value if self.scale else 1.0, out=work.buffer("y", rows.shape))
         if self.center:
-            y += self.beta.value
+            backend.add_to_rows(y, self.beta.value)
         return y.reshape(x.shape)
 
     def backward(self, grad_y: Array) -> Array | None:
@@ -155,16 +151,12 @@ class LayerNorm(Normalization):
         """
         xp, backend, work = self.xp, self.backend, self.work
         rows, normal = grad_y.reshape(work.normal.shape), work.normal
-        products = self.context.scratch("products", rows.shape)
         if self.center:
             backend.sum_rows(rows, out=self.beta.grad)
         if self.scale:
+            products = self.context.scratch("products", rows.shape)
             backend.sum_rows(xp.multiply(rows, normal, out=products), out=self.gamma.grad)
         if not self.wants_input_grad:
             return None
         grad_x = xp.multiply(rows, self.gamma.value if self.scale else 1.0, out=work.buffer("grad_x", rows.shape))
-        slope = xp.mean(xp.multiply(grad_x, normal, out=products), axis=-1, keepdims=True)
-        grad_x -= xp.mean(grad_x, axis=-1, keepdims=True)
-        grad_x -= xp.multiply(normal, slope, out=products)
-        grad_x /= work.sigma
-        return grad_x.reshape(grad_y.shape)
+        return backend.normalize_rows_grad(grad_x, normal, work.sigma, out=grad_x).reshape(grad_y.shape)

@@ -1,0 +1,464 @@
+"""A pretended CuPy whose kernels run, whose streams can be recorded, and whose cuBLAS multiplies, all on the host.
+
+kernels.cu is compiled by g++ with a small shim (cuda_shim/shim.h). A recording refuses what a real one refuses: CuPy's
+own products, copies from and to the host, memory of the shared pool, the default stream. It does nothing while it is
+made; when it is played, it works on addresses, and complains where the memory behind one has been given back meanwhile.
+
+This is an emulation: right numbers and forbidden calls can be seen with it, speed and real asynchrony cannot.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import operator
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+from fake_cupy import CUDARuntimeError, FakeCupy, Stream
+from strict import StrictArray, StrictBackend, StrictError
+
+from xpnet.backends import gpu_kernels
+from xpnet.backends.gpu import GPUBackend
+
+COMPILER = shutil.which("g++")
+SHIM = Path(__file__).with_name("cuda_shim") / "shim.h"
+
+
+class EmulatedGPU(GPUBackend):
+    """The GPU's backend on the emulation. `cupy` is what it takes for CuPy."""
+
+    def __init__(self) -> None:
+        self.cupy = EmulatedCupy()
+        super(GPUBackend, self).__init__("emulated", self.cupy)
+        self.index, self._threads_own = 0, threading.local()
+
+    def __reduce__(self) -> Any:
+        return EmulatedGPU._same, (id(self),)
+
+    _alive: ClassVar["weakref.WeakValueDictionary[int, EmulatedGPU]"] = weakref.WeakValueDictionary()
+
+    def __new__(cls) -> "EmulatedGPU":
+        made = super().__new__(cls)
+        cls._alive[id(made)] = made
+        return made
+
+    @staticmethod
+    def _same(key: int) -> "EmulatedGPU":
+        return EmulatedGPU._alive[key]
+
+    def _cublas_library(self) -> Any:
+        return self.cupy.cublas
+
+
+class EmulatedCupy(FakeCupy):
+    """`launches`: the kernels launched, one by one, and "graph" for a recording played."""
+
+    def __init__(self) -> None:
+        super().__init__(devices=1)
+        self.launches: list[str] = []
+        self.device = self._backends[0] = RecordingBackend(self)
+        self.cublas = EmulatedCublas(self)
+        self.RawModule = functools.partial(EmulatedModule, self)
+        self._pools = [Pool(), Pool()]
+        self.get_default_memory_pool = lambda: self._pools[0]
+        self.get_default_pinned_memory_pool = lambda: self._pools[1]
+        vars(self.cuda).update(
+            Stream=functools.partial(RecordingStream, self),
+            MemoryPool=Pool,
+            using_allocator=self._using_allocator,
+            alloc_pinned_memory=lambda size: bytearray(size),
+        )
+        self.cuda.runtime.getDeviceProperties = lambda i: {"name": b"Emulated", "major": 9, "minor": 0}
+
+    @contextlib.contextmanager
+    def _using_allocator(self, allocator: Callable[[int], Any]) -> Iterator[None]:
+        before, self.here.allocator = self.here.allocator, allocator
+        try:
+            yield
+        finally:
+            self.here.allocator = before
+
+    @property
+    def recording(self) -> "Graph | None":
+        """What the current stream records."""
+        graph: Graph | None = self.here.stream.graph
+        return graph
+
+    def refuse(self, what: str) -> None:
+        """Raise as CUDA does where the current stream is recording."""
+        if self.recording is not None:
+            self.recording.valid = False
+            raise CUDARuntimeError(f"cudaErrorStreamCaptureUnsupported: {what}")
+
+
+class Pool:
+    """Memory that is not given back as long as this lives."""
+
+    def __init__(self) -> None:
+        self.blocks: list[np.ndarray] = []
+        self.freed = 0
+
+    def malloc(self, size: int) -> None:
+        raise NotImplementedError
+
+    def used_bytes(self) -> int:
+        return 1000
+
+    def total_bytes(self) -> int:
+        return 3000
+
+    def free_all_blocks(self) -> None:
+        self.freed += 1
+
+
+class RecordingStream(Stream):
+    """A stream that can write down what it is asked, instead of doing it."""
+
+    cupy: EmulatedCupy
+
+    def synchronize(self) -> None:
+        self.cupy.refuse("synchronize")
+        super().synchronize()
+
+    def begin_capture(self) -> None:
+        self.graph = Graph(self.cupy)
+
+    def end_capture(self) -> "Graph":
+        graph, self.graph = self.graph, None
+        if not graph.valid:
+            raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated")
+        made: Graph = graph
+        return made
+
+
+class Graph:
+    """A recording: what to do, and which memory must still be there."""
+
+    def __init__(self, cupy: EmulatedCupy) -> None:
+        self._cupy, self.valid = cupy, True
+        self.work: list[Callable[[], None]] = []
+        self._needed: dict[int, weakref.ref[np.ndarray]] = {}
+
+    def add(self, work: Callable[[], None]) -> None:
+        self.work.append(work)
+
+    def address(self, a: np.ndarray) -> np.ndarray:
+        """The same array by its address alone, which keeps nothing alive."""
+        root = _root(a)
+        if not any(block is root for block in self._cupy.here.allocator.__self__.blocks):
+            self._needed[id(root)] = weakref.ref(root)
+        return _at_address(a)
+
+    def upload(self, stream: Stream) -> None:
+        """Nothing to do."""
+
+    def launch(self, stream: Stream | None = None) -> None:
+        self._cupy.refuse("a graph within a graph")
+        if any(root() is None for root in self._needed.values()):
+            raise StrictError("a graph is played whose memory has been given back.")
+        self._cupy.launches.append("graph")
+        with np.errstate(all="ignore"):
+            for work in self.work:
+                work()
+
+
+def _root(a: np.ndarray) -> np.ndarray:
+    while isinstance(a.base, np.ndarray):
+        a = a.base
+    return a
+
+
+def _at_address(a: np.ndarray) -> np.ndarray:
+    if a.size == 0:
+        return a.copy()
+    interface = {"data": (a.ctypes.data, False), "shape": a.shape, "strides": a.strides, "typestr": a.dtype.str}
+    return np.asarray(SimpleNamespace(__array_interface__={**interface, "version": 3}))
+
+
+# Arrays ------------------------------------------------------------------------------------------------------------
+
+
+class RecordingBackend(StrictBackend):
+    """The strict stand-in, whose operations are written down instead of done while a stream records."""
+
+    def __init__(self, cupy: EmulatedCupy) -> None:
+        super().__init__()
+        self._cupy = cupy
+
+    def read(self, what: str) -> None:
+        self._cupy.refuse(f"{what} reads the device")
+        super().read(what)
+
+    def compute(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        graph = self._cupy.recording
+        if graph is None:
+            made = super().compute(function, *args, **kwargs)
+            self._own(made)
+            return made
+        name = getattr(function, "__name__", "")
+        if name in ("matmul", "dot", "tensordot", "einsum"):
+            self._cupy.refuse("calling cuBLAS API during stream capture is currently unsupported")
+        if not any(isinstance(a, StrictArray) for a in (*args, *kwargs.values())) and name in (
+            "asarray", "array", "ascontiguousarray"
+        ):  # fmt: skip
+            self._cupy.refuse("a copy from the host")
+        inside: dict[int, StrictArray] = {}
+        args = tuple(self.unwrap(a, inside) for a in args)
+        kwargs = {name: self.unwrap(a, inside) for name, a in kwargs.items()}
+        return self._write_down(graph, function, args, kwargs, inside)
+
+    def _write_down(self, graph: Graph, function: Callable[..., Any], args: Any, kwargs: Any, inside: Any) -> Any:
+        copies: dict[int, np.ndarray] = {}
+        try_args = [_map(a, lambda x: copies.setdefault(id(x), x.copy())) for a in args]
+        try_kwargs = {name: _map(a, lambda x: copies.setdefault(id(x), x.copy())) for name, a in kwargs.items()}
+        with np.errstate(all="ignore"):
+            tried = function(*try_args, **try_kwargs)
+        originals = {id(copy): key for key, copy in copies.items()}
+        by_address = [_map(a, graph.address) for a in args], {k: _map(a, graph.address) for k, a in kwargs.items()}
+
+        def again() -> Any:
+            return function(*by_address[0], **by_address[1])
+
+        if tried is None or id(tried) in originals:
+            graph.add(again)
+            return None if tried is None else inside[originals[id(tried)]]
+        if isinstance(tried, np.ndarray) and any(np.may_share_memory(tried, copy) for copy in copies.values()):
+            view = function(*args, **kwargs)
+            return StrictArray(self, view)
+        made = StrictArray(self, _poisoned(np.asarray(tried)))
+        self._own(made)
+        target = graph.address(made._values)
+        graph.add(lambda: operator.setitem(target, ..., again()))
+        return made
+
+    def _own(self, made: Any) -> None:
+        """Memory that was taken now belongs to the pool of now; while recording, that must not be the shared one."""
+        allocator = self._cupy.here.allocator
+        if isinstance(made, StrictArray) and made._values.flags.owndata:
+            if allocator is not None:
+                allocator.__self__.blocks.append(made._values)
+            elif self._cupy.recording is not None:
+                raise StrictError("a recorded step takes memory from the shared pool.")
+
+
+def _map(a: Any, function: Callable[[np.ndarray], Any]) -> Any:
+    if isinstance(a, np.ndarray):
+        return function(a)
+    return type(a)(_map(item, function) for item in a) if type(a) in (list, tuple) else a
+
+
+def _poisoned(like: np.ndarray) -> np.ndarray:
+    made = np.empty(like.shape, dtype=like.dtype)
+    made.fill(np.nan if like.dtype.kind in "fc" else True if like.dtype.kind == "b" else np.iinfo(like.dtype).max)
+    return made
+
+
+# Kernels -----------------------------------------------------------------------------------------------------------
+
+
+class EmulatedModule:
+    """cupy.RawModule of kernels.cu."""
+
+    def __init__(self, cupy: EmulatedCupy, code: str, options: Sequence[str]) -> None:
+        real = next(o.removeprefix("-DREAL=") for o in options if o.startswith("-DREAL="))
+        self._cupy, self._library = cupy, built(code, real)
+
+    def get_function(self, name: str) -> "EmulatedKernel":
+        return EmulatedKernel(self._cupy, name, getattr(self._library, f"run_{name}"))
+
+
+class EmulatedKernel:
+    def __init__(self, cupy: EmulatedCupy, name: str, function: Any) -> None:
+        self._cupy, self._name, self._function = cupy, name, function
+        function.restype = ctypes.c_char_p
+
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], given: tuple[Any, ...]) -> None:
+        if any(n < 1 for n in (*grid, *block)):
+            raise CUDARuntimeError(f"cudaErrorInvalidConfiguration: {self._name}, {grid}, {block}")
+        graph = self._cupy.recording
+        arrays = [a._values for a in given if isinstance(a, StrictArray)]
+        if graph is not None:
+            arrays = [graph.address(a) for a in arrays]
+        remaining = iter(arrays)
+        kept, pointers = [], (ctypes.c_void_p * len(given))()
+        for i, a in enumerate(given):
+            if isinstance(a, StrictArray):
+                a = np.uint64(next(remaining).ctypes.data)
+            assert isinstance(a, np.generic), f"{self._name}: argument {i} is {a!r}, which has no fixed size"
+            kept.append(np.array(a))
+            pointers[i] = kept[-1].ctypes.data
+        dims = (ctypes.c_uint * 6)(*(*grid, 1, 1, 1)[:3], *(*block, 1, 1, 1)[:3])
+
+        def run(kept: Any = (kept, arrays)) -> None:
+            with _one_at_a_time:
+                trouble = self._function(dims, pointers)
+            if trouble:
+                raise AssertionError(f"{self._name}: {trouble.decode()}")
+
+        if graph is not None:
+            graph.add(run)
+        else:
+            self._cupy.launches.append(self._name)
+            run()
+
+
+_one_at_a_time = threading.Lock()  # the shim has one grid
+
+
+@functools.cache
+def built(code: str, real: str) -> ctypes.CDLL:
+    """kernels.cu as a library of the host, with `run_NAME(dims, arguments)` for each kernel."""
+    assert COMPILER, "the emulation needs g++"
+    parts = ['#include "shim.h"', code]
+    for name, parameters in gpu_kernels.signatures().items():
+        given = ", ".join(f"*({_c(p, real)}*)a[{i}]" for i, p in enumerate(parameters))
+        parts.append(f"static void body_{name}(void** a) {{ {name}({given}); }}")
+        parts.append(
+            f'extern "C" const char* run_{name}(unsigned* d, void** a) {{ return run(body_{name}, a, '
+            f"Dim{{d[0], d[1], d[2]}}, Dim{{d[3], d[4], d[5]}}, {str(_meets(code, name)).lower()}); }}"
+        )
+    source = "\n".join(parts) + "\n"
+    options = ["-O2", "-std=c++17", "-shared", "-fPIC", f"-DREAL={real}", "-U_FORTIFY_SOURCE", f"-I{SHIM.parent}"]
+    digest = hashlib.sha256((source + SHIM.read_text() + " ".join(options)).encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"xpnet-kernels-{digest}"
+    library = folder / "kernels.so"
+    if not library.exists():
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as own:
+            (Path(own) / "kernels.cpp").write_text(source, encoding="utf-8")
+            made = Path(own) / "kernels.so"
+            command = [COMPILER, *options, "-o", str(made), str(Path(own) / "kernels.cpp")]
+            subprocess.run(command, check=True)
+            made.replace(library)  # another process may have been as fast
+    return ctypes.CDLL(str(library))
+
+
+def _c(parameter: gpu_kernels.Parameter, real: str) -> str:
+    kind = real if parameter.type == "real" else parameter.type
+    return f"{kind}*" if parameter.pointer else kind
+
+
+def _meets(code: str, name: str) -> bool:
+    """Whether the threads of a block of this kernel meet: it, or a function that it calls, has __syncthreads."""
+    bodies = {m[1]: m[2] for m in re.finditer(r"(\w+)\([^()]*(?:\([^()]*\)[^()]*)*\) \{\n(.*?)\n\}", code, re.DOTALL)}
+    seen, waiting = set(), [name]
+    while waiting:
+        body = bodies.get(current := waiting.pop(), "")
+        if "__syncthreads" in body:
+            return True
+        seen.add(current)
+        waiting += [called for called in re.findall(r"(\w+)\(", body) if called in bodies and called not in seen]
+    return False
+
+
+# cuBLAS ------------------------------------------------------------------------------------------------------------
+
+_TYPES = {0: np.float32, 1: np.float64, 2: np.uint16, 14: np.uint16}
+
+
+def decoded(bits: np.ndarray, kind: int) -> np.ndarray:
+    """The numbers of 16-bit floats: cudaDataType 2 is float16, 14 bfloat16."""
+    if kind == 2:
+        return bits.view(np.float16).astype(np.float32)
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def to_tf32(a: np.ndarray) -> np.ndarray:
+    """Rounded to the 10 bits of mantissa that TF32 has."""
+    bits = np.ascontiguousarray(a).view(np.uint32)
+    return ((bits + 0xFFF + ((bits >> 13) & 1)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+class EmulatedCublas:
+    """The four functions of cuBLAS that are called, on matrices that lie by columns, as NVIDIA documents them."""
+
+    def __init__(self, cupy: EmulatedCupy) -> None:
+        self._cupy = cupy
+        self.calls: list[tuple[Any, ...]] = []
+        self._streams: dict[int, int] = {}
+        self._workspaces: dict[int, int] = {}
+
+    # ruff: noqa: N802
+    def cublasCreate_v2(self, handle: Any) -> int:
+        self._cupy.refuse("cublasCreate")
+        handle._obj.value = len(self._streams) + 1
+        self._streams[handle._obj.value] = 0
+        return 0
+
+    def cublasSetStream_v2(self, handle: Any, stream: Any) -> int:
+        self._streams[handle.value] = stream.value or 0
+        self._workspaces.pop(handle.value, None)
+        return 0
+
+    def cublasSetWorkspace_v2(self, handle: Any, address: Any, size: Any) -> int:
+        self._workspaces[handle.value] = size.value
+        return 0
+
+    def cublasGemmEx(
+        self,
+        handle,
+        op_a,
+        op_b,
+        m,
+        n,
+        k,
+        alpha,
+        a,
+        type_a,
+        lda,
+        b,
+        type_b,
+        ldb,
+        beta,
+        c,
+        type_c,
+        ldc,
+        compute,
+        algorithm,
+    ) -> int:
+        if self._streams[handle.value] != self._cupy.here.stream.ptr:
+            raise StrictError("a handle of cuBLAS works on a stream that is not the current one.")
+        if self._cupy.recording is not None and not self._workspaces.get(handle.value):
+            self._cupy.refuse("cuBLAS without a workspace of its own")
+        assert lda >= (m if op_a == 0 else k) and ldb >= (k if op_b == 0 else n) and ldc >= m, "a leading dimension"
+        alpha, beta = alpha._obj.value, beta._obj.value
+        self.calls.append((op_a, op_b, m, n, k, type_a, type_c, compute, beta))
+        left = self._by_columns(a, type_a, op_a, m, k, lda)
+        right = self._by_columns(b, type_b, op_b, k, n, ldb)
+        out = self._by_columns(c, type_c, 0, m, n, ldc)
+
+        def multiply() -> None:
+            x, y = (decoded(v, t) if t in (2, 14) else v for v, t in ((left, type_a), (right, type_b)))
+            if compute == 77:
+                x, y = to_tf32(x), to_tf32(y)
+            product = alpha * np.matmul(x, y, dtype=out.dtype)
+            out[...] = product if beta == 0 else product + beta * out
+
+        if self._cupy.recording is not None:
+            self._cupy.recording.add(multiply)
+        else:
+            self._cupy.launches.append("gemm")
+            multiply()
+        return 0
+
+    @staticmethod
+    def _by_columns(address: Any, kind: int, operation: int, rows: int, columns: int, leading: int) -> np.ndarray:
+        """op(X), (rows, columns), of an X that lies by columns, `leading` elements from one to the next."""
+        x_rows, x_columns = (rows, columns) if operation == 0 else (columns, rows)
+        dtype = np.dtype(_TYPES[kind])
+        interface = {
+            "data": (address.value, False), "shape": (x_rows, x_columns), "typestr": dtype.str, "version": 3,
+            "strides": (dtype.itemsize, leading * dtype.itemsize),
+        }  # fmt: skip
+        x = np.asarray(SimpleNamespace(__array_interface__=interface))
+        return x if operation == 0 else x.T
