@@ -47,6 +47,12 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 @pytest.fixture
+def call_by_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step is recorded: for tests that watch each step from inside a layer."""
+    monkeypatch.setenv("XPNET_CUDA_GRAPHS", "0")
+
+
+@pytest.fixture
 def reference() -> Backend:
     """The reference primitives on NumPy, which the strict stand-in must match bit for bit."""
     return Backend("reference", np)

@@ -70,7 +70,7 @@ def fit_numbers(backend, n=103, **kwargs):
 @pytest.mark.parametrize(
     ("batch_size", "sizes"), [(10, [10] * 10 + [3]), (None, [103]), (1, [1] * 103), (103, [103]), (1000, [103])]
 )
-def test_every_sample_is_seen_once_an_epoch(backend, batch_size, sizes, shuffle):
+def test_every_sample_is_seen_once_an_epoch(backend, call_by_call, batch_size, sizes, shuffle):
     batches = fit_numbers(backend, epochs=2, batch_size=batch_size, shuffle=shuffle)
     assert [len(batch) for batch in batches] == sizes * 2
     first, second = (np.concatenate(part).tolist() for part in (batches[: len(sizes)], batches[len(sizes) :]))

@@ -112,7 +112,7 @@ def batches_and_masks(backend, **kwargs):
     return batch.seen, [a != 0 for a in first.seen], [a != 0 for a in second.seen]
 
 
-def test_batches_and_masks_are_those_of_the_reference(backend, reference):
+def test_batches_and_masks_are_those_of_the_reference(backend, reference, call_by_call):
     for mine, theirs in zip(batches_and_masks(backend), batches_and_masks(reference), strict=True):
         assert len(mine) == len(theirs) == 8
         for a, b in zip(mine, theirs, strict=True):

@@ -81,7 +81,7 @@ class Cublas:
 
         a, b: matrices or transposed views, both of out's dtype, or both `Half` beside an out of float32.
 
-        cuBLAS counts by columns, and sees the transposes of what lies here by rows: outᵀ = bᵀ aᵀ. So b goes first, and a
+        cuBLAS counts by columns, and sees transposes of what lies here by rows: outᵀ = bᵀ aᵀ. So b goes first, and a
         matrix of ours that is not transposed is not transposed for it either.
         """
         half = a.precision if isinstance(a, Half) else None
