@@ -40,10 +40,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(params=["cpu", "strict", "emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each device in turn. `backend.asarray` and `backend.to_numpy` cross the border."""
-    if request.param == "emulated" and COMPILER is None:
+    return made(request.param)
+
+
+@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+def gpu(request: pytest.FixtureRequest) -> Backend:
+    """A GPU's backend: the emulation, and where there is one, the real thing."""
+    return made(request.param)
+
+
+def made(name: str) -> Backend:
+    if name == "emulated" and COMPILER is None:
         pytest.skip("the kernels of a GPU are emulated by g++, and there is none")
-    made = {"strict": StrictBackend, "emulated": EmulatedGPU}.get(request.param)
-    return xpnet.get_backend(request.param) if made is None else made()
+    stand_in = {"strict": StrictBackend, "emulated": EmulatedGPU}.get(name)
+    return xpnet.get_backend(name) if stand_in is None else stand_in()
 
 
 @pytest.fixture

@@ -112,10 +112,10 @@ class Cublas:
 
 
 def load() -> ctypes.CDLL:
-    """NVIDIA's cuBLAS, where CuPy finds it too. Raises OSError or ImportError where there is none."""
+    """NVIDIA's cuBLAS, where CuPy finds it too. Raises where there is none."""
     from cuda import pathfinder  # comes with CuPy
 
-    try:
-        return ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path)
-    except RuntimeError as error:  # DynamicLibNotFoundError
-        raise OSError(str(error)) from error
+    path = pathfinder.load_nvidia_dynamic_lib("cublas").abs_path
+    if path is None:
+        raise OSError("the file of libcublas is not known")
+    return ctypes.CDLL(path)

@@ -71,8 +71,7 @@ class Kernels:
 
     def _kernel(self, name: str, real: DType) -> Any:
         if real not in self._modules:
-            options = (f"-DREAL={REALS[real]}", "--std=c++17")
-            self._modules[real] = self._xp.RawModule(code=SOURCE, options=options)
+            self._modules[real] = self._xp.RawModule(code=SOURCE, options=(f"-DREAL={REALS[real]}",))
         kernel = self._compiled[name, real] = self._modules[real].get_function(name)
         return kernel
 

@@ -110,15 +110,6 @@ KERNEL add_to_rows(real* a, const real* row, Index n, Index columns) {
     FOR_EACH(i, n) a[i] += row[remainder_of(i, columns)];
 }
 
-// a += row, and out = max(a, 0): the bias and the activation of a layer in one pass.
-KERNEL add_to_rows_relu(real* a, const real* row, Index n, Index columns, real* out) {
-    FOR_EACH(i, n) {
-        real value = a[i] + row[remainder_of(i, columns)];
-        a[i] = value;
-        out[i] = value <= 0 ? (real)0 : value;
-    }
-}
-
 KERNEL relu(const real* x, Index n, real* out) {
     FOR_EACH(i, n) out[i] = x[i] <= 0 ? (real)0 : x[i];  // NaN stays
 }

@@ -1,0 +1,153 @@
+"""Products of matrices by cuBLAS called directly: in which order the factors go, how they lie, what is refused.
+
+By an emulation of the four functions after NVIDIA's documentation; and where there is one, on a GPU.
+"""
+
+import ctypes
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from xpnet.backends import cublas
+from xpnet.backends.cublas import Half, laid_out
+
+SHAPES = [(1, 1, 1), (3, 5, 7), (1, 8, 5), (8, 1, 5), (8, 5, 1), (64, 128, 10), (33, 17, 65)]
+LAYOUTS = ["rows", "transposed", "some columns", "some columns, transposed"]
+
+
+def lying(gpu, a, layout):
+    """The matrix a on the device, laid out so."""
+    rows, columns = a.shape
+    if layout == "rows":
+        return gpu.asarray(a)
+    if layout == "transposed":
+        return gpu.asarray(np.ascontiguousarray(a.T)).T
+    wide = np.full((rows, columns + 5) if layout == "some columns" else (columns, rows + 5), 9, a.dtype)
+    there = gpu.asarray(wide)
+    if layout == "some columns":
+        there[:, 2 : columns + 2] = gpu.asarray(a)
+        return there[:, 2 : columns + 2]
+    there[:, 2 : rows + 2] = gpu.asarray(np.ascontiguousarray(a.T))
+    return there[:, 2 : rows + 2].T
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("first", "second"), list(itertools.product(LAYOUTS, LAYOUTS)))
+def test_every_layout_of_both_factors(gpu, rng, shape, first, second, dtype):
+    m, k, n = shape
+    a, b = rng.normal(size=(m, k)).astype(dtype), rng.normal(size=(k, n)).astype(dtype)
+    with gpu.device():
+        out = gpu.asarray(np.full((m, n), np.nan, dtype))
+        result = gpu.matmul(lying(gpu, a, first), lying(gpu, b, second), out)
+    assert result is out
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(gpu.to_numpy(out), a @ b, rtol=20 * eps, atol=20 * k * eps)
+    if gpu.name == "emulated":
+        assert gpu.xp.launches[-1] == "gemm"
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_adding_to_what_is_there_and_to_some_columns(gpu, rng, shape):
+    m, k, n = shape
+    a, b, c = (rng.normal(size=s).astype("float32") for s in ((m, k), (k, n), (m, n + 4)))
+    with gpu.device():
+        there = gpu.asarray(c)
+        gpu.add_matmul(gpu.asarray(a), gpu.asarray(b), there[:, 3 : n + 3], scratch=None)
+    want = c.copy()
+    want[:, 3 : n + 3] += a @ b
+    np.testing.assert_allclose(gpu.to_numpy(there), want, rtol=1e-5, atol=1e-5)
+
+
+def test_what_cublas_does_not_take_goes_by_cupy(gpu, rng):
+    a, b = rng.normal(size=(6, 8)).astype("float32"), rng.normal(size=(4, 5)).astype("float32")
+    with gpu.device():
+        strided, out = gpu.asarray(a)[::2, ::2], gpu.empty((3, 5), "float32")
+        assert laid_out(strided) is None
+        gpu.matmul(strided, gpu.asarray(b), out)
+        np.testing.assert_allclose(gpu.to_numpy(out), a[::2, ::2] @ b, rtol=1e-5)
+        whole = gpu.empty((5, 3), "float64")
+        gpu.matmul(gpu.asarray(b).T.astype("float64"), gpu.asarray(np.ones((4, 3))), whole)
+        np.testing.assert_allclose(gpu.to_numpy(whole), b.T.astype("float64") @ np.ones((4, 3)), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("a", "want"),
+    [
+        (np.zeros((3, 4)), (0, 4)),
+        (np.zeros((3, 4)).T, (1, 4)),
+        (np.zeros((3, 9))[:, 2:6], (0, 9)),
+        (np.zeros((3, 9))[:, 2:6].T, (1, 9)),
+        (np.zeros((1, 4)), (0, 4)),
+        (np.zeros((4, 1)), (0, 1)),
+        (np.zeros((4, 6))[:, :1], (0, 6)),
+        (np.zeros((6, 4))[:1], (0, 4)),
+        (np.zeros((3, 4))[:, ::-1], None),
+        (np.zeros((3, 4))[::-1], None),
+        (np.zeros((4, 6))[:, ::2], None),
+        (np.broadcast_to(np.zeros(4), (3, 4)), None),
+    ],
+)
+def test_how_a_matrix_lies(a, want):
+    assert laid_out(a) == want
+
+
+@pytest.mark.parametrize("precision", ["tf32", "float16", "bfloat16"])
+def test_factors_are_rounded_and_sums_are_not(gpu, rng, precision):
+    if gpu.why_no_precision(precision):
+        pytest.skip(gpu.why_no_precision(precision))
+    a, b = rng.normal(size=(64, 300)).astype("float32"), rng.normal(size=(300, 32)).astype("float32")
+    digits = {"tf32": 10, "float16": 10, "bfloat16": 7}[precision]
+    with gpu.device(), gpu.products(precision):
+        out = gpu.matmul(gpu.asarray(a), gpu.asarray(b), gpu.empty((64, 32), "float32"))
+    exact = a.astype("float64") @ b.astype("float64")
+    off = np.abs(gpu.to_numpy(out) - exact).max()
+    size = np.sqrt((a.astype("float64") ** 2) @ (b.astype("float64") ** 2)).max()
+    assert 2.0**-digits * size / 20 < off < 2.0**-digits * size * 3
+    if precision == "tf32":
+        return
+    rounded = [_rounded(x, precision) for x in (a, b)]
+    np.testing.assert_allclose(gpu.to_numpy(out), rounded[0] @ rounded[1], rtol=1e-4, atol=1e-4)
+
+
+def _rounded(x, precision):
+    if precision == "float16":
+        return x.astype("float16").astype("float64")
+    bits = x.view("uint32")
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return bits.view("float32").astype("float64")
+
+
+def test_a_half_is_made_once_and_turned_without_a_copy(gpu, rng):
+    a = rng.normal(size=(5, 7)).astype("float32")
+    with gpu.device(), gpu.products("bfloat16"):
+        there = gpu.asarray(a)
+        half = gpu.operand(there)
+        assert isinstance(half, Half) and half.shape == (5, 7) and len(half) == 5
+        assert gpu.operand(half) is half
+        assert gpu.operand(there.T).shape == (7, 5)
+        outs = [gpu.matmul(x, y, gpu.empty((7, 7), "float32")) for x, y in ((half.T, half), (there.T, there))]
+    np.testing.assert_array_equal(*map(gpu.to_numpy, outs))
+    with gpu.device():
+        assert gpu.operand(there) is there
+
+
+def test_a_status_of_cublas_is_an_error():
+    library = SimpleNamespace(cublasCreate_v2=lambda handle: 1)
+    workspace = np.zeros(4)
+    with pytest.raises(RuntimeError, match="cublasCreate_v2 failed with status 1"):
+        cublas.Cublas(library, 0, workspace)
+
+
+def test_without_the_library_cupy_multiplies(gpu, rng, caplog, monkeypatch):
+    if gpu.name != "emulated":
+        pytest.skip("the real library is there")
+    monkeypatch.setattr(type(gpu), "_cublas_library", lambda self: ctypes.CDLL("libcublas-that-is-not-there.so"))
+    a = rng.normal(size=(3, 4)).astype("float32")
+    for _ in range(2):
+        out = gpu.matmul(gpu.asarray(a), gpu.asarray(a).T, gpu.empty((3, 3), "float32"))
+    np.testing.assert_allclose(gpu.to_numpy(out), a @ a.T, rtol=1e-6)
+    assert len(caplog.records) == 1 and "cuBLAS cannot be called (OSError" in caplog.text
+    assert gpu.recorder() is None and "cuBLAS cannot be called" in gpu.why_no_precision("tf32")
