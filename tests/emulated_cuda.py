@@ -258,9 +258,8 @@ def _map(a: Any, function: Callable[[np.ndarray], Any]) -> Any:
 
 
 def _poisoned(like: np.ndarray) -> np.ndarray:
-    made = np.empty(like.shape, dtype=like.dtype)
-    made.fill(np.nan if like.dtype.kind in "fc" else True if like.dtype.kind == "b" else np.iinfo(like.dtype).max)
-    return made
+    """Memory that nothing has been computed into; whole numbers are 0, for they may be indices."""
+    return np.full(like.shape, np.nan if like.dtype.kind in "fc" else 0, dtype=like.dtype)
 
 
 # Kernels -----------------------------------------------------------------------------------------------------------
@@ -380,7 +379,7 @@ def to_tf32(a: np.ndarray) -> np.ndarray:
 
 
 class EmulatedCublas:
-    """The four functions of cuBLAS that are called, on matrices that lie by columns, as NVIDIA documents them."""
+    """The functions of cuBLAS that are called, on matrices that lie by columns, as NVIDIA documents them."""
 
     def __init__(self, cupy: EmulatedCupy) -> None:
         self._cupy = cupy
@@ -449,6 +448,21 @@ class EmulatedCublas:
         else:
             self._cupy.launches.append("gemm")
             multiply()
+        return 0
+
+    def cublasGemmStridedBatchedEx(
+        self, handle, op_a, op_b, m, n, k, alpha, a, type_a, lda, apart_a, b, type_b, ldb, apart_b, beta,
+        c, type_c, ldc, apart_c, count, compute, algorithm,
+    ) -> int:  # fmt: skip
+        for i in range(count):
+            a_i, b_i, c_i = (
+                ctypes.c_void_p(x.value + i * apart.value * np.dtype(_TYPES[kind]).itemsize)
+                for x, apart, kind in ((a, apart_a, type_a), (b, apart_b, type_b), (c, apart_c, type_c))
+            )
+            self.cublasGemmEx(
+                handle, op_a, op_b, m, n, k, alpha, a_i, type_a, lda, b_i, type_b, ldb, beta, c_i, type_c, ldc, compute,
+                algorithm,
+            )  # fmt: skip
         return 0
 
     @staticmethod

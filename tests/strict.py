@@ -376,9 +376,9 @@ class StrictArray:
         axis, index = 0, []
         for item, width in zip(items, widths, strict=True):
             if isinstance(item, StrictArray):
-                item = self._backend.unwrap(item, {})
                 if not masks and self.shape[axis]:
-                    item = item.astype(numpy.int64) % self.shape[axis]
+                    item = self._backend.compute(_wrapped, item, self.shape[axis])
+                item = self._backend.unwrap(item, {})
             index.append(item)
             axis += self.ndim - sum(widths) if item is Ellipsis else width
         return tuple(index), "mask" if masks else "integers" if arrays else None
@@ -403,6 +403,10 @@ class StrictArray:
 
     def __matmul__(self, other: Any) -> Any:
         return self._backend.xp.matmul(self, other)
+
+
+def _wrapped(indices: HostArray, length: int) -> HostArray:
+    return indices.astype(numpy.int64) % length
 
 
 def _is_basic(item: Any) -> bool:

@@ -120,6 +120,21 @@ def _rounded(x, precision):
     return bits.view("float32").astype("float64")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("a_shape", "b_shape"), [((3, 4), (5, 4, 6)), ((5, 3, 4), (4, 6)), ((5, 3, 4), (5, 4, 6)), ((2, 5, 3, 4), (4, 1))]
+)
+def test_stacks_of_matrices(gpu, rng, a_shape, b_shape, dtype):
+    a, b = rng.normal(size=a_shape).astype(dtype), rng.normal(size=b_shape).astype(dtype)
+    want = a @ b
+    with gpu.device():
+        for a_there in [gpu.asarray(a)] + [gpu.asarray(np.ascontiguousarray(a.T)).T] * (a.ndim == 2):
+            out = gpu.matmul_each(a_there, gpu.asarray(b), gpu.empty(want.shape, dtype))
+            np.testing.assert_allclose(gpu.to_numpy(out), want, rtol=1e-5, atol=1e-5)
+    if gpu.name == "emulated":
+        assert "gemm" in gpu.xp.launches
+
+
 def test_a_half_is_made_once_and_turned_without_a_copy(gpu, rng):
     a = rng.normal(size=(5, 7)).astype("float32")
     with gpu.device(), gpu.products("bfloat16"):

@@ -444,7 +444,7 @@ def test_nan_stays_nan_in_halves(gpu):
 
 def test_no_kernel_is_without_use():
     folder = Path(gpu_kernels.__file__).parent
-    text = (folder / "gpu_primitives.py").read_text() + (folder / "gpu_graphs.py").read_text()
+    text = "".join(path.read_text(encoding="utf-8") for path in folder.glob("gpu_*.py"))
     sized = {f"{name}_{n}" for name in ("gather", "max_pool", "unpool_max") for n in (1, 4, 8)}
     named = {*re.findall(r'"(\w+)"', text), *sized, "to_float16", "to_bfloat16"}
     named |= {optimizer.fused(0.1, 1)[0] for optimizer in OPTIMIZERS}
@@ -464,6 +464,6 @@ def test_without_a_compiler_the_formulas_do_the_work(gpu, caplog, rng):
         np.testing.assert_array_equal(gpu.to_numpy(gpu.relu(gpu.asarray(x), gpu.empty((3, 4), "float32"))), x.clip(0))
     assert gpu.xp.launches == [] and gpu.recorder() is None
     assert [r.getMessage() for r in caplog.records] == [
-        "emulated: kernels.cu does not compile (RuntimeError: no compiler here); CuPy's own functions do the work, more "
-        "slowly"
+        "emulated: kernels.cu does not compile (RuntimeError: no compiler here); CuPy's own functions do the work, "
+        "more slowly"
     ]

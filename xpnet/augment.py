@@ -199,8 +199,8 @@ class ElasticDistortion(Distortion):
         by_height, by_width = work.smoothing
         noise = self.uniform(rows, 2, height, width)
         # Image by image, rather than one large product, so that no rounding depends on the others of the batch.
-        field = xp.matmul(noise, by_width, out=work.buffer("field", noise.shape))
-        field = xp.matmul(by_height, field, out=noise)
+        field = self.backend.matmul_each(noise, by_width, out=work.buffer("field", noise.shape))
+        field = self.backend.matmul_each(by_height, field, out=noise)
         field *= self.alpha
         plane = (rows, height, width)
         return (

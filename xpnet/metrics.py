@@ -169,7 +169,8 @@ class ConfusionMatrix(_Classes):
         columns = (predicted[:, None] == numbers).astype(dtype)
         if weights is not None:
             rows *= weights[:, None].astype(dtype)
-        return xp.matmul(rows.T, columns).astype(xp.float64)
+        counts = backend.matmul(rows.T, columns, out=backend.empty((classes, classes), dtype))
+        return counts.astype(xp.float64)
 
     def result(self, sums: Any) -> Any:
         return sums if (sums % 1).any() else sums.astype("int64")

@@ -172,6 +172,10 @@ class Backend:
         out += self.xp.matmul(a, b, out=scratch)
         return out
 
+    def matmul_each(self, a: Array, b: Array, out: Array) -> Array:
+        """out[i] = a[i] @ b[i], of matrices stacked in contiguous arrays; a or b may be one matrix for them all."""
+        return self.xp.matmul(a, b, out=out)
+
     def products(self, precision: str) -> AbstractContextManager[Any]:
         """A context in which `operand` and `matmul` work in this precision."""
         return nullcontext()

@@ -1,7 +1,7 @@
 """Products of matrices by cuBLAS, through a handle of our own.
 
 CuPy's own products refuse to be recorded into a CUDA graph. This handle has a fixed workspace, is bound to one stream,
-and can add to what is there (beta = 1). Called by ctypes: four functions of a stable C interface are less than another
+and can add to what is there (beta = 1). Called by ctypes: five functions of a stable C interface are less than another
 package to install. https://docs.nvidia.com/cuda/cublas/#cublasgemmex
 """
 
@@ -81,7 +81,7 @@ class Cublas:
 
         a, b: matrices or transposed views, both of out's dtype, or both `Half` beside an out of float32.
 
-        cuBLAS counts by columns, and sees transposes of what lies here by rows: outᵀ = bᵀ aᵀ. So b goes first, and a
+        cuBLAS counts by columns, and sees the transposes of what lies by rows: outᵀ = bᵀ aᵀ. So b goes first, and a
         matrix of ours that is not transposed is not transposed for it either.
         """
         half = a.precision if isinstance(a, Half) else None
@@ -101,6 +101,25 @@ class Cublas:
             ctypes.c_void_p(first.data.ptr), kind_in, by_b.leading,
             ctypes.c_void_p(second.data.ptr), kind_in, by_a.leading, ctypes.byref(one if add else zero),
             ctypes.c_void_p(out.data.ptr), kind, by_out.leading,
+            _IN_FLOAT64 if double else _IN_TF32 if tf32 else _IN_FLOAT32, _BY_ITSELF,
+        )  # fmt: skip
+        return True
+
+    def product_each(self, a: Array, b: Array, out: Array, tf32: bool) -> bool:
+        """out[i] = a[i] @ b[i] of stacks (N, rows, columns), or matrices that serve for all; otherwise as `product`."""
+        by_a, by_b = (laid_out(x if x.ndim == 2 else x[0]) for x in (a, b))
+        sizes = (out.shape[2], out.shape[1], a.shape[-1], len(out))
+        if by_a is None or by_b is None or 0 in sizes or max(*sizes, by_a.leading, by_b.leading) > _LARGEST:
+            return False
+        double = out.dtype == numpy.float64
+        kind = _FLOAT64 if double else _FLOAT32
+        zero, one = self._scalars[ctypes.c_double if double else ctypes.c_float]
+        apart_a, apart_b = (0 if x.ndim == 2 else x.shape[1] * x.shape[2] for x in (a, b))
+        self._call(
+            "cublasGemmStridedBatchedEx", self._handle, by_b.operation, by_a.operation, *sizes[:3], ctypes.byref(one),
+            ctypes.c_void_p(b.data.ptr), kind, by_b.leading, ctypes.c_longlong(apart_b),
+            ctypes.c_void_p(a.data.ptr), kind, by_a.leading, ctypes.c_longlong(apart_a), ctypes.byref(zero),
+            ctypes.c_void_p(out.data.ptr), kind, sizes[0], ctypes.c_longlong(sizes[0] * sizes[1]), sizes[3],
             _IN_FLOAT64 if double else _IN_TF32 if tf32 else _IN_FLOAT32, _BY_ITSELF,
         )  # fmt: skip
         return True

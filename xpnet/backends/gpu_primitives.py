@@ -171,6 +171,22 @@ class FusedPrimitives(Backend):
             return out
         return super().add_matmul(a, b, out, scratch)
 
+    def matmul_each(self, a: Array, b: Array, out: Array) -> Array:
+        stacks = all(x.ndim == 2 or x.flags.c_contiguous for x in (a, b, out))
+        if (
+            self.why_no_cublas
+            or not stacks
+            or not out.size
+            or not (a.dtype == b.dtype == out.dtype)
+            or out.dtype not in REALS
+        ):
+            return super().matmul_each(a, b, out)
+        a, b = (x if x.ndim == 2 else x.reshape(-1, *x.shape[-2:]) for x in (a, b))
+        tf32 = self._here.precision == "tf32"
+        if not self._cublas().product_each(a, b, out.reshape(-1, *out.shape[-2:]), tf32):
+            return super().matmul_each(a, b, out)
+        return out
+
     def _product(self, a: Array, b: Array, out: Array, add: bool) -> bool:
         if self.why_no_cublas or out.dtype not in REALS:
             return False

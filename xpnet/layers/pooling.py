@@ -139,28 +139,29 @@ class Upsample2D(Layer):
 
     def forward(self, x: Array) -> Array:
         """Bilinear: y = D x Aᵀ in each channel. D says which rows of x blend into each row of y, A which columns."""
-        xp, work = self.xp, self.work
+        backend, work = self.backend, self.work
         y = work.buffer("y", (len(x), *self.output_shape))
         if self.interpolation == "nearest":
             self._squares(y)[...] = x[:, :, None, :, None]
             return y
         down, across = self._blends()
-        wide = xp.matmul(across, x, out=work.buffer("wide", (*x.shape[:2], *self.output_shape[1:])))
-        xp.matmul(down, _flat_rows(wide), out=_flat_rows(y))
+        wide = work.buffer("wide", (*x.shape[:2], *self.output_shape[1:]))
+        backend.matmul_each(across, x, out=wide)
+        backend.matmul_each(down, _flat_rows(wide), out=_flat_rows(y))
         return y
 
     def backward(self, grad_y: Array) -> Array | None:
         """Nearest: each pixel gathers what its copies were given. Bilinear: ∂L/∂x = Dᵀ ∂L/∂y A."""
         if not self.wants_input_grad:
             return None
-        xp, work = self.xp, self.work
+        backend, work = self.backend, self.work
         grad_x = work.buffer("grad_x", (len(grad_y), *self.input_shape))
         if self.interpolation == "nearest":
-            return xp.sum(self._squares(grad_y), axis=(2, 4), out=grad_x)
+            return self.xp.sum(self._squares(grad_y), axis=(2, 4), out=grad_x)
         down, across = self._blends()
         wide = work.buffer("wide", (*grad_x.shape[:2], *self.output_shape[1:]))
-        xp.matmul(down.T, _flat_rows(grad_y), out=_flat_rows(wide))
-        return xp.matmul(across.T, wide, out=grad_x)
+        backend.matmul_each(down.T, _flat_rows(grad_y), out=_flat_rows(wide))
+        return backend.matmul_each(across.T, wide, out=grad_x)
 
     def _squares(self, y: Array) -> Array:
         """(N, H, down, W, across, C): each pixel's square of copies."""
