@@ -219,8 +219,13 @@ class RecordingBackend(StrictBackend):
 
     def _write_down(self, graph: Graph, function: Callable[..., Any], args: Any, kwargs: Any, inside: Any) -> Any:
         copies: dict[int, np.ndarray] = {}
-        try_args = [_map(a, lambda x: copies.setdefault(id(x), x.copy())) for a in args]
-        try_kwargs = {name: _map(a, lambda x: copies.setdefault(id(x), x.copy())) for name, a in kwargs.items()}
+        memory: dict[int, bytearray] = {}
+
+        def copied(x: np.ndarray) -> np.ndarray:
+            return copies.setdefault(id(x), _copied(x, memory))
+
+        try_args = [_map(a, copied) for a in args]
+        try_kwargs = {name: _map(a, copied) for name, a in kwargs.items()}
         with np.errstate(all="ignore"):
             tried = function(*try_args, **try_kwargs)
         originals = {id(copy): key for key, copy in copies.items()}
@@ -233,8 +238,9 @@ class RecordingBackend(StrictBackend):
             graph.add(again)
             return None if tried is None else inside[originals[id(tried)]]
         if isinstance(tried, np.ndarray) and any(np.may_share_memory(tried, copy) for copy in copies.values()):
-            view = function(*args, **kwargs)
-            return StrictArray(self, view)
+            view = function(*args, **kwargs)  # which of the array itself may have been a copy
+            if any(np.may_share_memory(view, self.unwrap(a, {})) for a in inside.values()):
+                return StrictArray(self, view)
         made = StrictArray(self, _poisoned(np.asarray(tried)))
         self._own(made)
         target = graph.address(made._values)
@@ -255,6 +261,16 @@ def _map(a: Any, function: Callable[[np.ndarray], Any]) -> Any:
     if isinstance(a, np.ndarray):
         return function(a)
     return type(a)(_map(item, function) for item in a) if type(a) in (list, tuple) else a
+
+
+def _copied(x: np.ndarray, memory: dict[int, bytearray]) -> np.ndarray:
+    """The same array in a copy of its memory, which the copies of others of the same memory share."""
+    if x.size == 0:
+        return x.copy()
+    root = _root(x)
+    if id(root) not in memory:
+        memory[id(root)] = bytearray(ctypes.string_at(root.ctypes.data, root.nbytes))
+    return np.ndarray(x.shape, x.dtype, memory[id(root)], x.ctypes.data - root.ctypes.data, x.strides)
 
 
 def _poisoned(like: np.ndarray) -> np.ndarray:

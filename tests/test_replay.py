@@ -30,6 +30,7 @@ def cnn(backend, dtype="float32"):
     stack = [
         *[layers.Conv2D(4, 3, padding="same"), layers.BatchNorm(), layers.ReLU(), layers.MaxPool2D(2)],
         *[layers.Residual(layers.Conv2D(4, 3, padding="same"), layers.Tanh()), layers.DepthwiseConv2D(3)],
+        *[layers.Conv2DTranspose(4, 3, groups=2), layers.Conv2D(4, 2, groups=2), layers.Softplus()],
         *[layers.AvgPool2D(2), layers.Flatten(), layers.LayerNorm(), layers.Dense(12, l2=1e-3), layers.GELU()],
         *[layers.Dropout(0.2), layers.Dense(10, l1=1e-4)],
     ]

@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 _KINDS = 8  # of updates, at most: each has a graph
 _AGREE = 1e-3  # of the largest change that an update makes
 _AGREE_HALF = 5e-2  # in half precision, whose rounding is coarse
+_NOISE = 1e-4  # of the largest element of a gradient: less may be rounding
+_GRADIENT = "the gradient"
 
 
 class Player:
@@ -189,7 +191,7 @@ class Saved:
         store, memory, scaling = step.model.context.store, step.state.memory, step.state.scaling
         assert memory is not None
         self._backend = store.backend
-        self._arrays = {"the weights": store.values, "the gradient": store.grads}
+        self._arrays = {"the weights": store.values, _GRADIENT: store.grads}
         self._arrays |= {f"the optimiser's {name}": vector for name, vector in memory.slots.items()}
         self._arrays |= {f"the buffer {buffer.name}": buffer.value for buffer in store.buffers}
         self._arrays |= {f"the {name}": array for name, array in figures.arrays.items()}
@@ -204,17 +206,24 @@ class Saved:
     def changes(self) -> dict[str, Array]:
         """How much each array is more than it was; gradients as they are, which are nobody's sum."""
         return {
-            name: array.copy() if name == "the gradient" else array - self._before[name]
+            name: array.copy() if name == _GRADIENT else array - self._before[name]
             for name, array in self._arrays.items()
         }
 
     def disagreement(self, played: dict[str, Array], precision: str | None) -> str | None:
-        """What is otherwise now than it was after `played`, beyond rounding. Waits for the device."""
+        """What is otherwise now than it was after `played`, beyond rounding. Waits for the device.
+
+        Where the gradient is nothing but rounding, as of a bias before a BatchNorm, Adam makes whole steps of it: that
+        part of the weights, and of what the optimiser remembers, is left out.
+        """
         xp, tolerance = self._backend.xp, _AGREE_HALF if precision in ("float16", "bfloat16") else _AGREE
+        grads = xp.abs(self._arrays[_GRADIENT])
+        told = grads > _NOISE * grads.max()
         for name, now in self.changes().items():
             if not now.size:
                 continue
-            apart, most = float(xp.abs(now - played[name]).max()), float(xp.abs(now).max())
+            apart, most = xp.abs(now - played[name]), float(xp.abs(now).max())
+            apart = float((apart * told if apart.shape == told.shape else apart).max())
             rounding = 8.0 * 2.0**-23 * float(xp.abs(self._before[name]).max())
             if not apart <= tolerance * most + rounding and most == most:
                 return (
