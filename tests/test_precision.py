@@ -1,9 +1,10 @@
-"""Products of matrices in lower precisions: weights stay float32, float16 scales its loss; by emulation and on a GPU."""
+"""Products of matrices in lower precisions: weights stay float32, float16 scales its loss. Emulated, and on a GPU."""
 
 import copy
 
 import numpy as np
 import pytest
+from strict import StrictBackend
 
 import xpnet
 from xpnet import callbacks, datasets, layers, loss_scaling, optimizers
@@ -36,15 +37,14 @@ def cnn(backend, precision=None):
 @pytest.mark.parametrize("name", ["cpu", "strict"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_other_devices_refuse_it_with_the_reason(name, precision):
-    from conftest import made
-
+    backend = StrictBackend() if name == "strict" else name
     with pytest.raises(ArgumentError) as caught:
-        mlp(made(name), precision)
+        mlp(backend, precision)
     assert str(caught.value) == (
         f'precision="{precision}" cannot be had on {name}: it is what the tensor cores of a GPU compute with; the CPU '
         "would have to imitate it, more slowly than float32 and less exactly. Leave it out."
     )
-    assert mlp(made(name), "float32").precision is None
+    assert mlp(backend, "float32").precision is None
 
 
 @pytest.mark.parametrize(("major", "refused"), [(7, ["tf32", "bfloat16"]), (6, PRECISIONS), (8, [])])
@@ -124,7 +124,7 @@ def test_a_file_of_it_loads_anywhere(gpu, precision, tmp_path):
     assert xpnet.load(tmp_path / "m.safetensors", backend="cpu").precision is None
 
 
-# float16 scales the loss ------------------------------------------------------------------------------------------------
+# float16 scales the loss ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
