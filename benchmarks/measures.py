@@ -54,7 +54,7 @@ def step(plan: Plan) -> Iterator[Row]:
 def epoch(plan: Plan) -> Iterator[Row]:
     """An epoch from end to end (checks, shuffle, gather, metrics too) beside so many of xpnet's steps; and memory."""
     for net, threads, batch, situation in _situations(plan, [128]):
-        names = [name for name in _peers(plan, NETS[net]) if name != "floor"] + ["xpnet-uint8"]
+        names = [name for name in _peers(plan, NETS[net]) if name not in ("floor", "jax-scan")] + ["xpnet-uint8"]
         rounds, steps_an_epoch = max(3, plan.rounds // 3), epoch_size(NETS[net]) / batch
         with workers(names, net, batch, plan.device, threads) as team:
             figures, steps = {name: Figure([]) for name in names}, Figure([])
@@ -74,7 +74,8 @@ def epoch(plan: Plan) -> Iterator[Row]:
 def inference(plan: Plan) -> Iterator[Row]:
     """A call of predict, from host array to host array, of 1 sample and of 1024."""
     for net, threads, batch, situation in _situations(plan, [1, 1024]):
-        names = [name for name in _peers(plan, NETS[net]) if name != "floor"]
+        left_out = ("floor", "jax-scan", "torch-graph", "xpnet-call-by-call")  # no other inference than others
+        names = [name for name in _peers(plan, NETS[net]) if name not in left_out]
         with workers(names, net, batch, plan.device, threads) as team:
             yield Row("inference", situation, interleaved(team, "predict", plan.rounds))
 
@@ -124,10 +125,35 @@ def accuracy(plan: Plan) -> Iterator[Row]:
         yield Row("accuracy", situation, {"xpnet": accuracies})
 
 
+_PRECISIONS = ("", "-tf32", "-bfloat16")
+
+
+def rate(plan: Plan) -> Iterator[Row]:
+    """A step of three hidden layers of 4096, batch 4096, beside its products alone: in float32, tf32 and bfloat16."""
+    for suffix in _PRECISIONS:
+        own, floor = f"xpnet{suffix}", f"floor{suffix}"
+        with workers([own, floor], "mlp-4096", 4096, plan.device, 1) as team:
+            figures = interleaved(team, "step", plan.rounds)
+        situation = f"mlp-4096, {suffix[1:] or 'float32'}, batch 4096"
+        yield Row("rate", situation, {"xpnet": figures[own], "floor": figures[floor]})
+
+
+def profile(plan: Plan) -> Iterator[Row]:
+    """One step kernel by kernel: µs of each, and how many times its floor; see benchmarks/profile.py."""
+    from benchmarks.profile import profile_of
+
+    for net in ("mlp", "cnn"):
+        for what, seconds, floor in profile_of(net, 128, plan.device):
+            yield Row("profile", what, {"xpnet": Figure([seconds]), "floor": Figure([floor])})
+
+
 MEASURES: dict[str, Callable[[Plan], Iterator[Row]]] = {
     "step": step,
     "epoch": epoch,
     "inference": inference,
     "imports": imports,
     "accuracy": accuracy,
+    "rate": rate,
+    "profile": profile,
 }
+ONLY_ON_GPU = ("rate", "profile")

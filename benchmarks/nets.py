@@ -23,6 +23,7 @@ def _mlp(*widths: int) -> tuple[tuple, ...]:
 NETS = {
     "mlp": Net((784,), _mlp(128), "sgd"),
     "mlp-wide": Net((784,), _mlp(512, 512), "sgd"),
+    "mlp-4096": Net((784,), _mlp(4096, 4096, 4096), "sgd"),  # for a GPU
     "cnn": Net(
         (28, 28, 1),
         (

@@ -15,7 +15,8 @@ from benchmarks.measures import Plan, Row
 from benchmarks.rounds import Figure, ratio
 
 UNITS = {"step": (1e3, "ms"), "epoch": (1.0, "s"), "memory": (2.0**-20, "MiB"), "inference": (1e3, "ms"),
-         "imports": (1.0, "s"), "training": (1.0, "s"), "accuracy": (1.0, "")}  # fmt: skip
+         "imports": (1.0, "s"), "training": (1.0, "s"), "accuracy": (1.0, ""), "rate": (1e3, "ms"),
+         "profile": (1e6, "µs")}  # fmt: skip
 
 
 def line(row: Row, first: bool) -> str:
@@ -38,7 +39,9 @@ def save(folder: Path, plan: Plan, rows: list[Row]) -> Path:
     report = {**circumstances(plan.device), "plan": plan._asdict(), "rows": [_as_json(row) for row in rows]}
     text = json.dumps(report, indent=1)
     path.write_text(re.sub(r"\[[^\[\]{}]*\]", _on_one_line, text) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(markdown(rows), encoding="utf-8")
+    told = " · ".join(f"{name} {text}" for name, text in report["versions"].items())
+    heading = f"{report['date']}, commit {report['commit']}, {report['machine']}, {report['cores']} cores; {told}"
+    path.with_suffix(".md").write_text(f"{heading}\n\n{markdown(rows)}", encoding="utf-8")
     if any(row.measure == "step" for row in rows):
         with contextlib.suppress(ImportError):
             bars(path.with_suffix(".png"), rows)

@@ -1,8 +1,13 @@
 """One fixture over all devices: a test is written once and runs on NumPy, on the strict stand-in and on a GPU."""
 
 import collections
+import contextlib
+import importlib.metadata
 import os
+import platform
 import re
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +31,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Why tests were skipped, a line a reason; and how many lines coverage leaves out as runnable on a GPU only."""
+    """Why tests were skipped, a line a reason; how many lines coverage leaves out; and what ran on which GPU."""
     reasons = collections.Counter(
         report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
     )
@@ -35,6 +40,27 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     sources = Path(xpnet.__file__).parent.rglob("*.py")
     excluded = sum(len(re.findall(r"# gpu only$", path.read_text(encoding="utf-8"), re.M)) for path in sources)
     terminalreporter.write_line(f"lines of the package that coverage excludes as GPU-only: {excluded}")
+    if not WHY_NO_GPU:
+        terminalreporter.write_line("\n".join(_of_the_gpu(terminalreporter)))
+
+
+def _of_the_gpu(terminalreporter: pytest.TerminalReporter) -> list[str]:
+    """A block of text for benchmarks/results: the tests marked `gpu`, the device, the versions, the commit."""
+    counts = {
+        what: sum("gpu" in report.keywords for report in terminalreporter.stats.get(what, []))
+        for what in ("passed", "failed", "error", "skipped")
+    }
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    versions = []
+    for name in ("numpy", "cupy-cuda12x", "cupy-cuda13x", "cupy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+    return [
+        f"GPU tests, {time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip() or 'unknown'}: "
+        + ", ".join(f"{count} {what}" for what, count in counts.items()),
+        *(f"  {label}: {text}" for label, text in xpnet.get_backend("gpu").describe()),
+        f"  Python {platform.python_version()}, {', '.join(versions)}",
+    ]
 
 
 @pytest.fixture(params=["cpu", "strict", "emulated", pytest.param("gpu", marks=pytest.mark.gpu)])

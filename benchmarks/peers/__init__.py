@@ -9,14 +9,20 @@ from benchmarks.nets import Net
 class Peer(Protocol):
     """One library, with one net at one batch size. `make(net, batch, device)` in its module makes it."""
 
+    #: How many steps a call of `step` makes.
+    steps_at_once: int = 1
+
     def step(self) -> None:
         """One training step on a batch that lies in memory: forward, loss, backward, update."""
 
     def synchronize(self) -> None:
         """Wait for the device."""
 
-    def epoch(self, x: Any, y: Any) -> None:
-        """Train once through host arrays, shuffled, and learn the mean loss and the accuracy."""
+    def epoch(self, x: Any, y: Any) -> float | None:
+        """Train once through host arrays, shuffled, and learn the mean loss and the accuracy.
+
+        On a GPU they lie on the device from the first call on. Where it took its own time, it tells the seconds.
+        """
 
     def predict(self, x: Any) -> Any:
         """Outputs for a host array, as a host array."""
@@ -35,12 +41,19 @@ class Kind(NamedTuple):
 KINDS = {
     "xpnet": Kind("own"),
     "xpnet-plain": Kind("own", environment={"XPNET_FAST": "0"}),  # without the extra `fast`
+    "xpnet-tf32": Kind("own", "tf32"),
+    "xpnet-bfloat16": Kind("own", "bfloat16"),
+    "xpnet-call-by-call": Kind("own", environment={"XPNET_CUDA_GRAPHS": "0"}),
     "xpnet-uint8": Kind("own", "uint8", dtype="uint8"),  # scaled in the step, as examples/mnist.py does
     "floor": Kind("floor"),  # the matrix products of the net and nothing else
+    "floor-tf32": Kind("floor", "tf32"),
+    "floor-bfloat16": Kind("floor", "bfloat16"),
     "torch": Kind("pytorch"),
+    "torch-graph": Kind("pytorch", "graph"),
     "torch-channels-last": Kind("pytorch", "channels-last"),
     "torch-compile": Kind("pytorch", "compile"),
     "jax": Kind("jax_"),
+    "jax-scan": Kind("jax_", "scan"),
     "sklearn": Kind("sklearn_", only_dense=True),
 }
 

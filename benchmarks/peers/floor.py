@@ -12,8 +12,8 @@ from benchmarks.nets import Net, shapes
 
 
 class Floor:
-    def __init__(self, net: Net, batch: int, device: str) -> None:
-        self.backend, self.batch = xpnet.get_backend(device), batch
+    def __init__(self, net: Net, batch: int, device: str, precision: str) -> None:
+        self.backend, self.batch, self.precision = xpnet.get_backend(device), batch, precision or "float32"
         self.convolves = any(layer[0] == "conv" for layer in net.layers)
         self.products: list[Callable[[], None]] = []
         first = True
@@ -31,12 +31,17 @@ class Floor:
         x, weight, y = self._array(self.batch, inputs), self._array(inputs, units), self._array(self.batch, units)
         grad_weight, grad_x = self._array(inputs, units), self._array(self.batch, inputs)
         matmul = self.backend.xp.matmul
+        grad = y
+        if self.backend.name != "cpu":  # the same cuBLAS as xpnet's, with factors that are rounded already
+            matmul = self.backend.matmul
+            with self.backend.products(self.precision):
+                x, weight, grad = self.backend.operand(x), self.backend.operand(weight), self.backend.operand(y)
 
         def run() -> None:
             matmul(x, weight, out=y)
-            matmul(x.T, y, out=grad_weight)
+            matmul(x.T, grad, out=grad_weight)
             if not first:
-                matmul(y, weight.T, out=grad_x)
+                matmul(grad, weight.T, out=grad_x)
 
         self.products.append(run)
 
@@ -74,8 +79,8 @@ class Floor:
         return array
 
     def step(self) -> None:
-        if self.convolves:
-            with self.backend.working():
+        if self.convolves or self.backend.name != "cpu":
+            with self.backend.working(), self.backend.products(self.precision):
                 self._run()
         else:
             self._run()
@@ -89,4 +94,4 @@ class Floor:
 
 
 def make(net: Net, batch: int, device: str, option: str) -> Floor:
-    return Floor(net, batch, device)
+    return Floor(net, batch, device, option)

@@ -1,13 +1,14 @@
 """xpnet itself."""
 
-from collections.abc import Iterator
+import contextlib
 
 import xpnet
 from benchmarks.nets import RATES, Net
 from benchmarks.samples import batch_of
 from xpnet import layers, losses, optimizers
-from xpnet.data import Batch, prepare
+from xpnet.data import Update, prepare
 from xpnet.layers.base import Workspace
+from xpnet.replay import Player
 from xpnet.step import Figures, Step
 
 _LAYERS = {
@@ -22,45 +23,46 @@ _OPTIMIZERS = {"sgd": optimizers.SGD, "adam": optimizers.Adam}
 
 
 class Own:
-    """The step is that of `fit`, with its mean loss."""
+    """The step is that of `fit`, with its mean loss; on a GPU recorded as a graph, as there."""
 
-    def __init__(self, net: Net, batch: int, device: str, dtype: str) -> None:
+    def __init__(self, net: Net, batch: int, device: str, option: str) -> None:
         stack = [_LAYERS[kind](*arguments) for kind, *arguments in net.layers]
+        dtype = "uint8" if option == "uint8" else "float32"
         if dtype == "uint8":
             stack.insert(0, layers.Rescale(1 / 255))
-        self.model = xpnet.Sequential(stack, net.input_shape, backend=device)
+        precision = option if option in ("tf32", "float16", "bfloat16") else None
+        self.model = xpnet.Sequential(stack, net.input_shape, backend=device, precision=precision)
+        self._open = contextlib.ExitStack()  # as long as this process
+        self._open.enter_context(self.model.backend.stream())
         self.optimizer = _OPTIMIZERS[net.optimizer](RATES[net.optimizer])
         self.batch = batch
         state, loss = self.model._state, losses.SoftmaxCrossEntropy()
-        state.begin(self.model.context.store, loss, [], self.optimizer)
-        self._data = prepare(self.model, *batch_of(net, batch, dtype), loss)
-        self._step, self._work = Step(self.model, state), Workspace(self.model.context)
+        state.begin(self.model.context, loss, [], self.optimizer)
+        data = prepare(self.model, *batch_of(net, batch, dtype), loss)
+        self.player = Player(Step(self.model, state), streamed=False)
+        self._update = Update(data, Workspace(self.model.context), None, 0, batch, batch)
         self._steps = 1000
-        self._batches = self._endless()
-        self._begin()
-
-    def _begin(self) -> None:
-        self._figures, self._room = Figures(self.model, [], self._steps), self._steps
+        self._figures = Figures(self.model, [], self._steps)
 
     def step(self) -> None:
-        if not self._room:
-            self._begin()
-        self._room -= 1
-        self._step(self._batches, self.batch, self._figures)
-
-    def _endless(self) -> Iterator[Batch]:
-        while True:
-            yield from self._data.batches(self._work, self.batch)
+        if self._figures.steps == self._steps:
+            self._figures.clear()
+        self.player(self._update, self._figures)
 
     def synchronize(self) -> None:
         self.model.backend.synchronize()
 
-    def epoch(self, x, y) -> None:
-        self.model.fit(x, y, optimizer=self.optimizer, batch_size=self.batch, verbose=0)
+    def epoch(self, x, y) -> float | None:
+        """On a GPU the last of several epochs, of data that is there by then: what comes before it comes once."""
+        if self.model.backend.name == "cpu":
+            self.model.fit(x, y, optimizer=self.optimizer, batch_size=self.batch, verbose=0)
+            return None
+        history = self.model.fit(x, y, optimizer=self.optimizer, batch_size=self.batch, epochs=5, verbose=0)
+        return history.seconds[-1]
 
     def predict(self, x):
         return self.model.predict(x)
 
 
 def make(net: Net, batch: int, device: str, option: str) -> Own:
-    return Own(net, batch, device, option or "float32")
+    return Own(net, batch, device, option)
