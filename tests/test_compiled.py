@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import threadpoolctl
+from blas import limited_to
 from without_numba import formulas_only
 
 import xpnet
@@ -29,7 +29,7 @@ REFERENCE = Backend("reference", np)
 def cpu(request):
     """The CPU's backend at work in one part, and in several."""
     backend = xpnet.get_backend("cpu")
-    with threadpoolctl.threadpool_limits(request.param, user_api="blas"), backend.working(request.param > 1):
+    with limited_to(request.param), backend.working(request.param > 1):
         yield backend
 
 
@@ -258,7 +258,7 @@ def largest_allocations(work):
         return trace
 
     outer = sys.gettrace()
-    with threadpoolctl.threadpool_limits(1, user_api="blas"):  # one thread, one line at a time
+    with limited_to(1):  # one thread, one line at a time
         work()
         gc.collect()
         tracemalloc.start()

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import threadpoolctl
+from blas import limited_to
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strict import StrictBackend
@@ -387,7 +387,7 @@ def test_threads_and_chunks_side_by_side_give_the_same(rng, name, monkeypatch):
     results = []
     for threads, bound in ((1, 2**40), (3, 2**40), (3, 1)):
         monkeypatch.setattr(layer.context.backend, "workspace_bytes", bound)
-        with threadpoolctl.threadpool_limits(threads, user_api="blas"):
+        with limited_to(threads):
             results.append(both_ways(layer, x, grad_y))
     for other in results[1:]:
         alike(other, results[0])
@@ -470,7 +470,7 @@ def test_two_models_train_in_two_threads_as_one_after_the_other():
             trained(model, rng)
         return [p.value.copy() for p in model.parameters]
 
-    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+    with limited_to(2):
         alone = [train(seed) for seed in range(4)]
         for got, want in zip(train(0), alone[0], strict=True):
             np.testing.assert_array_equal(got, want)  # a run is repeatable bit for bit

@@ -8,7 +8,7 @@ import pickle
 
 import numpy as np
 import pytest
-import threadpoolctl
+from blas import limited_to
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strict import StrictBackend
@@ -318,9 +318,9 @@ def test_the_compiled_loops_agree_with_the_formulas_and_threads_with_one(rng, na
     layer = made(name, "cpu")
     x, grad_y = samples(rng, layer, 5)
     at_work = layer.context.backend.working  # as in a model
-    with threadpoolctl.threadpool_limits(1, user_api="blas"), at_work():
+    with limited_to(1), at_work():
         wanted = both_ways(layer, x, grad_y)
-    with threadpoolctl.threadpool_limits(3, user_api="blas"), at_work():
+    with limited_to(3), at_work():
         results = [both_ways(layer, x, grad_y)]
         with formulas_only():
             results.append(both_ways(layer, x, grad_y))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from threadpoolctl import threadpool_limits
+from blas import limited_to
 
 from xpnet.backends import cpu_primitives, get_backend
 
@@ -20,6 +20,6 @@ def way_of_working(request, monkeypatch):
     if request.param != "formulas" and cpu_primitives.kernels() is None:
         pytest.skip("Numba is not installed")
     threads = 3 if request.param == "threads" else 1
-    with threadpool_limits(threads, user_api="blas"), get_backend("cpu").working():
+    with limited_to(threads), get_backend("cpu").working():
         yield
     cpu_primitives.kernels.cache_clear()

@@ -64,7 +64,8 @@ class FusedPrimitives(Backend):
     def why_no_cublas(self) -> str | None:
         """Why cuBLAS cannot be called directly; None if it can."""
         try:
-            self._cublas()
+            with self.device():
+                self._cublas()
         except Exception as error:
             return self._without("cuBLAS cannot be called", error)
         return None
