@@ -2,8 +2,10 @@
 
 import copy
 import inspect
+import os
 import pickle
 import platform
+import sys
 
 import numpy as np
 import pytest
@@ -238,3 +240,19 @@ class Cuda:
 def test_arrays_of_other_libraries_on_a_gpu_come_to_the_cpu(way):
     np.testing.assert_array_equal(xpnet.get_backend("cpu").asarray(Cuda(way)), A)
     np.testing.assert_array_equal(xpnet.get_backend("cpu").to_numpy(Cuda(way)), A)
+
+
+def test_the_cpu_tells_its_memory():
+    backend = xpnet.get_backend("cpu")
+    before = backend.memory()
+    assert before.held == before.used
+    if sys.platform == "linux":
+        room = backend.zeros((2**26,), "uint8") + 1
+        after = backend.memory()
+        assert after.used - before.used > 2**25 and 0 < after.free < after.total and len(room)
+    backend.free_memory()
+
+
+def test_memory_that_the_system_does_not_tell_is_none(monkeypatch):
+    monkeypatch.delattr(os, "sysconf", raising=False)
+    assert xpnet.get_backend("cpu").memory() == (0, 0, None, None)

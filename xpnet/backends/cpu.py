@@ -9,6 +9,7 @@ from typing import Any
 import numpy
 
 from xpnet.backends.arrays import Array, DType
+from xpnet.backends.base import Memory
 from xpnet.backends.cpu_primitives import ThreadedPrimitives, loops_to_use
 
 _ALIGNMENT = 64  # bytes: a cache line, and an AVX-512 register
@@ -40,6 +41,16 @@ class CPUBackend(ThreadedPrimitives):
         out = self.empty(shape, dtype)
         out.fill(0)
         return out
+
+    def memory(self) -> Memory:
+        """Of the whole process, as the system tells it; 0 and None where it does not."""
+        used, free, total = 0, None, None
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            page = os.sysconf("SC_PAGE_SIZE")
+            free, total = (os.sysconf(name) * page for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
+            with open("/proc/self/statm", encoding="ascii") as numbers:
+                used = int(numbers.read().split()[1]) * page
+        return Memory(used, used, free, total)
 
     def describe(self) -> list[tuple[str, str]]:
         blas, threads = blas_and_threads()

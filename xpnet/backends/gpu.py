@@ -46,9 +46,8 @@ class GPUBackend(FusedPrimitives):
             a = detached(a)
             if not isinstance(a, self.xp.ndarray) and not hasattr(a, "__cuda_array_interface__"):
                 a = self.xp.from_dlpack(a) if _on_cuda(a) else numpy.asarray(to_host(a))
-                if (uploads := getattr(self._threads_own, "uploads", None)) is not None and isinstance(
-                    a, numpy.ndarray
-                ):
+                uploads = getattr(self._threads_own, "uploads", None)
+                if uploads is not None and isinstance(a, numpy.ndarray) and a.dtype.isnative and a.size:
                     a = uploads.through_pinned_memory(a)
             return self.xp.asarray(a, dtype=dtype)
 
@@ -157,8 +156,6 @@ class OverlappedUploads(Uploads):
 
     def through_pinned_memory(self, a: numpy.ndarray[Any, Any]) -> Array:
         """A host array on the device: only from pinned memory is a copy made beside other work."""
-        if a.nbytes == 0:
-            return self._backend.xp.asarray(a)
         memory = self._cuda.alloc_pinned_memory(a.nbytes)
         self._pinned.append(memory)
         pinned = numpy.frombuffer(memory, dtype=a.dtype, count=a.size).reshape(a.shape)
