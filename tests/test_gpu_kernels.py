@@ -75,7 +75,7 @@ def numbers(rng, shape, dtype, special=False):
 @pytest.mark.parametrize("real", ["float", "double"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nvrtc_compiles_every_kernel(architecture, real):
-    compiler = pytest.importorskip("cupy.cuda.compiler")
+    compiler = pytest.importorskip("cupy.cuda.compiler", reason="CuPy is not installed")
     program = compiler._NVRTCProgram(gpu_kernels.SOURCE, "kernels.cu", method="cubin")
     try:
         cubin, _ = program.compile([f"-arch=sm_{architecture}", f"-DREAL={real}"])
