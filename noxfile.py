@@ -38,6 +38,13 @@ def tests_gpu(session: nox.Session) -> None:
     session.run("pytest", "-m", "gpu", *session.posargs)
 
 
+@nox.session(name="tests-mpi")
+def tests_mpi(session: nox.Session) -> None:
+    """Several processes of a real mpiexec train one model: 2 and 4 ranks, one of them killed, and the example."""
+    session.install(".[dev,mpi]")
+    session.run("pytest", "tests/test_distributed.py", *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
+
+
 @nox.session(name="mnist-cpu")
 def mnist_cpu(session: nox.Session) -> None:
     """Train MNIST on the CPU; the bundled digits where MNIST can be neither found nor downloaded."""
@@ -122,6 +129,13 @@ def benchmark_cpu(session: nox.Session) -> None:
     """xpnet beside PyTorch, JAX, scikit-learn and the matrix products alone; every option of `python -m benchmarks`."""
     session.install(".[fast,plots]", "torch==2.13.0", "jax", "scikit-learn")
     session.run("python", "-m", "benchmarks", "--device", "cpu", *session.posargs)
+
+
+@nox.session(name="benchmark-mpi")
+def benchmark_mpi(session: nox.Session) -> None:
+    """Two ranks beside one process, and the time of an all-reduce by its bytes."""
+    session.install(".[fast,mpi]")
+    session.run("python", "-m", "benchmarks.distributed", *session.posargs)
 
 
 @nox.session(name="benchmark-gpu")

@@ -4,12 +4,14 @@
     python examples/mnist.py --model cnn                      # a small convolutional network
     python examples/mnist.py --model resnet                   # a better one, which sees every image distorted anew
     python examples/mnist.py --backend cpu --plots pictures
+    mpiexec -n 2 python examples/mnist.py --distributed       # two processes share every batch
 
 Only the name given to `backend=` says where the arithmetic runs; all else is the same on both devices.
 """
 
 import argparse
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -122,7 +124,7 @@ RECIPES = {
 DIGITS_EPOCHS, DIGITS_BATCH_SIZE, DIGITS_LEARNING_RATE = 20, 16, 4e-3
 
 
-def train(model, x, y, recipe, verbose=2):
+def train(model, x, y, recipe, verbose=2, distributed=False):
     """AdamW, while the learning rate climbs to its peak and then sinks to almost nothing."""
     steps_per_epoch = -(-len(x) // recipe.batch_size)  # the last batch may be smaller
     schedule = schedules.OneCycle(recipe.learning_rate, steps=recipe.epochs * steps_per_epoch)
@@ -133,6 +135,7 @@ def train(model, x, y, recipe, verbose=2):
         optimizer=optimizers.AdamW(schedule, weight_decay=recipe.weight_decay),
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
+        distributed=distributed,
         verbose=verbose,
     )
 
@@ -197,8 +200,17 @@ def save_pictures(folder, model, history, x, y, counts):
 
 
 def run(options):
-    """The whole experiment; returns the accuracy on the test set."""
-    backend = xpnet.get_backend(options.backend)
+    """The whole experiment; returns the accuracy on the test set, or None on all ranks but the first."""
+    ranks, name = False, options.backend
+    if options.distributed:
+        from xpnet.distributed import Communicator  # here, because it needs mpi4py
+
+        ranks = Communicator()
+        name = ranks.backend(name)  # of several GPUs, each rank takes its own
+        if ranks.rank:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until this process ends
+        print(f"{'ranks':9s}{ranks.size} ranks share each batch")
+    backend = xpnet.get_backend(name)
     for label, text in backend.describe():
         print(f"{label:9s}{text}")
     if options.plots:
@@ -216,8 +228,10 @@ def run(options):
     print(model.summary(), end="\n\n")
 
     start = time.perf_counter()
-    history = train(model, x, y, recipe)
+    history = train(model, x, y, recipe, distributed=ranks)
     print(f"trained for {time.perf_counter() - start:.1f} s\n")
+    if ranks and ranks.rank:
+        return None
 
     # The test images are looked at once, here, after all choices have been made.
     result = model.evaluate(*task.test, metrics=["accuracy", "confusion_matrix"])
@@ -274,6 +288,7 @@ def main():
     parser.add_argument(
         "--save", type=file_to_write, metavar="PATH", help="write the trained model to this .safetensors file"
     )
+    parser.add_argument("--distributed", action="store_true", help="share batches with other processes of mpiexec")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write pictures into this folder (needs matplotlib)")
     options = parser.parse_args()
     sys.stdout.reconfigure(errors="replace")  # a terminal that lacks the sign × shall not end the run
@@ -281,7 +296,7 @@ def main():
         accuracy = run(options)
     except (errors.XpnetError, OSError) as error:
         sys.exit(f"mnist.py: {error}")
-    if options.target_accuracy is not None and accuracy < options.target_accuracy:
+    if None not in (options.target_accuracy, accuracy) and accuracy < options.target_accuracy:
         sys.exit(f"mnist.py: the test accuracy {accuracy:.4f} is below the target of {options.target_accuracy:g}")
 
 

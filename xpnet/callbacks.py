@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TextIO
 
 from xpnet.config import is_number, is_whole
 from xpnet.errors import ArgumentError
@@ -23,6 +23,9 @@ class Callback:
     Epochs and steps count from 0 over the model's life, so a second fit goes on where the first ended. Device values
     should be read seldom: `self.run.logs()` waits for the GPU.
     """
+
+    #: Whether it prints or writes, so that of several ranks only the first one calls it.
+    only_on_first_rank: ClassVar[bool] = False
 
     #: Set by fit: epochs, steps, samples, batch_size, history, state (its learning_rate), logs() of the epoch so far.
     run: "Run"
@@ -57,6 +60,8 @@ class Callback:
 
 class ProgressBar(Callback):
     """A bar an epoch: samples per second, time left, loss and metrics. Silent where the stream is no terminal."""
+
+    only_on_first_rank = True
 
     def __init__(self, stream: TextIO | None = None, seconds: float = 0.5) -> None:
         self.stream, self.seconds = stream, seconds
@@ -102,6 +107,8 @@ class ProgressBar(Callback):
 
 class EpochLines(Callback):
     """A printed line an epoch: figures, seconds, samples per second."""
+
+    only_on_first_rank = True
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream
@@ -291,6 +298,8 @@ class Checkpoint(_Monitor):
 
     def on_step_end(self, model: "Sequential", step: int) -> None:
         due = self.minutes is not None and time.monotonic() >= self._written + 60 * self.minutes
+        if self.minutes is not None and self.run.ranks.size > 1:
+            due = self.run.ranks.of_first(due)  # by one clock, for all have to write together
         if due and self.run.history.stopped is None:  # one that was stopped ends its epoch first
             self._write()
 
@@ -320,11 +329,14 @@ class Checkpoint(_Monitor):
         if (value, epoch) in self.kept:
             self.run.save(self.file_of_epoch(epoch))
         for _, worse in ranked[self.keep_best :]:
-            self.file_of_epoch(worse).unlink(missing_ok=True)
+            if self.run.ranks.rank == 0:
+                self.file_of_epoch(worse).unlink(missing_ok=True)
 
 
 class CSVLogger(Callback):
     """A row an epoch into a CSV file: epoch, seconds, and the figures. `append` continues a file that is there."""
+
+    only_on_first_rank = True
 
     def __init__(self, path: Any, append: bool = False) -> None:
         self.path, self.append = path, append

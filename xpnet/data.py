@@ -1,8 +1,9 @@
 """Data on its way into a model: checked once, put on the device once, handed out in batches."""
 
 import math
+import zlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy
@@ -12,6 +13,7 @@ from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
 from xpnet.layers.base import Workspace
 from xpnet.layers.containers import Sequential
 from xpnet.losses import Loss
+from xpnet.ranks import ALONE, Ranks
 
 
 @dataclass
@@ -19,13 +21,16 @@ class Batch:
     """Some samples on the device. Good until the next batch is made.
 
     x: inputs.  y: targets.  weights: what each sample weighs in the loss.  counts: how often it counts in metrics,
-    which is its weight without its class's.  None where all are 1.
+    which is its weight without its class's.  None where all are 1.  first_row: its place in the update, over all ranks.
+    idle: this rank has no rows of the batch, and holds one of zeros that is not to count.
     """
 
     x: Array
     y: Array
     weights: Array | None
     counts: Array | None
+    first_row: int = field(default=0, kw_only=True)
+    idle: bool = field(default=False, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -41,13 +46,26 @@ class Samples(Batch):
     def samples(self) -> int:
         return len(self)
 
+    def digest(self) -> str:
+        """The layout of the set, and a check of some of its numbers: to tell whether others have the same."""
+        rows = [0, len(self) // 2, len(self) - 1]
+        parts = [numpy.asarray([_tell(a[i]) for i in rows]) for a in self.arrays]
+        layouts = ", ".join(f"{a.dtype} {tuple(a.shape)}" for a in self.arrays)
+        return f"{layouts}, check {zlib.crc32(numpy.concatenate(parts).tobytes()):08x}"
+
     @property
     def arrays(self) -> list[Array]:
         """x, y, and the weights and counts that there are."""
         return [a for a in (self.x, self.y, self.weights, self.counts) if a is not None]
 
     def updates(
-        self, work: Workspace, size: int, accumulate: int, key: Sequence[int] | None, first: int = 0
+        self,
+        work: Workspace,
+        size: int,
+        accumulate: int,
+        key: Sequence[int] | None,
+        first: int = 0,
+        ranks: Ranks = ALONE,
     ) -> Generator["Update"]:
         """An epoch in batches of `size`, so many to an update, from sample `first` on.
 
@@ -58,28 +76,59 @@ class Samples(Batch):
             order = work.context.backend.asarray(numpy.random.default_rng(key).permutation(len(self)))
         for start in range(first, len(self), size * accumulate):
             rows = min(size * accumulate, len(self) - start)
-            yield Update(self, work, order, start, rows, size)
+            yield Update(self, work, order, start, rows, size, ranks)
 
     def batches(
-        self, work: Workspace, size: int, order: Array | None = None, first: int = 0, end: int | None = None
+        self,
+        work: Workspace,
+        size: int,
+        order: Array | None = None,
+        first: int = 0,
+        end: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> Iterator[Batch]:
-        """Batches of `size`, the last one perhaps smaller, of the rows in `order`, or as they lie, from `first` on."""
+        """Batches of `size`, the last one perhaps smaller, of the rows in `order`, or as they lie, from `first` on.
+
+        Of each, the rows of this rank.
+        """
         end = len(self) if end is None else end
         for start in range(first, end, size):
-            stop = min(start + size, end)
-            rows = slice(start, stop) if order is None else order[start:stop]
+            own = ranks.share(min(size, end - start))
+            place = slice(start + own.start, start + own.stop)
+            if own.start == own.stop:
+                yield self._idle(work)
+                continue
+            rows = self.rows_at(place) if order is None else order[place]
             yield Batch(
                 _rows(work, "x", self.x, rows, self.x_dtype),
                 _rows(work, "y", self.y, rows, self.y.dtype),
                 None if self.weights is None else _rows(work, "weights", self.weights, rows, self.weights.dtype),
                 None if self.counts is None else _rows(work, "counts", self.counts, rows, self.counts.dtype),
+                first_row=place.start - first,
             )
+
+    def rows_at(self, place: slice) -> slice:
+        """Where the samples at these places of the set lie in the arrays."""
+        return place
+
+    def weight(self, update: "Update") -> Array:
+        """Σ w over the samples of an update, of all ranks; without axes, on the device."""
+        xp, place = update.work.context.backend.xp, slice(update.start, update.start + update.rows)
+        weights: Array = self.weights
+        return total_weight(xp, weights[place] if update.order is None else xp.take(weights, update.order[place]))
+
+    def _idle(self, work: Workspace) -> Batch:
+        zeros = work.context.backend.zeros
+        x = zeros((1, *self.x.shape[1:]), self.x_dtype)
+        y = zeros((1, *self.y.shape[1:]), self.y.dtype)
+        weights = None if self.weights is None else zeros((1,), self.weights.dtype)
+        return Batch(x, y, weights, weights, idle=True)
 
 
 class Update(NamedTuple):
     """What one update of the parameters is made of: `rows` of the samples from `start` on, in batches of `size`.
 
-    order: in which they are taken, or None as they lie.
+    order: in which they are taken, or None as they lie.  ranks: that share each batch.
     """
 
     samples: Samples
@@ -88,6 +137,7 @@ class Update(NamedTuple):
     start: int
     rows: int
     size: int
+    ranks: Ranks = ALONE
 
     @property
     def several(self) -> int:
@@ -100,15 +150,12 @@ class Update(NamedTuple):
         return [min(self.size, self.rows - first) for first in range(0, self.rows, self.size)]
 
     def batches(self) -> Iterator[Batch]:
-        return self.samples.batches(self.work, self.size, self.order, self.start, self.start + self.rows)
+        end = self.start + self.rows
+        return self.samples.batches(self.work, self.size, self.order, self.start, end, self.ranks)
 
     def total(self) -> Any:
-        """Σ w over them, a number or a 0-d array on the device."""
-        weights = self.samples.weights
-        if weights is None:
-            return self.rows
-        xp, part = self.work.context.backend.xp, slice(self.start, self.start + self.rows)
-        return total_weight(xp, weights[part] if self.order is None else xp.take(weights, self.order[part]))
+        """Σ w over them, of all ranks: a number or a 0-d array on the device."""
+        return self.rows if self.samples.weights is None else self.samples.weight(self)
 
 
 def prepare(
@@ -223,6 +270,12 @@ def _converted(backend: Backend, a: Array, dtype: DType) -> Array:
     """`a` in the model's dtype; what is too large for it becomes infinite in silence, and is refused after that."""
     with numpy.errstate(over="ignore"):
         return backend.asarray(a, dtype=dtype)
+
+
+def _tell(sample: Array) -> float:
+    """A number that two different samples hardly share. Reads the device."""
+    flat = sample.reshape(-1).astype("float64")
+    return float((flat * (1.0 + flat)).sum())
 
 
 def _rows(work: Workspace, name: str, array: Array, rows: Any, dtype: DType) -> Array:

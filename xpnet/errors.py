@@ -39,6 +39,10 @@ class RecordingError(XpnetError, RuntimeError):
     """A training step cannot be recorded, and runs call by call. Never leaves `fit`."""
 
 
+class DistributedError(XpnetError, RuntimeError):
+    """The ranks of a run do not agree, or one of them has failed."""
+
+
 class StateError(XpnetError, RuntimeError):
     """A call came at the wrong moment: before build, backward without forward, a layer used twice."""
 

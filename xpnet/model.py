@@ -19,6 +19,7 @@ from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
 from xpnet.parameters import ParameterStore
+from xpnet.ranks import ALONE, Ranks
 from xpnet.step import TrainingState
 from xpnet.streams import Stream, streamed
 from xpnet.training import History
@@ -113,7 +114,7 @@ class Sequential(layers_.Sequential):
         class_weight: Mapping[int, float] | Sequence[float] | None = None,
         accumulate: int = 1,
         resume_from: Any = None,
-        distributed: bool = False,
+        distributed: bool | Ranks = False,
         verbose: int = 1,
     ) -> History:
         """Train on x (N, *input_shape) and y; return the figures of every epoch.
@@ -129,7 +130,9 @@ class Sequential(layers_.Sequential):
         accumulate: batches whose gradients add up to one update, as one batch that many times as large.
         resume_from: the path of a `callbacks.Checkpoint`. Given the same model, data, arguments and callbacks, the run
             goes on as if it had never stopped; `epochs` counts those before the stop too.
-        distributed: refused in this version; data parallelism is yet to come.
+        distributed: True shares each batch with the other processes that mpiexec has started; or a
+            `distributed.Communicator`. Every rank gives the same model, data and arguments; the first one prints and
+            writes. Any number of ranks makes the same run.
         verbose: 1 a progress bar on a terminal, 2 a printed line an epoch, 0 nothing.
 
         Called again with an equal optimiser it goes on: momenta, schedule and epochs belong to the model. Ctrl-C ends
@@ -138,10 +141,14 @@ class Sequential(layers_.Sequential):
         Raises DataError, ShapeError or ArgumentError before training where the data or the arguments cannot work, and
         DivergenceError where the loss becomes NaN or infinite, with the weights of the epoch's start put back. With
         resume_from: FileError for a file that is missing, damaged or holds no training; ArgumentError where it is of
-        another model, optimiser, loss or metrics; a warning where NumPy, BLAS, threads or device are others.
+        another model, optimiser, loss or metrics; a warning where NumPy, BLAS, threads or device are others. With
+        distributed: DistributedError where ranks were given different things, or one of them cannot train.
         """
-        if distributed:
-            raise ArgumentError("distributed is not in this version of xpnet yet; leave it out.")
+        ranks = ALONE
+        if distributed is not False:
+            from xpnet.distributed import of  # here, because it is a room at the side, and needs mpi4py
+
+            ranks = of(distributed)
         x, y, sample_weight = streamed(x, y, sample_weight)
         with self._built_for(x), self._enough_memory_for(batch_size, training=True), self.backend.stream():
             self._rows_of_forward = None
@@ -149,7 +156,7 @@ class Sequential(layers_.Sequential):
                 self, self._state, x, y, loss=loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size,
                 validation_data=validation_data, validation_split=validation_split, metrics=metrics,
                 callbacks=callbacks, shuffle=shuffle, sample_weight=sample_weight, class_weight=class_weight,
-                accumulate=accumulate, resume_from=resume_from, verbose=verbose,
+                accumulate=accumulate, resume_from=resume_from, verbose=verbose, ranks=ranks,
             )  # fmt: skip
 
     def train_on_batch(

@@ -244,11 +244,11 @@ def _not_counted(step: Step) -> Iterator[None]:
 
 
 def _copy(samples: Samples) -> Samples:
-    copies = {
-        name: None if (array := getattr(samples, name)) is None else array.copy()
-        for name in ("x", "y", "weights", "counts")
-    }
-    return replace(samples, **copies)
+    def copy(array: Array | None) -> Array | None:
+        return None if array is None else array.copy()
+
+    weights, counts = copy(samples.weights), copy(samples.counts)
+    return replace(samples, x=samples.x.copy(), y=samples.y.copy(), weights=weights, counts=counts)
 
 
 def _reason(error: Exception) -> str:

@@ -7,10 +7,14 @@ the epoch and the step.
 
 import json
 import re
+import sys
 import time
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy
 
 from xpnet import checkpoints
 from xpnet.errors import ArgumentError, ArgumentTypeError, FileError
@@ -23,15 +27,20 @@ _FORMAT = "xpnet-training-1"
 
 
 def write(path: Any, run: "Run") -> None:
-    """Write where a run stands, between two updates, whole or not at all. Waits for the device."""
+    """Write where a run stands, between two updates, whole or not at all. Waits for the device.
+
+    Of several ranks the first one writes, with the figures of all of them.
+    """
     state, history = run.state, run.history
+    figures = run.figures.joined(run.ranks) if run.under_way and run.figures is not None else None
+    if run.ranks.rank:
+        return
     assert state.memory is not None
     arrays = {f"slot {name}": vector for name, vector in state.memory.slots.items()}
     if state.scaling is not None:
         arrays["loss scale"] = state.scaling.numbers
-    if run.under_way:
-        assert run.figures is not None
-        arrays |= {f"figures {name}": a for name, a in run.figures.state().items()}
+    if figures is not None:
+        arrays |= {f"figures {name}": a for name, a in figures.state().items()}
         arrays |= {f"start {i}": copy for i, copy in enumerate(run.start.copies)}
     remembered: dict[str, dict[str, Any]] = {}
     for key, callback in _by_kind(run.callbacks):
@@ -45,7 +54,7 @@ def write(path: Any, run: "Run") -> None:
         "format": _FORMAT,
         "what": _what(run),
         "batches": _batches(run),
-        "environment": run.model.backend.environment(),
+        "environment": _environment(run),
         "step": state.step,
         "epoch": state.epoch,
         "rate_factor": state.rate_factor,
@@ -92,14 +101,14 @@ def restore(path: Any, run: "Run") -> "list[tuple[Callback, dict[str, Any] | Non
         }
     present = dict(_by_kind(run.callbacks))
     missing = [key for key, values in remembered.items() if values and key not in present]
-    if missing:
+    if missing and not run.ranks.rank:  # others are without those that print or write
         text = f"{path} holds what callbacks remember that this fit is without: {', '.join(missing)}."
-        warnings.warn(text, UserWarning, stacklevel=4)  # at the call of fit
-    before, now = progress["environment"], run.model.backend.environment()
+        warnings.warn(text, UserWarning, stacklevel=7)  # at the call of fit
+    before, now = {"ranks": "1", **progress["environment"]}, _environment(run)
     other = [f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in now if now[name] != before.get(name)]
     if other:
         text = f"{path}: results will differ by rounding from those of a run that never stopped: {'; '.join(other)}."
-        warnings.warn(text, UserWarning, stacklevel=4)
+        warnings.warn(text, UserWarning, stacklevel=7)
     return [(callback, remembered.get(key)) for key, callback in present.items()]
 
 
@@ -129,6 +138,8 @@ def _restore_place(run: "Run", progress: Mapping[str, Any], arrays: Mapping[str,
         run.began = time.perf_counter() - progress["elapsed"]
         run.figures = run.new_figures()
         run.figures.load_state(_named(arrays, "figures "))
+        if run.ranks.rank:  # they are on the first rank's account
+            run.figures.forget_sums()
         start = _named(arrays, "start ")
         for i, copy in enumerate(run.start.copies):
             copy[...] = run.model.backend.asarray(start[str(i)])
@@ -180,6 +191,31 @@ def _batches(run: "Run") -> dict[str, Any]:
         "batch_size": run.batch_size,
         "accumulate": run.accumulate,
         "shuffle": run.shuffle,
+    }
+
+
+def _environment(run: "Run") -> dict[str, str]:
+    """What must be the same for a run to repeat itself bit for bit."""
+    return {**run.model.backend.environment(), "ranks": str(run.ranks.size)}
+
+
+def what_ranks_share(run: "Run") -> dict[str, str]:
+    """What must be the same on all ranks, by name; of the data its layout and some of its numbers."""
+    model, state = run.model, run.state
+    layout = json.dumps(checkpoints.architecture(model))
+    return {
+        "the version of xpnet": sys.modules["xpnet"].__version__,
+        "the version of NumPy": numpy.__version__,
+        "the seed": str(model.context.seed),
+        "the model": f"{len(model.layers)} layers, check {zlib.crc32(layout.encode()):08x}",
+        "dtype and precision": f"{model.context.dtype}, {model.context.precision}",
+        **_what(run),
+        **{name: str(value) for name, value in _batches(run).items()},
+        "epochs": str(run.epochs),
+        "the epoch": str(state.epoch),
+        "the step": str(state.step),
+        "callbacks": ", ".join(key for key, c in _by_kind(run.callbacks) if not c.only_on_first_rank),
+        "the data": run.data.digest(),
     }
 
 

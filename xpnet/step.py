@@ -19,6 +19,7 @@ from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer, OptimizerState
 from xpnet.parameters import ParameterStore
+from xpnet.ranks import Ranks
 
 
 class TrainingState:
@@ -94,17 +95,23 @@ class Step:
         """Fill the gradients of `count` batches and of the penalties."""
         store = self.model.context.store
         context = self.model.context
-        context.at_step, context.first_row = self.state.step, 0
+        context.at_step = self.state.step
         accumulated: Array = None
         for _ in range(count):
             batch = next(batches)
+            # Noise is numbered by the rows of the whole update.
+            context.first_row, context.idle = batch.first_row, batch.idle
             figures.add(*self.forward_backward(batch, total))
-            context.first_row += len(batch)  # noise is numbered by the rows of the whole update
+            if batch.idle:
+                store.grads[...] = 0.0
             if count > 1:
                 accumulated = store.grads.copy() if accumulated is None else accumulated + store.grads
-        context.first_row = 0
+        context.first_row, context.idle = 0, False
         if accumulated is not None:
             store.grads[...] = accumulated
+        if context.ranks.size > 1:
+            context.backend.refuse_recording("ranks add up their gradients")
+            context.ranks.add_up(store.grads)
         if self.state.scaling is not None:
             self.state.scaling.unscale(store)
         store.add_penalty_gradients()
@@ -176,6 +183,9 @@ class Figures:
         xp, step = self._model.backend.xp, self.steps
         if step == self.record.shape[1]:
             self.record = xp.concatenate([self.record, xp.zeros_like(self.record)], axis=1)
+        if batch.idle:
+            self.count([0], batch.weights is not None)
+            return
         self.take(self.record, step, per_sample, batch, outputs)
         self.count([len(batch)], batch.weights is not None)
 
@@ -206,6 +216,24 @@ class Figures:
             else:
                 self._sums[metric.name] = metric.merge(before, sums)
 
+    def joined(self, ranks: Ranks) -> "Figures":
+        """Those of all ranks together; to be asked on each. Waits for the device."""
+        if ranks.size == 1:
+            return self
+        parts = ranks.gather(self.state())
+        whole, first = Figures(self._model, self._metrics, max(1, self.steps)), parts[0]
+        steps = numpy.sum([part["steps"] for part in parts], axis=0)
+        steps[2] = numpy.max([part["steps"][2] for part in parts], axis=0)  # the same on each that had rows
+        sums: dict[str, Any] = {}
+        for metric in self._metrics:
+            name = f"metric {metric.name}"
+            for part in parts:
+                if name in part:
+                    sums[name] = metric.merge(sums[name], part[name]) if name in sums else part[name]
+        sizes = numpy.sum([part["sizes"] for part in parts], axis=0)
+        whole.load_state({**first, **sums, "steps": steps, "sizes": sizes})
+        return whole
+
     def state(self) -> dict[str, numpy.ndarray[Any, Any]]:
         """The sums so far, by name, on the host. Waits for the device."""
         to_numpy = self._model.backend.to_numpy
@@ -223,11 +251,18 @@ class Figures:
         record = numpy.zeros((3, max(self.record.shape[1], 2 * self.steps)))
         record[:, : self.steps] = state["steps"]
         self.record = asarray(record)
-        self._sums = {m.name: asarray(state[f"metric {m.name}"]) for m in self._metrics if self.steps}
+        named = {m.name: f"metric {m.name}" for m in self._metrics}
+        self._sums = {name: asarray(state[key]) for name, key in named.items() if key in state}
+
+    def forget_sums(self) -> None:
+        """Keep the number of steps, and let others count what was in them."""
+        self.record.fill(0.0)
+        self._sums.clear()
+        self._sizes = [0] * len(self._sizes)
 
     def read(self, as_sum: bool = False) -> dict[str, Any]:
         """The figures so far; waits for the device. The loss is a mean over samples, or the sum where that is asked."""
-        if not self.steps:
+        if not sum(self._sizes):
             return {}
         to_numpy = self._model.backend.to_numpy
         losses, weights, penalties = self._of_steps()

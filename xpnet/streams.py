@@ -3,16 +3,19 @@
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy
 
+from xpnet.backends import Array
 from xpnet.backends.cpu import to_host
-from xpnet.data import Batch, Samples, Update
+from xpnet.data import Batch, Samples, Update, total_weight
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError
 from xpnet.layers.base import Workspace
+from xpnet.ranks import ALONE, Ranks
 
 T = TypeVar("T")
 
@@ -109,6 +112,35 @@ def streamed(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
     return x, None, None
 
 
+@dataclass
+class Share(Samples):
+    """One rank's rows of a window, in the order in which batches take them.
+
+    rows: of the window, over all ranks.  starts: of each batch, by its place in the window, where its rows lie here.
+    """
+
+    rows: int
+    starts: Mapping[int, int]
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def rows_at(self, place: slice) -> slice:
+        start = self.starts[place.start]
+        return slice(start, start + place.stop - place.start)
+
+    def weight(self, update: Update) -> Array:
+        backend, weights = update.work.context.backend, cast(Array, self.weights)
+        xp, total = backend.xp, backend.zeros((1,), "float64")
+        for first in range(update.start, update.start + update.rows, update.size):
+            own = update.ranks.share(min(update.size, update.start + update.rows - first))
+            if own.start < own.stop:
+                here = self.rows_at(slice(first + own.start, first + own.stop))
+                total += xp.sum(weights[here], dtype=xp.float64)
+        update.ranks.add_up(total)
+        return total_weight(xp, total)
+
+
 class Streamed:
     """A stream on its way into one model. `prepare` checks a window, and puts it where the model is.
 
@@ -135,7 +167,13 @@ class Streamed:
         return None if self._stream.in_batches else len(self._stream.x)
 
     def updates(
-        self, work: Workspace, size: int, accumulate: int, key: Sequence[int] | None, first: int = 0
+        self,
+        work: Workspace,
+        size: int,
+        accumulate: int,
+        key: Sequence[int] | None,
+        first: int = 0,
+        ranks: Ranks = ALONE,
     ) -> Generator[Update]:
         """An epoch in batches of `size`, so many to an update, from sample `first` on.
 
@@ -146,23 +184,32 @@ class Streamed:
             for (x, y, weights), largest in _ahead(self._joined(accumulate, first)):
                 with uploads.ahead():
                     samples = self._prepare(x, y, weights, ("x of a batch", "y of a batch"))
-                yield from samples.updates(work, largest, accumulate, None)
+                yield from samples.updates(work, largest, accumulate, None, 0, ranks)
                 uploads.used(*samples.arrays)
             return
         windows = self._windows(size * accumulate, key)
-        rows = sum(block.stop - block.start for block in windows[0])
-        begun, skipped = divmod(first, rows)
-        for number, (x, y, weights) in enumerate(_ahead(self._read(window) for window in windows[begun:]), begun):
-            where = f" in the window that begins with sample {windows[number][0].start}"
+        begun, skipped = divmod(first, _rows_of(windows[0]))
+        keys = [None if key is None else [*key, number] for number in range(len(windows))]
+        shares = [_share(_rows_of(window), size, keys[i], ranks) for i, window in enumerate(windows)]
+        read = _ahead(self._read(windows[i], shares[i]) for i in range(begun, len(windows)))
+        for number, (x, y, weights) in enumerate(read, begun):
+            where, share = f" in the window that begins with sample {windows[number][0].start}", shares[number]
             with uploads.ahead():
                 samples = self._prepare(x, y, weights, (f"x{where}", f"y{where}"))
-            yield from samples.updates(work, size, accumulate, None if key is None else [*key, number], skipped)
+            if share is not None:
+                samples = Share(**vars(samples), rows=_rows_of(windows[number]), starts=share.starts)
+            own_order = keys[number] if share is None else None
+            yield from samples.updates(work, size, accumulate, own_order, skipped, ranks)
             uploads.used(*samples.arrays)
             skipped = 0
 
-    def batches(self, work: Workspace, size: int) -> Iterator[Batch]:
-        """Everything once, in its order."""
-        for update in self.updates(work, size, 1, None):
+    def digest(self) -> str:
+        """The layout of the stream, to tell whether others have the same."""
+        return "batches" if self._stream.in_batches else f"{self._stream.x.dtype} {tuple(self._stream.x.shape)}"
+
+    def batches(self, work: Workspace, size: int, ranks: Ranks = ALONE) -> Iterator[Batch]:
+        """Everything once, in its order; of each batch the rows of this rank."""
+        for update in self.updates(work, size, 1, None, 0, ranks):
             yield from update.batches()
 
     def _windows(self, multiple: int, key: Sequence[int] | None) -> list[list[slice]]:
@@ -180,11 +227,25 @@ class Streamed:
             windows[-1].append(slice(count - count % block, count))
         return windows
 
-    def _read(self, window: Sequence[slice]) -> list[Any]:
-        """x, y and weights of these blocks, side by side in memory."""
+    def _read(self, window: Sequence[slice], share: "_Places | None") -> list[Any]:
+        """x, y and weights of these blocks, or of a share of their rows, side by side in memory."""
+        arrays = (self._stream.x, self._stream.y, self._stream.sample_weight)
+        if share is None:
+            return [
+                None if a is None else numpy.concatenate([numpy.asarray(to_host(a[block])) for block in window])
+                for a in arrays
+            ]
+        wanted = numpy.sort(share.rows)  # in the order in which they lie, which a disk likes
+        back, parts, offset = numpy.searchsorted(wanted, share.rows), [], 0
+        for block in window:
+            end = offset + block.stop - block.start
+            parts.append(wanted[(wanted >= offset) & (wanted < end)] - offset + block.start)
+            offset = end
         return [
-            None if a is None else numpy.concatenate([numpy.asarray(to_host(a[block])) for block in window])
-            for a in (self._stream.x, self._stream.y, self._stream.sample_weight)
+            None
+            if a is None
+            else numpy.concatenate([numpy.asarray(to_host(a[rows])) for rows in parts if len(rows)])[back]
+            for a in arrays
         ]
 
     def _joined(self, accumulate: int, first: int) -> Iterator[tuple[list[Any], int]]:
@@ -208,6 +269,37 @@ class Streamed:
             yield [*arrays, None][:3], max(len(batch[0]) for batch in group)
         if not given:
             raise DataError("the stream gave no batches.")
+
+
+class _Places(NamedTuple):
+    """A rank's rows of a window, in the order in which its batches take them; and where each batch's begin."""
+
+    rows: numpy.ndarray[Any, Any]
+    starts: dict[int, int]
+
+
+def _rows_of(window: Sequence[slice]) -> int:
+    return sum(block.stop - block.start for block in window)
+
+
+def _share(rows: int, size: int, key: Sequence[int] | None, ranks: Ranks) -> _Places | None:
+    """What this rank reads of a window of so many rows, in batches of `size`; None where it is alone and reads all.
+
+    Of a window in which it has nothing it reads one row all the same, for the sake of its layout.
+    """
+    if ranks.size == 1:
+        return None
+    order = numpy.arange(rows)
+    if key is not None and rows > size:
+        order = numpy.random.default_rng(key).permutation(rows)
+    own, starts, count = [], {}, 0
+    for start in range(0, rows, size):
+        part = ranks.share(min(size, rows - start))
+        if part.start < part.stop:
+            starts[start + part.start] = count
+            own.append(order[start + part.start : start + part.stop])
+            count += len(own[-1])
+    return _Places(numpy.concatenate(own) if own else order[:1], starts)
 
 
 def _as_batch(batch: Any) -> list[Any]:

@@ -17,13 +17,14 @@ from xpnet import losses, metrics, optimizers, resume
 from xpnet.backends import get_backend
 from xpnet.callbacks import Callback, Checkpoint, EpochLines, ProgressBar
 from xpnet.data import Samples, prepare, total_weight
-from xpnet.errors import ArgumentError, ArgumentTypeError, DivergenceError
+from xpnet.errors import ArgumentError, ArgumentTypeError, DistributedError, DivergenceError
 from xpnet.layers.base import Workspace
 from xpnet.layers.containers import Sequential
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
 from xpnet.parameters import Snapshot
+from xpnet.ranks import ALONE, Ranks
 from xpnet.replay import Player
 from xpnet.step import Figures, Step, TrainingState
 from xpnet.streams import Stream, Streamed, streamed
@@ -58,6 +59,7 @@ class Run:
     samples: training samples; both None where a stream of batches does not tell.  seen: how many of them in this epoch
     so far, of which `complete` says whether they are all.  batch_size.  history: the figures of the
     epochs so far.  state: the model's TrainingState, with step, epoch, learning_rate and rate_factor.  callbacks.
+    ranks: the processes that train together, of which this is number `ranks.rank`.
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class Run:
         batch_size: int | None,
         accumulate: int,
         shuffle: bool,
+        ranks: Ranks = ALONE,
     ) -> None:
         assert state.memory is not None
+        self.ranks = ranks
         self.model, self.state, self.data, self.callbacks = model, state, data, callbacks
         self.epochs, self.first_epoch, self.shuffle = epochs, state.epoch, shuffle
         self.history = History()
@@ -91,7 +95,7 @@ class Run:
         self._work = Workspace(model.context)
 
     def logs(self) -> dict[str, Any]:
-        """Loss and metrics of the epoch so far. Waits for the device: ask seldom."""
+        """Loss and metrics of the epoch so far, of this rank's samples. Waits for the device: ask seldom."""
         return self.figures.read() if self.figures else {}
 
     def elapsed(self) -> float:
@@ -99,7 +103,10 @@ class Run:
         return time.perf_counter() - self.began
 
     def save(self, path: Any) -> None:
-        """Write all that it takes to go on from here, between two updates, by `fit(..., resume_from=path)`."""
+        """Write all that it takes to go on from here, between two updates, by `fit(..., resume_from=path)`.
+
+        Of several ranks the first one writes; every one has to ask for it.
+        """
         resume.write(path, self)
 
     def new_figures(self) -> Figures:
@@ -111,7 +118,7 @@ class Run:
             self.start.take()
             self.under_way, self.began, self.first_step = True, time.perf_counter(), self.state.step
             self.seen, self.complete = 0, False
-            if self.figures is None:
+            if self.figures is None or self.ranks.size > 1:
                 self.figures = self.new_figures()
             else:
                 self.figures.clear()
@@ -121,7 +128,7 @@ class Run:
         assert self.figures is not None
         key = [self.model.context.seed, _ORDER_STREAM, self.state.epoch] if self.shuffle else None
         with contextlib.closing(
-            self.data.updates(self._work, self.batch_size, self.accumulate, key, self.seen)
+            self.data.updates(self._work, self.batch_size, self.accumulate, key, self.seen, self.ranks)
         ) as updates:
             for update in updates:
                 self.player(update, self.figures)
@@ -151,12 +158,59 @@ def fit(
     accumulate: int,
     resume_from: Any,
     verbose: int,
+    ranks: Ranks = ALONE,
 ) -> History:
     """The work of `Sequential.fit`: see there."""
+
+    def begin() -> tuple[Run, Samples | Streamed | None, Any]:
+        """All that may be refused, before anything is trained."""
+        return _begin(
+            model, state, x, y, loss, optimizer, epochs, batch_size, validation_data, validation_split, metrics,
+            callbacks, shuffle, sample_weight, class_weight, accumulate, resume_from, verbose, ranks,
+        )  # fmt: skip
+
+    ranks.bind(model.backend)
+    model.context.ranks = ranks
+    try:
+        run, validation, resumed = ranks.together(begin)
+        _refuse_disagreement(run)
+        try:
+            return _train(run, validation, resumed)
+        except DivergenceError:
+            raise  # on all ranks alike
+        except BaseException as error:
+            ranks.failed(error)
+            raise
+    finally:
+        model.context.ranks = ALONE
+
+
+def _begin(
+    model: Sequential,
+    state: TrainingState,
+    x: Any,
+    y: Any,
+    loss: str | Loss,
+    optimizer: str | Optimizer,
+    epochs: int,
+    batch_size: int | None,
+    validation_data: Sequence[Any] | None,
+    validation_split: float,
+    metrics: Any,
+    callbacks: Sequence[Callback],
+    shuffle: bool,
+    sample_weight: Any,
+    class_weight: Any,
+    accumulate: int,
+    resume_from: Any,
+    verbose: int,
+    ranks: Ranks,
+) -> tuple[Run, Samples | Streamed | None, Any]:
+    """The run, the set to validate on, and what a checkpoint has for each callback."""
     for name, value in (("epochs", epochs), ("accumulate", accumulate), ("batch_size", batch_size)):
         if name != "batch_size" or value is not None:
             whole_number(name, value)
-    chosen, measured = choose(model, loss, metrics)
+    chosen, measured = choose(model, loss, metrics, stacklevel=7)  # at the call of fit
     if not all(metric.scalar for metric in measured):
         raise ArgumentError("a history holds numbers only: ask evaluate() for the confusion matrix.")
     (x, y, sample_weight), held_out = _split(x, y, sample_weight, validation_data, validation_split)
@@ -172,10 +226,17 @@ def fit(
     if isinstance(validation, Streamed):
         validation.refuse_what_cannot_be(epochs, _EVALUATION_BATCH, resume_from is not None)
     everyone = _with_progress(callbacks, verbose)
+    if ranks.rank:
+        everyone = [callback for callback in everyone if not callback.only_on_first_rank]
     state.begin(model.context, chosen, measured, optimizers.get(optimizer))
-    run = Run(model, state, data, everyone, epochs, batch_size, accumulate, shuffle)
-    resumed = None if resume_from is None else resume.restore(resume_from, run)
-    history = run.history
+    run = Run(model, state, data, everyone, epochs, batch_size, accumulate, shuffle, ranks)
+    return run, validation, None if resume_from is None else resume.restore(resume_from, run)
+
+
+def _train(run: Run, validation: Samples | Streamed | None, resumed: Any) -> History:
+    """The epochs of a run."""
+    model, state, ranks, history, everyone = run.model, run.state, run.ranks, run.history, run.callbacks
+    assert state.loss is not None
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quietly())
         interrupted = stack.enter_context(_interruptible())
@@ -188,15 +249,19 @@ def fit(
                 callback.on_train_begin(model)
             else:
                 callback.on_resume(model, memory)
-        while state.epoch < run.first_epoch + epochs and history.stopped is None:
+        while state.epoch < run.first_epoch + run.epochs and history.stopped is None:
             run.begin_epoch()
             for callback in everyone:
                 callback.on_epoch_begin(model, state.epoch)
             for _ in run.epoch():
                 for callback in everyone:
                     callback.on_step_end(model, state.step)
+                if ranks.any(interrupted.is_set()):
+                    interrupted.set()
                 if interrupted.is_set() or history.stopped is not None:
                     break
+            assert run.figures is not None
+            run.figures = run.figures.joined(ranks)
             _refuse_divergence(run)
             if interrupted.is_set():
                 history.stopped = "interrupted"
@@ -205,7 +270,9 @@ def fit(
                 break
             logs = run.logs()
             if validation is not None:
-                logs |= {f"val_{k}": v for k, v in measure(model, validation, chosen, measured).items()}
+                figures = measured_figures(model, validation, state.loss, state.metrics, _EVALUATION_BATCH, ranks)
+                logs |= {f"val_{k}": v for k, v in figures.joined(ranks).read().items()}
+            logs = ranks.of_first(logs)
             state.epoch += 1
             history.add(logs, run.elapsed())
             run.under_way = False
@@ -247,16 +314,47 @@ def measure(
     as_sum: bool = False,
 ) -> dict[str, Any]:
     """Loss and metrics of a set, by passes without a way back, in a workspace of their own."""
+    return measured_figures(model, data, loss, metrics, batch_size).read(as_sum)
+
+
+def measured_figures(
+    model: Sequential,
+    data: Samples | Streamed,
+    loss: Loss,
+    metrics: Sequence[Metric],
+    batch_size: int | None,
+    ranks: Ranks = ALONE,
+) -> Figures:
+    """The same before they are read: of several ranks, each has those of its own samples."""
     size = batch_size or (len(data) if isinstance(data, Samples) else _EVALUATION_BATCH)
     figures = Figures(model, metrics)
-    for batch in data.batches(Workspace(model.context), size):
+    for batch in data.batches(Workspace(model.context), size, ranks=ranks):
         outputs = model.run(batch.x, inference=True)
         per_sample = loss.samples(model.backend, outputs, batch.y)
         figures.add(per_sample, batch, outputs)
-    return figures.read(as_sum)
+    return figures
 
 
-def choose(model: Sequential, loss: Any, metrics_wanted: Any) -> tuple[Loss, list[Metric]]:
+def _refuse_disagreement(run: Run) -> None:
+    """Raise DistributedError where ranks were given different models, data or arguments; then all begin alike."""
+    ranks, store, state = run.ranks, run.model.context.store, run.state
+    if ranks.size == 1:
+        return
+    told = ranks.gather(resume.what_ranks_share(run))
+    for rank, other in enumerate(told):
+        for name, value in other.items():
+            if value != told[0][name]:
+                raise DistributedError(
+                    f"rank {rank} has {name} = {value}, but rank 0 has {told[0][name]}: give every rank the same."
+                )
+    assert state.memory is not None
+    for array in (store.values, *state.memory.slots.values(), *(buffer.value for buffer in store.buffers)):
+        ranks.copy_from_first(array)
+    if not run.under_way:
+        run.start.take()
+
+
+def choose(model: Sequential, loss: Any, metrics_wanted: Any, stacklevel: int = 4) -> tuple[Loss, list[Metric]]:
     """The loss and the metrics meant, with a warning where loss and last layer do not go together."""
     chosen = losses.get(loss)
     if chosen.takes_logits and model.gives_probabilities:
@@ -264,7 +362,7 @@ def choose(model: Sequential, loss: Any, metrics_wanted: Any) -> tuple[Loss, lis
             f"{type(chosen).__name__} takes logits, but the model ends in probabilities: leave out its layer "
             f"{_layer_of_probabilities(model)}; the loss does its work.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
     return chosen, metrics.get(metrics_wanted, chosen)
 

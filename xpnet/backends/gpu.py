@@ -165,6 +165,11 @@ class OverlappedUploads(Uploads):
         return there
 
 
+def device_count() -> int:
+    """How many GPUs CUDA sees."""
+    return int(importlib.import_module("cupy").cuda.runtime.getDeviceCount())
+
+
 def _on_cuda(a: Any) -> bool:
     """Whether this array lies on a CUDA device, as DLPack tells."""
     return hasattr(a, "__dlpack_device__") and a.__dlpack_device__()[0] == _DLPACK_CUDA

@@ -14,6 +14,7 @@ from xpnet.backends import Array, Backend, DType, get_backend
 from xpnet.config import Configured
 from xpnet.errors import ArgumentError, ShapeError, StateError
 from xpnet.parameters import Buffer, Parameter, ParameterStore
+from xpnet.ranks import ALONE, Ranks
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -30,6 +31,8 @@ class Context:
     precision: str | None = None  # of products of matrices; see Sequential
     first_row: int = 0  # of this shard, in the global batch
     at_step: int = 0  # updates made so far; layers ask `step`
+    ranks: Ranks = ALONE  # of the run that is under way
+    idle: bool = False  # this rank has no rows of the batch: it goes along with one that counts nothing
     _scratch: dict[tuple[Any, ...], Array] = field(default_factory=dict)
 
     @property
@@ -59,7 +62,7 @@ class Context:
         self._scratch = {} if not inference else {key: a for key, a in self._scratch.items() if not key[0]}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_scratch": {}}
+        return {**self.__dict__, "_scratch": {}, "ranks": ALONE}
 
 
 class Workspace(SimpleNamespace):

@@ -45,6 +45,9 @@ class BatchNorm(Normalization):
     `scale=False` leaves gamma out, `center=False` beta. Neither decays. Frozen (`trainable = False`), gamma and beta
     stay, but in training the layer goes on normalising by the batch, and the running figures go on following it.
 
+    Where several ranks share a batch, μ and σ are those of the whole batch, or of each rank's own rows: see
+    `distributed.Communicator`.
+
     Ioffe and Szegedy 2015, "Batch normalization: accelerating deep network training by reducing internal covariate
     shift".
     """
@@ -65,10 +68,14 @@ class BatchNorm(Normalization):
         """By one product and one sum: with σ for √(σ² + epsilon), y = gamma/σ · x + (beta - μ · gamma/σ)."""
         xp, work = self.xp, self.work
         work.x = rows = x.reshape(-1, x.shape[-1])
-        work.by_batch = self.context.training and len(rows) > 1
+        work.count, together = len(rows), self._together
+        if self.context.training and together:
+            work.mean, variance, work.count = self._moments_of_all(rows)
+        work.by_batch = self.context.training and work.count > 1
         if work.by_batch:
-            work.mean, variance = self.backend.moments(rows)
-            self._follow(work.mean, variance, len(rows))
+            if not together:
+                work.mean, variance = self.backend.moments(rows)
+            self._follow(work.mean, variance, work.count)
         else:
             work.mean, variance = self.running_mean.value, self.running_var.value
         work.sigma = xp.sqrt(variance + self.epsilon)
@@ -77,6 +84,28 @@ class BatchNorm(Normalization):
         if self.center:
             shift += self.beta.value
         return self.backend.scale_shift(rows, work.slope, shift, out=work.buffer("y", rows.shape)).reshape(x.shape)
+
+    @property
+    def _together(self) -> bool:
+        """Whether several ranks normalise by the batch that they share."""
+        ranks = self.context.ranks
+        return ranks.size > 1 and ranks.synchronized
+
+    def _moments_of_all(self, rows: Array) -> tuple[Array, Array, int]:
+        """Mean and variance of each feature over the rows of all ranks, and how many those are.
+
+        From each rank's count n, mean m and sum of squares about it s: the mean is M = Σ n m / N, and the squares about
+        it are Σ s + n (m - M)² (Chan et al. 1979).
+        """
+        xp, context = self.xp, self.context
+        mean, variance = (a.astype(xp.float64) for a in self.backend.moments(rows))
+        counts = context.ranks.gather(0 if context.idle else len(rows))
+        own, count = counts[context.ranks.rank], max(1, sum(counts))
+        whole = mean * (own / count)
+        context.ranks.add_up(whole)
+        squares = (variance + xp.square(mean - whole)) * (own / count)
+        context.ranks.add_up(squares)
+        return whole.astype(rows.dtype), squares.astype(rows.dtype), sum(counts)
 
     def _follow(self, mean: Array, variance: Array, count: int) -> None:
         """Move the running figures a step towards those of a batch of `count` rows."""
@@ -101,7 +130,7 @@ class BatchNorm(Normalization):
         Of running figures, μ and σ are constants: ∂L/∂x = a·g.
         """
         xp, backend, work = self.xp, self.backend, self.work
-        rows, (count, features) = grad_y.reshape(work.x.shape), work.x.shape
+        rows, features = grad_y.reshape(work.x.shape), work.x.shape[1]
         grad_beta = backend.sum_rows(rows, out=self.room("beta", features))
         grad_gamma = backend.sum_products(rows, work.x, work.mean, out=self.room("gamma", features))
         grad_gamma /= work.sigma
@@ -110,7 +139,11 @@ class BatchNorm(Normalization):
         a, grad_x = work.slope, work.buffer("grad_x", work.x.shape)
         if not work.by_batch:
             return xp.multiply(rows, a, out=grad_x).reshape(grad_y.shape)
-        per_row = a * (-1.0 / count)
+        if self._together:  # the sums over all rows, of which each rank's gradient keeps its own
+            grad_beta, grad_gamma = (grad * (0.0 if self.context.idle else 1.0) for grad in (grad_beta, grad_gamma))
+            self.context.ranks.add_up(grad_beta)
+            self.context.ranks.add_up(grad_gamma)
+        per_row = a * (-1.0 / work.count)
         b = per_row * grad_gamma / work.sigma
         c = per_row * grad_beta - b * work.mean
         return backend.combine(rows, a, work.x, b, c, out=grad_x).reshape(grad_y.shape)

@@ -1,0 +1,145 @@
+"""Several ranks on one machine, beside one process: how much faster an epoch is, and where its time goes.
+
+    python -m benchmarks.distributed                          # what docs/distributed.md shows; needs the extra `mpi`
+
+Each figure is of a fresh start of mpiexec, one after the other and round after round. Ratios are of one round; the median
+over the rounds is reported. The last table is the time of an all-reduce by its bytes, to which the model of the scaling is
+fitted: latency + bytes / bandwidth.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from benchmarks.nets import NETS
+from benchmarks.report import circumstances
+
+BATCH = 512
+SAMPLES = {"mlp": 60 * BATCH, "cnn": 8 * BATCH}
+WAYS = {"one rank, 1 thread": (1, 1), "one rank, 2 threads": (1, 2), "two ranks, 1 thread each": (2, 1)}
+SIZES = [8, 2**10, 2**14, 2**17, 2**20, 2**23, 2**25]  # bytes of an all-reduce
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="a folder for the figures")
+    parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)  # what one of the processes does
+    options = parser.parse_args()
+    if options.work:
+        told = all_reduces() if options.work[0] == "all-reduce" else epoch(options.work[0])
+        if told is not None:
+            print(json.dumps(told))
+        return
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for net in SAMPLES:
+        for _ in range(options.rounds):
+            for way, (ranks, threads) in WAYS.items():
+                rows.setdefault(f"{net}, {way}", []).append(started(ranks, threads, net))
+    paces = started(2, 1, "all-reduce")
+    text = table(rows, paces)
+    print(text)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"mpi-{time.strftime('%Y-%m-%d')}.json"
+    report = {**circumstances("cpu"), "rows": rows, "all-reduce, seconds by bytes": paces}
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(f"written: {path}")
+
+
+def started(ranks: int, threads: int, *work: str) -> Any:
+    """What the first of so many processes tells."""
+    command = [sys.executable, "-m", "benchmarks.distributed", "--work", *work]
+    if ranks > 1:
+        here = str(Path(sys.executable).parent)
+        mpiexec = shutil.which("mpiexec") or shutil.which("mpiexec", path=here)
+        if mpiexec is None:
+            raise SystemExit('there is no mpiexec. Run: pip install "xpnet[mpi]"')
+        command = [mpiexec, "-n", str(ranks), "--bind-to", "core", *command]
+    counts = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "OPENBLAS", "MKL")}
+    environment = {**os.environ, **counts, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def epoch(net_name: str) -> dict[str, float] | None:
+    """{seconds of an epoch, seconds of it in all-reduces, bytes of each}, of the first rank."""
+    import xpnet
+    from benchmarks.peers.own import Own
+    from benchmarks.samples import batch_of
+    from xpnet.distributed import Communicator, started_by_mpi
+
+    net = NETS[net_name]
+    own = Own(net, BATCH, "cpu", "")
+    x, y = batch_of(net, SAMPLES[net_name])
+    ranks = Communicator() if started_by_mpi() else None
+    waited = [0.0]
+    if ranks:
+        add_up = ranks.add_up
+
+        def timed(array: Any) -> None:
+            start = time.perf_counter()
+            add_up(array)
+            waited[0] += time.perf_counter() - start
+
+        ranks.add_up = timed  # type: ignore[method-assign]
+
+    class Clear(xpnet.callbacks.Callback):
+        def on_epoch_begin(self, model: Any, epoch: int) -> None:
+            waited[0] = 0.0
+
+    history = own.model.fit(
+        x, y, optimizer=own.optimizer, batch_size=BATCH, epochs=3, callbacks=[Clear()], verbose=0,
+        distributed=ranks or False,
+    )  # fmt: skip
+    if ranks and ranks.rank:
+        return None
+    return {
+        "seconds": history.seconds[-1],
+        "all-reduce": waited[0],
+        "steps": SAMPLES[net_name] / BATCH,
+        "bytes": own.model.context.store.grads.nbytes,
+    }
+
+
+def all_reduces() -> dict[str, float] | None:
+    """{bytes: seconds} of all-reduces in place."""
+    from mpi4py import MPI
+
+    comm, told = MPI.COMM_WORLD, {}
+    for size in SIZES:
+        numbers = numpy.ones(size // 4, dtype=numpy.float32)
+        times = []
+        for _ in range(30 if size > 2**20 else 300):
+            comm.Barrier()
+            start = time.perf_counter()
+            comm.Allreduce(MPI.IN_PLACE, numbers)
+            times.append(time.perf_counter() - start)
+        told[str(size)] = statistics.median(times)
+    return told if comm.rank == 0 else None
+
+
+def table(rows: dict[str, list[dict[str, Any]]], paces: dict[str, float]) -> str:
+    lines = ["| epoch at batch 512 | samples/s | times one rank, 1 thread | share of all-reduce |", "|---|---|---|---|"]
+    for name, rounds in rows.items():
+        base = rows[f"{name.split(',')[0]}, one rank, 1 thread"]
+        faster = statistics.median(b["seconds"] / r["seconds"] for b, r in zip(base, rounds, strict=True))
+        rate = statistics.median(r["steps"] * BATCH / r["seconds"] for r in rounds)
+        share = statistics.median(r["all-reduce"] / r["seconds"] for r in rounds)
+        lines.append(f"| {name} | {rate:,.0f} | {faster:.2f} | {share:.1%} |")
+    lines += ["", "| bytes of an all-reduce, 2 ranks | µs |", "|---|---|"]
+    lines += [f"| {int(size):,} | {1e6 * seconds:,.1f} |" for size, seconds in paces.items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
