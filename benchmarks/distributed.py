@@ -2,13 +2,14 @@
 
     python -m benchmarks.distributed                          # what docs/distributed.md shows; needs the extra `mpi`
 
-Each figure is of a fresh start of mpiexec, one after the other and round after round. Ratios are of one round; the median
-over the rounds is reported. The last table is the time of an all-reduce by its bytes, to which the model of the scaling is
-fitted: latency + bytes / bandwidth.
+Each figure is of a fresh start of mpiexec, one after the other and round after round. Ratios are of one round; the
+median over the rounds is reported. Then comes a model of the scaling: a step is a fixed part and one for each row, from
+one thread at two batch sizes; an all-reduce is a latency and bytes / bandwidth, from all-reduces of many sizes.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -23,10 +24,15 @@ import numpy
 from benchmarks.nets import NETS
 from benchmarks.report import circumstances
 
-BATCH = 512
+BATCH, SMALL_BATCH = 512, 64
 SAMPLES = {"mlp": 60 * BATCH, "cnn": 8 * BATCH}
 WAYS = {"one rank, 1 thread": (1, 1), "one rank, 2 threads": (1, 2), "two ranks, 1 thread each": (2, 1)}
 SIZES = [8, 2**10, 2**14, 2**17, 2**20, 2**23, 2**25]  # bytes of an all-reduce
+IN_CACHE = 2**23  # more falls out of it, and is no guide to a network
+
+# On paper: (latency in seconds, bytes a second) of a message between two machines.
+NETWORKS = {"10 Gbit/s Ethernet": (20e-6, 1.25e9), "100 Gbit/s InfiniBand": (2e-6, 12.5e9)}
+RANKS = (2, 8, 64, 1024)
 
 
 def main() -> None:
@@ -36,7 +42,7 @@ def main() -> None:
     parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)  # what one of the processes does
     options = parser.parse_args()
     if options.work:
-        told = all_reduces() if options.work[0] == "all-reduce" else epoch(options.work[0])
+        told = all_reduces() if options.work[0] == "all-reduce" else epoch(options.work[0], int(options.work[1]))
         if told is not None:
             print(json.dumps(told))
         return
@@ -44,9 +50,10 @@ def main() -> None:
     for net in SAMPLES:
         for _ in range(options.rounds):
             for way, (ranks, threads) in WAYS.items():
-                rows.setdefault(f"{net}, {way}", []).append(started(ranks, threads, net))
+                rows.setdefault(f"{net}, {way}", []).append(started(ranks, threads, net, str(BATCH)))
+            rows.setdefault(f"{net}, small", []).append(started(1, 1, net, str(SMALL_BATCH)))
     paces = started(2, 1, "all-reduce")
-    text = table(rows, paces)
+    text = table(rows, paces) + scaling(rows, paces)
     print(text)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"mpi-{time.strftime('%Y-%m-%d')}.json"
@@ -71,7 +78,7 @@ def started(ranks: int, threads: int, *work: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def epoch(net_name: str) -> dict[str, float] | None:
+def epoch(net_name: str, batch: int) -> dict[str, float] | None:
     """{seconds of an epoch, seconds of it in all-reduces, bytes of each}, of the first rank."""
     import xpnet
     from benchmarks.peers.own import Own
@@ -79,7 +86,7 @@ def epoch(net_name: str) -> dict[str, float] | None:
     from xpnet.distributed import Communicator, started_by_mpi
 
     net = NETS[net_name]
-    own = Own(net, BATCH, "cpu", "")
+    own = Own(net, batch, "cpu", "")
     x, y = batch_of(net, SAMPLES[net_name])
     ranks = Communicator() if started_by_mpi() else None
     waited = [0.0]
@@ -98,7 +105,7 @@ def epoch(net_name: str) -> dict[str, float] | None:
             waited[0] = 0.0
 
     history = own.model.fit(
-        x, y, optimizer=own.optimizer, batch_size=BATCH, epochs=3, callbacks=[Clear()], verbose=0,
+        x, y, optimizer=own.optimizer, batch_size=batch, epochs=3, callbacks=[Clear()], verbose=0,
         distributed=ranks or False,
     )  # fmt: skip
     if ranks and ranks.rank:
@@ -106,7 +113,7 @@ def epoch(net_name: str) -> dict[str, float] | None:
     return {
         "seconds": history.seconds[-1],
         "all-reduce": waited[0],
-        "steps": SAMPLES[net_name] / BATCH,
+        "steps": SAMPLES[net_name] / batch,
         "bytes": own.model.context.store.grads.nbytes,
     }
 
@@ -131,6 +138,8 @@ def all_reduces() -> dict[str, float] | None:
 def table(rows: dict[str, list[dict[str, Any]]], paces: dict[str, float]) -> str:
     lines = ["| epoch at batch 512 | samples/s | times one rank, 1 thread | share of all-reduce |", "|---|---|---|---|"]
     for name, rounds in rows.items():
+        if name.endswith("small"):
+            continue
         base = rows[f"{name.split(',')[0]}, one rank, 1 thread"]
         faster = statistics.median(b["seconds"] / r["seconds"] for b, r in zip(base, rounds, strict=True))
         rate = statistics.median(r["steps"] * BATCH / r["seconds"] for r in rounds)
@@ -139,6 +148,65 @@ def table(rows: dict[str, list[dict[str, Any]]], paces: dict[str, float]) -> str
     lines += ["", "| bytes of an all-reduce, 2 ranks | µs |", "|---|---|"]
     lines += [f"| {int(size):,} | {1e6 * seconds:,.1f} |" for size, seconds in paces.items()]
     return "\n".join(lines) + "\n"
+
+
+def scaling(rows: dict[str, list[dict[str, Any]]], paces: dict[str, float]) -> str:
+    """The model: fitted to what was measured, held against it, and extended on paper."""
+    points = [(int(size), seconds) for size, seconds in paces.items() if int(size) <= IN_CACHE]
+    latency = points[0][1]
+    bandwidth = points[-1][0] / (points[-1][1] - latency)
+    lines = [
+        "",
+        f"Measured: an all-reduce of 2 ranks takes {1e6 * latency:.1f} µs + bytes / {bandwidth / 1e9:.1f} GB/s.",
+        "",
+    ]
+    heads = ["a step", "fixed, ms", "a row, µs", "2 ranks, model / measured"]
+    heads += [f"{ranks} ranks" for ranks in RANKS[1:]]
+    tables = []
+    for net in SAMPLES:
+        fixed, per_row, size = _fit(rows, net)
+        measured = statistics.median(r["seconds"] / r["steps"] for r in rows[f"{net}, two ranks, 1 thread each"])
+        here = fixed + per_row * BATCH / 2 + latency + size / bandwidth
+        tables.append(
+            f"| {net} | {1e3 * fixed:.3f} | {1e6 * per_row:.2f} | {1e3 * here:.2f} / {1e3 * measured:.2f} ms |"
+        )
+    lines += [f"| {' | '.join(heads[:4])} |", "|---|---|---|---|", *tables, ""]
+    lines += [
+        "On paper, times as fast as one rank: the same global batch of 512 (a share each), or 512 rows on each rank.",
+        "",
+        f"| net, network | {' | '.join(f'{r} ranks, same batch' for r in RANKS[1:])} "
+        f"| {' | '.join(f'{r} ranks, 512 each' for r in RANKS[1:])} |",
+        "|---|" + "---|" * (2 * len(RANKS[1:])),
+    ]
+    for net in SAMPLES:
+        fixed, per_row, size = _fit(rows, net)
+        for network, (wait, pace) in NETWORKS.items():
+            alone = fixed + per_row * BATCH
+            cells = []
+            for ranks in RANKS[1:]:
+                step = fixed + per_row * -(-BATCH // ranks) + all_reduce(ranks, size, wait, pace)
+                cells.append(f"{alone / step:.1f}")
+            for ranks in RANKS[1:]:
+                cells.append(f"{ranks * alone / (alone + all_reduce(ranks, size, wait, pace)):.0f}")
+            lines.append(f"| {net}, {network} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _fit(rows: dict[str, list[dict[str, Any]]], net: str) -> tuple[float, float, float]:
+    """(seconds of a step whatever its rows, seconds a row, bytes of the gradient), of one thread."""
+    large, small = (
+        statistics.median(r["seconds"] / r["steps"] for r in rows[f"{net}, {way}"])
+        for way in ("one rank, 1 thread", "small")
+    )
+    per_row = (large - small) / (BATCH - SMALL_BATCH)
+    return max(0.0, large - per_row * BATCH), per_row, rows[f"{net}, small"][0]["bytes"]
+
+
+def all_reduce(ranks: int, size: float, latency: float, pace: float) -> float:
+    """Seconds, by the better of two ways: a ring that sends each byte twice, or a halving tree in few messages."""
+    ring = 2 * (ranks - 1) * latency + 2 * (ranks - 1) / ranks * size / pace
+    tree = math.log2(ranks) * (latency + size / pace)
+    return min(ring, tree)
 
 
 if __name__ == "__main__":
