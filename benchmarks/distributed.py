@@ -42,7 +42,8 @@ def main() -> None:
     parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)  # what one of the processes does
     options = parser.parse_args()
     if options.work:
-        told = all_reduces() if options.work[0] == "all-reduce" else epoch(options.work[0], int(options.work[1]))
+        what, *given = options.work
+        told = {"all-reduce": all_reduces, "overlap": overlap}[what]() if not given else epoch(what, int(given[0]))
         if told is not None:
             print(json.dumps(told))
         return
@@ -53,7 +54,8 @@ def main() -> None:
                 rows.setdefault(f"{net}, {way}", []).append(started(ranks, threads, net, str(BATCH)))
             rows.setdefault(f"{net}, small", []).append(started(1, 1, net, str(SMALL_BATCH)))
     paces = started(2, 1, "all-reduce")
-    text = table(rows, paces) + scaling(rows, paces)
+    overlaps = [started(2, 1, "overlap") for _ in range(3)]
+    text = table(rows, paces) + overlap_line(overlaps) + scaling(rows, paces)
     print(text)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"mpi-{time.strftime('%Y-%m-%d')}.json"
@@ -135,6 +137,48 @@ def all_reduces() -> dict[str, float] | None:
     return told if comm.rank == 0 else None
 
 
+def overlap() -> dict[str, float] | None:
+    """{way: seconds} of a layer's gradient of 784 x 512 and the sum of it and of the layer's above, 512 x 512.
+
+    "after": one all-reduce of both, at the end.  "meanwhile": that of the layer above is under way during the product.
+    """
+    from mpi4py import MPI
+
+    comm, rng = MPI.COMM_WORLD, numpy.random.default_rng(0)
+    x, grad = (rng.random((256, width), dtype=numpy.float32) for width in (784, 512))
+    product, flat = numpy.empty((784, 512), numpy.float32), numpy.ones(784 * 512 + 512 * 512, numpy.float32)
+    own, above = flat[: 784 * 512], flat[784 * 512 :]
+
+    def after() -> None:
+        numpy.matmul(x.T, grad, out=product)
+        comm.Allreduce(MPI.IN_PLACE, flat)
+
+    def meanwhile() -> None:
+        request = comm.Iallreduce(MPI.IN_PLACE, above)
+        numpy.matmul(x.T, grad, out=product)
+        comm.Allreduce(MPI.IN_PLACE, own)
+        request.Wait()
+
+    times: dict[str, list[float]] = {"after": [], "meanwhile": []}
+    for _ in range(60):
+        for way in (after, meanwhile):
+            comm.Barrier()
+            start = time.perf_counter()
+            for _ in range(5):
+                way()
+            times[way.__name__].append((time.perf_counter() - start) / 5)
+    return {name: statistics.median(values) for name, values in times.items()} if comm.rank == 0 else None
+
+
+def overlap_line(overlaps: list[dict[str, float]]) -> str:
+    ratios = ", ".join(f"{o['meanwhile'] / o['after']:.2f}" for o in overlaps)
+    took = 1e3 * statistics.median(o["after"] for o in overlaps)
+    return (
+        f"\nA product and an all-reduce of 2.6 MB take {took:.1f} ms. With 1 MB of it under way during the product: {ratios} "
+        f"of that, in {len(overlaps)} runs.\n"
+    )
+
+
 def table(rows: dict[str, list[dict[str, Any]]], paces: dict[str, float]) -> str:
     lines = ["| epoch at batch 512 | samples/s | times one rank, 1 thread | share of all-reduce |", "|---|---|---|---|"]
     for name, rounds in rows.items():
@@ -186,8 +230,8 @@ def scaling(rows: dict[str, list[dict[str, Any]]], paces: dict[str, float]) -> s
             for ranks in RANKS[1:]:
                 step = fixed + per_row * -(-BATCH // ranks) + all_reduce(ranks, size, wait, pace)
                 cells.append(f"{alone / step:.1f}")
-            for ranks in RANKS[1:]:
-                cells.append(f"{ranks * alone / (alone + all_reduce(ranks, size, wait, pace)):.0f}")
+            sums = {ranks: all_reduce(ranks, size, wait, pace) for ranks in RANKS[1:]}
+            cells += [f"{ranks * alone / (alone + seconds):.0f}" for ranks, seconds in sums.items()]
             lines.append(f"| {net}, {network} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -9,7 +9,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 MODULES = ("layers", "augment", "losses", "optimizers", "schedules", "metrics", "callbacks", "initializers", "datasets",
-           "plots", "estimators", "onnx", "errors")  # fmt: skip
+           "plots", "estimators", "onnx", "distributed", "errors")  # fmt: skip
 ROOT = Path(__file__).parents[1]
 
 

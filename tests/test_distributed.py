@@ -84,7 +84,7 @@ def test_a_batch_normalised_over_all_ranks(size, batch_size):
     options = {"x": IMAGES[:99], "y": Y[:99], "batch_size": batch_size, "epochs": 2}
     want = fit(cnn(), False, **options)
     for result in on_ranks(size, lambda ranks: fit(cnn(), ranks, **options)):
-        agree(result, want, rtol=1e-8)
+        agree(result, want)
 
 
 def test_a_batch_normalised_by_each_rank_for_itself():
@@ -465,7 +465,7 @@ def test_processes_make_the_same_run_and_repeat_it_to_the_bit(mpiexec, size, wha
         assert status == 0, said
     first, second = (list(results_of(mpiexec.folder, size, path)) for path in ("first", "second"))
     for one, other in zip(first, second, strict=True):
-        agree(one, (({"loss": want[0]["loss"]}), want[1]), rtol=1e-10 if what == "mlp" else 1e-8)
+        agree(one, ({"loss": want[0]["loss"]}, want[1]))
         for name, value in one[1].items():
             np.testing.assert_array_equal(value, other[1][name])
             np.testing.assert_array_equal(value, first[0][1][name])

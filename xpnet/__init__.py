@@ -47,7 +47,7 @@ def __getattr__(name: str) -> Any:
     """The rooms with extras of their own, opened where somebody asks for them."""
     from importlib import import_module
 
-    if name in ("estimators", "onnx", "plots"):
+    if name in ("distributed", "estimators", "onnx", "plots"):
         return import_module(f"xpnet.{name}")
     if name in ("export_onnx", "import_onnx"):
         return getattr(import_module("xpnet.onnx"), name)

@@ -18,6 +18,8 @@ from xpnet.backends.collectives import HostCollective, collective
 from xpnet.errors import ArgumentError, DistributedError, MissingPackageError
 from xpnet.ranks import Ranks
 
+__all__ = ["Communicator"]
+
 T = TypeVar("T")
 
 
