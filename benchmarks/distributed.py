@@ -174,8 +174,8 @@ def overlap_line(overlaps: list[dict[str, float]]) -> str:
     ratios = ", ".join(f"{o['meanwhile'] / o['after']:.2f}" for o in overlaps)
     took = 1e3 * statistics.median(o["after"] for o in overlaps)
     return (
-        f"\nA product and an all-reduce of 2.6 MB take {took:.1f} ms. With 1 MB of it under way during the product: {ratios} "
-        f"of that, in {len(overlaps)} runs.\n"
+        f"\nA product and an all-reduce of 2.6 MB take {took:.1f} ms. With 1 MB of it under way during the product: "
+        f"{ratios} of that, in {len(overlaps)} runs.\n"
     )
 
 
