@@ -1,9 +1,11 @@
 """Several ranks make the same run as one: as threads of this process, and by a real mpiexec where there is one."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from strict import StrictBackend
 from threads_as_ranks import on_ranks
 
 import xpnet
-from xpnet import callbacks, datasets, distributed, layers, losses, optimizers
+from xpnet import callbacks, datasets, distributed, layers, losses, optimizers, training
 from xpnet.errors import ArgumentError, DistributedError, DivergenceError, MissingPackageError
 from xpnet.ranks import ALONE, Ranks
 
@@ -257,21 +259,74 @@ def test_an_error_on_one_rank_ends_the_others(capsys):
     assert "rank 1 of 2 has failed, and ends the others:" in capsys.readouterr().err
 
 
-def test_one_rank_that_is_interrupted_stops_all_after_the_same_step(monkeypatch):
-    class Interrupts(callbacks.Callback):
-        def on_step_end(self, model, step):
-            self.last = step
+class Watches(callbacks.Callback):
+    """Which step was the last."""
+
+    def on_step_end(self, model, step):
+        self.last = step
+
+
+def test_one_rank_that_is_interrupted_stops_all_after_the_same_step(monkeypatch, tmp_path):
+    """And what was written then goes on as if nothing had been."""
+    path = tmp_path / "run.safetensors"
 
     def work(ranks):
-        monkeypatch.setattr(ranks, "any", lambda flag, real=ranks.any: real(watch.last == 9 and ranks.rank == 1))
-        watch = Interrupts()
-        model = mlp()
-        history = model.fit(X, Y, epochs=3, batch_size=32, callbacks=[watch], distributed=ranks, verbose=0)
+        class Interrupted(threading.Event):
+            def is_set(self):
+                return (ranks.rank == 1 and watch.last == 9) or super().is_set()
+
+        watch, model = Watches(), mlp()
+        event = Interrupted()
+        events[threading.get_ident()] = event
+        history = model.fit(
+            X, Y, epochs=3, batch_size=32, optimizer=optimizers.Adam(0.01), distributed=ranks, verbose=0,
+            callbacks=[watch, callbacks.Checkpoint(path, every=99)],
+        )  # fmt: skip
         return history.stopped, watch.last, model.state_dict()["0.weight"]
 
+    events = {}
+    monkeypatch.setattr(training, "_interruptible", lambda: contextlib.nullcontext(events[threading.get_ident()]))
     (stopped, last, weight), (other, last_too, weight_too) = on_ranks(2, work)
     assert stopped == other == "interrupted" and last == last_too == 9
     np.testing.assert_array_equal(weight, weight_too)
+    monkeypatch.undo()
+
+    def again(ranks):
+        return fit(mlp(), ranks, resume_from=path, callbacks=[callbacks.Checkpoint(tmp_path / "again.safetensors")])
+
+    want = fit(mlp(), False)
+    for result in on_ranks(2, again):
+        agree(result, want)
+
+
+@pytest.mark.parametrize("when", ["on_step_end", "on_epoch_end"])
+def test_a_callback_that_stops_on_one_rank_stops_all(when):
+    class Stops(Watches):
+        def on_epoch_end(self, model, epoch, logs):
+            if when == "on_epoch_end" and self.run.ranks.rank == 1:
+                self.run.history.stopped = "enough"
+
+        def on_step_end(self, model, step):
+            super().on_step_end(model, step)
+            if when == "on_step_end" and self.run.ranks.rank == 1 and step == 3:
+                self.run.history.stopped = "enough"
+
+    def work(ranks):
+        watch = Stops()
+        history = mlp().fit(X, Y, epochs=3, batch_size=32, callbacks=[watch], distributed=ranks, verbose=0)
+        return history.stopped, watch.last, len(history["loss"])
+
+    (first, second) = on_ranks(2, work)
+    assert first == second == ("enough", 3 if when == "on_step_end" else 7, 1)
+
+
+def test_an_error_before_anything_is_agreed_on_ends_the_others_too(capsys):
+    def work(ranks):
+        return fit(mlp(), ranks, x="nonsense" if ranks.rank == 1 else X)
+
+    with pytest.raises(xpnet.errors.XpnetError):
+        on_ranks(2, work)
+    assert "rank 1 of 2 has failed, and ends the others:" in capsys.readouterr().err
 
 
 # Arguments -----------------------------------------------------------------------------------------------------------

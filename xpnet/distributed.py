@@ -37,6 +37,7 @@ class Communicator(Ranks):
         self.rank, self.size = int(self._comm.rank), int(self._comm.size)
         self.synchronized = batch_norm == "synchronized"
         self._collective: HostCollective | None = None
+        self._all_know = False  # that one of them has failed, so that none waits for it
         self._bound_to: Backend | None = None
 
     @property
@@ -89,6 +90,7 @@ class Communicator(Ranks):
         except Exception as caught:
             error = caught
         failures = self.gather(None if error is None else f"{type(error).__name__}: {error}")
+        self._all_know = any(failures)
         if error is not None:
             raise error
         for rank, failure in enumerate(failures):
@@ -97,7 +99,7 @@ class Communicator(Ranks):
         return result
 
     def failed(self, error: BaseException) -> None:
-        if self.size > 1:
+        if self.size > 1 and not self._all_know:
             print(f"rank {self.rank} of {self.size} has failed, and ends the others:", file=sys.stderr)
             traceback.print_exception(error)
             sys.stderr.flush()

@@ -1,6 +1,7 @@
 """Sequential, the front door: build, forward, backward, fit, evaluate, predict, save, move."""
 
 import contextlib
+import importlib
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,16 @@ from xpnet import optimizers as optimizers_
 from xpnet.backends import Array, Backend, DType, get_backend
 from xpnet.callbacks import Callback
 from xpnet.data import Samples, as_numbers, prepare_inputs
-from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, ShapeError, StateError, unknown_name
+from xpnet.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DeviceMemoryError,
+    DistributedError,
+    DivergenceError,
+    ShapeError,
+    StateError,
+    unknown_name,
+)
 from xpnet.layers.base import Context, Layer, Shape, as_shape
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
@@ -145,19 +155,27 @@ class Sequential(layers_.Sequential):
         distributed: DistributedError where ranks were given different things, or one of them cannot train.
         """
         ranks = ALONE
-        if distributed is not False:
-            from xpnet.distributed import of  # here, because it is a room at the side, and needs mpi4py
-
-            ranks = of(distributed)
-        x, y, sample_weight = streamed(x, y, sample_weight)
-        with self._built_for(x), self._enough_memory_for(batch_size, training=True), self.backend.stream():
-            self._rows_of_forward = None
-            return training.fit(
-                self, self._state, x, y, loss=loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size,
+        if distributed is not False:  # whose room opens only here, for it needs mpi4py
+            ranks = importlib.import_module("xpnet.distributed").of(distributed)
+        try:
+            return self._fit_on(
+                ranks, x, y, loss=loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size,
                 validation_data=validation_data, validation_split=validation_split, metrics=metrics,
                 callbacks=callbacks, shuffle=shuffle, sample_weight=sample_weight, class_weight=class_weight,
-                accumulate=accumulate, resume_from=resume_from, verbose=verbose, ranks=ranks,
+                accumulate=accumulate, resume_from=resume_from, verbose=verbose,
             )  # fmt: skip
+        except (DistributedError, DivergenceError):
+            raise  # which all ranks do
+        except BaseException as error:
+            ranks.failed(error)
+            raise
+
+    def _fit_on(self, ranks: Ranks, x: Any, y: Any, *, sample_weight: Any, **options: Any) -> History:
+        x, y, sample_weight = streamed(x, y, sample_weight)
+        memory = self._enough_memory_for(options["batch_size"], training=True)
+        with self._built_for(x), memory, self.backend.stream():
+            self._rows_of_forward = None
+            return training.fit(self, self._state, x, y, sample_weight=sample_weight, ranks=ranks, **options)
 
     def train_on_batch(
         self,

@@ -34,9 +34,12 @@ class Player:
 
     def __init__(self, step: Step, streamed: bool) -> None:
         self._step, self._streamed = step, streamed
-        self._recorder = step.model.backend.recorder()
+        alone = step.model.context.ranks.size == 1
+        self._recorder = step.model.backend.recorder() if alone else None
         self._kinds: dict[tuple[Any, ...], Recording | None] = {}
-        self.why_not: str | None = None if self._recorder else "this device records nothing"
+        self.why_not: str | None = None
+        if self._recorder is None:
+            self.why_not = "this device records nothing" if alone else "ranks add up their gradients"
         if self._recorder:
             step.model.forget_work()  # its buffers would not lie in the memory of the recordings
             for metric in step.state.metrics:

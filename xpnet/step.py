@@ -110,7 +110,6 @@ class Step:
         if accumulated is not None:
             store.grads[...] = accumulated
         if context.ranks.size > 1:
-            context.backend.refuse_recording("ranks add up their gradients")
             context.ranks.add_up(store.grads)
         if self.state.scaling is not None:
             self.state.scaling.unscale(store)

@@ -174,13 +174,7 @@ def fit(
     try:
         run, validation, resumed = ranks.together(begin)
         _refuse_disagreement(run)
-        try:
-            return _train(run, validation, resumed)
-        except DivergenceError:
-            raise  # on all ranks alike
-        except BaseException as error:
-            ranks.failed(error)
-            raise
+        return _train(run, validation, resumed)
     finally:
         model.context.ranks = ALONE
 
@@ -210,7 +204,7 @@ def _begin(
     for name, value in (("epochs", epochs), ("accumulate", accumulate), ("batch_size", batch_size)):
         if name != "batch_size" or value is not None:
             whole_number(name, value)
-    chosen, measured = choose(model, loss, metrics, stacklevel=7)  # at the call of fit
+    chosen, measured = choose(model, loss, metrics, stacklevel=8)  # at the call of fit
     if not all(metric.scalar for metric in measured):
         raise ArgumentError("a history holds numbers only: ask evaluate() for the confusion matrix.")
     (x, y, sample_weight), held_out = _split(x, y, sample_weight, validation_data, validation_split)
@@ -256,19 +250,17 @@ def _train(run: Run, validation: Samples | Streamed | None, resumed: Any) -> His
             for _ in run.epoch():
                 for callback in everyone:
                     callback.on_step_end(model, state.step)
-                if ranks.any(interrupted.is_set()):
-                    interrupted.set()
-                if interrupted.is_set() or history.stopped is not None:
+                if _agree_to_stop(run, interrupted):
                     break
             assert run.figures is not None
-            run.figures = run.figures.joined(ranks)
-            _refuse_divergence(run)
+            figures = run.figures.joined(ranks)
+            _refuse_divergence(run, figures)
             if interrupted.is_set():
                 history.stopped = "interrupted"
             if interrupted.is_set() and not run.complete:
                 _log.warning("training interrupted in epoch %d; the model keeps what it has learnt", state.epoch + 1)
                 break
-            logs = run.logs()
+            logs = figures.read()
             if validation is not None:
                 figures = measured_figures(model, validation, state.loss, state.metrics, _EVALUATION_BATCH, ranks)
                 logs |= {f"val_{k}": v for k, v in figures.joined(ranks).read().items()}
@@ -278,7 +270,19 @@ def _train(run: Run, validation: Samples | Streamed | None, resumed: Any) -> His
             run.under_way = False
             for callback in everyone:
                 callback.on_epoch_end(model, state.epoch - 1, logs)
+            _agree_to_stop(run, interrupted)
     return history
+
+
+def _agree_to_stop(run: Run, interrupted: threading.Event) -> bool:
+    """Whether any rank wants to stop: by Ctrl-C, or because a callback has said so. Then all of them do."""
+    ranks, history = run.ranks, run.history
+    if not ranks.any(interrupted.is_set() or history.stopped is not None):
+        return False
+    if any(ranks.gather(interrupted.is_set())):
+        interrupted.set()
+    history.stopped = next((why for why in ranks.gather(history.stopped) if why is not None), None)
+    return True
 
 
 def train_on_batch(model: Sequential, state: TrainingState, data: Samples) -> dict[str, float]:
@@ -444,9 +448,8 @@ def _with_progress(callbacks: Sequence[Callback], verbose: int) -> list[Callback
     return sorted(everyone, key=lambda c: isinstance(c, Checkpoint))  # last, to see what the others remember
 
 
-def _refuse_divergence(run: Run) -> None:
-    assert run.figures is not None
-    step, what = run.figures.first_non_finite(), "loss"
+def _refuse_divergence(run: Run, figures: Figures) -> None:
+    step, what = figures.first_non_finite(), "loss"
     if step is None:
         values = run.model.context.store.values
         overflowed = _first_not_finite(run.model)
@@ -454,7 +457,7 @@ def _refuse_divergence(run: Run) -> None:
             return
         what = overflowed or "weights"
         step = (
-            run.figures.steps - 1
+            figures.steps - 1
         )  # the last update, whose loss nobody has seen yet; or some step, seen at the epoch's end
     state = run.state
     assert state.memory is not None
