@@ -322,7 +322,7 @@ def test_a_callback_that_stops_on_one_rank_stops_all(when):
 
 def test_an_error_before_anything_is_agreed_on_ends_the_others_too(capsys):
     def work(ranks):
-        return fit(mlp(), ranks, x="nonsense" if ranks.rank == 1 else X)
+        return fit(mlp(), ranks, x=datasets.Stream(X, Y) if ranks.rank == 1 else X)  # and y beside the Stream
 
     with pytest.raises(xpnet.errors.XpnetError):
         on_ranks(2, work)

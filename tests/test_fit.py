@@ -232,7 +232,7 @@ def test_validation_split_takes_data_frames():
         ({"batch_size": "all"}, "batch_size"),
         ({"accumulate": 0}, "accumulate"),
         ({"accumulate": None}, "accumulate"),
-        ({"distributed": True}, "distributed is not in this version"),
+        ({"distributed": 2}, "distributed must be True, False or a Communicator"),
         ({"loss": "softmax_cross_entrpy"}, "softmax_cross_entropy"),
         ({"optimizer": "adm"}, "'adam'"),
         ({"metrics": "acuracy"}, "'accuracy'"),
