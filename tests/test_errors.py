@@ -15,6 +15,7 @@ STANDARD = {
     "ArgumentTypeError": TypeError,
     "BackendError": RuntimeError,
     "DeviceMemoryError": MemoryError,
+    "DistributedError": RuntimeError,
     "RecordingError": RuntimeError,
     "StateError": RuntimeError,
     "DivergenceError": RuntimeError,
