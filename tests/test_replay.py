@@ -279,32 +279,15 @@ def test_the_rate_may_change_between_steps(both):
 # Streams -------------------------------------------------------------------------------------------------------------
 
 
-def test_windows_of_a_stream_are_played(gpu, monkeypatch):
-    def run():
-        stream = datasets.Stream(X, Y, block=40, window_bytes=2 * 40 * 64 * 4)
-        model = mlp(gpu)
-        history, watch = fit(model, stream, None, epochs=4)
-        return model.state_dict(), dict(history), watch, model
-
-    results = [run()]
-    monkeypatch.setenv("XPNET_CUDA_GRAPHS", "0")
-    results.append(run())
-    same(results)
-    assert results[0][2].recorded == 2
+def batches():
+    return ((X[i : i + 20], Y[i : i + 20]) for i in range(0, 203, 20))
 
 
-def test_batches_of_a_stream_are_played(gpu, monkeypatch):
-    def batches():
-        return ((X[i : i + 20], Y[i : i + 20]) for i in range(0, 203, 20))
-
-    def run():
-        model = mlp(gpu)
-        history, watch = fit(model, batches, None, epochs=4)
-        return model.state_dict(), dict(history), watch, model
-
-    results = [run()]
-    monkeypatch.setenv("XPNET_CUDA_GRAPHS", "0")
-    results.append(run())
+@pytest.mark.parametrize(
+    "x", [datasets.Stream(X, Y, block=40, window_bytes=2 * 40 * 64 * 4), batches], ids=["windows", "batches"]
+)
+def test_parts_of_a_stream_are_played(both, x):
+    results = both(x=x, y=None, epochs=4)
     same(results)
     assert results[0][2].recorded == 2
 

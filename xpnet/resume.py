@@ -103,12 +103,12 @@ def restore(path: Any, run: "Run") -> "list[tuple[Callback, dict[str, Any] | Non
     missing = [key for key, values in remembered.items() if values and key not in present]
     if missing and not run.ranks.rank:  # others are without those that print or write
         text = f"{path} holds what callbacks remember that this fit is without: {', '.join(missing)}."
-        warnings.warn(text, UserWarning, stacklevel=8)  # at the call of fit
+        warnings.warn(text, UserWarning, stacklevel=7)  # at the call of fit
     before, now = {"ranks": "1", **progress["environment"]}, _environment(run)
     other = [f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in now if now[name] != before.get(name)]
     if other:
         text = f"{path}: results will differ by rounding from those of a run that never stopped: {'; '.join(other)}."
-        warnings.warn(text, UserWarning, stacklevel=8)
+        warnings.warn(text, UserWarning, stacklevel=7)
     return [(callback, remembered.get(key)) for key, callback in present.items()]
 
 

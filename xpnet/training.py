@@ -1,6 +1,7 @@
 """The loops around the training step: fit, one batch, evaluation."""
 
 import contextlib
+import functools
 import logging
 import math
 import signal
@@ -138,7 +139,20 @@ class Run:
         self.complete = True
 
 
-def fit(
+def fit(model: Sequential, state: TrainingState, x: Any, y: Any, *, ranks: Ranks = ALONE, **options: Any) -> History:
+    """The work of `Sequential.fit`: see there. `options` are those of `_begin`."""
+    begin = functools.partial(_begin, model, state, x, y, ranks=ranks, **options)
+    ranks.bind(model.backend)
+    model.context.ranks = ranks
+    try:
+        run, validation, resumed = ranks.together(begin)
+        _refuse_disagreement(run)
+        return _train(run, validation, resumed)
+    finally:
+        model.context.ranks = ALONE
+
+
+def _begin(
     model: Sequential,
     state: TrainingState,
     x: Any,
@@ -158,53 +172,13 @@ def fit(
     accumulate: int,
     resume_from: Any,
     verbose: int,
-    ranks: Ranks = ALONE,
-) -> History:
-    """The work of `Sequential.fit`: see there."""
-
-    def begin() -> tuple[Run, Samples | Streamed | None, Any]:
-        """All that may be refused, before anything is trained."""
-        return _begin(
-            model, state, x, y, loss, optimizer, epochs, batch_size, validation_data, validation_split, metrics,
-            callbacks, shuffle, sample_weight, class_weight, accumulate, resume_from, verbose, ranks,
-        )  # fmt: skip
-
-    ranks.bind(model.backend)
-    model.context.ranks = ranks
-    try:
-        run, validation, resumed = ranks.together(begin)
-        _refuse_disagreement(run)
-        return _train(run, validation, resumed)
-    finally:
-        model.context.ranks = ALONE
-
-
-def _begin(
-    model: Sequential,
-    state: TrainingState,
-    x: Any,
-    y: Any,
-    loss: str | Loss,
-    optimizer: str | Optimizer,
-    epochs: int,
-    batch_size: int | None,
-    validation_data: Sequence[Any] | None,
-    validation_split: float,
-    metrics: Any,
-    callbacks: Sequence[Callback],
-    shuffle: bool,
-    sample_weight: Any,
-    class_weight: Any,
-    accumulate: int,
-    resume_from: Any,
-    verbose: int,
     ranks: Ranks,
 ) -> tuple[Run, Samples | Streamed | None, Any]:
-    """The run, the set to validate on, and what a checkpoint has for each callback."""
+    """All that may be refused: the run, the set to validate on, and what a checkpoint has for each callback."""
     for name, value in (("epochs", epochs), ("accumulate", accumulate), ("batch_size", batch_size)):
         if name != "batch_size" or value is not None:
             whole_number(name, value)
-    chosen, measured = choose(model, loss, metrics, stacklevel=8)  # at the call of fit
+    chosen, measured = choose(model, loss, metrics, stacklevel=7)  # at the call of fit
     if not all(metric.scalar for metric in measured):
         raise ArgumentError("a history holds numbers only: ask evaluate() for the confusion matrix.")
     (x, y, sample_weight), held_out = _split(x, y, sample_weight, validation_data, validation_split)

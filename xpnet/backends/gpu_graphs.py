@@ -14,10 +14,10 @@ from typing import Any
 import numpy
 
 from xpnet.backends.arrays import Array
+from xpnet.backends.gpu_kernels import NUMBERS
 from xpnet.errors import RecordingError
 
 _PLACES = 64  # of numbers, in one step
-_NUMBERS = 8  # in one place
 _ROWS = 256  # steps that are looked ahead
 
 _DOUBLE = numpy.dtype("float64")
@@ -70,8 +70,8 @@ class Tape:
         self.order = backend.empty((samples,), "int64")
         self.chosen = backend.empty((rows,), "int64")
         self.staged = backend.zeros((3, columns), "float64")
-        self._table = backend.zeros((_ROWS, _PLACES * _NUMBERS), "float64")
-        self._now = backend.zeros((_PLACES, _NUMBERS), "float64")
+        self._table = backend.zeros((_ROWS, _PLACES * NUMBERS), "float64")
+        self._now = backend.zeros((_PLACES, NUMBERS), "float64")
         self._counters = backend.zeros((3,), "int64")
         self._of_step: list[Callable[[int], Sequence[float]]] = []
         self._asked = 0
@@ -119,13 +119,13 @@ class Tape:
         """Whether this step's numbers are others by now: somebody has changed the learning rate."""
         last = self._of_step[-1](step) if self._of_step else ()
         place = len(self._of_step) - 1
-        return any(a != b for a, b in zip(last, self._told[row, place * _NUMBERS :], strict=False))
+        return any(a != b for a, b in zip(last, self._told[row, place * NUMBERS :], strict=False))
 
     def _look_ahead(self, step: int) -> None:
         told = numpy.zeros((_ROWS, self._now.size))
         for place, of_step in enumerate(self._of_step):
             for row in range(_ROWS):
                 numbers = of_step(step + row)
-                told[row, place * _NUMBERS : place * _NUMBERS + len(numbers)] = numbers
+                told[row, place * NUMBERS : place * NUMBERS + len(numbers)] = numbers
         self._table[...] = self._backend.asarray(told)
         self._first_step, self._told = step, told

@@ -14,6 +14,8 @@ SOURCE = Path(__file__).with_name("kernels.cu").read_text(encoding="utf-8")
 
 REALS = {numpy.dtype("float32"): "float", numpy.dtype("float64"): "double"}
 
+NUMBERS = 8  # that one set of a step's numbers has room for, as set_numbers has
+
 _SIZES = {"Byte": 1, "unsigned short": 2, "int": 4, "Word": 4, "Index": 8, "unsigned long long": 8}
 _SCALARS = {"int": numpy.int32, "Word": numpy.uint32, "Index": numpy.int64, "double": numpy.float64}
 _NULL = numpy.uint64(0)

@@ -13,7 +13,7 @@ from xpnet.backends import cublas
 from xpnet.backends.arrays import Array, DType
 from xpnet.backends.base import Backend, step_word
 from xpnet.backends.cublas import Cublas, Half
-from xpnet.backends.gpu_kernels import REALS, Kernels
+from xpnet.backends.gpu_kernels import NUMBERS, REALS, Kernels
 from xpnet.backends.sliding import Windows
 from xpnet.errors import RecordingError
 
@@ -23,7 +23,6 @@ _THREADS = 256
 _MOST_BLOCKS = 4096  # of those that stride over their work: enough for any device to be busy
 _PART_ROWS = 256  # of a sum over the rows of a matrix, for which there are at most so many blocks:
 _PARTS = 1024
-_NUMBERS = 8
 _MANY = 2**31  # elements; the kernels of windows count in 32 bits
 
 _INT64 = numpy.dtype("int64")
@@ -123,8 +122,8 @@ class FusedPrimitives(Backend):
         if self._here.recording is not None:
             place: Array = self._here.recording.place(of_step, step)
             return place
-        numbers = self.xp.empty(_NUMBERS, dtype=numpy.float64)
-        values = (*of_step(step), *[0.0] * _NUMBERS)[:_NUMBERS]
+        numbers = self.xp.empty(NUMBERS, dtype=numpy.float64)
+        values = (*of_step(step), *[0.0] * NUMBERS)[:NUMBERS]
         self._launch("set_numbers", numpy.dtype("float64"), 1, numbers, *values)
         return numbers
 

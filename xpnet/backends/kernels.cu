@@ -251,12 +251,16 @@ template <typename Term> __device__ double down_column(Index rows, Index columns
     for (Index j = blockIdx.x * 32 + threadIdx.x; j < (columns) && threadIdx.y == 0; j = (columns))
 
 // parts (parts, columns): the sums of each part; of a single one, straight to out.
-KERNEL sum_rows(const real* a, Index rows, Index columns, Index part_rows, double* parts, real* out) {
-    double sum = down_column(rows, columns, part_rows, [=](Index i, Index j) { return (double)a[i * columns + j]; });
+__device__ void hand_over(double sum, Index columns, double* parts, real* out) {
     IN_FIRST_ROW(j, columns) {
         if (gridDim.y == 1) out[j] = sum;
         else parts[blockIdx.y * columns + j] = sum;
     }
+}
+
+KERNEL sum_rows(const real* a, Index rows, Index columns, Index part_rows, double* parts, real* out) {
+    double sum = down_column(rows, columns, part_rows, [=](Index i, Index j) { return (double)a[i * columns + j]; });
+    hand_over(sum, columns, parts, out);
 }
 
 KERNEL sum_products(const real* a, const real* b, const real* center, Index rows, Index columns, Index part_rows,
@@ -264,10 +268,7 @@ KERNEL sum_products(const real* a, const real* b, const real* center, Index rows
     double sum = down_column(rows, columns, part_rows, [=](Index i, Index j) {
         return (double)a[i * columns + j] * ((double)b[i * columns + j] - center[j]);
     });
-    IN_FIRST_ROW(j, columns) {
-        if (gridDim.y == 1) out[j] = sum;
-        else parts[blockIdx.y * columns + j] = sum;
-    }
+    hand_over(sum, columns, parts, out);
 }
 
 KERNEL add_parts(const double* parts, Index count, Index columns, real* out) {
@@ -343,11 +344,36 @@ __device__ int take(Word& i, int n) {  // the last coordinate of element i, and 
     return last;
 }
 
+#define GEOMETRY \
+    height, width, rows, columns, kh, kw, stride_v, stride_h, dilation_v, dilation_h, before_v, before_h
+
 // The window whose cell `a` lies on pixel h along one axis, or -1.
 __device__ int window_over(int h, int a, int windows, int stride, int dilation, int before) {
     int place = h + before - a * dilation;
     if (place < 0 || place % stride) return -1;
     return place / stride < windows ? place / stride : -1;
+}
+
+// visit(window, cell) for every cell of a window that lies on this pixel.
+template <typename Visit> __device__ void cells_over(Word image, int h, int w, WINDOWS, Visit visit) {
+    for (int a = 0; a < kh; a++) {
+        int i = window_over(h, a, rows, stride_v, dilation_v, before_v);
+        for (int b = 0; b < kw && i >= 0; b++) {
+            int j = window_over(w, b, columns, stride_h, dilation_h, before_h);
+            if (j >= 0) visit(((Index)image * rows + i) * columns + j, a * kw + b);
+        }
+    }
+}
+
+// visit(pixel, cell) for every pixel on the image under this window.
+template <typename Visit> __device__ void pixels_under(Word image, int i, int j, WINDOWS, Visit visit) {
+    for (int a = 0; a < kh; a++) {
+        int h = i * stride_v + a * dilation_v - before_v;
+        for (int b = 0; b < kw && 0 <= h && h < height; b++) {
+            int w = j * stride_h + b * dilation_h - before_h;
+            if (0 <= w && w < width) visit(((Index)image * height + h) * width + w, a * kw + b);
+        }
+    }
 }
 
 KERNEL patches(const real* x, Index pixel, Word n, WINDOWS, int channels, real* out) {
@@ -366,13 +392,9 @@ KERNEL fold(const real* patches, Word n, WINDOWS, int channels, Index pixel, rea
         Word rest = element;
         int c = take(rest, channels), w = take(rest, width), h = take(rest, height);
         real sum = 0;
-        for (int a = 0; a < kh; a++) {
-            int i = window_over(h, a, rows, stride_v, dilation_v, before_v);
-            for (int b = 0; b < kw && i >= 0; b++) {
-                int j = window_over(w, b, columns, stride_h, dilation_h, before_h);
-                if (j >= 0) sum += patches[(((((Index)rest * rows + i) * columns + j) * kh + a) * kw + b) * channels + c];
-            }
-        }
+        cells_over(rest, h, w, GEOMETRY, [&](Index window, int cell) {
+            sum += patches[(window * kh * kw + cell) * channels + c];
+        });
         out[(((Index)rest * height + h) * width + w) * pixel + c] = sum;
     }
 }
@@ -384,18 +406,13 @@ __device__ void pick_largest(const real* x, Word n, WINDOWS, int channels, real*
         int c = take(rest, channels), j = take(rest, columns), i = take(rest, rows);
         real best = 0;
         int chosen = -1;
-        for (int a = 0; a < kh; a++) {
-            int h = i * stride_v + a * dilation_v - before_v;
-            for (int b = 0; b < kw && 0 <= h && h < height; b++) {
-                int w = j * stride_h + b * dilation_h - before_h;
-                if (w < 0 || w >= width) continue;
-                real value = x[(((Index)rest * height + h) * width + w) * channels + c];
-                if (chosen < 0 || (!(value <= best) && best == best)) {  // NaN over all; of equals the first
-                    best = value;
-                    chosen = a * kw + b;
-                }
+        pixels_under(rest, i, j, GEOMETRY, [&](Index pixel, int cell) {
+            real value = x[pixel * channels + c];
+            if (chosen < 0 || (!(value <= best) && best == best)) {  // NaN over all; of equals the first
+                best = value;
+                chosen = cell;
             }
-        }
+        });
         out[element] = best;
         choice[element] = chosen;
     }
@@ -407,21 +424,12 @@ __device__ void hand_back(const real* grad, const Choice* choice, Word n, WINDOW
         Word rest = element;
         int c = take(rest, channels), w = take(rest, width), h = take(rest, height);
         real sum = 0;
-        for (int a = 0; a < kh; a++) {
-            int i = window_over(h, a, rows, stride_v, dilation_v, before_v);
-            for (int b = 0; b < kw && i >= 0; b++) {
-                int j = window_over(w, b, columns, stride_h, dilation_h, before_h);
-                if (j < 0) continue;
-                Index window = (((Index)rest * rows + i) * columns + j) * channels + c;
-                if (choice[window] == a * kw + b) sum += grad[window];
-            }
-        }
+        cells_over(rest, h, w, GEOMETRY, [&](Index window, int cell) {
+            if (choice[window * channels + c] == cell) sum += grad[window * channels + c];
+        });
         out[element] = sum;
     }
 }
-
-#define GEOMETRY \
-    height, width, rows, columns, kh, kw, stride_v, stride_h, dilation_v, dilation_h, before_v, before_h
 
 KERNEL max_pool_1(const real* x, Word n, WINDOWS, int channels, real* out, Byte* choice) {
     pick_largest(x, n, GEOMETRY, channels, out, choice);
@@ -441,13 +449,7 @@ KERNEL sum_pool(const real* x, Word n, WINDOWS, int channels, real* out) {
         Word rest = element;
         int c = take(rest, channels), j = take(rest, columns), i = take(rest, rows);
         double sum = 0;
-        for (int a = 0; a < kh; a++) {
-            int h = i * stride_v + a * dilation_v - before_v;
-            for (int b = 0; b < kw && 0 <= h && h < height; b++) {
-                int w = j * stride_h + b * dilation_h - before_h;
-                if (0 <= w && w < width) sum += x[(((Index)rest * height + h) * width + w) * channels + c];
-            }
-        }
+        pixels_under(rest, i, j, GEOMETRY, [&](Index pixel, int cell) { sum += x[pixel * channels + c]; });
         out[element] = sum;
     }
 }
@@ -457,13 +459,7 @@ KERNEL unpool_sum(const real* grad, Word n, WINDOWS, int channels, real* out) {
         Word rest = element;
         int c = take(rest, channels), w = take(rest, width), h = take(rest, height);
         real sum = 0;
-        for (int a = 0; a < kh; a++) {
-            int i = window_over(h, a, rows, stride_v, dilation_v, before_v);
-            for (int b = 0; b < kw && i >= 0; b++) {
-                int j = window_over(w, b, columns, stride_h, dilation_h, before_h);
-                if (j >= 0) sum += grad[(((Index)rest * rows + i) * columns + j) * channels + c];
-            }
-        }
+        cells_over(rest, h, w, GEOMETRY, [&](Index window, int cell) { sum += grad[window * channels + c]; });
         out[element] = sum;
     }
 }
