@@ -99,6 +99,7 @@ FLOORS = [
     ["streams"],
     ["step"],
     ["replay"],
+    ["run"],
     ["gradient_check", "training"],
     ["model"],
 ]

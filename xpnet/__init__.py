@@ -17,7 +17,7 @@ from xpnet import (
 from xpnet.backends import Backend, available_backends, get_backend
 from xpnet.gradient_check import check_gradients
 from xpnet.model import Sequential, load
-from xpnet.training import History
+from xpnet.run import History
 
 __version__ = "0.1.0"
 

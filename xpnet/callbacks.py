@@ -14,7 +14,7 @@ from xpnet.parameters import Snapshot
 
 if TYPE_CHECKING:
     from xpnet.layers.containers import Sequential
-    from xpnet.training import Run
+    from xpnet.run import Run
 
 
 class Callback:

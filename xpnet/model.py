@@ -30,9 +30,9 @@ from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
 from xpnet.parameters import ParameterStore
 from xpnet.ranks import ALONE, Ranks
+from xpnet.run import History
 from xpnet.step import TrainingState
 from xpnet.streams import Stream, streamed
-from xpnet.training import History
 
 
 class Sequential(layers_.Sequential):

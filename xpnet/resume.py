@@ -21,7 +21,7 @@ from xpnet.errors import ArgumentError, ArgumentTypeError, FileError
 
 if TYPE_CHECKING:
     from xpnet.callbacks import Callback
-    from xpnet.training import Run
+    from xpnet.run import Run
 
 _FORMAT = "xpnet-training-1"
 
