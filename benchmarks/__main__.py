@@ -5,7 +5,8 @@
     python -m benchmarks --device gpu                            # the same on a CUDA GPU
 
 Prints tables, and writes the figures with their circumstances to --out, benchmarks/results unless told otherwise.
-A peer that is not installed is an error: leave it out by --peers.
+A peer that is not installed is an error: leave it out by --peers. On a GPU every peer computes in float32 and in TF32,
+and is compared with xpnet in the same precision; `python -m benchmarks.gpu_check` measures much less in a few minutes.
 """
 
 import argparse
@@ -18,7 +19,14 @@ from benchmarks.peers import KINDS
 HERE = Path(__file__).parent
 PEERS = {"torch": ["torch", "torch-channels-last"], "torch-compile": ["torch-compile"], "jax": ["jax"],
          "sklearn": ["sklearn"]}  # fmt: skip
-PEERS_ON_GPU = {**PEERS, "torch": [*PEERS["torch"], "torch-graph"], "jax": ["jax", "jax-scan"], "sklearn": []}
+_GPU_KINDS = {"torch": ["torch", "torch-graph", "torch-channels-last"], "torch-compile": ["torch-compile"],
+              "jax": ["jax", "jax-scan"], "sklearn": []}  # fmt: skip
+PEERS_ON_GPU = {
+    peer: [f"{kind}-{precision}" for kind in kinds for precision in ("float32", "tf32")]
+    for peer, kinds in _GPU_KINDS.items()
+}
+OWN = ["xpnet", "xpnet-plain", "floor"]
+OWN_ON_GPU = ["xpnet", "xpnet-tf32", "xpnet-eager", "floor", "floor-tf32"]
 SMALL = [name for name in NETS if name != "mlp-4096"]
 
 
@@ -34,9 +42,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results", help="a folder for the figures")
     options = parser.parse_args()
     gpu = options.device.startswith("gpu")
-    names = ["xpnet", "xpnet-call-by-call" if gpu else "xpnet-plain", "floor"]
-    names += [kind for peer in options.peers for kind in (PEERS_ON_GPU if gpu else PEERS)[peer]]
-    assert set(names) <= KINDS.keys()
+    names = names_of(options.peers, gpu)
     plan = measures.Plan(
         options.device, [1] if gpu else options.threads, names, options.nets, options.batch, options.rounds
     )
@@ -54,6 +60,14 @@ def main() -> None:
         if rows:
             path = report.save(options.out, plan, rows)
             print(f"\nwritten: {path}\n\n{path.with_suffix('.md').read_text(encoding='utf-8')}")
+
+
+def names_of(peers: list[str], gpu: bool) -> list[str]:
+    """What is measured: xpnet, its floor, and all kinds of these peers."""
+    names = list(OWN_ON_GPU if gpu else OWN)
+    names += [kind for peer in peers for kind in (PEERS_ON_GPU if gpu else PEERS)[peer]]
+    assert set(names) <= KINDS.keys()
+    return names
 
 
 if __name__ == "__main__":

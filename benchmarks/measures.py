@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 def _peers(plan: Plan, net: Net) -> list[str]:
     images = len(net.input_shape) == 3
-    return [name for name in plan.names if can(name, net) and (images or name != "torch-channels-last")]
+    return [name for name in plan.names if can(name, net) and (images or "channels-last" not in name)]
 
 
 def _situations(plan: Plan, batches: list[int]) -> Iterator[tuple[str, int, int, str]]:
@@ -54,7 +54,8 @@ def step(plan: Plan) -> Iterator[Row]:
 def epoch(plan: Plan) -> Iterator[Row]:
     """An epoch from end to end (checks, shuffle, gather, metrics too) beside so many of xpnet's steps; and memory."""
     for net, threads, batch, situation in _situations(plan, [128]):
-        names = [name for name in _peers(plan, NETS[net]) if name not in ("floor", "jax-scan")] + ["xpnet-uint8"]
+        names = [name for name in _peers(plan, NETS[net]) if not name.startswith(("floor", "jax-scan"))]
+        names.append("xpnet-uint8")
         rounds, steps_an_epoch = max(3, plan.rounds // 3), epoch_size(NETS[net]) / batch
         with workers(names, net, batch, plan.device, threads) as team:
             figures, steps = {name: Figure([]) for name in names}, Figure([])
@@ -74,8 +75,8 @@ def epoch(plan: Plan) -> Iterator[Row]:
 def inference(plan: Plan) -> Iterator[Row]:
     """A call of predict, from host array to host array, of 1 sample and of 1024."""
     for net, threads, batch, situation in _situations(plan, [1, 1024]):
-        left_out = ("floor", "jax-scan", "torch-graph", "xpnet-call-by-call")  # no other inference than others
-        names = [name for name in _peers(plan, NETS[net]) if name not in left_out]
+        left_out = ("floor", "jax-scan", "torch-graph", "xpnet-eager")  # no other inference than others
+        names = [name for name in _peers(plan, NETS[net]) if not name.startswith(left_out)]
         with workers(names, net, batch, plan.device, threads) as team:
             yield Row("inference", situation, interleaved(team, "predict", plan.rounds))
 
@@ -87,7 +88,8 @@ _CLOCK = "import time; start = time.perf_counter(); {}; print(time.perf_counter(
 
 def imports(plan: Plan) -> Iterator[Row]:
     """Importing the library, in a fresh process each time."""
-    statements = _IMPORTS | {name: text for name, text in _OTHER_IMPORTS.items() if name in plan.names}
+    libraries = {name.split("-")[0] for name in plan.names}
+    statements = _IMPORTS | {name: text for name, text in _OTHER_IMPORTS.items() if name in libraries}
     values: dict[str, list[float]] = {name: [] for name in statements}
     for i in range(plan.rounds + 1):
         for name, text in statements.items():
@@ -125,17 +127,11 @@ def accuracy(plan: Plan) -> Iterator[Row]:
         yield Row("accuracy", situation, {"xpnet": accuracies})
 
 
-_PRECISIONS = ("", "-tf32", "-bfloat16")
-
-
 def rate(plan: Plan) -> Iterator[Row]:
-    """A step of three hidden layers of 4096, batch 4096, beside its products alone: in float32, tf32 and bfloat16."""
-    for suffix in _PRECISIONS:
-        own, floor = f"xpnet{suffix}", f"floor{suffix}"
-        with workers([own, floor], "mlp-4096", 4096, plan.device, 1) as team:
-            figures = interleaved(team, "step", plan.rounds)
-        situation = f"mlp-4096, {suffix[1:] or 'float32'}, batch 4096"
-        yield Row("rate", situation, {"xpnet": figures[own], "floor": figures[floor]})
+    """A step of three hidden layers of 4096, batch 4096, beside its products alone, in three precisions."""
+    names = [f"{peer}{precision}" for peer in ("xpnet", "floor") for precision in ("", "-tf32", "-bfloat16")]
+    with workers(names, "mlp-4096", 4096, plan.device, 1) as team:
+        yield Row("rate", "mlp-4096, batch 4096", interleaved(team, "step", plan.rounds))
 
 
 def profile(plan: Plan) -> Iterator[Row]:

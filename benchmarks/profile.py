@@ -1,11 +1,14 @@
-"""One training step on a GPU, kernel by kernel.
+"""One training step on a GPU in float32, kernel by kernel.
 
-Each kernel is recorded many times into a graph, which is timed: launched one by one, the host would be measured. Its
-floor is the time for the bytes of its arrays at the pace of a large copy, or for its multiplications at that of a large
-product. CuPy's own kernels (a few, small) are not taken apart: what they and the gaps between kernels take is what the
-whole step takes more than the sum.
+    python -m benchmarks.profile --nets mlp cnn --batch 128
+
+Each kernel is captured many times into a CUDA graph, which is timed: launched one by one, the host would be measured.
+The floor of a kernel is the time for the bytes of its arrays at the pace of a large copy, or for its multiplications at
+the pace of a large matrix product. CuPy's own kernels (a few, small) are not measured one by one: what they and the
+gaps between kernels take is the difference between the whole step and the sum.
 """
 
+import argparse
 import contextlib
 import statistics
 import time
@@ -14,19 +17,41 @@ from typing import Any
 
 import numpy
 
+from benchmarks import messages
+from benchmarks.graphs import Graph
 from benchmarks.nets import NETS
 from benchmarks.peers.own import Own
-from xpnet.backends.gpu_graphs import Recorder
 
 REPEATS = 200
+REPEATS_OF_LARGE = 20
 LARGE = 2**26  # elements of the large copy
-WIDE = 4096  # rows and columns of the large product
+WIDE = 4096  # rows and columns of the large matrix product
 
 Call = tuple[str, Callable[[], None], int, int]  # what it is, to do it again, bytes, multiplications
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=["mlp", "cnn"])
+    parser.add_argument("--batch", type=int, default=128, help="(default: %(default)s)")
+    parser.add_argument("--large", type=int, default=LARGE, help="elements of the large copy (default: %(default)s)")
+    parser.add_argument("--wide", type=int, default=WIDE, help="rows of the large product (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="(default: %(default)s)")
+    options = parser.parse_args()
+    for net in options.nets:
+        for what, seconds, floor in profile_of(net, options.batch, "gpu", options.large, options.wide, options.repeats):
+            messages.send(
+                "kernel",
+                net=net,
+                batch=options.batch,
+                what=what.removeprefix(f"{net}: "),
+                seconds=seconds,
+                floor=floor,
+            )
+
+
 def profile_of(
-    net: str, batch: int, device: str, large: int = LARGE, wide: int = WIDE
+    net: str, batch: int, device: str, large: int = LARGE, wide: int = WIDE, repeats: int = REPEATS
 ) -> Iterator[tuple[str, float, float]]:
     """(kernel and its sizes, seconds, seconds of its floor), then of the whole step."""
     own = Own(NETS[net], batch, device, "")
@@ -34,52 +59,51 @@ def profile_of(
     for _ in range(5):
         own.step()
     with own.model.working():
-        recorder = Recorder(backend)
-        per_byte, per_product = _paces(backend, recorder, large, wide)
-        calls = _calls_of_a_step(own, recorder)
+        per_byte, per_product = _paces(backend, large, wide, min(repeats, REPEATS_OF_LARGE))
+        calls = _calls_of_a_step(own)
         sums = [0.0, 0.0]
         for what, again, size, products in calls:
-            seconds, floor = _seconds(recorder, again), max(size * per_byte, products * per_product)
+            seconds, floor = _seconds(backend, again, repeats), max(size * per_byte, products * per_product)
             sums = [sums[0] + seconds, sums[1] + floor]
             yield f"{net}: {what}", seconds, floor
         yield f"{net}: all of these", sums[0], sums[1]
     own.synchronize()
     start = time.perf_counter()
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         own.step()
     own.synchronize()
-    kind = "one graph" if own.player.recorded else f"call by call, for {own.player.why_not}"
-    yield f"{net}: the whole step, {kind}", (time.perf_counter() - start) / REPEATS, sums[1]
+    why_eager = own.why_eager()
+    kind = "one graph" if why_eager is None else f"eager, because {why_eager}"
+    yield f"{net}: the whole step, {kind}", (time.perf_counter() - start) / repeats, sums[1]
+    own.close()
 
 
-def _seconds(recorder: Recorder, again: Callable[[], None]) -> float:
+def _seconds(backend: Any, again: Callable[[], None], repeats: int) -> float:
     def many() -> None:
-        for _ in range(REPEATS):
+        for _ in range(repeats):
             again()
 
-    with recorder.memory():
-        again()
-    graph, times = recorder.record(many), []
+    graph, times = Graph(backend, many, warm_up=again), []
     for _ in range(5):
-        recorder.backend.synchronize()
+        backend.synchronize()
         start = time.perf_counter()
-        graph.launch()
-        recorder.backend.synchronize()
-        times.append((time.perf_counter() - start) / REPEATS)
+        graph.replay()
+        backend.synchronize()
+        times.append((time.perf_counter() - start) / repeats)
     return statistics.median(times)
 
 
-def _paces(backend: Any, recorder: Recorder, large: int, wide: int) -> tuple[float, float]:
-    """Seconds a byte of a large copy, and seconds a multiplication of a large product."""
+def _paces(backend: Any, large: int, wide: int, repeats: int) -> tuple[float, float]:
+    """Seconds a byte of a large copy, and seconds a multiplication of a large matrix product."""
     a, b = (backend.zeros((large,), "float32") for _ in range(2))
-    copied = _seconds(recorder, lambda: backend.rescale(a, 1.0, 0.0, out=b))
+    copied = _seconds(backend, lambda: backend.rescale(a, 1.0, 0.0, out=b), repeats)
     x, y, z = (backend.zeros((wide, wide), "float32") for _ in range(3))
-    multiplied = _seconds(recorder, lambda: backend.matmul(x, y, out=z))
+    multiplied = _seconds(backend, lambda: backend.matmul(x, y, out=z), repeats)
     return copied / (a.nbytes + b.nbytes), multiplied / wide**3
 
 
-def _calls_of_a_step(own: Own, recorder: Recorder) -> list[Call]:
-    """What a step asks of kernels.cu and cuBLAS, done call by call."""
+def _calls_of_a_step(own: Own) -> list[Call]:
+    """What a step asks of kernels.cu and cuBLAS, in an eager step."""
     backend, calls = own.model.backend, []
     launch, cublas = backend._kernels.launch, backend._cublas()
     product = cublas.product
@@ -98,9 +122,13 @@ def _calls_of_a_step(own: Own, recorder: Recorder) -> list[Call]:
         calls.append((what, lambda: product(a, b, out, add, tf32), size, rows * inner * columns))
         return product(a, b, out, add, tf32)
 
-    with contextlib.ExitStack() as stack, recorder.memory():
+    with contextlib.ExitStack() as stack:
         for thing, name, noted in ((backend._kernels, "launch", noted_launch), (cublas, "product", noted_product)):
             setattr(thing, name, noted)
             stack.callback(delattr, thing, name)
         own.player._do(own._update, own._figures)
     return [call for call in calls if not call[0].startswith("set_numbers")]  # a graph has none
+
+
+if __name__ == "__main__":
+    main()

@@ -11,15 +11,20 @@ import sys
 import time
 from collections.abc import Callable
 
-from benchmarks.nets import NETS, epoch_size
-from benchmarks.peers import KINDS, start
+from benchmarks.nets import NETS, Net, epoch_size
+from benchmarks.peers import KINDS, Peer, start, turn
 from benchmarks.samples import batch_of
 
 
 def main(name: str, net_name: str, batch: str, device: str) -> None:
     net, size = NETS[net_name], int(batch)
     peer = start(name, net, size, device)
-    dtype = KINDS[name].dtype
+    with turn(peer):
+        answer(peer, net, size, KINDS[name].dtype)
+
+
+def answer(peer: Peer, net: Net, size: int, dtype: str) -> None:
+    """What each line asks, until there are no more."""
     x, (all_x, all_y) = batch_of(net, size, dtype)[0], (None, None)
     print("ready", flush=True)
     for line in sys.stdin:

@@ -1,16 +1,16 @@
 """The benchmarks' own peers on a GPU, emulated too, where no time means anything: they run what `fit` runs."""
 
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import xpnet
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks import peers, profile
+from benchmarks import emulation, peers, profile
 from benchmarks.nets import NETS, Net
+from benchmarks.peers import floor
 from benchmarks.samples import batch_of
 
 SMALL = Net((784,), (("dense", 16), ("relu",), ("dense", 10)), "adam")
@@ -19,42 +19,60 @@ SMALL = Net((784,), (("dense", 16), ("relu",), ("dense", 10)), "adam")
 @pytest.fixture
 def device(gpu, monkeypatch):
     """What `get_backend` gives for "gpu" there."""
-    real = xpnet.get_backend
-    monkeypatch.setattr(xpnet, "get_backend", lambda name: gpu if name == "gpu" else real(name))
-    for module in ("model", "layers.base", "data"):
-        if hasattr(sys.modules.get(f"xpnet.{module}"), "get_backend"):
-            monkeypatch.setattr(sys.modules[f"xpnet.{module}"], "get_backend", xpnet.get_backend)
+    emulation.substitute(gpu, monkeypatch.setattr)
     return "gpu"
 
 
 @pytest.mark.parametrize("name", ["xpnet", "xpnet-tf32", "xpnet-bfloat16", "xpnet-uint8"])
-def test_xpnet_plays_its_steps(gpu, device, name):
+def test_xpnet_replays_its_steps(gpu, device, name):
     peer = peers.start(name, SMALL, 32, device)
     for _ in range(6):
         peer.step()
     peer.synchronize()
-    assert peer.player.recorded == 1 and peer.player.why_not is None
+    assert peer.why_eager() is None
     x, y = batch_of(SMALL, 100, peers.KINDS[name].dtype)
     assert peer.epoch(x, y) > 0
     assert peer.predict(x).shape == (100, 10)
+    peers.close(peer)
+
+
+def test_xpnet_eager_replays_nothing(gpu, device, monkeypatch):
+    monkeypatch.delenv("XPNET_CUDA_GRAPHS", raising=False)
+    peer = peers.start("xpnet-eager", SMALL, 32, device)
+    assert "XPNET_CUDA_GRAPHS" not in os.environ
+    for _ in range(6):
+        peer.step()
+    assert peer.why_eager() is not None
+    peers.close(peer)
 
 
 @pytest.mark.parametrize("name", ["floor", "floor-tf32", "floor-bfloat16"])
 @pytest.mark.parametrize("net", ["mlp", "cnn"])
-def test_the_floor_is_products_alone(gpu, device, name, net):
+def test_the_floor_is_a_graph_of_products_alone(gpu, device, monkeypatch, name, net):
+    run, launches = floor.Floor._run, []
+
+    def watched(self):
+        before = len(gpu.xp.launches)
+        run(self)
+        launches.append(gpu.xp.launches[before:])
+
+    if gpu.name == "emulated":
+        monkeypatch.setattr(floor.Floor, "_run", watched)
     peer = peers.start(name, NETS[net], 8, device)
     if gpu.name == "emulated":
+        products = {"mlp": 5, "cnn": 8}[net]
+        assert launches == [["gemm"] * products, []]  # to warm up, and captured
         gpu.xp.launches.clear()
     peer.step()
     peer.synchronize()
-    if gpu.name == "emulated" and net == "mlp":
-        assert gpu.xp.launches == ["gemm"] * 5
+    if gpu.name == "emulated":
+        assert gpu.xp.launches == ["graph"]
+    peers.close(peer)
 
 
 def test_the_profile_of_a_step_adds_up(gpu, device, monkeypatch):
-    monkeypatch.setattr(profile, "REPEATS", 2)
     monkeypatch.setitem(profile.NETS, "small", SMALL)
-    rows = list(profile.profile_of("small", 16, device, large=1000, wide=16))
+    rows = list(profile.profile_of("small", 16, device, large=1000, wide=16, repeats=2))
     names = [what.removeprefix("small: ").split()[0] for what, _, _ in rows]
     assert names.count("product") == 5 and {"relu", "cross_entropy", "adam", "sum_rows"} <= set(names)
     assert names[-2:] == ["all", "the"] and "one graph" in rows[-1][0]

@@ -1,10 +1,16 @@
-"""JAX: the whole step jitted, weights and optimiser state donated.
+"""JAX: the whole step jitted, weights and optimizer state donated.
 
 On a GPU an epoch is one `lax.scan` over its batches, and with the option "scan" so are a hundred steps. On the CPU,
 where a scan's steps run slower, most of all its convolutions, a step is called for each batch.
+
+On a GPU the option also names the precision of matrix products and convolutions. JAX reads that setting when it looks
+up a traced function, so it must hold at each call, not only at the first.
 """
 
+import contextlib
+from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +21,14 @@ from benchmarks.samples import batch_of
 
 SCANNED = 100
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32"}
 
 
 class Jax:
     def __init__(self, net: Net, batch: int, device: str, option: str) -> None:
-        self.steps_at_once = SCANNED if option == "scan" else 1
+        words = option.split()
+        self.steps_at_once = SCANNED if "scan" in words else 1
+        self.precision = PRECISIONS.get(words[-1]) if words else None
         self._uploaded: tuple = ()
         self.device = jax.devices("gpu" if device.startswith("gpu") else "cpu")[0]
         self.net, self.batch = net, batch
@@ -33,6 +42,10 @@ class Jax:
         self._steps_of_rows = jax.jit(partial(_steps_of_rows, net), donate_argnums=(0, 1))
         self._outputs = jax.jit(partial(_outputs, net))
         self._scanned = jax.jit(partial(_scanned, net), donate_argnums=0)
+
+    def turn(self) -> AbstractContextManager[Any]:
+        """The precision of this peer."""
+        return jax.default_matmul_precision(self.precision) if self.precision else contextlib.nullcontext()
 
     def step(self) -> None:
         if self.steps_at_once > 1:

@@ -23,7 +23,7 @@ _OPTIMIZERS = {"sgd": optimizers.SGD, "adam": optimizers.Adam}
 
 
 class Own:
-    """The step is that of `fit`, with its mean loss; on a GPU recorded as a graph, as there."""
+    """The step is that of `fit`, with its mean loss; on a GPU captured and replayed as a CUDA graph, as there."""
 
     def __init__(self, net: Net, batch: int, device: str, option: str) -> None:
         stack = [_LAYERS[kind](*arguments) for kind, *arguments in net.layers]
@@ -32,7 +32,7 @@ class Own:
             stack.insert(0, layers.Rescale(1 / 255))
         precision = option if option in ("tf32", "float16", "bfloat16") else None
         self.model = xpnet.Sequential(stack, net.input_shape, backend=device, precision=precision)
-        self._open = contextlib.ExitStack()  # as long as this process
+        self._open = contextlib.ExitStack()  # until `close`
         self._open.enter_context(self.model.backend.stream())
         self.optimizer = _OPTIMIZERS[net.optimizer](RATES[net.optimizer])
         self.batch = batch
@@ -62,6 +62,20 @@ class Own:
 
     def predict(self, x):
         return self.model.predict(x)
+
+    def why_eager(self) -> str | None:
+        """Why the steps are not replayed as a CUDA graph; None if they are."""
+        return why_eager(self.player)
+
+    def close(self) -> None:
+        self._open.close()
+
+
+def why_eager(player: Player) -> str | None:
+    """Why no update of this run is replayed as a CUDA graph; None if at least one kind of update is."""
+    if player.recorded:
+        return None
+    return player.why_not or "no update was captured"
 
 
 def make(net: Net, batch: int, device: str, option: str) -> Own:

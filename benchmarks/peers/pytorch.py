@@ -1,6 +1,11 @@
-"""PyTorch: eager, eager with channels last, compiled, or its step as a CUDA graph; fused optimiser, data in memory."""
+"""PyTorch: eager, eager with channels last, compiled, or its step as a CUDA graph; fused optimizer, data in memory.
 
-from collections.abc import Callable
+The words of the option: "channels-last", "compile", "graph"; on a GPU also "float32" or "tf32", the precision of matrix
+products and convolutions. PyTorch keeps the precision for the whole process, so each peer sets its own at each turn.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -12,23 +17,37 @@ from benchmarks.samples import batch_of
 
 class PyTorch:
     def __init__(self, net: Net, batch: int, device: str, option: str) -> None:
+        words = option.split()
+        self.tf32 = {"float32": False, "tf32": True}.get(words[-1]) if words else None
         torch.manual_seed(0)
         self.device, self.batch = torch.device("cuda" if device.startswith("gpu") else "cpu"), batch
         self.images = len(net.input_shape) == 3
-        last = self.images and option == "channels-last"
+        last = self.images and "channels-last" in words
         self.layout = torch.channels_last if last else torch.contiguous_format
         self.model = nn.Sequential(*_layers(net)).to(self.device, memory_format=self.layout)
         kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[net.optimizer]
-        self.optimizer = kind(self.model.parameters(), lr=RATES[net.optimizer], fused=True)
-        self.run = torch.compile(self.model) if option == "compile" else self.model
+        graph = "graph" in words and self.device.type == "cuda"
+        # Adam counts its steps on the host unless it is told that a graph captures them.
+        more = {"capturable": True} if graph and net.optimizer == "adam" else {}
+        self.optimizer = kind(self.model.parameters(), lr=RATES[net.optimizer], fused=True, **more)
+        self.run = torch.compile(self.model) if "compile" in words else self.model
         x, y = batch_of(net, batch)
         self.x, self.y = self.tensor(x), torch.from_numpy(y).to(self.device)
         self._uploaded: tuple = ()
-        if option == "graph":
-            self._replay = self._recorded()
+        if graph:
+            with self.turn():
+                self._replay = self._captured()
 
-    def _recorded(self) -> Callable[[], None]:
-        """The step on (self.x, self.y), recorded as PyTorch's manual has it. `self.figures` are of its latest run."""
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """The precision of this peer: it holds until the next peer sets its own."""
+        if self.tf32 is not None:
+            torch.backends.cuda.matmul.allow_tf32 = self.tf32
+            torch.backends.cudnn.allow_tf32 = self.tf32
+        yield
+
+    def _captured(self) -> Callable[[], None]:
+        """The step on (self.x, self.y), captured as PyTorch's manual has it. `self.figures` are of the last replay."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -37,7 +56,8 @@ class PyTorch:
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.cuda.graph(graph):
+        # Other libraries in this process may have threads, whose calls must not invalidate this capture.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.figures = self._train(self.x, self.y)
         return graph.replay
 
