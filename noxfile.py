@@ -18,8 +18,15 @@ def tests_cpu(session: nox.Session) -> None:
     """The test suite without CuPy, with coverage. GPU tests are skipped, with the reason."""
     session.install(".[dev]")
     # A process a core, so one BLAS thread in each; tests that are about threads ask for theirs.
-    session.run("pytest", "-n", "auto", "--cov", "--cov-report=term", "--cov-fail-under=95", *session.posargs,
-                env={"OPENBLAS_NUM_THREADS": "1"})  # fmt: skip
+    session.run("pytest", "-n", "auto", "-m", "not sweep", "--cov", "--cov-report=term", "--cov-fail-under=95",
+                *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})  # fmt: skip
+
+
+@nox.session(name="tests-slow")
+def tests_slow(session: nox.Session) -> None:
+    """Wide sweeps over random cases, which take minutes."""
+    session.install(".[dev]")
+    session.run("pytest", "-n", "auto", "-m", "sweep", *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
 
 
 @nox.session(name="tests-cupy")
@@ -27,7 +34,8 @@ def tests_cupy(session: nox.Session) -> None:
     """CuPy's real wheel, with or without a GPU: every name is there, every refusal says why, every kernel compiles."""
     session.install(".[dev,cuda13]", "nvidia-cuda-nvrtc>=13,<14")  # the compiler, a small part of the extra cuda13-ctk
     session.run("pytest", "tests/test_cupy_api.py", "tests/test_gpu_probe.py", "tests/test_info.py",
-                "tests/test_import.py", "tests/test_gpu_kernels.py", *session.posargs)  # fmt: skip
+                "tests/test_import.py", "tests/test_gpu_kernels.py", "tests/test_compiling.py",
+                *session.posargs)  # fmt: skip
 
 
 @nox.session(name="tests-gpu")

@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def _of_the_gpu(terminalreporter: pytest.TerminalReporter) -> list[str]:
     """A block of text for benchmarks/results: the tests marked `gpu`, the device, the versions, the commit."""
     counts = {
-        what: sum("gpu" in report.keywords for report in terminalreporter.stats.get(what, []))
+        what: sum("gpu" in getattr(report, "keywords", ()) for report in terminalreporter.stats.get(what, []))
         for what in ("passed", "failed", "error", "skipped")
     }
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
@@ -64,15 +65,24 @@ def _of_the_gpu(terminalreporter: pytest.TerminalReporter) -> list[str]:
 
 
 @pytest.fixture(params=["cpu", "strict", "emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
-def backend(request: pytest.FixtureRequest) -> Backend:
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Each device in turn. `backend.asarray` and `backend.to_numpy` cross the border."""
-    return made(request.param)
+    with without_memory_faults(made(request.param)) as backend:
+        yield backend
 
 
 @pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
-def gpu(request: pytest.FixtureRequest) -> Backend:
+def gpu(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """A GPU's backend: the emulation, and where there is one, the real thing."""
-    return made(request.param)
+    with without_memory_faults(made(request.param)) as backend:
+        yield backend
+
+
+@contextlib.contextmanager
+def without_memory_faults(backend: Backend) -> Iterator[Backend]:
+    """Fail where the emulation has seen a memory fault, also one that was caught as a reason not to capture a step."""
+    yield backend
+    assert not getattr(backend.xp, "faults", []), backend.xp.faults
 
 
 def made(name: str) -> Backend:

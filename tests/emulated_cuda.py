@@ -1,10 +1,15 @@
 """A pretended CuPy whose kernels run, whose streams can be recorded, and whose cuBLAS multiplies, all on the host.
 
-kernels.cu is compiled by g++ with a small shim (cuda_shim/shim.h). A recording refuses what a real one refuses: CuPy's
-own products, copies from and to the host, memory of the shared pool, the default stream. It does nothing while it is
-made; when it is played, it works on addresses, and complains where the memory behind one has been given back meanwhile.
+kernels.cu is compiled by g++ with a small shim (cuda_shim/shim.h). A capture refuses what a real one refuses: CuPy's
+own matrix products, copies from and to the host, memory of the shared pool, the default stream. It executes nothing; a
+replay works on bare addresses.
 
-This is an emulation: right numbers and forbidden calls can be seen with it, speed and real asynchrony cannot.
+Arrays live in memory pools that behave as CuPy's do: a freed block goes to the next allocation that fits, and holds a
+poison pattern until then. Two faults that real hardware leaves unnoticed are errors here (see `Pool` and `Graph`): an
+allocation gets memory that a live graph touches, or a graph is replayed after memory that it touches was freed.
+
+This is an emulation: right numbers, forbidden calls and memory faults can be seen with it, speed and real asynchrony
+cannot.
 """
 
 import contextlib
@@ -21,7 +26,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 from fake_cupy import CUDARuntimeError, FakeCupy, Stream
@@ -69,13 +74,17 @@ class EmulatedCupy(FakeCupy):
         self.device = self._backends[0] = RecordingBackend(self)
         self.cublas = EmulatedCublas(self)
         self.RawModule = functools.partial(EmulatedModule, self)
-        self._pools = [Pool(), Pool()]
+        #: The memory faults that were found. A test that leaves any behind fails (see conftest.py).
+        self.faults: list[str] = []
+        self.pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+        self._pools = [Pool(self), Pool(self)]
         self.get_default_memory_pool = lambda: self._pools[0]
         self.get_default_pinned_memory_pool = lambda: self._pools[1]
         vars(self.cuda).update(
             Stream=functools.partial(RecordingStream, self),
-            MemoryPool=Pool,
+            MemoryPool=functools.partial(Pool, self),
             using_allocator=self._using_allocator,
+            get_allocator=lambda: self.here.allocator or self._pools[0].malloc,
             alloc_pinned_memory=lambda size: bytearray(size),
         )
         self.cuda.runtime.getDeviceProperties = lambda i: {"name": b"Emulated", "major": 9, "minor": 0}
@@ -94,31 +103,108 @@ class EmulatedCupy(FakeCupy):
         graph: Graph | None = self.here.stream.graph
         return graph
 
+    def fault(self, what: str) -> NoReturn:
+        """Note a memory fault, and raise it."""
+        self.faults.append(what)
+        raise StrictError(what)
+
     def refuse(self, what: str) -> None:
-        """Raise as CUDA does where the current stream is recording."""
+        """Raise as CUDA does where the current stream is capturing."""
         if self.recording is not None:
             self.recording.valid = False
             raise CUDARuntimeError(f"cudaErrorStreamCaptureUnsupported: {what}")
 
 
+class Slab:
+    """Memory as cudaMalloc gives it; freed when nothing refers to it any more."""
+
+    def __init__(self, size: int) -> None:
+        self.bytes = np.empty(size + _UNIT, dtype=np.uint8)
+        self.start = -(-self.bytes.ctypes.data // _UNIT) * _UNIT
+        self.size = size
+        self.blocks: weakref.WeakSet[Block] = weakref.WeakSet()
+
+
+class Block:
+    """Memory of one array, given back to its pool when the last view of the array is gone."""
+
+    def __init__(self, pool: "Pool", slab: Slab, address: int, size: int) -> None:
+        self.pool, self.slab, self.address, self.size = pool, slab, address, size
+        #: The graphs that touch this memory.
+        self.graphs: list[weakref.ref[Graph]] = []
+        slab.blocks.add(self)
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return {"data": (self.address, False), "shape": (self.size,), "typestr": "|u1", "version": 3}
+
+    def __del__(self) -> None:
+        self.pool.take_back(self)
+
+
 class Pool:
-    """Memory that is not given back as long as this lives."""
+    """cupy.cuda.MemoryPool: a freed block goes to the next allocation that fits, with a poison pattern in it.
 
-    def __init__(self) -> None:
-        self.blocks: list[np.ndarray] = []
-        self.freed = 0
+    The pattern is NaN as a float, the largest number as an unsigned integer and -1 as a signed one.
+    """
 
-    def malloc(self, size: int) -> None:
-        raise NotImplementedError
+    def __init__(self, cupy: "EmulatedCupy") -> None:
+        self._cupy, self._lock = cupy, threading.RLock()
+        self.slabs: list[Slab] = []
+        self._free: list[tuple[int, int, Slab, list[weakref.ref[Graph]]]] = []  # size, address, slab, graphs
+        self._used = self.freed = 0
+        cupy.pools.add(self)
+
+    def malloc(self, size: int) -> Block:
+        size = -(-max(size, 1) // _UNIT) * _UNIT
+        with self._lock:
+            fits = [i for i, chunk in enumerate(self._free) if chunk[0] >= size]
+            if fits:
+                whole, address, slab, graphs = self._free.pop(min(fits, key=lambda i: self._free[i][0]))
+                if whole > size:
+                    self._free.append((whole - size, address + size, slab, graphs))
+            else:
+                slab, graphs = Slab(size), []
+                self.slabs.append(slab)
+                address = slab.start
+                ctypes.memset(address, _POISON, size)
+            self._used += size
+        if any(graph() is not None and graph().complete for graph in graphs):  # type: ignore[union-attr]
+            self._cupy.fault("memory that a live graph touches is given to somebody else.")
+        block = Block(self, slab, address, size)
+        block.graphs = list(graphs)
+        return block
+
+    def take_back(self, block: Block) -> None:
+        ctypes.memset(block.address, _POISON, block.size)
+        with self._lock:
+            self._used -= block.size
+            self._free.append((block.size, block.address, block.slab, block.graphs))
+
+    def block_at(self, address: int) -> Block | None:
+        """The block that holds this address now."""
+        for slab in self.slabs:
+            if slab.start <= address < slab.start + slab.size:
+                return next((b for b in slab.blocks if b.address <= address < b.address + b.size), None)
+        return None
 
     def used_bytes(self) -> int:
-        return 1000
+        return self._used
 
     def total_bytes(self) -> int:
-        return 3000
+        return sum(slab.size for slab in self.slabs)
 
     def free_all_blocks(self) -> None:
+        """Free the slabs of which no part is in use."""
         self.freed += 1
+        with self._lock:
+            unused = [slab for slab in self.slabs if not slab.blocks]
+            self.slabs = [slab for slab in self.slabs if slab not in unused]
+            self._free = [chunk for chunk in self._free if chunk[2] not in unused]
+
+
+_UNIT = 512  # bytes, to which CuPy rounds allocations up
+_POISON = 0xFF
 
 
 class RecordingStream(Stream):
@@ -137,17 +223,25 @@ class RecordingStream(Stream):
         graph, self.graph = self.graph, None
         if not graph.valid:
             raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated")
+        graph.complete = True
         made: Graph = graph
         return made
 
 
 class Graph:
-    """A recording: what to do, and which memory must still be there."""
+    """What was captured: the work to do, and the memory that it touches.
+
+    Memory of the pool that the capture allocated from may be freed before a replay: nobody else has it until this pool
+    hands it out again, which `Pool.malloc` notices. All other memory must still belong to its array.
+    """
 
     def __init__(self, cupy: EmulatedCupy) -> None:
-        self._cupy, self.valid = cupy, True
+        self._cupy, self.valid, self.complete = cupy, True, False
         self.work: list[Callable[[], None]] = []
-        self._needed: dict[int, weakref.ref[np.ndarray]] = {}
+        allocator = cupy.here.allocator
+        self._pool = None if allocator is None else weakref.ref(allocator.__self__)
+        self._slabs: dict[int, weakref.ref[Slab]] = {}
+        self._needed: dict[int, weakref.ref[Any]] = {}
 
     def add(self, work: Callable[[], None]) -> None:
         self.work.append(work)
@@ -155,17 +249,32 @@ class Graph:
     def address(self, a: np.ndarray) -> np.ndarray:
         """The same array by its address alone, which keeps nothing alive."""
         root = _root(a)
-        if not any(block is root for block in self._cupy.here.allocator.__self__.blocks):
-            self._needed[id(root)] = weakref.ref(root)
+        self._touch(root.base if isinstance(root.base, Block) else root)
         return _at_address(a)
+
+    def touch_address(self, address: int) -> None:
+        """Note the memory behind a bare pointer."""
+        for pool in list(self._cupy.pools):
+            block = pool.block_at(address)
+            if block is not None:
+                self._touch(block)
+
+    def _touch(self, owner: Any) -> None:
+        if isinstance(owner, Block):
+            if not any(graph() is self for graph in owner.graphs):
+                owner.graphs.append(weakref.ref(self))
+            self._slabs[id(owner.slab)] = weakref.ref(owner.slab)
+            if self._pool is not None and owner.pool is self._pool():
+                return
+        self._needed[id(owner)] = weakref.ref(owner)
 
     def upload(self, stream: Stream) -> None:
         """Nothing to do."""
 
     def launch(self, stream: Stream | None = None) -> None:
         self._cupy.refuse("a graph within a graph")
-        if any(root() is None for root in self._needed.values()):
-            raise StrictError("a graph is played whose memory has been given back.")
+        if any(owner() is None for owner in (*self._slabs.values(), *self._needed.values())):
+            self._cupy.fault("a graph is replayed whose memory was given back.")
         self._cupy.launches.append("graph")
         with np.errstate(all="ignore"):
             for work in self.work:
@@ -175,7 +284,7 @@ class Graph:
 def _root(a: np.ndarray) -> np.ndarray:
     while isinstance(a.base, np.ndarray):
         a = a.base
-    return a
+    return a  # its base is a Block, or it has memory of its own
 
 
 def _at_address(a: np.ndarray) -> np.ndarray:
@@ -196,22 +305,25 @@ class RecordingBackend(StrictBackend):
         self._cupy = cupy
 
     def read(self, what: str) -> None:
-        self._cupy.refuse(f"{what} reads the device")
+        self._refuse_while_capturing("D2H transfers are disallowed")
         super().read(what)
+
+    def _refuse_while_capturing(self, what: str) -> None:
+        """Raise as CuPy does, before it asks CUDA."""
+        if self._cupy.recording is not None:
+            raise RuntimeError(f"the current stream is capturing, so {what}")
 
     def compute(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         graph = self._cupy.recording
         if graph is None:
-            made = super().compute(function, *args, **kwargs)
-            self._own(made)
-            return made
+            return super().compute(function, *args, **kwargs)
         name = getattr(function, "__name__", "")
         if name in ("matmul", "dot", "tensordot", "einsum"):
-            self._cupy.refuse("calling cuBLAS API during stream capture is currently unsupported")
+            raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
         if not any(isinstance(a, StrictArray) for a in (*args, *kwargs.values())) and name in (
             "asarray", "array", "ascontiguousarray"
         ):  # fmt: skip
-            self._cupy.refuse("a copy from the host")
+            self._refuse_while_capturing("H2D transfers are disallowed")
         inside: dict[int, StrictArray] = {}
         args = tuple(self.unwrap(a, inside) for a in args)
         kwargs = {name: self.unwrap(a, inside) for name, a in kwargs.items()}
@@ -241,21 +353,31 @@ class RecordingBackend(StrictBackend):
             view = function(*args, **kwargs)  # which of the array itself may have been a copy
             if any(np.may_share_memory(view, self.unwrap(a, {})) for a in inside.values()):
                 return StrictArray(self, view)
-        made = StrictArray(self, _poisoned(np.asarray(tried)))
-        self._own(made)
+        made = StrictArray(self, self._in_pool(_poisoned(np.asarray(tried))))
         target = graph.address(made._values)
         if function not in (np.empty, np.empty_like):  # which ask nothing of the device
             graph.add(lambda: operator.setitem(target, ..., again()))
         return made
 
-    def _own(self, made: Any) -> None:
-        """Memory that was taken now belongs to the pool of now; while recording, that must not be the shared one."""
+    def _wrap(self, a: Any, inside: dict[int, StrictArray]) -> Any:
+        if isinstance(a, np.generic | bool | int | float | complex):
+            a = np.asarray(a)
+        if isinstance(a, np.ndarray) and id(a) not in inside:
+            a = self._in_pool(a)
+        return super()._wrap(a, inside)
+
+    def _in_pool(self, a: np.ndarray) -> np.ndarray:
+        """The same numbers, axes in the same order, in memory of the current pool; a view of such memory as it is."""
+        if a.size == 0 or isinstance(_root(a).base, Block):
+            return a
         allocator = self._cupy.here.allocator
-        if isinstance(made, StrictArray) and made._values.flags.owndata:
-            if allocator is not None:
-                allocator.__self__.blocks.append(made._values)
-            elif self._cupy.recording is not None:
-                raise StrictError("a recorded step takes memory from the shared pool.")
+        if allocator is None and self._cupy.recording is not None:
+            raise StrictError("a captured step takes memory from the shared pool.")
+        memory = np.asarray((allocator or self._cupy._pools[0].malloc)(a.nbytes))[: a.nbytes]
+        axes = sorted(range(a.ndim), key=lambda i: -abs(a.strides[i]))
+        there = memory.view(a.dtype).reshape([a.shape[i] for i in axes]).transpose(np.argsort(axes))
+        there[...] = a
+        return there
 
 
 def _map(a: Any, function: Callable[[np.ndarray], Any]) -> Any:
@@ -305,6 +427,9 @@ class EmulatedKernel:
         arrays = [a._values for a in given if isinstance(a, StrictArray)]
         if graph is not None:
             arrays = [graph.address(a) for a in arrays]
+            for a in given:
+                if isinstance(a, np.uint64) and a:
+                    graph.touch_address(int(a))
         remaining = iter(arrays)
         kept, pointers = [], (ctypes.c_void_p * len(given))()
         for i, a in enumerate(given):
@@ -449,6 +574,9 @@ class EmulatedCublas:
         assert lda >= (m if op_a == 0 else k) and ldb >= (k if op_b == 0 else n) and ldc >= m, "a leading dimension"
         alpha, beta = alpha._obj.value, beta._obj.value
         self.calls.append((op_a, op_b, m, n, k, type_a, type_c, compute, beta))
+        if self._cupy.recording is not None:
+            for pointer in (a, b, c):
+                self._cupy.recording.touch_address(pointer.value)
         left = self._by_columns(a, type_a, op_a, m, k, lda)
         right = self._by_columns(b, type_b, op_b, k, n, ldb)
         out = self._by_columns(c, type_c, 0, m, n, ldc)

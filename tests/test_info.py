@@ -52,7 +52,7 @@ def without_cupy(tmp_path):
 
 def test_without_cupy_it_says_so_and_how_to_install_it(without_cupy):
     lines = info("-S", path=without_cupy)
-    assert lines[3] == "CuPy    not installed (needs 14.0 or later, for the GPU only)"
+    assert lines[3] == "CuPy    not installed (needs 14.1 or later, for the GPU only)"
     (gpu,) = (line for line in lines if line.startswith("gpu: "))
     assert gpu.startswith("gpu: cannot be used: CuPy is not installed. ")
     assert gpu.split("Run: ")[1] in ('pip install "xpnet[cuda12]"', 'pip install "xpnet[cuda13]"')
@@ -85,7 +85,7 @@ def test_a_usable_gpu_is_described(monkeypatch):
         lines = program.info()
     finally:
         backends._gpu.cache_clear()
-    assert "CuPy    14.2.0 (cupy-cuda13x) (needs 14.0 or later, for the GPU only)" in lines
+    assert "CuPy    14.2.0 (cupy-cuda13x) (needs 14.1 or later, for the GPU only)" in lines
     at = lines.index("gpu: ready")
     assert lines[at + 1 :] == [
         "  device  Fake 0, compute capability 9.0",

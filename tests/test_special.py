@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from devices import flushes_subnormals
 
 import xpnet
 from xpnet.backends import Backend
@@ -28,6 +29,9 @@ def test_erf_and_erfc_are_exact_to_a_few_ulps(backend, name, dtype):
     got = backend.to_numpy(getattr(backend, name)(backend.asarray(x)))
     want = np.array([getattr(math, name)(value) for value in x.tolist()])
     assert got.dtype == dtype
+    if flushes_subnormals(backend, dtype):
+        gone = (got == 0) & (np.abs(want) < np.finfo(dtype).tiny)
+        want = np.where(gone, np.copysign(0.0, want), want)
     assert ulps(got, want) <= 8
     assert (np.signbit(got) == np.signbit(want)).all()
 

@@ -8,7 +8,7 @@ import numpy
 
 import xpnet
 
-_FLOORS = {"numpy": "2.0", "cupy": "14.0"}
+_FLOORS = {"numpy": "2.0", "cupy": "14.1"}
 
 
 def main() -> None:

@@ -84,6 +84,11 @@ class ProgressBar(Callback):
         )
         self._next_figures = 0.0
 
+    def show_compiling(self) -> None:
+        """Say why nothing moves: kernels are being compiled, which happens once on a machine."""
+        if self._bar is not None:
+            self._bar.set_postfix_str("compiling kernels for the GPU, once")
+
     def on_step_end(self, model: "Sequential", step: int) -> None:
         if self._bar.disable:
             return

@@ -5,13 +5,15 @@ What is Python in it is frozen, so a recording is trusted only after it has been
 update later than it was made: with another batch, another learning rate, other noise. All else goes on call by call.
 """
 
+import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import FunctionType, ModuleType
 from typing import Any
 
-from xpnet.backends import Array
+from xpnet.backends import Array, Backend
 from xpnet.data import Batch, Samples, Update
 from xpnet.errors import RecordingError
 from xpnet.layers.base import Workspace
@@ -37,26 +39,31 @@ class Player:
         alone = step.model.context.ranks.size == 1
         self._recorder = step.model.backend.recorder() if alone else None
         self._kinds: dict[tuple[Any, ...], Recording | None] = {}
+        self._played = 0
         self.why_not: str | None = None
         if self._recorder is None:
             self.why_not = "this device records nothing" if alone else "ranks add up their gradients"
         if self._recorder:
-            step.model.forget_work()  # its buffers would not lie in the memory of the recordings
             for metric in step.state.metrics:
                 if not metric.starts_from_zeros:
                     self._give_up(f"the metric {metric.name} merges batches in a way of its own")
 
     @property
     def recorded(self) -> int:
-        """How many kinds of updates are played by now."""
-        return sum(kind is not None and kind.trusted for kind in self._kinds.values())
+        """How many kinds of updates are played by now; after `close`, how many were."""
+        return self._played or sum(kind is not None and kind.trusted for kind in self._kinds.values())
+
+    def close(self) -> None:
+        """Give the memory of all graphs back: the run is over."""
+        self._played = self.recorded
+        self._kinds.clear()
 
     def __call__(self, update: Update, figures: Figures) -> None:
         """Train on these samples, and add to these figures."""
         if self._recorder is None:
             self._do(update, figures)
             return
-        with self._recorder.memory(), self._step.model.working():
+        with self._step.model.working():
             recording = self._recording_of(update, figures) if self.why_not is None else None
             if recording is None:
                 self._do(update, figures)
@@ -125,26 +132,32 @@ class Recording:
         self._samples_of_step = Update(
             self._home, Workspace(step.model.context), self._tape.chosen, 0, update.rows, update.size
         )
+        self._figures = figures.arrays
         before = Saved(step, figures)
         self._get_ready(update, figures)
+        self._graph = recorder.graph()
         try:
-            with _not_counted(step):
+            with _not_counted(step), self._graph.memory():
                 self._once(figures)  # makes all kernels and memory there will be
         finally:
             before.restore()
         with _not_counted(step):
-            self._graph = recorder.record(lambda: self._once(figures))
+            self._graph.capture(lambda: self._once(figures))
+        arrays = step.model.backend.xp.ndarray
+        self._graph.hold(reachable(arrays, step, figures, self._tape, self._samples_of_step))
 
     def fits(self, update: Update, figures: Figures) -> bool:
-        """Whether these samples have room where it reads them, and these figures lie where it writes them."""
+        """Whether these samples have room where it reads them, and these figures are where it writes them."""
         here = update.samples is self._here or len(update.samples) <= len(self._home)
-        return here and figures.record is self._tape.record
+        now, then = figures.arrays, self._figures
+        return here and now.keys() == then.keys() and all(now[name] is then[name] for name in now)
 
     def play(self, update: Update, figures: Figures) -> None:
         """Do this update."""
         self.launch(update, figures)
         memory = self._step.state.memory
         assert memory is not None
+        self._step.model.context.at_step = memory.step  # as the code leaves it, for whoever asks for noise after this
         memory.step += 1
         figures.count(update.sizes, weighted=update.samples.weights is not None)
 
@@ -174,6 +187,26 @@ class Recording:
 
 
 _NOTHING: Any = object()
+
+
+def reachable(kind: type, *things: Any) -> list[Any]:
+    """All objects of this kind that can be reached from these: by attributes, containers and closures.
+
+    It does not look into classes, modules, backends and other objects of this kind.
+    """
+    found, seen, waiting = [], set[int](), list(things)
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen or isinstance(thing, type | ModuleType | Backend):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, kind):
+            found.append(thing)
+        elif isinstance(thing, FunctionType):  # whose globals are the whole module
+            waiting += [thing.__closure__, thing.__defaults__, thing.__kwdefaults__]
+        else:
+            waiting += gc.get_referents(thing)
+    return found
 
 
 class _Staged:
@@ -254,5 +287,19 @@ def _copy(samples: Samples) -> Samples:
     return replace(samples, x=samples.x.copy(), y=samples.y.copy(), weights=weights, counts=counts)
 
 
+#: What CuPy and CUDA say of a call that cannot be captured, and what it means.
+_REFUSALS = {
+    "D2H transfers": "the step reads numbers of the device",
+    "H2D transfers": "the step copies an array from the host",
+    "synchronous API calls": "the step waits for the device, or copies to or from it",
+    "during stream capture": "the step calls a CUDA library through CuPy; backend.matmul does not",
+    "StreamCapture": "the step asks for what a CUDA graph cannot hold",
+}
+
+
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, RecordingError) else f"{type(error).__name__}: {error}"
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, RecordingError):
+        return str(error)
+    meaning = next((meaning for words, meaning in _REFUSALS.items() if words in text), None)
+    return text if meaning is None else f"{meaning} ({text})"

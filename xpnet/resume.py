@@ -8,7 +8,6 @@ the epoch and the step.
 import json
 import re
 import sys
-import time
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -135,7 +134,7 @@ def _restore_place(run: "Run", progress: Mapping[str, Any], arrays: Mapping[str,
     run.history.seconds, run.history.stopped = progress["seconds"], progress["stopped"]
     if progress["under_way"]:
         run.under_way, run.seen = True, progress["seen"]
-        run.began = time.perf_counter() - progress["elapsed"]
+        run.start_clock(progress["elapsed"])
         run.figures = run.new_figures()
         run.figures.load_state(_named(arrays, "figures "))
         if run.ranks.rank:  # they are on the first rank's account

@@ -23,12 +23,15 @@ _ORDER_STREAM = 2  # keeps epoch permutations apart from the draws of weights
 class History(dict[str, list[float]]):
     """What `fit` returns: history["loss"], history["val_accuracy"], … are lists with a float an epoch.
 
-    seconds: how long each epoch took.  stopped: why training ended early ("interrupted", …), or None.
+    seconds: how long each epoch took, without compiling.  compile_seconds: how long kernels were compiled meanwhile:
+    some seconds on a GPU whose kernels CuPy does not have on disk yet.  stopped: why training ended early
+    ("interrupted", …), or None.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.seconds: list[float] = []
+        self.compile_seconds = 0.0
         self.stopped: str | None = None
 
     def add(self, logs: Mapping[str, float], seconds: float) -> None:
@@ -72,8 +75,10 @@ class Run:
             self.accumulate = min(accumulate, self.steps)
         self.seen, self.complete = 0, False
         self.figures: Figures | None = None
-        #: Whether an epoch has begun and not ended; since when; the model and the step count at its start.
-        self.under_way, self.began = False, 0.0
+        #: Whether an epoch has begun and not ended; the model and the step count at its start.
+        self.under_way = False
+        self.start_clock()
+        self._compiled_before = model.backend.compile_seconds
         self.start, self.first_step = Snapshot(model.context.store, state.memory.slots.values()), state.step
         #: Does the updates; `player.why_not` says why none is played as a CUDA graph.
         self.player = Player(Step(model, state), isinstance(data, Streamed))
@@ -84,8 +89,16 @@ class Run:
         return self.figures.read() if self.figures else {}
 
     def elapsed(self) -> float:
-        """Seconds since the epoch began, without the time between a stop and its resumption."""
-        return time.perf_counter() - self.began
+        """Seconds since the epoch began, without compiling, and without the time between a stop and its resumption."""
+        return time.perf_counter() - self._began - (self.model.backend.compile_seconds - self._compiled)
+
+    def start_clock(self, elapsed: float = 0.0) -> None:
+        """The epoch begins now, or goes on after so many seconds."""
+        self._began, self._compiled = time.perf_counter() - elapsed, self.model.backend.compile_seconds
+
+    def compile_seconds(self) -> float:
+        """Seconds that kernels were compiled since the run began."""
+        return self.model.backend.compile_seconds - self._compiled_before
 
     def save(self, path: Any) -> None:
         """Write all that it takes to go on from here, between two updates, by `fit(..., resume_from=path)`.
@@ -101,7 +114,8 @@ class Run:
         """Begin an epoch, unless the resumed one is under way."""
         if not self.under_way:
             self.start.take()
-            self.under_way, self.began, self.first_step = True, time.perf_counter(), self.state.step
+            self.under_way, self.first_step = True, self.state.step
+            self.start_clock()
             self.seen, self.complete = 0, False
             if self.figures is None or self.ranks.size > 1:
                 self.figures = self.new_figures()

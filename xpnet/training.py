@@ -104,6 +104,8 @@ def _train(run: Run, validation: Samples | Streamed | None, resumed: Any) -> His
         interrupted = stack.enter_context(_interruptible())
         state.running = True
         stack.callback(setattr, state, "running", False)
+        stack.callback(run.player.close)
+        stack.enter_context(model.backend.telling_of_compiling(functools.partial(_show_compiling, everyone)))
         for callback, memory in resumed or [(callback, None) for callback in everyone]:
             callback.run = run
             stack.callback(callback.on_train_end, model)
@@ -135,6 +137,7 @@ def _train(run: Run, validation: Samples | Streamed | None, resumed: Any) -> His
             logs = ranks.of_first(logs)
             state.epoch += 1
             history.add(logs, run.elapsed())
+            history.compile_seconds = run.compile_seconds()
             run.under_way = False
             for callback in everyone:
                 callback.on_epoch_end(model, state.epoch - 1, logs)
@@ -314,6 +317,12 @@ def _with_progress(callbacks: Sequence[Callback], verbose: int) -> list[Callback
     if verbose == 2:
         everyone.append(EpochLines())
     return sorted(everyone, key=lambda c: isinstance(c, Checkpoint))  # last, to see what the others remember
+
+
+def _show_compiling(callbacks: Sequence[Callback]) -> None:
+    for callback in callbacks:
+        if isinstance(callback, ProgressBar):
+            callback.show_compiling()
 
 
 def _refuse_divergence(run: Run, figures: Figures) -> None:

@@ -114,6 +114,10 @@ class Backend:
         """What records a step in order to play it again (see gpu_graphs.py); None where a device has no such thing."""
         return None
 
+    def lasting_memory(self) -> AbstractContextManager[Any]:
+        """A context for arrays that outlive a step, while temporary ones come from the memory pool of a graph."""
+        return nullcontext()
+
     def describe(self) -> list[tuple[str, str]]:
         """(label, text) pairs that name the device and the libraries that drive it."""
         return [("device", self.name)]
@@ -121,6 +125,17 @@ class Backend:
     def environment(self) -> dict[str, str]:
         """What must be the same for a run to repeat itself bit for bit."""
         return {"NumPy": numpy.__version__, **{name: text for name, text in self.describe() if name != "memory"}}
+
+    # Compiling -------------------------------------------------------------------------------------------------
+
+    @property
+    def compile_seconds(self) -> float:
+        """How long this process has spent on compiling kernels for the device."""
+        return 0.0
+
+    def telling_of_compiling(self, listener: Callable[[], None]) -> AbstractContextManager[Any]:
+        """A context in which `listener` is called whenever a kernel is about to be compiled."""
+        return nullcontext()
 
     # Allocation ------------------------------------------------------------------------------------------------
 

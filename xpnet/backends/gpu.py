@@ -96,7 +96,10 @@ class GPUBackend(FusedPrimitives):
         pool = self.xp.get_default_memory_pool()
         with self.device():
             free, total = self.xp.cuda.runtime.memGetInfo()
-            return Memory(pool.used_bytes(), pool.total_bytes(), free, total)
+            graphs = list(self.graphs)
+            used = pool.used_bytes() + sum(graph.used_bytes for graph in graphs)
+            held = pool.total_bytes() + sum(graph.total_bytes for graph in graphs)
+            return Memory(used, held, free, total)
 
     def free_memory(self) -> None:
         with self.device():

@@ -7,8 +7,8 @@ the counters on. https://docs.nvidia.com/cuda/cuda-c-programming-guide/#cuda-gra
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy
@@ -24,37 +24,70 @@ _DOUBLE = numpy.dtype("float64")
 
 
 class Recorder:
-    """The recordings of one run, and the memory that they work in.
-
-    A graph keeps the addresses that it was recorded with. Whatever a step allocates comes from a pool of its own, so
-    that nothing else is ever put there; steps of several graphs may share it, for they run one after the other.
-    """
+    """The captures of one run."""
 
     def __init__(self, backend: Any) -> None:
-        self.backend, self._xp = backend, backend.xp
-        self._pool = self._xp.cuda.MemoryPool()
-
-    def memory(self) -> Any:
-        """A context in which arrays come from the pool of the steps."""
-        return self._xp.cuda.using_allocator(self._pool.malloc)
+        self.backend = backend
 
     def tape(self, samples: int, rows: int, columns: int, record: Array) -> "Tape":
         return Tape(self.backend, samples, rows, columns, record)
 
-    def record(self, work: Callable[[], None]) -> Any:
-        """A graph of what `work` asks of the device, which does none of it yet. Raises whatever cannot be recorded."""
+    def graph(self) -> "CapturedGraph":
+        """A graph of which nothing is captured yet."""
+        return CapturedGraph(self.backend)
+
+
+class CapturedGraph:
+    """A CUDA graph and the memory that it works in.
+
+    A graph keeps the addresses that it was captured with, so nobody else may ever get the memory behind them. What the
+    work allocates and frees on its way comes from a pool of this graph's own, from which only its rehearsal and its
+    capture allocate. Every other array that the work touches is given to `hold`, and lives as long as the graph.
+    Arrays that are kept from step to step are allocated outside the pool (`lasting_memory`).
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self._backend, self._xp = backend, backend.xp
+        self._pool = self._xp.cuda.MemoryPool()
+        self._graph: Any = None
+        self._held: list[Any] = []
+        backend.graphs.add(self)
+
+    def memory(self) -> AbstractContextManager[Any]:
+        """A context in which arrays come from this graph's pool. It is left before anything else is done."""
+        context: AbstractContextManager[Any] = self._backend.temporary_memory(self._pool)
+        return context
+
+    def capture(self, work: Callable[[], None]) -> None:
+        """Capture what `work` asks of the device, which does none of it yet. Raises whatever cannot be captured."""
         stream = self._xp.cuda.get_current_stream()
         with self.memory():
             stream.begin_capture()
             try:
                 work()
             except BaseException:
-                with contextlib.suppress(Exception):  # of a recording that is invalid already
+                with contextlib.suppress(Exception):  # of a capture that is invalid already
                     stream.end_capture()
                 raise
-            graph = stream.end_capture()
-        graph.upload(stream)
-        return graph
+            self._graph = stream.end_capture()
+        self._graph.upload(stream)
+
+    def hold(self, arrays: Iterable[Array]) -> None:
+        """Keep these arrays alive as long as the graph."""
+        self._held.extend(arrays)
+
+    def launch(self) -> None:
+        self._graph.launch()
+
+    @property
+    def used_bytes(self) -> int:
+        """How much of the pool is in use by arrays."""
+        return int(self._pool.used_bytes())
+
+    @property
+    def total_bytes(self) -> int:
+        """How much memory the pool holds: nobody else can have it, whether in use or not."""
+        return int(self._pool.total_bytes())
 
 
 class Tape:

@@ -3,8 +3,9 @@
 import functools
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy
@@ -13,6 +14,8 @@ from xpnet.backends import cublas
 from xpnet.backends.arrays import Array, DType
 from xpnet.backends.base import Backend, step_word
 from xpnet.backends.cublas import Cublas, Half
+from xpnet.backends.gpu_compiling import CompileWatch, watch
+from xpnet.backends.gpu_graphs import CapturedGraph
 from xpnet.backends.gpu_kernels import NUMBERS, REALS, Kernels
 from xpnet.backends.sliding import Windows
 from xpnet.errors import RecordingError
@@ -34,6 +37,7 @@ class _Here(threading.local):
 
     precision: str | None = None
     recording: Any = None
+    lasting: Any = None  # while temporary arrays come from the pool of a graph, the allocator of all others
 
 
 class FusedPrimitives(Backend):
@@ -41,10 +45,26 @@ class FusedPrimitives(Backend):
 
     def __init__(self, name: str, xp: Any) -> None:
         super().__init__(name, xp)
+        watch(xp)  # before anything is compiled
         self._kernels = Kernels(xp)
         self._here = _Here()
         self._handles: dict[int, Cublas] = {}
         self._roles: dict[tuple[Any, ...], Array] = {}
+        #: The graphs that are alive, whose pools hold memory of their own.
+        self.graphs: weakref.WeakSet[CapturedGraph] = weakref.WeakSet()
+
+    # Compiling -------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _compiling(self) -> CompileWatch | None:
+        return watch(self.xp)
+
+    @property
+    def compile_seconds(self) -> float:
+        return self._compiling.seconds if self._compiling else 0.0
+
+    def telling_of_compiling(self, listener: Callable[[], None]) -> AbstractContextManager[Any]:
+        return self._compiling.telling(listener) if self._compiling else nullcontext()
 
     # What there is to work with --------------------------------------------------------------------------------------
 
@@ -79,7 +99,8 @@ class FusedPrimitives(Backend):
         stream = self.xp.cuda.get_current_stream().ptr
         handle = self._handles.get(stream)
         if handle is None:
-            workspace = self.xp.empty(cublas.WORKSPACE_BYTES, dtype=numpy.uint8)
+            with self.lasting_memory():
+                workspace = self.xp.empty(cublas.WORKSPACE_BYTES, dtype=numpy.uint8)
             handle = self._handles[stream] = Cublas(self._cublas_library(), stream, workspace)
         return handle
 
@@ -130,6 +151,28 @@ class FusedPrimitives(Backend):
     def refuse_recording(self, what: str) -> None:
         if self._here.recording is not None:
             raise RecordingError(what)
+
+    # Memory ----------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def temporary_memory(self, pool: Any) -> Iterator[None]:
+        """Inside, in this thread, arrays come from this pool, except those made in `lasting_memory`."""
+        cuda, before = self.xp.cuda, self._here.lasting
+        self._here.lasting = before or cuda.get_allocator()
+        try:
+            with cuda.using_allocator(pool.malloc):
+                yield
+        finally:
+            self._here.lasting = before
+
+    def lasting_memory(self) -> AbstractContextManager[Any]:
+        lasting = self._here.lasting
+        if lasting is None:
+            return nullcontext()
+        context: AbstractContextManager[Any] = self.xp.cuda.using_allocator(lasting)
+        return context
+
+    # Captures --------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def recording(self, recording: Any) -> Iterator[None]:
@@ -442,7 +485,8 @@ class FusedPrimitives(Backend):
             for role, stretches in enumerate(runs, 1):
                 for start, stop in stretches:
                     roles[start:stop] = role
-            self._roles[key] = self.asarray(roles)
+            with self.lasting_memory():
+                self._roles[key] = self.asarray(roles)
         return self._roles[key]
 
 

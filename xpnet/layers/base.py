@@ -54,7 +54,8 @@ class Context:
         size, key = math.prod(shape), (self.inference, name, shard)
         kept = self._scratch.get(key)
         if kept is None or kept.size < size:
-            kept = self._scratch[key] = self.backend.empty((size,), self.dtype)
+            with self.backend.lasting_memory():
+                kept = self._scratch[key] = self.backend.empty((size,), self.dtype)
         return kept[:size].reshape(shape)
 
     def forget_scratch(self, inference: bool = False) -> None:
@@ -80,7 +81,8 @@ class Workspace(SimpleNamespace):
         if kept is not None and kept.shape == shape and kept.dtype == dtype:
             return kept
         if kept is None or len(kept) < shape[0] or kept.shape[1:] != shape[1:] or kept.dtype != dtype:
-            kept = self._buffers[name] = self.context.backend.empty(shape, dtype)
+            with self.context.backend.lasting_memory():
+                kept = self._buffers[name] = self.context.backend.empty(shape, dtype)
         return kept if len(kept) == shape[0] else kept[: shape[0]]
 
     def __getattr__(self, name: str) -> Any:
