@@ -277,9 +277,22 @@ def tell_steps(outcome: Outcome) -> Told:
             ["", *(name if name.endswith(precision) else f"{name}, {precision}" for name in names)],
             [[row["situation"], *(_step_cell(row, name) for name in names)] for row in rows],
         )
+    lines += _starts(outcome)
     lines += _troubles(outcome)
     own_fails = any(m["kind"] == "failed" and m["what"].startswith(("xpnet", "floor")) for m in outcome.messages)
     return Told(lines, outcome.status == 0 and bool(rows) and not own_fails)
+
+
+def _starts(outcome: Outcome) -> list[str]:
+    """What each peer took to start, first and later, most of which is importing and compiling."""
+    starts = collections.defaultdict(list)
+    for message in outcome.messages:
+        if message["kind"] == "started":
+            starts[message["what"]].append(message["seconds"])
+    told = [
+        f"{name} {first:.1f}, then {' '.join(f'{s:.1f}' for s in later)}" for name, (first, *later) in starts.items()
+    ]
+    return ["", f"Seconds to start: {'; '.join(told)}."] if told else []
 
 
 def precision_of(name: str) -> str:
@@ -484,7 +497,7 @@ def plan(data: Path, emulated: bool, work: Path, date: str, commit: str, marks: 
         return command
 
     def training(seconds: float) -> list[str]:
-        return [*memcheck, *program("benchmarks.sanitized_training", "--seconds", f"{0.6 * seconds:.1f}")]
+        return [*memcheck, *program("benchmarks.sanitized_training", "--seconds", f"{0.7 * seconds:.1f}")]
 
     def pytest(*arguments: str) -> list[str]:
         common = ["-p", "no:benchmark", "-p", "no:cacheprovider", "-p", "benchmarks.pytest_plugin", "-q"]
@@ -508,21 +521,21 @@ def plan(data: Path, emulated: bool, work: Path, date: str, commit: str, marks: 
     ]
     return [
         [Part("environment", "Machine", lambda _: program("benchmarks.gpu_environment"), tell_environment, 20, 5)],
-        [Part("steps", "Training steps", steps, tell_steps, 55 * patience, 45, jax)],
+        [Part("steps", "Training steps", steps, tell_steps, 110 * patience, 60, jax)],
         [Part("profile", "A step kernel by kernel", profile, tell_profile, 20 * patience, 10)],
         *([part] for part in examples),
         [
             Part(
                 "tests", "Tests", suite, lambda outcome: tell_tests(outcome, results, date, commit, emulated),
-                140, 130, {"XPNET_CHECK_RESULTS": str(results), **one_thread},
+                100, 80, {"XPNET_CHECK_RESULTS": str(results), **one_thread},
             ),
             Part(
                 "sanitizer-training", "compute-sanitizer memcheck: captured training", training,
-                lambda outcome: tell_sanitizer(outcome, tool, not emulated), 90, 30, one_thread,
+                lambda outcome: tell_sanitizer(outcome, tool, not emulated), 100, 30, one_thread,
             ),
             Part(
                 "sanitizer-kernels", "compute-sanitizer memcheck: kernel tests, without CuPy's memory pool", kernels,
-                lambda outcome: tell_sanitizer(outcome, tool, not emulated), 90, 30, one_thread,
+                lambda outcome: tell_sanitizer(outcome, tool, not emulated), 100, 30, one_thread,
             ),
         ],
     ]  # fmt: skip

@@ -126,7 +126,7 @@ def _calls_of_a_step(own: Own) -> list[Call]:
         for thing, name, noted in ((backend._kernels, "launch", noted_launch), (cublas, "product", noted_product)):
             setattr(thing, name, noted)
             stack.callback(delattr, thing, name)
-        own.player._do(own._update, own._figures)
+        own.player._do(own._updates[0], own._figures)
     return [call for call in calls if not call[0].startswith("set_numbers")]  # a graph has none
 
 

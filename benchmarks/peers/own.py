@@ -1,6 +1,7 @@
 """xpnet itself."""
 
 import contextlib
+import itertools
 
 import xpnet
 from benchmarks.nets import RATES, Net
@@ -10,6 +11,8 @@ from xpnet.data import Update, prepare
 from xpnet.layers.base import Workspace
 from xpnet.replay import Player
 from xpnet.step import Figures, Step
+
+BATCHES = 50
 
 _LAYERS = {
     "conv": lambda filters, kernel, padding: layers.Conv2D(filters, kernel, padding=padding),
@@ -38,16 +41,20 @@ class Own:
         self.batch = batch
         state, loss = self.model._state, losses.SoftmaxCrossEntropy()
         state.begin(self.model.context, loss, [], self.optimizer)
-        data = prepare(self.model, *batch_of(net, batch, dtype), loss)
+        # On a GPU a step goes on to the next batch, as in `fit`: back to the same one costs it a transfer.
+        batches = 1 if self.model.backend.name == "cpu" else BATCHES
+        data = prepare(self.model, *batch_of(net, batch * batches, dtype), loss)
         self.player = Player(Step(self.model, state), streamed=False)
-        self._update = Update(data, Workspace(self.model.context), None, 0, batch, batch)
+        work = Workspace(self.model.context)
+        self._updates = [Update(data, work, None, i * batch, batch, batch) for i in range(batches)]
+        self._next = itertools.cycle(self._updates)
         self._steps = 1000
         self._figures = Figures(self.model, [], self._steps)
 
     def step(self) -> None:
         if self._figures.steps == self._steps:
             self._figures.clear()
-        self.player(self._update, self._figures)
+        self.player(next(self._next), self._figures)
 
     def synchronize(self) -> None:
         self.model.backend.synchronize()
