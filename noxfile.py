@@ -1,4 +1,4 @@
-"""The whole developer interface: `nox -l` lists it, `nox -s tests-cpu` does all the set-up and runs it."""
+"""All development tasks: `nox -l` lists them, and `nox -s tests-cpu` runs one in a virtual environment of its own."""
 
 import os
 import shutil
@@ -10,37 +10,37 @@ nox.options.sessions = ["tests-cpu", "lint", "typecheck"]
 nox.options.reuse_existing_virtualenvs = True
 nox.needs_version = ">=2024.10"
 
-CUPY = os.environ.get("XPNET_CUPY_EXTRA", "cuda13-ctk")  # cuda12-ctk for drivers from 525 on
+CUPY = os.environ.get("XPNET_CUPY_EXTRA", "cuda13-ctk")  # cuda12-ctk supports drivers from version 525 on
+DEV = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["dev"]
+TOOLS = {requirement.partition("==")[0]: requirement for requirement in DEV}  # {"ruff": "ruff==…", …}
 
 
 @nox.session(name="tests-cpu")
 def tests_cpu(session: nox.Session) -> None:
-    """The test suite without CuPy, with coverage. GPU tests are skipped, with the reason."""
+    """The test suite without CuPy, with coverage; tests that need a GPU are skipped."""
     session.install(".[dev]")
-    # A process a core, so one BLAS thread in each; tests that are about threads ask for theirs.
+    # One pytest process per core, each with one BLAS thread. Tests of threads set their own number.
     session.run("pytest", "-n", "auto", "-m", "not sweep", "--cov", "--cov-report=term", "--cov-fail-under=95",
                 *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})  # fmt: skip
 
 
 @nox.session(name="tests-slow")
 def tests_slow(session: nox.Session) -> None:
-    """Wide sweeps over random cases, which take minutes."""
+    """Tests over many random cases, which take minutes."""
     session.install(".[dev]")
     session.run("pytest", "-n", "auto", "-m", "sweep", *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
 
 
 @nox.session(name="tests-cupy")
 def tests_cupy(session: nox.Session) -> None:
-    """CuPy's real wheel, with or without a GPU: every name is there, every refusal says why, every kernel compiles."""
-    session.install(".[dev,cuda13]", "nvidia-cuda-nvrtc>=13,<14")  # the compiler, a small part of the extra cuda13-ctk
-    session.run("pytest", "tests/test_cupy_api.py", "tests/test_gpu_probe.py", "tests/test_info.py",
-                "tests/test_import.py", "tests/test_gpu_kernels.py", "tests/test_compiling.py",
-                *session.posargs)  # fmt: skip
+    """Tests with the real CuPy that need no GPU: the names that xpnet uses, error messages, compilation of kernels."""
+    session.install(".[dev,cuda13]", "nvidia-cuda-nvrtc>=13,<14")  # NVRTC, a small part of the extra cuda13-ctk
+    session.run("pytest", "tests/backends/cuda", "tests/test_info.py", "tests/test_import.py", *session.posargs)
 
 
 @nox.session(name="tests-gpu")
 def tests_gpu(session: nox.Session) -> None:
-    """The tests marked `gpu`. Fails where no GPU is found, so that a GPU run cannot quietly skip everything."""
+    """The tests marked `gpu`. Fails if there is no usable GPU."""
     session.install(f".[dev,{CUPY}]")
     session.run("python", "-c", "import xpnet; xpnet.get_backend('gpu')")
     session.run("pytest", "-m", "gpu", *session.posargs)
@@ -48,78 +48,78 @@ def tests_gpu(session: nox.Session) -> None:
 
 @nox.session(name="tests-mpi")
 def tests_mpi(session: nox.Session) -> None:
-    """Several processes of a real mpiexec train one model: 2 and 4 ranks, one of them killed, and the example."""
+    """Tests of distributed training on 2 and 4 processes of a real mpiexec."""
     session.install(".[dev,mpi]")
-    session.run("pytest", "tests/test_distributed.py", *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
+    session.run("pytest", "tests/distributed", *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
 
 
 @nox.session(name="mnist-cpu")
 def mnist_cpu(session: nox.Session) -> None:
-    """Train MNIST on the CPU; the bundled digits where MNIST can be neither found nor downloaded."""
+    """Train MNIST on the CPU, or the digits that ship with xpnet if MNIST can be neither found nor downloaded."""
     session.install(".[examples,fast]")
     session.run("python", "examples/mnist.py", "--backend", "cpu", "--target-accuracy", "0.97", *session.posargs)
 
 
 @nox.session(name="mnist-gpu")
 def mnist_gpu(session: nox.Session) -> None:
-    """The same on a CUDA GPU."""
+    """Train MNIST on a CUDA GPU."""
     session.install(f".[examples,{CUPY}]")
     session.run("python", "examples/mnist.py", "--backend", "gpu", "--target-accuracy", "0.97", *session.posargs)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, imports that the house forbids, formatting."""
-    session.install("ruff>=0.12")
+    """Check style, forbidden imports and formatting with ruff."""
+    session.install(TOOLS["ruff"])
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
 
 
 @nox.session
 def typecheck(session: nox.Session) -> None:
-    """mypy, strict, on the package."""
-    session.install(".", "mypy>=1.15")
+    """Check the types of the package with mypy, strict."""
+    session.install(".", TOOLS["mypy"])
     session.run("mypy")
 
 
 @nox.session
 def parity(session: nox.Session) -> None:
-    """Beside PyTorch on the CPU: layers, losses, whole nets, gradients, training; its arrays; its ONNX files."""
+    """Compare layers, losses, networks, training and ONNX files with PyTorch on the CPU."""
     session.install(".[dev]", "torch==2.13.0", "jax", "onnxscript")
-    session.run("pytest", "tests/parity", "tests/test_arrays.py", "tests/test_onnx.py", *session.posargs)
+    session.run("pytest", "tests/parity", "tests/backends/test_arrays.py", "tests/onnx", *session.posargs)
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation site, into site/; warnings are errors."""
+    """Build the documentation site into site/, with warnings as errors."""
     session.install(".[docs]")
     session.run("mkdocs", "build", "--strict", *session.posargs)
 
 
 @nox.session
 def browser(session: nox.Session) -> None:
-    """The page to draw on, in a real Chromium without a window: found on the PATH, or named by XPNET_CHROMIUM."""
+    """Test the page of examples/draw_digit.py in a headless Chromium, from PATH or XPNET_CHROMIUM."""
     session.install(".[dev]", "playwright>=1.50")
-    session.run("pytest", "tests/test_draw_digit.py", *session.posargs)
+    session.run("pytest", "tests/examples/test_draw_digit.py", *session.posargs)
 
 
-@nox.session(name="tests-floor")
-def tests_floor(session: nox.Session) -> None:
-    """The test suite on the oldest NumPy that xpnet claims."""
+@nox.session(name="tests-oldest-numpy")
+def tests_oldest_numpy(session: nox.Session) -> None:
+    """The test suite with the oldest supported NumPy."""
     session.install(".[dev]", "numpy==2.0.*")
     session.run("pytest", *session.posargs)
 
 
 @nox.session
 def tutorials(session: nox.Session) -> None:
-    """Run every tutorial program, print one table, and write the gallery's pictures."""
+    """Run all tutorial programs, print their comparisons, and write the pictures of docs/tutorials.md."""
     session.install(".[plots]")
     session.run("python", "-m", "examples.tutorials", "--plots", "docs/pictures", *session.posargs)
 
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """Build the wheel, and run the example from it in a clean environment, away from the source tree."""
+    """Build the wheel, install it in a clean environment, and run the MNIST example with it."""
     session.install("build")
     shutil.rmtree("dist", ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", "dist")
@@ -134,20 +134,20 @@ def package(session: nox.Session) -> None:
 
 @nox.session(name="benchmark-cpu")
 def benchmark_cpu(session: nox.Session) -> None:
-    """xpnet beside PyTorch, JAX, scikit-learn and the matrix products alone; every option of `python -m benchmarks`."""
+    """Measure xpnet, PyTorch, JAX, scikit-learn and the matrix products alone; see `python -m benchmarks --help`."""
     session.install(".[fast,plots]", "torch==2.13.0", "jax", "scikit-learn")
     session.run("python", "-m", "benchmarks", "--device", "cpu", *session.posargs)
 
 
 @nox.session(name="benchmark-mpi")
 def benchmark_mpi(session: nox.Session) -> None:
-    """Two ranks beside one process, and the time of an all-reduce by its bytes."""
+    """Measure training on two ranks and on one process, and all-reduces of several sizes."""
     session.install(".[fast,mpi]")
     session.run("python", "-m", "benchmarks.distributed", *session.posargs)
 
 
 @nox.session(name="benchmark-gpu")
 def benchmark_gpu(session: nox.Session) -> None:
-    """The same on a CUDA GPU, with PyTorch's and JAX's builds for it."""
+    """Measure xpnet, PyTorch, JAX and the matrix products alone on a CUDA GPU."""
     session.install(f".[plots,{CUPY}]", "torch", "jax[cuda13]")
     session.run("python", "-m", "benchmarks", "--device", "gpu", *session.posargs)

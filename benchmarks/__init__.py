@@ -1,4 +1,4 @@
-"""How fast xpnet is, beside its peers and beside the matrix products alone: `python -m benchmarks --help`.
+"""Benchmarks of xpnet, other libraries, and the matrix products alone: `python -m benchmarks --help`.
 
-`python -m benchmarks.gpu_check --help`: everything that a GPU machine can tell in a few minutes.
+`python -m benchmarks.gpu_check --help` checks and measures xpnet on a GPU machine in a few minutes.
 """

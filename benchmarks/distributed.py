@@ -1,10 +1,10 @@
-"""Several ranks on one machine, beside one process: how much faster an epoch is, and where its time goes.
+"""The speedup of data-parallel training on one machine, and a model of its scaling to many.
 
-    python -m benchmarks.distributed                          # what docs/distributed.md shows; needs the extra `mpi`
+    python -m benchmarks.distributed        # the measurements in docs/distributed.md; needs `xpnet[mpi]`
 
-Each figure is of a fresh start of mpiexec, one after the other and round after round. Ratios are of one round; the
-median over the rounds is reported. Then comes a model of the scaling: a step is a fixed part and one for each row, from
-one thread at two batch sizes; an all-reduce is a latency and bytes / bandwidth, from all-reduces of many sizes.
+In each round, mpiexec is started once for each configuration. A ratio is the median of the ratios in each round. In the
+model of the scaling, a step takes a fixed time and a time per row, from measurements of one thread with two batch
+sizes. An all-reduce takes a latency and bytes / bandwidth, from measurements of all-reduces of many sizes.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from benchmarks.report import circumstances
 
 BATCH, SMALL_BATCH = 512, 64
 SAMPLES = {"mlp": 60 * BATCH, "cnn": 8 * BATCH}
-WAYS = {"one rank, 1 thread": (1, 1), "one rank, 2 threads": (1, 2), "two ranks, 1 thread each": (2, 1)}
+CONFIGURATIONS = {"one rank, 1 thread": (1, 1), "one rank, 2 threads": (1, 2), "two ranks, 1 thread each": (2, 1)}
 SIZES = [8, 2**10, 2**14, 2**17, 2**20, 2**23, 2**25]  # bytes of an all-reduce
-IN_CACHE = 2**23  # more falls out of it, and is no guide to a network
+IN_CACHE = 2**23  # bytes; larger messages do not fit into the cache, and are left out of the model
 
-# On paper: (latency in seconds, bytes a second) of a message between two machines.
+# Assumed (latency in seconds, bytes per second) of a message between two machines.
 NETWORKS = {"10 Gbit/s Ethernet": (20e-6, 1.25e9), "100 Gbit/s InfiniBand": (2e-6, 12.5e9)}
 RANKS = (2, 8, 64, 1024)
 
@@ -38,41 +38,41 @@ RANKS = (2, 8, 64, 1024)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="a folder for the figures")
-    parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)  # what one of the processes does
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="a folder")
+    parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)  # the task of one of the processes
     options = parser.parse_args()
     if options.work:
-        what, *given = options.work
-        told = {"all-reduce": all_reduces, "overlap": overlap}[what]() if not given else epoch(what, int(given[0]))
-        if told is not None:
-            print(json.dumps(told))
+        task, *batch = options.work
+        result = {"all-reduce": all_reduces, "overlap": overlap}[task]() if not batch else epoch(task, int(batch[0]))
+        if result is not None:
+            print(json.dumps(result))
         return
     rows: dict[str, list[dict[str, Any]]] = {}
     for net in SAMPLES:
         for _ in range(options.rounds):
-            for way, (ranks, threads) in WAYS.items():
-                rows.setdefault(f"{net}, {way}", []).append(started(ranks, threads, net, str(BATCH)))
-            rows.setdefault(f"{net}, small", []).append(started(1, 1, net, str(SMALL_BATCH)))
-    paces = started(2, 1, "all-reduce")
-    overlaps = [started(2, 1, "overlap") for _ in range(3)]
-    text = table(rows, paces) + overlap_line(overlaps) + scaling(rows, paces)
+            for name, (ranks, threads) in CONFIGURATIONS.items():
+                rows.setdefault(f"{net}, {name}", []).append(run(ranks, threads, net, str(BATCH)))
+            rows.setdefault(f"{net}, small", []).append(run(1, 1, net, str(SMALL_BATCH)))
+    all_reduce_times = run(2, 1, "all-reduce")
+    overlaps = [run(2, 1, "overlap") for _ in range(3)]
+    text = table(rows, all_reduce_times) + overlap_line(overlaps) + scaling(rows, all_reduce_times)
     print(text)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"mpi-{time.strftime('%Y-%m-%d')}.json"
-    report = {**circumstances("cpu"), "rows": rows, "all-reduce, seconds by bytes": paces}
+    report = {**circumstances("cpu"), "rows": rows, "all-reduce, seconds by bytes": all_reduce_times}
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(text, encoding="utf-8")
     print(f"written: {path}")
 
 
-def started(ranks: int, threads: int, *work: str) -> Any:
-    """What the first of so many processes tells."""
+def run(ranks: int, threads: int, *work: str) -> Any:
+    """Run a task on this many ranks, and return the result of rank 0."""
     command = [sys.executable, "-m", "benchmarks.distributed", "--work", *work]
     if ranks > 1:
         here = str(Path(sys.executable).parent)
         mpiexec = shutil.which("mpiexec") or shutil.which("mpiexec", path=here)
         if mpiexec is None:
-            raise SystemExit('there is no mpiexec. Run: pip install "xpnet[mpi]"')
+            raise SystemExit('mpiexec was not found. Run: pip install "xpnet[mpi]"')
         command = [mpiexec, "-n", str(ranks), "--bind-to", "core", *command]
     counts = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "OPENBLAS", "MKL")}
     environment = {**os.environ, **counts, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
@@ -81,7 +81,7 @@ def started(ranks: int, threads: int, *work: str) -> Any:
 
 
 def epoch(net_name: str, batch: int) -> dict[str, float] | None:
-    """{seconds of an epoch, seconds of it in all-reduces, bytes of each}, of the first rank."""
+    """Train three epochs; the times of the last one on rank 0, and the bytes of its all-reduces."""
     import xpnet
     from benchmarks.peers.own import Own
     from benchmarks.samples import batch_of
@@ -90,41 +90,41 @@ def epoch(net_name: str, batch: int) -> dict[str, float] | None:
     net = NETS[net_name]
     own = Own(net, batch, "cpu", "")
     x, y = batch_of(net, SAMPLES[net_name])
-    ranks = Communicator() if started_by_mpi() else None
-    waited = [0.0]
-    if ranks:
-        add_up = ranks.add_up
+    group = Communicator() if started_by_mpi() else None
+    all_reduce_seconds = [0.0]
+    if group:
+        all_reduce = group.all_reduce
 
         def timed(array: Any) -> None:
             start = time.perf_counter()
-            add_up(array)
-            waited[0] += time.perf_counter() - start
+            all_reduce(array)
+            all_reduce_seconds[0] += time.perf_counter() - start
 
-        ranks.add_up = timed  # type: ignore[method-assign]
+        group.all_reduce = timed  # type: ignore[method-assign]
 
-    class Clear(xpnet.callbacks.Callback):
+    class Reset(xpnet.callbacks.Callback):
         def on_epoch_begin(self, model: Any, epoch: int) -> None:
-            waited[0] = 0.0
+            all_reduce_seconds[0] = 0.0
 
     history = own.model.fit(
-        x, y, optimizer=own.optimizer, batch_size=batch, epochs=3, callbacks=[Clear()], verbose=0,
-        distributed=ranks or False,
+        x, y, optimizer=own.optimizer, batch_size=batch, epochs=3, callbacks=[Reset()], verbose=0,
+        distributed=group or False,
     )  # fmt: skip
-    if ranks and ranks.rank:
+    if group and group.rank:
         return None
     return {
         "seconds": history.seconds[-1],
-        "all-reduce": waited[0],
+        "all-reduce": all_reduce_seconds[0],
         "steps": SAMPLES[net_name] / batch,
         "bytes": own.model.context.store.grads.nbytes,
     }
 
 
 def all_reduces() -> dict[str, float] | None:
-    """{bytes: seconds} of all-reduces in place."""
+    """{bytes: median seconds} of in-place all-reduces."""
     from mpi4py import MPI
 
-    comm, told = MPI.COMM_WORLD, {}
+    comm, medians = MPI.COMM_WORLD, {}
     for size in SIZES:
         numbers = numpy.ones(size // 4, dtype=numpy.float32)
         times = []
@@ -133,14 +133,15 @@ def all_reduces() -> dict[str, float] | None:
             start = time.perf_counter()
             comm.Allreduce(MPI.IN_PLACE, numbers)
             times.append(time.perf_counter() - start)
-        told[str(size)] = statistics.median(times)
-    return told if comm.rank == 0 else None
+        medians[str(size)] = statistics.median(times)
+    return medians if comm.rank == 0 else None
 
 
 def overlap() -> dict[str, float] | None:
-    """{way: seconds} of a layer's gradient of 784 x 512 and the sum of it and of the layer's above, 512 x 512.
+    """Median seconds to compute a weight gradient 784 x 512 and all-reduce it with that of the next layer, 512 x 512.
 
-    "after": one all-reduce of both, at the end.  "meanwhile": that of the layer above is under way during the product.
+    "sequential": one all-reduce of both after the matrix product.  "overlapped": the all-reduce of the next layer's
+    gradient runs during the matrix product.
     """
     from mpi4py import MPI
 
@@ -149,54 +150,55 @@ def overlap() -> dict[str, float] | None:
     product, flat = numpy.empty((784, 512), numpy.float32), numpy.ones(784 * 512 + 512 * 512, numpy.float32)
     own, above = flat[: 784 * 512], flat[784 * 512 :]
 
-    def after() -> None:
+    def sequential() -> None:
         numpy.matmul(x.T, grad, out=product)
         comm.Allreduce(MPI.IN_PLACE, flat)
 
-    def meanwhile() -> None:
+    def overlapped() -> None:
         request = comm.Iallreduce(MPI.IN_PLACE, above)
         numpy.matmul(x.T, grad, out=product)
         comm.Allreduce(MPI.IN_PLACE, own)
         request.Wait()
 
-    times: dict[str, list[float]] = {"after": [], "meanwhile": []}
+    times: dict[str, list[float]] = {"sequential": [], "overlapped": []}
     for _ in range(60):
-        for way in (after, meanwhile):
+        for variant in (sequential, overlapped):
             comm.Barrier()
             start = time.perf_counter()
             for _ in range(5):
-                way()
-            times[way.__name__].append((time.perf_counter() - start) / 5)
+                variant()
+            times[variant.__name__].append((time.perf_counter() - start) / 5)
     return {name: statistics.median(values) for name, values in times.items()} if comm.rank == 0 else None
 
 
 def overlap_line(overlaps: list[dict[str, float]]) -> str:
-    ratios = ", ".join(f"{o['meanwhile'] / o['after']:.2f}" for o in overlaps)
-    took = 1e3 * statistics.median(o["after"] for o in overlaps)
+    ratios = ", ".join(f"{o['overlapped'] / o['sequential']:.2f}" for o in overlaps)
+    milliseconds = 1e3 * statistics.median(o["sequential"] for o in overlaps)
     return (
-        f"\nA product and an all-reduce of 2.6 MB take {took:.1f} ms. With 1 MB of it under way during the product: "
-        f"{ratios} of that, in {len(overlaps)} runs.\n"
+        f"\nA matrix product and then an all-reduce of 2.6 MB take {milliseconds:.1f} ms. With 1 MB of it all-reduced "
+        f"during the product: {ratios} of that, in {len(overlaps)} runs.\n"
     )
 
 
-def table(rows: dict[str, list[dict[str, Any]]], paces: dict[str, float]) -> str:
-    lines = ["| epoch at batch 512 | samples/s | times one rank, 1 thread | share of all-reduce |", "|---|---|---|---|"]
+def table(rows: dict[str, list[dict[str, Any]]], all_reduce_times: dict[str, float]) -> str:
+    lines = ["| epoch at batch 512 | samples/s | speedup over one rank, 1 thread | share of all-reduce |",
+             "|---|---|---|---|"]  # fmt: skip
     for name, rounds in rows.items():
         if name.endswith("small"):
             continue
         base = rows[f"{name.split(',')[0]}, one rank, 1 thread"]
-        faster = statistics.median(b["seconds"] / r["seconds"] for b, r in zip(base, rounds, strict=True))
+        speedup = statistics.median(b["seconds"] / r["seconds"] for b, r in zip(base, rounds, strict=True))
         rate = statistics.median(r["steps"] * BATCH / r["seconds"] for r in rounds)
         share = statistics.median(r["all-reduce"] / r["seconds"] for r in rounds)
-        lines.append(f"| {name} | {rate:,.0f} | {faster:.2f} | {share:.1%} |")
+        lines.append(f"| {name} | {rate:,.0f} | {speedup:.2f} | {share:.1%} |")
     lines += ["", "| bytes of an all-reduce, 2 ranks | µs |", "|---|---|"]
-    lines += [f"| {int(size):,} | {1e6 * seconds:,.1f} |" for size, seconds in paces.items()]
+    lines += [f"| {int(size):,} | {1e6 * seconds:,.1f} |" for size, seconds in all_reduce_times.items()]
     return "\n".join(lines) + "\n"
 
 
-def scaling(rows: dict[str, list[dict[str, Any]]], paces: dict[str, float]) -> str:
-    """The model: fitted to what was measured, held against it, and extended on paper."""
-    points = [(int(size), seconds) for size, seconds in paces.items() if int(size) <= IN_CACHE]
+def scaling(rows: dict[str, list[dict[str, Any]]], all_reduce_times: dict[str, float]) -> str:
+    """The model of the scaling: its parameters, its error for 2 ranks, and its prediction for more."""
+    points = [(int(size), seconds) for size, seconds in all_reduce_times.items() if int(size) <= IN_CACHE]
     latency = points[0][1]
     bandwidth = points[-1][0] / (points[-1][1] - latency)
     lines = [
@@ -204,19 +206,17 @@ def scaling(rows: dict[str, list[dict[str, Any]]], paces: dict[str, float]) -> s
         f"Measured: an all-reduce of 2 ranks takes {1e6 * latency:.1f} µs + bytes / {bandwidth / 1e9:.1f} GB/s.",
         "",
     ]
-    heads = ["a step", "fixed, ms", "a row, µs", "2 ranks, model / measured"]
-    heads += [f"{ranks} ranks" for ranks in RANKS[1:]]
-    tables = []
+    lines += ["| a step | fixed, ms | per row, µs | 2 ranks, model / measured |", "|---|---|---|---|"]
     for net in SAMPLES:
         fixed, per_row, size = _fit(rows, net)
         measured = statistics.median(r["seconds"] / r["steps"] for r in rows[f"{net}, two ranks, 1 thread each"])
-        here = fixed + per_row * BATCH / 2 + latency + size / bandwidth
-        tables.append(
-            f"| {net} | {1e3 * fixed:.3f} | {1e6 * per_row:.2f} | {1e3 * here:.2f} / {1e3 * measured:.2f} ms |"
+        model = fixed + per_row * BATCH / 2 + latency + size / bandwidth
+        lines.append(
+            f"| {net} | {1e3 * fixed:.3f} | {1e6 * per_row:.2f} | {1e3 * model:.2f} / {1e3 * measured:.2f} ms |"
         )
-    lines += [f"| {' | '.join(heads[:4])} |", "|---|---|---|---|", *tables, ""]
     lines += [
-        "On paper, times as fast as one rank: the same global batch of 512 (a share each), or 512 rows on each rank.",
+        "",
+        "Speedup over one rank predicted by the model: with a global batch of 512, or with 512 rows on each rank.",
         "",
         f"| net, network | {' | '.join(f'{r} ranks, same batch' for r in RANKS[1:])} "
         f"| {' | '.join(f'{r} ranks, 512 each' for r in RANKS[1:])} |",
@@ -224,33 +224,30 @@ def scaling(rows: dict[str, list[dict[str, Any]]], paces: dict[str, float]) -> s
     ]
     for net in SAMPLES:
         fixed, per_row, size = _fit(rows, net)
-        for network, (wait, pace) in NETWORKS.items():
-            alone = fixed + per_row * BATCH
-            cells = []
-            for ranks in RANKS[1:]:
-                step = fixed + per_row * -(-BATCH // ranks) + all_reduce(ranks, size, wait, pace)
-                cells.append(f"{alone / step:.1f}")
-            sums = {ranks: all_reduce(ranks, size, wait, pace) for ranks in RANKS[1:]}
-            cells += [f"{ranks * alone / (alone + seconds):.0f}" for ranks, seconds in sums.items()]
+        for network, (latency, bandwidth) in NETWORKS.items():
+            one_rank = fixed + per_row * BATCH
+            times = {ranks: all_reduce(ranks, size, latency, bandwidth) for ranks in RANKS[1:]}
+            cells = [f"{one_rank / (fixed + per_row * -(-BATCH // n) + t):.1f}" for n, t in times.items()]
+            cells += [f"{n * one_rank / (one_rank + t):.0f}" for n, t in times.items()]
             lines.append(f"| {net}, {network} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def _fit(rows: dict[str, list[dict[str, Any]]], net: str) -> tuple[float, float, float]:
-    """(seconds of a step whatever its rows, seconds a row, bytes of the gradient), of one thread."""
+    """(fixed seconds of a step, seconds per row, bytes of the gradient), of one thread."""
     large, small = (
-        statistics.median(r["seconds"] / r["steps"] for r in rows[f"{net}, {way}"])
-        for way in ("one rank, 1 thread", "small")
+        statistics.median(r["seconds"] / r["steps"] for r in rows[f"{net}, {name}"])
+        for name in ("one rank, 1 thread", "small")
     )
     per_row = (large - small) / (BATCH - SMALL_BATCH)
     return max(0.0, large - per_row * BATCH), per_row, rows[f"{net}, small"][0]["bytes"]
 
 
-def all_reduce(ranks: int, size: float, latency: float, pace: float) -> float:
-    """Seconds, by the better of two ways: a ring that sends each byte twice, or a halving tree in few messages."""
-    ring = 2 * (ranks - 1) * latency + 2 * (ranks - 1) / ranks * size / pace
-    tree = math.log2(ranks) * (latency + size / pace)
-    return min(ring, tree)
+def all_reduce(ranks: int, size: float, latency: float, bandwidth: float) -> float:
+    """The seconds of an all-reduce with the faster of two algorithms: a ring, or recursive doubling."""
+    ring = 2 * (ranks - 1) * latency + 2 * (ranks - 1) / ranks * size / bandwidth
+    doubling = math.log2(ranks) * (latency + size / bandwidth)
+    return min(ring, doubling)
 
 
 if __name__ == "__main__":

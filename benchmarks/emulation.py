@@ -1,9 +1,9 @@
-"""Run a program with an emulated GPU and few of MNIST's images, to see without a GPU that it works.
+"""Run a program with an emulated GPU and few images of MNIST, to test it without a GPU.
 
     python -m benchmarks.emulation benchmarks.profile --nets mlp --batch 8
     python -m benchmarks.emulation examples/mnist.py --backend gpu
 
-No time that it tells means anything.
+The times that it prints mean nothing.
 """
 
 import runpy
@@ -17,11 +17,11 @@ import xpnet
 from benchmarks.versions import ROOT
 from xpnet import datasets, errors
 
-FEW = (256, 64)  # images of MNIST, for training and for the test
+FEW = (256, 64)  # training and test images of MNIST
 
 
-def substitute(gpu: Any, put: Callable[[Any, str, Any], None] = setattr) -> None:
-    """Let `get_backend("gpu")` give `gpu`, in all modules of xpnet that are loaded."""
+def substitute(gpu: Any, set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Make `get_backend("gpu")` return `gpu`, in all imported modules of xpnet."""
     real = xpnet.get_backend
 
     def get_backend(backend: Any = "auto") -> Any:
@@ -29,31 +29,28 @@ def substitute(gpu: Any, put: Callable[[Any, str, Any], None] = setattr) -> None
 
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] == "xpnet" and vars(module).get("get_backend") is real:
-            put(module, "get_backend", get_backend)
+            set_attribute(module, "get_backend", get_backend)
 
 
 def few_images(mnist: Callable[..., datasets.Split]) -> Callable[..., datasets.Split]:
-    """`datasets.mnist`, with few images; noise where the files are not there."""
+    """A substitute for `datasets.mnist` with few images, or noise if the files are missing."""
 
     def load(data_dir: Any = None) -> datasets.Split:
         try:
-            return datasets.Split(
-                *(datasets.Samples(x[:n], y[:n]) for (x, y), n in zip(mnist(data_dir), FEW, strict=True))
-            )
+            parts = [datasets.Samples(x[:n], y[:n]) for (x, y), n in zip(mnist(data_dir), FEW, strict=True)]
         except (errors.FileError, errors.DownloadError):
             rng = numpy.random.default_rng(0)
-            return datasets.Split(
-                *(
-                    datasets.Samples(rng.integers(256, size=(n, 28, 28), dtype="uint8"), rng.integers(10, size=n))
-                    for n in FEW
-                )
-            )
+            shapes = [(n, 28, 28) for n in FEW]
+            parts = [
+                datasets.Samples(rng.integers(256, size=s, dtype="uint8"), rng.integers(10, size=s[0])) for s in shapes
+            ]
+        return datasets.Split(*parts)
 
     return load
 
 
 def main(program: str, *arguments: str) -> None:
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
     from emulated_cuda import EmulatedGPU
 
     substitute(EmulatedGPU())

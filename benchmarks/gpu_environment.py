@@ -1,4 +1,4 @@
-"""The GPU, its driver and the machine, for the record of `benchmarks.gpu_check`."""
+"""Print the GPU, its driver and the machine, for the record of `benchmarks.gpu_check`."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ import subprocess
 
 from benchmarks import messages
 
-ASKED = ("name", "driver_version", "compute_cap", "memory.total", "clocks.max.sm", "power.limit")
+FIELDS = ("name", "driver_version", "compute_cap", "memory.total", "clocks.max.sm", "power.limit")
 
 
 def main() -> None:
@@ -16,15 +16,16 @@ def main() -> None:
     if shutil.which("nvidia-smi"):
         try:
             done = subprocess.run(
-                ["nvidia-smi", f"--query-gpu={','.join(ASKED)}", "--format=csv,noheader"],
+                ["nvidia-smi", f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader"],
                 capture_output=True, text=True, timeout=10, check=True,
             )  # fmt: skip
             for number, line in enumerate(done.stdout.strip().splitlines()):
-                told = ", ".join(f"{what} {text.strip()}" for what, text in zip(ASKED, line.split(","), strict=False))
-                messages.send("fact", what=f"nvidia-smi, GPU {number}", text=told)
+                values = zip(FIELDS, line.split(","), strict=False)
+                text = ", ".join(f"{field} {value.strip()}" for field, value in values)
+                messages.send("fact", what=f"nvidia-smi, GPU {number}", text=text)
         except (OSError, subprocess.SubprocessError) as error:
             messages.send("failed", what="nvidia-smi", why=str(error))
-    import xpnet  # last, because it may fail
+    import xpnet  # imported last, because it may fail
 
     for what, text in xpnet.get_backend("gpu").describe():
         messages.send("fact", what=what, text=text)

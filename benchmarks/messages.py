@@ -1,4 +1,4 @@
-"""What the parts of `benchmarks.gpu_check` tell it: lines of JSON, those before a part is killed too."""
+"""Messages from the parts of `benchmarks.gpu_check`: lines of JSON, which survive if a part is killed."""
 
 import json
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 MARK = "RESULT "
 
 
-def send(kind: str, **facts: Any) -> None:
-    print(MARK + json.dumps({"kind": kind, **facts}), flush=True)
+def send(kind: str, **values: Any) -> None:
+    print(MARK + json.dumps({"kind": kind, **values}), flush=True)
 
 
-def received(text: str) -> list[dict[str, Any]]:
-    """The messages in what a part has printed. A line that was cut off is no message."""
+def parse(text: str) -> list[dict[str, Any]]:
+    """The messages in the output of a part. Truncated lines are ignored."""
     found = []
     for line in text.splitlines():
-        _, mark, content = line.partition(MARK)  # behind a warning without a line's end, perhaps
+        _, mark, content = line.partition(MARK)  # a warning without a newline may come before
         try:
             message = json.loads(content) if mark else None
         except ValueError:

@@ -1,13 +1,13 @@
-"""The nets that are measured, as plain descriptions from which every library builds its own."""
+"""The networks that are measured, described in data, from which each library builds its own."""
 
 from typing import NamedTuple
 
 
 class Net(NamedTuple):
-    """input_shape is channels-last, without the batch; every net tells ten classes apart.
+    """A classifier of ten classes. input_shape has channels last and no batch axis.
 
     layers: ("conv", filters, kernel, "same" | "valid"), ("pool", size), ("dense", units), ("dropout", rate), ("relu",),
-    ("flatten",).  optimizer: "sgd" or "adam", each library's own, with its default rate.
+    ("flatten",).  optimizer: "sgd" or "adam", with the learning rate in RATES.
     """
 
     input_shape: tuple[int, ...]
@@ -33,7 +33,7 @@ NETS = {
         ),
         "adam",
     ),
-    # pytorch/examples, mnist/main.py
+    # The network of mnist/main.py in pytorch/examples.
     "torch-example": Net(
         (28, 28, 1),
         (
@@ -49,19 +49,19 @@ CLASSES = 10
 
 
 def epoch_size(net: Net) -> int:
-    """Samples in an epoch from end to end: MNIST's number; of images fewer, as they take so much longer."""
+    """The number of samples in a measured epoch: that of MNIST, or fewer for the slower convolutional networks."""
     return 60_000 if len(net.input_shape) == 1 else 6_400
 
 
 def shapes(net: Net) -> list[tuple[tuple, tuple[int, ...], tuple[int, ...]]]:
-    """(layer, its input's shape, its output's shape) from first to last."""
+    """(layer, input shape, output shape) for each layer."""
     result, shape = [], net.input_shape
     for layer in net.layers:
         before = shape
         match layer:
             case ("conv", filters, kernel, padding):
-                lost = 0 if padding == "same" else kernel - 1
-                shape = (before[0] - lost, before[1] - lost, filters)
+                border = 0 if padding == "same" else kernel - 1
+                shape = (before[0] - border, before[1] - border, filters)
             case ("pool", size):
                 shape = (before[0] // size, before[1] // size, before[2])
             case ("flatten",):

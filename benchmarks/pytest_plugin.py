@@ -1,10 +1,10 @@
-"""A plugin of pytest for `benchmarks.gpu_check`: `-p benchmarks.pytest_plugin`. Environment variables turn it on.
+"""A pytest plugin for `benchmarks.gpu_check`: `-p benchmarks.pytest_plugin`. Environment variables enable its parts.
 
-XPNET_CHECK_RESULTS: a file to which each result is appended as it comes, so that a run that is killed keeps them.
-XPNET_CHECK_SECONDS: after so many seconds no test begins; tests run in a mixed order, so that those that did run are a
-    sample of all.
-XPNET_CHECK_NO_POOL: CuPy allocates each array by itself, so that compute-sanitizer sees an access beside it. Within a
-    block of CuPy's memory pool it sees none.
+XPNET_CHECK_RESULTS: the file to which each result is appended at once, so that a killed run keeps its results.
+XPNET_CHECK_SECONDS: the number of seconds after which no test starts. Tests run in random order, so that those that ran
+    are a sample of all tests.
+XPNET_CHECK_NO_POOL: makes CuPy allocate each array separately, so that compute-sanitizer detects accesses out of
+    bounds; it cannot detect them inside a block of CuPy's memory pool.
 """
 
 import json
@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-BEGUN = time.monotonic()
-LONGEST = 160  # characters of a line of a message
-_results: list[str] = []  # where they are written: one file, or none
+START = time.monotonic()
+MAX_LENGTH = 160  # characters of a line of a message
+_results: list[str] = []  # the path of the results file, if there is one
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Of several processes of pytest-xdist, the one that distributes the tests hears of all results.
+    # With pytest-xdist, the controller receives all results; its workers write none.
     path = os.environ.get("XPNET_CHECK_RESULTS")
     _results.extend([path] if path and not hasattr(config, "workerinput") else [])
     if os.environ.get("XPNET_CHECK_NO_POOL"):
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     limit = os.environ.get("XPNET_CHECK_SECONDS")
-    if limit and time.monotonic() - BEGUN > float(limit):
+    if limit and time.monotonic() - START > float(limit):
         item.session.shouldstop = "the time is up"
 
 
@@ -65,14 +65,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def message_of(longrepr: Any) -> str:
-    """The first line of a failure's message and the last one."""
+    """The first and the last line of the message of a failure."""
     crash = getattr(longrepr, "reprcrash", None)
     text = str(longrepr if crash is None else crash.message)
-    lines = [line.strip()[:LONGEST] for line in text.splitlines() if line.strip()]
+    lines = [line.strip()[:MAX_LENGTH] for line in text.splitlines() if line.strip()]
     return " … ".join(dict.fromkeys([lines[0], lines[-1]])) if lines else ""
 
 
-def write(kind: str, **facts: Any) -> None:
+def write(kind: str, **values: Any) -> None:
     for path in _results:
         with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, **facts}) + "\n")
+            file.write(json.dumps({"kind": kind, **values}) + "\n")

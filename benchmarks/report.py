@@ -1,4 +1,4 @@
-"""Figures as lines of a table, and as a file that says how they came about."""
+"""Tables of measurements, and files with the measurements, the machine and the versions."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import xpnet
 from benchmarks.measures import Plan, Row
 from benchmarks.peers import compared_with, label, precision_of
-from benchmarks.rounds import Figure, ratio
+from benchmarks.rounds import Measurement, ratio
 from benchmarks.versions import commit, versions
 
 UNITS = {"step": (1e3, "ms"), "epoch": (1.0, "s"), "memory": (2.0**-20, "MiB"), "inference": (1e3, "ms"),
@@ -19,30 +19,30 @@ UNITS = {"step": (1e3, "ms"), "epoch": (1.0, "s"), "memory": (2.0**-20, "MiB"), 
 
 
 def line(row: Row, first: bool) -> str:
-    """xpnet's figure, then each other's with the ratio of xpnet's to it: below 1, xpnet takes less."""
-    times, unit = UNITS[row.measure]
-    own, mixed = row.figures["xpnet"], any(precision_of(name) != "float32" for name in row.figures)
-    cells = [f"{row.situation:36s}", f"{column('xpnet', mixed)} {own.median * times:9.4g} {unit}"]
-    if len(row.figures) == 1:
-        cells.append(f"({min(own.values) * times:.4g} to {max(own.values) * times:.4g})")
-    for name, figure in row.figures.items():
+    """One line of the table on the terminal: the median of xpnet, then of each peer with the ratio xpnet / peer."""
+    factor, unit = UNITS[row.measure]
+    own, mixed = row.measurements["xpnet"], any(precision_of(name) != "float32" for name in row.measurements)
+    cells = [f"{row.situation:36s}", f"{column('xpnet', mixed)} {own.median * factor:9.4g} {unit}"]
+    if len(row.measurements) == 1:
+        cells.append(f"({min(own.values) * factor:.4g} to {max(own.values) * factor:.4g})")
+    for name, peer in row.measurements.items():
         if name != "xpnet":
-            own = row.figures.get(compared_with(name))
-            beside = "" if own is None else f" ({ratio(own, figure):.2f})"
-            cells.append(f"{column(name, mixed)} {figure.median * times:.4g}{beside}")
-    told = "medians, in float32 unless named; in brackets xpnet in that precision / the other, round by round"
-    heading = f"{'':36s}  {told}\n" if first else ""
+            own = row.measurements.get(compared_with(name))
+            in_brackets = "" if own is None else f" ({ratio(own, peer):.2f})"
+            cells.append(f"{column(name, mixed)} {peer.median * factor:.4g}{in_brackets}")
+    legend = "medians, in float32 unless named; in brackets the ratio xpnet / peer in the same precision"
+    heading = f"{'':36s}  {legend}\n" if first else ""
     return heading + "  ".join(cells)
 
 
 def save(folder: Path, plan: Plan, rows: list[Row]) -> Path:
-    """A JSON file of all rounds, with the machine, the versions, the commit and the date; tables and bars beside it."""
+    """Write all rounds, the machine, the versions, the commit and the date as JSON, and tables and bars beside it."""
     path = folder / f"{plan.device.replace(':', '-')}-{time.strftime('%Y-%m-%d-%H%M')}.json"
     report = {**circumstances(plan.device), "plan": plan._asdict(), "rows": [_as_json(row) for row in rows]}
     text = json.dumps(report, indent=1)
     path.write_text(re.sub(r"\[[^\[\]{}]*\]", _on_one_line, text) + "\n", encoding="utf-8")
-    told = " · ".join(f"{name} {text}" for name, text in report["versions"].items())
-    first = f"{report['date']}, commit {report['commit']}, {report['machine']}, {report['cores']} cores; {told}"
+    packages = " · ".join(f"{name} {version}" for name, version in report["versions"].items())
+    first = f"{report['date']}, commit {report['commit']}, {report['machine']}, {report['cores']} cores; {packages}"
     precision = "Matrix products are in float32, except in columns that name another precision."
     path.with_suffix(".md").write_text(f"{first}\n\n{precision}\n\n{markdown(rows)}", encoding="utf-8")
     if any(row.measure == "step" for row in rows):
@@ -56,15 +56,15 @@ def _on_one_line(part: re.Match[str]) -> str:
 
 
 def markdown(rows: list[Row]) -> str:
-    """A table a measure: xpnet's medians, and the ratio of xpnet to each other. Below 1, xpnet takes less.
+    """One table per measure: the medians of xpnet, and the ratios xpnet / peer, below 1 if xpnet takes less.
 
-    A peer is compared with xpnet in the same precision of products, which its column names.
+    A peer is compared with xpnet in the same precision of matrix products, which its column names.
     """
     parts = []
     for measure in dict.fromkeys(row.measure for row in rows):
-        those = [row for row in rows if row.measure == measure]
-        others = dict.fromkeys(name for row in those for name in row.figures if name != "xpnet")
-        times, unit = UNITS[measure]
+        selected = [row for row in rows if row.measure == measure]
+        others = dict.fromkeys(name for row in selected for name in row.measurements if name != "xpnet")
+        factor, unit = UNITS[measure]
         mixed = any(precision_of(name) != "float32" for name in others)
         heads = [measure, f"{column('xpnet', mixed)}, {unit}" if unit else column("xpnet", mixed)]
         heads += [
@@ -72,58 +72,60 @@ def markdown(rows: list[Row]) -> str:
             for name in others
         ]
         lines = [heads, ["---"] * len(heads)]
-        for row in those:
-            lines.append([row.situation, f"{row.figures['xpnet'].median * times:.4g}"])
+        for row in selected:
+            lines.append([row.situation, f"{row.measurements['xpnet'].median * factor:.4g}"])
             for name in others:
-                own, figure = row.figures.get(compared_with(name)), row.figures.get(name)
-                lines[-1].append("" if own is None or figure is None else f"{ratio(own, figure):.2f}")
+                own, peer = row.measurements.get(compared_with(name)), row.measurements.get(name)
+                lines[-1].append("" if own is None or peer is None else f"{ratio(own, peer):.2f}")
         parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
     return "\n\n".join(parts) + "\n"
 
 
 def column(name: str, mixed: bool) -> str:
-    """A column's name: with the precision where a table mixes several; all else is in float32."""
+    """The name of a column; in a table that mixes precisions, with its precision."""
     return label(name) if mixed else name
 
 
 def bars(path: Path, rows: list[Row]) -> None:
-    """Training steps as bars, each situation in multiples of its floor. Needs matplotlib."""
-    from matplotlib.figure import Figure as Picture
+    """Draw training steps as bars, in multiples of the floor. Needs matplotlib."""
+    from matplotlib.figure import Figure
 
-    steps = [row for row in rows if row.measure == "step" and "floor" in row.figures]
+    steps = [row for row in rows if row.measure == "step" and "floor" in row.measurements]
     names = [
-        name for name in dict.fromkeys(n for row in steps for n in row.figures) if name not in ("floor", "sklearn")
+        name for name in dict.fromkeys(n for row in steps for n in row.measurements) if name not in ("floor", "sklearn")
     ]
-    picture = Picture(figsize=(8, 1 + 0.14 * len(steps) * (len(names) + 1)), layout="constrained")
-    axes = picture.subplots()
+    figure = Figure(figsize=(8, 1 + 0.14 * len(steps) * (len(names) + 1)), layout="constrained")
+    axes = figure.subplots()
     for k, name in enumerate(names):
-        places = [i + 0.8 * k / len(names) for i, row in enumerate(steps) if name in row.figures]
-        lengths = [1 / ratio(row.figures["floor"], row.figures[name]) for row in steps if name in row.figures]
-        axes.barh(places, lengths, height=0.8 / len(names), label=name, align="edge")
+        measured = [(i, row.measurements) for i, row in enumerate(steps) if name in row.measurements]
+        positions = [i + 0.8 * k / len(names) for i, _ in measured]
+        lengths = [1 / ratio(row["floor"], row[name]) for _, row in measured]
+        axes.barh(positions, lengths, height=0.8 / len(names), label=name, align="edge")
     axes.axvline(1, color="black", linewidth=1)
     axes.set_yticks([i + 0.4 for i in range(len(steps))], [row.situation for row in steps])
     axes.invert_yaxis()
     axes.set_xlabel("time of a training step, in multiples of its matrix products alone")
     axes.legend(loc="upper right")
-    picture.savefig(path)
+    figure.savefig(path)
 
 
 def _as_json(row: Row) -> dict:
-    def figure(name: str, f: Figure) -> dict:
-        result = {"median": f.median, "least": f.least, "values": [float(f"{v:.5g}") for v in f.values]}
+    def as_json(name: str, m: Measurement) -> dict:
+        result = {"median": m.median, "least": m.minimum, "values": [float(f"{v:.5g}") for v in m.values]}
         own = compared_with(name)
-        if name == "xpnet" or own not in row.figures:
+        if name == "xpnet" or own not in row.measurements:
             return result
-        return {f"{own} / this": round(ratio(row.figures[own], f), 4), **result}
+        return {f"{own} / this": round(ratio(row.measurements[own], m), 4), **result}
 
     return {
         "measure": row.measure,
         "situation": row.situation,
-        "figures": {name: figure(name, f) for name, f in row.figures.items()},
+        "measurements": {name: as_json(name, m) for name, m in row.measurements.items()},
     }
 
 
 def circumstances(device: str) -> dict:
+    """The date, the commit, the machine and the versions."""
     backend = xpnet.get_backend(device)
     return {
         "date": time.strftime("%Y-%m-%d"),

@@ -1,8 +1,8 @@
-"""Peers measured in turn, each in a fresh process of its own, round after round.
+"""Interleaved measurements of several peers, each in its own process.
 
-Between two turns all of them sleep, and so do their threads: an idle pool that still spins would have a core. A ratio
-is that of two turns of one round, and the figure is the median over the rounds: so it holds where the machine's speed
-drifts, as the seconds do not.
+In each round, every peer is measured once. All other processes sleep meanwhile; a pause before each measurement lets
+their threads fall asleep, because spinning threads would occupy a core. A ratio of two peers is the median of their
+ratios in each round, so it is stable even if the speed of the machine drifts.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 from benchmarks.peers import KINDS
 
-PAUSE = 0.15  # seconds in which the threads of the one before fall asleep
-TURN = 0.25  # seconds that a turn takes, at least one step
+PAUSE_SECONDS = 0.15  # for the threads of the previous worker to fall asleep
+TURN_SECONDS = 0.25  # of one measurement, which has one step or more
 
 
-class Figure(NamedTuple):
-    """All rounds of one peer, in seconds, or of memory in bytes."""
+class Measurement(NamedTuple):
+    """The values of one peer in all rounds: seconds, or bytes of memory."""
 
     values: list[float]
 
@@ -30,24 +30,24 @@ class Figure(NamedTuple):
         return statistics.median(self.values)
 
     @property
-    def least(self) -> float:
+    def minimum(self) -> float:
         return min(self.values)
 
 
-def ratio(a: Figure, b: Figure) -> float:
-    """a over b: the median over the rounds."""
+def ratio(a: Measurement, b: Measurement) -> float:
+    """a / b: the median over the rounds."""
     return statistics.median(x / y for x, y in zip(a.values, b.values, strict=True))
 
 
 class Worker:
-    """A process of `benchmarks.worker`, that is asked for one figure at a time."""
+    """A process of `benchmarks.worker`, which measures one value per question."""
 
     def __init__(self, name: str, net: str, batch: int, device: str, threads: int) -> None:
         self.name = name
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", name, net, str(batch), device],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(name, threads),
-            preexec_fn=(lambda: keep_to(threads)) if device == "cpu" else None,
+            preexec_fn=(lambda: limit_cores(threads)) if device == "cpu" else None,
         )  # fmt: skip
         self._read()
 
@@ -57,15 +57,15 @@ class Worker:
         self._process.stdin.flush()
         return float(self._read())
 
-    def ask_after_a_pause(self, question: str) -> float:
-        """When the threads of the one before are asleep."""
-        time.sleep(PAUSE)
+    def ask_after_pause(self, question: str) -> float:
+        """Ask after a pause, in which the threads of the previous worker fall asleep."""
+        time.sleep(PAUSE_SECONDS)
         return self.ask(question)
 
-    def count_for(self, what: str) -> int:
-        """How many of them take a turn; those of this trial are not counted."""
+    def repetitions(self, what: str) -> int:
+        """How many repetitions take TURN_SECONDS, from a trial that is not recorded."""
         self.ask(f"{what} 3")
-        return max(1, round(TURN / self.ask(f"{what} 3")))
+        return max(1, round(TURN_SECONDS / self.ask(f"{what} 3")))
 
     def stop(self) -> None:
         self._process.communicate()
@@ -84,8 +84,8 @@ def environment(name: str, threads: int) -> dict[str, str]:
     return {**os.environ, **counts, **KINDS[name].environment}
 
 
-def keep_to(threads: int) -> None:
-    """Let this process have so many cores: some libraries count them and ask nobody."""
+def limit_cores(threads: int) -> None:
+    """Limit this process to `threads` cores, because some libraries start one thread per core."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
 
@@ -100,11 +100,11 @@ def workers(names: Sequence[str], net: str, batch: int, device: str, threads: in
         yield started
 
 
-def interleaved(team: Sequence[Worker], what: str, rounds: int) -> dict[str, Figure]:
-    """`what` ("step", "predict", "epoch") of each, one after the other, and in the next round backwards."""
-    questions = {w.name: what if what == "epoch" else f"{what} {w.count_for(what)}" for w in team}
-    values: dict[str, list[float]] = {w.name: [] for w in team}
+def interleaved(workers: Sequence[Worker], what: str, rounds: int) -> dict[str, Measurement]:
+    """Measure `what` ("step", "predict", "epoch") of each worker in turn; every second round in reverse order."""
+    questions = {w.name: what if what == "epoch" else f"{what} {w.repetitions(what)}" for w in workers}
+    values: dict[str, list[float]] = {w.name: [] for w in workers}
     for i in range(rounds):
-        for worker in team if i % 2 else reversed(team):
-            values[worker.name].append(worker.ask_after_a_pause(questions[worker.name]))
-    return {name: Figure(seconds) for name, seconds in values.items()}
+        for worker in workers if i % 2 else reversed(workers):
+            values[worker.name].append(worker.ask_after_pause(questions[worker.name]))
+    return {name: Measurement(seconds) for name, seconds in values.items()}

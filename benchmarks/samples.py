@@ -1,4 +1,4 @@
-"""Made-up samples: what they show is all the same to the time that they take."""
+"""Random samples; the times do not depend on their contents."""
 
 import numpy
 
@@ -6,7 +6,7 @@ from benchmarks.nets import CLASSES, Net
 
 
 def batch_of(net: Net, count: int, dtype: str = "float32") -> tuple[numpy.ndarray, numpy.ndarray]:
-    """(x, class numbers), the same for every library: x is from 0 to 1 in float32, or from 0 to 255 in uint8."""
+    """(x, labels), the same for every library: x from 0 to 1 in float32, or from 0 to 255 in uint8."""
     rng = numpy.random.default_rng(0)
     if dtype == "uint8":
         x = rng.integers(256, size=(count, *net.input_shape), dtype=numpy.uint8)

@@ -1,9 +1,9 @@
-"""Small trainings whose steps are captured and replayed as CUDA graphs, for compute-sanitizer to watch.
+"""Short training runs for compute-sanitizer, whose steps are captured and replayed as CUDA graphs.
 
     compute-sanitizer --tool memcheck python -m benchmarks.sanitized_training
 
-Each training is short, for the tool slows every kernel down, and yet long enough that most of its steps are replayed.
-Exit status 1 where one of them was not captured, raised, or ended with a loss that is not finite.
+The runs are short, because compute-sanitizer slows every kernel down, but most of their steps are replayed. The exit
+status is 1 if a run was not captured, raised an error, or ended with a loss that is not finite.
 """
 
 import argparse
@@ -17,22 +17,22 @@ import numpy
 
 import xpnet
 from benchmarks import messages
-from benchmarks.peers.own import why_eager
+from benchmarks.peers.own import fallback_reason
 from xpnet import callbacks, datasets, layers, optimizers
 
-SAMPLES, BATCH = 203, 20  # the last batch of an epoch has 3 samples: a graph of its own
+SAMPLES, BATCH = 203, 20  # the last batch of an epoch has 3 samples, and its own graph
 LARGER = 150
 
 
 class Watch(callbacks.Callback):
-    """Learns from a run whether its steps were replayed."""
+    """Records whether the steps of a run were replayed."""
 
     def on_train_end(self, model: Any) -> None:
-        self.why_eager = why_eager(self.run.player)
+        self.fallback_reason = fallback_reason(self.run.executor)
 
 
 class WorkBetween(callbacks.Callback):
-    """Uses the model between two steps, with larger batches than the training has: its buffers grow."""
+    """Uses the model between two steps with larger batches than in training, so that its buffers grow."""
 
     def __init__(self, x: Any, y: Any) -> None:
         self.x, self.y = x, y
@@ -48,7 +48,7 @@ class WorkBetween(callbacks.Callback):
 
 
 class OtherModel(callbacks.Callback):
-    """Trains another model for an epoch, while the graphs of this one wait."""
+    """Trains another model after each epoch, while the graphs of this one are kept."""
 
     def __init__(self, train: Callable[[], None]) -> None:
         self.train = train
@@ -81,12 +81,12 @@ def cnn() -> xpnet.Sequential:
 
 
 def train(model: xpnet.Sequential, x: Any, y: Any = None, more: tuple = (), **options: Any) -> None:
-    """Raises where the steps were not replayed, or the loss is not finite."""
+    """Train. Raises RuntimeError if the steps were not replayed, or the loss is not finite."""
     watch = Watch()
-    given = {"epochs": 4, "batch_size": BATCH, "optimizer": "adam", "verbose": 0, **options}
-    history = model.fit(x, y, callbacks=[watch, *more], **given)
-    if watch.why_eager is not None:
-        raise RuntimeError(f"its steps are eager: {watch.why_eager}")
+    options = {"epochs": 4, "batch_size": BATCH, "optimizer": "adam", "verbose": 0, **options}
+    history = model.fit(x, y, callbacks=[watch, *more], **options)
+    if watch.fallback_reason is not None:
+        raise RuntimeError(f"its steps are eager: {watch.fallback_reason}")
     if not all(math.isfinite(loss) for loss in history["loss"]):
         raise RuntimeError(f"its losses are not finite: {history['loss']}")
 
@@ -135,24 +135,24 @@ TRAININGS = (
 
 
 def main() -> int:
-    begun = time.monotonic()
+    start = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=math.inf, help="no training begins after that")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="no run starts after this time")
     options = parser.parse_args()
     status = 0
     for training in TRAININGS:
         what = training.__name__.replace("_", " ")
-        if time.monotonic() - begun > options.seconds:
+        if time.monotonic() - start > options.seconds:
             messages.send("dropped", what=what, why="no time was left")
             continue
-        started = time.monotonic()
+        training_start = time.monotonic()
         try:
             training()
         except Exception as error:
             messages.send("failed", what=what, why=f"{type(error).__name__}: {error}"[:300])
             status = 1
         else:
-            messages.send("trained", what=what, seconds=time.monotonic() - started)
+            messages.send("trained", what=what, seconds=time.monotonic() - training_start)
     return status
 
 

@@ -1,4 +1,4 @@
-"""What was measured: the commit, and the versions of everything that took part. Imports none of it."""
+"""The commit and the versions of all packages that are measured; imports none of them."""
 
 import importlib.metadata
 import os
@@ -11,11 +11,11 @@ PACKAGES = ("numpy", "numba", "cupy", "cupy-cuda12x", "cupy-cuda13x", "torch", "
 
 
 def commit() -> str:
-    """The environment variable XPNET_COMMIT, for copies without a repository; else the commit as git names it."""
-    if told := os.environ.get("XPNET_COMMIT", "").strip():
-        return told
+    """The environment variable XPNET_COMMIT, for copies without a git repository; else the output of git describe."""
+    if name := os.environ.get("XPNET_COMMIT", "").strip():
+        return name
     try:
-        if Path(_git("rev-parse", "--show-toplevel")).resolve() == ROOT:  # not of a folder around this one
+        if Path(_git("rev-parse", "--show-toplevel")).resolve() == ROOT:  # not the repository of a parent folder
             return _git("describe", "--always", "--dirty")
     except (OSError, subprocess.SubprocessError):
         pass

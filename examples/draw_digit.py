@@ -1,10 +1,10 @@
-"""Draw a digit, and see what a network takes it for, and what goes on inside.
+"""A web page on which you draw a digit and see the prediction of a network and the activations of its layers.
 
     python examples/draw_digit.py                        # trains a small convolutional network, then opens the page
     python examples/draw_digit.py --model mlp
-    python examples/draw_digit.py --load digits.safetensors      # one that `mnist.py --save` has written
+    python examples/draw_digit.py --load digits.safetensors      # a model that `mnist.py --save` has written
 
-The page is served to this machine only. It needs bottle: pip install "xpnet[draw]"
+The server answers only to this machine. It needs bottle: pip install "xpnet[draw]"
 """
 
 import argparse
@@ -23,40 +23,40 @@ import numpy
 import xpnet
 
 PAGE = Path(__file__).with_name("draw_digit_page")
-MOST_BYTES, MOST_POINTS = 2**20, 20_000
+MAX_BYTES, MAX_POINTS = 2**20, 20_000  # of one drawing
 
 
 def as_digit(strokes, size=28, ink=20.0, radius=1.2):
-    """Strokes, a list of (points, 2) arrays of x and y, as MNIST has its digits: a grey image (size, size) of uint8.
+    """Render strokes like a digit of MNIST (LeCun et al. 1998): a grayscale image (size, size) of uint8.
 
-    The drawing is scaled into a square of `ink` pixels, keeping its proportions, and moved so that its centre of mass
-    is the image's. The pen's edge is smooth: a pixel is as dark as much as the pen covers of it. LeCun et al. 1998.
+    strokes: a list of arrays (points, 2) of x and y. The drawing is scaled to fit a square of `ink` pixels, with its
+    proportions kept, and centered by its center of mass. Edges are antialiased. radius: of the pen, in pixels.
     """
     starts, ends = _segments(strokes)
     if not len(starts):
         return numpy.zeros((size, size), numpy.uint8)
     low, high = numpy.minimum(starts, ends).min(axis=0), numpy.maximum(starts, ends).max(axis=0)
-    extent = max((high - low).max(), 0.1)  # a dot stays a dot
+    extent = max((high - low).max(), 0.1)  # at least 0.1, so that a dot stays small
     scale, middle = (ink - 2.0 * radius) / extent, (low + high) / 2.0
     starts, ends = ((points - middle) * scale + size / 2.0 for points in (starts, ends))
     image = _ink(starts, ends, size, radius)
-    place = numpy.arange(size) + 0.5
-    mass = numpy.array([image.sum(axis=0) @ place, image.sum(axis=1) @ place]) / image.sum()
-    shift = size / 2.0 - mass
+    pixels = numpy.arange(size) + 0.5
+    center = numpy.array([image.sum(axis=0) @ pixels, image.sum(axis=1) @ pixels]) / image.sum()
+    shift = size / 2.0 - center
     return numpy.round(255.0 * _ink(starts + shift, ends + shift, size, radius)).astype(numpy.uint8)
 
 
 def as_small_digit(strokes):
-    """The same as the digits that come with xpnet: 8×8 counts, from 0 to 16, of the inked among 4×4 pixels.
+    """Render strokes like the digits that ship with xpnet: (8, 8), the number of inked pixels in each 4×4 square.
 
-    Those fill their square, and the mean of a pixel is 4.9 among them: a pen as wide as this gives as much ink.
+    Those digits fill their square and have a mean of 4.9; with this radius, drawings have about the same mean.
     """
     large = as_digit(strokes, size=32, ink=32.0, radius=3.0) >= 128
     return large.reshape(8, 4, 8, 4).sum(axis=(1, 3)).astype(numpy.uint8)
 
 
 def _segments(strokes):
-    """(starts, ends), each (segments, 2). A single point is a segment of no length."""
+    """(starts, ends) of the line segments, each (segments, 2). A single point is a segment of length 0."""
     pairs = [(points, points) if len(points) == 1 else (points[:-1], points[1:]) for points in strokes if len(points)]
     if not pairs:
         return numpy.zeros((0, 2)), numpy.zeros((0, 2))
@@ -64,7 +64,7 @@ def _segments(strokes):
 
 
 def _ink(starts, ends, size, radius):
-    """How much of each pixel the pen covers, (size, size): by the distance to the nearest segment."""
+    """The share of each pixel that the pen covers, (size, size), from the distance to the nearest segment."""
     y, x = numpy.mgrid[:size, :size] + 0.5
     nearest = numpy.full((size, size), math.inf)
     for (x0, y0), (x1, y1) in zip(starts, ends, strict=True):
@@ -75,77 +75,82 @@ def _ink(starts, ends, size, radius):
     return numpy.clip(radius + 0.5 - nearest, 0.0, 1.0)
 
 
-class Reader:
-    """A model, and the test images on which it errs."""
+class Classifier:
+    """A model and the test images that it misclassifies."""
 
-    def __init__(self, model, task, most_mistakes=60):
+    def __init__(self, model, task, max_mistakes=60):
         self.model, self.task = model, task
-        self.draw = as_small_digit if model.input_shape[:2] == (8, 8) else as_digit
-        self._lock = threading.Lock()  # one thread at a time may use a model
-        images, truths = task.test
-        guesses = model.predict(images).argmax(axis=1)
-        self.accuracy = float((guesses == truths).mean())
+        self.render = as_small_digit if model.input_shape[:2] == (8, 8) else as_digit
+        self._lock = threading.Lock()  # only one thread at a time may use the model
+        images, labels = task.test
+        predictions = model.predict(images).argmax(axis=1)
+        self.accuracy = float((predictions == labels).mean())
         self.mistakes = [
-            {"index": int(i), "truth": int(truths[i]), "guess": int(guesses[i]), "pixels": self.pixels(images[i])}
-            for i in numpy.flatnonzero(guesses != truths)[:most_mistakes]
+            {
+                "index": int(i),
+                "label": int(labels[i]),
+                "prediction": int(predictions[i]),
+                "pixels": self.pixels(images[i]),
+            }
+            for i in numpy.flatnonzero(predictions != labels)[:max_mistakes]
         ]
 
     def pixels(self, image):
-        """From 0 for paper to 1 for ink."""
+        """The pixels as lists of numbers from 0 for paper to 1 for ink."""
         return numpy.round(image / self.task.largest_pixel, 3).tolist()
 
-    def read(self, image):
-        """The probability of each digit, the image, and what each layer made of it."""
+    def classify(self, image):
+        """The probability of each digit, the image, and the outputs of the layers."""
         with self._lock:
-            made = self.model.activations(image[None])
-        scores = list(made.values())[-1][0]
-        odds = numpy.exp(scores - scores.max())
+            activations = self.model.activations(image[None])
+        logits = list(activations.values())[-1][0]
+        exponentials = numpy.exp(logits - logits.max())
         return {
-            "probabilities": (odds / odds.sum()).tolist(),
+            "probabilities": (exponentials / exponentials.sum()).tolist(),
             "pixels": self.pixels(image),
             "layers": [
-                _picture(self.model.layers[i], values[0])
-                for i, values in enumerate(made.values())
+                _feature_maps(self.model.layers[i], values[0])
+                for i, values in enumerate(activations.values())
                 if type(self.model.layers[i]).__name__ in ("ReLU", "MaxPool2D", "Dense", "Residual")
             ],
         }
 
 
-def _picture(layer, values):
-    """A layer's outputs as maps of its channels, or as one row, between 0 and 1."""
-    top = max(float(numpy.abs(values).max()), 1e-9)
+def _feature_maps(layer, values):
+    """The outputs of a layer, from -1 to 1: one map per channel, or one row."""
+    largest = max(float(numpy.abs(values).max()), 1e-9)
     maps = numpy.moveaxis(values, -1, 0) if values.ndim == 3 else values.reshape(1, 1, -1)
-    return {"name": type(layer).__name__, "shape": values.shape, "maps": numpy.round(maps / top, 3).tolist()}
+    return {"name": type(layer).__name__, "shape": values.shape, "maps": numpy.round(maps / largest, 3).tolist()}
 
 
 class RequestError(ValueError):
-    """What the browser sent cannot be read; the message goes back to it."""
+    """A request of the browser is invalid; the message is sent back."""
 
 
 def strokes_of(body):
-    """The strokes in a request, {"strokes": [[[x, y], …], …]} with numbers from 0 to 1."""
+    """The strokes of a request {"strokes": [[[x, y], …], …]}, with coordinates from 0 to 1."""
     try:
         strokes = json.loads(body)["strokes"]
         arrays = [numpy.array(stroke, dtype=float).reshape(-1, 2) for stroke in strokes]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise RequestError('send {"strokes": [[[x, y], …], …]}, lists of points.') from error
-    if sum(map(len, arrays)) > MOST_POINTS:
-        raise RequestError(f"a drawing may have {MOST_POINTS} points at most.")
+        raise RequestError('the request must be {"strokes": [[[x, y], …], …]}, lists of points.') from error
+    if sum(map(len, arrays)) > MAX_POINTS:
+        raise RequestError(f"a drawing must have at most {MAX_POINTS} points.")
     if not all(numpy.isfinite(a).all() and (numpy.abs(a - 0.5) <= 1.0).all() for a in arrays):
-        raise RequestError("points lie between 0 and 1.")
+        raise RequestError("coordinates must be between 0 and 1.")
     return arrays
 
 
-def application(reader, port):
-    """The page and its three questions, as a WSGI application that answers only to names of this machine."""
+def application(classifier, port):
+    """The WSGI application that serves the page and answers its requests, for host names of this machine only."""
     app = bottle.Bottle()
     hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}
 
     @app.hook("before_request")
     def only_this_machine():
-        # Else a page from elsewhere, whose name its owner lets point here, could ask too.
+        # This prevents DNS rebinding: requests by a page of another site whose name resolves to this machine.
         if bottle.request.get_header("Host") not in hosts:
-            raise bottle.HTTPError(403, "This page is for its own machine only.")
+            raise bottle.HTTPError(403, "This server answers only to its own machine.")
 
     @app.get("/")
     @app.get("/<name:re:(script[.]js|style[.]css)>")
@@ -155,26 +160,31 @@ def application(reader, port):
 
     @app.get("/model")
     def model():
-        layers = [repr(layer) for layer in reader.model.layers]
-        return {"data": reader.task.name, "accuracy": reader.accuracy, "layers": layers, "mistakes": reader.mistakes}
+        layers = [repr(layer) for layer in classifier.model.layers]
+        return {
+            "data": classifier.task.name,
+            "accuracy": classifier.accuracy,
+            "layers": layers,
+            "mistakes": classifier.mistakes,
+        }
 
-    @app.post("/read")
-    def read():
+    @app.post("/classify")
+    def classify():
         length = bottle.request.content_length
-        if length > MOST_BYTES:
-            raise bottle.HTTPError(413, "That drawing is too large.")
+        if length > MAX_BYTES:
+            raise bottle.HTTPError(413, "The drawing is too large.")
         try:
             strokes = strokes_of(bottle.request.environ["wsgi.input"].read(max(length, 0)))
         except RequestError as error:
             raise bottle.HTTPError(400, str(error)) from error
-        return reader.read(reader.draw(strokes))
+        return classifier.classify(classifier.render(strokes))
 
     @app.get("/test/<index:int>")
     def test(index):
-        images = reader.task.test.x
+        images = classifier.task.test.x
         if not 0 <= index < len(images):
             raise bottle.HTTPError(404, f"There are {len(images)} test images.")
-        return reader.read(images[index])
+        return classifier.classify(images[index])
 
     @app.error(400)
     @app.error(403)
@@ -192,15 +202,15 @@ class _Quiet(WSGIRequestHandler):
         pass
 
 
-def server(reader, port=0):
-    """A server on 127.0.0.1; port 0 takes a free one, which is then in its `server_port`."""
-    made = make_server("127.0.0.1", port, None, WSGIServer, _Quiet)
-    made.set_app(application(reader, made.server_port))
-    return made
+def make_local_server(classifier, port=0):
+    """A server at 127.0.0.1. Port 0 means a free port; its number is in `server_port`."""
+    server = make_server("127.0.0.1", port, None, WSGIServer, _Quiet)
+    server.set_app(application(classifier, server.server_port))
+    return server
 
 
-def trained_reader(model_name, load, data_dir, backend, epochs):
-    """A reader with a model from a file, or a freshly trained one."""
+def make_classifier(model_name, load, data_dir, backend, epochs):
+    """A classifier with a model from the file `load`, or else with a newly trained model."""
     task = mnist.load_task("mnist", data_dir)
     if load:
         model = xpnet.load(load, backend)
@@ -211,30 +221,30 @@ def trained_reader(model_name, load, data_dir, backend, epochs):
         model = recipe.build(task.train.x.shape[1:], backend, 0, task.largest_pixel)
         print(f"training on {task.name} …", flush=True)
         mnist.train(model, *task.train, recipe)
-    return Reader(model, task)
+    return Classifier(model, task)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=mnist.RECIPES, default="cnn", help="what to train (default: %(default)s)")
-    parser.add_argument("--load", type=Path, metavar="PATH", help="a model file, instead of training")
-    parser.add_argument("--epochs", type=mnist.positive(int), help="times through the data (default: the recipe's)")
-    parser.add_argument("--data-dir", type=Path, help="a folder with MNIST's four files")
-    parser.add_argument("--backend", default="auto", help='"auto", "cpu", "gpu" (default: %(default)s)')
-    parser.add_argument("--port", type=int, default=0, help="of the page (default: a free one)")
-    parser.add_argument("--no-browser", action="store_true", help="only say where the page is")
+    parser.add_argument("--model", choices=mnist.RECIPES, default="cnn", help="(default: %(default)s)")
+    parser.add_argument("--load", type=Path, metavar="PATH", help="load this model file instead of training")
+    parser.add_argument("--epochs", type=mnist.positive(int), help="epochs of training (default: the model's recipe)")
+    parser.add_argument("--data-dir", type=Path, help="a folder with the four files of MNIST")
+    parser.add_argument("--backend", default="auto", help='"auto", "cpu", "gpu" or "gpu:1" (default: %(default)s)')
+    parser.add_argument("--port", type=int, default=0, help="the port of the server (default: a free one)")
+    parser.add_argument("--no-browser", action="store_true", help="print the address only")
     options = parser.parse_args()
     try:
-        reader = trained_reader(options.model, options.load, options.data_dir, options.backend, options.epochs)
+        classifier = make_classifier(options.model, options.load, options.data_dir, options.backend, options.epochs)
     except (xpnet.errors.XpnetError, OSError) as error:
         sys.exit(f"draw_digit.py: {error}")
-    with server(reader, options.port) as serving:
-        address = f"http://127.0.0.1:{serving.server_port}/"
-        print(f"test accuracy {reader.accuracy:.4f}; draw at {address} (Ctrl-C ends)", flush=True)
+    with make_local_server(classifier, options.port) as server:
+        address = f"http://127.0.0.1:{server.server_port}/"
+        print(f"test accuracy {classifier.accuracy:.4f}; draw at {address}, stop with Ctrl-C", flush=True)
         if not options.no_browser:
             webbrowser.open(address)
         try:
-            serving.serve_forever()
+            server.serve_forever()
         except KeyboardInterrupt:
             print()
 

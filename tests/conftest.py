@@ -1,4 +1,4 @@
-"""One fixture over all devices: a test is written once and runs on NumPy, on the strict stand-in and on a GPU."""
+"""The fixture `backend`: a test that uses it runs on NumPy, on the strict and the emulated stand-in, and on a GPU."""
 
 import collections
 import contextlib
@@ -19,20 +19,20 @@ from strict import StrictBackend
 import xpnet
 from xpnet.backends import Backend
 
-WHY_NO_GPU = xpnet.available_backends()["gpu"]
+GPU_UNAVAILABLE = xpnet.available_backends()["gpu"]
 HAS_MNIST = bool(os.environ.get("XPNET_DATA_DIR"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if WHY_NO_GPU and item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason=f"no usable GPU: {WHY_NO_GPU}"))
+        if GPU_UNAVAILABLE and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason=f"no usable GPU: {GPU_UNAVAILABLE}"))
         if not HAS_MNIST and item.get_closest_marker("mnist"):
             item.add_marker(pytest.mark.skip(reason="XPNET_DATA_DIR names no folder with the real MNIST"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Why tests were skipped, a line a reason; how many lines coverage leaves out; and what ran on which GPU."""
+    """Report the reasons for skipped tests, the lines that coverage leaves out, and what ran on which GPU."""
     reasons = collections.Counter(
         report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
     )
@@ -41,15 +41,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     sources = Path(xpnet.__file__).parent.rglob("*.py")
     excluded = sum(len(re.findall(r"# gpu only$", path.read_text(encoding="utf-8"), re.M)) for path in sources)
     terminalreporter.write_line(f"lines of the package that coverage excludes as GPU-only: {excluded}")
-    if not WHY_NO_GPU:
-        terminalreporter.write_line("\n".join(_of_the_gpu(terminalreporter)))
+    if not GPU_UNAVAILABLE:
+        terminalreporter.write_line("\n".join(_gpu_summary(terminalreporter)))
 
 
-def _of_the_gpu(terminalreporter: pytest.TerminalReporter) -> list[str]:
+def _gpu_summary(terminalreporter: pytest.TerminalReporter) -> list[str]:
     """A block of text for benchmarks/results: the tests marked `gpu`, the device, the versions, the commit."""
     counts = {
-        what: sum("gpu" in getattr(report, "keywords", ()) for report in terminalreporter.stats.get(what, []))
-        for what in ("passed", "failed", "error", "skipped")
+        outcome: sum("gpu" in getattr(report, "keywords", ()) for report in terminalreporter.stats.get(outcome, []))
+        for outcome in ("passed", "failed", "error", "skipped")
     }
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     versions = []
@@ -58,7 +58,7 @@ def _of_the_gpu(terminalreporter: pytest.TerminalReporter) -> list[str]:
             versions.append(f"{name} {importlib.metadata.version(name)}")
     return [
         f"GPU tests, {time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip() or 'unknown'}: "
-        + ", ".join(f"{count} {what}" for what, count in counts.items()),
+        + ", ".join(f"{count} {outcome}" for outcome, count in counts.items()),
         *(f"  {label}: {text}" for label, text in xpnet.get_backend("gpu").describe()),
         f"  Python {platform.python_version()}, {', '.join(versions)}",
     ]
@@ -66,41 +66,41 @@ def _of_the_gpu(terminalreporter: pytest.TerminalReporter) -> list[str]:
 
 @pytest.fixture(params=["cpu", "strict", "emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    """Each device in turn. `backend.asarray` and `backend.to_numpy` cross the border."""
-    with without_memory_faults(made(request.param)) as backend:
+    """Each device in turn."""
+    with no_memory_faults(make_backend(request.param)) as backend:
         yield backend
 
 
 @pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
 def gpu(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    """A GPU's backend: the emulation, and where there is one, the real thing."""
-    with without_memory_faults(made(request.param)) as backend:
+    """The backend of the emulated GPU, and of a real one if there is one."""
+    with no_memory_faults(make_backend(request.param)) as backend:
         yield backend
 
 
 @contextlib.contextmanager
-def without_memory_faults(backend: Backend) -> Iterator[Backend]:
-    """Fail where the emulation has seen a memory fault, also one that was caught as a reason not to capture a step."""
+def no_memory_faults(backend: Backend) -> Iterator[Backend]:
+    """Fail if the emulation has seen a memory fault, even if the fault was caught and made a step eager."""
     yield backend
     assert not getattr(backend.xp, "faults", []), backend.xp.faults
 
 
-def made(name: str) -> Backend:
+def make_backend(name: str) -> Backend:
     if name == "emulated" and COMPILER is None:
-        pytest.skip("the kernels of a GPU are emulated by g++, and there is none")
+        pytest.skip("the emulated GPU needs g++, which is not installed")
     stand_in = {"strict": StrictBackend, "emulated": EmulatedGPU}.get(name)
     return xpnet.get_backend(name) if stand_in is None else stand_in()
 
 
 @pytest.fixture
-def call_by_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No step is recorded: for tests that watch each step from inside a layer."""
+def eager_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turn off the capture of steps, for tests in which a layer observes each step."""
     monkeypatch.setenv("XPNET_CUDA_GRAPHS", "0")
 
 
 @pytest.fixture
 def reference() -> Backend:
-    """The reference primitives on NumPy, which the strict stand-in must match bit for bit."""
+    """The reference operators on NumPy, which the strict stand-in must match bit for bit."""
     return Backend("reference", np)
 
 

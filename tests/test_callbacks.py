@@ -8,9 +8,10 @@ import re
 
 import numpy as np
 import pytest
+from small_models import LABELS, QUIET, SAMPLES, small_net
 
 import xpnet
-from xpnet import datasets, layers, optimizers, schedules
+from xpnet import callbacks, datasets, layers, optimizers, schedules
 from xpnet.callbacks import Callback, CSVLogger, EarlyStopping, ProgressBar, ReduceLROnPlateau
 from xpnet.errors import ArgumentError
 
@@ -25,8 +26,8 @@ def weights_of(model):
     return np.concatenate([a.ravel() for a in model.state_dict().values()])
 
 
-class Recorder(Callback):
-    """Notes every call."""
+class CallLog(Callback):
+    """Records the calls of its methods."""
 
     def __init__(self, calls=None):
         self.calls = [] if calls is None else calls
@@ -47,14 +48,14 @@ class Recorder(Callback):
         self.calls.append("train end")
 
 
-class Fed(Callback):
-    """Puts figures into the logs, for callbacks after it to follow."""
+class FakeLogs(Callback):
+    """Writes chosen values into the logs, which later callbacks monitor."""
 
-    def __init__(self, **figures):
-        self.figures = {name: iter(values) for name, values in figures.items()}
+    def __init__(self, **values):
+        self.values = {name: iter(each) for name, each in values.items()}
 
     def on_epoch_end(self, model, epoch, logs):
-        logs.update({name: next(values) for name, values in self.figures.items()})
+        logs.update({name: next(each) for name, each in self.values.items()})
 
 
 def fit(*callbacks, model=None, **kwargs):
@@ -65,11 +66,11 @@ def fit(*callbacks, model=None, **kwargs):
 # The base class ----------------------------------------------------------------------------------------------------
 
 
-def test_calls_come_in_order_and_count_over_the_models_life(backend):
-    model, recorder = net(backend), Recorder()
-    fit(recorder, model=model, epochs=2)
-    fit(recorder, model=model, accumulate=2)
-    assert recorder.calls == [
+def test_calls_are_in_order_and_numbers_continue_over_several_fits(backend):
+    model, log = net(backend), CallLog()
+    fit(log, model=model, epochs=2)
+    fit(log, model=model, accumulate=2)
+    assert log.calls == [
         "train begin",
         "epoch 0 begin", "step 1", "step 2", "step 3", "epoch 0 end",
         "epoch 1 begin", "step 4", "step 5", "step 6", "epoch 1 end",
@@ -78,7 +79,7 @@ def test_calls_come_in_order_and_count_over_the_models_life(backend):
     ]  # fmt: skip
 
 
-def test_several_callbacks_are_called_in_their_order_and_ended_in_reverse():
+def test_several_callbacks_are_called_in_order_and_ended_in_reverse_order():
     class Named(Callback):
         def __init__(self, name):
             self.name = name
@@ -94,14 +95,14 @@ def test_several_callbacks_are_called_in_their_order_and_ended_in_reverse():
     assert calls == ["a epoch", "b epoch", "b end", "a end"]
 
 
-def test_one_callback_needs_no_list():
-    recorder = Recorder()
-    net().fit(X, Y, callbacks=recorder, verbose=0)
-    assert recorder.calls[-1] == "train end"
+def test_a_single_callback_needs_no_list():
+    log = CallLog()
+    net().fit(X, Y, callbacks=log, verbose=0)
+    assert log.calls[-1] == "train end"
 
 
-def test_the_run_tells_where_training_stands(backend):
-    class Look(Callback):
+def test_the_run_has_the_progress_of_training(backend):
+    class Check(Callback):
         def on_train_begin(self, model):
             run = self.run
             assert (run.epochs, run.steps, run.samples, run.batch_size) == (2, 3, 50, 20)
@@ -115,28 +116,28 @@ def test_the_run_tells_where_training_stands(backend):
             assert logs == seen[-1] == {name: values[-1] for name, values in self.run.history.items()}
 
     seen, rates = [], []
-    fit(Look(), model=net(backend), epochs=2, optimizer=optimizers.SGD(schedules.StepDecay(1.0, every=2, factor=0.5)))
+    fit(Check(), model=net(backend), epochs=2, optimizer=optimizers.SGD(schedules.StepDecay(1.0, every=2, factor=0.5)))
     assert all(set(logs) == {"loss", "accuracy"} for logs in seen)
     assert rates == [1.0, 0.5, 0.5, 0.25, 0.25, 0.125]
 
 
 @pytest.mark.parametrize("where", ["on_train_begin", "on_epoch_begin", "on_step_end", "on_epoch_end", "on_train_end"])
-def test_an_error_inside_a_callback_comes_out_and_still_ends_all(where):
+def test_an_error_in_a_callback_is_raised_after_all_callbacks_have_ended(where):
     def fail(*args):
         raise KeyError(where)
 
     calls = []
-    before, failing, after = Recorder(calls), Recorder(calls), Recorder(calls)
+    before, failing, after = CallLog(calls), CallLog(calls), CallLog(calls)
     setattr(failing, where, fail)
     with pytest.raises(KeyError, match=where):
         fit(before, failing, after)
-    begun = calls.count("train begin") + (where == "on_train_begin")
-    assert calls.count("train end") == begun - (where == "on_train_end")
+    started = calls.count("train begin") + (where == "on_train_begin")
+    assert calls.count("train end") == started - (where == "on_train_end")
 
 
 @pytest.mark.parametrize("at", ["step", "epoch"])
-def test_stop_ends_training_after_the_step_or_epoch_with_its_reason(backend, at):
-    class Stop(Recorder):
+def test_stop_ends_training_after_the_step_or_epoch_and_records_the_reason(backend, at):
+    class Stop(CallLog):
         def on_step_end(self, model, step):
             super().on_step_end(model, step)
             if at == "step" and step == 5:
@@ -158,7 +159,7 @@ def test_stop_ends_training_after_the_step_or_epoch_with_its_reason(backend, at)
 
 
 @pytest.mark.parametrize(
-    ("figures", "kwargs", "stopped_at", "best_epoch"),
+    ("values", "kwargs", "stopped_at", "best_epoch"),
     [
         ({"val_loss": [3, 2, 1, 2, 2, 2, 0]}, {"patience": 2}, 5, 2),
         ({"val_loss": [3, 2, 1, 2, 2, 2, 0]}, {"patience": 0}, 3, 2),
@@ -171,18 +172,18 @@ def test_stop_ends_training_after_the_step_or_epoch_with_its_reason(backend, at)
         ({"mae": [2, 1, 3]}, {"monitor": "mae", "patience": 0}, 2, 1),
     ],
 )
-def test_early_stopping_waits_patience_epochs_for_something_better(figures, kwargs, stopped_at, best_epoch):
+def test_early_stopping_waits_patience_epochs_for_an_improvement(values, kwargs, stopped_at, best_epoch):
     early = EarlyStopping(**kwargs)
-    epochs = len(next(iter(figures.values())))
-    _, history = fit(Fed(**figures), early, epochs=epochs)
+    epochs = len(next(iter(values.values())))
+    _, history = fit(FakeLogs(**values), early, epochs=epochs)
     assert len(history["loss"]) == (epochs if stopped_at is None else stopped_at + 1)
     assert history.stopped == (None if stopped_at is None else "early stopping")
-    assert early.best_epoch == best_epoch and early.best == next(iter(figures.values()))[best_epoch]
+    assert early.best_epoch == best_epoch and early.best == next(iter(values.values()))[best_epoch]
 
 
 @pytest.mark.parametrize("restore", [True, False])
 @pytest.mark.parametrize("stops", [True, False])
-def test_early_stopping_puts_the_weights_and_buffers_of_the_best_epoch_back(backend, restore, stops):
+def test_early_stopping_restores_the_weights_and_buffers_of_the_best_epoch(backend, restore, stops):
     class Counts(layers.Layer):
         def build(self, input_shape):
             self.count = self.add_buffer("count", [0.0])
@@ -203,12 +204,12 @@ def test_early_stopping_puts_the_weights_and_buffers_of_the_best_epoch_back(back
     kept = []
     model = xpnet.Sequential([layers.Dense(3), Counts()], (2,), backend)
     early = EarlyStopping(patience=1 if stops else 9, restore_best=restore)
-    fit(Fed(val_loss=[3, 1, 2, 2, 2]), early, Keep(), model=model, epochs=5)
+    fit(FakeLogs(val_loss=[3, 1, 2, 2, 2]), early, Keep(), model=model, epochs=5)
     assert len(kept) == (4 if stops else 5) and not np.array_equal(kept[1], kept[-1])
     np.testing.assert_array_equal(weights_of(model), kept[1 if restore else -1])
 
 
-def test_early_stopping_follows_real_validation_data(backend):
+def test_early_stopping_monitors_validation_data(backend):
     early = EarlyStopping(patience=0)
     model, history = fit(
         early, model=net(backend), epochs=50, validation_data=(X, 2 - Y), optimizer=optimizers.Adam(0.1)
@@ -217,20 +218,20 @@ def test_early_stopping_follows_real_validation_data(backend):
     assert model.evaluate(X, 2 - Y)["loss"] == pytest.approx(early.best, rel=1e-6)
 
 
-def test_a_second_fit_with_the_same_early_stopping_starts_anew():
+def test_early_stopping_starts_afresh_in_a_second_fit():
     early, model = EarlyStopping(patience=0), net()
-    fit(Fed(val_loss=[1, 2]), early, model=model, epochs=2)
-    fit(Fed(val_loss=[5, 6]), early, model=model, epochs=2)
+    fit(FakeLogs(val_loss=[1, 2]), early, model=model, epochs=2)
+    fit(FakeLogs(val_loss=[5, 6]), early, model=model, epochs=2)
     assert (early.best, early.best_epoch) == (5, 2)
 
 
-def test_early_stopping_takes_a_number_for_better_than_nan():
+def test_early_stopping_treats_any_number_as_better_than_nan():
     early = EarlyStopping(patience=2)
-    fit(Fed(val_loss=[math.nan, 2.0, 1.0, 3.0]), early, epochs=4)
+    fit(FakeLogs(val_loss=[math.nan, 2.0, 1.0, 3.0]), early, epochs=4)
     assert early.best == 1.0
 
 
-def test_a_plateau_lowers_the_rate_and_the_schedule_stays():
+def test_a_plateau_lowers_the_rate_and_keeps_the_schedule():
     class Rates(Callback):
         def on_epoch_end(self, model, epoch, logs):
             rates.append(self.run.state.learning_rate)
@@ -239,18 +240,20 @@ def test_a_plateau_lowers_the_rate_and_the_schedule_stays():
     model = net()
     optimizer = optimizers.SGD(lambda step: 8.0 if step < 15 else 4.0)
     plateau = ReduceLROnPlateau(factor=0.5, patience=1, min_rate=0.9)
-    fit(Fed(val_loss=[1, 2, 2, 0, 2, 2, 2, 2, 2, 2]), plateau, Rates(), model=model, epochs=10, optimizer=optimizer)
-    # Lowered after the epochs 2, 5, 7 and 9; the schedule halves after epoch 4.
+    fit(
+        FakeLogs(val_loss=[1, 2, 2, 0, 2, 2, 2, 2, 2, 2]), plateau, Rates(), model=model, epochs=10, optimizer=optimizer
+    )
+    # The plateau lowers the rate after epochs 2, 5, 7 and 9, and the schedule halves it after epoch 4.
     assert rates == pytest.approx([8, 8, 4, 4, 2, 1, 1, 0.9, 0.9, 0.9])
     assert optimizer.learning_rate(0) == 8.0
     fit(Rates(), model=model, optimizer=optimizer)
-    assert rates[-1] == pytest.approx(0.9)  # it stays with the model
+    assert rates[-1] == pytest.approx(0.9)  # the model keeps the lowered rate
 
 
-def test_a_plateau_changes_the_steps_that_follow(backend):
+def test_a_plateau_lowers_the_rate_of_the_following_steps(backend):
     fast, slow = net(backend), net(backend)
     sgd = optimizers.SGD(0.1)
-    fit(Fed(val_loss=[1, 1]), ReduceLROnPlateau(factor=0.5, patience=0), model=fast, epochs=2, optimizer=sgd)
+    fit(FakeLogs(val_loss=[1, 1]), ReduceLROnPlateau(factor=0.5, patience=0), model=fast, epochs=2, optimizer=sgd)
     for m in (fast, slow):
         m.load_state_dict(net(backend).state_dict())
     fit(model=fast, optimizer=sgd, shuffle=False)
@@ -260,25 +263,25 @@ def test_a_plateau_changes_the_steps_that_follow(backend):
 
 @pytest.mark.parametrize("kind", [EarlyStopping, ReduceLROnPlateau])
 @pytest.mark.parametrize("kwargs", [{"mode": "up"}, {"patience": -1}, {"min_delta": -0.1}])
-def test_monitors_refuse_what_cannot_work(kind, kwargs):
+def test_monitors_refuse_invalid_arguments(kind, kwargs):
     with pytest.raises(ArgumentError, match=f"{kind.__name__}: .*{next(iter(kwargs))}"):
         kind(**kwargs)
 
 
 @pytest.mark.parametrize("factor", [0, 1, -0.5, 2])
-def test_a_plateaus_factor_lies_between_0_and_1(factor):
-    with pytest.raises(ArgumentError, match="factor must lie between 0 and 1"):
+def test_the_factor_of_a_plateau_must_be_between_0_and_1(factor):
+    with pytest.raises(ArgumentError, match="factor must be a number above 0 and below 1"):
         ReduceLROnPlateau(factor=factor)
 
 
 @pytest.mark.parametrize(
     ("monitor", "match"),
     [
-        ("val_loss", "no 'val_loss' to follow, only loss, accuracy. Give fit validation data"),
-        ("f1", "no 'f1' to follow"),
+        ("val_loss", "no 'val_loss' to monitor, only loss, accuracy. Give fit validation data"),
+        ("f1", "no 'f1' to monitor"),
     ],
 )
-def test_a_figure_that_is_not_there_is_named_with_those_that_are(monitor, match):
+def test_an_unknown_metric_to_monitor_is_refused_and_the_known_ones_are_listed(monitor, match):
     with pytest.raises(ArgumentError, match=match):
         fit(EarlyStopping(monitor))
 
@@ -287,22 +290,22 @@ def test_a_figure_that_is_not_there_is_named_with_those_that_are(monitor, match)
 
 
 @pytest.mark.parametrize("append", [False, True])
-def test_csv_holds_a_row_an_epoch(tmp_path, append):
+def test_a_csv_log_has_one_row_per_epoch(tmp_path, append):
     path = tmp_path / "log.csv"
     log, model = CSVLogger(path, append), net()
     histories = [fit(log, model=model, epochs=2, validation_data=(X, Y))[1] for _ in range(2)]
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["epoch", "seconds", "loss", "accuracy", "val_loss", "val_accuracy"]
-    shown = histories if append else histories[1:]
+    logged = histories if append else histories[1:]
     assert [row["epoch"] for row in rows] == (["0", "1", "2", "3"] if append else ["2", "3"])
     for name in histories[0]:
-        assert [float(row[name]) for row in rows] == [value for h in shown for value in h[name]]
+        assert [float(row[name]) for row in rows] == [value for h in logged for value in h[name]]
     assert all(float(row["seconds"]) > 0 for row in rows)
 
 
-def test_csv_is_on_disk_after_every_epoch_and_closed_after_an_error(tmp_path):
-    class Look(Recorder):
+def test_a_csv_log_is_written_after_every_epoch_and_closed_after_an_error(tmp_path):
+    class Check(CallLog):
         def on_epoch_end(self, model, epoch, logs):
             assert len((tmp_path / "log.csv").read_text().splitlines()) == epoch + 2
             if epoch == 1:
@@ -310,11 +313,11 @@ def test_csv_is_on_disk_after_every_epoch_and_closed_after_an_error(tmp_path):
 
     log = CSVLogger(str(tmp_path / "log.csv"))
     with pytest.raises(KeyError):
-        fit(log, Look(), epochs=3)
+        fit(log, Check(), epochs=3)
     assert log._file is None
 
 
-# Progress ----------------------------------------------------------------------------------------------------------
+# Progress bar ------------------------------------------------------------------------------------------------------
 
 
 class Terminal(io.StringIO):
@@ -324,7 +327,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_bar_shows_epoch_samples_per_second_and_figures_on_a_terminal(backend):
+def test_the_bar_shows_epoch_samples_per_second_and_metrics(backend):
     terminal = Terminal()
     fit(ProgressBar(terminal, seconds=0.0), model=net(backend), epochs=2, validation_split=0.2, verbose=1)
     screen = terminal.getvalue()
@@ -335,19 +338,19 @@ def test_the_bar_shows_epoch_samples_per_second_and_figures_on_a_terminal(backen
     assert re.search(r"loss \d\.\d{4}  accuracy [\d.]+  val_loss \d\.\d{4}  val_accuracy [\d.]+\]", last)
 
 
-def test_the_bar_reads_figures_as_seldom_as_asked():
-    class Reads(Callback):
+def test_the_bar_reads_metrics_no_more_often_than_its_interval():
+    class CountReads(Callback):
         def on_train_begin(self, model):
             logs = self.run.logs
-            self.run.logs = lambda: (counted.append(1), logs())[1]
+            self.run.logs = lambda: (reads.append(1), logs())[1]
 
     for seconds, least, most in ((1e9, 1, 2), (0.0, 50, 51)):
-        counted = []
-        fit(Reads(), ProgressBar(Terminal(), seconds), batch_size=1, verbose=1)
-        assert least <= len(counted) <= most
+        reads = []
+        fit(CountReads(), ProgressBar(Terminal(), seconds), batch_size=1, verbose=1)
+        assert least <= len(reads) <= most
 
 
-def test_the_bar_of_a_second_fit_counts_from_1_again():
+def test_the_bar_of_a_second_fit_starts_at_epoch_1():
     model = net()
     fit(model=model, epochs=3)
     terminal = Terminal()
@@ -367,7 +370,7 @@ def test_the_bar_is_closed_after_an_error():
 
 
 @pytest.mark.parametrize("verbose", [0, 1, 2])
-def test_nothing_but_verbose_2_prints_where_there_is_no_terminal(capfd, verbose):
+def test_only_verbose_2_prints_without_a_terminal(capfd, verbose):
     fit(epochs=2, verbose=verbose)
     out, err = capfd.readouterr()
     assert err == ""
@@ -380,22 +383,22 @@ def test_nothing_but_verbose_2_prints_where_there_is_no_terminal(capfd, verbose)
         assert re.fullmatch(pattern, line), line
 
 
-@pytest.mark.parametrize(("verbose", "shown"), [(0, False), (1, True), (2, False)])
-def test_verbose_1_shows_the_bar_on_a_terminal(monkeypatch, capsys, verbose, shown):
+@pytest.mark.parametrize(("verbose", "visible"), [(0, False), (1, True), (2, False)])
+def test_only_verbose_1_shows_the_bar_on_a_terminal(monkeypatch, capsys, verbose, visible):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     fit(verbose=verbose)
-    assert ("samples/s" in terminal.getvalue()) == shown
+    assert ("samples/s" in terminal.getvalue()) == visible
 
 
-def test_a_bar_of_ones_own_replaces_that_of_verbose(monkeypatch):
+def test_an_explicit_bar_replaces_that_of_verbose(monkeypatch):
     stderr, own = Terminal(), Terminal()
     monkeypatch.setattr("sys.stderr", stderr)
     fit(ProgressBar(own), verbose=1)
     assert own.getvalue() and not stderr.getvalue()
 
 
-def test_small_figures_keep_their_digits(capsys):
+def test_small_values_keep_their_significant_digits(capsys):
     fit(verbose=2, model=xpnet.Sequential([layers.Dense(3, weight_initializer=0.0)], (2,), "cpu"),
         optimizer=optimizers.SGD(0.0), sample_weight=1e-9 + (np.arange(50) == 0), metrics=[])  # fmt: skip
     assert "loss 1.0986" in capsys.readouterr().out
@@ -404,7 +407,18 @@ def test_small_figures_keep_their_digits(capsys):
     assert format_logs({"loss": 1.23456e-5, "accuracy": 0.98765}) == "loss 1.235e-05  accuracy 0.9877"
 
 
-def test_training_logs_nothing_above_info_by_itself(caplog):
+def test_training_logs_no_warnings(caplog):
     with caplog.at_level(logging.WARNING):
         fit()
     assert caplog.records == []
+
+
+def test_a_csv_log_with_other_columns_is_not_appended_to(tmp_path):
+    path = tmp_path / "log.csv"
+    small_net().fit(SAMPLES, LABELS, callbacks=[callbacks.CSVLogger(path)], **QUIET)
+    before = path.read_bytes()
+    with pytest.raises(ArgumentError, match="columns"):
+        small_net().fit(SAMPLES, LABELS, metrics=[], callbacks=[callbacks.CSVLogger(path, append=True)], **QUIET)
+    assert path.read_bytes() == before
+    small_net().fit(SAMPLES, LABELS, callbacks=[callbacks.CSVLogger(path, append=True)], **QUIET)
+    assert path.read_bytes().startswith(before) and path.read_bytes().count(b"\n") == 3

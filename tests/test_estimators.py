@@ -1,4 +1,4 @@
-"""scikit-learn's own checks, all of them, and the tools of its users."""
+"""Estimators: scikit-learn's estimator checks, pipelines and grid searches."""
 
 import pickle
 
@@ -22,7 +22,7 @@ from xpnet.estimators import XPClassifier, XPRegressor  # noqa: E402
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning"),
-    # A check of theirs trains on 1e-300 and the like; another lets a wheel of theirs find nothing to do.
+    # Some of the estimator checks cause deprecation warnings themselves.
     pytest.mark.filterwarnings("ignore::DeprecationWarning:sklearn"),
 ]
 
@@ -39,12 +39,12 @@ NAMES = np.array(["ant", "bee", "cow"])[Y]
         XPRegressor((20,), "logistic", optimizer=optimizers.Adam(0.01), backend="cpu"),
     ]
 )
-def test_every_check_of_scikit_learn(estimator, check):
+def test_estimators_pass_the_checks_of_scikit_learn(estimator, check):
     check(estimator)
 
 
 @pytest.mark.parametrize("labels", [NAMES, Y == 1, Y * 10 - 7, Y.astype(float), NAMES.astype(object)])
-def test_labels_of_any_type(labels):
+def test_labels_may_have_any_type(labels):
     classifier = XPClassifier(random_state=0, learning_rate=0.01, backend="cpu").fit(X, labels)
     assert set(classifier.predict(X)) <= set(labels) and classifier.score(X, labels) > 0.9
     proba = classifier.predict_proba(X)
@@ -54,7 +54,7 @@ def test_labels_of_any_type(labels):
     np.testing.assert_allclose(classifier.predict_log_proba(X), np.log(proba))
 
 
-def test_several_outputs():
+def test_regressors_take_several_outputs():
     x, y = make_regression(150, 5, n_targets=3, random_state=0)
     y /= y.std(axis=0)
     regressor = XPRegressor(learning_rate=0.02, random_state=0, backend="cpu").fit(x, y)
@@ -62,81 +62,82 @@ def test_several_outputs():
     assert regressor.fit(x, y[:, 0]).predict(x).shape == (150,)
 
 
-def test_the_kind_of_float_is_kept():
+def test_the_dtype_of_the_inputs_is_kept():
     for dtype in ("float32", "float64"):
         classifier = XPClassifier(max_iter=2, backend="cpu").fit(X.astype(dtype), Y)
         assert classifier.model_.dtype == classifier.predict_proba(X.astype(dtype)).dtype == dtype
 
 
-def test_a_seed_makes_a_run():
+def test_equal_random_states_give_equal_results():
     one, two, other = (XPClassifier(max_iter=5, random_state=s, backend="cpu").fit(X, Y) for s in (3, 3, 4))
     np.testing.assert_array_equal(one.predict_proba(X), two.predict_proba(X))
     assert (one.predict_proba(X) != other.predict_proba(X)).any()
     XPClassifier(max_iter=1, random_state=np.random.RandomState(0), backend="cpu").fit(X, Y)
 
 
-def test_early_stopping_keeps_the_best():
+def test_early_stopping_stops_before_max_iter():
     settings = {"early_stopping": True, "learning_rate": 0.02, "random_state": 0, "backend": "cpu"}
     classifier = XPClassifier(**settings).fit(X, NAMES)
     assert classifier.n_iter_ < 200 and classifier.score(X, NAMES) > 0.8
     assert XPRegressor(**settings).fit(X, Y, sample_weight=np.ones(200)).n_iter_ < 200
 
 
-def test_early_stopping_where_classes_are_rare():
+def test_early_stopping_accepts_rare_classes():
     few = [0, 1, 2, *range(10, 20)]
-    XPClassifier(early_stopping=True, max_iter=3, backend="cpu").fit(X[few], NAMES[few])
+    classifier = XPClassifier(early_stopping=True, max_iter=3, backend="cpu").fit(X[few], NAMES[few])
+    assert classifier.n_iter_ == 3 and set(classifier.classes_) == set(NAMES[few])
 
 
-def test_it_says_when_it_was_not_done():
-    with pytest.warns(ConvergenceWarning, match="after max_iter=2 epochs"):
+def test_training_that_has_not_converged_warns():
+    with pytest.warns(ConvergenceWarning, match="was still improving after max_iter=2 epochs"):
         XPClassifier(max_iter=2, backend="cpu").fit(X, Y)
 
 
-def test_training_ends_where_the_loss_stays():
+def test_training_stops_when_the_loss_stops_improving():
     classifier = XPClassifier(max_iter=5000, learning_rate=0.05, random_state=0, backend="cpu").fit(X, Y)
     assert classifier.n_iter_ == len(classifier.loss_curve_) < 5000 and classifier.loss_ == classifier.loss_curve_[-1]
 
 
-def test_warm_start_goes_on():
+def test_warm_start_continues_with_the_same_model():
     warm = XPClassifier(max_iter=3, warm_start=True, random_state=0, backend="cpu")
     model = warm.fit(X, Y).model_
     assert warm.fit(X, Y).model_ is model and warm.n_iter_ == 6
-    with pytest.raises(ArgumentError, match="not named before"):
+    with pytest.raises(ArgumentError, match=r"y has the unknown classes \[3\]"):
         warm.fit(X, Y + 1)
     cold = XPClassifier(max_iter=3, random_state=0, backend="cpu").fit(X, Y)
     assert cold.fit(X, Y + 1).n_iter_ == 3 and cold.classes_.tolist() == [1, 2, 3]
 
 
-def test_partial_fit_is_an_epoch():
+def test_partial_fit_trains_for_one_epoch():
     classifier = XPClassifier(random_state=0, learning_rate=0.01, backend="cpu")
-    with pytest.raises(ArgumentError, match="not named before"):
+    with pytest.raises(ArgumentError, match=r"y has the unknown classes \['cow'\]"):
         classifier.partial_fit(X, NAMES, classes=["ant", "bee"])
     for part in np.array_split(np.arange(200), 4) * 10:
         classifier.partial_fit(X[part], NAMES[part], classes=["ant", "bee", "cow"])
     assert classifier.n_iter_ == 40 and classifier.score(X, NAMES) > 0.8
-    with pytest.raises(ArgumentError, match="not those of the first call"):
+    with pytest.raises(ArgumentError, match="classes must be those of the first call"):
         classifier.partial_fit(X, NAMES, classes=["ant"])
     regressor = XPRegressor(backend="cpu").partial_fit(X, Y).partial_fit(X, Y)
     assert regressor.n_iter_ == 2
-    with pytest.raises(ArgumentError, match="has 2 outputs a sample, but had 1"):
+    with pytest.raises(ArgumentError, match="must have 1 outputs per sample, as before, not 2"):
         regressor.partial_fit(X, np.column_stack([Y, Y]))
 
 
-def test_weights_of_classes():
+def test_class_weights_favor_the_weighted_class():
     rare = XPClassifier(max_iter=20, random_state=0, class_weight={0: 100.0, 1: 1.0, 2: 1.0}, backend="cpu").fit(X, Y)
     plain = XPClassifier(max_iter=20, random_state=0, backend="cpu").fit(X, Y)
     assert (rare.predict(X) == 0).sum() > (plain.predict(X) == 0).sum()
     XPClassifier(max_iter=2, class_weight="balanced", backend="cpu").fit(X, NAMES, sample_weight=np.ones(200))
 
 
-def test_layers_of_the_callers_stay_untouched():
-    given = [layers.Dense(6), layers.Dropout(0.1), layers.Tanh()]
-    one, two = (XPClassifier(layers=given, max_iter=2, backend="cpu").fit(X, Y) for _ in range(2))
-    assert not any(layer.is_built for layer in given) and one.model_ is not two.model_
+def test_the_layers_argument_is_copied():
+    unbuilt = [layers.Dense(6), layers.Dropout(0.1), layers.Tanh()]
+    one, two = (XPClassifier(layers=unbuilt, max_iter=2, backend="cpu").fit(X, Y) for _ in range(2))
+    assert not any(layer.is_built for layer in unbuilt) and one.model_ is not two.model_
     clone(one).fit(X, Y)
 
 
-def test_pipelines_grids_scores_and_pickles():
+def test_estimators_work_in_pipelines_grid_searches_and_pickles():
     pipeline = make_pipeline(StandardScaler(), XPClassifier(learning_rate=0.01, random_state=0, backend="cpu"))
     search = GridSearchCV(
         pipeline, {"xpclassifier__alpha": [1e-4, 1e-1], "xpclassifier__max_iter": [20]}, cv=3, n_jobs=2
@@ -147,7 +148,7 @@ def test_pipelines_grids_scores_and_pickles():
     np.testing.assert_array_equal(copied.predict_proba(X), pipeline.predict_proba(X))
 
 
-def test_names_of_columns_and_frames_of_results():
+def test_data_frames_keep_their_column_names():
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     frame = pandas.DataFrame(X, columns=[f"c{i}" for i in range(8)])
     pipeline = make_pipeline(StandardScaler(), XPRegressor(max_iter=3, backend="cpu")).set_output(transform="pandas")
@@ -158,20 +159,32 @@ def test_names_of_columns_and_frames_of_results():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "match"), [({"activation": "rely"}, "activation must be one of"), ({"optimizer": "adm"}, "'adam'")]
+    ("arguments", "match"),
+    [
+        ({"activation": "rely"}, "XPClassifier: activation must be \"identity\", .* not 'rely'.*mean 'relu'"),
+        ({"optimizer": "adm"}, "'adam'"),
+        ({"hidden_layer_sizes": (8, 0)}, "XPClassifier: hidden_layer_sizes must be an integer of at least 1, not 0"),
+        ({"batch_size": "all"}, "XPClassifier: batch_size must be an integer of at least 1, or \"auto\", not 'all'"),
+        ({"max_iter": 0}, "XPClassifier: max_iter must be an integer of at least 1, not 0"),
+        ({"early_stopping": 1}, "XPClassifier: early_stopping must be True or False, not 1"),
+        (
+            {"early_stopping": True, "validation_fraction": 1.0},
+            "XPClassifier: validation_fraction must be a number above 0 and below 1, not 1.0",
+        ),
+    ],
 )
-def test_arguments_that_cannot_work(arguments, match):
+def test_invalid_arguments_are_refused(arguments, match):
     with pytest.raises(ArgumentError, match=match):
         XPClassifier(backend="cpu", **arguments).fit(X, Y)
 
 
-def test_nothing_is_predicted_before_fit():
+def test_predict_before_fit_is_an_error():
     with pytest.raises(NotFittedError):
         XPClassifier().predict(X)
 
 
 @pytest.mark.slow
-def test_as_good_as_scikit_learns_own_on_the_digits():
+def test_the_classifier_is_as_accurate_as_mlpclassifier_on_digits():
     from sklearn.neural_network import MLPClassifier
 
     x, y = load_digits(return_X_y=True)

@@ -1,6 +1,7 @@
-"""`import xpnet` is light: no CuPy, no optional room, no time to speak of; and arrows point down only."""
+"""Imports of the package: fast, without optional packages and without cycles; public names are complete."""
 
 import ast
+import importlib
 import os
 import statistics
 import subprocess
@@ -13,6 +14,13 @@ import xpnet
 
 PACKAGE = Path(xpnet.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module_of(path):
+    return ".".join(["xpnet", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+
+
+MODULES = {module_of(path) for path in SOURCES}
 
 
 def python(code):
@@ -30,21 +38,59 @@ HEAVY = ["cupy", "matplotlib", "pooch", "requests", "safetensors", "scipy", "thr
     "import xpnet, numpy; m = xpnet.Sequential([xpnet.layers.Dense(2)], (3,), 'cpu'); x = numpy.ones((4, 3)); "
     "m.fit(x, [0, 1, 0, 1], verbose=0); m.predict(x); xpnet.datasets.digits(); xpnet.get_backend('cpu')",
 ])  # fmt: skip
-def test_neither_import_nor_training_on_the_cpu_load_what_they_do_not_need(code):
+def test_import_and_training_on_the_cpu_import_no_heavy_packages(code):
     assert python(f"{code}; import sys; print([n for n in {HEAVY} if n in sys.modules])") == "[]"
 
 
 @pytest.mark.slow
-def test_import_costs_less_than_0_3_s_beyond_numpys():
+def test_the_import_adds_less_than_0_3_s_to_that_of_numpy():
     code = "import time, numpy; began = time.perf_counter(); import xpnet; print(time.perf_counter() - began)"
     assert statistics.median(float(python(code)) for _ in range(5)) < 0.3
 
 
-def test_every_public_name_is_there():
-    assert sorted(xpnet.__all__) == sorted(set(xpnet.__all__))
-    for module in (xpnet, xpnet.augment, xpnet.layers, xpnet.datasets, xpnet.backends):
-        for name in module.__all__:
-            assert hasattr(module, name), f"{module.__name__}.{name}"
+LAZY = ["estimators", "export_onnx", "import_onnx", "onnx", "plots"]
+PUBLIC = ["augment", "backends", "callbacks", "config", "datasets", "distributed", "errors", "estimators",
+          "initializers", "layers", "losses", "metrics", "model", "onnx", "optimizers", "parameters", "plots",
+          "schedules"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["xpnet", *(f"xpnet.{name}" for name in PUBLIC)])
+def test_the_public_names_of_a_module_are_complete(name):
+    module = importlib.import_module(name)
+    assert len(module.__all__) == len(set(module.__all__))
+    assert [public for public in module.__all__ if not hasattr(module, public)] == []
+    defined = {key for key, value in vars(module).items()
+               if getattr(value, "__module__", "") == name and callable(value) and not key.startswith("_")}  # fmt: skip
+    assert defined <= set(module.__all__)
+
+
+def test_every_layer_is_exported():
+    modules = [importlib.import_module(f"xpnet.layers.{path.stem}") for path in (PACKAGE / "layers").glob("[!_]*.py")]
+    classes = {key: value for module in modules for key, value in vars(module).items() if isinstance(value, type)}
+    defined = {key for key, cls in classes.items() if issubclass(cls, xpnet.layers.Layer) and not key.startswith("_")}
+    assert defined == set(xpnet.layers.__all__)
+
+
+def test_dir_lists_all_names_including_lazily_imported_ones():
+    assert set(dir(xpnet)) >= {*xpnet.__all__, *LAZY, *(name for name in PUBLIC if name != "backends")}
+    assert "plots" not in python(
+        "import xpnet; dir(xpnet); import sys; print([m for m in sys.modules if 'plots' in m])"
+    )
+    with pytest.raises(AttributeError, match="module 'xpnet' has no attribute 'Modle'"):
+        xpnet.Modle  # noqa: B018
+
+
+def test_type_checkers_know_every_name_and_reject_misspelled_ones(tmp_path):
+    pytest.importorskip("mypy", reason="mypy is not installed")
+    known = [*xpnet.__all__, *LAZY, "plots.curves", "estimators.XPClassifier"]
+    lines = ["import xpnet", *(f"xpnet.{name}" for name in known), "xpnet.Modle"]
+    (tmp_path / "names.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--config-file=", "names.py"]
+    (tmp_path / "xpnet").symlink_to(PACKAGE)  # mypy refuses site-packages in MYPYPATH
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    errors = [line for line in done.stdout.splitlines() if line.startswith("names.py")]
+    expected = [f'names.py:{len(lines)}: error: Module has no attribute "Modle"  [attr-defined]']
+    assert errors == expected, done.stdout + done.stderr
 
 
 def test_the_version_is_a_version():
@@ -52,11 +98,13 @@ def test_the_version_is_a_version():
 
 
 def names_of(node):
-    """What an import statement, or a call of import_module, imports."""
+    """The modules that an import statement or a call of import_module imports."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
-        return [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        full = [f"{node.module}.{alias.name}" for alias in node.names]
+        # `from xpnet import layers` imports xpnet.layers, and nothing that xpnet/__init__.py defines.
+        return [name if name in MODULES else node.module for name in full]
     called = node.func if isinstance(node, ast.Call) else None
     name = getattr(called, "attr", getattr(called, "id", ""))
     if name in ("import_module", "__import__") and node.args and isinstance(node.args[0], ast.Constant):
@@ -76,52 +124,70 @@ def roots(names):
 
 def test_only_the_backends_import_cupy():
     users = [p.relative_to(PACKAGE).as_posix() for p in SOURCES if roots(imported_by(p)) & {"cupy", "cupyx"}]
-    assert users == ["backends/gpu.py"]
+    assert users == ["backends/cuda/probe.py"]
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name == "layers"
                                   or p.name in ("augment.py", "losses.py", "metrics.py", "optimizers.py",
                                                 "schedules.py")],
                          ids=lambda p: p.name)  # fmt: skip
-def test_what_computes_imports_no_array_library(path):
+def test_layers_losses_metrics_and_optimizers_import_no_array_library(path):
     assert not roots(imported_by(path)) & {"numpy", "cupy", "cupyx", "scipy", "torch"}
 
 
-FLOORS = [
-    ["errors"],
+#: The parts of the package, lowest first. A part may import parts of lower levels or of its own level.
+LAYERS = [
+    ["_version", "errors"],
     ["backends"],
-    ["config", "ranks"],
+    ["config", "distributed"],
     ["initializers"],
     ["parameters"],
-    ["loss_scaling"],
-    ["augment", "layers", "losses", "schedules", "optimizers", "metrics"],
-    ["callbacks", "checkpoints", "data", "resume"],
-    ["streams"],
-    ["step"],
-    ["replay"],
-    ["run"],
-    ["gradient_check", "training"],
+    ["layers", "augment", "losses", "schedules", "optimizers", "metrics"],
+    ["data"],
+    ["callbacks"],
+    ["training"],
     ["model"],
+    ["datasets", "estimators", "onnx", "plots"],
 ]
-HEIGHT = {name: i for i, floor in enumerate(FLOORS) for name in floor}
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+OPTIONAL = {"datasets", "estimators", "onnx", "plots"}
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.name not in ("__init__.py", "__main__.py")],
+def modules_imported_by(path):
+    """The modules of xpnet that a file imports anywhere, including imports for types and inside functions."""
+    return {name for name in imported_by(path) if name in MODULES and name != module_of(path)}
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent != PACKAGE or p.stem in LEVEL],
                          ids=lambda p: p.relative_to(PACKAGE).as_posix())  # fmt: skip
-def test_arrows_point_down_only(path):
-    here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    for name in imported_by(path, everywhere=False):
-        parts = name.split(".")
-        if parts[0] == "xpnet" and len(parts) > 1 and parts[1] in HEIGHT:
-            assert HEIGHT[parts[1]] <= HEIGHT.get(here, len(FLOORS)), f"{here} imports {name}"
+def test_imports_point_from_higher_to_lower_parts(path):
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for name in modules_imported_by(path):
+        imported = name.split(".")[1] if "." in name else None
+        if imported is not None:
+            assert LEVEL[imported] <= LEVEL[part], f"{path.relative_to(PACKAGE)} imports {name}"
+            assert imported == part or imported not in OPTIONAL or part == "estimators"
 
 
-@pytest.mark.parametrize("core", sorted(HEIGHT))
-def test_the_core_imports_no_optional_room(core):
-    files = [PACKAGE / f"{core}.py"] if (PACKAGE / f"{core}.py").exists() else sorted((PACKAGE / core).rglob("*.py"))
-    assert files
-    for path in files:
-        rooms = {f"xpnet.{room}" for room in ("datasets", "plots", "estimators", "onnx", "distributed")}
-        opened = {"xpnet.distributed"} if core == "model" else set()  # by fit(distributed=True), when it is called
-        assert imported_by(path) & rooms == opened
-        assert not imported_by(path, everywhere=False) & rooms
+def test_there_are_no_import_cycles():
+    edges = {module_of(path): modules_imported_by(path) for path in SOURCES}
+    done, under_way = set(), []
+
+    def visit(module):
+        assert module not in under_way, " imports ".join([*under_way[under_way.index(module) :], module])
+        if module not in done:
+            under_way.append(module)
+            for name in sorted(edges[module]):
+                visit(name)
+            under_way.pop()
+            done.add(module)
+
+    for module in sorted(edges):
+        visit(module)
+
+
+def test_the_root_contains_only_modules_for_users():
+    assert {p.stem for p in PACKAGE.glob("*.py")} == {
+        "__init__", "__main__", "_version", "augment", "callbacks", "config", "errors", "estimators", "initializers",
+        "losses", "metrics", "model", "optimizers", "parameters", "schedules"
+    }  # fmt: skip

@@ -1,4 +1,4 @@
-"""`python -m xpnet info`: what it finds here, and how to mend what it does not."""
+"""`python -m xpnet info`: versions, devices, and how to install what is missing."""
 
 import importlib.metadata
 import os
@@ -14,7 +14,7 @@ from fake_cupy import FakeCupy
 
 import xpnet
 from xpnet import __main__ as program
-from xpnet import backends
+from xpnet.backends.cuda.backend import gpu_backend
 
 ROOT = Path(xpnet.__file__).parents[1]
 GPU = xpnet.available_backends()["gpu"]
@@ -28,7 +28,7 @@ def info(*options, path=ROOT):
     return done.stdout.splitlines()
 
 
-def test_it_names_versions_the_blas_and_the_state_of_the_gpu():
+def test_info_prints_versions_the_blas_and_the_state_of_the_gpu():
     lines = info()
     assert lines[0] == f"xpnet   {xpnet.__version__}"
     assert lines[1].startswith(f"Python  {platform.python_version()} on ")
@@ -41,7 +41,7 @@ def test_it_names_versions_the_blas_and_the_state_of_the_gpu():
 
 @pytest.fixture
 def without_cupy(tmp_path):
-    """A folder with xpnet and all installed packages but CuPy."""
+    """A folder with xpnet and all installed packages except CuPy."""
     packages = Path(np.__file__).parents[1]
     (tmp_path / "xpnet").symlink_to(Path(xpnet.__file__).parent)
     for entry in packages.iterdir():
@@ -50,7 +50,7 @@ def without_cupy(tmp_path):
     return tmp_path
 
 
-def test_without_cupy_it_says_so_and_how_to_install_it(without_cupy):
+def test_without_cupy_info_names_the_pip_command(without_cupy):
     lines = info("-S", path=without_cupy)
     assert lines[3] == "CuPy    not installed (needs 14.1 or later, for the GPU only)"
     (gpu,) = (line for line in lines if line.startswith("gpu: "))
@@ -80,11 +80,11 @@ def test_a_usable_gpu_is_described(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", FakeCupy())
     found = [SimpleNamespace(metadata={"Name": "cupy-cuda13x"}, version="14.2.0")]
     monkeypatch.setattr(importlib.metadata, "distributions", lambda: found)
-    backends._gpu.cache_clear()
+    gpu_backend.cache_clear()
     try:
         lines = program.info()
     finally:
-        backends._gpu.cache_clear()
+        gpu_backend.cache_clear()
     assert "CuPy    14.2.0 (cupy-cuda13x) (needs 14.1 or later, for the GPU only)" in lines
     at = lines.index("gpu: ready")
     assert lines[at + 1 :] == [
@@ -94,7 +94,7 @@ def test_a_usable_gpu_is_described(monkeypatch):
     ]
 
 
-def test_two_wheels_are_both_named(monkeypatch):
+def test_two_wheels_of_cupy_are_both_listed(monkeypatch):
     names = ["cupy-cuda13x", "numpy", None, "cupy-cuda12x"]
     found = [SimpleNamespace(metadata={"Name": name}, version="14.1.0") for name in names]
     monkeypatch.setattr(importlib.metadata, "distributions", lambda: found)
@@ -103,14 +103,14 @@ def test_two_wheels_are_both_named(monkeypatch):
     assert any("pip uninstall -y cupy-cuda12x cupy-cuda13x && pip install" in line for line in lines)
 
 
-def test_the_program_prints_these_lines(monkeypatch, capsys):
+def test_the_program_prints_the_lines_of_info(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["xpnet", "info"])
     program.main()
     assert capsys.readouterr().out.splitlines() == program.info()
 
 
 @pytest.mark.parametrize("arguments", [[], ["inf"]])
-def test_without_a_command_it_explains_itself(monkeypatch, capsys, arguments):
+def test_without_a_known_command_the_program_prints_its_usage(monkeypatch, capsys, arguments):
     monkeypatch.setattr(sys, "argv", ["xpnet", *arguments])
     with pytest.raises(SystemExit) as caught:
         program.main()

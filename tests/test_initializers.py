@@ -1,9 +1,10 @@
-"""Initialisers: their distributions, fans and seeds."""
+"""Initializers: their distributions, fans and seeds."""
 
 import math
 
 import numpy as np
 import pytest
+from small_models import dense_net
 
 import xpnet
 from xpnet import initializers, layers
@@ -18,11 +19,11 @@ def draw(spec, shape, seed=0):
     ("shape", "fans"),
     [((5,), (1, 5)), ((4, 5), (4, 5)), ((3, 2, 4, 5), (24, 30)), ((3, 3, 1, 8), (9, 72)), ((1, 1), (1, 1))],
 )
-def test_fans_count_the_window_of_a_convolution(shape, fans):
+def test_fans_include_the_window_of_a_convolution(shape, fans):
     assert initializers.fans(shape) == fans
 
 
-# name, variance from (fan_in, fan_out), whether it is uniform
+# name, variance as a function of (fan_in, fan_out), whether the distribution is uniform
 SCALED = [
     ("glorot_uniform", lambda i, o: 2 / (i + o), True),
     ("glorot_normal", lambda i, o: 2 / (i + o), False),
@@ -35,20 +36,20 @@ SCALED = [
 
 @pytest.mark.parametrize(("shape", "fan_in", "fan_out"), [((200, 300), 200, 300), ((3, 5, 40, 90), 600, 1350)], ids=str)
 @pytest.mark.parametrize(("name", "variance", "uniform"), SCALED)
-def test_scaled_initialisers_have_mean_zero_and_the_published_variance(name, variance, uniform, shape, fan_in, fan_out):
+def test_scaled_initializers_have_mean_zero_and_the_published_variance(name, variance, uniform, shape, fan_in, fan_out):
     w, var = draw(name, shape), variance(fan_in, fan_out)
-    spread = math.sqrt(2 * var**2 / w.size)  # of a sampled variance, at most
+    spread = math.sqrt(2 * var**2 / w.size)  # upper bound of the standard deviation of a sample variance
     assert w.dtype == np.float64
     assert w.shape == shape
     assert abs(w.mean()) < 5 * math.sqrt(var / w.size)
     assert abs(w.var() - var) < 5 * spread
     fourth = (w**4).mean() / var**2
-    assert fourth == pytest.approx(1.8 if uniform else 3.0, rel=0.05)  # the kurtosis tells the two families apart
+    assert fourth == pytest.approx(1.8 if uniform else 3.0, rel=0.05)  # the kurtosis distinguishes both distributions
     if uniform:
         assert 0.999 * math.sqrt(3 * var) < np.abs(w).max() <= math.sqrt(3 * var)
 
 
-def test_uniform_and_normal_have_the_bounds_and_moments_asked_for():
+def test_uniform_and_normal_have_the_requested_bounds_and_moments():
     w = draw(initializers.Uniform(0, 1), (300, 300))
     assert 0 <= w.min() < 1e-3
     assert 1 - 1e-3 < w.max() < 1
@@ -72,11 +73,11 @@ def test_orthogonal_has_orthonormal_rows_or_columns_times_gain(shape, gain):
 
 def test_orthogonal_is_uniform_over_rotations_and_reflections():
     draws = np.array([draw("orthogonal", (2, 2), seed) for seed in range(400)])
-    assert abs(draws.mean(axis=0)).max() < 5 * math.sqrt(0.5 / 400)  # without the signs of R, one sign would prevail
+    assert abs(draws.mean(axis=0)).max() < 5 * math.sqrt(0.5 / 400)  # the signs of R make both signs equally likely
     assert 150 < (np.linalg.det(draws) > 0).sum() < 250
 
 
-def test_constants_fill_or_are_the_array_itself():
+def test_constants_are_one_number_or_a_whole_array():
     assert draw("zeros", (2, 2)).tolist() == [[0, 0], [0, 0]]
     assert draw("ones", (2,)).tolist() == [1, 1]
     assert draw(0.5, (2,)).tolist() == [0.5, 0.5]
@@ -85,14 +86,14 @@ def test_constants_fill_or_are_the_array_itself():
         draw([1, 2], (2, 2))
 
 
-def test_a_constant_array_is_copied_in():
-    given = np.ones((1, 2))
-    model = xpnet.Sequential([layers.Dense(2, weight_initializer=given)], 1, "cpu", dtype="float64")
+def test_a_constant_array_is_copied():
+    values = np.ones((1, 2))
+    model = xpnet.Sequential([layers.Dense(2, weight_initializer=values)], 1, "cpu", dtype="float64")
     model.parameters[0].value += 1
-    assert given.tolist() == [[1, 1]]
+    assert values.tolist() == [[1, 1]]
 
 
-# Seeds.
+# Seeds
 
 NAMES = ["uniform", "normal", "orthogonal", *(name for name, *_ in SCALED)]
 
@@ -107,15 +108,15 @@ def equal(a, b):
     return [np.array_equal(a[f"{i}.weight"], b[f"{i}.weight"]) for i in range(len(NAMES))]
 
 
-def test_one_seed_gives_the_same_weights_bit_for_bit_on_every_device(backend):
+def test_equal_seeds_give_equal_weights_on_every_device(backend):
     assert all(equal(weights(backend, seed=3), weights("cpu", seed=3)))
 
 
-def test_another_seed_gives_other_weights():
+def test_different_seeds_give_different_weights():
     assert not any(equal(weights(seed=3), weights(seed=4)))
 
 
-def test_a_layer_more_changes_no_other():
+def test_an_additional_layer_does_not_change_the_others():
     assert all(equal(weights(), weights(extra=1)))
 
 
@@ -124,35 +125,35 @@ def test_two_layers_of_one_model_start_differently():
     assert not np.array_equal(model.state_dict()["0.weight"], model.state_dict()["1.weight"])
 
 
-def test_a_float32_model_starts_as_the_rounded_float64_model(backend):
+def test_initial_float32_weights_are_the_rounded_float64_weights(backend):
     single, double = weights(backend), weights(backend, dtype="float64")
     for name, value in double.items():
         assert single[name].dtype == np.float32
         np.testing.assert_array_equal(single[name], value.astype("float32"))
 
 
-def test_a_layer_alone_is_seeded_too():
-    drawn = []
+def test_a_layer_outside_a_model_uses_its_seed():
+    weights = []
     for seed in (0, 0, 1):
         layer = layers.Dense(3)
         layer.build((4,), backend="cpu", seed=seed)
-        drawn.append(layer.weight.value.tolist())
-    assert drawn[0] == drawn[1] != drawn[2]
+        weights.append(layer.weight.value.tolist())
+    assert weights[0] == weights[1] != weights[2]
 
 
-def test_without_a_seed_each_model_draws_its_own_and_keeps_it():
+def test_a_model_without_a_seed_draws_one_and_keeps_it():
     first, second = (xpnet.Sequential([layers.Dense(3)], 2, "cpu", seed=None) for _ in range(2))
     assert first.seed != second.seed
-    again = xpnet.Sequential([layers.Dense(3)], 2, "cpu", seed=first.seed)
-    np.testing.assert_array_equal(again.state_dict()["0.weight"], first.state_dict()["0.weight"])
+    repeated = xpnet.Sequential([layers.Dense(3)], 2, "cpu", seed=first.seed)
+    np.testing.assert_array_equal(repeated.state_dict()["0.weight"], first.state_dict()["0.weight"])
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: initializers.Uniform(1, 0), ArgumentError, "low must not exceed high, but low=1 and high=0"),
-        (lambda: initializers.Uniform(math.nan, 0), ArgumentError, "low=nan"),
-        (lambda: initializers.Normal(0, -1), ArgumentError, "std must not be negative, but is -1"),
+        (lambda: initializers.Uniform(1, 0), ArgumentError, "Uniform: high must be a number of at least 1, not 0"),
+        (lambda: initializers.Uniform(math.nan, 0), ArgumentError, "Uniform: low must be a number, not nan"),
+        (lambda: initializers.Normal(0, -1), ArgumentError, "Normal: std must be a number of at least 0, not -1"),
         (
             lambda: initializers.get("glorot"),
             ArgumentError,
@@ -161,13 +162,20 @@ def test_without_a_seed_each_model_draws_its_own_and_keeps_it():
         (lambda: initializers.get(initializers.HeNormal), ArgumentTypeError, r"pass an object, HeNormal\(...\)"),
     ],
 )
-def test_what_cannot_work_is_refused_with_the_reason(make, error, message):
+def test_invalid_arguments_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
 
-def test_initialisers_are_equal_by_their_settings():
+def test_initializers_with_equal_settings_are_equal():
     assert initializers.Normal(0, 1) == initializers.Normal(0, 1) != initializers.Normal(0, 2)
     assert initializers.get("he_normal") == initializers.HeNormal() != initializers.HeUniform()
     assert initializers.Constant(np.ones(2)) == initializers.Constant([1.0, 1.0]) != initializers.Constant(1.0)
     assert initializers.Constant(1.0) != initializers.Ones()
+
+
+@pytest.mark.parametrize("bad", [None, lambda shape, rng: np.zeros(shape), np.array(["a"]), object(), 1j])
+@pytest.mark.parametrize("argument", ["weight_initializer", "bias_initializer"])
+def test_an_initializer_must_return_numbers(bad, argument):
+    with pytest.raises(ArgumentTypeError, match="initializer"):
+        dense_net(**{argument: bad})

@@ -1,4 +1,4 @@
-"""Losses: values against plain formulas, stability, weights, and the targets they refuse."""
+"""Losses: values against plain formulas, numerical stability, weights, and targets that are refused."""
 
 import math
 
@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from names import missing_classes
+from small_models import LABELS, QUIET, SAMPLES, small_net, values_of
 
 import xpnet
-from xpnet import layers, losses, optimizers
+from xpnet import layers, losses, metrics, optimizers
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
 
 CPU = xpnet.get_backend("cpu")
@@ -28,7 +30,7 @@ def mean(values):
     return math.fsum(values) / len(values)
 
 
-# name: loss, ℓ of one sample from lists of outputs and targets
+# name: (loss, function that computes the loss of one sample from lists of outputs and targets)
 REGRESSION = {
     "mse": (losses.MeanSquaredError(), lambda y, t: mean([(a - b) ** 2 for a, b in zip(y, t, strict=True)])),
     "half": (losses.HalfSquaredError(), lambda y, t: 0.5 * math.fsum((a - b) ** 2 for a, b in zip(y, t, strict=True))),
@@ -60,6 +62,14 @@ SOFTMAX = {"softmax": softmax(0.0), "softmax, smoothed": softmax(0.2)}
 ALL = {**REGRESSION, **BINARY, **SOFTMAX}
 
 
+def test_every_loss_has_an_example():
+    assert not missing_classes(losses, losses.Loss, [loss for loss, _ in ALL.values()])
+
+
+def test_every_loss_has_a_name():
+    assert not missing_classes(losses, losses.Loss, [cls() for cls in losses._NAMES.values()])
+
+
 @st.composite
 def outputs_and_targets(draw, kind):
     shape = draw(hnp.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=6))
@@ -75,14 +85,14 @@ def outputs_and_targets(draw, kind):
 
 
 def close(got, want):
-    # Sums of terms that cancel keep their absolute accuracy, relative to the largest term.
+    # Where terms cancel, the error of the sum is relative to the largest term.
     return math.isclose(got, want, rel_tol=1e-10, abs_tol=1e-10)
 
 
 @pytest.mark.parametrize("name", ALL)
 @quick
 @given(data=st.data())
-def test_values_follow_the_formula(name, data):
+def test_values_equal_the_formula(name, data):
     kind = "real" if name in REGRESSION else "in [0, 1]" if name in BINARY else "probabilities"
     outputs, targets = data.draw(outputs_and_targets(kind))
     loss, formula = ALL[name]
@@ -96,7 +106,7 @@ def test_values_follow_the_formula(name, data):
     np.testing.assert_allclose(samples, loss.samples(CPU, outputs, targets), rtol=1e-12, atol=1e-12)
 
 
-def test_a_sum_over_samples_is_the_mean_times_their_number(rng):
+def test_the_sum_reduction_is_the_mean_times_the_number_of_samples(rng):
     y, t = rng.normal(size=(2, 5, 3))
     summed, weights = losses.HalfSquaredError(reduction="sum"), np.arange(5.0)
     assert close(summed(y, t), 0.5 * ((y - t) ** 2).sum())
@@ -105,7 +115,7 @@ def test_a_sum_over_samples_is_the_mean_times_their_number(rng):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_losses_run_alike_on_every_backend(backend, rng, name):
+def test_losses_are_equal_on_every_backend(backend, rng, name):
     loss, formula = ALL[name]
     outputs, targets = rng.normal(size=(5, 4)), rng.dirichlet(np.ones(4), 5)
     want = [formula(y, t) for y, t in zip(outputs.tolist(), targets.tolist(), strict=True)]
@@ -115,7 +125,7 @@ def test_losses_run_alike_on_every_backend(backend, rng, name):
         assert (samples.dtype, samples.shape) == (dtype, (5,))
         assert (grad.dtype, grad.shape) == (dtype, (5, 4))
         np.testing.assert_allclose(backend.to_numpy(samples), want, rtol=rtol)
-        np.testing.assert_array_equal(backend.to_numpy(y), outputs.astype(dtype))  # the gradient is a fresh array
+        np.testing.assert_array_equal(backend.to_numpy(y), outputs.astype(dtype))  # the gradient is a new array
 
 
 LARGE = [-1e4, -700.0, -100.0, 100.0, 700.0, 1e4]
@@ -154,7 +164,7 @@ def test_softmax_cross_entropy_is_exact_for_large_logits(backend, z, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", REGRESSION)
-def test_regression_losses_are_exact_far_out(backend, name, dtype):
+def test_regression_losses_are_exact_for_large_errors(backend, name, dtype):
     y, t = np.array([[1e4], [-1e4], [1e4]], dtype), np.array([[-1e4], [0], [1e4]], dtype)
     loss, formula = REGRESSION[name]
     samples, grad = loss.samples_and_gradient(backend, backend.asarray(y), backend.asarray(t))
@@ -163,14 +173,14 @@ def test_regression_losses_are_exact_far_out(backend, name, dtype):
     assert np.isfinite(backend.to_numpy(grad)).all()
 
 
-def test_on_its_kink_the_absolute_error_has_no_slope():
+def test_the_gradient_of_the_absolute_error_is_zero_at_its_kink():
     assert losses.MeanAbsoluteError().gradient(CPU, np.ones((1, 2)), np.ones((1, 2))).tolist() == [[0, 0]]
 
 
-# Targets and weights.
+# Targets and weights
 
 
-def test_labels_one_hot_and_probabilities_mean_the_same(rng):
+def test_labels_and_one_hot_targets_are_equivalent(rng):
     z, labels = rng.normal(size=(6, 3)), rng.integers(0, 3, 6)
     one_hot = np.eye(3)[labels]
     for loss in (losses.SoftmaxCrossEntropy(), losses.SoftmaxCrossEntropy(label_smoothing=0.1)):
@@ -181,14 +191,14 @@ def test_labels_one_hot_and_probabilities_mean_the_same(rng):
     assert losses.SoftmaxCrossEntropy()(z, np.full((6, 3), 1 / 3)) != pytest.approx(want)
 
 
-def test_two_classes_by_softmax_are_yes_or_no_by_sigmoid(rng):
+def test_softmax_over_two_classes_equals_binary_cross_entropy(rng):
     z, t = rng.normal(size=(6, 1)), rng.integers(0, 2, 6)
     as_two = losses.SoftmaxCrossEntropy()(np.hstack([np.zeros_like(z), z]), t)
     assert close(as_two, losses.BinaryCrossEntropy()(z, t))
     assert close(as_two, losses.BinaryCrossEntropy()(z, t.astype(bool)))
 
 
-def test_smoothing_never_goes_below_the_entropy_of_its_targets():
+def test_the_minimum_of_a_smoothed_loss_is_the_entropy_of_its_targets():
     moved = np.array([0.9 + 0.1 / 4, *[0.1 / 4] * 3])
     at_best = losses.SoftmaxCrossEntropy(label_smoothing=0.1)(np.log(moved)[None], [0])
     assert close(at_best, -(moved * np.log(moved)).sum())
@@ -209,7 +219,7 @@ WEIGHTED = [
 
 
 @pytest.mark.parametrize(("loss", "outputs", "draw"), WEIGHTED, ids=lambda v: v if isinstance(v, str) else "")
-def test_a_sample_of_weight_two_is_that_sample_twice(backend, rng, loss, outputs, draw):
+def test_an_integer_weight_equals_repeating_the_sample(backend, rng, loss, outputs, draw):
     x, y, weights = rng.normal(size=(5, 3)), draw(rng), np.array([1, 2, 0, 1, 3])
     weighted, repeated = dense(backend, outputs), dense(backend, outputs)
     kwargs = {"loss": loss, "optimizer": optimizers.SGD(0.0)}
@@ -236,7 +246,7 @@ def test_a_sample_of_weight_two_is_that_sample_twice(backend, rng, loss, outputs
         (losses.BinaryCrossEntropy(class_weight=[1, 3]), 1, [0, 0.5, 1, 0, 1], [1, 2, 3, 1, 3]),
     ],
 )
-def test_class_weights_are_sample_weights(backend, rng, loss, outputs, y, equivalent):
+def test_class_weights_equal_sample_weights_by_class(backend, rng, loss, outputs, y, equivalent):
     x = rng.normal(size=(5, 3))
     by_class, by_sample = dense(backend, outputs), dense(backend, outputs)
     plain = type(loss)()
@@ -250,13 +260,13 @@ def test_class_weights_are_sample_weights(backend, rng, loss, outputs, y, equiva
         np.testing.assert_allclose(backend.to_numpy(ours.value), backend.to_numpy(theirs.value), rtol=1e-12)
 
 
-def test_a_loss_called_by_hand_uses_its_class_weights():
+def test_a_loss_called_directly_uses_its_class_weights():
     z = [[1.0, 0.0], [2.0, 0.0]]
     plain = losses.SoftmaxCrossEntropy()
     assert losses.SoftmaxCrossEntropy(class_weight={1: 3})(z, [0, 1]) == pytest.approx(plain(z, [0, 1], [1, 3]))
 
 
-# What is refused.
+# Invalid targets and arguments
 
 CE, BCE, MSE = losses.SoftmaxCrossEntropy(), losses.BinaryCrossEntropy(), losses.MeanSquaredError()
 
@@ -269,27 +279,33 @@ CE, BCE, MSE = losses.SoftmaxCrossEntropy(), losses.BinaryCrossEntropy(), losses
             (4, 3),
             [0, 1, 2, 3],
             DataError,
-            r"labels run from 0 to 3, but the model's 3 outputs allow 0 to 2.*Renumber",
+            r"labels range from 0 to 3, but the model's 3 outputs allow 0 to 2.*Renumber",
         ),
         (CE, (4, 3), [0, 1, 2, 3], DataError, "give the last layer 4 outputs"),
-        (CE, (2, 3), [-1, 0], DataError, "labels run from -1 to 0"),
-        (CE, (2, 3), [0.5, 1.0], DataError, r"\(N,\) must be class numbers, but some are fractions"),
+        (CE, (2, 3), [-1, 0], DataError, "labels range from -1 to 0"),
+        (CE, (2, 3), [0.5, 1.0], DataError, r"\(N,\) must be labels, integers from 0, but some are fractions"),
         (CE, (2, 3), [math.nan, 1.0], DataError, "some are fractions"),
         (CE, (2, 3), np.zeros((2, 4)), ShapeError, r"\(N,\) labels or \(N, 3\) probabilities, but are \(2, 4\)"),
         (CE, (2, 3), np.zeros((2, 3, 1)), ShapeError, r"but are \(2, 3, 1\)"),
-        (CE, (2, 3), np.full((2, 3), 0.5), DataError, "of sum 1, but the sums run from 1.5 to 1.5"),
+        (CE, (2, 3), np.full((2, 3), 0.5), DataError, "of sum 1, but the sums range from 1.5 to 1.5"),
         (CE, (2, 3), np.array([[2, -1, 0], [1, 0, 0]]), DataError, "at least 0 and of sum 1"),
-        (CE, (2, 1), [0, 1], ShapeError, r"K ≥ 2 classes, but gives \(N, 1,\).*binary_cross_entropy"),
+        (CE, (2, 1), [0, 1], ShapeError, r"K ≥ 2 classes, but gives \(N, 1\).*binary_cross_entropy"),
         (CE, (2, 3, 4), [0, 1], ShapeError, r"gives \(N, 3, 4\).*End it with Flatten and Dense\(K\)"),
-        (BCE, (2, 1), [0, 2], DataError, r"must lie in \[0, 1\], but they run from 0 to 2"),
-        (BCE, (2, 1), [-1, 1], DataError, "they run from -1 to 1"),
-        (BCE, (2, 2), [0, 1], ShapeError, r"BinaryCrossEntropy.*outputs' shape \(N, 2\), but are \(2,\)"),
-        (MSE, (2, 3), np.zeros((2, 1)), ShapeError, r"\(N, 3\), but are \(2, 1\). Nothing is broadcast: reshape them"),
+        (BCE, (2, 1), [0, 2], DataError, r"must be in \[0, 1\], but they range from 0 to 2"),
+        (BCE, (2, 1), [-1, 1], DataError, "they range from -1 to 1"),
+        (BCE, (2, 2), [0, 1], ShapeError, r"BinaryCrossEntropy.*shape of the outputs, \(N, 2\), but are \(2,\)"),
+        (
+            MSE,
+            (2, 3),
+            np.zeros((2, 1)),
+            ShapeError,
+            r"\(N, 3\), but are \(2, 1\). They are not broadcast: reshape them",
+        ),
         (MSE, (2, 1), np.zeros((2, 2)), ShapeError, r"\(N, 1\), but are \(2, 2\)"),
         (losses.Huber(), (2, 2, 1), np.zeros((2, 2)), ShapeError, r"Huber.*\(N, 2, 1\), but are \(2, 2\)"),
     ],
 )
-def test_targets_that_do_not_fit_are_refused_with_the_reason(backend, loss, outputs, targets, error, message):
+def test_invalid_targets_are_refused(backend, loss, outputs, targets, error, message):
     with pytest.raises(error, match=message):
         loss(np.zeros(outputs), targets)
     with pytest.raises(error, match=message):
@@ -297,7 +313,7 @@ def test_targets_that_do_not_fit_are_refused_with_the_reason(backend, loss, outp
 
 
 @pytest.mark.parametrize(("targets", "weights"), [([1.0], None), ([1.0, 1.0, 1.0], [1.0])])
-def test_a_loss_called_by_hand_broadcasts_nothing(targets, weights):
+def test_a_loss_called_directly_does_not_broadcast(targets, weights):
     with pytest.raises((ShapeError, DataError)):
         MSE(np.zeros((3, 1)), targets, weights)
 
@@ -314,24 +330,24 @@ def test_targets_of_one_output_may_be_a_vector(backend):
     ("make", "error", "message"),
     [
         (lambda: losses.HalfSquaredError("average"), ArgumentError, '"mean" or "sum", not \'average\''),
-        (lambda: losses.Huber(0), ArgumentError, "delta must be positive, not 0"),
+        (lambda: losses.Huber(0), ArgumentError, "Huber: delta must be a number above 0, not 0"),
         (lambda: losses.Huber(math.nan), ArgumentError, "not nan"),
         (
             lambda: losses.BinaryCrossEntropy(1.0),
             ArgumentError,
-            "BinaryCrossEntropy: label_smoothing must be .* not 1.0",
+            "BinaryCrossEntropy: label_smoothing must be a number of at least 0 and below 1, not 1.0",
         ),
         (
             lambda: losses.SoftmaxCrossEntropy(-0.1),
             ArgumentError,
-            "SoftmaxCrossEntropy: label_smoothing must be .* not -0.1",
+            "SoftmaxCrossEntropy: label_smoothing must be a number of at least 0 and below 1, not -0.1",
         ),
         (lambda: losses.get("crossentropy"), ArgumentError, "unknown loss 'crossentropy'. Did you mean"),
         (lambda: losses.get(losses.Huber), ArgumentTypeError, r"pass an object, Huber\(...\)"),
         (lambda: losses.get(3), ArgumentTypeError, "loss must be a name .* or an object, not 3"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(make, error, message):
+def test_invalid_arguments_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
@@ -349,13 +365,62 @@ def test_settings_that_cannot_work_are_refused(make, error, message):
         ("softmax_cross_entropy", losses.SoftmaxCrossEntropy),
     ],
 )
-def test_names_stand_for_the_defaults(name, kind):
+def test_names_give_losses_with_default_settings(name, kind):
     assert losses.get(name) == kind()
     assert losses.get(kind()) == kind()
 
 
-def test_losses_are_equal_by_their_settings():
+def test_losses_with_equal_settings_are_equal():
     assert losses.Huber(2.0) == losses.Huber(2.0) != losses.Huber(1.0) != losses.MeanSquaredError()
     assert repr(losses.Huber(2.0)) == "Huber(delta=2.0)"
     assert repr(losses.SoftmaxCrossEntropy(class_weight={1: 2})) == "SoftmaxCrossEntropy(class_weight={1: 2})"
-    assert [loss.classifies for loss, _ in ALL.values()] == [False] * 5 + [True] * 4
+    assert {type(loss) for loss, _ in ALL.values() if loss.classifies} == {
+        losses.BinaryCrossEntropy,
+        losses.SoftmaxCrossEntropy,
+    }
+
+
+@pytest.mark.parametrize("bad", [1.0, [1.0], [[1.0], [1.0]], [[1.0, 1.0]], [1.0, 1.0, 1.0]])
+@pytest.mark.parametrize("loss", [losses.MeanSquaredError(), losses.SoftmaxCrossEntropy(), metrics.Accuracy()])
+def test_weights_of_a_wrong_shape_are_refused_in_direct_calls(bad, loss):
+    targets = np.eye(2)
+    assert loss(np.eye(2), targets, [1.0, 3.0]) >= 0
+    with pytest.raises(ShapeError, match="weight"):
+        loss(np.eye(2), targets, bad)
+
+
+class Columns(losses.MeanSquaredError):
+    """Lacks the mean over the outputs of a sample."""
+
+    def samples(self, backend, outputs, targets):
+        return (outputs - targets) ** 2
+
+
+class Total(Columns):
+    def samples(self, backend, outputs, targets):
+        return super().samples(backend, outputs, targets).sum()
+
+
+@pytest.mark.parametrize("loss", [Columns(), Total()], ids=["(N, K)", "()"])
+def test_a_loss_must_return_one_number_per_sample(loss):
+    model, targets = small_net(), np.eye(2)[LABELS]
+    before = values_of(model)
+    for call in (
+        lambda: model.evaluate(SAMPLES, targets, loss),
+        lambda: model.fit(SAMPLES, targets, loss, **QUIET),
+        lambda: model.train_on_batch(SAMPLES, targets, loss, "sgd"),
+    ):
+        with pytest.raises(ShapeError, match="one number per sample"):
+            call()
+    np.testing.assert_array_equal(values_of(model), before)
+
+
+@pytest.mark.parametrize("targets", [np.array([0, 1]), np.eye(3)[[0, 1]]], ids=["numbers", "probabilities"])
+def test_a_logit_of_minus_infinity_for_another_class_adds_no_loss(backend, targets):
+    loss, logits = losses.SoftmaxCrossEntropy(), [[0.0, 0.0, -np.inf], [-np.inf, 1.0, 1.0]]
+    assert loss(logits, targets) == pytest.approx(np.log(2), rel=1e-12)
+    outputs, y = backend.asarray(np.array(logits)), backend.asarray(targets)
+    per_sample, grad = loss.samples_and_gradient(backend, outputs, y)
+    for ell, gradient in ((per_sample, grad), (loss.samples(backend, outputs, y), loss.gradient(backend, outputs, y))):
+        np.testing.assert_allclose(backend.to_numpy(ell), np.log([2, 2]), rtol=1e-12)
+        np.testing.assert_allclose(backend.to_numpy(gradient), [[-0.5, 0.5, 0], [0, -0.5, 0.5]], rtol=1e-12)

@@ -1,10 +1,13 @@
-"""Optimisers against loops written from the papers, one number at a time, in float64."""
+"""Optimizers against loops written from the papers, one number at a time, in float64."""
 
 import copy
 import math
 
+import every
 import numpy as np
 import pytest
+from names import missing_classes
+from small_models import LABELS, QUIET, SAMPLES, Do, assert_same_state, dense_net, small_net
 
 import xpnet
 from xpnet import layers, losses, optimizers
@@ -14,7 +17,7 @@ from xpnet.errors import ArgumentError, ArgumentTypeError
 RATE = 0.05
 
 
-# The papers' formulas. Each takes one parameter's whole history of gradients and gives its path.
+# The formulas of the papers. Each takes all gradients of one parameter and yields its value after each step.
 
 
 def sgd(w, gradients, momentum=0.0, nesterov=False):
@@ -65,14 +68,15 @@ CASES = [
 each_optimizer = pytest.mark.parametrize(
     ("optimizer", "formula", "settings"), CASES, ids=lambda v: repr(v) if hasattr(v, "apply") else ""
 )
-DEFAULTS = [
-    optimizers.SGD(),
-    optimizers.SGD(momentum=0.9),
-    optimizers.Adagrad(),
-    optimizers.RMSprop(),
-    optimizers.Adam(),
-    optimizers.AdamW(),
-]
+DEFAULTS = [*(cls() for cls in dict.fromkeys(map(type, every.OPTIMIZERS))), optimizers.SGD(momentum=0.9)]
+
+
+def test_every_optimizer_has_an_example():
+    assert not missing_classes(optimizers, optimizers.Optimizer, [optimizer for optimizer, _, _ in CASES])
+
+
+def test_every_optimizer_has_a_name():
+    assert not missing_classes(optimizers, optimizers.Optimizer, [cls() for cls in optimizers._NAMES.values()])
 
 
 def model_of(backend, rng, sizes=(3, 4, 2), dtype="float64"):
@@ -81,7 +85,7 @@ def model_of(backend, rng, sizes=(3, 4, 2), dtype="float64"):
 
 
 def train(model, optimizer, gradients, state=None, factor=1.0):
-    """Apply the optimiser to made-up gradients, a list of {name: array} in the order of the steps."""
+    """Apply the optimizer to these gradients, one dict {name: array} per step."""
     store = model.context.store
     state = state or optimizers.OptimizerState(optimizer, store)
     for grads in gradients:
@@ -91,15 +95,15 @@ def train(model, optimizer, gradients, state=None, factor=1.0):
     return state
 
 
-def made_up(rng, model, steps=6):
+def random_gradients(rng, model, steps=6):
     return [{p.name: rng.normal(size=p.shape) for p in model.parameters} for _ in range(steps)]
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-12), ("float32", 2e-5)])
 @each_optimizer
-def test_optimisers_follow_the_papers(backend, rng, optimizer, formula, settings, dtype, rtol):
+def test_optimizers_follow_the_formulas_of_the_papers(backend, rng, optimizer, formula, settings, dtype, rtol):
     model = model_of(backend, rng, dtype=dtype)
-    start, gradients = model.state_dict(), made_up(rng, model)
+    start, gradients = model.state_dict(), random_gradients(rng, model)
     state = train(model, optimizer, gradients)
     for name, value in model.state_dict().items():
         *_, want = formula(start[name].astype("float64"), [g[name] for g in gradients], **settings)
@@ -111,11 +115,11 @@ def test_optimisers_follow_the_papers(backend, rng, optimizer, formula, settings
 @pytest.mark.parametrize(
     ("optimizer", "formula", "settings"), CASES[:-1], ids=lambda v: repr(v) if hasattr(v, "apply") else ""
 )
-def test_weight_decay_is_in_the_gradient_of_weights_and_not_of_biases(backend, rng, optimizer, formula, settings):
+def test_weight_decay_is_added_to_gradients_of_weights_only(backend, rng, optimizer, formula, settings):
     optimizer = copy.copy(optimizer)
     optimizer.weight_decay = 0.3
     model = model_of(backend, rng)
-    start, gradients = model.state_dict(), made_up(rng, model, 1)
+    start, gradients = model.state_dict(), random_gradients(rng, model, 1)
     train(model, optimizer, gradients)
     for key, value in model.state_dict().items():
         g = gradients[0][key] + 0.3 * start[key] * ("weight" in key)
@@ -123,9 +127,9 @@ def test_weight_decay_is_in_the_gradient_of_weights_and_not_of_biases(backend, r
         np.testing.assert_allclose(value, want, rtol=1e-12, atol=1e-14)
 
 
-def test_adamw_decays_weights_beside_the_step_and_not_biases(backend, rng):
+def test_adamw_decays_weights_separately_and_not_biases(backend, rng):
     model = model_of(backend, rng)
-    start, gradients = model.state_dict(), made_up(rng, model)
+    start, gradients = model.state_dict(), random_gradients(rng, model)
     train(model, optimizers.AdamW(RATE, weight_decay=0.3), gradients)
     for key, value in model.state_dict().items():
         *_, want = adam(start[key], [g[key] for g in gradients], decoupled=0.3 * ("weight" in key))
@@ -134,29 +138,29 @@ def test_adamw_decays_weights_beside_the_step_and_not_biases(backend, rng):
 
 def test_a_rate_factor_scales_every_rate(backend, rng):
     model = model_of(backend, rng)
-    start, gradients = model.state_dict(), made_up(rng, model)
+    start, gradients = model.state_dict(), random_gradients(rng, model)
     train(model, optimizers.AdamW(4 * RATE, weight_decay=0.3), gradients, factor=0.25)
     for key, value in model.state_dict().items():
         *_, want = adam(start[key], [g[key] for g in gradients], decoupled=0.3 * ("weight" in key))
         np.testing.assert_allclose(value, want, rtol=1e-12, atol=1e-14)
 
 
-def test_the_first_step_of_adam_is_the_rate_in_the_direction_of_the_sign(backend, rng):
+def test_the_first_step_of_adam_is_the_rate_times_the_sign_of_the_gradient(backend, rng):
     model = model_of(backend, rng)
-    start, gradients = model.state_dict(), made_up(rng, model, 1)
+    start, gradients = model.state_dict(), random_gradients(rng, model, 1)
     train(model, optimizers.Adam(0.01), gradients)
     for key, value in model.state_dict().items():
         np.testing.assert_allclose(value - start[key], -0.01 * np.sign(gradients[0][key]), rtol=1e-5)
 
 
-# Clipping.
+# Clipping
 
 
 @pytest.mark.parametrize("limit", [0.1, 1.0, 1e9])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_clipping_scales_the_whole_gradient_to_its_norm(backend, rng, limit, dtype):
+def test_clipping_scales_the_whole_gradient_to_the_norm_limit(backend, rng, limit, dtype):
     model = model_of(backend, rng, dtype=dtype)
-    (gradients,) = made_up(rng, model, 1)
+    (gradients,) = random_gradients(rng, model, 1)
     gradients = {key: g.astype(dtype) for key, g in gradients.items()}
     train(model, optimizers.SGD(RATE, clip_norm=limit), [gradients])
     norm = math.sqrt(math.fsum(float(v) ** 2 for g in gradients.values() for v in g.ravel()))
@@ -176,49 +180,49 @@ def test_clipping_a_zero_gradient_changes_nothing(backend, rng):
         np.testing.assert_array_equal(value, start[key])
 
 
-def test_clipping_measures_before_decay_and_without_frozen_parameters(backend, rng):
+def test_clipping_excludes_weight_decay_and_frozen_parameters(backend, rng):
     model = model_of(backend, rng)
     model.layers[0].trainable = False
-    start, (gradients,) = model.state_dict(), made_up(rng, model, 1)
+    start, (gradients,) = model.state_dict(), random_gradients(rng, model, 1)
     train(model, optimizers.SGD(RATE, clip_norm=0.5, weight_decay=0.3), [gradients])
     norm = math.sqrt(sum((gradients[key] ** 2).sum() for key in ("1.weight", "1.bias")))
     want = start["1.weight"] - RATE * (gradients["1.weight"] * 0.5 / norm + 0.3 * start["1.weight"])
     np.testing.assert_allclose(model.state_dict()["1.weight"], want, rtol=1e-12, atol=1e-14)
 
 
-# Frozen parameters, long vectors, and the state.
+# Frozen parameters, long vectors, optimizer state
 
 
 @pytest.mark.parametrize("frozen", [["0.weight"], ["0.bias", "1.weight"], ["1.bias"], ["0.weight", "1.bias"]], ids=str)
 @pytest.mark.parametrize("optimizer", [*DEFAULTS, optimizers.Adam(weight_decay=0.1, clip_norm=0.1)], ids=repr)
-def test_frozen_parameters_are_untouched_and_the_others_are_not(backend, rng, optimizer, frozen):
+def test_only_frozen_parameters_stay_unchanged(backend, rng, optimizer, frozen):
     model = model_of(backend, rng)
     for p in model.parameters:
         p.trainable = p.name not in frozen
     start = model.state_dict()
-    train(model, optimizer, made_up(rng, model, 2))
+    train(model, optimizer, random_gradients(rng, model, 2))
     for key, value in model.state_dict().items():
         assert np.array_equal(value, start[key]) == (key in frozen)
 
 
-def test_with_everything_frozen_an_update_does_nothing(backend, rng):
+def test_an_update_with_all_parameters_frozen_does_nothing(backend, rng):
     model = model_of(backend, rng)
     model.trainable = False
     start = model.state_dict()
-    train(model, optimizers.AdamW(clip_norm=1.0), made_up(rng, model, 1))
+    train(model, optimizers.AdamW(clip_norm=1.0), random_gradients(rng, model, 1))
     assert all(np.array_equal(value, start[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(
     "optimizer", [*DEFAULTS, optimizers.SGD(momentum=0.9, nesterov=True, weight_decay=0.1, clip_norm=1.0)], ids=repr
 )
-def test_pieces_of_a_long_vector_give_bit_for_bit_what_the_whole_gives(optimizer):
+def test_updates_in_chunks_equal_one_update_of_the_whole_vector_bit_for_bit(optimizer):
     cpu, whole = xpnet.get_backend("cpu"), Backend("reference", np)
     sizes = (181, 200, 3)  # 36 200 weights: two chunks of 16384 and a part of a third
     models = [model_of(b, None, sizes, "float32") for b in (cpu, whole)]
     assert cpu.chunk_elements == 16384 < models[0].parameters[0].size / 2
     assert whole.chunk_elements is None
-    gradients = made_up(np.random.default_rng(0), models[0], 3)
+    gradients = random_gradients(np.random.default_rng(0), models[0], 3)
     for model in models:
         model.layers[1].trainable = False
         train(model, optimizer, gradients)
@@ -231,9 +235,9 @@ def test_pieces_of_a_long_vector_give_bit_for_bit_what_the_whole_gives(optimizer
 
 
 @pytest.mark.parametrize("optimizer", DEFAULTS, ids=repr)
-def test_the_strict_stand_in_and_the_reference_agree_bit_for_bit_with_the_cpu(backend, reference, rng, optimizer):
+def test_backends_agree_with_the_reference_bit_for_bit_or_to_rounding_on_gpus(backend, reference, rng, optimizer):
     models = [model_of(b, rng, dtype="float32") for b in (backend, reference)]
-    gradients = made_up(rng, models[0])
+    gradients = random_gradients(rng, models[0])
     for model in models:
         train(model, optimizer, gradients)
     for got, want in zip(models[0].parameters, models[1].parameters, strict=True):
@@ -243,9 +247,9 @@ def test_the_strict_stand_in_and_the_reference_agree_bit_for_bit_with_the_cpu(ba
             np.testing.assert_array_equal(backend.to_numpy(got.value), want.value)
 
 
-def test_the_optimiser_is_configuration_and_the_state_belongs_to_the_model(backend, rng):
+def test_the_state_of_an_optimizer_belongs_to_the_model(backend, rng):
     adam_, models = optimizers.Adam(), [model_of(backend, rng) for _ in range(2)]
-    gradients = made_up(rng, models[0], 4)
+    gradients = random_gradients(rng, models[0], 4)
     before = vars(adam_).copy()
     first = train(models[0], adam_, gradients)
     states = train(models[1], adam_, gradients[:2])
@@ -256,37 +260,36 @@ def test_the_optimiser_is_configuration_and_the_state_belongs_to_the_model(backe
         np.testing.assert_array_equal(backend.to_numpy(a.value), backend.to_numpy(b.value))
 
 
-def test_a_moved_state_goes_on_as_if_nothing_had_happened(backend, rng):
+@pytest.mark.parametrize("optimizer", DEFAULTS, ids=repr)
+def test_training_continues_unchanged_after_a_move(backend, rng, optimizer):
     cpu = xpnet.get_backend("cpu")
     stayed, moved = model_of(cpu, rng), model_of(cpu, rng)
-    gradients = made_up(rng, stayed)
-    train(stayed, optimizers.Adam(), gradients)
-    state = train(moved, optimizers.Adam(), gradients[:3])
+    gradients = random_gradients(rng, stayed)
+    train(stayed, optimizer, gradients)
+    state = train(moved, optimizer, gradients[:3])
     moved.to(backend)
     state.move(cpu, moved.context.store)
-    train(moved, optimizers.Adam(), gradients[3:], state)
+    train(moved, optimizer, gradients[3:], state)
     for key, value in moved.state_dict().items():
         np.testing.assert_allclose(value, stayed.state_dict()[key], rtol=1e-14)
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "slots"),
-    [
-        (o, s)
-        for o, s in zip(
-            DEFAULTS, [(), ("velocity",), ("squares",), ("squares",), *[("means", "squares")] * 2], strict=True
-        )
-    ],
-    ids=repr,
-)
-def test_each_optimiser_remembers_only_what_its_formula_needs(rng, optimizer, slots):
+@pytest.mark.parametrize("optimizer", DEFAULTS, ids=repr)
+def test_the_state_has_only_the_vectors_of_the_formula(rng, optimizer):
+    slots = {
+        optimizers.SGD: ("velocity",) if getattr(optimizer, "momentum", 0.0) else (),
+        optimizers.Adagrad: ("squares",),
+        optimizers.RMSprop: ("squares",),
+        optimizers.Adam: ("means", "squares"),
+        optimizers.AdamW: ("means", "squares"),
+    }[type(optimizer)]
     state = optimizers.OptimizerState(optimizer, model_of("cpu", rng).context.store)
     assert tuple(state.slots) == slots
     assert not any(slot.any() for slot in state.slots.values())
 
 
 @pytest.mark.parametrize("name", ["sgd", "adagrad", "rmsprop", "adam", "adamw"])
-def test_every_optimiser_finds_a_least_squares_solution(backend, rng, name):
+def test_every_optimizer_solves_a_least_squares_problem(backend, rng, name):
     optimizer = optimizers.get(name)
     optimizer.learning_rate, optimizer.weight_decay = {"sgd": 0.3, "adagrad": 1.0, "adamw": 0.1}.get(name, 0.03), 0.0
     x, w = rng.normal(size=(64, 2)), np.array([[1.0], [-2.0]])
@@ -297,10 +300,10 @@ def test_every_optimiser_finds_a_least_squares_solution(backend, rng, name):
     np.testing.assert_allclose(model.state_dict()["0.bias"], [0.5], atol=0.05)
 
 
-# Penalties, which are the layer's.
+# Penalties of layers
 
 
-def test_penalties_join_loss_and_gradient_but_not_of_frozen_or_bias(backend, rng):
+def test_penalties_of_trainable_weights_are_added_to_loss_and_gradient(backend, rng):
     stack = [layers.Dense(3, bias_initializer=1.0, l1=0.1, l2=0.2), layers.Dense(1, l2=5.0)]
     model = xpnet.Sequential(stack, input_shape=2, backend=backend, dtype="float64")
     stack[1].trainable = False
@@ -318,18 +321,18 @@ def test_penalties_join_loss_and_gradient_but_not_of_frozen_or_bias(backend, rng
 
 
 @pytest.mark.parametrize(("l1", "l2"), [(0.5, 0.0), (0.0, 0.5)])
-def test_a_penalty_may_stand_alone(backend, l1, l2):
+def test_l1_and_l2_penalties_work_alone(backend, l1, l2):
     model = xpnet.Sequential([layers.Dense(1, weight_initializer=-3.0, l1=l1, l2=l2)], 2, backend, dtype="float64")
     model.context.store.add_penalty_gradients()
     assert float(model.context.store.penalty()) == l1 * 6 + l2 * 18
     assert backend.to_numpy(model.parameters[0].grad).tolist() == [[-l1 - 6 * l2]] * 2
 
 
-def test_without_penalties_there_is_nothing_to_add(backend, rng):
+def test_the_penalty_is_none_without_penalized_layers(backend, rng):
     assert model_of(backend, rng).context.store.penalty() is None
 
 
-# What is refused.
+# Invalid arguments
 
 
 @pytest.mark.parametrize(
@@ -338,16 +341,24 @@ def test_without_penalties_there_is_nothing_to_add(backend, rng):
         (
             lambda: optimizers.SGD(-0.1),
             ArgumentError,
-            "SGD: learning_rate must be a number ≥ 0 or a schedule, not -0.1",
+            "SGD: learning_rate must be a number of at least 0, or a schedule, not -0.1",
         ),
         (lambda: optimizers.Adam(math.nan), ArgumentError, "Adam: learning_rate .* not nan"),
-        (lambda: optimizers.AdamW(weight_decay=-1), ArgumentError, "AdamW: weight_decay must be at least 0, not -1"),
+        (
+            lambda: optimizers.AdamW(weight_decay=-1),
+            ArgumentError,
+            "AdamW: weight_decay must be a number of at least 0, not -1",
+        ),
         (
             lambda: optimizers.RMSprop(clip_norm=0),
             ArgumentError,
-            "RMSprop: clip_norm must be positive, or None .* not 0",
+            "RMSprop: clip_norm must be a number above 0, or None for no clipping, not 0",
         ),
-        (lambda: optimizers.SGD(momentum=1.0), ArgumentError, "SGD: momentum must be at least 0 and below 1, not 1.0"),
+        (
+            lambda: optimizers.SGD(momentum=1.0),
+            ArgumentError,
+            "SGD: momentum must be a number of at least 0 and below 1, not 1.0",
+        ),
         (lambda: optimizers.SGD(nesterov=True), ArgumentError, "nesterov=True needs a momentum above 0"),
         (lambda: optimizers.RMSprop(rho=-0.1), ArgumentError, "RMSprop: rho"),
         (lambda: optimizers.Adam(beta1=1.0), ArgumentError, "Adam: beta1"),
@@ -356,11 +367,44 @@ def test_without_penalties_there_is_nothing_to_add(backend, rng):
         (lambda: optimizers.get(optimizers.Adam), ArgumentTypeError, r"pass an object, Adam\(...\)"),
     ],
 )
-def test_what_cannot_work_is_refused_with_the_reason(make, error, message):
+def test_invalid_arguments_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
 
-def test_optimisers_are_equal_by_their_settings():
+def test_optimizers_with_equal_settings_are_equal():
     assert optimizers.get("adam") == optimizers.Adam() != optimizers.Adam(0.1) != optimizers.AdamW(0.1)
     assert repr(optimizers.SGD(0.1, momentum=0.9)) == "SGD(learning_rate=0.1, momentum=0.9)"
+
+
+@pytest.mark.parametrize("size", [1e24, 1e37, 1e-30])
+def test_clipping_scales_huge_gradients_and_keeps_tiny_ones(size):
+    model = dense_net(weight_initializer="zeros")
+    store, optimizer = model.context.store, optimizers.SGD(1.0, clip_norm=0.5)
+    model.parameters[0].grad = size
+    optimizer.apply(store, optimizers.OptimizerState(optimizer, store))
+    expected = min(0.5, np.sqrt(8) * size)
+    np.testing.assert_allclose(np.linalg.norm(store.values.astype("float64")), expected, rtol=1e-6)
+
+
+def test_a_learning_rate_changed_between_fits_keeps_the_state():
+    model, optimizer = small_net(), optimizers.Adam(0.01)
+    model.fit(SAMPLES, LABELS, optimizer=optimizer, epochs=2, **QUIET)
+    memory = model._state.optimizer_state
+    optimizer.learning_rate = 0.5
+    epochs = []
+    model.fit(SAMPLES, LABELS, optimizer=optimizer, callbacks=[Do(lambda c, m: epochs.append(m._state.epoch))], **QUIET)
+    assert model._state.optimizer_state is memory and set(epochs) == {2}
+    assert (model._state.epoch, model._state.step, model._state.learning_rate) == (3, 12, 0.5)
+
+
+def test_momentum_enabled_between_fits_starts_with_a_fresh_state():
+    model, optimizer = small_net(), optimizers.SGD(0.1)
+    model.fit(SAMPLES, LABELS, optimizer=optimizer, epochs=2, **QUIET)
+    optimizer.momentum = 0.9
+    fresh = small_net()
+    fresh.load_state_dict(model.state_dict())
+    model.fit(SAMPLES, LABELS, optimizer=optimizer, **QUIET)
+    fresh.fit(SAMPLES, LABELS, optimizer=optimizers.SGD(0.1, momentum=0.9), **QUIET)
+    assert (model._state.epoch, model._state.step) == (1, 4)
+    assert_same_state(model.state_dict(), fresh.state_dict())

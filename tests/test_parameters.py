@@ -5,16 +5,17 @@ import pickle
 
 import numpy as np
 import pytest
+from small_models import dense_net
 
 import xpnet
 from xpnet import layers
-from xpnet.errors import ArgumentError, ShapeError, StateError
+from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError
 from xpnet.initializers import Zeros
 from xpnet.parameters import Parameter, ParameterStore, Snapshot
 
 
 class Counter(layers.Layer):
-    """A layer with a buffer, as a user writes one: it counts the rows that it has seen, feature by feature."""
+    """A custom layer with a buffer that counts, per feature, the rows that it has seen."""
 
     def build(self, input_shape):
         self.seen = self.add_buffer("seen", np.zeros(input_shape))
@@ -38,7 +39,7 @@ def address(array):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_every_parameter_starts_on_a_cache_line_of_its_own(dtype):
+def test_every_parameter_starts_on_its_own_cache_line(dtype):
     model = model_of("cpu", dtype)
     for p in model.parameters:
         assert address(p.value) % 64 == address(p.grad) % 64 == 0
@@ -48,15 +49,15 @@ def test_every_parameter_starts_on_a_cache_line_of_its_own(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_slots_are_aligned_and_disjoint_and_the_gaps_are_zero(backend, dtype):
+def test_slots_are_aligned_and_disjoint_with_zeros_between_them(backend, dtype):
     store = model_of(backend, dtype).context.store
-    taken = np.zeros(len(store.values), int)
+    uses = np.zeros(len(store.values), int)
     for p in store.parameters:
         assert p.slot.start * np.dtype(dtype).itemsize % 64 == 0
         assert p.slot.stop - p.slot.start == p.size == np.prod(p.shape)
-        taken[p.slot] += 1
-    assert taken.max() == 1
-    assert not backend.to_numpy(store.values)[taken == 0].any()
+        uses[p.slot] += 1
+    assert uses.max() == 1
+    assert not backend.to_numpy(store.values)[uses == 0].any()
     assert store.values.shape == store.grads.shape
 
 
@@ -70,7 +71,7 @@ def test_values_and_gradients_are_live_views_of_the_flat_vectors(backend):
     assert (backend.to_numpy(p.grad) == 7).all()
     x = np.ones((1, 7))
     assert not model.predict(x).any()
-    model.parameters[0].value[...] = 1.0  # a write is seen by the next pass: no copy outlives a step
+    model.parameters[0].value[...] = 1.0  # the next pass uses it
     store.values[model.parameters[2].slot] = 1.0
     model.parameters[4].value[...] = 1.0
     assert model.predict(x).item() == 7 * 3 * 5
@@ -79,7 +80,7 @@ def test_values_and_gradients_are_live_views_of_the_flat_vectors(backend):
 @pytest.mark.parametrize(
     "new", [np.full((7, 3), 2), [[2.0] * 3] * 7, 2, np.float64(2)], ids=["array", "list", "number", "scalar"]
 )
-def test_assigning_to_value_or_grad_copies_in(backend, new):
+def test_assigning_to_value_or_grad_copies_into_the_array(backend, new):
     p, new = model_of(backend).parameters[0], copy.copy(new)
     value, grad = p.value, p.grad
     p.value = new
@@ -94,7 +95,7 @@ def test_assigning_to_value_or_grad_copies_in(backend, new):
         assert (backend.to_numpy(value) == 2).all()
 
 
-def test_a_parameter_changes_in_place_by_its_operators(backend):
+def test_in_place_operators_change_a_parameter(backend):
     p = model_of(backend).parameters[0]
     before = backend.to_numpy(p.value).copy()
     p.value += 1
@@ -103,7 +104,7 @@ def test_a_parameter_changes_in_place_by_its_operators(backend):
 
 
 @pytest.mark.parametrize("shape", [(3, 7), (21,), (1, 3), (7, 1), (1,)], ids=str)
-def test_a_value_of_another_shape_is_refused_and_never_broadcast(backend, shape):
+def test_a_value_of_another_shape_is_refused(backend, shape):
     p = model_of(backend).parameters[0]
     before = backend.to_numpy(p.value).copy()
     with pytest.raises(ShapeError, match=r"0\.weight has shape \(7, 3\), but the new value has shape"):
@@ -111,43 +112,43 @@ def test_a_value_of_another_shape_is_refused_and_never_broadcast(backend, shape)
     np.testing.assert_array_equal(backend.to_numpy(p.value), before)
 
 
-def test_a_parameter_without_a_model_has_no_values_yet():
+def test_a_parameter_has_no_values_before_its_model_is_built():
     p = Parameter("w", (2,), Zeros(), True, 0.0, 0.0)
     with pytest.raises(StateError, match="w has no values yet: build the model first"):
         p.value = 1.0
-    with pytest.raises(ArgumentError, match=r"w: penalties must be finite numbers of at least 0, but l1=0.0 and l2=-1"):
+    with pytest.raises(ArgumentError, match="w: l2 must be a finite number of at least 0, not -1"):
         Parameter("w", (2,), Zeros(), True, 0.0, -1)
 
 
-def test_a_parameter_shows_its_name_shape_and_whether_it_is_frozen():
+def test_repr_shows_name_shape_and_whether_the_parameter_is_frozen():
     p = model_of("cpu").parameters[0]
     assert repr(p) == "<Parameter 0.weight (7, 3)>"
     p.trainable = False
     assert repr(p) == "<Parameter 0.weight (7, 3), frozen>"
 
 
-@pytest.mark.parametrize("wanted", range(32))
-def test_runs_are_the_fewest_pieces_that_hold_just_the_wanted(wanted):
+@pytest.mark.parametrize("bits", range(32))
+def test_slices_are_the_fewest_that_cover_exactly_the_chosen_parameters(bits):
     store = model_of("cpu").context.store
-    chosen = [bool(wanted >> i & 1) for i in range(5)]
-    runs = store.runs(lambda p: chosen[store.parameters.index(p)])
-    assert len(runs) == sum(now and not before for before, now in zip([False, *chosen], chosen, strict=False))
-    held = {i for run in runs for i in range(run.start, run.stop)}
-    for p, is_wanted in zip(store.parameters, chosen, strict=True):
+    chosen = [bool(bits >> i & 1) for i in range(5)]
+    slices = store.slices(lambda p: chosen[store.parameters.index(p)])
+    assert len(slices) == sum(now and not before for before, now in zip([False, *chosen], chosen, strict=False))
+    covered = {i for part in slices for i in range(part.start, part.stop)}
+    for p, is_chosen in zip(store.parameters, chosen, strict=True):
         slot = set(range(p.slot.start, p.slot.stop))
-        assert slot <= held if is_wanted else not slot & held
+        assert slot <= covered if is_chosen else not slot & covered
 
 
-# Copies.
+# Copies
 
 
-def through_pickle(model):
+def pickle_copy(model):
     return pickle.loads(pickle.dumps(model))
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickle_copy])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_copy_is_whole_equal_and_independent(backend, duplicate, dtype):
+def test_a_copy_is_complete_equal_and_independent(backend, duplicate, dtype):
     model = model_of(backend, dtype)
     model.forward(np.ones((4, 7)))
     model.backward(np.ones((4, 1)))
@@ -162,7 +163,7 @@ def test_a_copy_is_whole_equal_and_independent(backend, duplicate, dtype):
         np.testing.assert_array_equal(backend.to_numpy(ours.value), backend.to_numpy(theirs.value))
         np.testing.assert_array_equal(backend.to_numpy(ours.grad), backend.to_numpy(theirs.grad))
     before = model.state_dict()
-    store.values[...] = 2  # the twin's views hang on the twin's vectors, and only there
+    store.values[...] = 2  # the views of the twin must be views of its own vectors
     twin.layers[1].seen.value += 1.0
     assert (backend.to_numpy(twin.layers[3].weight.value) == 2).all()
     for name, value in model.state_dict().items():
@@ -171,12 +172,12 @@ def test_a_copy_is_whole_equal_and_independent(backend, duplicate, dtype):
     np.testing.assert_allclose(twin.predict(np.ones((1, 7))), [[(7 * 2 + 2) * 3 * 2 * 5 * 2 + 2 * 5 * 2]])
 
 
-def test_a_model_not_built_yet_can_be_copied():
+def test_an_unbuilt_model_can_be_copied():
     twin = copy.deepcopy(xpnet.Sequential([layers.Dense(2)], backend="cpu"))
     assert twin.predict(np.ones((1, 3))).shape == (1, 2)
 
 
-def test_a_move_keeps_parameters_buffers_and_numbers(backend):
+def test_a_move_keeps_parameters_buffers_and_values(backend):
     model = model_of("cpu")
     model.forward(np.ones((4, 7)))
     model.backward(np.ones((4, 1)))
@@ -197,12 +198,12 @@ def test_a_move_keeps_parameters_buffers_and_numbers(backend):
             np.testing.assert_array_equal(value, before[name])
 
 
-def test_a_snapshot_goes_back_to_what_it_took(backend):
+def test_a_snapshot_restores_values_buffers_and_optimizer_state(backend):
     model = model_of(backend)
     store, moments = model.context.store, backend.asarray([1.0, 2.0])
-    snapshot = Snapshot(store, [moments])
-    for later in (False, True):
-        if later:
+    snapshot = Snapshot(store, lambda: {"moments": moments})
+    for changed in (False, True):
+        if changed:
             store.values[...] = 3
             model.layers[1].seen.value[...] = 4
             moments[...] = 5
@@ -236,5 +237,15 @@ def test_a_store_without_parameters_is_allocated_and_empty(backend):
     store.allocate(0)
     assert store.allocated
     assert store.values.shape == (0,)
-    assert store.runs(lambda p: True) == []
+    assert store.slices(lambda p: True) == []
     assert store.penalty() is None
+
+
+@pytest.mark.parametrize("bad", [None, 1j, np.full((4, 2), 1j), "text", np.full((4, 2), "1")])
+@pytest.mark.parametrize("which", ["value", "grad"])
+def test_a_parameter_accepts_only_real_numbers(bad, which):
+    parameter = dense_net(weight_initializer="ones").parameters[0]
+    parameter.grad = 1.0
+    with pytest.raises(ArgumentTypeError, match="0.weight"):
+        setattr(parameter, which, bad)
+    np.testing.assert_array_equal(getattr(parameter, which), np.ones((4, 2)))

@@ -1,70 +1,76 @@
-"""Schedules: end points, hand-worked values, and their way between."""
+"""Schedules: values calculated by hand, and how optimizers follow them."""
 
 import itertools
 import math
 
 import pytest
-from names import shown
+from names import missing_classes, stable_repr
 
 import xpnet
 from xpnet import layers, optimizers, schedules
 from xpnet.errors import ArgumentError
 
+SCHEDULES = [
+    (schedules.Constant(0.1), {0: 0.1, 10**6: 0.1}),
+    (schedules.StepDecay(1.0, every=10), {0: 1, 9: 1, 10: 0.1, 19: 0.1, 20: 0.01}),
+    (schedules.StepDecay(0.8, every=3, factor=0.5), {2: 0.8, 3: 0.4, 6: 0.2, 8: 0.2}),
+    (schedules.ExponentialDecay(1.0, every=10, factor=0.25), {0: 1, 5: 0.5, 10: 0.25, 20: 0.0625}),
+    (schedules.InverseTimeDecay(1.0, every=10), {0: 1, 10: 1 / 2, 20: 1 / 3, 90: 0.1}),
+    (schedules.InverseTimeDecay(1.0, every=1, decay=0.5), {0: 1, 1: 2 / 3, 2: 0.5, 6: 0.25}),
+    (
+        schedules.CosineDecay(1.0, steps=12),
+        {
+            0: 1,
+            2: (2 + math.sqrt(3)) / 4,
+            3: (2 + math.sqrt(2)) / 4,
+            4: 0.75,
+            6: 0.5,
+            8: 0.25,
+            12: 0,
+            13: 0,
+            10**9: 0,
+        },
+    ),
+    (schedules.CosineDecay(1.0, steps=4, final=0.2), {0: 1, 2: 0.6, 4: 0.2, 400: 0.2}),
+    (schedules.LinearWarmup(4, after=0.8), {0: 0.2, 1: 0.4, 2: 0.6, 3: 0.8, 4: 0.8, 99: 0.8}),
+    (schedules.LinearWarmup(1, after=0.8), {0: 0.8, 1: 0.8}),
+    (
+        schedules.LinearWarmup(2, after=schedules.CosineDecay(1.0, steps=4)),
+        {0: 0.5, 1: 1, 2: 1, 4: 0.5, 6: 0, 7: 0},
+    ),
+    (schedules.LinearWarmup(2, after=lambda step: 1 / (1 + step)), {0: 0.5, 1: 1, 2: 1, 3: 0.5, 5: 0.25}),
+    # Starts at 1/25 of the peak, reaches the peak after 20 of 101 steps, and ends at 1/250 000 of the peak.
+    (
+        schedules.OneCycle(1.0, steps=101, warmup=20 / 101),
+        {0: 0.04, 10: 0.52, 20: 1, 60: (1 + 4e-6) / 2, 100: 4e-6, 500: 4e-6},
+    ),
+    (
+        schedules.OneCycle(2.0, 5, warmup=0.4, start_factor=10, end_factor=100),
+        {0: 0.2, 1: 1.1, 2: 2, 3: 1.001, 4: 0.002},
+    ),
+    (schedules.OneCycle(1.0, steps=3, warmup=0.0), {0: 1, 1: (1 + 4e-6) / 2, 2: 4e-6}),
+    (schedules.OneCycle(1.0, steps=4, warmup=1.0), {0: 0.04, 2: 0.52, 4: 4e-6}),
+    (schedules.OneCycle(1.0, steps=1), {0: 0.04, 1: 4e-6}),
+]
+
+
+def test_every_schedule_has_an_example():
+    assert not missing_classes(schedules, schedules.Schedule, [schedule for schedule, _ in SCHEDULES])
+
 
 @pytest.mark.parametrize(
     ("schedule", "values"),
-    [
-        (schedules.Constant(0.1), {0: 0.1, 10**6: 0.1}),
-        (schedules.StepDecay(1.0, every=10), {0: 1, 9: 1, 10: 0.1, 19: 0.1, 20: 0.01}),
-        (schedules.StepDecay(0.8, every=3, factor=0.5), {2: 0.8, 3: 0.4, 6: 0.2, 8: 0.2}),
-        (schedules.ExponentialDecay(1.0, every=10, factor=0.25), {0: 1, 5: 0.5, 10: 0.25, 20: 0.0625}),
-        (schedules.InverseTimeDecay(1.0, every=10), {0: 1, 10: 1 / 2, 20: 1 / 3, 90: 0.1}),
-        (schedules.InverseTimeDecay(1.0, every=1, decay=0.5), {0: 1, 1: 2 / 3, 2: 0.5, 6: 0.25}),
-        (
-            schedules.CosineDecay(1.0, steps=12),
-            {
-                0: 1,
-                2: (2 + math.sqrt(3)) / 4,
-                3: (2 + math.sqrt(2)) / 4,
-                4: 0.75,
-                6: 0.5,
-                8: 0.25,
-                12: 0,
-                13: 0,
-                10**9: 0,
-            },
-        ),
-        (schedules.CosineDecay(1.0, steps=4, final=0.2), {0: 1, 2: 0.6, 4: 0.2, 400: 0.2}),
-        (schedules.LinearWarmup(4, after=0.8), {0: 0.2, 1: 0.4, 2: 0.6, 3: 0.8, 4: 0.8, 99: 0.8}),
-        (schedules.LinearWarmup(1, after=0.8), {0: 0.8, 1: 0.8}),
-        (
-            schedules.LinearWarmup(2, after=schedules.CosineDecay(1.0, steps=4)),
-            {0: 0.5, 1: 1, 2: 1, 4: 0.5, 6: 0, 7: 0},
-        ),
-        (schedules.LinearWarmup(2, after=lambda step: 1 / (1 + step)), {0: 0.5, 1: 1, 2: 1, 3: 0.5, 5: 0.25}),
-        # 1/25 of the peak at first, the peak after 20 of 101 steps, 1/250 000 of it in the last step and after.
-        (
-            schedules.OneCycle(1.0, steps=101, warmup=20 / 101),
-            {0: 0.04, 10: 0.52, 20: 1, 60: (1 + 4e-6) / 2, 100: 4e-6, 500: 4e-6},
-        ),
-        (
-            schedules.OneCycle(2.0, 5, warmup=0.4, start_factor=10, end_factor=100),
-            {0: 0.2, 1: 1.1, 2: 2, 3: 1.001, 4: 0.002},
-        ),
-        (schedules.OneCycle(1.0, steps=3, warmup=0.0), {0: 1, 1: (1 + 4e-6) / 2, 2: 4e-6}),
-        (schedules.OneCycle(1.0, steps=4, warmup=1.0), {0: 0.04, 2: 0.52, 4: 4e-6}),
-        (schedules.OneCycle(1.0, steps=1), {0: 0.04, 1: 4e-6}),
-    ],
-    ids=lambda value: shown(value) if isinstance(value, schedules.Schedule) else "",
+    SCHEDULES,
+    ids=lambda value: stable_repr(value) if isinstance(value, schedules.Schedule) else "",
 )
-def test_values_worked_out_by_hand(schedule, values):
+def test_schedules_equal_values_calculated_by_hand(schedule, values):
     for step, rate in values.items():
         assert schedule(step) == pytest.approx(rate, rel=1e-12, abs=1e-15)
         assert type(schedule(step)) is float
 
 
 @pytest.mark.parametrize(
-    ("schedule", "turn"),
+    ("schedule", "peak"),
     [
         (schedules.StepDecay(1.0, 7), 0),
         (schedules.ExponentialDecay(1.0, 7, 0.5), 0),
@@ -76,42 +82,47 @@ def test_values_worked_out_by_hand(schedule, values):
     ],
     ids=repr,
 )
-def test_rates_rise_until_the_turn_and_then_fall_smoothly(schedule, turn):
+def test_rates_rise_until_the_peak_and_then_fall(schedule, peak):
     rates = [schedule(step) for step in range(201)]
     for step, (before, after) in enumerate(itertools.pairwise(rates)):
-        assert before <= after if step + 1 <= turn else before >= after or step < turn
+        assert before <= after if step + 1 <= peak else before >= after or step < peak
         assert min(rates) >= 0
     assert max(rates) <= 1
 
 
-def test_an_optimiser_follows_its_schedule_step_by_step(backend):
+def test_an_optimizer_follows_its_schedule_step_by_step(backend):
     model = xpnet.Sequential([layers.Dense(1, use_bias=False, weight_initializer=0.0)], 1, backend, dtype="float64")
     sgd = optimizers.SGD(schedules.StepDecay(1.0, every=2, factor=0.5))
-    taken = []
+    steps = []
     for _ in range(5):
         before = model.state_dict()["0.weight"].item()
         model.train_on_batch([[1.0]], [[before + 1.0]], loss="half_squared_error", optimizer=sgd)
-        taken.append(model.state_dict()["0.weight"].item() - before)
-    assert taken == [1.0, 1.0, 0.5, 0.5, 0.25]
+        steps.append(model.state_dict()["0.weight"].item() - before)
+    assert steps == [1.0, 1.0, 0.5, 0.5, 0.25]
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: schedules.StepDecay(1.0, 0), "StepDecay: every must be at least 1 step, not 0"),
+        (lambda: schedules.StepDecay(1.0, 0), "StepDecay: every must be an integer of at least 1, not 0"),
         (lambda: schedules.ExponentialDecay(1.0, -1, 0.5), "ExponentialDecay: every must be .* not -1"),
         (lambda: schedules.InverseTimeDecay(1.0, 0), "InverseTimeDecay: every"),
         (lambda: schedules.CosineDecay(1.0, 0), "CosineDecay: steps"),
         (lambda: schedules.LinearWarmup(0, 0.1), "LinearWarmup: steps"),
         (lambda: schedules.OneCycle(1.0, 0), "OneCycle: steps"),
-        (lambda: schedules.OneCycle(1.0, 10, warmup=1.5), "OneCycle: warmup is a fraction .* not 1.5"),
+        (lambda: schedules.OneCycle(1.0, 10, warmup=1.5), "OneCycle: warmup must be a number from 0 to 1, not 1.5"),
     ],
 )
-def test_what_cannot_work_is_refused_with_the_reason(make, message):
+def test_invalid_arguments_are_refused(make, message):
     with pytest.raises(ArgumentError, match=message):
         make()
 
 
-def test_schedules_are_equal_by_their_settings():
+def test_schedules_with_equal_settings_are_equal():
     assert schedules.CosineDecay(1.0, 5) == schedules.CosineDecay(1.0, 5) != schedules.CosineDecay(1.0, 6)
     assert repr(schedules.LinearWarmup(3, schedules.Constant(0.1))) == "LinearWarmup(3, Constant(0.1))"
+
+
+def test_a_schedule_class_is_refused_as_a_learning_rate():
+    with pytest.raises(ArgumentError, match="a schedule, not <class"):
+        optimizers.SGD(schedules.CosineDecay)

@@ -1,11 +1,12 @@
 """xpnet: neural networks written once against an array module `xp`, NumPy on the CPU and CuPy on a CUDA GPU."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from xpnet import (
     augment,
     callbacks,
     datasets,
+    distributed,
     errors,
     initializers,
     layers,
@@ -14,41 +15,38 @@ from xpnet import (
     optimizers,
     schedules,
 )
+from xpnet._version import __version__
 from xpnet.backends import Backend, available_backends, get_backend
-from xpnet.gradient_check import check_gradients
-from xpnet.model import Sequential, load
-from xpnet.run import History
+from xpnet.callbacks import History
+from xpnet.model import Sequential, check_gradients, load
 
-__version__ = "0.1.0"
+# Not in __all__: these need optional dependencies, and are imported when they are first used.
+if TYPE_CHECKING:
+    from xpnet import estimators as estimators
+    from xpnet import onnx as onnx
+    from xpnet import plots as plots
+    from xpnet.onnx import export_onnx as export_onnx
+    from xpnet.onnx import import_onnx as import_onnx
 
-__all__ = [
-    "Backend",
-    "History",
-    "Sequential",
-    "__version__",
-    "augment",
-    "available_backends",
-    "callbacks",
-    "check_gradients",
-    "datasets",
-    "errors",
-    "get_backend",
-    "initializers",
-    "layers",
-    "load",
-    "losses",
-    "metrics",
-    "optimizers",
-    "schedules",
-]
+__all__ = ["Backend", "History", "Sequential", "__version__", "augment", "available_backends",
+           "callbacks", "check_gradients", "datasets", "distributed", "errors", "get_backend",
+           "initializers", "layers", "load", "losses", "metrics", "optimizers", "schedules"]  # fmt: skip
+
+_LAZY_MODULES = ("estimators", "onnx", "plots")
+_LAZY_FUNCTIONS = ("export_onnx", "import_onnx")
 
 
-def __getattr__(name: str) -> Any:
-    """The rooms with extras of their own, opened where somebody asks for them."""
-    from importlib import import_module
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY_MODULES, *_LAZY_FUNCTIONS} - {"TYPE_CHECKING"})
 
-    if name in ("distributed", "estimators", "onnx", "plots"):
-        return import_module(f"xpnet.{name}")
-    if name in ("export_onnx", "import_onnx"):
-        return getattr(import_module("xpnet.onnx"), name)
-    raise AttributeError(f"module 'xpnet' has no attribute {name!r}")
+
+if not TYPE_CHECKING:  # a type checker that sees __getattr__ accepts every name, misspelled ones too
+
+    def __getattr__(name: str) -> object:
+        from importlib import import_module
+
+        if name in _LAZY_MODULES:
+            return import_module(f"xpnet.{name}")
+        if name in _LAZY_FUNCTIONS:
+            return getattr(import_module("xpnet.onnx"), name)
+        raise AttributeError(f"module 'xpnet' has no attribute {name!r}")

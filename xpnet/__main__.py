@@ -1,4 +1,4 @@
-"""`python -m xpnet info`: what xpnet finds on this machine, and how to mend what it does not."""
+"""The command `python -m xpnet info`: versions, devices, and how to fix what cannot be used."""
 
 import argparse
 import importlib.metadata
@@ -8,13 +8,13 @@ import numpy
 
 import xpnet
 
-_FLOORS = {"numpy": "2.0", "cupy": "14.1"}
+_MINIMUM_VERSIONS = {"numpy": "2.0", "cupy": "14.1"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m xpnet", description=xpnet.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="versions, the BLAS under NumPy, and whether a GPU can be used")
+    commands.add_parser("info", help="print versions, the BLAS that NumPy uses, and whether a GPU can be used")
     parser.parse_args()
     print("\n".join(info()))
 
@@ -24,8 +24,8 @@ def info() -> list[str]:
     lines = [
         f"xpnet   {xpnet.__version__}",
         f"Python  {platform.python_version()} on {platform.platform()}",
-        f"NumPy   {numpy.__version__} (needs {_FLOORS['numpy']} or later)",
-        f"CuPy    {_cupy_version()} (needs {_FLOORS['cupy']} or later, for the GPU only)",
+        f"NumPy   {numpy.__version__} (needs {_MINIMUM_VERSIONS['numpy']} or later)",
+        f"CuPy    {_cupy_version()} (needs {_MINIMUM_VERSIONS['cupy']} or later, for the GPU only)",
         "",
     ]
     for name, reason in xpnet.available_backends().items():

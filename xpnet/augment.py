@@ -1,46 +1,45 @@
-"""Random distortions of images: layers for the head of a model, at work in training only.
+"""Augmentation: layers at the beginning of a model that distort images at random, in training only.
 
-Each training step sees the images anew, as they could have been drawn. The draw is a hash of (seed, layer, step,
-image), the same on every device and for every shard of a batch.
+The random numbers are a hash of (seed, layer, step, image), so each step distorts the images differently, but in the
+same way on every device.
 """
 
 import math
 from typing import Any
 
 from xpnet.backends import Array
-from xpnet.config import is_number
-from xpnet.errors import ArgumentError
-from xpnet.layers.base import Layer, Shape
+from xpnet.config import number, one_or_pair
+from xpnet.layers.base import Layer
+from xpnet.layers.context import Shape
 
 __all__ = ["Distortion", "ElasticDistortion", "RandomAffine"]
 
-
-_MOST = 1e6  # pixels, degrees, factors: beyond these no image is left, and float32 would overflow
+_LIMIT = 10**6  # of pixels, degrees and factors: beyond it nothing of an image is left, and float32 would overflow
 
 
 class Distortion(Layer):
-    """In training, each pixel of an output image is fetched from somewhere in its input; else y = x.
+    """In training, each pixel of y is the value of x at a random position near it. In inference, y = x.
 
-    (N, H, W) or (N, H, W, C) → the same shape in the model's dtype, integers unscaled. A subclass writes `positions`.
-    What lies between pixels is interpolated, what lies outside is 0.
+    (N, H, W) or (N, H, W, C) → the same shape in the model's dtype; integers are not scaled. A subclass defines
+    `positions`. Values between pixels are interpolated; outside the image they are 0.
     """
 
     accepts_integers = True
 
     def build(self, input_shape: Shape) -> Shape:
         if len(input_shape) not in (2, 3):
-            raise self.refuse("(N, height, width) or (N, height, width, channels)", f"(N, {str(input_shape)[1:]}")
+            raise self.refuse("(N, height, width) or (N, height, width, channels)", input_shape)
         return input_shape
 
     def positions(self, rows: int) -> tuple[Array, Array]:
-        """Where to fetch each pixel from: vertical and horizontal, (rows, H, W) each, counted in pixels from 0.
+        """Return the positions in x of the pixels of y: vertical and horizontal, (rows, H, W) each, in pixels from 0.
 
-        Where pixel (i, j) has the position (i, j), it stays as it is.
+        For pixel (i, j), the identity returns i and j.
         """
         raise NotImplementedError(f"{type(self).__name__} must define positions(rows).")
 
     def uniform(self, rows: int, *shape: int) -> Array:
-        """Noise (rows, *shape) between -1 and 1, the same whenever it is asked for within one step."""
+        """Uniform noise (rows, *shape) between -1 and 1. All calls in one step return the same numbers."""
         noise = self.work.buffer("noise", (rows, *shape))
         noise[...] = self.random_bits(noise)
         noise *= 2.0**-31
@@ -48,7 +47,7 @@ class Distortion(Layer):
         return noise
 
     def forward(self, x: Array) -> Array:
-        """Bilinear: y = (1-r)(1-s) x[i, j] + (1-r)s x[i, j+1] + r(1-s) x[i+1, j] + rs x[i+1, j+1] at (i+r, j+s)."""
+        """At the position (i+r, j+s), y = (1-r)(1-s) x[i, j] + (1-r)s x[i, j+1] + r(1-s) x[i+1, j] + rs x[i+1, j+1]."""
         xp, work = self.xp, self.work
         if not self.context.training:
             work.index = None
@@ -59,13 +58,13 @@ class Distortion(Layer):
         vertical = xp.clip(vertical, -1.0, float(height), out=work.buffer("vertical", plane))
         horizontal = xp.clip(horizontal, -1.0, float(width), out=work.buffer("horizontal", plane))
 
-        # Split into the pixel above and to the left, and the fractions r and s of the way to the next.
+        # i and j, the pixel above and to the left, and the fractions r and s.
         above = xp.floor(vertical, out=work.buffer("above", plane))
         left = xp.floor(horizontal, out=work.buffer("left", plane))
         work.r = xp.subtract(vertical[..., None], above[..., None], out=work.buffer("r", shape))
         work.s = xp.subtract(horizontal[..., None], left[..., None], out=work.buffer("s", shape))
 
-        # The number of that pixel among those of all images, each in a border of zeros.
+        # The index of pixel (i, j) among the pixels of all images, each padded with zeros.
         first = xp.arange(rows) * (height + 2) * (width + 2) + width + 3
         column = work.buffer("column", plane, xp.intp)
         column[...] = left
@@ -75,23 +74,23 @@ class Distortion(Layer):
         work.index += column
         work.index += first[:, None, None]
 
-        pixels = self._bordered("pixels", rows)
-        self._inside(pixels)[...] = x.reshape(shape)
+        pixels = self._padded("pixels", rows)
+        self._without_padding(pixels)[...] = x.reshape(shape)
         corners = [
             self.backend.gather(pixels[offset:], work.index, out=work.buffer(f"corner {offset}", shape))
             for offset in (0, 1, width + 2, width + 3)
         ]
-        upper, lower = _mix(corners[0], corners[1], work.s), _mix(corners[2], corners[3], work.s)
-        return _mix(upper, lower, work.r).reshape(x.shape)
+        upper, lower = _interpolate(corners[0], corners[1], work.s), _interpolate(corners[2], corners[3], work.s)
+        return _interpolate(upper, lower, work.r).reshape(x.shape)
 
     def backward(self, grad_y: Array) -> Array | None:
-        """∂y/∂x: each pixel of y hands its gradient to the four that it was mixed from, in the same shares."""
+        """y is a weighted sum of four pixels of x: each of them gets ∂L/∂y times its weight in `forward`."""
         if not self.wants_input_grad:
             return None
         xp, work = self.xp, self.work
         if work.index is None:
             return grad_y
-        pixels = self._bordered("grad_pixels", len(grad_y))
+        pixels = self._padded("grad_pixels", len(grad_y))
         grad = grad_y.reshape(work.r.shape)
         lower = grad * work.r
         for half, offset in ((grad - lower, 0), (lower, self.input_shape[1] + 2)):
@@ -99,13 +98,13 @@ class Distortion(Layer):
             xp.add.at(pixels[offset:], work.index, half - right)
             xp.add.at(pixels[offset + 1 :], work.index, right)
         grad_x = work.buffer("grad_x", grad_y.shape)
-        grad_x[...] = self._inside(pixels).reshape(grad_y.shape)
+        grad_x[...] = self._without_padding(pixels).reshape(grad_y.shape)
         return grad_x
 
-    def _bordered(self, name: str, rows: int) -> Array:
-        """Zeros for so many images with a border of one pixel, (pixels, channels).
+    def _padded(self, name: str, rows: int) -> Array:
+        """Zeros (pixels, channels) for so many images, each with a border of one pixel.
 
-        There is an image more, so that the neighbours of the last border exist too.
+        There is one image more, since `forward` reads the neighbors of the last pixel too.
         """
         height, width = self.input_shape[:2]
         shape = ((rows + 1) * (height + 2) * (width + 2), math.prod(self.input_shape[2:]))
@@ -113,94 +112,87 @@ class Distortion(Layer):
         pixels[...] = 0.0
         return pixels
 
-    def _inside(self, pixels: Array) -> Array:
-        """The images without their borders: a view (N, H, W, C) of `_bordered`."""
+    def _without_padding(self, pixels: Array) -> Array:
+        """The images without their borders: a view (N, H, W, C) of the array of `_padded`."""
         height, width = self.input_shape[:2]
         return pixels.reshape(-1, height + 2, width + 2, pixels.shape[1])[:-1, 1:-1, 1:-1]
 
 
-def _mix(a: Array, b: Array, share: Array) -> Array:
-    """a + share (b - a), in b: exactly a where the share is 0."""
+def _interpolate(a: Array, b: Array, fraction: Array) -> Array:
+    """a + fraction · (b - a), written into b. It is exactly a where the fraction is 0."""
     b -= a
-    b *= share
+    b *= fraction
     b += a
     return b
 
 
 class RandomAffine(Distortion):
-    """Each image slanted, scaled and turned about its centre, then shifted: one affine map, drawn uniformly.
+    """Shears, scales and rotates each image about its center, then shifts it, by random amounts.
 
-    shift: up to so many pixels either way, fractions included; a number, or (vertical, horizontal).
-    rotation: up to so many degrees either way.
-    scale: larger or smaller by a factor of up to 1 + scale, its logarithm uniform. A number keeps the proportions; a
-    pair (vertical, horizontal) draws two factors.
-    shear: upright lines lean by up to so many degrees either way.
+    shift: the largest shift in either direction, in pixels and fractions of them; a number, or (vertical, horizontal).
+    rotation: the largest rotation in either direction, in degrees.
+    scale: the factor is log-uniform from 1 / (1 + scale) to 1 + scale. A number keeps the proportions; a pair
+    (vertical, horizontal) draws two factors.
+    shear: the largest angle by which vertical lines lean in either direction, in degrees.
     """
 
     def __init__(self, shift: Any = 0.0, rotation: float = 0.0, scale: Any = 0.0, shear: float = 0.0) -> None:
-        _pair("shift", shift)
-        _pair("scale", scale)
-        if not _is_range(rotation):
-            raise ArgumentError(f"RandomAffine: rotation must be degrees from 0 to {_MOST:g}, not {rotation!r}.")
-        if not (_is_range(shear) and shear < 90):
-            raise ArgumentError(f"RandomAffine: shear must be degrees, at least 0 and below 90, not {shear!r}.")
-        self.shift, self.scale = (tuple(a) if isinstance(a, list) else a for a in (shift, scale))
-        self.rotation, self.shear = rotation, shear
+        self.shift = one_or_pair(number, self, "shift", shift, at_least=0, at_most=_LIMIT)
+        self.rotation = number(self, "rotation", rotation, at_least=0, at_most=_LIMIT)
+        self.scale = one_or_pair(number, self, "scale", scale, at_least=0, at_most=_LIMIT)
+        self.shear = number(self, "shear", shear, at_least=0, below=90)
 
     def positions(self, rows: int) -> tuple[Array, Array]:
-        """The map backwards: p - centre - shift turned back, scaled back and upright again, + centre."""
+        """The inverse map: p - center - shift, rotated back, scaled back and sheared back, + center."""
         xp, work, dtype = self.xp, self.work, self.context.dtype
         height, width = self.input_shape[:2]
-        middle, centre = (height - 1) / 2, (width - 1) / 2
-        most_down, most_right = _pair("shift", self.shift)
-        most_taller, most_wider = _pair("scale", self.scale)
+        center_v, center_h = (height - 1) / 2, (width - 1) / 2
+        most_down, most_right = _pair(self.shift)
+        most_taller, most_wider = _pair(self.scale)
 
         down, right, turn, taller, wider, lean = self.uniform(rows, 6).T.reshape(6, rows, 1, 1)
         taller = xp.exp(taller * math.log1p(most_taller))
-        wider = taller if is_number(self.scale) else xp.exp(wider * math.log1p(most_wider))
+        wider = taller if not isinstance(self.scale, tuple) else xp.exp(wider * math.log1p(most_wider))
         angle = turn * math.radians(self.rotation)
         cos, sin, lean = xp.cos(angle), xp.sin(angle), xp.tan(lean * math.radians(self.shear))
 
-        v = xp.arange(height, dtype=dtype)[:, None] - middle - down * most_down
-        h = xp.arange(width, dtype=dtype) - centre - right * most_right
+        v = xp.arange(height, dtype=dtype)[:, None] - center_v - down * most_down
+        h = xp.arange(width, dtype=dtype) - center_h - right * most_right
         v_by_v, v_by_h = cos / taller, sin / taller
         h_by_v, h_by_h = lean * v_by_v - sin / wider, lean * v_by_h + cos / wider
         plane = (rows, height, width)
         return (
-            xp.add(v_by_v * v + middle, v_by_h * h, out=work.buffer("vertical", plane)),
-            xp.add(h_by_v * v + centre, h_by_h * h, out=work.buffer("horizontal", plane)),
+            xp.add(v_by_v * v + center_v, v_by_h * h, out=work.buffer("vertical", plane)),
+            xp.add(h_by_v * v + center_h, h_by_h * h, out=work.buffer("horizontal", plane)),
         )
 
 
 class ElasticDistortion(Distortion):
-    """Each pixel fetched from a random place nearby, near neighbours from places alike: as if drawn on rubber.
+    """Displaces each pixel at random, and neighboring pixels by similar amounts.
 
-    Simard, Steinkraus, Platt 2003, "Best practices for convolutional neural networks applied to visual document
-    analysis": for digits of 28 × 28 pixels, alpha=34 and sigma=4. Displacements drawn from -1 to 1 are averaged under a
-    Gaussian of standard deviation `sigma` pixels, whose weights add up to 1, and multiplied by `alpha`. Up and down as
-    well as sideways, that leaves a standard deviation of about 0.16 alpha / sigma pixels, and less near the edges, for
-    nothing lies beyond them.
+    Random displacements between -1 and 1, vertical and horizontal, are smoothed by a Gaussian of standard deviation
+    `sigma` pixels, whose weights sum to 1, and multiplied by `alpha`. The result has a standard deviation of about
+    0.16 alpha / sigma pixels in each direction, and less near the edges, where part of the Gaussian is outside.
+
+    Simard, Steinkraus and Platt 2003, "Best practices for convolutional neural networks applied to visual document
+    analysis", use alpha=34 and sigma=4 for digits of 28 × 28 pixels.
     """
 
     def __init__(self, alpha: float, sigma: float) -> None:
-        if not (_is_range(alpha) and _is_range(sigma) and sigma > 0):
-            raise ArgumentError(
-                f"ElasticDistortion: alpha must be from 0 and sigma above 0 to {_MOST:g} pixels, not {alpha!r} and "
-                f"{sigma!r}."
-            )
-        self.alpha, self.sigma = alpha, sigma
+        self.alpha = number(self, "alpha", alpha, at_least=0, at_most=_LIMIT)
+        self.sigma = number(self, "sigma", sigma, above=0, at_most=_LIMIT)
 
     def positions(self, rows: int) -> tuple[Array, Array]:
-        """Pixel (i, j) is fetched from (i, j) + alpha · G noise G, with a Gaussian G along either axis."""
+        """(i, j) + alpha · (G noise G)_ij, with a Gaussian G along each axis."""
         xp, work, dtype = self.xp, self.work, self.context.dtype
         height, width = self.input_shape[:2]
         if not hasattr(work, "smoothing"):
             work.smoothing = [self.backend.asarray(_gaussian(n, self.sigma), dtype) for n in (height, width)]
         by_height, by_width = work.smoothing
         noise = self.uniform(rows, 2, height, width)
-        # Image by image, rather than one large product, so that no rounding depends on the others of the batch.
-        field = self.backend.matmul_each(noise, by_width, out=work.buffer("field", noise.shape))
-        field = self.backend.matmul_each(by_height, field, out=noise)
+        # One product per image, so that rounding does not depend on the other images of the batch.
+        field = self.backend.batched_matmul(noise, by_width, out=work.buffer("field", noise.shape))
+        field = self.backend.batched_matmul(by_height, field, out=noise)
         field *= self.alpha
         plane = (rows, height, width)
         return (
@@ -210,22 +202,11 @@ class ElasticDistortion(Distortion):
 
 
 def _gaussian(n: int, sigma: float) -> list[list[float]]:
-    """(n, n): the share of a Gaussian around pixel i that falls on pixel j."""
+    """(n, n): the part of a Gaussian around pixel i that falls on pixel j."""
     below = [0.5 * math.erf((k - 0.5) / (sigma * math.sqrt(2))) for k in range(n + 1)]
     share = [below[k + 1] - below[k] for k in range(n)]
     return [[share[abs(i - j)] for j in range(n)] for i in range(n)]
 
 
-def _is_range(value: Any) -> bool:
-    return is_number(value) and 0 <= value <= _MOST
-
-
-def _pair(name: str, value: Any) -> tuple[float, float]:
-    """(vertical, horizontal) of a number for both, or of such a pair."""
-    given = value.tolist() if hasattr(value, "tolist") else value
-    pair = tuple(given) if isinstance(given, list | tuple) else (given, given)
-    if len(pair) != 2 or not all(map(_is_range, pair)):
-        raise ArgumentError(
-            f"RandomAffine: {name} must be a number from 0 to {_MOST:g} or two, (vertical, horizontal), not {value!r}."
-        )
-    return float(pair[0]), float(pair[1])
+def _pair(value: float | tuple[float, float]) -> tuple[float, float]:
+    return value if isinstance(value, tuple) else (value, value)

@@ -1,4 +1,4 @@
-"""Callbacks: what may happen between the steps and epochs of `fit`."""
+"""Callbacks: code that runs between the steps and epochs of `fit`; and the history that `fit` returns."""
 
 import csv
 import os
@@ -6,60 +6,122 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TextIO
+from typing import Any, ClassVar, Protocol, TextIO
 
-from xpnet.config import is_number, is_whole
+from xpnet.config import choice, flag, integer, number
+from xpnet.distributed.process_group import ProcessGroup
 from xpnet.errors import ArgumentError
+from xpnet.layers.containers import Sequential
 from xpnet.parameters import Snapshot
 
-if TYPE_CHECKING:
-    from xpnet.layers.containers import Sequential
-    from xpnet.run import Run
+__all__ = ["CSVLogger", "Callback", "Checkpoint", "EarlyStopping", "EpochLines", "History", "ProgressBar",
+           "ReduceLROnPlateau", "Run", "format_logs"]  # fmt: skip
+
+
+class History(dict[str, list[float]]):
+    """What `fit` returns: history["loss"], history["val_accuracy"], … are lists with one float per epoch.
+
+    seconds: the time of each epoch, without compilation.  compile_seconds: the time spent compiling GPU kernels, some
+    seconds at first use and 0 later, since CuPy caches them on disk.  stopped: why training ended early
+    ("interrupted", "diverged", or the reason that a callback gave), or None.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+        self.compile_seconds = 0.0
+        self.stopped: str | None = None
+
+    def add(self, logs: Mapping[str, float], seconds: float) -> None:
+        """Append the values of one epoch."""
+        for name, value in logs.items():
+            self.setdefault(name, []).append(value)
+        self.seconds.append(seconds)
+
+
+class Run(Protocol):
+    """The current call of `fit`, which a callback reads as `self.run`.
+
+    epochs: the epochs of this call.  first_epoch: the number of epochs before it.  steps: batches per epoch, and
+    samples: training samples; both are None for a stream of batches, whose length is unknown.  seen: the samples of
+    this epoch so far.  batch_size: samples per batch.  history: the epochs so far.  under_way: whether an epoch is in
+    progress.
+    """
+
+    epochs: int
+    first_epoch: int
+    steps: int | None
+    samples: int | None
+    seen: int
+    batch_size: int
+    history: History
+    under_way: bool
+
+    @property
+    def state(self) -> Any:
+        """`step`, `epoch`, `learning_rate` and `rate_factor` of the model."""
+
+    @property
+    def group(self) -> ProcessGroup:
+        """The processes that train together."""
+
+    def logs(self) -> dict[str, Any]:
+        """Return loss and metrics of the epoch so far, over the samples of this rank. Waits for the device."""
+
+    def save(self, path: Any) -> None:
+        """Write a checkpoint, from which `fit(..., resume_from=path)` continues. All ranks must call it."""
 
 
 class Callback:
     """The base of every callback. Override what you need; every method does nothing by default.
 
-    Epochs and steps count from 0 over the model's life, so a second fit goes on where the first ended. Device values
-    should be read seldom: `self.run.logs()` waits for the GPU.
+    Epochs and steps count from 0 over the life of the model, so a second fit continues where the first ended. Do not
+    call `self.run.logs()` in every step: it waits for the GPU.
     """
 
-    #: Whether it prints or writes, so that of several ranks only the first one calls it.
+    #: Whether it prints or writes files, so that only the first of several ranks calls it.
     only_on_first_rank: ClassVar[bool] = False
+    #: Whether it is called after all other callbacks, and so sees their state of the same epoch.
+    runs_last: ClassVar[bool] = False
+    #: Set by fit.
+    run: Run
 
-    #: Set by fit: epochs, steps, samples, batch_size, history, state (its learning_rate), logs() of the epoch so far.
-    run: "Run"
+    def on_train_begin(self, model: Sequential) -> None:
+        """Called before the first epoch of this fit."""
 
-    def on_train_begin(self, model: "Sequential") -> None:
-        """Before the first epoch of this fit."""
-
-    def on_resume(self, model: "Sequential", state: dict[str, Any]) -> None:
-        """Instead, where fit goes on from a checkpoint: `state` is what `state()` gave when that was written."""
+    def on_resume(self, model: Sequential, state: dict[str, Any]) -> None:
+        """Called instead of on_train_begin if fit resumes a checkpoint, with what `state()` returned for it."""
         self.on_train_begin(model)
 
-    def on_epoch_begin(self, model: "Sequential", epoch: int) -> None:
-        """Before the first step of an epoch."""
+    def on_epoch_begin(self, model: Sequential, epoch: int) -> None:
+        """Called before the first step of an epoch."""
 
-    def on_step_end(self, model: "Sequential", step: int) -> None:
-        """After an update; `step` is the number of updates so far."""
+    def on_step_end(self, model: Sequential, step: int) -> None:
+        """Called after a step; `step` is the number of steps so far."""
 
-    def on_epoch_end(self, model: "Sequential", epoch: int, logs: dict[str, Any]) -> None:
-        """After an epoch; `logs` are its figures: "loss", "accuracy", "val_loss", …"""
+    def on_epoch_end(self, model: Sequential, epoch: int, logs: dict[str, Any]) -> None:
+        """Called after an epoch; `logs` are its values: "loss", "accuracy", "val_loss", …"""
 
-    def on_train_end(self, model: "Sequential") -> None:
-        """After the last epoch, also when an error or Ctrl-C ended the training."""
+    def on_train_end(self, model: Sequential) -> None:
+        """Called after the last epoch, also if an error or Ctrl-C ended the training."""
+
+    def on_compile(self) -> None:
+        """Called when kernels are about to be compiled for a GPU, which takes seconds on first use."""
 
     def state(self) -> dict[str, Any]:
-        """What it takes to go on after a stop, by name: arrays, and what JSON holds (numbers, text, lists, None)."""
+        """Return what this callback needs to resume: arrays, and values that JSON can hold (numbers, text, lists)."""
         return {}
 
     def stop(self, reason: str) -> None:
-        """End the training after this step or epoch; the reason stands in `history.stopped`."""
+        """End the training after this step or epoch; `history.stopped` holds the reason."""
         self.run.history.stopped = reason
 
 
 class ProgressBar(Callback):
-    """A bar an epoch: samples per second, time left, loss and metrics. Silent where the stream is no terminal."""
+    """A progress bar for each epoch: samples per second, time left, loss and metrics. Shown on a terminal only.
+
+    stream: where to print; standard error by default.  seconds: how often to read loss and metrics.
+    """
 
     only_on_first_rank = True
 
@@ -67,7 +129,7 @@ class ProgressBar(Callback):
         self.stream, self.seconds = stream, seconds
         self._bar: Any = None
 
-    def on_epoch_begin(self, model: "Sequential", epoch: int) -> None:
+    def on_epoch_begin(self, model: Sequential, epoch: int) -> None:
         from tqdm import tqdm  # here, because most runs show no bar
 
         run = self.run
@@ -78,30 +140,27 @@ class ProgressBar(Callback):
             unit=" samples",
             unit_scale=True,
             file=self.stream or sys.stderr,
-            disable=None,  # off where the stream is not a terminal
-            mininterval=0.1,
-            leave=True,
+            disable=None,  # off unless the stream is a terminal
         )
-        self._next_figures = 0.0
+        self._next_logs = 0.0
 
-    def show_compiling(self) -> None:
-        """Say why nothing moves: kernels are being compiled, which happens once on a machine."""
+    def on_compile(self) -> None:
         if self._bar is not None:
             self._bar.set_postfix_str("compiling kernels for the GPU, once")
 
-    def on_step_end(self, model: "Sequential", step: int) -> None:
+    def on_step_end(self, model: Sequential, step: int) -> None:
         if self._bar.disable:
             return
         self._bar.update(self.run.seen - self._bar.n)
-        if time.monotonic() >= self._next_figures:  # reading figures waits for the device
+        if time.monotonic() >= self._next_logs:  # reading logs waits for the device
             self._bar.set_postfix_str(format_logs(self.run.logs()))
-            self._next_figures = time.monotonic() + self.seconds
+            self._next_logs = time.monotonic() + self.seconds
 
-    def on_epoch_end(self, model: "Sequential", epoch: int, logs: dict[str, Any]) -> None:
+    def on_epoch_end(self, model: Sequential, epoch: int, logs: dict[str, Any]) -> None:
         self._bar.set_postfix_str(format_logs(logs))
         self._close()
 
-    def on_train_end(self, model: "Sequential") -> None:
+    def on_train_end(self, model: Sequential) -> None:
         self._close()
 
     def _close(self) -> None:
@@ -111,14 +170,17 @@ class ProgressBar(Callback):
 
 
 class EpochLines(Callback):
-    """A printed line an epoch: figures, seconds, samples per second."""
+    """Prints one line per epoch: loss and metrics, seconds, samples per second.
+
+    stream: where to print; standard output by default.
+    """
 
     only_on_first_rank = True
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream
 
-    def on_epoch_end(self, model: "Sequential", epoch: int, logs: dict[str, Any]) -> None:
+    def on_epoch_end(self, model: Sequential, epoch: int, logs: dict[str, Any]) -> None:
         run = self.run
         seconds, width = run.history.seconds[-1], len(str(run.epochs))
         print(
@@ -130,30 +192,27 @@ class EpochLines(Callback):
 
 
 class _Monitor(Callback):
-    """What follows one figure: has it become better?"""
+    """Watches one value of the logs: has it improved?"""
 
     def __init__(self, monitor: str, patience: int, min_delta: float, mode: str) -> None:
-        name = type(self).__name__
-        if mode not in ("auto", "min", "max"):
-            raise ArgumentError(f'{name}: mode must be "auto", "min" or "max", not {mode!r}.')
-        if not (is_number(patience) and patience >= 0 and is_number(min_delta) and min_delta >= 0):
-            raise ArgumentError(f"{name}: patience and min_delta must be numbers of at least 0.")
-        self.monitor, self.patience, self.min_delta, self.mode = monitor, patience, min_delta, mode
+        self.monitor, self.mode = monitor, choice(self, "mode", mode, ("auto", "min", "max"))
+        self.patience = number(self, "patience", patience, at_least=0)
+        self.min_delta = number(self, "min_delta", min_delta, at_least=0)
 
-    def on_train_begin(self, model: "Sequential") -> None:
+    def on_train_begin(self, model: Sequential) -> None:
         self.best: float | None = None
         self.waited = 0
 
-    def on_resume(self, model: "Sequential", state: dict[str, Any]) -> None:
+    def on_resume(self, model: Sequential, state: dict[str, Any]) -> None:
         super().on_resume(model, state)
         self.best, self.waited = state["best"], state["waited"]
 
     def state(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited}
 
-    def on_epoch_end(self, model: "Sequential", epoch: int, logs: dict[str, Any]) -> None:
-        value = self._figure(logs)
-        first = self.best is None and value == value  # NaN is no better than nothing
+    def on_epoch_end(self, model: Sequential, epoch: int, logs: dict[str, Any]) -> None:
+        value = self._monitored(logs)
+        first = self.best is None and value == value  # NaN is no improvement over nothing
         if first or (self.best is not None and self._sign() * (value - self.best) > self.min_delta):
             self.best, self.waited = value, 0
             self.on_better(model, epoch)
@@ -162,29 +221,30 @@ class _Monitor(Callback):
             if self.waited > self.patience:
                 self.on_patience_lost(model, epoch)
 
-    def _figure(self, logs: Mapping[str, Any]) -> float:
+    def _monitored(self, logs: Mapping[str, Any]) -> float:
         if self.monitor not in logs:
             hint = " Give fit validation data." if self.monitor.startswith("val_") else ""
             raise ArgumentError(
-                f"{type(self).__name__}: there is no {self.monitor!r} to follow, only {', '.join(logs)}.{hint}"
+                f"{type(self).__name__}: the logs have no {self.monitor!r} to monitor, only {', '.join(logs)}.{hint}"
             )
         return float(logs[self.monitor])
 
     def _sign(self) -> int:
-        falls = ("loss", "mse", "mae", "error")
-        mode = ("min" if self.monitor.endswith(falls) else "max") if self.mode == "auto" else self.mode
+        minimized = ("loss", "mse", "mae", "error")
+        mode = ("min" if self.monitor.endswith(minimized) else "max") if self.mode == "auto" else self.mode
         return -1 if mode == "min" else 1
 
-    def on_better(self, model: "Sequential", epoch: int) -> None: ...
+    def on_better(self, model: Sequential, epoch: int) -> None: ...
 
-    def on_patience_lost(self, model: "Sequential", epoch: int) -> None: ...
+    def on_patience_lost(self, model: Sequential, epoch: int) -> None: ...
 
 
 class EarlyStopping(_Monitor):
-    """Stop when `monitor` has not become better by `min_delta` for more than `patience` epochs.
+    """Stops when `monitor` has not improved by more than `min_delta` for more than `patience` epochs.
 
-    `restore_best` puts the weights and buffers of the best epoch back. mode "auto" wants losses and errors low and
-    everything else high. After training: `best`, `best_epoch`.
+    monitor: a key of the history, such as "val_loss" or "accuracy".  mode: "min", "max", or "auto", which minimizes
+    losses and errors and maximizes everything else.  restore_best: whether to restore the weights and buffers of the
+    best epoch at the end. After training, `best` is the best value and `best_epoch` its epoch.
     """
 
     def __init__(
@@ -196,47 +256,45 @@ class EarlyStopping(_Monitor):
         restore_best: bool = True,
     ) -> None:
         super().__init__(monitor, patience, min_delta, mode)
-        self.restore_best = restore_best
+        self.restore_best = flag(self, "restore_best", restore_best)
 
-    def on_train_begin(self, model: "Sequential") -> None:
+    def on_train_begin(self, model: Sequential) -> None:
         super().on_train_begin(model)
         self.best_epoch: int | None = None
         self._snapshot: Snapshot | None = None
 
-    def on_resume(self, model: "Sequential", state: dict[str, Any]) -> None:
+    def on_resume(self, model: Sequential, state: dict[str, Any]) -> None:
         super().on_resume(model, state)
         self.best_epoch = state["best_epoch"]
         if "best 0" in state:
             self._snapshot = Snapshot(model.context.store)
-            for i, copy in enumerate(self._snapshot.copies):
+            for i, copy in enumerate(self._snapshot.copies.values()):
                 copy[...] = model.backend.asarray(state[f"best {i}"])
 
     def state(self) -> dict[str, Any]:
-        best = {} if self._snapshot is None else {f"best {i}": a for i, a in enumerate(self._snapshot.copies)}
+        best = {} if self._snapshot is None else {f"best {i}": a for i, a in enumerate(self._snapshot.copies.values())}
         return {**super().state(), "best_epoch": self.best_epoch, **best}
 
-    def on_better(self, model: "Sequential", epoch: int) -> None:
+    def on_better(self, model: Sequential, epoch: int) -> None:
         self.best_epoch = epoch
-        if not self.restore_best:
-            return
-        if self._snapshot is None:
-            self._snapshot = Snapshot(model.context.store)
-        else:
+        if self.restore_best:
+            self._snapshot = self._snapshot or Snapshot(model.context.store)
             self._snapshot.take()
 
-    def on_patience_lost(self, model: "Sequential", epoch: int) -> None:
+    def on_patience_lost(self, model: Sequential, epoch: int) -> None:
         self.stop("early stopping")
 
-    def on_train_end(self, model: "Sequential") -> None:
+    def on_train_end(self, model: Sequential) -> None:
         if self._snapshot is not None and self.run.history.stopped != "diverged":
             self._snapshot.restore()
         self._snapshot = None
 
 
 class ReduceLROnPlateau(_Monitor):
-    """Multiply the learning rate by `factor` when `monitor` has not become better for more than `patience` epochs.
+    """Multiplies the learning rate by `factor` when `monitor` has not improved for more than `patience` epochs.
 
-    The factor applies to the schedule's rate too, and stays with the model for later fits; never below `min_rate`.
+    The factor applies to the rate of a schedule too, and stays with the model in later fits; the rate never falls below
+    `min_rate`.  monitor, min_delta, mode: as in EarlyStopping.
     """
 
     def __init__(
@@ -249,11 +307,10 @@ class ReduceLROnPlateau(_Monitor):
         min_rate: float = 0.0,
     ) -> None:
         super().__init__(monitor, patience, min_delta, mode)
-        if not (is_number(factor) and 0 < factor < 1):
-            raise ArgumentError(f"ReduceLROnPlateau: factor must lie between 0 and 1, not {factor}.")
-        self.factor, self.min_rate = factor, min_rate
+        self.factor = number(self, "factor", factor, above=0, below=1)
+        self.min_rate = number(self, "min_rate", min_rate, at_least=0)
 
-    def on_patience_lost(self, model: "Sequential", epoch: int) -> None:
+    def on_patience_lost(self, model: Sequential, epoch: int) -> None:
         self.waited = 0
         state = self.run.state
         if state.learning_rate > self.min_rate:
@@ -261,15 +318,17 @@ class ReduceLROnPlateau(_Monitor):
 
 
 class Checkpoint(_Monitor):
-    """Write the whole state of the training to `path`, so that `fit(..., resume_from=path)` goes on from there.
+    """Writes the whole state of the training to `path`, so that `fit(..., resume_from=path)` continues from there.
 
-    path: a .safetensors file, always the latest state; `xpnet.load` reads the model out of it.  every: epochs from one
-    writing to the next.  minutes: after so many it is written too, in the middle of an epoch; None for never.
-    keep_best: how many of the epochs that are best by `monitor` have a file of their own beside it, such as
-    "run-epoch-0012.safetensors" for "run.safetensors".  mode: as of EarlyStopping.
+    path: a .safetensors file, which always has the latest state; `xpnet.load` reads the model from it.  every: epochs
+    between two checkpoints.  minutes: also write within an epoch, every so many minutes; None for never.
+    keep_best: how many of the best epochs by `monitor` have their own files beside `path`, such as
+    "run-epoch-0012.safetensors" for "run.safetensors".  monitor, mode: as in EarlyStopping.
 
-    It is also written after the last epoch, and when Ctrl-C ends the training; every time whole or not at all.
+    It also writes after the last epoch, and when Ctrl-C ends the training. A file is replaced as a whole or not at all.
     """
+
+    runs_last = True
 
     def __init__(
         self,
@@ -283,44 +342,41 @@ class Checkpoint(_Monitor):
         super().__init__(monitor, patience=0, min_delta=0.0, mode=mode)
         if not isinstance(path, str | os.PathLike) or not Path(path).name:
             raise ArgumentError(f"Checkpoint: path must name a file, not {path!r}.")
-        for name, value, least in (("every", every, 1), ("keep_best", keep_best, 0)):
-            if not (is_whole(value) and value >= least):
-                raise ArgumentError(f"Checkpoint: {name} must be a whole number of at least {least}, not {value!r}.")
-        if minutes is not None and not (is_number(minutes) and minutes >= 0):
-            raise ArgumentError(f"Checkpoint: minutes must be a number of at least 0, or None, not {minutes!r}.")
-        self.path, self.every, self.minutes, self.keep_best = path, every, minutes, keep_best
+        self.path, self.every = path, integer(self, "every", every)
+        self.minutes = None if minutes is None else number(self, "minutes", minutes, at_least=0, also="None")
+        self.keep_best = integer(self, "keep_best", keep_best, at_least=0)
 
-    def on_train_begin(self, model: "Sequential") -> None:
-        self.kept: list[tuple[float, int]] = []  # (figure, epoch), the best first
+    def on_train_begin(self, model: Sequential) -> None:
+        self.kept: list[tuple[float, int]] = []  # (value, epoch), the best first
         self._written = time.monotonic()
 
-    def on_resume(self, model: "Sequential", state: dict[str, Any]) -> None:
+    def on_resume(self, model: Sequential, state: dict[str, Any]) -> None:
         self.on_train_begin(model)
         self.kept = [(value, epoch) for value, epoch in state.get("kept", [])]
 
     def state(self) -> dict[str, Any]:
         return {"kept": self.kept} if self.keep_best else {}
 
-    def on_step_end(self, model: "Sequential", step: int) -> None:
+    def on_step_end(self, model: Sequential, step: int) -> None:
         due = self.minutes is not None and time.monotonic() >= self._written + 60 * self.minutes
-        if self.minutes is not None and self.run.ranks.size > 1:
-            due = self.run.ranks.of_first(due)  # by one clock, for all have to write together
-        if due and self.run.history.stopped is None:  # one that was stopped ends its epoch first
+        if self.minutes is not None and self.run.group.size > 1:
+            due = self.run.group.broadcast_value(due)  # clocks differ, and all ranks must write together
+        if due and self.run.history.stopped is None:  # otherwise the epoch ends first
             self._write()
 
-    def on_epoch_end(self, model: "Sequential", epoch: int, logs: dict[str, Any]) -> None:
+    def on_epoch_end(self, model: Sequential, epoch: int, logs: dict[str, Any]) -> None:
         if self.keep_best:
-            self._keep(self._figure(logs), epoch)
+            self._keep(self._monitored(logs), epoch)
         done = epoch + 1 - self.run.first_epoch
         if done % self.every == 0 or done == self.run.epochs or self.run.history.stopped is not None:
             self._write()
 
-    def on_train_end(self, model: "Sequential") -> None:
+    def on_train_end(self, model: Sequential) -> None:
         if self.run.history.stopped == "interrupted" and self.run.under_way:
             self._write()
 
     def file_of_epoch(self, epoch: int) -> Path:
-        """The file of an epoch, counted from 0, that is among the best."""
+        """The file of one of the best epochs, counted from 0."""
         path = Path(self.path)
         return path.with_name(f"{path.stem}-epoch-{epoch + 1:04d}{path.suffix}")
 
@@ -333,38 +389,39 @@ class Checkpoint(_Monitor):
         self.kept = ranked[: self.keep_best]
         if (value, epoch) in self.kept:
             self.run.save(self.file_of_epoch(epoch))
-        for _, worse in ranked[self.keep_best :]:
-            if self.run.ranks.rank == 0:
+        if self.run.group.rank == 0:
+            for _, worse in ranked[self.keep_best :]:
                 self.file_of_epoch(worse).unlink(missing_ok=True)
 
 
 class CSVLogger(Callback):
-    """A row an epoch into a CSV file: epoch, seconds, and the figures. `append` continues a file that is there."""
+    """Writes a CSV file with one row per epoch: epoch, seconds, loss and metrics.
+
+    append: add rows to a file that exists already.
+    """
 
     only_on_first_rank = True
 
     def __init__(self, path: Any, append: bool = False) -> None:
-        self.path, self.append = path, append
-        self._file: TextIO | None = None
+        self.path, self.append = path, flag(self, "append", append)
+        self._file: Any = None
 
-    def on_train_begin(self, model: "Sequential") -> None:
+    def on_train_begin(self, model: Sequential) -> None:
         self._open("a" if self.append else "w")
 
-    def on_resume(self, model: "Sequential", state: dict[str, Any]) -> None:
+    def on_resume(self, model: Sequential, state: dict[str, Any]) -> None:
         self._open("a")
-        assert self._file is not None
         if self._file.tell() > state["size"]:  # rows of epochs that will be trained again
             self._file.truncate(state["size"])
 
     def state(self) -> dict[str, Any]:
         return {"size": 0 if self._file is None else self._file.tell()}
 
-    def _open(self, mode: Literal["a", "w"]) -> None:
+    def _open(self, mode: str) -> None:
         self._file = open(self.path, mode, newline="", encoding="utf-8")  # noqa: SIM115
         self._writer: Any = None
 
-    def on_epoch_end(self, model: "Sequential", epoch: int, logs: dict[str, Any]) -> None:
-        assert self._file is not None
+    def on_epoch_end(self, model: Sequential, epoch: int, logs: dict[str, Any]) -> None:
         row = {"epoch": epoch, "seconds": round(self.run.history.seconds[-1], 6), **logs}
         if self._writer is None:
             self._writer = csv.DictWriter(self._file, fieldnames=list(row))
@@ -378,7 +435,7 @@ class CSVLogger(Callback):
         self._writer.writerow(row)
         self._file.flush()
 
-    def on_train_end(self, model: "Sequential") -> None:
+    def on_train_end(self, model: Sequential) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -386,6 +443,4 @@ class CSVLogger(Callback):
 
 def format_logs(logs: Mapping[str, Any]) -> str:
     """ "loss 0.1234  accuracy 0.9612"."""
-    return "  ".join(
-        f"{name} {value:.4g}" if 0 < value < 1e-3 else f"{name} {value:.4f}" for name, value in logs.items()
-    )
+    return "  ".join(f"{name} {value:{'.4g' if 0 < value < 1e-3 else '.4f'}}" for name, value in logs.items())

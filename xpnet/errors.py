@@ -1,10 +1,15 @@
-"""Every error a user can cause. Each is also a standard exception, so ordinary handlers work.
+"""Every error that a user can cause. Each is also a standard exception, so ordinary handlers work.
 
-A message names the layer or argument, says what was expected and what came, and ends with the next thing to try.
+A message names the layer or argument, and says what was expected, what was given, and what to do about it.
 """
 
 import difflib
 from collections.abc import Iterable
+
+__all__ = ["ArgumentError", "ArgumentTypeError", "BackendError", "CaptureError", "DataError",
+           "DeviceMemoryError", "DistributedError", "DivergenceError", "DownloadError", "FileError",
+           "MissingPackageError", "ShapeError", "StateError", "XpnetError", "shape_text", "suggestion",
+           "unknown_name"]  # fmt: skip
 
 
 class XpnetError(Exception):
@@ -12,60 +17,69 @@ class XpnetError(Exception):
 
 
 class ArgumentError(XpnetError, ValueError):
-    """An argument has a value that cannot work."""
+    """An argument has an invalid value."""
 
 
 class ShapeError(ArgumentError):
-    """An array has the wrong shape for the place it is used in."""
+    """An array has the wrong shape for its use."""
 
 
 class DataError(ArgumentError):
-    """The data cannot be trained on: empty, NaN or infinite, labels out of range, lengths that differ."""
+    """The data is invalid: empty, NaN or infinite, labels out of range, lengths that differ."""
 
 
 class ArgumentTypeError(XpnetError, TypeError):
-    """An argument is of a type that cannot work."""
+    """An argument has an invalid type."""
 
 
 class BackendError(XpnetError, RuntimeError):
-    """The device asked for cannot be used; the message holds the precise reason."""
+    """The requested device cannot be used; the message gives the precise reason."""
 
 
 class DeviceMemoryError(XpnetError, MemoryError):
-    """The device has not enough memory for what was asked."""
+    """The device does not have enough free memory."""
 
 
-class RecordingError(XpnetError, RuntimeError):
-    """A training step cannot be recorded, and runs call by call. Never leaves `fit`."""
+class CaptureError(XpnetError, RuntimeError):
+    """A training step cannot be captured as a CUDA graph. `fit` catches it and runs the step eagerly."""
 
 
 class DistributedError(XpnetError, RuntimeError):
-    """The ranks of a run do not agree, or one of them has failed."""
+    """The ranks of a run disagree, or one of them has failed."""
 
 
 class StateError(XpnetError, RuntimeError):
-    """A call came at the wrong moment: before build, backward without forward, a layer used twice."""
+    """A method was called too early or too late: before build, backward without forward, a layer used twice."""
 
 
 class DivergenceError(XpnetError, FloatingPointError, RuntimeError):
-    """The loss became NaN or infinite; the model holds the weights of the epoch's start again."""
+    """The loss, a weight or a buffer became NaN or infinite. `fit` has restored the weights of the epoch's start."""
 
 
 class MissingPackageError(XpnetError, ImportError):
-    """An optional package is not installed; the message holds the pip command."""
+    """An optional dependency is not installed; the message gives the pip command."""
 
 
 class FileError(XpnetError, OSError):
-    """A file is missing, truncated, altered or foreign."""
+    """A file is missing, damaged or of another format."""
 
 
 class DownloadError(FileError):
-    """Nothing could be downloaded; the message lists every address tried."""
+    """The file could not be downloaded; the message lists every address tried."""
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """(4, 5) as "(N, 4, 5)"."""
+    return f"(N, {', '.join(map(str, shape))})" if shape else "(N,)"
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """ "Did you mean 'adam'? " if some of the known names are near this one, else ""."""
+    near = difflib.get_close_matches(name.lower(), sorted(known), n=3, cutoff=0.5)
+    return f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ArgumentError:
-    """An error for a misspelt name, which offers the nearest known ones."""
+    """An error for a misspelled name, which suggests the nearest known ones."""
     names = sorted(known)
-    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return ArgumentError(f"unknown {kind} {name!r}. {hint}Known: {', '.join(names)}.")
+    return ArgumentError(f"unknown {kind} {name!r}. {suggestion(name, names)}Known: {', '.join(names)}.")

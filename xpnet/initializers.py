@@ -1,7 +1,7 @@
-"""First values of parameters, drawn on the host in float64, so that every device and dtype starts alike.
+"""Initializers: the first values of parameters, drawn on the host in float64, the same for every device and dtype.
 
-The last axis of a weight is its output features, the one before it its inputs; the axes before those are the window
-of a convolution. So fan_in = window · inputs and fan_out = window · outputs.
+The last axis of a weight is its output features, the axis before it its input features; any axes before them are the
+window of a convolution. So fan_in = window · inputs and fan_out = window · outputs.
 """
 
 import math
@@ -11,21 +11,25 @@ from typing import Any
 
 import numpy
 
-from xpnet.config import Configured, resolve
-from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError
+from xpnet.config import Configured, number, resolve
+from xpnet.errors import ArgumentTypeError, ShapeError
+
+__all__ = ["Constant", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "Initializer",
+           "LecunNormal", "LecunUniform", "Normal", "Ones", "Orthogonal", "Uniform", "Zeros", "fans",
+           "get"]  # fmt: skip
 
 HostArray = numpy.ndarray[Any, numpy.dtype[numpy.float64]]
 
 
 class Initializer(Configured):
-    """Called with (shape, generator), returns a float64 array of that shape."""
+    """The base of every initializer: called with (shape, generator), it returns a float64 array of that shape."""
 
     @abstractmethod
     def __call__(self, shape: Sequence[int], rng: numpy.random.Generator) -> HostArray: ...
 
 
 class Constant(Initializer):
-    """Every element is `value`; or, where `value` is an array, exactly that array, whose shape must fit."""
+    """Every element is `value`. If `value` is an array, it must have the shape of the parameter."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -36,16 +40,17 @@ class Constant(Initializer):
             raise ShapeError(f"Constant: the array has shape {value.shape}, but the parameter's is {tuple(shape)}.")
         return numpy.full(shape, value)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Constant) and numpy.array_equal(self.value, other.value)
-
 
 class Zeros(Initializer):
+    """Every element is 0."""
+
     def __call__(self, shape: Sequence[int], rng: numpy.random.Generator) -> HostArray:
         return numpy.zeros(shape)
 
 
 class Ones(Initializer):
+    """Every element is 1."""
+
     def __call__(self, shape: Sequence[int], rng: numpy.random.Generator) -> HostArray:
         return numpy.ones(shape)
 
@@ -54,28 +59,25 @@ class Uniform(Initializer):
     """Uniform in [low, high)."""
 
     def __init__(self, low: float = -0.05, high: float = 0.05) -> None:
-        if not low <= high:
-            raise ArgumentError(f"Uniform: low must not exceed high, but low={low} and high={high}.")
-        self.low, self.high = low, high
+        self.low = number(self, "low", low)
+        self.high = number(self, "high", high, at_least=self.low)
 
     def __call__(self, shape: Sequence[int], rng: numpy.random.Generator) -> HostArray:
         return rng.uniform(self.low, self.high, size=shape)
 
 
 class Normal(Initializer):
-    """Gaussian with this mean and standard deviation."""
+    """A normal distribution with this mean and standard deviation."""
 
     def __init__(self, mean: float = 0.0, std: float = 0.05) -> None:
-        if not std >= 0:
-            raise ArgumentError(f"Normal: std must not be negative, but is {std}.")
-        self.mean, self.std = mean, std
+        self.mean, self.std = number(self, "mean", mean), number(self, "std", std, at_least=0)
 
     def __call__(self, shape: Sequence[int], rng: numpy.random.Generator) -> HostArray:
         return rng.normal(self.mean, self.std, size=shape)
 
 
 class _Scaled(Initializer):
-    """Zero mean and a variance set by the fans: `gain` / fan_in, or twice that over their sum."""
+    """Mean 0, and a variance that depends on the fans: `gain` / fan_in, unless a subclass says otherwise."""
 
     gain: float
 
@@ -95,53 +97,55 @@ class _ScaledNormal(_Scaled):
 
 
 class _Glorot(_Scaled):
-    """Variance 2 / (fan_in + fan_out). Glorot and Bengio 2010, "Understanding the difficulty of training…"."""
+    """Variance 2 / (fan_in + fan_out)."""
 
     def variance(self, shape: Sequence[int]) -> float:
         return 2.0 / sum(fans(shape))
 
 
-class GlorotUniform(_Glorot, _ScaledUniform): ...
+class GlorotUniform(_Glorot, _ScaledUniform):
+    """Uniform in ±√(6 / (fan_in + fan_out)). Glorot, Bengio 2010, "Understanding the difficulty of training…"."""
 
 
-class GlorotNormal(_Glorot, _ScaledNormal): ...
+class GlorotNormal(_Glorot, _ScaledNormal):
+    """Normal with variance 2 / (fan_in + fan_out). Glorot, Bengio 2010, "Understanding the difficulty of training…"."""
 
 
 class HeUniform(_ScaledUniform):
-    """Variance 2 / fan_in, for ReLU. He et al. 2015, "Delving deep into rectifiers"."""
+    """Uniform in ±√(6 / fan_in), for ReLU. He et al. 2015, "Delving deep into rectifiers"."""
 
     gain = 2.0
 
 
 class HeNormal(_ScaledNormal):
-    """Variance 2 / fan_in, for ReLU. He et al. 2015, "Delving deep into rectifiers"."""
+    """Normal with variance 2 / fan_in, for ReLU. He et al. 2015, "Delving deep into rectifiers"."""
 
     gain = 2.0
 
 
 class LecunUniform(_ScaledUniform):
-    """Variance 1 / fan_in. LeCun et al. 1998, "Efficient BackProp"."""
+    """Uniform in ±√(3 / fan_in). LeCun et al. 1998, "Efficient BackProp"."""
 
     gain = 1.0
 
 
 class LecunNormal(_ScaledNormal):
-    """Variance 1 / fan_in. LeCun et al. 1998, "Efficient BackProp"."""
+    """Normal with variance 1 / fan_in. LeCun et al. 1998, "Efficient BackProp"."""
 
     gain = 1.0
 
 
 class Orthogonal(Initializer):
-    """Orthonormal columns (or rows, whichever are fewer) times `gain`. Saxe et al. 2013, "Exact solutions…"."""
+    """Orthonormal columns, or rows if these are fewer, times `gain`. Saxe et al. 2013, "Exact solutions…"."""
 
     def __init__(self, gain: float = 1.0) -> None:
-        self.gain = gain
+        self.gain = number(self, "gain", gain)
 
     def __call__(self, shape: Sequence[int], rng: numpy.random.Generator) -> HostArray:
         rows, columns = math.prod(shape[:-1]), shape[-1]
         tall = rng.normal(size=(max(rows, columns), min(rows, columns)))
         q, r = numpy.linalg.qr(tall)
-        q *= numpy.sign(numpy.diagonal(r))  # makes the draw uniform over orthogonal matrices
+        q *= numpy.sign(numpy.diagonal(r))  # so that all orthogonal matrices are equally likely
         return self.gain * (q if rows >= columns else q.T).reshape(shape)
 
 
@@ -168,7 +172,7 @@ _NAMES: dict[str, type[Initializer]] = {
 
 
 def get(spec: Any) -> Initializer:
-    """An initializer from its name, itself, or a number or array for `Constant`."""
+    """The initializer of this name; `spec` itself if it is one; `Constant(spec)` for a number or an array."""
     if isinstance(spec, str | Initializer | type):
         return resolve("initializer", spec, _NAMES, Initializer)  # type: ignore[type-abstract]
     if numpy.asarray(spec).dtype.kind not in "fiub":

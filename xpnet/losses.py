@@ -1,7 +1,7 @@
-"""Losses: one number a sample, ℓ_i, and its gradient with respect to that sample's outputs.
+"""Losses: one value ℓ_i per sample, and its gradient with respect to the outputs of that sample.
 
-The loss of a batch is Σ w_i ℓ_i / Σ w_i, with w_i = 1 where no weights are given. The weighting is the training
-step's; a loss here knows samples only. Written against `xp`; arrays are (N, ...) on the backend's device.
+The loss of a batch is Σ w_i ℓ_i / Σ w_i, with w_i = 1 if no weights are given. The training step computes these sums; a
+loss computes ℓ_i alone. Arrays are (N, ...) on the backend's device.
 """
 
 import math
@@ -11,48 +11,51 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend, get_backend
-from xpnet.config import Configured, is_number, resolve
-from xpnet.errors import ArgumentError, DataError, ShapeError
+from xpnet.config import Configured, choice, number, resolve
+from xpnet.errors import ArgumentError, DataError, ShapeError, shape_text
+
+__all__ = ["BinaryCrossEntropy", "HalfSquaredError", "Huber", "Loss", "MeanAbsoluteError",
+           "MeanSquaredError", "SoftmaxCrossEntropy", "get"]  # fmt: skip
 
 
 class Loss(Configured):
-    """The base of every loss. A subclass writes `samples` and `gradient`."""
+    """The base of every loss. A subclass defines `samples` and `gradient`."""
 
     #: "sum" makes the loss of a batch Σ w_i ℓ_i, so that the gradient grows with the batch.
     reduction: str = "mean"
-    #: Whether targets are classes, so that accuracy is worth reporting.
+    #: Whether targets are classes, so that accuracy is reported.
     classifies: ClassVar[bool] = False
-    #: Whether outputs are logits, on which no Softmax or Sigmoid layer belongs.
+    #: Whether outputs are logits, so that the model must not end with Softmax or Sigmoid.
     takes_logits: ClassVar[bool] = False
-    #: Where classes are decided output by output: the output from which on the answer is yes.
+    #: If each output is a yes-or-no answer: the threshold above which it is yes.
     decision_threshold: ClassVar[float | None] = None
     #: {class: weight} or a sequence of weights, for losses over classes.
     class_weight: Mapping[int, float] | Sequence[float] | None = None
 
     @abstractmethod
     def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
-        """ℓ_i, (N,)."""
+        """The loss ℓ_i of each sample, (N,)."""
 
     @abstractmethod
     def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
-        """∂ℓ_i/∂outputs_i, in the outputs' shape; a fresh array."""
+        """The gradients ∂ℓ_i/∂outputs_i, in the shape of the outputs, as a new array."""
 
     def samples_and_gradient(
         self, backend: Backend, outputs: Array, targets: Array, out: Array | None = None
     ) -> tuple[Array, Array]:
-        """Both, where they share work. `out` is room for the gradient, for a loss that makes use of it."""
+        """Return (samples, gradient). Override it if both share work; it may write the gradient into `out`."""
         return self.samples(backend, outputs, targets), self.gradient(backend, outputs, targets)
 
     def check_targets(self, backend: Backend, targets: Array, output_shape: tuple[int, ...]) -> Array:
-        """Targets in the form that `samples` takes, checked once a dataset. Reads the device. Raises DataError."""
+        """Return targets as `samples` takes them, or raise DataError. Called once per dataset; reads the device."""
         return _like_outputs(targets, output_shape, type(self).__name__)
 
     def weights_by_class(self, backend: Backend, class_weight: Any, targets: Array, classes: int) -> Array:
-        """Each sample's weight (N,) from its class; of probabilities, Σ_k t_k weight_k. An unnamed class weighs 1."""
+        """The weight of each sample's class, (N,), by default 1; for probabilities t, Σ_k t_k weight_k."""
         raise ArgumentError(f"class_weight needs a loss over classes, not {type(self).__name__}.")
 
     def __call__(self, outputs: Any, targets: Any, sample_weight: Any = None) -> float:
-        """The loss of these outputs as one number, on the host in float64, for trying it out."""
+        """The loss of these outputs as one number, computed on the host in float64."""
         backend = get_backend("cpu")
         outputs = backend.asarray(outputs, dtype="float64")
         targets = self.check_targets(backend, backend.asarray(targets), outputs.shape[1:])
@@ -68,28 +71,26 @@ class Loss(Configured):
 
 
 class MeanSquaredError(Loss):
-    """ℓ = mean over a sample's outputs of (y - t)²."""
+    """ℓ = mean over a sample's n outputs of (y - t)²."""
 
     def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
         return _mean(backend.xp, backend.xp.square(outputs - targets))
 
     def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
-        """∂ℓ/∂y = 2 (y - t) / outputs."""
+        """∂ℓ/∂y = 2 (y - t) / n."""
         grad = outputs - targets
-        grad *= 2.0 / _outputs_a_sample(outputs)
+        grad *= 2.0 / _outputs_per_sample(outputs)
         return grad
 
 
 class HalfSquaredError(Loss):
-    """ℓ = ½ Σ over a sample's outputs of (y - t)², the loss of most derivations of backpropagation.
+    """ℓ = ½ Σ over a sample's outputs of (y - t)², the usual loss in derivations of backpropagation.
 
-    `reduction` over samples: "mean", or "sum" as in J = ½ Σ (y - t)² over a whole table.
+    reduction: over the samples, "mean" or "sum".
     """
 
     def __init__(self, reduction: str = "mean") -> None:
-        if reduction not in ("mean", "sum"):
-            raise ArgumentError(f'HalfSquaredError: reduction must be "mean" or "sum", not {reduction!r}.')
-        self.reduction = reduction
+        self.reduction = choice(self, "reduction", reduction, ("mean", "sum"))
 
     def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
         return 0.5 * _sum(backend.xp, backend.xp.square(outputs - targets))
@@ -100,56 +101,51 @@ class HalfSquaredError(Loss):
 
 
 class MeanAbsoluteError(Loss):
-    """ℓ = mean over a sample's outputs of |y - t|."""
+    """ℓ = mean over a sample's n outputs of |y - t|."""
 
     def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
         return _mean(backend.xp, backend.xp.abs(outputs - targets))
 
     def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
-        """∂ℓ/∂y = sign(y - t) / outputs, and 0 on the kink."""
+        """∂ℓ/∂y = sign(y - t) / n, and 0 where y = t."""
         grad = backend.xp.sign(outputs - targets)
-        grad *= 1.0 / _outputs_a_sample(outputs)
+        grad *= 1.0 / _outputs_per_sample(outputs)
         return grad
 
 
 class Huber(Loss):
-    """ℓ = mean over a sample's outputs of ½ d² where |d| ≤ delta, else delta (|d| - ½ delta); d = y - t. Huber 1964."""
+    """ℓ = mean over a sample's n outputs of ½ d² if |d| ≤ delta, else delta (|d| - ½ delta); d = y - t. Huber 1964."""
 
     def __init__(self, delta: float = 1.0) -> None:
-        if not (is_number(delta) and delta > 0):
-            raise ArgumentError(f"Huber: delta must be positive, not {delta!r}.")
-        self.delta = delta
+        self.delta = number(self, "delta", delta, above=0)
 
     def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
-        # With c = d clipped to ±delta, both branches are c (d - ½ c), and far out nothing is squared.
+        # With c = d clipped to ±delta, both cases are c (d - ½ c), and a large d is not squared.
         difference = outputs - targets
         clipped = backend.xp.clip(difference, -self.delta, self.delta)
         return _mean(backend.xp, clipped * (difference - 0.5 * clipped))
 
     def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
-        """∂ℓ/∂y = d clipped to ±delta, / outputs."""
+        """∂ℓ/∂y = (d clipped to ±delta) / n."""
         grad = backend.xp.clip(outputs - targets, -self.delta, self.delta)
-        grad *= 1.0 / _outputs_a_sample(outputs)
+        grad *= 1.0 / _outputs_per_sample(outputs)
         return grad
 
 
-class _OnLogits(Loss):
-    """What the two cross-entropies share: logits, classes, smoothing."""
+class _CrossEntropy(Loss):
+    """What both cross-entropies have in common: logits, classes, label smoothing."""
 
     classifies = True
     takes_logits = True
 
     def __init__(self, label_smoothing: float = 0.0, class_weight: Any = None) -> None:
-        if not (is_number(label_smoothing) and 0 <= label_smoothing < 1):
-            raise ArgumentError(
-                f"{type(self).__name__}: label_smoothing must be at least 0 and below 1, not {label_smoothing!r}."
-            )
-        self.label_smoothing, self.class_weight = label_smoothing, class_weight
+        self.label_smoothing = number(self, "label_smoothing", label_smoothing, at_least=0, below=1)
+        self.class_weight = class_weight
 
     def weights_by_class(self, backend: Backend, class_weight: Any, targets: Array, classes: int) -> Array:
         binary = self.decision_threshold is not None
         if binary and targets.shape[1:] != (1,):
-            raise ArgumentError("class_weight fits a single yes-or-no output; with several, use sample_weight.")
+            raise ArgumentError("class_weight needs a single yes-or-no output; with several, use sample_weight.")
         classes = 2 if binary else classes
         try:
             items = class_weight.items() if isinstance(class_weight, Mapping) else enumerate(class_weight)
@@ -157,9 +153,11 @@ class _OnLogits(Loss):
         except (TypeError, ValueError) as error:
             raise ArgumentError(f"class_weight must be {{class: weight}} or a sequence of weights: {error}.") from error
         if not given or min(given) < 0 or not all(0 <= w < math.inf for w in given.values()):
-            raise ArgumentError(f"class_weight must give finite weights ≥ 0 to classes from 0, not {class_weight!r}.")
+            raise ArgumentError(
+                f"class_weight must give classes from 0 finite weights of at least 0, not {class_weight!r}."
+            )
         if max(given) >= classes:
-            raise ArgumentError(f"class_weight names class {max(given)}, but there are {classes} classes, from 0.")
+            raise ArgumentError(f"class_weight names class {max(given)}, but the classes are 0 to {classes - 1}.")
         if binary:
             no, yes = given.get(0, 1.0), given.get(1, 1.0)
             return (no + (yes - no) * targets).reshape(-1)
@@ -167,57 +165,57 @@ class _OnLogits(Loss):
         table = backend.asarray([given.get(k, 1.0) for k in range(classes)], dtype=dtype)
         return backend.xp.take(table, targets) if targets.ndim == 1 else backend.xp.matmul(targets, table)
 
+    def _smoothed(self, targets: Array, classes: int) -> Array:
+        e = self.label_smoothing
+        return targets * (1.0 - e) + e / classes if e else targets
 
-class BinaryCrossEntropy(_OnLogits):
-    """ℓ = mean over a sample's logits z of log(1 + e^z) - t z, for yes-or-no targets t in [0, 1].
 
-    That is -t log σ(z) - (1 - t) log(1 - σ(z)). Several outputs are several questions. `label_smoothing` ε moves
-    targets to t (1 - ε) + ε/2. `class_weight` {0: a, 1: b} weighs samples of a single output.
+class BinaryCrossEntropy(_CrossEntropy):
+    """ℓ = mean over a sample's n logits z of log(1 + e^z) - t z, for targets t in [0, 1].
+
+    That is -t log σ(z) - (1 - t) log(1 - σ(z)). Each output is a separate binary classification. `label_smoothing` ε
+    changes targets to t (1 - ε) + ε/2. `class_weight` {0: a, 1: b} weights the samples of a single output.
     """
 
     decision_threshold = 0.0
 
     def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
         xp = backend.xp
-        # softplus(z) - t z, with the large parts subtracted first: they cancel exactly where t is 0 or 1.
-        losses = xp.maximum(outputs, 0.0) - self._smooth(targets) * outputs
+        # softplus(z) - t z. max(z, 0) - t z comes first: it is exact where t is 0 or 1.
+        losses = xp.maximum(outputs, 0.0) - self._smoothed(targets, 2) * outputs
         losses += xp.log1p(xp.exp(-xp.abs(outputs)))
         return _mean(xp, losses)
 
     def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
-        """∂ℓ/∂z = (σ(z) - t) / outputs."""
+        """∂ℓ/∂z = (σ(z) - t) / n."""
         grad = backend.sigmoid(outputs)
-        grad -= self._smooth(targets)
-        grad *= 1.0 / _outputs_a_sample(outputs)
+        grad -= self._smoothed(targets, 2)
+        grad *= 1.0 / _outputs_per_sample(outputs)
         return grad
 
     def check_targets(self, backend: Backend, targets: Array, output_shape: tuple[int, ...]) -> Array:
         targets = _like_outputs(targets, output_shape, "BinaryCrossEntropy")
         low, high = float(targets.min()), float(targets.max())
         if low < 0 or high > 1:
-            raise DataError(f"BinaryCrossEntropy: targets must lie in [0, 1], but they run from {low:g} to {high:g}.")
+            raise DataError(f"BinaryCrossEntropy: targets must be in [0, 1], but they range from {low:g} to {high:g}.")
         return targets
 
-    def _smooth(self, targets: Array) -> Array:
-        e = self.label_smoothing
-        return targets * (1.0 - e) + 0.5 * e if e else targets
 
+class SoftmaxCrossEntropy(_CrossEntropy):
+    """ℓ = -Σ_k t_k log softmax(z)_k, for logits z (N, K) of K classes, and labels (N,) or probabilities t (N, K).
 
-class SoftmaxCrossEntropy(_OnLogits):
-    """ℓ = -Σ_k t_k log softmax(z)_k, for targets that are class numbers (N,) or probabilities (N, K) of K classes.
-
-    `label_smoothing` ε moves targets to t (1 - ε) + ε/K. `class_weight` multiplies each sample's weight by its class's,
-    of probabilities by Σ_k t_k weight_k.
+    `label_smoothing` ε changes targets to t (1 - ε) + ε/K. `class_weight` {class: w} multiplies the weight of each
+    sample by that of its class, or by Σ_k t_k w_k.
     """
 
     def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
         xp = backend.xp
-        return self._cross(xp, self._rows(backend, outputs, targets), backend.log_softmax(outputs))
+        return self._cross_entropy(xp, self._probabilities(backend, outputs, targets), backend.log_softmax(outputs))
 
     def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
         """∂ℓ/∂z = softmax(z) - t, since Σ t = 1."""
         grad = backend.softmax(outputs)
-        grad -= self._rows(backend, outputs, targets)
+        grad -= self._probabilities(backend, outputs, targets)
         return grad
 
     def samples_and_gradient(
@@ -228,18 +226,18 @@ class SoftmaxCrossEntropy(_OnLogits):
         if targets.ndim == 1:
             losses = xp.empty(len(outputs), dtype=outputs.dtype)
             return backend.cross_entropy(outputs, targets, self.label_smoothing, losses, grad)
-        rows, grad = self._rows(backend, outputs, targets), backend.log_softmax(outputs, out=grad)
-        losses = self._cross(xp, rows, grad)
+        t, grad = self._probabilities(backend, outputs, targets), backend.log_softmax(outputs, out=grad)
+        losses = self._cross_entropy(xp, t, grad)
         xp.exp(grad, out=grad)
-        grad -= rows
+        grad -= t
         return losses, grad
 
     def check_targets(self, backend: Backend, targets: Array, output_shape: tuple[int, ...]) -> Array:
         xp = backend.xp
         if len(output_shape) != 1 or output_shape[0] < 2:
             raise ShapeError(
-                f"SoftmaxCrossEntropy: the model must give (N, K) logits of K ≥ 2 classes, but gives "
-                f"(N, {str(output_shape)[1:]}. End it with Flatten and Dense(K); for one yes-or-no output use "
+                "SoftmaxCrossEntropy: the model must give (N, K) logits of K ≥ 2 classes, but gives "
+                f"{shape_text(output_shape)}. End it with Flatten and Dense(K); for a single output use "
                 "binary_cross_entropy."
             )
         classes = output_shape[0]
@@ -247,12 +245,15 @@ class SoftmaxCrossEntropy(_OnLogits):
             targets = targets.reshape(-1)
         if targets.ndim == 1:
             if targets.dtype.kind == "f" and not bool((targets == xp.floor(targets)).all()):
-                raise DataError("SoftmaxCrossEntropy: targets (N,) must be class numbers, but some are fractions.")
+                raise DataError(
+                    "SoftmaxCrossEntropy: targets (N,) must be labels, integers from 0, but some are fractions."
+                )
             low, high = int(targets.min()), int(targets.max())
             if low < 0 or high >= classes:
+                advice = f", or give the last layer {high + 1} outputs" if low >= 0 else " from 0"
                 raise DataError(
-                    f"SoftmaxCrossEntropy: labels run from {low} to {high}, but the model's {classes} outputs allow "
-                    f"0 to {classes - 1}. Renumber the labels, or give the last layer {high + 1} outputs."
+                    f"SoftmaxCrossEntropy: labels range from {low} to {high}, but the model's {classes} outputs allow "
+                    f"0 to {classes - 1}. Renumber the labels{advice}."
                 )
             return targets.astype(xp.int64)
         if targets.shape[1:] != (classes,):
@@ -264,26 +265,25 @@ class SoftmaxCrossEntropy(_OnLogits):
         if float(targets.min()) < 0 or float(xp.abs(sums - 1.0).max()) > 1e-3:
             raise DataError(
                 "SoftmaxCrossEntropy: each row of targets must be probabilities, at least 0 and of sum 1, "
-                f"but the sums run from {float(sums.min()):g} to {float(sums.max()):g}."
+                f"but the sums range from {float(sums.min()):g} to {float(sums.max()):g}."
             )
         return targets
 
     @staticmethod
-    def _cross(xp: Any, rows: Array, log_p: Array) -> Array:
-        """-Σ_k t_k log p_k, in which a class of t = 0 counts nothing, be its p 0."""
-        return -xp.sum(rows * xp.where(rows > 0, log_p, 0.0), axis=-1)
+    def _cross_entropy(xp: Any, t: Array, log_p: Array) -> Array:
+        """-Σ_k t_k log p_k, with 0 log 0 = 0."""
+        return -xp.sum(t * xp.where(t > 0, log_p, 0.0), axis=-1)
 
-    def _rows(self, backend: Backend, outputs: Array, targets: Array) -> Array:
-        """Targets as (N, K) probabilities in the outputs' dtype, smoothed."""
+    def _probabilities(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        """Targets as (N, K) probabilities in the dtype of the outputs, smoothed."""
         classes = outputs.shape[-1]
         if targets.ndim == 1:
             targets = (targets[:, None] == backend.xp.arange(classes)).astype(outputs.dtype)
-        e = self.label_smoothing
-        return targets * (1.0 - e) + e / classes if e else targets
+        return self._smoothed(targets, classes)
 
 
 def get(spec: Any) -> Loss:
-    """A loss from its name or itself."""
+    """The loss of this name, with its defaults; or `spec` itself if it is a loss."""
     return resolve("loss", spec, _NAMES, Loss)  # type: ignore[type-abstract]
 
 
@@ -304,8 +304,8 @@ def _like_outputs(targets: Array, output_shape: tuple[int, ...], name: str) -> A
         targets = targets.reshape(-1, 1)
     if tuple(targets.shape[1:]) != tuple(output_shape):
         raise ShapeError(
-            f"{name}: targets must have the outputs' shape (N, {', '.join(map(str, output_shape))}), but are "
-            f"{tuple(targets.shape)}. Nothing is broadcast: reshape them, or change the last layer."
+            f"{name}: targets must have the shape of the outputs, {shape_text(output_shape)}, but are "
+            f"{tuple(targets.shape)}. They are not broadcast: reshape them, or change the last layer."
         )
     return targets
 
@@ -316,8 +316,8 @@ def _sum(xp: Any, a: Array) -> Array:
 
 
 def _mean(xp: Any, a: Array) -> Array:
-    return _sum(xp, a) * (1.0 / _outputs_a_sample(a))
+    return _sum(xp, a) * (1.0 / _outputs_per_sample(a))
 
 
-def _outputs_a_sample(a: Array) -> int:
+def _outputs_per_sample(a: Array) -> int:
     return int(a.size) // len(a)

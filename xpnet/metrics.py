@@ -1,7 +1,7 @@
-"""Metrics: what people read, as sums over samples that stay on the device until they are asked for.
+"""Metrics: scores such as accuracy, computed from sums over samples that stay on the device until the end.
 
-A metric turns a batch into a small array of sums; the sums of batches add up; the figure comes from the total. With
-sample weights every sample counts w times. Written against `xp`.
+A metric turns each batch into a small array of sums, adds up those of all batches, and computes its result from the
+total. A sample of weight w counts w times.
 """
 
 import copy
@@ -11,20 +11,23 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend, get_backend
-from xpnet.config import Configured, is_whole, resolve
+from xpnet.config import Configured, choice, integer, number, resolve
 from xpnet.errors import ArgumentError, DataError, ShapeError
 from xpnet.losses import Loss
 
+__all__ = ["F1", "R2", "Accuracy", "ConfusionMatrix", "MeanAbsoluteError", "MeanSquaredError", "Metric",
+           "Precision", "Recall", "TopKAccuracy", "get"]  # fmt: skip
+
 
 class Metric(Configured):
-    """The base of every metric. A subclass writes `sums`, on the device, and `result`, on the host."""
+    """The base of every metric. A subclass defines `sums`, on the device, and may define `result`, on the host."""
 
-    #: The key in histories and in what `evaluate` returns.
+    #: The key in the history and in the result of `evaluate`.
     name: str = ""
-    #: Whether the result is one number, fit for a history.
+    #: Whether the result is one number, which a history can hold.
     scalar: ClassVar[bool] = True
-    #: Whether merge(zeros, sums) is sums. A metric with a `merge` of its own says so if it is: only then can a GPU
-    #: record the step.
+    #: Whether merge(zeros, sums) == sums. A subclass with its own `merge` sets it to True if that holds: only then
+    #: can a GPU capture the step.
     starts_from_zeros: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -34,25 +37,25 @@ class Metric(Configured):
 
     @abstractmethod
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
-        """Sums over a batch: outputs (N, ...), targets as the loss takes them, weights (N,) or None."""
+        """The sums over a batch: outputs (N, ...), targets as the loss takes them, weights (N,) or None."""
 
     def merge(self, total: Array, sums: Array) -> Array:
-        """The sums of two batches as those of one."""
+        """Combine the sums of two parts of the data."""
         return total + sums
 
-    @abstractmethod
     def result(self, sums: Any) -> Any:
-        """The figure, from the total of the sums as a NumPy array."""
+        """The score, from the total of the sums as a NumPy array: by default sums[0] / sums[1], 0 if sums[1] is 0."""
+        return _ratio(sums[0], sums[1])
 
     def bind(self, loss: Loss | None) -> "Metric":
-        """A copy of this metric that reads the outputs of a model trained with `loss`."""
+        """Return a copy for the outputs of a model trained with `loss`, which are logits or probabilities."""
         return copy.copy(self)
 
     def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:
-        """Raise DataError for targets that this metric cannot read. Reads the device."""
+        """Raise DataError for targets that this metric does not accept. Reads the device."""
 
     def __call__(self, outputs: Any, targets: Any, sample_weight: Any = None) -> Any:
-        """The figure for these arrays at once, on the host."""
+        """The score of these arrays, computed on the host."""
         backend = get_backend("cpu")
         outputs, targets = backend.asarray(outputs), backend.asarray(targets)
         if len(outputs) != len(targets):
@@ -68,15 +71,11 @@ class Metric(Configured):
         return self.result(backend.to_numpy(self.sums(backend, outputs, targets, weights)))
 
 
-class _Classes(Metric):
-    """What metrics on classes share: deciding which class the outputs name.
-
-    `threshold` decides each output on its own: yes where it is exceeded. None means the largest output wins, and a
-    single output is decided at ½, or at 0 under a loss on logits.
-    """
+class _ClassMetric(Metric):
+    """What metrics on classes have in common: how outputs become predicted classes, as Accuracy explains."""
 
     def __init__(self, threshold: float | None = None) -> None:
-        self.threshold = threshold
+        self.threshold = None if threshold is None else number(self, "threshold", threshold, also="None")
 
     def bind(self, loss: Loss | None) -> Metric:
         bound = copy.copy(self)
@@ -89,53 +88,52 @@ class _Classes(Metric):
         if self.threshold is None and not single:
             _check_labels(self.name, targets, outputs_shape[-1])
             return
-        _alike(targets, outputs_shape)
+        _reshaped(targets, outputs_shape)
         if float(targets.min()) < 0 or float(targets.max()) > 1:
             raise DataError(
-                f"{self.name}: each output answers yes or no, so targets must lie in [0, 1], but they run from "
+                f"{self.name}: each output is a yes-or-no answer, so targets must be in [0, 1], but they range from "
                 f"{float(targets.min()):g} to {float(targets.max()):g}."
             )
 
     def decide(
         self, backend: Backend, outputs: Array, targets: Array, weights: Array | None
     ) -> tuple[Array, Array, Array | None, int]:
-        """(predicted classes, true classes, weights, number of classes), flat."""
+        """(predicted classes, true classes, weights, number of classes); the arrays are flat."""
         xp = backend.xp
-        if self._largest_wins(outputs):
+        if self._takes_largest(outputs):
             return outputs.argmax(axis=-1), _labels(xp, targets), weights, int(outputs.shape[-1])
         predicted = outputs > (0.5 if self.threshold is None else self.threshold)
         if weights is not None and outputs.size != len(outputs):
             weights = xp.repeat(weights, int(outputs.size) // len(outputs))
         return predicted.reshape(-1).astype(xp.int64), (targets.reshape(-1) > 0.5).astype(xp.int64), weights, 2
 
-    def _largest_wins(self, outputs: Array) -> bool:
+    def _takes_largest(self, outputs: Array) -> bool:
         return self.threshold is None and outputs.ndim > 1 and outputs.shape[-1] > 1
 
 
-class Accuracy(_Classes):
-    """The share of right answers."""
+class Accuracy(_ClassMetric):
+    """The fraction of correct predictions.
+
+    threshold: with a number, each output is a yes-or-no answer, yes above the threshold. With None, the class of the
+    largest output is predicted; a single output is compared with 0.5, or with 0 if the loss takes logits.
+    """
 
     name = "accuracy"
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
-        if weights is None and self._largest_wins(outputs):
-            return backend.count_hits(outputs, _labels(backend.xp, targets))
+        if weights is None and self._takes_largest(outputs):
+            return backend.count_correct(outputs, _labels(backend.xp, targets))
         predicted, true, weights, _ = self.decide(backend, outputs, targets, weights)
-        return _hits(backend.xp, predicted == true, weights)
-
-    def result(self, sums: Any) -> float:
-        return _ratio(sums[0], sums[1])
+        return _correct(backend.xp, predicted == true, weights)
 
 
 class TopKAccuracy(Metric):
-    """The share of samples whose class is among the k largest outputs; of equal outputs the first counts as larger."""
+    """The fraction of samples whose class has one of the k largest outputs. In a tie, the lower class number wins."""
 
     name = "top_k_accuracy"
 
     def __init__(self, k: int = 5) -> None:
-        if not (is_whole(k) and k >= 1):
-            raise ArgumentError(f"TopKAccuracy: k must be at least 1, not {k!r}.")
-        self.k = k
+        self.k = integer(self, "k", k)
 
     def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:
         _check_labels(self.name, targets, outputs_shape[-1])
@@ -145,16 +143,16 @@ class TopKAccuracy(Metric):
         true = _labels(xp, targets)[:, None]
         score = xp.take_along_axis(outputs, true, axis=1)
         earlier = xp.arange(outputs.shape[1])[None, :] < true
-        # "not ≤" rather than ">", so that a NaN score is beaten by all.
+        # "not ≤" rather than ">": a NaN score is below all others.
         ahead = xp.logical_not(outputs <= score) | ((outputs == score) & earlier)
-        return _hits(xp, xp.sum(ahead, axis=1) < self.k, weights)
-
-    def result(self, sums: Any) -> float:
-        return _ratio(sums[0], sums[1])
+        return _correct(xp, xp.sum(ahead, axis=1) < self.k, weights)
 
 
-class ConfusionMatrix(_Classes):
-    """Counts (K, K): row the true class, column the predicted one. For `evaluate`; a history holds only numbers."""
+class ConfusionMatrix(_ClassMetric):
+    """Counts (K, K), by true class (row) and predicted class (column).  threshold: as in Accuracy.
+
+    Use it with `evaluate`, not with `fit`, whose history holds only numbers.
+    """
 
     name = "confusion_matrix"
     scalar = False
@@ -163,7 +161,7 @@ class ConfusionMatrix(_Classes):
         xp = backend.xp
         predicted, true, weights, classes = self.decide(backend, outputs, targets, weights)
         numbers = xp.arange(classes)
-        # A product of one-hot matrices: no scatter, which would race on a GPU. float32 counts exactly up to 2**24.
+        # A product of one-hot matrices, without a scatter, which would race on a GPU. float32 is exact up to 2**24.
         dtype = outputs.dtype if outputs.dtype.kind == "f" else xp.float64
         rows = (true[:, None] == numbers).astype(dtype)
         columns = (predicted[:, None] == numbers).astype(dtype)
@@ -176,24 +174,14 @@ class ConfusionMatrix(_Classes):
         return sums if (sums % 1).any() else sums.astype("int64")
 
 
-class _FromConfusion(ConfusionMatrix):
-    """A figure a class out of the confusion matrix, averaged over the classes.
-
-    average: "macro" (the mean of the classes), "weighted" (by the size of each), "micro" (from the summed counts), or
-    "binary" (of class 1 alone). None is "binary" where there are two classes decided by one output, else "macro". A
-    class with nothing to divide by counts as 0.
-    """
+class _ConfusionScore(ConfusionMatrix):
+    """A score per class, computed from the confusion matrix, then averaged over the classes as Precision explains."""
 
     scalar = True
 
     def __init__(self, average: str | None = None, threshold: float | None = None) -> None:
         super().__init__(threshold)
-        if average not in (None, "macro", "micro", "weighted", "binary"):
-            raise ArgumentError(
-                f'{type(self).__name__}: average must be "macro", "micro", "weighted", "binary" or None, '
-                f"not {average!r}."
-            )
-        self.average = average
+        self.average = choice(self, "average", average, ("macro", "micro", "weighted", "binary", None))
         self._one_output = False
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
@@ -201,11 +189,11 @@ class _FromConfusion(ConfusionMatrix):
         return super().sums(backend, outputs, targets, weights)
 
     def result(self, sums: Any) -> float:
-        right, predicted, actual = sums.diagonal(), sums.sum(axis=0), sums.sum(axis=1)
+        correct, predicted, actual = sums.diagonal(), sums.sum(axis=0), sums.sum(axis=1)
         average = self.average or ("binary" if self._one_output else "macro")
         if average == "micro":
-            return self.figure(right.sum(), predicted.sum(), actual.sum())
-        each = [self.figure(*counts) for counts in zip(right, predicted, actual, strict=True)]
+            return self.score(correct.sum(), predicted.sum(), actual.sum())
+        each = [self.score(*counts) for counts in zip(correct, predicted, actual, strict=True)]
         if average == "binary":
             if len(each) != 2:
                 raise ArgumentError(f'{type(self).__name__}: average="binary" needs two classes, not {len(each)}.')
@@ -214,80 +202,82 @@ class _FromConfusion(ConfusionMatrix):
         return float(sum(share * value for share, value in zip(shares, each, strict=True)))
 
     @abstractmethod
-    def figure(self, right: float, predicted: float, actual: float) -> float:
-        """Of one class: hits, times it was predicted, times it was true."""
+    def score(self, correct: float, predicted: float, actual: float) -> float:
+        """The score of one class, from its numbers of correct predictions, of predictions and of samples."""
 
 
-class Precision(_FromConfusion):
-    """hits / predicted."""
+class Precision(_ConfusionScore):
+    """The fraction of the predictions of a class that are correct: true positives / predicted positives.
+
+    average: "macro", the mean over the classes; "weighted", the mean weighted by the number of samples of each class;
+    "micro", the score of the summed counts; "binary", the score of class 1. None is "binary" if one output decides
+    between two classes, else "macro". A class whose denominator is 0 has the score 0.  threshold: as in Accuracy.
+    """
 
     name = "precision"
 
-    def figure(self, right: float, predicted: float, actual: float) -> float:
-        return _ratio(right, predicted)
+    def score(self, correct: float, predicted: float, actual: float) -> float:
+        return _ratio(correct, predicted)
 
 
-class Recall(_FromConfusion):
-    """hits / actual."""
+class Recall(_ConfusionScore):
+    """The fraction of the samples of a class that are found: true positives / samples. Arguments: as in Precision."""
 
     name = "recall"
 
-    def figure(self, right: float, predicted: float, actual: float) -> float:
-        return _ratio(right, actual)
+    def score(self, correct: float, predicted: float, actual: float) -> float:
+        return _ratio(correct, actual)
 
 
-class F1(_FromConfusion):
-    """2 hits / (predicted + actual): the harmonic mean of precision and recall."""
+class F1(_ConfusionScore):
+    """The harmonic mean of precision and recall. Arguments: as in Precision."""
 
     name = "f1"
 
-    def figure(self, right: float, predicted: float, actual: float) -> float:
-        return _ratio(2.0 * right, predicted + actual)
+    def score(self, correct: float, predicted: float, actual: float) -> float:
+        return _ratio(2.0 * correct, predicted + actual)
 
 
-class _Errors(Metric):
-    """The mean over every element of a function of the error."""
+class _MeanError(Metric):
+    """The mean over all elements of a function of the error."""
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         xp = backend.xp
-        errors = self.of(xp, outputs - _alike(targets, outputs.shape)).reshape(len(outputs), -1)
+        errors = self.of_errors(xp, outputs - _reshaped(targets, outputs.shape)).reshape(len(outputs), -1)
         per_sample = xp.sum(errors, axis=1, dtype=xp.float64) * (1.0 / errors.shape[1])
         return _weighted(xp, per_sample, weights)
 
     @abstractmethod
-    def of(self, xp: Any, errors: Array) -> Array: ...
-
-    def result(self, sums: Any) -> float:
-        return _ratio(sums[0], sums[1])
+    def of_errors(self, xp: Any, errors: Array) -> Array: ...
 
 
-class MeanSquaredError(_Errors):
-    """Mean of (y - t)² over every element."""
+class MeanSquaredError(_MeanError):
+    """The mean of (y - t)² over all elements."""
 
     name = "mse"
 
-    def of(self, xp: Any, errors: Array) -> Array:
+    def of_errors(self, xp: Any, errors: Array) -> Array:
         return xp.square(errors)
 
 
-class MeanAbsoluteError(_Errors):
-    """Mean of |y - t| over every element."""
+class MeanAbsoluteError(_MeanError):
+    """The mean of |y - t| over all elements."""
 
     name = "mae"
 
-    def of(self, xp: Any, errors: Array) -> Array:
+    def of_errors(self, xp: Any, errors: Array) -> Array:
         return xp.abs(errors)
 
 
 class R2(Metric):
-    """1 - Σ(y - t)² / Σ(t - mean t)², averaged over outputs; an output that never varies counts 1 if met, else 0."""
+    """1 - Σ(y - t)² / Σ(t - mean t)², averaged over the outputs. For a constant target: 1 if exact, else 0."""
 
     name = "r2"
     starts_from_zeros = True
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         xp = backend.xp
-        t = _alike(targets, outputs.shape).reshape(len(targets), -1).astype(xp.float64)
+        t = _reshaped(targets, outputs.shape).reshape(len(targets), -1).astype(xp.float64)
         e = outputs.reshape(len(outputs), -1).astype(xp.float64) - t
         w = xp.ones((len(t), 1), dtype=xp.float64) if weights is None else weights[:, None].astype(xp.float64)
         count = xp.sum(xp.broadcast_to(w, t.shape), axis=0)
@@ -296,19 +286,19 @@ class R2(Metric):
         return xp.stack([count, mean, spread, xp.sum(w * e * e, axis=0)])
 
     def merge(self, total: Array, sums: Array) -> Array:
-        """Two spreads become one about the common mean (Chan et al. 1979); Σt² would lose the digits of a far mean."""
+        """Both sums of squares about the common mean (Chan et al. 1979). Σt² would lose digits if the mean is large."""
         count = total[0] + sums[0]
         share = sums[0] / (count + (count == 0))
-        apart = sums[1] - total[1]
+        difference = sums[1] - total[1]
         merged = total + sums
-        merged[1] = total[1] + apart * share
-        merged[2] += apart * apart * total[0] * share
+        merged[1] = total[1] + difference * share
+        merged[2] += difference * difference * total[0] * share
         return merged
 
     def result(self, sums: Any) -> float:
         scores = []
         for count, mean, spread, errors in sums.T:
-            rounding = count * (1e-14 * mean) ** 2  # what may be left of no spread at all
+            rounding = count * (1e-14 * mean) ** 2  # what rounding may leave of a spread of 0
             scores.append(1.0 - errors / spread if spread > rounding else float(errors <= rounding))
         return float(sum(scores) / len(scores))
 
@@ -327,7 +317,7 @@ _NAMES: dict[str, type[Metric]] = {
 
 
 def get(specs: str | Metric | Sequence[str | Metric] | None, loss: Loss | None) -> list[Metric]:
-    """Metrics from names or objects, bound to a loss; None is accuracy for a classification loss, else none."""
+    """Metrics from names or objects, bound to a loss. None is accuracy for a classification loss, else no metric."""
     if specs is None:
         specs = ["accuracy"] if loss is not None and loss.classifies else []
     if isinstance(specs, str | Metric):
@@ -335,12 +325,12 @@ def get(specs: str | Metric | Sequence[str | Metric] | None, loss: Loss | None) 
     found = [resolve("metric", spec, _NAMES, Metric).bind(loss) for spec in specs]  # type: ignore[type-abstract]
     names = [metric.name for metric in found]
     if len(set(names)) < len(names) or "loss" in names:
-        raise ArgumentError(f"metrics: each needs a name of its own, but the names are {names}. Set `metric.name`.")
+        raise ArgumentError(f"metrics: each needs its own name, but the names are {names}. Set `metric.name`.")
     return found
 
 
-def _alike(targets: Array, outputs_shape: tuple[int, ...]) -> Array:
-    """Targets in the outputs' shape, which may differ by axes of length 1 only."""
+def _reshaped(targets: Array, outputs_shape: tuple[int, ...]) -> Array:
+    """Targets in the shape of the outputs, which may differ in axes of length 1 only."""
     if targets.size != math.prod(outputs_shape):
         raise ShapeError(f"outputs {tuple(outputs_shape)} and targets {tuple(targets.shape)} do not fit.")
     return targets.reshape(outputs_shape)
@@ -350,33 +340,35 @@ def _check_labels(name: str, targets: Array, classes: int) -> None:
     if targets.ndim == 2 and targets.shape[1] > 1:
         if targets.shape[1] != classes:
             raise ShapeError(f"{name}: targets {tuple(targets.shape)} do not fit {classes} classes.")
-    elif int(targets.min()) < 0 or int(targets.max()) >= classes:
-        low, high = int(targets.min()), int(targets.max())
-        raise DataError(f"{name}: labels run from {low} to {high}, but there are {classes} classes, from 0.")
+        return
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= classes:
+        raise DataError(f"{name}: labels range from {low} to {high}, but the classes are 0 to {classes - 1}.")
 
 
 def _labels(xp: Any, targets: Array) -> Array:
-    """Class numbers (N,) from class numbers (N,) or (N, 1), or from probabilities (N, K)."""
+    """Labels (N,) from labels (N,) or (N, 1), or from probabilities (N, K)."""
     if targets.ndim == 2 and targets.shape[1] > 1:
         return targets.argmax(axis=-1)
     return targets.reshape(-1)
 
 
-def _hits(xp: Any, right: Array, weights: Array | None) -> Array:
-    """[hits, samples]: int64, or float64 where samples have weights."""
+def _correct(xp: Any, correct: Array, weights: Array | None) -> Array:
+    """[correct predictions, samples]: int64, or float64 if samples have weights."""
     if weights is None:
         sums = xp.empty(2, dtype=xp.int64)
-        sums[0], sums[1] = xp.count_nonzero(right), right.size
+        sums[0], sums[1] = xp.count_nonzero(correct), correct.size
         return sums
-    return _weighted(xp, right.astype(xp.float64), weights)
+    return _weighted(xp, correct.astype(xp.float64), weights)
 
 
 def _weighted(xp: Any, per_sample: Array, weights: Array | None) -> Array:
+    """[Σ w · value, Σ w] over the samples."""
     if weights is None:
         return xp.stack([xp.sum(per_sample), xp.full((), len(per_sample), dtype=xp.float64)])
     w = weights.astype(xp.float64)
     return xp.stack([xp.sum(per_sample * w), xp.sum(w)])
 
 
-def _ratio(over: float, under: float) -> float:
-    return float(over / under) if under else 0.0
+def _ratio(numerator: float, denominator: float) -> float:
+    return float(numerator / denominator) if denominator else 0.0

@@ -1,53 +1,56 @@
-"""Optimisers: a few elementwise lines over the flat vectors.
+"""Optimizers: update rules, as a few elementwise lines over the flat vectors of weights and gradients.
 
-An optimiser is configuration only. What it remembers of a model (momenta, the step) is an `OptimizerState` that
-belongs to the model, so one optimiser object can serve many.
+An optimizer is configuration only. Its state for one model (momenta, the number of updates) is an `OptimizerState` that
+belongs to the model, so one optimizer object can train several models. `Optimizer` explains the arguments that all of
+them take: learning_rate, weight_decay and clip_norm.
 """
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend
-from xpnet.config import Configured, is_number, resolve
+from xpnet.config import Configured, flag, number, resolve
 from xpnet.errors import ArgumentError
 from xpnet.parameters import ParameterStore
+
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "OptimizerState", "RMSprop", "get"]
 
 Rate = float | Callable[[int], float]
 
 
 class OptimizerState:
-    """Flat vectors beside a model's own, and the number of updates made."""
+    """The vectors that an optimizer keeps for one model, each as long as the flat ones, and the number of updates."""
 
     def __init__(self, optimizer: "Optimizer", store: ParameterStore) -> None:
         self.step = 0
-        self.slots = {name: store.backend.zeros(store.values.shape, store.dtype) for name in optimizer.slots}
-        self.scratch = self._scratch(store)
+        self._allocate(store, optimizer.slots)
 
     def move(self, source: Backend, store: ParameterStore) -> None:
-        """Follow the store, which has moved from `source` to where it is now."""
+        """Move to the device and dtype of the store, which was on `source` before."""
         old = {name: source.to_numpy(vector) for name, vector in self.slots.items()}
-        self.slots = {name: store.backend.zeros(store.values.shape, store.dtype) for name in old}
+        self._allocate(store, old)
         for name, vector in old.items():
             self.slots[name][...] = store.backend.asarray(vector, dtype=store.dtype)
-        self.scratch = self._scratch(store)
 
-    def _scratch(self, store: ParameterStore) -> Array:
-        """Room for one piece of the flat vector."""
-        size = int(store.values.size)
-        return store.backend.empty((min(size, store.backend.chunk_elements or size),), store.dtype)
+    def _allocate(self, store: ParameterStore, names: Iterable[str]) -> None:
+        """Make the vectors, all 0, and a scratch array for one piece of them."""
+        backend, size = store.backend, int(store.values.size)
+        self.slots = {name: backend.zeros((size,), store.dtype) for name in names}
+        self.scratch = backend.empty((min(size, backend.chunk_elements or size),), store.dtype)
 
 
 class Optimizer(Configured):
-    """The base of every optimiser.
+    """The base of every optimizer. A subclass defines `update`.
 
-    learning_rate: a number, or a schedule: a function of the step.
-    weight_decay: added to the gradient as weight_decay · w, of parameters whose `decay` is True (weights, not biases).
-    clip_norm: where the norm of the whole gradient exceeds it, the gradient is scaled down to it, before any decay.
+    learning_rate: a number, or a schedule, a function of the step.
+    weight_decay: adds weight_decay · w to the gradient of parameters whose `decay` is True (weights, not biases).
+    clip_norm: the largest norm of the gradient of all parameters together. A larger gradient is scaled down to it,
+        before weight decay.
     """
 
-    #: Names of the vectors that it remembers.
+    #: The names of the vectors that it keeps for each model.
     slots: ClassVar[tuple[str, ...]] = ()
 
     learning_rate: Rate
@@ -56,30 +59,28 @@ class Optimizer(Configured):
 
     @abstractmethod
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
-        """Change w (and the slots) in place, by the gradient g at learning rate `rate`, in the k-th update from 1.
+        """Update w and the slots, the optimizer's own vectors, in place, by the gradient g and the learning rate.
 
-        All are pieces of flat vectors of one length; t is scratch.
+        All are pieces of flat vectors, of one length, as is the scratch array t.  k: the number of the update, from 1.
         """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         own = cls.__dict__
-        # What is inherited is not this `update`, nor with this `decay`.
+        # An inherited `fused` computes the inherited `update` and `decay`, not these.
         if ("update" in own or ("decay" in own and "fused_decay" not in own)) and "fused" not in own:
             cls.fused = Optimizer.fused  # type: ignore[method-assign]
 
     def __init__(self, learning_rate: Rate, weight_decay: float, clip_norm: float | None) -> None:
-        name = type(self).__name__
-        if isinstance(learning_rate, type) or not (callable(learning_rate) or _at_least_0(learning_rate)):
-            raise ArgumentError(f"{name}: learning_rate must be a number ≥ 0 or a schedule, not {learning_rate!r}.")
-        if not _at_least_0(weight_decay):
-            raise ArgumentError(f"{name}: weight_decay must be at least 0, not {weight_decay!r}.")
-        if clip_norm is not None and not (is_number(clip_norm) and clip_norm > 0):
-            raise ArgumentError(f"{name}: clip_norm must be positive, or None for no clipping, not {clip_norm!r}.")
-        self.learning_rate, self.weight_decay, self.clip_norm = learning_rate, weight_decay, clip_norm
+        if isinstance(learning_rate, type) or not callable(learning_rate):
+            learning_rate = number(self, "learning_rate", learning_rate, at_least=0, also="a schedule")
+        if clip_norm is not None:
+            clip_norm = number(self, "clip_norm", clip_norm, above=0, also="None for no clipping")
+        self.learning_rate, self.clip_norm = learning_rate, clip_norm
+        self.weight_decay = number(self, "weight_decay", weight_decay, at_least=0)
 
     def rate(self, step: int) -> float:
-        """The learning rate of the update after `step` updates."""
+        """The learning rate of the next update, after `step` updates."""
         return float(self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate)
 
     def apply(
@@ -89,14 +90,14 @@ class Optimizer(Configured):
         factor: Callable[[], float] = lambda: 1.0,
         gate: Array | None = None,
     ) -> None:
-        """One update of every trainable parameter from its gradient. May clip and decay the gradients in place.
+        """Update every trainable parameter from its gradient. May clip and decay the gradients in place.
 
-        factor: what the learning rate is multiplied by.  gate: an array on the device that holds 0 where there is
-        nothing to be updated after all; the step counts nevertheless.
+        factor: multiplies the learning rate.  gate: a device array; if it is 0, nothing is updated, but the step is
+        counted.
         """
         backend, step = store.backend, state.step
-        trained = store.runs(lambda p: p.trainable)
-        decayed = store.runs(lambda p: p.trainable and p.decay) if self.weight_decay else []
+        trained = store.slices(lambda p: p.trainable)
+        decayed = store.slices(lambda p: p.trainable and p.decay) if self.weight_decay else []
         if self.clip_norm is not None:
             backend.clip_norm(store.grads, trained, self.clip_norm)
         state.step += 1
@@ -110,10 +111,10 @@ class Optimizer(Configured):
 
         if name and backend.whole_update(name, trained, decayed, vectors, numbers_of, step, gate):
             return
-        backend.refuse_recording(f"{type(self).__name__} has no fused update")
+        backend.refuse_capture(f"{type(self).__name__} has no fused update")
         before = None if gate is None else [(vector, vector.copy()) for vector in (store.values, *state.slots.values())]
-        for run in decayed:
-            self.decay(store.values[run], store.grads[run], rate)
+        for part in decayed:
+            self.decay(store.values[part], store.grads[part], rate)
         if not (name and backend.fused_update(name, trained, vectors, numbers)):
             for piece in _pieces(trained, backend.chunk_elements):
                 slots = [slot[piece] for slot in state.slots.values()]
@@ -123,11 +124,11 @@ class Optimizer(Configured):
             backend.xp.copyto(vector, old, where=gate == 0)
 
     def fused(self, rate: float, k: int) -> tuple[str, tuple[float, ...]]:
-        """What a device may have fused that is the same as `update`: its name, or "", and the numbers that it takes."""
+        """(name, numbers) of a backend's fused operator that equals `update`; ("", ()) if there is none."""
         return "", ()
 
     def fused_decay(self, rate: float) -> tuple[float, float]:
-        """`decay` as two numbers: what it multiplies w by, and what it adds of w to g."""
+        """`decay` as two numbers: the factor of w, and the multiple of w that is added to g."""
         return 1.0, self.weight_decay
 
     def decay(self, w: Array, g: Array, rate: float) -> None:
@@ -150,7 +151,8 @@ class SGD(Optimizer):
         clip_norm: float | None = None,
     ) -> None:
         super().__init__(learning_rate, weight_decay, clip_norm)
-        self.momentum, self.nesterov = _fraction("SGD", "momentum", momentum), nesterov
+        self.momentum = number(self, "momentum", momentum, at_least=0, below=1)
+        self.nesterov = flag(self, "nesterov", nesterov)
         if nesterov and not momentum:
             raise ArgumentError("SGD: nesterov=True needs a momentum above 0.")
 
@@ -188,7 +190,7 @@ class Adagrad(Optimizer):
         clip_norm: float | None = None,
     ) -> None:
         super().__init__(learning_rate, weight_decay, clip_norm)
-        self.epsilon = _positive("Adagrad", "epsilon", epsilon)
+        self.epsilon = number(self, "epsilon", epsilon, above=0)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
         (s,) = slots
@@ -214,7 +216,8 @@ class RMSprop(Optimizer):
         clip_norm: float | None = None,
     ) -> None:
         super().__init__(learning_rate, weight_decay, clip_norm)
-        self.rho, self.epsilon = _fraction("RMSprop", "rho", rho), _positive("RMSprop", "epsilon", epsilon)
+        self.rho = number(self, "rho", rho, at_least=0, below=1)
+        self.epsilon = number(self, "epsilon", epsilon, above=0)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
         (s,) = slots
@@ -228,7 +231,7 @@ class RMSprop(Optimizer):
 class Adam(Optimizer):
     """m ← β₁ m + (1 - β₁) g;  s ← β₂ s + (1 - β₂) g²;  w ← w - rate · m̂ / (√ŝ + epsilon).
 
-    m̂ = m / (1 - β₁ᵏ) and ŝ = s / (1 - β₂ᵏ) undo the start from zero. Kingma and Ba 2014, "Adam".
+    m̂ = m / (1 - β₁ᵏ) and ŝ = s / (1 - β₂ᵏ) correct the bias towards the initial 0. Kingma and Ba 2014, "Adam".
     """
 
     slots = ("means", "squares")
@@ -243,9 +246,9 @@ class Adam(Optimizer):
         clip_norm: float | None = None,
     ) -> None:
         super().__init__(learning_rate, weight_decay, clip_norm)
-        name = type(self).__name__
-        self.beta1, self.beta2 = _fraction(name, "beta1", beta1), _fraction(name, "beta2", beta2)
-        self.epsilon = _positive(name, "epsilon", epsilon)
+        self.beta1 = number(self, "beta1", beta1, at_least=0, below=1)
+        self.beta2 = number(self, "beta2", beta2, at_least=0, below=1)
+        self.epsilon = number(self, "epsilon", epsilon, above=0)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
         m, s = slots
@@ -260,13 +263,13 @@ class Adam(Optimizer):
         return "adam", (rate, self.beta1, self.beta2, epsilon)
 
     def _corrected(self, rate: float, k: int) -> tuple[float, float]:
-        """Rate and ε with which m / (√s + ε) is m̂ / (√ŝ + ε): both corrections, out of the elementwise work."""
+        """(rate', ε') with rate' · m / (√s + ε') = rate · m̂ / (√ŝ + ε), which saves elementwise operations."""
         correction = math.sqrt(1.0 - self.beta2**k)
         return rate * correction / (1.0 - self.beta1**k), self.epsilon * correction
 
 
 class AdamW(Adam):
-    """Adam with w ← (1 - rate · weight_decay) w beside the step, not in the gradient. Loshchilov and Hutter 2017."""
+    """Adam with decoupled weight decay: w ← (1 - rate · weight_decay) w before each update. Loshchilov, Hutter 2017."""
 
     def __init__(
         self,
@@ -287,17 +290,11 @@ class AdamW(Adam):
 
 
 def get(spec: Any) -> Optimizer:
-    """An optimiser from its name or itself."""
+    """The optimizer of this name, with its defaults; or `spec` itself if it is an optimizer."""
     return resolve("optimizer", spec, _NAMES, Optimizer)  # type: ignore[type-abstract]
 
 
-_NAMES: dict[str, type[Optimizer]] = {
-    "sgd": SGD,
-    "adagrad": Adagrad,
-    "rmsprop": RMSprop,
-    "adam": Adam,
-    "adamw": AdamW,
-}
+_NAMES: dict[str, type[Optimizer]] = {"sgd": SGD, "adagrad": Adagrad, "rmsprop": RMSprop, "adam": Adam, "adamw": AdamW}
 
 
 def _average_square(xp: Any, s: Array, g: Array, t: Array, rho: float) -> None:
@@ -317,25 +314,9 @@ def _scaled_step(xp: Any, w: Array, direction: Array, s: Array, t: Array, rate: 
     w -= t
 
 
-def _pieces(runs: list[slice], length: int | None) -> Iterator[slice]:
-    """The runs cut into pieces of at most `length` elements, which stay in cache through an elementwise chain."""
-    for run in runs:
-        step = length or max(1, run.stop - run.start)
-        for start in range(run.start, run.stop, step):
-            yield slice(start, min(start + step, run.stop))
-
-
-def _at_least_0(value: Any) -> bool:
-    return is_number(value) and bool(value >= 0)
-
-
-def _fraction(optimizer: str, name: str, value: float) -> float:
-    if not (is_number(value) and 0 <= value < 1):
-        raise ArgumentError(f"{optimizer}: {name} must be at least 0 and below 1, not {value!r}.")
-    return value
-
-
-def _positive(optimizer: str, name: str, value: float) -> float:
-    if not (is_number(value) and value > 0):
-        raise ArgumentError(f"{optimizer}: {name} must be positive, not {value!r}.")
-    return value
+def _pieces(slices: list[slice], length: int | None) -> Iterator[slice]:
+    """The slices cut into pieces of at most `length` elements, which stay in cache through an elementwise chain."""
+    for part in slices:
+        step = length or max(1, part.stop - part.start)
+        for start in range(part.start, part.stop, step):
+            yield slice(start, min(start + step, part.stop))

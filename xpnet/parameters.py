@@ -1,39 +1,41 @@
-"""Every weight of a model in one flat vector, handed out as named, shaped views.
+"""Parameters: all weights of a model are stored in one flat vector, and each Parameter is a named view of it.
 
-So an optimiser is a few elementwise lines over one array, clipping is one norm, and a checkpoint is a table of views.
+So an optimizer is a few elementwise lines over one array, clipping is one norm, and a checkpoint is a table of views.
 """
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy
 
 from xpnet.backends import Array, Backend
-from xpnet.config import is_number
-from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError
+from xpnet.config import number
+from xpnet.errors import ArgumentTypeError, ShapeError, StateError
 from xpnet.initializers import Initializer
 
-_ALIGNMENT = 16  # elements: each parameter starts on a cache line of its own, in float32 as in float64
-_WEIGHT_STREAM = 1  # keeps the draws of weights apart from those of epoch permutations
+__all__ = ["Buffer", "Parameter", "ParameterStore", "Snapshot"]
+
+_ALIGNMENT = 16  # elements: each parameter starts on a cache line, in float32 and in float64
+_WEIGHT_STREAM = 1  # keeps the random numbers of weights apart from those of the epochs' permutations
 
 
 class Parameter:
-    """A trained array: `value` and `grad` are live, writable views of the model's two flat vectors.
+    """An array that is trained: `value` and `grad` are live, writable views of the model's two flat vectors.
 
-    name: where it stands, such as "0.weight".  shape: its shape.  trainable: False freezes it.
-    decay: whether the optimiser's weight decay applies.  l1, l2: penalties l1 · Σ|w| + l2 · Σw² of its layer.
+    name: its name in the model, such as "0.weight".  trainable: set it to False to freeze the parameter.  decay:
+    whether the optimizer's weight decay applies.  l1, l2: penalties l1 · Σ|w| + l2 · Σw², added to the loss.
     """
 
     def __init__(
         self, name: str, shape: Sequence[int], initializer: Initializer, decay: bool, l1: float, l2: float
     ) -> None:
-        if not (is_number(l1) and is_number(l2) and 0 <= l1 < math.inf and 0 <= l2 < math.inf):
-            raise ArgumentError(f"{name}: penalties must be finite numbers of at least 0, but l1={l1!r} and l2={l2!r}.")
         self.name, self.shape, self.initializer = name, tuple(shape), initializer
-        self.trainable, self.decay, self.l1, self.l2 = True, decay, l1, l2
-        self.slot = slice(0, 0)
+        self.l1 = number(name, "l1", l1, at_least=0, finite=True)
+        self.l2 = number(name, "l2", l2, at_least=0, finite=True)
+        self.trainable, self.decay = True, decay
+        self.slot = slice(0, 0)  # of both flat vectors
         self._value: Array = None
         self._grad: Array = None
         self._backend: Backend | None = None
@@ -59,7 +61,7 @@ class Parameter:
         self._fill(self._grad, new)
 
     def bind(self, backend: Backend, values: Array, grads: Array) -> None:
-        """Become a view of these flat vectors."""
+        """Make `value` and `grad` views of these flat vectors."""
         self._backend = backend
         self._value = values[self.slot].reshape(self.shape)
         self._grad = grads[self.slot].reshape(self.shape)
@@ -70,7 +72,7 @@ class Parameter:
         with self._backend.device():
             array = None if new is None else self._backend.asarray(new)
             if array is None or array.dtype.kind not in "fiub":
-                raise ArgumentTypeError(f"{self.name} takes real numbers, not {new!r}.")
+                raise ArgumentTypeError(f"{self.name} must be real numbers, not {new!r}.")
             if array.shape not in (self.shape, ()):
                 raise ShapeError(f"{self.name} has shape {self.shape}, but the new value has shape {array.shape}.")
             view[...] = array
@@ -89,7 +91,7 @@ class Buffer:
         self.name, self.value = name, value
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name, "value": None}  # the store carries the value, through the host
+        return {"name": self.name, "value": None}  # the store copies the value through the host
 
 
 class ParameterStore:
@@ -101,16 +103,16 @@ class ParameterStore:
         self.buffers: list[Buffer] = []
         self.values: Array = None
         self.grads: Array = None
-        self._runs: dict[tuple[bool, ...], list[slice]] = {}  # that were asked for before
+        self._slices: dict[tuple[bool, ...], list[slice]] = {}  # results of `slices`
 
     @property
     def allocated(self) -> bool:
         return self.values is not None
 
     def allocate(self, seed: int) -> None:
-        """Lay all declared parameters out in memory and draw their first values.
+        """Make the flat vectors for all declared parameters, and draw the first values.
 
-        Each parameter has a random stream of its own, from the seed and its name: a layer more changes no other.
+        Each parameter has its own random generator, seeded by `seed` and its name, so other layers do not affect it.
         """
         end = 0
         for parameter in self.parameters:
@@ -120,10 +122,10 @@ class ParameterStore:
         for parameter in self.parameters:
             rng = numpy.random.default_rng([seed, _WEIGHT_STREAM, zlib.crc32(parameter.name.encode())])
             flat[parameter.slot] = parameter.initializer(parameter.shape, rng).ravel()
-        self._bind(flat)
+        self._bind(flat, numpy.zeros(end))
 
     def move(self, backend: Backend, dtype: Any) -> None:
-        """Carry everything to another device or dtype; the Parameter objects stay the same."""
+        """Move everything to another device or dtype. The Parameter objects stay the same."""
         values, grads = self.backend.to_numpy(self.values), self.backend.to_numpy(self.grads)
         buffers = [self.backend.to_numpy(buffer.value) for buffer in self.buffers]
         dtype = numpy.dtype(dtype)
@@ -133,29 +135,29 @@ class ParameterStore:
         self.backend, self.dtype = backend, dtype
         self._bind(values, grads)
 
-    def runs(self, wanted: Callable[[Parameter], bool]) -> list[slice]:
-        """The stretches of the flat vectors that hold the wanted parameters, in as few pieces as there are runs."""
+    def slices(self, wanted: Callable[[Parameter], bool]) -> list[slice]:
+        """The parts of the flat vectors that hold the wanted parameters; adjacent parameters share one slice."""
         choice = tuple(map(wanted, self.parameters))
-        if choice not in self._runs:
-            found = self._runs[choice] = []
+        if choice not in self._slices:
+            found = self._slices[choice] = []
             for parameter, now, before in zip(self.parameters, choice, (False, *choice), strict=False):
                 if now:
                     start = found.pop().start if before else parameter.slot.start
                     found.append(slice(start, parameter.slot.stop))
-        return self._runs[choice]
+        return self._slices[choice]
 
     def arrays(self) -> list[Parameter | Buffer]:
-        """All that is saved and moved: parameters, then buffers."""
+        """Everything that is saved and moved: parameters, then buffers."""
         return [*self.parameters, *self.buffers]
 
     def state(self) -> dict[str, numpy.ndarray[Any, Any]]:
-        """{name: copy on the host} of all of them."""
+        """{name: copy on the host} of all parameters and buffers."""
         return {a.name: numpy.array(self.backend.to_numpy(a.value)) for a in self.arrays()}
 
     def penalty(self) -> Array | None:
-        """Σ over trained parameters of l1 · Σ|w| + l2 · Σw², on the device in float64; None where there are none."""
+        """Σ over trained parameters of l1 · Σ|w| + l2 · Σw², on the device in float64; None if there are none."""
         xp, total = self.backend.xp, None
-        for p in self._penalised():
+        for p in self._penalized():
             term = xp.zeros((), dtype=xp.float64)
             if p.l1:
                 term += p.l1 * xp.sum(xp.abs(p.value), dtype=xp.float64)
@@ -167,27 +169,27 @@ class ParameterStore:
     def add_penalty_gradients(self) -> None:
         """Add ∂penalty/∂w = l1 · sign(w) + 2 · l2 · w to each gradient."""
         xp = self.backend.xp
-        for p in self._penalised():
+        for p in self._penalized():
             if p.l1:
                 p.grad += p.l1 * xp.sign(p.value)
             if p.l2:
                 p.grad += (2.0 * p.l2) * p.value
 
-    def _penalised(self) -> list[Parameter]:
+    def _penalized(self) -> list[Parameter]:
         return [p for p in self.parameters if (p.l1 or p.l2) and p.trainable]
 
-    def _bind(self, values: Any, grads: Any = None) -> None:
+    def _bind(self, values: Any, grads: Any) -> None:
+        """Copy these host vectors to the device, and make all parameters views of the copies."""
         with self.backend.device():
             self.values = self.backend.zeros(values.shape, self.dtype)
             self.grads = self.backend.zeros(values.shape, self.dtype)
             self.values[...] = self.backend.asarray(values, dtype=self.dtype)
-            if grads is not None:
-                self.grads[...] = self.backend.asarray(grads, dtype=self.dtype)
+            self.grads[...] = self.backend.asarray(grads, dtype=self.dtype)
             for parameter in self.parameters:
                 parameter.bind(self.backend, self.values, self.grads)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies and pickles go through the host, whatever the device.
+        # deepcopy and pickle copy through the host, whatever the device.
         if not self.allocated:
             return self.__dict__
         to_numpy = self.backend.to_numpy
@@ -205,28 +207,32 @@ class ParameterStore:
 
 
 class Snapshot:
-    """A copy, on the device, of a model's values and buffers and of `more` arrays, to go back to."""
+    """Copies, on the device, of a model's values and buffers and of `more` arrays, to restore them later.
 
-    def __init__(self, store: ParameterStore, more: Iterable[Array] = ()) -> None:
-        self._buffers = store.buffers
-        self._arrays = [(array, array.copy()) for array in (store.values, *more)]
-        self._buffer_copies = [buffer.value.copy() for buffer in store.buffers]
+    more: a function that returns the arrays by name. It is called each time, since an array may have been replaced by
+    another one of the same shape.
+    """
+
+    def __init__(self, store: ParameterStore, more: Callable[[], Mapping[str, Array]] = dict) -> None:
+        self._store, self._more = store, more
+        #: {name: copy}, in the order of `arrays`.
+        self.copies = {name: array.copy() for name, array in self.arrays().items()}
+
+    def arrays(self) -> dict[str, Array]:
+        """The arrays themselves, by name: the values, `more`, the buffers."""
+        buffers = {f"the buffer {buffer.name}": buffer.value for buffer in self._store.buffers}
+        return {"the weights": self._store.values, **self._more(), **buffers}
 
     def take(self) -> None:
-        """Overwrite the copy with what is there now."""
-        for array, copy in self._arrays:
-            copy[...] = array
-        for buffer, copy in zip(self._buffers, self._buffer_copies, strict=True):
-            copy[...] = buffer.value
-
-    @property
-    def copies(self) -> list[Array]:
-        """The copies themselves, in a fixed order."""
-        return [*(copy for _, copy in self._arrays), *self._buffer_copies]
+        """Copy the arrays again."""
+        for name, array in self.arrays().items():
+            self.copies[name][...] = array
 
     def restore(self) -> None:
-        """Overwrite what is there now with the copy."""
-        for array, copy in self._arrays:
-            array[...] = copy
-        for buffer, copy in zip(self._buffers, self._buffer_copies, strict=True):
-            buffer.value[...] = copy
+        """Write the copies back into the arrays."""
+        for name, array in self.arrays().items():
+            array[...] = self.copies[name]
+
+    def changes(self) -> dict[str, Array]:
+        """The change of each array since it was copied, as new arrays."""
+        return {name: array - self.copies[name] for name, array in self.arrays().items()}

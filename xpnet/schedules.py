@@ -1,15 +1,17 @@
-"""Learning rates as functions of the step: schedule(step) → rate, where step counts updates from 0."""
+"""Schedules: learning rates as functions of the step, schedule(step) → rate. `step` counts updates from 0."""
 
 import math
 from abc import abstractmethod
 from collections.abc import Callable
 
-from xpnet.config import Configured, is_number, is_whole
-from xpnet.errors import ArgumentError
+from xpnet.config import Configured, integer, number
+
+__all__ = ["Constant", "CosineDecay", "ExponentialDecay", "InverseTimeDecay", "LinearWarmup", "OneCycle",
+           "Schedule", "StepDecay"]  # fmt: skip
 
 
 class Schedule(Configured):
-    """The base of every schedule. Any function of the step serves as one too."""
+    """The base of every schedule. `__call__(step)` returns the rate of that step; any such function works as well."""
 
     @abstractmethod
     def __call__(self, step: int) -> float: ...
@@ -26,20 +28,20 @@ class Constant(Schedule):
 
 
 class StepDecay(Schedule):
-    """rate · factor^⌊step / every⌋."""
+    """rate · factor^⌊step / every⌋, with `every` steps from one decay to the next."""
 
     def __init__(self, rate: float, every: int, factor: float = 0.1) -> None:
-        self.rate, self.every, self.factor = rate, _positive("StepDecay", "every", every), factor
+        self.rate, self.every, self.factor = rate, integer(self, "every", every), factor
 
     def __call__(self, step: int) -> float:
         return self.rate * self.factor ** (step // self.every)
 
 
 class ExponentialDecay(Schedule):
-    """rate · factor^(step / every)."""
+    """rate · factor^(step / every): it falls in each step, by `factor` over `every` steps."""
 
     def __init__(self, rate: float, every: int, factor: float) -> None:
-        self.rate, self.every, self.factor = rate, _positive("ExponentialDecay", "every", every), factor
+        self.rate, self.every, self.factor = rate, integer(self, "every", every), factor
 
     def __call__(self, step: int) -> float:
         return float(self.rate * self.factor ** (step / self.every))
@@ -49,27 +51,27 @@ class InverseTimeDecay(Schedule):
     """rate / (1 + decay · step / every)."""
 
     def __init__(self, rate: float, every: int, decay: float = 1.0) -> None:
-        self.rate, self.every, self.decay = rate, _positive("InverseTimeDecay", "every", every), decay
+        self.rate, self.every, self.decay = rate, integer(self, "every", every), decay
 
     def __call__(self, step: int) -> float:
         return self.rate / (1.0 + self.decay * step / self.every)
 
 
 class CosineDecay(Schedule):
-    """Half a cosine from `rate` down to `final` over `steps`, and `final` after them. Loshchilov and Hutter 2016."""
+    """Half a cosine from `rate` down to `final` over `steps`, then `final`. Loshchilov and Hutter 2016."""
 
     def __init__(self, rate: float, steps: int, final: float = 0.0) -> None:
-        self.rate, self.steps, self.final = rate, _positive("CosineDecay", "steps", steps), final
+        self.rate, self.steps, self.final = rate, integer(self, "steps", steps), final
 
     def __call__(self, step: int) -> float:
         return _cosine(self.rate, self.final, step / self.steps)
 
 
 class LinearWarmup(Schedule):
-    """In equal parts up to the first rate of `after` over `steps`, then `after`, a schedule or a number."""
+    """Rises linearly over `steps` to the first rate of `after`, then follows `after`, a schedule or a number."""
 
     def __init__(self, steps: int, after: Callable[[int], float] | float) -> None:
-        self.steps, self.after = _positive("LinearWarmup", "steps", steps), after
+        self.steps, self.after = integer(self, "steps", steps), after
 
     def __call__(self, step: int) -> float:
         after = self.after if callable(self.after) else Constant(self.after)
@@ -79,17 +81,17 @@ class LinearWarmup(Schedule):
 
 
 class OneCycle(Schedule):
-    """Up a cosine from peak / 25 to `peak` over the first `warmup` of `steps`, down another to peak / 250 000.
+    """Rises along half a cosine to `peak` in the first part of `steps`, then falls along another one.
 
-    Smith and Topin 2017, "Super-convergence". The quotients are `start_factor` and `end_factor` (of the start).
+    It starts at peak / start_factor and ends at (peak / start_factor) / end_factor. warmup: the fraction of `steps` in
+    which it rises. Smith and Topin 2017, "Super-convergence".
     """
 
     def __init__(
         self, peak: float, steps: int, warmup: float = 0.3, start_factor: float = 25.0, end_factor: float = 1e4
     ) -> None:
-        if not (is_number(warmup) and 0 <= warmup <= 1):
-            raise ArgumentError(f"OneCycle: warmup is a fraction of the steps, between 0 and 1, not {warmup!r}.")
-        self.peak, self.steps, self.warmup = peak, _positive("OneCycle", "steps", steps), warmup
+        self.peak, self.steps = peak, integer(self, "steps", steps)
+        self.warmup = number(self, "warmup", warmup, at_least=0, at_most=1)
         self.start_factor, self.end_factor = start_factor, end_factor
 
     def __call__(self, step: int) -> float:
@@ -97,15 +99,9 @@ class OneCycle(Schedule):
         start = self.peak / self.start_factor
         if step < top:
             return _cosine(start, self.peak, step / top)
-        down = self.steps - 1 - top  # the last step, not the one after it, has the lowest rate
+        down = self.steps - 1 - top  # so that the last step has the lowest rate
         return _cosine(self.peak, start / self.end_factor, (step - top) / down if down > 0 else 1.0)
 
 
 def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
-
-
-def _positive(schedule: str, name: str, value: int) -> int:
-    if not (is_whole(value) and value >= 1):
-        raise ArgumentError(f"{schedule}: {name} must be at least 1 step, not {value!r}.")
-    return value

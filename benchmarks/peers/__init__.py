@@ -1,4 +1,4 @@
-"""The libraries that are compared: a file each, imported only in the process that measures it."""
+"""The peers: the libraries that are measured. Each has its module, which is imported only when it is measured."""
 
 import contextlib
 import importlib
@@ -11,24 +11,24 @@ from benchmarks.nets import Net
 
 
 class Peer(Protocol):
-    """One library, with one net at one batch size. `make(net, batch, device, option)` in its module makes it.
+    """One library with one network at one batch size. `make(net, batch, device, option)` of its module creates it.
 
-    Two methods are optional: `turn()`, see the function below, and `close()`, which gives back what the peer holds.
+    Two methods are optional: `settings()`, see the function below, and `close()`, which releases resources.
     """
 
-    #: How many steps a call of `step` makes.
-    steps_at_once: int = 1
+    #: The number of training steps that a call of `step` makes.
+    steps_per_call: int = 1
 
     def step(self) -> None:
-        """One training step on a batch that lies in memory: forward, loss, backward, update."""
+        """One training step on a batch in the device's memory: forward, loss, backward, update."""
 
     def synchronize(self) -> None:
         """Wait for the device."""
 
     def epoch(self, x: Any, y: Any) -> float | None:
-        """Train once through host arrays, shuffled, and learn the mean loss and the accuracy.
+        """Train for one epoch on shuffled host arrays, and compute the mean loss and the accuracy.
 
-        On a GPU they lie on the device from the first call on. Where it took its own time, it tells the seconds.
+        On a GPU, the arrays stay on the device after the first call. Returns the seconds if it measures them itself.
         """
 
     def predict(self, x: Any) -> Any:
@@ -36,15 +36,16 @@ class Peer(Protocol):
 
 
 class Kind(NamedTuple):
-    """How a peer is started.
+    """How a peer is created.
 
-    module: under benchmarks.peers.  option: words for its `make`.  environment: variables that must be set then.
-    dtype: of its samples.  precision: of its matrix products and convolutions; everything else is in float32.
+    module: its module in benchmarks.peers.  option: an argument of `make`, of several words.  environment: environment
+    variables to set before.  only_dense: whether it supports only dense layers.  dtype: of the samples.
+    precision: of matrix products and convolutions; everything else is in float32.
     """
 
     module: str
     option: str = ""
-    environment: dict[str, str] = {}  # noqa: RUF012  # never written to
+    environment: dict[str, str] = {}  # noqa: RUF012  # never changed
     only_dense: bool = False
     dtype: str = "float32"
     precision: str = "float32"
@@ -57,10 +58,10 @@ KINDS = {
     "xpnet-bfloat16": Kind("own", "bfloat16", precision="bfloat16"),
     "xpnet-eager": Kind("own", environment={"XPNET_CUDA_GRAPHS": "0"}),  # without a CUDA graph
     "xpnet-uint8": Kind("own", "uint8", dtype="uint8"),  # scaled in the step, as examples/mnist.py does
-    "floor": Kind("floor"),  # the matrix products of the net and nothing else
+    "floor": Kind("floor"),  # only the matrix products of the network, a lower bound of the time
     "floor-tf32": Kind("floor", "tf32", precision="tf32"),
     "floor-bfloat16": Kind("floor", "bfloat16", precision="bfloat16"),
-    # On the CPU, where all work is in float32.
+    # On the CPU, where everything is in float32.
     "torch": Kind("pytorch"),
     "torch-channels-last": Kind("pytorch", "channels-last"),
     "torch-compile": Kind("pytorch", "compile"),
@@ -68,8 +69,8 @@ KINDS = {
     "sklearn": Kind("sklearn_", only_dense=True),
 }
 
-# On a GPU, where the defaults differ: JAX computes in TF32, PyTorch its convolutions only. So each peer says which.
-_NOT_ALL_MEMORY = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # JAX shares the GPU with the others
+# On a GPU, the precision is explicit, because the defaults differ: JAX uses TF32, PyTorch only for convolutions.
+_NOT_ALL_MEMORY = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # JAX shares the GPU with other peers
 for _precision in ("float32", "tf32"):
     for _name, _option in (("torch", ""), ("torch-graph", "graph "), ("torch-channels-last", "channels-last "),
                            ("torch-compile", "compile ")):  # fmt: skip
@@ -79,12 +80,12 @@ for _precision in ("float32", "tf32"):
 
 
 def precision_of(name: str) -> str:
-    """The precision of a peer's products; float32 for what is no peer."""
+    """The precision of a peer's matrix products; float32 for a name that is not a peer's."""
     return KINDS[name].precision if name in KINDS else "float32"
 
 
 def compared_with(name: str) -> str:
-    """Which of xpnet's figures a peer's is compared with: that of the same precision."""
+    """The name of the xpnet measurement that a peer is compared with, which has the same precision."""
     precision = precision_of(name)
     return "xpnet" if precision == "float32" or name.startswith("xpnet") else f"xpnet-{precision}"
 
@@ -96,7 +97,7 @@ def label(name: str) -> str:
 
 
 def can(name: str, net: Net) -> bool:
-    """Whether this peer has all the net's layers."""
+    """Whether this peer supports all layers of the network."""
     return not KINDS[name].only_dense or all(layer[0] in ("dense", "relu") for layer in net.layers)
 
 
@@ -107,13 +108,13 @@ def start(name: str, net: Net, batch: int, device: str) -> Peer:
     return peer
 
 
-def turn(peer: Peer) -> AbstractContextManager[Any]:
-    """A context for the work of this peer: settings of its library that other peers in this process have changed."""
-    return peer.turn() if hasattr(peer, "turn") else contextlib.nullcontext()
+def settings(peer: Peer) -> AbstractContextManager[Any]:
+    """A context with the settings of this peer, which other peers in the same process may have changed."""
+    return peer.settings() if hasattr(peer, "settings") else contextlib.nullcontext()
 
 
 def close(peer: Peer) -> None:
-    """Give back what the peer holds."""
+    """Release the resources of a peer."""
     if hasattr(peer, "close"):
         peer.close()
 

@@ -1,7 +1,7 @@
-"""The floor: the matrix products of a net's step with `out=`, and nothing else.
+"""The floor: only the matrix products of a network's training step, with `out=`.
 
-On a GPU they are a CUDA graph, as xpnet's own step is. Of a convolution, for so many images at a time and in as many
-threads as xpnet's own: the products are the same.
+On a GPU they are captured as a CUDA graph, like the step of xpnet. The products of a convolution have the same sizes
+and the same number of threads as in xpnet.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ class Floor:
     def __init__(self, net: Net, batch: int, device: str, precision: str) -> None:
         self.backend, self.batch, self.precision = xpnet.get_backend(device), batch, precision or "float32"
         on_gpu = self.backend.name != "cpu"
-        # On a GPU through cuBLAS as xpnet calls it: CuPy's own products cannot be captured.
+        # On a GPU, xpnet calls cuBLAS directly, because matmul of CuPy cannot be captured.
         self.matmul = self.backend.matmul if on_gpu else self.backend.xp.matmul
         self.convolves = any(layer[0] == "conv" for layer in net.layers)
         self.products: list[Callable[[], None]] = []
-        self._open = contextlib.ExitStack()  # until `close`
+        self._contexts = contextlib.ExitStack()  # left by `close`
         if on_gpu:
-            self._open.enter_context(self.backend.stream())
-        with self.backend.products(self.precision):
+            self._contexts.enter_context(self.backend.stream())
+        with self.backend.matmul_precision(self.precision):
             self._add_products(net)
         self.step = self._step
         if on_gpu:
@@ -46,8 +46,8 @@ class Floor:
     def _dense(self, inputs: int, units: int, first: bool) -> None:
         x, weight, y = self._array(self.batch, inputs), self._array(inputs, units), self._array(self.batch, units)
         grad_weight, grad_x = self._array(inputs, units), self._array(self.batch, inputs)
-        # Rounded here, where the precision asks for it, so that rounding is not measured.
-        x, weight, grad = (self.backend.operand(a) for a in (x, weight, y))
+        # Cast here, so that the casts of a half precision are not measured.
+        x, weight, grad = (self.backend.cast(a) for a in (x, weight, y))
         matmul = self.matmul
 
         def run() -> None:
@@ -61,29 +61,29 @@ class Floor:
     def _convolution(self, windows: int, cells: int, filters: int, first: bool) -> None:
         backend, matmul = self.backend, self.matmul
         y = self._array(self.batch * windows, filters)
-        weight, grad = backend.operand(self._array(cells, filters)), backend.operand(y)
-        grads = [self._array(cells, filters) for _ in range(backend.shards)]
-        kept: dict[int, Any] = {}
+        weight, grad = backend.cast(self._array(cells, filters)), backend.cast(y)
+        grads = [self._array(cells, filters) for _ in range(backend.workers)]
+        buffers: dict[int, Any] = {}
 
-        def patches_of(count: int, shard: int) -> tuple[Any, Any]:
-            """The patches of `count` windows, and the same as the products read them."""
-            if shard not in kept or len(kept[shard][0]) < count:
+        def patches_of(count: int, worker: int) -> tuple[Any, Any]:
+            """The im2col matrix of `count` windows, and its cast to the precision, in buffers of this worker."""
+            if worker not in buffers or len(buffers[worker][0]) < count:
                 patches = self._array(count, cells)
-                kept[shard] = patches, backend.operand(patches)
-            patches, rounded = kept[shard]
-            return patches[:count], rounded[:count]
+                buffers[worker] = patches, backend.cast(patches)
+            patches, cast = buffers[worker]
+            return patches[:count], cast[:count]
 
         def part_of(rows: slice) -> slice:
             return slice(rows.start * windows, rows.stop * windows)
 
-        def forward(rows: slice, shard: int) -> None:
+        def forward(rows: slice, worker: int) -> None:
             out = y[part_of(rows)]
-            matmul(patches_of(len(out), shard)[1], weight, out=out)
+            matmul(patches_of(len(out), worker)[1], weight, out=out)
 
-        def backward(rows: slice, shard: int) -> None:
+        def backward(rows: slice, worker: int) -> None:
             part = grad[part_of(rows)]
-            patches, rounded = patches_of(len(part), shard)
-            matmul(rounded.T, part, out=grads[shard])
+            patches, cast = patches_of(len(part), worker)
+            matmul(cast.T, part, out=grads[worker])
             if not first:
                 matmul(part, weight.T, out=patches)
 
@@ -92,7 +92,7 @@ class Floor:
             backend.in_chunks(self.batch, windows * cells * 4, backward)
 
         if backend.name != "cpu":
-            run()  # makes the patches, outside the memory of the graph
+            run()  # allocates the im2col matrices, outside the memory pool of the graph
         self.products.append(run)
 
     def _array(self, *shape: int) -> Any:
@@ -102,7 +102,7 @@ class Floor:
 
     def _step(self) -> None:
         if self.convolves or self.backend.name != "cpu":
-            with self.backend.working(), self.backend.products(self.precision):
+            with self.backend.parallel_region(), self.backend.matmul_precision(self.precision):
                 self._run()
         else:
             self._run()
@@ -115,7 +115,7 @@ class Floor:
         self.backend.synchronize()
 
     def close(self) -> None:
-        self._open.close()
+        self._contexts.close()
 
 
 def make(net: Net, batch: int, device: str, option: str) -> Floor:

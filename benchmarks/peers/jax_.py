@@ -1,10 +1,10 @@
-"""JAX: the whole step jitted, weights and optimizer state donated.
+"""JAX: the whole step is jitted, and weights and optimizer state are donated.
 
-On a GPU an epoch is one `lax.scan` over its batches, and with the option "scan" so are a hundred steps. On the CPU,
-where a scan's steps run slower, most of all its convolutions, a step is called for each batch.
+On a GPU an epoch is one `lax.scan` over its batches; with the option "scan", so are a hundred steps. On the CPU, each
+batch is a call of the step, because steps in a scan are slower, especially convolutions.
 
-On a GPU the option also names the precision of matrix products and convolutions. JAX reads that setting when it looks
-up a traced function, so it must hold at each call, not only at the first.
+On a GPU the option also has the precision of matrix products and convolutions. JAX reads this setting at every call of
+a jitted function, so it must be set at every call.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32"}
 class Jax:
     def __init__(self, net: Net, batch: int, device: str, option: str) -> None:
         words = option.split()
-        self.steps_at_once = SCANNED if "scan" in words else 1
+        self.steps_per_call = SCANNED if "scan" in words else 1
         self.precision = PRECISIONS.get(words[-1]) if words else None
         self._uploaded: tuple = ()
         self.device = jax.devices("gpu" if device.startswith("gpu") else "cpu")[0]
@@ -43,12 +43,12 @@ class Jax:
         self._outputs = jax.jit(partial(_outputs, net))
         self._scanned = jax.jit(partial(_scanned, net), donate_argnums=0)
 
-    def turn(self) -> AbstractContextManager[Any]:
-        """The precision of this peer."""
+    def settings(self) -> AbstractContextManager[Any]:
+        """The precision of matrix products of this peer."""
         return jax.default_matmul_precision(self.precision) if self.precision else contextlib.nullcontext()
 
     def step(self) -> None:
-        if self.steps_at_once > 1:
+        if self.steps_per_call > 1:
             self.state, self._loss = self._scanned(self.state, self.x, self.y)
             return
         self.state, self._loss = self._step(self.state, self.x, self.y)[:2]
@@ -61,22 +61,22 @@ class Jax:
             self._uploaded = jnp.asarray(x), jnp.asarray(y)
         x, y = self._uploaded
         order = jax.random.permutation(jax.random.key(1), len(x))
-        figures = (jnp.zeros(()), jnp.zeros((), jnp.int32))
+        sums = (jnp.zeros(()), jnp.zeros((), jnp.int32))
         whole = len(x) // self.batch * self.batch
         groups = [order[:whole].reshape(-1, self.batch), order[None, whole:]]
         if self.device.platform == "cpu":
             groups = [order[None, start : start + self.batch] for start in range(0, len(x), self.batch)]
         for rows in groups:
             if rows.size:
-                self.state, figures = self._steps_of_rows(self.state, figures, x, y, rows)
-        float(figures[0]), int(figures[1])
+                self.state, sums = self._steps_of_rows(self.state, sums, x, y, rows)
+        float(sums[0]), int(sums[1])
 
     def predict(self, x):
         return jax.device_get(self._outputs(self.state[0], jnp.asarray(x), None))
 
 
 def _parameters(net: Net, key) -> list:
-    made = []
+    parameters = []
     for layer, before, _ in shapes(net):
         match layer:
             case ("conv", filters, kernel, _):
@@ -84,14 +84,14 @@ def _parameters(net: Net, key) -> list:
             case ("dense", units):
                 shape = (before[0], units)
             case _:
-                made.append(())
+                parameters.append(())
                 continue
         key, new = jax.random.split(key)
         fan_in = 1
         for size in shape[:-1]:
             fan_in *= size
-        made.append((jax.random.normal(new, shape) * (2.0 / fan_in) ** 0.5, jnp.zeros(shape[-1])))
-    return made
+        parameters.append((jax.random.normal(new, shape) * (2.0 / fan_in) ** 0.5, jnp.zeros(shape[-1])))
+    return parameters
 
 
 def _outputs(net: Net, parameters: list, x, key):
@@ -103,8 +103,8 @@ def _outputs(net: Net, parameters: list, x, key):
             case ("dense", _):
                 x = x @ own[0] + own[1]
             case ("dropout", rate) if key is not None:
-                kept = jax.random.bernoulli(jax.random.fold_in(key, i), 1.0 - rate, x.shape)
-                x = jnp.where(kept, x / (1.0 - rate), 0.0)
+                mask = jax.random.bernoulli(jax.random.fold_in(key, i), 1.0 - rate, x.shape)
+                x = jnp.where(mask, x / (1.0 - rate), 0.0)
             case ("flatten",):
                 x = x.reshape(len(x), -1)
             case ("pool", size):
@@ -146,15 +146,15 @@ def _scanned(net: Net, state, x, y):
     return lax.scan(one, state, None, length=SCANNED)
 
 
-def _steps_of_rows(net: Net, state, figures, x, y, batches):
+def _steps_of_rows(net: Net, state, sums, x, y, batches):
     def one(carried, rows):
         (state, (total, hits)), targets = carried, y[rows]
         state, loss, outputs = _step(net, state, x[rows], targets)
         return (state, (total + loss * len(rows), hits + (outputs.argmax(1) == targets).sum())), None
 
     if len(batches) == 1:
-        return one((state, figures), batches[0])[0]
-    return lax.scan(one, (state, figures), batches)[0]
+        return one((state, sums), batches[0])[0]
+    return lax.scan(one, (state, sums), batches)[0]
 
 
 def make(net: Net, batch: int, device: str, option: str) -> Jax:

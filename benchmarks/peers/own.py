@@ -1,4 +1,4 @@
-"""xpnet itself."""
+"""xpnet."""
 
 import contextlib
 import itertools
@@ -7,10 +7,12 @@ import xpnet
 from benchmarks.nets import RATES, Net
 from benchmarks.samples import batch_of
 from xpnet import layers, losses, optimizers
-from xpnet.data import Update, prepare
-from xpnet.layers.base import Workspace
-from xpnet.replay import Player
-from xpnet.step import Figures, Step
+from xpnet.data.dataset import StepData
+from xpnet.data.preparation import prepare
+from xpnet.layers.context import Workspace
+from xpnet.training.captured_step import StepExecutor
+from xpnet.training.epoch_metrics import EpochMetrics
+from xpnet.training.step import TrainingStep
 
 BATCHES = 50
 
@@ -26,7 +28,7 @@ _OPTIMIZERS = {"sgd": optimizers.SGD, "adam": optimizers.Adam}
 
 
 class Own:
-    """The step is that of `fit`, with its mean loss; on a GPU captured and replayed as a CUDA graph, as there."""
+    """xpnet with the training step of `fit` and its mean loss; on a GPU it is replayed as a CUDA graph, as in `fit`."""
 
     def __init__(self, net: Net, batch: int, device: str, option: str) -> None:
         stack = [_LAYERS[kind](*arguments) for kind, *arguments in net.layers]
@@ -35,32 +37,33 @@ class Own:
             stack.insert(0, layers.Rescale(1 / 255))
         precision = option if option in ("tf32", "float16", "bfloat16") else None
         self.model = xpnet.Sequential(stack, net.input_shape, backend=device, precision=precision)
-        self._open = contextlib.ExitStack()  # until `close`
-        self._open.enter_context(self.model.backend.stream())
+        self._contexts = contextlib.ExitStack()  # left by `close`
+        self._contexts.enter_context(self.model.backend.stream())
         self.optimizer = _OPTIMIZERS[net.optimizer](RATES[net.optimizer])
         self.batch = batch
-        state, loss = self.model._state, losses.SoftmaxCrossEntropy()
-        state.begin(self.model.context, loss, [], self.optimizer)
-        # On a GPU a step goes on to the next batch, as in `fit`: back to the same one costs it a transfer.
+        loss = losses.SoftmaxCrossEntropy()
+        state = self.model._state.begin(self.model.context, loss, [], self.optimizer)
+        self.model._state = state
+        # On a GPU, each step has the next batch, as in `fit`; the same batch again would need a transfer.
         batches = 1 if self.model.backend.name == "cpu" else BATCHES
         data = prepare(self.model, *batch_of(net, batch * batches, dtype), loss)
-        self.player = Player(Step(self.model, state), streamed=False)
+        self.executor = StepExecutor(TrainingStep(self.model, state), streaming=False)
         work = Workspace(self.model.context)
-        self._updates = [Update(data, work, None, i * batch, batch, batch) for i in range(batches)]
-        self._next = itertools.cycle(self._updates)
+        self._steps_data = [StepData(data, work, None, i * batch, batch, batch) for i in range(batches)]
+        self._next = itertools.cycle(self._steps_data)
         self._steps = 1000
-        self._figures = Figures(self.model, [], self._steps)
+        self._metrics = EpochMetrics(self.model, [], self._steps)
 
     def step(self) -> None:
-        if self._figures.steps == self._steps:
-            self._figures.clear()
-        self.player(next(self._next), self._figures)
+        if self._metrics.steps == self._steps:
+            self._metrics.clear()
+        self.executor(next(self._next), self._metrics)
 
     def synchronize(self) -> None:
         self.model.backend.synchronize()
 
     def epoch(self, x, y) -> float | None:
-        """On a GPU the last of several epochs, of data that is there by then: what comes before it comes once."""
+        """On a GPU, the seconds of the last of 5 epochs, without the upload of the data and the capture."""
         if self.model.backend.name == "cpu":
             self.model.fit(x, y, optimizer=self.optimizer, batch_size=self.batch, verbose=0)
             return None
@@ -70,19 +73,19 @@ class Own:
     def predict(self, x):
         return self.model.predict(x)
 
-    def why_eager(self) -> str | None:
+    def fallback_reason(self) -> str | None:
         """Why the steps are not replayed as a CUDA graph; None if they are."""
-        return why_eager(self.player)
+        return fallback_reason(self.executor)
 
     def close(self) -> None:
-        self._open.close()
+        self._contexts.close()
 
 
-def why_eager(player: Player) -> str | None:
-    """Why no update of this run is replayed as a CUDA graph; None if at least one kind of update is."""
-    if player.recorded:
+def fallback_reason(executor: StepExecutor) -> str | None:
+    """Why no step of this run is replayed as a CUDA graph; None if at least one kind of step is."""
+    if executor.captured:
         return None
-    return player.why_not or "no update was captured"
+    return executor.fallback_reason or "no step was captured"
 
 
 def make(net: Net, batch: int, device: str, option: str) -> Own:

@@ -1,7 +1,7 @@
 """PyTorch: eager, eager with channels last, compiled, or its step as a CUDA graph; fused optimizer, data in memory.
 
-The words of the option: "channels-last", "compile", "graph"; on a GPU also "float32" or "tf32", the precision of matrix
-products and convolutions. PyTorch keeps the precision for the whole process, so each peer sets its own at each turn.
+The option has the words "channels-last", "compile" and "graph"; on a GPU also "float32" or "tf32", the precision of
+matrix products and convolutions. This is a setting of the whole process, so each peer sets its own in `settings`.
 """
 
 import contextlib
@@ -27,27 +27,27 @@ class PyTorch:
         self.model = nn.Sequential(*_layers(net)).to(self.device, memory_format=self.layout)
         kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[net.optimizer]
         graph = "graph" in words and self.device.type == "cuda"
-        # Adam counts its steps on the host unless it is told that a graph captures them.
+        # By default, Adam counts its steps on the host, which a graph cannot capture.
         more = {"capturable": True} if graph and net.optimizer == "adam" else {}
         self.optimizer = kind(self.model.parameters(), lr=RATES[net.optimizer], fused=True, **more)
-        self.run = torch.compile(self.model) if "compile" in words else self.model
+        self.network = torch.compile(self.model) if "compile" in words else self.model
         x, y = batch_of(net, batch)
         self.x, self.y = self.tensor(x), torch.from_numpy(y).to(self.device)
         self._uploaded: tuple = ()
         if graph:
-            with self.turn():
+            with self.settings():
                 self._replay = self._captured()
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """The precision of this peer: it holds until the next peer sets its own."""
+    def settings(self) -> Iterator[None]:
+        """Set the precision of this peer."""
         if self.tf32 is not None:
             torch.backends.cuda.matmul.allow_tf32 = self.tf32
             torch.backends.cudnn.allow_tf32 = self.tf32
         yield
 
     def _captured(self) -> Callable[[], None]:
-        """The step on (self.x, self.y), captured as PyTorch's manual has it. `self.figures` are of the last replay."""
+        """The step on (self.x, self.y) as a CUDA graph, as in PyTorch's manual. Replays write to `self.outputs`."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -56,9 +56,9 @@ class PyTorch:
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         self.optimizer.zero_grad(set_to_none=True)
-        # Other libraries in this process may have threads, whose calls must not invalidate this capture.
+        # "thread_local", because calls in the threads of other libraries must not invalidate this capture.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.figures = self._train(self.x, self.y)
+            self.outputs = self._train(self.x, self.y)
         return graph.replay
 
     def tensor(self, x) -> torch.Tensor:
@@ -75,7 +75,7 @@ class PyTorch:
 
     def _train(self, x, y) -> tuple[torch.Tensor, torch.Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
-        outputs = self.run(x)
+        outputs = self.network(x)
         loss = functional.cross_entropy(outputs, y)
         loss.backward()
         self.optimizer.step()
@@ -96,7 +96,7 @@ class PyTorch:
                 self.x.copy_(x[rows])
                 self.y.copy_(targets)
                 self._replay()
-                loss, outputs = self.figures
+                loss, outputs = self.outputs
             else:
                 loss, outputs = self._train(x[rows], targets)
             with torch.no_grad():
@@ -106,26 +106,26 @@ class PyTorch:
 
     def predict(self, x):
         with torch.inference_mode():
-            return self.run(self.tensor(x)).cpu().numpy()
+            return self.network(self.tensor(x)).cpu().numpy()
 
 
 def _layers(net: Net) -> list[nn.Module]:
-    made: list[nn.Module] = []
+    modules: list[nn.Module] = []
     for layer, before, _ in shapes(net):
         match layer:
             case ("conv", filters, kernel, padding):
-                made.append(nn.Conv2d(before[-1], filters, kernel, padding=padding))
+                modules.append(nn.Conv2d(before[-1], filters, kernel, padding=padding))
             case ("dense", units):
-                made.append(nn.Linear(before[0], units))
+                modules.append(nn.Linear(before[0], units))
             case ("dropout", rate):
-                made.append(nn.Dropout(rate))
+                modules.append(nn.Dropout(rate))
             case ("flatten",):
-                made.append(nn.Flatten())
+                modules.append(nn.Flatten())
             case ("pool", size):
-                made.append(nn.MaxPool2d(size))
+                modules.append(nn.MaxPool2d(size))
             case ("relu",):
-                made.append(nn.ReLU())
-    return made
+                modules.append(nn.ReLU())
+    return modules
 
 
 def make(net: Net, batch: int, device: str, option: str) -> PyTorch:

@@ -1,4 +1,4 @@
-"""scikit-learn's MLPClassifier, a batch at a time by partial_fit."""
+"""scikit-learn's MLPClassifier; a step is a call of partial_fit with one batch."""
 
 import warnings
 
@@ -26,9 +26,9 @@ class Sklearn:
 
     def epoch(self, x, y) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # one epoch has not converged
+            warnings.simplefilter("ignore")  # one epoch does not converge
             self.model.fit(x, y)
-            self.model.score(x, y)  # it tells no accuracy of its own
+            self.model.score(x, y)  # fit does not compute the accuracy
 
     def predict(self, x):
         return self.model.predict_proba(x)

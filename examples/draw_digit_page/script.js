@@ -3,16 +3,16 @@
 const byId = (id) => document.getElementById(id);
 const paper = byId("paper");
 const pen = paper.getContext("2d");
-let strokes = []; // of points [x, y] between 0 and 1
+let strokes = []; // lists of points [x, y], from 0 to 1
 let drawing = false;
-let asked = 0; // numbers the questions, so that an answer that comes late is not shown
+let requests = 0; // the number of requests, so that outdated responses are not shown
 
 // Drawing ------------------------------------------------------------------------------------------------------------
 
-function place(event) {
+function position(event) {
   const box = paper.getBoundingClientRect();
-  const within = (value) => Math.min(1, Math.max(0, value));
-  return [within((event.clientX - box.left) / box.width), within((event.clientY - box.top) / box.height)];
+  const clip = (value) => Math.min(1, Math.max(0, value));
+  return [clip((event.clientX - box.left) / box.width), clip((event.clientY - box.top) / box.height)];
 }
 
 function redraw() {
@@ -31,28 +31,28 @@ function redraw() {
 
 paper.addEventListener("pointerdown", (event) => {
   drawing = true;
-  if (!strokes.length) redraw(); // a test image may lie there
+  if (!strokes.length) redraw(); // clears a test image
   paper.setPointerCapture(event.pointerId);
-  strokes.push([place(event)]);
+  strokes.push([position(event)]);
   redraw();
 });
 
 paper.addEventListener("pointermove", (event) => {
   if (!drawing) return;
-  strokes.at(-1).push(...(event.getCoalescedEvents?.() ?? []).map(place), place(event));
+  strokes.at(-1).push(...(event.getCoalescedEvents?.() ?? []).map(position), position(event));
   redraw();
-  readSoon();
+  classifySoon();
 });
 
 for (const kind of ["pointerup", "pointercancel"]) {
   paper.addEventListener(kind, () => {
-    if (drawing) read();
+    if (drawing) classify();
     drawing = false;
   });
 }
 
-/** An image, from 0 for paper to 1 for ink, on the paper. */
-function stamp(rows) {
+/** Draws an image, from 0 for paper to 1 for ink, on the canvas. */
+function drawImage(rows) {
   const side = paper.width / rows.length;
   pen.fillStyle = getComputedStyle(document.body).color;
   rows.forEach((row, y) => row.forEach((ink, x) => {
@@ -62,26 +62,26 @@ function stamp(rows) {
   pen.globalAlpha = 1;
 }
 
-byId("clear").addEventListener("click", () => { strokes = []; redraw(); read(); });
-byId("undo").addEventListener("click", () => { strokes.pop(); redraw(); read(); });
+byId("clear").addEventListener("click", () => { strokes = []; redraw(); classify(); });
+byId("undo").addEventListener("click", () => { strokes.pop(); redraw(); classify(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
-// Asking -------------------------------------------------------------------------------------------------------------
+// Requests -----------------------------------------------------------------------------------------------------------
 
-let waiting = null;
-function readSoon() {
-  waiting ??= setTimeout(read, 80);
+let timer = null;
+function classifySoon() {
+  timer ??= setTimeout(classify, 80);
 }
 
-async function read() {
-  clearTimeout(waiting);
-  waiting = null;
-  if (!strokes.length) return show(++asked, null);
-  await ask("read", { method: "POST", body: JSON.stringify({ strokes }) });
+async function classify() {
+  clearTimeout(timer);
+  timer = null;
+  if (!strokes.length) return show(++requests, null);
+  await request("classify", { method: "POST", body: JSON.stringify({ strokes }) });
 }
 
-async function ask(path, options) {
-  const number = ++asked;
+async function request(path, options) {
+  const number = ++requests;
   try {
     const response = await fetch(path, options);
     if (!response.ok) throw new Error(await response.text());
@@ -91,27 +91,27 @@ async function ask(path, options) {
   }
 }
 
-// Showing ------------------------------------------------------------------------------------------------------------
+// Results ------------------------------------------------------------------------------------------------------------
 
 const bars = Array.from({ length: 10 }, (_, digit) => {
   const item = document.createElement("li");
-  item.innerHTML = `<span>${digit}</span><span class="bar"><i></i></span><span class="share"></span>`;
+  item.innerHTML = `<span>${digit}</span><span class="bar"><i></i></span><span class="percent"></span>`;
   byId("probabilities").append(item);
   return item;
 });
 
-function show(number, answer) {
-  if (number !== asked) return;
-  const shares = answer?.probabilities ?? Array(10).fill(0);
-  const best = shares.indexOf(Math.max(...shares));
-  byId("guess").textContent = answer ? best : "nothing yet";
-  byId("guess").classList.toggle("nothing", !answer);
+function show(number, result) {
+  if (number !== requests) return;
+  const probabilities = result?.probabilities ?? Array(10).fill(0);
+  const best = probabilities.indexOf(Math.max(...probabilities));
+  byId("prediction").textContent = result ? best : "nothing yet";
+  byId("prediction").classList.toggle("nothing", !result);
   bars.forEach((item, digit) => {
-    item.querySelector("i").style.width = `${100 * shares[digit]}%`;
-    item.querySelector(".share").textContent = answer ? `${(100 * shares[digit]).toFixed(1)} %` : "";
+    item.querySelector("i").style.width = `${100 * probabilities[digit]}%`;
+    item.querySelector(".percent").textContent = result ? `${(100 * probabilities[digit]).toFixed(1)} %` : "";
   });
-  paint(byId("seen"), answer?.pixels ?? [[0]]);
-  byId("layers").replaceChildren(...(answer?.layers ?? []).map(layer));
+  paint(byId("input"), result?.pixels ?? [[0]]);
+  byId("layers").replaceChildren(...(result?.layers ?? []).map(layer));
 }
 
 function layer({ name, shape, maps }) {
@@ -126,7 +126,7 @@ function layer({ name, shape, maps }) {
   return box;
 }
 
-/** Numbers from -1 to 1 as pixels: white for 1, orange for -1, black for 0. */
+/** Paints numbers from -1 to 1 as pixels: white for 1, black for 0, orange for -1. */
 function paint(canvas, rows) {
   canvas.width = rows[0].length;
   canvas.height = rows.length;
@@ -134,28 +134,28 @@ function paint(canvas, rows) {
   const context = canvas.getContext("2d");
   const image = context.createImageData(canvas.width, canvas.height);
   rows.flat().forEach((value, i) => {
-    const colour = value >= 0 ? [255, 255, 255] : [213, 94, 0];
-    image.data.set([...colour.map((c) => c * Math.abs(value)), 255], 4 * i);
+    const color = value >= 0 ? [255, 255, 255] : [213, 94, 0];
+    image.data.set([...color.map((c) => c * Math.abs(value)), 255], 4 * i);
   });
   context.putImageData(image, 0, 0);
   return canvas;
 }
 
 async function begin() {
-  show(asked, null);
+  show(requests, null);
   const model = await (await fetch("model")).json();
   byId("about").textContent =
     `with mouse, pen or finger. This network reads ${(100 * model.accuracy).toFixed(2)} % of ${model.data}'s test images.`;
-  for (const { index, truth, guess, pixels } of model.mistakes) {
+  for (const { index, label, prediction, pixels } of model.mistakes) {
     const button = document.createElement("button");
     button.type = "button";
-    button.append(paint(document.createElement("canvas"), pixels), `${truth} → ${guess}`);
-    button.setAttribute("aria-label", `a ${truth} that was taken for a ${guess}`);
+    button.append(paint(document.createElement("canvas"), pixels), `${label} → ${prediction}`);
+    button.setAttribute("aria-label", `a ${label} that was classified as a ${prediction}`);
     button.addEventListener("click", () => {
       strokes = [];
       redraw();
-      stamp(pixels);
-      ask(`test/${index}`);
+      drawImage(pixels);
+      request(`test/${index}`);
       window.scrollTo({ top: 0, behavior: "smooth" });
     });
     byId("mistakes").append(button);

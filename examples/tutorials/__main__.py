@@ -1,9 +1,9 @@
-"""Run all the tutorials, one after the other, and print one table of what they give and what we get.
+"""Run all tutorial programs, and print one table that compares their results with the tutorials.
 
     python -m examples.tutorials                       # or: python examples/tutorials
     python -m examples.tutorials --plots docs/pictures
 
-Each of them is also a program of its own, which prints what its tutorial prints: python examples/tutorials/neuron.py
+Each program can also be run alone, and then prints what its tutorial prints: python examples/tutorials/neuron.py
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # where the programs are, however this one was started
+sys.path.insert(0, str(Path(__file__).parent))  # so that the programs can be imported
 
 from common import main
 
@@ -37,10 +37,10 @@ PROGRAMS = (
 def run(backend, seed=0, plots=None):
     rows = []
     for name in PROGRAMS:
-        began = time.perf_counter()
-        with contextlib.redirect_stdout(io.StringIO()):  # one table is enough
+        start = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):  # only the table is printed
             rows += importlib.import_module(name).run(backend, seed, plots)
-        print(f"{name:20s}{time.perf_counter() - began:6.1f} s", flush=True)
+        print(f"{name:20s}{time.perf_counter() - start:6.1f} s", flush=True)
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Hours of sleep and study → the score in a test: a 2-3-1 net learns by gradient descent.
+"""Exam scores from hours of sleep and study: a 2-3-1 network, trained by gradient descent.
 
 After "Basics of Neural Networks" (Ganesh KT, 2020). No biases; the cost is J = ½ Σ (y − ŷ)².
 """
@@ -30,17 +30,17 @@ def network(backend, seed):
 
 
 def gradient_descent(model, x, y):
-    """Returns J of every iteration, and the way of two of the weights."""
+    """Train, and return J of every iteration and the path of two of the weights."""
     x, y = model.backend.asarray(x), model.backend.asarray(y)
-    costs, way = [], []
+    costs, path = [], []
     for _ in range(ITERATIONS):
         estimate = model.forward(x)  # forward
         costs.append(COST(estimate, y))  # loss
-        way.append((float(model.parameters[0].value[0, 0]), float(model.parameters[1].value[0, 0])))
+        path.append((float(model.parameters[0].value[0, 0]), float(model.parameters[1].value[0, 0])))
         model.backward(COST.gradient(model.backend, estimate, y))  # backward: dJ/dW1 and dJ/dW2
         for parameter in model.parameters:  # update
             parameter.value -= LEARNING_RATE * parameter.grad
-    return costs, way
+    return costs, path
 
 
 def run(backend="auto", seed=0, plots=None):
@@ -48,12 +48,12 @@ def run(backend="auto", seed=0, plots=None):
     model = network(backend, seed)
     print("estimates before training", model.predict(x).ravel())
     errors = xpnet.check_gradients(model, x, y, loss=COST)
-    costs, way = gradient_descent(model, x, y)
+    costs, path = gradient_descent(model, x, y)
     outputs = model.forward(x)
     costs.append(COST(outputs, y))
     model.backward(COST.gradient(model.backend, outputs, model.backend.asarray(y)))
     slopes = model.backend.to_numpy(model.parameters[0].grad)
-    print("estimates after it       ", model.predict(x).ravel(), "for", y.ravel())
+    print("estimates after training ", model.predict(x).ravel(), "for", y.ravel())
     print(f"J {costs[0]:.6f} → {costs[-1]:.6f}\ndJ/dW1\n{slopes}")
 
     rows = Comparison("exam scores, 2-3-1")
@@ -62,18 +62,18 @@ def run(backend="auto", seed=0, plots=None):
     rows.below("largest dJ/dW1 at the end", 0.005, abs(slopes).max())
     rows.below("gradients, error against central differences", 1e-6, max(errors.values()))
     if plots:
-        draw(plots, model, x, y, costs, way)
+        draw(plots, model, x, y, costs, path)
     return rows
 
 
-def draw(plots, model, x, y, costs, way):
+def draw(plots, model, x, y, costs, path):
     from xpnet.plots import activation, cost_surface, curves
 
     with picture(plots, "exam_scores", 9.6, 4) as figure:
         left, right = figure.subplots(1, 2)
         curves({"J": costs}, "J", ax=left)
         left.set(yscale="log", xlabel="iteration", ylabel="cost J")
-        cost_surface(model, x, y, COST, (("0.weight", (0, 0)), ("2.weight", (0, 0))), path=way, ax=right)
+        cost_surface(model, x, y, COST, (("0.weight", (0, 0)), ("2.weight", (0, 0))), path=path, ax=right)
     with picture(plots, "sigmoid") as figure:
         activation(layers.Sigmoid(), ax=figure.subplots())
 

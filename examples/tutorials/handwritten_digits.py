@@ -1,7 +1,7 @@
-"""Handwritten digits, 8×8 pixels: a 64-30-10 net as the tutorial trains it, and the same net the modern way.
+"""Handwritten digits of 8×8 pixels: a 64-30-10 network, trained as in the tutorial and with modern methods.
 
-After "Neural Networks Tutorial – A Pathway to Deep Learning" (adventuresinmachinelearning.com). The full-size digits
-of MNIST have a program of their own, examples/mnist.py.
+After "Neural Networks Tutorial – A Pathway to Deep Learning" (adventuresinmachinelearning.com). See examples/mnist.py
+for the digits of MNIST.
 """
 
 import numpy as np
@@ -13,21 +13,21 @@ from xpnet import datasets, initializers, layers, losses, optimizers, schedules
 LEARNING_RATE, ITERATIONS = 0.25, 3000
 LOSS = losses.HalfSquaredError()
 
-# Chosen by cross-validation within the training part.
+# Chosen by cross-validation on the training part.
 MODERN_RATE, MODERN_EPOCHS, MODERN_BATCH = 0.02, 60, 32
 
 
 def data():
-    """((x, digits) to train on, (x, digits) for the test): 60 and 40 parts of a hundred, the same ones for every seed.
+    """((x, digits) for training, (x, digits) for the test): 60 % and 40 %, the same for every seed.
 
-    Each pixel has mean 0 and deviation 1 over the training part; the test part is not asked.
+    Each pixel is scaled to mean 0 and standard deviation 1 by the statistics of the training part alone.
     """
     x, digits = datasets.digits()
     x = x.reshape(len(x), 64).astype("float64")
     order = np.random.default_rng(0).permutation(len(x))
     train, test = np.split(order, [round(0.6 * len(x))])
     mean, deviation = x[train].mean(axis=0), x[train].std(axis=0)
-    x = (x - mean) / np.where(deviation > 0, deviation, 1)  # some pixels are always blank
+    x = (x - mean) / np.where(deviation > 0, deviation, 1)  # the deviation of pixels that are always blank is 0
     return (x[train], digits[train]), (x[test], digits[test])
 
 
@@ -36,7 +36,7 @@ def network(stack, backend, seed):
 
 
 def as_written(backend, seed, x, digits):
-    """Two sigmoid layers, the squared error of ten outputs, and every step taken with the whole training part."""
+    """Two sigmoid layers, the squared error of ten outputs, and steps over the whole training part."""
     uniform = initializers.Uniform(0, 1)
     hidden = [layers.Dense(30, weight_initializer=uniform), layers.Sigmoid()]
     output = [layers.Dense(10, weight_initializer=uniform), layers.Sigmoid()]
@@ -46,14 +46,14 @@ def as_written(backend, seed, x, digits):
     for _ in range(ITERATIONS):
         h = model.forward(x)  # forward
         costs.append(LOSS(h, y))  # loss
-        model.backward(LOSS.gradient(model.backend, h, y) / len(x))  # backward: of a mean, hence / m
+        model.backward(LOSS.gradient(model.backend, h, y) / len(x))  # backward: the cost is a mean, hence / m
         for parameter in model.parameters:  # update
             parameter.value -= LEARNING_RATE * parameter.grad
     return model, costs
 
 
 def modern(backend, seed, x, digits):
-    """The same net on cross-entropy by Adam in small batches; `fit` is the loop above, and a softmax is in the loss."""
+    """The same network with cross-entropy, AdamW and small batches. The loss contains the softmax."""
     model = network([layers.Dense(30), layers.Sigmoid(), layers.Dense(10)], backend, seed)
     steps = MODERN_EPOCHS * -(-len(x) // MODERN_BATCH)
     history = model.fit(
@@ -77,10 +77,10 @@ def run(backend="auto", seed=0, plots=None):
     old, costs = as_written(backend, seed, *train)
     new, history = modern(backend, seed, *train)
     print(f"as written:     test accuracy {accuracy(old, *test):.4f} after {ITERATIONS} steps")
-    print(f"the modern way: test accuracy {accuracy(new, *test):.4f} after {MODERN_EPOCHS} epochs")
+    print(f"modern methods: test accuracy {accuracy(new, *test):.4f} after {MODERN_EPOCHS} epochs")
     rows = Comparison("digits, 64-30-10")
     rows.above("test accuracy as written", 0.86, accuracy(old, *test))
-    rows.above("test accuracy the modern way", 0.97, accuracy(new, *test))
+    rows.above("test accuracy with modern methods", 0.97, accuracy(new, *test))
     if plots:
         draw(plots, old, new, costs, history, *test)
     return rows
@@ -94,10 +94,10 @@ def draw(plots, old, new, costs, history, x, digits):
         curves({"cost": costs}, "cost", ax=left)
         left.set(title="as written", xlabel="iteration")
         curves(history, ("loss", "accuracy"), ax=middle)
-        middle.set(title="the modern way", ylabel="on the training part")
+        middle.set(title="modern methods", ylabel="on the training part")
         counts = new.evaluate(x, digits, metrics=["confusion_matrix"])["confusion_matrix"]
         confusion_matrix(counts, ax=right)
-        right.set_title("the modern way, test part")
+        right.set_title("modern methods, test part")
     with picture(plots, "handwritten_digits_filters", 8, 2.8) as figure:
         filters(new, image_shape=(8, 8), columns=10, figure=figure)
 

@@ -1,4 +1,4 @@
-"""One neuron: two inputs, each times its weight, plus a bias, through a sigmoid.
+"""One neuron: the sigmoid of two inputs times their weights plus a bias.
 
 After "A simple and quick guideline" (following Victor Zhou's introduction to neural networks).
 """

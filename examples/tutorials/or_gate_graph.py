@@ -1,7 +1,7 @@
-"""The OR gate as a computational graph: what flows forward through each node, and what comes back.
+"""The OR gate as a computational graph: the forward value and the gradient of each node.
 
 After "Understanding & Creating Neural Networks with Computational Graphs from Scratch", one example at a time. A node
-knows only its own, local gradient; it multiplies that by the gradient from upstream and hands the product on.
+multiplies its local gradient by the upstream gradient, and the product is the upstream gradient of its inputs.
 """
 
 from common import Comparison, main, picture
@@ -21,8 +21,8 @@ def neuron(backend, bias):
     )
 
 
-def walk(model, x, y):
-    """One example through the graph and back, printed node by node. Returns ŷ, L and the gradient of each parameter."""
+def forward_backward(model, x, y):
+    """Print both passes of one example node by node. Returns ŷ, L and the gradients."""
     linear, sigmoid = model.layers
     backend = model.backend
     x, y, one = backend.asarray([x]), backend.asarray([[y]]), backend.asarray([[1.0]])
@@ -35,7 +35,7 @@ def walk(model, x, y):
     print("forward   " + ", ".join(f"{name} = {value:.5f}" for name, value in (weights | bias).items()))
     print(f"          z = {number(z):.5f}, ŷ = σ(z) = {number(estimate):.5f}, L = ½ (ŷ − y)² = {loss:.5f}")
 
-    # Backward. A layer's own slope is what it makes of an upstream gradient of 1.
+    # Backward. The local gradient of a layer is its backward pass with an upstream gradient of 1.
     local = {"ŷ": number(LOSS.gradient(backend, estimate, y)), "z": number(sigmoid.backward(one))}
     linear.backward(one)
     local |= gradients(linear)
@@ -47,16 +47,16 @@ def walk(model, x, y):
     linear.backward(upstream)  # ∂L/∂w = ∂L/∂z · ∂z/∂w
     total |= gradients(linear)
     print("backward  node  local gradient  × upstream  = ∂L/∂node")
-    for node, slope in local.items():
+    for node, gradient in local.items():
         above = 1.0 if node == "ŷ" else total["ŷ" if node == "z" else "z"]
-        print(f"          {node:4s}  {slope:14.5f}  {above:10.5f}  {total[node]:10.5f}")
+        print(f"          {node:4s}  {gradient:14.5f}  {above:10.5f}  {total[node]:10.5f}")
     return number(estimate), loss, total
 
 
 def gradients(linear):
-    """What the linear node's backward has left at its parameters."""
-    found = {"w1": number(linear.weight.grad[0]), "w2": number(linear.weight.grad[1])}
-    return found | ({"b": number(linear.bias.grad)} if linear.use_bias else {})
+    """The gradients of the parameters after the backward pass of the linear node."""
+    weights = {"w1": number(linear.weight.grad[0]), "w2": number(linear.weight.grad[1])}
+    return weights | ({"b": number(linear.bias.grad)} if linear.use_bias else {})
 
 
 def number(array):
@@ -68,21 +68,21 @@ def run(backend="auto", seed=0, plots=None):
     x, y = [0.0, 0.0], 0.0
 
     print("Without a bias, x = (0, 0), y = 0")
-    estimate, loss, slopes = walk(neuron(backend, bias=False), x, y)
+    estimate, loss, gradient = forward_backward(neuron(backend, bias=False), x, y)
     rows.exactly("ŷ", "0.5", estimate)
     rows.exactly("L", "0.125", loss)
-    rows.exactly("∂L/∂w1", "0", slopes["w1"])
-    rows.exactly("∂L/∂w2", "0", slopes["w2"])
+    rows.exactly("∂L/∂w1", "0", gradient["w1"])
+    rows.exactly("∂L/∂w2", "0", gradient["w2"])
 
     print("\nThe weights cannot learn from inputs of 0. With a bias:")
     model = neuron(backend, bias=True)
-    _, _, slopes = walk(model, x, y)
-    rows.exactly("∂L/∂b", "0.125", slopes["b"])
+    _, _, gradient = forward_backward(model, x, y)
+    rows.exactly("∂L/∂b", "0.125", gradient["b"])
 
-    print("\nA step of 1 down the gradient:")
+    print("\nAfter one step of gradient descent with a learning rate of 1:")
     for parameter in model.parameters:  # update
         parameter.value -= 1.0 * parameter.grad
-    estimate, loss, slopes = walk(model, x, y)
+    estimate, loss, _ = forward_backward(model, x, y)
     rows.exactly("b after one step", "-0.125", number(model.parameters[1].value))
     rows.equal("ŷ after one step", "0.46879", estimate)
     rows.equal("L after one step", "0.10988", loss)

@@ -1,4 +1,4 @@
-"""A net of three neurons, two hidden and one output, by hand: forward, the loss, and one derivative.
+"""A network of three neurons, two hidden and one output, step by step: forward, the loss, and one derivative.
 
 After "A simple and quick guideline" (following Victor Zhou's introduction to neural networks).
 """
@@ -10,7 +10,7 @@ from xpnet import layers, losses
 
 
 def network(hidden, output, backend):
-    """Each column of a weight matrix is a neuron: what it makes of every input."""
+    """hidden, output: weights with one row per input and one column per neuron."""
     return xpnet.Sequential(
         [
             layers.Dense(2, weight_initializer=hidden),  # h1, h2; biases start at 0
@@ -28,7 +28,7 @@ def run(backend="auto", seed=0, plots=None):
     rows = Comparison("2-2-1 by hand")
     mse = losses.MeanSquaredError()
 
-    # Feedforward, every neuron with the weights (0, 1).
+    # The forward pass, with the weights (0, 1) in every neuron.
     model = network([[0, 0], [1, 1]], [[0], [1]], backend)
     h = model.backend.asarray([[2.0, 3.0]])
     for layer in model.layers[:2]:
@@ -39,17 +39,17 @@ def run(backend="auto", seed=0, plots=None):
     rows.equal("h1 = h2", "0.9525741268224334", h)
     rows.equal("output", "0.7216325609518421", output)
 
-    # The loss of a net that takes everybody for male.
+    # The loss of a network that always predicts 0, male.
     rows.exactly("MSE of (1, 0, 0, 1) against zeros", "0.5", mse([[0.0]] * 4, [1, 0, 0, 1]))
 
-    # All weights 1, and Alice: how much does the loss change with w1?
+    # The derivative of Alice's loss with respect to w1, with all weights 1.
     model = network([[1, 1], [1, 1]], [[1], [1]], backend)
     alice, female = model.backend.asarray([[-2.0, -1.0]]), model.backend.asarray([[1.0]])
     y = model.forward(alice)  # forward
     loss = mse(y, female)  # loss
     model.backward(mse.gradient(model.backend, y, female))  # backward
-    slope = float(model.parameters[0].grad[0, 0])  # of w1, from the first input to h1
-    print(f"ŷ = {float(y[0, 0]):.4f}, L = {loss:.4f}, ∂L/∂w1 = {slope:.7f}: a larger w1 would raise the loss a little")
+    slope = float(model.parameters[0].grad[0, 0])  # w1 is the weight of the first input of h1
+    print(f"ŷ = {float(y[0, 0]):.4f}, L = {loss:.4f}, ∂L/∂w1 = {slope:.7f}: the loss increases a little with w1")
     rows.equal("output, all weights 1", "0.5237", float(y[0, 0]))
     rows.equal("∂L/∂w1", "0.0214695", slope)
     if plots:

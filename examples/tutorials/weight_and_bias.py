@@ -1,4 +1,4 @@
-"""What a weight and a bias do to a sigmoid neuron: the weight decides how steep it is, the bias where it turns on.
+"""The effect of weight and bias on a sigmoid neuron: the weight determines its slope, the bias its position.
 
 After "Neural Networks Tutorial – A Pathway to Deep Learning" (adventuresinmachinelearning.com).
 """
@@ -24,7 +24,7 @@ def neuron(weight, bias, backend):
 
 
 def slope(model, x):
-    """dh/dx, by the way back: what an upstream gradient of 1 becomes at the input."""
+    """dh/dx, by the backward pass with an upstream gradient of 1."""
     model.forward([[x]])
     return float(model.backward([[1.0]])[0, 0])
 
@@ -38,7 +38,7 @@ def run(backend="auto", seed=0, plots=None):
         rows.exactly(f"slope at 0, {name}", f"{w / 4:g}", slope(model, 0.0))  # σ′(0) = ¼
     for b, (name, model) in zip(BIASES, by_bias.items(), strict=True):
         h = model.predict([[-b / 5]])[0, 0]
-        print(f"{name}: turns on at x = {0 - b / 5:g}, where h = {h:g}")
+        print(f"{name}: h = {h:g} at x = {0 - b / 5:g}")
         rows.exactly(f"h at x = {0 - b / 5:g}, {name}", "0.5", h)
     if plots:
         draw(plots, by_weight, by_bias)

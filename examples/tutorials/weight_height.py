@@ -1,4 +1,4 @@
-"""Weight and height → gender, by stochastic gradient descent: one person at a time.
+"""Gender from weight and height, by stochastic gradient descent with one person per step.
 
 After "A simple and quick guideline" (following Victor Zhou's introduction to neural networks).
 """
@@ -29,7 +29,7 @@ def network(backend, seed):
 
 
 def train(model, x, y):
-    """Returns the loss of all four after every tenth epoch."""
+    """Train, and return the loss of all four people after every tenth epoch."""
     x, y = model.backend.asarray(x), model.backend.asarray(y)
     history = []
     for epoch in range(EPOCHS):

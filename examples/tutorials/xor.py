@@ -1,6 +1,6 @@
-"""XOR, by a 3-4-1 net without biases: its third input is always 1 and does their work.
+"""XOR, learned by a 3-4-1 network without biases; a third input that is always 1 replaces them.
 
-After the tutorial of a two-layer net in plain NumPy. The loss is the sum of squares, and a step is the whole gradient.
+After the tutorial of a two-layer network in plain NumPy. The loss is the sum of squares, the learning rate is 1.
 """
 
 from common import Comparison, main, picture
@@ -9,7 +9,7 @@ import xpnet
 from xpnet import datasets, initializers, layers, losses
 
 ITERATIONS = 1500
-SQUARES = losses.MeanSquaredError()  # (y - ŷ)² of each row; backward adds the rows up
+SQUARES = losses.MeanSquaredError()  # (y - ŷ)² of each row; the gradient is that of the sum over the rows
 
 
 def network(backend, seed):
@@ -29,7 +29,7 @@ def network(backend, seed):
 
 
 def train(model, x, y):
-    """Returns the sum of squares of every iteration."""
+    """Train, and return the sum of squares of every iteration."""
     x, y = model.backend.asarray(x), model.backend.asarray(y)
     history = []
     for _ in range(ITERATIONS):

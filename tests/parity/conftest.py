@@ -1,11 +1,12 @@
-"""Parity with PyTorch: `nox -s parity`, or `pytest tests/parity` where PyTorch is. A plain `pytest` passes it by."""
+"""Parity with PyTorch: run by `nox -s parity`, or by `pytest tests/parity` if PyTorch is installed, not by `pytest`."""
 
 from pathlib import Path
 
 import pytest
-from blas import limited_to
+from blas import blas_threads
 
-from xpnet.backends import cpu_primitives, get_backend
+from xpnet.backends import get_backend
+from xpnet.backends.cpu import operators
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -13,13 +14,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 @pytest.fixture(params=["formulas", "compiled", "threads"], autouse=True)
-def way_of_working(request, monkeypatch):
-    """Every test three times: by the plain formulas, by the compiled loops, and by those in several threads."""
+def operators_of_the_cpu(request, monkeypatch):
+    """Runs every test three times: with the reference formulas, with compiled loops, and with these in threads."""
     monkeypatch.setenv("XPNET_FAST", "0" if request.param == "formulas" else "1")
-    cpu_primitives.kernels.cache_clear()
-    if request.param != "formulas" and cpu_primitives.kernels() is None:
+    operators.compiled_loops.cache_clear()
+    if request.param != "formulas" and operators.compiled_loops() is None:
         pytest.skip("Numba is not installed")
     threads = 3 if request.param == "threads" else 1
-    with limited_to(threads), get_backend("cpu").working():
+    with blas_threads(threads), get_backend("cpu").parallel_region():
         yield
-    cpu_primitives.kernels.cache_clear()
+    operators.compiled_loops.cache_clear()

@@ -1,4 +1,4 @@
-"""Each layer beside PyTorch's, forward and every gradient, over configurations and shapes drawn at random."""
+"""Each layer against PyTorch's, with outputs and all gradients, for random configurations and shapes."""
 
 import functools
 import itertools
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import twins
+from names import missing_classes
 from torch.nn import functional
 from twins import agree, built, compare, same
 
@@ -21,19 +22,20 @@ def of(kind, arguments):
     return getattr(layers, kind)(**arguments)
 
 
-# What is drawn -----------------------------------------------------------------------------------------------------
+# Random configurations ---------------------------------------------------------------------------------------------
+# Each function draws (a layer, x, its counterpart in twins, arguments of the counterpart).
 
 
 def one_or_two(rng, low, high):
-    """An int for both axes, or one for each."""
+    """An integer for both axes, or one for each."""
     sizes = [int(n) for n in rng.integers(low, high + 1, 2)]
     return sizes[0] if rng.random() < 0.4 else tuple(sizes)
 
 
-def images(rng, channels, reach=(1, 1), padding="valid"):
-    """(N, H, W, C) of unequal sides into which a window of this reach just fits, or with room to spare."""
+def images(rng, channels, extents=(1, 1), padding="valid"):
+    """Images (N, H, W, C) that are at least as large as a window of these extents."""
     sides = (0, 0) if isinstance(padding, str) else twins.pair(padding)
-    least = [1 if padding == "same" else max(1, r - 2 * p) for r, p in zip(reach, sides, strict=True)]
+    least = [1 if padding == "same" else max(1, e - 2 * p) for e, p in zip(extents, sides, strict=True)]
     height, width = (n + int(rng.integers(0, 8)) for n in least)
     return rng.normal(size=(int(rng.choice([1, 2, 5])), height, width, channels))
 
@@ -52,7 +54,7 @@ def convolution(rng):
     x = images(
         rng,
         groups * int(rng.integers(1, 4)),
-        twins.reach(arguments["kernel_size"], arguments["dilation"]),
+        twins.extents(arguments["kernel_size"], arguments["dilation"]),
         arguments["padding"],
     )
     return arguments, x
@@ -77,16 +79,16 @@ def transpose(rng):
     arguments, x = convolution(rng)
     sides, kernel = arguments["padding"], twins.pair(arguments["kernel_size"])
     if sides != "same":
-        # An extra row at the end is for strides that would leave it out; PyTorch takes fewer than that or the dilation.
+        # PyTorch requires an output_padding below the stride or the dilation.
         steps = zip(twins.pair(arguments["strides"]), twins.pair(arguments["dilation"]), strict=True)
         extra = [int(rng.integers(0, max(step))) for step in steps]
         arguments["output_padding"] = extra[0] if extra[0] == extra[1] else tuple(extra)
     if not isinstance(sides, str):
-        # Something must be left of the output: no more padding than lies under half a window.
-        limits = [(r - 1) // 2 for r in twins.reach(kernel, arguments["dilation"])]
+        # Padding of at most half a window, so that the output is not empty.
+        limits = [(extent - 1) // 2 for extent in twins.extents(kernel, arguments["dilation"])]
         arguments["padding"] = tuple(min(p, limit) for p, limit in zip(twins.pair(sides), limits, strict=True))
-    kept = {name: arguments[name] for name in (*GEOMETRY, "groups", "output_padding") if name in arguments}
-    return of("Conv2DTranspose", arguments), x, twins.conv2d_transpose, kept
+    common = {name: arguments[name] for name in (*GEOMETRY, "groups", "output_padding") if name in arguments}
+    return of("Conv2DTranspose", arguments), x, twins.conv2d_transpose, common
 
 
 def pooling(rng):
@@ -123,7 +125,7 @@ def norm_arguments(rng):
 
 
 def rows(rng, features):
-    """(N, ..., features) of any rank; at least 8 rows, for with two or three a norm's gradient is all cancellation."""
+    """(N, ..., features) of any rank. At least 8 rows, because with few rows the gradient of a norm nearly cancels."""
     middle = [(), (3,), (2, 5), (3, 2, 4)][rng.integers(4)]
     return rng.normal(rng.normal(), 2.0, size=(int(rng.integers(8, 12)), *middle, features))
 
@@ -155,7 +157,7 @@ def dense(rng):
 
 
 def residual(rng):
-    """Around a convolution, a norm and an activation; around Dense layers; with a skip that is given, or learnt."""
+    """Residual around a convolution, a norm and an activation, or around Dense; with every kind of skip connection."""
     kind = rng.integers(5)
     images, texts = rng.normal(size=(3, 5, 4, 2)), rng.normal(size=(5, 3, 4))
     if kind == 0:
@@ -172,16 +174,16 @@ def residual(rng):
 
         def twin(x, **p):
             hidden = torch.tanh(twins.dense(x, p["0.weight"], p["0.bias"]))
-            across = x if kind == 1 else twins.dense(x, p["skip.weight"])
-            return twins.dense(hidden, p["2.weight"], p["2.bias"]) + across
+            skip = x if kind == 1 else twins.dense(x, p["skip.weight"])
+            return twins.dense(hidden, p["2.weight"], p["2.bias"]) + skip
 
         return layer, texts, twin, {}
-    given = {"projection": layers.Conv2D(5, 3, 2, "same")} if kind == 3 else {}
-    layer = layers.Residual(layers.Conv2D(5, 3, 2, "same"), layers.Tanh(), **given)
+    projection = {"projection": layers.Conv2D(5, 3, 2, "same")} if kind == 3 else {}
+    layer = layers.Residual(layers.Conv2D(5, 3, 2, "same"), layers.Tanh(), **projection)
 
     def twin(x, **p):
-        inside = torch.tanh(twins.conv2d(x, p["0.weight"], p["0.bias"], 2, "same"))
-        return inside + twins.conv2d(x, p["skip.weight"], p.get("skip.bias"), 2, "same")
+        inner = torch.tanh(twins.conv2d(x, p["0.weight"], p["0.bias"], 2, "same"))
+        return inner + twins.conv2d(x, p["skip.weight"], p.get("skip.bias"), 2, "same")
 
     return layer, images, twin, {}
 
@@ -202,10 +204,26 @@ DRAWS = [
 ]
 
 
+def test_every_layer_and_every_loss_has_an_example():
+    """Layers that only change the shape have no twin; Dropout has its own noise, and Step its own gradient."""
+    drawn = [draw(np.random.default_rng(0))[0] for draw in DRAWS]
+    elsewhere = [
+        layers.Dropout,
+        layers.Flatten,
+        layers.Permute,
+        layers.Rescale,
+        layers.Reshape,
+        layers.Sequential,
+        layers.Step,
+    ]
+    assert not missing_classes(layers, layers.Layer, [*drawn, *(layer for layer, _ in ACTIVATIONS)], elsewhere)
+    assert not missing_classes(losses, losses.Loss, [loss for loss, _, _ in LOSSES])
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("draw", DRAWS, ids=lambda draw: draw.__name__)
-def test_outputs_and_every_gradient(draw, seed, dtype):
+def test_outputs_and_gradients_equal_those_of_pytorch(draw, seed, dtype):
     rng = np.random.default_rng([zlib.crc32(draw.__name__.encode()), seed])
     layer, x, twin, arguments = draw(rng)
     compare(built(layer, x, dtype, rng), x, twin, rng, **arguments)
@@ -215,8 +233,8 @@ def test_outputs_and_every_gradient(draw, seed, dtype):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_ties_of_max_pooling_go_to_the_same_element(seed):
-    """Integers from a small set, overlapping windows, padding: the gradient must be the very same."""
+def test_ties_of_max_pooling_are_resolved_like_in_pytorch(seed):
+    """With integers from a small set, overlapping windows and padding, the gradients must be equal."""
     rng = np.random.default_rng(seed)
     arguments, x = pooling(rng)
     arguments["strides"] = one_or_two(rng, 1, 2)
@@ -224,7 +242,7 @@ def test_ties_of_max_pooling_go_to_the_same_element(seed):
     compare(built(of("MaxPool2D", arguments), x, "float64", rng), x, twins.max_pool2d, rng, same, **arguments)
 
 
-def test_nan_propagates_through_max_pooling():
+def test_max_pooling_propagates_nan_like_pytorch():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 6, 7, 2))
     x[rng.random(x.shape) < 0.1] = np.nan
@@ -232,7 +250,7 @@ def test_nan_propagates_through_max_pooling():
     np.testing.assert_array_equal(layer.forward(x), twins.max_pool2d(twins.tensor(x), 3, 2, "same"))
 
 
-# Normalisation -----------------------------------------------------------------------------------------------------
+# Normalization -----------------------------------------------------------------------------------------------------
 
 
 def buffers(layer):
@@ -241,7 +259,7 @@ def buffers(layer):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("seed", SEEDS[:10])
-def test_running_figures_over_several_steps_and_both_ways_in_evaluation(seed, dtype):
+def test_running_statistics_equal_those_of_pytorch(seed, dtype):
     rng = np.random.default_rng(seed)
     momentum = [0.1, 0.3, 1.0][seed % 3]
     x = rows(rng, 4)
@@ -265,15 +283,15 @@ def test_running_figures_over_several_steps_and_both_ways_in_evaluation(seed, dt
 @pytest.mark.parametrize(
     ("kind", "twin"), [("BatchNorm", twins.batch_norm), ("LayerNorm", twins.layer_norm)], ids=["batch", "layer"]
 )
-def test_norms_far_from_zero_keep_their_digits(kind, twin, offset):
-    """A variance taken as E x² - (E x)² would lose them all in float32; PyTorch's own float32 does worse than this."""
+def test_norms_of_inputs_with_a_large_mean_are_exact(kind, twin, offset):
+    """A variance computed as E x² - (E x)² would be useless in float32. This tolerance is stricter than PyTorch's."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4096, 5)) + offset
     check = functools.partial(agree, tolerance=3e-6 * max(1.0, offset))
     compare(built(of(kind, {}), x, "float32", rng), x, twin, rng, check, theirs_in="float64")
 
 
-def test_layer_norm_in_evaluation_is_that_of_training():
+def test_layer_norm_is_the_same_in_training_and_inference():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, 3, 5))
     layer = built(layers.LayerNorm(), x, "float64", rng)
@@ -302,7 +320,7 @@ ACTIVATIONS = [
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("shape", [(1, 3), (7, 5), (2, 3, 4), (2, 5, 3, 2)], ids=str)
 @pytest.mark.parametrize(("layer", "twin"), ACTIVATIONS, ids=lambda a: repr(a) if isinstance(a, layers.Layer) else "")
-def test_activations(layer, twin, shape, dtype):
+def test_activations_equal_those_of_pytorch(layer, twin, shape, dtype):
     rng = np.random.default_rng(0)
     x = rng.normal(size=shape) * 3
     compare(built(type(layer)(**layer.get_config()), x, dtype, rng), x, twin, rng)
@@ -312,7 +330,7 @@ def binary(z, t, e=0.0):
     return functional.binary_cross_entropy_with_logits(z, t * (1 - e) + e / 2, reduction="none").mean(1)
 
 
-# loss, its counterpart for each sample, what its targets are
+# loss, counterpart that computes the loss of each sample, kind of targets
 LOSSES = [
     (losses.MeanSquaredError(), lambda y, t: functional.mse_loss(y, t, reduction="none").mean(1), "real"),
     (losses.HalfSquaredError(), lambda y, t: functional.mse_loss(y, t, reduction="none").sum(1) / 2, "real"),
@@ -336,7 +354,7 @@ LOSSES = [
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize(("loss", "twin", "kind"), LOSSES, ids=itertools.count())
-def test_losses_and_their_gradients(loss, twin, kind, dtype):
+def test_losses_and_their_gradients_equal_those_of_pytorch(loss, twin, kind, dtype):
     rng, backend = np.random.default_rng(0), get_backend("cpu")
     for n, k in ((1, 2), (7, 3), (20, 10)):
         outputs = (3 * rng.normal(size=(n, k))).astype(dtype)

@@ -1,9 +1,10 @@
-"""Whole nets beside PyTorch's: from the same weights, twenty steps of training give the same losses and weights."""
+"""Whole nets against PyTorch's: from equal weights, 20 training steps give equal losses and weights."""
 
 import numpy as np
 import pytest
 import torch
 import twins
+from names import missing_classes
 from torch.nn import functional
 
 import xpnet
@@ -13,7 +14,7 @@ STEPS, BATCH = 20, 8
 
 
 def plain_cnn():
-    """Convolutions, pooling and Dense, as a first net for images."""
+    """Convolutions, pooling and Dense."""
     stack = [
         layers.Conv2D(6, 3, padding="same"),
         layers.ReLU(),
@@ -36,7 +37,7 @@ def plain_cnn():
 
 
 def residual_cnn():
-    """Batch normalisation, groups, depthwise convolution, residual blocks, global pooling."""
+    """Batch normalization, groups, depthwise convolution, residual blocks, global pooling."""
     stack = [
         layers.Conv2D(8, 3, 2, "same", use_bias=False),
         layers.BatchNorm(),
@@ -51,8 +52,8 @@ def residual_cnn():
 
     def twin(x, p, training=True):
         def norm(x, name):
-            figures = (p[f"{name}.{figure}"] for figure in ("gamma", "beta", "running_mean", "running_var"))
-            return twins.batch_norm(x, *figures, training=training)
+            arrays = (p[f"{name}.{array}"] for array in ("gamma", "beta", "running_mean", "running_var"))
+            return twins.batch_norm(x, *arrays, training=training)
 
         x = twins.conv2d(x, p["0.weight"], strides=2, padding="same")
         x = functional.silu(norm(x, "1"))
@@ -64,8 +65,8 @@ def residual_cnn():
     return stack, (9, 8, 2), twin
 
 
-def up_and_down():
-    """Down by strides and up again, both ways there are, to four numbers an image."""
+def down_and_up():
+    """Downsampling by strides and pooling, upsampling by transposed convolution and Upsample2D."""
     stack = [
         layers.Conv2D(5, 4, 2, "same"),
         layers.Tanh(),
@@ -88,7 +89,7 @@ def up_and_down():
 
 
 def words():
-    """An embedding of integers, whose mean over the text goes through a Dense."""
+    """An embedding of integers, followed by Dense layers."""
     stack = [layers.Embedding(12, 5), layers.Dense(6), layers.Tanh(), layers.Flatten(), layers.Dense(4)]
 
     def twin(x, p):
@@ -105,12 +106,17 @@ OPTIMIZERS = [
     (optimizers.Adagrad(0.05), lambda p: torch.optim.Adagrad(p, 0.05)),
     (optimizers.RMSprop(0.01), lambda p: torch.optim.RMSprop(p, 0.01, alpha=0.9)),
     (optimizers.Adam(0.01), lambda p: torch.optim.Adam(p, 0.01)),
+    (optimizers.AdamW(0.01, weight_decay=0.0), lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.0)),
 ]
 
 
+def test_every_optimizer_has_an_example():
+    assert not missing_classes(optimizers, optimizers.Optimizer, [ours for ours, _ in OPTIMIZERS])
+
+
 @pytest.mark.parametrize(("ours", "theirs"), OPTIMIZERS, ids=lambda a: repr(a) if hasattr(a, "get_config") else "")
-@pytest.mark.parametrize("net", [plain_cnn, residual_cnn, up_and_down, words], ids=lambda net: net.__name__)
-def test_twenty_steps_give_the_same_losses_and_weights(net, ours, theirs):
+@pytest.mark.parametrize("net", [plain_cnn, residual_cnn, down_and_up, words], ids=lambda net: net.__name__)
+def test_twenty_steps_give_the_losses_and_weights_of_pytorch(net, ours, theirs):
     rng = np.random.default_rng(0)
     stack, shape, twin = net()
     model = xpnet.Sequential(stack, input_shape=shape, backend="cpu", dtype="float64")
@@ -128,22 +134,22 @@ def test_twenty_steps_give_the_same_losses_and_weights(net, ours, theirs):
         assert got == pytest.approx(loss.item(), rel=1e-9, abs=0)
     for name, value in model.state_dict().items():
         twins.agree(value, state[name], name, tolerance=1e-7)
-    evaluated = {"training": False} if net is residual_cnn else {}
-    twins.agree(model.predict(batches[0]), twin(twins.tensor(batches[0]), state, **evaluated), "predictions", 1e-8)
+    mode = {"training": False} if net is residual_cnn else {}
+    twins.agree(model.predict(batches[0]), twin(twins.tensor(batches[0]), state, **mode), "predictions", 1e-8)
 
 
 @pytest.mark.parametrize("weights", [[0.5, 2.0, 1.0, 0.0]])
-def test_a_step_with_class_weights_moves_the_weights_alike(weights):
+def test_a_step_with_class_weights_equals_that_of_pytorch(weights):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(9, 3)), rng.integers(0, 4, 9)
     model = xpnet.Sequential([layers.Dense(4)], input_shape=3, backend="cpu", dtype="float64")
     weight, bias = (twins.tensor(p.value, grad=True) for p in model.parameters)
     kwargs = {"loss": "softmax_cross_entropy", "optimizer": optimizers.SGD(1.0)}
     got = model.train_on_batch(x, y, class_weight=weights, **kwargs)["loss"]
-    wanted = functional.cross_entropy(
+    expected = functional.cross_entropy(
         twins.tensor(x) @ weight + bias, twins.tensor(y), torch.tensor(weights, dtype=torch.float64)
     )
-    wanted.backward()
-    assert got == pytest.approx(wanted.item(), rel=1e-12)
+    expected.backward()
+    assert got == pytest.approx(expected.item(), rel=1e-12)
     for before, p in zip((weight, bias), model.parameters, strict=True):
         twins.agree(p.value, before - before.grad, p.name)

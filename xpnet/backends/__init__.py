@@ -1,24 +1,22 @@
-"""Where arrays live. The only place that imports NumPy or CuPy as a choice."""
+"""Backends: one device each, with its array module, NumPy or CuPy."""
 
-import functools
 import os
 import re
 
 from xpnet.backends.arrays import Array, DType
-from xpnet.backends.base import Backend
-from xpnet.backends.cpu import CPUBackend
+from xpnet.backends.cpu.backend import cpu_backend
+from xpnet.backends.reference import Backend
 from xpnet.errors import ArgumentTypeError, unknown_name
 
 __all__ = ["Array", "Backend", "DType", "available_backends", "get_backend"]
 
-_cpu = CPUBackend()
-
 
 def get_backend(backend: str | Backend = "auto") -> Backend:
-    """The backend called `backend`: "cpu", "gpu", "gpu:1" (a device index), "auto", or a Backend, which comes back.
+    """Return the backend of this name: "cpu", "gpu", "gpu:1" (a device index) or "auto"; or a given Backend itself.
 
-    "auto" is the environment variable XPNET_BACKEND where it is set; else the first GPU if it can be used, else the
-    CPU, silently. "gpu" never falls back: it raises BackendError with the reason and, where there is one, the mend.
+    "auto" is the value of the environment variable XPNET_BACKEND if it is set; else the first GPU if it can be used;
+    else, silently, the CPU. "gpu" never falls back: it raises BackendError with the reason and, if there is one, the
+    command that fixes it.
     """
     if isinstance(backend, Backend):
         return backend
@@ -30,22 +28,17 @@ def get_backend(backend: str | Backend = "auto") -> Backend:
     if name == "auto":
         name = "cpu" if available_backends()["gpu"] else "gpu"
     if name == "cpu":
-        return _cpu
+        return cpu_backend()
     gpu = re.fullmatch(r"gpu(?::(\d+))?", name)
     if gpu is None:
         raise unknown_name(kind, name, ["auto", "cpu", "gpu", "gpu:1"])
-    return _gpu(int(gpu[1] or 0))
+    from xpnet.backends.cuda.backend import gpu_backend  # only if needed: it reads and parses kernels.cu
+
+    return gpu_backend(int(gpu[1] or 0))
 
 
 def available_backends() -> dict[str, str | None]:
-    """{"cpu": None, "gpu": None or the reason why it cannot be used}. Importing CuPy waits for this call."""
-    from xpnet.backends import gpu
+    """Return {"cpu": None, "gpu": None or the reason why it cannot be used}. CuPy is not imported before this call."""
+    from xpnet.backends.cuda.probe import unavailable_reason
 
-    return {"cpu": None, "gpu": gpu.why_unusable()}
-
-
-@functools.cache
-def _gpu(index: int) -> Backend:
-    from xpnet.backends.gpu import GPUBackend
-
-    return GPUBackend(index)
+    return {"cpu": None, "gpu": unavailable_reason()}

@@ -1,6 +1,27 @@
-"""The names of what no static type covers on both devices."""
+"""Arrays of any library: the types of their annotations, and their conversion to host arrays."""
 
 from typing import Any, TypeAlias
 
-Array: TypeAlias = Any  # a numpy.ndarray or a cupy.ndarray
+import numpy
+
+Array: TypeAlias = Any  # a numpy.ndarray or a cupy.ndarray: no static type covers both
 DType: TypeAlias = Any
+
+
+def to_host(a: Any) -> Any:
+    """An array of any library as an object that `numpy.asarray` accepts. Lists and numbers are returned unchanged."""
+    if isinstance(a, numpy.ndarray):
+        return a
+    a = detached(a)
+    if hasattr(a, "__cuda_array_interface__"):
+        for method in ("get", "cpu"):  # CuPy's and PyTorch's; other libraries have __array__ or DLPack
+            if hasattr(a, method):
+                return getattr(a, method)()
+    if not hasattr(a, "__array__") and hasattr(a, "__dlpack__"):
+        return numpy.from_dlpack(a)
+    return a
+
+
+def detached(a: Any) -> Any:
+    """A PyTorch tensor without its gradient, since other libraries refuse tensors that require one; else `a`."""
+    return a.detach() if hasattr(a, "detach") else a

@@ -1,9 +1,10 @@
-"""Data to learn from: MNIST and its relatives, digits that come with xpnet, the tutorials' toy problems.
+"""Datasets: MNIST and Fashion-MNIST, small digits that ship with xpnet, and the toy problems of docs/tutorials.md.
 
-Each function returns NumPy arrays; only `mnist` and `fashion_mnist` may have to download. `Stream` is for data of your
+Each function returns NumPy arrays. Only `mnist` and `fashion_mnist` may need a download. `Stream` reads data of your
 own that does not fit into memory.
 """
 
+from xpnet.data.streaming import Stream
 from xpnet.datasets.idx import read_idx, write_idx
 from xpnet.datasets.images import digits, fashion_mnist, mnist
 from xpnet.datasets.samples import Samples, Split
@@ -17,23 +18,7 @@ from xpnet.datasets.toy import (
     weight_height,
     xor_with_constant,
 )
-from xpnet.streams import Stream
 
-__all__ = [
-    "Samples",
-    "Split",
-    "Stream",
-    "blobs",
-    "digits",
-    "exam_scores",
-    "fashion_mnist",
-    "logic_gate",
-    "mnist",
-    "moons",
-    "perceptron_and",
-    "read_idx",
-    "spirals",
-    "weight_height",
-    "write_idx",
-    "xor_with_constant",
-]
+__all__ = ["Samples", "Split", "Stream", "blobs", "digits", "exam_scores", "fashion_mnist", "logic_gate",
+           "mnist", "moons", "perceptron_and", "read_idx", "spirals", "weight_height", "write_idx",
+           "xor_with_constant"]  # fmt: skip

@@ -1,7 +1,7 @@
-"""Where a data set's files are: in a folder of the user's, in the cache, or still on the network.
+"""Find the files of a dataset in a given folder or in the cache, or download them.
 
-Only files whose SHA-256 is known are fetched, each under a temporary name until it is found whole, so neither a
-broken download nor an altered cache is ever used. pooch, which fetches, is imported only when something has to be.
+A file is downloaded to a temporary name and renamed once its SHA-256 is right. The SHA-256 of a cached file is checked
+too, so an incomplete download or an altered cache is never used. pooch is imported only for a download.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ _ENVIRONMENT = "XPNET_DATA_DIR"
 
 @dataclass(frozen=True)
 class Source:
-    """A published data set: its folder's name, addresses that each hold every file, and each file's SHA-256."""
+    """A published dataset: the name of its folder, mirrors that each offer all files, and the SHA-256 of each file."""
 
     name: str
     mirrors: tuple[str, ...]
@@ -30,38 +30,38 @@ class Source:
 
 
 def locate(source: Source, data_dir: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Paths of a data set's files, in the source's order.
+    """The paths of a dataset's files, in the order of `source.sha256`.
 
-    data_dir: a folder with the files, or one that holds them in a folder of the set's name. Files may be unpacked
-    there. What is given is taken at its word: if the files are not in it, that is a `FileError`, never a download.
+    data_dir: a folder with the files, compressed or not, or its parent if the folder has the dataset's name. Raises
+    `FileError` if they are not there, and never downloads.
 
-    Without it, the places are $XPNET_DATA_DIR/<name>, then the user's cache, then the mirrors in turn
-    (`DownloadError` if none of them gives the file).
+    Without data_dir, they are looked for in $XPNET_DATA_DIR/<name> and in the user's cache, and otherwise downloaded
+    from the mirrors in turn. Raises `DownloadError` if no mirror delivers a file.
     """
     if data_dir is not None:
         folder = Path(data_dir).expanduser()
-        # The named folder first: MNIST and its relatives give their files the same names.
+        # The named folder comes first, because the files of MNIST and Fashion-MNIST have the same names.
         found = _find(source, folder / source.name) or _find(source, folder)
         if found is None:
             raise FileError(
-                f"{source.name} is not in data_dir={str(folder)!r}. Looked there and in its folder {source.name!r} "
-                f"for {', '.join(source.sha256)}, each with or without .gz. Without data_dir they are downloaded."
+                f"{source.name} is not in data_dir={str(folder)!r}. Looked there and in its subfolder {source.name!r} "
+                f"for {', '.join(source.sha256)}, each with or without .gz. Leave out data_dir to download them."
             )
         return found
     if shared := os.environ.get(_ENVIRONMENT):
         folder = Path(shared).expanduser() / source.name
         if found := _find(source, folder):
             return found
-        logger.info("%s is not complete in %s; using the cache", source.name, folder)
+        logger.info("%s is missing or incomplete in %s; using the cache", source.name, folder)
     return [_fetch(source, name) for name in source.sha256]
 
 
 def _find(source: Source, folder: Path) -> list[Path] | None:
-    """The files of a set in one folder, packed or unpacked, or None unless all are there."""
+    """The files of a dataset in one folder, compressed or not; None unless all are there."""
     found = []
     for name in source.sha256:
-        packed = folder / name
-        path = next((path for path in (packed, packed.with_suffix("")) if os.path.isfile(path)), None)
+        compressed = folder / name
+        path = next((path for path in (compressed, compressed.with_suffix("")) if os.path.isfile(path)), None)
         if path is None:
             return None
         found.append(path)
@@ -69,23 +69,23 @@ def _find(source: Source, folder: Path) -> list[Path] | None:
 
 
 def _fetch(source: Source, name: str) -> Path:
-    """One file in the cache, downloaded first unless it is there and whole."""
-    help_yourself = (
-        f"Or fetch the files of {source.name} yourself and give their folder as data_dir, "
-        f"or put them into a folder {source.name!r} and set {_ENVIRONMENT} to the folder around it."
+    """The path of one file in the cache. Downloads it unless an intact copy is there."""
+    alternative = (
+        f"Or download the files of {source.name} yourself and pass their folder as data_dir, "
+        f"or put them into a folder named {source.name!r} and set {_ENVIRONMENT} to its parent."
     )
     try:
         import pooch
     except ImportError as error:
         raise DownloadError(
-            f"{source.name} has to be downloaded, which needs pooch: pip install pooch tqdm. {help_yourself}"
+            f"{source.name} has to be downloaded, which needs pooch: pip install pooch tqdm. {alternative}"
         ) from error
 
     path = Path(pooch.os_cache("xpnet")).expanduser() / source.name / name
     if os.path.isfile(path):
         if pooch.file_hash(path) == source.sha256[name]:
             return path
-        logger.warning("%s is not the published file (its SHA-256 differs); downloading it again", path)
+        logger.warning("%s is not the published file: its SHA-256 differs; downloading it again", path)
 
     failures = []
     for mirror in source.mirrors:
@@ -94,26 +94,27 @@ def _fetch(source: Source, name: str) -> Path:
         try:
             _download(url, path, source.sha256[name])
             return path
-        except (OSError, ValueError) as error:  # all of requests' errors are one of these
+        except (OSError, ValueError) as error:  # every error of requests is one of these
             logger.info("%s: %s", url, error)
-            # Of a chain of urllib3's errors, the last one says what happened.
+            # urllib3 chains its errors in one message; the last of them is the cause.
             failures.append(f"\n  {url}: {str(error).rsplit('Caused by ', 1)[-1]}")
     raise DownloadError(
         f"{name} of {source.name} could not be downloaded. Tried:{''.join(failures)}\n"
-        f"Check the network connection. {help_yourself}"
+        f"Check the network connection. {alternative}"
     )
 
 
 def _download(url: str, path: Path, sha256: str) -> None:
-    """Fetch one address into one path, which changes only once the whole file is here."""
+    """Download `url` to `path`, which is written only once the file is complete and its SHA-256 is right."""
     import pooch
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    watched = sys.stderr is not None and sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    show_progress = terminal and importlib.util.find_spec("tqdm") is not None
     with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as folder:
         temporary = Path(folder, path.name)
-        pooch.HTTPDownloader(progressbar=watched, chunk_size=1 << 16)(url, str(temporary), None)
+        pooch.HTTPDownloader(progressbar=show_progress, chunk_size=1 << 16)(url, str(temporary), None)
         actual = pooch.file_hash(temporary)
         if actual != sha256:
-            raise ValueError(f"the file that came is truncated or altered: SHA-256 {actual}, not {sha256}")
+            raise ValueError(f"the downloaded file is truncated or altered: SHA-256 {actual}, not {sha256}")
         os.replace(temporary, path)

@@ -1,13 +1,13 @@
-"""The IDX format, in which MNIST and its relatives are published: a short header, then one array.
+"""Read and write IDX files, the format in which MNIST is published.
 
-The header is two zero bytes, a byte for the type, a byte for the number of axes, then each axis's length as a
-big-endian 32-bit integer. The elements follow row by row, big-endian too. In memory everything is native.
+A file is a header and one array. The header has two zero bytes, one byte for the type, one byte for the number of
+axes, and the length of each axis as a big-endian 32-bit integer. The elements follow in C order, also big-endian.
+Source: https://yann.lecun.com/exdb/mnist/.
 """
 
 import gzip
 import math
 import os
-import secrets
 import struct
 import zlib
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy
 from numpy.typing import NDArray
 
 from xpnet.errors import ArgumentTypeError, FileError
+from xpnet.training.model_files import write_atomically
 
 _TYPES: dict[int, numpy.dtype[Any]] = {
     0x08: numpy.dtype(">u1"),
@@ -31,9 +32,9 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 def read_idx(path: str | os.PathLike[str]) -> NDArray[Any]:
-    """The array in an IDX file, gzip-compressed or not, as a fresh, writable array of native byte order.
+    """Read the array of an IDX file, which may be gzip-compressed, as a new, writable array in native byte order.
 
-    A file that is missing, truncated, altered, too long or of another format raises `FileError`.
+    Raises `FileError` if the file is missing, damaged or of another format.
     """
     content = _read_bytes(Path(path))
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _TYPES:
@@ -46,46 +47,36 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[Any]:
     size, expected = len(content) - start, math.prod(shape) * dtype.itemsize
     if size != expected:
         fault = "truncated" if size < expected else "too long"
-        raise FileError(f"{path} is {fault}: its header promises {expected} bytes of data, it holds {size}.")
+        raise FileError(f"{path} is {fault}: its header announces {expected} bytes of data, but it has {size}.")
     try:
         return numpy.frombuffer(content, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
-    except ValueError as error:  # more axes, or longer ones beside an empty one, than NumPy can hold
-        raise FileError(f"{path} holds an array of shape {shape}, which NumPy refuses: {error}.") from error
+    except ValueError as error:  # too many axes, or too long ones in an empty array
+        raise FileError(f"{path} has an array of shape {shape}, which NumPy refuses: {error}.") from error
 
 
 def write_idx(path: str | os.PathLike[str], array: NDArray[Any]) -> None:
-    """Write an array of uint8, int8, int16, int32, float32 or float64; gzip-compressed if the name ends in .gz.
+    """Write an array of uint8, int8, int16, int32, float32 or float64, gzip-compressed if the name ends in .gz.
 
-    The same array gives the same bytes, and the file appears whole or not at all.
+    Equal arrays give equal files. Raises `ArgumentTypeError` for other dtypes, and `FileError` if the file cannot be
+    written; an existing file is then unchanged.
     """
     code = _CODES.get(array.dtype.newbyteorder(">"))
     if code is None:
         known = ", ".join(dtype.name for dtype in _CODES)
-        raise ArgumentTypeError(f"IDX holds {known}, not {array.dtype}. Convert first, with array.astype(...).")
+        raise ArgumentTypeError(
+            f"an IDX file can store {known}, not {array.dtype}. Convert the array first, with array.astype(...)."
+        )
     header = struct.pack(f">BBBB{array.ndim}I", 0, 0, code, array.ndim, *array.shape)
     content = header + array.astype(_TYPES[code]).tobytes()
-    path = Path(path)
-    _replace(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+    write_atomically(path, gzip.compress(content, mtime=0) if Path(path).suffix == ".gz" else content)
 
 
 def _read_bytes(path: Path) -> bytes:
-    """A file's content, unpacked if it is gzip: told by its first bytes, since names lie."""
+    """The content of a file, decompressed if it starts with the magic number of gzip, whatever its name."""
     try:
         content = path.read_bytes()
         return gzip.decompress(content) if content.startswith(_GZIP_MAGIC) else content
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise FileError(f"{path} is damaged: it cannot be unpacked as gzip ({error}).") from error
+        raise FileError(f"{path} is damaged: gzip cannot decompress it ({error}).") from error
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror or error}.") from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside the target, then rename: a reader never meets half a file."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""Images of digits and clothes, the data that the classic experiments are run on.
+"""Image datasets: MNIST, Fashion-MNIST and the small digits that ship with xpnet.
 
-Pixels are uint8, as published: divide by the largest value, or begin the model with `layers.Rescale`.
+Pixels are uint8, as published. Divide them by the largest value, or begin the model with `layers.Rescale`.
 """
 
 import os
@@ -15,10 +15,7 @@ from xpnet.errors import FileError
 
 MNIST = Source(
     name="mnist",
-    mirrors=(
-        "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        "https://storage.googleapis.com/cvdf-datasets/mnist/",
-    ),
+    mirrors=("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
     sha256={
         "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
         "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
@@ -45,29 +42,30 @@ FASHION_MNIST = Source(
 def mnist(data_dir: str | os.PathLike[str] | None = None) -> Split:
     """Handwritten digits (LeCun, Cortes, Burges): `(x_train, y_train), (x_test, y_test) = mnist()`.
 
-    x: (60000, 28, 28) and (10000, 28, 28) uint8, 0 the paper and 255 the ink. y: (N,) int64, the digits 0 to 9.
+    x: (60000, 28, 28) and (10000, 28, 28) uint8, 0 for paper and 255 for ink. y: (N,) int64, the digits 0 to 9.
 
-    data_dir: a folder with the four files, or one that holds them in a folder "mnist". Without it they are looked
-    for in $XPNET_DATA_DIR/mnist and in the user's cache, and downloaded into the cache if they are in neither.
+    data_dir: a folder with the four files, or the parent of a folder "mnist" with them; raises `FileError` if they are
+    not there. Without data_dir, they are read from $XPNET_DATA_DIR/mnist or from the user's cache, and downloaded into
+    the cache if they are in neither; raises `DownloadError` if that fails.
     """
     return _load(MNIST, data_dir)
 
 
 def fashion_mnist(data_dir: str | os.PathLike[str] | None = None) -> Split:
-    """Articles of clothing (Xiao, Rasul, Vollgraf, https://arxiv.org/abs/1708.07747), in MNIST's shapes and types.
+    """Images of clothing (Xiao, Rasul, Vollgraf, https://arxiv.org/abs/1708.07747), with MNIST's shapes and dtypes.
 
     y: 0 T-shirt or top, 1 trousers, 2 pullover, 3 dress, 4 coat, 5 sandal, 6 shirt, 7 trainer, 8 bag, 9 ankle boot.
 
-    data_dir: as for `mnist`; the folder's name is "fashion_mnist".
+    data_dir: as for `mnist`, with the folder "fashion_mnist".
     """
     return _load(FASHION_MNIST, data_dir)
 
 
 def digits() -> Samples:
-    """1797 small handwritten digits (Alpaydin, Kaynak), which come with xpnet: `x, y = digits()`.
+    """1797 small handwritten digits (Alpaydin, Kaynak) that ship with xpnet: `x, y = digits()`.
 
-    x: (1797, 8, 8) uint8 from 0, the paper, to 16. y: (1797,) int64, the digits 0 to 9.
-    The same rows in the same order as scikit-learn's `load_digits`; source and licence are in data/README.md.
+    x: (1797, 8, 8) uint8, from 0 for paper to 16 for ink. y: (1797,) int64, the digits 0 to 9.
+    Rows and order are those of scikit-learn's `load_digits`. Source and license are in data/README.md.
     """
     folder = Path(__file__).parent / "data"
     return _read(folder / "digits-images-idx3-ubyte.gz", folder / "digits-labels-idx1-ubyte.gz", (1797, 8, 8))
@@ -82,11 +80,11 @@ def _load(source: Source, data_dir: str | os.PathLike[str] | None) -> Split:
 
 
 def _read(images: Path, labels: Path, shape: tuple[int, ...]) -> Samples:
-    """One file of images and one of labels, refused unless they are what the data set is known to hold."""
+    """A file of images and one of labels. Raises FileError unless dtype, shape and labels are those of the dataset."""
     x, y = read_idx(images), read_idx(labels)
     for path, array, expected in ((images, x, shape), (labels, y, shape[:1])):
         if array.dtype != numpy.uint8 or array.shape != expected:
-            raise FileError(f"{path} holds {array.dtype} of shape {array.shape}; expected uint8 of shape {expected}.")
+            raise FileError(f"{path} has {array.dtype} of shape {array.shape}; expected uint8 of shape {expected}.")
     if y.max() > 9:
-        raise FileError(f"{labels} holds a label {y.max()}; expected the ten classes 0 to 9.")
+        raise FileError(f"{labels} has a label {y.max()}; expected labels from 0 to 9.")
     return Samples(x, y.astype(numpy.int64))

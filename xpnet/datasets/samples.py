@@ -1,4 +1,4 @@
-"""What every data set here is: inputs and targets, paired by row."""
+"""The return types of the dataset functions."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""Layers: forward and hand-written backward, side by side. One file a family."""
+"""Layers: forward and hand-written backward, side by side. Each file has one family of layers."""
 
 from xpnet.layers.activations import (
     ELU,
@@ -13,7 +13,7 @@ from xpnet.layers.activations import (
     Softplus,
     Step,
     Tanh,
-)
+)  # fmt: skip
 from xpnet.layers.base import Layer
 from xpnet.layers.containers import Sequential
 from xpnet.layers.convolution import Conv2D, Conv2DTranspose, DepthwiseConv2D
@@ -25,36 +25,7 @@ from xpnet.layers.pooling import AvgPool2D, GlobalAveragePool2D, MaxPool2D, Upsa
 from xpnet.layers.residual import Residual
 from xpnet.layers.shape import Flatten, Permute, Rescale, Reshape
 
-__all__ = [
-    "ELU",
-    "GELU",
-    "AvgPool2D",
-    "BatchNorm",
-    "Conv2D",
-    "Conv2DTranspose",
-    "Dense",
-    "DepthwiseConv2D",
-    "Dropout",
-    "Embedding",
-    "Flatten",
-    "GlobalAveragePool2D",
-    "Identity",
-    "Layer",
-    "LayerNorm",
-    "LeakyReLU",
-    "LogSoftmax",
-    "MaxPool2D",
-    "Permute",
-    "ReLU",
-    "Rescale",
-    "Reshape",
-    "Residual",
-    "Sequential",
-    "SiLU",
-    "Sigmoid",
-    "Softmax",
-    "Softplus",
-    "Step",
-    "Tanh",
-    "Upsample2D",
-]
+__all__ = ["ELU", "GELU", "AvgPool2D", "BatchNorm", "Conv2D", "Conv2DTranspose", "Dense", "DepthwiseConv2D",
+           "Dropout", "Embedding", "Flatten", "GlobalAveragePool2D", "Identity", "Layer", "LayerNorm",
+           "LeakyReLU", "LogSoftmax", "MaxPool2D", "Permute", "ReLU", "Rescale", "Reshape", "Residual",
+           "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus", "Step", "Tanh", "Upsample2D"]  # fmt: skip

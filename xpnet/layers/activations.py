@@ -1,13 +1,13 @@
-"""Activations: functions of one number, applied to every element, and the two softmaxes over the last axis.
+"""Activations: functions that are applied to each element, and softmax and log-softmax over the last axis.
 
-Each keeps the shape. NaN stays NaN, and infinities go where the function's limit is.
+x, y, ∂L/∂y and ∂L/∂x have the same shape, (N, ...). For an elementwise function, ∂L/∂x = ∂L/∂y · dy/dx. NaN stays NaN,
+and at ±∞ each function takes its limit.
 """
 
 import math
 
 from xpnet.backends import Array
-from xpnet.config import is_number
-from xpnet.errors import ArgumentError
+from xpnet.config import choice, number
 from xpnet.layers.base import Layer
 
 
@@ -25,21 +25,22 @@ class Identity(Layer):
 
 
 class Step(Layer):
-    """y = 1 where x ≥ threshold, else 0: the perceptron's activation. Rosenblatt 1958."""
+    """y = 1 where x ≥ threshold, else 0: the perceptron's activation. Rosenblatt 1958.
+
+    dy/dx is 0 wherever it exists, so nothing would be trained. By convention, backward passes the gradient unchanged.
+    """
 
     def __init__(self, threshold: float = 0.0) -> None:
-        self.threshold = _number(self, "threshold", threshold)
+        self.threshold = number(self, "threshold", threshold)
 
     def forward(self, x: Array) -> Array:
         y = self.work.buffer("y", x.shape)
         y[...] = x >= self.threshold
-        self.xp.copyto(y, x, where=x != x)  # NaN is the one number that differs from itself
+        self.xp.copyto(y, x, where=x != x)  # where x is NaN
         return y
 
     def backward(self, grad_y: Array) -> Array:
-        """The true derivative is 0 wherever it exists, and teaches nothing. By convention the gradient passes straight
-        through, ∂L/∂x = ∂L/∂y, which makes a step on half the squared error Rosenblatt's rule: Δw = lr (t - y) x.
-        """
+        """∂L/∂x = ∂L/∂y. With half the squared error this gives Rosenblatt's rule, Δw = rate · (t - y) x."""
         return grad_y
 
 
@@ -80,8 +81,6 @@ class Tanh(Layer):
 class ReLU(Layer):
     """y = max(x, 0)."""
 
-    keeps_largest = True
-
     def forward(self, x: Array) -> Array:
         work = self.work
         work.y = self.backend.relu(x, out=work.buffer("y", x.shape))
@@ -97,7 +96,7 @@ class LeakyReLU(Layer):
     """y = x where x > 0, else negative_slope · x. Maas et al. 2013, "Rectifier nonlinearities improve…"."""
 
     def __init__(self, negative_slope: float = 0.01) -> None:
-        self.negative_slope = _number(self, "negative_slope", negative_slope)
+        self.negative_slope = number(self, "negative_slope", negative_slope)
 
     def forward(self, x: Array) -> Array:
         xp, work = self.xp, self.work
@@ -120,7 +119,7 @@ class ELU(Layer):
     """y = x where x > 0, else alpha (e^x - 1). Clevert et al. 2015, "Fast and accurate deep network learning…"."""
 
     def __init__(self, alpha: float = 1.0) -> None:
-        self.alpha = _number(self, "alpha", alpha)
+        self.alpha = number(self, "alpha", alpha)
 
     def forward(self, x: Array) -> Array:
         xp, work = self.xp, self.work
@@ -141,15 +140,13 @@ class ELU(Layer):
 
 
 class GELU(Layer):
-    """y = x Φ(x), with Φ the normal distribution function, or its tanh approximation.
+    """y = x Φ(x), with the cumulative distribution function Φ of the standard normal distribution.
 
-    Hendrycks and Gimpel 2016, "Gaussian error linear units". `approximate` is "none" or "tanh".
+    approximate: "none", or "tanh" for an approximation of Φ. Hendrycks and Gimpel 2016, "Gaussian error linear units".
     """
 
     def __init__(self, approximate: str = "none") -> None:
-        if approximate not in ("none", "tanh"):
-            raise ArgumentError(f'GELU: approximate must be "none" or "tanh", not {approximate!r}.')
-        self.approximate = approximate
+        self.approximate = choice(self, "approximate", approximate, ("none", "tanh"))
 
     _INNER = math.sqrt(2.0 / math.pi)
     _CUBIC = 0.044715
@@ -158,18 +155,18 @@ class GELU(Layer):
         xp, work = self.xp, self.work
         work.x = x
         if self.approximate == "tanh":
-            near = xp.clip(x, -30.0, 30.0)  # the tanh is ±1 far out, where x³ would overflow
+            near = xp.clip(x, -30.0, 30.0)  # beyond them tanh is ±1, and x³ could overflow
             work.tanh = xp.tanh(self._INNER * (near + self._CUBIC * (near * near * near)))
             work.phi = 0.5 * (1.0 + work.tanh)
         else:
-            # erfc and not 1 + erf, which loses all digits of the left tail.
+            # 1 + erf would lose all digits for large negative x.
             work.phi = 0.5 * self.backend.erfc(x * -math.sqrt(0.5))
-        return xp.multiply(_finite_below(self, x), work.phi, out=work.buffer("y", x.shape))
+        return xp.multiply(_without_minus_infinity(self, x), work.phi, out=work.buffer("y", x.shape))
 
     def backward(self, grad_y: Array) -> Array:
         """dy/dx = Φ(x) + x φ(x), with φ(x) = e^(-x²/2) / √(2π).
 
-        Of the approximation ½ (1 + tanh u), u = √(2/π) (x + 0.044715 x³), the second term is x · ½ (1 - tanh² u) · u'.
+        With the approximation Φ(x) = ½ (1 + tanh u), u = √(2/π) (x + 0.044715 x³), it is φ(x) = ½ (1 - tanh² u) du/dx.
         """
         xp, work = self.xp, self.work
         if self.approximate == "tanh":
@@ -189,13 +186,13 @@ class SiLU(Layer):
         work = self.work
         work.x = x
         work.sigma = self.backend.sigmoid(x, out=work.buffer("sigma", x.shape))
-        return self.xp.multiply(_finite_below(self, x), work.sigma, out=work.buffer("y", x.shape))
+        return self.xp.multiply(_without_minus_infinity(self, x), work.sigma, out=work.buffer("y", x.shape))
 
     def backward(self, grad_y: Array) -> Array:
         """dy/dx = σ + x σ (1 - σ) = σ (1 + x (1 - σ))."""
         xp, work = self.xp, self.work
         slope = xp.subtract(1.0, work.sigma, out=work.buffer("slope", work.sigma.shape))
-        slope *= xp.clip(work.x, -1e4, 1e4)  # far out the slope is 0 or 1, not 0 · ∞
+        slope *= xp.clip(work.x, -1e4, 1e4)  # at ±∞ the slope is 0 or 1, not 0 · ∞
         slope += 1.0
         slope *= work.sigma
         return xp.multiply(grad_y, slope, out=slope)
@@ -217,7 +214,7 @@ class Softplus(Layer):
 
 
 class Softmax(Layer):
-    """y_i = e^x_i / Σ_k e^x_k over the last axis. Losses on logits want it left out."""
+    """y_i = e^x_i / Σ_k e^x_k over the last axis. A model trained with a loss on logits must not end with it."""
 
     gives_probabilities = True
 
@@ -252,12 +249,6 @@ class LogSoftmax(Layer):
         return xp.subtract(grad_y, grad_x, out=grad_x)
 
 
-def _number(layer: Layer, name: str, value: float) -> float:
-    if not is_number(value):
-        raise ArgumentError(f"{type(layer).__name__}: {name} must be a number, not {value!r}.")
-    return value
-
-
-def _finite_below(layer: Layer, x: Array) -> Array:
-    """x with -∞ raised to the lowest finite number, so that times a vanishing factor it is 0 and not NaN."""
+def _without_minus_infinity(layer: Layer, x: Array) -> Array:
+    """x with the lowest finite number for -∞, whose product with 0 is 0 and not NaN."""
     return layer.xp.maximum(x, layer.backend.lowest(x.dtype))

@@ -1,24 +1,22 @@
-"""Dropout: in training, silence a random part of the features."""
+"""Dropout: in training, a random part of the features is set to 0."""
 
 from xpnet.backends import Array
-from xpnet.config import is_number
-from xpnet.errors import ArgumentError
+from xpnet.config import number
 from xpnet.layers.base import Layer
 
 
 class Dropout(Layer):
-    """In training, each element is 0 with probability `rate` and otherwise divided by 1 - rate; else y = x.
+    """In training, each element is 0 with probability `rate`, else divided by 1 - rate. In inference, y = x.
 
-    Srivastava et al. 2014, "Dropout: a simple way to prevent neural networks from overfitting". The mask is a hash of
-    (seed, layer, step, element), the same on every device.
+    Any shape. The mask is a hash of (seed, layer, step, element), the same on every device. Srivastava et al. 2014,
+    "Dropout: a simple way to prevent neural networks from overfitting".
     """
 
     def __init__(self, rate: float) -> None:
-        if not (is_number(rate) and 0 <= rate < 1):
-            raise ArgumentError(f"Dropout: rate must be at least 0 and below 1, not {rate!r}.")
-        self.rate = rate
+        self.rate = number(self, "rate", rate, at_least=0, below=1)
 
     def forward(self, x: Array) -> Array:
+        """y = mask · x, with a mask of 0 and 1 / (1 - rate)."""
         work = self.work
         if not (self.context.training and self.rate):
             work.mask = None
@@ -29,7 +27,7 @@ class Dropout(Layer):
         return self.xp.multiply(x, work.mask, out=work.buffer("y", x.shape))
 
     def backward(self, grad_y: Array) -> Array:
-        """∂y/∂x = mask."""
+        """∂y/∂x = mask, so ∂L/∂x = mask · ∂L/∂y."""
         work = self.work
         if work.mask is None:
             return grad_y

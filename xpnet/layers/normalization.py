@@ -1,24 +1,21 @@
-"""Normalisation: to mean 0 and variance 1, of each feature over the batch or of each sample over its features."""
-
-import math
+"""BatchNorm and LayerNorm: to mean 0 and variance 1, over the batch or over the features of each sample."""
 
 from xpnet.backends import Array
-from xpnet.config import is_number
-from xpnet.errors import ArgumentError
-from xpnet.layers.base import Layer, Shape
+from xpnet.config import flag, number
+from xpnet.layers.base import Layer
+from xpnet.layers.context import Shape
 
 
-class Normalization(Layer):
-    """What both share: y = gamma · x̂ + beta for normalised x̂, with a gamma and a beta for each feature."""
+class _Normalization(Layer):
+    """What both have in common: y = gamma · x̂ + beta for the normalized x̂, with one gamma and beta per feature."""
 
-    def __init__(self, epsilon: float, center: bool, scale: bool) -> None:
-        if not (is_number(epsilon) and 0 < epsilon < math.inf):
-            raise ArgumentError(f"{type(self).__name__}: epsilon must be a finite number above 0, not {epsilon!r}.")
-        self.epsilon, self.center, self.scale = epsilon, center, scale
+    def __init__(self, epsilon: float = 1e-5, center: bool = True, scale: bool = True) -> None:
+        self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
+        self.center, self.scale = flag(self, "center", center), flag(self, "scale", scale)
 
     def build(self, input_shape: Shape) -> Shape:
         if not input_shape:
-            raise self.refuse("(N, ..., features)", "(N,)")
+            raise self.refuse("(N, ..., features)", input_shape)
         features = input_shape[-1:]
         if self.scale:
             self.gamma = self.add_parameter("gamma", features, "ones", decay=False)
@@ -26,26 +23,22 @@ class Normalization(Layer):
             self.beta = self.add_parameter("beta", features, "zeros", decay=False)
         return input_shape
 
-    def room(self, gradient_of: str, features: int) -> Array:
-        """Where the gradient of gamma or beta goes: to the parameter if there is one, for x's gradient needs it too."""
-        parameter = getattr(self, gradient_of, None)
-        return self.work.buffer(f"grad_{gradient_of}", (features,)) if parameter is None else parameter.grad
 
-
-class BatchNorm(Normalization):
-    """Each feature with the mean and the variance of the batch: (N, ..., features) → the same shape.
+class BatchNorm(_Normalization):
+    """Normalizes each feature by its mean and variance over the batch: (N, ..., features) → the same shape.
 
         y = gamma · x̂ + beta,   x̂ = (x - μ) / √(σ² + epsilon)
 
-    In training, μ and σ² are those of the feature over the batch and all axes between: of images (N, H, W, C), over
-    N · H · W pixels. Otherwise they are the running figures `running_mean` and `running_var`, which each training batch
-    moves by running += momentum · (batch's - running), the variance unbiased. A batch of a single row has no variance:
-    in training too, the running figures serve it, and it leaves them alone.
+    In training, μ and σ² are those of the feature over the batch and all axes in between; for images (N, H, W, C), over
+    N · H · W pixels. In inference they are the running mean and variance, `running_mean` and `running_var`, which each
+    training batch updates: running += momentum · (new - running), with the unbiased variance. A batch of a single row
+    has no variance: it is normalized by the running mean and variance, also in training, and does not update them.
 
-    `scale=False` leaves gamma out, `center=False` beta. Neither decays. Frozen (`trainable = False`), gamma and beta
-    stay, but in training the layer goes on normalising by the batch, and the running figures go on following it.
+    `scale=False` leaves out gamma, `center=False` beta. Weight decay applies to neither. If the layer is frozen
+    (`trainable = False`), gamma and beta stay, but in training it still normalizes by the batch and updates the running
+    mean and variance.
 
-    Where several ranks share a batch, μ and σ are those of the whole batch, or of each rank's own rows: see
+    If several processes share a batch, μ and σ² are those of the whole batch, or of each rank's own rows: see
     `distributed.Communicator`.
 
     Ioffe and Szegedy 2015, "Batch normalization: accelerating deep network training by reducing internal covariate
@@ -54,9 +47,7 @@ class BatchNorm(Normalization):
 
     def __init__(self, momentum: float = 0.1, epsilon: float = 1e-5, center: bool = True, scale: bool = True) -> None:
         super().__init__(epsilon, center, scale)
-        if not (is_number(momentum) and 0 <= momentum <= 1):
-            raise ArgumentError(f"BatchNorm: momentum is the weight of the new, from 0 to 1, not {momentum!r}.")
-        self.momentum = momentum
+        self.momentum = number(self, "momentum", momentum, at_least=0, at_most=1)
 
     def build(self, input_shape: Shape) -> Shape:
         output_shape = super().build(input_shape)
@@ -65,17 +56,18 @@ class BatchNorm(Normalization):
         return output_shape
 
     def forward(self, x: Array) -> Array:
-        """By one product and one sum: with σ for √(σ² + epsilon), y = gamma/σ · x + (beta - μ · gamma/σ)."""
+        """With σ = √(variance + epsilon), and x as rows (R, features):
+
+        y = slope · x + shift,   slope = gamma / σ,   shift = beta - μ · slope.
+        """
         xp, work = self.xp, self.work
         work.x = rows = x.reshape(-1, x.shape[-1])
-        work.count, together = len(rows), self._together
-        if self.context.training and together:
-            work.mean, variance, work.count = self._moments_of_all(rows)
-        work.by_batch = self.context.training and work.count > 1
+        work.by_batch = False
+        if self.context.training:
+            work.mean, variance, work.count = self.context.batch_moments(rows)
+            work.by_batch = work.count > 1
         if work.by_batch:
-            if not together:
-                work.mean, variance = self.backend.moments(rows)
-            self._follow(work.mean, variance, work.count)
+            self._update_running(work.mean, variance, work.count)
         else:
             work.mean, variance = self.running_mean.value, self.running_var.value
         work.sigma = xp.sqrt(variance + self.epsilon)
@@ -85,41 +77,12 @@ class BatchNorm(Normalization):
             shift += self.beta.value
         return self.backend.scale_shift(rows, work.slope, shift, out=work.buffer("y", rows.shape)).reshape(x.shape)
 
-    @property
-    def _together(self) -> bool:
-        """Whether several ranks normalise by the batch that they share."""
-        ranks = self.context.ranks
-        return ranks.size > 1 and ranks.synchronized
-
-    def _moments_of_all(self, rows: Array) -> tuple[Array, Array, int]:
-        """Mean and variance of each feature over the rows of all ranks, and how many those are.
-
-        From each rank's count n, mean m and sum of squares about it s: the mean is M = Σ n m / N, and the squares about
-        it are Σ s + n (m - M)² (Chan et al. 1979).
-        """
-        xp, context = self.xp, self.context
-        mean, variance = (a.astype(xp.float64) for a in self.backend.moments(rows))
-        counts = context.ranks.gather(0 if context.idle else len(rows))
-        own, count = counts[context.ranks.rank], max(1, sum(counts))
-        whole = mean * (own / count)
-        context.ranks.add_up(whole)
-        squares = (variance + xp.square(mean - whole)) * (own / count)
-        context.ranks.add_up(squares)
-        return whole.astype(rows.dtype), squares.astype(rows.dtype), sum(counts)
-
-    def _follow(self, mean: Array, variance: Array, count: int) -> None:
-        """Move the running figures a step towards those of a batch of `count` rows."""
-        weights = self.momentum, self.momentum * count / (count - 1)  # which makes the variance unbiased
-        for running, new, weight in zip((self.running_mean, self.running_var), (mean, variance), weights, strict=True):
-            running.value *= 1.0 - self.momentum
-            running.value += new * weight
-
     def backward(self, grad_y: Array) -> Array | None:
         """With N rows, g = ∂L/∂y, and sums over the rows of a feature:
 
         ∂L/∂beta = Σ g,   ∂L/∂gamma = Σ g·x̂ = Σ g·(x - μ) / σ.
 
-        A row moves its own x̂ by 1/σ, and everyone's through μ and σ: from ∂μ/∂x_j = 1/N and ∂σ/∂x_j = x̂_j/N,
+        x_j changes its own x̂_j directly, and every x̂_i through μ and σ: from ∂μ/∂x_j = 1/N and ∂σ/∂x_j = x̂_j/N,
 
         ∂x̂_i/∂x_j = (δ_ij - 1/N - x̂_i x̂_j/N) / σ,
 
@@ -127,48 +90,53 @@ class BatchNorm(Normalization):
 
         a = gamma/σ,   b = -a/(N σ) · ∂L/∂gamma,   c = -a/N · ∂L/∂beta - b·μ.
 
-        Of running figures, μ and σ are constants: ∂L/∂x = a·g.
+        The running mean and variance do not depend on x: with them, ∂L/∂x = a·g.
         """
         xp, backend, work = self.xp, self.backend, self.work
-        rows, features = grad_y.reshape(work.x.shape), work.x.shape[1]
-        grad_beta = backend.sum_rows(rows, out=self.room("beta", features))
-        grad_gamma = backend.sum_products(rows, work.x, work.mean, out=self.room("gamma", features))
+        rows, features = grad_y.reshape(work.x.shape), work.x.shape[1:]
+        # Without gamma or beta, ∂L/∂x still needs these sums.
+        grad_beta = self.beta.grad if self.center else work.buffer("grad_beta", features)
+        grad_gamma = self.gamma.grad if self.scale else work.buffer("grad_gamma", features)
+        backend.sum_rows(rows, out=grad_beta)
+        backend.sum_products(rows, work.x, work.mean, out=grad_gamma)  # Σ g·(x - μ)
         grad_gamma /= work.sigma
         if not self.wants_input_grad:
             return None
         a, grad_x = work.slope, work.buffer("grad_x", work.x.shape)
         if not work.by_batch:
             return xp.multiply(rows, a, out=grad_x).reshape(grad_y.shape)
-        if self._together:  # the sums over all rows, of which each rank's gradient keeps its own
-            grad_beta, grad_gamma = (grad * (0.0 if self.context.idle else 1.0) for grad in (grad_beta, grad_gamma))
-            self.context.ranks.add_up(grad_beta)
-            self.context.ranks.add_up(grad_gamma)
+        grad_beta, grad_gamma = self.context.batch_sums(grad_beta, grad_gamma)
         per_row = a * (-1.0 / work.count)
         b = per_row * grad_gamma / work.sigma
         c = per_row * grad_beta - b * work.mean
-        return backend.combine(rows, a, work.x, b, c, out=grad_x).reshape(grad_y.shape)
+        return backend.combine(rows, a, work.x, b, c, out=grad_x).reshape(grad_y.shape)  # a·g + b·x + c
+
+    def _update_running(self, mean: Array, variance: Array, count: int) -> None:
+        """running += momentum · (new - running), where the new variance is unbiased: count / (count - 1) · variance."""
+        weights = self.momentum, self.momentum * count / (count - 1)
+        for running, new, weight in zip((self.running_mean, self.running_var), (mean, variance), weights, strict=True):
+            running.value *= 1.0 - self.momentum
+            running.value += new * weight
 
 
-class LayerNorm(Normalization):
-    """Each sample with the mean and the variance of its features: (N, ..., features) → the same shape.
+class LayerNorm(_Normalization):
+    """Normalizes each sample by the mean and variance of its features: (N, ..., features) → the same shape.
 
         y = gamma · x̂ + beta,   x̂ = (x - μ) / √(σ² + epsilon),   μ and σ² over the last axis
 
-    So it is the same in training and outside, and for any batch. `scale=False` leaves gamma out, `center=False` beta.
-    Neither decays.
+    It does the same in training and in inference. `scale=False` leaves out gamma, `center=False` beta. Weight decay
+    applies to neither.
 
     Ba, Kiros and Hinton 2016, "Layer normalization".
     """
 
-    def __init__(self, epsilon: float = 1e-5, center: bool = True, scale: bool = True) -> None:
-        super().__init__(epsilon, center, scale)
-
     def forward(self, x: Array) -> Array:
+        """y = gamma · x̂ + beta, with x as rows (R, features)."""
         backend, work = self.backend, self.work
         rows = x.reshape(-1, x.shape[-1])
         work.sigma = work.buffer("sigma", (len(rows), 1))
-        work.normal = backend.normalize_rows(rows, self.epsilon, work.buffer("normal", rows.shape), work.sigma)
-        y = self.xp.multiply(work.normal, self.gamma.value if self.scale else 1.0, out=work.buffer("y", rows.shape))
+        work.normalized = backend.normalize_rows(rows, self.epsilon, work.buffer("normalized", rows.shape), work.sigma)
+        y = self.xp.multiply(work.normalized, self.gamma.value if self.scale else 1.0, out=work.buffer("y", rows.shape))
         if self.center:
             backend.add_to_rows(y, self.beta.value)
         return y.reshape(x.shape)
@@ -178,18 +146,18 @@ class LayerNorm(Normalization):
 
         ∂L/∂beta = Σ g,   ∂L/∂gamma = Σ g·x̂.
 
-        As for BatchNorm, along the other axis, ∂x̂_i/∂x_j = (δ_ij - 1/F - x̂_i x̂_j/F) / σ, so
+        As in BatchNorm, but over the features of a row, ∂x̂_i/∂x_j = (δ_ij - 1/F - x̂_i x̂_j/F) / σ, so
 
         ∂L/∂x = (h - mean(h) - x̂ · mean(h·x̂)) / σ.
         """
         xp, backend, work = self.xp, self.backend, self.work
-        rows, normal = grad_y.reshape(work.normal.shape), work.normal
+        rows, normalized = grad_y.reshape(work.normalized.shape), work.normalized
         if self.center:
             backend.sum_rows(rows, out=self.beta.grad)
         if self.scale:
             products = self.context.scratch("products", rows.shape)
-            backend.sum_rows(xp.multiply(rows, normal, out=products), out=self.gamma.grad)
+            backend.sum_rows(xp.multiply(rows, normalized, out=products), out=self.gamma.grad)
         if not self.wants_input_grad:
             return None
         grad_x = xp.multiply(rows, self.gamma.value if self.scale else 1.0, out=work.buffer("grad_x", rows.shape))
-        return backend.normalize_rows_grad(grad_x, normal, work.sigma, out=grad_x).reshape(grad_y.shape)
+        return backend.normalize_rows_grad(grad_x, normalized, work.sigma, out=grad_x).reshape(grad_y.shape)

@@ -1,44 +1,46 @@
-"""Layers that make images (N, H, W, C) smaller or larger, channel by channel, without parameters."""
+"""Pooling and upsampling: layers without parameters that change the size of images (N, H, W, C), channel by channel."""
 
 from typing import Any
 
 from xpnet.backends import Array
-from xpnet.backends.sliding import Windows
+from xpnet.backends.reference.windows import Windows
+from xpnet.config import choice, flag, integer, one_or_pair
 from xpnet.errors import ArgumentError
-from xpnet.layers.base import Layer, Shape
-from xpnet.layers.grid import Padding, Size, checked_padding, checked_size, image_and_channels, pair, slide
+from xpnet.layers.base import Layer
+from xpnet.layers.context import Shape
+from xpnet.layers.windows import Padding, Size, image_and_channels, padding_argument, pair, windows_on_image
 
 
 class _Pooling(Layer):
-    """What pooling layers share: windows that by default stand side by side. A last odd row or column is left out."""
+    """The arguments that MaxPool2D and AvgPool2D share. By default the windows are adjacent."""
 
-    works_in_shards = True
+    splits_batch = True
     windows: Windows
 
     def __init__(self, pool_size: Size = 2, strides: Size | None = None, padding: Padding = "valid") -> None:
-        self.pool_size, self.padding = checked_size(self, "pool_size", pool_size), checked_padding(self, padding)
-        self.strides = None if strides is None else checked_size(self, "strides", strides)
-        # A window that lies wholly in the padding would have nothing in it.
+        self.pool_size = one_or_pair(integer, self, "pool_size", pool_size)
+        self.padding = padding_argument(self, padding)
+        self.strides = None if strides is None else one_or_pair(integer, self, "strides", strides)
+        # A window that covers nothing but padding would be empty.
         if not isinstance(self.padding, str) and any(pair(self.padding)[a] >= pair(self.pool_size)[a] for a in (0, 1)):
             kind = type(self).__name__
             raise ArgumentError(f"{kind}: padding must be below pool_size={pool_size!r}, not {padding!r}.")
 
     def build(self, input_shape: Shape) -> Shape:
         image, channels = image_and_channels(self, input_shape)
-        self.windows = slide(self, image, self.pool_size, self.strides or self.pool_size, self.padding)
+        self.windows = windows_on_image(self, image, self.pool_size, self.strides or self.pool_size, self.padding)
         return (*self.windows.grid, channels)
 
 
 class MaxPool2D(_Pooling):
     """The largest pixel of each window: (N, H, W, C) → (N, rows, columns, C).
 
-    pool_size, strides: a number or (vertical, horizontal); strides default to pool_size.  padding: "valid", "same" or a
-    number, as Conv2D's; what lies off the image never wins.
+    pool_size, strides: an integer, or a pair (vertical, horizontal); strides default to pool_size.  padding: as in
+    Conv2D; it is never selected. The output size is rounded down: pixels beyond the last window are ignored.
     """
 
-    picks_largest = True
-
     def forward(self, x: Array) -> Array:
+        """(N, H, W, C) → (N, rows, columns, C): y = the largest pixel of the window."""
         work, backend = self.work, self.backend
         y = work.buffer("y", (len(x), *self.output_shape))
         cells = self.windows.kernel[0] * self.windows.kernel[1]
@@ -46,19 +48,22 @@ class MaxPool2D(_Pooling):
         return backend.max_pool(x, self.windows, out=y, choice=work.choice)
 
     def backward(self, grad_y: Array) -> Array | None:
-        """∂y/∂x = 1 for the largest pixel of the window, else 0; of equal ones, for the first in row-major order."""
+        """(N, rows, columns, C) → (N, H, W, C).
+
+        ∂y/∂x = 1 for the largest pixel of the window, else 0. Of equal pixels, the first in row-major order counts.
+        """
         if not self.wants_input_grad:
             return None
         work = self.work
         grad_x = work.buffer("grad_x", (len(grad_y), *self.input_shape))
-        return self.backend.unpool_max(grad_y, work.choice, self.windows, out=grad_x)
+        return self.backend.max_pool_grad(grad_y, work.choice, self.windows, out=grad_x)
 
 
 class AvgPool2D(_Pooling):
     """The mean of each window: (N, H, W, C) → (N, rows, columns, C).
 
-    Arguments as MaxPool2D's. Zeros of the padding count in the mean, as in PyTorch; with `count_include_pad=False` it
-    is the mean of the pixels on the image.
+    The arguments are MaxPool2D's. The zeros of the padding count in the mean, as in PyTorch; with
+    `count_include_pad=False` they do not.
     """
 
     def __init__(
@@ -69,33 +74,34 @@ class AvgPool2D(_Pooling):
         count_include_pad: bool = True,
     ) -> None:
         super().__init__(pool_size, strides, padding)
-        self.count_include_pad = count_include_pad
+        self.count_include_pad = flag(self, "count_include_pad", count_include_pad)
 
     def forward(self, x: Array) -> Array:
+        """(N, H, W, C) → (N, rows, columns, C): y = (Σ pixels of the window) / their number."""
         work = self.work
         y = self.backend.sum_pool(x, self.windows, out=work.buffer("y", (len(x), *self.output_shape)))
-        y *= self._share()
+        y *= self._inverse_counts()
         return y
 
     def backward(self, grad_y: Array) -> Array | None:
-        """∂y/∂x = 1 / number of pixels in the mean, for each of them."""
+        """(N, rows, columns, C) → (N, H, W, C): ∂y/∂x = 1 / number of pixels, for each pixel of the window."""
         if not self.wants_input_grad:
             return None
         work = self.work
-        grad = self.xp.multiply(grad_y, self._share(), out=work.buffer("shares", grad_y.shape))
+        grad = self.xp.multiply(grad_y, self._inverse_counts(), out=work.buffer("grad", grad_y.shape))
         grad_x = work.buffer("grad_x", (len(grad_y), *self.input_shape))
-        return self.backend.unpool_sum(grad, self.windows, out=grad_x)
+        return self.backend.sum_pool_grad(grad, self.windows, out=grad_x)
 
-    def _share(self) -> Any:
-        """One over the number of pixels in each mean: a number, or (rows, columns, 1) where they differ."""
+    def _inverse_counts(self) -> Any:
+        """1 / the number of pixels in each mean: a number, or an array (rows, columns, 1) if they differ."""
         windows, work = self.windows, self.work
         if self.count_include_pad or not windows.padded:
             return 1.0 / (windows.kernel[0] * windows.kernel[1])
-        if not hasattr(work, "share"):
-            down, across = windows.cells_on_image(0), windows.cells_on_image(1)
-            shares = [[[1.0 / (rows * columns)] for columns in across] for rows in down]
-            work.share = self.backend.asarray(shares, dtype=self.context.dtype)
-        return work.share
+        if not hasattr(work, "inverse_counts"):
+            vertical, horizontal = windows.cells_on_image(0), windows.cells_on_image(1)
+            inverse = [[[1.0 / (rows * columns)] for columns in horizontal] for rows in vertical]
+            work.inverse_counts = self.backend.asarray(inverse, dtype=self.context.dtype)
+        return work.inverse_counts
 
 
 class GlobalAveragePool2D(Layer):
@@ -106,12 +112,12 @@ class GlobalAveragePool2D(Layer):
         return (channels,)
 
     def forward(self, x: Array) -> Array:
-        # In float64, for a large image has many pixels.
+        """(N, H, W, C) → (N, C), summed in float64, since a large image has many pixels."""
         y = self.work.buffer("y", (len(x), x.shape[-1]))
         return self.xp.mean(x, axis=(1, 2), dtype=self.xp.float64, out=y)
 
     def backward(self, grad_y: Array) -> Array | None:
-        """∂y/∂x = 1 / (H · W) for every pixel."""
+        """(N, C) → (N, H, W, C): ∂y/∂x = 1 / (H · W) for each pixel."""
         if not self.wants_input_grad:
             return None
         grad_x = self.work.buffer("grad_x", (len(grad_y), *self.input_shape))
@@ -121,78 +127,82 @@ class GlobalAveragePool2D(Layer):
 
 
 class Upsample2D(Layer):
-    """Images `size` times as high and wide: (N, H, W, C) → (N, H · size, W · size, C).
+    """Enlarges images `size` times: (N, H, W, C) → (N, H · size, W · size, C).
 
-    size: a whole number, or (vertical, horizontal).  interpolation: "nearest" repeats pixels; "bilinear" blends the
-    nearest four, with pixels as small squares (PyTorch's align_corners=False).
+    size: an integer, or a pair (vertical, horizontal).  interpolation: "nearest" repeats pixels; "bilinear" blends the
+    nearest four pixels, whose values are those at their centers (PyTorch's align_corners=False).
     """
 
     def __init__(self, size: Size = 2, interpolation: str = "nearest") -> None:
-        self.size, self.interpolation = checked_size(self, "size", size), interpolation
-        if interpolation not in ("nearest", "bilinear"):
-            raise ArgumentError(f'Upsample2D: interpolation must be "nearest" or "bilinear", not {interpolation!r}.')
+        self.size = one_or_pair(integer, self, "size", size)
+        self.interpolation = choice(self, "interpolation", interpolation, ("nearest", "bilinear"))
 
     def build(self, input_shape: Shape) -> Shape:
         (height, width), channels = image_and_channels(self, input_shape)
-        down, across = pair(self.size)
-        return (height * down, width * across, channels)
+        vertical, horizontal = pair(self.size)
+        return (height * vertical, width * horizontal, channels)
 
     def forward(self, x: Array) -> Array:
-        """Bilinear: y = D x Aᵀ in each channel. D says which rows of x blend into each row of y, A which columns."""
+        """(N, H, W, C) → (N, H · size, W · size, C). Bilinear, in each channel: y = V x Hᵀ.
+
+        V (H · size, H) interpolates between the rows of x, and H (W · size, W) between its columns.
+        """
         backend, work = self.backend, self.work
         y = work.buffer("y", (len(x), *self.output_shape))
         if self.interpolation == "nearest":
-            self._squares(y)[...] = x[:, :, None, :, None]
+            self._copies(y)[...] = x[:, :, None, :, None]
             return y
-        down, across = self._blends()
+        vertical, horizontal = self._interpolation_matrices()
         wide = work.buffer("wide", (*x.shape[:2], *self.output_shape[1:]))
-        backend.matmul_each(across, x, out=wide)
-        backend.matmul_each(down, _flat_rows(wide), out=_flat_rows(y))
+        backend.batched_matmul(horizontal, x, out=wide)
+        backend.batched_matmul(vertical, _flat_rows(wide), out=_flat_rows(y))
         return y
 
     def backward(self, grad_y: Array) -> Array | None:
-        """Nearest: each pixel gathers what its copies were given. Bilinear: ∂L/∂x = Dᵀ ∂L/∂y A."""
+        """(N, H · size, W · size, C) → (N, H, W, C).
+
+        Nearest: ∂L/∂x of a pixel = Σ ∂L/∂y over its copies.   Bilinear: ∂L/∂x = Vᵀ ∂L/∂y H.
+        """
         if not self.wants_input_grad:
             return None
         backend, work = self.backend, self.work
         grad_x = work.buffer("grad_x", (len(grad_y), *self.input_shape))
         if self.interpolation == "nearest":
-            return self.xp.sum(self._squares(grad_y), axis=(2, 4), out=grad_x)
-        down, across = self._blends()
+            return self.xp.sum(self._copies(grad_y), axis=(2, 4), out=grad_x)
+        vertical, horizontal = self._interpolation_matrices()
         wide = work.buffer("wide", (*grad_x.shape[:2], *self.output_shape[1:]))
-        backend.matmul_each(down.T, _flat_rows(grad_y), out=_flat_rows(wide))
-        return backend.matmul_each(across.T, wide, out=grad_x)
+        backend.batched_matmul(vertical.T, _flat_rows(grad_y), out=_flat_rows(wide))
+        return backend.batched_matmul(horizontal.T, wide, out=grad_x)
 
-    def _squares(self, y: Array) -> Array:
-        """(N, H, down, W, across, C): each pixel's square of copies."""
+    def _copies(self, y: Array) -> Array:
+        """y as (N, H, vertical, W, horizontal, C): the copies of each pixel."""
         height, width, channels = self.input_shape
-        down, across = pair(self.size)
-        return y.reshape(len(y), height, down, width, across, channels)
+        vertical, horizontal = pair(self.size)
+        return y.reshape(len(y), height, vertical, width, horizontal, channels)
 
-    def _blends(self) -> tuple[Array, Array]:
-        """D (H · down, H) and A (W · across, W)."""
+    def _interpolation_matrices(self) -> tuple[Array, Array]:
+        """V (H · size, H) and H (W · size, W)."""
         work = self.work
-        if not hasattr(work, "blends"):
-            dtype = self.context.dtype
-            matrices = [_blend(n, times) for n, times in zip(self.input_shape[:2], pair(self.size), strict=True)]
-            work.blends = tuple(self.backend.asarray(matrix, dtype=dtype) for matrix in matrices)
-        down, across = work.blends
-        return down, across
+        if not hasattr(work, "matrices"):
+            dtype, sizes = self.context.dtype, zip(self.input_shape[:2], pair(self.size), strict=True)
+            work.matrices = tuple(self.backend.asarray(_interpolation(n, times), dtype=dtype) for n, times in sizes)
+        vertical, horizontal = work.matrices
+        return vertical, horizontal
 
 
 def _flat_rows(images: Array) -> Array:
-    """(N, H, W, C) as (N, H, W · C)."""
+    """(N, H, W, C) → (N, H, W · C)."""
     return images.reshape(*images.shape[:2], -1)
 
 
-def _blend(size: int, times: int) -> list[list[float]]:
-    """Row i: the weights of the two pixels around the place (i + ½) / times - ½, which the new pixel's centre is at."""
+def _interpolation(size: int, times: int) -> list[list[float]]:
+    """(size · times, size). Row i: the weights of the two pixels next to (i + ½) / times - ½, new pixel i's center."""
     rows = []
     for i in range(size * times):
-        place = max((i + 0.5) / times - 0.5, 0.0)
-        pixel, after = int(place), place % 1.0
+        center = max((i + 0.5) / times - 0.5, 0.0)
+        pixel, fraction = int(center), center % 1.0
         row = [0.0] * size
-        row[pixel] += 1.0 - after
-        row[min(pixel + 1, size - 1)] += after
+        row[pixel] += 1.0 - fraction
+        row[min(pixel + 1, size - 1)] += fraction
         rows.append(row)
     return rows

@@ -1,4 +1,4 @@
-"""Models as ONNX files, and ONNX files as models. Needs the extra `onnx`."""
+"""Export models to ONNX files and import them: `pip install "xpnet[onnx]"`."""
 
 from xpnet.errors import MissingPackageError
 

@@ -1,4 +1,4 @@
-"""What each ONNX operator is in xpnet: a function from the values that go in to the value that comes out."""
+"""Convert ONNX operators to layers: for each operator, a function from a node to its output."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,12 +10,13 @@ from onnx import numpy_helper
 
 from xpnet import layers
 from xpnet.errors import ArgumentError
-from xpnet.layers.base import Layer, Shape
-from xpnet.onnx.reader import BATCH, Constant, Part, Reader, Value, reads
+from xpnet.layers.base import Layer
+from xpnet.layers.context import Shape
+from xpnet.onnx.reader import BATCH, Constant, LoadedLayer, Node, Tensor, converts, copy_of, file_shape, transposition
 
-# Elements -------------------------------------------------------------------------------------------------------------
+# Elementwise operators ------------------------------------------------------------------------------------------------
 
-_PLAIN: dict[str, Callable[[dict[str, Any]], Layer]] = {
+_ELEMENTWISE: dict[str, Callable[[dict[str, Any]], Layer]] = {
     "Relu": lambda a: layers.ReLU(),
     "Sigmoid": lambda a: layers.Sigmoid(),
     "Tanh": lambda a: layers.Tanh(),
@@ -26,206 +27,192 @@ _PLAIN: dict[str, Callable[[dict[str, Any]], Layer]] = {
 }
 
 
-@reads(*_PLAIN)
-def _plain(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Value:
-    return reader.add(reader.data(node, inputs[0]), _PLAIN[node.op_type](attributes))
+@converts(*_ELEMENTWISE)
+def _elementwise(node: Node) -> Tensor:
+    return node.tensor().add(_ELEMENTWISE[node.operator](node.attributes))
 
 
-@reads("Identity", "Dropout", "Cast")
-def _nothing(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Any:
-    return inputs[0]
+@converts("Identity", "Dropout", "Cast")
+def _identity(node: Node) -> Any:
+    return node.inputs[0]
 
 
-@reads("Constant")
-def _constant(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Constant:
-    value = next(iter(attributes.values()))
+@converts("Constant")
+def _constant(node: Node) -> Constant:
+    value = next(iter(node.attributes.values()))
     return numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else numpy.asarray(value)
 
 
-@reads("GreaterOrEqual")
-def _step(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Value:
-    threshold = reader.constant(node, inputs[1], "threshold")
+@converts("GreaterOrEqual")
+def _step(node: Node) -> Tensor:
+    threshold = node.constant(1, "threshold")
     if threshold.size != 1:
-        raise reader.refuse(node, "compares with more than one number")
-    return reader.add(reader.data(node, inputs[0]), layers.Step(float(threshold.reshape(()))))
+        raise node.error(f"has a threshold of shape {threshold.shape}; only one number is supported")
+    return node.tensor().add(layers.Step(float(threshold.reshape(()))))
 
 
-@reads("Softmax", "LogSoftmax")
-def _softmax(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Value:
-    value = reader.data(node, inputs[0])
-    axis = attributes.get("axis", -1) % (len(value.shape) + 1)
-    if axis != (1 if value.first else len(value.shape)):
-        raise reader.refuse(node, f"runs over axis {axis}, not over the features")
-    return reader.add(reader.settled(value), getattr(layers, node.op_type)())
+@converts("Softmax", "LogSoftmax")
+def _softmax(node: Node) -> Tensor:
+    x = node.tensor()
+    axis = node.attributes.get("axis", -1) % (len(x.shape) + 1)
+    if axis != (1 if x.channels_first else len(x.shape)):
+        raise node.error(f"over axis {axis} is not supported, only over the features")
+    return x.resolve_flatten().add(getattr(layers, node.operator)())
 
 
-@reads("Mul", "Add", "Sub", "Div")
-def _arithmetic(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Value:
-    a, b = inputs
-    if isinstance(a, Value) and isinstance(b, Value):
-        return _two_ways(reader, node, a, b)
-    turned = node.op_type in ("Mul", "Add") and not isinstance(a, Value)
-    value, other = reader.data(node, b if turned else a), reader.constant(node, a if turned else b, "operand")
+_WITH_A_NUMBER: dict[str, Callable[[float], Layer]] = {
+    "Mul": lambda number: layers.Rescale(number),
+    "Div": lambda number: layers.Rescale(1.0 / number),
+    "Add": lambda number: layers.Rescale(1.0, number),
+    "Sub": lambda number: layers.Rescale(1.0, -number),
+}
+_NOT_RESIDUAL = "joins two branches of the graph, and is not the sum of a residual block"
+
+
+@converts(*_WITH_A_NUMBER)
+def _arithmetic(node: Node) -> Tensor:
+    a, b = node.inputs
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return _two_branches(node, a, b)
+    place = 1 if node.operator in ("Mul", "Add") and not isinstance(a, Tensor) else 0
+    x, other = node.tensor(place), node.constant(1 - place, "operand")
     if other.size == 1:
-        number = float(other.reshape(()))
-        return reader.add(value, {
-            "Mul": lambda: layers.Rescale(number), "Div": lambda: layers.Rescale(1.0 / number),
-            "Add": lambda: layers.Rescale(1.0, number), "Sub": lambda: layers.Rescale(1.0, -number),
-        }[node.op_type]())  # fmt: skip
-    last = value.parts[-1] if value.parts else None
-    if node.op_type == "Add" and last and isinstance(last.layer, layers.Dense) and not last.layer.use_bias:
-        before = value._replace(parts=value.parts[:-1], shape=_shape_before(reader, value))
-        return reader.add(before, layers.Dense(last.layer.units), weight=last.weights["weight"], bias=other.reshape(-1))
-    raise reader.refuse(node, f"has an operand of shape {other.shape} that is no bias of a Dense")
+        return x.add(_WITH_A_NUMBER[node.operator](float(other.reshape(()))))
+    last = x.layers[-1] if x.layers else None
+    if node.operator == "Add" and last and isinstance(last.layer, layers.Dense) and not last.layer.use_bias:
+        weights = {**last.weights, "bias": other.reshape(-1)}
+        return x._replace(layers=(*x.layers[:-1], last._replace(layer=layers.Dense(last.layer.units), weights=weights)))
+    raise node.error(f"has an operand of shape {other.shape}, which is neither one number nor a Dense bias")
 
 
-def _shape_before(reader: Reader, value: Value) -> Shape:
-    return value.parts[-2].shape if len(value.parts) > 1 else reader.input_shape
-
-
-def _two_ways(reader: Reader, node: Any, a: Value, b: Value) -> Value:
-    """x · sigmoid(x), or a residual sum."""
+def _two_branches(node: Node, a: Tensor, b: Tensor) -> Tensor:
+    """x · sigmoid(x), or the sum of the two branches of a residual block."""
     shared = 0
-    while shared < min(len(a.parts), len(b.parts)) and a.parts[shared] is b.parts[shared]:
+    while shared < min(len(a.layers), len(b.layers)) and a.layers[shared] is b.layers[shared]:
         shared += 1
-    long, short = (a, b) if len(a.parts) >= len(b.parts) else (b, a)
-    way, skip = long.parts[shared:], short.parts[shared:]
-    before = short._replace(parts=long.parts[:shared])
-    if node.op_type == "Mul" and not skip and len(way) == 1 and isinstance(way[0].layer, layers.Sigmoid):
-        return reader.add(short, layers.SiLU())
-    if node.op_type != "Add" or not way:
-        raise reader.refuse(node, "joins two ways of the graph that are no residual sum")
+    long, short = (a, b) if len(a.layers) >= len(b.layers) else (b, a)
+    inner, skip = long.layers[shared:], short.layers[shared:]
+    if node.operator == "Mul" and not skip and len(inner) == 1 and isinstance(inner[0].layer, layers.Sigmoid):
+        return short.add(layers.SiLU())
+    if node.operator != "Add" or not inner:
+        raise node.error(_NOT_RESIDUAL)
     projection = None
     if skip:
-        projection = skip[0].layer if len(skip) == 1 else layers.Sequential([part.layer for part in skip])
-    block = layers.Residual(*[part.layer for part in way], projection=projection)
-    part = Part(block, {}, long.shape, (way, skip))
-    return Value((*before.parts, part), long.shape, long.first, long.flat_of)
+        projection = skip[0].layer if len(skip) == 1 else layers.Sequential([loaded.layer for loaded in skip])
+    block = layers.Residual(*[loaded.layer for loaded in inner], projection=projection)
+    return long._replace(layers=(*long.layers[:shared], LoadedLayer(block, {}, long.shape, (inner, skip))))
 
 
-# Normalisation --------------------------------------------------------------------------------------------------------
+# Normalization --------------------------------------------------------------------------------------------------------
 
 
-@reads("BatchNormalization")
-def _batch_norm(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Value:
-    value = reader.settled(reader.data(node, inputs[0]))
-    if len(value.shape) > 1 and not value.first:
-        raise reader.refuse(node, "is over the axis after the batch, which here is not that of the features")
-    gamma, beta, mean, variance = (reader.constant(node, a, "figure") for a in inputs[1:5])
-    layer = layers.BatchNorm(momentum=1.0 - attributes.get("momentum", 0.9), epsilon=attributes.get("epsilon", 1e-5))
-    return reader.add(value, layer, gamma=gamma, beta=beta, running_mean=mean, running_var=variance)
+@converts("BatchNormalization")
+def _batch_norm(node: Node) -> Tensor:
+    x = node.tensor().resolve_flatten()
+    if len(x.shape) > 1 and not x.channels_first:
+        raise node.error("over axis 1 is not supported here, because the features are on the last axis")
+    gamma, beta, mean, variance = (node.constant(index, "parameter") for index in range(1, 5))
+    get = node.attributes.get
+    layer = layers.BatchNorm(momentum=1.0 - get("momentum", 0.9), epsilon=get("epsilon", 1e-5))
+    return x.add(layer, gamma=gamma, beta=beta, running_mean=mean, running_var=variance)
 
 
-@reads("LayerNormalization")
-def _layer_norm(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Value:
-    value = reader.in_order(reader.data(node, inputs[0]))
-    axis = attributes.get("axis", -1)
-    if axis % (len(value.shape) + 1) != len(value.shape):
-        raise reader.refuse(node, f"runs over axes from {axis} on, not over the last alone")
-    layer = layers.LayerNorm(epsilon=attributes.get("epsilon", 1e-5), center=len(inputs) > 2 and inputs[2] is not None)
-    return reader.add(value, layer, gamma=reader.constant(node, inputs[1], "scale"),
-                      beta=reader.constant(node, inputs[2], "bias") if layer.center else None)  # fmt: skip
+@converts("LayerNormalization")
+def _layer_norm(node: Node) -> Tensor:
+    x = node.tensor().in_file_order()
+    axis = node.attributes.get("axis", -1)
+    if axis % (len(x.shape) + 1) != len(x.shape):
+        raise node.error(f"over the axes from {axis} on is not supported, only over the last axis")
+    gamma, beta = node.constant(1, "scale"), node.optional(2, "bias")
+    layer = layers.LayerNorm(epsilon=node.attributes.get("epsilon", 1e-5), center=beta is not None)
+    return x.add(layer, gamma=gamma, beta=beta)
 
 
-# Products -------------------------------------------------------------------------------------------------------------
+# Operators with weights -----------------------------------------------------------------------------------------------
 
 
-@reads("Gemm")
-def _gemm(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Value:
-    value, weight = reader.data(node, inputs[0]), reader.constant(node, inputs[1], "weight")
-    if attributes.get("transA", 0):
-        raise reader.refuse(node, "has transA")
-    weight = (weight.T if attributes.get("transB", 0) else weight) * weight.dtype.type(attributes.get("alpha", 1.0))
-    bias = None
-    if len(inputs) > 2 and inputs[2] is not None:
-        bias = reader.constant(node, inputs[2], "bias")
-        if bias.size not in (1, weight.shape[1]):
-            raise reader.refuse(node, f"has a bias of shape {bias.shape}")
-        bias = numpy.broadcast_to(bias.reshape(-1), weight.shape[1]) * weight.dtype.type(attributes.get("beta", 1.0))
-    return _dense(reader, node, value, weight, bias)
+@converts("Gemm", "MatMul")
+def _dense(node: Node) -> Tensor:
+    x, weight, bias = node.tensor(), node.constant(1, "weight"), node.optional(2, "bias")
+    get, number = node.attributes.get, weight.dtype.type
+    if get("transA", 0):
+        raise node.error("with transA is not supported")
+    weight = weight.T if get("transB", 0) else weight
+    x = x.in_file_order() if x.channels_first else x
+    if weight.ndim != 2 or x.shape[-1] != len(weight):
+        raise node.error(f"has a weight of shape {weight.shape} for samples of shape {x.shape}")
+    units = weight.shape[1]
+    if bias is not None:
+        if bias.size not in (1, units):
+            raise node.error(f"has a bias of shape {bias.shape} for {units} outputs")
+        bias = numpy.broadcast_to(bias.reshape(-1), units) * number(get("beta", 1.0))
+    if x.flattened_from is not None:  # reorder the rows of the weight to channels last
+        height, width, channels = x.flattened_from
+        weight = weight.reshape(channels, height, width, units).transpose(1, 2, 0, 3).reshape(weight.shape)
+        x = x._replace(flattened_from=None)
+    return x.add(layers.Dense(units, use_bias=bias is not None), weight=weight * number(get("alpha", 1.0)), bias=bias)
 
 
-@reads("MatMul")
-def _matmul(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Value:
-    return _dense(reader, node, reader.data(node, inputs[0]), reader.constant(node, inputs[1], "weight"), None)
+@converts("Gather")
+def _gather(node: Node) -> Any:
+    table, index = node.inputs
+    if isinstance(index, Tensor):
+        weight = node.constant(0, "table")
+        if not index.layers and weight.ndim == 2 and node.attributes.get("axis", 0) == 0:
+            return index.add(layers.Embedding(*weight.shape), weight=weight)
+    elif isinstance(table, list | numpy.ndarray):
+        return table[int(node.constant(1, "index").reshape(()))]
+    raise node.error("is supported only as an embedding of the input")
 
 
-def _dense(reader: Reader, node: Any, value: Value, weight: Constant, bias: Constant | None) -> Value:
-    value = reader.in_order(value) if value.first else value
-    if weight.ndim != 2 or value.shape[-1] != len(weight):
-        raise reader.refuse(node, f"has a weight of shape {weight.shape} for samples of shape {value.shape}")
-    if value.flat_of is not None:  # the weight's rows in the order of channels last
-        height, width, channels = value.flat_of
-        weight = weight.reshape(channels, height, width, -1).transpose(1, 2, 0, 3).reshape(weight.shape)
-        value = value._replace(flat_of=None)
-    return reader.add(value, layers.Dense(weight.shape[1], use_bias=bias is not None), weight=weight, bias=bias)
-
-
-@reads("Gather")
-def _gather(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Any:
-    table, index = inputs
-    if isinstance(index, Value):
-        weight = reader.constant(node, table, "table")
-        if index.parts or weight.ndim != 2 or attributes.get("axis", 0) != 0:
-            raise reader.refuse(node, "is no embedding of the input")
-        return reader.add(index, layers.Embedding(*weight.shape), weight=weight)
-    return _picked(reader, node, table, int(reader.constant(node, index, "index").reshape(())))
-
-
-@reads("Conv")
-def _conv(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Value:
-    value, weight = reader.image(node, inputs[0]), reader.constant(node, inputs[1], "weight")
+@converts("Conv")
+def _conv(node: Node) -> Tensor:
+    x, weight, bias = node.image(), node.constant(1, "weight"), node.optional(2, "bias")
     if weight.ndim != 4:
-        raise reader.refuse(node, "is not over images")
-    bias = reader.constant(node, inputs[2], "bias") if len(inputs) > 2 and inputs[2] is not None else None
-    kernel, group = weight.shape[2:], attributes.get("group", 1)
-    strides, dilation = tuple(attributes.get("strides", (1, 1))), tuple(attributes.get("dilations", (1, 1)))
-    padding = _padding(reader, node, attributes, value.shape, kernel, strides, dilation)
-    layer = layers.Conv2D(len(weight), kernel, strides, padding, dilation, group, use_bias=bias is not None)
-    return reader.add(value, layer, weight=weight.transpose(2, 3, 1, 0), bias=bias)
+        raise node.error(f"is supported for images, not with a weight of shape {weight.shape}")
+    kernel, strides, dilation = weight.shape[2:], node.pair("strides"), node.pair("dilations")
+    padding, groups = _padding(node, x.shape, kernel, strides, dilation), node.attributes.get("group", 1)
+    layer = layers.Conv2D(len(weight), kernel, strides, padding, dilation, groups, use_bias=bias is not None)
+    return x.add(layer, weight=weight.transpose(2, 3, 1, 0), bias=bias)
 
 
-@reads("ConvTranspose")
-def _conv_transpose(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Value:
-    value, weight = reader.image(node, inputs[0]), reader.constant(node, inputs[1], "weight")
-    bias = reader.constant(node, inputs[2], "bias") if len(inputs) > 2 and inputs[2] is not None else None
-    group, kernel = attributes.get("group", 1), weight.shape[2:]
-    strides, dilation = tuple(attributes.get("strides", (1, 1))), tuple(attributes.get("dilations", (1, 1)))
-    pads, extra = list(attributes.get("pads", (0, 0, 0, 0))), list(attributes.get("output_padding", (0, 0)))
-    filters = weight.shape[1] * group
-    ours = numpy.concatenate(numpy.split(weight, group), axis=1).transpose(2, 3, 0, 1)
+@converts("ConvTranspose")
+def _conv_transpose(node: Node) -> Tensor:
+    x, weight, bias = node.image(), node.constant(1, "weight"), node.optional(2, "bias")
+    kernel, strides, dilation = weight.shape[2:], node.pair("strides"), node.pair("dilations")
+    pads, extra = node.pads(), list(node.attributes.get("output_padding", (0, 0)))
+    groups = node.attributes.get("group", 1)
+    ours = numpy.concatenate(numpy.split(weight, groups), axis=1).transpose(2, 3, 0, 1)
     wanted = [
-        (value.shape[a] - 1) * strides[a] + dilation[a] * (kernel[a] - 1) + 1 + extra[a] - pads[a] - pads[a + 2]
+        (x.shape[a] - 1) * strides[a] + dilation[a] * (kernel[a] - 1) + 1 + extra[a] - pads[a] - pads[a + 2]
         for a in (0, 1)
     ]
-    # What is cut off at the end and not at the beginning is the opposite of output_padding.
-    ways: list[tuple[Any, Any]] = [("same", 0)]
+    # Conv2DTranspose has symmetric padding; less padding at the end than at the beginning is more output_padding.
+    candidates: list[tuple[Any, Any]] = [("same", 0)]
     uneven = tuple(extra[a] - pads[a + 2] + pads[a] for a in (0, 1))
     if min(uneven) >= 0:
-        ways.insert(0, ((pads[0], pads[1]), uneven))
-    for padding, output_padding in ways:
+        candidates.insert(0, ((pads[0], pads[1]), uneven))
+    for padding, output_padding in candidates:
         try:
             layer = layers.Conv2DTranspose(
-                filters, kernel, strides, padding, dilation, group, output_padding, use_bias=bias is not None
-            )
-            added = reader.add(value, layer, weight=ours, bias=bias)
+                weight.shape[1] * groups, kernel, strides, padding, dilation, groups, output_padding,
+                use_bias=bias is not None,
+            )  # fmt: skip
+            built = copy_of(layer)
+            shape = built.build(x.shape, backend="cpu")
         except ArgumentError:
             continue
-        made: Layer = type(layer).from_config(layer.get_config())
-        made.build(value.shape, backend="cpu")
-        if list(added.shape[:2]) == wanted and list(vars(made)["windows"].before) == pads[:2]:
-            return added
-    raise reader.refuse(node, f"has pads {pads} and output_padding {extra} that no Conv2DTranspose has")
+        if list(shape[:2]) == wanted and list(vars(built)["windows"].before) == pads[:2]:
+            return x.add(layer, weight=ours, bias=bias)
+    raise node.error(f"has pads {pads} and output_padding {extra}, which Conv2DTranspose does not support")
 
 
-def _padding(
-    reader: Reader, node: Any, attributes: dict[str, Any], shape: Shape, kernel: Sequence[int], strides: Sequence[int],
-    dilation: Sequence[int] = (1, 1),
-) -> Any:  # fmt: skip
-    """xpnet's word for these pads: "valid", pixels on either side, or "same"."""
-    if attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID", b""):
-        raise reader.refuse(node, f"has auto_pad {attributes['auto_pad'].decode()}: give it pads")
-    pads = list(attributes.get("pads", (0, 0, 0, 0)))
+def _padding(node: Node, shape: Shape, kernel: Sequence[int], strides: Sequence[int], dilation: Sequence[int]) -> Any:
+    """The argument `padding` of a layer for the pads of a node: "valid", the pixels on both sides, or "same"."""
+    automatic = node.attributes.get("auto_pad", b"NOTSET")
+    if automatic not in (b"NOTSET", b"VALID", b""):
+        raise node.error(f"with auto_pad {automatic.decode()} is not supported, only with pads")
+    pads = node.pads()
     reach = [dilation[a] * (kernel[a] - 1) + 1 for a in (0, 1)]
     grid = [(shape[a] + pads[a] + pads[a + 2] - reach[a]) // strides[a] + 1 for a in (0, 1)]
     before = (pads[0], pads[1])
@@ -235,163 +222,140 @@ def _padding(
     ours = [max((same[a] - 1) * strides[a] + reach[a] - shape[a], 0) // 2 for a in (0, 1)]
     if same == grid and ours == list(before):
         return "same"
-    raise reader.refuse(node, f"has pads {pads}, neither alike on either side nor those of 'same'")
+    raise node.error(f'has pads {pads}, which are neither the same on both sides nor those of "same"')
 
 
-# Pooling and sizes of images ------------------------------------------------------------------------------------------
+# Pooling and resizing of images ---------------------------------------------------------------------------------------
 
 
-@reads("MaxPool", "AveragePool")
-def _pool(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Value:
-    value, size = reader.image(node, inputs[0]), tuple(attributes["kernel_shape"])
-    strides = tuple(attributes.get("strides", (1, 1)))
-    if any(n != 1 for n in attributes.get("dilations", ())) or len(size) != 2:
-        raise reader.refuse(node, "is dilated, or not over images")
-    if attributes.get("ceil_mode", 0):
-        reach = [value.shape[a] + sum(attributes.get("pads", (0, 0, 0, 0))[a::2]) - size[a] for a in (0, 1)]
-        if any(reach[a] % strides[a] for a in (0, 1)):
-            raise reader.refuse(node, "has ceil_mode, which pools what is left over")
-    padding = _padding(reader, node, attributes, value.shape, size, strides)
-    if node.op_type == "MaxPool":
-        return reader.add(value, layers.MaxPool2D(size, strides, padding))
-    return reader.add(value, layers.AvgPool2D(size, strides, padding, bool(attributes.get("count_include_pad", 0))))
+@converts("MaxPool", "AveragePool")
+def _pool(node: Node) -> Tensor:
+    x, size, strides = node.image(), tuple(node.attributes["kernel_shape"]), node.pair("strides")
+    if any(n != 1 for n in node.pair("dilations")) or len(size) != 2:
+        raise node.error("is supported only for images, and without dilations")
+    uncovered = [(x.shape[a] + sum(node.pads()[a::2]) - size[a]) % strides[a] for a in (0, 1)]
+    if node.attributes.get("ceil_mode", 0) and any(uncovered):
+        raise node.error("with ceil_mode is supported only if the windows cover the image exactly")
+    padding = _padding(node, x.shape, size, strides, (1, 1))
+    if node.operator == "MaxPool":
+        return x.add(layers.MaxPool2D(size, strides, padding))
+    return x.add(layers.AvgPool2D(size, strides, padding, bool(node.attributes.get("count_include_pad", 0))))
 
 
-@reads("GlobalAveragePool")
-def _global_average(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Value:
-    value = reader.add(reader.image(node, inputs[0]), layers.GlobalAveragePool2D())
-    return reader.add(value, layers.Reshape((1, 1, *value.shape)), first=True)
+@converts("GlobalAveragePool", "ReduceMean")
+def _global_average(node: Node) -> Tensor:
+    x, axes = node.image(), node.axes()
+    if node.operator == "ReduceMean" and sorted(axis % 4 for axis in axes) != [2, 3]:
+        raise node.error(f"over axes {axes} is not supported, only over height and width")
+    x = x.add(layers.GlobalAveragePool2D())
+    if not node.attributes.get("keepdims", 1):
+        return x
+    return x.add(layers.Reshape((1, 1, *x.shape)), channels_first=True)
 
 
-@reads("ReduceMean")
-def _reduce_mean(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Value:
-    axes = attributes.get("axes")
-    if axes is None and len(inputs) > 1:
-        axes = reader.constant(node, inputs[1], "axis").tolist()
-    value = reader.image(node, inputs[0])
-    if sorted(axis % 4 for axis in axes or ()) != [2, 3]:
-        raise reader.refuse(node, f"is over axes {axes}, not over height and width")
-    value = reader.add(value, layers.GlobalAveragePool2D())
-    if not attributes.get("keepdims", 1):
-        return value
-    return reader.add(value, layers.Reshape((1, 1, *value.shape)), first=True)
-
-
-@reads("Resize", "Upsample")
-def _resize(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Value:
-    value = reader.image(node, inputs[0])
-    if len(inputs) > 3 and inputs[3] is not None:
-        sizes = inputs[3] if isinstance(inputs[3], list) else list(inputs[3])
-        scales = [sizes[2] / value.shape[0], sizes[3] / value.shape[1]]
+@converts("Resize", "Upsample")
+def _resize(node: Node) -> Tensor:
+    x = node.image()
+    if len(node.inputs) > 3 and node.inputs[3] is not None:
+        scales = [node.inputs[3][axis + 2] / x.shape[axis] for axis in (0, 1)]
     else:
-        scales = [float(s) for s in reader.constant(node, inputs[2], "scale")[2:]]
-    mode = attributes.get("mode", b"nearest").decode()
-    place = attributes.get("coordinate_transformation_mode", b"half_pixel").decode()
-    rounding = attributes.get("nearest_mode", b"round_prefer_floor").decode()
-    repeats = mode == "nearest" and place == "asymmetric" and rounding == "floor"
-    blends = mode == "linear" and place in ("half_pixel", "pytorch_half_pixel")
-    if any(s != int(s) for s in scales) or not (repeats or blends):
-        raise reader.refuse(node, f"by {scales} in mode {mode!r}, {place!r}, {rounding!r} is no Upsample2D")
-    how = "nearest" if repeats else "bilinear"
-    return reader.add(value, layers.Upsample2D((int(scales[0]), int(scales[1])), how))
+        scales = [float(s) for s in node.constant(2, "scale")[2:]]
+    get = node.attributes.get
+    mode, rounding = get("mode", b"nearest").decode(), get("nearest_mode", b"round_prefer_floor").decode()
+    coordinates = get("coordinate_transformation_mode", b"half_pixel").decode()
+    nearest = mode == "nearest" and coordinates == "asymmetric" and rounding == "floor"
+    bilinear = mode == "linear" and coordinates in ("half_pixel", "pytorch_half_pixel")
+    if any(s != int(s) for s in scales) or not (nearest or bilinear):
+        raise node.error(f"by {scales} in mode {mode!r}, {coordinates!r}, {rounding!r} is not supported by Upsample2D")
+    return x.add(layers.Upsample2D((int(scales[0]), int(scales[1])), "nearest" if nearest else "bilinear"))
 
 
 # Shapes ---------------------------------------------------------------------------------------------------------------
 
 
-@reads("Transpose")
-def _transpose(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Any:
-    perm = list(attributes.get("perm", ()))
-    if isinstance(inputs[0], numpy.ndarray):
-        return inputs[0].transpose(perm or None)
-    value = reader.settled(reader.data(node, inputs[0]))
-    axes = len(value.shape)
-    if axes > 1 and perm == ([0, *range(2, axes + 1), 1] if value.first else [0, axes, *range(1, axes)]):
-        return value._replace(first=not value.first)
+@converts("Transpose")
+def _transpose(node: Node) -> Any:
+    perm = list(node.attributes.get("perm", ()))
+    if isinstance(node.inputs[0], numpy.ndarray):
+        return node.inputs[0].transpose(perm or None)
+    x = node.tensor().resolve_flatten()
+    if len(x.shape) > 1 and perm == transposition(len(x.shape), channels_first=not x.channels_first):
+        return x._replace(channels_first=not x.channels_first)
     if not perm or perm[0] != 0:
-        raise reader.refuse(node, f"in the order {perm} moves the batch")
-    return reader.add(reader.in_order(value), layers.Permute([axis - 1 for axis in perm[1:]]))
+        raise node.error(f"in the order {perm} moves the batch axis")
+    return x.in_file_order().add(layers.Permute([axis - 1 for axis in perm[1:]]))
 
 
-@reads("Flatten")
-def _flatten(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Value:
-    if attributes.get("axis", 1) != 1:
-        raise reader.refuse(node, f"from axis {attributes['axis']} on takes in the batch")
-    return _flat(reader, reader.data(node, inputs[0]))
+@converts("Flatten")
+def _flatten(node: Node) -> Tensor:
+    if node.attributes.get("axis", 1) != 1:
+        raise node.error(f"with axis {node.attributes['axis']} flattens the batch axis")
+    return _flat(node.tensor())
 
 
-def _flat(reader: Reader, value: Value) -> Value:
-    if len(value.shape) == 1:
-        return value
-    last = value.parts[-1].layer if value.parts else None
-    if value.first and value.shape[:2] == (1, 1) and isinstance(last, layers.Reshape):  # undo it
-        return Value(value.parts[:-1], value.shape[2:])
-    if value.first and len(value.shape) != 3:
-        value = reader.in_order(value)
-    flat = reader.add(value, layers.Flatten())
-    return flat._replace(flat_of=value.shape) if value.first and value.shape[2] > 1 else flat
+def _flat(x: Tensor) -> Tensor:
+    if len(x.shape) == 1:
+        return x
+    last = x.layers[-1].layer if x.layers else None
+    if x.channels_first and x.shape[:2] == (1, 1) and isinstance(last, layers.Reshape):  # drop the Reshape
+        return Tensor(x.layers[:-1], x.shape[2:])
+    if x.channels_first and len(x.shape) != 3:
+        x = x.in_file_order()
+    flat = x.add(layers.Flatten())
+    return flat._replace(flattened_from=x.shape) if x.channels_first and x.shape[2] > 1 else flat
 
 
-@reads("Reshape")
-def _reshape(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Any:
-    if isinstance(inputs[0], numpy.ndarray):
-        return inputs[0].reshape([int(n) for n in reader.constant(node, inputs[1], "shape")])
-    value, target = reader.data(node, inputs[0]), list(inputs[1])
-    features = math.prod(value.shape)
+@converts("Reshape")
+def _reshape(node: Node) -> Any:
+    if isinstance(node.inputs[0], numpy.ndarray):
+        return node.inputs[0].reshape([int(n) for n in node.constant(1, "shape")])
+    x, target = node.tensor(), list(node.inputs[1])
+    features = math.prod(x.shape)
     batch, *sizes = target
-    # The batch stays if its place says so, perhaps by the number that the file was made with, or if the rest takes all.
-    stays = batch is BATCH or int(batch) in (0, -1, reader.batch_size) or -1 in sizes
-    in_file = reader.sizes(value)
+    # The batch axis is kept if it is symbolic, 0, -1 or the fixed batch size, or if -1 is among the other axes.
+    keeps_batch = batch is BATCH or int(batch) in (0, -1, node.batch_size) or -1 in sizes
+    in_file = file_shape(x.shape, x.channels_first)
     sizes = [int(in_file[i] if n == 0 else n) for i, n in enumerate(sizes)]
     if -1 in sizes:
         sizes[sizes.index(-1)] = features // max(1, math.prod(n for n in sizes if n != -1))
-    if not stays or math.prod(sizes) != features:
-        raise reader.refuse(node, f"to {target} takes in the batch")
-    if len(sizes) == 1:
-        return _flat(reader, value)
-    return reader.add(reader.in_order(value), layers.Reshape(sizes), first=False)
+    if not keeps_batch or math.prod(sizes) != features:
+        raise node.error(f"to {target} changes the batch axis")
+    return _flat(x) if len(sizes) == 1 else x.in_file_order().add(layers.Reshape(sizes), channels_first=False)
 
 
-@reads("Squeeze", "Unsqueeze")
-def _squeeze(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Any:
-    axes = attributes.get("axes")
-    if axes is None and len(inputs) > 1:
-        axes = [int(n) for n in reader.constant(node, inputs[1], "axis").reshape(-1)]
-    value = inputs[0]
-    if isinstance(value, list):
-        return value
-    if isinstance(value, numpy.ndarray) or not isinstance(value, Value):
-        return [value] if node.op_type == "Unsqueeze" else numpy.squeeze(value)
+@converts("Squeeze", "Unsqueeze")
+def _squeeze(node: Node) -> Any:
+    x = node.inputs[0]
+    if isinstance(x, list):
+        return x
+    if not isinstance(x, Tensor):
+        return [x] if node.operator == "Unsqueeze" else numpy.squeeze(x)
+    axes = node.axes()
     on_pixels = sorted(axis % 4 for axis in axes or (2, 3)) == [2, 3]
-    if node.op_type == "Squeeze" and value.first and value.shape[:2] == (1, 1) and on_pixels:
-        return _flat(reader, value)
-    raise reader.refuse(node, f"over axes {axes} is not known")
+    if node.operator == "Squeeze" and x.channels_first and x.shape[:2] == (1, 1) and on_pixels:
+        return _flat(x)
+    raise node.error(f"over axes {axes} is not supported")
 
 
-# Numbers of a shape, in which the batch has none yet ------------------------------------------------------------------
+# Arithmetic with shapes, which contain the symbolic BATCH -------------------------------------------------------------
 
 
-@reads("Shape")
-def _shape(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> list[Any]:
-    return [BATCH, *reader.sizes(reader.data(node, inputs[0]))]
+@converts("Shape")
+def _shape(node: Node) -> list[Any]:
+    x = node.tensor()
+    return [BATCH, *file_shape(x.shape, x.channels_first)]
 
 
-def _picked(reader: Reader, node: Any, numbers: Any, index: int) -> Any:
-    if not isinstance(numbers, list | numpy.ndarray):
-        raise reader.refuse(node, "is no embedding of the input")
-    return numbers[index]
+@converts("Slice")
+def _slice(node: Node) -> Any:
+    if not isinstance(node.inputs[0], list):
+        raise node.error("is supported only for shapes")
+    start, end = (int(node.constant(index, "bound").reshape(())) for index in (1, 2))
+    return node.inputs[0][start:end]
 
 
-@reads("Slice")
-def _slice(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Any:
-    if not isinstance(inputs[0], list):
-        raise reader.refuse(node, "of data is not known")
-    start, end = (int(reader.constant(node, a, "bound").reshape(())) for a in inputs[1:3])
-    return inputs[0][start:end]
-
-
-@reads("Concat")
-def _concat(reader: Reader, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> list[Any]:
-    if any(isinstance(a, Value) for a in inputs):
-        raise reader.refuse(node, "joins two ways of the graph that are no residual sum")
-    return [n for a in inputs for n in (a if isinstance(a, list) else numpy.asarray(a).reshape(-1).tolist())]
+@converts("Concat")
+def _concat(node: Node) -> list[Any]:
+    if any(isinstance(a, Tensor) for a in node.inputs):
+        raise node.error(_NOT_RESIDUAL)
+    return [n for a in node.inputs for n in (a if isinstance(a, list) else numpy.asarray(a).reshape(-1).tolist())]

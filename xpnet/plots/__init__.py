@@ -1,27 +1,16 @@
-"""Pictures of models and of their training, with matplotlib: `pip install "xpnet[plots]"`.
+"""Plots of models and of their training, with matplotlib: `pip install "xpnet[plots]"`.
 
-Every function draws into the `ax` it is given, or into a new figure of its own, and returns the Axes. Nothing is shown
-and pyplot is never touched, so it works with no screen: `plots.curves(history).figure.savefig("loss.png")`. For a
-window, hand in an `ax` from `pyplot.subplots()`.
+Every function draws into the Axes `ax`, by default those of a new figure, and returns the Axes. The functions show no
+window and do not use pyplot, so they work without a display: `plots.curves(history).figure.savefig("loss.png")`. To
+see a window, pass an `ax` from `pyplot.subplots()`.
 """
 
-from xpnet.plots.common import COLORS, MARKERS  # first, for it says so where matplotlib is missing
+from xpnet.plots.common import COLORS, MARKERS  # first, because it raises MissingPackageError without matplotlib
 from xpnet.plots.functions import activation, descent
 from xpnet.plots.images import filters, image_grid
 from xpnet.plots.models import cost_surface, decision_boundary
 from xpnet.plots.networks import network
 from xpnet.plots.training import confusion_matrix, curves
 
-__all__ = [
-    "COLORS",
-    "MARKERS",
-    "activation",
-    "confusion_matrix",
-    "cost_surface",
-    "curves",
-    "decision_boundary",
-    "descent",
-    "filters",
-    "image_grid",
-    "network",
-]
+__all__ = ["COLORS", "MARKERS", "activation", "confusion_matrix", "cost_surface", "curves",
+           "decision_boundary", "descent", "filters", "image_grid", "network"]  # fmt: skip

@@ -1,14 +1,12 @@
-"""What all pictures share: colours, markers, Axes, and data brought to the host."""
+"""Helpers of all plots: colors, markers, Axes, legends, and arrays copied to the host."""
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy
 
 from xpnet.backends import get_backend
 from xpnet.errors import MissingPackageError, StateError
-
-if TYPE_CHECKING:
-    from xpnet.model import Sequential
+from xpnet.model import Sequential
 
 try:
     from matplotlib.axes import Axes
@@ -18,43 +16,44 @@ except ImportError as error:
         f'xpnet.plots needs matplotlib, which cannot be imported ({error}): pip install "xpnet[plots]"'
     ) from error
 
-# Okabe and Ito's colours, told apart by colour-blind readers too; their yellow is left out, too pale on white.
+# The palette of Okabe and Ito, which color-blind readers can tell apart, without the yellow, too pale on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
-#: For points of different classes, which never differ by colour alone.
+#: Markers of classes, so that they do not differ by color alone.
 MARKERS = "os^DvP*X<>"
 
 Floats: TypeAlias = numpy.ndarray[Any, numpy.dtype[numpy.float64]]
 
 
 def axes_or_new(ax: Axes | None, size: tuple[float, float] = (6.4, 4.8)) -> Axes:
+    """`ax` itself, or the Axes of a new figure of this size in inches."""
     return Figure(figsize=size, layout="constrained").add_subplot() if ax is None else ax
 
 
 def on_host(a: Any) -> numpy.ndarray[Any, Any]:
-    """Whatever holds numbers, on any device, as a NumPy array."""
+    """An array of any library on any device, or a list, as a NumPy array."""
     return get_backend("cpu").to_numpy(a)
 
 
-def require_weights(model: "Sequential") -> None:
+def require_weights(model: Sequential) -> None:
     if not model.is_built:
-        raise StateError("the model has no weights yet: give it an input_shape, or train it first.")
+        raise StateError("the model is not built yet: give it an input_shape, or train it first.")
 
 
 def padded(values: Floats, share: float) -> tuple[float, float]:
-    """The range of these values, and a share of it more on either side."""
+    """The range of these values, extended on each side by this share of its length."""
     low, high = float(values.min()), float(values.max())
     margin = share * (high - low) or 1.0
     return low - margin, high + margin
 
 
-def mark_ends(ax: Axes, across: Floats, up: Floats) -> None:
-    """The start of a descent as a circle, its end as a star, to be seen on any colour."""
-    for place, marker, size, name in ((0, "o", 9, "start"), (-1, "*", 15, "end")):
+def mark_ends(ax: Axes, x: Floats, y: Floats) -> None:
+    """Mark the start of a descent with a circle and its end with a star, both visible on any color."""
+    for index, marker, size, name in ((0, "o", 9, "start"), (-1, "*", 15, "end")):
         style: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": size, "zorder": 3}
-        ax.plot(across[place], up[place], marker, label=name, **style)
+        ax.plot(x[index], y[index], marker, label=name, **style)
 
 
 def legend_above(ax: Axes) -> None:
-    """A legend over the picture, where it can hide nothing."""
+    """A legend above the Axes, where it hides nothing."""
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False)

@@ -1,6 +1,5 @@
-"""Functions of one number: activations, and what a descent runs down."""
+"""Plots of functions of one variable: activations, and gradient descent on a curve."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,38 +7,37 @@ import numpy
 from matplotlib.axes import Axes
 
 from xpnet import layers
+from xpnet.config import number
 from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError
 from xpnet.plots.common import COLORS, axes_or_new, mark_ends, on_host, padded
 
 
 def activation(layer: Any, ax: Axes | None = None, low: float = -6.0, high: float = 6.0) -> Axes:
-    """An activation such as `layers.Tanh()` and its derivative, from the layer's own forward and backward.
+    """An activation such as `layers.Tanh()` and its derivative, computed by the layer's forward and backward.
 
-    The layer itself is left alone: a new one with the same arguments is used, so it may stand in a model.
+    The layer may belong to a model: the plot uses a new layer with the same arguments. low, high: the limits of the
+    z axis. Raises ArgumentError for a layer that is not an elementwise function, or has parameters.
     """
     if not isinstance(layer, layers.Layer):
         hint = "; did you mean an object, with ()?" if isinstance(layer, type) else "."
-        raise ArgumentTypeError(f"activation draws a layer such as layers.Sigmoid(), not {layer!r}{hint}")
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ArgumentError(f"low must be less than high, both finite, but they are {low} and {high}.")
+        raise ArgumentTypeError(f"layer must be an activation such as layers.Sigmoid(), not {layer!r}{hint}")
+    low, high = _limits(low, high)
     z = numpy.linspace(low, high, 601)
     fresh = type(layer)(**layer.get_config())
     fresh.build(z.shape, backend="cpu", dtype="float64")
-    # The second row shows whether an output depends on its own input alone.
+    # The second row is constant, and shows whether each output depends only on its own input.
     values = fresh.forward(numpy.stack([z, numpy.full_like(z, low)])) if not fresh.parameters else numpy.zeros((2, 1))
     if values.shape != (2, len(z)) or not numpy.allclose(values[1], values[0, 0], equal_nan=True):
-        raise ArgumentError(f"{layer!r} is not a function of one number: draw one such as layers.Sigmoid().")
+        raise ArgumentError(f"layer must be a function of one number, such as layers.Sigmoid(), not {layer!r}.")
     values = values.copy()
     slopes: Any = fresh.backward(numpy.ones((2, len(z))))
 
     ax = axes_or_new(ax)
-    name = type(layer).__name__
     ax.plot(z, values[0], color=COLORS[0], linewidth=2, label=repr(layer).removesuffix("()"))
-    # Step has no derivative to learn by; what stands in for it must not pass for one.
-    of = "what backward takes for its derivative" if isinstance(layer, layers.Step) else "its derivative"
-    ax.plot(z, slopes[0], "--", color=COLORS[1], linewidth=2, label=of)
-    ax.set_xlabel("z")
-    ax.set_ylabel(f"{name}(z)")
+    # The derivative of Step is 0, so its backward uses another function.
+    label = "surrogate derivative" if isinstance(layer, layers.Step) else "derivative"
+    ax.plot(z, slopes[0], "--", color=COLORS[1], linewidth=2, label=label)
+    ax.set(xlabel="z", ylabel=f"{type(layer).__name__}(z)")
     ax.grid(alpha=0.3)
     ax.legend()
     return ax
@@ -52,25 +50,27 @@ def descent(
     low: float | None = None,
     high: float | None = None,
 ) -> Axes:
-    """The curve of a function of one number, and on it the points x (N,) of a descent, first to last.
+    """The curve of a function of one number, with the steps of gradient descent on it.
 
-    low, high: where the curve begins and ends; by default a little beyond the points.
+    path: the values of x during the descent, (N,).  low, high: the limits of the x axis, by default just beyond path.
     """
-    way = on_host(path).astype(numpy.float64)
-    if way.ndim != 1 or not len(way) or not numpy.isfinite(way).all():
-        raise ShapeError(f"path must be finite numbers, shape (N,), but has shape {way.shape}.")
-    around = padded(way, 0.3)
-    low, high = (around[0] if low is None else low), (around[1] if high is None else high)
-    if not low < high:
-        raise ArgumentError(f"low must be less than high, but they are {low} and {high}.")
-    curve = numpy.linspace(low, high, 400)
+    points = on_host(path).astype(numpy.float64)
+    if points.ndim != 1 or not len(points) or not numpy.isfinite(points).all():
+        raise ShapeError(f"path must be finite numbers of shape (N,), not {points.shape}.")
+    default_low, default_high = padded(points, 0.3)
+    low, high = _limits(default_low if low is None else low, default_high if high is None else high)
+    x = numpy.linspace(low, high, 400)
     ax = axes_or_new(ax)
-    ax.plot(curve, [float(function(float(at))) for at in curve], color=COLORS[0], linewidth=2, label="f(x)")
-    heights = numpy.array([float(function(float(at))) for at in way])
-    ax.plot(way, heights, ":", color=COLORS[1], linewidth=1, marker=".", markersize=7, label="descent")
-    mark_ends(ax, way, heights)
-    ax.set_xlabel("x")
-    ax.set_ylabel("f(x)")
+    ax.plot(x, [float(function(float(value))) for value in x], color=COLORS[0], linewidth=2, label="f(x)")
+    heights = numpy.array([float(function(float(value))) for value in points])
+    ax.plot(points, heights, ":", color=COLORS[1], linewidth=1, marker=".", markersize=7, label="descent")
+    mark_ends(ax, points, heights)
+    ax.set(xlabel="x", ylabel="f(x)")
     ax.grid(alpha=0.3)
     ax.legend()
     return ax
+
+
+def _limits(low: Any, high: Any) -> tuple[float, float]:
+    low = number("", "low", low, finite=True)
+    return low, number("", "high", high, above=low, finite=True)

@@ -1,45 +1,40 @@
-"""Images side by side: those of a dataset, and those that a model looks for."""
+"""Plots of images in a grid: images of a dataset, and the weights of a layer."""
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 from matplotlib.figure import Figure
 
-from xpnet.errors import ArgumentError, ShapeError, unknown_name
+from xpnet.config import integer
+from xpnet.errors import ShapeError, unknown_name
+from xpnet.model import Sequential
 from xpnet.plots.common import on_host, require_weights
-
-if TYPE_CHECKING:
-    from xpnet.model import Sequential
 
 
 def image_grid(
-    images: Any,
-    titles: Sequence[Any] | None = None,
-    columns: int = 8,
-    cmap: str = "gray",
-    figure: Figure | None = None,
+    images: Any, titles: Sequence[Any] | None = None, columns: int = 8, cmap: str = "gray", figure: Figure | None = None
 ) -> Any:
-    """Images (N, H, W), (N, H, W, 1) or, in colour, (N, H, W, 3), side by side in rows of `columns`.
+    """Images (N, H, W), (N, H, W, 1) or RGB (N, H, W, 3) side by side, `columns` in a row.
 
-    titles: a text above each. cmap: the colours of images without colour, over their common range.
-    figure: where to draw, instead of a new one. Returns the Axes of all cells, (rows, columns), as a NumPy array.
+    titles: one text per image, above it. cmap: the color map of grayscale images, over their common range.
+    figure: the figure to draw in, by default a new one. Returns the Axes of all cells, an array (rows, columns).
     """
     return _grid(on_host(images), titles, columns, cmap, figure)
 
 
 def filters(
-    model: "Sequential",
+    model: Sequential,
     image_shape: Sequence[int] | None = None,
     name: str | None = None,
     columns: int = 8,
     figure: Figure | None = None,
 ) -> Any:
-    """What each unit of the first layer looks for: its weights as an image, blue above 0, white at 0 and red below.
+    """The weights of each unit of the first layer as an image: blue above 0, white at 0 and red below.
 
-    image_shape: (H, W) or (H, W, C) of the inputs, if the model's input_shape does not say; C images a unit.
-    name: of another weight than the first, such as "2.weight". Returns the Axes of all cells, as `image_grid` does.
+    image_shape: (H, W) or (H, W, C) of the inputs, if the model's input_shape is neither; C images per unit.
+    name: the name of another weight, such as "2.weight". Returns the Axes of all cells, an array (rows, columns).
     """
     require_weights(model)
     known = {p.name: p for p in model.parameters if len(p.shape) in (2, 4)}
@@ -54,8 +49,8 @@ def filters(
         shape = tuple(image_shape) if image_shape else next((s for s in guesses if math.prod(s) == features), ())
         if len(shape) not in (2, 3) or math.prod(shape) != features:
             raise ShapeError(
-                f"{parameter.name} has {features} inputs, which image_shape={image_shape} does not arrange: "
-                f"give (H, W) or (H, W, C) with a product of {features}."
+                f"image_shape must be (H, W) or (H, W, C) with a product of {features}, because {parameter.name} has "
+                f"{features} inputs; not {image_shape}."
             )
         weight = weight.reshape(*shape[:2], -1, units)
     height, width, channels, units = weight.shape
@@ -78,16 +73,14 @@ def _grid(
     if images.ndim == 4 and images.shape[3] == 1:
         images = images[..., 0]
     if not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)) or not images.size:
-        raise ShapeError(f"images must be some of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), not {images.shape}.")
+        raise ShapeError(f"images must have shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), not {images.shape}.")
     if titles is not None and len(titles) != len(images):
-        raise ShapeError(f"titles must be one an image: there are {len(titles)}, but {len(images)} images.")
-    if columns < 1:
-        raise ArgumentError(f"columns must be at least 1, not {columns}.")
-    columns = min(columns, len(images))
+        raise ShapeError(f"titles must have one title per image: {len(images)}, not {len(titles)}.")
+    columns = min(integer("", "columns", columns), len(images))
     rows = -(-len(images) // columns)
     if figure is None:
         height = images.shape[1] / images.shape[2] + (0.0 if titles is None else 0.2)
-        width = columns + (0.2 if limits is None else 1.2)  # a colour bar explains the limits
+        width = columns + (0.2 if limits is None else 1.2)  # grids with limits have a color bar
         figure = Figure(figsize=(width, rows * height + 0.05), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     low, high = (images.min(), images.max()) if limits is None else limits

@@ -1,0 +1,494 @@
+"""kernels.cu against the reference formulas for many sizes, compiled by g++ with a shim, and on a real GPU.
+
+Guards surround every array that a kernel writes, so that a write outside of the array is found.
+"""
+
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from devices import flushes_subnormals
+
+from xpnet import layers, optimizers
+from xpnet.backends import Backend
+from xpnet.backends.cuda import kernels
+from xpnet.backends.reference.windows import Windows
+from xpnet.optimizers import OptimizerState
+from xpnet.parameters import ParameterStore
+
+REFERENCE = Backend("reference", np)
+DTYPES = ["float32", "float64"]
+SIZES = [1, 2, 31, 255, 256, 257, 1025]  # around the edges of warps and blocks
+MATRICES = [(1, 1), (1, 300), (7, 10), (33, 31), (255, 33), (257, 32), (600, 3), (2, 1025)]
+SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-30, -1e30]
+ARCHITECTURES = [75, 80, 86, 89, 90, 100]
+GUARD = 64
+
+
+class Guarded:
+    """Makes arrays on the device with guards before and after, and checks the guards."""
+
+    def __init__(self, backend):
+        self.backend, self._whole = backend, []
+
+    def __call__(self, shape, dtype="float32", fill=None):
+        size = int(np.prod(shape))
+        values = np.full(size + 2 * GUARD, 77, dtype=dtype)
+        if fill is not None:
+            values[GUARD : GUARD + size] = np.asarray(fill).ravel()
+        whole = self.backend.asarray(values)
+        self._whole.append((whole, size))
+        return whole[GUARD : GUARD + size].reshape(shape)
+
+    def check(self):
+        for whole, size in self._whole:
+            values = self.backend.to_numpy(whole)
+            guards = np.concatenate([values[:GUARD], values[GUARD + size :]])
+            assert (guards == np.array(77).astype(values.dtype)).all(), "a kernel wrote outside of the array"
+
+
+@pytest.fixture
+def guarded(gpu):
+    assert gpu.kernels_unavailable is None and gpu.cublas_unavailable is None
+    arrays = Guarded(gpu)
+    with gpu.device():
+        yield arrays
+        arrays.check()
+
+
+def assert_close(backend, got, want, dtype, times=20):
+    eps = np.finfo(dtype).eps
+    scale = max(1.0, float(np.nanmax(np.abs(want), initial=0.0, where=np.isfinite(want)))) if want.size else 1.0
+    np.testing.assert_allclose(backend.to_numpy(got), want, rtol=times * eps, atol=times * eps * scale)
+
+
+def numbers(rng, shape, dtype, special=False):
+    x = rng.normal(size=shape).astype(dtype)
+    if special:
+        flat = x.reshape(-1)
+        flat[: len(SPECIAL)] = SPECIAL[: flat.size]
+    return x
+
+
+# Compilation and launches ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("real", ["float", "double"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nvrtc_compiles_every_kernel(architecture, real):
+    compiler = pytest.importorskip("cupy.cuda.compiler", reason="CuPy is not installed")
+    program = compiler._NVRTCProgram(kernels.SOURCE, "kernels.cu", method="cubin")
+    try:
+        cubin, _ = program.compile([f"-arch=sm_{architecture}", f"-DREAL={real}"])
+    except ImportError as error:  # CuPy's wheel does not include the compiler
+        pytest.skip(f"NVRTC is not installed: {str(error).splitlines()[0]}")
+    for name in kernels.signatures():
+        assert name.encode() in cubin
+
+
+def test_signatures_are_parsed_from_the_source():
+    signatures = kernels.signatures()
+    assert set(signatures) == set(re.findall(r"^KERNEL (\w+)", kernels.SOURCE, re.MULTILINE))
+    assert [tuple(p) for p in signatures["relu"]] == [("real", True, "x"), ("Index", False, "n"), ("real", True, "out")]
+    assert len(signatures["im2col"]) == 6 and signatures["im2col"][3] == ("Windows", False, "windows")
+    assert signatures["to_float16"][2] == ("unsigned short", True, "out")
+
+
+def test_invalid_arguments_of_a_kernel_are_refused(guarded):
+    launch = guarded.backend.kernels.launch
+    x, y = guarded((4,)), guarded((4,), "float64")
+    with pytest.raises(TypeError, match="relu: out must be a contiguous array of real, not float64"):
+        launch("relu", np.dtype("float32"), (1,), (32,), {"x": x, "n": 4, "out": y})
+    with pytest.raises(TypeError, match="relu: x must be a contiguous array of real"):
+        launch("relu", np.dtype("float32"), (1,), (32,), {"x": x[::2], "n": 2, "out": x})
+    with pytest.raises(KeyError, match="^'n'$"):
+        launch("relu", np.dtype("float32"), (1,), (32,), {"x": x, "out": x})
+
+
+# Elements -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ["relu", "sigmoid", "softplus"])
+def test_elementwise_functions_equal_the_reference(guarded, rng, name, size, dtype):
+    x = numbers(rng, (size,), dtype, special=True)
+    with np.errstate(all="ignore"):
+        want = getattr(REFERENCE, name)(x, out=np.empty_like(x))
+    assert_close(
+        guarded.backend, getattr(guarded.backend, name)(guarded(size, dtype, x), out=guarded(size, dtype)), want, dtype
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_the_gradient_of_relu_equals_the_formula(guarded, rng, size, dtype):
+    grad, y = numbers(rng, (size,), dtype), np.maximum(numbers(rng, (size,), dtype), 0)
+    y[-1] = np.nan
+    got = guarded.backend.relu_grad(guarded(size, dtype, grad), guarded(size, dtype, y), guarded(size, dtype))
+    np.testing.assert_array_equal(guarded.backend.to_numpy(got), np.where(y != 0, grad, 0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("source", ["uint8", "real"])
+@pytest.mark.parametrize("size", SIZES)
+def test_rescale_equals_the_reference(guarded, rng, size, source, dtype):
+    x = rng.integers(256, size=size).astype("uint8" if source == "uint8" else dtype)
+    want = REFERENCE.rescale(x, 1 / 255, -0.5, np.empty(size, dtype))
+    got = guarded.backend.rescale(guarded(size, x.dtype, x), 1 / 255, -0.5, guarded(size, dtype))
+    assert_close(guarded.backend, got, want, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", MATRICES)
+def test_add_to_rows_and_sum_rows_equal_numpy(guarded, rng, shape, dtype):
+    a, row = numbers(rng, shape, dtype), numbers(rng, shape[1:], dtype)
+    got = guarded.backend.add_to_rows(guarded(shape, dtype, a), guarded(shape[1:], dtype, row))
+    np.testing.assert_array_equal(guarded.backend.to_numpy(got), a + row)
+    sums = guarded.backend.sum_rows(guarded(shape, dtype, a), guarded(shape[1:], dtype))
+    assert_close(guarded.backend, sums, a.sum(axis=0, dtype="float64"), dtype)
+
+
+@pytest.mark.parametrize("rows", [255, 256, 257, 5000, 70_000])
+def test_sums_of_many_rows_are_exact_and_reproducible(guarded, rng, rows):
+    a = numbers(rng, (rows, 3), "float32") + 100
+    device_array = guarded(a.shape, "float32", a)
+    first, second = (guarded.backend.to_numpy(guarded.backend.sum_rows(device_array, guarded((3,)))) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(first, a.sum(axis=0, dtype="float64"), rtol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_sum_to_adds_in_double_precision(guarded, rng, size, dtype):
+    x, out = numbers(rng, (size,), dtype), guarded((), "float64")
+    guarded.backend.sum_to(guarded(size, dtype, x), out)
+    np.testing.assert_allclose(float(guarded.backend.to_numpy(out)), x.sum(dtype="float64"), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 300])
+@pytest.mark.parametrize("shape", [(), (5,), (3, 4)])
+@pytest.mark.parametrize(
+    ("source", "dtype"),
+    [("uint8", "uint8"), ("bool", "bool"), ("float32", "float32"), ("int64", "int64"), ("float64", "float64"),
+     ("uint8", "float32"), ("uint8", "float64"), ("int32", "float32"), ("int16", "int16")],
+)  # fmt: skip
+def test_gather_equals_numpy(guarded, rng, rows, shape, source, dtype):
+    a, index = rng.integers(2 if source == "bool" else 200, size=(9, *shape)).astype(source), rng.integers(9, size=rows)
+    device_array, out = guarded(a.shape, source, a), guarded((rows, *shape), dtype)
+    assert guarded.backend.gather(device_array, guarded.backend.asarray(index), out) is out
+    np.testing.assert_array_equal(guarded.backend.to_numpy(out), a[index].astype(dtype))
+
+
+# Rows -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", MATRICES)
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_softmaxes_equal_the_reference(guarded, rng, name, shape, dtype):
+    x = 10 * numbers(rng, shape, dtype)
+    x[0, 0] = -np.inf if shape[1] > 1 else 3
+    x[-1, -1] = 1e4
+    want = getattr(REFERENCE, name)(x)
+    assert_close(
+        guarded.backend,
+        getattr(guarded.backend, name)(guarded(shape, dtype, x), guarded(shape, dtype)),
+        want,
+        dtype,
+        200,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("shape", [s for s in MATRICES if s[1] > 1])
+def test_cross_entropy_and_count_correct_equal_the_reference(guarded, rng, shape, smoothing, dtype):
+    backend, logits, labels = guarded.backend, 5 * numbers(rng, shape, dtype), rng.integers(shape[1], size=shape[0])
+    device_array, device_labels = guarded(shape, dtype, logits), guarded(shape[0], "int64", labels)
+    losses, grad = backend.cross_entropy(
+        device_array, device_labels, smoothing, guarded(shape[0], dtype), guarded(shape, dtype)
+    )
+    want = REFERENCE.cross_entropy(logits, labels, smoothing, np.empty(shape[0], dtype), np.empty_like(logits))
+    assert_close(backend, losses, want[0], dtype, 200)
+    assert_close(backend, grad, want[1], dtype, 50)
+    correct = backend.to_numpy(backend.count_correct(device_array, device_labels))
+    np.testing.assert_array_equal(correct, [(logits.argmax(axis=1) == labels).sum(), shape[0]])
+    assert correct.dtype == "int64"
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 10])
+def test_count_correct_with_ties_and_nan_equals_the_reference(guarded, rng, classes):
+    outputs = rng.integers(3, size=(1300, classes)).astype("float32")
+    outputs[rng.random(outputs.shape) < 0.1] = np.nan
+    outputs[rng.random(outputs.shape) < 0.1] = np.inf
+    labels = rng.integers(-1, classes + 1, size=1300)
+    got = guarded.backend.count_correct(guarded(outputs.shape, "float32", outputs), guarded(1300, "int64", labels))
+    np.testing.assert_array_equal(guarded.backend.to_numpy(got), REFERENCE.count_correct(outputs, labels))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [s for s in MATRICES if s[1] > 1])
+def test_normalize_rows_and_its_gradient_equal_the_reference(guarded, rng, shape, dtype):
+    x, grad = 3 + 2 * numbers(rng, shape, dtype), numbers(rng, shape, dtype)
+    normal, sigma = np.empty_like(x), np.empty((shape[0], 1), dtype)
+    REFERENCE.normalize_rows(x.astype("float64"), 1e-5, normal, sigma)
+    backend, device_sigma = guarded.backend, guarded((shape[0], 1), dtype)
+    got = backend.normalize_rows(guarded(shape, dtype, x), 1e-5, guarded(shape, dtype), device_sigma)
+    assert_close(backend, got, normal, dtype, 100)
+    assert_close(backend, device_sigma, sigma, dtype, 100)
+    device_array = guarded(shape, dtype, grad)
+    arguments = guarded(shape, dtype, normal), guarded((shape[0], 1), dtype, sigma)
+    want = REFERENCE.normalize_rows_grad(grad, normal, sigma, np.empty_like(grad))
+    assert_close(backend, backend.normalize_rows_grad(device_array, *arguments, out=device_array), want, dtype, 100)
+
+
+# Columns --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", MATRICES)
+def test_moments_and_sum_products_equal_numpy(guarded, rng, shape, dtype):
+    x, b, center = 1000 + numbers(rng, shape, dtype), numbers(rng, shape, dtype), numbers(rng, shape[1:], dtype)
+    exact, backend = x.astype("float64"), guarded.backend
+    mean, variance = backend.moments(guarded(shape, dtype, x))
+    np.testing.assert_allclose(backend.to_numpy(mean), exact.mean(axis=0), rtol=8 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(backend.to_numpy(variance), exact.var(axis=0), rtol=1e-6, atol=1e-9)
+    arguments = guarded(shape, dtype, x), guarded(shape, dtype, b), guarded(shape[1:], dtype, center)
+    want = (exact * (b.astype("float64") - center)).sum(axis=0)
+    assert_close(backend, backend.sum_products(*arguments, guarded(shape[1:], dtype)), want, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", MATRICES)
+def test_scale_shift_and_combine_equal_the_reference(guarded, rng, shape, dtype):
+    g, x, (a, b, c) = numbers(rng, shape, dtype), numbers(rng, shape, dtype), numbers(rng, (3, shape[1]), dtype)
+    device_array = guarded(shape, dtype, x)
+    device_a, device_b, device_c = (guarded(shape[1:], dtype, v) for v in (a, b, c))
+    want = REFERENCE.scale_shift(x, a, b, np.empty_like(x))
+    assert_close(
+        guarded.backend,
+        guarded.backend.scale_shift(device_array, device_a, device_b, guarded(shape, dtype)),
+        want,
+        dtype,
+    )
+    want = REFERENCE.combine(g, a, x, b, c, np.empty_like(x))
+    got = guarded.backend.combine(
+        guarded(shape, dtype, g), device_a, device_array, device_b, device_c, guarded(shape, dtype)
+    )
+    assert_close(guarded.backend, got, want, dtype)
+
+
+# Windows --------------------------------------------------------------------------------------------------------------
+
+WINDOWS = [
+    Windows(image=(1, 1), grid=(1, 1), kernel=(1, 1)),
+    Windows(image=(5, 6), grid=(3, 4), kernel=(3, 3)),
+    Windows(image=(5, 6), grid=(5, 6), kernel=(3, 3), before=(1, 1)),
+    Windows(image=(7, 5), grid=(4, 3), kernel=(2, 3), strides=(2, 2), before=(0, 1)),
+    Windows(image=(9, 8), grid=(3, 3), kernel=(2, 2), strides=(3, 3)),  # pixels between windows
+    Windows(image=(8, 9), grid=(4, 3), kernel=(3, 2), strides=(1, 2), dilation=(2, 3), before=(1, 0)),
+    Windows(image=(4, 4), grid=(2, 2), kernel=(17, 16), strides=(1, 1), before=(13, 12)),  # more than 256 cells
+]
+IMAGES = [(1, 1), (3, 2), (2, 33)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("images", "channels"), IMAGES)
+@pytest.mark.parametrize("windows", WINDOWS, ids=str)
+def test_im2col_and_col2im_equal_the_reference(guarded, rng, windows, images, channels, dtype):
+    shape = (images, *windows.grid, *windows.kernel, channels)
+    x, grad = numbers(rng, (images, *windows.image, channels), dtype), numbers(rng, shape, dtype)
+    backend, want = guarded.backend, REFERENCE.im2col(x, windows, np.empty(shape, dtype))
+    got = backend.im2col(guarded(x.shape, dtype, x), windows, guarded(shape, dtype))
+    np.testing.assert_array_equal(backend.to_numpy(got), want)
+    got = backend.col2im(guarded(shape, dtype, grad), windows, guarded(x.shape, dtype))
+    assert_close(backend, got, REFERENCE.col2im(grad, windows, np.empty_like(x)), dtype)
+
+
+@pytest.mark.parametrize("windows", WINDOWS[1:4], ids=str)
+def test_im2col_and_col2im_of_some_channels_equal_the_reference(guarded, rng, windows):
+    x, part = numbers(rng, (2, *windows.image, 7), "float32"), slice(2, 5)
+    shape, backend = (2, *windows.grid, *windows.kernel, 3), guarded.backend
+    launched = getattr(backend.xp, "launches", [])
+    whole = guarded(x.shape, "float32", x)
+    got = backend.im2col(whole[..., part], windows, guarded(shape))
+    np.testing.assert_array_equal(
+        backend.to_numpy(got), REFERENCE.im2col(x[..., part], windows, np.empty(shape, "float32"))
+    )
+    backend.col2im(got, windows, out=whole[..., part])
+    want = x.copy()
+    REFERENCE.col2im(backend.to_numpy(got), windows, out=want[..., part])
+    assert_close(backend, whole, want, "float32")
+    assert backend.name == "gpu" or {"im2col", "col2im"} <= set(launched)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("images", "channels"), IMAGES)
+@pytest.mark.parametrize("windows", WINDOWS, ids=str)
+def test_pooling_and_its_gradient_equal_the_reference(guarded, rng, windows, images, channels, dtype):
+    x = rng.integers(4, size=(images, *windows.image, channels)).astype(dtype)  # few values, so that many are equal
+    x.reshape(-1)[::11] = np.nan
+    shape, cells = (images, *windows.grid, channels), windows.kernel[0] * windows.kernel[1]
+    choices, backend = np.dtype("uint8" if cells <= 256 else "int32"), guarded.backend
+    want, chosen = np.empty(shape, dtype), np.zeros(shape, choices)
+    REFERENCE.max_pool(x, windows, want, chosen)
+    device_array, choice = guarded(x.shape, dtype, x), guarded(shape, choices)
+    np.testing.assert_array_equal(
+        backend.to_numpy(backend.max_pool(device_array, windows, guarded(shape, dtype), choice)), want
+    )
+    np.testing.assert_array_equal(backend.to_numpy(choice), chosen)
+    grad = numbers(rng, shape, dtype)
+    device_grad = guarded(shape, dtype, grad)
+    got = backend.max_pool_grad(device_grad, choice, windows, guarded(x.shape, dtype))
+    assert_close(backend, got, REFERENCE.max_pool_grad(grad, chosen, windows, np.empty_like(x)), dtype)
+    x = numbers(rng, x.shape, dtype)
+    got = backend.sum_pool(guarded(x.shape, dtype, x), windows, guarded(shape, dtype))
+    assert_close(backend, got, REFERENCE.sum_pool(x, windows, np.empty(shape, dtype)), dtype)
+    got = backend.sum_pool_grad(device_grad, windows, guarded(x.shape, dtype))
+    assert_close(backend, got, REFERENCE.sum_pool_grad(grad, windows, np.empty_like(x)), dtype)
+
+
+# Random numbers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 257), (300, 5)])
+@pytest.mark.parametrize("first_row", [0, 5, 2**32 - 2])
+def test_random_bits_equal_the_reference(guarded, shape, first_row):
+    key = (2**40 + 1, 12345, 7)
+    want = REFERENCE.random_bits(key, *shape, first_row)
+    np.testing.assert_array_equal(guarded.backend.to_numpy(guarded.backend.random_bits(key, *shape, first_row)), want)
+    for dtype in DTYPES:
+        want = REFERENCE.dropout_mask(key, 0.3, np.empty(shape, dtype), first_row)
+        got = guarded.backend.dropout_mask(key, 0.3, guarded(shape, dtype), first_row)
+        np.testing.assert_array_equal(guarded.backend.to_numpy(got), want)
+
+
+# Updates --------------------------------------------------------------------------------------------------------------
+
+OPTIMIZERS = [
+    optimizers.SGD(0.1),
+    optimizers.SGD(0.1, momentum=0.9, weight_decay=0.3),
+    optimizers.SGD(lambda step: 0.1 / (1 + step), momentum=0.9, nesterov=True),
+    optimizers.Adagrad(0.1, weight_decay=0.3),
+    optimizers.RMSprop(0.01),
+    optimizers.Adam(0.01, weight_decay=0.3, clip_norm=0.7),
+    optimizers.AdamW(0.01, weight_decay=0.3),
+    optimizers.SGD(0.1, clip_norm=1e9),
+]
+
+
+def store_of(backend, dtype, frozen=True):
+    """Three parameters: the middle one is frozen, and the last has no weight decay."""
+    store = ParameterStore(backend, dtype)
+    layer = layers.Dense(1)
+    layer._context = type("C", (), {"store": store})()
+    for name, shape, decay in (("a", (9, 37), True), ("b", (50,), True), ("c", (700,), False)):
+        layer.add_parameter(name, shape, "normal", decay=decay)
+    store.parameters[1].trainable = not frozen
+    with backend.device():
+        store.allocate(3)
+    return store
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=[f"{type(o).__name__}-{i}" for i, o in enumerate(OPTIMIZERS)])
+def test_fused_updates_of_trainable_slices_equal_the_reference(gpu, rng, optimizer, dtype):
+    stores = [store_of(backend, dtype) for backend in (gpu, REFERENCE)]
+    states = [OptimizerState(optimizer, store) for store in stores]
+    for _ in range(4):
+        grad = rng.normal(size=stores[0].grads.shape).astype(dtype)
+        for store, state in zip(stores, states, strict=True):
+            with store.backend.device():
+                store.grads[...] = store.backend.asarray(grad)
+                optimizer.apply(store, state, lambda: 0.5)
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(gpu.to_numpy(stores[0].values), stores[1].values, rtol=100 * eps, atol=100 * eps)
+    for name, vector in states[0].slots.items():
+        np.testing.assert_allclose(gpu.to_numpy(vector), states[1].slots[name], rtol=100 * eps, atol=100 * eps)
+    assert states[0].step == states[1].step == 4
+    if gpu.name == "emulated":
+        fused, _ = optimizer.fused(0.1, 1)
+        assert gpu.xp.launches.count(fused) == 4, "there must be one launch per update"
+
+
+@pytest.mark.parametrize("large", [1e15, 1e19, 3e38])
+@pytest.mark.parametrize("limit", [1.0, 1e-3])
+def test_the_norm_of_large_gradients_does_not_overflow(gpu, limit, large):
+    for dtype, largest in (("float32", large), ("float64", 1e300)):
+        grad = np.array([largest, -largest / 2, 0, 3, 5, 7], dtype)
+        with gpu.device():
+            device_array = gpu.asarray(grad)
+            gpu.clip_norm(device_array, [slice(0, 3), slice(4, 6)], limit)
+        trained = np.delete(gpu.to_numpy(device_array), 3)
+        scale = limit / (np.abs(grad).max() * np.sqrt(1.25))
+        # Where subnormals are flushed, elements much smaller than 3e38 become 0.
+        atol = np.finfo(dtype).tiny if flushes_subnormals(gpu, dtype) else 1e-44
+        np.testing.assert_allclose(trained, np.delete(grad, 3).astype("float64") * scale, rtol=1e-6, atol=atol)
+        assert gpu.to_numpy(device_array)[3] == 3
+
+
+# Half precision -------------------------------------------------------------------------------------------------------
+
+
+def test_casts_to_half_precision_round_to_nearest_even(gpu, rng):
+    x = np.concatenate([
+        rng.normal(size=3000), 1e5 * rng.normal(size=500), 1e-5 * rng.normal(size=500), 1e-8 * rng.normal(size=500),
+        [0.0, -0.0, 65504.0, 65519.9, 65520.0, 1e30, np.inf, -np.inf, 2**-24, 2**-25, 1.5 * 2**-25, 6.1e-5, 6.09e-5],
+        np.arange(2048, 4096) + 0.5,
+    ]).astype("float32")  # fmt: skip
+    with gpu.device(), np.errstate(over="ignore"):
+        with gpu.matmul_precision("float16"):
+            bits = gpu.to_numpy(gpu.cast(gpu.asarray(x)).bits)
+        np.testing.assert_array_equal(bits, x.astype("float16").view("uint16"))
+        with gpu.matmul_precision("bfloat16"):
+            bits = gpu.to_numpy(gpu.cast(gpu.asarray(x)).bits)
+    rounded = (bits.astype("uint32") << 16).view("float32")
+    spacing = np.spacing(np.abs(x.astype("float32"))).astype("float64") * 2**16
+    finite = np.isfinite(x)
+    error = np.abs(rounded[finite].astype("float64") - x[finite])
+    assert (error <= spacing[finite] / 2).all()
+    assert not (bits[finite] & 1)[error == spacing[finite] / 2].any(), "ties must be rounded to even"
+    np.testing.assert_array_equal(rounded[np.isinf(x)], x[np.isinf(x)])
+
+
+def test_nan_stays_nan_in_half_precision(gpu):
+    x = np.array([np.nan, -np.nan, np.frombuffer(np.uint32(0x7F800001).tobytes(), "float32")[0]], "float32")
+    with gpu.device():
+        for precision, dtype in (("float16", 2), ("bfloat16", 14)):
+            with gpu.matmul_precision(precision):
+                bits = gpu.to_numpy(gpu.cast(gpu.asarray(x)).bits)
+            as_float = bits.view("float16") if dtype == 2 else (bits.astype("uint32") << 16).view("float32")
+            assert np.isnan(as_float).all()
+
+
+# Use of the kernels ---------------------------------------------------------------------------------------------------
+
+
+def test_every_kernel_is_used():
+    folder = Path(kernels.__file__).parent
+    text = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
+    named = {*re.findall(r'"(\w+)"|by_kernel\(Backend\.(\w+)', text)}
+    named = {*itertools.chain(*named), "to_float16", "to_bfloat16"}
+    named |= {optimizer.fused(0.1, 1)[0] for optimizer in OPTIMIZERS}
+    assert set(kernels.signatures()) <= named
+
+
+def test_without_a_compiler_the_reference_formulas_are_used(gpu, caplog, rng):
+    if gpu.name != "emulated":
+        pytest.skip("a real GPU has a compiler")
+
+    def broken(**kwargs):
+        raise RuntimeError("no compiler here")
+
+    gpu.xp.RawModule = broken
+    x = rng.normal(size=(3, 4)).astype("float32")
+    for _ in range(2):
+        np.testing.assert_array_equal(gpu.to_numpy(gpu.relu(gpu.asarray(x), gpu.empty((3, 4), "float32"))), x.clip(0))
+    assert gpu.xp.launches == [] and gpu.graph_capture() is None
+    assert [r.getMessage() for r in caplog.records] == [
+        "emulated: kernels.cu does not compile (RuntimeError: no compiler here); CuPy's own functions are used "
+        "instead, which are slower"
+    ]

@@ -1,0 +1,133 @@
+"""Arrays of other libraries: every public method accepts them, without a copy if possible."""
+
+import numpy as np
+import pytest
+
+import xpnet
+from xpnet import layers
+from xpnet.errors import ArgumentTypeError
+
+X = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
+Y = np.arange(12) % 3
+CPU = xpnet.get_backend("cpu")
+
+
+def torch_tensor(a):
+    return pytest.importorskip("torch", reason="PyTorch is not installed").from_numpy(a.copy())
+
+
+def torch_tensor_with_gradient(a):
+    return torch_tensor(a).requires_grad_() if a.dtype.kind == "f" else torch_tensor(a)
+
+
+def torch_parameter(a):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    return torch.nn.Parameter(torch_tensor(a)) if a.dtype.kind == "f" else torch_tensor(a)
+
+
+def torch_transposed(a):
+    return torch_tensor(np.ascontiguousarray(a.T)).T if a.ndim > 1 else torch_tensor(a)
+
+
+def jax_array(a):
+    return pytest.importorskip("jax", reason="JAX is not installed").numpy.asarray(a)
+
+
+def pandas_frame(a):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    return (
+        pandas.DataFrame(a, index=range(100, 100 + len(a)))
+        if a.ndim > 1
+        else pandas.Series(a, index=range(7, 7 + len(a)))
+    )
+
+
+FORMS = [
+    torch_tensor,
+    torch_tensor_with_gradient,
+    torch_parameter,
+    torch_transposed,
+    jax_array,
+    pandas_frame,
+]
+
+
+def net(backend="cpu"):
+    return xpnet.Sequential([layers.Dense(5), layers.Tanh(), layers.Dense(3)], (4,), backend)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_public_method_accepts_arrays_of_other_libraries(backend, form):
+    model, other = net(backend), net(backend)
+    x, y, weights = form(X), form(Y), form((1.0 + Y).astype("float32"))
+    settings = {"batch_size": 5, "validation_split": 0.25, "verbose": 0}
+    one = model.fit(x, y, sample_weight=weights, **settings)
+    two = other.fit(X, Y, sample_weight=1.0 + Y, **settings)
+    assert dict(one) == dict(two)
+    np.testing.assert_array_equal(model.predict(x), other.predict(X))
+    assert model.evaluate(x, y) == other.evaluate(X, Y)
+    assert model.train_on_batch(x, y) == other.train_on_batch(X, Y)
+    np.testing.assert_array_equal(backend.to_numpy(model.forward(x)), backend.to_numpy(other.forward(X)))
+    grad = np.ones((12, 3), "float32")
+    np.testing.assert_array_equal(backend.to_numpy(model.backward(form(grad))), backend.to_numpy(other.backward(grad)))
+    model.load_state_dict({name: form(value) for name, value in other.state_dict().items() if value.ndim > 1} | {
+        name: value for name, value in other.state_dict().items() if value.ndim == 1
+    })  # fmt: skip
+    np.testing.assert_array_equal(model.predict(X), other.predict(X))
+    assert xpnet.metrics.Accuracy()(form(np.eye(3, dtype="float32")[Y]), y) == 1.0
+
+
+@pytest.mark.parametrize("form", FORMS[:3])
+def test_a_tensor_on_the_cpu_is_not_copied(form):
+    tensor = form(X)
+    array = CPU.asarray(tensor)
+    assert array.__array_interface__["data"][0] == tensor.data_ptr()
+
+
+def test_a_read_only_array_is_not_copied():
+    array = jax_array(X)
+    assert not np.asarray(array).flags.writeable
+    assert np.shares_memory(CPU.asarray(array), np.asarray(array))
+
+
+def test_a_dtype_that_numpy_lacks_is_refused():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    with pytest.raises(ArgumentTypeError, match="x cannot be converted to an array"):
+        net().predict(torch_tensor(X).to(torch.bfloat16))
+
+
+class GPUTensor:
+    """Like a PyTorch tensor on a GPU that requires a gradient: other libraries can read it only after `detach`."""
+
+    def __init__(self, a, detached=False):
+        self.a, self.detached = a, detached
+
+    @property
+    def __cuda_array_interface__(self):
+        if not self.detached:
+            raise RuntimeError("Can't get __cuda_array_interface__ on Variable that requires grad.")
+        return {}
+
+    def detach(self):
+        return GPUTensor(self.a, detached=True)
+
+    def cpu(self):
+        assert self.detached
+        return self.a
+
+
+def test_a_tensor_on_a_gpu_is_copied_to_the_host():
+    np.testing.assert_array_equal(net().predict(GPUTensor(X)), net().predict(X))
+
+
+class GPUArray:
+    """Like a JAX array on a GPU, which has neither `get` nor `cpu`."""
+
+    __cuda_array_interface__ = {}  # noqa: RUF012
+
+    def __array__(self, dtype=None, copy=None):
+        return X
+
+
+def test_an_array_that_only_numpy_can_convert_is_copied_to_the_host():
+    np.testing.assert_array_equal(net().predict(GPUArray()), net().predict(X))

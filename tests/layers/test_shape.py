@@ -1,0 +1,61 @@
+"""Layers that change shape or scale: Flatten, Reshape, Permute, Rescale."""
+
+import numpy as np
+import pytest
+from names import stable_repr
+from small_models import standalone_output
+
+import xpnet
+from xpnet import layers
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (layers.Flatten(), lambda x: x.reshape(len(x), -1)),
+        (layers.Reshape((4, 6)), lambda x: x.reshape(-1, 4, 6)),
+        (layers.Reshape((-1, 3)), lambda x: x.reshape(len(x), -1, 3)),
+        (layers.Permute((2, 0, 1)), lambda x: x.transpose(0, 3, 1, 2)),
+        (layers.Permute((1, 0, 2)), lambda x: x.transpose(0, 2, 1, 3)),
+    ],
+    ids=stable_repr,
+)
+@pytest.mark.parametrize("dtype", ["float32", "uint8", "int64"])
+def test_shape_layers_equal_numpy_and_keep_the_dtype(backend, layer, expected, dtype):
+    layer = type(layer)(**layer.get_config())
+    x = np.arange(5 * 24).reshape(5, 2, 3, 4).astype(dtype)
+    y = standalone_output(layer, backend, x)
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(y, expected(x))
+    assert layer.output_shape == y.shape[1:]
+    grad_x = layer.backward(backend.asarray(y.astype("float32")))
+    np.testing.assert_array_equal(backend.to_numpy(grad_x), x)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "float32"])
+def test_rescale_converts_integers_to_the_dtype_of_the_model(backend, dtype):
+    x = np.array([[0, 51, 255]], dtype)
+    y = standalone_output(layers.Rescale(1 / 255, offset=-0.5), backend, x)
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, [[-0.5, -0.3, 0.5]], rtol=1e-6)
+
+
+def test_rescale_computes_the_input_gradient_only_if_wanted(backend):
+    layer, x = layers.Rescale(0.5), np.ones((1, 2), np.float32)
+    standalone_output(layer, backend, x)
+    assert backend.to_numpy(layer.backward(backend.asarray(x))).tolist() == [[0.5, 0.5]]
+    layer.wants_input_grad = False
+    assert layer.backward(backend.asarray(x)) is None
+
+
+def test_outputs_for_integer_inputs_are_floats(backend):
+    plain = xpnet.Sequential([layers.Flatten(), layers.Identity()], input_shape=2, backend=backend)
+    assert plain.predict(np.array([[3, 4]], np.uint8)).dtype == np.float32
+    scaled = xpnet.Sequential([layers.Flatten(), layers.Rescale(0.5)], input_shape=2, backend=backend)
+    assert scaled.predict(np.array([[3, 255]], np.uint8)).tolist() == [[1.5, 127.5]]
+
+
+def test_permute_keeps_fractions_of_floats_after_integers(backend):
+    model = xpnet.Sequential([layers.Permute((1, 0)), layers.Rescale(1.0)], input_shape=(1, 2), backend=backend)
+    model.predict(np.zeros((1, 1, 2), np.uint8))
+    assert model.predict([[[0.25, 0.5]]]).ravel().tolist() == [0.25, 0.5]

@@ -1,0 +1,342 @@
+"""ONNX: onnxruntime computes the same outputs as `predict`, and import_onnx reads exported and foreign files."""
+
+import copy
+
+import every
+import numpy as np
+import pytest
+
+import xpnet
+from xpnet import augment, layers
+from xpnet.errors import ArgumentError, FileError, StateError
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+
+from onnx import TensorProto, helper  # noqa: E402
+
+IMAGE, VECTOR = (9, 8, 4), (6,)
+
+
+def norms(kind):
+    return [kind(), kind(epsilon=0.1), kind(center=False), kind(scale=False)]
+
+
+LAYERS = [
+    *[(shape, layer) for shape, layer in every.LAYERS if not isinstance(layer, layers.Embedding)],  # tested below
+    *[(VECTOR, layer) for layer in (layers.Dense(3), layers.Dense(3, use_bias=False))],
+    *[((5, 6), layer) for layer in (layers.Dense(3), layers.Dense(3, use_bias=False))],
+    *[((5, 6), layer) for layer in (layers.LayerNorm(), layers.BatchNorm())],
+    *[(VECTOR, layer) for layer in norms(layers.BatchNorm) + norms(layers.LayerNorm)],
+    *[(IMAGE, layer) for layer in (*norms(layers.BatchNorm), layers.LayerNorm())],
+    *[
+        (shape, layer)
+        for shape in (VECTOR, IMAGE, (3, 4))
+        for layer in (
+            layers.Identity(), layers.ReLU(), layers.LeakyReLU(0.2), layers.ELU(0.7), layers.GELU(),
+            layers.GELU("tanh"), layers.SiLU(), layers.Softplus(), layers.Sigmoid(), layers.Tanh(), layers.Softmax(),
+            layers.LogSoftmax(),
+            layers.Step(0.3), layers.Dropout(0.5), layers.Rescale(0.5), layers.Rescale(2.0, -1.0), layers.Flatten(),
+        )
+    ],
+    *[(IMAGE, layer) for layer in (layers.Reshape((4, -1)), layers.Permute((2, 0, 1)), layers.Permute((1, 0, 2)))],
+    *[
+        (IMAGE, layers.Conv2D(6, *arguments, **more))
+        for arguments, more in [
+            ((3,), {}), (((2, 3),), {"padding": "same"}), ((4,), {"padding": "same", "strides": (2, 3)}),
+            ((3, 2, 1), {}), ((3, 1, (0, 2)), {"dilation": (1, 2)}), ((3,), {"groups": 2, "use_bias": False}),
+            ((1, 2), {}), ((2, 3, "same"), {}),
+        ]
+    ],
+    (IMAGE, layers.DepthwiseConv2D(3)),
+    (IMAGE, layers.DepthwiseConv2D(2, 2, "same", depth_multiplier=2)),
+    *[
+        (IMAGE, layers.Conv2DTranspose(6, *arguments, **more))
+        for arguments, more in [
+            ((3,), {}), ((3, 2), {}), ((3, 2, "same"), {}), ((2, 3, "same"), {}), ((4, 2, 1), {"groups": 2}),
+            ((3, 2, 1), {"output_padding": 1}), (((2, 3),), {"dilation": 2, "use_bias": False}), ((4, 3, "same"), {}),
+        ]
+    ],
+    *[
+        (IMAGE, kind(*arguments))
+        for kind in (layers.MaxPool2D, layers.AvgPool2D)
+        for arguments in [(2,), (3, 2), (3, 2, "same"), ((2, 3), 1, 1), (4, 3, "same")]
+    ],
+    (IMAGE, layers.AvgPool2D(3, 2, "same", count_include_pad=False)),
+    (IMAGE, layers.GlobalAveragePool2D()),
+    *[(IMAGE, layers.Upsample2D(size, kind)) for size in (2, (1, 3)) for kind in ("nearest", "bilinear")],
+    (IMAGE, layers.Residual(layers.Conv2D(4, 3, padding="same"), layers.BatchNorm(), layers.ReLU())),
+    (IMAGE, layers.Residual(layers.Conv2D(6, 3, strides=2, padding="same"))),
+    (VECTOR, layers.Residual(layers.Dense(5), layers.Tanh(), layers.Dense(3))),
+    (VECTOR, layers.Residual(layers.Dense(3), projection=layers.Sequential([layers.Dense(4), layers.Dense(3)]))),
+    (VECTOR, layers.Sequential([layers.Dense(4), layers.Sequential([layers.Tanh(), layers.Dense(2)])])),
+    ((12, 12), augment.RandomAffine(shift=1.0)),
+]  # fmt: skip
+
+
+def changed_model(stack, shape, **kwargs):
+    """A model whose parameters and running statistics differ from the initial ones."""
+    model = xpnet.Sequential([copy.deepcopy(layer) for layer in stack], shape, "cpu", seed=1, **kwargs)
+    rng = np.random.default_rng(2)
+    for parameter in model.parameters:
+        parameter.value += 0.1 * rng.normal(size=parameter.shape)
+    for _ in range(3):
+        model.forward(3.0 * rng.normal(size=(16, *shape)) + 1.0, training=True)
+    return model
+
+
+def to_channels_first(x):
+    return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
+
+
+def run(path, x):
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+
+
+def assert_close(got, want):
+    assert got.shape == want.shape and got.dtype == want.dtype
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+@pytest.mark.parametrize(("shape", "layer"), LAYERS, ids=lambda value: repr(value))
+def test_exported_and_imported_layers_compute_the_same(tmp_path, rng, shape, layer, channels_first):
+    if channels_first and len(shape) != 3:
+        pytest.skip("only images have channels first")
+    model, path = changed_model([layer], shape), tmp_path / "model.onnx"
+    x = rng.normal(size=(5, *shape)).astype("float32")
+    want = model.predict(x)
+    xpnet.export_onnx(model, path, channels_first=channels_first)
+    in_file = to_channels_first if channels_first else np.asarray
+    for count in (1, 5):
+        assert_close(run(path, in_file(x[:count])), in_file(want[:count]))
+    imported = xpnet.import_onnx(path, "cpu")
+    if channels_first and len(model.output_shape) != 3:
+        assert imported.output_shape == model.output_shape
+    assert_close(imported.predict(x), want)
+
+
+CNN = [
+    layers.Rescale(0.5, 0.1), layers.Conv2D(4, 3, padding="same"), layers.BatchNorm(), layers.ReLU(),
+    layers.MaxPool2D(2), layers.Residual(layers.Conv2D(4, 3, padding="same"), layers.ReLU()), layers.Dropout(0.2),
+    layers.Flatten(), layers.Dense(7), layers.SiLU(), layers.Dense(3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("channels_first", "transposes"), [(False, 2), (True, 1)])
+def test_image_layers_are_transposed_only_at_their_ends(tmp_path, channels_first, transposes):
+    model, path = changed_model(CNN, IMAGE), tmp_path / "m.onnx"
+    xpnet.export_onnx(model, path, channels_first=channels_first)
+    file = onnx.load(path)
+    assert [node.op_type for node in file.graph.node].count("Transpose") == transposes
+    assert {"1.weight", "1.bias", "5.0.weight", "8.weight"} <= {c.name for c in file.graph.initializer}
+    imported = xpnet.import_onnx(path, "cpu")
+    assert "Permute" not in [type(layer).__name__ for layer in imported.layers]
+    x = np.random.default_rng(0).normal(size=(4, *IMAGE))
+    assert_close(imported.predict(x), model.predict(x))
+    imported.fit(x, np.arange(4) % 3, verbose=0)  # an imported model can be trained
+
+
+def test_models_with_integer_inputs_can_be_exported(tmp_path, rng):
+    words = xpnet.Sequential(
+        [layers.Reshape((2, 2)), layers.Embedding(11, 5), layers.LayerNorm(), layers.Flatten(), layers.Dense(2)],
+        (4,),
+        "cpu",
+    )
+    x, path = rng.integers(11, size=(5, 4)), tmp_path / "words.onnx"
+    xpnet.export_onnx(words, path)
+    assert_close(run(path, x), words.predict(x))
+    pixels = xpnet.Sequential([layers.Rescale(1 / 255), layers.Flatten(), layers.Dense(3)], (4, 4), "cpu")
+    x = rng.integers(256, size=(5, 4, 4), dtype=np.uint8)
+    xpnet.export_onnx(pixels, path, input_dtype="uint8")
+    assert_close(run(path, x), pixels.predict(x))
+    assert_close(xpnet.import_onnx(path, "cpu").predict(x), pixels.predict(x))
+
+
+def test_an_embedding_is_imported(tmp_path, rng):
+    model = xpnet.Sequential(
+        [layers.Embedding(11, 5), layers.LayerNorm(), layers.Flatten(), layers.Dense(2)], (4,), "cpu"
+    )
+    x = rng.integers(11, size=(5, 4))
+    xpnet.export_onnx(model, tmp_path / "m.onnx")
+    assert_close(xpnet.import_onnx(tmp_path / "m.onnx", "cpu").predict(x), model.predict(x))
+
+
+def test_float64_models_stay_float64(tmp_path, rng):
+    model = changed_model([layers.Dense(4), layers.Tanh(), layers.Dense(2)], VECTOR, dtype="float64")
+    x = rng.normal(size=(5, 6))
+    xpnet.export_onnx(model, tmp_path / "m.onnx")
+    np.testing.assert_allclose(run(tmp_path / "m.onnx", x), model.predict(x), rtol=1e-12)
+    imported = xpnet.import_onnx(tmp_path / "m.onnx", "cpu")
+    assert imported.dtype == "float64"
+    np.testing.assert_allclose(imported.predict(x), model.predict(x), rtol=1e-12)
+
+
+# Models and files that are refused ------------------------------------------------------------------------------------
+
+
+def test_models_that_cannot_be_exported_are_refused(tmp_path):
+    class Custom(layers.Layer):
+        def forward(self, x):
+            return x
+
+    class Subclass(layers.ReLU):
+        def forward(self, x):
+            return 2.0 * super().forward(x)
+
+    for layer in (Custom(), Subclass()):
+        model = xpnet.Sequential([layers.Sequential([layer])], (3,), "cpu")
+        with pytest.raises(ArgumentError, match=rf"layer 0.0 \({type(layer).__name__}\) cannot be exported to ONNX"):
+            xpnet.export_onnx(model, tmp_path / "m.onnx")
+    with pytest.raises(ArgumentError, match=r"channels_first=True is for models of images .* not of inputs \(3,\)"):
+        xpnet.export_onnx(xpnet.Sequential([layers.Dense(2)], (3,), "cpu"), tmp_path / "m.onnx", channels_first=True)
+    with pytest.raises(StateError, match="not built"):
+        xpnet.export_onnx(xpnet.Sequential([layers.Dense(2)], backend="cpu"), tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_damaged_and_foreign_files_are_refused(tmp_path):
+    with pytest.raises(FileError, match="there is no such file"):
+        xpnet.import_onnx(tmp_path / "nothing")
+    (tmp_path / "text").write_text("this is not an ONNX file, though it has some length")
+    with pytest.raises(FileError, match="text: "):
+        xpnet.import_onnx(tmp_path / "text")
+    xpnet.export_onnx(xpnet.Sequential([layers.Dense(50)], (30,), "cpu"), tmp_path / "m.onnx")
+    (tmp_path / "cut").write_bytes((tmp_path / "m.onnx").read_bytes()[:-1000])
+    with pytest.raises(FileError, match="cut: "):
+        xpnet.import_onnx(tmp_path / "cut")
+
+
+def graph(tmp_path, nodes, constants=(), sample=("N", 4), outputs=("y",)):
+    value = helper.make_tensor_value_info
+    inputs = [value("x", TensorProto.FLOAT, list(sample))]
+    content = helper.make_graph(
+        nodes, "g", inputs, [value(name, TensorProto.FLOAT, ["N", "any"]) for name in outputs],
+        [onnx.numpy_helper.from_array(np.asarray(a, dtype=d), name) for name, a, d in constants],
+    )  # fmt: skip
+    onnx.save(
+        helper.make_model(content, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), tmp_path / "g.onnx"
+    )
+    return tmp_path / "g.onnx"
+
+
+F = "float32"
+REFUSED = {
+    "an operator without a layer": ([helper.make_node("Erf", ["x"], ["y"])], [], "operator Erf is not supported"),
+    "an operand that is not a bias": (
+        [helper.make_node("Add", ["x", "b"], ["y"])], [("b", np.ones(4), F)],
+        r"Add has an operand of shape \(4,\), which is neither one number nor a Dense bias"
+    ),
+    "a product of two branches": (
+        [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Mul", ["r", "x"], ["y"])], [],
+        "Mul joins two branches of the graph, and is not the sum"
+    ),
+    "an operator on a constant": (
+        [helper.make_node("Relu", ["a"], ["y"])], [("a", np.ones(3), F)], "Relu is applied to constants"
+    ),
+    "a weight that depends on the input": (
+        [helper.make_node("MatMul", ["x", "x"], ["y"])], [], "has a weight that is not constant"
+    ),
+    "a weight of another shape": (
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], [("w", np.ones((5, 2)), F)], "weight of shape .5, 2."
+    ),
+    "a softmax over the batch": (
+        [helper.make_node("Softmax", ["x"], ["y"], axis=0)], [], "Softmax over axis 0 is not supported"
+    ),
+    "a shape that mixes samples": (
+        [helper.make_node("Reshape", ["x", "s"], ["y"])], [("s", [2, 8], "int64")], "changes the batch axis"
+    ),
+    "a transposed batch": ([helper.make_node("Transpose", ["x"], ["y"], perm=[1, 0])], [], "moves the batch axis"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_unsupported_graphs_are_refused(tmp_path, name):
+    nodes, constants, match = REFUSED[name]
+    with pytest.raises(ArgumentError, match=match):
+        xpnet.import_onnx(graph(tmp_path, nodes, constants), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "match"),
+    [
+        ({"pads": [0, 0, 0, 1]}, "neither the same on both sides"),
+        ({"auto_pad": "SAME_UPPER"}, "auto_pad SAME_UPPER is not supported"),
+    ],
+)
+def test_unsupported_paddings_are_refused(tmp_path, attributes, match):
+    node = helper.make_node("Conv", ["x", "w"], ["y"], **attributes)
+    path = graph(tmp_path, [node], [("w", np.ones((2, 3, 2, 2)), F)], sample=("N", 3, 6, 6))
+    with pytest.raises(ArgumentError, match=match):
+        xpnet.import_onnx(path, "cpu")
+
+
+def test_a_graph_of_unknown_shape_or_with_two_outputs_is_refused(tmp_path):
+    relu = helper.make_node("Relu", ["x"], ["y"])
+    with pytest.raises(ArgumentError, match=r"shape of the input must be fixed except for the batch, not \[0, 0\]"):
+        xpnet.import_onnx(graph(tmp_path, [relu], sample=("N", "features")), "cpu")
+    with pytest.raises(ArgumentError, match="must have 1 input and 1 output, not 1 and 2"):
+        xpnet.import_onnx(graph(tmp_path, [relu, helper.make_node("Tanh", ["x"], ["z"])], outputs=("y", "z")), "cpu")
+
+
+# Files of PyTorch -----------------------------------------------------------------------------------------------------
+
+
+def torch_nets():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    nn = torch.nn
+
+    class Block(nn.Module):
+        def __init__(self, inputs, outputs):
+            super().__init__()
+            self.stack = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 3, padding=1, stride=2),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+                nn.Conv2d(outputs, outputs, 3, padding=1),
+            )
+            self.skip = nn.Conv2d(inputs, outputs, 1, stride=2)
+
+        def forward(self, x):
+            return torch.relu(self.stack(x) + self.skip(x))
+
+    class View(nn.Module):
+        def forward(self, x):
+            return x.view(x.size(0), -1)
+
+    return {
+        "mlp": ([nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.SiLU(), nn.Linear(4, 3), nn.GELU(), nn.LayerNorm(3),
+                 nn.Dropout()], (6,)),
+        "cnn": ([nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 6, 3),
+                 nn.ReLU(), nn.Flatten(), nn.Linear(6 * 4 * 3, 10), nn.LogSoftmax(1)], (3, 12, 10)),
+        "views": ([nn.Conv2d(2, 4, 3), nn.ELU(), nn.AvgPool2d(2), View(), nn.BatchNorm1d(36), nn.Linear(36, 3)],
+                  (2, 8, 8)),
+        "residual": ([Block(3, 4), Block(4, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)], (3, 8, 8)),
+        "upsampling": ([nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1, output_padding=1), nn.ReLU(),
+                     nn.Upsample(scale_factor=2, mode="bilinear")], (3, 5, 6)),
+    }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter gives many warnings
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "views", "residual", "upsampling"])
+def test_a_network_of_pytorch_is_imported(tmp_path, name, dynamo):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    if dynamo:
+        pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    stack, shape = torch_nets()[name]
+    net, x = torch.nn.Sequential(*stack), torch.randn(4, *shape)
+    for _ in range(3):
+        net(x)  # changes the running statistics
+    net.eval()
+    path = tmp_path / "torch.onnx"
+    if dynamo:
+        torch.onnx.export(net, (x,), path, dynamo=True, opset_version=20, external_data=False, verbose=False)
+    else:
+        torch.onnx.export(
+            net, (x,), path, dynamo=False, opset_version=20, input_names=["x"], dynamic_axes={"x": {0: "N"}}
+        )
+    model = xpnet.import_onnx(path, "cpu")
+    images = len(shape) == 3
+    got = model.predict(x.numpy().transpose(0, 2, 3, 1) if images else x)
+    assert_close(to_channels_first(got), net(x).detach().numpy())

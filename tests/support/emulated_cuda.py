@@ -1,0 +1,622 @@
+"""An emulation of CuPy on the host: its kernels run, its streams capture, and its cuBLAS multiplies.
+
+kernels.cu is compiled by g++ with a small shim (cuda_shim/shim.h). A capture refuses what a real one refuses: CuPy's
+own matrix products, copies from and to the host, memory of the default pool, the default stream. It executes nothing,
+and a replay uses addresses only.
+
+Arrays are in memory pools like those of CuPy: a freed block is reused by the next allocation that fits, and contains a
+poison pattern until then. Two faults that real hardware does not report are errors here (see `Pool` and `Graph`): an
+allocation gets memory that a live graph uses, or a graph is replayed after memory that it uses was freed.
+
+The emulation shows wrong numbers, forbidden calls and memory faults. It does not show speed or real asynchrony.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import operator
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
+from fake_cupy import CUDARuntimeError, FakeCupy, Stream
+from strict import StrictArray, StrictBackend, StrictError
+
+from xpnet.backends.cuda import kernels
+from xpnet.backends.cuda.backend import GPUBackend
+
+COMPILER = shutil.which("g++")
+SHIM = Path(__file__).with_name("cuda_shim") / "shim.h"
+
+
+class EmulatedGPU(GPUBackend):
+    """The GPU's backend on the emulation `cupy`."""
+
+    def __init__(self) -> None:
+        self.cupy = EmulatedCupy()
+        super(GPUBackend, self).__init__("emulated", self.cupy)
+        self.index = 0
+
+    def __reduce__(self) -> Any:
+        return EmulatedGPU._same, (id(self),)
+
+    _alive: ClassVar["weakref.WeakValueDictionary[int, EmulatedGPU]"] = weakref.WeakValueDictionary()
+
+    def __new__(cls) -> "EmulatedGPU":
+        backend = super().__new__(cls)
+        cls._alive[id(backend)] = backend
+        return backend
+
+    @staticmethod
+    def _same(key: int) -> "EmulatedGPU":
+        return EmulatedGPU._alive[key]
+
+    def _cublas_library(self) -> Any:
+        return self.cupy.cublas
+
+
+class EmulatedCupy(FakeCupy):
+    """launches: the names of the launched kernels, and "graph" for each replay."""
+
+    def __init__(self) -> None:
+        super().__init__(devices=1)
+        self.launches: list[str] = []
+        self.device = self._backends[0] = CapturingBackend(self)
+        self.cublas = EmulatedCublas(self)
+        self.RawModule = functools.partial(EmulatedModule, self)
+        #: The memory faults found so far. A test that leaves any here fails (see conftest.py).
+        self.faults: list[str] = []
+        self.pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+        self._pools = [Pool(self), Pool(self)]
+        self.get_default_memory_pool = lambda: self._pools[0]
+        self.get_default_pinned_memory_pool = lambda: self._pools[1]
+        vars(self.cuda).update(
+            Stream=functools.partial(CapturingStream, self),
+            MemoryPool=functools.partial(Pool, self),
+            using_allocator=self._using_allocator,
+            get_allocator=lambda: self.thread.allocator or self._pools[0].malloc,
+            alloc_pinned_memory=lambda size: bytearray(size),
+        )
+        self.cuda.runtime.getDeviceProperties = lambda i: {"name": b"Emulated", "major": 9, "minor": 0}
+
+    @contextlib.contextmanager
+    def _using_allocator(self, allocator: Callable[[int], Any]) -> Iterator[None]:
+        before, self.thread.allocator = self.thread.allocator, allocator
+        try:
+            yield
+        finally:
+            self.thread.allocator = before
+
+    @property
+    def capturing(self) -> "Graph | None":
+        """The graph that the current stream captures."""
+        graph: Graph | None = self.thread.stream.graph
+        return graph
+
+    def fault(self, what: str) -> NoReturn:
+        """Record a memory fault, and raise it."""
+        self.faults.append(what)
+        raise StrictError(what)
+
+    def refuse(self, what: str) -> None:
+        """Raise the error of CUDA if the current stream captures."""
+        if self.capturing is not None:
+            self.capturing.valid = False
+            raise CUDARuntimeError(f"cudaErrorStreamCaptureUnsupported: {what}")
+
+
+class Slab:
+    """Memory as from cudaMalloc, freed when nothing refers to it any more."""
+
+    def __init__(self, size: int) -> None:
+        self.bytes = np.empty(size + _UNIT, dtype=np.uint8)
+        self.start = -(-self.bytes.ctypes.data // _UNIT) * _UNIT
+        self.size = size
+        self.blocks: weakref.WeakSet[Block] = weakref.WeakSet()
+
+
+class Block:
+    """The memory of one array, which returns to its pool with the last view of the array."""
+
+    def __init__(self, pool: "Pool", slab: Slab, address: int, size: int) -> None:
+        self.pool, self.slab, self.address, self.size = pool, slab, address, size
+        #: The graphs that use this memory.
+        self.graphs: list[weakref.ref[Graph]] = []
+        slab.blocks.add(self)
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return {"data": (self.address, False), "shape": (self.size,), "typestr": "|u1", "version": 3}
+
+    def __del__(self) -> None:
+        self.pool.free(self)
+
+
+class Pool:
+    """cupy.cuda.MemoryPool: a freed block, filled with a poison pattern, is reused by the next allocation that fits.
+
+    The pattern is NaN as a float, the largest number as an unsigned integer and -1 as a signed one.
+    """
+
+    def __init__(self, cupy: "EmulatedCupy") -> None:
+        self._cupy, self._lock = cupy, threading.RLock()
+        self.slabs: list[Slab] = []
+        self._free: list[tuple[int, int, Slab, list[weakref.ref[Graph]]]] = []  # size, address, slab, graphs
+        self._used = self.freed = 0
+        cupy.pools.add(self)
+
+    def malloc(self, size: int) -> Block:
+        size = -(-max(size, 1) // _UNIT) * _UNIT
+        with self._lock:
+            fits = [i for i, chunk in enumerate(self._free) if chunk[0] >= size]
+            if fits:
+                whole, address, slab, graphs = self._free.pop(min(fits, key=lambda i: self._free[i][0]))
+                if whole > size:
+                    self._free.append((whole - size, address + size, slab, graphs))
+            else:
+                slab, graphs = Slab(size), []
+                self.slabs.append(slab)
+                address = slab.start
+                ctypes.memset(address, _POISON, size)
+            self._used += size
+        if any(graph() is not None and graph().complete for graph in graphs):  # type: ignore[union-attr]
+            self._cupy.fault("memory that a live graph uses is allocated again.")
+        block = Block(self, slab, address, size)
+        block.graphs = list(graphs)
+        return block
+
+    def free(self, block: Block) -> None:
+        ctypes.memset(block.address, _POISON, block.size)
+        with self._lock:
+            self._used -= block.size
+            self._free.append((block.size, block.address, block.slab, block.graphs))
+
+    def block_at(self, address: int) -> Block | None:
+        """The block that contains this address now."""
+        for slab in self.slabs:
+            if slab.start <= address < slab.start + slab.size:
+                return next((b for b in slab.blocks if b.address <= address < b.address + b.size), None)
+        return None
+
+    def used_bytes(self) -> int:
+        return self._used
+
+    def total_bytes(self) -> int:
+        return sum(slab.size for slab in self.slabs)
+
+    def free_all_blocks(self) -> None:
+        """Free the slabs that no block uses."""
+        self.freed += 1
+        with self._lock:
+            unused = [slab for slab in self.slabs if not slab.blocks]
+            self.slabs = [slab for slab in self.slabs if slab not in unused]
+            self._free = [chunk for chunk in self._free if chunk[2] not in unused]
+
+
+_UNIT = 512  # bytes, to which CuPy rounds allocations up
+_POISON = 0xFF
+
+
+class CapturingStream(Stream):
+    """A stream that can capture work instead of executing it."""
+
+    cupy: EmulatedCupy
+
+    def synchronize(self) -> None:
+        self.cupy.refuse("synchronize")
+        super().synchronize()
+
+    def begin_capture(self) -> None:
+        self.graph = Graph(self.cupy)
+
+    def end_capture(self) -> "Graph":
+        graph, self.graph = self.graph, None
+        if not graph.valid:
+            raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated")
+        graph.complete = True
+        captured: Graph = graph
+        return captured
+
+
+class Graph:
+    """A captured graph: the work to do, and the memory that it uses.
+
+    Memory of the pool that the capture allocated from may be freed before a replay, because it has no other user until
+    the pool allocates it again, which `Pool.malloc` notices. All other memory must still belong to its array.
+    """
+
+    def __init__(self, cupy: EmulatedCupy) -> None:
+        self._cupy, self.valid, self.complete = cupy, True, False
+        self.work: list[Callable[[], None]] = []
+        allocator = cupy.thread.allocator
+        self._pool = None if allocator is None else weakref.ref(allocator.__self__)
+        self._slabs: dict[int, weakref.ref[Slab]] = {}
+        self._needed: dict[int, weakref.ref[Any]] = {}
+
+    def add(self, work: Callable[[], None]) -> None:
+        self.work.append(work)
+
+    def address(self, a: np.ndarray) -> np.ndarray:
+        """The same array by its address alone, which does not keep its memory alive."""
+        root = _root(a)
+        self._use(root.base if isinstance(root.base, Block) else root)
+        return _at_address(a)
+
+    def use_address(self, address: int) -> None:
+        """Record the use of the memory at an address."""
+        for pool in list(self._cupy.pools):
+            block = pool.block_at(address)
+            if block is not None:
+                self._use(block)
+
+    def _use(self, owner: Any) -> None:
+        if isinstance(owner, Block):
+            if not any(graph() is self for graph in owner.graphs):
+                owner.graphs.append(weakref.ref(self))
+            self._slabs[id(owner.slab)] = weakref.ref(owner.slab)
+            if self._pool is not None and owner.pool is self._pool():
+                return
+        self._needed[id(owner)] = weakref.ref(owner)
+
+    def upload(self, stream: Stream) -> None:
+        """Nothing to do."""
+
+    def launch(self, stream: Stream | None = None) -> None:
+        self._cupy.refuse("a replay during a capture")
+        if any(owner() is None for owner in (*self._slabs.values(), *self._needed.values())):
+            self._cupy.fault("a graph is replayed whose memory was freed.")
+        self._cupy.launches.append("graph")
+        with np.errstate(all="ignore"):
+            for work in self.work:
+                work()
+
+
+def _root(a: np.ndarray) -> np.ndarray:
+    while isinstance(a.base, np.ndarray):
+        a = a.base
+    return a  # its base is a Block, or it owns its memory
+
+
+def _at_address(a: np.ndarray) -> np.ndarray:
+    if a.size == 0:
+        return a.copy()
+    interface = {"data": (a.ctypes.data, False), "shape": a.shape, "strides": a.strides, "typestr": a.dtype.str}
+    return np.asarray(SimpleNamespace(__array_interface__={**interface, "version": 3}))
+
+
+# Arrays ------------------------------------------------------------------------------------------------------------
+
+
+class CapturingBackend(StrictBackend):
+    """The strict backend, whose operations are captured instead of executed while a stream captures."""
+
+    def __init__(self, cupy: EmulatedCupy) -> None:
+        super().__init__()
+        self._cupy = cupy
+
+    def read(self, what: str) -> None:
+        self._refuse_while_capturing("D2H transfers are disallowed")
+        super().read(what)
+
+    def _refuse_while_capturing(self, what: str) -> None:
+        """Raise the error of CuPy, which checks this itself."""
+        if self._cupy.capturing is not None:
+            raise RuntimeError(f"the current stream is capturing, so {what}")
+
+    def compute(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        graph = self._cupy.capturing
+        if graph is None:
+            return super().compute(function, *args, **kwargs)
+        name = getattr(function, "__name__", "")
+        if name in ("matmul", "dot", "tensordot", "einsum"):
+            raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+        if not any(isinstance(a, StrictArray) for a in (*args, *kwargs.values())) and name in (
+            "asarray", "array", "ascontiguousarray"
+        ):  # fmt: skip
+            self._refuse_while_capturing("H2D transfers are disallowed")
+        inside: dict[int, StrictArray] = {}
+        args = tuple(self.unwrap(a, inside) for a in args)
+        kwargs = {name: self.unwrap(a, inside) for name, a in kwargs.items()}
+        return self._capture(graph, function, args, kwargs, inside)
+
+    def _capture(self, graph: Graph, function: Callable[..., Any], args: Any, kwargs: Any, inside: Any) -> Any:
+        copies: dict[int, np.ndarray] = {}
+        memory: dict[int, bytearray] = {}
+
+        def copy(x: np.ndarray) -> np.ndarray:
+            return copies.setdefault(id(x), _copy(x, memory))
+
+        trial_args = [_map(a, copy) for a in args]
+        trial_kwargs = {name: _map(a, copy) for name, a in kwargs.items()}
+        with np.errstate(all="ignore"):
+            result = function(*trial_args, **trial_kwargs)
+        originals = {id(copied): key for key, copied in copies.items()}
+        by_address = [_map(a, graph.address) for a in args], {k: _map(a, graph.address) for k, a in kwargs.items()}
+
+        def replay() -> Any:
+            return function(*by_address[0], **by_address[1])
+
+        if result is None or id(result) in originals:
+            graph.add(replay)
+            return None if result is None else inside[originals[id(result)]]
+        if isinstance(result, np.ndarray) and any(np.may_share_memory(result, copied) for copied in copies.values()):
+            view = function(*args, **kwargs)  # of the array itself, the result may be a copy instead of a view
+            if any(np.may_share_memory(view, self.unwrap(a, {})) for a in inside.values()):
+                return StrictArray(self, view)
+        output = StrictArray(self, self._in_pool(_poisoned(np.asarray(result))))
+        target = graph.address(output._values)
+        if function not in (np.empty, np.empty_like):  # these do nothing on the device
+            graph.add(lambda: operator.setitem(target, ..., replay()))
+        return output
+
+    def _wrap(self, a: Any, inside: dict[int, StrictArray]) -> Any:
+        if isinstance(a, np.generic | bool | int | float | complex):
+            a = np.asarray(a)
+        if isinstance(a, np.ndarray) and id(a) not in inside:
+            a = self._in_pool(a)
+        return super()._wrap(a, inside)
+
+    def _in_pool(self, a: np.ndarray) -> np.ndarray:
+        """A copy, with the same order of axes, in memory of the current pool. A view of such memory is not copied."""
+        if a.size == 0 or isinstance(_root(a).base, Block):
+            return a
+        allocator = self._cupy.thread.allocator
+        if allocator is None and self._cupy.capturing is not None:
+            raise StrictError("a captured step allocates from the default pool.")
+        memory = np.asarray((allocator or self._cupy._pools[0].malloc)(a.nbytes))[: a.nbytes]
+        axes = sorted(range(a.ndim), key=lambda i: -abs(a.strides[i]))
+        array = memory.view(a.dtype).reshape([a.shape[i] for i in axes]).transpose(np.argsort(axes))
+        array[...] = a
+        return array
+
+
+def _map(a: Any, function: Callable[[np.ndarray], Any]) -> Any:
+    if isinstance(a, np.ndarray):
+        return function(a)
+    return type(a)(_map(item, function) for item in a) if type(a) in (list, tuple) else a
+
+
+def _copy(x: np.ndarray, memory: dict[int, bytearray]) -> np.ndarray:
+    """The array in a copy of its memory. Copies of arrays that share memory share it too."""
+    if x.size == 0:
+        return x.copy()
+    root = _root(x)
+    if id(root) not in memory:
+        memory[id(root)] = bytearray(ctypes.string_at(root.ctypes.data, root.nbytes))
+    return np.ndarray(x.shape, x.dtype, memory[id(root)], x.ctypes.data - root.ctypes.data, x.strides)
+
+
+def _poisoned(like: np.ndarray) -> np.ndarray:
+    """Memory without a result: NaN, or 0 for integers, because they may be indices."""
+    return np.full(like.shape, np.nan if like.dtype.kind in "fc" else 0, dtype=like.dtype)
+
+
+# Kernels -----------------------------------------------------------------------------------------------------------
+
+
+class EmulatedModule:
+    """cupy.RawModule, for kernels.cu."""
+
+    def __init__(self, cupy: EmulatedCupy, code: str, options: Sequence[str]) -> None:
+        real = next(o.removeprefix("-DREAL=") for o in options if o.startswith("-DREAL="))
+        self._cupy, self._library = cupy, compile_for_host(code, real)
+
+    def get_function(self, name: str) -> "EmulatedKernel":
+        return EmulatedKernel(self._cupy, name, getattr(self._library, f"run_{name}"))
+
+
+class EmulatedKernel:
+    def __init__(self, cupy: EmulatedCupy, name: str, function: Any) -> None:
+        self._cupy, self._name, self._function = cupy, name, function
+        function.restype = ctypes.c_char_p
+
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
+        if any(n < 1 for n in (*grid, *block)):
+            raise CUDARuntimeError(f"cudaErrorInvalidConfiguration: {self._name}, {grid}, {block}")
+        graph = self._cupy.capturing
+        arrays = [a._values for a in arguments if isinstance(a, StrictArray)]
+        if graph is not None:
+            arrays = [graph.address(a) for a in arrays]
+            for a in arguments:
+                if isinstance(a, np.uint64) and a:
+                    graph.use_address(int(a))
+        remaining = iter(arrays)
+        kept, pointers = [], (ctypes.c_void_p * len(arguments))()
+        for i, a in enumerate(arguments):
+            if isinstance(a, StrictArray):
+                a = np.uint64(next(remaining).ctypes.data)
+            assert isinstance(a, np.generic) or a.size == 1, f"{self._name}: CuPy does not pass argument {i}, {a!r}"
+            kept.append(np.array(a))
+            pointers[i] = kept[-1].ctypes.data
+        dims = (ctypes.c_uint * 6)(*(*grid, 1, 1, 1)[:3], *(*block, 1, 1, 1)[:3])
+
+        def run(kept: Any = (kept, arrays)) -> None:
+            with _one_at_a_time:
+                error = self._function(dims, pointers)
+            if error:
+                raise AssertionError(f"{self._name}: {error.decode()}")
+
+        if graph is not None:
+            graph.add(run)
+        else:
+            self._cupy.launches.append(self._name)
+            run()
+
+
+_one_at_a_time = threading.Lock()  # the shim has a single grid
+
+
+@functools.cache
+def compile_for_host(code: str, real: str) -> ctypes.CDLL:
+    """kernels.cu as a shared library of the host, with `run_NAME(dims, arguments)` for each kernel."""
+    assert COMPILER, "the emulation needs g++"
+    parts = ['#include "shim.h"', code]
+    for name, parameters in kernels.signatures().items():
+        arguments = ", ".join(f"*({_c(p, real)}*)a[{i}]" for i, p in enumerate(parameters))
+        parts.append(f"static void body_{name}(void** a) {{ {name}({arguments}); }}")
+        parts.append(
+            f'extern "C" const char* run_{name}(unsigned* d, void** a) {{ return run(body_{name}, a, '
+            f"Dim{{d[0], d[1], d[2]}}, Dim{{d[3], d[4], d[5]}}, {str(_synchronizes(code, name)).lower()}); }}"
+        )
+    source = "\n".join(parts) + "\n"
+    options = ["-O2", "-std=c++17", "-shared", "-fPIC", f"-DREAL={real}", "-U_FORTIFY_SOURCE", f"-I{SHIM.parent}"]
+    digest = hashlib.sha256((source + SHIM.read_text() + " ".join(options)).encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"xpnet-kernels-{digest}"
+    library = folder / "kernels.so"
+    if not library.exists():
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as own:
+            (Path(own) / "kernels.cpp").write_text(source, encoding="utf-8")
+            output = Path(own) / "kernels.so"
+            command = [COMPILER, *options, "-o", str(output), str(Path(own) / "kernels.cpp")]
+            subprocess.run(command, check=True)
+            output.replace(library)  # atomic, since another process may do the same
+    return ctypes.CDLL(str(library))
+
+
+def _c(argument: kernels.KernelArgument, real: str) -> str:
+    kind = real if argument.type == "real" else argument.type
+    return f"{kind}*" if argument.pointer else kind
+
+
+def _synchronizes(code: str, name: str) -> bool:
+    """Whether this kernel, or a function that it calls, contains __syncthreads."""
+    bodies = {m[1]: m[2] for m in re.finditer(r"(\w+)\([^()]*(?:\([^()]*\)[^()]*)*\) \{\n(.*?)\n\}", code, re.DOTALL)}
+    seen, waiting = set(), [name]
+    while waiting:
+        body = bodies.get(current := waiting.pop(), "")
+        if "__syncthreads" in body:
+            return True
+        seen.add(current)
+        waiting += [called for called in re.findall(r"(\w+)\(", body) if called in bodies and called not in seen]
+    return False
+
+
+# cuBLAS ------------------------------------------------------------------------------------------------------------
+
+_TYPES = {0: np.float32, 1: np.float64, 2: np.uint16, 14: np.uint16}
+
+
+def decoded(bits: np.ndarray, kind: int) -> np.ndarray:
+    """16-bit floats as float32. cudaDataType 2 is float16, and 14 is bfloat16."""
+    if kind == 2:
+        return bits.view(np.float16).astype(np.float32)
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def to_tf32(a: np.ndarray) -> np.ndarray:
+    """Rounded to TF32, which has 10 bits of mantissa."""
+    bits = np.ascontiguousarray(a).view(np.uint32)
+    return ((bits + 0xFFF + ((bits >> 13) & 1)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+class EmulatedCublas:
+    """The functions of cuBLAS that xpnet calls, on matrices in column-major order, as NVIDIA documents them."""
+
+    def __init__(self, cupy: EmulatedCupy) -> None:
+        self._cupy = cupy
+        self.calls: list[tuple[Any, ...]] = []
+        self._streams: dict[int, int] = {}
+        self._workspaces: dict[int, int] = {}
+
+    # ruff: noqa: N802
+    def cublasCreate_v2(self, handle: Any) -> int:
+        self._cupy.refuse("cublasCreate")
+        handle._obj.value = len(self._streams) + 1
+        self._streams[handle._obj.value] = 0
+        return 0
+
+    def cublasSetStream_v2(self, handle: Any, stream: Any) -> int:
+        self._streams[handle.value] = stream.value or 0
+        self._workspaces.pop(handle.value, None)
+        return 0
+
+    def cublasSetWorkspace_v2(self, handle: Any, address: Any, size: Any) -> int:
+        self._workspaces[handle.value] = size.value
+        return 0
+
+    def cublasGemmEx(
+        self,
+        handle,
+        op_a,
+        op_b,
+        m,
+        n,
+        k,
+        alpha,
+        a,
+        type_a,
+        lda,
+        b,
+        type_b,
+        ldb,
+        beta,
+        c,
+        type_c,
+        ldc,
+        compute,
+        algorithm,
+    ) -> int:
+        if self._streams[handle.value] != self._cupy.thread.stream.ptr:
+            raise StrictError("a cuBLAS handle uses another stream than the current one.")
+        if self._cupy.capturing is not None and not self._workspaces.get(handle.value):
+            self._cupy.refuse("cuBLAS without a workspace of its own")
+        assert lda >= (m if op_a == 0 else k) and ldb >= (k if op_b == 0 else n) and ldc >= m, "a leading dimension"
+        alpha, beta = alpha._obj.value, beta._obj.value
+        self.calls.append((op_a, op_b, m, n, k, type_a, type_c, compute, beta))
+        if self._cupy.capturing is not None:
+            for pointer in (a, b, c):
+                self._cupy.capturing.use_address(pointer.value)
+        left = self._by_columns(a, type_a, op_a, m, k, lda)
+        right = self._by_columns(b, type_b, op_b, k, n, ldb)
+        out = self._by_columns(c, type_c, 0, m, n, ldc)
+
+        def multiply() -> None:
+            x, y = (decoded(v, t) if t in (2, 14) else v for v, t in ((left, type_a), (right, type_b)))
+            if compute == 77:
+                x, y = to_tf32(x), to_tf32(y)
+            product = alpha * np.matmul(x, y, dtype=out.dtype)
+            out[...] = product if beta == 0 else product + beta * out
+
+        if self._cupy.capturing is not None:
+            self._cupy.capturing.add(multiply)
+        else:
+            self._cupy.launches.append("gemm")
+            multiply()
+        return 0
+
+    def cublasGemmStridedBatchedEx(
+        self, handle, op_a, op_b, m, n, k, alpha, a, type_a, lda, stride_a, b, type_b, ldb, stride_b, beta,
+        c, type_c, ldc, stride_c, count, compute, algorithm,
+    ) -> int:  # fmt: skip
+        for i in range(count):
+            a_i, b_i, c_i = (
+                ctypes.c_void_p(x.value + i * stride.value * np.dtype(_TYPES[kind]).itemsize)
+                for x, stride, kind in ((a, stride_a, type_a), (b, stride_b, type_b), (c, stride_c, type_c))
+            )
+            self.cublasGemmEx(
+                handle, op_a, op_b, m, n, k, alpha, a_i, type_a, lda, b_i, type_b, ldb, beta, c_i, type_c, ldc, compute,
+                algorithm,
+            )  # fmt: skip
+        return 0
+
+    @staticmethod
+    def _by_columns(address: Any, kind: int, operation: int, rows: int, columns: int, leading: int) -> np.ndarray:
+        """op(X), (rows, columns), for X in column-major order with `leading` elements from a column to the next."""
+        x_rows, x_columns = (rows, columns) if operation == 0 else (columns, rows)
+        dtype = np.dtype(_TYPES[kind])
+        interface = {
+            "data": (address.value, False), "shape": (x_rows, x_columns), "typestr": dtype.str, "version": 3,
+            "strides": (dtype.itemsize, leading * dtype.itemsize),
+        }  # fmt: skip
+        x = np.asarray(SimpleNamespace(__array_interface__=interface))
+        return x if operation == 0 else x.T

@@ -1,0 +1,98 @@
+"""Examples of every public layer, loss and optimizer, found through `__all__`, so that no test forgets a new one."""
+
+from xpnet import layers, losses, optimizers, schedules
+
+IMAGE = (5, 6, 4)
+
+
+def examples_of(module, base, examples):
+    """The examples of each subclass of `base` in `module.__all__`, in that order."""
+    public = [getattr(module, name) for name in module.__all__]
+    classes = [thing for thing in public if isinstance(thing, type) and issubclass(thing, base) and thing is not base]
+    missing = [cls.__name__ for cls in classes if cls not in examples]
+    assert not missing, f"{module.__name__}: add examples of {', '.join(missing)} to tests/support/every.py"
+    return [example for cls in classes for example in examples[cls]]
+
+
+#: (input shape, layer): unbuilt layers with arguments that are not the default ones. Copy a layer before building it.
+LAYERS = examples_of(
+    layers,
+    layers.Layer,
+    {
+        layers.AvgPool2D: [(IMAGE, layers.AvgPool2D(2, padding=1, count_include_pad=False))],
+        layers.BatchNorm: [((3, 4), layers.BatchNorm(momentum=0.2, epsilon=1e-3, center=False))],
+        layers.Conv2D: [
+            (IMAGE, layers.Conv2D(4, (2, 1), (1, 2), "same", dilation=2, groups=2, use_bias=False, l1=0.1, l2=0.2))
+        ],
+        layers.Conv2DTranspose: [
+            (IMAGE, layers.Conv2DTranspose(4, 2, strides=2, groups=2, output_padding=1, bias_initializer=0.5))
+        ],
+        layers.Dense: [
+            ((4,), layers.Dense(3, use_bias=False, weight_initializer="he_normal", l1=0.1, l2=0.2)),
+            ((3, 4), layers.Dense(3, bias_initializer=0.5)),
+        ],
+        layers.DepthwiseConv2D: [
+            (IMAGE, layers.DepthwiseConv2D(2, padding=1, depth_multiplier=2, weight_initializer="he_normal"))
+        ],
+        layers.Dropout: [((4,), layers.Dropout(0.25))],
+        layers.ELU: [((4,), layers.ELU(0.5))],
+        layers.Embedding: [((4,), layers.Embedding(9, 2, weight_initializer="uniform", l1=0.1))],
+        layers.Flatten: [((2, 3), layers.Flatten())],
+        layers.GELU: [((4,), layers.GELU(approximate="tanh")), ((4,), layers.GELU())],
+        layers.GlobalAveragePool2D: [(IMAGE, layers.GlobalAveragePool2D())],
+        layers.Identity: [((4,), layers.Identity())],
+        layers.LayerNorm: [((3, 4), layers.LayerNorm(epsilon=1e-3, scale=False))],
+        layers.LeakyReLU: [((4,), layers.LeakyReLU(0.2))],
+        layers.LogSoftmax: [((4,), layers.LogSoftmax())],
+        layers.MaxPool2D: [(IMAGE, layers.MaxPool2D((2, 1), strides=1, padding="same"))],
+        layers.Permute: [((2, 3), layers.Permute((1, 0)))],
+        layers.ReLU: [((4,), layers.ReLU())],
+        layers.Rescale: [((4,), layers.Rescale(2.0, offset=1.0))],
+        layers.Reshape: [((2, 3), layers.Reshape((3, -1)))],
+        layers.Residual: [
+            ((4,), layers.Residual(layers.Dense(2), layers.Tanh(), projection=layers.Dense(2))),
+            ((3, 4), layers.Residual(layers.Dense(4), layers.ReLU())),
+        ],
+        layers.Sequential: [((4,), layers.Sequential([layers.Dense(2), layers.Tanh()]))],
+        layers.Sigmoid: [((4,), layers.Sigmoid())],
+        layers.SiLU: [((4,), layers.SiLU())],
+        layers.Softmax: [((2, 3), layers.Softmax())],
+        layers.Softplus: [((4,), layers.Softplus())],
+        layers.Step: [((4,), layers.Step(0.3))],
+        layers.Tanh: [((4,), layers.Tanh())],
+        layers.Upsample2D: [(IMAGE, layers.Upsample2D((1, 2), interpolation="bilinear"))],
+    },
+)
+
+#: (loss, the kind of targets that it takes)
+LOSSES = examples_of(
+    losses,
+    losses.Loss,
+    {
+        losses.BinaryCrossEntropy: [(losses.BinaryCrossEntropy(label_smoothing=0.1), "yes or no")],
+        losses.HalfSquaredError: [
+            (losses.HalfSquaredError(), "real"),
+            (losses.HalfSquaredError(reduction="sum"), "real"),
+        ],
+        losses.Huber: [(losses.Huber(0.4), "real")],
+        losses.MeanAbsoluteError: [(losses.MeanAbsoluteError(), "real")],
+        losses.MeanSquaredError: [(losses.MeanSquaredError(), "real")],
+        losses.SoftmaxCrossEntropy: [(losses.SoftmaxCrossEntropy(label_smoothing=0.1), "probabilities")],
+    },
+)
+
+OPTIMIZERS = examples_of(
+    optimizers,
+    optimizers.Optimizer,
+    {
+        optimizers.Adagrad: [optimizers.Adagrad(weight_decay=0.1)],
+        optimizers.Adam: [optimizers.Adam(weight_decay=0.1, clip_norm=0.01)],
+        optimizers.AdamW: [optimizers.AdamW(schedules.InverseTimeDecay(0.1, every=1))],
+        optimizers.RMSprop: [optimizers.RMSprop()],
+        optimizers.SGD: [
+            optimizers.SGD(0.1, weight_decay=0.1, clip_norm=0.01),
+            optimizers.SGD(0.1, momentum=0.9),
+            optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+        ],
+    },
+)

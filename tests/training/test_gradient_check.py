@@ -1,0 +1,90 @@
+"""check_gradients: it finds wrong gradients, changes nothing, and refuses invalid arguments."""
+
+import copy
+
+import numpy as np
+import pytest
+from custom_layers import Counted
+from small_models import LABELS, SAMPLES, assert_same_state, gradients_of, small_net
+
+import xpnet
+from xpnet import layers, losses
+from xpnet.errors import ArgumentError
+
+
+@pytest.mark.parametrize("bad", [{"samples": 0}, {"samples": -1}, {"samples": 2.5}, {"step": 0}, {"step": -1e-5}])
+def test_invalid_numbers_of_samples_and_steps_are_refused(bad):
+    (name,) = bad
+    with pytest.raises(ArgumentError, match=name):
+        xpnet.check_gradients(small_net(), SAMPLES, SAMPLES[:, :2], **bad)
+
+
+def test_integer_inputs_have_no_gradient_to_check():
+    model = xpnet.Sequential([layers.Embedding(5, 3), layers.Flatten(), layers.Dense(1)], (4,), "cpu")
+    wrong = xpnet.check_gradients(model, np.zeros((6, 4), int), np.ones((6, 1)), inputs=True)
+    assert list(wrong) == ["0.weight", "2.weight", "2.bias"]
+    assert max(wrong.values()) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("loss", "y"),
+    [
+        ("softmax_cross_entropy", LABELS),
+        (losses.SoftmaxCrossEntropy(class_weight={1: 3.0}), LABELS),
+        ("mse", np.eye(2)[LABELS]),
+        (losses.HalfSquaredError("sum"), np.eye(2)[LABELS]),
+        ("binary_cross_entropy", np.eye(2)[LABELS]),
+    ],
+)
+def test_check_gradients_accepts_correct_gradients_and_restores_the_model(backend, loss, y):
+    model = xpnet.Sequential(
+        [layers.Dense(5, l1=0.01, l2=0.02), layers.Tanh(), layers.Dropout(0.4), layers.Dense(2)], (4,), backend
+    )
+    model.fit(SAMPLES, y, loss=loss, verbose=0)
+    before, state = copy.deepcopy(model), gradients_of(model)
+    errors = xpnet.check_gradients(model, SAMPLES, y, loss=loss, inputs=True)
+    assert list(errors) == ["0.weight", "0.bias", "3.weight", "3.bias", "inputs"]
+    assert max(errors.values()) < 1e-8 and all(type(e) is float for e in errors.values())
+    assert_same_state(model.state_dict(), before.state_dict())
+    assert model.dtype == "float32" and model.backend is backend
+    for name, value in gradients_of(model).items():
+        np.testing.assert_array_equal(value, state[name])
+
+
+@pytest.mark.parametrize("wrong", ["input", "weight"])
+def test_check_gradients_reports_a_wrong_backward(backend, wrong):
+    class Wrong(Counted):
+        def backward(self, grad_y):
+            grad_x = super().backward(grad_y)
+            if wrong == "weight":
+                self.gain.grad[...] *= 1.01
+            return grad_x * 1.01 if wrong == "input" else grad_x
+
+    model = xpnet.Sequential([layers.Dense(5), Wrong(), layers.Tanh(), layers.Dense(2)], (4,), backend)
+    errors = xpnet.check_gradients(model, SAMPLES, LABELS, loss="softmax_cross_entropy")
+    suspects = {"0.weight", "0.bias"} if wrong == "input" else {"1.gain"}
+    assert {name for name, error in errors.items() if error > 1e-3} == suspects
+    assert all(error < 1e-8 for name, error in errors.items() if name not in suspects)
+
+
+def test_check_gradients_of_inputs_accepts_a_transposed_array(backend, rng):
+    model = xpnet.Sequential([layers.Dense(3)], input_shape=4, backend=backend)
+    x, y = rng.normal(size=(4, 7)).T, rng.normal(size=(7, 3))
+    assert max(xpnet.check_gradients(model, x, y, inputs=True).values()) < 1e-6
+
+
+def test_check_gradients_does_not_change_the_model_or_the_data(backend, rng):
+    model = xpnet.Sequential([layers.Dense(3), layers.Dropout(0.5)], input_shape=4, backend=backend)
+    x, y = rng.normal(size=(5, 4)), rng.normal(size=(5, 3))
+    before, x_before = model.state_dict(), x.copy()
+    xpnet.check_gradients(model, x, y, inputs=True)
+    assert model.dtype == "float32"
+    np.testing.assert_array_equal(x, x_before)
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_check_gradients_refuses_an_unknown_loss():
+    model = xpnet.Sequential([layers.Dense(1)], input_shape=1, backend="cpu")
+    with pytest.raises(ArgumentError, match=r"unknown loss 'msee'. Did you mean 'mse'"):
+        xpnet.check_gradients(model, [[1.0]], [[1.0]], loss="msee")

@@ -1,0 +1,1 @@
+"""The CPU: NumPy, faster operators, and a thread pool."""

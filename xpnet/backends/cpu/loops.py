@@ -1,0 +1,428 @@
+"""Compiled loops of the CPU: operators in one pass over memory. Each has the name of its formula in ../reference.
+
+Numba compiles these serial loops at their first call and caches the machine code. They release the GIL, so that workers
+process parts of a batch in parallel. Arrays are C-contiguous. Without Numba, the reference formulas are used.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numpy
+from numba import njit
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _compiled(function: F) -> F:
+    # Division as in NumPy, not as in Python, whose check for 0 would prevent vectorization.
+    return cast(F, njit(nogil=True, cache=True, error_model="numpy")(function))
+
+
+@_compiled
+def im2col(x: Any, windows: Any, out: Any) -> None:
+    """x (N, H, W, C) → out (N, rows, columns, kh, kw, C)."""
+    strides, dilation, before = windows.strides, windows.dilation, windows.before
+    _, height, width, channels = x.shape
+    images, rows, columns, kh, kw, _ = out.shape
+    zero = out.dtype.type(0)
+    for n in range(images):
+        for i in range(rows):
+            for j in range(columns):
+                for a in range(kh):
+                    h = i * strides[0] + a * dilation[0] - before[0]
+                    for b in range(kw):
+                        w = j * strides[1] + b * dilation[1] - before[1]
+                        if 0 <= h < height and 0 <= w < width:
+                            for c in range(channels):
+                                out[n, i, j, a, b, c] = x[n, h, w, c]
+                        else:
+                            for c in range(channels):
+                                out[n, i, j, a, b, c] = zero
+
+
+@_compiled
+def im2col_by_cell(x: Any, windows: Any, out: Any) -> None:
+    """x (N, H, W, C) → out (kh, kw, C, N, rows, columns): im2col with the pixels under one cell stored together."""
+    strides, dilation, before = windows.strides, windows.dilation, windows.before
+    _, height, width, channels = x.shape
+    kh, kw, _, images, rows, columns = out.shape
+    pixels, flat = x.reshape(-1), out.reshape(-1)
+    zero, step = out.dtype.type(0), strides[1] * channels
+    start = 0
+    for a in range(kh):
+        for b in range(kw):
+            shift = b * dilation[1] - before[1]
+            first, end = _on_image(shift, strides[1], width, columns)
+            for c in range(channels):
+                for n in range(images):
+                    for i in range(rows):
+                        row = flat[start : start + columns]
+                        start += columns
+                        h = i * strides[0] + a * dilation[0] - before[0]
+                        on_image = 0 <= h < height
+                        if not on_image or first > 0 or end < columns:
+                            row[:] = zero
+                        if not on_image:
+                            continue
+                        source = pixels[((n * height + h) * width + first * strides[1] + shift) * channels + c :]
+                        inside = row[first:end]
+                        if step == 1:  # which the compiler vectorizes
+                            for j in range(inside.size):
+                                inside[j] = source[j]
+                        else:
+                            for j in range(inside.size):
+                                inside[j] = source[j * step]
+
+
+@_compiled
+def col2im_by_cell(patches: Any, windows: Any, out: Any) -> None:
+    """patches (kh, kw, C, N, rows, columns) → out (N, H, W, C): col2im of patches in the layout of `im2col_by_cell`."""
+    strides, dilation, before = windows.strides, windows.dilation, windows.before
+    _, height, width, channels = out.shape
+    kh, kw, _, images, rows, columns = patches.shape
+    pixels, flat = out.reshape(-1), patches.reshape(-1)
+    pixels[:] = out.dtype.type(0)
+    step = strides[1] * channels
+    start = 0
+    for a in range(kh):
+        for b in range(kw):
+            shift = b * dilation[1] - before[1]
+            first, end = _on_image(shift, strides[1], width, columns)
+            for c in range(channels):
+                for n in range(images):
+                    for i in range(rows):
+                        inside = flat[start + first : start + end]
+                        start += columns
+                        h = i * strides[0] + a * dilation[0] - before[0]
+                        if 0 <= h < height:
+                            target = pixels[((n * height + h) * width + first * strides[1] + shift) * channels + c :]
+                            if step == 1:
+                                for j in range(inside.size):
+                                    target[j] += inside[j]
+                            else:
+                                for j in range(inside.size):
+                                    target[j * step] += inside[j]
+
+
+@_compiled
+def _on_image(shift: int, stride: int, size: int, windows: int) -> tuple[int, int]:
+    """(first, end) of the windows whose cell, at pixel window · stride + shift, is on the image."""
+    first = max(0, -(shift // stride))
+    return min(first, windows), max(min(first, windows), min(windows, (size - 1 - shift) // stride + 1))
+
+
+@_compiled
+def col2im(patches: Any, windows: Any, out: Any) -> None:
+    """patches (N, rows, columns, kh, kw, C) → out (N, H, W, C)."""
+    strides, dilation, before = windows.strides, windows.dilation, windows.before
+    _, height, width, channels = out.shape
+    images, rows, columns, kh, kw, _ = patches.shape
+    zero = out.dtype.type(0)
+    for n in range(images):
+        out[n] = zero
+        for i in range(rows):
+            for j in range(columns):
+                for a in range(kh):
+                    h = i * strides[0] + a * dilation[0] - before[0]
+                    if h < 0 or h >= height:
+                        continue
+                    for b in range(kw):
+                        w = j * strides[1] + b * dilation[1] - before[1]
+                        if 0 <= w < width:
+                            for c in range(channels):
+                                out[n, h, w, c] += patches[n, i, j, a, b, c]
+
+
+@_compiled
+def max_pool(x: Any, windows: Any, out: Any, choice: Any) -> None:
+    """x (N, H, W, C) → out and choice (N, rows, columns, C)."""
+    (kh, kw), strides, before = windows.kernel, windows.strides, windows.before
+    _, height, width, _ = x.shape
+    images, rows, columns, channels = out.shape
+    if kh == kw == 2 and strides == (2, 2) and before == (0, 0) and 2 * rows <= height and 2 * columns <= width:
+        _max_pool_2x2(x, out, choice)
+        return
+    for n in range(images):
+        for i in range(rows):
+            for j in range(columns):
+                fresh = True
+                for a in range(kh):
+                    h = i * strides[0] + a - before[0]
+                    if h < 0 or h >= height:
+                        continue
+                    for b in range(kw):
+                        w = j * strides[1] + b - before[1]
+                        if w < 0 or w >= width:
+                            continue
+                        cell = a * kw + b
+                        for c in range(channels):
+                            pixel, best, chosen = x[n, h, w, c], out[n, i, j, c], choice[n, i, j, c]
+                            wins = fresh | ((not pixel <= best) & (best == best))  # NaN wins; else the first of equals
+                            out[n, i, j, c] = pixel if wins else best
+                            choice[n, i, j, c] = cell if wins else chosen
+                        fresh = False
+
+
+@_compiled
+def _max_pool_2x2(x: Any, out: Any, choice: Any) -> None:
+    """max_pool with a window and strides of 2 × 2, without branches."""
+    images, rows, columns, channels = out.shape
+    for n in range(images):
+        for i in range(rows):
+            for j in range(columns):
+                p0, p1 = x[n, 2 * i, 2 * j], x[n, 2 * i, 2 * j + 1]
+                p2, p3 = x[n, 2 * i + 1, 2 * j], x[n, 2 * i + 1, 2 * j + 1]
+                largest, chosen = out[n, i, j], choice[n, i, j]
+                for c in range(channels):  # from the last pixel to the first, so that the first of equal pixels wins
+                    best, cell = p3[c], 3
+                    if (p2[c] >= best) | (p2[c] != p2[c]):
+                        best, cell = p2[c], 2
+                    if (p1[c] >= best) | (p1[c] != p1[c]):
+                        best, cell = p1[c], 1
+                    if (p0[c] >= best) | (p0[c] != p0[c]):
+                        best, cell = p0[c], 0
+                    largest[c], chosen[c] = best, cell
+
+
+@_compiled
+def max_pool_grad(grad: Any, choice: Any, windows: Any, out: Any) -> None:
+    """grad and choice (N, rows, columns, C) → out (N, H, W, C)."""
+    (kh, kw), strides, before = windows.kernel, windows.strides, windows.before
+    _, height, width, _ = out.shape
+    images, rows, columns, channels = grad.shape
+    zero = out.dtype.type(0)
+    for n in range(images):
+        out[n] = zero
+        for i in range(rows):
+            for j in range(columns):
+                for a in range(kh):
+                    h = i * strides[0] + a - before[0]
+                    if h < 0 or h >= height:
+                        continue
+                    for b in range(kw):
+                        w = j * strides[1] + b - before[1]
+                        if w < 0 or w >= width:
+                            continue
+                        cell = a * kw + b
+                        for c in range(channels):
+                            value, chosen = grad[n, i, j, c], choice[n, i, j, c]
+                            out[n, h, w, c] += value if chosen == cell else zero
+
+
+@_compiled
+def gather(a: Any, rows: Any, out: Any) -> None:
+    for i in range(rows.size):
+        source, target = a[rows[i]], out[i]
+        for j in range(target.size):
+            target[j] = source[j]
+
+
+@_compiled
+def rescale(x: Any, scale: Any, offset: Any, out: Any) -> None:
+    xs, outs = x.reshape(-1), out.reshape(-1)
+    number = out.dtype.type
+    if offset == number(0):
+        for i in range(xs.size):
+            outs[i] = number(xs[i]) * scale
+    else:
+        for i in range(xs.size):
+            outs[i] = number(xs[i]) * scale + offset
+
+
+@_compiled
+def count_correct(outputs: Any, labels: Any) -> int:
+    rows, classes = outputs.shape
+    correct = 0
+    for i in range(rows):
+        label, beaten = labels[i], 0
+        if label < 0 or label >= classes:
+            continue
+        score = outputs[i, label]
+        is_nan = score != score
+        for k in range(classes):  # without branches, because no processor could predict them
+            other = outputs[i, k]
+            later = (k > label) & (is_nan | (other == score))
+            beaten += (k == label) | later | (other < score) | (is_nan & (other == other))
+        correct += beaten == classes
+    return correct
+
+
+@_compiled
+def relu(x: Any, out: Any) -> None:
+    xs, outs = x.reshape(-1), out.reshape(-1)
+    zero = out.dtype.type(0)
+    for i in range(xs.size):
+        value = xs[i]
+        outs[i] = zero if value <= zero else value  # NaN stays
+
+
+@_compiled
+def relu_grad(grad: Any, y: Any, out: Any) -> None:
+    grads, ys, outs = grad.reshape(-1), y.reshape(-1), out.reshape(-1)
+    zero = out.dtype.type(0)
+    for i in range(grads.size):
+        outs[i] = grads[i] if ys[i] != zero else zero
+
+
+@_compiled
+def cross_entropy(logits: Any, labels: Any, confidence: Any, share: Any, losses: Any, grad: Any) -> None:
+    """For targets that are `share` for every class, and `confidence` more for the label."""
+    rows, classes = logits.shape
+    zero = logits.dtype.type(0)
+    for i in range(rows):
+        z, g = logits[i], grad[i]
+        largest = z[0]
+        for k in range(1, classes):
+            if not z[k] <= largest:  # NaN too
+                largest = z[k]
+        total, shifted = zero, zero
+        for k in range(classes):
+            shift = z[k] - largest
+            shifted += shift
+            g[k] = math.exp(shift)
+            total += g[k]
+        log_total, label = math.log(total), labels[i]
+        loss = confidence * (log_total - (z[label] - largest))
+        if share != zero:  # 0 · ∞ would be NaN
+            loss += share * (classes * log_total - shifted)
+        losses[i] = loss
+        for k in range(classes):
+            g[k] = g[k] / total - share
+        g[label] -= confidence
+
+
+# Updates of the flat vectors, whose formulas are in optimizers.py.
+
+
+@_compiled
+def sgd(w: Any, g: Any, rate: Any) -> None:
+    for i in range(w.size):
+        w[i] -= rate * g[i]
+
+
+@_compiled
+def momentum(w: Any, g: Any, v: Any, rate: Any, mu: Any, nesterov: Any) -> None:
+    """`nesterov` is 1 for Nesterov's direction g + mu v, else 0."""
+    for i in range(w.size):
+        v[i] = mu * v[i] + g[i]
+        direction = g[i] + mu * v[i] if nesterov else v[i]
+        w[i] -= rate * direction
+
+
+@_compiled
+def adagrad(w: Any, g: Any, s: Any, rate: Any, epsilon: Any) -> None:
+    for i in range(w.size):
+        s[i] += g[i] * g[i]
+        w[i] -= rate * (g[i] / (math.sqrt(s[i]) + epsilon))
+
+
+@_compiled
+def rmsprop(w: Any, g: Any, s: Any, rate: Any, rho: Any, epsilon: Any) -> None:
+    one = w.dtype.type(1)
+    for i in range(w.size):
+        s[i] = rho * s[i] + (one - rho) * (g[i] * g[i])
+        w[i] -= rate * (g[i] / (math.sqrt(s[i]) + epsilon))
+
+
+@_compiled
+def adam(w: Any, g: Any, m: Any, s: Any, rate: Any, beta1: Any, beta2: Any, epsilon: Any) -> None:
+    """rate and epsilon include both bias corrections."""
+    one = w.dtype.type(1)
+    for i in range(w.size):
+        m[i] += (one - beta1) * (g[i] - m[i])
+        s[i] = beta2 * s[i] + (one - beta2) * (g[i] * g[i])
+        w[i] -= rate * (m[i] / (math.sqrt(s[i]) + epsilon))
+
+
+@_compiled
+def dropout_mask(row_hash: Any, word: Any, threshold: Any, kept: Any, out: Any) -> None:
+    """out (rows, columns) = kept where the bits of `random_bits` are at least `threshold`, else 0."""
+    rows, columns = out.shape
+    zero = out.dtype.type(0)
+    for i in range(rows):
+        for j in range(columns):
+            bits = _hash32(row_hash[i] ^ _hash32(numpy.uint32(j) ^ word))
+            out[i, j] = kept if bits >= threshold else zero
+
+
+@_compiled
+def _hash32(h: Any) -> Any:
+    h = numpy.uint32((h ^ (h >> numpy.uint32(16))) * numpy.uint32(0x7FEB352D))
+    h = numpy.uint32((h ^ (h >> numpy.uint32(15))) * numpy.uint32(0x846CA68B))
+    return h ^ (h >> numpy.uint32(16))
+
+
+@_compiled
+def add_to_rows(a: Any, row: Any) -> None:
+    rows, columns = a.shape
+    for i in range(rows):
+        for j in range(columns):
+            a[i, j] += row[j]
+
+
+@_compiled
+def scale_shift(x: Any, scale: Any, shift: Any, out: Any) -> None:
+    rows, columns = x.shape
+    for i in range(rows):
+        for j in range(columns):
+            out[i, j] = x[i, j] * scale[j] + shift[j]
+
+
+@_compiled
+def combine(g: Any, a: Any, x: Any, b: Any, c: Any, out: Any) -> None:
+    rows, columns = g.shape
+    for i in range(rows):
+        for j in range(columns):
+            out[i, j] = g[i, j] * a[j] + x[i, j] * b[j] + c[j]
+
+
+# Sums over many rows: blocks of rows are summed in the matrix's dtype, and the sums of the blocks in float64.
+
+_BLOCK_ROWS = 64
+
+
+@_compiled
+def add_rows(x: Any, sums: Any) -> None:
+    """sums (columns,) += Σ_rows x."""
+    rows, columns = x.shape
+    block = numpy.empty(columns, x.dtype)
+    for start in range(0, rows, _BLOCK_ROWS):
+        block[:] = 0
+        for i in range(start, min(start + _BLOCK_ROWS, rows)):
+            for j in range(columns):
+                block[j] += x[i, j]
+        for j in range(columns):
+            sums[j] += block[j]
+
+
+@_compiled
+def add_powers(x: Any, shift: Any, sums: Any) -> None:
+    """sums (2, columns) += Σ_rows (x - shift) and Σ_rows (x - shift)²."""
+    rows, columns = x.shape
+    first, second = numpy.empty(columns, x.dtype), numpy.empty(columns, x.dtype)
+    for start in range(0, rows, _BLOCK_ROWS):
+        first[:] = 0
+        second[:] = 0
+        for i in range(start, min(start + _BLOCK_ROWS, rows)):
+            for j in range(columns):
+                deviation = x[i, j] - shift[j]
+                first[j] += deviation
+                second[j] += deviation * deviation
+        for j in range(columns):
+            sums[0, j] += first[j]
+            sums[1, j] += second[j]
+
+
+@_compiled
+def add_products(a: Any, b: Any, center: Any, sums: Any) -> None:
+    """sums (columns,) += Σ_rows a · (b - center)."""
+    rows, columns = a.shape
+    block = numpy.empty(columns, a.dtype)
+    for start in range(0, rows, _BLOCK_ROWS):
+        block[:] = 0
+        for i in range(start, min(start + _BLOCK_ROWS, rows)):
+            for j in range(columns):
+                block[j] += a[i, j] * (b[i, j] - center[j])
+        for j in range(columns):
+            sums[j] += block[j]

@@ -1,0 +1,322 @@
+"""The operators of the CPU: the reference formulas or compiled loops, on parts of the batch in parallel.
+
+This happens inside parallel regions, which large models and models with convolutions enter for their passes. Outside of
+them the reference formulas run with the threads of the BLAS, and Numba, which takes long to import, is not imported.
+"""
+
+import functools
+import importlib.metadata
+import importlib.util
+import inspect
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from types import ModuleType
+from typing import Any, TypeVar, cast
+
+import numpy
+from numpy import ndarray
+
+from xpnet.backends.arrays import Array, DType
+from xpnet.backends.cpu.thread_pool import ThreadPool
+from xpnet.backends.reference import Backend
+from xpnet.backends.reference.updates import Runs
+from xpnet.backends.reference.windows import Windows
+
+_log = logging.getLogger(__name__)
+
+_SPLIT_MATMUL = 2**20  # multiplications: a smaller matrix product is not worth splitting among threads
+_MANY_ROWS = 4096
+_FEW_ROWS, _LARGE = 32, 2**15  # the product of a few rows and a large transposed matrix; see matmul
+_FEW_CHANNELS = 3
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(operator: Callable[..., Any]) -> Any:
+    """Call the decorated method with the compiled loops if these can process its arrays, else the reference formula."""
+    reference = getattr(Backend, operator.__name__)
+
+    @functools.wraps(reference)
+    def choose(self: "CPUOperators", *args: Any, **kwargs: Any) -> Any:
+        loops = self.loops((*args, *kwargs.values()) if kwargs else args)
+        if loops is None:
+            return reference(self, *args, **kwargs)
+        return operator(self, loops, *args, **kwargs)
+
+    return choose
+
+
+def by_rows(formula: F, *batched: str) -> F:
+    """An operator that processes the rows of a batch in parallel, by the compiled loop of its name or the formula.
+
+    batched: the parameters that have a row for each sample; workers get slices of them, and all other arguments whole.
+    """
+    parameters = list(inspect.signature(formula).parameters)[1:]
+    sliced = [name in batched for name in parameters]
+    first, result = parameters.index(batched[0]), parameters.index(batched[-1])
+    name = formula.__name__
+
+    @functools.wraps(formula)
+    def operator(self: "CPUOperators", *args: Any, **kwargs: Any) -> Any:
+        workers = self.threads.region_workers
+        if workers is None:
+            return formula(self, *args, **kwargs)
+        if kwargs:
+            args = (*args, *[kwargs[name] for name in parameters[len(args) :]])
+        loop = getattr(self.loops(args), name, None) or functools.partial(formula, self)
+        if workers == 1:
+            loop(*args)
+        else:
+            self.threads.parallel_for(
+                len(args[first]),
+                lambda rows, _: loop(*[a[rows] if part else a for a, part in zip(args, sliced, strict=True)]),
+            )
+        return args[result]
+
+    return cast(F, operator)
+
+
+class CPUOperators(Backend):
+    """A backend on NumPy with a thread pool and compiled loops."""
+
+    #: The patches of a convolution are made, used and dropped in chunks of this size: about a core's level-2 cache.
+    chunk_bytes = 2**20
+
+    def __init__(self, name: str, xp: ModuleType) -> None:
+        super().__init__(name, xp)
+        self.threads = ThreadPool()
+        self._ones: dict[DType, Array] = {}
+        self._scratch = threading.local()
+
+    # Splitting work --------------------------------------------------------------------------------------------------
+
+    @property
+    def workers(self) -> int:
+        return self.threads.workers
+
+    def parallel_region(self, split: bool = True) -> AbstractContextManager[Any]:
+        return self.threads.parallel_region(split)
+
+    def in_chunks(self, count: int, bytes_each: int, work: Callable[[slice, int], None]) -> None:
+        with self.threads.parallel_region():
+            size = max(1, min(self.chunk_bytes, self.workspace_bytes // self.workers) // max(1, bytes_each))
+
+            def do_part(rows: slice, worker: int) -> None:
+                for start in range(rows.start, rows.stop, size):
+                    work(slice(start, min(start + size, rows.stop)), worker)
+
+            self.threads.parallel_for(count, do_part)
+
+    def loops(self, arguments: Sequence[Any]) -> Any:
+        """The compiled loops, in a parallel region and if all arrays among the arguments are contiguous; else None."""
+        if self.threads.region_workers is None:
+            return None
+        for a in arguments:
+            if isinstance(a, ndarray) and not a.flags.c_contiguous:
+                return None
+        return compiled_loops()
+
+    def _sum(self, shape: Sequence[int], count: int, add: Callable[[slice, Array], None]) -> Array:
+        """The sum over range(count) in float64: add(rows, sums) adds these rows to the sums of one worker."""
+        sums = numpy.zeros((self.threads.region_workers or 1, *shape))
+        self.threads.parallel_for(count, lambda rows, worker: add(rows, sums[worker]))
+        return sums.sum(axis=0)
+
+    # Matrix products -------------------------------------------------------------------------------------------------
+
+    def matmul(self, a: Array, b: Array, out: Array) -> Array:
+        if a.shape[1] == 1:  # as in a batch of one sample, which NumPy's matmul does without the BLAS, ten times slower
+            return numpy.multiply(a, b, out=out)
+        if len(a) <= _FEW_ROWS and b.size >= _LARGE and b.T.flags.c_contiguous:
+            # The BLAS would take longer to copy b in another order than to multiply; (a b)ᵀ = bᵀ aᵀ avoids the copy.
+            out[...] = numpy.matmul(b.T, a.T, out=self._matrix((b.shape[1], len(a)), out.dtype)).T
+            return out
+        if len(out) * b.size < _SPLIT_MATMUL or (self.threads.region_workers or 1) == 1:
+            return numpy.matmul(a, b, out)
+        self.threads.parallel_for(len(out), lambda rows, _: numpy.matmul(a[rows], b, out=out[rows]))
+        return out
+
+    def _matrix(self, shape: tuple[int, int], dtype: DType) -> Array:
+        """An uninitialized matrix for this thread, valid until the next call."""
+        kept: Array | None = getattr(self._scratch, "kept", None)
+        size = shape[0] * shape[1] * dtype.itemsize
+        if kept is None or kept.size < size:
+            kept = self._scratch.kept = numpy.empty(size, dtype=numpy.uint8)
+        return kept[:size].view(dtype).reshape(shape)
+
+    # Elements --------------------------------------------------------------------------------------------------------
+
+    relu = by_rows(Backend.relu, "x", "out")
+    relu_grad = by_rows(Backend.relu_grad, "grad", "y", "out")
+    add_to_rows = by_rows(Backend.add_to_rows, "a")
+    scale_shift = by_rows(Backend.scale_shift, "x", "out")
+    combine = by_rows(Backend.combine, "g", "x", "out")
+
+    @compiled
+    def rescale(self, loops: Any, x: Array, scale: float, offset: float, out: Array) -> Array:
+        if not _known_to_numba(x):
+            return super().rescale(x, scale, offset, out)
+        loop, number = loops.rescale, out.dtype.type
+        self.threads.parallel_for(len(x), lambda rows, _: loop(x[rows], number(scale), number(offset), out[rows]))
+        return out
+
+    def gather(self, a: Array, rows: Array, out: Array) -> Array:
+        # mode="clip", because the default allocates a temporary array of out's size.
+        if a.dtype == out.dtype:
+            return numpy.take(a, rows, axis=0, out=out, mode="clip")
+        loops = self.loops((a, rows, out))
+        if loops is None or not _known_to_numba(a):
+            return super().gather(a, rows, out)
+        loops.gather(a.reshape(len(a), -1), rows, out.reshape(len(out), -1))
+        return out
+
+    # Rows ------------------------------------------------------------------------------------------------------------
+
+    @compiled
+    def cross_entropy(
+        self, loops: Any, logits: Array, labels: Array, smoothing: float, losses: Array, grad: Array
+    ) -> tuple[Array, Array]:
+        number = logits.dtype.type
+        confidence, share = number(1.0 - smoothing), number(smoothing / logits.shape[1])
+        loops.cross_entropy(logits, labels, confidence, share, losses, grad)
+        return losses, grad
+
+    @compiled
+    def count_correct(self, loops: Any, outputs: Array, labels: Array) -> Array:
+        if labels.dtype.kind not in "iu":
+            return super().count_correct(outputs, labels)
+        return numpy.array([loops.count_correct(outputs, labels), len(outputs)], dtype=numpy.int64)
+
+    # Reductions ------------------------------------------------------------------------------------------------------
+
+    def sum_rows(self, a: Array, out: Array) -> Array:
+        if len(a) > _MANY_ROWS:  # whose rounding errors would accumulate
+            loops = self.loops((a,))
+            if loops is None:
+                out[...] = numpy.sum(a, axis=0, dtype=numpy.float64)
+            else:
+                out[...] = self._sum(out.shape, len(a), lambda rows, sums: loops.add_rows(a[rows], sums))
+            return out
+        ones = self._ones.get(a.dtype)
+        if ones is None:
+            ones = self._ones[a.dtype] = numpy.ones(_MANY_ROWS, dtype=a.dtype)
+        return numpy.dot(ones[: len(a)], a, out=out)  # three times as fast as numpy.sum
+
+    @compiled
+    def moments(self, loops: Any, x: Array) -> tuple[Array, Array]:
+        loop, shift = loops.add_powers, x[0].copy()  # so close to the mean that one pass loses no digits
+        sums = self._sum((2, x.shape[1]), len(x), lambda rows, sums: loop(x[rows], shift, sums))
+        offset, square = sums / len(x)
+        return (shift + offset).astype(x.dtype), (square - offset * offset).clip(0.0).astype(x.dtype)
+
+    @compiled
+    def sum_products(self, loops: Any, a: Array, b: Array, center: Array, out: Array) -> Array:
+        out[...] = self._sum(out.shape, len(a), lambda rows, sums: loops.add_products(a[rows], b[rows], center, sums))
+        return out
+
+    # Windows ---------------------------------------------------------------------------------------------------------
+
+    def im2col_layout(self, memory: Array) -> Array:
+        # With few channels, the pixels under one cell of all windows form longer runs than those under one window.
+        if memory.shape[-1] > _FEW_CHANNELS:
+            return memory
+        images, rows, columns, kh, kw, channels = memory.shape
+        return memory.reshape(kh, kw, channels, images, rows, columns).transpose(3, 4, 5, 0, 1, 2)
+
+    def im2col(self, x: Array, windows: Windows, out: Array) -> Array:
+        _check_shapes(x, windows, out)
+        by_cell = out.transpose(3, 4, 5, 0, 1, 2)
+        if (loops := self.loops((x, by_cell))) is not None:
+            loops.im2col_by_cell(x, windows, by_cell)
+        elif (loops := self.loops((x, out))) is not None:
+            loops.im2col(x, windows, out)
+        else:
+            super().im2col(x, windows, out)
+        return out
+
+    def col2im(self, patches: Array, windows: Windows, out: Array) -> Array:
+        _check_shapes(out, windows, patches)
+        by_cell = patches.transpose(3, 4, 5, 0, 1, 2)
+        if (loops := self.loops((by_cell, out))) is not None:
+            loops.col2im_by_cell(by_cell, windows, out)
+        elif (loops := self.loops((patches, out))) is not None:
+            loops.col2im(patches, windows, out)
+        else:
+            super().col2im(patches, windows, out)
+        return out
+
+    def max_pool(self, x: Array, windows: Windows, out: Array, choice: Array) -> Array:
+        _check_shapes(x, windows, out)
+        with self.threads.parallel_region():
+            return self._max_pool(x, windows, out, choice)
+
+    def max_pool_grad(self, grad: Array, choice: Array, windows: Windows, out: Array) -> Array:
+        _check_shapes(out, windows, grad)
+        with self.threads.parallel_region():
+            return self._max_pool_grad(grad, choice, windows, out)
+
+    _max_pool = by_rows(Backend.max_pool, "x", "choice", "out")
+    _max_pool_grad = by_rows(Backend.max_pool_grad, "grad", "choice", "out")
+    sum_pool = by_rows(Backend.sum_pool, "x", "out")
+    sum_pool_grad = by_rows(Backend.sum_pool_grad, "grad", "out")
+    depthwise = by_rows(Backend.depthwise, "x", "out")
+    depthwise_input_grad = by_rows(Backend.depthwise_input_grad, "grad", "out")
+
+    # Random numbers --------------------------------------------------------------------------------------------------
+
+    @compiled
+    def dropout_mask(self, loops: Any, key: Sequence[int], rate: float, out: Array, first_row: int = 0) -> Array:
+        row_hash, word = self._hash_rows(key, len(out), first_row)
+        numbers = numpy.uint32(word), numpy.uint32(int(rate * 2**32)), out.dtype.type(1.0 / (1.0 - rate))
+        self.threads.parallel_for(len(out), lambda rows, _: loops.dropout_mask(row_hash[rows], *numbers, out[rows]))
+        return out
+
+    # Updates ---------------------------------------------------------------------------------------------------------
+
+    def fused_update(self, name: str, runs: Runs, vectors: Sequence[Array], numbers: Sequence[float]) -> bool:
+        loops = self.loops(vectors)
+        if loops is None:
+            return False
+        update, number = getattr(loops, name), vectors[0].dtype.type
+        given = [number(n) for n in numbers]
+
+        def update_part(rows: slice, _: int) -> None:
+            update(*[vector[rows] for vector in pieces], *given)
+
+        for run in runs:
+            pieces = [vector[run] for vector in vectors]
+            self.threads.parallel_for(len(pieces[0]), update_part)
+        return True
+
+
+def _known_to_numba(a: Array) -> bool:
+    """Whether compiled loops can read a user's array: Numba supports neither float16 nor a foreign byte order."""
+    return bool(a.dtype.isnative) and a.dtype.char != "e"
+
+
+def _check_shapes(images: Array, windows: Windows, results: Array) -> None:
+    """Refuse arrays that differ in batch size, image size or channels: compiled loops would leave their bounds."""
+    if images.shape != (len(results), *windows.image, results.shape[-1]) or results.shape[1:3] != windows.grid:
+        raise ValueError(f"images {images.shape} and results {results.shape} do not fit {windows}.")
+
+
+def loop_compiler() -> str:
+    """The name and version of the package that compiles the loops, or "none". Does not load it."""
+    if os.environ.get("XPNET_FAST") == "0" or importlib.util.find_spec("numba") is None:
+        return "none"
+    return f"Numba {importlib.metadata.version('numba')}"
+
+
+@functools.cache
+def compiled_loops() -> Any:
+    """The compiled loops; None without Numba, or if the environment variable XPNET_FAST=0 turns them off."""
+    if os.environ.get("XPNET_FAST") == "0":
+        return None
+    try:
+        return importlib.import_module("xpnet.backends.cpu.loops")
+    except Exception as error:  # not installed, or made for another NumPy, which Numba reports in many ways
+        _log.info("no compiled loops, plain NumPy instead: %s", error)
+        return None

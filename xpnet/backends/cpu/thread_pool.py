@@ -1,0 +1,141 @@
+"""The thread pool of the CPU: workers that process parts of a batch in parallel while the BLAS uses one thread.
+
+Two pools of threads that spin on the same cores slow each other down. So a parallel region limits the BLAS to one
+thread, and has as many workers as the BLAS had threads.
+"""
+
+import contextlib
+import contextvars
+import functools
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any
+
+_NOTHING = contextlib.nullcontext()
+
+
+class _ThreadState(threading.local):
+    """How many workers this thread splits work among; None outside of parallel regions."""
+
+    workers: int | None = None
+
+
+class _SingleWorkerRegion:
+    """A parallel region that splits nothing. A class, because steps of small models enter it often."""
+
+    __slots__ = ("_state",)
+
+    def __init__(self, state: _ThreadState) -> None:
+        self._state = state
+
+    def __enter__(self) -> None:
+        self._state.workers = 1
+
+    def __exit__(self, *_: object) -> None:
+        self._state.workers = None
+
+
+class ThreadPool:
+    """The thread pool of this process. Any number of the caller's threads may use it at once."""
+
+    def __init__(self) -> None:
+        self._reset()
+        os.register_at_fork(after_in_child=self._reset)  # a fork does not copy threads
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._regions = 0  # how many of the caller's threads are in a parallel region that splits work
+        self._blas_threads = 1  # what the BLAS used before the first of them
+        self._blas_limit: Any = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._state = _ThreadState()
+
+    def parallel_region(self, split: bool = True) -> AbstractContextManager[Any]:
+        """A context in which `parallel_for` splits work and the BLAS uses one thread.
+
+        With split=False nothing is split, and the BLAS keeps its threads. Inside another region it has no effect.
+        """
+        if self._state.workers is not None:
+            return _NOTHING
+        return self._split_region() if split else _SingleWorkerRegion(self._state)
+
+    @contextlib.contextmanager
+    def _split_region(self) -> Iterator[None]:
+        with self._lock:
+            if not self._regions:
+                self._blas_threads = _blas_threads()
+                if self._blas_threads > 1:
+                    self._blas_limit = _blas_controller().limit(limits=1, user_api="blas")
+            self._regions += 1
+            self._state.workers = self._blas_threads
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._state.workers = None
+                self._regions -= 1
+                if not self._regions and self._blas_limit is not None:
+                    self._blas_limit.restore_original_limits()
+                    self._blas_limit = None
+
+    @property
+    def workers(self) -> int:
+        """How many workers `parallel_for` uses, or would use in a parallel region."""
+        workers = self._state.workers
+        if workers is not None:
+            return workers
+        with self._lock:
+            return self._blas_threads if self._regions else _blas_threads()
+
+    @property
+    def region_workers(self) -> int | None:
+        """How many workers `parallel_for` uses here: None outside of parallel regions, and 1 inside a part."""
+        return self._state.workers
+
+    def parallel_for(self, count: int, work: Callable[[slice, int], None]) -> None:
+        """Call work(rows, worker) in parallel for one slice of range(count) per worker, and wait for all."""
+        parts = min(self._state.workers or 1, count)
+        if parts <= 1:
+            work(slice(0, count), 0)
+            return
+        bounds = [count * i // parts for i in range(parts + 1)]
+        rows = [slice(start, end) for start, end in itertools.pairwise(bounds)]
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(max(parts, os.cpu_count() or 1), thread_name_prefix="xpnet")
+
+        def do_part(worker: int) -> None:
+            before, self._state.workers = self._state.workers, 1  # so that a part is not split again
+            try:
+                work(rows[worker], worker)
+            finally:
+                self._state.workers = before
+
+        others: list[Future[None]] = []
+        try:
+            # In a copy of the caller's context, because numpy.errstate is part of it.
+            others = [self._pool.submit(contextvars.copy_context().run, do_part, i) for i in range(1, parts)]
+            do_part(0)
+        finally:
+            for other in others:
+                other.exception()  # waits, so that no thread writes into the caller's arrays after the return
+        for other in others:
+            other.result()
+
+
+@functools.cache
+def _blas_controller() -> Any:
+    import threadpoolctl
+
+    return threadpoolctl.ThreadpoolController().select(user_api="blas")
+
+
+def _blas_threads() -> int:
+    try:
+        libraries = _blas_controller().lib_controllers
+    except ImportError:  # the source tree also runs with NumPy alone; then the BLAS keeps its threads
+        return 1
+    return max((int(library.get_num_threads()) for library in libraries), default=1)

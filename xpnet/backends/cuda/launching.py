@@ -1,0 +1,185 @@
+"""How the operators of a GPU launch kernels, and fall back to the reference formulas."""
+
+import functools
+import inspect
+import logging
+import math
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar, cast
+
+import numpy
+
+from xpnet.backends.arrays import Array
+from xpnet.backends.cuda.compiling import watch
+from xpnet.backends.cuda.graphs import CapturedGraph, StepCells
+from xpnet.backends.cuda.kernels import CELL_SIZE, REALS, Kernels
+from xpnet.backends.reference import Backend
+from xpnet.errors import CaptureError
+
+_log = logging.getLogger(__name__)
+
+BLOCK = 256  # threads
+_MOST_BLOCKS = 4096  # of a grid that strides over the elements: enough to occupy any device
+_PART_ROWS, _MOST_PARTS = 256, 1024  # the rows that a block sums, and the most blocks of such a sum
+_INTEGERS = {"labels": (numpy.dtype("int64"),), "choice": (numpy.dtype("uint8"), numpy.dtype("int32"))}
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def by_kernel(formula: F, rowwise: bool = False, below: float = math.inf) -> F:
+    """An operator that launches the kernel of the formula's name; for arrays that kernels do not accept, the formula.
+
+    The kernel gets the operator's arguments, and the sizes that `KernelLauncher.launch` adds.  rowwise: the kernel uses
+    a block for each row, instead of a thread for each element.  below: as in `fused`.
+    """
+    name = formula.__name__
+
+    @functools.wraps(formula)
+    def operator(self: "KernelLauncher", out: Array | None = None, **given: Any) -> Array:
+        out = self.xp.empty_like(given["x"]) if out is None else out
+        return (self.launch_rows if rowwise else self.launch)(name, out, **given)
+
+    return fused(cast(F, operator), below)
+
+
+def fused(operator: F, below: float = math.inf) -> F:
+    """Call the decorated method if kernels accept its arrays, else the reference formula of its name.
+
+    below: the arrays must have fewer elements than that.
+    """
+    reference = getattr(Backend, operator.__name__)
+    parameters = list(inspect.signature(operator).parameters)[1:]
+
+    @functools.wraps(operator)
+    def choose(self: "KernelLauncher", *args: Any, **kwargs: Any) -> Any:
+        given = {**dict(zip(parameters, args, strict=False)), **kwargs}
+        reals = [a for name, a in given.items() if isinstance(a, self.xp.ndarray) and name not in _INTEGERS]
+        integers = [(a, _INTEGERS[name]) for name, a in given.items() if name in _INTEGERS]
+        accepted = self.accepts(*reals) and max(a.size for a in reals) < below
+        accepted = accepted and all(a.dtype in dtypes and a.flags.c_contiguous for a, dtypes in integers)
+        return (operator if accepted else reference)(self, **given)
+
+    return cast(F, choose)
+
+
+class _ThreadState(threading.local):
+    """What differs between the threads that use one backend."""
+
+    precision: str | None = None  # of matrix products
+    cells: StepCells | None = None  # of the step that is being captured
+    lasting_allocator: Any = None  # for lasting memory, while other arrays come from the pool of a graph
+    stream: Any = None  # of this thread's trainings
+    uploads: Any = None  # that are in progress
+
+
+class KernelLauncher(Backend):
+    """A backend on CuPy. Whatever cannot be compiled or loaded falls back to the formulas, and is logged once."""
+
+    def __init__(self, name: str, xp: Any) -> None:
+        super().__init__(name, xp)
+        self._compile_watch = watch(xp)  # before any kernel is compiled
+        self.kernels = Kernels(xp)
+        self.thread = _ThreadState()
+        #: The live graphs, each of which has its own memory pool.
+        self.graphs: weakref.WeakSet[CapturedGraph] = weakref.WeakSet()
+
+    @property
+    def compile_seconds(self) -> float:
+        return self._compile_watch.seconds if self._compile_watch else 0.0
+
+    def on_compile(self, listener: Callable[[], None]) -> AbstractContextManager[Any]:
+        return self._compile_watch.on_compile(listener) if self._compile_watch else nullcontext()
+
+    @functools.cached_property
+    def kernels_unavailable(self) -> str | None:
+        """Why kernels.cu cannot be used, found by running a small kernel; None if it can be used."""
+        try:
+            with self.device():
+                ones = self.xp.ones(1, dtype=numpy.float32)
+                self.launch("relu", ones, x=ones)
+        except Exception as error:  # no compiler, no headers, a device too old
+            return self.log_unavailable("kernels.cu does not compile", error)
+        return None
+
+    def log_unavailable(self, what: str, error: Exception) -> str:
+        reason = f"{what} ({type(error).__name__}: {error})"
+        _log.warning("%s: %s; CuPy's own functions are used instead, which are slower", self.name, reason)
+        return reason
+
+    def accepts(self, *arrays: Array) -> bool:
+        """Whether kernels can process these arrays: contiguous, not empty, and all float32 or all float64."""
+        dtype = arrays[0].dtype
+        if dtype not in REALS or self.kernels_unavailable:
+            return False
+        return all(a.flags.c_contiguous and a.size and a.dtype == dtype for a in arrays)
+
+    def launch(self, name: str, array: Array, /, *, blocks: int = 0, threads: int = BLOCK, **given: Any) -> Array:
+        """Launch a kernel whose threads stride over the elements of `array`, and return the array.
+
+        given: the arguments of the kernel by name. Unless they are given, `out` is the array, `n` its size, and
+        `columns` or `channels` the size of its last axis.  blocks: 0 means as many as the elements need.
+        """
+        columns = array.shape[-1] if array.ndim else 1
+        arguments = {"out": array, "n": array.size, "columns": columns, "channels": columns, **given}
+        blocks = blocks or min(-(-arguments["n"] // BLOCK), _MOST_BLOCKS)
+        self.kernels.launch(name, array.dtype, (blocks,), (threads,), arguments)
+        return array
+
+    def launch_rows(self, name: str, array: Array, /, **given: Any) -> Array:
+        """Launch a kernel with a block for each row of `array`, and return the array."""
+        columns = array.shape[-1]
+        rows, threads = array.size // columns, min(BLOCK, max(32, 1 << (columns - 1).bit_length()))
+        return self.launch(name, array, blocks=min(rows, 2**16), threads=threads, rows=rows, **given)
+
+    def launch_column_sums(self, name: str, array: Array, /, *, sums: int = 1, **given: Any) -> tuple[Array, int]:
+        """Launch a kernel that sums over the rows, in parts: (float64 sums (parts · sums, columns), parts)."""
+        rows, columns = array.shape
+        across = -(-columns // 32)
+        parts = min(-(-rows // _PART_ROWS), max(1, _MOST_PARTS // across))
+        part_rows = -(-rows // parts)
+        parts = -(-rows // part_rows)
+        part_sums = self.xp.empty((parts * sums, columns), dtype=numpy.float64)
+        arguments = {**given, "rows": rows, "columns": columns, "part_rows": part_rows, "parts": part_sums}
+        self.kernels.launch(name, array.dtype, (across, parts), (32, 8), arguments)
+        return part_sums, parts
+
+    def step_numbers(self, of_step: Callable[[int], Sequence[float]], step: int) -> Array:
+        """The numbers of_step(step) in device memory; while a step is captured, a cell that each replay fills."""
+        if self.thread.cells is not None:
+            return self.thread.cells.cell(of_step, step)
+        given = (*of_step(step), *[0.0] * CELL_SIZE)[:CELL_SIZE]
+        return self.launch("set_numbers", self.xp.empty(CELL_SIZE, dtype=numpy.float64), given=given)
+
+    @contextmanager
+    def step_cells(self, cells: StepCells) -> Iterator[None]:
+        """A context in which this thread captures a step, whose `step_numbers` are in these cells."""
+        self.thread.cells = cells
+        try:
+            yield
+        finally:
+            self.thread.cells = None
+
+    def refuse_capture(self, reason: str) -> None:
+        if self.thread.cells is not None:
+            raise CaptureError(reason)
+
+    @contextmanager
+    def temporary_memory(self, pool: Any) -> Iterator[None]:
+        """A context in which this thread's arrays come from this pool, except those made in `lasting_memory`."""
+        cuda, before = self.xp.cuda, self.thread.lasting_allocator
+        self.thread.lasting_allocator = before or cuda.get_allocator()
+        try:
+            with cuda.using_allocator(pool.malloc):
+                yield
+        finally:
+            self.thread.lasting_allocator = before
+
+    def lasting_memory(self) -> AbstractContextManager[Any]:
+        allocator = self.thread.lasting_allocator
+        if allocator is None:
+            return nullcontext()
+        context: AbstractContextManager[Any] = self.xp.cuda.using_allocator(allocator)
+        return context

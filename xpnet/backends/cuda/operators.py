@@ -1,0 +1,201 @@
+"""The operators of a GPU: kernels of kernels.cu, or the reference formulas for arrays that these do not accept."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+
+from xpnet.backends.arrays import Array
+from xpnet.backends.cuda.kernels import REALS, signatures
+from xpnet.backends.cuda.launching import BLOCK, by_kernel, fused
+from xpnet.backends.cuda.matmul import CUDAMatmul
+from xpnet.backends.reference import Backend
+from xpnet.backends.reference.random import step_word
+from xpnet.backends.reference.updates import Numbers, Runs
+from xpnet.backends.reference.windows import Windows
+
+_INT64 = numpy.dtype("int64")
+_MANY = 2**31  # elements: the kernels of windows count in 32 bits
+
+fused_windows = functools.partial(fused, below=_MANY)
+
+
+class CUDAOperators(CUDAMatmul):
+    """A backend on CuPy, with kernels."""
+
+    def __init__(self, name: str, xp: Any) -> None:
+        super().__init__(name, xp)
+        self._parameter_masks: dict[tuple[Any, ...], Array] = {}
+
+    # Elements --------------------------------------------------------------------------------------------------------
+
+    relu = by_kernel(Backend.relu)
+    relu_grad = by_kernel(Backend.relu_grad)
+    sigmoid = by_kernel(Backend.sigmoid)
+    softplus = by_kernel(Backend.softplus)
+    scale_shift = by_kernel(Backend.scale_shift)
+    combine = by_kernel(Backend.combine)
+
+    @fused
+    def add_to_rows(self, a: Array, row: Array) -> Array:
+        return self.launch("add_to_rows", a, row=row)
+
+    def rescale(self, x: Array, scale: float, offset: float, out: Array) -> Array:
+        if x.dtype == numpy.uint8 and x.flags.c_contiguous and self.accepts(out):
+            return self.launch("rescale_bytes", out, x=x, scale=scale, offset=offset)
+        if self.accepts(x, out):
+            return self.launch("rescale", out, x=x, scale=scale, offset=offset)
+        return super().rescale(x, scale, offset, out)
+
+    def gather(self, a: Array, rows: Array, out: Array) -> Array:
+        contiguous = a.flags.c_contiguous and rows.flags.c_contiguous and out.flags.c_contiguous
+        if contiguous and rows.dtype == _INT64 and rows.ndim == 1 and out.size and not self.kernels_unavailable:
+            size = out.size // len(rows)
+            if a.dtype == out.dtype and a.itemsize in (1, 4, 8):
+                return self.launch("gather", out, a=a, rows=rows, size=size, item_bytes=a.itemsize)
+            if a.dtype == numpy.uint8 and out.dtype in REALS:
+                return self.launch("gather_bytes", out, a=a, rows=rows, size=size)
+        return super().gather(a, rows, out)
+
+    # Rows ------------------------------------------------------------------------------------------------------------
+
+    softmax = by_kernel(Backend.softmax, rowwise=True)
+    log_softmax = by_kernel(Backend.log_softmax, rowwise=True)
+    normalize_rows = by_kernel(Backend.normalize_rows, rowwise=True)
+    normalize_rows_grad = by_kernel(Backend.normalize_rows_grad, rowwise=True)
+
+    @fused
+    def cross_entropy(
+        self, logits: Array, labels: Array, smoothing: float, losses: Array, grad: Array
+    ) -> tuple[Array, Array]:
+        targets = {"labels": labels, "confidence": 1.0 - smoothing, "share": smoothing / logits.shape[1]}
+        self.launch_rows("cross_entropy", grad, logits=logits, **targets, losses=losses, grad=grad)
+        return losses, grad
+
+    @fused
+    def count_correct(self, outputs: Array, labels: Array) -> Array:
+        correct = self.xp.zeros(2, dtype=_INT64)
+        self.launch("count_correct", outputs, outputs=outputs, labels=labels, n=len(outputs), correct=correct)
+        return correct
+
+    # Reductions ------------------------------------------------------------------------------------------------------
+
+    @fused
+    def sum_rows(self, a: Array, out: Array) -> Array:
+        return self._add_parts(*self.launch_column_sums("sum_rows", a, a=a, out=out), out)
+
+    @fused
+    def sum_products(self, a: Array, b: Array, center: Array, out: Array) -> Array:
+        return self._add_parts(*self.launch_column_sums("sum_products", a, a=a, b=b, center=center, out=out), out)
+
+    def _add_parts(self, part_sums: Array, parts: int, out: Array) -> Array:
+        return out if parts == 1 else self.launch("add_parts", out, parts=part_sums, count=parts)
+
+    @fused
+    def moments(self, x: Array) -> tuple[Array, Array]:
+        part_sums, parts = self.launch_column_sums("sum_powers", x, sums=2, x=x)
+        mean, variance = (self.xp.empty(x.shape[1], dtype=x.dtype) for _ in range(2))
+        self.launch("moments", mean, parts=part_sums, count=parts, x=x, rows=len(x), mean=mean, variance=variance)
+        return mean, variance
+
+    def sum_to(self, x: Array, out: Array) -> None:
+        if self.accepts(x):
+            self.launch("sum_to", x, blocks=1, x=x, out=out)
+        else:
+            super().sum_to(x, out)
+
+    # Windows ---------------------------------------------------------------------------------------------------------
+
+    def im2col(self, x: Array, windows: Windows, out: Array) -> Array:
+        pixel = _pixel_stride(x)
+        if pixel is None or x.dtype != out.dtype or out.size >= _MANY or not self.accepts(out):
+            return super().im2col(x, windows, out)
+        return self.launch("im2col", out, images=_address(x), distance=pixel, windows=windows)
+
+    def col2im(self, patches: Array, windows: Windows, out: Array) -> Array:
+        pixel = _pixel_stride(out)
+        if pixel is None or patches.dtype != out.dtype or patches.size >= _MANY or not self.accepts(patches):
+            return super().col2im(patches, windows, out)
+        return self.launch("col2im", out, images=_address(out), distance=pixel, patches=patches, windows=windows)
+
+    @fused_windows
+    def max_pool(self, x: Array, windows: Windows, out: Array, choice: Array) -> Array:
+        return self.launch("max_pool", out, x=x, windows=windows, choice=choice, choice_bytes=choice.itemsize)
+
+    @fused_windows
+    def max_pool_grad(self, grad: Array, choice: Array, windows: Windows, out: Array) -> Array:
+        arguments = {"grad": grad, "choice": choice, "choice_bytes": choice.itemsize, "windows": windows}
+        return self.launch("max_pool_grad", out, **arguments)
+
+    sum_pool = by_kernel(Backend.sum_pool, below=_MANY)
+    sum_pool_grad = by_kernel(Backend.sum_pool_grad, below=_MANY)
+
+    # Random numbers --------------------------------------------------------------------------------------------------
+
+    def random_bits(self, key: Sequence[int], rows: int, columns: int, first_row: int = 0) -> Array:
+        if self.kernels_unavailable or not rows * columns:
+            return super().random_bits(key, rows, columns, first_row)
+        out = self.xp.empty((rows, columns), dtype=numpy.uint32)
+        return self.launch("random_bits", out, word=self._word(key), first_row=first_row)
+
+    @fused
+    def dropout_mask(self, key: Sequence[int], rate: float, out: Array, first_row: int = 0) -> Array:
+        threshold, kept = int(rate * 2**32), 1.0 / (1.0 - rate)
+        word = self._word(key)
+        return self.launch("dropout_mask", out, word=word, first_row=first_row, threshold=threshold, kept=kept)
+
+    def _word(self, key: Sequence[int]) -> Array:
+        return self.step_numbers(functools.partial(step_word, tuple(key[:-1])), key[-1])
+
+    # Updates ---------------------------------------------------------------------------------------------------------
+
+    @fused
+    def clip_norm(self, grads: Array, trained: Runs, limit: float) -> None:
+        mask = self._parameter_mask(grads.size, trained, [])
+        blocks = min(-(-grads.size // (4 * BLOCK)), BLOCK)
+        parts, scale = (self.xp.empty(shape, dtype=numpy.float64) for shape in ((blocks, 2), ()))
+        self.launch("square_parts", grads, blocks=blocks, g=grads, mask=mask, parts=parts)
+        self.launch("clip_scale", grads, blocks=1, parts=parts, count=blocks, limit=limit, scale=scale)
+        self.launch("scale_trained", grads, g=grads, mask=mask, scale=scale)
+
+    def whole_update(
+        self, name: str, trained: Runs, decayed: Runs, vectors: list[Array], numbers: Numbers, step: int, gate: Array
+    ) -> bool:
+        if not self.accepts(*vectors):
+            return False
+        mask = self._parameter_mask(vectors[0].size, trained, decayed)
+        given = {argument.name: vector for argument, vector in zip(signatures()[name], vectors, strict=False)}
+        self.launch(name, vectors[0], **given, mask=mask, numbers=self.step_numbers(numbers, step), gate=gate)
+        return True
+
+    def _parameter_mask(self, size: int, trained: Runs, decayed: Runs) -> Array:
+        """For each element of the flat vectors: 0 for frozen, 1 for trained, 2 for trained with weight decay."""
+        runs = tuple(tuple((run.start, run.stop) for run in runs) for runs in (trained, decayed))
+        key = (size, *runs)
+        if key not in self._parameter_masks:
+            mask = numpy.zeros(size, dtype=numpy.uint8)
+            for value, slices in enumerate(runs, 1):
+                for start, stop in slices:
+                    mask[start:stop] = value
+            with self.lasting_memory():
+                self._parameter_masks[key] = self.asarray(mask)
+        return self._parameter_masks[key]
+
+
+def _pixel_stride(images: Array) -> int | None:
+    """The elements from a pixel to the next, if (N, H, W, C) are some channels of contiguous images; else None."""
+    _, height, width, channels = images.shape
+    per_image, per_row, per_pixel, per_channel = (stride // images.itemsize for stride in images.strides)
+    regular = (
+        (per_channel == 1 or channels == 1)
+        and (per_row == width * per_pixel or height == 1)
+        and (per_image == height * width * per_pixel or len(images) == 1)
+        and per_pixel >= channels
+    )
+    return per_pixel if regular and images.size else None
+
+
+def _address(a: Array) -> Any:
+    """The address of an array, for a kernel that gets its strides as numbers."""
+    return numpy.uint64(a.data.ptr)

@@ -1,0 +1,32 @@
+"""Matrix products."""
+
+from xpnet.backends.arrays import Array
+from xpnet.backends.base import Device
+
+
+class MatmulOperators(Device):
+    def matmul(self, a: Array, b: Array, out: Array) -> Array:
+        """out = a @ b, for matrices.
+
+        a and b may be transposed views. out overlaps neither, and is C-contiguous or some columns of such a matrix.
+        """
+        if out.flags.c_contiguous:
+            return self.xp.matmul(a, b, out=out)
+        out[...] = self.xp.matmul(a, b)
+        return out
+
+    def add_matmul(self, a: Array, b: Array, out: Array, scratch: Array) -> Array:
+        """out += a @ b, for matrices. `scratch` is a C-contiguous array in out's shape, which is overwritten."""
+        out += self.xp.matmul(a, b, out=scratch)
+        return out
+
+    def batched_matmul(self, a: Array, b: Array, out: Array) -> Array:
+        """out[..., :, :] = a[..., :, :] @ b[..., :, :], for contiguous stacks of matrices; a or b may be one matrix."""
+        return self.xp.matmul(a, b, out=out)
+
+    def cast(self, a: Array) -> Array:
+        """The matrix `a` in the precision of the surrounding `matmul_precision`: in half precision, a rounded copy.
+
+        `matmul` casts by itself; casting before is faster for a matrix that is used several times.
+        """
+        return a

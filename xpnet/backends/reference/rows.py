@@ -1,0 +1,72 @@
+"""Operators on each row of a matrix: softmax, cross-entropy, correct predictions, normalization."""
+
+from xpnet.backends.arrays import Array
+from xpnet.backends.base import Device
+
+
+class RowOperators(Device):
+    def softmax(self, x: Array, out: Array | None = None) -> Array:
+        """e^x / Σ e^x over the last axis, after subtracting the maximum, so that no exponent is positive."""
+        xp = self.xp
+        out = xp.subtract(x, xp.max(x, axis=-1, keepdims=True), out=out)
+        xp.exp(out, out=out)
+        out /= xp.sum(out, axis=-1, keepdims=True)
+        return out
+
+    def log_softmax(self, x: Array, out: Array | None = None) -> Array:
+        """x - log Σ e^x over the last axis, after subtracting the maximum."""
+        xp = self.xp
+        out = xp.subtract(x, xp.max(x, axis=-1, keepdims=True), out=out)
+        out -= xp.log(xp.sum(xp.exp(out), axis=-1, keepdims=True))
+        return out
+
+    def cross_entropy(
+        self, logits: Array, labels: Array, smoothing: float, losses: Array, grad: Array
+    ) -> tuple[Array, Array]:
+        """losses (N,) = -Σ_k t_k log p_k and grad (N, K) = p - t, with p = softmax(logits).
+
+        t_k = smoothing / K for each of the K classes, and 1 - smoothing more for the label.
+        """
+        xp, share = self.xp, smoothing / logits.shape[1]
+        log_p = self.log_softmax(logits, out=grad)
+        rows = xp.arange(len(labels))
+        xp.multiply(log_p[rows, labels], smoothing - 1.0, out=losses)
+        if smoothing:
+            losses -= share * xp.sum(log_p, axis=1)
+        xp.exp(log_p, out=grad)
+        grad[rows, labels] -= 1.0 - smoothing
+        if smoothing:
+            grad -= share
+        return losses, grad
+
+    def count_correct(self, outputs: Array, labels: Array) -> Array:
+        """[correct, N]: how many rows of outputs (N, K) have their largest number at the label, and how many there are.
+
+        Of equal numbers the first counts as the largest. NaN counts as larger than any number.
+        """
+        sums = self.xp.empty(2, dtype=self.xp.int64)
+        sums[0], sums[1] = self.xp.count_nonzero(outputs.argmax(axis=-1) == labels), len(outputs)
+        return sums
+
+    def normalize_rows(self, x: Array, epsilon: float, out: Array, sigma: Array) -> Array:
+        """out = (x - μ) / σ, with the mean μ and σ = √(variance + epsilon) of each row; sigma (rows, 1) = σ."""
+        xp = self.xp
+        xp.subtract(x, xp.mean(x, axis=-1, keepdims=True), out=out)
+        sigma[...] = xp.mean(xp.square(out), axis=-1, keepdims=True)
+        sigma += epsilon
+        xp.sqrt(sigma, out=sigma)
+        out /= sigma
+        return out
+
+    def normalize_rows_grad(self, grad: Array, normal: Array, sigma: Array, out: Array) -> Array:
+        """The adjoint of `normalize_rows`, with x̂ = normal: (g - mean(g) - x̂ · mean(g · x̂)) / σ in each row.
+
+        out may be grad.
+        """
+        xp = self.xp
+        products = grad * normal
+        slope = xp.mean(products, axis=-1, keepdims=True)
+        xp.subtract(grad, xp.mean(grad, axis=-1, keepdims=True), out=out)
+        out -= xp.multiply(normal, slope, out=products)
+        out /= sigma
+        return out

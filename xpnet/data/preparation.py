@@ -1,0 +1,135 @@
+"""Check arrays from users against a model, and move them to its device, once per dataset, before training."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy
+
+from xpnet.backends import Array, Backend, DType
+from xpnet.data.dataset import Dataset
+from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
+from xpnet.layers.containers import Sequential
+from xpnet.losses import Loss
+
+
+def prepare(
+    model: Sequential,
+    x: Any,
+    y: Any,
+    loss: Loss,
+    sample_weight: Any = None,
+    class_weight: Mapping[int, float] | Sequence[float] | None = None,
+    names: tuple[str, str] = ("x", "y"),
+    whole: bool = True,
+) -> Dataset:
+    """Check a dataset against the model and the loss, and put it on the device of the model.
+
+    names: what errors call x and y.  whole: False for a part of a dataset, in which all weights may be 0.
+
+    Raises DataError, ShapeError or ArgumentTypeError for empty data, lengths that differ, wrong shapes, NaN and
+    infinity, labels out of range, and invalid weights.
+    """
+    x, x_dtype = prepare_inputs(model, x, names[0])
+    backend, dtype = model.backend, model.context.dtype
+    y = as_numbers(backend, y, names[1])
+    if y.dtype.kind == "f":
+        y = _converted(backend, y, dtype)
+    if y.ndim == 0 or len(y) != len(x):
+        lengths = "a single number" if y.ndim == 0 else f"{len(y)} targets"
+        raise DataError(f"{names[0]} has {len(x)} samples, but {names[1]} has {lengths}. They must match.")
+    refuse_non_finite(backend, y, names[1])
+    try:
+        y = loss.check_targets(backend, y, model.output_shape)
+    except ArgumentError as error:
+        raise type(error)(f"{names[1]}: {error}") from error
+    if not (loss.classifies and y.ndim == 1):  # class numbers stay integers
+        y = backend.xp.ascontiguousarray(backend.asarray(y, dtype=dtype))
+    counts = None if sample_weight is None else _sample_weights(backend, sample_weight, len(x), dtype, whole)
+    weights = counts
+    if class_weight is not None:
+        by_class = backend.asarray(loss.weights_by_class(backend, class_weight, y, model.output_shape[-1]), dtype=dtype)
+        weights = by_class if weights is None else weights * by_class
+        if whole and float(weights.max()) == 0:
+            raise DataError("with class_weight, no sample has a weight above 0.")
+    return Dataset(x, y, weights, counts, x_dtype)
+
+
+def prepare_inputs(model: Sequential, x: Any, name: str = "x", finite: bool = True) -> tuple[Array, DType]:
+    """(x on the model's device, the dtype that its first layer takes), checked. `finite` refuses NaN and infinity."""
+    backend = model.backend
+    x = as_numbers(backend, x, name)
+    expected = model.input_shape
+    if tuple(x.shape[1:]) != expected or x.ndim == 0:
+        sizes = ", ".join(map(str, expected))
+        hint = ""
+        if x.ndim and x.shape == expected:
+            hint = " For a single sample, add the batch axis: x[None]."
+        elif x.ndim > 1 and math.prod(x.shape[1:]) == math.prod(expected):
+            hint = f" The sizes agree: reshape it, or begin the model with a layer for {tuple(x.shape[1:])}."
+        raise ShapeError(f"{name} must have shape (N, {sizes}), as the model's input_shape says, but has "
+                         f"{tuple(x.shape)}.{hint}")  # fmt: skip
+    if len(x) == 0:
+        raise DataError(f"{name} is empty: it has shape {tuple(x.shape)}.")
+    if x.dtype.kind == "f":
+        x = _converted(backend, x, model.context.dtype)
+    if finite:
+        refuse_non_finite(backend, x, name)
+    model.check_inputs(x, name)
+    # One memory layout for equal numbers, so that BLAS is used and gives the same result.
+    x = backend.xp.ascontiguousarray(x)
+    return x, x.dtype if model.accepts_integers else model.context.dtype
+
+
+def as_numbers(backend: Backend, a: Any, name: str) -> Array:
+    """`a` as a numeric array on the device. Raises ArgumentTypeError for text, objects and complex numbers."""
+    try:
+        array = numpy.asarray(a) if isinstance(a, list | tuple) else a
+        kind = getattr(getattr(array, "dtype", None), "kind", "f")  # dtypes of other libraries have no kind
+        if kind in "fiub":
+            array = backend.asarray(array)
+            kind = array.dtype.kind
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(f"{name} cannot be converted to an array: {error}") from error
+    if kind not in "fiub":
+        what = "text or objects" if kind in "OSU" else f"dtype {array.dtype}"
+        raise ArgumentTypeError(f"{name} must be an array of real numbers, but it contains {what}. Encode it first.")
+    return array
+
+
+def refuse_non_finite(backend: Backend, a: Array, name: str) -> None:
+    """Raise DataError if `a` contains NaN or infinity. Reads the device."""
+    if a.dtype.kind != "f" or a.size == 0:
+        return
+    if a.flags.c_contiguous:
+        flat = a.reshape(-1)
+        with numpy.errstate(over="ignore", invalid="ignore"):
+            if math.isfinite(float(backend.xp.dot(flat, flat))):
+                return  # takes half the time of minimum and maximum, but squares of large numbers may overflow
+    if math.isfinite(float(a.min())) and math.isfinite(float(a.max())):
+        return
+    bad = ~backend.xp.isfinite(a.reshape(len(a), -1)).all(axis=1)
+    count, first = int(bad.sum()), int(bad.argmax())
+    raise DataError(
+        f"{name} contains NaN or infinity, as {a.dtype}, in {count} of {len(a)} samples, first in sample {first}. "
+        "Remove or replace them before training."
+    )
+
+
+def _converted(backend: Backend, a: Array, dtype: DType) -> Array:
+    """`a` in the model's dtype. What overflows becomes infinite without a warning, and is refused afterwards."""
+    with numpy.errstate(over="ignore"):
+        return backend.asarray(a, dtype=dtype)
+
+
+def _sample_weights(backend: Backend, weights: Any, count: int, dtype: DType, whole: bool) -> Array:
+    weights = as_numbers(backend, weights, "sample_weight")
+    if tuple(weights.shape) != (count,):
+        raise ShapeError(
+            f"sample_weight must have shape ({count},), one per sample, but has shape {tuple(weights.shape)}."
+        )
+    weights = backend.asarray(weights, dtype=dtype)
+    refuse_non_finite(backend, weights, "sample_weight")
+    if float(weights.min()) < 0 or (whole and float(weights.max()) == 0):
+        raise DataError("sample_weight must not be negative, and not zero for all samples.")
+    return weights

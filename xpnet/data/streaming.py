@@ -1,0 +1,317 @@
+"""Streaming datasets: data larger than memory, read in windows by a thread while the model trains on the one before."""
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+
+import numpy
+
+from xpnet.backends import Array
+from xpnet.backends.arrays import to_host
+from xpnet.config import integer
+from xpnet.data.dataset import Batch, Dataset, StepData, total_weight
+from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from xpnet.errors import ArgumentError, ArgumentTypeError, DataError
+from xpnet.layers.context import Workspace
+
+T = TypeVar("T")
+
+EVALUATION_BATCH = 1024  # samples, if the user gives no size
+_READ_AHEAD = 2  # windows or batches: one may be ready while the next is being read
+_BLOCKS = 2**32 - 1  # a number in seeds that no window has
+_SMALL = 64 * 2**20  # bytes of an array on disk that is loaded into memory whole
+
+
+class Stream:
+    """Samples on disk, read while `fit`, `evaluate` or `predict` runs.
+
+    x: an array on disk, (N, ...): a `numpy.memmap`, an HDF5 dataset, or anything with shape, dtype and slices. Then y
+    and sample_weight may be on disk or in memory. Or, as x alone, batches: an iterable of (x, y) or (x, y, weight), or
+    a function that returns a new iterable for each epoch.
+
+    A thread reads arrays ahead of the training, in blocks of `block` adjacent samples, into windows of about
+    `window_bytes`. With shuffle=True blocks are read in a random order, and the samples of a window are permuted. So
+    samples mix within a window only: if a file is sorted by class, make blocks small, or shuffle the file once. Up to
+    four windows are in memory. Each window is checked when it is read.
+
+    Batches are used unchanged: batch_size and shuffle of fit have no effect on them.
+    """
+
+    def __init__(
+        self, x: Any, y: Any = None, sample_weight: Any = None, block: int = 1024, window_bytes: int = 64 * 2**20
+    ) -> None:
+        self.x, self.y, self.sample_weight = x, y, sample_weight
+        self.block, self.window_bytes = integer(self, "block", block), integer(self, "window_bytes", window_bytes)
+        if not self.in_batches:
+            if not (hasattr(x, "shape") and hasattr(x, "dtype") and y is not None):
+                raise ArgumentTypeError(
+                    "Stream: give arrays x, with a shape, a dtype and slices, and y; or batches alone."
+                )
+            arrays = {"x": x, "y": y, "sample_weight": sample_weight}
+            lengths = {name: len(a) for name, a in arrays.items() if a is not None}
+            if len(set(lengths.values())) > 1 or not len(x):
+                raise DataError(f"Stream: the arrays must have the same length, above 0, but have {lengths}.")
+        elif not (callable(x) or isinstance(x, Iterable)):
+            raise ArgumentTypeError(f"Stream: without y, give batches: an iterable of (x, y), not {type(x).__name__}.")
+        elif sample_weight is not None:
+            raise ArgumentError("Stream: give the weights of batches in the batches: (x, y, weight).")
+
+    @property
+    def in_batches(self) -> bool:
+        """Whether this stream has batches rather than arrays."""
+        return self.y is None and not hasattr(self.x, "shape")
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of one sample's x."""
+        return tuple(self.array.shape[1:])
+
+    @property
+    def array(self) -> Any:
+        """The array x. Raises ArgumentError for a stream of batches."""
+        if self.in_batches:
+            raise ArgumentError(
+                "a stream of batches has neither a length nor a shape: give the model an input_shape, and give predict "
+                "an array."
+            )
+        return self.x
+
+    @property
+    def once(self) -> bool:
+        """Whether these batches can be iterated only once."""
+        return self.in_batches and not callable(self.x) and iter(self.x) is self.x
+
+
+def as_stream(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
+    """(Stream, None, None) for data that is not loaded into memory whole; the arguments unchanged for other data."""
+    if isinstance(x, Stream):
+        if y is not None or sample_weight is not None:
+            raise ArgumentError("a Stream includes its targets and weights: give y and sample_weight to the Stream.")
+    elif (isinstance(x, numpy.memmap) and x.nbytes > _SMALL) or (
+        y is None and not hasattr(x, "shape") and (callable(x) or isinstance(x, Iterable))
+    ):
+        x = Stream(x, y, sample_weight)
+    else:
+        return x, y, sample_weight
+    return x, None, None
+
+
+@dataclass
+class RankWindow(Dataset):
+    """One rank's rows of a window, in the order in which batches take them.
+
+    rows: the length of the window, over all ranks.  starts: for each batch, by its place in the window, where its rows
+    begin in the arrays.
+    """
+
+    rows: int
+    starts: Mapping[int, int]
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def stored_rows(self, place: slice) -> slice:
+        start = self.starts[place.start]
+        return slice(start, start + place.stop - place.start)
+
+    def weight(self, step: StepData) -> Array:
+        backend, weights = step.work.context.backend, cast(Array, self.weights)
+        xp, total = backend.xp, backend.zeros((1,), "float64")
+        for first, size in zip(itertools.count(step.start, step.batch_size), step.batch_sizes, strict=False):
+            own = step.group.rows_of(size)
+            if own.start < own.stop:
+                here = self.stored_rows(slice(first + own.start, first + own.stop))
+                total += xp.sum(weights[here], dtype=xp.float64)
+        step.group.all_reduce(total)
+        return total_weight(xp, total)
+
+
+class StreamingDataset:
+    """A stream that is read for one model. It yields steps and batches as `Dataset` does.
+
+    prepare: checks the arrays of a window and moves them to the device of the model.
+    """
+
+    def __init__(self, stream: Stream, prepare: Callable[[Any, Any, Any, tuple[str, str]], Dataset]) -> None:
+        self._stream, self._prepare = stream, prepare
+
+    def refuse_impossible(self, epochs: int, batch_size: int | None, resumed: bool) -> None:
+        """Raise ArgumentError if this stream does not support these arguments of fit."""
+        if self._stream.once and (epochs > 1 or resumed):
+            what = "resumed" if resumed else f"iterated {epochs} times"
+            raise ArgumentError(
+                f"these batches come from an iterator, which cannot be {what}: give a list, or a function that returns "
+                "a new iterator for each epoch."
+            )
+        if batch_size is None and not self._stream.in_batches:
+            raise ArgumentError("batch_size=None would load the whole stream into memory: give a number.")
+
+    @property
+    def samples(self) -> int | None:
+        """The number of samples; None for batches, whose number is not known in advance."""
+        return None if self._stream.in_batches else len(self._stream.x)
+
+    def steps(
+        self,
+        work: Workspace,
+        batch_size: int,
+        accumulate: int,
+        key: Sequence[int] | None,
+        first: int = 0,
+        group: ProcessGroup = SINGLE_PROCESS,
+    ) -> Generator[StepData]:
+        """One epoch from sample `first` on, in steps of `accumulate` batches.
+
+        key: seeds the order of blocks and, with the number of the window, its permutation; None keeps the order.
+        """
+        uploads = work.context.backend.uploads()
+        if self._stream.in_batches:
+            for (x, y, weights), largest in _read_ahead(self._joined(accumulate, first)):
+                with uploads.prefetch():
+                    dataset = self._prepare(x, y, weights, ("x of a batch", "y of a batch"))
+                yield from dataset.steps(work, largest, accumulate, None, 0, group)
+                uploads.release(*dataset.arrays)
+            return
+        windows = self._windows(batch_size * accumulate, key)
+        keys = [None if key is None else [*key, number] for number in range(len(windows))]
+
+        def read(number: int) -> tuple[int, _RankRows | None, list[Any]]:
+            part = _rank_rows(_length(windows[number]), batch_size, keys[number], group)
+            return number, part, self._read(windows[number], part)
+
+        begun, skipped = divmod(first, _length(windows[0]))
+        for number, part, (x, y, weights) in _read_ahead(map(read, range(begun, len(windows)))):
+            where = f" in the window that begins with sample {windows[number][0].start}"
+            with uploads.prefetch():
+                dataset = self._prepare(x, y, weights, (f"x{where}", f"y{where}"))
+            if part is not None:  # its rows are in the order of the batches already
+                dataset = RankWindow(**vars(dataset), rows=_length(windows[number]), starts=part.starts)
+            order_key = keys[number] if part is None else None
+            yield from dataset.steps(work, batch_size, accumulate, order_key, skipped, group)
+            uploads.release(*dataset.arrays)
+            skipped = 0
+
+    def digest(self) -> str:
+        """The layout of the stream, to check that all ranks have the same data."""
+        return "batches" if self._stream.in_batches else f"{self._stream.x.dtype} {tuple(self._stream.x.shape)}"
+
+    def batches(self, work: Workspace, batch_size: int | None, group: ProcessGroup = SINGLE_PROCESS) -> Iterator[Batch]:
+        """All samples once, in order; of each batch, the rows of this rank. batch_size: None is 1024."""
+        for step in self.steps(work, batch_size or EVALUATION_BATCH, 1, None, 0, group):
+            yield from step.batches()
+
+    def _windows(self, multiple: int, key: Sequence[int] | None) -> list[list[slice]]:
+        """The blocks of each window, in the order of the epoch. All windows but the last consist of whole steps."""
+        stream, count = self._stream, len(self._stream.x)
+        block = max(1, round(stream.block / multiple)) * multiple
+        starts = numpy.arange(count // block)
+        if key is not None:
+            starts = numpy.random.default_rng([*key, _BLOCKS]).permutation(starts)
+        blocks = [slice(int(i) * block, int(i + 1) * block) for i in starts]
+        sample_bytes = stream.x.dtype.itemsize * math.prod(stream.x.shape[1:])
+        per_window = max(1, stream.window_bytes // (block * max(1, sample_bytes)))
+        windows = [blocks[i : i + per_window] for i in range(0, len(blocks), per_window)] or [[]]
+        if count % block:
+            windows[-1].append(slice(count - count % block, count))
+        return windows
+
+    def _read(self, window: Sequence[slice], part: "_RankRows | None") -> list[Any]:
+        """x, y and weights of these blocks, or of a rank's rows of them, concatenated in memory."""
+        places: list[Any] = list(window)
+        order: Any = slice(None)
+        if part is not None:
+            wanted = numpy.sort(part.rows)  # in the order on disk, in which reading is fastest
+            order, places, offset = numpy.searchsorted(wanted, part.rows), [], 0
+            for block in window:
+                end = offset + block.stop - block.start
+                places.append(wanted[(wanted >= offset) & (wanted < end)] - offset + block.start)
+                offset = end
+            places = [rows for rows in places if len(rows)]
+        arrays = (self._stream.x, self._stream.y, self._stream.sample_weight)
+        return [
+            None if a is None else numpy.concatenate([numpy.asarray(to_host(a[place])) for place in places])[order]
+            for a in arrays
+        ]
+
+    def _joined(self, accumulate: int, first: int) -> Iterator[tuple[list[Any], int]]:
+        """(x, y and weights of the batches of a step, the size of the largest batch), from sample `first` on."""
+        source = self._stream.x() if callable(self._stream.x) else self._stream.x
+        if not isinstance(source, Iterable):
+            raise ArgumentTypeError(f"Stream: the function must return an iterable of batches, not {source!r}.")
+        batches = (_as_batch(batch) for batch in source)
+        seen, any_batch = 0, first > 0
+        while seen < first:
+            batch = next(batches, None)
+            if batch is None:
+                raise DataError(
+                    f"the stream ends after {seen} samples, before the position of the checkpoint, {first}."
+                )
+            seen += len(batch[0])
+        while together := list(itertools.islice(batches, accumulate)):
+            any_batch = True
+            if len({len(batch) for batch in together}) > 1:
+                raise DataError("Stream: some batches have weights, and some have none.")
+            arrays = [numpy.concatenate([batch[i] for batch in together]) for i in range(len(together[0]))]
+            yield [*arrays, None][:3], max(len(batch[0]) for batch in together)
+        if not any_batch:
+            raise DataError("the stream gave no batches.")
+
+
+AnyDataset: TypeAlias = Dataset | StreamingDataset
+
+
+class _RankRows(NamedTuple):
+    """A rank's rows of a window, in the order in which its batches take them; and where each batch begins."""
+
+    rows: numpy.ndarray[Any, Any]
+    starts: dict[int, int]
+
+
+def _length(window: Sequence[slice]) -> int:
+    return sum(block.stop - block.start for block in window)
+
+
+def _rank_rows(rows: int, batch_size: int, key: Sequence[int] | None, group: ProcessGroup) -> _RankRows | None:
+    """What this rank reads of a window of `rows`; None for a single process, which reads all of it.
+
+    A rank without rows reads one row, to learn the layout.
+    """
+    if group.size == 1:
+        return None
+    order = numpy.arange(rows)
+    if key is not None and rows > batch_size:
+        order = numpy.random.default_rng(key).permutation(rows)
+    own, starts, count = [], {}, 0
+    for start in range(0, rows, batch_size):
+        part = group.rows_of(min(batch_size, rows - start))
+        if part.start < part.stop:
+            starts[start + part.start] = count
+            own.append(order[start + part.start : start + part.stop])
+            count += len(own[-1])
+    return _RankRows(numpy.concatenate(own) if own else order[:1], starts)
+
+
+def _as_batch(batch: Any) -> list[Any]:
+    if not isinstance(batch, list | tuple) or len(batch) not in (2, 3):
+        raise ArgumentTypeError(f"Stream: each batch must be (x, y) or (x, y, weight), not {type(batch).__name__}.")
+    arrays = [numpy.asarray(to_host(a)) for a in batch]
+    if arrays[0].ndim == 0 or len(arrays[0]) == 0:
+        raise DataError("Stream: a batch is empty.")
+    return arrays
+
+
+def _read_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items; a thread makes the next ones while the caller uses the current one."""
+    end: Any = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="xpnet-stream") as reader:
+        waiting = deque(reader.submit(next, items, end) for _ in range(_READ_AHEAD))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(reader.submit(next, items, end))
+            yield item

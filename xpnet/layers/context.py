@@ -1,0 +1,114 @@
+"""Context and Workspace: what the layers of one model share, and what each of them keeps from forward to backward."""
+
+import math
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, TypeAlias
+
+from xpnet.backends import Array, Backend, DType
+from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from xpnet.distributed.statistics import moments_over_ranks, sums_over_ranks
+from xpnet.errors import StateError
+from xpnet.parameters import ParameterStore
+
+Shape: TypeAlias = tuple[int, ...]
+
+
+@dataclass
+class Context:
+    """What all layers of one model share: the device, the parameters, and the pass that is running.
+
+    training: dropout is on, and BatchNorm normalizes by the batch.  inference: no backward will follow, and layers use
+    another workspace.  precision: of matrix products, see Sequential.  first_row: the number of the first row of x in
+    the batch of all ranks.  current_step: the number of updates so far.  group: the processes that train this model.
+    has_no_rows: this rank has no rows of the batch, and computes with one placeholder row that must not count.
+    """
+
+    backend: Backend
+    store: ParameterStore
+    seed: int
+    training: bool = False
+    inference: bool = False
+    precision: str | None = None
+    first_row: int = 0
+    current_step: int = 0
+    group: ProcessGroup = SINGLE_PROCESS
+    has_no_rows: bool = False
+    _scratch: dict[tuple[Any, ...], Array] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> DType:
+        return self.store.dtype
+
+    @property
+    def step(self) -> int:
+        """The number of updates so far. A step that reads it cannot be captured; noise does not need it."""
+        self.backend.refuse_capture("a layer reads the number of the step")
+        return self.current_step
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self.current_step = value
+
+    def batch_moments(self, rows: Array) -> tuple[Array, Array, int]:
+        """(mean, variance) of each column over the batch, and the number of its rows.
+
+        The batch is that of all ranks, unless the process group says that each rank normalizes by its own rows.
+        """
+        if self.group.size > 1 and self.group.synchronized:
+            return moments_over_ranks(self.backend, self.group, rows, self.has_no_rows)
+        return *self.backend.moments(rows), len(rows)
+
+    def batch_sums(self, *sums: Array) -> tuple[Array, ...]:
+        """These sums over x's rows as sums over the batch of `batch_moments`. The arguments keep their values."""
+        if self.group.size > 1 and self.group.synchronized:
+            return sums_over_ranks(self.group, sums, self.has_no_rows)
+        return sums
+
+    def scratch(self, name: str, shape: Shape, worker: int = 0) -> Array:
+        """An uninitialized array that all layers share. Its contents last until the next call with the same name."""
+        size, key = math.prod(shape), (self.inference, name, worker)
+        kept = self._scratch.get(key)
+        if kept is None or kept.size < size:
+            with self.backend.lasting_memory():
+                kept = self._scratch[key] = self.backend.empty((size,), self.dtype)
+        return kept[:size].reshape(shape)
+
+    def drop_scratch(self, inference: bool = False) -> None:
+        """Free the scratch arrays, or only those of inference."""
+        self._scratch = {} if not inference else {key: a for key, a in self._scratch.items() if not key[0]}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_scratch": {}, "group": SINGLE_PROCESS}
+
+
+class Workspace(SimpleNamespace):
+    """What one layer keeps from forward to backward, as attributes, and the buffers for its results."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.context = context
+        self._buffers: dict[str, Array] = {}
+
+    def buffer(self, name: str, shape: Shape, dtype: DType = None) -> Array:
+        """An uninitialized array of this shape, the same one in every call with this name.
+
+        It grows to the largest batch; a smaller batch gets its first rows.
+        """
+        kept = self._buffers.get(name)
+        dtype = self.context.store.dtype if dtype is None else dtype
+        if kept is not None and kept.shape == shape and kept.dtype == dtype:
+            return kept
+        if kept is None or len(kept) < shape[0] or kept.shape[1:] != shape[1:] or kept.dtype != dtype:
+            with self.context.backend.lasting_memory():
+                kept = self._buffers[name] = self.context.backend.empty(shape, dtype)
+        return kept if len(kept) == shape[0] else kept[: shape[0]]
+
+    def __getattr__(self, name: str) -> Any:  # called for attributes that do not exist
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise _MissingForwardError("backward uses values that forward keeps, but no forward pass came before it.")
+
+
+class _MissingForwardError(StateError, AttributeError):
+    """A StateError for users, and an AttributeError so that `hasattr` and `getattr(work, name, default)` work."""

@@ -1,0 +1,93 @@
+"""The arguments of layers that slide windows over images, and the geometry of these windows."""
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from xpnet.backends.reference.windows import Pair, Windows
+from xpnet.config import choice, integer, one_or_pair
+from xpnet.layers.base import Layer
+from xpnet.layers.context import Shape
+
+Size: TypeAlias = int | Sequence[int]  # an integer for both axes, or (vertical, horizontal)
+Padding: TypeAlias = str | Size
+
+
+def padding_argument(layer: Layer, value: Padding) -> str | int | Pair:
+    """The argument `padding`: "valid", "same", or the number of pixels on each side, one or (vertical, horizontal)."""
+    if isinstance(value, str):
+        return choice(layer, "padding", value.strip().lower(), ("valid", "same"), also="a number of pixels")
+    return one_or_pair(integer, layer, "padding", value, at_least=0)
+
+
+def pair(size: int | Pair) -> Pair:
+    return (size, size) if isinstance(size, int) else size
+
+
+def image_and_channels(layer: Layer, input_shape: Shape) -> tuple[Pair, int]:
+    """((H, W), C) of an input shape (H, W, C)."""
+    if len(input_shape) != 3:
+        hint = " Put Reshape((height, width, 1)) before it." if len(input_shape) == 2 else ""
+        raise layer.refuse("images (N, H, W, channels)", input_shape, hint)
+    height, width, channels = input_shape
+    return (height, width), channels
+
+
+def windows_on_image(
+    layer: Layer,
+    image: Pair,
+    kernel_size: int | Pair,
+    strides: int | Pair,
+    padding: str | int | Pair,
+    dilation: int | Pair = 1,
+) -> Windows:
+    """The windows of a convolution or pooling. "same" gives ceil(size / stride) windows per axis."""
+    kernel, strides, dilation = pair(kernel_size), pair(strides), pair(dilation)
+    grid, before = [0, 0], [0, 0]
+    for axis in (0, 1):
+        extent = dilation[axis] * (kernel[axis] - 1) + 1
+        same = math.ceil(image[axis] / strides[axis])
+        before[axis] = _padding_before(padding, axis, same, strides[axis], extent, image[axis])
+        steps = image[axis] + 2 * before[axis] - extent
+        if steps < 0 and padding != "same":
+            word = ("high", "wide")[axis]
+            raise layer.refuse(
+                f"images at least {extent - 2 * before[axis]} pixels {word}, the extent of its window "
+                '(padding="same" takes any size)',
+                f"{image[axis]} {word}",
+            )
+        grid[axis] = same if padding == "same" else steps // strides[axis] + 1
+    return Windows(image, (grid[0], grid[1]), kernel, strides, dilation, (before[0], before[1]))
+
+
+def transposed_windows(
+    layer: Layer,
+    grid: Pair,
+    kernel_size: int | Pair,
+    strides: int | Pair,
+    padding: str | int | Pair,
+    dilation: int | Pair,
+    output_padding: int | Pair,
+) -> Windows:
+    """The windows of a transposed convolution: a pixel of its input is a window on the image that is its output.
+
+    The image is the smallest one with this grid of windows, plus `output_padding` pixels.
+    """
+    kernel, strides, dilation, extra = pair(kernel_size), pair(strides), pair(dilation), pair(output_padding)
+    image, before = [0, 0], [0, 0]
+    for axis in (0, 1):
+        extent = dilation[axis] * (kernel[axis] - 1) + 1
+        same = grid[axis] * strides[axis]
+        before[axis] = _padding_before(padding, axis, grid[axis], strides[axis], extent, same)
+        fitting = (grid[axis] - 1) * strides[axis] + extent - 2 * before[axis] + extra[axis]
+        image[axis] = same if padding == "same" else fitting
+        if image[axis] < 1:
+            raise layer.refuse(f"images so large that padding={padding!r} leaves any output", f"{grid[0]}×{grid[1]}")
+    return Windows((image[0], image[1]), grid, kernel, strides, dilation, (before[0], before[1]))
+
+
+def _padding_before(padding: str | int | Pair, axis: int, windows: int, stride: int, extent: int, size: int) -> int:
+    """The padding above or to the left. If that of "same" is odd, the other side gets the extra pixel."""
+    if padding == "same":
+        return max((windows - 1) * stride + extent - size, 0) // 2
+    return 0 if isinstance(padding, str) else pair(padding)[axis]

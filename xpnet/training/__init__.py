@@ -1,0 +1,1 @@
+"""Training: what fit does, from its arguments to the captured step."""

@@ -1,0 +1,160 @@
+"""The arguments of fit and evaluate: checked, completed with their defaults, and turned into datasets."""
+
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from xpnet import losses, metrics
+from xpnet.backends import get_backend
+from xpnet.callbacks import Callback, EpochLines, ProgressBar
+from xpnet.config import flag, integer, number
+from xpnet.data.dataset import Dataset
+from xpnet.data.preparation import prepare
+from xpnet.data.streaming import AnyDataset, Stream, StreamingDataset, as_stream
+from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from xpnet.errors import ArgumentError, ArgumentTypeError
+from xpnet.layers.containers import Sequential
+from xpnet.losses import Loss
+from xpnet.metrics import Metric
+from xpnet.optimizers import Optimizer
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """The arguments of `Sequential.fit` except the data, as its docstring describes them, and the ranks."""
+
+    loss: str | Loss
+    optimizer: str | Optimizer
+    epochs: int
+    batch_size: int | None
+    validation_data: Sequence[Any] | None
+    validation_split: float
+    metrics: Any
+    callbacks: Any
+    shuffle: bool
+    class_weight: Mapping[int, float] | Sequence[float] | None
+    accumulate: int
+    resume_from: Any
+    verbose: int
+    group: ProcessGroup = SINGLE_PROCESS
+
+    def checked(self) -> "FitOptions":
+        """The same options as Python values. Raises ArgumentError for invalid numbers and callbacks."""
+        for callback in self._given_callbacks():
+            if not isinstance(callback, Callback):
+                raise ArgumentTypeError(f"callbacks must be Callback objects, not {callback!r}.")
+        batch_size = self.batch_size
+        return replace(
+            self,
+            epochs=integer("", "epochs", self.epochs),
+            accumulate=integer("", "accumulate", self.accumulate),
+            batch_size=None if batch_size is None else integer("", "batch_size", batch_size, also="None"),
+            shuffle=flag("", "shuffle", self.shuffle),
+            verbose=integer("", "verbose", self.verbose, at_least=0, at_most=2),
+        )
+
+    def all_callbacks(self) -> list[Callback]:
+        """The callbacks of this rank, including the progress display of `verbose`, in the order of their calls."""
+        callbacks = list(self._given_callbacks())
+        if self.verbose == 1 and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            callbacks.append(ProgressBar())
+        if self.verbose == 2:
+            callbacks.append(EpochLines())
+        if self.group.rank:
+            callbacks = [callback for callback in callbacks if not callback.only_on_first_rank]
+        return sorted(callbacks, key=lambda callback: callback.runs_last)
+
+    def _given_callbacks(self) -> Sequence[Callback]:
+        return [self.callbacks] if isinstance(self.callbacks, Callback) else self.callbacks or ()
+
+    def split(self, x: Any, y: Any, sample_weight: Any) -> tuple[tuple[Any, Any, Any], tuple[Any, Any, Any] | None]:
+        """((x, y, weights) for training, the same for validation or None). A split holds out the last part."""
+        if self.validation_data is not None:
+            given = self.validation_data
+            if self.validation_split:
+                raise ArgumentError("give validation_data or validation_split, not both.")
+            if not isinstance(given, list | tuple) or len(given) not in (2, 3):
+                raise ArgumentError("validation_data must be (x, y) or (x, y, sample_weight).")
+            x_val, y_val, weight_val = (*given, None)[:3]
+            return (x, y, sample_weight), (x_val, y_val, weight_val)
+        if self.validation_split == 0:
+            return (x, y, sample_weight), None
+        if isinstance(x, Stream):
+            raise ArgumentError("validation_split cannot split a stream: give validation_data.")
+        number("", "validation_split", self.validation_split, at_least=0, below=1)
+        if not hasattr(x, "__len__"):
+            x = get_backend("cpu").asarray(x)
+        count = len(x)
+        cut = count - round(count * self.validation_split)
+        if not 0 < cut < count:
+            raise ArgumentError(f"validation_split={self.validation_split} of {count} samples leaves one part empty.")
+
+        def rows(part: slice) -> tuple[Any, Any, Any]:
+            return _slice(x, part), _slice(y, part), _slice(sample_weight, part)
+
+        return rows(slice(None, cut)), rows(slice(cut, None))
+
+
+def choose_loss_and_metrics(model: Sequential, loss: Any, metrics_wanted: Any) -> tuple[Loss, list[Metric]]:
+    """The loss and metrics of these names or objects. Warns if the loss does not fit the last layer."""
+    chosen = losses.get(loss)
+    if chosen.takes_logits and model.gives_probabilities:
+        warn(
+            f"{type(chosen).__name__} takes logits, but the model's outputs are probabilities: leave out its layer "
+            f"{_layer_of_probabilities(model)}, which the loss includes."
+        )
+    return chosen, metrics.get(metrics_wanted, chosen)
+
+
+def load_dataset(
+    model: Sequential,
+    x: Any,
+    y: Any,
+    loss: Loss,
+    measured: Sequence[Metric],
+    sample_weight: Any = None,
+    class_weight: Any = None,
+    names: tuple[str, str] = ("x", "y"),
+) -> AnyDataset:
+    """The dataset of these arrays, checked against the model, the loss and the metrics; a stream is checked later."""
+
+    def checked(x: Any, y: Any, sample_weight: Any, names: tuple[str, str], whole: bool = False) -> Dataset:
+        dataset = prepare(model, x, y, loss, sample_weight, class_weight, names, whole)
+        for metric in measured:
+            metric.check_targets(dataset.y, (len(dataset), *model.output_shape))
+        return dataset
+
+    x, y, sample_weight = as_stream(x, y, sample_weight)
+    if isinstance(x, Stream):
+        return StreamingDataset(x, checked)
+    if y is None:
+        raise ArgumentTypeError(
+            f"{names[1]} is missing: give targets, or as {names[0]} a datasets.Stream that includes them."
+        )
+    return checked(x, y, sample_weight, names, whole=True)
+
+
+def warn(text: str) -> None:
+    """Warn at the line outside this package that called it."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "xpnet":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, UserWarning, stacklevel=level)
+
+
+def _slice(a: Any, part: slice) -> Any:
+    if a is None:
+        return None
+    if hasattr(a, "iloc"):  # a[part] of a pandas frame would be columns
+        return a.iloc[part]
+    return a[part] if hasattr(a, "__getitem__") else get_backend("cpu").asarray(a)[part]
+
+
+def _layer_of_probabilities(model: Sequential) -> str:
+    """The name of the last layer that does more than rearrange numbers."""
+    layer: Any = model
+    while isinstance(layer, Sequential):
+        layer = next(inner for inner in reversed(layer.layers) if inner.accepts_integers is not None)
+    return type(layer).__name__

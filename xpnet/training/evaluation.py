@@ -1,0 +1,27 @@
+"""Evaluation: the loss and metrics of a dataset, by forward passes alone."""
+
+from collections.abc import Sequence
+
+from xpnet.data.streaming import AnyDataset
+from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from xpnet.layers.containers import Sequential
+from xpnet.layers.context import Workspace
+from xpnet.losses import Loss
+from xpnet.metrics import Metric
+from xpnet.training.epoch_metrics import EpochMetrics
+
+
+def evaluate(
+    model: Sequential,
+    dataset: AnyDataset,
+    loss: Loss,
+    metrics: Sequence[Metric],
+    batch_size: int | None,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> EpochMetrics:
+    """The loss and metrics over the samples of this rank, in a workspace separate from that of training."""
+    result = EpochMetrics(model, metrics)
+    for batch in dataset.batches(Workspace(model.context), batch_size, group=group):
+        outputs = model.forward_pass(batch.x, inference=True)
+        result.add(loss.samples(model.backend, outputs, batch.y), batch, outputs)
+    return result

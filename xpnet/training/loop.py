@@ -1,0 +1,230 @@
+"""The training loop: epochs of steps, validation, callbacks; and a single step on one batch."""
+
+import contextlib
+import functools
+import logging
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import numpy
+
+from xpnet import optimizers
+from xpnet.callbacks import Callback, History
+from xpnet.data.dataset import Dataset, total_weight
+from xpnet.data.streaming import EVALUATION_BATCH, AnyDataset, StreamingDataset
+from xpnet.distributed.process_group import SINGLE_PROCESS
+from xpnet.errors import ArgumentError, DivergenceError
+from xpnet.layers.containers import Sequential
+from xpnet.layers.context import Workspace
+from xpnet.losses import Loss
+from xpnet.metrics import Metric
+from xpnet.optimizers import Optimizer
+from xpnet.training.arguments import FitOptions, choose_loss_and_metrics, load_dataset
+from xpnet.training.epoch_metrics import EpochMetrics
+from xpnet.training.evaluation import evaluate
+from xpnet.training.resuming import refuse_different_ranks
+from xpnet.training.run import Run
+from xpnet.training.state import TrainingState
+from xpnet.training.step import TrainingStep
+
+_log = logging.getLogger(__name__)
+
+#: Sets and returns the model's training state for this loss, these metrics and this optimizer.
+BeginTraining = Callable[[Loss, list[Metric], Optimizer], TrainingState]
+CallbackStates = list[tuple[Callback, dict[str, Any] | None]]
+
+
+def fit(model: Sequential, begin: BeginTraining, x: Any, y: Any, sample_weight: Any, options: FitOptions) -> History:
+    """What `Sequential.fit` does with a built model."""
+    group = options.group
+    group.bind(model.backend)
+    model.context.group = group
+    try:
+        run, validation, states = group.run_on_all(lambda: _prepare(model, begin, x, y, sample_weight, options))
+        if group.size > 1:
+            refuse_different_ranks(group, run.rank_settings())
+            _broadcast_model(run)
+        return _train(run, validation, states)
+    finally:
+        model.context.group = SINGLE_PROCESS
+
+
+def _prepare(
+    model: Sequential, begin: BeginTraining, x: Any, y: Any, sample_weight: Any, options: FitOptions
+) -> tuple[Run, AnyDataset | None, CallbackStates | None]:
+    """Check all arguments. Returns the run, the validation dataset, and callback states from a checkpoint."""
+    options = options.checked()
+    loss, metrics = choose_loss_and_metrics(model, options.loss, options.metrics)
+    if not all(metric.scalar for metric in metrics):
+        raise ArgumentError("a history holds only numbers: use evaluate() for a confusion matrix.")
+    (x, y, sample_weight), held_out = options.split(x, y, sample_weight)
+    class_weight = options.class_weight if options.class_weight is not None else loss.class_weight
+    dataset = load_dataset(model, x, y, loss, metrics, sample_weight, class_weight)
+    validation = None
+    if held_out is not None:
+        x, y, sample_weight = held_out
+        names = ("validation x", "validation y")
+        validation = load_dataset(model, x, y, loss, metrics, sample_weight, loss.class_weight, names)
+    for data, batch_size in ((dataset, options.batch_size), (validation, EVALUATION_BATCH)):
+        if isinstance(data, StreamingDataset):
+            data.refuse_impossible(options.epochs, batch_size, options.resume_from is not None)
+    run = Run(model, begin(loss, metrics, optimizers.get(options.optimizer)), dataset, options)
+    return run, validation, None if options.resume_from is None else run.resume(options.resume_from)
+
+
+def _broadcast_model(run: Run) -> None:
+    """Give all ranks the model of rank 0."""
+    for array in run.epoch_start.arrays().values():
+        run.group.broadcast(array)
+    if not run.under_way:
+        run.epoch_start.take()
+
+
+def _train(run: Run, validation: AnyDataset | None, states: CallbackStates | None) -> History:
+    """The epochs of a run."""
+    model, state, group, history, callbacks = run.model, run.state, run.group, run.history, run.callbacks
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_without_warnings())
+        interrupted = stack.enter_context(_interruptible())
+        state.running = True
+        stack.callback(setattr, state, "running", False)
+        stack.callback(run.executor.close)
+        stack.enter_context(model.backend.on_compile(functools.partial(_call_on_compile, callbacks)))
+        for callback, callback_state in states or [(callback, None) for callback in callbacks]:
+            callback.run = run
+            stack.callback(callback.on_train_end, model)
+            if callback_state is None:
+                callback.on_train_begin(model)
+            else:
+                callback.on_resume(model, callback_state)
+        while state.epoch < run.first_epoch + run.epochs and history.stopped is None:
+            run.begin_epoch()
+            for callback in callbacks:
+                callback.on_epoch_begin(model, state.epoch)
+            for _ in run.epoch():
+                for callback in callbacks:
+                    callback.on_step_end(model, state.step)
+                if _stop_requested(run, interrupted):
+                    break
+            metrics = run.metrics.over_ranks(group)
+            _refuse_divergence(run, metrics)
+            if interrupted.is_set():
+                history.stopped = "interrupted"
+            if interrupted.is_set() and not run.complete:
+                _log.warning("training was interrupted in epoch %d; the model keeps its weights", state.epoch + 1)
+                break
+            logs = metrics.result()
+            if validation is not None:
+                metrics = evaluate(model, validation, state.loss, state.metrics, EVALUATION_BATCH, group)
+                logs |= {f"val_{name}": value for name, value in metrics.over_ranks(group).result().items()}
+            logs = group.broadcast_value(logs)
+            state.epoch += 1
+            history.add(logs, run.elapsed())
+            history.compile_seconds = run.compile_seconds()
+            run.under_way = False
+            for callback in callbacks:
+                callback.on_epoch_end(model, state.epoch - 1, logs)
+            _stop_requested(run, interrupted)
+    return history
+
+
+def _call_on_compile(callbacks: list[Callback]) -> None:
+    for callback in callbacks:
+        callback.on_compile()
+
+
+def _stop_requested(run: Run, interrupted: threading.Event) -> bool:
+    """Whether Ctrl-C or a callback asks to stop on any rank. All ranks then record it."""
+    group, history = run.group, run.history
+    if not group.any(interrupted.is_set() or history.stopped is not None):
+        return False
+    if any(group.all_gather(interrupted.is_set())):
+        interrupted.set()
+    history.stopped = next((why for why in group.all_gather(history.stopped) if why is not None), None)
+    return True
+
+
+def train_on_batch(model: Sequential, state: TrainingState, dataset: Dataset) -> dict[str, float]:
+    """One step on these samples as one batch; loss and metrics from before the update, with the loss's reduction."""
+    metrics = EpochMetrics(model, state.metrics, steps=1)
+    total = len(dataset) if dataset.weights is None else total_weight(model.backend.xp, dataset.weights)
+    batches = dataset.batches(Workspace(model.context), len(dataset))
+    step, buffers = TrainingStep(model, state), model.context.store.buffers
+    before = [buffer.value.copy() for buffer in buffers]
+    with _without_warnings(), model.execution_context():
+        step.gradients(batches, total, metrics.add)
+        logs = metrics.result(as_sum=step.loss.reduction == "sum")
+        overflowed = _first_non_finite_buffer(model)
+        if overflowed is not None or not math.isfinite(logs["loss"]):
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.value[...] = value
+            what = f"{overflowed} became NaN or infinite" if overflowed else f"the loss is {logs['loss']}"
+            raise DivergenceError(
+                f"{what} before step {state.step + 1}, which was skipped: scale the inputs, or start afresh with a "
+                f"learning rate below {state.learning_rate:g}."
+            )
+        state.update(model.context.store)
+    return logs
+
+
+def _refuse_divergence(run: Run, metrics: EpochMetrics) -> None:
+    """If loss, weights or buffers are not finite, restore the start of the epoch and raise DivergenceError."""
+    step, what = metrics.first_non_finite(), "loss"
+    if step is None:
+        values = run.model.context.store.values
+        overflowed = _first_non_finite_buffer(run.model)
+        if overflowed is None and bool(run.model.backend.xp.isfinite(values).all()):
+            return
+        what, step = overflowed or "weights", metrics.steps - 1  # it is known only at the end of the epoch
+    state = run.state
+    epoch, rate = state.epoch, state.learning_rate
+    run.history.stopped = "diverged"
+    run.epoch_start.restore()
+    state.optimizer_state.step = run.first_step
+    if what == "loss" and state.step == 0 and step == 0:
+        cause = "before any update, so the inputs or the initial weights are too large: scale the inputs"
+    else:
+        cause = (
+            f"most likely because the learning rate, {rate:g}, is too high: lower it, or clip the gradient "
+            "with clip_norm"
+        )
+    of_all = f" of {run.steps}" if run.steps else ""
+    raise DivergenceError(
+        f"the {what} became NaN or infinite in epoch {epoch + 1}, at step {step + 1}{of_all}, {cause}. "
+        "The weights of the epoch's start were restored."
+    )
+
+
+def _first_non_finite_buffer(model: Sequential) -> str | None:
+    """The name of a buffer, such as a running variance, that contains NaN or infinity. Reads the device."""
+    isfinite = model.backend.xp.isfinite
+    return next((b.name for b in model.context.store.buffers if not bool(isfinite(b.value).all())), None)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; a second one raises KeyboardInterrupt. In the main thread only."""
+    event = threading.Event()
+    default = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or default is not signal.default_int_handler:
+        yield event
+        return
+
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, default)
+
+    signal.signal(signal.SIGINT, request_stop)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, default)
+
+
+def _without_warnings() -> numpy.errstate:
+    """No warnings of overflow, as on a GPU: the loss is checked instead."""
+    return numpy.errstate(over="ignore", invalid="ignore", divide="ignore")

@@ -1,0 +1,45 @@
+"""Loss scaling: keeps gradients in float16 from being rounded to 0.
+
+The gradient of the loss is multiplied by a scale before the backward pass and divided by it afterwards. If a gradient
+overflows, the step is skipped and the scale is halved; after many steps without overflow it is doubled. All of this
+happens on the device. Micikevicius et al. 2018, "Mixed precision training".
+"""
+
+from typing import Any
+
+from xpnet.backends import Array, Backend
+from xpnet.parameters import ParameterStore
+
+_START = 2.0**16
+_LARGEST = 2.0**24
+_EVERY = 2000  # steps without overflow after which the scale is doubled
+
+
+class LossScale:
+    """The loss scale of one model.
+
+    state: (2,), the scale and the number of steps since it last changed.  gate: 1 if the latest gradient can be used,
+    0 if it overflowed; a 0-d float64 array, which the optimizer's update reads.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        with backend.device():
+            self.state = backend.asarray([_START, 0.0], dtype="float64")
+            self.gate = backend.asarray(1.0, dtype="float64")
+
+    def scale(self, grad: Array) -> None:
+        """grad ← grad · scale."""
+        grad *= self.state[0].astype(grad.dtype)
+
+    def unscale(self, store: ParameterStore) -> None:
+        """Divide all gradients by the scale, note whether any overflowed, and adapt the scale."""
+        xp: Any = self._backend.xp
+        store.grads *= (1.0 / self.state[0]).astype(store.dtype)
+        finite = xp.isfinite(store.grads).all()
+        self.gate[...] = finite
+        scale, since = self.state[0], (self.state[1] + 1.0) * self.gate
+        due = since >= _EVERY
+        factor = xp.where(finite, xp.where(due, 2.0, 1.0), 0.5)
+        self.state[0] = xp.minimum(xp.maximum(scale * factor, 1.0), _LARGEST)
+        self.state[1] = xp.where(due, 0.0, since)

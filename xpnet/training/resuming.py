@@ -1,0 +1,70 @@
+"""What must be equal for a run to continue: in a checkpoint and the run that resumes from it, and on all ranks."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from xpnet.distributed.process_group import ProcessGroup
+from xpnet.errors import ArgumentError, DistributedError
+
+
+class Settings(NamedTuple):
+    """What must be equal in two runs.
+
+    model, training: for the second to continue the first.  batches: to finish its epoch.  environment: for the results
+    to be equal bit for bit.
+    """
+
+    model: dict[str, Any]
+    training: dict[str, str]
+    batches: dict[str, Any]
+    environment: dict[str, str]
+
+
+def description(value: Any) -> str:
+    """A repr without addresses: a user's own functions have no better name."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def refuse_another_run(path: Any, own: Settings, made_of: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Raise ArgumentError if a checkpoint, with this architecture and these values, is from another run."""
+    for name, value in json.loads(json.dumps(own.model)).items():
+        if name != "frozen" and value != made_of.get(name):  # callbacks may freeze layers during training
+            raise ArgumentError(
+                f"{path}: the checkpoint is from another model: {name} is {made_of.get(name)!r} there and {value!r} "
+                "here. Make the same model, or load only its weights with xpnet.load."
+            )
+    for name, text in own.training.items():
+        if text != values["what"][name]:
+            raise ArgumentError(
+                f"{path}: the checkpoint is from a fit with {name}={values['what'][name]}, and this one has {text}. "
+                "Give fit the same, or start afresh from its weights with xpnet.load."
+            )
+    for name, value in own.batches.items():
+        if values["under_way"] and value != values["batches"][name]:
+            raise ArgumentError(
+                f"{path}: the checkpoint was written within an epoch with {name}={values['batches'][name]}, which "
+                f"cannot be finished with {value}."
+            )
+
+
+def different_environment(own: Settings, values: Mapping[str, Any]) -> list[str]:
+    """["NumPy was '2.1' and is '2.2'", …]: why the results of a resumed run will differ by rounding."""
+    before = {"ranks": "1", **values["environment"]}
+    return [
+        f"{name} was {before.get(name)!r} and is {now!r}"
+        for name, now in own.environment.items()
+        if now != before.get(name)
+    ]
+
+
+def refuse_different_ranks(group: ProcessGroup, own: Mapping[str, Any]) -> None:
+    """Raise DistributedError on all ranks if their models, data or arguments, by name, are different."""
+    settings = group.all_gather({name: str(value) for name, value in own.items()})
+    for rank, other in enumerate(settings):
+        for name, value in other.items():
+            if value != settings[0][name]:
+                raise DistributedError(
+                    f"rank {rank} has {name} = {value}, but rank 0 has {settings[0][name]}: give every rank the same."
+                )

@@ -1,0 +1,232 @@
+"""Run: one running call of fit, and its state as arrays and values that a file can hold."""
+
+import contextlib
+import json
+import math
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy
+
+from xpnet._version import __version__
+from xpnet.callbacks import Callback, History
+from xpnet.data.streaming import AnyDataset, StreamingDataset
+from xpnet.layers.containers import Sequential
+from xpnet.layers.context import Workspace
+from xpnet.parameters import Snapshot
+from xpnet.training import checkpoints
+from xpnet.training.arguments import FitOptions, warn
+from xpnet.training.captured_step import StepExecutor
+from xpnet.training.epoch_metrics import EpochMetrics
+from xpnet.training.model_files import architecture, refusing_damage
+from xpnet.training.resuming import Settings, description, different_environment, refuse_another_run
+from xpnet.training.state import TrainingState
+from xpnet.training.step import TrainingStep
+
+_ORDER_STREAM = 2  # keeps the random numbers of epoch permutations apart from those of weights
+
+
+class Run:
+    """One call of `fit`. `callbacks.Run` lists what callbacks may use of it."""
+
+    def __init__(self, model: Sequential, state: TrainingState, dataset: AnyDataset, options: FitOptions) -> None:
+        self.model, self.state, self.dataset, self.group = model, state, dataset, options.group
+        self.callbacks: list[Callback] = options.all_callbacks()
+        self.epochs, self.first_epoch, self.shuffle = options.epochs, state.epoch, options.shuffle
+        self.history = History()
+        self.samples, self.batch_size, self.accumulate = dataset.samples, options.batch_size or 1, options.accumulate
+        self.steps: int | None = None
+        if dataset.samples is not None:
+            self.batch_size = min(options.batch_size or dataset.samples, dataset.samples)
+            self.steps = math.ceil(dataset.samples / self.batch_size)
+            self.accumulate = min(options.accumulate, self.steps)
+        self.seen, self.complete = 0, False  # samples of this epoch, and whether these are all
+        self.under_way = False
+        self.metrics = EpochMetrics(model, state.metrics, self.steps)
+        #: The model at the beginning of the epoch, and the number of steps that it had made.
+        self.epoch_start = Snapshot(model.context.store, lambda: state.optimizer_state.slots)
+        self.first_step = state.step
+        #: Runs the steps; `executor.fallback_reason` says why none is captured.
+        self.executor = StepExecutor(TrainingStep(model, state), isinstance(dataset, StreamingDataset))
+        self._work = Workspace(model.context)
+        self.start_clock()
+        self._compiled_before = model.backend.compile_seconds
+
+    def logs(self) -> dict[str, Any]:
+        """Loss and metrics of the epoch so far, over the samples of this rank. Waits for the device."""
+        return self.metrics.result()
+
+    def elapsed(self) -> float:
+        """Seconds of the epoch so far, without compilation, and without the time between a stop and its resumption."""
+        return time.perf_counter() - self._began - (self.model.backend.compile_seconds - self._compiled)
+
+    def start_clock(self, elapsed: float = 0.0) -> None:
+        """The epoch begins now, or continues after so many seconds."""
+        self._began, self._compiled = time.perf_counter() - elapsed, self.model.backend.compile_seconds
+
+    def compile_seconds(self) -> float:
+        """Seconds of compiling kernels since the run began."""
+        return self.model.backend.compile_seconds - self._compiled_before
+
+    def begin_epoch(self) -> None:
+        """Begin an epoch, unless a resumed one is in progress."""
+        if not self.under_way:
+            self.epoch_start.take()
+            self.under_way, self.first_step = True, self.state.step
+            self.start_clock()
+            self.seen, self.complete = 0, False
+            self.metrics.clear()
+
+    def epoch(self) -> Iterator[None]:
+        """Train the rest of the epoch, and yield after each step."""
+        key = [self.model.context.seed, _ORDER_STREAM, self.state.epoch] if self.shuffle else None
+        steps = self.dataset.steps(self._work, self.batch_size, self.accumulate, key, self.seen, self.group)
+        with contextlib.closing(steps):
+            for data in steps:
+                self.executor(data, self.metrics)
+                self.seen += data.rows
+                self.complete = self.seen == self.samples
+                yield
+        self.complete = True
+
+    # State -----------------------------------------------------------------------------------------------------------
+
+    def save(self, path: Any) -> None:
+        """Write a checkpoint, from which `fit(..., resume_from=path)` continues. The first rank writes it."""
+        arrays, values = self.state_dict()
+        if not self.group.rank:
+            checkpoints.write(path, self.model, arrays, values)
+
+    def resume(self, path: Any) -> list[tuple[Callback, dict[str, Any] | None]]:
+        """Continue from a checkpoint. Returns each callback with its state in the file, or None.
+
+        Raises FileError or ArgumentError if the file does not belong to this run, and warns if results will differ from
+        those of a run that never stopped.
+        """
+        contents, made_of, values = checkpoints.read(path)
+        own = self.settings()
+        refuse_another_run(path, own, made_of, values)
+        with refusing_damage(path):
+            for array in self.model.context.store.arrays():
+                array.value[...] = self.model.backend.asarray(contents.model[array.name])
+            for parameter in self.model.parameters:
+                parameter.trainable = parameter.name not in made_of["frozen"]
+            self.load_state_dict(contents.run, values)
+            states = {
+                name: {**state, **_with_prefix(contents.run, f"callback {name} ")}
+                for name, state in values["callbacks"].items()
+            }
+        present = self.named_callbacks()
+        missing = [name for name, state in states.items() if state and name not in present]
+        if missing and not self.group.rank:  # other ranks have no callbacks that print or write
+            warn(f"{path} has the state of callbacks that this fit does not have: {', '.join(missing)}.")
+        if different := different_environment(own, values):
+            warn(
+                f"{path}: results will differ by rounding from those of a run that never stopped: "
+                f"{'; '.join(different)}."
+            )
+        return [(callback, states.get(name)) for name, callback in present.items()]
+
+    def settings(self) -> Settings:
+        """What must be equal for this run to continue."""
+        state = self.state
+        what = {"optimizer": state.optimizer, "loss": state.loss, "metrics": state.metrics}
+        return Settings(
+            architecture(self.model),
+            {name: description(value) for name, value in what.items()},
+            {name: getattr(self, name) for name in ("samples", "batch_size", "accumulate", "shuffle")},
+            {**self.model.backend.environment(), "ranks": str(self.group.size)},
+        )
+
+    def rank_settings(self) -> dict[str, Any]:
+        """What must be equal on all ranks, by the names that errors use."""
+        model, state, settings = self.model, self.state, self.settings()
+        check = zlib.crc32(json.dumps(settings.model).encode())
+        shared = [name for name, callback in self.named_callbacks().items() if not callback.only_on_first_rank]
+        return {
+            "the version of xpnet": __version__,
+            "the version of NumPy": numpy.__version__,
+            "the seed": model.context.seed,
+            "the model": f"{len(model.layers)} layers, check {check:08x}",
+            "dtype and precision": f"{model.context.dtype}, {model.context.precision}",
+            **settings.training,
+            **settings.batches,
+            "epochs": self.epochs,
+            "the epoch": state.epoch,
+            "the step": state.step,
+            "callbacks": ", ".join(shared),
+            "the data": self.dataset.digest(),
+        }
+
+    def named_callbacks(self) -> dict[str, Callback]:
+        """{"EarlyStopping 0": callback, …}, numbered within each class."""
+        names = [type(callback).__name__ for callback in self.callbacks]
+        return {f"{name} {names[:i].count(name)}": self.callbacks[i] for i, name in enumerate(names)}
+
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(arrays on the device, values for JSON): all it takes to continue, between two steps. Waits for the device.
+
+        All ranks must call it; the first rank gets the metrics of all.
+        """
+        state, history, settings = self.state, self.history, self.settings()
+        arrays = {f"slot {name}": vector for name, vector in state.optimizer_state.slots.items()}
+        if state.loss_scale is not None:
+            arrays["loss scale"] = state.loss_scale.state
+        if self.under_way:
+            metrics = self.metrics.over_ranks(self.group)
+            arrays |= {f"figures {name}": a for name, a in metrics.state_dict().items()}  # the name in format 1
+            arrays |= {f"start {i}": copy for i, copy in enumerate(self.epoch_start.copies.values())}
+        remembered: dict[str, dict[str, Any]] = {}
+        for key, callback in self.named_callbacks().items():
+            remembered[key] = {}
+            for name, value in callback.state().items():
+                if hasattr(value, "dtype"):
+                    arrays[f"callback {key} {name}"] = value
+                else:
+                    remembered[key][name] = value
+        return arrays, {
+            "what": settings.training,
+            "batches": settings.batches,
+            "environment": settings.environment,
+            "step": state.step,
+            "epoch": state.epoch,
+            "rate_factor": state.rate_factor,
+            "first_epoch": self.first_epoch,
+            "first_step": self.first_step,
+            "under_way": self.under_way,
+            "seen": self.seen,
+            "elapsed": self.elapsed(),
+            "history": dict(history),
+            "seconds": history.seconds,
+            "stopped": None if history.stopped == "interrupted" else history.stopped,
+            "callbacks": remembered,
+        }
+
+    def load_state_dict(self, arrays: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        """Continue where a run with this state stopped. The states of callbacks are not loaded here."""
+        state, asarray = self.state, self.model.backend.asarray
+        for name, vector in state.optimizer_state.slots.items():
+            vector[...] = asarray(arrays[f"slot {name}"])
+        if state.loss_scale is not None and "loss scale" in arrays:
+            state.loss_scale.state[...] = asarray(arrays["loss scale"])
+        state.optimizer_state.step, state.epoch = values["step"], values["epoch"]
+        state.rate_factor = values["rate_factor"]
+        self.first_epoch, self.first_step = values["first_epoch"], values["first_step"]
+        self.history.update(values["history"])
+        self.history.seconds, self.history.stopped = values["seconds"], values["stopped"]
+        if not values["under_way"]:
+            self.epoch_start.take()
+            return
+        self.under_way, self.seen = True, values["seen"]
+        self.start_clock(values["elapsed"])
+        self.metrics.load_state_dict(_with_prefix(arrays, "figures "))
+        if self.group.rank:  # the first rank counts them
+            self.metrics.drop_sums()
+        for i, copy in enumerate(self.epoch_start.copies.values()):
+            copy[...] = asarray(arrays[f"start {i}"])
+
+
+def _with_prefix(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
