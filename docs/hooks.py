@@ -1,8 +1,9 @@
-"""What the site needs beside its pages: the reference, made from the public names, and links that stay inside it."""
+"""Hooks of MkDocs: pages of the reference, made from the public names, and links to files of the project."""
 
 import importlib
 import inspect
 import re
+from operator import attrgetter
 from pathlib import Path
 
 from mkdocs.exceptions import PluginError
@@ -13,27 +14,15 @@ MODULES = ("layers", "augment", "losses", "optimizers", "schedules", "metrics", 
 ROOT = Path(__file__).parents[1]
 
 
-def public_names(module):
-    """The names in `__all__`, or else the public classes and functions that the module itself defines."""
-    listed = getattr(module, "__all__", None)
-    if listed is None:
-        kinds = inspect.isclass, inspect.isfunction
-        listed = [
-            name for name, value in vars(module).items()
-            if not name.startswith("_") and any(kind(value) for kind in kinds) and value.__module__ == module.__name__
-        ]  # fmt: skip
-    return [name for name in listed if not name.startswith("_") and not inspect.ismodule(getattr(module, name))]
-
-
 def on_files(files, config):
-    """A page of the reference for each module."""
+    """Add a page of the reference for each module, with the classes and functions in its `__all__`."""
     for name in ("xpnet", *MODULES):
         path = "xpnet" if name == "xpnet" else f"xpnet.{name}"
         module = importlib.import_module(path)
-        names = public_names(module) + (["export_onnx", "import_onnx"] if name == "xpnet" else [])
         lines = [f"# {path}", "", inspect.getdoc(module) or "", ""]
-        for public in names:
-            value = getattr(module, public)
+        more = ["parameters.Parameter", "export_onnx", "import_onnx"] if name == "xpnet" else []
+        for public in (*module.__all__, *more):
+            value = attrgetter(public)(module)
             if inspect.isclass(value) or inspect.isfunction(value):
                 lines += [f"::: {value.__module__}.{value.__qualname__}", ""]
         files.append(File.generated(config, f"reference/{name}.md", content="\n".join(lines)))
@@ -41,7 +30,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, **_):
-    """A link to a file of the project that is no page becomes the file's name; one to nothing is an error."""
+    """Replace links to files outside docs/ by the names of the files. Raises PluginError if a file does not exist."""
 
     def as_name(link):
         if not (ROOT / link[2]).exists():
