@@ -204,9 +204,7 @@ class Sequential(layers_.Sequential):
         """
         with self._built_for(x), self._enough_memory_for(None), self.backend.device():
             chosen, measured = self._chosen(loss, metrics)
-            if optimizer is None and isinstance(self._state, Untrained):
-                raise ArgumentError('the model was never trained: give an optimizer, such as optimizer="adam".')
-            wanted = self._state.optimizer if optimizer is None else optimizers_.get(optimizer)  # type: ignore[union-attr]
+            wanted = self._state.optimizer if optimizer is None else optimizers_.get(optimizer)
             weights = class_weight if class_weight is not None else chosen.class_weight
             dataset = load_dataset(self, x, y, chosen, measured, sample_weight, weights)
             if not isinstance(dataset, Dataset):
@@ -413,14 +411,9 @@ class Sequential(layers_.Sequential):
 
     def _chosen(self, loss: Any, metrics: Any) -> tuple[Loss, list[Metric]]:
         """The loss and metrics of these names or objects; None means those of the last training."""
-        last = self._state
-        if loss is None and isinstance(last, TrainingState):
-            if metrics is None:
-                return last.loss, last.metrics
-            loss = last.loss
-        if loss is None:
-            raise ArgumentError('the model was never trained: give a loss, such as loss="softmax_cross_entropy".')
-        return choose_loss_and_metrics(self, loss, metrics)
+        if loss is None and metrics is None:
+            return self._state.loss, self._state.metrics
+        return choose_loss_and_metrics(self, self._state.loss if loss is None else loss, metrics)
 
 
 def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[type[Layer]] = ()) -> Sequential:

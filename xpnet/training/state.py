@@ -1,9 +1,9 @@
 """TrainingState: what training leaves on a model; and Untrained, the state before that."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 from xpnet.backends import Backend
-from xpnet.errors import StateError
+from xpnet.errors import ArgumentError, StateError
 from xpnet.layers.context import Context
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
@@ -13,10 +13,20 @@ from xpnet.training.loss_scaling import LossScale
 
 
 class Untrained:
-    """The state of a model that has never been trained."""
+    """The state of a model that has never been trained. It has no loss, metrics and optimizer to default to."""
 
     step = epoch = 0
     running = False
+
+    @property
+    def loss(self) -> NoReturn:
+        raise ArgumentError('the model was never trained: give a loss, such as loss="softmax_cross_entropy".')
+
+    metrics = loss
+
+    @property
+    def optimizer(self) -> NoReturn:
+        raise ArgumentError('the model was never trained: give an optimizer, such as optimizer="adam".')
 
     def begin(self, context: Context, loss: Loss, metrics: list[Metric], optimizer: Optimizer) -> "TrainingState":
         """The state with which training starts."""
