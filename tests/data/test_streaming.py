@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+from small_models import StopAt
 
 import xpnet
 from xpnet import callbacks, datasets, layers
@@ -251,15 +252,6 @@ def anonymous_bytes():
 
 
 # Resuming -------------------------------------------------------------------------------------------------------------
-
-
-class StopAt(callbacks.Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, model, step):
-        if step == self.step:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("source", [stream, lambda: batches])

@@ -222,28 +222,20 @@ def wrong_weights(patch, module):
     patch.setattr(xpnet.Sequential, "__init__", init)
 
 
-def wrong_gradients(patch, module):
+def wrong_gradients(patch, module, factor=1.0, offset=0.1):
     original = layers.Dense.backward
 
     def backward(self, grad_y):
         grad_x = original(self, grad_y)
         for parameter in self.parameters:
-            parameter.grad += 0.1
+            parameter.grad = parameter.grad * factor + offset
         return grad_x
 
     patch.setattr(layers.Dense, "backward", backward)
 
 
 def zero_gradients(patch, module):
-    original = layers.Dense.backward
-
-    def backward(self, grad_y):
-        grad_x = original(self, grad_y)
-        for parameter in self.parameters:
-            parameter.grad[...] = 0.0
-        return grad_x
-
-    patch.setattr(layers.Dense, "backward", backward)
+    wrong_gradients(patch, module, factor=0.0, offset=0.0)
 
 
 def wrong_sigmoid(patch, module):

@@ -13,6 +13,7 @@ import pytest
 from blas import blas_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import assert_reproducible
 from strict import StrictBackend
 from without_numba import formulas_only
 
@@ -565,10 +566,7 @@ def test_backward_before_forward_is_refused(name, rng):
 
 @each_case
 def test_config_and_repr_reproduce_the_layer(name):
-    layer = CASES[name][0]()
-    other = type(layer)(**layer.get_config())
-    assert other.get_config() == layer.get_config()
-    assert eval(repr(layer), vars(layers)).get_config() == layer.get_config()
+    assert_reproducible(CASES[name][0]())
 
 
 def all_kinds(backend, **kwargs):

@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+from small_models import assert_same_state
 from strict import StrictBackend
 
 import xpnet
@@ -24,12 +25,6 @@ def net(backend, **kwargs):
 
 def integers(rng, rows=9, dtype="int64"):
     return rng.integers(0, 7, (rows, 6)).astype(dtype)
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -121,7 +116,7 @@ def test_integers_out_of_range_are_refused_and_change_nothing(backend, rng, call
     before = model.state_dict()
     with pytest.raises(DataError, match=message):
         call(model, x, np.zeros(9, int))
-    assert_same(model.state_dict(), before)
+    assert_same_state(model.state_dict(), before)
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
@@ -194,7 +189,7 @@ def test_copies_predict_the_same(backend, rng, tmp_path, copied):
     else:
         other = copy.deepcopy(model) if copied == "deepcopy" else pickle.loads(pickle.dumps(model))
     assert list(other.state_dict()) == ["2.0.weight", "4.weight", "4.bias"]
-    assert_same(other.state_dict(), model.state_dict())
+    assert_same_state(other.state_dict(), model.state_dict())
     np.testing.assert_array_equal(other.predict(x), model.predict(x))
     with pytest.raises(DataError):
         other.predict(x + 7)
@@ -204,7 +199,7 @@ def test_strict_trains_like_the_reference_bit_for_bit(reference, rng):
     x, y = integers(rng, rows=40), rng.integers(0, 2, 40)
     one, other = net(StrictBackend()), net(reference)
     histories = [m.fit(x, y, batch_size=8, epochs=3, verbose=0) for m in (one, other)]
-    assert_same(one.state_dict(), other.state_dict())
+    assert_same_state(one.state_dict(), other.state_dict())
     assert dict(histories[0]) == dict(histories[1])
 
 

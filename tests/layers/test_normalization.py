@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+from small_models import assert_same_state
 from strict import StrictBackend
 
 import xpnet
@@ -197,7 +198,7 @@ def test_evaluation_between_forward_and_backward_changes_nothing(backend, rng):
     model.predict(data(rng, (4,), rows=50))
     model.evaluate(x, x[:, :2], loss="mse")
     np.testing.assert_array_equal(backend.to_numpy(model.backward(g)), backend.to_numpy(other.backward(g)))
-    assert_same(model.state_dict(), other.state_dict())
+    assert_same_state(model.state_dict(), other.state_dict())
 
 
 def test_running_statistics_converge_to_those_of_the_data(backend, rng):
@@ -214,7 +215,7 @@ def test_running_mean_and_variance_are_restored_after_divergence(backend, rng):
     before = model.state_dict()
     with pytest.raises(xpnet.errors.DivergenceError):
         model.fit(x, 1e30 * x[:, :2], loss="mse", optimizer=optimizers.SGD(1e30), verbose=0, batch_size=4)
-    assert_same(model.state_dict(), before)
+    assert_same_state(model.state_dict(), before)
 
 
 # LayerNorm ---------------------------------------------------------------------------------------------------------
@@ -254,12 +255,6 @@ def test_layer_norm_of_one_feature_is_beta(backend):
 def net(backend, **kwargs):
     stack = [layers.Dense(5), layers.BatchNorm(), layers.ReLU(), layers.LayerNorm(), layers.Dense(2)]
     return xpnet.Sequential(stack, (4,), backend, **kwargs)
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
 @pytest.mark.parametrize("kind", [layers.BatchNorm, layers.LayerNorm])
@@ -306,7 +301,7 @@ def test_copies_predict_and_train_like_the_model(backend, rng, tmp_path, copied)
         before = m.state_dict()["1.running_mean"]
         m.forward(x, training=True)
         assert (m.state_dict()["1.running_mean"] != before).all()
-    assert_same(other.state_dict(), model.state_dict())
+    assert_same_state(other.state_dict(), model.state_dict())
 
 
 def test_to_float64_converts_the_running_mean_and_variance(backend, rng):
@@ -321,7 +316,7 @@ def test_strict_trains_like_the_reference_bit_for_bit(reference, rng):
     x = data(rng, (4,), rows=30, dtype="float32")
     one, other = net(StrictBackend()), net(reference)
     histories = [m.fit(x, x[:, :2], loss="mse", batch_size=8, epochs=3, verbose=0) for m in (one, other)]
-    assert_same(one.state_dict(), other.state_dict())
+    assert_same_state(one.state_dict(), other.state_dict())
     assert dict(histories[0]) == dict(histories[1])
 
 

@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+from small_models import assert_same_state
 from strict import StrictBackend
 
 import xpnet
@@ -58,12 +59,6 @@ BLOCKS = {
     "without parameters": (lambda: layers.Residual(layers.Tanh()), (4,), layers.Identity, []),
 }
 each_block = pytest.mark.parametrize(("make", "shape", "kind", "names"), BLOCKS.values(), ids=BLOCKS.keys())
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
 def built(make, backend, shape, dtype="float64"):
@@ -279,7 +274,7 @@ def test_copies_predict_and_train_like_the_model(backend, rng, tmp_path, copied)
     for one, two in zip(model.parameters, other.parameters, strict=True):
         assert (one.name, one.trainable) == (two.name, two.trainable)
         np.testing.assert_array_equal(backend.to_numpy(one.grad), backend.to_numpy(two.grad))
-    assert_same(other.state_dict(), model.state_dict())
+    assert_same_state(other.state_dict(), model.state_dict())
 
 
 def test_a_file_with_other_argument_names_is_refused(tmp_path):
@@ -344,7 +339,7 @@ def test_strict_trains_like_the_reference_bit_for_bit(reference, rng):
     x, y = task(rng)
     one, other = net(StrictBackend()), net(reference)
     histories = [m.fit(x, y, batch_size=8, epochs=2, verbose=0) for m in (one, other)]
-    assert_same(one.state_dict(), other.state_dict())
+    assert_same_state(one.state_dict(), other.state_dict())
     assert dict(histories[0]) == dict(histories[1])
 
 

@@ -3,14 +3,10 @@
 import numpy as np
 
 import xpnet
-from xpnet import callbacks, layers
+from xpnet import augment, callbacks, layers
 
 SAMPLES = np.random.default_rng(0).normal(size=(20, 4)).astype("float32")
-
-
 LABELS = (SAMPLES.sum(axis=1) > 0).astype(int)
-
-
 QUIET = {"verbose": 0, "batch_size": 5}
 
 
@@ -37,6 +33,27 @@ class Do(callbacks.Callback):
 
     def __init__(self, action, at="on_step_end"):
         setattr(self, at, lambda model, *rest: action(self, model))
+
+
+class StopAt(callbacks.Callback):
+    """Raises KeyboardInterrupt after the step of this number."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, model, step):
+        if step == self.step:
+            raise KeyboardInterrupt
+
+
+def assert_reproducible(layer, **classes):
+    """Assert that the configuration and the repr of a layer each make an equal layer."""
+    config = repr(layer.get_config())
+    other = type(layer).from_config(layer.get_config())
+    assert other is not layer and other != layer  # every layer has its own parameters
+    again = eval(repr(layer), {**vars(layers), **vars(augment), **classes})
+    assert repr(other.get_config()) == repr(again.get_config()) == config
+    assert repr(other) == repr(again) == repr(layer)
 
 
 def standalone_output(layer, backend, x, training=False, **kwargs):

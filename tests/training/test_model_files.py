@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from custom_layers import Counted
-from small_models import LABELS, QUIET, SAMPLES, small_net
+from small_models import LABELS, QUIET, SAMPLES, assert_same_state, small_net
 from strict import StrictBackend
 
 import xpnet
@@ -43,12 +43,6 @@ def saved(tmp_path):
 # Round trips -------------------------------------------------------------------------------------------------------
 
 
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-
-
 @pytest.mark.parametrize("target", ["the same", "cpu", "strict"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_saved_model_loads_on_the_same_and_on_other_devices(backend, tmp_path, target, dtype):
@@ -57,7 +51,7 @@ def test_a_saved_model_loads_on_the_same_and_on_other_devices(backend, tmp_path,
     other = backend if target == "the same" else StrictBackend() if target == "strict" else target
     loaded = xpnet.load(tmp_path / "m", backend=other)
     assert loaded.backend is xpnet.get_backend(other)
-    assert_same(loaded.state_dict(), model.state_dict())
+    assert_same_state(loaded.state_dict(), model.state_dict())
     assert (loaded.dtype, loaded.seed, loaded.input_shape) == (dtype, 5, (4,))
     np.testing.assert_allclose(loaded.predict(X), model.predict(X), rtol=1e-5, atol=1e-6)
     assert loaded.summary().count("\n") == model.summary().count("\n")
@@ -66,7 +60,7 @@ def test_a_saved_model_loads_on_the_same_and_on_other_devices(backend, tmp_path,
 def test_a_model_saved_on_the_cpu_loads_on_every_device(backend, tmp_path):
     model = net()
     model.save(tmp_path / "m")
-    assert_same(xpnet.load(tmp_path / "m", backend).state_dict(), model.state_dict())
+    assert_same_state(xpnet.load(tmp_path / "m", backend).state_dict(), model.state_dict())
 
 
 def test_a_loaded_model_trains_like_the_saved_one_with_a_fresh_optimizer(backend, tmp_path):
@@ -75,7 +69,7 @@ def test_a_loaded_model_trains_like_the_saved_one_with_a_fresh_optimizer(backend
     loaded = xpnet.load(tmp_path / "m", backend)
     one, two = (m.fit(X, Y, optimizer="sgd", epochs=2, batch_size=8, verbose=0) for m in (model, loaded))
     assert dict(one) == dict(two)
-    assert_same(loaded.state_dict(), model.state_dict())
+    assert_same_state(loaded.state_dict(), model.state_dict())
 
 
 def test_a_loaded_model_has_the_architecture_and_all_arguments(saved):
@@ -94,20 +88,20 @@ def test_a_custom_layer_loads_if_its_class_is_passed(backend, tmp_path):
     with pytest.raises(FileError, match=r"it contains a layer 'Counted'.*custom_layers=\[Counted\]"):
         xpnet.load(tmp_path / "m", backend)
     loaded = xpnet.load(tmp_path / "m", backend, custom_layers=[Counted])
-    assert_same(loaded.state_dict(), model.state_dict())
+    assert_same_state(loaded.state_dict(), model.state_dict())
     assert loaded.layers[0].start == 2.0 and (loaded.state_dict()["0.count"] == 20).all()
 
 
 def test_safetensors_reads_the_file_with_names_of_parameters(saved):
     state = safetensors.numpy.load_file(saved)
-    assert_same(state, net().state_dict())
+    assert_same_state(state, net().state_dict())
     assert sorted(state) == ["0.0.bias", "0.0.weight", "1.0.weight", "4.bias", "4.weight"]
 
 
 def test_load_state_dict_accepts_arrays_read_by_safetensors(saved):
     model = net(seed=1)
     model.load_state_dict(safetensors.numpy.load_file(saved))
-    assert_same(model.state_dict(), net().state_dict())
+    assert_same_state(model.state_dict(), net().state_dict())
 
 
 def test_arguments_without_a_json_form_are_refused_and_nothing_is_written(tmp_path):
@@ -136,7 +130,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(saved, monkeypatc
 
 def test_saving_replaces_an_existing_file(saved):
     net(seed=1).save(saved)
-    assert_same(xpnet.load(saved, "cpu").state_dict(), net(seed=1).state_dict())
+    assert_same_state(xpnet.load(saved, "cpu").state_dict(), net(seed=1).state_dict())
     assert list(saved.parent.iterdir()) == [saved]
 
 
@@ -231,7 +225,7 @@ def test_an_altered_file_is_refused(saved, change):
 
 def test_a_rewritten_file_without_changes_is_accepted(saved):
     rewrite(saved)
-    assert_same(xpnet.load(saved, "cpu").state_dict(), net().state_dict())
+    assert_same_state(xpnet.load(saved, "cpu").state_dict(), net().state_dict())
 
 
 def test_an_altered_size_beyond_any_memory_is_refused(saved):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from custom_layers import Spy
+from small_models import assert_same_state
 from strict import StrictBackend
 
 import xpnet
@@ -26,15 +27,9 @@ def trained(backend, seed=0, dtype="float32", y=Y, **kwargs):
     return model.state_dict(), history
 
 
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-
-
 def test_runs_with_equal_seeds_are_equal_bit_for_bit(backend):
     (one, logs), (other, same) = trained(backend), trained(backend)
-    assert_same(one, other)
+    assert_same_state(one, other)
     assert dict(logs) == dict(same)
 
 
@@ -55,7 +50,7 @@ def test_the_global_generator_of_numpy_does_not_affect_a_run():
     np.random.seed(5)
     np.random.random(3)
     other, _ = trained("cpu")
-    assert_same(one, other)
+    assert_same_state(one, other)
 
 
 CONFIGURATIONS = {
@@ -83,7 +78,7 @@ CONFIGURATIONS = {
 @pytest.mark.parametrize("kwargs", CONFIGURATIONS.values(), ids=CONFIGURATIONS.keys())
 def test_strict_trains_like_the_reference_bit_for_bit(reference, kwargs):
     (one, logs), (other, same) = trained(StrictBackend(), **kwargs), trained(reference, **kwargs)
-    assert_same(one, other)
+    assert_same_state(one, other)
     assert dict(logs) == dict(same)
 
 
@@ -199,7 +194,7 @@ def test_steps_of_a_float32_model_create_no_float64_arrays(kwargs):
 def test_cpu_and_gpu_agree_over_3_epochs(optimizer):
     x, y = datasets.digits()
     cpu, gpu = (digits_mlp(name) for name in ("cpu", "gpu"))
-    assert_same(cpu.state_dict(), gpu.state_dict())
+    assert_same_state(cpu.state_dict(), gpu.state_dict())
     on_cpu, on_gpu = (
         m.fit(x, y, optimizer=optimizer, epochs=3, validation_split=0.1, verbose=0) for m in (cpu, gpu)
     )  # fmt: skip

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from small_models import StopAt, assert_same_state
 
 import xpnet
 from xpnet import augment, callbacks, layers, metrics, optimizers, schedules
@@ -52,25 +53,8 @@ def stateful_callbacks():
     return [callbacks.EarlyStopping(patience=2), callbacks.ReduceLROnPlateau(patience=0, factor=0.5)]
 
 
-class StopAt(callbacks.Callback):
-    """Raises KeyboardInterrupt after the step of this number."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, model, step):
-        if step == self.step:
-            raise KeyboardInterrupt
-
-
 def everything(model, history):
     return {**model.state_dict(), **{f"history {name}": np.array(values) for name, values in history.items()}}
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
 def whole_run(backend, **changed):
@@ -89,7 +73,7 @@ def test_a_run_stopped_at_any_step_resumes_bit_for_bit(backend, tmp_path, stop):
         net(backend).fit(X, Y, callbacks=[every_step, StopAt(stop), *stateful_callbacks()], **arguments())
     model, after = net(backend), stateful_callbacks()
     history = model.fit(X, Y, callbacks=[callbacks.Checkpoint(path), *after], resume_from=path, **arguments())
-    assert_same(everything(model, history), want)
+    assert_same_state(everything(model, history), want)
     assert after[0].best_epoch == before[0].best_epoch and after[0].best == before[0].best
     assert len(history.seconds) == len(history["loss"]) and all(0 < s < 60 for s in history.seconds)
 
@@ -103,7 +87,7 @@ def test_a_run_with_accumulated_gradients_resumes_bit_for_bit(tmp_path, accumula
                   **arguments(accumulate=accumulate))  # fmt: skip
     model = net()
     history = model.fit(X, Y, callbacks=stateful_callbacks(), resume_from=path, **arguments(accumulate=accumulate))
-    assert_same(everything(model, history), want)
+    assert_same_state(everything(model, history), want)
 
 
 @pytest.mark.parametrize("optimizer", every.OPTIMIZERS, ids=repr)
@@ -115,7 +99,7 @@ def test_a_run_with_every_optimizer_resumes_bit_for_bit(backend, tmp_path, optim
                          **arguments(optimizer=optimizer))  # fmt: skip
     model = net(backend)
     history = model.fit(X, Y, callbacks=stateful_callbacks(), resume_from=path, **arguments(optimizer=optimizer))
-    assert_same(everything(model, history), want)
+    assert_same_state(everything(model, history), want)
 
 
 def test_a_second_fit_resumes_bit_for_bit(tmp_path):
@@ -131,7 +115,7 @@ def test_a_second_fit_resumes_bit_for_bit(tmp_path):
         after_first_fit().fit(X, Y, callbacks=[callbacks.Checkpoint(path), StopAt(3 * 6 + 1)], **arguments(epochs=3))
     model = net()
     resumed = model.fit(X, Y, resume_from=path, **arguments(epochs=3))
-    assert_same(everything(model, resumed), everything(uninterrupted, history))
+    assert_same_state(everything(model, resumed), everything(uninterrupted, history))
 
 
 def test_ctrl_c_writes_a_checkpoint_that_resumes_bit_for_bit(tmp_path):
@@ -150,7 +134,7 @@ def test_ctrl_c_writes_a_checkpoint_that_resumes_bit_for_bit(tmp_path):
         signal.signal(signal.SIGINT, before)
     assert history.stopped == "interrupted" and len(history["loss"]) == 1
     model = net()
-    assert_same(
+    assert_same_state(
         everything(model, model.fit(X, Y, callbacks=stateful_callbacks(), resume_from=path, **arguments())), want
     )
 
@@ -160,7 +144,10 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     done = model.fit(X, Y, callbacks=[callbacks.Checkpoint(path), *stateful_callbacks()], **arguments(epochs=40))
     resumed = net()
     history = resumed.fit(X, Y, callbacks=stateful_callbacks(), resume_from=path, **arguments(epochs=40))
-    assert_same(everything(resumed, history), everything(model, done))  # the weights of the best epoch, not the last
+    # The weights are those of the best epoch, not of the last.
+    assert_same_state(
+        everything(resumed, history), everything(model, done)
+    )  # the weights of the best epoch, not the last
     assert history.stopped == done.stopped == "early stopping"
 
 
@@ -169,7 +156,7 @@ def test_resuming_with_more_epochs_continues_training(tmp_path):
     want = uninterrupted.fit(X, Y, **arguments(epochs=4))
     net().fit(X, Y, callbacks=[callbacks.Checkpoint(path)], **arguments(epochs=2))
     model = net()
-    assert_same(
+    assert_same_state(
         everything(model, model.fit(X, Y, resume_from=path, **arguments(epochs=4))), everything(uninterrupted, want)
     )
 
@@ -188,7 +175,7 @@ def test_divergence_after_resuming_restores_the_start_of_the_epoch(tmp_path):
     with pytest.raises(DivergenceError) as got:
         model.fit(X, Y, resume_from=path, **arguments(optimizer=optimizer))
     assert str(got.value) == str(want.value)
-    assert_same(model.state_dict(), uninterrupted.state_dict())
+    assert_same_state(model.state_dict(), uninterrupted.state_dict())
     assert model._state.step == uninterrupted._state.step == 6
 
 
@@ -198,7 +185,7 @@ def test_divergence_after_resuming_restores_the_start_of_the_epoch(tmp_path):
 def test_a_checkpoint_is_also_a_model_file(backend, tmp_path):
     path, model = tmp_path / "run.safetensors", net(backend)
     model.fit(X, Y, callbacks=[callbacks.Checkpoint(path)], **arguments(epochs=1))
-    assert_same(xpnet.load(path, backend).state_dict(), model.state_dict())
+    assert_same_state(xpnet.load(path, backend).state_dict(), model.state_dict())
     plain = safetensors.numpy.load_file(path)
     for name, value in model.state_dict().items():
         np.testing.assert_array_equal(plain[name], value)
@@ -217,8 +204,8 @@ def test_the_best_epochs_have_their_own_files(tmp_path):
     net().fit(X, Y, callbacks=[checkpoint, FakeLogs()], **arguments())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run-epoch-0002.st", "run-epoch-0004.st", "run.st"]
     assert [epoch for _, epoch in checkpoint.kept] == [3, 1]
-    assert_same(xpnet.load(checkpoint.file_of_epoch(3), "cpu").state_dict(), weights[3])
-    assert_same(xpnet.load(tmp_path / "run.st", "cpu").state_dict(), weights[5])
+    assert_same_state(xpnet.load(checkpoint.file_of_epoch(3), "cpu").state_dict(), weights[3])
+    assert_same_state(xpnet.load(tmp_path / "run.st", "cpu").state_dict(), weights[5])
 
 
 def test_a_resumed_checkpoint_remembers_the_best_epochs(tmp_path):
@@ -397,7 +384,7 @@ def test_layers_frozen_during_training_stay_frozen_after_resuming(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         net().fit(X, Y, callbacks=[Freeze(), checkpoint, StopAt(15)], **arguments())
     got = model.fit(X, Y, callbacks=[Freeze()], resume_from=tmp_path / "run", **arguments())
-    assert_same(everything(model, got), everything(uninterrupted, want))
+    assert_same_state(everything(model, got), everything(uninterrupted, want))
 
 
 # Killed processes -----------------------------------------------------------------------------------------------------
@@ -440,14 +427,14 @@ def test_a_process_killed_at_20_random_moments_resumes_bit_for_bit(tmp_path):
         time.sleep(rng.uniform(0.0, 0.05))
         if process.poll() is not None:
             assert process.communicate()[0] == "done\n"
-            assert_same(result(path), want)
+            assert_same_state(result(path), want)
             path.unlink()  # the run has finished, so the next one starts from the beginning
             continue
         process.kill()
         process.communicate()
         killed += 1
     assert start(path, "resume").communicate()[0] == "done\n"
-    assert_same(result(path), want)
+    assert_same_state(result(path), want)
     leftovers = [p for p in tmp_path.iterdir() if p.suffix == ".tmp"]
     assert len(leftovers) <= 20  # at most the file that each killed process was writing
     texts = safetensors.safe_open(path, framework="numpy").metadata()
