@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if GPU_UNAVAILABLE and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason=f"no usable GPU: {GPU_UNAVAILABLE}"))
         if not HAS_MNIST and item.get_closest_marker("mnist"):
-            item.add_marker(pytest.mark.skip(reason="XPNET_DATA_DIR names no folder with the real MNIST"))
+            item.add_marker(pytest.mark.skip(reason="XPNET_DATA_DIR, a folder with the real MNIST, is not set"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

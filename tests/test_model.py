@@ -421,6 +421,7 @@ def test_a_model_stays_unbuilt_after_invalid_data(bad):
     model = xpnet.Sequential([layers.Dense(2)], backend="cpu")
     with pytest.raises((ArgumentError, ArgumentTypeError)):
         model.fit(bad, Y, verbose=0)
+    assert not model.is_built
     model.fit(X, Y, verbose=0)
 
 

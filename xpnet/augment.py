@@ -147,17 +147,17 @@ class RandomAffine(Distortion):
         xp, work, dtype = self.xp, self.work, self.context.dtype
         height, width = self.input_shape[:2]
         center_v, center_h = (height - 1) / 2, (width - 1) / 2
-        most_down, most_right = _pair(self.shift)
-        most_taller, most_wider = _pair(self.scale)
+        max_shift_v, max_shift_h = _pair(self.shift)
+        max_scale_v, max_scale_h = _pair(self.scale)
 
         down, right, turn, taller, wider, lean = self.uniform(rows, 6).T.reshape(6, rows, 1, 1)
-        taller = xp.exp(taller * math.log1p(most_taller))
-        wider = taller if not isinstance(self.scale, tuple) else xp.exp(wider * math.log1p(most_wider))
+        taller = xp.exp(taller * math.log1p(max_scale_v))
+        wider = taller if not isinstance(self.scale, tuple) else xp.exp(wider * math.log1p(max_scale_h))
         angle = turn * math.radians(self.rotation)
         cos, sin, lean = xp.cos(angle), xp.sin(angle), xp.tan(lean * math.radians(self.shear))
 
-        v = xp.arange(height, dtype=dtype)[:, None] - center_v - down * most_down
-        h = xp.arange(width, dtype=dtype) - center_h - right * most_right
+        v = xp.arange(height, dtype=dtype)[:, None] - center_v - down * max_shift_v
+        h = xp.arange(width, dtype=dtype) - center_h - right * max_shift_h
         v_by_v, v_by_h = cos / taller, sin / taller
         h_by_v, h_by_h = lean * v_by_v - sin / wider, lean * v_by_h + cos / wider
         plane = (rows, height, width)

@@ -75,13 +75,13 @@ class Run(Protocol):
 class Callback:
     """The base of every callback. Override what you need; every method does nothing by default.
 
-    Epochs and steps count from 0 over the life of the model, so a second fit continues where the first ended. Do not
-    call `self.run.logs()` in every step: it waits for the GPU.
+    `epoch` counts from 0; `step` is the number of steps so far, 1 after the first. Both continue in later fits with an
+    equal optimizer, and start again with another. Do not call `self.run.logs()` in every step: it waits for the GPU.
     """
 
     #: Whether it prints or writes files, so that only the first of several ranks calls it.
     only_on_first_rank: ClassVar[bool] = False
-    #: Whether it is called after all other callbacks, and so sees their state of the same epoch.
+    #: Whether it is called after all other callbacks, to see their state of the same epoch; on_train_end: before them.
     runs_last: ClassVar[bool] = False
     #: Set by fit.
     run: Run
@@ -321,7 +321,7 @@ class Checkpoint(_Monitor):
     """Writes the whole state of the training to `path`, so that `fit(..., resume_from=path)` continues from there.
 
     path: a .safetensors file, which always has the latest state; `xpnet.load` reads the model from it.  every: epochs
-    between two checkpoints.  minutes: also write within an epoch, every so many minutes; None for never.
+    between two checkpoints.  minutes: also write within an epoch, whenever so many minutes have passed; None for never.
     keep_best: how many of the best epochs by `monitor` have their own files beside `path`, such as
     "run-epoch-0012.safetensors" for "run.safetensors".  monitor, mode: as in EarlyStopping.
 

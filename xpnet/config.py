@@ -1,4 +1,4 @@
-"""Arguments: how they are checked, and objects that keep, compare and show those of their constructor."""
+"""Checks of arguments; and Configured, which derives get_config, equality and repr from constructor arguments."""
 
 import contextlib
 import inspect
@@ -22,7 +22,7 @@ N = TypeVar("N", int, float)
 class Configured:
     """An object that keeps every constructor argument as an attribute of the same name.
 
-    From these attributes follow `get_config`, equality, and a repr that reads like the call that made the object.
+    `get_config`, equality and repr are derived from these attributes; the repr reads like the call.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -91,7 +91,7 @@ def number(owner: Any, name: str, value: Any, *, finite: bool = False, also: str
 
 
 def integer(owner: Any, name: str, value: Any, *, at_least: int = 1, also: str = "", **limits: int) -> int:
-    """A number without a fraction within such limits, as a Python int: from 3, numpy.int64(3) or 3.0."""
+    """An integer within these limits, as a Python int. 3.0 counts as 3."""
     limits = {"at_least": at_least, **limits}
     if not (is_integer(value) and _within(value, limits)):
         raise _refusal(owner, name, "an integer" + _range(limits), value, also)
@@ -116,7 +116,7 @@ def as_shape(shape: Any) -> tuple[int, ...]:
 
 
 def flag(owner: Any, name: str, value: Any) -> bool:
-    """A boolean of Python or NumPy, as Python's."""
+    """A Python or NumPy boolean, as a Python bool."""
     if not isinstance(value, bool | numpy.bool_):
         raise _refusal(owner, name, "True or False", value)
     return bool(value)
@@ -133,7 +133,7 @@ def choice(owner: Any, name: str, value: Any, options: Sequence[T], *, also: str
 
 
 def is_number(value: Any) -> bool:
-    """Whether this is a real number, as of Python or NumPy, and not a boolean, an array or NaN."""
+    """Whether this is a real number of Python or NumPy, and not a boolean, an array or NaN."""
     return not isinstance(value, bool) and isinstance(value, numbers.Real) and bool(value == value)
 
 
@@ -149,7 +149,7 @@ def _within(value: Any, limits: Mapping[str, float]) -> bool:
 def _range(limits: Mapping[str, float]) -> str:
     if limits.keys() == {"at_least", "at_most"}:
         return f" from {limits['at_least']} to {limits['at_most']}"
-    return "".join(f"{' and' * (i > 0)} {_LIMITS[name][0]} {limit}" for i, (name, limit) in enumerate(limits.items()))
+    return " and".join(f" {_LIMITS[name][0]} {limit}" for name, limit in limits.items())
 
 
 def _refusal(owner: Any, name: str, expected: str, value: Any, also: str = "") -> ArgumentError:

@@ -49,11 +49,11 @@ class DistributedError(XpnetError, RuntimeError):
 
 
 class StateError(XpnetError, RuntimeError):
-    """A method was called too early or too late: before build, backward without forward, a layer used twice."""
+    """A method was called at the wrong time: before build, backward without forward, or while fit is running."""
 
 
 class DivergenceError(XpnetError, FloatingPointError, RuntimeError):
-    """The loss, a weight or a buffer became NaN or infinite. `fit` has restored the weights of the epoch's start."""
+    """The loss, a weight or a buffer became NaN or infinite. `fit` restores the epoch's first weights."""
 
 
 class MissingPackageError(XpnetError, ImportError):

@@ -203,8 +203,9 @@ class XPClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     optimizer: a name such as "adam" or "sgd", used with `learning_rate` and weight decay `alpha`; or an xpnet
     optimizer, to which these two do not apply.
     batch_size: samples per step; "auto" is 200, or the number of samples if there are fewer.
-    max_iter: the largest number of epochs. Training stops earlier if the loss has not improved by `tol` for
-    `n_iter_no_change` epochs.  early_stopping: use the score on the held-out `validation_fraction` instead of the loss.
+    max_iter: the maximum number of epochs. Training stops earlier if the loss has not improved by `tol` for more than
+    `n_iter_no_change` epochs.  early_stopping: watch the accuracy (XPRegressor: the loss) on a held-out
+    `validation_fraction` instead, and restore the weights of the best epoch.
     class_weight: {label: weight}, "balanced" or None.
     warm_start: whether fit continues with the network of the previous fit.
     backend: "auto", "cpu", "gpu": see `xpnet.get_backend`. float32 inputs are trained in float32, others in float64.

@@ -47,12 +47,12 @@ class Loss(Configured):
         return self.samples(backend, outputs, targets), self.gradient(backend, outputs, targets)
 
     def check_targets(self, backend: Backend, targets: Array, output_shape: tuple[int, ...]) -> Array:
-        """Return targets as `samples` takes them, or raise DataError. Called once per dataset; reads the device."""
+        """Return targets as `samples` takes them, or raise ShapeError or DataError. Called once per dataset."""
         return _like_outputs(targets, output_shape, type(self).__name__)
 
     def weights_by_class(self, backend: Backend, class_weight: Any, targets: Array, classes: int) -> Array:
         """The weight of each sample's class, (N,), by default 1; for probabilities t, Σ_k t_k weight_k."""
-        raise ArgumentError(f"class_weight needs a loss over classes, not {type(self).__name__}.")
+        raise ArgumentError(f"class_weight needs a classification loss, not {type(self).__name__}.")
 
     def __call__(self, outputs: Any, targets: Any, sample_weight: Any = None) -> float:
         """The loss of these outputs as one number, computed on the host in float64."""
@@ -62,7 +62,8 @@ class Loss(Configured):
         weights = backend.xp.ones(len(outputs)) if sample_weight is None else backend.asarray(sample_weight, "float64")
         if not len(outputs) == len(targets) or weights.shape != (len(outputs),):
             raise ShapeError(
-                f"{type(self).__name__}: {len(outputs)} outputs, {len(targets)} targets, weights {weights.shape}."
+                f"{type(self).__name__}: outputs, targets and sample_weight must have one entry per sample, but "
+                f"there are {len(outputs)} outputs, {len(targets)} targets and weights {weights.shape}."
             )
         if self.class_weight is not None:
             weights = weights * self.weights_by_class(backend, self.class_weight, targets, outputs.shape[-1])
@@ -107,7 +108,7 @@ class MeanAbsoluteError(Loss):
         return _mean(backend.xp, backend.xp.abs(outputs - targets))
 
     def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
-        """∂ℓ/∂y = sign(y - t) / n, and 0 where y = t."""
+        """∂ℓ/∂y = sign(y - t) / n, and 0 if y = t."""
         grad = backend.xp.sign(outputs - targets)
         grad *= 1.0 / _outputs_per_sample(outputs)
         return grad
@@ -246,7 +247,7 @@ class SoftmaxCrossEntropy(_CrossEntropy):
         if targets.ndim == 1:
             if targets.dtype.kind == "f" and not bool((targets == xp.floor(targets)).all()):
                 raise DataError(
-                    "SoftmaxCrossEntropy: targets (N,) must be labels, integers from 0, but some are fractions."
+                    "SoftmaxCrossEntropy: targets (N,) must be labels, integers from 0, but some are not whole numbers."
                 )
             low, high = int(targets.min()), int(targets.max())
             if low < 0 or high >= classes:
@@ -264,8 +265,9 @@ class SoftmaxCrossEntropy(_CrossEntropy):
         sums = targets.sum(axis=1)
         if float(targets.min()) < 0 or float(xp.abs(sums - 1.0).max()) > 1e-3:
             raise DataError(
-                "SoftmaxCrossEntropy: each row of targets must be probabilities, at least 0 and of sum 1, "
-                f"but the sums range from {float(sums.min()):g} to {float(sums.max()):g}."
+                "SoftmaxCrossEntropy: each row of targets must be probabilities, at least 0 and with sum 1, but "
+                f"the smallest is {float(targets.min()):g}, and the sums range from {float(sums.min()):g} to "
+                f"{float(sums.max()):g}."
             )
         return targets
 

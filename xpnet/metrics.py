@@ -52,7 +52,7 @@ class Metric(Configured):
         return copy.copy(self)
 
     def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:
-        """Raise DataError for targets that this metric does not accept. Reads the device."""
+        """Raise DataError or ShapeError for targets that this metric does not accept. Reads the device."""
 
     def __call__(self, outputs: Any, targets: Any, sample_weight: Any = None) -> Any:
         """The score of these arrays, computed on the host."""
@@ -84,8 +84,7 @@ class _ClassMetric(Metric):
         return bound
 
     def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:
-        single = len(outputs_shape) == 1 or outputs_shape[-1] == 1
-        if self.threshold is None and not single:
+        if self._takes_largest(outputs_shape):
             _check_labels(self.name, targets, outputs_shape[-1])
             return
         _reshaped(targets, outputs_shape)
@@ -100,15 +99,15 @@ class _ClassMetric(Metric):
     ) -> tuple[Array, Array, Array | None, int]:
         """(predicted classes, true classes, weights, number of classes); the arrays are flat."""
         xp = backend.xp
-        if self._takes_largest(outputs):
-            return outputs.argmax(axis=-1), _labels(xp, targets), weights, int(outputs.shape[-1])
+        if self._takes_largest(outputs.shape):
+            return outputs.argmax(axis=-1), _labels(targets), weights, int(outputs.shape[-1])
         predicted = outputs > (0.5 if self.threshold is None else self.threshold)
         if weights is not None and outputs.size != len(outputs):
             weights = xp.repeat(weights, int(outputs.size) // len(outputs))
         return predicted.reshape(-1).astype(xp.int64), (targets.reshape(-1) > 0.5).astype(xp.int64), weights, 2
 
-    def _takes_largest(self, outputs: Array) -> bool:
-        return self.threshold is None and outputs.ndim > 1 and outputs.shape[-1] > 1
+    def _takes_largest(self, outputs_shape: tuple[int, ...]) -> bool:
+        return self.threshold is None and len(outputs_shape) > 1 and outputs_shape[-1] > 1
 
 
 class Accuracy(_ClassMetric):
@@ -121,8 +120,8 @@ class Accuracy(_ClassMetric):
     name = "accuracy"
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
-        if weights is None and self._takes_largest(outputs):
-            return backend.count_correct(outputs, _labels(backend.xp, targets))
+        if weights is None and self._takes_largest(outputs.shape):
+            return backend.count_correct(outputs, _labels(targets))
         predicted, true, weights, _ = self.decide(backend, outputs, targets, weights)
         return _correct(backend.xp, predicted == true, weights)
 
@@ -140,7 +139,7 @@ class TopKAccuracy(Metric):
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         xp = backend.xp
-        true = _labels(xp, targets)[:, None]
+        true = _labels(targets)[:, None]
         score = xp.take_along_axis(outputs, true, axis=1)
         earlier = xp.arange(outputs.shape[1])[None, :] < true
         # "not ≤" rather than ">": a NaN score is below all others.
@@ -185,7 +184,7 @@ class _ConfusionScore(ConfusionMatrix):
         self._one_output = False
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
-        self._one_output = self.threshold is not None or outputs.ndim == 1 or outputs.shape[-1] == 1
+        self._one_output = not self._takes_largest(outputs.shape)
         return super().sums(backend, outputs, targets, weights)
 
     def result(self, sums: Any) -> float:
@@ -346,7 +345,7 @@ def _check_labels(name: str, targets: Array, classes: int) -> None:
         raise DataError(f"{name}: labels range from {low} to {high}, but the classes are 0 to {classes - 1}.")
 
 
-def _labels(xp: Any, targets: Array) -> Array:
+def _labels(targets: Array) -> Array:
     """Labels (N,) from labels (N,) or (N, 1), or from probabilities (N, K)."""
     if targets.ndim == 2 and targets.shape[1] > 1:
         return targets.argmax(axis=-1)

@@ -141,8 +141,8 @@ class Sequential(layers_.Sequential):
         y: class numbers (N,), probabilities (N, K), or targets in the shape of the outputs, depending on the loss.
         Data larger than memory: pass x and y as `numpy.memmap`. Or pass, as x alone, a `datasets.Stream`; an iterable
             of batches (x, y) or (x, y, weight); or a function that returns a new iterable for each epoch.
-        loss, optimizer, metrics: names or objects. metrics=None is accuracy for losses over classes, otherwise none.
-        batch_size: samples per batch; the last batch of an epoch has the rest; None makes one batch of all samples.
+        loss, optimizer, metrics: names or objects. metrics=None is accuracy for classification losses, otherwise none.
+        batch_size: samples per batch; the last batch of an epoch may be smaller; None makes one batch of all samples.
         validation_data: (x, y) or (x, y, sample_weight).  validation_split: instead, the fraction of x and y that is
             held out, from their end.
         shuffle: whether to draw a new order for every epoch, from the seed.
@@ -205,8 +205,7 @@ class Sequential(layers_.Sequential):
         with self._built_for(x), self._enough_memory_for(None), self.backend.device():
             chosen, measured = self._chosen(loss, metrics)
             wanted = self._state.optimizer if optimizer is None else optimizers_.get(optimizer)
-            weights = class_weight if class_weight is not None else chosen.class_weight
-            dataset = load_dataset(self, x, y, chosen, measured, sample_weight, weights)
+            dataset = load_dataset(self, x, y, chosen, measured, sample_weight, class_weight)
             if not isinstance(dataset, Dataset):
                 raise ArgumentTypeError("train_on_batch takes one batch of arrays, not a stream: see fit.")
             self._rows_of_forward = None
@@ -231,10 +230,10 @@ class Sequential(layers_.Sequential):
         x, y, sample_weight = as_stream(x, y, sample_weight)
         with self._built_for(x), self._enough_memory_for(batch_size), self.backend.device():
             chosen, measured = self._chosen(loss, metrics)
-            dataset = load_dataset(self, x, y, chosen, measured, sample_weight, chosen.class_weight)
+            dataset = load_dataset(self, x, y, chosen, measured, sample_weight)
             result = evaluate(self, dataset, chosen, measured, batch_size).result(chosen.reduction == "sum")
             if batch_size is None:
-                self.drop_workspaces(inference=True)  # buffers for the whole dataset are not kept
+                self.drop_workspaces(inference_only=True)  # buffers for the whole dataset are not kept
             return result
 
     def predict(self, x: Any, batch_size: int | None = 1024, as_device: bool = False) -> Array:

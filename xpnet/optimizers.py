@@ -45,7 +45,7 @@ class Optimizer(Configured):
     """The base of every optimizer. A subclass defines `update`.
 
     learning_rate: a number, or a schedule, a function of the step.
-    weight_decay: adds weight_decay · w to the gradient of parameters whose `decay` is True (weights, not biases).
+    weight_decay: adds weight_decay · w to the gradient of parameters with `decay` (weights, not biases), but see AdamW.
     clip_norm: the largest norm of the gradient of all parameters together. A larger gradient is scaled down to it,
         before weight decay.
     """
@@ -92,8 +92,8 @@ class Optimizer(Configured):
     ) -> None:
         """Update every trainable parameter from its gradient. May clip and decay the gradients in place.
 
-        factor: multiplies the learning rate.  gate: a device array; if it is 0, nothing is updated, but the step is
-        counted.
+        factor: returns a number that multiplies the learning rate.  gate: a device array; if it is 0, nothing is
+        updated, but the step is counted.
         """
         backend, step = store.backend, state.step
         trained = store.slices(lambda p: p.trainable)

@@ -1,6 +1,6 @@
 """Parameters: all weights of a model are stored in one flat vector, and each Parameter is a named view of it.
 
-So an optimizer is a few elementwise lines over one array, clipping is one norm, and a checkpoint is a table of views.
+Therefore an update is a few elementwise lines over one array, clipping one norm, and a checkpoint a table of views.
 """
 
 import math
@@ -155,7 +155,7 @@ class ParameterStore:
         return {a.name: numpy.array(self.backend.to_numpy(a.value)) for a in self.arrays()}
 
     def penalty(self) -> Array | None:
-        """Σ over trained parameters of l1 · Σ|w| + l2 · Σw², on the device in float64; None if there are none."""
+        """Σ over trained parameters of l1 · Σ|w| + l2 · Σw², a 0-d float64 array; None without penalties."""
         xp, total = self.backend.xp, None
         for p in self._penalized():
             term = xp.zeros((), dtype=xp.float64)

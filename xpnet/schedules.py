@@ -58,7 +58,7 @@ class InverseTimeDecay(Schedule):
 
 
 class CosineDecay(Schedule):
-    """Half a cosine from `rate` down to `final` over `steps`, then `final`. Loshchilov and Hutter 2016."""
+    """Half a cosine from `rate` falling to `final` over `steps`, then `final`. Loshchilov and Hutter 2016."""
 
     def __init__(self, rate: float, steps: int, final: float = 0.0) -> None:
         self.rate, self.steps, self.final = rate, integer(self, "steps", steps), final
@@ -95,12 +95,12 @@ class OneCycle(Schedule):
         self.start_factor, self.end_factor = start_factor, end_factor
 
     def __call__(self, step: int) -> float:
-        top = self.warmup * self.steps
+        rising = self.warmup * self.steps  # steps in which the rate rises
         start = self.peak / self.start_factor
-        if step < top:
-            return _cosine(start, self.peak, step / top)
-        down = self.steps - 1 - top  # so that the last step has the lowest rate
-        return _cosine(self.peak, start / self.end_factor, (step - top) / down if down > 0 else 1.0)
+        if step < rising:
+            return _cosine(start, self.peak, step / rising)
+        falling = self.steps - 1 - rising  # so that the last step has the lowest rate
+        return _cosine(self.peak, start / self.end_factor, (step - rising) / falling if falling > 0 else 1.0)
 
 
 def _cosine(start: float, end: float, progress: float) -> float:

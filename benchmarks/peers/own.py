@@ -55,7 +55,7 @@ class Own:
         self._metrics = EpochMetrics(self.model, [], self._steps)
 
     def step(self) -> None:
-        if self._metrics.steps == self._steps:
+        if self._metrics.batches == self._steps:
             self._metrics.clear()
         self.executor(next(self._next), self._metrics)
 

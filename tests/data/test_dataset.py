@@ -180,9 +180,9 @@ REFUSED = {
     "x of another form": (np.ones((12, 2, 2)), Y, ShapeError, r"The sizes agree: reshape it"),
     "labels too large": (X, Y + 1, DataError, "^y: .*from 1 to 3, but the model's 3 outputs allow 0 to 2.*4 outputs"),
     "labels negative": (X, Y - 1, DataError, "^y: .*labels range from -1 to 1.*Renumber"),
-    "labels with fractions": (X, Y + 0.5, DataError, "^y: .*labels, integers from 0, but some are fractions"),
+    "labels with fractions": (X, Y + 0.5, DataError, "^y: .*labels, integers from 0, but some are not whole numbers"),
     "probabilities of other classes": (X, np.eye(4)[Y], ShapeError, r"^y: .*\(N, 3\) probabilities, but are \(12, 4\)"),
-    "probabilities that sum to 2": (X, 2 * ONE_HOT, DataError, "^y: .*sum 1, but the sums range from 2 to 2"),
+    "probabilities that sum to 2": (X, 2 * ONE_HOT, DataError, "^y: .*sum 1, but .* the sums range from 2 to 2"),
     "negative probabilities": (X, 2 * ONE_HOT - np.roll(ONE_HOT, 1, axis=1), DataError, "^y: .*at least 0"),
 }  # fmt: skip
 

@@ -218,7 +218,7 @@ def test_only_a_large_memmap_is_streamed(tmp_path, monkeypatch):
     monkeypatch.setattr(xpnet.data.streaming, "_read_ahead", lambda items: windows.append(items) or ahead(items))
     net().fit(file, Y, **settings)
     assert not windows
-    monkeypatch.setattr(xpnet.data.streaming, "_SMALL", 1000)
+    monkeypatch.setattr(xpnet.data.streaming, "_MAX_LOADED_BYTES", 1000)
     assert dict(net().fit(file, Y, **settings)) == want  # a single window contains all samples, in the same order
     assert len(windows) == 1
 

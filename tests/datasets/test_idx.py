@@ -141,7 +141,7 @@ def test_missing_files_and_folders_are_file_errors(tmp_path):
         read_idx(tmp_path / "absent")
     with pytest.raises(FileError, match="cannot be read"):
         read_idx(tmp_path)
-    with pytest.raises(FileError, match=r"absent.*cannot be written: .*No such file"):
+    with pytest.raises(FileError, match=r"absent.*cannot be written: No such file"):
         write_idx(tmp_path / "absent" / "array", SAMPLE)
 
 
@@ -160,7 +160,7 @@ def test_a_failed_write_leaves_only_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", broken)
-    with pytest.raises(FileError, match=r"array: cannot be written: .*No space left"):
+    with pytest.raises(FileError, match=r"array: cannot be written: No space left"):
         write_idx(path, SAMPLE + 1)
     assert path.read_bytes() == PLAIN
     assert list(tmp_path.iterdir()) == [path]

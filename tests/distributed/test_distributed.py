@@ -433,7 +433,7 @@ def test_nccl_reduces_gradients_on_the_stream_of_the_model(monkeypatch):
 
 
 def test_ranks_that_share_a_gpu_or_lack_nccl_communicate_through_the_host(caplog):
-    from xpnet.distributed.collectives import HostCollective, collective
+    from xpnet.distributed.collectives import HostCollective, NcclCollective, collective
 
     def kinds(indices, available):
         def work(ranks):
@@ -450,6 +450,7 @@ def test_ranks_that_share_a_gpu_or_lack_nccl_communicate_through_the_host(caplog
         "several ranks share a GPU",
         "NCCL is missing on rank 1",
     ]
+    assert issubclass(NcclCollective, HostCollective)
 
 
 # Real MPI processes --------------------------------------------------------------------------------------------------

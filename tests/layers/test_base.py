@@ -308,7 +308,7 @@ def one_step(model, loss, optimizer, x, y):
 
 
 LOSSES = [loss for loss, _ in every.LOSSES]
-PARTS = [*EVERY, *LOSSES, *every.OPTIMIZERS]
+PARTS = [*EVERY, *LOSSES, *every.OPTIMIZERS, optimizers.AdamW(lambda step: 0.1 / (1 + step))]
 
 
 @pytest.mark.parametrize("part", [*LOSSES, *every.OPTIMIZERS], ids=repr)

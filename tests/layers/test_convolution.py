@@ -690,8 +690,8 @@ def test_invalid_shapes_are_refused_and_the_layer_is_named(make, shape, message)
     [
         ({"output_padding": -1}, "output_padding must be"),
         ({"output_padding": 1.5}, "output_padding must be"),
-        ({"output_padding": 1}, "output_padding must be below strides or dilation"),
-        ({"output_padding": (1, 3), "strides": 3}, "output_padding must be below strides or dilation"),
+        ({"output_padding": 1}, "output_padding must be below the larger of strides and dilation"),
+        ({"output_padding": (1, 3), "strides": 3}, "output_padding must be below the larger of strides and dilation"),
         ({"output_padding": 1, "strides": 2, "padding": "same"}, "leave output_padding out"),
     ],
 )

@@ -123,10 +123,10 @@ def test_integers_out_of_range_are_refused_and_change_nothing(backend, rng, call
 def test_floats_are_refused_with_advice(backend, rng, call):
     x = integers(rng)
     with pytest.raises(
-        DataError, match=rf"x holds floats, but {RANGE}.*no fractions, so convert them: numpy\.asarray\(x, "
+        DataError, match=rf"x holds floats, but {RANGE}.*All are whole numbers, so convert them: numpy\.asarray\(x, "
     ):
         call(net(backend), x.astype(float), np.zeros(9, int))
-    with pytest.raises(DataError, match=rf"x holds floats, but {RANGE}.*for measurements use Dense"):
+    with pytest.raises(DataError, match=rf"x holds floats, but {RANGE}.*use Dense for measurements"):
         call(net(backend), (x + 0.5).tolist(), np.zeros(9, int))
 
 

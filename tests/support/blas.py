@@ -3,12 +3,10 @@
 from contextlib import AbstractContextManager
 from typing import Any
 
-import pytest
+from threadpoolctl import threadpool_limits
 
 
 def blas_threads(threads: int) -> AbstractContextManager[Any]:
-    """A context in which the BLAS uses this number of threads. Skips the test if threadpoolctl is not installed."""
-    limits: AbstractContextManager[Any] = pytest.importorskip("threadpoolctl").threadpool_limits(
-        threads, user_api="blas"
-    )
+    """A context in which the BLAS uses this number of threads."""
+    limits: AbstractContextManager[Any] = threadpool_limits(threads, user_api="blas")
     return limits

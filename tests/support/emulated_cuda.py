@@ -434,7 +434,8 @@ class EmulatedKernel:
         for i, a in enumerate(arguments):
             if isinstance(a, StrictArray):
                 a = np.uint64(next(remaining).ctypes.data)
-            assert isinstance(a, np.generic) or a.size == 1, f"{self._name}: CuPy does not pass argument {i}, {a!r}"
+            is_struct = a.dtype.kind == "V" and a.size == 1
+            assert isinstance(a, np.generic) or is_struct, f"{self._name}: CuPy does not pass argument {i}, {a!r}"
             kept.append(np.array(a))
             pointers[i] = kept[-1].ctypes.data
         dims = (ctypes.c_uint * 6)(*(*grid, 1, 1, 1)[:3], *(*block, 1, 1, 1)[:3])

@@ -14,7 +14,7 @@ def examples_of(module, base, examples):
     return [example for cls in classes for example in examples[cls]]
 
 
-#: (input shape, layer): unbuilt layers with arguments that are not the default ones. Copy a layer before building it.
+#: (input shape, layer): unbuilt layers, mostly with other arguments than the defaults. Copy a layer before building it.
 LAYERS = examples_of(
     layers,
     layers.Layer,

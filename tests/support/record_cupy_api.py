@@ -144,7 +144,6 @@ class _Ellipsis:
 def main() -> None:
     import cupy
 
-    FILE.parent.mkdir(exist_ok=True)
     FILE.write_text(json.dumps(record(cupy), indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(f"{FILE}: CuPy {cupy.__version__}, {FILE.stat().st_size / 1024:.0f} KiB")
 

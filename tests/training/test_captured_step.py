@@ -127,10 +127,10 @@ def test_a_captured_run_equals_the_run_on_the_cpu_up_to_rounding(gpu):
 
 
 class Epochs(callbacks.Callback):
-    """Records the launches and the host reads_the_device during the steps of each epoch."""
+    """Records the launches and the host reads during the steps of each epoch."""
 
     def __init__(self, cupy):
-        self._cupy, self.launches, self.reads_the_device = cupy, [], []
+        self._cupy, self.launches, self.host_reads = cupy, [], []
 
     def on_epoch_begin(self, model, epoch):
         self._cupy.launches.clear()
@@ -140,7 +140,7 @@ class Epochs(callbacks.Callback):
         self._last = self._cupy.device.host_reads, list(self._cupy.launches)
 
     def on_epoch_end(self, model, epoch, logs):
-        self.reads_the_device.append(self._last[0] - self._before)
+        self.host_reads.append(self._last[0] - self._before)
         self.launches.append(self._last[1])
 
 
@@ -148,7 +148,7 @@ def test_an_epoch_has_one_launch_per_step_and_no_transfer(gpu):
     epochs = Epochs(emulated_cupy(gpu))
     fit(mlp(gpu), X[:200], Y[:200], epochs=4, more=[epochs])
     assert epochs.launches[-1] == ["graph"] * 10
-    assert epochs.reads_the_device[-1] == epochs.reads_the_device[-2] == 0
+    assert epochs.host_reads[-1] == epochs.host_reads[-2] == 0
 
 
 def test_the_smaller_last_batch_has_its_own_graph(gpu):
@@ -261,7 +261,7 @@ class Custom(layers.Layer):
         return grad_y
 
 
-def reads_the_device(layer, x):
+def host_reads(layer, x):
     layer.seen = float(x.sum())
     return x
 
@@ -284,7 +284,7 @@ def counts_calls_in_python(layer, x):
 
 
 REFUSED = {
-    "a read": (reads_the_device, r"^the step (reads values from the device|waits for the device)"),
+    "a read": (host_reads, r"^the step (reads values from the device|waits for the device)"),
     "the step": (uses_the_step_number, "^a layer reads the number of the step$"),
     "a transfer": (uploads_an_array, r"^the step (copies an array from the host|waits for the device)"),
     "a matrix product of CuPy": (
@@ -309,9 +309,7 @@ def test_a_step_that_cannot_be_captured_runs_eagerly_and_warns_once(gpu, caplog,
     assert history["loss"][-1] < history["loss"][0]
 
 
-@pytest.mark.parametrize(
-    "function", [reads_the_device, uses_the_step_number, calls_matmul_of_cupy], ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("function", [host_reads, uses_the_step_number, calls_matmul_of_cupy], ids=lambda f: f.__name__)
 def test_a_failed_capture_does_not_change_the_training(both, function):
     def build(backend):
         stack = [layers.Dense(8), layers.BatchNorm(), Custom(function), layers.Dropout(0.2), layers.Dense(10)]

@@ -352,7 +352,7 @@ def test_binary_class_weights_equal_sample_weights_by_target(backend):
 @pytest.mark.parametrize(
     ("loss", "y", "class_weight", "match"),
     [
-        ("mse", ONE_HOT, {0: 1.0}, "class_weight needs a loss over classes"),
+        ("mse", ONE_HOT, {0: 1.0}, "class_weight needs a classification loss"),
         ("binary_cross_entropy", ONE_HOT, {0: 1.0}, "single yes-or-no"),
         ("softmax_cross_entropy", ONE_HOT, {3: 1.0}, "names class 3"),
         ("softmax_cross_entropy", Y, {3: 1.0}, "names class 3"),

@@ -152,8 +152,8 @@ def test_loss_scaling_preserves_gradients_too_small_for_float16(float16_gpu, mon
     scaled = regression(float16_gpu, "float16", optimizers.SGD(0.05))
     assert full[-1] < 0.1 * full[0]
     np.testing.assert_allclose(scaled[:8], full[:8], rtol=0.2)
-    monkeypatch.setattr(loss_scaling, "_START", 1.0)
-    monkeypatch.setattr(loss_scaling, "_LARGEST", 1.0)
+    monkeypatch.setattr(loss_scaling, "_INITIAL_SCALE", 1.0)
+    monkeypatch.setattr(loss_scaling, "_MAX_SCALE", 1.0)
     unscaled = regression(float16_gpu, "float16", optimizers.SGD(0.05))
     assert unscaled[-1] > 1.5 * scaled[-1], "without scaling, the gradients must be lost"
 
@@ -173,7 +173,7 @@ def test_an_update_with_an_overflow_is_skipped_and_halves_the_scale(float16_gpu,
     before, slots = model.state_dict(), [float16_gpu.to_numpy(s) for s in optimizer_state.slots.values()]
     scale.state[0] = 1e9
     model.train_on_batch(X, Y)
-    np.testing.assert_allclose(float16_gpu.to_numpy(scale.state), [loss_scaling._LARGEST, 0])
+    np.testing.assert_allclose(float16_gpu.to_numpy(scale.state), [loss_scaling._MAX_SCALE, 0])
     assert float(float16_gpu.to_numpy(scale.gate)) == 0 and optimizer_state.step == 2
     for name, value in before.items():
         np.testing.assert_array_equal(model.state_dict()[name], value)
@@ -186,7 +186,7 @@ def test_an_update_with_an_overflow_is_skipped_and_halves_the_scale(float16_gpu,
 
 
 def test_the_scale_is_doubled_after_many_updates_without_overflow(float16_gpu, monkeypatch):
-    monkeypatch.setattr(loss_scaling, "_EVERY", 4)
+    monkeypatch.setattr(loss_scaling, "_GROWTH_INTERVAL", 4)
     model = mlp(float16_gpu, "float16")
     seen = []
     for _ in range(9):
@@ -209,7 +209,7 @@ def test_penalties_and_accumulation_are_not_scaled(float16_gpu):
 
 
 def test_a_run_in_float16_resumes_bit_for_bit(float16_gpu, tmp_path, monkeypatch):
-    monkeypatch.setattr(loss_scaling, "_EVERY", 3)
+    monkeypatch.setattr(loss_scaling, "_GROWTH_INTERVAL", 3)
 
     class Save(callbacks.Callback):
         def on_step_end(self, model, step):

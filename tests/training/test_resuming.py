@@ -145,9 +145,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     resumed = net()
     history = resumed.fit(X, Y, callbacks=stateful_callbacks(), resume_from=path, **arguments(epochs=40))
     # The weights are those of the best epoch, not of the last.
-    assert_same_state(
-        everything(resumed, history), everything(model, done)
-    )  # the weights of the best epoch, not the last
+    assert_same_state(everything(resumed, history), everything(model, done))
     assert history.stopped == done.stopped == "early stopping"
 
 

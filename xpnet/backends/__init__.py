@@ -38,7 +38,7 @@ def get_backend(backend: str | Backend = "auto") -> Backend:
 
 
 def available_backends() -> dict[str, str | None]:
-    """Return {"cpu": None, "gpu": None or the reason why it cannot be used}. CuPy is not imported before this call."""
+    """Return {"cpu": None, "gpu": None or the reason why it cannot be used}. Imports CuPy if it is installed."""
     from xpnet.backends.cuda.probe import unavailable_reason
 
     return {"cpu": None, "gpu": unavailable_reason()}

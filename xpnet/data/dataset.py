@@ -107,7 +107,7 @@ class Dataset(Batch):
             )
 
     def stored_rows(self, place: slice) -> slice:
-        """Where the samples at these places of the dataset are in the arrays."""
+        """The rows of the arrays that hold these samples; a RankWindow stores only those of its rank."""
         return place
 
     def weight(self, step: "StepData") -> Array:

@@ -117,7 +117,7 @@ def refuse_non_finite(backend: Backend, a: Array, name: str) -> None:
 
 
 def _converted(backend: Backend, a: Array, dtype: DType) -> Array:
-    """`a` in the model's dtype. What overflows becomes infinite without a warning, and is refused afterwards."""
+    """`a` in a dtype. Values that overflow become infinite without a warning; `refuse_non_finite` finds them."""
     with numpy.errstate(over="ignore"):
         return backend.asarray(a, dtype=dtype)
 

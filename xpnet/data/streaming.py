@@ -1,4 +1,4 @@
-"""Streaming datasets: data larger than memory, read in windows by a thread while the model trains on the one before."""
+"""Streaming datasets: data larger than memory. A thread reads the next window while the model trains."""
 
 import itertools
 import math
@@ -20,18 +20,18 @@ from xpnet.layers.context import Workspace
 
 T = TypeVar("T")
 
-EVALUATION_BATCH = 1024  # samples, if the user gives no size
+EVALUATION_BATCH = 1024  # the batch size of validation
 _READ_AHEAD = 2  # windows or batches: one may be ready while the next is being read
 _BLOCKS = 2**32 - 1  # a number in seeds that no window has
-_SMALL = 64 * 2**20  # bytes of an array on disk that is loaded into memory whole
+_MAX_LOADED_BYTES = 64 * 2**20  # a larger array on disk is streamed
 
 
 class Stream:
     """Samples on disk, read while `fit`, `evaluate` or `predict` runs.
 
     x: an array on disk, (N, ...): a `numpy.memmap`, an HDF5 dataset, or anything with shape, dtype and slices. Then y
-    and sample_weight may be on disk or in memory. Or, as x alone, batches: an iterable of (x, y) or (x, y, weight), or
-    a function that returns a new iterable for each epoch.
+    and sample_weight may be on disk or in memory. Or give only x: an iterable of batches (x, y) or (x, y, weight), or a
+    function that returns a new iterable for each epoch.
 
     A thread reads arrays ahead of the training, in blocks of `block` adjacent samples, into windows of about
     `window_bytes`. With shuffle=True blocks are read in a random order, and the samples of a window are permuted. So
@@ -94,7 +94,7 @@ def as_stream(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
     if isinstance(x, Stream):
         if y is not None or sample_weight is not None:
             raise ArgumentError("a Stream includes its targets and weights: give y and sample_weight to the Stream.")
-    elif (isinstance(x, numpy.memmap) and x.nbytes > _SMALL) or (
+    elif (isinstance(x, numpy.memmap) and x.nbytes > _MAX_LOADED_BYTES) or (
         y is None and not hasattr(x, "shape") and (callable(x) or isinstance(x, Iterable))
     ):
         x = Stream(x, y, sample_weight)
@@ -142,7 +142,7 @@ class StreamingDataset:
     def __init__(self, stream: Stream, prepare: Callable[[Any, Any, Any, tuple[str, str]], Dataset]) -> None:
         self._stream, self._prepare = stream, prepare
 
-    def refuse_impossible(self, epochs: int, batch_size: int | None, resumed: bool) -> None:
+    def refuse_unsupported(self, epochs: int, batch_size: int | None, resumed: bool) -> None:
         """Raise ArgumentError if this stream does not support these arguments of fit."""
         if self._stream.once and (epochs > 1 or resumed):
             what = "resumed" if resumed else f"iterated {epochs} times"

@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 class HostCollective:
-    """MPI. GPU arrays are copied through the host, because the MPI of the wheels cannot access device memory."""
+    """MPI. GPU arrays are copied through the host, because MPI libraries from wheels are not CUDA-aware."""
 
     def __init__(self, backend: Backend, comm: Any) -> None:
         self._backend, self._comm = backend, comm
@@ -43,7 +43,7 @@ class HostCollective:
 
 
 class NcclCollective(HostCollective):
-    """NCCL; and MPI for arrays that NCCL cannot sum."""
+    """All-reduce by NCCL; broadcasts, and arrays that NCCL cannot sum, go through MPI."""
 
     def __init__(self, backend: Any, comm: Any) -> None:
         super().__init__(backend, comm)
@@ -55,7 +55,7 @@ class NcclCollective(HostCollective):
 
 
 def collective(backend: Backend, comm: Any) -> HostCollective:
-    """NCCL if it is installed and each rank has its own GPU, else MPI. All ranks must call it at the same time."""
+    """NCCL if it is installed and each rank has its own GPU, else MPI. All ranks must call it."""
     devices = comm.allgather((socket.gethostname(), getattr(backend, "index", None)))
     if any(index is None for _, index in devices):
         return HostCollective(backend, comm)
@@ -71,7 +71,7 @@ def collective(backend: Backend, comm: Any) -> HostCollective:
 
 @functools.cache
 def _in_place() -> Any:
-    """MPI.IN_PLACE; None for a communicator that does not come from mpi4py."""
+    """MPI.IN_PLACE; None without mpi4py, where only a stand-in for MPI can be in use."""
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError):

@@ -42,18 +42,19 @@ class Communicator(ProcessGroup):
 
     @property
     def local_rank(self) -> int:
-        """The number of this process among those on the same machine."""
+        """The number of this process among those on the same machine. Communicates: all ranks must read it."""
         names = self._comm.allgather(platform.node())
         return sum(name == names[self.rank] for name in names[: self.rank])
 
     def backend(self, name: str = "auto") -> str:
-        """The name of the device for this rank: "gpu:k" if `name` is "gpu", or is "auto" and there is one; else "cpu".
+        """The name of the device for this rank.
 
-        All ranks must call it. The ranks of one machine take its GPUs in turn.
+        "gpu", or "auto" with a usable GPU, becomes "gpu:k": the ranks of one machine take its GPUs in turn. "auto"
+        without one becomes "cpu". Other names are returned unchanged. All ranks must call it.
         """
-        local = self.local_rank
-        usable = name == "gpu" or (name == "auto" and available_backends()["gpu"] is None)
-        if not usable:
+        local = self.local_rank  # before any return, because it communicates
+        wants_gpu = name == "gpu" or (name == "auto" and available_backends()["gpu"] is None)
+        if not wants_gpu:
             return "cpu" if name == "auto" else name
         from xpnet.backends.cuda.probe import device_count
 
@@ -114,7 +115,7 @@ def process_group(distributed: Any) -> ProcessGroup:
 
 
 def started_by_mpi() -> bool:
-    """Whether an mpiexec (Open MPI's, MPICH's or Slurm's) started this process, judged by the environment."""
+    """Whether Open MPI, MPICH or Slurm started this process, according to environment variables."""
     return any(name in os.environ for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "SLURM_STEP_NUM_TASKS"))
 
 

@@ -50,7 +50,7 @@ class ProcessGroup:
         return work()
 
     def abort(self, error: BaseException) -> None:
-        """End all other processes too, since they would wait for this one forever."""
+        """Abort all ranks, because the others would wait for this one forever."""
 
     def bind(self, backend: Any) -> None:
         """Prepare for arrays of this backend."""

@@ -25,9 +25,9 @@ class Identity(Layer):
 
 
 class Step(Layer):
-    """y = 1 where x ≥ threshold, else 0: the perceptron's activation. Rosenblatt 1958.
+    """y = 1 if x ≥ threshold, else 0: the perceptron's activation. Rosenblatt 1958.
 
-    dy/dx is 0 wherever it exists, so nothing would be trained. By convention, backward passes the gradient unchanged.
+    dy/dx is 0 wherever it exists, so nothing would be trained. By convention, backward returns ∂L/∂y unchanged.
     """
 
     def __init__(self, threshold: float = 0.0) -> None:
@@ -87,13 +87,13 @@ class ReLU(Layer):
         return work.y
 
     def backward(self, grad_y: Array) -> Array:
-        """dy/dx = 1 where x > 0, else 0."""
+        """dy/dx = 1 if x > 0, else 0."""
         work = self.work
         return self.backend.relu_grad(grad_y, work.y, out=work.buffer("grad_x", work.y.shape))
 
 
 class LeakyReLU(Layer):
-    """y = x where x > 0, else negative_slope · x. Maas et al. 2013, "Rectifier nonlinearities improve…"."""
+    """y = x if x > 0, else negative_slope · x. Maas et al. 2013, "Rectifier nonlinearities improve…"."""
 
     def __init__(self, negative_slope: float = 0.01) -> None:
         self.negative_slope = number(self, "negative_slope", negative_slope)
@@ -107,7 +107,7 @@ class LeakyReLU(Layer):
         return y
 
     def backward(self, grad_y: Array) -> Array:
-        """dy/dx = 1 where x > 0, else negative_slope."""
+        """dy/dx = 1 if x > 0, else negative_slope."""
         xp, work = self.xp, self.work
         slope = work.buffer("slope", grad_y.shape)
         slope.fill(self.negative_slope)
@@ -116,7 +116,7 @@ class LeakyReLU(Layer):
 
 
 class ELU(Layer):
-    """y = x where x > 0, else alpha (e^x - 1). Clevert et al. 2015, "Fast and accurate deep network learning…"."""
+    """y = x if x > 0, else alpha (e^x - 1). Clevert et al. 2015, "Fast and accurate deep network learning…"."""
 
     def __init__(self, alpha: float = 1.0) -> None:
         self.alpha = number(self, "alpha", alpha)
@@ -131,7 +131,7 @@ class ELU(Layer):
         return y
 
     def backward(self, grad_y: Array) -> Array:
-        """dy/dx = 1 where x > 0, else alpha e^x = y + alpha."""
+        """dy/dx = 1 if x > 0, else alpha e^x = y + alpha."""
         xp, work = self.xp, self.work
         grad_x = xp.add(work.y, self.alpha, out=work.buffer("grad_x", grad_y.shape))
         grad_x *= grad_y
@@ -145,18 +145,17 @@ class GELU(Layer):
     approximate: "none", or "tanh" for an approximation of Φ. Hendrycks and Gimpel 2016, "Gaussian error linear units".
     """
 
+    _TANH_SCALE, _TANH_CUBIC = math.sqrt(2.0 / math.pi), 0.044715
+
     def __init__(self, approximate: str = "none") -> None:
         self.approximate = choice(self, "approximate", approximate, ("none", "tanh"))
-
-    _INNER = math.sqrt(2.0 / math.pi)
-    _CUBIC = 0.044715
 
     def forward(self, x: Array) -> Array:
         xp, work = self.xp, self.work
         work.x = x
         if self.approximate == "tanh":
             near = xp.clip(x, -30.0, 30.0)  # beyond them tanh is ±1, and x³ could overflow
-            work.tanh = xp.tanh(self._INNER * (near + self._CUBIC * (near * near * near)))
+            work.tanh = xp.tanh(self._TANH_SCALE * (near + self._TANH_CUBIC * (near * near * near)))
             work.phi = 0.5 * (1.0 + work.tanh)
         else:
             # 1 + erf would lose all digits for large negative x.
@@ -166,12 +165,12 @@ class GELU(Layer):
     def backward(self, grad_y: Array) -> Array:
         """dy/dx = Φ(x) + x φ(x), with φ(x) = e^(-x²/2) / √(2π).
 
-        With the approximation Φ(x) = ½ (1 + tanh u), u = √(2/π) (x + 0.044715 x³), it is φ(x) = ½ (1 - tanh² u) du/dx.
+        The approximation is Φ(x) = ½ (1 + tanh u), u = √(2/π) (x + 0.044715 x³), with φ(x) = ½ (1 - tanh² u) du/dx.
         """
         xp, work = self.xp, self.work
         if self.approximate == "tanh":
             x = xp.clip(work.x, -30.0, 30.0)
-            density = 0.5 * (1.0 - work.tanh * work.tanh) * (self._INNER * (1.0 + 3.0 * self._CUBIC * x * x))
+            density = 0.5 * (1.0 - work.tanh * work.tanh) * (self._TANH_SCALE * (1.0 + 3.0 * self._TANH_CUBIC * x * x))
         else:
             x = xp.clip(work.x, -40.0, 40.0)
             density = xp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))
@@ -227,8 +226,8 @@ class Softmax(Layer):
         """∂y_i/∂x_k = y_i (δ_ik - y_k), so ∂L/∂x_k = y_k (g_k - Σ_i g_i y_i) with g = ∂L/∂y."""
         xp, work = self.xp, self.work
         grad_x = xp.multiply(grad_y, work.y, out=work.buffer("grad_x", work.y.shape))
-        mean = xp.sum(grad_x, axis=-1, keepdims=True)
-        xp.subtract(grad_y, mean, out=grad_x)
+        weighted_sum = xp.sum(grad_x, axis=-1, keepdims=True)
+        xp.subtract(grad_y, weighted_sum, out=grad_x)
         grad_x *= work.y
         return grad_x
 
@@ -250,5 +249,5 @@ class LogSoftmax(Layer):
 
 
 def _without_minus_infinity(layer: Layer, x: Array) -> Array:
-    """x with the lowest finite number for -∞, whose product with 0 is 0 and not NaN."""
+    """x with -∞ replaced by the lowest finite number, whose product with 0 is 0 and not NaN."""
     return layer.xp.maximum(x, layer.backend.lowest(x.dtype))

@@ -193,16 +193,16 @@ class Layer(Configured):
         """Used by the model: undo `place` after an error, so that the layer can be built again."""
         self._context, self.path, self._parameters = None, "", ()
 
-    def drop_workspaces(self, inference: bool = False) -> None:
+    def drop_workspaces(self, inference_only: bool = False) -> None:
         """Used by the model: free kept arrays and buffers, or only those of inference."""
         if self._context is not None:
-            self._context.drop_scratch(inference)
-            self._workspaces = {mode: work for mode, work in self._workspaces.items() if inference and not mode}
+            self._context.drop_scratch(inference_only)
+            self._workspaces = {mode: work for mode, work in self._workspaces.items() if inference_only and not mode}
 
     def _checked_forward(self, x: Array) -> Array:
         """`forward` of a layer outside a model, with the checks that a model makes."""
         if hasattr(x, "shape") and tuple(x.shape[1:]) != self.input_shape:
-            raise self.refuse(f"{shape_text(self.input_shape)}, as it was built for", f"{tuple(x.shape)}")
+            raise self.refuse(f"{shape_text(self.input_shape)}, the shape it was built for", f"{tuple(x.shape)}")
         self.check_inputs(x, "x")
         return type(self).forward(self, x)
 

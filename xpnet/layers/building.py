@@ -11,7 +11,7 @@ from xpnet.parameters import ParameterStore
 
 
 def standalone(build: Callable[[Any, Shape], Shape]) -> Callable[..., Shape]:
-    """The method `build(input_shape)` of a layer, which can also be called on a layer outside a model.
+    """Decorate a layer's `build(input_shape)`, so that it can also be called outside a model.
 
     Then it takes `backend`, `seed` and `dtype`, and does what a model does: it makes a context and draws the initial
     values.

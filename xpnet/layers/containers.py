@@ -12,7 +12,7 @@ from xpnet.layers.context import Context, Shape
 from xpnet.layers.pooling import MaxPool2D
 from xpnet.parameters import Parameter
 
-_WORTH_COMPILING = 2**14  # parameters: training a smaller model takes less time than loading Numba
+_MIN_PARAMETERS_TO_COMPILE = 2**14  # parameters: training a smaller model takes less time than loading Numba
 
 
 class Sequential(Layer):
@@ -101,7 +101,7 @@ class Sequential(Layer):
         """
         if self.context.precision is not None:
             return self.backend.matmul_precision(self.context.precision)
-        if self.splits_batch or self.context.store.values.size >= _WORTH_COMPILING:
+        if self.splits_batch or self.context.store.values.size >= _MIN_PARAMETERS_TO_COMPILE:
             return self.backend.parallel_region(self.splits_batch and samples != 1)
         return nullcontext()
 
@@ -174,10 +174,10 @@ class Sequential(Layer):
         for layer in self.layers:
             layer.trainable = value
 
-    def drop_workspaces(self, inference: bool = False) -> None:
-        super().drop_workspaces(inference)
+    def drop_workspaces(self, inference_only: bool = False) -> None:
+        super().drop_workspaces(inference_only)
         for layer in self.layers:
-            layer.drop_workspaces(inference)
+            layer.drop_workspaces(inference_only)
 
     def get_config(self) -> dict[str, Any]:
         return {"layers": list(self.layers)}

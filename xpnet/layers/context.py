@@ -74,9 +74,9 @@ class Context:
                 kept = self._scratch[key] = self.backend.empty((size,), self.dtype)
         return kept[:size].reshape(shape)
 
-    def drop_scratch(self, inference: bool = False) -> None:
+    def drop_scratch(self, inference_only: bool = False) -> None:
         """Free the scratch arrays, or only those of inference."""
-        self._scratch = {} if not inference else {key: a for key, a in self._scratch.items() if not key[0]}
+        self._scratch = {key: a for key, a in self._scratch.items() if inference_only and not key[0]}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_scratch": {}, "group": SINGLE_PROCESS}

@@ -207,7 +207,8 @@ class Conv2DTranspose(_Convolution):
             )
         if any(extra[axis] >= max(strides[axis], dilation[axis]) for axis in (0, 1)):
             raise ArgumentError(
-                f"Conv2DTranspose: output_padding must be below strides or dilation, not {output_padding!r}."
+                "Conv2DTranspose: output_padding must be below the larger of strides and dilation, not "
+                f"{output_padding!r}."
             )
 
     def build(self, input_shape: Shape) -> Shape:

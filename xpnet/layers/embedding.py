@@ -35,12 +35,12 @@ class Embedding(Layer):
         return (*input_shape, self.features)
 
     def check_inputs(self, x: Array, name: str) -> None:
-        """Refuse floats and integers out of range: the device would clip them (CPU) or wrap them around (CuPy)."""
+        """Refuse floats, and integers out of range, which the CPU would clip and a GPU would use to read elsewhere."""
         if x.dtype.kind == "f":
             if bool((x == self.xp.floor(x)).all()):
-                advice = f"They have no fractions, so convert them: numpy.asarray({name}, dtype='int64')."
+                advice = f"All are whole numbers, so convert them: numpy.asarray({name}, dtype='int64')."
             else:
-                advice = "It is for words, classes and the like; for measurements use Dense."
+                advice = "Embedding is for words, classes and similar; use Dense for measurements."
             raise DataError(f"{name} holds floats, but {self._takes()}. {advice}")
         if int(x.min()) >= 0 and int(x.max()) < self.vocabulary_size:
             return

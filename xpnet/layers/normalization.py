@@ -1,4 +1,4 @@
-"""BatchNorm and LayerNorm: to mean 0 and variance 1, over the batch or over the features of each sample."""
+"""BatchNorm and LayerNorm: mean 0 and variance 1, over the batch or over the features of each sample."""
 
 from xpnet.backends import Array
 from xpnet.config import flag, number

@@ -143,9 +143,9 @@ class Upsample2D(Layer):
         return (height * vertical, width * horizontal, channels)
 
     def forward(self, x: Array) -> Array:
-        """(N, H, W, C) → (N, H · size, W · size, C). Bilinear, in each channel: y = V x Hᵀ.
+        """(N, H, W, C) → (N, H · size, W · size, C). Bilinear, in each channel: y = R x Cᵀ.
 
-        V (H · size, H) interpolates between the rows of x, and H (W · size, W) between its columns.
+        R (H · size, H) interpolates between the rows of x, and C (W · size, W) between its columns.
         """
         backend, work = self.backend, self.work
         y = work.buffer("y", (len(x), *self.output_shape))
@@ -161,7 +161,7 @@ class Upsample2D(Layer):
     def backward(self, grad_y: Array) -> Array | None:
         """(N, H · size, W · size, C) → (N, H, W, C).
 
-        Nearest: ∂L/∂x of a pixel = Σ ∂L/∂y over its copies.   Bilinear: ∂L/∂x = Vᵀ ∂L/∂y H.
+        Nearest: ∂L/∂x of a pixel = Σ ∂L/∂y over its copies.   Bilinear: ∂L/∂x = Rᵀ ∂L/∂y C.
         """
         if not self.wants_input_grad:
             return None
@@ -181,7 +181,7 @@ class Upsample2D(Layer):
         return y.reshape(len(y), height, vertical, width, horizontal, channels)
 
     def _interpolation_matrices(self) -> tuple[Array, Array]:
-        """V (H · size, H) and H (W · size, W)."""
+        """R (H · size, H) and C (W · size, W)."""
         work = self.work
         if not hasattr(work, "matrices"):
             dtype, sizes = self.context.dtype, zip(self.input_shape[:2], pair(self.size), strict=True)

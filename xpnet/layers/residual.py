@@ -39,8 +39,8 @@ class Residual(Sequential):
     def build(self, input_shape: Shape) -> Shape:
         shape, skip = super().build(input_shape), self.layers[-1]
         if self.projection is None:
-            trainable, skip = skip.trainable, self._skip(input_shape, shape)
-            skip.trainable = trainable
+            placeholder, skip = skip, self._skip(input_shape, shape)
+            skip.trainable = placeholder.trainable
             self.layers = (*self._chain, skip)
         skip_shape = skip.place(self.context, self._qualified("skip"), input_shape)
         if skip_shape != shape:

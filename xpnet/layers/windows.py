@@ -11,16 +11,17 @@ from xpnet.layers.context import Shape
 
 Size: TypeAlias = int | Sequence[int]  # an integer for both axes, or (vertical, horizontal)
 Padding: TypeAlias = str | Size
+OneOrPair: TypeAlias = int | Pair
 
 
-def padding_argument(layer: Layer, value: Padding) -> str | int | Pair:
+def padding_argument(layer: Layer, value: Padding) -> str | OneOrPair:
     """The argument `padding`: "valid", "same", or the number of pixels on each side, one or (vertical, horizontal)."""
     if isinstance(value, str):
         return choice(layer, "padding", value.strip().lower(), ("valid", "same"), also="a number of pixels")
     return one_or_pair(integer, layer, "padding", value, at_least=0)
 
 
-def pair(size: int | Pair) -> Pair:
+def pair(size: OneOrPair) -> Pair:
     return (size, size) if isinstance(size, int) else size
 
 
@@ -34,15 +35,10 @@ def image_and_channels(layer: Layer, input_shape: Shape) -> tuple[Pair, int]:
 
 
 def windows_on_image(
-    layer: Layer,
-    image: Pair,
-    kernel_size: int | Pair,
-    strides: int | Pair,
-    padding: str | int | Pair,
-    dilation: int | Pair = 1,
+    layer: Layer, image: Pair, kernel: OneOrPair, strides: OneOrPair, padding: str | OneOrPair, dilation: OneOrPair = 1
 ) -> Windows:
     """The windows of a convolution or pooling. "same" gives ceil(size / stride) windows per axis."""
-    kernel, strides, dilation = pair(kernel_size), pair(strides), pair(dilation)
+    kernel, strides, dilation = pair(kernel), pair(strides), pair(dilation)
     grid, before = [0, 0], [0, 0]
     for axis in (0, 1):
         extent = dilation[axis] * (kernel[axis] - 1) + 1
@@ -63,11 +59,11 @@ def windows_on_image(
 def transposed_windows(
     layer: Layer,
     grid: Pair,
-    kernel_size: int | Pair,
-    strides: int | Pair,
-    padding: str | int | Pair,
-    dilation: int | Pair,
-    output_padding: int | Pair,
+    kernel_size: OneOrPair,
+    strides: OneOrPair,
+    padding: str | OneOrPair,
+    dilation: OneOrPair,
+    output_padding: OneOrPair,
 ) -> Windows:
     """The windows of a transposed convolution: a pixel of its input is a window on the image that is its output.
 
@@ -82,11 +78,13 @@ def transposed_windows(
         fitting = (grid[axis] - 1) * strides[axis] + extent - 2 * before[axis] + extra[axis]
         image[axis] = same if padding == "same" else fitting
         if image[axis] < 1:
-            raise layer.refuse(f"images so large that padding={padding!r} leaves any output", f"{grid[0]}×{grid[1]}")
+            raise layer.refuse(
+                f"images large enough that padding={padding!r} leaves some output", f"{grid[0]}×{grid[1]}"
+            )
     return Windows((image[0], image[1]), grid, kernel, strides, dilation, (before[0], before[1]))
 
 
-def _padding_before(padding: str | int | Pair, axis: int, windows: int, stride: int, extent: int, size: int) -> int:
+def _padding_before(padding: str | OneOrPair, axis: int, windows: int, stride: int, extent: int, size: int) -> int:
     """The padding above or to the left. If that of "same" is odd, the other side gets the extra pixel."""
     if padding == "same":
         return max((windows - 1) * stride + extent - size, 0) // 2

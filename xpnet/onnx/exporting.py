@@ -190,7 +190,8 @@ def _step(graph: _Graph, layer: layers.Step, x: _Tensor) -> _Tensor:
 
 @_converts(layers.Softmax, layers.LogSoftmax)
 def _softmax(graph: _Graph, layer: layers.Layer, x: _Tensor) -> _Tensor:
-    return graph.add_node(type(layer).__name__, x, axis=1 if x.channels_first else -1)
+    operator = "Softmax" if isinstance(layer, layers.Softmax) else "LogSoftmax"
+    return graph.add_node(operator, x, axis=1 if x.channels_first else -1)
 
 
 @_converts(layers.Rescale)

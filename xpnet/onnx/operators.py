@@ -61,7 +61,7 @@ def _softmax(node: Node) -> Tensor:
 
 
 _WITH_A_NUMBER: dict[str, Callable[[float], Layer]] = {
-    "Mul": lambda number: layers.Rescale(number),
+    "Mul": layers.Rescale,
     "Div": lambda number: layers.Rescale(1.0 / number),
     "Add": lambda number: layers.Rescale(1.0, number),
     "Sub": lambda number: layers.Rescale(1.0, -number),

@@ -23,7 +23,7 @@ from xpnet.optimizers import Optimizer
 
 @dataclass(frozen=True)
 class FitOptions:
-    """The arguments of `Sequential.fit` except the data, as its docstring describes them, and the ranks."""
+    """The arguments of `Sequential.fit` except x, y and sample_weight. group: the process group of `distributed`."""
 
     loss: str | Loss
     optimizer: str | Optimizer
@@ -41,7 +41,7 @@ class FitOptions:
     group: ProcessGroup = SINGLE_PROCESS
 
     def checked(self) -> "FitOptions":
-        """The same options as Python values. Raises ArgumentError for invalid numbers and callbacks."""
+        """The same options as Python values. Raises ArgumentError or, for callbacks, ArgumentTypeError."""
         for callback in self._given_callbacks():
             if not isinstance(callback, Callback):
                 raise ArgumentTypeError(f"callbacks must be Callback objects, not {callback!r}.")
@@ -56,7 +56,7 @@ class FitOptions:
         )
 
     def all_callbacks(self) -> list[Callback]:
-        """The callbacks of this rank, including the progress display of `verbose`, in the order of their calls."""
+        """The callbacks of this rank, including the progress display of `verbose`; last those that run last."""
         callbacks = list(self._given_callbacks())
         if self.verbose == 1 and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(ProgressBar())
@@ -118,7 +118,8 @@ def load_dataset(
     class_weight: Any = None,
     names: tuple[str, str] = ("x", "y"),
 ) -> AnyDataset:
-    """The dataset of these arrays, checked against the model, the loss and the metrics; a stream is checked later."""
+    """The dataset of these arrays, checked; a stream is checked later. class_weight: None means that of the loss."""
+    class_weight = loss.class_weight if class_weight is None else class_weight
 
     def checked(x: Any, y: Any, sample_weight: Any, names: tuple[str, str], whole: bool = False) -> Dataset:
         dataset = prepare(model, x, y, loss, sample_weight, class_weight, names, whole)
@@ -137,7 +138,7 @@ def load_dataset(
 
 
 def warn(text: str) -> None:
-    """Warn at the line outside this package that called it."""
+    """Issue a UserWarning that points to the line outside this package that called it."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "xpnet":
         level, frame = level + 1, frame.f_back
@@ -153,7 +154,7 @@ def _slice(a: Any, part: slice) -> Any:
 
 
 def _layer_of_probabilities(model: Sequential) -> str:
-    """The name of the last layer that does more than rearrange numbers."""
+    """The class of the innermost last layer, apart from layers such as Flatten that only pass numbers on."""
     layer: Any = model
     while isinstance(layer, Sequential):
         layer = next(inner for inner in reversed(layer.layers) if inner.accepts_integers is not None)

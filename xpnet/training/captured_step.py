@@ -1,8 +1,8 @@
 """Captured steps: a training step becomes a CUDA graph, on devices that can capture (backends/cuda/graphs.py).
 
-To capture a step, its layers, loss and optimizer are run once while the device records the calls. Whatever Python
-computes in that run is a constant of the graph. So a captured step is trusted only after a replay, one step later, has
-done the same as the eager step: with another batch, another learning rate and other noise. All other steps run eagerly.
+To capture a step, its layers, loss and optimizer are run once while the device captures the calls. Whatever Python
+computes in that run is a constant of the graph. So a captured step is used only after a replay, one step later, did the
+same as the eager step: with another batch, another learning rate and other noise. All other steps run eagerly.
 """
 
 import gc
@@ -22,15 +22,16 @@ from xpnet.training.step import TrainingStep
 
 _log = logging.getLogger(__name__)
 
-_MOST_KINDS = 8  # of steps: each one has a graph
+_MAX_GRAPHS = 8  # of a run: one for each kind of step, and each holds memory
 _TOLERANCE = 1e-3  # of the largest change that a step makes
 _HALF_TOLERANCE = 5e-2  # in half precision, with its coarse rounding
-_NOISE = 1e-4  # of the largest element of a gradient: anything smaller may be rounding
+_ROUNDING = 1e-4  # of the largest element of a gradient: anything smaller may be rounding
+_FEW_ULPS = 8.0 * 2.0**-23  # 8 units in the last place of float32
 _GRADIENT = "the gradient"
-_NOTHING: Any = object()
+_UNSET: Any = object()
 
 #: What CuPy and CUDA say about a call that cannot be captured, and what it means.
-_REFUSALS = {
+_CAPTURE_ERRORS = {
     "D2H transfers": "the step reads values from the device",
     "H2D transfers": "the step copies an array from the host",
     "synchronous API calls": "the step waits for the device, or copies to or from it",
@@ -52,18 +53,18 @@ class StepExecutor:
         self._kinds: dict[tuple[Any, ...], CapturedStep | None] = {}
         self._captured = 0
         self.fallback_reason: str | None = None
-        if self._capture is None:
-            reason = "this device does not capture steps"
-            self.fallback_reason = reason if single else "several ranks sum their gradients"
-            return
-        for metric in step.state.metrics:
-            if not metric.starts_from_zeros:
-                self._fall_back(f"the metric {metric.name} merges batches in its own way")
+        own = [metric.name for metric in step.state.metrics if not metric.starts_from_zeros]
+        if not single:
+            self.fallback_reason = "several ranks sum their gradients"
+        elif self._capture is None:
+            self.fallback_reason = "this device does not capture steps"
+        elif own:
+            self._fall_back(f"the metric {own[-1]} merges batches in its own way")
 
     @property
     def captured(self) -> int:
         """How many kinds of steps are replayed now; after `close`, how many were."""
-        return self._captured or sum(kind is not None and kind.trusted for kind in self._kinds.values())
+        return self._captured or sum(kind is not None and kind.verified for kind in self._kinds.values())
 
     def close(self) -> None:
         """Free the memory of all graphs: the run is over."""
@@ -79,21 +80,21 @@ class StepExecutor:
             captured = self._captured_step(data, metrics) if self.fallback_reason is None else None
             if captured is None:
                 self._run_eagerly(data, metrics)
-            elif captured.trusted:
+            elif captured.verified:
                 captured.replay(data, metrics)
             else:
-                self._compare(captured, data, metrics)
+                self._verify(captured, data, metrics)
 
     def _run_eagerly(self, data: StepData, metrics: EpochMetrics) -> None:
         self._step(data.batches(), data.total_weight(), metrics.add, data.batch_count)
 
     def _captured_step(self, data: StepData, metrics: EpochMetrics) -> "CapturedStep | None":
-        """The captured step of this kind, if there is one; captures the second step of each kind."""
+        """The captured step of this kind, or None. Captures the second of a kind, and again if its arrays changed."""
         trained = tuple(p.trainable for p in self._step.model.context.store.parameters)
         arrays = tuple((a.dtype, a.shape[1:]) for a in data.dataset.arrays)
         kind = (data.rows, data.batch_size, trained, arrays)
         if kind not in self._kinds:
-            if len(self._kinds) < _MOST_KINDS:
+            if len(self._kinds) < _MAX_GRAPHS:
                 self._kinds[kind] = None  # the first step of a kind allocates all buffers
             return None
         captured = self._kinds[kind]
@@ -105,7 +106,7 @@ class StepExecutor:
             self._fall_back(_reason(error))
         return None
 
-    def _compare(self, captured: "CapturedStep", data: StepData, metrics: EpochMetrics) -> None:
+    def _verify(self, captured: "CapturedStep", data: StepData, metrics: EpochMetrics) -> None:
         """Replay the step and undo it; then run it eagerly, and see whether both did the same."""
         step, reason = self._step, None
         before = _snapshot(step, metrics)
@@ -119,7 +120,7 @@ class StepExecutor:
         if reason is None:
             reason = _disagreement(step, before, replayed)
         if reason is None:
-            captured.trusted = True
+            captured.verified = True
         else:
             self._fall_back(reason)
 
@@ -132,19 +133,19 @@ class StepExecutor:
 class CapturedStep:
     """One kind of step: a number of rows, in batches of one size, from datasets of one layout."""
 
-    trusted = False
+    verified = False
 
     def __init__(
         self, capture: Any, step: TrainingStep, data: StepData, metrics: EpochMetrics, streaming: bool
     ) -> None:
-        """Capture the step, after a rehearsal whose changes are undone."""
+        """Capture the step, after a warm-up run whose changes are undone."""
         self._step, dataset = step, data.dataset
-        # A part of a stream is freed after use, so later parts are copied into arrays that the graph reads.
-        self._home = _copy(dataset) if streaming else dataset
-        self._loaded, self._order = dataset, _NOTHING
-        self._cells = capture.cells(len(dataset), data.rows, data.batch_count, metrics.step_sums)
+        # A window of a stream is freed after use, so later windows are copied into arrays that the graph reads.
+        self._graph_data = _copy(dataset) if streaming else dataset
+        self._loaded, self._order = dataset, _UNSET
+        self._cells = capture.cells(len(dataset), data.rows, data.batch_count, metrics.batch_sums)
         self._data = StepData(
-            self._home, Workspace(step.model.context), self._cells.indices, 0, data.rows, data.batch_size
+            self._graph_data, Workspace(step.model.context), self._cells.indices, 0, data.rows, data.batch_size
         )
         self._metric_arrays = metrics.arrays
         before = _snapshot(step, metrics)
@@ -160,7 +161,7 @@ class CapturedStep:
 
     def fits(self, data: StepData, metrics: EpochMetrics) -> bool:
         """Whether the samples fit into the arrays that the graph reads, and the metrics are those that it writes."""
-        loadable = data.dataset is self._loaded or len(data.dataset) <= len(self._home)
+        loadable = data.dataset is self._loaded or len(data.dataset) <= len(self._graph_data)
         now, then = metrics.arrays, self._metric_arrays
         return loadable and now.keys() == then.keys() and all(now[name] is then[name] for name in now)
 
@@ -169,7 +170,7 @@ class CapturedStep:
         state, context = self._step.state, self._step.model.context
         context.current_step = state.step  # as an eager step leaves it, for noise in callbacks
         state.optimizer_state.step += 1
-        metrics.count(data.batch_sizes, weighted=data.dataset.weights is not None)
+        metrics.count_batches(data.batch_sizes, weighted=data.dataset.weights is not None)
 
     def launch(self, data: StepData, metrics: EpochMetrics) -> None:
         """Launch the graph for this step, without counting the step."""
@@ -177,12 +178,12 @@ class CapturedStep:
         self._graph.replay()
 
     def _run(self, metrics: EpochMetrics) -> None:
-        """The captured step, not counted: on the samples that the cells choose, with its sums in the cells."""
+        """Run the step as the graph will, uncounted: on the rows in `cells.indices`, into `cells.staged_sums`."""
         counter, columns = self._step.state.optimizer_state, itertools.count()
         before = counter.step
 
         def add_metrics(per_sample: Array, batch: Batch, outputs: Array) -> None:
-            metrics.add_to(self._cells.staged_sums, next(columns), per_sample, batch, outputs)
+            metrics.add_on_device(self._cells.staged_sums, next(columns), per_sample, batch, outputs)
 
         try:
             with self._cells.step():
@@ -193,14 +194,14 @@ class CapturedStep:
     def _load(self, data: StepData, metrics: EpochMetrics) -> None:
         dataset, cells = data.dataset, self._cells
         if dataset is not self._loaded:
-            for home, array in zip(self._home.arrays, dataset.arrays, strict=True):
-                home[: len(array)] = array
-            self._loaded, self._order = dataset, _NOTHING
+            for target, array in zip(self._graph_data.arrays, dataset.arrays, strict=True):
+                target[: len(array)] = array
+            self._loaded, self._order = dataset, _UNSET
         if data.order is not self._order:
             xp = self._step.model.backend.xp
             cells.order[: len(dataset)] = xp.arange(len(dataset)) if data.order is None else data.order
             self._order = data.order
-        cells.set_position(self._step.state.step, data.start, metrics.steps)
+        cells.set_position(self._step.state.step, data.start, metrics.batches)
 
 
 def _snapshot(step: TrainingStep, metrics: EpochMetrics) -> Snapshot:
@@ -227,7 +228,7 @@ def _disagreement(step: TrainingStep, before: Snapshot, replayed: dict[str, Arra
     """
     xp, half = step.model.backend.xp, step.model.context.precision in ("float16", "bfloat16")
     grads = xp.abs(step.model.context.store.grads)
-    significant = grads > _NOISE * grads.max()
+    significant = grads > _ROUNDING * grads.max()
     for name, eager in _changes(before).items():
         if not eager.size:
             continue
@@ -235,11 +236,11 @@ def _disagreement(step: TrainingStep, before: Snapshot, replayed: dict[str, Arra
         if difference.shape == significant.shape:
             difference = difference * significant
         largest = float(difference.max())
-        rounding = 8.0 * 2.0**-23 * float(xp.abs(before.copies[name]).max())
+        rounding = _FEW_ULPS * float(xp.abs(before.copies[name]).max())
         if not largest <= (_HALF_TOLERANCE if half else _TOLERANCE) * most + rounding and most == most:
             return (
-                f"the replay and the eager step differ in {name} by {largest:.3g}, where the eager step changed it "
-                f"by {most:.3g}"
+                f"the replay and the eager step differ in {name} by {largest:.3g}; the eager step changed it by "
+                f"{most:.3g}"
             )
     return None
 
@@ -273,5 +274,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, CaptureError):
         return str(error)
     text = f"{type(error).__name__}: {error}"
-    meaning = next((meaning for words, meaning in _REFUSALS.items() if words in text), None)
+    meaning = next((meaning for words, meaning in _CAPTURE_ERRORS.items() if words in text), None)
     return text if meaning is None else f"{meaning} ({text})"

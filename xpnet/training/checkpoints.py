@@ -1,4 +1,4 @@
-"""Checkpoint files: a model file with the state of a run of fit beside it."""
+"""Checkpoint files: model files that also contain the state of a run of fit."""
 
 import json
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def write(path: Any, model: Sequential, arrays: Mapping[str, Any], values: Mappi
 
 
 def read(path: Any) -> tuple[Contents, dict[str, Any], dict[str, Any]]:
-    """(the arrays that `write` wrote, the architecture of the model, the values of the run).
+    """(the contents of the file, the architecture of the model, the values of the run).
 
     Raises FileError if the file is missing, damaged or not a checkpoint.
     """
@@ -39,4 +39,4 @@ def read(path: Any) -> tuple[Contents, dict[str, Any], dict[str, Any]]:
         values = json.loads(contents.texts["training"])
         if values.get("format") != _FORMAT:
             raise FileError(f"{path}: its training is in the format {values.get('format')!r}, not {_FORMAT!r}.")
-        return contents, json.loads(contents.texts["architecture"]), values
+        return contents, contents.architecture, values

@@ -26,7 +26,7 @@ from xpnet.optimizers import Optimizer
 from xpnet.training.arguments import FitOptions, choose_loss_and_metrics, load_dataset
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.evaluation import evaluate
-from xpnet.training.resuming import refuse_different_ranks
+from xpnet.training.resuming import refuse_unequal_settings
 from xpnet.training.run import Run
 from xpnet.training.state import TrainingState
 from xpnet.training.step import TrainingStep
@@ -46,7 +46,7 @@ def fit(model: Sequential, begin: BeginTraining, x: Any, y: Any, sample_weight: 
     try:
         run, validation, states = group.run_on_all(lambda: _prepare(model, begin, x, y, sample_weight, options))
         if group.size > 1:
-            refuse_different_ranks(group, run.rank_settings())
+            refuse_unequal_settings(group, run.rank_settings())
             _broadcast_model(run)
         return _train(run, validation, states)
     finally:
@@ -62,16 +62,14 @@ def _prepare(
     if not all(metric.scalar for metric in metrics):
         raise ArgumentError("a history holds only numbers: use evaluate() for a confusion matrix.")
     (x, y, sample_weight), held_out = options.split(x, y, sample_weight)
-    class_weight = options.class_weight if options.class_weight is not None else loss.class_weight
-    dataset = load_dataset(model, x, y, loss, metrics, sample_weight, class_weight)
+    dataset = load_dataset(model, x, y, loss, metrics, sample_weight, options.class_weight)
     validation = None
     if held_out is not None:
         x, y, sample_weight = held_out
-        names = ("validation x", "validation y")
-        validation = load_dataset(model, x, y, loss, metrics, sample_weight, loss.class_weight, names)
+        validation = load_dataset(model, x, y, loss, metrics, sample_weight, names=("validation x", "validation y"))
     for data, batch_size in ((dataset, options.batch_size), (validation, EVALUATION_BATCH)):
         if isinstance(data, StreamingDataset):
-            data.refuse_impossible(options.epochs, batch_size, options.resume_from is not None)
+            data.refuse_unsupported(options.epochs, batch_size, options.resume_from is not None)
     run = Run(model, begin(loss, metrics, optimizers.get(options.optimizer)), dataset, options)
     return run, validation, None if options.resume_from is None else run.resume(options.resume_from)
 
@@ -88,7 +86,7 @@ def _train(run: Run, validation: AnyDataset | None, states: CallbackStates | Non
     """The epochs of a run."""
     model, state, group, history, callbacks = run.model, run.state, run.group, run.history, run.callbacks
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_without_warnings())
+        stack.enter_context(_ignoring_float_errors())
         interrupted = stack.enter_context(_interruptible())
         state.running = True
         stack.callback(setattr, state, "running", False)
@@ -108,15 +106,15 @@ def _train(run: Run, validation: AnyDataset | None, states: CallbackStates | Non
             for _ in run.epoch():
                 for callback in callbacks:
                     callback.on_step_end(model, state.step)
-                if _stop_requested(run, interrupted):
+                if _share_stop_request(run, interrupted):
                     break
             metrics = run.metrics.over_ranks(group)
             _refuse_divergence(run, metrics)
             if interrupted.is_set():
                 history.stopped = "interrupted"
-            if interrupted.is_set() and not run.complete:
-                _log.warning("training was interrupted in epoch %d; the model keeps its weights", state.epoch + 1)
-                break
+                if not run.complete:
+                    _log.warning("training was interrupted in epoch %d; the model keeps its weights", state.epoch + 1)
+                    break
             logs = metrics.result()
             if validation is not None:
                 metrics = evaluate(model, validation, state.loss, state.metrics, EVALUATION_BATCH, group)
@@ -128,7 +126,7 @@ def _train(run: Run, validation: AnyDataset | None, states: CallbackStates | Non
             run.under_way = False
             for callback in callbacks:
                 callback.on_epoch_end(model, state.epoch - 1, logs)
-            _stop_requested(run, interrupted)
+            _share_stop_request(run, interrupted)
     return history
 
 
@@ -137,12 +135,12 @@ def _call_on_compile(callbacks: list[Callback]) -> None:
         callback.on_compile()
 
 
-def _stop_requested(run: Run, interrupted: threading.Event) -> bool:
-    """Whether Ctrl-C or a callback asks to stop on any rank. All ranks then record it."""
+def _share_stop_request(run: Run, interrupted: threading.Event) -> bool:
+    """Tell all ranks of a Ctrl-C or of a callback's stop on any rank. Returns whether there was one."""
     group, history = run.group, run.history
     if not group.any(interrupted.is_set() or history.stopped is not None):
         return False
-    if any(group.all_gather(interrupted.is_set())):
+    if group.any(interrupted.is_set()):
         interrupted.set()
     history.stopped = next((why for why in group.all_gather(history.stopped) if why is not None), None)
     return True
@@ -150,12 +148,12 @@ def _stop_requested(run: Run, interrupted: threading.Event) -> bool:
 
 def train_on_batch(model: Sequential, state: TrainingState, dataset: Dataset) -> dict[str, float]:
     """One step on these samples as one batch; loss and metrics from before the update, with the loss's reduction."""
-    metrics = EpochMetrics(model, state.metrics, steps=1)
+    metrics = EpochMetrics(model, state.metrics, batches=1)
     total = len(dataset) if dataset.weights is None else total_weight(model.backend.xp, dataset.weights)
     batches = dataset.batches(Workspace(model.context), len(dataset))
     step, buffers = TrainingStep(model, state), model.context.store.buffers
     before = [buffer.value.copy() for buffer in buffers]
-    with _without_warnings(), model.execution_context():
+    with _ignoring_float_errors(), model.execution_context():
         step.gradients(batches, total, metrics.add)
         logs = metrics.result(as_sum=step.loss.reduction == "sum")
         overflowed = _first_non_finite_buffer(model)
@@ -173,13 +171,13 @@ def train_on_batch(model: Sequential, state: TrainingState, dataset: Dataset) ->
 
 def _refuse_divergence(run: Run, metrics: EpochMetrics) -> None:
     """If loss, weights or buffers are not finite, restore the start of the epoch and raise DivergenceError."""
-    step, what = metrics.first_non_finite(), "loss"
+    step, what = metrics.first_non_finite_batch(), "loss"
     if step is None:
         values = run.model.context.store.values
         overflowed = _first_non_finite_buffer(run.model)
         if overflowed is None and bool(run.model.backend.xp.isfinite(values).all()):
             return
-        what, step = overflowed or "weights", metrics.steps - 1  # it is known only at the end of the epoch
+        what, step = overflowed or "weights", metrics.batches - 1  # it is known only at the end of the epoch
     state = run.state
     epoch, rate = state.epoch, state.learning_rate
     run.history.stopped = "diverged"
@@ -207,7 +205,7 @@ def _first_non_finite_buffer(model: Sequential) -> str | None:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; a second one raises KeyboardInterrupt. In the main thread only."""
+    """An event that the first Ctrl-C sets, in the main thread and unless the program has its own handler of SIGINT."""
     event = threading.Event()
     default = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or default is not signal.default_int_handler:
@@ -225,6 +223,6 @@ def _interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, default)
 
 
-def _without_warnings() -> numpy.errstate:
+def _ignoring_float_errors() -> numpy.errstate:
     """No warnings of overflow, as on a GPU: the loss is checked instead."""
     return numpy.errstate(over="ignore", invalid="ignore", divide="ignore")

@@ -10,9 +10,9 @@ from typing import Any
 from xpnet.backends import Array, Backend
 from xpnet.parameters import ParameterStore
 
-_START = 2.0**16
-_LARGEST = 2.0**24
-_EVERY = 2000  # steps without overflow after which the scale is doubled
+_INITIAL_SCALE = 2.0**16
+_MAX_SCALE = 2.0**24
+_GROWTH_INTERVAL = 2000  # steps without overflow after which the scale is doubled
 
 
 class LossScale:
@@ -25,7 +25,7 @@ class LossScale:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         with backend.device():
-            self.state = backend.asarray([_START, 0.0], dtype="float64")
+            self.state = backend.asarray([_INITIAL_SCALE, 0.0], dtype="float64")
             self.gate = backend.asarray(1.0, dtype="float64")
 
     def scale(self, grad: Array) -> None:
@@ -39,7 +39,7 @@ class LossScale:
         finite = xp.isfinite(store.grads).all()
         self.gate[...] = finite
         scale, since = self.state[0], (self.state[1] + 1.0) * self.gate
-        due = since >= _EVERY
+        due = since >= _GROWTH_INTERVAL
         factor = xp.where(finite, xp.where(due, 2.0, 1.0), 0.5)
-        self.state[0] = xp.minimum(xp.maximum(scale * factor, 1.0), _LARGEST)
+        self.state[0] = xp.minimum(xp.maximum(scale * factor, 1.0), _MAX_SCALE)
         self.state[1] = xp.where(due, 0.0, since)

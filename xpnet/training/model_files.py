@@ -29,6 +29,10 @@ class Contents(NamedTuple):
     run: dict[str, Any]
     texts: dict[str, str]
 
+    @property
+    def architecture(self) -> dict[str, Any]:
+        return json.loads(self.texts["architecture"])  # type: ignore[no-any-return]
+
 
 def write(path: Any, model: layers.Sequential, run: Mapping[str, Any] | None = None, **texts: str) -> None:
     """Write a model atomically, together with arrays of a run and texts."""
@@ -49,8 +53,7 @@ def read(path: Any, custom_layers: Iterable[type[layers.Layer]]) -> tuple[dict[s
     """(the arguments that make a model and its frozen parameters, its arrays by name). Use it in `refusing_damage`."""
     known = {cls.__name__: cls for cls in _built_in()} | {f"custom {cls.__name__}": cls for cls in custom_layers}
     contents = read_all(path)
-    made_of = json.loads(contents.texts["architecture"])
-    return {name: _decode(value, known) for name, value in made_of.items()}, contents.model
+    return {name: _decode(value, known) for name, value in contents.architecture.items()}, contents.model
 
 
 def read_all(path: Any) -> Contents:
@@ -98,7 +101,7 @@ def write_atomically(path: Any, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise FileError(f"{path}: cannot be written: {error}") from error
+        raise FileError(f"{path}: cannot be written: {error.strerror or error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
 

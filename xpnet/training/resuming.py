@@ -10,10 +10,10 @@ from xpnet.errors import ArgumentError, DistributedError
 
 
 class Settings(NamedTuple):
-    """What must be equal in two runs.
+    """What must be equal in a run and the one that it resumes from.
 
-    model, training: for the second to continue the first.  batches: to finish its epoch.  environment: for the results
-    to be equal bit for bit.
+    model, training: always.  batches: if the checkpoint was written within an epoch.  environment: for the results to
+    be equal bit for bit.
     """
 
     model: dict[str, Any]
@@ -23,23 +23,23 @@ class Settings(NamedTuple):
 
 
 def description(value: Any) -> str:
-    """A repr without addresses: a user's own functions have no better name."""
+    """repr(value) without memory addresses, which differ between processes."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
-def refuse_another_run(path: Any, own: Settings, made_of: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+def refuse_another_run(path: Any, own: Settings, architecture: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Raise ArgumentError if a checkpoint, with this architecture and these values, is from another run."""
     for name, value in json.loads(json.dumps(own.model)).items():
-        if name != "frozen" and value != made_of.get(name):  # callbacks may freeze layers during training
+        if name != "frozen" and value != architecture.get(name):  # callbacks may freeze layers during training
             raise ArgumentError(
-                f"{path}: the checkpoint is from another model: {name} is {made_of.get(name)!r} there and {value!r} "
-                "here. Make the same model, or load only its weights with xpnet.load."
+                f"{path}: the checkpoint is from another model: {name} is {architecture.get(name)!r} "
+                f"there and {value!r} here. Make the same model, or load only its weights with xpnet.load."
             )
     for name, text in own.training.items():
         if text != values["what"][name]:
             raise ArgumentError(
                 f"{path}: the checkpoint is from a fit with {name}={values['what'][name]}, and this one has {text}. "
-                "Give fit the same, or start afresh from its weights with xpnet.load."
+                "Pass the same, or load only its weights with xpnet.load and start afresh."
             )
     for name, value in own.batches.items():
         if values["under_way"] and value != values["batches"][name]:
@@ -59,7 +59,7 @@ def different_environment(own: Settings, values: Mapping[str, Any]) -> list[str]
     ]
 
 
-def refuse_different_ranks(group: ProcessGroup, own: Mapping[str, Any]) -> None:
+def refuse_unequal_settings(group: ProcessGroup, own: Mapping[str, Any]) -> None:
     """Raise DistributedError on all ranks if their models, data or arguments, by name, are different."""
     settings = group.all_gather({name: str(value) for name, value in own.items()})
     for rank, other in enumerate(settings):

@@ -105,14 +105,14 @@ class Run:
         Raises FileError or ArgumentError if the file does not belong to this run, and warns if results will differ from
         those of a run that never stopped.
         """
-        contents, made_of, values = checkpoints.read(path)
+        contents, architecture, values = checkpoints.read(path)
         own = self.settings()
-        refuse_another_run(path, own, made_of, values)
+        refuse_another_run(path, own, architecture, values)
         with refusing_damage(path):
             for array in self.model.context.store.arrays():
                 array.value[...] = self.model.backend.asarray(contents.model[array.name])
             for parameter in self.model.parameters:
-                parameter.trainable = parameter.name not in made_of["frozen"]
+                parameter.trainable = parameter.name not in architecture["frozen"]
             self.load_state_dict(contents.run, values)
             states = {
                 name: {**state, **_with_prefix(contents.run, f"callback {name} ")}
@@ -176,16 +176,16 @@ class Run:
             arrays["loss scale"] = state.loss_scale.state
         if self.under_way:
             metrics = self.metrics.over_ranks(self.group)
-            arrays |= {f"figures {name}": a for name, a in metrics.state_dict().items()}  # the name in format 1
+            arrays |= {f"figures {name}": a for name, a in metrics.state_dict().items()}  # named so in the file format
             arrays |= {f"start {i}": copy for i, copy in enumerate(self.epoch_start.copies.values())}
-        remembered: dict[str, dict[str, Any]] = {}
+        callback_values: dict[str, dict[str, Any]] = {}
         for key, callback in self.named_callbacks().items():
-            remembered[key] = {}
+            callback_values[key] = {}
             for name, value in callback.state().items():
                 if hasattr(value, "dtype"):
                     arrays[f"callback {key} {name}"] = value
                 else:
-                    remembered[key][name] = value
+                    callback_values[key][name] = value
         return arrays, {
             "what": settings.training,
             "batches": settings.batches,
@@ -201,7 +201,7 @@ class Run:
             "history": dict(history),
             "seconds": history.seconds,
             "stopped": None if history.stopped == "interrupted" else history.stopped,
-            "callbacks": remembered,
+            "callbacks": callback_values,
         }
 
     def load_state_dict(self, arrays: Mapping[str, Any], values: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""TrainingState: what training leaves on a model; and Untrained, the state before that."""
+"""TrainingState: a model's loss, metrics, optimizer state and progress; Untrained: the same before any training."""
 
 from typing import Any, NoReturn
 
@@ -89,7 +89,7 @@ class TrainingState:
         self.optimizer.apply(store, self.optimizer_state, lambda: self.rate_factor, gate)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "running": False, "loss_scale": None}  # it adapts again within a few steps
+        return {**self.__dict__, "running": False, "loss_scale": None}  # the loss scale adapts again within a few steps
 
 
 def _loss_scale(context: Context, before: LossScale | None) -> LossScale | None:

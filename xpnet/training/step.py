@@ -41,7 +41,8 @@ class TrainingStep:
             batch = next(batches)
             # Noise is a function of the row within the whole step.
             context.first_row, context.has_no_rows = batch.first_row, batch.has_no_rows
-            add_metrics(*self._forward_backward(batch, total))
+            per_sample, outputs = self._forward_backward(batch, total)
+            add_metrics(per_sample, batch, outputs)
             if batch.has_no_rows:
                 store.grads[...] = 0.0
             if count > 1:
@@ -55,8 +56,8 @@ class TrainingStep:
             self.state.loss_scale.unscale(store)
         store.add_penalty_gradients()
 
-    def _forward_backward(self, batch: Batch, total: Any) -> tuple[Array, Batch, Array]:
-        """Store the gradients of Σ w ℓ / total; return (ℓ, batch, outputs)."""
+    def _forward_backward(self, batch: Batch, total: Any) -> tuple[Array, Array]:
+        """Store the gradients of Σ w ℓ / total; return (ℓ, outputs)."""
         model, loss = self.model, self.loss
         outputs = model.forward_pass(batch.x, training=True)
         buffer = self._work.buffer("grad", outputs.shape)
@@ -65,7 +66,7 @@ class TrainingStep:
         if self.state.loss_scale is not None:
             self.state.loss_scale.scale(grad)
         model.backward_pass(grad, input_grad=False)
-        return per_sample, batch, outputs
+        return per_sample, outputs
 
 
 def weighted_gradient(loss: Loss, grad: Array, batch: Batch, total: Any) -> Array:

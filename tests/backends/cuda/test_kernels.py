@@ -103,8 +103,10 @@ def test_invalid_arguments_of_a_kernel_are_refused(guarded):
         launch("relu", np.dtype("float32"), (1,), (32,), {"x": x, "n": 4, "out": y})
     with pytest.raises(TypeError, match="relu: x must be a contiguous array of real"):
         launch("relu", np.dtype("float32"), (1,), (32,), {"x": x[::2], "n": 2, "out": x})
-    with pytest.raises(KeyError, match="^'n'$"):
+    with pytest.raises(TypeError, match=r"relu: missing arguments \['n'\], unknown arguments \[\]"):
         launch("relu", np.dtype("float32"), (1,), (32,), {"x": x, "out": x})
+    with pytest.raises(TypeError, match=r"relu: missing arguments \[\], unknown arguments \['y'\]"):
+        launch("relu", np.dtype("float32"), (1,), (32,), {"x": x, "y": x, "n": 4, "out": x})
 
 
 # Elements -------------------------------------------------------------------------------------------------------------

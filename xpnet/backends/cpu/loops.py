@@ -1,4 +1,4 @@
-"""Compiled loops of the CPU: operators in one pass over memory. Each has the name of its formula in ../reference.
+"""Compiled loops of the CPU: operators, or parts of them, in one pass over memory. Formulas are in ../reference.
 
 Numba compiles these serial loops at their first call and caches the machine code. They release the GIL, so that workers
 process parts of a batch in parallel. Arrays are C-contiguous. Without Numba, the reference formulas are used.
@@ -262,7 +262,7 @@ def relu_grad(grad: Any, y: Any, out: Any) -> None:
 
 @_compiled
 def cross_entropy(logits: Any, labels: Any, confidence: Any, share: Any, losses: Any, grad: Any) -> None:
-    """For targets that are `share` for every class, and `confidence` more for the label."""
+    """The target of class k is `share`, plus `confidence` if k is the label."""
     rows, classes = logits.shape
     zero = logits.dtype.type(0)
     for i in range(rows):

@@ -1,7 +1,7 @@
 """The operators of the CPU: the reference formulas or compiled loops, on parts of the batch in parallel.
 
-This happens inside parallel regions, which large models and models with convolutions enter for their passes. Outside of
-them the reference formulas run with the threads of the BLAS, and Numba, which takes long to import, is not imported.
+Compiled loops and the thread pool are used only inside parallel regions, which large models, convolutions and max
+pooling enter. Elsewhere Numba, whose import is slow, is not loaded, and the BLAS uses its own threads.
 """
 
 import functools

@@ -25,7 +25,7 @@ class _ThreadState(threading.local):
 
 
 class _SingleWorkerRegion:
-    """A parallel region that splits nothing. A class, because steps of small models enter it often."""
+    """A parallel region that splits nothing. A class, because a generator is slower to enter."""
 
     __slots__ = ("_state",)
 
@@ -49,7 +49,7 @@ class ThreadPool:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._regions = 0  # how many of the caller's threads are in a parallel region that splits work
-        self._blas_threads = 1  # what the BLAS used before the first of them
+        self._blas_threads = 1  # those of the BLAS before the first of these regions
         self._blas_limit: Any = None
         self._pool: ThreadPoolExecutor | None = None
         self._state = _ThreadState()

@@ -45,7 +45,7 @@ class HalfMatrix(NamedTuple):
 
 
 class MatrixLayout(NamedTuple):
-    """How a matrix is stored: whether transposed, and the distance of its rows (or columns) in elements."""
+    """How a matrix is stored: whether transposed, and the elements from one row (or column) to the next."""
 
     operation: int
     leading: int
@@ -65,8 +65,8 @@ def matrix_layout(a: Array) -> MatrixLayout | None:
 class Cublas:
     """One handle on one stream of one device.
 
-    cuBLAS stores matrices by columns. It sees ours, which are stored by rows, as their transposes, and computes
-    outᵀ = bᵀ aᵀ. So b is its first matrix, and it transposes what is transposed for us too.
+    cuBLAS stores matrices by columns. It reads ours, which are stored by rows, as their transposes, and computes
+    outᵀ = bᵀ aᵀ. So b is passed first, and the flags for transposed matrices stay the same.
     """
 
     def __init__(self, library: Any, stream: int, workspace: Array) -> None:
@@ -86,21 +86,21 @@ class Cublas:
         a, b: matrices or transposed views in out's dtype, or `HalfMatrix` both, with a float32 out.
         """
         half = a.precision if isinstance(a, HalfMatrix) else None
-        first, second = (b.bits, a.bits) if half else (b, a)
-        layout_b, layout_a, layout_out = matrix_layout(first), matrix_layout(second), matrix_layout(out)
+        a, b = (a.bits, b.bits) if half else (a, b)
+        layout_a, layout_b, layout_out = matrix_layout(a), matrix_layout(b), matrix_layout(out)
         if layout_a is None or layout_b is None or layout_out is None:
             return False
         if layout_out.operation != _NOT_TRANSPOSED or out.dtype.kind != "f":
             return False
-        sizes = (out.shape[1], out.shape[0], second.shape[1])
+        sizes = (out.shape[1], out.shape[0], a.shape[1])
         if max(*sizes, layout_a.leading, layout_b.leading, layout_out.leading) > _LARGEST or 0 in sizes:
             return False
         kind, compute, zero, one = self._types(out, tf32)
         kind_in = {"float16": _FLOAT16, "bfloat16": _BFLOAT16, None: kind}[half]
         self._call(
             "cublasGemmEx", self._handle, layout_b.operation, layout_a.operation, *sizes, ctypes.byref(one),
-            ctypes.c_void_p(first.data.ptr), kind_in, layout_b.leading,
-            ctypes.c_void_p(second.data.ptr), kind_in, layout_a.leading, ctypes.byref(one if add else zero),
+            ctypes.c_void_p(b.data.ptr), kind_in, layout_b.leading,
+            ctypes.c_void_p(a.data.ptr), kind_in, layout_a.leading, ctypes.byref(one if add else zero),
             ctypes.c_void_p(out.data.ptr), kind, layout_out.leading, compute, _DEFAULT_ALGORITHM,
         )  # fmt: skip
         return True

@@ -28,8 +28,8 @@ class GraphCapture:
     def __init__(self, backend: Any) -> None:
         self.backend = backend
 
-    def cells(self, samples: int, rows: int, batches: int, step_sums: Array) -> "StepCells":
-        return StepCells(self.backend, samples, rows, batches, step_sums)
+    def cells(self, samples: int, rows: int, batches: int, batch_sums: Array) -> "StepCells":
+        return StepCells(self.backend, samples, rows, batches, batch_sums)
 
     def graph(self) -> "CapturedGraph":
         return CapturedGraph(self.backend)
@@ -39,7 +39,7 @@ class CapturedGraph:
     """A CUDA graph and the memory that it uses.
 
     A graph uses the addresses that it was captured with, so their memory must not be given to other arrays. What the
-    captured work allocates and frees comes from the graph's own memory pool, from which only its rehearsal and its
+    captured work allocates and frees comes from the graph's own memory pool, from which only its warm-up run and its
     capture allocate. Every other array that the work uses is passed to `hold`, and lives as long as the graph. Arrays
     that are kept from step to step are allocated outside of the pool (`Device.lasting_memory`).
     """
@@ -52,7 +52,7 @@ class CapturedGraph:
         backend.graphs.add(self)
 
     def memory_pool(self) -> AbstractContextManager[Any]:
-        """A context in which arrays come from this graph's pool, for the rehearsal."""
+        """A context in which arrays come from this graph's pool, for the warm-up run."""
         context: AbstractContextManager[Any] = self._backend.temporary_memory(self.pool)
         return context
 
@@ -82,19 +82,19 @@ class StepCells:
     """The device memory through which captured steps of one kind get what changes from step to step.
 
     order: (samples,), the order of all samples in this epoch.  indices: (rows,), the samples of the current step.
-    staged_sums: (3, batches), where the captured step writes its sums; they are then copied to step_sums (3, steps),
-    which holds those of all steps.
+    staged_sums: (3, batches), where the captured step writes its sums; end_step copies them to
+    batch_sums (3, capacity), see `EpochMetrics`.
     """
 
-    def __init__(self, backend: Any, samples: int, rows: int, batches: int, step_sums: Array) -> None:
+    def __init__(self, backend: Any, samples: int, rows: int, batches: int, batch_sums: Array) -> None:
         self._backend = backend
-        self._rows, self._batches, self._step_sums = rows, batches, step_sums
+        self._rows, self._batches, self._batch_sums = rows, batches, batch_sums
         self.order = backend.empty((samples,), "int64")
         self.indices = backend.empty((rows,), "int64")
         self.staged_sums = backend.zeros((3, batches), "float64")
         self._table = backend.zeros((_TABLE_STEPS, _CELLS * CELL_SIZE), "float64")
         self._cells = backend.zeros((_CELLS, CELL_SIZE), "float64")
-        self._counters = backend.zeros((3,), "int64")  # row of the table, first sample, column of step_sums
+        self._counters = backend.zeros((3,), "int64")  # row of the table, first sample, column of batch_sums
         self._functions: list[Callable[[int], Sequence[float]]] = []  # of the step: one per cell
         self._next_cell = 0
         self._first_step, self._host_table = 0, numpy.zeros((0, 0))  # the table, on the host
@@ -112,7 +112,7 @@ class StepCells:
             yield
         self._backend.launch(
             "end_step", self._counters, blocks=1, staged=self.staged_sums, batches=self._batches,
-            step_sums=self._step_sums, steps=self._step_sums.shape[1], rows=self._rows, counters=self._counters,
+            batch_sums=self._batch_sums, capacity=self._batch_sums.shape[1], rows=self._rows, counters=self._counters,
         )  # fmt: skip
 
     def cell(self, of_step: Callable[[int], Sequence[float]], step: int) -> Array:

@@ -1,10 +1,12 @@
-// The operators of ../reference as CUDA kernels, in plain C++ without headers. An operator's kernel has its name, and its
-// arguments have the same names; `n` is the number of elements of the result, and `columns` the size of its last axis.
+// The operators of ../reference as CUDA kernels, in plain C++ without headers. A kernel has the name of its operator; one
+// that operators.py launches by `by_kernel` also has the names of its arguments. Unless a kernel says otherwise, `n` is the
+// number of elements of the result, and `columns` the size of its last axis.
 //
-// The file is compiled with REAL as float, as double, or both. Every kernel strides over its work, so any grid works. The
-// blocks of a reduction need a power of two of threads, at most 256. Sums are made in a fixed order, without atomics on
-// floating-point numbers, so that the same input gives the same bits. Numbers that change from step to step (`numbers`,
-// `word`) are read from device memory, so that a captured step can be replayed.
+// The file is compiled with REAL=float and, if float64 is used, again with REAL=double. Elementwise and row kernels stride
+// over their work, so any grid works; end_step, sum_to and clip_scale need a single block, and column sums the grid of
+// `launch_column_sums`. The blocks of a reduction need a power of two of threads, at most 256. Sums are made in a fixed
+// order, without atomics on floating-point numbers, so that the same input gives the same bits. Numbers that change from
+// step to step (`numbers`, `word`) are read from device memory, so that a captured step can be replayed.
 
 typedef REAL real;
 typedef long long Index;
@@ -47,7 +49,7 @@ template <typename T, typename Operation> __device__ T over_block(T value, Opera
 }
 
 // The first and the last kernel of a captured step: see StepCells in graphs.py ---------------------------------------
-// counters: the row of `table`, the first sample in `order`, the column of `step_sums`.
+// counters: the row of `table`, the first sample in `order`, the column of `batch_sums`.
 
 struct Numbers {
     double values[8];
@@ -62,9 +64,9 @@ KERNEL begin_step(const double* table, Index width, double* cells, const Index* 
     FOR_EACH(i, rows) indices[i] = order[counters[1] + i];
 }
 
-// Copies the sums of this step, staged (3, batches), into step_sums (3, steps), and advances the counters.
-KERNEL end_step(const double* staged, Index batches, double* step_sums, Index steps, Index rows, Index* counters) {
-    FOR_EACH_COLUMN(i, 3 * batches) step_sums[i / batches * steps + counters[2] + i % batches] = staged[i];
+// Copies the sums of this step, staged (3, batches), into batch_sums (3, capacity), and advances the counters.
+KERNEL end_step(const double* staged, Index batches, double* batch_sums, Index capacity, Index rows, Index* counters) {
+    FOR_EACH_COLUMN(i, 3 * batches) batch_sums[i / batches * capacity + counters[2] + i % batches] = staged[i];
     __syncthreads();
     if (threadIdx.x == 0) {
         counters[0] += 1;
@@ -164,7 +166,7 @@ KERNEL log_softmax(const real* x, Index rows, Index columns, real* out) {
     }
 }
 
-// For targets that are `share` for every class, and `confidence` more for the label.
+// The target of class k is `share`, plus `confidence` if k is the label.
 KERNEL cross_entropy(const real* logits, const Index* labels, Index rows, Index columns, real confidence, real share,
                      real* losses, real* grad) {
     FOR_EACH_ROW(i, rows) {

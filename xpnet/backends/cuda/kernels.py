@@ -21,6 +21,7 @@ _FLOATS = {"float": numpy.dtype("float32"), "double": numpy.dtype("float64")}
 _SCALARS = {"int": numpy.int32, "Word": numpy.uint32, "Index": numpy.int64, "double": numpy.float64}
 _STRUCTS = {"Windows": numpy.int32, "Numbers": numpy.float64}  # all fields have this type
 _NULL = numpy.uint64(0)
+_FILLED_IN = {"out", "n", "columns", "channels"}  # which `KernelLauncher.launch` gives to every kernel
 
 
 class KernelArgument(NamedTuple):
@@ -61,7 +62,12 @@ class Kernels:
         number. TypeError for an array of another dtype or layout, which the kernel would misread.
         """
         kernel = self._compiled.get((name, real)) or self._kernel(name, real)
-        arguments = [_convert(name, argument, given[argument.name], real) for argument in signatures()[name]]
+        declared = signatures()[name]
+        missing = [argument.name for argument in declared if argument.name not in given]
+        unknown = given.keys() - {argument.name for argument in declared} - _FILLED_IN
+        if missing or unknown:
+            raise TypeError(f"{name}: missing arguments {missing}, unknown arguments {sorted(unknown)}.")
+        arguments = [_convert(name, argument, given[argument.name], real) for argument in declared]
         kernel(grid, block, tuple(arguments))
 
     def _kernel(self, name: str, real: DType) -> Any:

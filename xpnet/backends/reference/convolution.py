@@ -83,8 +83,8 @@ class ConvolutionOperators(ElementwiseOperators, MatmulOperators, ReductionOpera
 
         out = col2im(x @ weight) + bias: the adjoint of a `conv2d` with the same windows on out.
         """
-        matrices = _transposed_matrices(weight, groups)
         blocks = _blocks(x.shape[3], weight.shape[3], groups)
+        matrices = _transposed_matrices(weight, blocks)
 
         def convolve(rows: slice, worker: int) -> None:
             x_rows = x[rows].reshape(-1, x.shape[3])
@@ -106,8 +106,8 @@ class ConvolutionOperators(ElementwiseOperators, MatmulOperators, ReductionOpera
         grad_weight = xᵀ @ patches,   grad_bias = Σ_pixels grad,   grad_x = patches @ weightᵀ.
         """
         grad_weight, grad_bias, grad_x = grads
-        matrices = _transposed_matrices(weight, groups)
         blocks = _blocks(x.shape[3], weight.shape[3], groups)
+        matrices = _transposed_matrices(weight, blocks)
         weight_sums = self._sums("weight_sums", (groups, *matrices[0].shape), scratch)
         bias_sums = self._sums("bias_sums", grad.shape[3:], scratch)
 
@@ -157,8 +157,7 @@ def _patch_bytes(windows: Windows, channels: int, weight: Array) -> int:
     return math.prod(windows.grid) * math.prod(windows.kernel) * channels * int(weight.dtype.itemsize)
 
 
-def _transposed_matrices(weight: Array, groups: int) -> list[Array]:
+def _transposed_matrices(weight: Array, blocks: list[tuple[slice, slice]]) -> list[Array]:
     """The weight of each group as a matrix (in / groups, kh·kw·filters / groups)."""
     channels_first = weight.transpose(2, 0, 1, 3)
-    blocks = _blocks(0, weight.shape[3], groups)
     return [channels_first[..., filters].reshape(len(channels_first), -1) for _, filters in blocks]

@@ -68,5 +68,5 @@ def _hash_key(key: Sequence[int]) -> int:
 
 
 def step_word(key: Sequence[int], step: int) -> tuple[float]:
-    """The 32-bit word from which the noise of this step is hashed, as a float."""
+    """The 32-bit word from which the noise of this step is hashed, as the numbers of a step's update on a GPU."""
     return (float(_hash_key((*key, step))),)

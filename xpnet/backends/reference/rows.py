@@ -25,7 +25,7 @@ class RowOperators(Device):
     ) -> tuple[Array, Array]:
         """losses (N,) = -Σ_k t_k log p_k and grad (N, K) = p - t, with p = softmax(logits).
 
-        t_k = smoothing / K for each of the K classes, and 1 - smoothing more for the label.
+        t_k = smoothing / K, plus 1 - smoothing if k is the label.
         """
         xp, share = self.xp, smoothing / logits.shape[1]
         log_p = self.log_softmax(logits, out=grad)
@@ -59,14 +59,11 @@ class RowOperators(Device):
         return out
 
     def normalize_rows_grad(self, grad: Array, normal: Array, sigma: Array, out: Array) -> Array:
-        """The adjoint of `normalize_rows`, with x̂ = normal: (g - mean(g) - x̂ · mean(g · x̂)) / σ in each row.
-
-        out may be grad.
-        """
+        """The gradient of `normalize_rows`, x̂ = normal: out = (g - mean(g) - x̂ · mean(g · x̂)) / σ. out may be grad."""
         xp = self.xp
         products = grad * normal
-        slope = xp.mean(products, axis=-1, keepdims=True)
+        mean_product = xp.mean(products, axis=-1, keepdims=True)
         xp.subtract(grad, xp.mean(grad, axis=-1, keepdims=True), out=out)
-        out -= xp.multiply(normal, slope, out=products)
+        out -= xp.multiply(normal, mean_product, out=products)
         out /= sigma
         return out

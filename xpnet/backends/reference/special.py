@@ -48,7 +48,7 @@ class SpecialFunctions(Device):
     def erf(self, x: Array) -> Array:
         """2/√π ∫₀ˣ e^-t² dt, elementwise, in x's floating-point dtype, exact to a few units in the last place.
 
-        On a GPU, float32 numbers below the smallest normal one, 1.2e-38, are treated as 0, in x and in the result.
+        On a GPU, float32 numbers of magnitude below 1.2e-38 (subnormal) are treated as 0, in x and in the result.
         """
         xp, magnitude = self.xp, self.xp.abs(x)
         tail = xp.copysign(1.0 - _erfc_of_magnitude(xp, magnitude), x)
@@ -57,7 +57,7 @@ class SpecialFunctions(Device):
     def erfc(self, x: Array) -> Array:
         """1 - erf(x), elementwise, without losing the digits of a small result.
 
-        On a GPU, float32 results below 1.2e-38 are 0.
+        On a GPU, float32 results of magnitude below 1.2e-38 are 0.
         """
         xp, magnitude = self.xp, self.xp.abs(x)
         tail = _erfc_of_magnitude(xp, magnitude)

@@ -14,7 +14,7 @@ class UpdateOperators(Device):
     def clip_norm(self, grads: Array, trained: Runs, limit: float) -> None:
         """Scale the gradient in the slices `trained` by min(1, limit / its norm), without reading the norm back.
 
-        On a GPU, float32 elements below 1.2e-38 become 0.
+        On a GPU, float32 elements of magnitude below 1.2e-38 become 0.
         """
         xp = self.xp
         square = xp.zeros((), dtype=xp.float64)

@@ -100,7 +100,7 @@ class WindowOperators(Device):
         return out
 
     def max_pool_grad(self, grad: Array, choice: Array, windows: Windows, out: Array) -> Array:
-        """The adjoint of `max_pool`: the gradient of each window is added to the pixel that it chose."""
+        """The gradient of `max_pool` with respect to x: that of each window is added to the pixel that it chose."""
         out[...] = 0.0
         zero = self.xp.zeros((), dtype=grad.dtype)
         for a, b, (i, j), (h, w) in windows.cells():
