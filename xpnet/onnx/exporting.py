@@ -18,7 +18,8 @@ from xpnet.backends.reference.windows import Windows
 from xpnet.config import flag
 from xpnet.errors import ArgumentError, ArgumentTypeError, StateError
 from xpnet.layers.windows import pair
-from xpnet.onnx.reader import CHANNELS_FIRST, CHANNELS_LAST, IMAGE_LAYOUT, file_shape, transposition
+from xpnet.onnx.reader import CHANNELS_FIRST, CHANNELS_LAST, IMAGE_LAYOUT
+from xpnet.onnx.tensors import file_shape, transposition
 from xpnet.parameters import Buffer, Parameter
 from xpnet.training.model_files import write_atomically
 

@@ -1,25 +1,28 @@
 """Import an ONNX file as a model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import onnx
 
 from xpnet import layers
-from xpnet.errors import ArgumentError, FileError
+from xpnet.errors import FileError
 from xpnet.model import Sequential
 from xpnet.onnx import operators  # noqa: F401  # registers the operators in reader.CONVERTERS
-from xpnet.onnx.reader import Constant, LoadedLayer, Reader
+from xpnet.onnx.reader import Reader
+from xpnet.onnx.simplifying import simplified
+from xpnet.onnx.tensors import Constant, LoadedLayer
 
 
 def import_onnx(path: Any, backend: Any = "auto") -> Sequential:
     """Import an ONNX file as a model, in float32 or float64 like the file.
 
     The graph must be a chain of operators from one input to one output. Two branches may be added, as in residual
-    networks. The model takes images with channels last, (N, H, W, C), even if the file takes channels first.
+    networks. Only what the output depends on is read. The model takes images with channels last, (N, H, W, C), even if
+    the file takes channels first. Weights that several operators share become separate.
 
-    Raises FileError if the file is missing, damaged or not ONNX, and ArgumentError for an operator, or an attribute of
-    it, that no layer of xpnet supports.
+    Raises FileError if the file is missing, damaged or not ONNX, and ArgumentError for an operator, or an attribute,
+    input, output or form of it, that no layer of xpnet supports; it names the node.
     """
     try:
         file = onnx.load(str(path))
@@ -27,32 +30,26 @@ def import_onnx(path: Any, backend: Any = "auto") -> Sequential:
         raise FileError(f"{path}: there is no such file.") from error
     except Exception as error:  # protobuf raises its own errors
         raise FileError(f"{path}: this is not an ONNX file: {error}") from error
+    # The checker demands what nothing here needs: in old files, initializers among the inputs; the type of an output.
+    file.ir_version = max(file.ir_version, 4)
+    for value in file.graph.output:
+        value.type.CopyFrom(onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, []))
+    reader = Reader(path, file)
     try:
         onnx.checker.check_model(file)
     except Exception as error:
         raise FileError(f"{path}: this is not a valid ONNX file: {error}") from error
-    try:
-        reader = Reader(path, file)
-        output = reader.read()
-    except ArgumentError:
-        raise
-    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError) as error:
-        raise FileError(f"{path}: the file is damaged, or its operators are used incorrectly: {error!r}") from error
-    stack = [loaded.layer for loaded in output.layers] or [layers.Identity()]
-    model = Sequential(stack, reader.input_shape, backend, dtype=reader.dtype)
-    model.load_state_dict(model.state_dict() | _named_weights(output.layers, ""))
+    output = reader.read()
+    chain = simplified(output.layers_after(None), reader.input_shape)
+    stack = [loaded.layer for loaded in chain] or [layers.Identity()]
+    model = Sequential(stack, reader.input_shape, backend, dtype=output.dtype.name)
+    model.load_state_dict(dict(_weights(chain)))
     return model
 
 
-def _named_weights(chain: Sequence[LoadedLayer], prefix: str) -> dict[str, Constant]:
-    """The weights of a chain of layers, by their names in the model."""
-    found: dict[str, Constant] = {}
-    for i, loaded in enumerate(chain):
-        found |= {f"{prefix}{i}.{name}": value for name, value in loaded.weights.items()}
-        if loaded.branches:
-            inner, skip = loaded.branches
-            found |= _named_weights(inner, f"{prefix}{i}.")
-            found |= _named_weights(skip, f"{prefix}{i}.skip.") if len(skip) != 1 else {
-                f"{prefix}{i}.skip.{name}": value for name, value in skip[0].weights.items()
-            }  # fmt: skip
-    return found
+def _weights(chain: Iterable[LoadedLayer]) -> Iterator[tuple[str, Constant]]:
+    """(name in the built model, values) of all weights of these layers."""
+    for loaded in chain:
+        yield from ((f"{loaded.layer.path}.{name}", value) for name, value in loaded.weights.items())
+        for branch in loaded.branches:
+            yield from _weights(branch)

@@ -1,149 +1,144 @@
-"""Read an ONNX graph as a chain of layers, node by node. Nothing in a file is executed.
+"""Read an ONNX graph as a chain of layers, node by node.
 
-ONNX operators expect images with channels first, and xpnet's images have channels last, so every tensor records the
-order of its axes in the file.
+Every attribute, input, output and type of a node is either honored or refused by name. A refusal is a value like any
+other until the output of the graph needs it: a pattern of nodes, such as GELU's, may be a layer although its parts are
+not.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from xpnet import layers
-from xpnet.errors import ArgumentError
-from xpnet.layers.base import Layer
-from xpnet.layers.context import Shape
+from xpnet.errors import ArgumentError, FileError
+from xpnet.onnx import folding, schemas
+from xpnet.onnx.tensors import BATCH, Constant, ShapeVector, Tensor
 
 #: The metadata that export_onnx writes: whether images have channels first or last in the file.
 IMAGE_LAYOUT, CHANNELS_FIRST, CHANNELS_LAST = "xpnet.images", "channels first", "channels last"
 
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
-_ELEMENTWISE = ("Relu", "Sigmoid", "Tanh", "Softplus", "LeakyRelu", "Elu", "Gelu", "Cast", "Identity", "Mul", "Add",
-                "Sub", "Div", "Dropout")  # fmt: skip
-_ON_IMAGES = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization", "Resize")
+_NEWEST_OPSET = 28  # later versions may give operators another meaning
+_ELEMENTWISE = ("Relu", "Sigmoid", "Tanh", "Softplus", "LeakyRelu", "Elu", "Gelu", "Swish", "Cast", "Identity", "Mul",
+                "Add", "Sub", "Div", "Sum", "Neg", "Clip", "Dropout")  # fmt: skip
+_ON_IMAGES = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool",
+              "BatchNormalization", "Resize", "Upsample")  # fmt: skip
 
 
-class LoadedLayer(NamedTuple):
-    """A layer, its weights by their names in xpnet, and the shape of a sample of its output.
-
-    branches: the layers and the skip connection of a Residual.
-    """
-
-    layer: Layer
-    weights: dict[str, numpy.ndarray[Any, Any]]
-    shape: Shape
-    branches: tuple[tuple["LoadedLayer", ...], ...] = ()
+class UnsupportedError(ArgumentError):
+    """What xpnet does not support about a node."""
 
 
-class Tensor(NamedTuple):
-    """A tensor of the graph: the layers that compute it from the input, and the shape of a sample in xpnet.
-
-    channels_first: whether the features are on axis 1 in the file. flattened_from: the (H, W, C) of an image that the
-    file flattened with its channels first; xpnet flattens it in another order.
-    """
-
-    layers: tuple[LoadedLayer, ...]
-    shape: Shape
-    channels_first: bool = False
-    flattened_from: Shape | None = None
-
-    def add(self, layer: Layer, channels_first: bool | None = None, **weights: Any) -> "Tensor":
-        """The output of a layer with this input. channels_first: of the output; None means as in the input."""
-        shape = copy_of(layer).build(self.shape, backend="cpu")
-        loaded = LoadedLayer(layer, {name: numpy.asarray(a) for name, a in weights.items() if a is not None}, shape)
-        first = self.channels_first if channels_first is None else channels_first
-        return Tensor((*self.layers, loaded), shape, first and len(shape) > 1, self.flattened_from)
-
-    def in_file_order(self) -> "Tensor":
-        """The same with its axes and features in the order of the file, by Permute layers."""
-        x, axes = self.resolve_flatten(), len(self.shape)
-        if not x.channels_first:
-            return x
-        return x.add(layers.Permute((axes - 1, *range(axes - 1))), channels_first=False)
-
-    def resolve_flatten(self) -> "Tensor":
-        """The same with its features in the order of the file, by a Permute before the Flatten of an image."""
-        if self.flattened_from is None:
-            return self
-        index = max(i for i, loaded in enumerate(self.layers) if isinstance(loaded.layer, layers.Flatten))
-        height, width, channels = self.flattened_from
-        permute = LoadedLayer(layers.Permute((2, 0, 1)), {}, (channels, height, width))
-        return self._replace(layers=(*self.layers[:index], permute, *self.layers[index:]), flattened_from=None)
-
-
-def copy_of(layer: Layer) -> Layer:
-    """A new layer with the same arguments, which can be built to learn its shapes."""
-    return type(layer).from_config(layer.get_config())
-
-
-def file_shape(shape: Sequence[int], channels_first: bool) -> list[int]:
-    """The shape that a sample of this shape has in the file."""
-    return [shape[-1], *shape[:-1]] if channels_first else list(shape)
-
-
-def transposition(axes: int, channels_first: bool) -> list[int]:
-    """The permutation that moves channels to the front, or back to the end, of samples with so many axes."""
-    return [0, axes, *range(1, axes)] if channels_first else [0, *range(2, axes + 1), 1]
-
-
-class BatchSize:
-    """A placeholder for the size of the batch in a shape."""
-
-    def __repr__(self) -> str:
-        return "N"
-
-
-BATCH = BatchSize()
-Constant: TypeAlias = numpy.ndarray[Any, Any]
+#: A value of the graph. None: an optional input that is left out.
+Value: TypeAlias = Tensor | Constant | ShapeVector | UnsupportedError | None
 
 
 class Reader:
-    """Reads the graph of one file. Its tensors, constants and shapes (lists of integers and BATCH) are kept by name."""
+    """Reads the graph of one file. Values are kept by name."""
 
     def __init__(self, path: Any, file: onnx.ModelProto) -> None:
-        self._path, self._graph = path, file.graph
-        graph = file.graph
+        self.path = path
+        self.opset = max((o.version for o in file.opset_import if o.domain in schemas.STANDARD), default=0)
+        if self.opset > _NEWEST_OPSET:
+            raise self.error(f"opset {self.opset} is not supported, only 1 to {_NEWEST_OPSET}")
+        self._graph = graph = file.graph
         self._image_layout = {p.key: p.value for p in file.metadata_props}.get(IMAGE_LAYOUT)
-        self._constants = {c.name: numpy_helper.to_array(c) for c in graph.initializer}
-        inputs = [i for i in graph.input if i.name not in self._constants]
+        self._functions = {(f.domain, f.name) for f in file.functions}
+        if graph.sparse_initializer:
+            raise self.error(f"the sparse initializer {graph.sparse_initializer[0].values.name!r} is not supported")
+        constants = {c.name for c in graph.initializer}
+        inputs = [i for i in graph.input if i.name not in constants]
         if len(inputs) != 1 or len(graph.output) != 1:
             raise self.error(f"the graph must have 1 input and 1 output, not {len(inputs)} and {len(graph.output)}")
-        shape = [d.dim_value for d in inputs[0].type.tensor_type.shape.dim]
-        batch, sizes = shape[:1], shape[1:]
-        if not sizes or not all(n > 0 for n in sizes):
-            raise self.error(f"the shape of the input must be fixed except for the batch, not {shape}")
-        floats = [c.data_type for c in graph.initializer if c.data_type in _FLOATS]
-        self.dtype = "float64" if onnx.TensorProto.DOUBLE in floats else "float32"
-        self.batch_size: int | None = batch[0] or None  # None if it is not fixed
-        self._input = inputs[0].name
+        self._input, self._output = inputs[0].name, graph.output[0].name
+        self.batch_size, sizes, dtype = self._input_type(inputs[0].type)
+        self._nodes = self._needed_nodes()
         channels_last = self._image_layout != CHANNELS_FIRST if self._image_layout else self._input_is_channels_last()
-        self._channels_first = len(sizes) == 3 and not channels_last
-        self.input_shape: Shape = (*sizes[1:], sizes[0]) if self._channels_first else tuple(sizes)
+        first = len(sizes) == 3 and not channels_last
+        self.input_shape = (*sizes[1:], sizes[0]) if first else sizes
+        self.producers: dict[str, Node] = {}  # by the names of the outputs
+        self.values: dict[str, Value] = {self._input: Tensor(None, self.input_shape, self.input_shape, dtype, first)}
 
     def read(self) -> Tensor:
         """The output of the graph."""
-        values: dict[str, Any] = {**self._constants, self._input: Tensor((), self.input_shape, self._channels_first)}
-        for node in self._graph.node:
-            if node.op_type not in CONVERTERS:
-                raise self.error(f"operator {node.op_type} is not supported")
-            inputs = [values[name] if name else None for name in node.input]
-            values[node.output[0]] = CONVERTERS[node.op_type](Node(self, node, inputs))
-        output = values[self._graph.output[0].name]
+        for c in self._graph.initializer:
+            try:
+                self.values[c.name] = numpy_helper.to_array(c)
+            except Exception as error:
+                raise FileError(f"{self.path}: the initializer {c.name!r} is damaged: {error}") from error
+        for proto in self._nodes:
+            schema = schemas.schema(proto.op_type, self.opset)
+            if (reason := self._refusal(proto, schema)) or schema is None:
+                self.values |= dict.fromkeys(proto.output, self.error_of(proto, reason))
+                continue
+            node = Node(self, proto, schema)
+            self.values |= zip(proto.output, node.results(), strict=True)
+            self.producers |= dict.fromkeys(proto.output, node)
+        output = self.values[self._output]
+        if isinstance(output, UnsupportedError):
+            raise ArgumentError(str(output)) from output
         if not isinstance(output, Tensor):
-            raise self.error("the output does not depend on the input")
+            raise self.error("the output does not depend on the values of the input")
+        if output.dtype.name not in ("float32", "float64"):
+            raise self.error(f"an output of {output.dtype} is not supported, only of float32 and float64")
         # Images have channels last in the model; everything else has the order of the file.
         if len(output.shape) != 3 or self._image_layout == CHANNELS_LAST:
             return output.in_file_order()
         if not output.channels_first and self._image_layout == CHANNELS_FIRST:
             return output.add(layers.Permute((1, 2, 0)))
-        return output.resolve_flatten()
+        return output
+
+    def error(self, reason: str) -> UnsupportedError:
+        return UnsupportedError(f"{self.path}: {reason}. xpnet imports chains of the layers that it exports.")
+
+    def error_of(self, proto: Any, reason: str) -> UnsupportedError:
+        """An error that says what is not supported about a node."""
+        name = proto.name or next(filter(None, proto.output), "")
+        return self.error(f"operator {proto.op_type} {reason} (node {name!r})")
+
+    def _refusal(self, proto: Any, schema: Any) -> str:
+        """Why a node cannot be read, whatever its inputs are; empty if it can."""
+        if proto.domain not in schemas.STANDARD or ("", proto.op_type) in self._functions:
+            return f"of the domain {proto.domain!r} is not supported"
+        if schema is None:
+            return f"does not exist in opset {self.opset}"
+        if any(a.type in (a.GRAPH, a.GRAPHS) for a in proto.attribute):
+            return "with a graph inside is not supported"
+        return ""
+
+    def _input_type(self, kind: Any) -> tuple[int | None, tuple[int, ...], numpy.dtype[Any]]:
+        """(the size of the batch or None if it is not fixed, the shape of a sample in the file, dtype) of the input."""
+        if not kind.HasField("tensor_type"):
+            raise self.error(f"the input {self._input!r} must be a tensor")
+        tensor = kind.tensor_type
+        shape: list[Any] = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim]
+        batch, sizes = shape[:1], shape[1:]
+        if not sizes:
+            raise self.error(f"the input must have an axis after the batch, and has the shape {shape}")
+        if not all(isinstance(n, int) and n > 0 for n in sizes) or batch[0] == 0:
+            raise self.error(f"the shape of the input must be fixed except for the batch, not {shape}")
+        dtype = numpy.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        if not (dtype.isbuiltin == 1 and dtype.kind in "biuf"):
+            raise self.error(f"an input of type {schemas.type_name(tensor.elem_type)} is not supported")
+        return batch[0] if isinstance(batch[0], int) else None, tuple(sizes), dtype
+
+    def _needed_nodes(self) -> list[Any]:
+        """The nodes that the output depends on, in the order of the file."""
+        by_output = {name: node for node in self._graph.node for name in node.output if name}
+        waiting, needed = [self._output], set()
+        while waiting:
+            node = by_output.get(waiting.pop())
+            if node is not None and id(node) not in needed:
+                needed.add(id(node))
+                waiting += node.input
+        return [node for node in self._graph.node if id(node) in needed]
 
     def _input_is_channels_last(self) -> bool:
-        """Whether the images of the input are transposed before the first operator on images."""
+        """Whether the input is something else than images that go, with channels first, into an operator on images."""
         names = {self._input}
-        for node in self._graph.node:
+        for node in self._nodes:
             if names & set(node.input):
                 if node.op_type in _ON_IMAGES:
                     return False
@@ -152,76 +147,164 @@ class Reader:
                 names.add(node.output[0])
         return True
 
-    def error(self, reason: str) -> ArgumentError:
-        return ArgumentError(f"{self._path}: {reason}. xpnet imports chains of the layers that it exports.")
-
 
 class Node:
-    """A node of the graph with its inputs: a Tensor, a Constant or a shape each, or None for an optional input."""
+    """A node of the graph. It notes which of its attributes and inputs have been read: the others are refused."""
 
-    def __init__(self, reader: Reader, node: Any, inputs: list[Any]) -> None:
-        self.operator: str = node.op_type
-        self.inputs, self.batch_size = inputs, reader.batch_size
-        self.attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        self._reader, self._name = reader, node.name or node.output[0]
+    def __init__(self, reader: Reader, proto: Any, schema: schemas.Schema) -> None:
+        self.proto, self.schema, self.operator = proto, schema, str(proto.op_type)
+        self.opset, self.batch_size = reader.opset, reader.batch_size
+        self.values: list[Value] = [reader.values.get(name) for name in proto.input]
+        self._reader = reader
+        self._given = {a.name: helper.get_attribute_value(a) for a in proto.attribute if not a.ref_attr_name}
+        self._attributes_read: set[str] = set()
+        self._inputs_read: set[int] = set()
 
-    def error(self, reason: str) -> ArgumentError:
+    @property
+    def version(self) -> int:
+        """The opset in which this form of the operator appeared."""
+        return self.schema.since
+
+    def error(self, reason: str) -> UnsupportedError:
         """An error that says what is not supported about this node."""
-        return self._reader.error(f"operator {self.operator} {reason} (node {self._name!r})")
+        return self._reader.error_of(self.proto, reason)
+
+    def results(self) -> list[Value]:
+        """The values of the outputs."""
+        try:
+            return self._results()
+        except UnsupportedError as error:
+            return [error] * len(self.proto.output)
+        except (ArgumentError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError,
+                RecursionError, RuntimeError) as error:  # fmt: skip
+            return [self.error(f"is not supported in this form: {error}")] * len(self.proto.output)
+
+    def _results(self) -> list[Value]:
+        given = [value for value in self.values if value is not None]
+        converter, since = CONVERTERS.get(self.operator, (None, 0))
+        if all(isinstance(value, numpy.ndarray | ShapeVector) for value in given) and self.operator != "Shape":
+            return folding.fold(self)
+        first_error = next((value for value in given if isinstance(value, UnsupportedError)), None)
+        if converter is None:
+            raise first_error or self.error("is not supported")
+        if self.version < since:
+            raise self.error(f"of opset {self.opset} is not supported, only from opset {since} on")
+        if first_error is None:
+            self._check_types()
+        value = converter(self)
+        self._check_all_read()
+        refused = [self.error(f"has an output {name!r} that is not supported") for name in self.proto.output[1:]]
+        return [value, *refused]
+
+    def _check_types(self) -> None:
+        """Refuse inputs of types that the operator does not take, or that must be the same and are not."""
+        types: dict[str, str] = {}
+        for i, value in enumerate(self.values):
+            if value is None or isinstance(value, UnsupportedError):
+                continue
+            parameter, allowed, same = self.schema.parameter(i)
+            kind = schemas.type_of(value.dtype)
+            if kind not in allowed or (same and types.setdefault(parameter, kind) != kind):
+                names = ", ".join(
+                    str(v.dtype) for v in self.values if v is not None and not isinstance(v, UnsupportedError)
+                )
+                raise self.error(f"of opset {self.opset} does not take inputs of {names}")
+
+    def _check_all_read(self) -> None:
+        for name in self._given.keys() - self._attributes_read:
+            if self._given[name] != self.schema.defaults.get(name):
+                raise self.error(f"with {name}={schemas.plain(self._given[name])!r} is not supported")
+        for i, value in enumerate(self.values):
+            if value is not None and i not in self._inputs_read:
+                raise self.error(f"with the input {self.schema.input_name(i)!r} is not supported")
+
+    # What a converter reads: -------------------------------------------------------------------------------------
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """An attribute, or its default in this opset, or this default."""
+        self._attributes_read.add(name)
+        value = self._given.get(name, self.schema.defaults.get(name))
+        return default if value is None else schemas.plain(value)
+
+    def ignore(self, *names: str) -> None:
+        """Note that these attributes and inputs do not affect the result."""
+        self._attributes_read |= set(names)
+        self._inputs_read |= {i for i in range(len(self.values)) if self.schema.input_name(i) in names}
+
+    def value(self, index: int) -> Tensor | Constant | ShapeVector | None:
+        """An input, or None if it is left out."""
+        self._inputs_read.add(index)
+        value = self.values[index] if index < len(self.values) else None
+        if isinstance(value, UnsupportedError):
+            raise value
+        return value
 
     def tensor(self, index: int = 0) -> Tensor:
         """An input that must depend on the graph's input."""
-        if isinstance(value := self.inputs[index], Tensor):
+        if isinstance(value := self.value(index), Tensor):
             return value
-        raise self.error("is applied to constants, or to a shape in an unsupported way")
+        raise self.error(f"with a constant as its input {self.schema.input_name(index)!r} is not supported")
 
     def image(self) -> Tensor:
         """The first input, which must be images, with channels first in the file."""
         image = self.tensor()
-        if len(image.shape) != 3 or not image.channels_first:
-            raise self.error(f"is supported for images (N, C, H, W), not for samples of shape {image.shape}")
-        return image
-
-    def constant(self, index: int, name: str) -> Constant:
-        """An input that must be constant."""
-        value = self.inputs[index]
-        if isinstance(value, list) and BATCH not in value:
-            return numpy.asarray(value)
-        if not isinstance(value, numpy.ndarray):
-            raise self.error(f"has a {name} that is not constant")
-        return value
+        if len(image.shape) != 3:
+            raise self.error(f"is supported for images (N, C, H, W), not for samples of shape {image.file_shape}")
+        return image.with_features_last()
 
     def optional(self, index: int, name: str) -> Constant | None:
         """An input that must be constant or left out."""
-        missing = index >= len(self.inputs) or self.inputs[index] is None
-        return None if missing else self.constant(index, name)
+        value = self.value(index)
+        if value is not None and not isinstance(value, numpy.ndarray):
+            raise self.error(f"has a {name} that is not constant")
+        return value
 
-    def pair(self, name: str) -> tuple[int, ...]:
-        """An attribute with a number for each of two axes, 1 by default."""
-        return tuple(self.attributes.get(name, (1, 1)))
+    def constant(self, index: int, name: str) -> Constant:
+        """An input that must be constant."""
+        if (value := self.optional(index, name)) is None:
+            raise self.error(f"has no {name}")
+        return value
 
-    def pads(self) -> list[int]:
-        """The padding (top, left, bottom, right)."""
-        return list(self.attributes.get("pads", (0, 0, 0, 0)))
+    def sizes(self, index: int, name: str) -> list[Any]:
+        """An input that is a vector of integers, some of which may be BATCH."""
+        value = self.value(index)
+        if isinstance(value, ShapeVector):
+            return [BATCH if batch else int(n) for n, batch in zip(value.numbers, value.batch, strict=True)]
+        return [int(n) for n in self.constant(index, name).reshape(-1)]
 
-    def axes(self) -> list[int]:
-        """The axes that an attribute or, in later versions, the second input lists; empty if neither does."""
-        if "axes" in self.attributes:
-            return list(self.attributes["axes"])
-        axes = self.optional(1, "axis")
-        return [] if axes is None else axes.reshape(-1).tolist()
+    def list_of(self, name: str, index: int) -> list[int] | None:
+        """Integers that are an attribute in older opsets and an input in later ones; None if they are left out."""
+        if name in self._given or len(self.values) <= index:
+            found = self.attribute(name)
+            return None if found is None else list(found)
+        value = self.optional(index, name)
+        return None if value is None else [int(n) for n in value.reshape(-1)]
+
+    def source(self, index: int) -> "Node | None":
+        """The node that computes an input, for patterns of several nodes."""
+        return self._reader.producers.get(self.proto.input[index]) if index < len(self.proto.input) else None
+
+    def scalar(self, index: int) -> float | None:
+        """An input if it is one constant number, for patterns of several nodes."""
+        value = self.values[index] if index < len(self.values) else None
+        return float(value.reshape(())) if isinstance(value, numpy.ndarray) and value.size == 1 else None
+
+    def read_all_inputs(self) -> None:
+        """Note that a pattern has read the inputs."""
+        self._inputs_read |= set(range(len(self.values)))
 
 
-#: node → its output.
-Converter: TypeAlias = Callable[[Node], Any]
-CONVERTERS: dict[str, Converter] = {}
+#: node → its first output.
+Converter: TypeAlias = Callable[[Node], Value]
+#: operator → (its converter, the first opset whose form of the operator it knows)
+CONVERTERS: dict[str, tuple[Converter, int]] = {}
 
 
-def converts(*operators: str) -> Callable[[Converter], Converter]:
-    """Register a function that converts nodes with these operators."""
+def converts(*operators: str, since: int = 1) -> Callable[[Converter], Converter]:
+    """Register a function that converts nodes with these operators, in their forms from an opset on."""
 
     def register(converter: Converter) -> Converter:
-        CONVERTERS.update(dict.fromkeys(operators, converter))
+        CONVERTERS.update(dict.fromkeys(operators, (converter, since)))
         return converter
 
     return register

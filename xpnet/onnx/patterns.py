@@ -1,0 +1,135 @@
+"""Patterns of several ONNX nodes that are one layer of xpnet, as exporters write them in older opsets."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from xpnet import layers
+from xpnet.onnx.reader import Node
+from xpnet.onnx.tensors import Tensor
+
+
+class _Input(NamedTuple):
+    """An input of a node."""
+
+    node: Node
+    position: int
+
+    @property
+    def source(self) -> Node | None:
+        """The node that computes it."""
+        return self.node.source(self.position)
+
+    @property
+    def tensor(self) -> Tensor | None:
+        value = self.node.values[self.position]
+        return value if isinstance(value, Tensor) else None
+
+    def equals(self, other: "_Input") -> bool:
+        """Whether both are the same value."""
+        same_name = self.node.proto.input[self.position] == other.node.proto.input[other.position]
+        return same_name or (self.tensor is not None and self.tensor is other.tensor)
+
+
+def product(node: Node) -> Tensor | None:
+    """At its multiplication: SiLU, x · σ(x), or GELU, x · (1 + erf(x / √2)), which may have other factors."""
+    for a, b in ((_Input(node, 0), _Input(node, 1)), (_Input(node, 1), _Input(node, 0))):
+        sigmoid = _source(b, "Sigmoid")
+        if sigmoid and a.tensor and a.equals(_Input(sigmoid, 0)):
+            return a.tensor.add(layers.SiLU())
+        for one_plus_erf, outer in _factors(b):
+            erf = _source(_other_term(one_plus_erf, 1.0), "Erf")
+            for x, inner in _factors(_Input(erf, 0)) if erf else ():
+                if x.tensor and math.isclose(inner, math.sqrt(0.5), rel_tol=1e-6):
+                    for same, factor in _factors(a):
+                        if same.equals(x):
+                            gelu, rest = x.tensor.add(layers.GELU()), 2.0 * outer * factor
+                            return gelu if rest == 1 else gelu.add(layers.Rescale(rest))
+    return None
+
+
+def logarithm(node: Node) -> Tensor | None:
+    """At its logarithm: Softplus, log(1 + e^x)."""
+    exp = _source(_other_term(_Input(node, 0), 1.0), "Exp")
+    x = _Input(exp, 0).tensor if exp else None
+    return x.add(layers.Softplus()) if x else None
+
+
+def selection(node: Node) -> Tensor | None:
+    """At its Where: Softplus as x if x > threshold else log(1 + e^x), if the two are equal above the threshold."""
+    greater, x = _source(_Input(node, 0), "Greater"), _Input(node, 1)
+    softplus = _Input(node, 2).tensor
+    if not (greater and x.tensor and softplus and softplus.last and _Input(greater, 0).equals(x)):
+        return None
+    threshold, follows = greater.scalar(1), softplus.chain and softplus.chain.before is x.tensor.chain
+    # log(1 + e^x) - x < e^-x, which is below half a unit in the last place of x.
+    enough = 15.0 if x.tensor.dtype.name == "float32" else 33.5
+    if follows and isinstance(softplus.last.layer, layers.Softplus) and threshold is not None and threshold >= enough:
+        return softplus
+    return None
+
+
+def quotient(node: Node) -> Tensor | None:
+    """At its division: LayerNorm without gamma and beta, (x - μ) / √(σ² + epsilon) over the last axis."""
+    centered, root = _Input(node, 0), _source(_Input(node, 1), "Sqrt")
+    subtraction = _source(centered, "Sub")
+    if subtraction is None or root is None:
+        return None
+    x, variance, epsilon = _Input(subtraction, 0), *_term_and_number(_Input(root, 0))
+    if x.tensor is None or variance is None or epsilon <= 0:
+        return None
+    mean, squared = (_mean_of(value, len(x.tensor.shape)) for value in (_Input(subtraction, 1), variance))
+    square = squared.source if squared else None
+    if not (mean and mean.equals(x) and square and _Input(square, 0).equals(centered)):
+        return None
+    is_square = square.operator == "Pow" and square.scalar(1) == 2
+    if is_square or (square.operator == "Mul" and _Input(square, 1).equals(centered)):
+        return x.tensor.in_file_order().add(layers.LayerNorm(epsilon=epsilon, center=False, scale=False))
+    return None
+
+
+def _source(value: _Input | None, operator: str) -> Node | None:
+    """The node that computes a value, if it has this operator."""
+    source = value.source if value else None
+    return source if source is not None and source.operator == operator else None
+
+
+def _factors(value: _Input) -> Iterator[tuple[_Input, float]]:
+    """(a, b) with value = a · b for numbers b: the value itself, then what it is computed from."""
+    factor = 1.0
+    while True:
+        yield value, factor
+        node = value.source
+        if node is None or node.operator not in ("Mul", "Div"):
+            return
+        number = node.scalar(1)
+        if number is not None and number != 0:
+            value, factor = _Input(node, 0), factor * (number if node.operator == "Mul" else 1.0 / number)
+        elif node.operator == "Mul" and (number := node.scalar(0)) is not None:
+            value, factor = _Input(node, 1), factor * number
+        else:
+            return
+
+
+def _term_and_number(value: _Input) -> tuple[_Input | None, float]:
+    """(a, b) with value = a + b, for a number b; (None, 0) if it is no such sum."""
+    node = _source(value, "Add")
+    for i in (0, 1) if node else ():
+        assert node is not None
+        if (number := node.scalar(i)) is not None:
+            return _Input(node, 1 - i), number
+    return None, 0.0
+
+
+def _other_term(value: _Input, wanted: float) -> _Input | None:
+    """a of value = a + wanted."""
+    term, number = _term_and_number(value)
+    return term if number == wanted else None
+
+
+def _mean_of(value: _Input, axes: int) -> _Input | None:
+    """The input of a mean over the last of so many axes (and the batch), which keeps its axes."""
+    node = _source(value, "ReduceMean")
+    if node is not None and node.attribute("keepdims") == 1 and node.list_of("axes", 1) in ([-1], [axes]):
+        return _Input(node, 0)
+    return None

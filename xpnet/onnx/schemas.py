@@ -1,0 +1,68 @@
+"""What the ONNX standard says about operators: attributes with their defaults, and the types of inputs."""
+
+import functools
+from typing import Any
+
+import onnx
+from onnx import helper
+
+STANDARD = ("", "ai.onnx")  # two names of the domain of the standard operators
+
+
+class Schema:
+    """An operator as an opset defines it."""
+
+    def __init__(self, schema: Any) -> None:
+        self.since: int = schema.since_version
+        #: The defaults of the attributes that have one, by name.
+        self.defaults = {
+            name: helper.get_attribute_value(attribute.default_value)
+            for name, attribute in schema.attributes.items()
+            if attribute.default_value.name
+        }
+        self._attributes = frozenset(schema.attributes)
+        types = {t.type_param_str: frozenset(t.allowed_type_strs) for t in schema.type_constraints}
+        variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
+        self._inputs = [
+            (i.name, i.type_str, types.get(i.type_str, frozenset([i.type_str])),
+             i.type_str in types and (i.option != variadic or i.is_homogeneous))
+            for i in schema.inputs
+        ]  # fmt: skip
+
+    def parameter(self, index: int) -> tuple[str, frozenset[str], bool]:
+        """(type parameter, its allowed types, whether all inputs of this parameter have the same type) of an input."""
+        return self._inputs[min(index, len(self._inputs) - 1)][1:]
+
+    def has(self, attribute: str) -> bool:
+        """Whether the operator has this attribute in this opset."""
+        return attribute in self._attributes
+
+    def input_name(self, index: int) -> str:
+        return str(self._inputs[min(index, len(self._inputs) - 1)][0])
+
+
+@functools.cache
+def schema(operator: str, opset: int) -> Schema | None:
+    """The operator in this opset; None if it does not exist there."""
+    try:
+        found = onnx.defs.get_schema(operator, opset, "")
+    except Exception:  # the package's own error class moves between its versions
+        return None
+    return None if found.deprecated else Schema(found)
+
+
+@functools.cache
+def type_of(dtype: Any) -> str:
+    """A NumPy dtype as the standard writes it, such as "tensor(float)"."""
+    return type_name(helper.np_dtype_to_tensor_dtype(dtype))
+
+
+def type_name(element: int) -> str:
+    return f"tensor({onnx.TensorProto.DataType.Name(element).lower()})"
+
+
+def plain(value: Any) -> Any:
+    """The value of an attribute with str for bytes and list for sequences."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value if isinstance(value, int | float | str | onnx.TensorProto) else list(value)
