@@ -14,6 +14,7 @@ from xpnet.backends import Array, Backend, DType, get_backend
 from xpnet.callbacks import Callback, History
 from xpnet.config import choice, integer, number
 from xpnet.data.dataset import Dataset
+from xpnet.data.files import as_path
 from xpnet.data.preparation import as_numbers, prepare, prepare_inputs
 from xpnet.data.streaming import Stream, as_stream
 from xpnet.distributed.mpi import process_group
@@ -306,7 +307,11 @@ class Sequential(layers_.Sequential):
                 target.value[...] = self.backend.asarray(new[name], dtype=target.value.dtype)
 
     def save(self, path: Any) -> None:
-        """Write weights, buffers and architecture to a safetensors file, which `xpnet.load` reads on any device."""
+        """Write weights, buffers and architecture to a safetensors file, which `xpnet.load` reads on any device.
+
+        The file is replaced as a whole or not at all. A symbolic link stays, and its target is written. Raises
+        FileError if it cannot be written, and ArgumentError for a suffix of another format, such as .h5 or .pt.
+        """
         self._refuse_inside()
         model_files.write(path, self)
 
@@ -358,9 +363,10 @@ class Sequential(layers_.Sequential):
         where = f", backend={self.backend.name!r}" if self.is_built else ""
         return f"Sequential({list(self.layers)!r}, input_shape={self.input_shape or None}{where})"
 
-    def _build_on(self, input_shape: Any) -> None:
+    def _build_on(self, input_shape: Any, state: Mapping[str, Any] | None = None) -> None:
+        """Build the model, with these values and buffers if a state is given."""
         store = ParameterStore(self._wanted_backend, self.dtype)
-        build_alone(self, Context(self._wanted_backend, store, self.seed, precision=self.precision), input_shape)
+        build_alone(self, Context(self._wanted_backend, store, self.seed, precision=self.precision), input_shape, state)
 
     def _refuse_inside(self) -> None:
         """Raise StateError if this is a layer of another model, which has the parameters."""
@@ -419,14 +425,16 @@ def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[typ
     """Load the model that `Sequential.save` wrote, onto `backend`, whatever device it was saved from.
 
     custom_layers: the classes of your own layers in it. Raises FileError if the file is missing, damaged or not a model
-    file. Code from the file is never run.
+    file, and DeviceMemoryError if there is not enough memory for it. Code from the file is never run.
     """
-    backend = get_backend(backend)  # first, because its errors are not about the file
+    backend = get_backend(backend)  # first, because these errors are not about the file
+    path, custom_layers = as_path("load", "path", path), model_files.checked_custom_layers(custom_layers)
     with model_files.refusing_damage(path):
         architecture, state = model_files.read(path, custom_layers)
-        frozen = architecture.pop("frozen")
+        frozen, input_shape = architecture.pop("frozen"), architecture.pop("input_shape")
         model = Sequential(backend=backend, **architecture)
-        model.load_state_dict(state)
+        model._build_on(input_shape, state)
+        frozen = model_files.names_of(frozen, "frozen parameters", (p.name for p in model.parameters))
         for parameter in model.parameters:
             parameter.trainable = parameter.name not in frozen
     return model

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from xpnet.data.files import as_path
 from xpnet.errors import ArgumentTypeError, FileError
 from xpnet.layers.containers import Sequential
 from xpnet.training import model_files
@@ -29,6 +30,7 @@ def read(path: Any) -> tuple[Contents, dict[str, Any], dict[str, Any]]:
 
     Raises FileError if the file is missing, damaged or not a checkpoint.
     """
+    path = as_path("", "resume_from", path)
     with model_files.refusing_damage(path):
         contents = model_files.read_all(path)
         if "training" not in contents.texts:
