@@ -1,5 +1,6 @@
 """Callbacks: code that runs between the steps and epochs of `fit`; and the history that `fit` returns."""
 
+import contextlib
 import csv
 import os
 import sys
@@ -272,7 +273,7 @@ class EarlyStopping(_Monitor):
         self.best_epoch = None if epoch is None else integer(self, "best_epoch", epoch, at_least=0)
         if (epoch is None) != (self.best is None):
             raise ArgumentError(f"EarlyStopping: best is {self.best}, but best_epoch is {epoch}.")
-        if epoch is not None and state.get("with_copy", "best 0" in state):
+        if flag(self, "with_copy", state.get("with_copy", "best 0" in state)):
             self._snapshot = Snapshot(model.context.store)
             for i, copy in enumerate(self._snapshot.copies.values()):
                 best = state[f"best {i}"]
@@ -369,7 +370,8 @@ class Checkpoint(_Monitor):
         for value, epoch in state.get("kept", []):
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise ArgumentError(f"Checkpoint: the value of a kept epoch must be a number, not {value!r}.")
-            self.kept.append((float(value), integer(self, "a kept epoch", epoch, at_least=0)))
+            last = self.run.state.epoch - 1
+            self.kept.append((float(value), integer(self, "a kept epoch", epoch, at_least=0, at_most=last)))
 
     def state(self) -> dict[str, Any]:
         return {"kept": self.kept} if self.keep_best else {}
@@ -430,6 +432,10 @@ class CSVLogger(Callback):
 
     def on_resume(self, model: Sequential, state: dict[str, Any]) -> None:
         size = integer(self, "the size of the file", state["size"], at_least=0)
+        with reporting(self.path), contextlib.suppress(FileNotFoundError), open(self.path, "rb") as before:
+            before.seek(max(0, size - 1))
+            if size and before.read(1) not in (b"\n", b""):
+                raise ArgumentError(f"CSVLogger: {self.path} has no row that ends after {size} bytes.")
         self._open("a", size)
 
     def state(self) -> dict[str, Any]:

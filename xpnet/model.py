@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -25,6 +25,7 @@ from xpnet.errors import (
     DeviceMemoryError,
     DistributedError,
     DivergenceError,
+    FileError,
     ShapeError,
     StateError,
     shape_text,
@@ -40,6 +41,7 @@ from xpnet.training import loop, model_files
 from xpnet.training.arguments import FitOptions, choose_loss_and_metrics, load_dataset
 from xpnet.training.evaluation import evaluate
 from xpnet.training.gradient_check import relative_errors
+from xpnet.training.resuming import Rollback
 from xpnet.training.state import TrainingState, Untrained
 
 __all__ = ["Sequential", "check_gradients", "load"]
@@ -178,11 +180,23 @@ class Sequential(layers_.Sequential):
             memory = self._enough_memory_for(batch_size, training=True)
             with self._built_for(x), memory, self.backend.stream():
                 self._rows_of_forward = None
-                return loop.fit(self, self._begin_training, x, y, sample_weight, options)
+                with self._unchanged_if_refused(resume_from) as accepted:
+                    return loop.fit(self, self._begin_training, x, y, sample_weight, options, accepted)
         except (DistributedError, DivergenceError):
             raise  # all ranks raise it
         except BaseException as error:
             group.abort(error)
+            raise
+
+    @contextlib.contextmanager
+    def _unchanged_if_refused(self, checkpoint: Any) -> Iterator[Callable[[], None]]:
+        """Undo what fit has changed if it fails before it calls the function that this yields."""
+        before = [] if checkpoint is None else [Rollback(self, self._state)]
+        try:
+            yield before.clear
+        except BaseException:
+            for rollback in before:
+                rollback.restore()
             raise
 
     def _begin_training(self, loss: Loss, metrics: list[Metric], optimizer: Optimizer) -> TrainingState:
@@ -386,7 +400,7 @@ class Sequential(layers_.Sequential):
         self._ensure_built(x)
         try:
             yield
-        except ArgumentError:
+        except (ArgumentError, ArgumentTypeError, FileError):
             if fresh and not self._state.step:
                 self.unplace()
             raise

@@ -38,8 +38,16 @@ BeginTraining = Callable[[Loss, list[Metric], Optimizer], TrainingState]
 CallbackStates = list[tuple[Callback, dict[str, Any] | None]]
 
 
-def fit(model: Sequential, begin: BeginTraining, x: Any, y: Any, sample_weight: Any, options: FitOptions) -> History:
-    """What `Sequential.fit` does with a built model."""
+def fit(
+    model: Sequential,
+    begin: BeginTraining,
+    x: Any,
+    y: Any,
+    sample_weight: Any,
+    options: FitOptions,
+    accepted: Callable[[], None],
+) -> History:
+    """What `Sequential.fit` does with a built model. `accepted` is called when nothing more can refuse a checkpoint."""
     group = options.group
     group.bind(model.backend)
     model.context.group = group
@@ -48,7 +56,7 @@ def fit(model: Sequential, begin: BeginTraining, x: Any, y: Any, sample_weight: 
         if group.size > 1:
             refuse_unequal_settings(group, run.rank_settings())
             _broadcast_model(run)
-        return _train(run, validation, states)
+        return _train(run, validation, states, accepted)
     finally:
         model.context.group = SINGLE_PROCESS
 
@@ -82,7 +90,9 @@ def _broadcast_model(run: Run) -> None:
         run.epoch_start.take()
 
 
-def _train(run: Run, validation: AnyDataset | None, states: CallbackStates | None) -> History:
+def _train(
+    run: Run, validation: AnyDataset | None, states: CallbackStates | None, accepted: Callable[[], None]
+) -> History:
     """The epochs of a run."""
     model, state, group, history, callbacks = run.model, run.state, run.group, run.history, run.callbacks
     with contextlib.ExitStack() as stack:
@@ -98,7 +108,8 @@ def _train(run: Run, validation: AnyDataset | None, states: CallbackStates | Non
             if callback_state is None:
                 callback.on_train_begin(model)
             else:
-                callback.on_resume(model, callback_state)
+                run.resume_callback(callback, callback_state)
+        accepted()
         while state.epoch < run.first_epoch + run.epochs and history.stopped is None:
             run.begin_epoch()
             for callback in callbacks:
