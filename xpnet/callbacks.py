@@ -1,5 +1,6 @@
 """Callbacks: code that runs between the steps and epochs of `fit`; and the history that `fit` returns."""
 
+import contextlib
 import csv
 import os
 import sys
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TextIO
 
 from xpnet.config import choice, flag, integer, number
+from xpnet.data.files import as_path, model_path, refuse_unwritable, reporting
 from xpnet.distributed.process_group import ProcessGroup
-from xpnet.errors import ArgumentError
+from xpnet.errors import ArgumentError, FileError, ShapeError
 from xpnet.layers.containers import Sequential
 from xpnet.parameters import Snapshot
 
@@ -205,7 +207,9 @@ class _Monitor(Callback):
 
     def on_resume(self, model: Sequential, state: dict[str, Any]) -> None:
         super().on_resume(model, state)
-        self.best, self.waited = state["best"], state["waited"]
+        best, waited = state["best"], state["waited"]
+        self.best = None if best is None else number(self, "best", best)
+        self.waited = integer(self, "waited", waited, at_least=0)
 
     def state(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited}
@@ -265,15 +269,23 @@ class EarlyStopping(_Monitor):
 
     def on_resume(self, model: Sequential, state: dict[str, Any]) -> None:
         super().on_resume(model, state)
-        self.best_epoch = state["best_epoch"]
-        if "best 0" in state:
+        epoch = state["best_epoch"]
+        self.best_epoch = None if epoch is None else integer(self, "best_epoch", epoch, at_least=0)
+        if (epoch is None) != (self.best is None):
+            raise ArgumentError(f"EarlyStopping: best is {self.best}, but best_epoch is {epoch}.")
+        if flag(self, "with_copy", state.get("with_copy", "best 0" in state)):
             self._snapshot = Snapshot(model.context.store)
             for i, copy in enumerate(self._snapshot.copies.values()):
-                copy[...] = model.backend.asarray(state[f"best {i}"])
+                best = state[f"best {i}"]
+                if (best.shape, best.dtype) != (copy.shape, copy.dtype):
+                    raise ShapeError(
+                        f"EarlyStopping: its copy {i} is {best.dtype} {best.shape}, not {copy.dtype} {copy.shape}."
+                    )
+                copy[...] = model.backend.asarray(best)
 
     def state(self) -> dict[str, Any]:
         best = {} if self._snapshot is None else {f"best {i}": a for i, a in enumerate(self._snapshot.copies.values())}
-        return {**super().state(), "best_epoch": self.best_epoch, **best}
+        return {**super().state(), "best_epoch": self.best_epoch, "with_copy": bool(best), **best}
 
     def on_better(self, model: Sequential, epoch: int) -> None:
         self.best_epoch = epoch
@@ -342,6 +354,7 @@ class Checkpoint(_Monitor):
         super().__init__(monitor, patience=0, min_delta=0.0, mode=mode)
         if not isinstance(path, str | os.PathLike) or not Path(path).name:
             raise ArgumentError(f"Checkpoint: path must name a file, not {path!r}.")
+        model_path("Checkpoint", path)
         self.path, self.every = path, integer(self, "every", every)
         self.minutes = None if minutes is None else number(self, "minutes", minutes, at_least=0, also="None")
         self.keep_best = integer(self, "keep_best", keep_best, at_least=0)
@@ -349,10 +362,16 @@ class Checkpoint(_Monitor):
     def on_train_begin(self, model: Sequential) -> None:
         self.kept: list[tuple[float, int]] = []  # (value, epoch), the best first
         self._written, self._written_step = time.monotonic(), -1
+        if self.run.group.rank == 0:
+            refuse_unwritable(self.path)
 
     def on_resume(self, model: Sequential, state: dict[str, Any]) -> None:
         self.on_train_begin(model)
-        self.kept = [(value, epoch) for value, epoch in state.get("kept", [])]
+        for value, epoch in state.get("kept", []):
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ArgumentError(f"Checkpoint: the value of a kept epoch must be a number, not {value!r}.")
+            last = self.run.state.epoch - 1
+            self.kept.append((float(value), integer(self, "a kept epoch", epoch, at_least=0, at_most=last)))
 
     def state(self) -> dict[str, Any]:
         return {"kept": self.kept} if self.keep_best else {}
@@ -391,54 +410,76 @@ class Checkpoint(_Monitor):
             self.run.save(self.file_of_epoch(epoch))
         if self.run.group.rank == 0:
             for _, worse in ranked[self.keep_best :]:
-                self.file_of_epoch(worse).unlink(missing_ok=True)
+                with reporting(self.file_of_epoch(worse)):
+                    self.file_of_epoch(worse).unlink(missing_ok=True)
 
 
 class CSVLogger(Callback):
     """Writes a CSV file with one row per epoch: epoch, seconds, loss and metrics.
 
-    append: add rows to a file that exists already.
+    append: add rows to a file that exists already. Raises FileError, before the first step, if the file cannot be
+    written.
     """
 
     only_on_first_rank = True
 
     def __init__(self, path: Any, append: bool = False) -> None:
-        self.path, self.append = path, flag(self, "append", append)
+        self.path, self.append = as_path("CSVLogger", "path", path), flag(self, "append", append)
         self._file: Any = None
 
     def on_train_begin(self, model: Sequential) -> None:
         self._open("a" if self.append else "w")
 
     def on_resume(self, model: Sequential, state: dict[str, Any]) -> None:
-        self._open("a")
-        if self._file.tell() > state["size"]:  # rows of epochs that will be trained again
-            self._file.truncate(state["size"])
+        size = integer(self, "the size of the file", state["size"], at_least=0)
+        with reporting(self.path), contextlib.suppress(FileNotFoundError), open(self.path, "rb") as before:
+            before.seek(max(0, size - 1))
+            if size and before.read(1) not in (b"\n", b""):
+                raise ArgumentError(f"CSVLogger: {self.path} has no row that ends after {size} bytes.")
+        self._open("a", size)
 
     def state(self) -> dict[str, Any]:
         return {"size": 0 if self._file is None else self._file.tell()}
 
-    def _open(self, mode: str) -> None:
-        self._file = open(self.path, mode, newline="", encoding="utf-8")  # noqa: SIM115
+    def _open(self, mode: str, size: int | None = None) -> None:
+        with reporting(self.path):
+            self._file = open(self.path, mode, newline="", encoding="utf-8")  # noqa: SIM115
         self._writer: Any = None
+        self._resumed_size = size
+
+    def on_epoch_begin(self, model: Sequential, epoch: int) -> None:
+        with reporting(self.path):
+            if self._resumed_size is not None and self._file.tell() > self._resumed_size:
+                self._file.truncate(self._resumed_size)  # rows of epochs that are trained again
+                self._file.seek(0, os.SEEK_END)
+        self._resumed_size = None
 
     def on_epoch_end(self, model: Sequential, epoch: int, logs: dict[str, Any]) -> None:
         row = {"epoch": epoch, "seconds": round(self.run.history.seconds[-1], 6), **logs}
-        if self._writer is None:
-            self._writer = csv.DictWriter(self._file, fieldnames=list(row))
-            if self._file.tell() == 0:
-                self._writer.writeheader()
-            else:
-                with open(self.path, newline="", encoding="utf-8") as before:
-                    columns = next(csv.reader(before))
-                if columns != list(row):
-                    raise ArgumentError(f"CSVLogger: {self.path} has the columns {columns}, not {list(row)}.")
-        self._writer.writerow(row)
-        self._file.flush()
+        with reporting(self.path):
+            if self._writer is None:
+                self._writer = csv.DictWriter(self._file, fieldnames=list(row))
+                if self._file.tell() == 0:
+                    self._writer.writeheader()
+                else:
+                    columns = self._columns()
+                    if columns != list(row):
+                        raise ArgumentError(f"CSVLogger: {self.path} has the columns {columns}, not {list(row)}.")
+            self._writer.writerow(row)
+            self._file.flush()
+
+    def _columns(self) -> list[str]:
+        try:
+            with open(self.path, newline="", encoding="utf-8") as before:
+                return next(csv.reader(before), [])
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise FileError(f"{self.path}: this is not a CSV file: {error}.") from error
 
     def on_train_end(self, model: Sequential) -> None:
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with reporting(self.path):
+                file.close()
 
 
 def format_logs(logs: Mapping[str, Any]) -> str:

@@ -2,9 +2,10 @@
 
 import contextlib
 import copy
+import functools
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -16,6 +17,7 @@ from xpnet.callbacks import Callback, History
 from xpnet.concurrency.interrupts import deferring
 from xpnet.config import choice, integer, number
 from xpnet.data.dataset import Dataset
+from xpnet.data.files import as_path
 from xpnet.data.preparation import as_numbers, prepare, prepare_inputs
 from xpnet.data.streaming import Stream, as_stream
 from xpnet.distributed.mpi import process_group
@@ -26,6 +28,7 @@ from xpnet.errors import (
     DeviceMemoryError,
     DistributedError,
     DivergenceError,
+    FileError,
     ShapeError,
     StateError,
     shape_text,
@@ -41,6 +44,7 @@ from xpnet.training import loop, model_files
 from xpnet.training.arguments import FitOptions, choose_loss_and_metrics, load_dataset
 from xpnet.training.evaluation import evaluate
 from xpnet.training.gradient_check import relative_errors
+from xpnet.training.resuming import Rollback
 from xpnet.training.run import Run
 from xpnet.training.state import TrainingState, Untrained
 
@@ -206,7 +210,19 @@ class Sequential(layers_.Sequential):
     def _fit(self, x: Any, y: Any, sample_weight: Any, options: FitOptions) -> Run:
         memory = self._enough_memory_for(options.batch_size, training=True)
         with self._built_for(x), memory, self.backend.stream():
-            return loop.fit(self, self._begin_training, x, y, sample_weight, options)
+            unchanged = functools.partial(self._unchanged_if_refused, options.resume_from)
+            return loop.fit(self, self._begin_training, x, y, sample_weight, options, unchanged)
+
+    @contextlib.contextmanager
+    def _unchanged_if_refused(self, checkpoint: Any) -> Iterator[Callable[[], None]]:
+        """Undo what fit has changed if it fails before it calls the function that this yields."""
+        before = [] if checkpoint is None else [Rollback(self, self._state)]
+        try:
+            yield before.clear
+        except BaseException:
+            for rollback in before:
+                rollback.restore()
+            raise
 
     def _begin_training(self, loss: Loss, metrics: list[Metric], optimizer: Optimizer) -> TrainingState:
         with self.context.guard.lock:
@@ -345,7 +361,11 @@ class Sequential(layers_.Sequential):
             target.value[...] = self.backend.asarray(new[name], dtype=target.value.dtype)
 
     def save(self, path: Any) -> None:
-        """Write weights, buffers and architecture to a safetensors file, which `xpnet.load` reads on any device."""
+        """Write weights, buffers and architecture to a safetensors file, which `xpnet.load` reads on any device.
+
+        The file is replaced as a whole or not at all. A symbolic link stays, and its target is written. Raises
+        FileError if it cannot be written, and ArgumentError for a suffix of another format, such as .h5 or .pt.
+        """
         self._refuse_inside()
         model_files.write(path, self)
 
@@ -400,9 +420,10 @@ class Sequential(layers_.Sequential):
         where = f", backend={self.backend.name!r}" if self.is_built else ""
         return f"Sequential({list(self.layers)!r}, input_shape={self.input_shape or None}{where})"
 
-    def _build_on(self, input_shape: Any) -> None:
+    def _build_on(self, input_shape: Any, state: Mapping[str, Any] | None = None) -> None:
+        """Build the model, with these values and buffers if a state is given."""
         store = ParameterStore(self._wanted_backend, self.dtype)
-        build_alone(self, Context(self._wanted_backend, store, self.seed, precision=self.precision), input_shape)
+        build_alone(self, Context(self._wanted_backend, store, self.seed, precision=self.precision), input_shape, state)
 
     def _refuse_inside(self) -> None:
         """Raise StateError if this is a layer of another model, which has the parameters."""
@@ -434,7 +455,7 @@ class Sequential(layers_.Sequential):
         self._ensure_built(x, on_trial=True)
         try:
             yield
-        except ArgumentError:
+        except (ArgumentError, ArgumentTypeError, FileError):
             with building:
                 if self._builder == threading.get_ident() and not self._state.step:
                     self.unplace()
@@ -478,14 +499,16 @@ def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[typ
     """Load the model that `Sequential.save` wrote, onto `backend`, whatever device it was saved from.
 
     custom_layers: the classes of your own layers in it. Raises FileError if the file is missing, damaged or not a model
-    file. Code from the file is never run.
+    file, and DeviceMemoryError if there is not enough memory for it. Code from the file is never run.
     """
-    backend = get_backend(backend)  # first, because its errors are not about the file
+    backend = get_backend(backend)  # first, because these errors are not about the file
+    path, custom_layers = as_path("load", "path", path), model_files.checked_custom_layers(custom_layers)
     with model_files.refusing_damage(path):
         architecture, state = model_files.read(path, custom_layers)
-        frozen = architecture.pop("frozen")
+        frozen, input_shape = architecture.pop("frozen"), architecture.pop("input_shape")
         model = Sequential(backend=backend, **architecture)
-        model.load_state_dict(state)
+        model._build_on(input_shape, state)
+        frozen = model_files.names_of(frozen, "frozen parameters", (p.name for p in model.parameters))
         for parameter in model.parameters:
             parameter.trainable = parameter.name not in frozen
     return model

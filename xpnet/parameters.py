@@ -13,7 +13,7 @@ import numpy
 from xpnet.backends import Array, Backend
 from xpnet.concurrency.guard import ModelGuard
 from xpnet.config import number
-from xpnet.errors import ArgumentTypeError, ShapeError, StateError
+from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError
 from xpnet.initializers import Initializer
 
 __all__ = ["Buffer", "Parameter", "ParameterStore", "Snapshot"]
@@ -113,20 +113,43 @@ class ParameterStore:
     def allocated(self) -> bool:
         return self.values is not None
 
-    def allocate(self, seed: int) -> None:
+    def allocate(self, seed: int, state: Mapping[str, numpy.ndarray[Any, Any]] | None = None) -> None:
         """Make the flat vectors for all declared parameters, and draw the first values.
 
         Each parameter has its own random generator, seeded by `seed` and its name, so other layers do not affect it.
+        state: values and buffers on the host, which are used instead. Raises what `refuse_state` raises.
         """
+        if state is not None:
+            self.refuse_state(state)  # before memory is allocated for sizes that may be wrong
         end = 0
         for parameter in self.parameters:
             parameter.slot = slice(end, end + parameter.size)
             end += -(-parameter.size // _ALIGNMENT) * _ALIGNMENT
         flat = numpy.zeros(end)
         for parameter in self.parameters:
-            rng = numpy.random.default_rng([seed, _WEIGHT_STREAM, zlib.crc32(parameter.name.encode())])
-            flat[parameter.slot] = parameter.initializer(parameter.shape, rng).ravel()
+            if state is None:
+                rng = numpy.random.default_rng([seed, _WEIGHT_STREAM, zlib.crc32(parameter.name.encode())])
+                flat[parameter.slot] = parameter.initializer(parameter.shape, rng).ravel()
+            else:
+                flat[parameter.slot] = state[parameter.name].ravel()
+        if state is not None:
+            for buffer in self.buffers:
+                buffer.value[...] = self.backend.asarray(state[buffer.name])
         self._bind(flat, numpy.zeros(end))
+
+    def refuse_state(self, state: Mapping[str, numpy.ndarray[Any, Any]]) -> None:
+        """Raise ArgumentError or ShapeError unless these are this store's arrays: equal names, shapes and dtypes."""
+        own = {p.name: (p.shape, self.dtype) for p in self.parameters}
+        own |= {b.name: (tuple(b.value.shape), numpy.dtype(b.value.dtype)) for b in self.buffers}
+        if missing := sorted(own.keys() - state.keys()):
+            raise ArgumentError(f"it lacks arrays of this model: {', '.join(missing)}.")
+        if unknown := sorted(state.keys() - own.keys()):
+            raise ArgumentError(f"it has arrays that this model lacks: {', '.join(unknown)}.")
+        for name, (shape, dtype) in own.items():
+            if state[name].shape != shape:
+                raise ShapeError(f"{name} has shape {state[name].shape} there, and {shape} in this model.")
+            if state[name].dtype != dtype:
+                raise ArgumentError(f"{name} is {state[name].dtype} there, and {dtype} in this model.")
 
     def move(self, backend: Backend, dtype: Any) -> None:
         """Move everything to another device or dtype. The Parameter objects stay the same."""

@@ -163,6 +163,23 @@ def test_a_dataset_is_downloaded_once(mirror, cache, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("rename", [
+    lambda name: name.replace("-idx", ".idx"),
+    lambda name: name.replace("-idx", ".idx").removesuffix(".gz"),
+    lambda name: name.upper(),
+    lambda name: name.title().removesuffix(".Gz"),
+])  # fmt: skip
+def test_the_names_that_mirrors_give_to_the_files_of_mnist_are_found(tmp_path, rename):
+    source = images.MNIST
+    for name in source.sha256:
+        (tmp_path / rename(name)).write_bytes(b"")
+    (tmp_path / "notes.txt").write_bytes(b"")
+    assert locate(source, tmp_path) == [tmp_path / rename(name) for name in source.sha256]
+    published = tmp_path / next(iter(source.sha256))
+    published.write_bytes(b"")
+    assert locate(source, tmp_path)[0] == published
+
+
 @pytest.mark.parametrize("fault", ["missing", "altered", "short", "cut"])
 def test_the_next_mirror_is_tried(mirror, cache, fault):
     paths = locate(tiny(mirror.url(fault), mirror.url("good")))

@@ -5,6 +5,7 @@ import os
 import stat
 import struct
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from xpnet.datasets import read_idx, write_idx
-from xpnet.errors import ArgumentTypeError, FileError
+from xpnet.errors import ArgumentError, ArgumentTypeError, FileError
 
 TYPES = ["uint8", "int8", "int16", "int32", "float32", "float64"]
 SAMPLE = numpy.arange(6, dtype=numpy.int16).reshape(2, 3) - 2
@@ -137,7 +138,7 @@ def test_any_bytes_give_an_array_or_a_file_error(content):
 
 
 def test_missing_files_and_folders_are_file_errors(tmp_path):
-    with pytest.raises(FileError, match=r"absent cannot be read: No such file"):
+    with pytest.raises(FileError, match=r"absent: there is no such file"):
         read_idx(tmp_path / "absent")
     with pytest.raises(FileError, match="cannot be read"):
         read_idx(tmp_path)
@@ -172,3 +173,34 @@ def test_a_written_file_has_ordinary_permissions(tmp_path):
     (tmp_path / "plain").write_bytes(b"")
     modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert len(modes) == 1
+
+
+def test_lists_and_arrays_of_other_libraries_are_written(tmp_path):
+    write_idx(tmp_path / "list", [[1.5, 2.0], [3.0, 4.0]])
+    numpy.testing.assert_array_equal(read_idx(tmp_path / "list"), [[1.5, 2.0], [3.0, 4.0]])
+    write_idx(tmp_path / "number", numpy.float32(3))
+    assert read_idx(tmp_path / "number").shape == ()
+    with pytest.raises(ArgumentTypeError, match=r"not int64.*astype\(numpy.int32\), if its numbers fit"):
+        write_idx(tmp_path / "integers", [1, 2, 3])
+    for value in ([[1.0], [1.0, 2.0]], ["a"], None, object()):
+        with pytest.raises(ArgumentTypeError, match="array"):
+            write_idx(tmp_path / "wrong", value)
+    assert not (tmp_path / "wrong").exists() and not (tmp_path / "integers").exists()
+
+
+@pytest.mark.parametrize("shape", [(2**32,), (0, 2**40), (2**62, 0)])
+def test_axes_that_the_format_cannot_store_are_refused(tmp_path, shape):
+    with pytest.raises(ArgumentError, match=r"axes of up to 4294967295, not the shape"):
+        write_idx(tmp_path / "array", numpy.broadcast_to(numpy.uint8(0), shape))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_compressed_file_is_not_decompressed_beyond_its_announced_size(tmp_path):
+    path = tmp_path / "bomb.gz"
+    path.write_bytes(gzip.compress(PLAIN + bytes(2**28)))
+    tracemalloc.start()
+    with pytest.raises(FileError, match="too long: its header announces 12 bytes of data, but it has 13 or more"):
+        read_idx(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24

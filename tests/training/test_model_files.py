@@ -156,9 +156,9 @@ def refused(path, match=None):
     assert str(caught.value).startswith(f"{path}: ")
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+def test_a_missing_file_and_a_folder_are_refused_with_the_reason(tmp_path):
     refused(tmp_path / "none", "there is no such file")
-    refused(tmp_path, "there is no such file")
+    refused(tmp_path, "it is a folder")
 
 
 def test_a_truncated_file_is_refused(saved):

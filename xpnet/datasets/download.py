@@ -4,6 +4,7 @@ A file is downloaded to a temporary name and renamed once its SHA-256 is right. 
 too, so an incomplete download or an altered cache is never used. pooch is imported only for a download.
 """
 
+import hashlib
 import importlib.util
 import logging
 import os
@@ -12,7 +13,9 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from xpnet.data.files import as_path, read_bytes, write_atomically
 from xpnet.errors import DownloadError, FileError
 
 logger = logging.getLogger(__name__)
@@ -32,14 +35,15 @@ class Source:
 def locate(source: Source, data_dir: str | os.PathLike[str] | None = None) -> list[Path]:
     """The paths of a dataset's files, in the order of `source.sha256`.
 
-    data_dir: a folder with the files, compressed or not, or its parent if the folder has the dataset's name. Raises
-    `FileError` if they are not there, and never downloads.
+    data_dir: a folder with the files, or its parent if the folder has the dataset's name. The files may be compressed
+    or not, and named as some mirrors do: "train-images.idx3-ubyte". Raises `FileError` if they are not there, and
+    never downloads.
 
     Without data_dir, they are looked for in $XPNET_DATA_DIR/<name> and in the user's cache, and otherwise downloaded
     from the mirrors in turn. Raises `DownloadError` if no mirror delivers a file.
     """
     if data_dir is not None:
-        folder = Path(data_dir).expanduser()
+        folder = _expanded(as_path("", "data_dir", data_dir))
         # The named folder comes first, because the files of MNIST and Fashion-MNIST have the same names.
         found = _find(source, folder / source.name) or _find(source, folder)
         if found is None:
@@ -49,7 +53,7 @@ def locate(source: Source, data_dir: str | os.PathLike[str] | None = None) -> li
             )
         return found
     if shared := os.environ.get(_ENVIRONMENT):
-        folder = Path(shared).expanduser() / source.name
+        folder = _expanded(shared) / source.name
         if found := _find(source, folder):
             return found
         logger.info("%s is missing or incomplete in %s; using the cache", source.name, folder)
@@ -58,14 +62,30 @@ def locate(source: Source, data_dir: str | os.PathLike[str] | None = None) -> li
 
 def _find(source: Source, folder: Path) -> list[Path] | None:
     """The files of a dataset in one folder, compressed or not; None unless all are there."""
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise FileError(f"{folder}: cannot be read: {error.strerror or error}.") from error
     found = []
     for name in source.sha256:
-        compressed = folder / name
-        path = next((path for path in (compressed, compressed.with_suffix("")) if os.path.isfile(path)), None)
+        same = [other for other in names if _plain_name(other) == _plain_name(name)]
+        same.sort(key=[name, name.removesuffix(".gz")].__contains__, reverse=True)  # the published names first
+        path = next((folder / other for other in same if os.path.isfile(folder / other)), None)
         if path is None:
             return None
         found.append(path)
     return found
+
+
+def _plain_name(name: str) -> str:
+    """What is equal in the names that mirrors give to a file: train-images-idx3-ubyte.gz, TRAIN-IMAGES.IDX3-UBYTE."""
+    return name.lower().removesuffix(".gz").replace(".idx", "-idx")
+
+
+def _expanded(path: Any) -> Path:
+    return Path(os.path.expanduser(path))
 
 
 def _fetch(source: Source, name: str) -> Path:
@@ -81,9 +101,9 @@ def _fetch(source: Source, name: str) -> Path:
             f"{source.name} has to be downloaded, which needs pooch: pip install pooch tqdm. {alternative}"
         ) from error
 
-    path = Path(pooch.os_cache("xpnet")).expanduser() / source.name / name
+    path = _expanded(pooch.os_cache("xpnet")) / source.name / name
     if os.path.isfile(path):
-        if pooch.file_hash(path) == source.sha256[name]:
+        if hashlib.sha256(read_bytes(path)).hexdigest() == source.sha256[name]:
             return path
         logger.warning("%s is not the published file: its SHA-256 differs; downloading it again", path)
 
@@ -117,4 +137,4 @@ def _download(url: str, path: Path, sha256: str) -> None:
         actual = pooch.file_hash(temporary)
         if actual != sha256:
             raise ValueError(f"the downloaded file is truncated or altered: SHA-256 {actual}, not {sha256}")
-        os.replace(temporary, path)
+        write_atomically(path, read_bytes(temporary))

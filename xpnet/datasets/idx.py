@@ -6,18 +6,19 @@ Source: https://yann.lecun.com/exdb/mnist/.
 """
 
 import gzip
+import io
 import math
 import os
 import struct
 import zlib
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from xpnet.errors import ArgumentTypeError, FileError
-from xpnet.training.model_files import write_atomically
+from xpnet.backends.arrays import to_host
+from xpnet.data.files import as_path, memory_error, read_bytes, write_atomically
+from xpnet.errors import ArgumentError, ArgumentTypeError, FileError
 
 _TYPES: dict[int, numpy.dtype[Any]] = {
     0x08: numpy.dtype(">u1"),
@@ -29,54 +30,74 @@ _TYPES: dict[int, numpy.dtype[Any]] = {
 }
 _CODES = {dtype: code for code, dtype in _TYPES.items()}
 _GZIP_MAGIC = b"\x1f\x8b"
+_LONGEST_AXIS = 2**32 - 1
+_CHUNK = 2**20  # bytes read at a time
 
 
 def read_idx(path: str | os.PathLike[str]) -> NDArray[Any]:
     """Read the array of an IDX file, which may be gzip-compressed, as a new, writable array in native byte order.
 
-    Raises `FileError` if the file is missing, damaged or of another format.
+    Raises `FileError` if the file is missing, damaged or of another format. Nothing is decompressed beyond the size
+    that the header announces.
     """
-    content = _read_bytes(Path(path))
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _TYPES:
-        raise FileError(f"{path} is not an IDX file: it starts with {content[:4].hex(' ') or 'nothing'}.")
-    dtype, axes = _TYPES[content[2]], content[3]
-    start = 4 + 4 * axes
-    if len(content) < start:
-        raise FileError(f"{path} is truncated: its header has {len(content)} of {start} bytes.")
-    shape = struct.unpack_from(f">{axes}I", content, 4)
-    size, expected = len(content) - start, math.prod(shape) * dtype.itemsize
-    if size != expected:
-        fault = "truncated" if size < expected else "too long"
-        raise FileError(f"{path} is {fault}: its header announces {expected} bytes of data, but it has {size}.")
+    content = read_bytes(path)
     try:
-        return numpy.frombuffer(content, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
-    except ValueError as error:  # too many axes, or too long ones in an empty array
-        raise FileError(f"{path} has an array of shape {shape}, which NumPy refuses: {error}.") from error
+        if not content.startswith(_GZIP_MAGIC):
+            return _array(path, io.BytesIO(content))
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            return _array(path, cast(BinaryIO, file))
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise FileError(f"{path} is damaged: gzip cannot decompress it ({error}).") from error
+    except MemoryError as error:
+        raise memory_error(path) from error
 
 
-def write_idx(path: str | os.PathLike[str], array: NDArray[Any]) -> None:
+def write_idx(path: str | os.PathLike[str], array: ArrayLike) -> None:
     """Write an array of uint8, int8, int16, int32, float32 or float64, gzip-compressed if the name ends in .gz.
 
-    Equal arrays give equal files. Raises `ArgumentTypeError` for other dtypes, and `FileError` if the file cannot be
-    written; an existing file is then unchanged.
+    array: of any library, or a list. Equal arrays give equal files. Raises `ArgumentTypeError` for other dtypes, such
+    as the int64 of a list of integers; `ArgumentError` for an axis of 2^32 or more; and `FileError` if the file cannot
+    be written; an existing file is then unchanged.
     """
+    target = as_path("write_idx", "path", path)
+    try:
+        array = numpy.asarray(to_host(array))
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(f"write_idx: array cannot be converted to an array: {error}") from error
     code = _CODES.get(array.dtype.newbyteorder(">"))
     if code is None:
         known = ", ".join(dtype.name for dtype in _CODES)
         raise ArgumentTypeError(
-            f"an IDX file can store {known}, not {array.dtype}. Convert the array first, with array.astype(...)."
+            f"an IDX file can store {known}, not {array.dtype}. Convert the array first, with array.astype(...)"
+            f"{': numpy.asarray(a).astype(numpy.int32), if its numbers fit' if array.dtype.kind in 'iu' else ''}."
         )
+    if max(array.shape, default=0) > _LONGEST_AXIS:
+        raise ArgumentError(f"an IDX file can store axes of up to {_LONGEST_AXIS}, not the shape {array.shape}.")
     header = struct.pack(f">BBBB{array.ndim}I", 0, 0, code, array.ndim, *array.shape)
     content = header + array.astype(_TYPES[code]).tobytes()
-    write_atomically(path, gzip.compress(content, mtime=0) if Path(path).suffix == ".gz" else content)
+    write_atomically(target, gzip.compress(content, mtime=0) if target.suffix == ".gz" else content)
 
 
-def _read_bytes(path: Path) -> bytes:
-    """The content of a file, decompressed if it starts with the magic number of gzip, whatever its name."""
+def _array(path: Any, file: BinaryIO) -> NDArray[Any]:
+    """The array of an open file. Reads no more than its header announces, and one byte."""
+    magic = file.read(4)
+    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _TYPES:
+        raise FileError(f"{path} is not an IDX file: it starts with {magic.hex(' ') or 'nothing'}.")
+    dtype, axes = _TYPES[magic[2]], magic[3]
+    lengths = file.read(4 * axes)
+    if len(lengths) < 4 * axes:
+        raise FileError(f"{path} is truncated: its header has {4 + len(lengths)} of {4 + 4 * axes} bytes.")
+    shape = struct.unpack(f">{axes}I", lengths)
+    expected = math.prod(shape) * dtype.itemsize
+    data = bytearray()
+    while chunk := file.read(min(_CHUNK, expected + 1 - len(data))):
+        data += chunk
+    if len(data) != expected:
+        fault, more = ("truncated", "") if len(data) < expected else ("too long", " or more")
+        raise FileError(
+            f"{path} is {fault}: its header announces {expected} bytes of data, but it has {len(data)}{more}."
+        )
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content.startswith(_GZIP_MAGIC) else content
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise FileError(f"{path} is damaged: gzip cannot decompress it ({error}).") from error
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror or error}.") from error
+        return numpy.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+    except ValueError as error:  # too many axes, or too long ones in an empty array
+        raise FileError(f"{path} has an array of shape {shape}, which NumPy refuses: {error}.") from error

@@ -2,7 +2,7 @@
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from xpnet.backends import DType, get_backend
@@ -36,13 +36,16 @@ def standalone(build: Callable[[Any, Shape], Shape]) -> Callable[..., Shape]:
     return wrapper
 
 
-def build_alone(layer: Any, context: Context, input_shape: Any) -> None:
-    """Build a layer or model that is not part of another one. If that fails, it can be built again."""
+def build_alone(layer: Any, context: Context, input_shape: Any, state: Mapping[str, Any] | None = None) -> None:
+    """Build a layer or model that is not part of another one. If that fails, it can be built again.
+
+    state: values and buffers, which would otherwise be the initial ones.
+    """
     with building:
         try:
             with context.backend.device():
                 layer.place(context, "", input_shape)
-                context.store.allocate(context.seed)
+                context.store.allocate(context.seed, state)
         except BaseException:
             layer.unplace()
             raise

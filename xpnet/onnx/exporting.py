@@ -16,12 +16,12 @@ from xpnet import augment, layers
 from xpnet._version import __version__
 from xpnet.backends.reference.windows import Windows
 from xpnet.config import flag
+from xpnet.data.files import write_atomically
 from xpnet.errors import ArgumentError, ArgumentTypeError, StateError
 from xpnet.layers.windows import pair
 from xpnet.onnx.reader import CHANNELS_FIRST, CHANNELS_LAST, IMAGE_LAYOUT
 from xpnet.onnx.tensors import file_shape, transposition
 from xpnet.parameters import Buffer, Parameter
-from xpnet.training.model_files import write_atomically
 
 _OPSET, _IR_VERSION = 20, 9  # the first opset with Gelu, and the IR version of the same ONNX release
 

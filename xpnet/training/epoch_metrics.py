@@ -9,7 +9,7 @@ import numpy
 from xpnet.backends import Array
 from xpnet.data.dataset import Batch
 from xpnet.distributed.process_group import ProcessGroup
-from xpnet.errors import ShapeError
+from xpnet.errors import ArgumentError, ShapeError
 from xpnet.layers.containers import Sequential
 from xpnet.metrics import Metric
 
@@ -114,10 +114,33 @@ class EpochMetrics:
             **{f"metric {name}": to_numpy(a) for name, a in self._sums.items()},
         }
 
+    def refuse_state(self, state: Mapping[str, numpy.ndarray[Any, Any]], samples: int, like: Mapping[str, Any]) -> None:
+        """Raise ArgumentError unless `state` can be what `state_dict` returns after so many samples.
+
+        like: the sums of each metric over some samples.
+        """
+        wanted = ["steps", "sizes", "weighted", *(f"metric {m.name}" for m in self._metrics if samples)]
+        if missing := [name for name in wanted if name not in state]:
+            raise ArgumentError(f"its sums of the epoch lack {', '.join(missing)}.")
+        sizes, steps, weighted = state["sizes"], state["steps"], state["weighted"]
+        if not (sizes.ndim == 1 and (sizes >= 0).all() and sizes.sum() == samples and (sizes == sizes // 1).all()):
+            raise ArgumentError(f"its batches of this epoch do not have {samples} samples.")
+        if not (steps.shape == (3, len(sizes)) and steps.dtype.kind == "f"):
+            raise ArgumentError(f"its sums of the batches have shape {steps.shape}, not {(3, len(sizes))}.")
+        if not (weighted.shape == () and weighted.dtype.kind == "b"):
+            raise ArgumentError(f"its sums of the epoch are weighted or not, but say {weighted!r:.100}.")
+        for metric in self._metrics:
+            sums, own = state.get(f"metric {metric.name}"), like.get(metric.name)
+            if sums is None or own is None:
+                continue
+            same = tuple(own.shape) == sums.shape or not metric.starts_from_zeros
+            if not same or sums.ndim != own.ndim or sums.dtype.kind not in "fiub":
+                raise ArgumentError(f"its sums of {metric.name} have shape {sums.shape}, not {tuple(own.shape)}.")
+
     def load_state_dict(self, state: Mapping[str, numpy.ndarray[Any, Any]]) -> None:
         """Restore what `state_dict` returned."""
         asarray = self._model.backend.asarray
-        self._sizes, self._has_weights = state["sizes"].tolist(), bool(state["weighted"])
+        self._sizes, self._has_weights = state["sizes"].astype(int).tolist(), bool(state["weighted"])
         batch_sums = numpy.zeros((3, max(self.batch_sums.shape[1], 2 * self.batches)))
         batch_sums[:, : self.batches] = state["steps"]
         self.batch_sums = asarray(batch_sums)

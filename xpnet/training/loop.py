@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy
@@ -42,8 +43,20 @@ INTERRUPTED = "interrupted"  # history.stopped after Ctrl-C
 _attaching = threading.Lock()
 
 
-def fit(model: Sequential, begin: BeginTraining, x: Any, y: Any, sample_weight: Any, options: FitOptions) -> Run:
-    """What `Sequential.fit` does with a built model, in `interrupts.deferring`."""
+def fit(
+    model: Sequential,
+    begin: BeginTraining,
+    x: Any,
+    y: Any,
+    sample_weight: Any,
+    options: FitOptions,
+    unchanged_if_refused: Callable[[], AbstractContextManager[Callable[[], None]]],
+) -> Run:
+    """What `Sequential.fit` does with a built model, in `interrupts.deferring`.
+
+    unchanged_if_refused: makes a context that undoes what fit changed if it fails before the function is called that
+    the context yields.
+    """
     group, backend, context, training = options.group, model.backend, model.context, object()
     guard = context.guard
     try:
@@ -53,12 +66,13 @@ def fit(model: Sequential, begin: BeginTraining, x: Any, y: Any, sample_weight: 
             backend.wait_for(None)  # passes of other threads
         group.bind(backend)
         context.group = group
-        run, validation, states = group.run_on_all(lambda: _prepare(model, begin, x, y, sample_weight, options))
-        if group.size > 1:
-            refuse_unequal_settings(group, run.rank_settings())
-            _broadcast_model(run)
-        _train(run, validation, states)
-        return run
+        with unchanged_if_refused() as accepted:
+            run, validation, states = group.run_on_all(lambda: _prepare(model, begin, x, y, sample_weight, options))
+            if group.size > 1:
+                refuse_unequal_settings(group, run.rank_settings())
+                _broadcast_model(run)
+            _train(run, validation, states, accepted)
+            return run
     finally:
         interrupts.patience = math.inf
         with guard.lock, backend.in_turn(None):
@@ -98,7 +112,9 @@ def _broadcast_model(run: Run) -> None:
         run.epoch_start.take()
 
 
-def _train(run: Run, validation: AnyDataset | None, states: CallbackStates | None) -> None:
+def _train(
+    run: Run, validation: AnyDataset | None, states: CallbackStates | None, accepted: Callable[[], None]
+) -> None:
     """The epochs of a run, and what callbacks do before and after them."""
     model, callbacks, begun = run.model, run.callbacks, list[Callback]()
     model.history = run.history
@@ -110,7 +126,8 @@ def _train(run: Run, validation: AnyDataset | None, states: CallbackStates | Non
                 if state is None:
                     callback.on_train_begin(model)
                 else:
-                    callback.on_resume(model, state)
+                    run.resume_callback(callback, state)
+            accepted()
             _train_epochs(run, validation)
         finally:
             interrupts.patience = math.inf

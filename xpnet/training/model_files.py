@@ -6,17 +6,15 @@ Nothing is unpickled: classes come from a fixed list and from the caller.
 import contextlib
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy
 
 from xpnet import augment, initializers, layers
 from xpnet.config import Configured
-from xpnet.errors import ArgumentError, ArgumentTypeError, FileError, StateError
+from xpnet.data.files import memory_error, model_path, read_bytes, write_atomically
+from xpnet.errors import ArgumentError, ArgumentTypeError, BackendError, DeviceMemoryError, FileError
 
 _FORMAT = "xpnet-model-2"
 _TRAINING = "training/"  # the prefix of the names of arrays that belong to a run of fit
@@ -38,6 +36,7 @@ def write(path: Any, model: layers.Sequential, run: Mapping[str, Any] | None = N
     """Write a model atomically, together with arrays of a run and texts."""
     from safetensors.numpy import save as to_bytes
 
+    path = model_path("save", path)
     arrays = model.context.store.state() | {_TRAINING + name: a for name, a in (run or {}).items()}
     texts = {"format": _FORMAT, "architecture": json.dumps(architecture(model), sort_keys=True), **texts}
     write_atomically(path, to_bytes(arrays, metadata={**texts, "sha256": _digest(arrays, texts)}))
@@ -51,20 +50,44 @@ def architecture(model: layers.Sequential) -> dict[str, Any]:
 
 def read(path: Any, custom_layers: Iterable[type[layers.Layer]]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the arguments that make a model and its frozen parameters, its arrays by name). Use it in `refusing_damage`."""
-    known = {cls.__name__: cls for cls in _built_in()} | {f"custom {cls.__name__}": cls for cls in custom_layers}
     contents = read_all(path)
-    return {name: _decode(value, known) for name, value in contents.architecture.items()}, contents.model
+    known: dict[str, type[Configured]] = {cls.__name__: cls for cls in _built_in()}
+    known |= {f"custom {cls.__name__}": cls for cls in custom_layers}
+    architecture = contents.architecture
+    if unknown := list(dict.fromkeys(_unknown_classes(architecture, known))):
+        raise FileError(
+            f"{path}: it contains {'a layer' if len(unknown) == 1 else 'layers'} "
+            f"{', '.join(map(repr, unknown))} that xpnet does not know. If you have the "
+            f"{'class' if len(unknown) == 1 else 'classes'}, pass custom_layers=[{', '.join(unknown)}]."
+        )
+    return {name: _decode(value, known) for name, value in architecture.items()}, contents.model
+
+
+def checked_custom_layers(custom_layers: Any) -> list[type[layers.Layer]]:
+    """The classes of a caller's own layers, as a list. Raises ArgumentTypeError."""
+    given = list(custom_layers) if isinstance(custom_layers, Iterable) else [custom_layers]
+    if isinstance(custom_layers, type) or not all(isinstance(c, type) and issubclass(c, Configured) for c in given):
+        raise ArgumentTypeError(f"custom_layers must be a list of layer classes, [MyLayer], not {custom_layers!r}.")
+    return given
+
+
+def names_of(value: Any, what: str, known: Iterable[str]) -> list[str]:
+    """A list from a file, which must contain only these names."""
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ArgumentError(f"its {what} are {value!r}, not a list of names.")
+    if unknown := sorted(set(value).difference(known)):
+        raise ArgumentError(f"its {what} include {', '.join(unknown)}, which the model does not have.")
+    return value
 
 
 def read_all(path: Any) -> Contents:
     """The contents of a file that `write` wrote. Use it in `refusing_damage`."""
-    from safetensors import safe_open
+    from safetensors.numpy import load as from_bytes
 
-    if not Path(path).is_file():
-        raise FileError(f"{path}: there is no such file.")
-    with safe_open(path, framework="numpy") as file:
-        texts = file.metadata() or {}
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    content = read_bytes(path)
+    arrays = from_bytes(content)  # copies; it also checks the header, which is JSON after its length
+    texts = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
+    del content
     if texts.get("format") != _FORMAT:
         raise FileError(
             f"{path}: not a model of this version of xpnet (format {texts.get('format')!r}, not {_FORMAT!r}). "
@@ -78,32 +101,18 @@ def read_all(path: Any) -> Contents:
 
 @contextlib.contextmanager
 def refusing_damage(path: Any) -> Iterator[None]:
-    """Turn every error that a damaged file causes while it is read or its model is built into a FileError."""
-    from safetensors import SafetensorError
+    """Turn every error that a damaged file causes while it is read or its model is built into a FileError.
 
+    Too little memory is no fault of the file: it raises DeviceMemoryError.
+    """
     try:
         yield
-    except FileError:
+    except (FileError, BackendError, DeviceMemoryError):
         raise
-    except (SafetensorError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError, MemoryError,
-            RecursionError, StateError) as error:  # fmt: skip
+    except MemoryError as error:
+        raise memory_error(path) from error
+    except Exception as error:
         raise FileError(f"{path}: the file is damaged or not a model file: {error}") from error
-
-
-def write_atomically(path: Any, content: bytes) -> None:
-    """Write to a temporary file beside `path`, then rename it: a reader sees the old file or the whole new one."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise FileError(f"{path}: cannot be written: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _digest(arrays: dict[str, Any], texts: dict[str, str]) -> str:
@@ -141,14 +150,27 @@ def _encode(value: Any) -> Any:
     )
 
 
-def _decode(value: Any, known: dict[str, type[Configured]]) -> Any:
+def _unknown_classes(value: Any, known: Mapping[str, type[Configured]]) -> Iterator[str]:
+    """The names of the classes in an encoded value that are not known."""
+    if isinstance(value, dict) and "class" in value:
+        if value["class"] not in known:
+            yield str(value["class"]).removeprefix("custom ")
+        value = value.get("config", {})
+    if isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _unknown_classes(item, known)
+
+
+def _decode(value: Any, known: Mapping[str, type[Configured]]) -> Any:
     if isinstance(value, list):
         return [_decode(item, known) for item in value]
     if not isinstance(value, dict):
         return value
-    if value["class"] not in known:
+    config = {name: _decode(item, known) for name, item in value["config"].items()}
+    try:
+        return known[value["class"]].from_config(config)
+    except MemoryError:
+        raise
+    except Exception as error:
         name = value["class"].removeprefix("custom ")
-        raise ArgumentError(
-            f"it contains a layer {name!r} that xpnet does not know; pass its class: custom_layers=[{name}]"
-        )
-    return known[value["class"]].from_config({n: _decode(item, known) for n, item in value["config"].items()})
+        raise ArgumentError(f"its layer {name} cannot be made from its arguments, {config}: {error}") from error

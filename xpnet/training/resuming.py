@@ -5,8 +5,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy
+
 from xpnet.distributed.process_group import ProcessGroup
 from xpnet.errors import ArgumentError, DistributedError
+from xpnet.layers.containers import Sequential
 
 
 class Settings(NamedTuple):
@@ -20,6 +23,33 @@ class Settings(NamedTuple):
     training: dict[str, str]
     batches: dict[str, Any]
     environment: dict[str, str]
+
+
+class Rollback:
+    """What `fit` and a checkpoint change in a model before the first step, kept on the host, to put it back."""
+
+    def __init__(self, model: Sequential, state: Any) -> None:
+        store, backend = model.context.store, model.backend
+        optimizer, scale = getattr(state, "optimizer_state", None), getattr(state, "loss_scale", None)
+        objects = [o for o in (model, model.context, state, optimizer) if o is not None]
+        arrays = [store.values, *(buffer.value for buffer in store.buffers)]
+        arrays += [] if optimizer is None else optimizer.slots.values()
+        arrays += [] if scale is None else [scale.state, scale.gate]
+        self._backend, self._lock = backend, store.guard.lock
+        self._attributes = [(o, dict(vars(o))) for o in objects]
+        self._arrays = [(array, numpy.array(backend.to_numpy(array))) for array in arrays]
+        self._trainable = [(parameter, parameter.trainable) for parameter in model.parameters]
+
+    def restore(self) -> None:
+        with self._lock:  # another thread may predict
+            for o, attributes in self._attributes:
+                vars(o).update(attributes)
+                for name in vars(o).keys() - attributes.keys():
+                    delattr(o, name)
+            for array, copy in self._arrays:
+                array[...] = self._backend.asarray(copy)
+            for parameter, trainable in self._trainable:
+                parameter.trainable = trainable
 
 
 def description(value: Any) -> str:

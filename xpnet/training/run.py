@@ -12,7 +12,9 @@ import numpy
 
 from xpnet._version import __version__
 from xpnet.callbacks import Callback, History
+from xpnet.data.dataset import Dataset
 from xpnet.data.streaming import AnyDataset, StreamingDataset
+from xpnet.errors import ArgumentError, BackendError, FileError, XpnetError
 from xpnet.layers.containers import Sequential
 from xpnet.layers.context import Workspace
 from xpnet.parameters import Snapshot
@@ -20,7 +22,7 @@ from xpnet.training import checkpoints
 from xpnet.training.arguments import FitOptions, warn
 from xpnet.training.captured_step import StepExecutor
 from xpnet.training.epoch_metrics import EpochMetrics
-from xpnet.training.model_files import architecture, refusing_damage
+from xpnet.training.model_files import architecture, names_of, refusing_damage
 from xpnet.training.resuming import Settings, description, different_environment, refuse_another_run
 from xpnet.training.state import TrainingState
 from xpnet.training.step import TrainingStep
@@ -52,6 +54,7 @@ class Run:
         #: Runs the steps; `executor.fallback_reason` says why none is captured.
         self.executor = StepExecutor(TrainingStep(model, state), isinstance(dataset, StreamingDataset))
         self._work = Workspace(model.context)
+        self.resumed_from: Any = None  # the path of a checkpoint
         self.start_clock()
         self._compiled_before = model.backend.compile_seconds
 
@@ -107,22 +110,26 @@ class Run:
     def resume(self, path: Any) -> list[tuple[Callback, dict[str, Any] | None]]:
         """Continue from a checkpoint. Returns each callback with its state in the file, or None.
 
-        Raises FileError or ArgumentError if the file does not belong to this run, and warns if results will differ from
-        those of a run that never stopped.
+        The whole file is checked before anything changes. Raises FileError or ArgumentError if it does not belong to
+        this run, and warns if results will differ from those of a run that never stopped.
         """
         contents, architecture, values = checkpoints.read(path)
         own = self.settings()
         refuse_another_run(path, own, architecture, values)
         with refusing_damage(path):
-            for array in self.model.context.store.arrays():
-                array.value[...] = self.model.backend.asarray(contents.model[array.name])
-            for parameter in self.model.parameters:
-                parameter.trainable = parameter.name not in architecture["frozen"]
-            self.load_state_dict(contents.run, values)
-            states = {
-                name: {**state, **_with_prefix(contents.run, f"callback {name} ")}
-                for name, state in values["callbacks"].items()
-            }
+            frozen = names_of(architecture["frozen"], "frozen parameters", (p.name for p in self.model.parameters))
+            self.model.context.store.refuse_state(contents.model)
+            self._refuse_state(contents.run, values)
+        self.resumed_from = path
+        for array in self.model.context.store.arrays():
+            array.value[...] = self.model.backend.asarray(contents.model[array.name])
+        for parameter in self.model.parameters:
+            parameter.trainable = parameter.name not in frozen
+        self.load_state_dict(contents.run, values)
+        states = {
+            name: {**state, **_with_prefix(contents.run, f"callback {name} ")}
+            for name, state in values["callbacks"].items()
+        }
         present = self.named_callbacks()
         missing = [name for name, state in states.items() if state and name not in present]
         if missing and not self.group.rank:  # other ranks have no callbacks that print or write
@@ -133,6 +140,56 @@ class Run:
                 f"{'; '.join(different)}."
             )
         return [(callback, states.get(name)) for name, callback in present.items()]
+
+    def resume_callback(self, callback: Callback, state: dict[str, Any]) -> None:
+        """Give a callback its state. Raises FileError if it does not accept it."""
+        name = type(callback).__name__
+        try:
+            callback.on_resume(self.model, state)
+        except (FileError, BackendError, MemoryError):
+            raise
+        except Exception as error:
+            text = str(error) if isinstance(error, XpnetError) else repr(error)
+            raise FileError(f"{self.resumed_from}: the state of {name} in it was refused: {text}") from error
+
+    def _refuse_state(self, arrays: Mapping[str, numpy.ndarray[Any, Any]], values: Mapping[str, Any]) -> None:
+        """Raise ArgumentError unless these are arrays of this run, after what the checked values say."""
+        own = {f"slot {name}": vector for name, vector in self.state.optimizer_state.slots.items()}
+        if values["under_way"]:
+            own |= {f"start {i}": copy for i, copy in enumerate(self.epoch_start.copies.values())}
+        for name, array in own.items():
+            if name not in arrays:
+                raise ArgumentError(f"it has no array {name!r}.")
+            found, expected = arrays[name], (tuple(array.shape), numpy.dtype(array.dtype))
+            if (found.shape, found.dtype) != expected:
+                raise ArgumentError(
+                    f"its array {name!r} has shape {found.shape} and dtype {found.dtype}, not {expected[0]} and "
+                    f"{expected[1]}."
+                )
+        scale = arrays.get("loss scale")
+        if scale is not None and not (scale.shape == (2,) and numpy.isfinite(scale).all() and scale[0] >= 1):
+            raise ArgumentError(f"its loss scale {scale} is invalid.")
+        epochs, history = values["epoch"] - values["first_epoch"], values["history"]
+        measured = ["loss", *(metric.name for metric in self.state.metrics)]
+        for name in [*history, *(measured if epochs else [])]:
+            own_name = name.removeprefix("val_") in [*measured, "learning_rate"]  # others are those of callbacks
+            if own_name and not checkpoints.is_list_of_numbers(history.get(name), epochs):
+                raise ArgumentError(f"its history must have {epochs} numbers of {name}, one per epoch.")
+        if values["under_way"]:
+            self.metrics.refuse_state(_with_prefix(arrays, "figures "), values["seen"], self._sums_of_one_sample())
+
+    def _sums_of_one_sample(self) -> dict[str, Any]:
+        """The sums of each metric over one sample, for their shapes; {} for a stream."""
+        data, model = self.dataset, self.model
+        if not isinstance(data, Dataset):
+            return {}
+        outputs = model.backend.zeros((1, *model.output_shape), model.context.dtype)
+        weight = None if data.counts is None else data.counts[:1]
+        sums = {}
+        for metric in self.state.metrics:
+            with contextlib.suppress(Exception):  # a metric of the user's that cannot do it is not compared
+                sums[metric.name] = metric.sums(model.backend, outputs, data.y[:1], weight)
+        return sums
 
     def settings(self) -> Settings:
         """What must be equal for this run to continue."""
