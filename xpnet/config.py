@@ -10,10 +10,11 @@ from typing import Any, Self, TypeVar
 
 import numpy
 
+from xpnet.backends.arrays import to_host
 from xpnet.errors import ArgumentError, ArgumentTypeError, suggestion, unknown_name
 
 __all__ = ["Configured", "as_shape", "choice", "flag", "integer", "is_integer", "is_number", "number",
-           "one_or_pair", "resolve"]  # fmt: skip
+           "one_or_pair", "real_array", "resolve"]  # fmt: skip
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -140,6 +141,18 @@ def is_number(value: Any) -> bool:
 def is_integer(value: Any) -> bool:
     """Whether this is a real number without a fraction."""
     return is_number(value) and bool(value == value // 1)
+
+
+def real_array(a: Any, name: str) -> Any:
+    """An array of any library, a list or a number as a NumPy array. Raises ArgumentTypeError if it is not real."""
+    try:
+        array = numpy.asarray(to_host(a))
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(f"{name} cannot be converted to an array: {error}") from error
+    if array.dtype.kind not in "fiub":
+        what = "text or objects" if array.dtype.kind in "OSU" else f"dtype {array.dtype}"
+        raise ArgumentTypeError(f"{name} must be an array of real numbers, but it contains {what}.")
+    return array
 
 
 def _within(value: Any, limits: Mapping[str, float]) -> bool:

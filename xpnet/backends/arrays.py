@@ -4,14 +4,23 @@ from typing import Any, TypeAlias
 
 import numpy
 
+from xpnet.errors import ArgumentTypeError
+
 Array: TypeAlias = Any  # a numpy.ndarray or a cupy.ndarray: no static type covers both
 DType: TypeAlias = Any
 
 
 def to_host(a: Any) -> Any:
-    """An array of any library as an object that `numpy.asarray` accepts. Lists and numbers are returned unchanged."""
+    """An array of any library as an object that `numpy.asarray` accepts. Lists and numbers are returned unchanged.
+
+    Raises ArgumentTypeError for masked arrays, whose mask would be lost.
+    """
     if isinstance(a, numpy.ndarray):
+        if isinstance(a, numpy.ma.MaskedArray):
+            raise _masked()
         return a
+    if isinstance(a, list | tuple) and any(isinstance(item, numpy.ma.MaskedArray) for item in a):
+        raise _masked()
     a = detached(a)
     if hasattr(a, "__cuda_array_interface__"):
         for method in ("get", "cpu"):  # CuPy's and PyTorch's; other libraries have __array__ or DLPack
@@ -25,3 +34,10 @@ def to_host(a: Any) -> Any:
 def detached(a: Any) -> Any:
     """A PyTorch tensor without its gradient, since other libraries refuse tensors that require one; else `a`."""
     return a.detach() if hasattr(a, "detach") else a
+
+
+def _masked() -> ArgumentTypeError:
+    return ArgumentTypeError(
+        "masked arrays are not supported, because what the mask hides would be used as data: replace it, with "
+        "x.filled(value), or give these samples the weight 0 in sample_weight."
+    )
