@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend, get_backend
-from xpnet.config import Configured, choice, number, real_array, resolve
+from xpnet.config import Configured, checked_samples, choice, number, refuse_non_finite_targets, resolve
 from xpnet.errors import ArgumentError, DataError, ShapeError, shape_text
 
 __all__ = ["BinaryCrossEntropy", "HalfSquaredError", "Huber", "Loss", "MeanAbsoluteError",
@@ -297,40 +297,6 @@ _NAMES: dict[str, type[Loss]] = {
     "binary_cross_entropy": BinaryCrossEntropy,
     "softmax_cross_entropy": SoftmaxCrossEntropy,
 }
-
-
-def checked_samples(name: str, outputs: Any, targets: Any, sample_weight: Any) -> tuple[Array, Array, Array | None]:
-    """What a user gave to the loss or metric of this name, as NumPy arrays (N, ...): outputs and weights in float64.
-
-    Raises ShapeError or DataError for arrays that are empty or differ in length, and for invalid weights;
-    ArgumentTypeError for anything but real numbers.
-    """
-    outputs, targets = real_array(outputs, f"{name}: outputs"), real_array(targets, f"{name}: targets")
-    for what, array in (("outputs", outputs), ("targets", targets)):
-        if array.ndim == 0:
-            raise ShapeError(f"{name}: {what} must have one entry per sample, (N, ...), but are a single number.")
-        if array.size == 0:
-            raise DataError(f"{name}: {what} are empty: their shape is {array.shape}.")
-    if len(outputs) != len(targets):
-        raise ShapeError(f"{name}: {len(outputs)} outputs but {len(targets)} targets.")
-    outputs = outputs.astype("float64")  # float16 sums would overflow, and differences of unsigned integers wrap
-    if sample_weight is None:
-        return outputs, targets, None
-    weights = real_array(sample_weight, f"{name}: sample_weight").astype("float64")
-    if weights.shape != (len(outputs),):
-        raise ShapeError(f"{name}: sample_weight must have shape ({len(outputs)},), not {weights.shape}.")
-    if not (weights.min() >= 0 and 0 < weights.max() < math.inf):
-        raise DataError(
-            f"{name}: sample_weight must be finite and not negative, and not zero for all samples, but ranges from "
-            f"{weights.min():g} to {weights.max():g}."
-        )
-    return outputs, targets, weights
-
-
-def refuse_non_finite_targets(name: str, targets: Array) -> None:
-    """Raise DataError for NaN or infinity. Reads the device."""
-    if not (math.isfinite(targets.min()) and math.isfinite(targets.max())):
-        raise DataError(f"{name}: targets contain NaN or infinity.")
 
 
 def _like_outputs(targets: Array, output_shape: tuple[int, ...], name: str) -> Array:

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend, get_backend
-from xpnet.config import Configured, choice, flag, integer, number, resolve
+from xpnet.config import Configured, checked_samples, choice, flag, integer, number, refuse_non_finite_targets, resolve
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
-from xpnet.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, checked_samples, refuse_non_finite_targets
+from xpnet.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy
 
 __all__ = ["AUC", "F1", "R2", "Accuracy", "ClassReport", "CohenKappa", "ConfusionMatrix", "LogLoss",
            "MeanAbsoluteError", "MeanSquaredError", "Metric", "Precision", "Recall", "Report", "TopKAccuracy",

@@ -15,12 +15,9 @@ def to_host(a: Any) -> Any:
 
     Raises ArgumentTypeError for masked arrays, whose mask would be lost.
     """
+    refuse_masked(a)
     if isinstance(a, numpy.ndarray):
-        if isinstance(a, numpy.ma.MaskedArray):
-            raise _masked()
         return a
-    if isinstance(a, list | tuple) and any(isinstance(item, numpy.ma.MaskedArray) for item in a):
-        raise _masked()
     a = detached(a)
     if hasattr(a, "__cuda_array_interface__"):
         for method in ("get", "cpu"):  # CuPy's and PyTorch's; other libraries have __array__ or DLPack
@@ -36,8 +33,11 @@ def detached(a: Any) -> Any:
     return a.detach() if hasattr(a, "detach") else a
 
 
-def _masked() -> ArgumentTypeError:
-    return ArgumentTypeError(
-        "masked arrays are not supported, because what the mask hides would be used as data: replace it, with "
-        "x.filled(value), or give these samples the weight 0 in sample_weight."
-    )
+def refuse_masked(a: Any, name: str = "") -> None:
+    """Raise ArgumentTypeError for a masked array, or a list of them, because the mask would be lost."""
+    masked = numpy.ma.MaskedArray
+    if isinstance(a, masked) or (isinstance(a, list | tuple) and any(isinstance(item, masked) for item in a)):
+        raise ArgumentTypeError(
+            f"{name}{': ' if name else ''}masked arrays are not supported, because what the mask hides would be used "
+            "as data: replace it, with x.filled(value), or give these samples the weight 0 in sample_weight."
+        )

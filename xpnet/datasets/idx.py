@@ -16,6 +16,7 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
+from xpnet.backends.arrays import refuse_masked
 from xpnet.errors import ArgumentTypeError, FileError
 from xpnet.training.model_files import write_atomically
 
@@ -60,6 +61,7 @@ def write_idx(path: str | os.PathLike[str], array: NDArray[Any]) -> None:
     Equal arrays give equal files. Raises `ArgumentTypeError` for other dtypes, and `FileError` if the file cannot be
     written; an existing file is then unchanged.
     """
+    refuse_masked(array, "array")
     code = _CODES.get(array.dtype.newbyteorder(">"))
     if code is None:
         known = ", ".join(dtype.name for dtype in _CODES)
