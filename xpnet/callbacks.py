@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import math
 import os
 import sys
 import time
@@ -244,7 +245,7 @@ class _Monitor(Callback):
 
 
 class EarlyStopping(_Monitor):
-    """Stops when `monitor` has not improved by more than `min_delta` for more than `patience` epochs.
+    """Stops when `monitor` has not improved by more than `min_delta` for more than `patience` epochs; NaN is the worst.
 
     monitor: a key of the history, such as "val_loss" or "accuracy".  mode: "min", "max", or "auto", which minimizes
     losses and errors and maximizes everything else.  restore_best: whether to restore the weights and buffers of the
@@ -404,7 +405,10 @@ class Checkpoint(_Monitor):
         self._written, self._written_step = time.monotonic(), self.run.state.step
 
     def _keep(self, value: float, epoch: int) -> None:
-        ranked = sorted([*self.kept, (value, epoch)], key=lambda one: (-self._sign() * one[0], one[1]))
+        def rank(one: tuple[float, int]) -> tuple[float, int]:
+            return (math.inf if math.isnan(one[0]) else -self._sign() * one[0], one[1])  # NaN is the worst
+
+        ranked = sorted([*self.kept, (value, epoch)], key=rank)
         self.kept = ranked[: self.keep_best]
         if (value, epoch) in self.kept:
             self.run.save(self.file_of_epoch(epoch))

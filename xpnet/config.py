@@ -10,10 +10,11 @@ from typing import Any, Self, TypeVar
 
 import numpy
 
-from xpnet.errors import ArgumentError, ArgumentTypeError, suggestion, unknown_name
+from xpnet.backends.arrays import to_host
+from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, suggestion, unknown_name
 
-__all__ = ["Configured", "as_shape", "choice", "flag", "integer", "is_integer", "is_number", "number",
-           "one_or_pair", "resolve"]  # fmt: skip
+__all__ = ["Configured", "as_shape", "checked_samples", "choice", "flag", "integer", "is_integer", "is_number",
+           "number", "one_or_pair", "real_array", "refuse_non_finite_targets", "resolve"]  # fmt: skip
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -140,6 +141,52 @@ def is_number(value: Any) -> bool:
 def is_integer(value: Any) -> bool:
     """Whether this is a real number without a fraction."""
     return is_number(value) and bool(value == value // 1)
+
+
+def real_array(a: Any, name: str) -> Any:
+    """An array of any library, a list or a number as a NumPy array. Raises ArgumentTypeError if it is not real."""
+    try:
+        array = numpy.asarray(to_host(a))
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(f"{name} cannot be converted to an array: {error}") from error
+    if array.dtype.kind not in "fiub":
+        what = "text or objects" if array.dtype.kind in "OSU" else f"dtype {array.dtype}"
+        raise ArgumentTypeError(f"{name} must be an array of real numbers, but it contains {what}.")
+    return array
+
+
+def checked_samples(name: str, outputs: Any, targets: Any, sample_weight: Any) -> tuple[Any, Any, Any | None]:
+    """What a user gave to the loss or metric of this name, as NumPy arrays (N, ...): outputs and weights in float64.
+
+    Raises ShapeError or DataError for arrays that are empty or differ in length, and for invalid weights;
+    ArgumentTypeError for anything but real numbers.
+    """
+    outputs, targets = real_array(outputs, f"{name}: outputs"), real_array(targets, f"{name}: targets")
+    for what, array in (("outputs", outputs), ("targets", targets)):
+        if array.ndim == 0:
+            raise ShapeError(f"{name}: {what} must have one entry per sample, (N, ...), but are a single number.")
+        if array.size == 0:
+            raise DataError(f"{name}: {what} are empty: their shape is {array.shape}.")
+    if len(outputs) != len(targets):
+        raise ShapeError(f"{name}: {len(outputs)} outputs but {len(targets)} targets.")
+    outputs = outputs.astype("float64")  # float16 sums would overflow, and differences of unsigned integers wrap
+    if sample_weight is None:
+        return outputs, targets, None
+    weights = real_array(sample_weight, f"{name}: sample_weight").astype("float64")
+    if weights.shape != (len(outputs),):
+        raise ShapeError(f"{name}: sample_weight must have shape ({len(outputs)},), not {weights.shape}.")
+    if not (weights.min() >= 0 and 0 < weights.max() < math.inf):
+        raise DataError(
+            f"{name}: sample_weight must be finite and not negative, and not zero for all samples, but ranges from "
+            f"{weights.min():g} to {weights.max():g}."
+        )
+    return outputs, targets, weights
+
+
+def refuse_non_finite_targets(name: str, targets: Any) -> None:
+    """Raise DataError for NaN or infinity. Reads the device."""
+    if not (math.isfinite(targets.min()) and math.isfinite(targets.max())):
+        raise DataError(f"{name}: targets contain NaN or infinity.")
 
 
 def _within(value: Any, limits: Mapping[str, float]) -> bool:

@@ -12,9 +12,10 @@ import numpy
 
 from xpnet import layers as layers_
 from xpnet import optimizers
+from xpnet.backends.arrays import refuse_masked
 from xpnet.callbacks import Callback, EarlyStopping
 from xpnet.config import choice, flag, integer, number
-from xpnet.errors import ArgumentError, MissingPackageError
+from xpnet.errors import ArgumentError, DataError, MissingPackageError
 from xpnet.model import Sequential
 
 try:
@@ -112,6 +113,8 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         return self
 
     def _validate(self, X: Any, y: Any, sample_weight: Any, reset: bool) -> tuple[Array, Array, Array | None]:
+        for name, array in (("X", X), ("y", y), ("sample_weight", sample_weight)):
+            refuse_masked(array, name)  # scikit-learn would drop the mask
         X, y = validate_data(
             self, X, y, reset=reset, dtype=[numpy.float64, numpy.float32], multi_output=True, y_numeric=False
         )
@@ -187,8 +190,11 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
 
     def _predict_outputs(self, X: Any) -> Array:
         check_is_fitted(self, "model_")
+        refuse_masked(X, "X")
         X = validate_data(self, X, reset=False, dtype=[numpy.float64, numpy.float32])
         outputs: Array = self.model_.predict(self._cast(X))
+        if numpy.isnan(outputs).any():  # argmax would call it a class
+            raise DataError("the outputs for some samples of X are NaN, because its values are too large: scale them.")
         return outputs
 
     def _cast(self, X: Array) -> Array:

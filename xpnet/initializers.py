@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy
 
+from xpnet.backends.arrays import refuse_masked
 from xpnet.config import Configured, number, resolve
 from xpnet.errors import ArgumentTypeError, ShapeError
 
@@ -35,6 +36,7 @@ class Constant(Initializer):
         self.value = value
 
     def __call__(self, shape: Sequence[int], rng: numpy.random.Generator) -> HostArray:
+        refuse_masked(self.value, "Constant")
         value = numpy.asarray(self.value, dtype=numpy.float64)
         if value.ndim and value.shape != tuple(shape):
             raise ShapeError(f"Constant: the array has shape {value.shape}, but the parameter's is {tuple(shape)}.")
@@ -175,6 +177,7 @@ def get(spec: Any) -> Initializer:
     """The initializer of this name; `spec` itself if it is one; `Constant(spec)` for a number or an array."""
     if isinstance(spec, str | Initializer | type):
         return resolve("initializer", spec, _NAMES, Initializer)  # type: ignore[type-abstract]
+    refuse_masked(spec, "initializer")
     if numpy.asarray(spec).dtype.kind not in "fiub":
         raise ArgumentTypeError(f"an initializer is a name, an Initializer, a number or an array, not {spec!r}.")
     return Constant(spec)

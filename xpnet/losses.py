@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend, get_backend
-from xpnet.config import Configured, choice, number, resolve
+from xpnet.config import Configured, checked_samples, choice, number, refuse_non_finite_targets, resolve
 from xpnet.errors import ArgumentError, DataError, ShapeError, shape_text
 
 __all__ = ["BinaryCrossEntropy", "HalfSquaredError", "Huber", "Loss", "MeanAbsoluteError",
@@ -57,14 +57,12 @@ class Loss(Configured):
     def __call__(self, outputs: Any, targets: Any, sample_weight: Any = None) -> float:
         """The loss of these outputs as one number, computed on the host in float64."""
         backend = get_backend("cpu")
-        outputs = backend.asarray(outputs, dtype="float64")
-        targets = self.check_targets(backend, backend.asarray(targets), outputs.shape[1:])
-        weights = backend.xp.ones(len(outputs)) if sample_weight is None else backend.asarray(sample_weight, "float64")
-        if not len(outputs) == len(targets) or weights.shape != (len(outputs),):
-            raise ShapeError(
-                f"{type(self).__name__}: outputs, targets and sample_weight must have one entry per sample, but "
-                f"there are {len(outputs)} outputs, {len(targets)} targets and weights {weights.shape}."
-            )
+        outputs, targets, weights = checked_samples(type(self).__name__, outputs, targets, sample_weight)
+        targets = self.check_targets(backend, targets, outputs.shape[1:])
+        refuse_non_finite_targets(type(self).__name__, targets)
+        if not (self.classifies and targets.ndim == 1):  # class numbers stay integers
+            targets = targets.astype("float64")
+        weights = backend.xp.ones(len(outputs)) if weights is None else weights
         if self.class_weight is not None:
             weights = weights * self.weights_by_class(backend, self.class_weight, targets, outputs.shape[-1])
         losses = self.samples(backend, outputs, targets) * weights
@@ -245,7 +243,7 @@ class SoftmaxCrossEntropy(_CrossEntropy):
         if targets.ndim == 2 and targets.shape[1] == 1:
             targets = targets.reshape(-1)
         if targets.ndim == 1:
-            if targets.dtype.kind == "f" and not bool((targets == xp.floor(targets)).all()):
+            if targets.dtype.kind == "f" and not bool((xp.isfinite(targets) & (targets == xp.floor(targets))).all()):
                 raise DataError(
                     "SoftmaxCrossEntropy: targets (N,) must be labels, integers from 0, but some are not whole numbers."
                 )

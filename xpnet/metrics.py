@@ -1,22 +1,26 @@
 """Metrics: scores such as accuracy, computed from sums over samples that stay on the device until the end.
 
 A metric turns each batch into a small array of sums, adds up those of all batches, and computes its result from the
-total. A sample of weight w counts w times.
+total. Counts are exact, in 64-bit integers; sums are float64. A sample of weight w counts w times. A sample with NaN
+among its outputs is never counted as correct.
 """
 
 import copy
+import html
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend, get_backend
-from xpnet.config import Configured, choice, integer, number, resolve
-from xpnet.errors import ArgumentError, DataError, ShapeError
-from xpnet.losses import Loss
+from xpnet.config import Configured, checked_samples, choice, flag, integer, number, refuse_non_finite_targets, resolve
+from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
+from xpnet.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy
 
-__all__ = ["F1", "R2", "Accuracy", "ConfusionMatrix", "MeanAbsoluteError", "MeanSquaredError", "Metric",
-           "Precision", "Recall", "TopKAccuracy", "get"]  # fmt: skip
+__all__ = ["AUC", "F1", "R2", "Accuracy", "ClassReport", "CohenKappa", "ConfusionMatrix", "LogLoss",
+           "MeanAbsoluteError", "MeanSquaredError", "Metric", "Precision", "Recall", "Report", "TopKAccuracy",
+           "get"]  # fmt: skip
 
 
 class Metric(Configured):
@@ -29,10 +33,13 @@ class Metric(Configured):
     #: Whether merge(zeros, sums) == sums. A subclass with its own `merge` sets it to True if that holds: only then
     #: can a GPU capture the step.
     starts_from_zeros: ClassVar[bool] = True
+    #: Whether `sums` returns one row per sample, (N, ...), and `result` takes the rows of all samples. They are kept in
+    #: the memory of the device. A GPU then does not capture the training step.
+    collects: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "merge" in cls.__dict__ and "starts_from_zeros" not in cls.__dict__:
+        if cls.collects or ("merge" in cls.__dict__ and "starts_from_zeros" not in cls.__dict__):
             cls.starts_from_zeros = False
 
     @abstractmethod
@@ -40,8 +47,12 @@ class Metric(Configured):
         """The sums over a batch: outputs (N, ...), targets as the loss takes them, weights (N,) or None."""
 
     def merge(self, total: Array, sums: Array) -> Array:
-        """Combine the sums of two parts of the data."""
+        """Combine the sums of two parts of the data. Not called if the metric collects rows."""
         return total + sums
+
+    def restored(self, sums: Any) -> Any:
+        """Sums from a checkpoint, a NumPy array, as `sums` returns them now: older files may have another layout."""
+        return sums
 
     def result(self, sums: Any) -> Any:
         """The score, from the total of the sums as a NumPy array: by default sums[0] / sums[1], 0 if sums[1] is 0."""
@@ -55,19 +66,13 @@ class Metric(Configured):
         """Raise DataError or ShapeError for targets that this metric does not accept. Reads the device."""
 
     def __call__(self, outputs: Any, targets: Any, sample_weight: Any = None) -> Any:
-        """The score of these arrays, computed on the host."""
+        """The score of these arrays, computed on the host in float64."""
         backend = get_backend("cpu")
-        outputs, targets = backend.asarray(outputs), backend.asarray(targets)
-        if len(outputs) != len(targets):
-            raise ShapeError(f"{self.name}: {len(outputs)} outputs but {len(targets)} targets.")
+        outputs, targets, weights = checked_samples(self.name, outputs, targets, sample_weight)
         if targets.size not in (len(targets), outputs.size):
             raise ShapeError(f"{self.name}: outputs {outputs.shape} and targets {targets.shape} do not fit.")
-        weights = None if sample_weight is None else backend.asarray(sample_weight, dtype="float64")
-        if outputs.dtype.kind != "f":
-            outputs = outputs.astype("float64")  # unsigned integers would wrap
+        refuse_non_finite_targets(self.name, targets)
         self.check_targets(targets, outputs.shape)
-        if weights is not None and weights.shape != (len(outputs),):
-            raise ShapeError(f"{self.name}: sample_weight must have shape ({len(outputs)},), not {weights.shape}.")
         return self.result(backend.to_numpy(self.sums(backend, outputs, targets, weights)))
 
 
@@ -85,26 +90,34 @@ class _ClassMetric(Metric):
 
     def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:
         if self._takes_largest(outputs_shape):
-            _check_labels(self.name, targets, outputs_shape[-1])
-            return
-        _reshaped(targets, outputs_shape)
-        if float(targets.min()) < 0 or float(targets.max()) > 1:
-            raise DataError(
-                f"{self.name}: each output is a yes-or-no answer, so targets must be in [0, 1], but they range from "
-                f"{float(targets.min()):g} to {float(targets.max()):g}."
-            )
+            _check_labels(self.name, targets, outputs_shape)
+        else:
+            _check_yes_or_no(self.name, targets, outputs_shape)
 
     def decide(
         self, backend: Backend, outputs: Array, targets: Array, weights: Array | None
     ) -> tuple[Array, Array, Array | None, int]:
-        """(predicted classes, true classes, weights, number of classes); the arrays are flat."""
+        """(predicted classes, true classes, weights, number of classes K); the arrays are flat.
+
+        Outputs with NaN get the class K, which no sample has.
+        """
         xp = backend.xp
+        if weights is not None:
+            weights = weights.astype(xp.float64, copy=False)
         if self._takes_largest(outputs.shape):
-            return outputs.argmax(axis=-1), _labels(targets), weights, int(outputs.shape[-1])
-        predicted = outputs > (0.5 if self.threshold is None else self.threshold)
-        if weights is not None and outputs.size != len(outputs):
-            weights = xp.repeat(weights, int(outputs.size) // len(outputs))
-        return predicted.reshape(-1).astype(xp.int64), (targets.reshape(-1) > 0.5).astype(xp.int64), weights, 2
+            classes, largest = int(outputs.shape[-1]), xp.max(outputs, axis=-1)
+            predicted = xp.where(largest == largest, outputs.argmax(axis=-1), classes)
+            return predicted, _labels(targets), weights, classes
+        outputs = outputs.reshape(-1)
+        if weights is not None and outputs.size != len(weights):
+            weights = xp.repeat(weights, int(outputs.size) // len(weights))
+        predicted = xp.where(outputs == outputs, (outputs > self._limit).astype(xp.int64), 2)
+        return predicted, (targets.reshape(-1) > 0.5).astype(xp.int64), weights, 2
+
+    @property
+    def _limit(self) -> float:
+        """The threshold between no and yes."""
+        return 0.5 if self.threshold is None else self.threshold
 
     def _takes_largest(self, outputs_shape: tuple[int, ...]) -> bool:
         return self.threshold is None and len(outputs_shape) > 1 and outputs_shape[-1] > 1
@@ -120,14 +133,21 @@ class Accuracy(_ClassMetric):
     name = "accuracy"
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
+        xp = backend.xp
         if weights is None and self._takes_largest(outputs.shape):
             return backend.count_correct(outputs, _labels(targets))
+        if weights is None:
+            true, limit = targets.reshape(outputs.shape) > 0.5, self._limit
+            return _correct(xp, xp.where(true, outputs > limit, outputs <= limit), None)
         predicted, true, weights, _ = self.decide(backend, outputs, targets, weights)
-        return _correct(backend.xp, predicted == true, weights)
+        return _correct(xp, predicted == true, weights)
 
 
 class TopKAccuracy(Metric):
-    """The fraction of samples whose class has one of the k largest outputs. In a tie, the lower class number wins."""
+    """The fraction of samples whose class has one of the k largest outputs. In a tie, the lower class number wins.
+
+    NaN counts as larger than any number, and a class whose output is NaN is never among the k.
+    """
 
     name = "top_k_accuracy"
 
@@ -135,7 +155,7 @@ class TopKAccuracy(Metric):
         self.k = integer(self, "k", k)
 
     def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:
-        _check_labels(self.name, targets, outputs_shape[-1])
+        _check_labels(self.name, targets, outputs_shape)
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         xp = backend.xp
@@ -144,60 +164,200 @@ class TopKAccuracy(Metric):
         earlier = xp.arange(outputs.shape[1])[None, :] < true
         # "not ≤" rather than ">": a NaN score is below all others.
         ahead = xp.logical_not(outputs <= score) | ((outputs == score) & earlier)
-        return _correct(xp, xp.sum(ahead, axis=1) < self.k, weights)
+        found = (xp.sum(ahead, axis=1) < self.k) & (score == score)[:, 0]
+        return _correct(xp, found, weights)
 
 
-class ConfusionMatrix(_ClassMetric):
+class _Counts(_ClassMetric):
+    """The base of metrics on the numbers of samples by true and predicted class."""
+
+    def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
+        """Counts (K, K + 1): int64, or sums of weights in float64. In the last column are samples with NaN outputs."""
+        predicted, true, weights, classes = self.decide(backend, outputs, targets, weights)
+        return backend.count_pairs(true, predicted, (classes, classes + 1), weights)
+
+    def restored(self, sums: Any) -> Any:
+        missing = len(sums) + 1 - sums.shape[1]  # files of version 0.1 lack the last column
+        return get_backend("cpu").xp.pad(sums, ((0, 0), (0, missing)))
+
+    def _refuse_nan(self, sums: Any) -> Any:
+        """The counts (K, K). Raises DataError if samples with NaN outputs were counted."""
+        if sums[:, len(sums) :].any():
+            raise DataError(
+                f"{self.name}: the outputs contain NaN, which is no class, for samples of a total weight of "
+                f"{sums[:, -1].sum():g}."
+            )
+        return sums[:, : len(sums)]
+
+
+class ConfusionMatrix(_Counts):
     """Counts (K, K), by true class (row) and predicted class (column).  threshold: as in Accuracy.
 
-    Use it with `evaluate`, not with `fit`, whose history holds only numbers.
+    Use it with `evaluate`, not with `fit`, whose history holds only numbers. Outputs with NaN raise DataError.
     """
 
     name = "confusion_matrix"
     scalar = False
 
-    def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
-        xp = backend.xp
-        predicted, true, weights, classes = self.decide(backend, outputs, targets, weights)
-        numbers = xp.arange(classes)
-        # A product of one-hot matrices, without a scatter, which would race on a GPU. float32 is exact up to 2**24.
-        dtype = outputs.dtype if outputs.dtype.kind == "f" else xp.float64
-        rows = (true[:, None] == numbers).astype(dtype)
-        columns = (predicted[:, None] == numbers).astype(dtype)
-        if weights is not None:
-            rows *= weights[:, None].astype(dtype)
-        counts = backend.matmul(rows.T, columns, out=backend.empty((classes, classes), dtype))
-        return counts.astype(xp.float64)
-
     def result(self, sums: Any) -> Any:
-        return sums if (sums % 1).any() else sums.astype("int64")
+        counts = self._refuse_nan(sums)
+        return counts if (counts % 1).any() else counts.astype("int64")
 
 
-class _ConfusionScore(ConfusionMatrix):
+class Report(dict[str, Any]):
+    """What ClassReport returns: {class name: {"precision": …, "recall": …, "f1": …, "support": …}}.
+
+    The same keys are in report["macro"], the mean over the classes that occur among targets or predictions, and in
+    report["weighted"], the mean weighted by support; report["accuracy"] is a number. report[3] is the class with number
+    3. Printed, and as the last line of a notebook's cell, it is a table.
+
+    class_names: the names of the classes.  counts: the confusion matrix (K, K).
+    """
+
+    def __init__(self, counts: Any, class_names: Sequence[str]) -> None:
+        self.counts, self.class_names = counts, list(class_names)
+        each = []
+        for k, name in enumerate(self.class_names):
+            correct, predicted, actual = counts[k, k].item(), counts[:, k].sum().item(), counts[k].sum().item()
+            precision, recall = _ratio(correct, predicted), _ratio(correct, actual)
+            f1 = _ratio(2.0 * correct, predicted + actual)
+            self[name] = {"precision": precision, "recall": recall, "f1": f1, "support": actual}
+            each.append((self[name], predicted + actual > 0))
+        total = counts.sum().item()
+        present = [scores for scores, occurs in each if occurs]
+        self["accuracy"] = _ratio(counts.diagonal().sum().item(), total)
+        for average, shares in (("macro", [1.0] * len(present)), ("weighted", [s["support"] for s in present])):
+            self[average] = {
+                score: _ratio(sum(share * s[score] for share, s in zip(shares, present, strict=True)), sum(shares))
+                for score in ("precision", "recall", "f1")
+            } | {"support": total}
+
+    def __missing__(self, key: Any) -> Any:
+        if hasattr(key, "__index__") and 0 <= key < len(self.class_names):
+            return self[self.class_names[key]]
+        raise KeyError(key)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        """The lines of the table as text."""
+        rows: list[tuple[str, ...]] = [("", "precision", "recall", "f1", "support")]
+        for name in (*self.class_names, "macro", "weighted"):
+            scores = self[name]
+            values = [f"{scores[score]:.4f}" for score in ("precision", "recall", "f1")]
+            rows.append((name, *values, f"{scores['support']:,.{1 if scores['support'] % 1 else 0}f}"))
+        rows.append(("accuracy", "", "", f"{self['accuracy']:.4f}", rows[-1][-1]))
+        return rows
+
+    def __str__(self) -> str:
+        rows = self._rows()
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        lines = []
+        for name, *values in rows:
+            lines.append("  ".join([name.ljust(widths[0]), *map(str.rjust, values, widths[1:])]))
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head, *rows = self._rows()
+        cells = "".join(f"<th>{text}</th>" for text in head)
+        lines = [
+            f"<tr><th>{html.escape(name)}</th>" + "".join(f"<td>{text}</td>" for text in texts) + "</tr>"
+            for name, *texts in rows
+        ]
+        return f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+class ClassReport(_Counts):
+    """Precision, recall, F1 and support, the number of samples, of each class and on average: a `Report`.
+
+    class_names: the names of the classes, by default their numbers as text.  threshold: as in Accuracy.
+
+    Use it with `evaluate`, not with `fit`. A score whose denominator is 0 is 0. Outputs with NaN raise DataError.
+    """
+
+    name = "class_report"
+    scalar = False
+
+    def __init__(self, class_names: Sequence[Any] | None = None, threshold: float | None = None) -> None:
+        super().__init__(threshold)
+        if isinstance(class_names, str) or not (class_names is None or hasattr(class_names, "__iter__")):
+            raise ArgumentTypeError(f"ClassReport: class_names must be a list of names, not {class_names!r}.")
+        self.class_names = None if class_names is None else [str(name) for name in class_names]
+        if self.class_names is not None:
+            reserved = {"macro", "weighted", "accuracy"} & set(self.class_names)
+            if reserved or len(set(self.class_names)) < len(self.class_names):
+                raise ArgumentError(
+                    "ClassReport: class_names must differ from one another and from macro, weighted and accuracy, but "
+                    f"are {self.class_names}."
+                )
+
+    def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:
+        super().check_targets(targets, outputs_shape)
+        classes = outputs_shape[-1] if self._takes_largest(outputs_shape) else 2
+        if self.class_names is not None and len(self.class_names) != classes:
+            raise ArgumentError(f"ClassReport: there are {classes} classes, but class_names are {self.class_names}.")
+
+    def result(self, sums: Any) -> Report:
+        counts = self._refuse_nan(sums)
+        return Report(counts, self.class_names or [str(k) for k in range(len(counts))])
+
+
+class CohenKappa(_Counts):
+    """Cohen's kappa: 1 - Σ v_ij O_ij / Σ v_ij E_ij, the agreement of predictions and targets beyond chance.
+
+    O are the counts by true class i and predicted class j, and E those expected if both were independent, with the same
+    sums of rows and columns.  weights: None, v_ij = 1 unless i = j; "linear", |i - j|; "quadratic", (i - j)², for
+    ordered classes.  threshold: as in Accuracy. It is 1 for perfect agreement, 0 for chance; NaN if targets and
+    predictions are all of one class, or if outputs are NaN. Cohen 1960, 1968.
+    """
+
+    name = "cohen_kappa"
+
+    def __init__(self, weights: str | None = None, threshold: float | None = None) -> None:
+        super().__init__(threshold)
+        self.weights = choice(self, "weights", weights, ("linear", "quadratic", None))
+
+    def result(self, sums: Any) -> float:
+        xp, classes = get_backend("cpu").xp, len(sums)
+        if sums[:, classes:].any() or not sums.any():
+            return math.nan
+        counts, distance = sums[:, :classes].astype("float64"), abs(xp.arange(classes)[:, None] - xp.arange(classes))
+        disagreement = {None: distance != 0, "linear": distance, "quadratic": distance**2}[self.weights]
+        chance = xp.outer(counts.sum(axis=1), counts.sum(axis=0)) / counts.sum()
+        expected = (disagreement * chance).sum()
+        return float(1.0 - (disagreement * counts).sum() / expected) if expected else math.nan
+
+
+class _ConfusionScore(_Counts):
     """A score per class, computed from the confusion matrix, then averaged over the classes as Precision explains."""
-
-    scalar = True
 
     def __init__(self, average: str | None = None, threshold: float | None = None) -> None:
         super().__init__(threshold)
         self.average = choice(self, "average", average, ("macro", "micro", "weighted", "binary", None))
         self._one_output = False
 
+    def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:
+        super().check_targets(targets, outputs_shape)
+        if self.average == "binary" and self._takes_largest(outputs_shape) and outputs_shape[-1] != 2:
+            raise ArgumentError(
+                f'{type(self).__name__}: average="binary" needs two classes, not {outputs_shape[-1]}: use "macro", '
+                '"weighted" or "micro".'
+            )
+
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         self._one_output = not self._takes_largest(outputs.shape)
         return super().sums(backend, outputs, targets, weights)
 
     def result(self, sums: Any) -> float:
-        correct, predicted, actual = sums.diagonal(), sums.sum(axis=0), sums.sum(axis=1)
+        # A sample with NaN outputs is one of its class that is not found.
+        correct, predicted, actual = sums.diagonal(), sums.sum(axis=0)[: len(sums)], sums.sum(axis=1)
         average = self.average or ("binary" if self._one_output else "macro")
         if average == "micro":
             return self.score(correct.sum(), predicted.sum(), actual.sum())
         each = [self.score(*counts) for counts in zip(correct, predicted, actual, strict=True)]
         if average == "binary":
-            if len(each) != 2:
-                raise ArgumentError(f'{type(self).__name__}: average="binary" needs two classes, not {len(each)}.')
             return each[1]
-        shares = actual / actual.sum() if average == "weighted" else [1.0 / len(each)] * len(each)
+        shares = actual / (actual.sum() or 1) if average == "weighted" else [1.0 / len(each)] * len(each)
         return float(sum(share * value for share, value in zip(shares, each, strict=True)))
 
     @abstractmethod
@@ -237,8 +397,159 @@ class F1(_ConfusionScore):
         return _ratio(2.0 * correct, predicted + actual)
 
 
+class _ProbabilityMetric(Metric):
+    """What metrics on probabilities have in common.
+
+    from_logits: whether the outputs are logits, from which softmax or sigmoid makes probabilities. None means True if
+    the model was trained with a loss on logits, otherwise False.
+    """
+
+    def __init__(self, *, from_logits: bool | None = None) -> None:
+        self.from_logits = None if from_logits is None else flag(self, "from_logits", from_logits)
+        self._yes_or_no = False  # whether each output is a separate yes-or-no answer
+
+    def bind(self, loss: Loss | None) -> Metric:
+        bound = copy.copy(self)
+        if loss is not None:
+            bound._yes_or_no = loss.decision_threshold is not None
+            if self.from_logits is None:
+                bound.from_logits = loss.takes_logits
+        return bound
+
+    def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:
+        if self._has_classes(outputs_shape):
+            _check_labels(self.name, targets, outputs_shape)
+        else:
+            _check_yes_or_no(self.name, targets, outputs_shape)
+
+    def _has_classes(self, outputs_shape: tuple[int, ...]) -> bool:
+        return len(outputs_shape) > 1 and outputs_shape[-1] > 1 and not self._yes_or_no
+
+
+class LogLoss(_ProbabilityMetric):
+    """The mean of -log p, with the probability p that the model gave to the true class; the cross-entropy.
+
+    Outputs (N, K) are those of K classes, and targets are labels (N,) or probabilities (N, K); of K = 1 output, or of
+    several outputs of a model trained with binary_cross_entropy, each is the probability of yes, and their mean counts.
+    from_logits: whether outputs are logits instead; None means True after a loss on logits, otherwise False.
+    Probabilities are taken to be at least ε, 2⁻⁵² in float64 and 2⁻²³ in float32, as in scikit-learn; logits need no
+    such limit. The result is NaN if outputs should be probabilities but are not in [0, 1].
+    """
+
+    name = "log_loss"
+
+    def __call__(self, outputs: Any, targets: Any, sample_weight: Any = None) -> Any:
+        checked, _, _ = checked_samples(self.name, outputs, targets, sample_weight)
+        if not self.from_logits and (checked.min() < 0 or checked.max() > 1):
+            raise DataError(
+                f"{self.name}: outputs must be probabilities, but range from {checked.min():g} to {checked.max():g}. "
+                "If they are logits, use LogLoss(from_logits=True)."
+            )
+        return super().__call__(outputs, targets, sample_weight)
+
+    def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
+        xp, classes = backend.xp, self._has_classes(outputs.shape)
+        if classes and (targets.ndim == 1 or targets.shape[1] == 1):
+            targets = _labels(targets)
+        elif not classes:
+            targets = targets.reshape(outputs.shape)
+        if self.from_logits:
+            loss = SoftmaxCrossEntropy() if classes else BinaryCrossEntropy()
+            return _weighted(xp, loss.samples(backend, outputs, targets).astype(xp.float64), weights)
+        epsilon = 2.0**-52 if outputs.dtype == xp.float64 else 2.0**-23
+        outputs = xp.where(xp.abs(outputs - 0.5) <= 0.5 + 1e-5, outputs, math.nan)
+        log_p = xp.log(xp.clip(outputs, epsilon, 1.0))
+        if not classes:
+            log_p = targets * log_p + (1.0 - targets) * xp.log(xp.clip(1.0 - outputs, epsilon, 1.0))
+            return _weighted(xp, -xp.mean(log_p.reshape(len(log_p), -1), axis=1, dtype=xp.float64), weights)
+        if targets.ndim == 1:
+            return _weighted(xp, -xp.take_along_axis(log_p, targets[:, None], axis=1)[:, 0].astype(xp.float64), weights)
+        return _weighted(xp, -xp.sum(targets * log_p, axis=1, dtype=xp.float64), weights)
+
+
+class AUC(_ProbabilityMetric):
+    """The area under the ROC curve: the probability that a sample of a class scores higher than one of another class.
+
+    A tie counts ½. Of K classes, each is compared with the rest, and the result is the mean over the classes for which
+    there are samples of both kinds; likewise of several yes-or-no outputs. If there is none, as in data of a single
+    class, the result is NaN, with a warning. It is NaN too if outputs are NaN.
+
+    from_logits: whether the scores are the softmax of the outputs; None means True after a loss on logits, otherwise
+    False. For one output that makes no difference.
+
+    The result is exact, and therefore needs all scores: 16 K + 8 bytes per sample, in the device's memory until the end
+    of the epoch. In training, where it makes a GPU run steps eagerly, each score is from before its own update.
+    """
+
+    name = "auc"
+    collects = True
+
+    def bind(self, loss: Loss | None) -> Metric:
+        bound = super().bind(loss)
+        bound._one_class_each = loss is not None and loss.classifies and loss.decision_threshold is None
+        return bound
+
+    _one_class_each = False  # whether targets (N, K) are probabilities of which the largest counts
+
+    def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
+        """(N, 2 K + 1): the scores, the targets as 0 or 1, and the weight of each sample."""
+        xp = backend.xp
+        count, columns = len(outputs), math.prod(outputs.shape[1:])
+        scores = outputs.astype(xp.float64).reshape(count, columns)
+        if self._has_classes(outputs.shape) and self.from_logits:
+            scores = backend.softmax(scores)
+        if targets.size == scores.size and not (columns > 1 and self._one_class_each):
+            true = targets.reshape(scores.shape) > 0.5
+        else:
+            true = _labels(targets)[:, None] == xp.arange(columns)
+        rows = xp.ones((count, 2 * columns + 1), dtype=xp.float64)
+        rows[:, :columns] = scores
+        rows[:, columns : 2 * columns] = true
+        if weights is not None:
+            rows[:, -1] = weights
+        return rows
+
+    def result(self, sums: Any) -> float:
+        if (sums[:, : sums.shape[1] // 2] != sums[:, : sums.shape[1] // 2]).any():
+            return math.nan
+        columns, weights = sums.shape[1] // 2, sums[:, -1]
+        areas = [_area(sums[:, k], sums[:, columns + k] > 0, weights) for k in range(columns)]
+        known = [area for area in areas if area == area]
+        if not known:
+            warnings.warn(
+                f"{self.name}: the area under the ROC curve is not defined, because the targets are all of one class.",
+                UserWarning,
+                stacklevel=2,
+            )
+            return math.nan
+        return sum(known) / len(known)
+
+
+def _area(scores: Any, positive: Any, weights: Any) -> float:
+    """Σ w_p w_n ([s_p > s_n] + ½ [s_p = s_n]) / Σ w_p w_n over the pairs of a positive and a negative sample.
+
+    NaN if there is no pair. Arrays are NumPy's.
+    """
+    xp = get_backend("cpu").xp
+    order = scores.argsort(kind="stable")
+    scores, positive, weights = scores[order], positive[order], weights[order]
+    if (weights == 1).all():
+        weights = weights.astype("int64")  # so that the sum is exact
+    ties = xp.flatnonzero(xp.concatenate([[True], scores[1:] != scores[:-1]]))  # where each run of equal scores begins
+    positives = xp.add.reduceat(weights * positive, ties)
+    negatives = xp.add.reduceat(weights * ~positive, ties)
+    pairs = positives.sum().item() * negatives.sum().item()
+    if not pairs:
+        return math.nan
+    below = negatives.cumsum() - negatives
+    return float((positives * (2 * below + negatives)).sum().item() / (2 * pairs))
+
+
 class _MeanError(Metric):
     """The mean over all elements of a function of the error."""
+
+    def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:
+        _reshaped(targets, outputs_shape, self.name)
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         xp = backend.xp
@@ -274,6 +585,9 @@ class R2(Metric):
     name = "r2"
     starts_from_zeros = True
 
+    def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:
+        _reshaped(targets, outputs_shape, self.name)
+
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         xp = backend.xp
         t = _reshaped(targets, outputs.shape).reshape(len(targets), -1).astype(xp.float64)
@@ -298,7 +612,8 @@ class R2(Metric):
         scores = []
         for count, mean, spread, errors in sums.T:
             rounding = count * (1e-14 * mean) ** 2  # what rounding may leave of a spread of 0
-            scores.append(1.0 - errors / spread if spread > rounding else float(errors <= rounding))
+            varies = spread > rounding or errors != errors  # NaN stays
+            scores.append(1.0 - errors / (spread or 1.0) if varies else float(errors <= rounding))
         return float(sum(scores) / len(scores))
 
 
@@ -309,6 +624,10 @@ _NAMES: dict[str, type[Metric]] = {
     "recall": Recall,
     "f1": F1,
     "confusion_matrix": ConfusionMatrix,
+    "class_report": ClassReport,
+    "cohen_kappa": CohenKappa,
+    "auc": AUC,
+    "log_loss": LogLoss,
     "mse": MeanSquaredError,
     "mae": MeanAbsoluteError,
     "r2": R2,
@@ -321,6 +640,8 @@ def get(specs: str | Metric | Sequence[str | Metric] | None, loss: Loss | None) 
         specs = ["accuracy"] if loss is not None and loss.classifies else []
     if isinstance(specs, str | Metric):
         specs = [specs]
+    if not isinstance(specs, Sequence):
+        raise ArgumentTypeError(f"metrics must be a name, a Metric or a list of them, not {specs!r}.")
     found = [resolve("metric", spec, _NAMES, Metric).bind(loss) for spec in specs]  # type: ignore[type-abstract]
     names = [metric.name for metric in found]
     if len(set(names)) < len(names) or "loss" in names:
@@ -328,28 +649,45 @@ def get(specs: str | Metric | Sequence[str | Metric] | None, loss: Loss | None) 
     return found
 
 
-def _reshaped(targets: Array, outputs_shape: tuple[int, ...]) -> Array:
+def _reshaped(targets: Array, outputs_shape: tuple[int, ...], name: str = "") -> Array:
     """Targets in the shape of the outputs, which may differ in axes of length 1 only."""
     if targets.size != math.prod(outputs_shape):
-        raise ShapeError(f"outputs {tuple(outputs_shape)} and targets {tuple(targets.shape)} do not fit.")
+        place = f"{name}: " if name else ""
+        raise ShapeError(f"{place}outputs {tuple(outputs_shape)} and targets {tuple(targets.shape)} do not fit.")
     return targets.reshape(outputs_shape)
 
 
-def _check_labels(name: str, targets: Array, classes: int) -> None:
-    if targets.ndim == 2 and targets.shape[1] > 1:
-        if targets.shape[1] != classes:
+def _check_yes_or_no(name: str, targets: Array, outputs_shape: tuple[int, ...]) -> None:
+    _reshaped(targets, outputs_shape, name)
+    if float(targets.min()) < 0 or float(targets.max()) > 1:
+        raise DataError(
+            f"{name}: each output is a yes-or-no answer, so targets must be in [0, 1], but they range from "
+            f"{float(targets.min()):g} to {float(targets.max()):g}."
+        )
+
+
+def _check_labels(name: str, targets: Array, outputs_shape: tuple[int, ...]) -> None:
+    if len(outputs_shape) != 2:
+        raise ShapeError(f"{name}: outputs must have shape (N, K), with an output per class, not {outputs_shape}.")
+    classes = outputs_shape[1]
+    if targets.ndim > 1 and math.prod(targets.shape[1:]) > 1:
+        if targets.shape[1:] != (classes,):
             raise ShapeError(f"{name}: targets {tuple(targets.shape)} do not fit {classes} classes.")
         return
-    low, high = int(targets.min()), int(targets.max())
+    low, high = float(targets.min()), float(targets.max())
+    if targets.dtype.kind == "f" and bool((targets != targets.round()).any()):
+        raise DataError(f"{name}: labels must be whole numbers, but some are not; they range from {low:g} to {high:g}.")
+    low, high = int(low), int(high)
     if low < 0 or high >= classes:
         raise DataError(f"{name}: labels range from {low} to {high}, but the classes are 0 to {classes - 1}.")
 
 
 def _labels(targets: Array) -> Array:
-    """Labels (N,) from labels (N,) or (N, 1), or from probabilities (N, K)."""
+    """Integer labels (N,) from labels (N,) or (N, 1), or from probabilities (N, K)."""
     if targets.ndim == 2 and targets.shape[1] > 1:
         return targets.argmax(axis=-1)
-    return targets.reshape(-1)
+    labels = targets.reshape(-1)
+    return labels if labels.dtype.kind == "i" and labels.itemsize == 8 else labels.astype("int64")
 
 
 def _correct(xp: Any, correct: Array, weights: Array | None) -> Array:
@@ -365,7 +703,7 @@ def _weighted(xp: Any, per_sample: Array, weights: Array | None) -> Array:
     """[Σ w · value, Σ w] over the samples."""
     if weights is None:
         return xp.stack([xp.sum(per_sample), xp.full((), len(per_sample), dtype=xp.float64)])
-    w = weights.astype(xp.float64)
+    w = weights.astype(xp.float64, copy=False)
     return xp.stack([xp.sum(per_sample * w), xp.sum(w)])
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import xpnet
-from xpnet import layers
+from xpnet import datasets, layers, losses, metrics
 from xpnet.errors import ArgumentTypeError
 
 X = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
@@ -131,3 +131,82 @@ class GPUArray:
 
 def test_an_array_that_only_numpy_can_convert_is_copied_to_the_host():
     np.testing.assert_array_equal(net().predict(GPUArray()), net().predict(X))
+
+
+# Masked arrays
+
+
+def masked(a):
+    """`a` with its first element masked."""
+    a = np.asarray(a)
+    return np.ma.masked_array(a, np.arange(a.size).reshape(a.shape) == 0)
+
+
+MASKED_X = np.random.default_rng(0).random((20, 4)).astype("float32")
+MASKED_Y = np.arange(20) % 2
+ONES = np.ones(20)
+
+
+def dense():
+    return xpnet.Sequential([layers.Dense(2)], input_shape=4, backend="cpu")
+
+
+def standalone():
+    layer = layers.Dense(2)
+    layer.build((4,), backend="cpu")
+    return layer
+
+
+BOUNDARIES = {
+    "fit x": lambda: dense().fit(masked(MASKED_X), MASKED_Y, verbose=0),
+    "fit y": lambda: dense().fit(MASKED_X, masked(MASKED_Y), verbose=0),
+    "fit weights": lambda: dense().fit(MASKED_X, MASKED_Y, sample_weight=masked(ONES), verbose=0),
+    "fit, not built": lambda: xpnet.Sequential([layers.Dense(2)]).fit(masked(MASKED_X), MASKED_Y, verbose=0),
+    "validation x": lambda: dense().fit(MASKED_X, MASKED_Y, validation_data=(masked(MASKED_X), MASKED_Y), verbose=0),
+    "validation y": lambda: dense().fit(MASKED_X, MASKED_Y, validation_data=(MASKED_X, masked(MASKED_Y)), verbose=0),
+    "split": lambda: dense().fit(masked(MASKED_X), MASKED_Y, validation_split=0.5, verbose=0),
+    "a list": lambda: dense().fit([masked(MASKED_X[0]), *MASKED_X[1:]], MASKED_Y, verbose=0),
+    "a masked number": lambda: dense().fit(MASKED_X, [np.ma.masked, *MASKED_Y[1:]], verbose=0),
+    "batches": lambda: dense().fit([(masked(MASKED_X), MASKED_Y)], verbose=0),
+    "targets of batches": lambda: dense().fit([(MASKED_X, masked(MASKED_Y))], verbose=0),
+    "Stream": lambda: datasets.Stream(masked(MASKED_X), MASKED_Y),
+    "Stream y": lambda: datasets.Stream(MASKED_X, masked(MASKED_Y)),
+    "predict": lambda: dense().predict(masked(MASKED_X)),
+    "evaluate": lambda: dense().evaluate(MASKED_X, masked(MASKED_Y), "softmax_cross_entropy"),
+    "train_on_batch": lambda: dense().train_on_batch(masked(MASKED_X), MASKED_Y, "softmax_cross_entropy", "sgd"),
+    "forward": lambda: dense().forward(masked(MASKED_X)),
+    "forward of a layer": lambda: standalone().forward(masked(MASKED_X)),
+    "activations": lambda: dense().activations(masked(MASKED_X)),
+    "load_state_dict": lambda: dense().load_state_dict({n: masked(a) for n, a in dense().state_dict().items()}),
+    "check_gradients": lambda: xpnet.check_gradients(dense(), masked(MASKED_X), MASKED_Y, "softmax_cross_entropy"),
+    "a loss": lambda: losses.MeanSquaredError()(masked(MASKED_X), MASKED_X),
+    "a metric": lambda: metrics.Accuracy()(MASKED_X, masked(MASKED_Y)),
+    "write_idx": lambda: datasets.write_idx("unwritten", masked(MASKED_Y.astype("uint8"))),
+    "an initializer": lambda: xpnet.Sequential([layers.Dense(2, weight_initializer=masked(np.ones((4, 2))))], 4, "cpu"),
+    "asarray": lambda: xpnet.get_backend("cpu").asarray(masked(MASKED_X)),
+}
+
+
+@pytest.mark.parametrize("use", BOUNDARIES.values(), ids=BOUNDARIES.keys())
+def test_masked_arrays_are_refused(use, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArgumentTypeError, match=r"masked arrays are not supported.*filled\(value\).*sample_weight"):
+        use()
+    assert not list(tmp_path.iterdir())
+
+
+def test_devices_and_estimators_refuse_masked_arrays(backend):
+    with pytest.raises(ArgumentTypeError, match="masked arrays"):
+        backend.asarray(masked(MASKED_X))
+    estimators = pytest.importorskip("xpnet.estimators")
+    classifier = estimators.XPClassifier((3,), max_iter=1)
+    for x, y, w in (
+        (masked(MASKED_X), MASKED_Y, ONES),
+        (MASKED_X, masked(MASKED_Y), ONES),
+        (MASKED_X, MASKED_Y, masked(ONES)),
+    ):
+        with pytest.raises(ArgumentTypeError, match="masked arrays"):
+            classifier.fit(x, y, sample_weight=w)
+    classifier.partial_fit(MASKED_X, MASKED_Y)
+    with pytest.raises(ArgumentTypeError, match="X: masked arrays"):
+        classifier.predict(masked(MASKED_X))

@@ -197,3 +197,25 @@ def test_a_sum_over_many_rows_is_exact(columns):
     backend = xpnet.get_backend("cpu")
     out = backend.sum_rows(np.full((200_000, columns), 0.1, np.float32), np.empty(columns, np.float32))
     np.testing.assert_allclose(out, np.float32(0.1) * 200_000.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_row_with_nan_is_never_correct(backend, dtype):
+    nan = math.nan
+    outputs = np.array([[nan, nan], [nan, 1], [1, nan], [1, 1], [-math.inf, -math.inf], [0, math.inf]], dtype)
+    for labels, want in (([0] * 6, 2), ([1] * 6, 1)):
+        got = backend.count_correct(backend.asarray(outputs), backend.asarray(np.array(labels)))
+        assert backend.to_numpy(got).tolist() == [want, 6]
+        clean = backend.count_correct(backend.asarray(outputs[3:]), backend.asarray(np.array(labels[3:])))
+        assert backend.to_numpy(clean).tolist() == [want, 3]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_count_pairs_counts_by_both_numbers(backend, rng, weighted):
+    a, b, weights = rng.integers(0, 3, 50), rng.integers(0, 4, 50), rng.random(50)
+    want = np.zeros((3, 4))
+    np.add.at(want, (a, b), weights if weighted else 1)
+    device = [backend.asarray(array) for array in (a, b, weights)]
+    got = backend.to_numpy(backend.count_pairs(device[0], device[1], (3, 4), device[2] if weighted else None))
+    assert got.dtype == (np.float64 if weighted else np.int64)
+    np.testing.assert_allclose(got, want, rtol=1e-14)

@@ -1,5 +1,6 @@
 """Resuming: a run that was stopped in any way continues bit for bit like an uninterrupted one."""
 
+import itertools
 import json
 import os
 import signal
@@ -206,6 +207,46 @@ def test_the_best_epochs_have_their_own_files(tmp_path):
     assert [epoch for _, epoch in checkpoint.kept] == [3, 1]
     assert_same_state(xpnet.load(checkpoint.file_of_epoch(3), "cpu").state_dict(), weights[3])
     assert_same_state(xpnet.load(tmp_path / "run.st", "cpu").state_dict(), weights[5])
+
+
+@pytest.mark.parametrize("values", list(itertools.permutations([float("nan"), 0.6, 0.9, float("nan")]))[:12])
+def test_nan_is_worse_than_everything(tmp_path, values):
+    class FakeLogs(callbacks.Callback):
+        def on_epoch_end(self, model, epoch, logs):
+            logs["val_auc"] = values[epoch]
+
+    best = values.index(0.9)
+    checkpoint = callbacks.Checkpoint(tmp_path / "run.st", keep_best=1, monitor="val_auc")
+    two = callbacks.Checkpoint(tmp_path / "two.st", keep_best=2, monitor="val_auc")
+    stopping = callbacks.EarlyStopping("val_auc", patience=9)
+    lower = callbacks.ReduceLROnPlateau("val_auc", patience=9)
+    net().fit(X, Y, callbacks=[FakeLogs(), checkpoint, two, stopping, lower], **arguments(epochs=4))
+    assert [epoch for _, epoch in checkpoint.kept] == [best]
+    assert [epoch for _, epoch in two.kept] == [best, values.index(0.6)]
+    assert checkpoint.file_of_epoch(best).exists()
+    assert (stopping.best, stopping.best_epoch, lower.best) == (0.9, best, 0.9)
+
+
+def test_a_checkpoint_within_an_epoch_has_the_outputs_that_auc_collected(tmp_path):
+    y = Y % 2
+    options = {**arguments(), "loss": "binary_cross_entropy", "metrics": ["auc", "precision"]}
+
+    def one_output():
+        return xpnet.Sequential([layers.Flatten(), layers.Dense(1)], X.shape[1:], "cpu", seed=2)
+
+    want = one_output().fit(X, y, **options)
+    checkpoint = callbacks.Checkpoint(tmp_path / "run", minutes=0)
+    with pytest.raises(KeyboardInterrupt):
+        one_output().fit(X, y, callbacks=[checkpoint, StopAt(15)], **options)
+    assert dict(one_output().fit(X, y, resume_from=tmp_path / "run", **options)) == dict(want)
+
+
+def test_counts_of_older_checkpoints_are_continued():
+    metric = metrics.Precision()
+    old = np.array([[3.0, 1.0], [0.0, 2.0]])
+    restored = metric.restored(old)
+    assert restored.tolist() == metric.restored(restored).tolist() == [[3, 1, 0], [0, 2, 0]]
+    assert metric.result(restored) == (3 / 3 + 2 / 3) / 2
 
 
 def test_a_resumed_checkpoint_remembers_the_best_epochs(tmp_path):

@@ -17,9 +17,10 @@ from xpnet.layers.context import Workspace
 class Batch:
     """Some samples on the device. Valid until the next batch is made.
 
-    x: inputs.  y: targets.  weights: the weight of each sample in the loss.  counts: its weight in metrics, which does
-    not include class weights.  Both are None if all are 1.  first_row: the place of its first row in the step, over all
-    ranks.  has_no_rows: this rank has no rows of the batch, and x and y are placeholders that must not count.
+    x: inputs.  y: targets.  weights: the weight of each sample in the loss.  counts: its weight in metrics, in float64,
+    which does not include class weights; None without metrics.  Both are None if all are 1.  first_row: the place of
+    its first row in the step, over all ranks.  has_no_rows: this rank has no rows of the batch, and x and y are
+    placeholders that must not count.
     """
 
     x: Array

@@ -7,6 +7,7 @@ from typing import Any
 import numpy
 
 from xpnet.backends import Array, Backend, DType
+from xpnet.backends.arrays import to_host
 from xpnet.data.dataset import Dataset
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
 from xpnet.layers.containers import Sequential
@@ -46,7 +47,7 @@ def prepare(
     if not (loss.classifies and y.ndim == 1):  # class numbers stay integers
         y = backend.xp.ascontiguousarray(backend.asarray(y, dtype=dtype))
     counts = None if sample_weight is None else _sample_weights(backend, sample_weight, len(x), dtype, whole)
-    weights = counts
+    weights = None if counts is None else backend.asarray(counts, dtype=dtype)
     if class_weight is not None:
         by_class = backend.asarray(loss.weights_by_class(backend, class_weight, y, model.output_shape[-1]), dtype=dtype)
         weights = by_class if weights is None else weights * by_class
@@ -84,7 +85,7 @@ def prepare_inputs(model: Sequential, x: Any, name: str = "x", finite: bool = Tr
 def as_numbers(backend: Backend, a: Any, name: str) -> Array:
     """`a` as a numeric array on the device. Raises ArgumentTypeError for text, objects and complex numbers."""
     try:
-        array = numpy.asarray(a) if isinstance(a, list | tuple) else a
+        array = numpy.asarray(to_host(a)) if isinstance(a, list | tuple) else a
         kind = getattr(getattr(array, "dtype", None), "kind", "f")  # dtypes of other libraries have no kind
         if kind in "fiub":
             array = backend.asarray(array)
@@ -123,13 +124,14 @@ def _converted(backend: Backend, a: Array, dtype: DType) -> Array:
 
 
 def _sample_weights(backend: Backend, weights: Any, count: int, dtype: DType, whole: bool) -> Array:
+    """Weights (N,) in float64, in which metrics add them up. In `dtype`, that of the loss, they are finite too."""
     weights = as_numbers(backend, weights, "sample_weight")
     if tuple(weights.shape) != (count,):
         raise ShapeError(
             f"sample_weight must have shape ({count},), one per sample, but has shape {tuple(weights.shape)}."
         )
-    weights = backend.asarray(weights, dtype=dtype)
-    refuse_non_finite(backend, weights, "sample_weight")
-    if float(weights.min()) < 0 or (whole and float(weights.max()) == 0):
+    converted = _converted(backend, weights, dtype)
+    refuse_non_finite(backend, converted, "sample_weight")
+    if float(converted.min()) < 0 or (whole and float(converted.max()) == 0):
         raise DataError("sample_weight must not be negative, and not zero for all samples.")
-    return weights
+    return backend.asarray(weights, dtype="float64")

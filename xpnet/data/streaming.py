@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 import numpy
 
 from xpnet.backends import Array
-from xpnet.backends.arrays import to_host
+from xpnet.backends.arrays import refuse_masked, to_host
 from xpnet.config import integer
 from xpnet.data.dataset import Batch, Dataset, StepData, total_weight
 from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -44,6 +44,8 @@ class Stream:
     def __init__(
         self, x: Any, y: Any = None, sample_weight: Any = None, block: int = 1024, window_bytes: int = 64 * 2**20
     ) -> None:
+        for name, array in (("x", x), ("y", y), ("sample_weight", sample_weight)):
+            refuse_masked(array, f"Stream: {name}")
         self.x, self.y, self.sample_weight = x, y, sample_weight
         self.block, self.window_bytes = integer(self, "block", block), integer(self, "window_bytes", window_bytes)
         if not self.in_batches:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 import numpy
 from numpy.typing import ArrayLike, NDArray
 
-from xpnet.backends.arrays import to_host
+from xpnet.backends.arrays import refuse_masked, to_host
 from xpnet.data.files import as_path, memory_error, read_bytes, write_atomically
 from xpnet.errors import ArgumentError, ArgumentTypeError, FileError
 
@@ -60,6 +60,7 @@ def write_idx(path: str | os.PathLike[str], array: ArrayLike) -> None:
     be written; an existing file is then unchanged.
     """
     target = as_path("write_idx", "path", path)
+    refuse_masked(array, "array")
     try:
         array = numpy.asarray(to_host(array))
     except (TypeError, ValueError) as error:

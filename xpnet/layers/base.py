@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from xpnet import initializers
 from xpnet.backends import Array, Backend
+from xpnet.backends.arrays import refuse_masked
 from xpnet.config import Configured, as_shape
 from xpnet.errors import ArgumentError, ShapeError, StateError, shape_text
 from xpnet.layers.building import standalone
@@ -203,6 +204,7 @@ class Layer(Configured):
 
     def _checked_forward(self, x: Array) -> Array:
         """`forward` of a layer outside a model, with the checks that a model makes. Returns a new array."""
+        refuse_masked(x, "x")
         if hasattr(x, "shape") and tuple(x.shape[1:]) != self.input_shape:
             raise self.refuse(f"{shape_text(self.input_shape)}, the shape it was built for", f"{tuple(x.shape)}")
         self.check_inputs(x, "x")

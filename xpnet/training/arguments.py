@@ -127,6 +127,8 @@ def load_dataset(
         dataset = prepare(model, x, y, loss, sample_weight, class_weight, names, whole)
         for metric in measured:
             metric.check_targets(dataset.y, (len(dataset), *model.output_shape))
+        if not measured:
+            dataset.counts = None
         return dataset
 
     x, y, sample_weight = as_stream(x, y, sample_weight)

@@ -54,13 +54,14 @@ class StepExecutor:
         self._kinds: dict[tuple[Any, ...], CapturedStep | None] = {}
         self._captured = 0
         self.fallback_reason: str | None = None
-        own = [metric.name for metric in step.state.metrics if not metric.starts_from_zeros]
+        own = [metric for metric in step.state.metrics if not metric.starts_from_zeros]
         if not single:
             self.fallback_reason = "several ranks sum their gradients"
         elif self._capture is None:
             self.fallback_reason = "this device does not capture steps"
         elif own:
-            self._fall_back(f"the metric {own[-1]} merges batches in its own way")
+            does = "collects the outputs of all samples" if own[-1].collects else "merges batches in its own way"
+            self._fall_back(f"the metric {own[-1].name} {does}")
 
     @property
     def captured(self) -> int:

@@ -28,11 +28,13 @@ class EpochMetrics:
         self._sizes: list[int] = []  # samples of each batch
         self._has_weights = False
         self._sums: dict[str, Array] = {}
+        self._rows: dict[str, list[Array]] = {}  # of metrics that collect them
 
     def clear(self) -> None:
         """Start again, in the same arrays."""
         self._sizes, self._has_weights = [], False
         self.batch_sums.fill(0.0)
+        self._rows.clear()
         for metric in self._metrics:
             if metric.name in self._sums and metric.starts_from_zeros:
                 self._sums[metric.name].fill(0)
@@ -79,6 +81,9 @@ class EpochMetrics:
             backend.sum_to(batch.weights, batch_sums[1, column, ...])
         for metric in self._metrics:
             sums = metric.sums(backend, outputs, batch.y, batch.counts)
+            if metric.collects:
+                self._rows.setdefault(metric.name, []).append(sums)
+                continue
             before = self._sums.get(metric.name)
             if before is None:
                 self._sums[metric.name] = sums
@@ -99,7 +104,7 @@ class EpochMetrics:
         for metric in self._metrics:
             name = f"metric {metric.name}"
             if found := [part[name] for part in parts if name in part]:
-                sums[name] = functools.reduce(metric.merge, found)
+                sums[name] = numpy.concatenate(found) if metric.collects else functools.reduce(metric.merge, found)
         sizes = numpy.sum([part["sizes"] for part in parts], axis=0)
         whole.load_state_dict({**first, **sums, "steps": batches, "sizes": sizes})
         return whole
@@ -112,6 +117,7 @@ class EpochMetrics:
             "sizes": numpy.array(self._sizes),
             "weighted": numpy.array(self._has_weights),
             **{f"metric {name}": to_numpy(a) for name, a in self._sums.items()},
+            **{f"metric {name}": self._joined(name) for name in self._rows},
         }
 
     def refuse_state(self, state: Mapping[str, numpy.ndarray[Any, Any]], samples: int, like: Mapping[str, Any]) -> None:
@@ -144,17 +150,28 @@ class EpochMetrics:
         batch_sums = numpy.zeros((3, max(self.batch_sums.shape[1], 2 * self.batches)))
         batch_sums[:, : self.batches] = state["steps"]
         self.batch_sums = asarray(batch_sums)
-        named = {m.name: f"metric {m.name}" for m in self._metrics}
-        self._sums = {name: asarray(state[key]) for name, key in named.items() if key in state}
+        self._sums, self._rows = {}, {}
+        for metric in self._metrics:
+            key = f"metric {metric.name}"
+            if key in state:
+                sums = asarray(metric.restored(state[key]))
+                if metric.collects:
+                    self._rows[metric.name] = [sums]
+                else:
+                    self._sums[metric.name] = sums
 
     def drop_sums(self) -> None:
         """Keep only the number of batches: another rank has the sums."""
         self.batch_sums.fill(0.0)
         self._sums.clear()
+        self._rows.clear()
         self._sizes = [0] * len(self._sizes)
 
-    def result(self, as_sum: bool = False) -> dict[str, Any]:
-        """{"loss": Σ w ℓ / Σ w (or Σ w ℓ) + penalties, "accuracy": …}; {} without samples. Waits for the device."""
+    def result(self, as_sum: bool = False, whole: bool = True) -> dict[str, Any]:
+        """{"loss": Σ w ℓ / Σ w (or Σ w ℓ) + penalties, "accuracy": …}; {} without samples. Waits for the device.
+
+        whole: False leaves out metrics that collect rows, whose results take long.
+        """
         if not sum(self._sizes):
             return {}
         to_numpy = self._model.backend.to_numpy
@@ -163,13 +180,20 @@ class EpochMetrics:
         loss = losses.sum() if as_sum else losses.sum() / weight
         logs: dict[str, Any] = {"loss": float(loss + (penalties * weights).sum() / weight)}
         for metric in self._metrics:
-            logs[metric.name] = metric.result(to_numpy(self._sums[metric.name]))
+            if not metric.collects:
+                logs[metric.name] = metric.result(to_numpy(self._sums[metric.name]))
+            elif whole:
+                logs[metric.name] = metric.result(self._joined(metric.name))
         return logs
 
     def first_non_finite_batch(self) -> int | None:
         """The first batch whose loss is NaN or infinite; None if all are finite. Waits for the device."""
         finite = numpy.isfinite(self._on_host()[0])
         return None if finite.all() else int(finite.argmin())
+
+    def _joined(self, name: str) -> numpy.ndarray[Any, Any]:
+        """The rows that a metric has collected, on the host."""
+        return numpy.concatenate([self._model.backend.to_numpy(rows) for rows in self._rows[name]])
 
     def _on_host(self) -> numpy.ndarray[Any, Any]:
         """The sums of the batches so far, (3, batches)."""

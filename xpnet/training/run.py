@@ -59,8 +59,11 @@ class Run:
         self._compiled_before = model.backend.compile_seconds
 
     def logs(self) -> dict[str, Any]:
-        """Loss and metrics of the epoch so far, over the samples of this rank. Waits for the device."""
-        return self.metrics.result()
+        """Loss and metrics of the epoch so far, over the samples of this rank. Waits for the device.
+
+        Metrics that collect rows, such as AUC, are computed at the end of the epoch only.
+        """
+        return self.metrics.result(whole=False)
 
     def elapsed(self) -> float:
         """Seconds of the epoch so far, without compilation, and without the time between a stop and its resumption."""

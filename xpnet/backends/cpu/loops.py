@@ -234,11 +234,9 @@ def count_correct(outputs: Any, labels: Any) -> int:
         if label < 0 or label >= classes:
             continue
         score = outputs[i, label]
-        is_nan = score != score
         for k in range(classes):  # without branches, because no processor could predict them
             other = outputs[i, k]
-            later = (k > label) & (is_nan | (other == score))
-            beaten += (k == label) | later | (other < score) | (is_nan & (other == other))
+            beaten += ((k >= label) & (other == score)) | (other < score)  # nothing is true of NaN
         correct += beaten == classes
     return correct
 

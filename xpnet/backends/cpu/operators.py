@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -184,11 +185,27 @@ class CPUOperators(Backend):
         loops.cross_entropy(logits, labels, confidence, share, losses, grad)
         return losses, grad
 
-    @compiled
-    def count_correct(self, loops: Any, outputs: Array, labels: Array) -> Array:
-        if labels.dtype.kind not in "iu":
+    def count_correct(self, outputs: Array, labels: Array) -> Array:
+        loops = self.loops((outputs, labels))
+        if loops is not None and labels.dtype.kind in "iu":
+            return numpy.array([loops.count_correct(outputs, labels), len(outputs)], dtype=numpy.int64)
+        if math.isnan(outputs.item(outputs.argmax())):  # argmax finds NaN first
             return super().count_correct(outputs, labels)
-        return numpy.array([loops.count_correct(outputs, labels), len(outputs)], dtype=numpy.int64)
+        sums = numpy.empty(2, dtype=numpy.int64)  # the formula without its search for NaN, which takes longer
+        sums[0], sums[1] = numpy.count_nonzero(outputs.argmax(axis=-1) == labels), len(outputs)
+        return sums
+
+    def count_pairs(self, a: Array, b: Array, shape: tuple[int, int], weights: Array | None) -> Array:
+        cells = a.astype(numpy.int64, copy=False) * shape[1] + b
+        if weights is None:
+            counts = numpy.bincount(cells, minlength=shape[0] * shape[1])
+            return counts.astype(numpy.int64, copy=False).reshape(shape)
+        # Not numpy.bincount, which adds up one by one: the rounding errors of many weights would accumulate.
+        order = numpy.argsort(cells, kind="stable")
+        cells, sums = cells[order], numpy.zeros(shape)
+        first = numpy.flatnonzero(numpy.diff(cells, prepend=-1))
+        sums.reshape(-1)[cells[first]] = numpy.add.reduceat(weights[order], first)
+        return sums
 
     # Reductions ------------------------------------------------------------------------------------------------------
 

@@ -188,16 +188,17 @@ KERNEL cross_entropy(const real* logits, const Index* labels, Index rows, Index 
     }
 }
 
-// correct[0] += the rows whose largest number is at the label; correct[1] += all rows. Of equals the first counts.
+// correct[0] += the rows whose largest number is at the label; correct[1] += all rows. Of equals the first counts. A row
+// with NaN is not correct.
 KERNEL count_correct(const real* outputs, const Index* labels, Index n, Index columns, unsigned long long* correct) {
     Index count = 0;
     FOR_EACH(i, n) {
         const real* y = outputs + i * columns;
         Index best = 0;
         for (Index j = 1; j < columns; j++) {
-            if (!(y[j] <= y[best]) && y[best] == y[best]) best = j;  // NaN is larger than any number
+            if (!(y[j] <= y[best]) && y[best] == y[best]) best = j;  // stays at NaN
         }
-        count += best == labels[i];
+        count += best == labels[i] && y[best] == y[best];
     }
     count = over_block(count, Add());
     if (threadIdx.x == 0) {

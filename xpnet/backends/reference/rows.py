@@ -42,10 +42,13 @@ class RowOperators(Device):
     def count_correct(self, outputs: Array, labels: Array) -> Array:
         """[correct, N]: how many rows of outputs (N, K) have their largest number at the label, and how many there are.
 
-        Of equal numbers the first counts as the largest. NaN counts as larger than any number.
+        Of equal numbers the first counts as the largest. A row with NaN is not correct, whatever its label.
         """
-        sums = self.xp.empty(2, dtype=self.xp.int64)
-        sums[0], sums[1] = self.xp.count_nonzero(outputs.argmax(axis=-1) == labels), len(outputs)
+        xp = self.xp
+        largest = xp.max(outputs, axis=-1)  # NaN if the row has any
+        correct = (outputs.argmax(axis=-1) == labels) & (largest == largest)
+        sums = xp.empty(2, dtype=xp.int64)
+        sums[0], sums[1] = xp.count_nonzero(correct), len(outputs)
         return sums
 
     def normalize_rows(self, x: Array, epsilon: float, out: Array, sigma: Array) -> Array:
