@@ -162,14 +162,30 @@ def test_an_embedding_is_imported(tmp_path, rng):
     assert_close(xpnet.import_onnx(tmp_path / "m.onnx", "cpu").predict(x), model.predict(x))
 
 
-def test_float64_models_stay_float64(tmp_path, rng):
+def test_float64_models_are_exported_in_float32_or_float64(tmp_path, rng):
     model = changed_model([layers.Dense(4), layers.Tanh(), layers.Dense(2)], VECTOR, dtype="float64")
-    x = rng.normal(size=(5, 6))
-    xpnet.export_onnx(model, tmp_path / "m.onnx")
-    np.testing.assert_allclose(run(tmp_path / "m.onnx", x), model.predict(x), rtol=1e-12)
-    imported = xpnet.import_onnx(tmp_path / "m.onnx", "cpu")
+    x, path = rng.normal(size=(5, 6)), tmp_path / "m.onnx"
+    xpnet.export_onnx(model, path)
+    assert_close(run(path, x.astype("float32")), model.predict(x).astype("float32"))
+    assert xpnet.import_onnx(path, "cpu").dtype == "float32"
+    xpnet.export_onnx(model, path, dtype="float64")
+    np.testing.assert_allclose(run(path, x), model.predict(x), rtol=1e-12)
+    imported = xpnet.import_onnx(path, "cpu")
     assert imported.dtype == "float64"
     np.testing.assert_allclose(imported.predict(x), model.predict(x), rtol=1e-12)
+    with pytest.raises(ArgumentError, match="dtype must be 'float32' or 'float64'"):
+        xpnet.export_onnx(model, path, dtype="float16")
+    model.parameters[0].value[0, 0] = 1e300
+    with pytest.raises(ArgumentError, match="0.weight is too large for float32"):
+        xpnet.export_onnx(model, path)
+
+
+def test_a_float64_model_of_images_runs_in_onnxruntime(tmp_path, rng):
+    stack = [layers.Conv2D(3, 3), layers.ELU(), layers.AvgPool2D(2), layers.Flatten(), layers.Dense(2)]
+    model = changed_model(stack, IMAGE, dtype="float64")  # ONNX Runtime has none of the first three in float64
+    x = rng.normal(size=(5, *IMAGE)).astype("float32")
+    xpnet.export_onnx(model, tmp_path / "m.onnx")
+    assert_close(run(tmp_path / "m.onnx", x), model.predict(x).astype("float32"))
 
 
 # Models and files that are refused ------------------------------------------------------------------------------------
@@ -223,16 +239,12 @@ def graph(tmp_path, nodes, constants=(), sample=("N", 4), outputs=("y",)):
 F = "float32"
 REFUSED = {
     "an operator without a layer": ([helper.make_node("Erf", ["x"], ["y"])], [], "operator Erf is not supported"),
-    "an operand that is not a bias": (
-        [helper.make_node("Add", ["x", "b"], ["y"])], [("b", np.ones(4), F)],
-        r"Add has an operand of shape \(4,\), which is neither one number nor a Dense bias"
-    ),
     "a product of two branches": (
         [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Mul", ["r", "x"], ["y"])], [],
         "Mul joins two branches of the graph, and is not the sum"
     ),
-    "an operator on a constant": (
-        [helper.make_node("Relu", ["a"], ["y"])], [("a", np.ones(3), F)], "Relu is applied to constants"
+    "an output that is constant": (
+        [helper.make_node("Relu", ["a"], ["y"])], [("a", np.ones(3), F)], "does not depend on the values of the input"
     ),
     "a weight that depends on the input": (
         [helper.make_node("MatMul", ["x", "x"], ["y"])], [], "has a weight that is not constant"
@@ -257,23 +269,11 @@ def test_unsupported_graphs_are_refused(tmp_path, name):
         xpnet.import_onnx(graph(tmp_path, nodes, constants), "cpu")
 
 
-@pytest.mark.parametrize(
-    ("attributes", "match"),
-    [
-        ({"pads": [0, 0, 0, 1]}, "neither the same on both sides"),
-        ({"auto_pad": "SAME_UPPER"}, "auto_pad SAME_UPPER is not supported"),
-    ],
-)
-def test_unsupported_paddings_are_refused(tmp_path, attributes, match):
-    node = helper.make_node("Conv", ["x", "w"], ["y"], **attributes)
-    path = graph(tmp_path, [node], [("w", np.ones((2, 3, 2, 2)), F)], sample=("N", 3, 6, 6))
-    with pytest.raises(ArgumentError, match=match):
-        xpnet.import_onnx(path, "cpu")
-
-
 def test_a_graph_of_unknown_shape_or_with_two_outputs_is_refused(tmp_path):
     relu = helper.make_node("Relu", ["x"], ["y"])
-    with pytest.raises(ArgumentError, match=r"shape of the input must be fixed except for the batch, not \[0, 0\]"):
+    with pytest.raises(
+        ArgumentError, match=r"shape of the input must be fixed except for the batch, not \['N', 'features'\]"
+    ):
         xpnet.import_onnx(graph(tmp_path, [relu], sample=("N", "features")), "cpu")
     with pytest.raises(ArgumentError, match="must have 1 input and 1 output, not 1 and 2"):
         xpnet.import_onnx(graph(tmp_path, [relu, helper.make_node("Tanh", ["x"], ["z"])], outputs=("y", "z")), "cpu")

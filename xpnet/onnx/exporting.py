@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from xpnet import augment, layers
 from xpnet._version import __version__
 from xpnet.backends.reference.windows import Windows
-from xpnet.config import flag
+from xpnet.config import choice, flag
 from xpnet.data.files import write_atomically
 from xpnet.errors import ArgumentError, ArgumentTypeError, StateError
 from xpnet.layers.windows import pair
@@ -35,16 +35,23 @@ class _Tensor(NamedTuple):
 
 
 def export_onnx(
-    model: layers.Sequential, path: Any, *, channels_first: bool = False, input_dtype: str | None = None
+    model: layers.Sequential,
+    path: Any,
+    *,
+    channels_first: bool = False,
+    input_dtype: str | None = None,
+    dtype: str | None = None,
 ) -> None:
     """Write a model to an ONNX file that computes what `predict` does: the output "y" from the input "x".
 
     channels_first: whether images in x and y are (N, channels, H, W), as in most other tools, rather than channels
     last. input_dtype: the dtype of x, such as "uint8" for a model that begins with Rescale. None means int64 for a
-    model that begins with Embedding, and the model's dtype otherwise.
+    model that begins with Embedding, and the file's dtype otherwise.  dtype: "float32" or "float64", in which the file
+    computes. None means float32, also for a float64 model, whose outputs then differ in the seventh digit: ONNX Runtime
+    has no float64 version of many operators, such as Conv, AveragePool and Elu, and cannot run files that need them.
 
-    Raises ArgumentError for a layer that has no ONNX equivalent, such as a layer of your own, and StateError for a
-    model that is not built.
+    Raises ArgumentError for a layer that has no ONNX equivalent, such as a layer of your own, and for a weight that is
+    too large for float32; and StateError for a model that is not built.
     """
     if not isinstance(model, layers.Sequential):
         raise ArgumentTypeError(f"model must be an xpnet model, not {model!r}.")
@@ -53,18 +60,18 @@ def export_onnx(
     shape = model.input_shape
     if flag("", "channels_first", channels_first) and len(shape) != 3:
         raise ArgumentError(f"channels_first=True is for models of images (H, W, channels), not of inputs {shape}.")
-    graph = _Graph(model)
+    graph = _Graph(model, choice("", "dtype", dtype or "float32", ("float32", "float64")))
     needed = numpy.dtype("int64") if isinstance(_first_layer(model), layers.Embedding) else graph.dtype
     try:
-        dtype = needed if input_dtype is None else numpy.dtype(input_dtype)
+        x_dtype = needed if input_dtype is None else numpy.dtype(input_dtype)
     except TypeError as error:
         raise ArgumentError(f"input_dtype must be a dtype such as 'uint8', not {input_dtype!r}.") from error
     x = _Tensor("x", shape, channels_first)
-    if dtype != needed:
+    if x_dtype != needed:
         x = graph.add_node("Cast", x, to=helper.np_dtype_to_tensor_dtype(needed))
     y = graph.add_layer(model, x)
     y = graph.transposed(y, channels_first=channels_first and len(y.shape) == 3)
-    file = graph.finish(y, file_shape(shape, channels_first), dtype)
+    file = graph.finish(y, file_shape(shape, channels_first), x_dtype)
     helper.set_model_props(file, {IMAGE_LAYOUT: CHANNELS_FIRST if channels_first else CHANNELS_LAST})
     onnx.checker.check_model(file, full_check=True)
     write_atomically(path, file.SerializeToString())
@@ -82,9 +89,9 @@ def _first_layer(model: layers.Sequential) -> layers.Layer | None:
 class _Graph:
     """The nodes and constants of an ONNX graph in construction."""
 
-    def __init__(self, model: layers.Sequential) -> None:
+    def __init__(self, model: layers.Sequential, dtype: str) -> None:
         self.to_numpy = model.backend.to_numpy
-        self.dtype = numpy.dtype(model.context.dtype)
+        self.dtype = numpy.dtype(dtype)
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
 
@@ -97,7 +104,11 @@ class _Graph:
     def add_constant(self, values: Any, dtype: Any = None, name: str = "") -> str:
         """Add a constant and return its name."""
         name = name or f"constant_{len(self._constants)}"
-        array = numpy.ascontiguousarray(self.to_numpy(values), dtype=dtype or self.dtype)
+        given = self.to_numpy(values)
+        with numpy.errstate(over="ignore"):
+            array = numpy.ascontiguousarray(given, dtype=dtype or self.dtype)
+        if numpy.isinf(array).any() and not numpy.isinf(given).any():
+            raise ArgumentError(f"{name} is too large for {array.dtype}: give export_onnx dtype='float64'.")
         self._constants[name] = numpy_helper.from_array(array, name)
         return name
 

@@ -18,6 +18,7 @@ from xpnet.onnx.tensors import (
     Constant,
     ShapeVector,
     Tensor,
+    all_layers,
     common_chain,
     copy_of,
     transposition,
@@ -158,6 +159,7 @@ def _pattern(node: Node, fused: Tensor | None) -> Tensor:
     return fused
 
 
+_DEEPEST = 50  # Residual layers inside each other
 _NOT_RESIDUAL = "joins two branches of the graph, and is not the sum of a residual block"
 
 
@@ -171,8 +173,13 @@ def _sum(node: Node, a: Tensor, b: Tensor) -> Tensor:
         return a.add(layers.Rescale(2.0))
     start = common_chain(a.chain, b.chain)
     long, short = sorted((a.layers_after(start), b.layers_after(start)), key=len, reverse=True)
+    inside = all_layers(long), all_layers(short)
     if any(isinstance(loaded.layer, layers.Embedding) for loaded in (*long, *short)):
         raise node.error(f"{_NOT_RESIDUAL}: it adds embeddings of the same integers")
+    if inside[0].keys() & inside[1].keys():
+        raise node.error(f"{_NOT_RESIDUAL}: both need the result of the same operators")
+    if max((inside[0] | inside[1]).values()) > _DEEPEST:
+        raise node.error(f"{_NOT_RESIDUAL}: it is inside {_DEEPEST} others")
     return a.with_sum(start, long, short)
 
 
@@ -407,6 +414,8 @@ def _transposed_geometry(
     full = [(shape[a] - 1) * strides[a] + dilation[a] * (kernel[a] - 1) + 1 + extra[a] for a in (0, 1)]
     if automatic in ("SAME_UPPER", "SAME_LOWER") and wanted is None:
         wanted = [shape[a] * strides[a] for a in (0, 1)]
+        if any(wanted[a] > full[a] for a in (0, 1)):  # the standard and ONNX Runtime disagree
+            raise node.error(f"with auto_pad {automatic} and gaps between its windows is not supported")
     if wanted is None:
         pads = [0, 0, 0, 0] if automatic == "VALID" or pads is None else pads
         return pads[:2], [full[a] - pads[a] - pads[a + 2] for a in (0, 1)]

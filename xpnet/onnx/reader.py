@@ -40,7 +40,7 @@ class Reader:
 
     def __init__(self, path: Any, file: onnx.ModelProto) -> None:
         self.path = path
-        self.opset = max((o.version for o in file.opset_import if o.domain in schemas.STANDARD), default=0)
+        self.opset = max((o.version for o in file.opset_import if not o.domain), default=0)
         if self.opset > _NEWEST_OPSET:
             raise self.error(f"opset {self.opset} is not supported, only 1 to {_NEWEST_OPSET}")
         self._graph = graph = file.graph
@@ -54,7 +54,8 @@ class Reader:
             raise self.error(f"the graph must have 1 input and 1 output, not {len(inputs)} and {len(graph.output)}")
         self._input, self._output = inputs[0].name, graph.output[0].name
         self.batch_size, sizes, dtype = self._input_type(inputs[0].type)
-        self._nodes = self._needed_nodes()
+        #: The nodes that the output depends on, in the order of the file.
+        self.nodes = self._needed_nodes()
         channels_last = self._image_layout != CHANNELS_FIRST if self._image_layout else self._input_is_channels_last()
         first = len(sizes) == 3 and not channels_last
         self.input_shape = (*sizes[1:], sizes[0]) if first else sizes
@@ -68,7 +69,7 @@ class Reader:
                 self.values[c.name] = numpy_helper.to_array(c)
             except Exception as error:
                 raise FileError(f"{self.path}: the initializer {c.name!r} is damaged: {error}") from error
-        for proto in self._nodes:
+        for proto in self.nodes:
             schema = schemas.schema(proto.op_type, self.opset)
             if (reason := self._refusal(proto, schema)) or schema is None:
                 self.values |= dict.fromkeys(proto.output, self.error_of(proto, reason))
@@ -76,7 +77,7 @@ class Reader:
             node = Node(self, proto, schema)
             self.values |= zip(proto.output, node.results(), strict=True)
             self.producers |= dict.fromkeys(proto.output, node)
-        output = self.values[self._output]
+        output = self.values.get(self._output)
         if isinstance(output, UnsupportedError):
             raise ArgumentError(str(output)) from output
         if not isinstance(output, Tensor):
@@ -99,8 +100,10 @@ class Reader:
         return self.error(f"operator {proto.op_type} {reason} (node {name!r})")
 
     def _refusal(self, proto: Any, schema: Any) -> str:
-        """Why a node cannot be read, whatever its inputs are; empty if it can."""
-        if proto.domain not in schemas.STANDARD or ("", proto.op_type) in self._functions:
+        """Why a node cannot be read, whatever the values of its inputs are; empty if it can."""
+        if undefined := [name for name in proto.input if name and name not in self.values]:
+            return f"has an input {undefined[0]!r} that nothing before it computes"
+        if proto.domain or ("", proto.op_type) in self._functions:
             return f"of the domain {proto.domain!r} is not supported"
         if schema is None:
             return f"does not exist in opset {self.opset}"
@@ -125,7 +128,6 @@ class Reader:
         return batch[0] if isinstance(batch[0], int) else None, tuple(sizes), dtype
 
     def _needed_nodes(self) -> list[Any]:
-        """The nodes that the output depends on, in the order of the file."""
         by_output = {name: node for node in self._graph.node for name in node.output if name}
         waiting, needed = [self._output], set()
         while waiting:
@@ -138,7 +140,7 @@ class Reader:
     def _input_is_channels_last(self) -> bool:
         """Whether the input is something else than images that go, with channels first, into an operator on images."""
         names = {self._input}
-        for node in self._nodes:
+        for node in self.nodes:
             if names & set(node.input):
                 if node.op_type in _ON_IMAGES:
                     return False
@@ -154,7 +156,7 @@ class Node:
     def __init__(self, reader: Reader, proto: Any, schema: schemas.Schema) -> None:
         self.proto, self.schema, self.operator = proto, schema, str(proto.op_type)
         self.opset, self.batch_size = reader.opset, reader.batch_size
-        self.values: list[Value] = [reader.values.get(name) for name in proto.input]
+        self.values: list[Value] = [reader.values[name] if name else None for name in proto.input]
         self._reader = reader
         self._given = {a.name: helper.get_attribute_value(a) for a in proto.attribute if not a.ref_attr_name}
         self._attributes_read: set[str] = set()

@@ -6,8 +6,6 @@ from typing import Any
 import onnx
 from onnx import helper
 
-STANDARD = ("", "ai.onnx")  # two names of the domain of the standard operators
-
 
 class Schema:
     """An operator as an opset defines it."""

@@ -15,17 +15,16 @@ def simplified(chain: Sequence[LoadedLayer], input_shape: Shape) -> list[LoadedL
     """The chain with fewer layers that only rearrange, and with its sums as Residual layers."""
     result: list[LoadedLayer] = []
     for loaded in chain:
-        before = result[-1].shape if result else input_shape
         if loaded.branches:
-            result.append(_residual(loaded, before))
+            result.append(_residual(loaded, result[-1].shape if result else input_shape))
         elif isinstance(loaded.layer, layers.Permute):
-            _append_permute(result, loaded.layer.axes, before)
+            _append_permute(result, loaded.layer.axes, input_shape)
         elif isinstance(loaded.layer, layers.Reshape):
-            _append_reshape(result, loaded.shape, before)
+            _append_reshape(result, loaded.shape, input_shape)
         elif isinstance(loaded.layer, layers.Rescale):
             _append_rescale(result, loaded)
         elif isinstance(loaded.layer, layers.Dense):
-            result.append(_after_flattened_images(result, loaded, input_shape))
+            result.append(_after_flattened_images(result, loaded))
         else:
             result.append(loaded)
     return result
@@ -41,24 +40,23 @@ def _residual(loaded: LoadedLayer, before: Shape) -> LoadedLayer:
     return LoadedLayer(block, {}, loaded.shape, (tuple(long), tuple(short)))
 
 
-def _append_permute(result: list[LoadedLayer], axes: tuple[int, ...], before: Shape) -> None:
+def _append_permute(result: list[LoadedLayer], axes: tuple[int, ...], input_shape: Shape) -> None:
+    before = result[-1].shape if result else input_shape
     shape = tuple(before[axis] for axis in axes)
-    long_axes = [axis for axis in axes if before[axis] > 1]
-    if long_axes == sorted(long_axes):
-        _append_reshape(result, shape, before)
+    moved = [axis for axis in axes if before[axis] > 1]
+    if moved == sorted(moved):
+        _append_reshape(result, shape, input_shape)
     elif result and isinstance(last := result[-1].layer, layers.Permute):
         result.pop()
-        first = tuple(shape[axes.index(i)] for i in range(len(axes)))  # the shape between the two
-        unpermuted = tuple(first[last.axes.index(i)] for i in range(len(axes)))
-        _append_permute(result, tuple(last.axes[axis] for axis in axes), unpermuted)
+        _append_permute(result, tuple(last.axes[axis] for axis in axes), input_shape)
     else:
         result.append(LoadedLayer(layers.Permute(axes), {}, shape))
 
 
-def _append_reshape(result: list[LoadedLayer], shape: Shape, before: Shape) -> None:
+def _append_reshape(result: list[LoadedLayer], shape: Shape, input_shape: Shape) -> None:
     if result and isinstance(result[-1].layer, layers.Reshape):
         result.pop()
-    if shape != (result[-1].shape if result else before):
+    if shape != (result[-1].shape if result else input_shape):
         result.append(LoadedLayer(layers.Flatten() if len(shape) == 1 else layers.Reshape(shape), {}, shape))
 
 
@@ -76,7 +74,7 @@ def _append_rescale(result: list[LoadedLayer], loaded: LoadedLayer) -> None:
     result.append(loaded)
 
 
-def _after_flattened_images(result: list[LoadedLayer], dense: LoadedLayer, input_shape: Shape) -> LoadedLayer:
+def _after_flattened_images(result: list[LoadedLayer], dense: LoadedLayer) -> LoadedLayer:
     """A Dense with the rows of its weight in another order, if that makes the Permute before a Flatten unnecessary."""
     flatten = len(result) - 1
     while flatten > 0 and isinstance(result[flatten].layer, _ELEMENTWISE):

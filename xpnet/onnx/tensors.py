@@ -120,7 +120,7 @@ class Tensor:
         """The same in another dtype, if that means only that the model reads its input in that dtype."""
         if dtype == self.dtype:
             return self
-        if dtype == self.compared:
+        if self.compared is not None and dtype == self.compared:  # float64 equals None
             return dataclasses.replace(self, dtype=dtype, compared=None)
         exact = numpy.can_cast(self.dtype, dtype, "safe")
         if self.settled or not (exact or (dtype.kind == "f" and dtype.itemsize >= 4)):
@@ -177,6 +177,16 @@ def common_chain(a: Chain | None, b: Chain | None) -> Chain | None:
 
 def _longer(chain: Chain | None, loaded: LoadedLayer) -> Chain:
     return Chain(loaded, chain, chain.length + 1 if chain else 1)
+
+
+def all_layers(chain: Sequence[LoadedLayer], depth: int = 0) -> dict[int, int]:
+    """The ids of all layers of a chain and of the branches in it, and how many branches each of them is inside."""
+    found: dict[int, int] = {}
+    for loaded in chain:
+        found[id(loaded)] = depth
+        for branch in loaded.branches:
+            found |= all_layers(branch, depth + 1)
+    return found
 
 
 def copy_of(layer: Layer) -> Layer:

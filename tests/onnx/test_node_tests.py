@@ -1,0 +1,47 @@
+"""The tests of single operators in the package onnx: equal, or refused by name."""
+
+import collections
+import re
+import warnings
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+loader = pytest.importorskip("onnx.backend.test.loader", reason="this version of onnx has no tests of operators")
+
+import onnx_files  # noqa: E402
+
+#: The least number of tests that must be equal, of the operators that layers can express.
+AT_LEAST = {
+    "AveragePool": 9, "BatchNormalization": 2, "Cast": 3, "Conv": 5, "ConvTranspose": 7, "Dropout": 2, "Elu": 2,
+    "Flatten": 3, "Gelu": 2, "Gemm": 8, "GlobalAveragePool": 2, "LayerNormalization": 10, "LeakyRelu": 2,
+    "LogSoftmax": 6, "MatMul": 1, "MaxPool": 8, "ReduceMean": 4, "Relu": 1, "Reshape": 6, "Resize": 2, "Sigmoid": 1,
+    "Softmax": 6, "Softplus": 1, "Squeeze": 1, "Tanh": 1, "Transpose": 2, "Unsqueeze": 5, "Upsample": 1,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_operator_is_equal_or_refused_by_name(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some tests overflow on purpose
+        tests = loader.load_model_tests(kind="node")
+    if not tests:
+        pytest.skip("this version of onnx has no data for its tests of operators")
+    wrong, unnamed, equal = [], [], collections.Counter()
+    for test in tests:
+        inputs, (expected, *_) = test.data_sets[0]
+        if isinstance(expected, onnx.TensorProto):
+            expected = onnx.numpy_helper.to_array(expected)
+        for model, x in onnx_files.variants(test.model, inputs):
+            tensors = isinstance(x, np.ndarray) and isinstance(expected, np.ndarray)
+            x, y = (x, expected) if tensors else (np.zeros(1), np.zeros(1))
+            got, message = onnx_files.outcome(model, x, y, tmp_path / "m.onnx", test.rtol, test.atol)
+            if got == "wrong":
+                wrong.append(f"{test.name}: {message}")
+            elif got == "equal":
+                equal[test.model.graph.node[0].op_type] += 1
+            elif not re.search(onnx_files.NAMED, message):
+                unnamed.append(f"{test.name}: {message}")
+    assert not wrong and not unnamed
+    assert not {kind: equal[kind] for kind, count in AT_LEAST.items() if equal[kind] < count}

@@ -1,0 +1,245 @@
+"""Random ONNX graphs: equal to ONNX Runtime, or refused by name."""
+
+import re
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+
+import onnx_files  # noqa: E402
+from onnx import helper, numpy_helper  # noqa: E402
+
+
+class RandomGraph:
+    """A graph that grows node by node; a node that gives an invalid graph is left out again."""
+
+    def __init__(self, seed):
+        self.rng = np.random.default_rng(seed)
+        self.opset = int(self.rng.integers(7, 23))
+        self.batch = int(self.rng.choice([0, 0, 1, 2, 3]))  # 0: not fixed
+        rank = int(self.rng.choice([1, 2, 3, 3]))
+        self.shape = [int(n) for n in self.rng.integers(1, 7, rank)]
+        self.x = self.rng.normal(size=(self.batch or 3, *self.shape)).astype("float32")
+        self.nodes, self.constants = [], {}
+        self.outputs = {"x": self.x}  # by name
+        for _ in range(int(self.rng.integers(1, 9))):
+            self.grow()
+
+    def pick(self, *options):
+        return options[int(self.rng.integers(len(options)))]
+
+    def constant(self, value):
+        name = f"c{len(self.constants)}"
+        self.constants[name] = np.asarray(value)
+        return name
+
+    def floats(self, *shape):
+        return self.constant(self.rng.normal(size=shape).astype("float32") + self.pick(0, 2))
+
+    def ints(self, values):
+        return self.constant(np.array(values, "int64"))
+
+    def model(self, output=None):
+        constants = [numpy_helper.from_array(a, name) for name, a in self.constants.items()]
+        graph = helper.make_graph(
+            self.nodes,
+            "g",
+            [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [self.batch or "N", *self.shape])],
+            [onnx.ValueInfoProto(name=output or next(reversed(self.outputs)))],
+            constants,
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+
+    def grow(self):
+        kind = self.pick(*[name for name in dir(self) if name.startswith("add_")])
+        source = next(reversed(self.outputs)) if self.rng.random() < 0.8 else self.pick(*self.outputs)
+        before, name = (len(self.nodes), dict(self.constants)), f"t{len(self.nodes)}"
+        shape = list(self.outputs[source].shape)
+        found = getattr(self, kind)(source, shape) if shape else None
+        if found is not None:
+            operator, inputs, attributes = found
+            self.nodes.append(
+                helper.make_node(
+                    operator,
+                    [source, *inputs] if source not in inputs else inputs,
+                    [name],
+                    name=f"{operator}_{name}",
+                    **attributes,
+                )
+            )
+            if (value := run(self.model(name), self.x)) is not None and 0 < value.size < 10**5:
+                self.outputs[name] = value
+                return
+        del self.nodes[before[0] :]
+        self.constants = before[1]
+
+    def add_activation(self, source, shape):
+        return self.pick("Relu", "Sigmoid", "Tanh", "Softplus", "Neg", "Identity", "Elu", "LeakyRelu", "Exp"), [], {}
+
+    def add_softmax(self, source, shape):
+        return self.pick("Softmax", "LogSoftmax"), [], self.pick({}, {"axis": int(self.rng.integers(0, len(shape)))})
+
+    def add_constant(self, source, shape):
+        kept = shape[int(self.rng.integers(0, len(shape) + 1)) :]
+        sizes = [self.pick(n, n, 1) for n in kept]
+        if self.rng.random() < 0.1:
+            sizes = [1, *shape]
+        c = self.floats(*sizes)
+        return self.pick("Add", "Sub", "Mul", "Div"), self.pick([source, c], [c, source]), {}
+
+    def add_skip(self, source, shape):
+        same = [name for name, value in self.outputs.items() if list(value.shape) == shape]
+        other = self.pick(*(same if self.rng.random() < 0.8 else self.outputs))
+        if other == source:
+            return None
+        return self.pick("Add", "Add", "Sub", "Mul"), self.pick([source, other], [other, source]), {}
+
+    def add_gemm(self, source, shape):
+        units, attributes = int(self.rng.integers(1, 6)), {"transB": self.pick(0, 1), "alpha": self.pick(1.0, 0.5)}
+        sizes = (units, shape[-1]) if attributes["transB"] else (shape[-1], units)
+        bias = self.pick([], [self.floats(*self.pick((), (1,), (units,), (1, units), (shape[0], 1), (1, 1)))])
+        return "Gemm", [self.floats(*sizes), *(bias or [self.floats(1)])], attributes | {"beta": self.pick(1.0, 2.0)}
+
+    def add_matmul(self, source, shape):
+        if self.rng.random() < 0.2 and len(shape) > 1:
+            return "MatMul", [self.floats(3, shape[-2]), source], {}
+        return "MatMul", [self.floats(shape[-1], int(self.rng.integers(1, 6)))], {}
+
+    def windows(self, kernel):
+        attributes = {"strides": [self.pick(1, 1, 2, 3), self.pick(1, 1, 2)]}
+        padding = self.pick("pads", "auto_pad", "")
+        if padding == "pads":
+            first = [int(self.rng.integers(0, n)) for n in kernel]
+            attributes["pads"] = [*first, *self.pick(first, first, [int(self.rng.integers(0, n)) for n in kernel])]
+        elif padding:
+            attributes["auto_pad"] = self.pick("SAME_UPPER", "SAME_LOWER", "VALID")
+        return attributes
+
+    def add_conv(self, source, shape):
+        if len(shape) != 4:
+            return None
+        kernel, group = [int(n) for n in self.rng.integers(1, 4, 2)], self.pick(1, 1, shape[1])
+        filters = group * int(self.rng.integers(1, 3))
+        bias = self.pick([], [self.floats(filters)])
+        more = {"dilations": [self.pick(1, 1, 2), 1], "group": group, **self.windows(kernel)}
+        return "Conv", [self.floats(filters, shape[1] // group, *kernel), *bias], more
+
+    def add_conv_transpose(self, source, shape):
+        if len(shape) != 4:
+            return None
+        kernel, group = [int(n) for n in self.rng.integers(1, 4, 2)], self.pick(1, 1, shape[1])
+        more = {"group": group, "dilations": [self.pick(1, 1, 2), 1], **self.windows(kernel)}
+        if self.rng.random() < 0.3:
+            more["output_padding"] = [self.pick(0, more["strides"][0] - 1), 0]
+        if self.rng.random() < 0.3:
+            more["output_shape"] = [
+                n * s + self.pick(0, 0, 1, -1) for n, s in zip(shape[2:], more["strides"], strict=True)
+            ]
+            more.pop("pads", None)
+        return "ConvTranspose", [self.floats(shape[1], 2, *kernel)], more
+
+    def add_pool(self, source, shape):
+        if len(shape) != 4:
+            return None
+        kernel = [int(n) for n in self.rng.integers(1, 4, 2)]
+        more = {"kernel_shape": kernel, **self.windows(kernel)}
+        if self.opset >= 10:
+            more["ceil_mode"] = self.pick(0, 0, 1)
+        if self.rng.random() < 0.5:
+            return "MaxPool", [], more
+        return "AveragePool", [], more | {"count_include_pad": self.pick(0, 1)}
+
+    def add_global_pool(self, source, shape):
+        return (self.pick("GlobalAveragePool", "GlobalMaxPool"), [], {}) if len(shape) == 4 else None
+
+    def add_reduce(self, source, shape):
+        axes = sorted({int(axis) for axis in self.rng.integers(-len(shape), len(shape), 2)})
+        kind = self.pick("ReduceMean", "ReduceMax", "ReduceSum")
+        later = self.opset >= (13 if kind == "ReduceSum" else 18)
+        inputs, attributes = ([self.ints(axes)], {}) if later else ([], {"axes": axes})
+        return kind, inputs, attributes | self.pick({}, {"keepdims": self.pick(0, 1)})
+
+    def add_batch_norm(self, source, shape):
+        if len(shape) < 2:
+            return None
+        four = [self.constant(np.abs(self.rng.normal(size=shape[1])).astype("float32")) for _ in range(4)]
+        return "BatchNormalization", four, {"epsilon": 0.01}
+
+    def add_layer_norm(self, source, shape):
+        axis = int(self.rng.integers(-len(shape), len(shape)))
+        return "LayerNormalization", [self.floats(*shape[axis:]), self.floats(*shape[axis:])], {"axis": axis}
+
+    def add_transpose(self, source, shape):
+        order = [int(i) + 1 for i in self.rng.permutation(len(shape) - 1)]
+        return "Transpose", [], self.pick({"perm": [0, *order]}, {"perm": [0, *order]}, {})
+
+    def add_reshape(self, source, shape):
+        total = int(np.prod(shape[1:]))
+        factor = self.pick(*[n for n in range(1, total + 1) if total % n == 0])
+        sizes = [factor, total // factor]
+        target = self.pick(
+            [0, *sizes],
+            [-1, *sizes],
+            [0, -1],
+            [0, factor, -1],
+            [0, 0, -1],
+            [shape[0], -1],
+            [-1, factor],
+            [2, -1],
+            [0, -1, 1, factor],
+            [-1, 1, *sizes],
+        )
+        return "Reshape", [self.ints(target)], {}
+
+    def add_flatten(self, source, shape):
+        return "Flatten", [], self.pick({}, {}, {"axis": int(self.rng.integers(0, len(shape) + 1))})
+
+    def add_axis(self, source, shape):
+        axes = [int(self.rng.integers(0, len(shape) + 1))]
+        kind = self.pick("Unsqueeze", "Unsqueeze", "Squeeze")
+        if kind == "Squeeze":
+            axes = [i for i, n in enumerate(shape) if n == 1][-1:] or [1]
+        return (kind, [self.ints(axes)], {}) if self.opset >= 13 else (kind, [], {"axes": axes})
+
+    def add_resize(self, source, shape):
+        if len(shape) != 4:
+            return None
+        scales = self.constant(np.float32([1, self.pick(1, 1, 1, 2), self.pick(1, 2, 3, 1.5), self.pick(1, 2, 3)]))
+        mode = self.pick("nearest", "linear")
+        if self.opset < 10:
+            return ("Upsample", [scales], {"mode": mode}) if self.opset == 9 else None
+        if self.opset == 10:
+            return "Resize", [scales], {"mode": mode}
+        coordinates = self.pick("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
+        rounding = self.pick("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+        more = {"mode": mode, "coordinate_transformation_mode": coordinates, "nearest_mode": rounding}
+        return "Resize", [self.constant(np.zeros(0, "float32")), scales], more
+
+    def add_dropout(self, source, shape):
+        return "Dropout", [], {}
+
+    def add_cast(self, source, shape):
+        return "Cast", [], {"to": self.pick(1, 1, 1, 11, 7)}
+
+
+def run(model, x):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 4, 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return session.run(None, {"x": x})[0]
+    except Exception:  # an invalid graph
+        return None
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("seed", range(300))
+def test_a_random_graph_is_equal_or_refused_by_name(tmp_path, seed):
+    graph = RandomGraph(seed)
+    want = next(reversed(graph.outputs.values()))
+    got, message = onnx_files.outcome(graph.model(), graph.x, want, tmp_path / "g.onnx", rtol=1e-3, atol=1e-4)
+    assert got != "wrong", message
+    assert got == "equal" or re.search(onnx_files.NAMED, message), message

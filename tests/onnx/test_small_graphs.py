@@ -1,0 +1,903 @@
+"""Small ONNX graphs in every form of every supported operator: equal to ONNX Runtime, or refused by name."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+
+import onnx_files  # noqa: E402
+from onnx import helper, numpy_helper  # noqa: E402
+
+VECTOR, SEQUENCE, IMAGE = (4,), (3, 4), (2, 7, 6)
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype("float32")
+
+
+def ints(*values):
+    return np.array(values, "int64")
+
+
+def op(kind, inputs="x", output="y", **attributes):
+    return helper.make_node(kind, inputs.split(), output.split(), name=f"{kind} of {output}", **attributes)
+
+
+CASES = {}
+
+
+def case(expected, name, shape, nodes, opset=20, batch="N", dtype="float32", **constants):
+    """Register a graph from x to y, which must be imported ("equal") or refused in words that contain `expected`."""
+    assert name not in CASES, name
+    nodes = nodes if isinstance(nodes, list) else [nodes]
+    CASES[name] = expected, shape, nodes, opset, batch, dtype, constants
+
+
+def model_of(shape, nodes, opset=20, batch="N", dtype="float32", constants=None):
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", kind, [batch, *shape])],
+        [onnx.ValueInfoProto(name="y")],
+        [numpy_helper.from_array(np.asarray(a), name) for name, a in (constants or {}).items()],
+    )
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("my.domain", 1)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=8)
+
+
+def sample_of(shape, batch="N", dtype="float32"):
+    count = batch if isinstance(batch, int) else 3
+    x = np.random.default_rng(1).normal(size=(count, *shape))
+    return (x if np.dtype(dtype).kind == "f" else np.abs(9 * x)).astype(dtype)
+
+
+def reference(model, x):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return session.run(["y"], {"x": x})[0]
+    except Exception:  # of the operators and types that ONNX Runtime lacks, and of graphs that are wrong
+        return None
+
+
+# Elementwise, with every opset ----------------------------------------------------------------------------------------
+
+for kind in ("Relu", "Sigmoid", "Tanh", "Softplus", "Neg"):
+    for opset in (7, 13, 22):
+        case("equal", f"{kind} in opset {opset}", VECTOR, op(kind), opset)
+for opset in (7, 16, 22):
+    case("equal", f"LeakyRelu in opset {opset}", VECTOR, op("LeakyRelu", alpha=0.3), opset)
+    case("equal", f"Elu in opset {opset}", VECTOR, op("Elu", alpha=0.7), opset)
+    case("equal", f"Identity in opset {opset}", VECTOR, [op("Identity", output="i"), op("Relu", "i")], opset)
+case("equal", "LeakyRelu with its default", VECTOR, op("LeakyRelu"))
+case("equal", "Gelu", VECTOR, op("Gelu"))
+case("equal", "Gelu by tanh", VECTOR, op("Gelu", approximate="tanh"))
+case("operator Erf is not supported", "Erf", VECTOR, op("Erf"))
+case("equal", "Clip at 0", VECTOR, op("Clip", "x zero"), zero=np.float32(0))
+case("equal", "Clip in opset 7", VECTOR, op("Clip", min=0.0), 7)
+case("at most 6", "Clip as ReLU6", VECTOR, op("Clip", "x zero six"), zero=np.float32(0), six=np.float32(6))
+case("equal", "PRelu with one slope", VECTOR, op("PRelu", "x s"), s=np.float32([0.2]))
+case("slopes of shape", "PRelu with slopes", VECTOR, op("PRelu", "x s"), s=normal(4))
+case("equal", "Dropout in opset 7", VECTOR, op("Dropout", ratio=0.3), 7)
+case("equal", "Dropout in opset 12", VECTOR, op("Dropout", "x r"), 12, r=np.float32(0.3))
+case("equal", "Dropout with an unused mask", VECTOR, op("Dropout", "x r", "y mask"), r=np.float32(0.3))
+case("output 'mask'", "the mask of a Dropout", VECTOR, [op("Dropout", "x", "d mask"), op("Cast", "mask", "y", to=1)])
+case("training_mode", "Dropout in training", VECTOR, op("Dropout", "x r t"), r=np.float32(0.3), t=np.array(True))
+case("equal", "a step", VECTOR, [op("GreaterOrEqual", "x t", "g"), op("Cast", "g", to=1)], t=np.float32(0.2))
+case("an output of bool", "a step without a cast", VECTOR, op("GreaterOrEqual", "x t"), t=np.float32(0.2))
+
+# Types ----------------------------------------------------------------------------------------------------------------
+
+for name, to in [("int64", 7), ("int32", 6), ("uint8", 2), ("bool", 9), ("float16", 10)]:
+    case(
+        "Cast is not supported",
+        f"a cast to {name} and back",
+        VECTOR,
+        [op("Cast", output="i", to=to), op("Cast", "i", to=1)],
+    )
+case(
+    "converts float32 to float64",
+    "a cast in the middle",
+    VECTOR,
+    [op("Relu", output="r"), op("Cast", "r", "d", to=11), op("Neg", "d")],
+)
+case("equal", "a cast to the same type", VECTOR, [op("Relu", output="r"), op("Cast", "r", to=1)])
+for dtype in ("uint8", "int32", "bool", "float16"):
+    case("equal", f"an input of {dtype}", VECTOR, [op("Cast", output="f", to=1), op("Neg", "f")], dtype=dtype)
+case(
+    "equal",
+    "an input of float64",
+    VECTOR,
+    [op("Neg", output="n"), op("Add", "n c")],
+    dtype="float64",
+    c=np.float64([1.0, 2.0, 3.0, 4.0]),
+)
+case(
+    "equal",
+    "an input of float64, computed in float32",
+    VECTOR,
+    [op("Cast", output="f", to=1), op("Neg", "f")],
+    dtype="float64",
+)
+case(
+    "float64",
+    "a float64 input rounded to float32 and back",
+    VECTOR,
+    [op("Cast", output="f", to=1), op("Cast", "f", "d", to=11), op("Neg", "d")],
+    dtype="float64",
+)
+case(
+    "Div of int64",
+    "a division of integers",
+    VECTOR,
+    [op("Div", "x two", "h"), op("Cast", "h", to=1)],
+    dtype="int64",
+    two=ints(2),
+)
+case("does not take inputs of", "two types", VECTOR, op("Add", "x c"), c=np.float64([1.0]))
+case("computes in float16", "float16", VECTOR, op("Neg"), dtype="float16")
+case("output of int64", "integers as they are", SEQUENCE, op("Flatten"), dtype="int64")
+
+# Arithmetic with constants --------------------------------------------------------------------------------------------
+
+for kind, shape in itertools.product(("Add", "Sub", "Mul", "Div"), [(), (1,), (1, 1), (4,), (1, 4)]):
+    case("equal", f"{kind} of a constant {shape}", VECTOR, op(kind, "x c"), c=np.asarray(normal(*shape) + 3))
+for kind in ("Add", "Sub", "Mul"):
+    case("equal", f"{kind} of a constant on the left", VECTOR, op(kind, "c x"), c=normal(4))
+    case("equal", f"{kind} of a number on the left", VECTOR, op(kind, "c x"), c=np.asarray(normal()))
+case("Div of a constant by a tensor", "Div of a constant on the left", VECTOR, op("Div", "c x"), c=normal(4))
+for shape in [(2, 1, 1), (1, 2, 1, 1), (6,), (7, 1), (2, 7, 6), (1, 1, 1, 1)]:
+    for kind in ("Mul", "Sub"):
+        case(
+            "equal",
+            f"{kind} of images and a constant {shape}",
+            IMAGE,
+            [op("Conv", "x w", "v", pads=[1] * 4), op(kind, "v c")],
+            c=normal(*shape),
+            w=normal(2, 2, 3, 3),
+        )
+case(
+    "equal",
+    "per-channel constants as they come",
+    IMAGE,
+    [op("Sub", "x m", "s"), op("Div", "s d")],
+    m=normal(2, 1, 1),
+    d=normal(2, 1, 1) + 3,
+)
+case("changes the batch axis", "a constant (1, 1, 1) with vectors", VECTOR, op("Add", "x c"), c=normal(1, 1, 1))
+case("changes the batch axis", "a constant (2, 1) with vectors", VECTOR, op("Add", "x c"), batch=2, c=normal(2, 1))
+case("broadcasts samples", "a constant that widens", (3, 1), op("Add", "x c"), c=normal(4))
+case("0 as a divisor", "Div by 0", VECTOR, op("Div", "x c"), c=np.float32([1, 0, 2, 3]))
+case(
+    "equal",
+    "a constant computed from constants",
+    VECTOR,
+    [op("Add", "a b", "c"), op("Mul", "c b", "d"), op("Sub", "x d")],
+    a=normal(4),
+    b=normal(4),
+)
+case(
+    "equal",
+    "integer division of constants",
+    VECTOR,
+    [op("Div", "a b", "q"), op("Cast", "q", "f", to=1), op("Add", "x f")],
+    a=ints(1, -7, 7, 9),
+    b=ints(2, 2, -2, 4),
+)
+case(
+    "equal",
+    "a Cast chain of constants",
+    VECTOR,
+    [op("Cast", "a", "i", to=7), op("Cast", "i", "f", to=1), op("Mul", "x f")],
+    a=np.float32([1.7, -1.7, 2.5, 3]),
+)
+case("equal", "a Constant node", VECTOR, [op("Constant", "", "c", value_floats=[1.0, 2.0, 3.0, 4.0]), op("Add", "x c")])
+case(
+    "equal",
+    "Unsqueeze and Gather of constants",
+    SEQUENCE,
+    [op("Unsqueeze", "v ax", "u"), op("Gather", "u i", "g"), op("Mul", "x g")],
+    v=normal(4),
+    ax=ints(0),
+    i=ints(0, 0, 0),
+)
+case("does not depend on the values", "a constant output", VECTOR, op("Relu", "c"), c=normal(4))
+
+# Weights --------------------------------------------------------------------------------------------------------------
+
+for transposed, alpha, beta in itertools.product((0, 1), (1.0, 0.5), (1.0, 2.0)):
+    case(
+        "equal",
+        f"Gemm with transB={transposed}, alpha={alpha}, beta={beta}",
+        VECTOR,
+        op("Gemm", "x w c", transB=transposed, alpha=alpha, beta=beta),
+        w=normal(5, 4) if transposed else normal(4, 5),
+        c=normal(5),
+    )
+for shape in [(), (1,), (5,), (1, 5), (1, 1)]:
+    case("equal", f"Gemm with C {shape}", VECTOR, op("Gemm", "x w c"), w=normal(4, 5), c=np.asarray(normal(*shape)))
+for shape in [(3, 1), (3, 5)]:
+    case(
+        "not the same for all samples",
+        f"Gemm with C {shape}",
+        VECTOR,
+        op("Gemm", "x w c"),
+        batch=3,
+        w=normal(4, 5),
+        c=normal(*shape),
+    )
+case("transA", "Gemm with transA", VECTOR, op("Gemm", "x w", transA=1), batch=4, w=normal(4, 5))
+case("constant as its input 'A'", "Gemm of a constant", VECTOR, op("Gemm", "w x"), batch=5, w=normal(3, 5))
+case("equal", "Gemm without C in opset 11", VECTOR, op("Gemm", "x w"), 11, w=normal(4, 5))
+case("equal", "MatMul", VECTOR, op("MatMul", "x w"), w=normal(4, 5))
+case(
+    "equal", "MatMul and its bias", SEQUENCE, [op("MatMul", "x w", "m"), op("Add", "b m")], w=normal(4, 5), b=normal(5)
+)
+case(
+    "equal",
+    "MatMul and one number",
+    SEQUENCE,
+    [op("MatMul", "x w", "m"), op("Add", "b m")],
+    w=normal(4, 5),
+    b=normal(1),
+)
+case(
+    "equal",
+    "MatMul and a table",
+    SEQUENCE,
+    [op("MatMul", "x w", "m"), op("Add", "m b")],
+    w=normal(4, 5),
+    b=normal(3, 5),
+)
+case("equal", "MatMul with the weight on the left", SEQUENCE, op("MatMul", "w x"), w=normal(5, 3))
+case("weight of shape", "MatMul of a vector", VECTOR, op("MatMul", "x w"), w=normal(4))
+case("weight of shape", "MatMul with a stack of weights", SEQUENCE, op("MatMul", "x w"), batch=3, w=normal(3, 4, 5))
+case("not constant", "MatMul of x by itself", (3, 3), op("MatMul", "x x"))
+case("equal", "an embedding", VECTOR, op("Gather", "w x"), dtype="int64", w=normal(60, 3))
+case(
+    "supported only as an embedding",
+    "a table by columns",
+    VECTOR,
+    op("Gather", "w x", axis=1),
+    dtype="int64",
+    w=normal(3, 60),
+)
+case("supported only as an embedding", "one feature", VECTOR, op("Gather", "x i", axis=1), i=ints(1, 2))
+
+# Normalization and softmax --------------------------------------------------------------------------------------------
+
+for opset, shape in itertools.product((7, 9, 14, 15), (VECTOR, SEQUENCE, IMAGE)):
+    case(
+        "equal",
+        f"BatchNormalization of {shape} in opset {opset}",
+        shape,
+        op("BatchNormalization", "x g b m v", epsilon=0.01),
+        opset,
+        g=normal(shape[0]),
+        b=normal(shape[0]),
+        m=normal(shape[0]),
+        v=np.abs(normal(shape[0])),
+    )
+four = {name: np.abs(normal(4)) for name in "gbmv"}
+case(
+    "in training mode",
+    "BatchNormalization with outputs in opset 9",
+    VECTOR,
+    op("BatchNormalization", "x g b m v", "y mm vv sm sv"),
+    9,
+    **four,
+)
+case(
+    "in training mode",
+    "BatchNormalization with training_mode",
+    VECTOR,
+    op("BatchNormalization", "x g b m v", "y mm vv", training_mode=1),
+    15,
+    **four,
+)
+case(
+    "with spatial=0",
+    "BatchNormalization of each pixel",
+    VECTOR,
+    op("BatchNormalization", "x g b m v", spatial=0),
+    7,
+    **four,
+)
+for axis in (-1, 1, 2):
+    shape = (3, 4) if axis == 1 else (4,)
+    case(
+        "equal",
+        f"LayerNormalization from axis {axis}",
+        SEQUENCE,
+        op("LayerNormalization", "x g b", axis=axis, epsilon=0.1),
+        g=normal(*shape),
+        b=normal(*shape),
+    )
+case("equal", "LayerNormalization without a bias", SEQUENCE, op("LayerNormalization", "x g"), g=normal(4))
+case(
+    "axis 0",
+    "LayerNormalization of the batch",
+    SEQUENCE,
+    op("LayerNormalization", "x g", axis=0),
+    batch=2,
+    g=normal(2, 3, 4),
+)
+case(
+    "output 'mean'",
+    "the mean of a LayerNormalization",
+    SEQUENCE,
+    [op("LayerNormalization", "x g", "l mean"), op("Add", "l mean")],
+    g=normal(4),
+)
+for kind, opset, axis in itertools.product(("Softmax", "LogSoftmax"), (7, 11, 13), (1, 2, 3, -1, None)):
+    if not (opset == 7 and axis == -1):
+        attributes = {} if axis is None else {"axis": axis}
+        case("equal", f"{kind} in opset {opset} over axis {axis}", IMAGE, op(kind, **attributes), opset)
+case("axis 0", "Softmax over the batch", VECTOR, op("Softmax", axis=0))
+case("axis 0", "Softmax over everything", VECTOR, op("Softmax", axis=0), 11)
+case(
+    "equal", "Softmax over channels", IMAGE, [op("Conv", "x w", "c"), op("Softmax", "c", axis=1)], w=normal(5, 2, 2, 2)
+)
+case("equal", "Softmax over rows", IMAGE, [op("Conv", "x w", "c"), op("Softmax", "c", axis=2)], w=normal(5, 2, 2, 2))
+
+# Convolutions and pooling ---------------------------------------------------------------------------------------------
+
+CONVOLUTIONS = [
+    ("equal", {}),
+    ("equal", {"pads": [1, 1, 1, 1]}),
+    ("equal", {"pads": [1, 0, 1, 0], "strides": [2, 1]}),
+    ("equal", {"auto_pad": "SAME_UPPER"}),
+    ("equal", {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+    ("equal", {"auto_pad": "SAME_LOWER"}),
+    ("SAME_LOWER", {"auto_pad": "SAME_LOWER", "strides": [2, 2]}),
+    ("equal", {"auto_pad": "VALID"}),
+    ("equal", {"dilations": [2, 1]}),
+    ("equal", {"kernel_shape": [3, 3]}),
+    ("neither the same on both sides", {"pads": [0, 0, 1, 0]}),
+    ("equal", {"strides": [2, 2], "pads": [1, 0, 1, 1]}),
+    ("pads [-1", {"pads": [-1, 0, 0, 0]}),
+]
+for i, (expected, attributes) in enumerate(CONVOLUTIONS):
+    case(
+        expected, f"Conv {i} {attributes}", IMAGE, op("Conv", "x w b", **attributes), w=normal(4, 2, 3, 3), b=normal(4)
+    )
+case("equal", "Conv by groups", (4, 5, 5), op("Conv", "x w", group=2), w=normal(6, 2, 3, 3))
+case(
+    "equal",
+    "Conv of each channel, and its bias",
+    (4, 5, 5),
+    [op("Conv", "x w", "c", group=4), op("Add", "c b")],
+    w=normal(4, 1, 3, 3),
+    b=normal(4, 1, 1),
+)
+case("supported for images", "Conv of a sequence", (2, 7), op("Conv", "x w"), w=normal(4, 2, 3))
+case("not constant", "Conv by what x gives", IMAGE, [op("Relu", output="r"), op("Conv", "x r")], batch=2)
+TRANSPOSED = [
+    ("equal", {}),
+    ("equal", {"strides": [2, 2]}),
+    ("equal", {"strides": [2, 3], "pads": [1, 1, 1, 1]}),
+    ("equal", {"strides": [2, 2], "output_padding": [1, 1]}),
+    ("equal", {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+    ("equal", {"auto_pad": "SAME_UPPER"}),
+    ("equal", {"auto_pad": "SAME_LOWER"}),
+    (None, {"strides": [2, 2], "auto_pad": "SAME_LOWER"}),
+    ("equal", {"auto_pad": "VALID", "strides": [2, 1]}),
+    (None, {"strides": [2, 2], "output_shape": [14, 12]}),
+    ("equal", {"strides": [2, 2], "output_shape": [15, 13]}),
+    ("equal", {"strides": [2, 2], "output_shape": [16, 14]}),
+    ("equal", {"dilations": [2, 2]}),
+    ("equal", {"strides": [2, 2], "pads": [1, 1, 0, 0]}),
+    (None, {"strides": [2, 2], "pads": [0, 0, 1, 1]}),
+    ("not supported by Conv2DTranspose", {"strides": [2, 2], "output_shape": [30, 30]}),
+    ("gaps between", {"strides": [4, 4], "auto_pad": "SAME_UPPER"}),
+]
+for i, (expected, attributes) in enumerate(TRANSPOSED):
+    case(
+        expected,
+        f"ConvTranspose {i} {attributes}",
+        IMAGE,
+        op("ConvTranspose", "x w b", **attributes),
+        w=normal(2, 4, 3, 3),
+        b=normal(4),
+    )
+case(
+    "equal",
+    "ConvTranspose by groups",
+    (4, 5, 5),
+    op("ConvTranspose", "x w", group=2, strides=[2, 2]),
+    w=normal(4, 3, 3, 3),
+)
+POOLS = [
+    ("equal", {"strides": [2, 2]}),
+    ("equal", {}),
+    ("equal", {"pads": [1, 1, 1, 1]}),
+    ("equal", {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+    ("equal", {"strides": [3, 2], "ceil_mode": 1}),
+    (None, {"strides": [2, 2], "ceil_mode": 1}),
+    (None, {"strides": [2, 2], "pads": [1, 1, 1, 1], "ceil_mode": 1}),
+    (None, {"strides": [2, 2], "auto_pad": "SAME_LOWER"}),
+    ("without dilations", {"dilations": [2, 2]}),
+    (None, {"pads": [0, 0, 1, 1]}),
+]
+for i, (expected, attributes) in enumerate(POOLS):
+    case(expected, f"MaxPool {i} {attributes}", IMAGE, op("MaxPool", kernel_shape=[2, 3], **attributes))
+    if "dilations" not in attributes:
+        for pad in (0, 1):
+            case(
+                expected if expected != "equal" or "ceil_mode" not in attributes else None,
+                f"AveragePool {i} {attributes} {pad}",
+                IMAGE,
+                op("AveragePool", kernel_shape=[2, 3], count_include_pad=pad, **attributes),
+            )
+case(
+    "output 'i'",
+    "the indices of a MaxPool",
+    IMAGE,
+    [op("MaxPool", "x", "p i", kernel_shape=[2, 2]), op("Cast", "i", to=1)],
+)
+case("supported for images", "MaxPool of a sequence", (2, 7), op("MaxPool", kernel_shape=[2]))
+for kind in ("GlobalAveragePool", "GlobalMaxPool"):
+    case("equal", kind, IMAGE, op(kind))
+    case("equal", f"{kind} and Flatten", IMAGE, [op(kind, output="p"), op("Flatten", "p")])
+for kind, axes, keep in itertools.product(
+    ("ReduceMean", "ReduceMax", "ReduceSum"), ([2, 3], [-1], [1], [1, 3]), (0, 1)
+):
+    case("equal", f"{kind} over {axes}, keepdims={keep}", IMAGE, op(kind, "x a", keepdims=keep), a=ints(*axes))
+case("equal", "ReduceMean in opset 11", IMAGE, op("ReduceMean", axes=[2, 3], keepdims=0), 11)
+case("axis 0", "ReduceMean over everything", IMAGE, op("ReduceMean"))
+
+# Resizing -------------------------------------------------------------------------------------------------------------
+
+SCALES = np.float32([1, 1, 2, 3])
+for mode, coordinates, rounding, expected in [
+    ("nearest", "asymmetric", "floor", "equal"),
+    ("nearest", "half_pixel", "round_prefer_floor", "equal"),
+    ("nearest", "half_pixel", "floor", "not supported by Upsample2D"),
+    ("linear", "half_pixel", "floor", "equal"),
+    ("linear", "pytorch_half_pixel", "floor", "equal"),
+    ("linear", "align_corners", "floor", "not supported"),
+    ("linear", "asymmetric", "floor", "not supported"),
+    ("cubic", "half_pixel", "floor", "not supported"),
+    ("nearest", "tf_crop_and_resize", "floor", "not supported"),
+]:
+    case(
+        expected,
+        f"Resize {mode}, {coordinates}, {rounding}",
+        IMAGE,
+        op("Resize", "x roi s", mode=mode, coordinate_transformation_mode=coordinates, nearest_mode=rounding),
+        13,
+        roi=np.float32([0, 0, 0, 0, 1, 1, 1, 1]),
+        s=SCALES,
+    )
+NEAREST = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+SIZED = helper.make_node("Resize", ["x", "", "", "s"], ["y"], name="r", **NEAREST)
+case("equal", "Resize to sizes", IMAGE, SIZED, batch=3, s=ints(3, 2, 14, 18))
+case("changes the batch axis", "Resize of the batch to sizes", IMAGE, SIZED, batch=3, s=ints(6, 2, 14, 18))
+case("changes the batch axis", "Resize to a fixed batch", IMAGE, SIZED, s=ints(3, 2, 14, 18))
+case(
+    "not supported by Upsample2D",
+    "Resize of channels",
+    IMAGE,
+    op("Resize", "x r s", **NEAREST),
+    r=np.float32([]),
+    s=np.float32([1, 2, 2, 2]),
+)
+case(
+    "not supported by Upsample2D",
+    "Resize of the batch",
+    IMAGE,
+    op("Resize", "x r s", **NEAREST),
+    r=np.float32([]),
+    s=np.float32([2, 1, 2, 2]),
+)
+case(
+    "equal",
+    "Resize with axes",
+    IMAGE,
+    helper.make_node("Resize", ["x", "", "s"], ["y"], name="r", axes=[3, 2], **NEAREST),
+    18,
+    s=np.float32([3, 2]),
+)
+case(
+    "keep_aspect_ratio_policy",
+    "Resize that keeps the ratio",
+    IMAGE,
+    helper.make_node(
+        "Resize", ["x", "", "", "s"], ["y"], name="r", axes=[2, 3], keep_aspect_ratio_policy="not_larger", **NEAREST
+    ),
+    18,
+    s=ints(14, 18),
+)
+case(
+    "not supported by Upsample2D",
+    "Resize to smaller images",
+    IMAGE,
+    op("Resize", "x r s", **NEAREST),
+    r=np.float32([]),
+    s=np.float32([1, 1, 0.5, 0.5]),
+)
+case("equal", "Resize in opset 10", IMAGE, op("Resize", "x s", mode="nearest"), 10, s=SCALES)
+case(
+    "not supported by Upsample2D", "linear Resize in opset 10", IMAGE, op("Resize", "x s", mode="linear"), 10, s=SCALES
+)
+case("equal", "Upsample in opset 9", IMAGE, op("Upsample", "x s", mode="nearest"), 9, s=SCALES)
+case("equal", "Upsample in opset 7", IMAGE, op("Upsample", mode="nearest", scales=[1.0, 1.0, 2.0, 2.0]), 7)
+case("not supported by Upsample2D", "linear Upsample", IMAGE, op("Upsample", "x s", mode="linear"), 9, s=SCALES)
+for mode in ("DCR", "CRD"):
+    case("equal", f"DepthToSpace {mode}", (8, 2, 3), op("DepthToSpace", blocksize=2, mode=mode), 13)
+case("equal", "SpaceToDepth", (2, 4, 6), op("SpaceToDepth", blocksize=2))
+
+# Shapes ---------------------------------------------------------------------------------------------------------------
+
+for axis, expected in [(1, "equal"), (0, "batch"), (2, "batch"), (-1, "batch"), (-2, "equal"), (-3, "batch")]:
+    case(expected, f"Flatten from axis {axis}", SEQUENCE, op("Flatten", axis=axis), 13)
+case("equal", "Flatten after an axis of 1", (1, 5), op("Flatten", axis=2))
+for batch, target, expected in [
+    ("N", (0, -1), "equal"),
+    ("N", (-1, 12), "equal"),
+    ("N", (0, 4, 3), "equal"),
+    ("N", (-1, 2, 6), "equal"),
+    ("N", (0, 0, 4), "equal"),
+    ("N", (0, 0, 2, -1), "equal"),
+    ("N", (-1, 6), "batch"),
+    ("N", (-1,), "batch"),
+    ("N", (2, -1), "batch"),
+    ("N", (3, 12), "batch"),
+    (3, (3, 12), "equal"),
+    (3, (3, -1), "equal"),
+    (3, (2, -1), "batch"),
+    (3, (1, 3, 12), "batch"),
+    (3, (9, 4), "batch"),
+    ("N", (1, -1, 12), "batch"),
+    ("N", (0, 0, 0, 0), "do not have"),
+]:
+    case(expected, f"Reshape of {batch} to {target}", SEQUENCE, op("Reshape", "x s"), batch=batch, s=ints(*target))
+case("changes the batch axis", "Reshape of (4, 6) to (2, -1)", (6,), op("Reshape", "x s"), batch=4, s=ints(2, -1))
+case("allowzero", "Reshape with allowzero", SEQUENCE, op("Reshape", "x s", allowzero=1), s=ints(0, 12))
+case(
+    "equal",
+    "a Reshape to images",
+    (98,),
+    [op("Reshape", "x s", "i"), op("Conv", "i w")],
+    s=ints(-1, 2, 7, 7),
+    w=normal(3, 2, 3, 3),
+)
+case(
+    "equal",
+    "a view of the batch and a product of sizes",
+    IMAGE,
+    [
+        op("Shape", output="s"),
+        op("Gather", "s zero", "n"),
+        op("Gather", "s one", "c"),
+        op("Gather", "s two", "h"),
+        op("Mul", "c h", "ch"),
+        op("Unsqueeze", "n a", "n1"),
+        op("Unsqueeze", "ch a", "ch1"),
+        op("Concat", "n1 ch1 minus", "t", axis=0),
+        op("Reshape", "x t"),
+    ],
+    zero=ints(0)[0],
+    one=ints(1)[0],
+    two=ints(2)[0],
+    a=ints(0),
+    minus=ints(-1),
+)
+case(
+    "size of the batch",
+    "a product with the size of the batch",
+    IMAGE,
+    [
+        op("Shape", output="s"),
+        op("Slice", "s zero two", "nc"),
+        op("ReduceProd", "nc", "m"),
+        op("Concat", "m minus", "t", axis=0),
+        op("Reshape", "x t"),
+    ],
+    zero=ints(0),
+    two=ints(2),
+    minus=ints(-1),
+)
+case(
+    "changes the batch axis",
+    "the size of the batch on axis 1",
+    SEQUENCE,
+    [op("Shape", output="s", end=1), op("Concat", "m s", "t", axis=0), op("Reshape", "x t")],
+    m=ints(-1),
+)
+for axes, opset, expected in [([1], 11, "equal"), ([-1, 1], 13, "equal"), ([0], 13, "axis 0"), ([3], 13, "equal")]:
+    both = {"axes": axes} if opset < 13 else {}
+    more = {} if opset < 13 else {"a": ints(*axes)}
+    inputs = "x" if opset < 13 else "x a"
+    case(expected, f"Unsqueeze of {axes} in opset {opset}", SEQUENCE, op("Unsqueeze", inputs, **both), opset, **more)
+    case(
+        expected if axes != [1] else "equal",
+        f"Squeeze of {axes} in opset {opset}",
+        (1, 4, 1),
+        op("Squeeze", inputs, **both),
+        opset,
+        batch=1 if 0 in axes else "N",
+        **more,
+    )
+case("without axes", "Squeeze without axes", (1, 4), op("Squeeze"))
+case("equal", "Squeeze without axes of a fixed batch", (1, 4), op("Squeeze"), batch=2)
+case("samples without an axis", "Squeeze to numbers", (1,), op("Squeeze", "x a"), a=ints(1))
+for perm in [(0, 2, 1, 3), (0, 3, 2, 1), (0, 2, 3, 1), (0, 3, 1, 2), (0, 1, 2, 3)]:
+    case("equal", f"Transpose by {perm}", IMAGE, op("Transpose", perm=perm))
+    case(
+        "equal",
+        f"Transpose of a convolution by {perm}",
+        IMAGE,
+        [op("Conv", "x w", "c"), op("Transpose", "c", perm=perm)],
+        w=normal(5, 2, 2, 2),
+    )
+case("moves the batch axis", "Transpose by default", SEQUENCE, op("Transpose"))
+case("moves the batch axis", "Transpose of the batch", (3,), op("Transpose", perm=[1, 0]), batch=3)
+case("equal", "Expand to the same shape", SEQUENCE, op("Expand", "x s"), s=ints(1, 3, 4))
+case("to [3, 3, 4] is not supported", "Expand of an axis", (1, 4), op("Expand", "x s"), batch=3, s=ints(3, 3, 4))
+case("equal", "Concat of one", SEQUENCE, op("Concat", axis=1))
+case("joins two branches", "Concat of two", SEQUENCE, op("Concat", "x x", axis=1))
+case("operator Slice is not supported", "Slice of x", SEQUENCE, op("Slice", "x s e"), s=ints(0), e=ints(1))
+
+# Branches -------------------------------------------------------------------------------------------------------------
+
+W, V = normal(4, 4), normal(4, 4)
+case("equal", "a skip", VECTOR, [op("MatMul", "x w", "m"), op("Add", "x m")], w=W)
+case("equal", "a skip on the right", VECTOR, [op("MatMul", "x w", "m"), op("Add", "m x")], w=W)
+case("equal", "a skip subtracted", VECTOR, [op("MatMul", "x w", "m"), op("Sub", "x m")], w=W)
+case("equal", "two branches", VECTOR, [op("MatMul", "x w", "m"), op("MatMul", "x v", "n"), op("Add", "m n")], w=W, v=V)
+case(
+    "equal",
+    "a residual block in the skip of another",
+    VECTOR,
+    [
+        op("MatMul", "x w", "c"),
+        op("Add", "x c", "s"),
+        op("Relu", "x", "r"),
+        op("MatMul", "r v", "b"),
+        op("Add", "s b"),
+    ],
+    w=W,
+    v=V,
+)
+case(
+    "equal",
+    "a residual block inside another",
+    VECTOR,
+    [
+        op("Relu", "x", "r"),
+        op("MatMul", "r w", "c"),
+        op("Add", "r c", "s"),
+        op("MatMul", "s v", "t"),
+        op("Add", "x t"),
+    ],
+    w=W,
+    v=V,
+)
+case("equal", "x + x", VECTOR, op("Add", "x x"))
+case("equal", "a sum of three", VECTOR, [op("Relu", "x", "r"), op("Tanh", "x", "t"), op("Sum", "x r t")])
+case(
+    "broadcasts samples of shapes (2,) and (1,)",
+    "a skip that broadcasts",
+    (2,),
+    [op("Gemm", "x w", "m"), op("Add", "x m")],
+    w=normal(2, 1),
+)
+case(
+    "broadcasts samples",
+    "x and its mean",
+    IMAGE,
+    [op("ReduceMean", "x a", "m", keepdims=1), op("Add", "x m")],
+    a=ints(2, 3),
+)
+case(
+    "equal",
+    "a skip around flattened images",
+    IMAGE,
+    [
+        op("Conv", "x w", "c"),
+        op("Flatten", "c", "z"),
+        op("MatMul", "z v", "l"),
+        op("Add", "z l"),
+    ],
+    w=normal(2, 2, 3, 3),
+    v=normal(40, 40),
+)
+case(
+    "equal",
+    "flattened images without a Dense",
+    IMAGE,
+    [op("Conv", "x w", "c"), op("Flatten", "c")],
+    w=normal(2, 2, 3, 3),
+)
+case(
+    "equal",
+    "flattened images, then ReLU and Dense",
+    IMAGE,
+    [
+        op("Conv", "x w", "c"),
+        op("Flatten", "c", "z"),
+        op("Relu", "z", "r"),
+        op("MatMul", "r v"),
+    ],
+    w=normal(2, 2, 3, 3),
+    v=normal(40, 5),
+)
+case(
+    "equal",
+    "flattened images, then BatchNormalization",
+    IMAGE,
+    [
+        op("Conv", "x w", "c"),
+        op("Flatten", "c", "z"),
+        op("BatchNormalization", "z g b m v", "n"),
+        op("MatMul", "n u"),
+    ],
+    w=normal(2, 2, 3, 3),
+    u=normal(40, 5),
+    **{name: np.abs(normal(40)) for name in "gbmv"},
+)
+case(
+    "equal",
+    "images that are added",
+    IMAGE,
+    [
+        op("Conv", "x w", "c", pads=[1] * 4),
+        op("Relu", "c", "r"),
+        op("Conv", "r w", "d", pads=[1] * 4),
+        op("Add", "d c", "s"),
+        op("GlobalAveragePool", "s", "p"),
+        op("Flatten", "p"),
+    ],
+    w=normal(2, 2, 3, 3),
+)
+case(
+    "the same operators",
+    "a branch that a sum uses again",
+    VECTOR,
+    [
+        op("MatMul", "x w", "m"),
+        op("Sub", "x m", "s"),
+        op("Add", "s m"),
+    ],
+    w=W,
+)
+case("joins two branches", "a product of two branches", VECTOR, [op("Relu", "x", "r"), op("Mul", "r x")])
+case(
+    "adds embeddings",
+    "a sum of two embeddings",
+    VECTOR,
+    [op("Gather", "w x", "a"), op("Gather", "v x", "b"), op("Add", "a b")],
+    dtype="int64",
+    w=normal(60, 3),
+    v=normal(60, 3),
+)
+case("equal", "SiLU", VECTOR, [op("Sigmoid", "x", "s"), op("Mul", "s x")])
+case(
+    "joins two branches", "x · sigmoid(2x)", VECTOR, [op("Add", "x x", "d"), op("Sigmoid", "d", "s"), op("Mul", "s x")]
+)
+case(
+    "equal",
+    "nodes that nothing needs",
+    VECTOR,
+    [op("Erf", "x", "e"), op("Relu", "x"), op("Erf", "c", "f")],
+    c=normal(3),
+)
+case("of the domain 'my.domain'", "another domain", VECTOR, op("Relu", domain="my.domain"))
+case("equal", "the standard domain by its other name", VECTOR, op("Relu", domain="ai.onnx"))
+case(
+    "with a graph inside",
+    "If",
+    VECTOR,
+    helper.make_node(
+        "If",
+        ["c"],
+        ["y"],
+        name="i",
+        then_branch=helper.make_graph([op("Relu", "x", "t")], "t", [], [onnx.ValueInfoProto(name="t")]),
+        else_branch=helper.make_graph([op("Neg", "x", "e")], "e", [], [onnx.ValueInfoProto(name="e")]),
+    ),
+    c=np.array(True),
+)
+
+# Patterns of exporters ------------------------------------------------------------------------------------------------
+
+HALF, TWO, ONE = np.float32(0.5), np.float32(2), np.float32(1)
+ERF = [op("Div", "x root", "u"), op("Erf", "u", "e"), op("Add", "e one", "f")]
+GELU = {"root": np.float32(2**0.5), "one": ONE, "half": HALF}
+case("equal", "GELU as TorchScript writes it", VECTOR, [*ERF, op("Mul", "x f", "g"), op("Mul", "g half")], 17, **GELU)
+case("equal", "GELU with the half first", VECTOR, [op("Mul", "x half", "h"), *ERF, op("Mul", "h f")], 17, **GELU)
+case(
+    "equal",
+    "GELU with the half in the other factor",
+    VECTOR,
+    [*ERF, op("Mul", "half f", "h"), op("Mul", "h x")],
+    17,
+    **GELU,
+)
+case("equal", "twice GELU", VECTOR, [*ERF, op("Mul", "f x")], 17, **GELU)
+case("operator Erf", "GELU of another scale", VECTOR, [*ERF, op("Mul", "x f")], 17, **GELU | {"root": np.float32(1.5)})
+case("operator Erf", "GELU of another offset", VECTOR, [*ERF, op("Mul", "x f")], 17, **GELU | {"one": TWO})
+case("operator Erf", "GELU times something else", VECTOR, [*ERF, op("Relu", "x", "r"), op("Mul", "r f")], 17, **GELU)
+SOFTPLUS = [op("Exp", "x", "e"), op("Add", "e one", "s"), op("Log", "s", "p")]
+case("equal", "Softplus by exp and log", VECTOR, [*SOFTPLUS, op("Identity", "p")], one=ONE)
+case(
+    "equal",
+    "Softplus with a threshold",
+    VECTOR,
+    [*SOFTPLUS, op("Greater", "x t", "g"), op("Where", "g x p")],
+    one=ONE,
+    t=np.float32(20),
+)
+case(
+    "operator Greater",
+    "Softplus with a low threshold",
+    VECTOR,
+    [*SOFTPLUS, op("Greater", "x t", "g"), op("Where", "g x p")],
+    one=ONE,
+    t=np.float32(2),
+)
+case("operator Exp", "log(2 + e^x)", VECTOR, [*SOFTPLUS, op("Identity", "p")], one=TWO)
+NORM = [
+    op("ReduceMean", "x", "m", axes=[-1]),
+    op("Sub", "x m", "c"),
+    op("Pow", "c two", "q"),
+    op("ReduceMean", "q", "v", axes=[-1]),
+    op("Add", "v eps", "w"),
+    op("Sqrt", "w", "r"),
+    op("Div", "c r", "n"),
+]
+PARTS = {"two": TWO, "eps": np.float32(0.01)}
+case(
+    "equal",
+    "LayerNorm as TorchScript writes it",
+    SEQUENCE,
+    [*NORM, op("Mul", "n g", "h"), op("Add", "h b")],
+    16,
+    **PARTS,
+    g=normal(4),
+    b=normal(4),
+)
+case("equal", "LayerNorm without weights", SEQUENCE, [*NORM, op("Identity", "n")], 16, **PARTS)
+case("equal", "LayerNorm without beta", VECTOR, [*NORM, op("Mul", "g n")], 16, **PARTS, g=normal(4))
+case(
+    "operator Sub",
+    "LayerNorm with a cube",
+    SEQUENCE,
+    [*NORM, op("Identity", "n")],
+    16,
+    two=np.float32(3),
+    eps=np.float32(0.1),
+)
+case(
+    "equal",
+    "a skip around LayerNorm",
+    SEQUENCE,
+    [*NORM, op("MatMul", "n a", "k"), op("Add", "k n")],
+    16,
+    **PARTS,
+    a=normal(4, 4),
+)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_small_graph_is_equal_or_refused_by_name(tmp_path, name):
+    expected, shape, nodes, opset, batch, dtype, constants = CASES[name]
+    model, x = model_of(shape, nodes, opset, batch, dtype, constants), sample_of(shape, batch, dtype)
+    want = reference(model, x)
+    got, message = onnx_files.outcome(model, x, np.float32(np.nan) if want is None else want, tmp_path / "g.onnx")
+    if expected is None:  # equal or refused
+        assert got != "wrong", message
+    elif expected == "equal":
+        assert got == "equal" and want is not None, message
+    else:
+        assert got == "refused" and expected in message, message
+    if got == "refused":
+        assert re.search(onnx_files.NAMED, message), message
