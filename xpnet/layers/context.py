@@ -22,6 +22,7 @@ class Context:
     another workspace.  precision: of matrix products, see Sequential.  first_row: the number of the first row of x in
     the batch of all ranks.  current_step: the number of updates so far.  group: the processes that train this model.
     has_no_rows: this rank has no rows of the batch, and computes with one placeholder row that must not count.
+    mixup: the augment.MixUp of the model, whose shares and partners mix the loss too; None if there is none.
     """
 
     backend: Backend
@@ -34,6 +35,7 @@ class Context:
     current_step: int = 0
     group: ProcessGroup = SINGLE_PROCESS
     has_no_rows: bool = False
+    mixup: Any = None
     _scratch: dict[tuple[Any, ...], Array] = field(default_factory=dict)
 
     @property
