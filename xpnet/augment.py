@@ -1,6 +1,6 @@
-"""Augmentation: layers at the beginning of a model that distort images at random, in training only.
+"""Augmentation: layers that change their inputs at random, in training only, usually at the beginning of a model.
 
-The random numbers are a hash of (seed, layer, step, image), so each step distorts the images differently, but in the
+The random numbers are a hash of (seed, layer, step, sample), so each step changes the samples differently, but in the
 same way on every device.
 """
 
@@ -8,28 +8,50 @@ import math
 from typing import Any
 
 from xpnet.backends import Array
-from xpnet.config import number, one_or_pair
+from xpnet.config import flag, integer, number, one_or_pair
+from xpnet.errors import ArgumentError
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
 
-__all__ = ["Distortion", "ElasticDistortion", "RandomAffine"]
+__all__ = ["Distortion", "ElasticDistortion", "GaussianNoise", "MixUp", "RandomAffine", "RandomCrop", "RandomErasing",
+           "RandomFlip"]  # fmt: skip
 
 _LIMIT = 10**6  # of pixels, degrees and factors: beyond it nothing of an image is left, and float32 would overflow
+_MAX_ASPECT = 3.3  # of an erased rectangle, as in the paper
 
 
-class Distortion(Layer):
-    """In training, each pixel of y is the value of x at a random position near it. In inference, y = x.
-
-    (N, H, W) or (N, H, W, C) → the same shape in the model's dtype; integers are not scaled. A subclass defines
-    `positions`. Values between pixels are interpolated; outside the image they are 0.
-    """
+class _Augmentation(Layer):
+    """The base of these layers. Integers come out in the model's dtype and are not scaled."""
 
     accepts_integers = True
+
+    def _noise(self, rows: int, columns: int) -> Array:
+        """Uniform noise (rows, columns) from 0 to 1, in a buffer."""
+        noise = self.work.buffer("noise", (rows, columns))
+        noise[...] = self.backend.random_bits(self.noise_key, rows, columns, self.context.first_row)
+        noise += 0.5  # so that it is never 0
+        noise *= 2.0**-32
+        return noise
+
+    def _unchanged(self, x: Array) -> Array:
+        return x.astype(self.context.dtype, copy=False)
+
+
+class _ImageAugmentation(_Augmentation):
+    """The base of layers on images (N, H, W) or (N, H, W, C)."""
 
     def build(self, input_shape: Shape) -> Shape:
         if len(input_shape) not in (2, 3):
             raise self.refuse("(N, height, width) or (N, height, width, channels)", input_shape)
         return input_shape
+
+
+class Distortion(_ImageAugmentation):
+    """In training, each pixel of y is the value of x at a random position near it. In inference, y = x.
+
+    (N, H, W) or (N, H, W, C) → the same shape in the model's dtype; integers are not scaled. A subclass defines
+    `positions`. Values between pixels are interpolated; outside the image they are 0.
+    """
 
     def positions(self, rows: int) -> tuple[Array, Array]:
         """Return the positions in x of the pixels of y: vertical and horizontal, (rows, H, W) each, in pixels from 0.
@@ -51,7 +73,7 @@ class Distortion(Layer):
         xp, work = self.xp, self.work
         if not self.context.training:
             work.index = None
-            return x.astype(self.context.dtype, copy=False)
+            return self._unchanged(x)
         rows, (height, width) = len(x), self.input_shape[:2]
         plane, shape = (rows, height, width), (rows, height, width, math.prod(self.input_shape[2:]))
         vertical, horizontal = self.positions(rows)
@@ -210,3 +232,270 @@ def _gaussian(n: int, sigma: float) -> list[list[float]]:
 
 def _pair(value: float | tuple[float, float]) -> tuple[float, float]:
     return value if isinstance(value, tuple) else (value, value)
+
+
+class RandomFlip(_ImageAugmentation):
+    """Mirrors each image with probability ½: left and right if `horizontal`, top and bottom if `vertical`.
+
+    (N, H, W) or (N, H, W, C) → the same shape. With both, the two are independent.
+    """
+
+    def __init__(self, *, horizontal: bool = True, vertical: bool = False) -> None:
+        self.horizontal, self.vertical = flag(self, "horizontal", horizontal), flag(self, "vertical", vertical)
+
+    def forward(self, x: Array) -> Array:
+        """y[n, i, j] = x[n, i, W - 1 - j] for mirrored images, likewise for i."""
+        self.work.mirrored = self._noise(len(x), 2) < 0.5 if self.context.training else None
+        return self._mirrored(x, "y")
+
+    def backward(self, grad_y: Array) -> Array | None:
+        """A mirror image is its own inverse, so ∂L/∂x is ∂L/∂y, mirrored in the same way."""
+        return self._mirrored(grad_y, "grad_x") if self.wants_input_grad else None
+
+    def _mirrored(self, x: Array, name: str) -> Array:
+        mirrored = self.work.mirrored
+        if mirrored is None:
+            return self._unchanged(x)
+        y = self.work.buffer(name, x.shape)
+        y[...] = x
+        for column, axis, wanted in ((0, 2, self.horizontal), (1, 1, self.vertical)):
+            if wanted:
+                images = mirrored[:, column].reshape(-1, *[1] * (x.ndim - 1))
+                y[...] = self.xp.where(images, self.xp.flip(y, axis=axis), y)
+        return y
+
+
+class RandomCrop(_ImageAugmentation):
+    """Cuts a window at a random place out of each image, which `padding` zeros surround on each side.
+
+    padding: a number of pixels or (vertical, horizontal); by default 4 if there is no `size`, else 0.  size: that of
+    the window, a number or (height, width), by default that of the image. (N, H, W) or (N, H, W, C) → (N, *size) or
+    (N, *size, C). Outside of training, the window is in the middle: without `size`, y = x.
+
+    Padding by 4 pixels is the augmentation of He et al. 2015, "Deep residual learning for image recognition", for
+    images of 32 × 32 pixels.
+    """
+
+    def __init__(self, padding: Any = None, size: Any = None) -> None:
+        limits = {"at_least": 0, "at_most": _LIMIT}
+        self.padding = None if padding is None else one_or_pair(integer, self, "padding", padding, **limits)
+        self.size = None if size is None else one_or_pair(integer, self, "size", size, at_most=_LIMIT)
+
+    def build(self, input_shape: Shape) -> Shape:
+        image = super().build(input_shape)[:2]
+        default = 4 if self.size is None else 0
+        self._pad = _pair(default if self.padding is None else self.padding)
+        self._window = image if self.size is None else _pair(self.size)
+        if any(window > n + 2 * pad for window, n, pad in zip(self._window, image, self._pad, strict=True)):
+            raise self.refuse(f"images of at least {self._window} pixels with their padding", input_shape)
+        return (*self._window, *input_shape[2:])
+
+    def forward(self, x: Array) -> Array:
+        """y[n, i, j] = x[n, i + top_n, j + left_n], and 0 outside the image."""
+        work, rows, training = self.work, len(x), self.context.training
+        if not training and self.size is None:
+            work.places = None
+            return self._unchanged(x)
+        noise, places = self._noise(rows, 2) if training else None, []
+        for axis, (n, pad, window) in enumerate(zip(self.input_shape[:2], self._pad, self._window, strict=True)):
+            last = n + 2 * pad - window  # the window may begin at any pixel from 0 to this one of the padded image
+            if noise is None:
+                place = self.xp.full(rows, last // 2 - pad, dtype=self.xp.int64)
+            else:
+                place = (noise[:, axis] * (last + 1)).astype(self.xp.int64)
+                place = self.xp.minimum(place, last) - pad
+            places.append(place)
+        work.places = places
+        return self._shifted(x, "y", self._window, *places)
+
+    def backward(self, grad_y: Array) -> Array | None:
+        """∂L/∂x[n, i, j] = ∂L/∂y[n, i - top_n, j - left_n], and 0 for pixels outside the window."""
+        if not self.wants_input_grad or self.work.places is None:
+            return grad_y if self.wants_input_grad else None
+        top, left = self.work.places
+        return self._shifted(grad_y, "grad_x", self.input_shape[:2], -top, -left)
+
+    def _shifted(self, x: Array, name: str, size: Any, top: Array, left: Array) -> Array:
+        """y (N, *size, …) with y[n, i, j] = x[n, i + top_n, j + left_n], and 0 outside x."""
+        xp, work, rows, (height, width) = self.xp, self.work, len(x), x.shape[1:3]
+        channels = math.prod(self.input_shape[2:])
+        pixels = work.buffer(f"{name} pixels", (rows * height * width + 1, channels))
+        pixels[:-1] = x.reshape(-1, channels)
+        pixels[-1] = 0.0
+        i = xp.arange(size[0]) + top[:, None]
+        j = xp.arange(size[1]) + left[:, None]
+        inside = ((i >= 0) & (i < height))[:, :, None] & ((j >= 0) & (j < width))[:, None, :]
+        index = ((xp.arange(rows) * height)[:, None] + i)[:, :, None] * width + j[:, None, :]
+        index = xp.where(inside, index, rows * height * width).reshape(-1)
+        y = self.backend.gather(pixels, index, out=work.buffer(name, (rows * size[0] * size[1], channels)))
+        return y.reshape(rows, *size, *self.input_shape[2:])
+
+
+class RandomErasing(_ImageAugmentation):
+    """Sets a random rectangle of each image to 0, with probability `rate`.
+
+    (N, H, W) or (N, H, W, C) → the same shape, all channels alike.  area: the smallest and the largest share of the
+    image that is erased, or one number for both. Height divided by width is log-uniform from 0.3 to 3.3, unless a
+    rectangle of that area would not fit into the image.
+
+    Zhong et al. 2017, "Random erasing data augmentation".
+    """
+
+    def __init__(self, rate: float = 0.5, area: Any = (0.02, 0.33)) -> None:
+        self.rate = number(self, "rate", rate, at_least=0, at_most=1)
+        limits: dict[str, Any] = {"at_least": 0, "at_most": 1, "also": "(smallest, largest)"}
+        shares = list(area) if hasattr(area, "__len__") and not isinstance(area, str) else [area]
+        given = tuple(number(self, "area", share, **limits) for share in shares)
+        if len(given) not in (1, 2) or given[0] > given[-1]:
+            raise ArgumentError(f"RandomErasing: area must be a share or (smallest, largest), not {area!r}.")
+        self.area = given if len(given) == 2 else given[0]
+
+    def forward(self, x: Array) -> Array:
+        """y = 0 in the rectangle, else x."""
+        xp, work = self.xp, self.work
+        if not self.context.training:
+            work.erased = None
+            return self._unchanged(x)
+        (height, width), (low, high) = self.input_shape[:2], _pair(self.area)
+        chance, area, aspect, top, left = self._noise(len(x), 5).T.reshape(5, -1, 1)
+        pixels = xp.maximum((area * (high - low) + low) * float(height * width), 1e-6)
+        tall = xp.sqrt(pixels * xp.exp((2.0 * aspect - 1.0) * math.log(_MAX_ASPECT)))
+        wide = xp.minimum(pixels / xp.minimum(tall, float(height)), float(width))
+        tall = xp.minimum(pixels / wide, float(height))
+        rows, columns = _inside(xp, height, tall, top), _inside(xp, width, wide, left)
+        if self.rate < 1:
+            rows &= chance < self.rate
+        work.erased = rows[:, :, None] & columns[:, None, :]
+        return self._erased(x, "y")
+
+    def backward(self, grad_y: Array) -> Array | None:
+        """∂L/∂x = 0 in the rectangle, else ∂L/∂y."""
+        return self._erased(grad_y, "grad_x") if self.wants_input_grad else None
+
+    def _erased(self, x: Array, name: str) -> Array:
+        erased = self.work.erased
+        if erased is None:
+            return self._unchanged(x)
+        y = self.work.buffer(name, x.shape)
+        y[...] = x
+        self.xp.copyto(y, 0.0, where=erased.reshape(*erased.shape, *[1] * (x.ndim - 3)))
+        return y
+
+
+def _inside(xp: Any, n: int, length: Array, place: Array) -> Array:
+    """(N, n): which of n pixels an interval covers. length (N, 1): in pixels; place (N, 1): from 0, at one end, to 1.
+
+    A pixel belongs to the interval if its center does.
+    """
+    begin = place * (n - length)
+    center = xp.arange(n, dtype=length.dtype) + 0.5
+    return (center >= begin) & (center < begin + length)
+
+
+class GaussianNoise(_Augmentation):
+    """Adds normal noise of mean 0 and standard deviation `deviation` to each element of x, of any shape (N, ...)."""
+
+    def __init__(self, deviation: float) -> None:
+        self.deviation = number(self, "deviation", deviation, at_least=0, at_most=1e30)
+
+    def forward(self, x: Array) -> Array:
+        """y = x + deviation · z, with z from the uniform numbers u, v: √(-2 log u) cos 2πv, √(-2 log u) sin 2πv.
+
+        Box and Muller 1958, "A note on the generation of random normal deviates".
+        """
+        if not self.context.training or not self.deviation:
+            return self._unchanged(x)
+        xp, work, rows, elements = self.xp, self.work, len(x), math.prod(x.shape[1:])
+        half = (elements + 1) // 2
+        noise = self._noise(rows, 2 * half)
+        radius = xp.sqrt(xp.log(noise[:, :half]) * -2.0)
+        radius *= self.deviation
+        angle = noise[:, half:] * (2.0 * math.pi)
+        noise[:, :half] = radius * xp.cos(angle)
+        noise[:, half:] = radius * xp.sin(angle)
+        y = work.buffer("y", x.shape)
+        y[...] = x
+        y += noise[:, :elements].reshape(x.shape)
+        return y
+
+    def backward(self, grad_y: Array) -> Array | None:
+        """∂L/∂x = ∂L/∂y."""
+        return grad_y if self.wants_input_grad else None
+
+
+class MixUp(_Augmentation):
+    """Mixes each sample with another one of the batch, and its loss with that for the other one's target.
+
+    y_i = λ_i x_i + (1 - λ_i) x_j, for x of any shape (N, ...), with λ_i from Beta(alpha, alpha). In `fit` and
+    `train_on_batch`, the loss of sample i is then λ_i ℓ(ŷ_i, t_i) + (1 - λ_i) ℓ(ŷ_i, t_j), which for cross-entropy is
+    the loss of the mixed probabilities. Sample weights apply to each of the two parts. So training losses are larger
+    than validation losses, and training metrics, which compare ŷ_i with t_i, are worse.
+
+    j = (s - i) modulo N, with a random s in each step; as batches are shuffled, that pairs samples at random. Several
+    ranks mix only the rows of the same rank, so that results depend on the number of ranks. A model can have one MixUp.
+    In a training loop of your own, `shares` (λ, (N,)) and `partners` (j, (N,)) of the latest pass are device arrays.
+
+    Zhang et al. 2018, "mixup: Beyond empirical risk minimization", use alpha from 0.1 to 0.4 for images.
+    """
+
+    def __init__(self, alpha: float = 0.2) -> None:
+        self.alpha = number(self, "alpha", alpha, above=0, at_most=_LIMIT)
+
+    def build(self, input_shape: Shape) -> Shape:
+        if self.context.mixup is not None:
+            raise ArgumentError(f"{self._label}: the model has a MixUp already, and can have only one.")
+        self.context.mixup = self
+        return input_shape
+
+    @property
+    def shares(self) -> Array:
+        """λ_i, (N,): the share of each sample itself in the latest pass."""
+        return self.work.shares
+
+    @property
+    def partners(self) -> Array:
+        """j, (N,): the sample that each one was mixed with in the latest pass."""
+        return self.work.partners
+
+    def forward(self, x: Array) -> Array:
+        """y_i = x_j + λ_i (x_i - x_j)."""
+        work = self.work
+        if not self.context.training:
+            work.shares = None
+            return self._unchanged(x)
+        self._draw(len(x))
+        other = self.backend.gather(x, work.partners, out=work.buffer("other", x.shape))
+        y = work.buffer("y", x.shape)
+        y[...] = x
+        y -= other
+        y *= self._by_sample(work.shares, x)
+        y += other
+        return y
+
+    def backward(self, grad_y: Array) -> Array | None:
+        """∂L/∂x_i = λ_i ∂L/∂y_i + (1 - λ_j) ∂L/∂y_j, because i is the partner of its partner j."""
+        work = self.work
+        if not self.wants_input_grad or work.shares is None:
+            return grad_y if self.wants_input_grad else None
+        own = self.xp.multiply(grad_y, self._by_sample(work.shares, grad_y), out=work.buffer("own", grad_y.shape))
+        grad_x = self.backend.gather(grad_y - own, work.partners, out=work.buffer("grad_x", grad_y.shape))
+        grad_x += own
+        return grad_x
+
+    def _draw(self, rows: int) -> None:
+        """Set the shares and the partners of this pass.
+
+        λ = ½ ± ½ √(o / (1 + o)), o = (u^(-1/alpha) - 1) cos² 2πv, is exactly Beta(alpha, alpha) for uniform u and v:
+        Devroye 1996, "Random variate generation in one line of code".
+        """
+        xp, work = self.xp, self.work
+        u, v, sign, shift = self._noise(rows, 4).T
+        power = xp.minimum(xp.log(u) * (-1.0 / self.alpha), 80.0)  # above, λ is 0 or 1 in float64 too
+        odds = xp.expm1(power) * xp.square(xp.cos(v * (2.0 * math.pi)))
+        spread = xp.sqrt(odds / (odds + 1.0)) * ((sign < 0.5).astype(u.dtype) - 0.5)
+        work.shares = xp.add(spread, 0.5, out=work.buffer("shares", (rows,)))
+        work.partners = work.buffer("partners", (rows,), xp.int64)
+        work.partners[...] = ((shift[0] * rows).astype(xp.int64) - xp.arange(rows)) % rows
+
+    def _by_sample(self, shares: Array, x: Array) -> Array:
+        return shares.reshape(-1, *[1] * (x.ndim - 1))

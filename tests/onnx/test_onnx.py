@@ -70,7 +70,13 @@ LAYERS = [
     (VECTOR, layers.Residual(layers.Dense(5), layers.Tanh(), layers.Dense(3))),
     (VECTOR, layers.Residual(layers.Dense(3), projection=layers.Sequential([layers.Dense(4), layers.Dense(3)]))),
     (VECTOR, layers.Sequential([layers.Dense(4), layers.Sequential([layers.Tanh(), layers.Dense(2)])])),
-    ((12, 12), augment.RandomAffine(shift=1.0)),
+    *[
+        ((12, 12), layer)
+        for layer in [
+            augment.RandomAffine(shift=1.0), augment.RandomFlip(), augment.RandomCrop(2), augment.RandomErasing(),
+            augment.GaussianNoise(0.1), augment.MixUp(),
+        ]
+    ],
 ]  # fmt: skip
 
 

@@ -93,6 +93,8 @@ def test_a_replay_with_distorted_images_equals_the_eager_step(both):
     def build(backend):
         stack = [
             *[xpnet.augment.RandomAffine(shift=1, rotation=9), xpnet.augment.ElasticDistortion(2.0, 2.0)],
+            *[xpnet.augment.RandomFlip(), xpnet.augment.RandomCrop(1), xpnet.augment.RandomErasing()],
+            *[xpnet.augment.GaussianNoise(0.1), xpnet.augment.MixUp(0.3)],
             *[layers.Upsample2D(2, "bilinear"), layers.Conv2D(2, 3, strides=2), layers.Flatten(), layers.Dense(10)],
         ]
         return xpnet.Sequential(stack, (8, 8, 1), backend=backend, seed=0)

@@ -29,8 +29,9 @@ class Context:
     another workspace.  precision: of matrix products, see Sequential.  first_row: the number of the first row of x in
     the batch of all ranks.  current_step: the number of updates so far.  noise_step: the part of the noise's key that
     changes from pass to pass.  group: the processes that train this model.  has_no_rows: this rank has no rows of the
-    batch, and computes with one placeholder row that must not count.  forward_thread: the thread whose `forward` filled
-    the workspaces that backward reads; 0 if it was a training step.
+    batch, and computes with one placeholder row that must not count.  mixup: the augment.MixUp of the model, whose
+    shares and partners mix the loss too; None if there is none.  forward_thread: the thread whose `forward` filled the
+    workspaces that backward reads; 0 if it was a training step.
     """
 
     backend: Backend
@@ -44,6 +45,7 @@ class Context:
     noise_step: int = 0
     group: ProcessGroup = SINGLE_PROCESS
     has_no_rows: bool = False
+    mixup: Any = None
     forward_thread: int = 0
     _steps_begun: int = 0
     _passes_by_hand: int = 0  # since that step

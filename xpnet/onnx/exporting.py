@@ -175,6 +175,11 @@ _CONVERTERS |= {
     layers.Identity: lambda graph, layer, x: x,
     layers.Dropout: lambda graph, layer, x: x,
     augment.Distortion: lambda graph, layer, x: x,
+    augment.GaussianNoise: lambda graph, layer, x: x,
+    augment.MixUp: lambda graph, layer, x: x,
+    augment.RandomErasing: lambda graph, layer, x: x,
+    augment.RandomFlip: lambda graph, layer, x: x,
+    augment.RandomCrop: lambda graph, layer, x: _random_crop(layer, x),
     layers.ReLU: lambda graph, layer, x: graph.add_node("Relu", x),
     layers.Sigmoid: lambda graph, layer, x: graph.add_node("Sigmoid", x),
     layers.Tanh: lambda graph, layer, x: graph.add_node("Tanh", x),
@@ -184,6 +189,12 @@ _CONVERTERS |= {
     layers.GELU: lambda graph, layer, x: graph.add_node("Gelu", x, approximate=layer.approximate),
     layers.SiLU: lambda graph, layer, x: graph.add_node("Mul", x, graph.add_node("Sigmoid", x).name),
 }
+
+
+def _random_crop(layer: augment.RandomCrop, x: _Tensor) -> _Tensor:
+    if layer.size is not None:
+        raise ArgumentError(f"layer {layer.path} (RandomCrop) with a size cannot be exported to ONNX: crop the images.")
+    return x
 
 
 @_converts(layers.Residual)

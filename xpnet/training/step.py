@@ -5,6 +5,7 @@ request.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from xpnet.backends import Array
@@ -41,7 +42,7 @@ class TrainingStep:
             batch = next(batches)
             # Noise is a function of the row within the whole step.
             context.first_row, context.has_no_rows = batch.first_row, batch.has_no_rows
-            per_sample, outputs = self._forward_backward(batch, total)
+            per_sample, outputs, batch = self._forward_backward(batch, total)
             add_metrics(per_sample, batch, outputs)
             if batch.has_no_rows:
                 store.grads[...] = 0.0
@@ -56,17 +57,41 @@ class TrainingStep:
             self.state.loss_scale.unscale(store)
         store.add_penalty_gradients()
 
-    def _forward_backward(self, batch: Batch, total: Any) -> tuple[Array, Array]:
-        """Store the gradients of Σ w ℓ / total; return (ℓ, outputs)."""
+    def _forward_backward(self, batch: Batch, total: Any) -> tuple[Array, Array, Batch]:
+        """Store the gradients of Σ w ℓ / total; return (ℓ, outputs, the batch with the weights w)."""
         model, loss = self.model, self.loss
         outputs = model.forward_pass(batch.x, training=True)
         buffer = self._work.buffer("grad", outputs.shape)
         per_sample, grad = loss.samples_and_gradient(model.backend, outputs, batch.y, out=buffer)
+        if model.context.mixup is not None:
+            per_sample, grad, batch = self._mixed(batch, outputs, per_sample, grad)
         grad = weighted_gradient(loss, grad, batch, total)
         if self.state.loss_scale is not None:
             self.state.loss_scale.scale(grad)
         model.backward_pass(grad, input_grad=False)
-        return per_sample, outputs
+        return per_sample, outputs, batch
+
+    def _mixed(self, batch: Batch, outputs: Array, per_sample: Array, grad: Array) -> tuple[Array, Array, Batch]:
+        """The losses, gradients and weights of samples that augment.MixUp has mixed, given those of their own targets.
+
+        With the shares λ and the partners j: w_i ℓ_i = λ_i w_i ℓ(ŷ_i, t_i) + (1 - λ_i) w_j ℓ(ŷ_i, t_j).
+        """
+        backend, work, mixup = self.model.backend, self._work, self.model.context.mixup
+        own, partners = mixup.shares, mixup.partners
+        other = 1.0 - own
+        y = backend.gather(batch.y, partners, out=work.buffer("other y", batch.y.shape, batch.y.dtype))
+        buffer = work.buffer("other grad", outputs.shape)
+        other_losses, other_grad = self.loss.samples_and_gradient(backend, outputs, y, out=buffer)
+        if batch.weights is not None:
+            own, other = own * batch.weights, other * backend.xp.take(batch.weights, partners)
+            weights = own + other
+            scale = 1.0 / (weights + (weights == 0))
+            own, other, batch = own * scale, other * scale, replace(batch, weights=weights)
+        shape = (-1, *[1] * (grad.ndim - 1))
+        grad *= own.reshape(shape)
+        other_grad *= other.reshape(shape)
+        grad += other_grad
+        return per_sample * own + other_losses * other, grad, batch
 
 
 def weighted_gradient(loss: Loss, grad: Array, batch: Batch, total: Any) -> Array:
