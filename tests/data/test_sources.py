@@ -127,10 +127,22 @@ def test_arrays_of_dates_and_objects_get_a_hint():
         fitted(X, Y.astype("datetime64[s]"))
 
 
+def test_sparse_matrices_get_a_hint_and_can_be_streamed():
+    sparse = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
+    for matrix in (sparse.csr_array(EXPECTED), sparse.csr_matrix(EXPECTED)):
+        with pytest.raises(ArgumentTypeError, match=r"x is a sparse matrix: give x\.toarray\(\), or a datasets.Stream"):
+            fitted(matrix)
+        one, two = datasets.Stream(matrix, Y), datasets.Stream(EXPECTED, Y)
+        assert fitted(one, None) == fitted(two, None)
+        np.testing.assert_array_equal(net().predict(one), net().predict(EXPECTED))
+
+
 def test_frames_of_polars_are_data():
     pl = pytest.importorskip("polars", reason="polars is not installed")
     frame = pl.DataFrame(FRAME)
     assert fitted(frame, pl.Series(Y), validation_split=0.25) == fitted(EXPECTED, Y, validation_split=0.25)
+    with pytest.raises(ArgumentTypeError, match=r"x is a LazyFrame: call its collect\(\) first"):
+        fitted(frame.lazy())
     missing = frame.with_columns(c=pl.when(pl.col("c") > 5).then(None).otherwise(pl.col("c")))
     with pytest.raises(DataError, match=r"x has missing values \(NA\) in the column 'c'"):
         net().predict(missing)

@@ -31,9 +31,15 @@ def whole(a: Any, name: str) -> Any:
 
     Raises DataError for missing values, and ArgumentTypeError for columns that do not contain numbers.
     """
+    if type(a).__name__ == "LazyFrame":
+        raise ArgumentTypeError(f"{name} is a LazyFrame: call its collect() first.")
     library = next((root for cls in type(a).__mro__ if (root := cls.__module__.partition(".")[0]) in _LIBRARIES), None)
     if library is not None and (hasattr(a, "columns") or hasattr(a, "to_numpy")):
         return _from_table(library, a, name)
+    if hasattr(a, "toarray") and hasattr(a, "nnz"):
+        raise ArgumentTypeError(
+            f"{name} is a sparse matrix: give {name}.toarray(), or a datasets.Stream of it, which is read in parts."
+        )
     known = ("__array__", "__array_interface__", "__cuda_array_interface__", "__dlpack__")
     if hasattr(a, "shape") and hasattr(a, "__getitem__") and not any(hasattr(a, protocol) for protocol in known):
         return read(a, slice(0, length(a)), name)
@@ -59,7 +65,7 @@ def read(a: Any, rows: slice | HostArray, name: str) -> HostArray:
         count = len(rows)
         try:
             part = numpy.asarray(to_host(a[rows]))
-        except Exception:  # it takes slices only
+        except Exception:  # it takes only slices
             part = _slice(a, slice(first, last + 1), name)[rows - first]
     expected = (count, *a.shape[1:])
     if part.shape != expected:
@@ -87,7 +93,8 @@ def has_length(a: Any) -> bool:
 
 def _slice(a: Any, rows: slice, name: str) -> HostArray:
     try:
-        return numpy.asarray(to_host(a[rows]))
+        part = a[rows]
+        return numpy.asarray(part.toarray() if hasattr(part, "toarray") else to_host(part))  # of a sparse matrix
     except (IndexError, ValueError) as error:
         raise DataError(f"{name}: the samples {rows.start} to {rows.stop - 1} cannot be read: {error}") from error
 
