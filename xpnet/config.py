@@ -1,6 +1,8 @@
 """Checks of arguments; and Configured, which derives get_config, equality and repr from constructor arguments."""
 
 import contextlib
+import decimal
+import fractions
 import inspect
 import math
 import numbers
@@ -20,6 +22,10 @@ T = TypeVar("T")
 N = TypeVar("N", int, float)
 
 
+#: Numbers that are not Python's; an array may be one.
+_OTHER_NUMBERS = (numpy.generic, numpy.ndarray, fractions.Fraction, decimal.Decimal)
+
+
 class Configured:
     """An object that keeps every constructor argument as an attribute of the same name.
 
@@ -28,7 +34,7 @@ class Configured:
 
     def __setattr__(self, name: str, value: Any) -> None:
         # A NumPy scalar among the arguments would turn float32 arithmetic into float64; a Python number does not.
-        super().__setattr__(name, value.item() if isinstance(value, numpy.generic) else value)
+        super().__setattr__(name, _plain(value) if isinstance(value, _OTHER_NUMBERS) else value)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, by name."""
@@ -85,17 +91,22 @@ _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 
 
 def number(owner: Any, name: str, value: Any, *, finite: bool = False, also: str = "", **limits: float) -> float:
-    """A real number within `at_least`, `above`, `at_most` and `below`, as a Python number. Refuses NaN and booleans."""
+    """A real number within `at_least`, `above`, `at_most` and `below`, as a Python number. Refuses NaN and booleans.
+
+    It may also be a NumPy scalar, an array without axes, a Fraction or a Decimal.
+    """
+    given, value = value, _plain(value)
     if not (is_number(value) and _within(value, limits)) or (finite and math.isinf(value)):
-        raise _refusal(owner, name, ("a finite number" if finite else "a number") + _range(limits), value, also)
-    return int(value) if isinstance(value, numbers.Integral) else float(value)
+        raise _refusal(owner, name, ("a finite number" if finite else "a number") + _range(limits), given, also)
+    return value  # type: ignore[no-any-return]
 
 
 def integer(owner: Any, name: str, value: Any, *, at_least: int = 1, also: str = "", **limits: int) -> int:
     """An integer within these limits, as a Python int. 3.0 counts as 3."""
     limits = {"at_least": at_least, **limits}
+    given, value = value, _plain(value)
     if not (is_integer(value) and _within(value, limits)):
-        raise _refusal(owner, name, "an integer" + _range(limits), value, also)
+        raise _refusal(owner, name, "an integer" + _range(limits), given, also)
     return int(value)
 
 
@@ -110,6 +121,7 @@ def one_or_pair(check: Callable[..., N], owner: Any, name: str, value: Any, **li
 
 def as_shape(shape: Any) -> tuple[int, ...]:
     """(4,) from 4, [4] or (4,). Refuses anything but positive integers."""
+    shape = _plain(shape)
     sizes = tuple(shape) if hasattr(shape, "__iter__") else (shape,)
     if not all(is_integer(n) and n >= 1 for n in sizes):
         raise _refusal("", "a shape", "one or more positive integers, without the batch", shape)
@@ -118,9 +130,10 @@ def as_shape(shape: Any) -> tuple[int, ...]:
 
 def flag(owner: Any, name: str, value: Any) -> bool:
     """A Python or NumPy boolean, as a Python bool."""
-    if not isinstance(value, bool | numpy.bool_):
-        raise _refusal(owner, name, "True or False", value)
-    return bool(value)
+    given, value = value, _plain(value)
+    if not isinstance(value, bool):
+        raise _refusal(owner, name, "True or False", given)
+    return value
 
 
 def choice(owner: Any, name: str, value: Any, options: Sequence[T], *, also: str = "") -> T:
@@ -134,12 +147,14 @@ def choice(owner: Any, name: str, value: Any, options: Sequence[T], *, also: str
 
 
 def is_number(value: Any) -> bool:
-    """Whether this is a real number of Python or NumPy, and not a boolean, an array or NaN."""
-    return not isinstance(value, bool) and isinstance(value, numbers.Real) and bool(value == value)
+    """Whether this is a real number of Python or NumPy, and not a boolean or NaN."""
+    value = _plain(value)
+    return not isinstance(value, bool) and isinstance(value, int | float) and value == value
 
 
 def is_integer(value: Any) -> bool:
     """Whether this is a real number without a fraction."""
+    value = _plain(value)
     return is_number(value) and bool(value == value // 1)
 
 
@@ -187,6 +202,18 @@ def refuse_non_finite_targets(name: str, targets: Any) -> None:
     """Raise DataError for NaN or infinity. Reads the device."""
     if not (math.isfinite(targets.min()) and math.isfinite(targets.max())):
         raise DataError(f"{name}: targets contain NaN or infinity.")
+
+
+def _plain(value: Any) -> Any:
+    """A number of another type (NumPy scalar, array without axes, Fraction, Decimal) as a Python number."""
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Real | decimal.Decimal):
+        with contextlib.suppress(OverflowError, ValueError):  # too large for a float: not a number
+            return int(value) if isinstance(value, numbers.Integral) else float(value)
+    return value
 
 
 def _within(value: Any, limits: Mapping[str, float]) -> bool:

@@ -147,7 +147,7 @@ class _CrossEntropy(Loss):
             raise ArgumentError("class_weight needs a single yes-or-no output; with several, use sample_weight.")
         classes = 2 if binary else classes
         try:
-            items = class_weight.items() if isinstance(class_weight, Mapping) else enumerate(class_weight)
+            items = class_weight.items() if hasattr(class_weight, "items") else enumerate(class_weight)  # also a Series
             given = {operator.index(k): float(w) for k, w in items}
         except (TypeError, ValueError) as error:
             raise ArgumentError(f"class_weight must be {{class: weight}} or a sequence of weights: {error}.") from error

@@ -19,6 +19,7 @@ from xpnet.config import choice, integer, number
 from xpnet.data.dataset import Dataset
 from xpnet.data.files import as_path
 from xpnet.data.preparation import as_numbers, prepare, prepare_inputs
+from xpnet.data.sources import length, read
 from xpnet.data.streaming import Stream, as_stream
 from xpnet.distributed.mpi import process_group
 from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -297,11 +298,12 @@ class Sequential(layers_.Sequential):
         else:
             x, dtype = self._inputs(x)
             size = batch_size or len(x)
-        parts = []
-        for start in range(0, len(x), size):
-            batch = x[start : start + size]
+        parts, count = [], length(x)
+        for start in range(0, count, size):
             if on_disk:
-                batch, dtype = self._inputs(batch)
+                batch, dtype = self._inputs(read(x, slice(start, min(start + size, count)), "x"))
+            else:
+                batch = x[start : start + size]
             with self._enough_memory_for(size):
                 parts.append(self.context.exclusively(self._predict_batch, batch, dtype, as_device))
         with self.backend.device():

@@ -173,6 +173,16 @@ def test_suffixes_of_other_formats_are_refused_with_a_hint(tmp_path, suffix):
     assert names(tmp_path) == []
 
 
+def test_files_of_other_formats_get_a_hint(tmp_path):
+    for name, hint in (("a.onnx", "xpnet.import_onnx"), ("a.h5", "exported to ONNX"), ("a.pt", "exported to ONNX")):
+        (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n" * 9)
+        with pytest.raises(FileError, match=f"not a model file: .*{hint}"):
+            xpnet.load(tmp_path / name)
+    small_net().save(tmp_path / "m")
+    (tmp_path / "m").rename(tmp_path / "m.h5")  # as earlier versions wrote it
+    assert xpnet.load(tmp_path / "m.h5", "cpu").is_built
+
+
 def test_each_reason_for_an_unreadable_file_is_named(tmp_path):
     (tmp_path / "broken").symlink_to(tmp_path / "nothing")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")

@@ -48,6 +48,14 @@ def model_path(owner: str, path: Any) -> Path:
     return file
 
 
+def foreign_hint(path: Any) -> str:
+    """What to do with a file that has the suffix of another format; "" for other files."""
+    suffix = Path(path).suffix.lower()
+    if suffix == ".onnx":
+        return ". Read it with xpnet.import_onnx."
+    return f". {suffix} files of other libraries can be exported to ONNX there." if suffix in _OTHER_FORMATS else ""
+
+
 def read_bytes(path: Any, name: str = "path") -> bytes:
     """The content of a regular file. Raises FileError with the reason, and DeviceMemoryError if memory is short.
 

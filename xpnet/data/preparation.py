@@ -9,6 +9,7 @@ import numpy
 from xpnet.backends import Array, Backend, DType
 from xpnet.backends.arrays import to_host
 from xpnet.data.dataset import Dataset
+from xpnet.data.sources import whole
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
 from xpnet.layers.containers import Sequential
 from xpnet.losses import Loss
@@ -83,9 +84,13 @@ def prepare_inputs(model: Sequential, x: Any, name: str = "x", finite: bool = Tr
 
 
 def as_numbers(backend: Backend, a: Any, name: str) -> Array:
-    """`a` as a numeric array on the device. Raises ArgumentTypeError for text, objects and complex numbers."""
+    """`a` as a numeric array on the device. Raises ArgumentTypeError for text, objects and complex numbers.
+
+    Raises DataError for missing values in a frame.
+    """
+    array = a if isinstance(a, numpy.ndarray) else whole(a, name)
     try:
-        array = numpy.asarray(to_host(a)) if isinstance(a, list | tuple) else a
+        array = numpy.asarray(to_host(array)) if isinstance(array, list | tuple) else array
         kind = getattr(getattr(array, "dtype", None), "kind", "f")  # dtypes of other libraries have no kind
         if kind in "fiub":
             array = backend.asarray(array)
@@ -94,7 +99,10 @@ def as_numbers(backend: Backend, a: Any, name: str) -> Array:
         raise ArgumentTypeError(f"{name} cannot be converted to an array: {error}") from error
     if kind not in "fiub":
         what = "text or objects" if kind in "OSU" else f"dtype {array.dtype}"
-        raise ArgumentTypeError(f"{name} must be an array of real numbers, but it contains {what}. Encode it first.")
+        hint = {"O": "; convert objects that are numbers with .astype(float)", "M": ", as numbers", "m": ", as numbers"}
+        raise ArgumentTypeError(
+            f"{name} must be an array of real numbers, but it contains {what}. Encode it first{hint.get(kind, '')}."
+        )
     return array
 
 

@@ -1,7 +1,7 @@
 """Streaming datasets: data larger than memory. A thread reads the next window while the model trains."""
 
+import contextlib
 import itertools
-import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 import numpy
 
 from xpnet.backends import Array
-from xpnet.backends.arrays import refuse_masked, to_host
+from xpnet.backends.arrays import refuse_masked
 from xpnet.config import integer
 from xpnet.data.dataset import Batch, Dataset, StepData, total_weight
+from xpnet.data.sources import HostArray, has_length, host_array, length, read, sample_bytes
 from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError
 from xpnet.layers.context import Workspace
@@ -53,9 +54,12 @@ class Stream:
                 raise ArgumentTypeError(
                     "Stream: give arrays x, with a shape, a dtype and slices, and y; or batches alone."
                 )
-            arrays = {"x": x, "y": y, "sample_weight": sample_weight}
-            lengths = {name: len(a) for name, a in arrays.items() if a is not None}
-            if len(set(lengths.values())) > 1 or not len(x):
+            # What is in memory anyway, such as a list or a series, becomes an array.
+            self.y, self.sample_weight = (
+                _sliceable(a, name) for a, name in ((y, "y"), (sample_weight, "sample_weight"))
+            )
+            lengths = self.lengths()
+            if len(set(lengths.values())) > 1 or not lengths["x"]:
                 raise DataError(f"Stream: the arrays must have the same length, above 0, but have {lengths}.")
         elif not (callable(x) or isinstance(x, Iterable)):
             raise ArgumentTypeError(f"Stream: without y, give batches: an iterable of (x, y), not {type(x).__name__}.")
@@ -68,7 +72,15 @@ class Stream:
         return self.y is None and not hasattr(self.x, "shape")
 
     def __len__(self) -> int:
-        return len(self.array)
+        return length(self.array)
+
+    def lengths(self) -> dict[str, int]:
+        """The present number of samples of each array."""
+        arrays = {"x": self.x, "y": self.y, "sample_weight": self.sample_weight}
+        for name, a in arrays.items():
+            if a is not None and not has_length(a):
+                raise ArgumentTypeError(f"Stream: {name} must have a first axis of known length, not shape {a.shape}.")
+        return {name: length(a) for name, a in arrays.items() if a is not None}
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -143,6 +155,7 @@ class StreamingDataset:
 
     def __init__(self, stream: Stream, prepare: Callable[[Any, Any, Any, tuple[str, str]], Dataset]) -> None:
         self._stream, self._prepare = stream, prepare
+        self._count = None if stream.in_batches else len(stream)
 
     def refuse_unsupported(self, epochs: int, batch_size: int | None, resumed: bool) -> None:
         """Raise ArgumentError if this stream does not support these arguments of fit."""
@@ -158,7 +171,7 @@ class StreamingDataset:
     @property
     def samples(self) -> int | None:
         """The number of samples; None for batches, whose number is not known in advance."""
-        return None if self._stream.in_batches else len(self._stream.x)
+        return self._count
 
     def steps(
         self,
@@ -175,8 +188,8 @@ class StreamingDataset:
         """
         uploads = work.context.backend.uploads()
         if self._stream.in_batches:
-            for (x, y, weights), largest in _read_ahead(self._joined(accumulate, first)):
-                with uploads.prefetch():
+            for (x, y, weights), largest, where in _read_ahead(self._joined(accumulate, first)):
+                with uploads.prefetch(), _placed(where):
                     dataset = self._prepare(x, y, weights, ("x of a batch", "y of a batch"))
                 yield from dataset.steps(work, largest, accumulate, None, 0, group)
                 uploads.release(*dataset.arrays)
@@ -211,14 +224,15 @@ class StreamingDataset:
 
     def _windows(self, multiple: int, key: Sequence[int] | None) -> list[list[slice]]:
         """The blocks of each window, in the order of the epoch. All windows but the last consist of whole steps."""
-        stream, count = self._stream, len(self._stream.x)
+        stream, count = self._stream, self._count or 0
+        if set(lengths := stream.lengths().values()) != {count}:
+            raise DataError(f"Stream: the arrays had {count} samples when this run began, but now have {[*lengths]}.")
         block = max(1, round(stream.block / multiple)) * multiple
         starts = numpy.arange(count // block)
         if key is not None:
             starts = numpy.random.default_rng([*key, _BLOCKS]).permutation(starts)
         blocks = [slice(int(i) * block, int(i + 1) * block) for i in starts]
-        sample_bytes = stream.x.dtype.itemsize * math.prod(stream.x.shape[1:])
-        per_window = max(1, stream.window_bytes // (block * max(1, sample_bytes)))
+        per_window = max(1, stream.window_bytes // (block * sample_bytes(stream.x)))
         windows = [blocks[i : i + per_window] for i in range(0, len(blocks), per_window)] or [[]]
         if count % block:
             windows[-1].append(slice(count - count % block, count))
@@ -236,19 +250,19 @@ class StreamingDataset:
                 places.append(wanted[(wanted >= offset) & (wanted < end)] - offset + block.start)
                 offset = end
             places = [rows for rows in places if len(rows)]
-        arrays = (self._stream.x, self._stream.y, self._stream.sample_weight)
+        arrays = {"x": self._stream.x, "y": self._stream.y, "sample_weight": self._stream.sample_weight}
         return [
-            None if a is None else numpy.concatenate([numpy.asarray(to_host(a[place])) for place in places])[order]
-            for a in arrays
+            None if a is None else numpy.concatenate([read(a, place, name) for place in places])[order]
+            for name, a in arrays.items()
         ]
 
-    def _joined(self, accumulate: int, first: int) -> Iterator[tuple[list[Any], int]]:
-        """(x, y and weights of the batches of a step, the size of the largest batch), from sample `first` on."""
+    def _joined(self, accumulate: int, first: int) -> Iterator[tuple[list[Any], int, str]]:
+        """(x, y and weights of the batches of a step, the size of the largest, "batch 3"), from sample `first` on."""
         source = self._stream.x() if callable(self._stream.x) else self._stream.x
         if not isinstance(source, Iterable):
             raise ArgumentTypeError(f"Stream: the function must return an iterable of batches, not {source!r}.")
-        batches = (_as_batch(batch) for batch in source)
-        seen, any_batch = 0, first > 0
+        batches = _checked_batches(source)
+        seen, number, any_batch = 0, 0, first > 0
         while seen < first:
             batch = next(batches, None)
             if batch is None:
@@ -256,12 +270,15 @@ class StreamingDataset:
                     f"the stream ends after {seen} samples, before the position of the checkpoint, {first}."
                 )
             seen += len(batch[0])
+            number += 1
         while together := list(itertools.islice(batches, accumulate)):
             any_batch = True
             if len({len(batch) for batch in together}) > 1:
                 raise DataError("Stream: some batches have weights, and some have none.")
             arrays = [numpy.concatenate([batch[i] for batch in together]) for i in range(len(together[0]))]
-            yield [*arrays, None][:3], max(len(batch[0]) for batch in together)
+            where = f"batch {number + 1}" + (f" to {number + len(together)}" if len(together) > 1 else "")
+            number += len(together)
+            yield [*arrays, None][:3], max(len(batch[0]) for batch in together), where
         if not any_batch:
             raise DataError("the stream gave no batches.")
 
@@ -300,13 +317,43 @@ def _rank_rows(rows: int, batch_size: int, key: Sequence[int] | None, group: Pro
     return _RankRows(numpy.concatenate(own) if own else order[:1], starts)
 
 
-def _as_batch(batch: Any) -> list[Any]:
+def _checked_batches(source: Iterable[Any]) -> Iterator[list[HostArray]]:
+    """The batches as arrays. Raises DataError if the samples of one do not have the shape of those before it."""
+    shapes: list[tuple[int, ...]] = []
+    for number, batch in enumerate(source, 1):
+        with _placed(f"batch {number}"):
+            arrays = _as_batch(batch)
+            new = [a.shape[1:] for a in arrays]
+            for name, now, before in zip(("x", "y", "weight"), new, shapes, strict=False):
+                if now != before:
+                    raise DataError(f"a sample of {name} has shape {now}, but in the batches before, {before}.")
+        shapes = shapes or new
+        yield arrays
+
+
+@contextlib.contextmanager
+def _placed(where: str) -> Iterator[None]:
+    """Say in errors on data where in the stream it is."""
+    try:
+        yield
+    except (ArgumentError, ArgumentTypeError) as error:
+        raise type(error)(f"{where} of the stream: {error}") from error
+
+
+def _as_batch(batch: Any) -> list[HostArray]:
     if not isinstance(batch, list | tuple) or len(batch) not in (2, 3):
         raise ArgumentTypeError(f"Stream: each batch must be (x, y) or (x, y, weight), not {type(batch).__name__}.")
-    arrays = [numpy.asarray(to_host(a)) for a in batch]
+    arrays = [host_array(a, f"{name} of a batch") for name, a in zip(("x", "y", "weight"), batch, strict=False)]
     if arrays[0].ndim == 0 or len(arrays[0]) == 0:
         raise DataError("Stream: a batch is empty.")
     return arrays
+
+
+def _sliceable(a: Any, name: str) -> Any:
+    """An array that can be sliced by position."""
+    if a is None or (hasattr(a, "shape") and hasattr(a, "__getitem__") and not hasattr(a, "iloc")):
+        return a
+    return host_array(a, name)
 
 
 def _read_ahead(items: Iterator[T]) -> Iterator[T]:

@@ -12,6 +12,7 @@ from xpnet.callbacks import Callback, EpochLines, ProgressBar
 from xpnet.config import choice, flag, integer, number
 from xpnet.data.dataset import Dataset
 from xpnet.data.preparation import prepare
+from xpnet.data.sources import length
 from xpnet.data.streaming import AnyDataset, Stream, StreamingDataset, as_stream
 from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from xpnet.errors import ArgumentError, ArgumentTypeError
@@ -81,17 +82,17 @@ class FitOptions:
                 raise ArgumentError("validation_data must be (x, y) or (x, y, sample_weight).")
             x_val, y_val, weight_val = (*given, None)[:3]
             return (x, y, sample_weight), (x_val, y_val, weight_val)
-        if self.validation_split == 0:
+        fraction = number("", "validation_split", self.validation_split, at_least=0, below=1)
+        if fraction == 0:
             return (x, y, sample_weight), None
         if isinstance(x, Stream):
             raise ArgumentError("validation_split cannot split a stream: give validation_data.")
-        number("", "validation_split", self.validation_split, at_least=0, below=1)
-        if not hasattr(x, "__len__"):
+        if not hasattr(x, "shape") and not hasattr(x, "__len__"):
             x = get_backend("cpu").asarray(x)
-        count = len(x)
-        cut = count - round(count * self.validation_split)
+        count = length(x)
+        cut = count - round(count * fraction)
         if not 0 < cut < count:
-            raise ArgumentError(f"validation_split={self.validation_split} of {count} samples leaves one part empty.")
+            raise ArgumentError(f"validation_split={fraction} of {count} samples leaves one part empty.")
 
         def rows(part: slice) -> tuple[Any, Any, Any]:
             return _slice(x, part), _slice(y, part), _slice(sample_weight, part)
@@ -154,6 +155,8 @@ def _slice(a: Any, part: slice) -> Any:
         return None
     if hasattr(a, "iloc"):  # a[part] of a pandas frame would be columns
         return a.iloc[part]
+    if getattr(a, "shape", None):
+        part = slice(part.start or 0, length(a) if part.stop is None else part.stop)  # an array on disk may need both
     return a[part] if hasattr(a, "__getitem__") else get_backend("cpu").asarray(a)[part]
 
 

@@ -13,7 +13,7 @@ import numpy
 
 from xpnet import augment, initializers, layers
 from xpnet.config import Configured
-from xpnet.data.files import memory_error, model_path, read_bytes, write_atomically
+from xpnet.data.files import foreign_hint, memory_error, model_path, read_bytes, write_atomically
 from xpnet.errors import ArgumentError, ArgumentTypeError, BackendError, DeviceMemoryError, FileError
 
 _FORMAT = "xpnet-model-2"
@@ -112,7 +112,7 @@ def refusing_damage(path: Any) -> Iterator[None]:
     except MemoryError as error:
         raise memory_error(path) from error
     except Exception as error:
-        raise FileError(f"{path}: the file is damaged or not a model file: {error}") from error
+        raise FileError(f"{path}: the file is damaged or not a model file: {error}{foreign_hint(path)}") from error
 
 
 def _digest(arrays: dict[str, Any], texts: dict[str, str]) -> str:
