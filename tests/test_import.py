@@ -139,7 +139,7 @@ def test_layers_losses_metrics_and_optimizers_import_no_array_library(path):
 LAYERS = [
     ["_version", "errors"],
     ["backends"],
-    ["config", "distributed"],
+    ["config", "display", "distributed"],
     ["initializers"],
     ["parameters"],
     ["layers", "augment", "losses", "schedules", "optimizers", "metrics"],

@@ -16,6 +16,7 @@ from xpnet.config import choice, integer, number
 from xpnet.data.dataset import Dataset
 from xpnet.data.preparation import as_numbers, prepare, prepare_inputs
 from xpnet.data.streaming import Stream, as_stream
+from xpnet.display.tables import Summary, summary
 from xpnet.distributed.mpi import process_group
 from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from xpnet.errors import (
@@ -155,7 +156,7 @@ class Sequential(layers_.Sequential):
         distributed: True divides each batch among the processes that mpiexec started; or pass a
             `distributed.Communicator`. Give every rank the same model, data and arguments; the first rank prints and
             writes. Except for rounding, the result does not depend on the number of ranks.
-        verbose: 1 shows a progress bar on a terminal, 2 prints a line per epoch, 0 is silent.
+        verbose: 1 shows a progress bar on a terminal or in a notebook, 2 prints a line per epoch, 0 is silent.
 
         A second call with an equal optimizer continues: optimizer state, schedule and epochs belong to the model.
         Ctrl-C ends training after the current step, and fit returns; a second one raises KeyboardInterrupt at once.
@@ -333,19 +334,23 @@ class Sequential(layers_.Sequential):
             self._rows_of_forward = None
         return self
 
-    def summary(self) -> str:
-        """Return a table with the output shape and the number of parameters of each layer."""
-        rows = [("layer", "output shape", "parameters")]
+    def summary(self) -> Summary:
+        """Return a table with the output shape and the number of parameters of each layer.
+
+        It is a string to print, which a notebook shows as a table.
+        """
+        rows = []
         for layer in self.layers:
             shape = shape_text(layer.output_shape) if layer.is_built else "not built"
             rows.append((repr(layer), shape, f"{sum(p.size for p in layer.parameters):,}"))
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
-        lines.insert(1, "  ".join("-" * width for width in widths))
         total = sum(p.size for p in self.parameters)
         frozen = sum(p.size for p in self.parameters if not p.trainable)
-        lines.append(f"{total:,} parameters" + (f", {frozen:,} of them frozen" if frozen else ""))
-        return "\n".join(lines)
+        footer = f"{total:,} parameters" + (f", {frozen:,} of them frozen" if frozen else "")
+        where = f"input {shape_text(self.input_shape)}, {self.backend.name}" if self.is_built else "not built"
+        return summary(f"{type(self).__name__}: {where}", ("layer", "output shape", "parameters"), rows, footer)
+
+    def _repr_html_(self) -> str:
+        return self.summary().html
 
     def get_config(self) -> dict[str, Any]:
         shape = self.input_shape if self.is_built else None
