@@ -103,6 +103,13 @@ def browser(session: nox.Session) -> None:
     session.run("pytest", "tests/examples/test_draw_digit.py", *session.posargs)
 
 
+@nox.session
+def notebook(session: nox.Session) -> None:
+    """Test what a real Jupyter kernel shows, with and without ipywidgets."""
+    session.install(".[dev]", "nbclient", "ipykernel", "ipywidgets")
+    session.run("pytest", "tests/display", *session.posargs)
+
+
 @nox.session(name="tests-oldest-numpy")
 def tests_oldest_numpy(session: nox.Session) -> None:
     """The test suite with the oldest supported NumPy."""

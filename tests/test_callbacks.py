@@ -286,6 +286,86 @@ def test_an_unknown_metric_to_monitor_is_refused_and_the_known_ones_are_listed(m
         fit(EarlyStopping(monitor))
 
 
+@pytest.mark.parametrize(
+    ("monitor", "kwargs", "end"),
+    [
+        ("val_acc", {"validation_data": (X, Y)},
+         "only loss, accuracy, val_loss, val_accuracy. Did you mean 'val_accuracy'?"),
+        ("acc", {}, "only loss, accuracy. Did you mean 'accuracy'?"),
+        ("val_acuracy", {"validation_split": 0.2}, "Did you mean 'val_accuracy'?"),
+        ("val_accuracy_score", {"validation_data": (X, Y)}, "Did you mean 'val_accuracy'?"),
+        ("val_acc", {}, "Did you mean 'val_accuracy'? Give fit validation data: "
+                        "validation_data=(x, y) or validation_split=0.2."),
+        ("val_accuracy", {}, "only loss, accuracy. Give fit validation data: "
+                             "validation_data=(x, y) or validation_split=0.2."),
+        ("f1", {}, 'only loss, accuracy. Give fit metrics=["f1"].'),
+        ("val_f1", {"validation_data": (X, Y)}, 'val_accuracy. Give fit metrics=["f1"].'),
+        ("val_precision", {"validation_data": (X, Y), "metrics": ["recall"]},
+         'only loss, recall, val_loss, val_recall. Give fit metrics=["precision"].'),
+        ("qqq", {}, "only loss, accuracy."),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "monitoring",
+    [EarlyStopping, ReduceLROnPlateau, lambda name: callbacks.Checkpoint("a.safetensors", keep_best=1, monitor=name)],
+    ids=["EarlyStopping", "ReduceLROnPlateau", "Checkpoint"],
+)
+def test_a_misspelled_monitor_is_refused_before_the_first_step(monitoring, monitor, kwargs, end):
+    model, steps = net(), CallLog()
+    before = weights_of(model)
+    with pytest.raises(ArgumentError) as caught:
+        fit(monitoring(monitor), model=model, epochs=2, **kwargs)
+    assert f"the logs have no {monitor!r} to monitor, " in str(caught.value) and str(caught.value).endswith(end)
+    np.testing.assert_array_equal(weights_of(model), before)
+    fit(steps, model=model)  # the model still works
+    assert steps.calls[1:3] == ["epoch 0 begin", "step 1"]
+
+
+def test_a_checkpoint_that_keeps_no_best_epochs_monitors_nothing(tmp_path):
+    fit(callbacks.Checkpoint(tmp_path / "run.safetensors"))  # monitor="val_loss" by default
+    assert (tmp_path / "run.safetensors").exists()
+
+
+def test_with_callbacks_that_may_add_logs_a_monitor_is_checked_after_an_epoch():
+    early, log = EarlyStopping("own"), CallLog()
+    with pytest.raises(ArgumentError, match="no 'own' to monitor, only loss, accuracy"):
+        fit(log, early)
+    assert log.calls[-2:] == ["epoch 0 end", "train end"]
+    fit(FakeLogs(own=[1.0]), early)
+    assert early.best == 1.0
+
+
+@pytest.mark.parametrize("monitor", [None, 3, ["val_loss"], b"val_loss"])
+@pytest.mark.parametrize("kind", [EarlyStopping, ReduceLROnPlateau])
+def test_a_monitor_must_be_a_name(kind, monitor):
+    with pytest.raises(ArgumentError, match=f'{kind.__name__}: monitor must be a name such as "val_loss", not '):
+        kind(monitor)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"validation_data": (X, Y)},
+        {"validation_split": 0.2, "metrics": ["f1", "recall"]},
+        {"loss": "mse", "validation_split": np.float32(0.5)},
+    ],
+)
+def test_the_run_knows_the_names_of_the_logs_before_the_first_epoch(kwargs):
+    class Names(Callback):
+        def on_train_begin(self, model):
+            known.extend(self.run.log_names)
+
+        def on_epoch_end(self, model, epoch, logs):
+            assert known == list(logs)
+
+    known = []
+    targets = np.eye(3)[Y] if "loss" in kwargs else Y
+    kwargs = {"validation_data": None} | kwargs
+    net().fit(X, targets, callbacks=[Names()], verbose=0, **kwargs)
+    assert known[0] == "loss"
+
+
 # CSV ---------------------------------------------------------------------------------------------------------------
 
 

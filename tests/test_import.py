@@ -140,7 +140,7 @@ LAYERS = [
     ["_version", "errors"],
     ["concurrency"],
     ["backends"],
-    ["config", "distributed"],
+    ["config", "display", "distributed"],
     ["initializers"],
     ["parameters"],
     ["layers", "augment", "losses", "schedules", "optimizers", "metrics"],

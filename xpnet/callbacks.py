@@ -6,19 +6,24 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TextIO
 
+from xpnet import metrics
 from xpnet.config import choice, flag, integer, number
 from xpnet.data.files import as_path, model_path, refuse_unwritable, reporting
+from xpnet.display import progress, tables
 from xpnet.distributed.process_group import ProcessGroup
-from xpnet.errors import ArgumentError, FileError, ShapeError
+from xpnet.errors import ArgumentError, FileError, ShapeError, suggestion
 from xpnet.layers.containers import Sequential
 from xpnet.parameters import Snapshot
 
 __all__ = ["CSVLogger", "Callback", "Checkpoint", "EarlyStopping", "EpochLines", "History", "ProgressBar",
            "ReduceLROnPlateau", "Run", "format_logs"]  # fmt: skip
+
+
+_SHOWN_EPOCHS = 20  # in a notebook
 
 
 class History(dict[str, list[float]]):
@@ -41,6 +46,20 @@ class History(dict[str, list[float]]):
             self.setdefault(name, []).append(value)
         self.seconds.append(seconds)
 
+    def _repr_html_(self) -> str:
+        """A table of the epochs for a notebook; of many epochs, the first and the last ones."""
+        last = len(self.seconds) - 1
+        shown = range(last + 1) if last < _SHOWN_EPOCHS else [0, 1, None, *range(last + 4 - _SHOWN_EPOCHS, last + 1)]
+        rows = [
+            ["…"] * (len(self) + 2)
+            if i is None
+            else [str(i + 1), *[_number(values[i]) if i < len(values) else "" for values in self.values()],
+                  f"{self.seconds[i]:.3g}"]
+            for i in shown
+        ]  # fmt: skip
+        stopped = f"stopped: {self.stopped}" if self.stopped else ""
+        return tables.html_table("History", ["epoch", *self, "seconds"], rows, stopped)
+
 
 class Run(Protocol):
     """The current call of `fit`, which a callback reads as `self.run`.
@@ -48,7 +67,8 @@ class Run(Protocol):
     epochs: the epochs of this call.  first_epoch: the number of epochs before it.  steps: batches per epoch, and
     samples: training samples; both are None for a stream of batches, whose length is unknown.  seen: the samples of
     this epoch so far.  batch_size: samples per batch.  history: the epochs so far.  under_way: whether an epoch is in
-    progress.
+    progress.  callbacks: all callbacks of this fit, in the order of their calls.  log_names: the names of the logs that
+    fit itself makes: "loss", "accuracy", "val_loss", …
     """
 
     epochs: int
@@ -59,6 +79,8 @@ class Run(Protocol):
     batch_size: int
     history: History
     under_way: bool
+    callbacks: list["Callback"]
+    log_names: list[str]
 
     @property
     def state(self) -> Any:
@@ -121,7 +143,10 @@ class Callback:
 
 
 class ProgressBar(Callback):
-    """A progress bar for each epoch: samples per second, time left, loss and metrics. Shown on a terminal only.
+    """A progress bar for each epoch: samples per second, time left, loss and metrics.
+
+    On a terminal it takes one line; where that is narrow, counters and rates give way to the metrics. In a notebook it
+    is a widget, or, without the package ipywidgets, a line per epoch. Elsewhere, as in a log file, nothing is shown.
 
     stream: where to print; standard error by default.  seconds: how often to read loss and metrics.
     """
@@ -131,37 +156,39 @@ class ProgressBar(Callback):
     def __init__(self, stream: TextIO | None = None, seconds: float = 0.5) -> None:
         self.stream, self.seconds = stream, seconds
         self._bar: Any = None
+        self._lines: EpochLines | None = None
 
     def on_epoch_begin(self, model: Sequential, epoch: int) -> None:
-        from tqdm import tqdm  # here, because most runs show no bar
-
         run = self.run
-        self._bar = tqdm(
-            total=run.samples,
-            initial=run.seen,
-            desc=f"epoch {epoch - run.first_epoch + 1}/{run.epochs}",
-            unit=" samples",
-            unit_scale=True,
-            file=self.stream or sys.stderr,
-            disable=None,  # off unless the stream is a terminal
-        )
+        stream, state = self.stream or sys.stderr, (_epoch_of(run, epoch), run.samples, run.seen)
+        self._lines = None
+        if stream is not None and stream.isatty():
+            self._bar = progress.terminal_bar(stream, *state)
+        elif self.stream is None and progress.in_notebook():
+            self._bar = progress.notebook_bar(*state)
+            if self._bar is None:
+                self._lines = EpochLines()
+                self._lines.run = run
         self._next_logs = 0.0
 
     def on_compile(self) -> None:
         if self._bar is not None:
-            self._bar.set_postfix_str("compiling kernels for the GPU, once")
+            self._bar.show(["compiling kernels for the GPU, once"])
 
     def on_step_end(self, model: Sequential, step: int) -> None:
-        if self._bar.disable:
+        if self._bar is None:
             return
         self._bar.update(self.run.seen - self._bar.n)
         if time.monotonic() >= self._next_logs:  # reading logs waits for the device
-            self._bar.set_postfix_str(format_logs(self.run.logs()))
+            self._bar.show(_texts(self.run.logs()))
             self._next_logs = time.monotonic() + self.seconds
 
     def on_epoch_end(self, model: Sequential, epoch: int, logs: dict[str, Any]) -> None:
-        self._bar.set_postfix_str(format_logs(logs))
-        self._close()
+        if self._bar is not None:
+            self._bar.show(_texts(logs))
+            self._close()
+        if self._lines is not None:
+            self._lines.on_epoch_end(model, epoch, logs)
 
     def on_train_end(self, model: Sequential) -> None:
         self._close()
@@ -185,10 +212,9 @@ class EpochLines(Callback):
 
     def on_epoch_end(self, model: Sequential, epoch: int, logs: dict[str, Any]) -> None:
         run = self.run
-        seconds, width = run.history.seconds[-1], len(str(run.epochs))
+        seconds, count = run.history.seconds[-1], _epoch_of(run, epoch, len(str(run.epochs)))
         print(
-            f"epoch {epoch - run.first_epoch + 1:{width}d}/{run.epochs}  {format_logs(logs)}  "
-            f"{seconds:.3g} s  {run.seen / seconds:,.0f} samples/s",
+            f"{count}  {format_logs(logs)}  {seconds:.3g} s  {run.seen / seconds:,.0f} samples/s",
             file=self.stream or sys.stdout,
             flush=True,
         )
@@ -198,11 +224,14 @@ class _Monitor(Callback):
     """Watches one value of the logs: has it improved?"""
 
     def __init__(self, monitor: str, patience: int, min_delta: float, mode: str) -> None:
+        if not isinstance(monitor, str):
+            raise ArgumentError(f'{type(self).__name__}: monitor must be a name such as "val_loss", not {monitor!r}.')
         self.monitor, self.mode = monitor, choice(self, "mode", mode, ("auto", "min", "max"))
         self.patience = number(self, "patience", patience, at_least=0)
         self.min_delta = number(self, "min_delta", min_delta, at_least=0)
 
     def on_train_begin(self, model: Sequential) -> None:
+        self._check_monitor()
         self.best: float | None = None
         self.waited = 0
 
@@ -226,13 +255,37 @@ class _Monitor(Callback):
             if self.waited > self.patience:
                 self.on_patience_lost(model, epoch)
 
+    def _check_monitor(self) -> None:
+        """Refuse a name that no log will have, before the first step.
+
+        Callbacks of users may add logs; if there are any, the first epoch shows whether they do.
+        """
+        own = [callback for callback in self.run.callbacks if not type(callback).__module__.startswith("xpnet.")]
+        if not any(type(callback).on_epoch_end is not Callback.on_epoch_end for callback in own):
+            self._refuse_unless_in(self.run.log_names)
+
     def _monitored(self, logs: Mapping[str, Any]) -> float:
-        if self.monitor not in logs:
-            hint = " Give fit validation data." if self.monitor.startswith("val_") else ""
-            raise ArgumentError(
-                f"{type(self).__name__}: the logs have no {self.monitor!r} to monitor, only {', '.join(logs)}.{hint}"
-            )
+        self._refuse_unless_in(logs)
         return float(logs[self.monitor])
+
+    def _refuse_unless_in(self, logs: Iterable[str]) -> None:
+        names, wanted = list(logs), self.monitor
+        if wanted in names:
+            return
+        trained = [name for name in names if not name.startswith("val_")]
+        same_kind = [f"val_{name}" if wanted.startswith("val_") else name for name in trained]
+        hint = ""
+        if wanted not in same_kind:
+            near = [name for name in same_kind if name.startswith(wanted) or wanted.startswith(name)]
+            hint = f" {suggestion(wanted, near or same_kind)}".rstrip()
+            metric = wanted.removeprefix("val_")
+            if not near and _names_a_metric(metric):
+                hint = f' Give fit metrics=["{metric}"].'
+        if wanted.startswith("val_") and len(trained) == len(names):
+            hint += " Give fit validation data: validation_data=(x, y) or validation_split=0.2."
+        raise ArgumentError(
+            f"{type(self).__name__}: the logs have no {wanted!r} to monitor, only {', '.join(names)}.{hint}"
+        )
 
     def _sign(self) -> int:
         minimized = ("loss", "mse", "mae", "error")
@@ -242,6 +295,12 @@ class _Monitor(Callback):
     def on_better(self, model: Sequential, epoch: int) -> None: ...
 
     def on_patience_lost(self, model: Sequential, epoch: int) -> None: ...
+
+
+def _names_a_metric(name: str) -> bool:
+    with contextlib.suppress(ArgumentError):
+        return bool(metrics.get(name, None))
+    return False
 
 
 class EarlyStopping(_Monitor):
@@ -264,9 +323,9 @@ class EarlyStopping(_Monitor):
         self.restore_best = flag(self, "restore_best", restore_best)
 
     def on_train_begin(self, model: Sequential) -> None:
-        super().on_train_begin(model)
         self.best_epoch: int | None = None
         self._snapshot: Snapshot | None = None
+        super().on_train_begin(model)
 
     def on_resume(self, model: Sequential, state: dict[str, Any]) -> None:
         super().on_resume(model, state)
@@ -361,6 +420,8 @@ class Checkpoint(_Monitor):
         self.keep_best = integer(self, "keep_best", keep_best, at_least=0)
 
     def on_train_begin(self, model: Sequential) -> None:
+        if self.keep_best:
+            self._check_monitor()
         self.kept: list[tuple[float, int]] = []  # (value, epoch), the best first
         self._written, self._written_step = time.monotonic(), -1
         if self.run.group.rank == 0:
@@ -488,4 +549,18 @@ class CSVLogger(Callback):
 
 def format_logs(logs: Mapping[str, Any]) -> str:
     """ "loss 0.1234  accuracy 0.9612"."""
-    return "  ".join(f"{name} {value:{'.4g' if 0 < value < 1e-3 else '.4f'}}" for name, value in logs.items())
+    return "  ".join(_texts(logs))
+
+
+def _texts(logs: Mapping[str, Any]) -> list[str]:
+    """The logs as texts: "loss 0.1234", "accuracy 0.9612"."""
+    return [f"{name} {_number(value)}" for name, value in logs.items()]
+
+
+def _number(value: float) -> str:
+    return f"{value:{'.4g' if 0 < value < 1e-3 else '.4f'}}"
+
+
+def _epoch_of(run: Run, epoch: int, width: int = 0) -> str:
+    """ "epoch 3/20", counted from the first epoch of this fit; width: that of its number."""
+    return f"epoch {epoch - run.first_epoch + 1:{width}d}/{run.epochs}"

@@ -21,6 +21,7 @@ from xpnet.data.files import as_path
 from xpnet.data.preparation import as_numbers, prepare, prepare_inputs
 from xpnet.data.sources import length, read
 from xpnet.data.streaming import Stream, as_stream
+from xpnet.display.tables import Summary, summary
 from xpnet.distributed.mpi import process_group
 from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from xpnet.errors import (
@@ -176,7 +177,7 @@ class Sequential(layers_.Sequential):
             writes. Except for rounding, the result does not depend on the number of ranks.
         on_interrupt: what Ctrl-C does after the current step, when `history` has all complete epochs: "raise" raises
             KeyboardInterrupt; "stop" returns, and history.stopped is "interrupted".
-        verbose: 1 shows a progress bar on a terminal, 2 prints a line per epoch, 0 is silent.
+        verbose: 1 shows a progress bar on a terminal or in a notebook, 2 prints a line per epoch, 0 is silent.
 
         A second call with an equal optimizer continues: optimizer state, schedule and epochs belong to the model.
         A second Ctrl-C raises KeyboardInterrupt at once; the model can be used then, but may be in the middle of an
@@ -400,19 +401,23 @@ class Sequential(layers_.Sequential):
             self.context.forward_thread = 0
         return self
 
-    def summary(self) -> str:
-        """Return a table with the output shape and the number of parameters of each layer."""
-        rows = [("layer", "output shape", "parameters")]
+    def summary(self) -> Summary:
+        """Return a table with the output shape and the number of parameters of each layer.
+
+        It is a string to print, which a notebook shows as a table.
+        """
+        rows = []
         for layer in self.layers:
             shape = shape_text(layer.output_shape) if layer.is_built else "not built"
             rows.append((repr(layer), shape, f"{sum(p.size for p in layer.parameters):,}"))
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
-        lines.insert(1, "  ".join("-" * width for width in widths))
         total = sum(p.size for p in self.parameters)
         frozen = sum(p.size for p in self.parameters if not p.trainable)
-        lines.append(f"{total:,} parameters" + (f", {frozen:,} of them frozen" if frozen else ""))
-        return "\n".join(lines)
+        footer = f"{total:,} parameters" + (f", {frozen:,} of them frozen" if frozen else "")
+        where = f"input {shape_text(self.input_shape)}, {self.backend.name}" if self.is_built else "not built"
+        return summary(f"{type(self).__name__}: {where}", ("layer", "output shape", "parameters"), rows, footer)
+
+    def _repr_html_(self) -> str:
+        return self.summary().html
 
     def get_config(self) -> dict[str, Any]:
         shape = self.input_shape if self.is_built else None

@@ -69,6 +69,11 @@ class FitOptions:
             callbacks = [callback for callback in callbacks if not callback.only_on_first_rank]
         return sorted(callbacks, key=lambda callback: callback.runs_last)
 
+    @property
+    def validates(self) -> bool:
+        """Whether `split` gives validation data."""
+        return self.validation_data is not None or self.validation_split != 0
+
     def _given_callbacks(self) -> Sequence[Callback]:
         return [self.callbacks] if isinstance(self.callbacks, Callback) else self.callbacks or ()
 

@@ -39,6 +39,9 @@ class Run:
         self.epochs, self.first_epoch, self.shuffle = options.epochs, state.epoch, options.shuffle
         self.history, self.on_interrupt = History(), options.on_interrupt
         self.running = self.interrupted = False
+        self.log_names = ["loss", *[metric.name for metric in state.metrics]]
+        if options.validates:
+            self.log_names += [f"val_{name}" for name in self.log_names]
         self.samples, self.batch_size, self.accumulate = dataset.samples, options.batch_size or 1, options.accumulate
         self.steps: int | None = None
         if dataset.samples is not None:

@@ -1,0 +1,1 @@
+"""How results are shown: tables as text and HTML, and progress on terminals and in notebooks."""

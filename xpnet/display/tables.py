@@ -1,0 +1,47 @@
+"""Tables that are text on a terminal and HTML in a notebook."""
+
+from collections.abc import Sequence
+from html import escape
+
+_LEFT, _RIGHT = "text-align: left", "text-align: right"
+
+
+class Summary(str):
+    """A string that a prompt shows as its text, without quotes, and a notebook as a table. html: that table."""
+
+    html: str = ""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
+def summary(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], footer: str) -> Summary:
+    """A table whose last column has numbers. title: shown in a notebook only."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        *words, number = row
+        return "  ".join([*map(str.ljust, words, widths), number.rjust(widths[-1])])
+
+    text = Summary("\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows), footer]))
+    text.html = html_table(title, header, rows, footer, left=len(header) - 1)
+    return text
+
+
+def html_table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], footer: str = "", left: int = 0
+) -> str:
+    """A table of these texts, which are escaped. left: how many of its first columns hold words."""
+
+    def line(tag: str, row: Sequence[str]) -> str:
+        cells = [f'<{tag} style="{_LEFT if i < left else _RIGHT}">{escape(text)}</{tag}>' for i, text in enumerate(row)]
+        return f"<tr>{''.join(cells)}</tr>"
+
+    parts = [f'<table><caption style="{_LEFT}">{escape(title)}</caption>', f"<thead>{line('th', header)}</thead>"]
+    parts.append(f"<tbody>{''.join(line('td', row) for row in rows)}</tbody>")
+    if footer:
+        parts.append(f'<tfoot><tr><td colspan="{len(header)}" style="{_LEFT}">{escape(footer)}</td></tr></tfoot>')
+    return "\n".join([*parts, "</table>"])
