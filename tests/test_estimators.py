@@ -101,7 +101,7 @@ def test_training_stops_when_the_loss_stops_improving():
 def test_warm_start_continues_with_the_same_model():
     warm = XPClassifier(max_iter=3, warm_start=True, random_state=0, backend="cpu")
     model = warm.fit(X, Y).model_
-    assert warm.fit(X, Y).model_ is model and warm.n_iter_ == 6
+    assert warm.fit(X, Y).model_ is model and warm.n_iter_ == 3 and len(warm.loss_curve_) == 6 and warm.t_ == 1200
     with pytest.raises(ArgumentError, match=r"y has the unknown classes \[3\]"):
         warm.fit(X, Y + 1)
     cold = XPClassifier(max_iter=3, random_state=0, backend="cpu").fit(X, Y)
