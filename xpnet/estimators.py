@@ -134,6 +134,11 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             train, rest = self._split(y)
             held_out = X[rest], y[rest], None if weights is None else weights[rest]
             X, y, effective = X[train], y[train], None if effective is None else effective[train]
+        if not isinstance(self.batch_size, str) and self.batch_size > len(y):
+            warnings.warn(
+                f"batch_size={self.batch_size} is larger than the number of samples, {len(y)}, and is clipped to it.",
+                stacklevel=2,
+            )
         progress = _Progress(self, self._schedule(), held_out)
         self._train(X, y, effective, epochs, progress)
         if not progress.converged:
@@ -366,11 +371,6 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
 
     def _train(self, X: Any, y: Array, weights: Array | None, epochs: int, progress: "_Progress") -> None:
         samples = X.shape[0]
-        if self.batch_size != "auto" and self.batch_size > samples:
-            warnings.warn(
-                f"batch_size={self.batch_size} is larger than the number of samples, {samples}, and is clipped to it.",
-                stacklevel=3,
-            )
         data: dict[str, Any]
         if issparse(X) and samples * X.shape[1] * X.dtype.itemsize > _MAX_DENSE_BYTES:
             data = {"x": Stream(_Rows(X, self.model_.dtype), self._encode(y), weights)}
@@ -564,15 +564,16 @@ class XPClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         self._sparse_labels = issparse(y)
         X, y, weights = super()._validate(X, y, sample_weight, reset)
         check_classification_targets(y)
-        kind = type_of_target(y)
-        if kind == "multiclass-multioutput":
+        if issparse(y):
+            y = y.toarray()
+        if y.ndim == 1 or y.shape[1] == 1:
+            return X, column_or_1d(y, warn=True), weights
+        if type_of_target(y) != "multilabel-indicator" or not numpy.isin(y, (0, 1)).all():
             raise ArgumentError(
                 "y must have one label per sample, or be an indicator matrix of 0 and 1. For several targets of "
                 "several classes, use sklearn.multioutput.MultiOutputClassifier."
             )
-        if issparse(y):
-            y = y.toarray()
-        return X, y if kind == "multilabel-indicator" else column_or_1d(y, warn=True), weights
+        return X, y.astype(int), weights
 
     def _set_targets(self, y: Array, continuing: bool, classes: Any = None) -> None:
         multilabel = y.ndim == 2
@@ -631,8 +632,8 @@ class XPClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
 class XPRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
     """A regressor of one or several outputs with the interface of scikit-learn's MLPRegressor.
 
-    It minimizes ½ Σ (y - target)² over the outputs. Arguments and attributes are those of XPClassifier, without
-    `class_weight` and `classes_`.
+    It minimizes ½ Σ (y - target)² over the outputs; `loss_` is the mean over the outputs instead, as in MLPRegressor.
+    Arguments and attributes are those of XPClassifier, without `class_weight` and `classes_`.
     """
 
     _single_output: bool
@@ -668,7 +669,7 @@ class XPRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         self._single_output, self.n_outputs_, self.out_activation_ = y.ndim == 1, outputs, "identity"
 
     def _loss(self) -> losses.Loss:
-        return losses.HalfSquaredError()
+        return _HalfSquaredError()
 
     def _encode(self, y: Array) -> Array:
         return y.reshape(len(y), self.n_outputs_)
@@ -766,6 +767,13 @@ class _Rows:
 
     def __getitem__(self, rows: Any) -> Array:
         return numpy.asarray(self.matrix[rows].toarray(), dtype=self.dtype)
+
+
+class _HalfSquaredError(losses.HalfSquaredError):
+    """HalfSquaredError, whose value, but not its gradient, is divided by the number of outputs, as in scikit-learn."""
+
+    def samples(self, backend: Backend, outputs: DeviceArray, targets: DeviceArray) -> DeviceArray:
+        return super().samples(backend, outputs, targets) * (1.0 / outputs.shape[-1])
 
 
 class _SummedBinaryCrossEntropy(losses.BinaryCrossEntropy):
