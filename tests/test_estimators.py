@@ -3,6 +3,7 @@
 import inspect
 import pickle
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -39,6 +40,7 @@ pytestmark = [
 
 X, Y = make_classification(200, 8, n_informative=5, n_classes=3, random_state=0)
 NAMES = np.array(["ant", "bee", "cow"])[Y]
+RAISES = "on_interrupt" in inspect.signature(xpnet.Sequential.fit).parameters
 LABELS = make_multilabel_classification(200, 8, n_classes=4, random_state=0)
 
 
@@ -487,6 +489,31 @@ def test_a_batch_larger_than_the_data_warns():
         XPClassifier(batch_size=500, max_iter=2, backend="cpu").fit(X, Y)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("learning_rate", ["invscaling", "adaptive"])
+def test_estimators_train_alike_on_every_backend(backend, weighted, learning_rate):
+    settings = {"solver": "sgd", "learning_rate": learning_rate, "learning_rate_init": 0.1, "tol": 0.05,
+                "n_iter_no_change": 1, "alpha": 2.0, "batch_size": 64, "max_iter": 12, "random_state": 0}  # fmt: skip
+    weights = np.linspace(0.5, 1.5, 200) if weighted else None
+    for kind, y in ((XPClassifier, NAMES), (XPClassifier, LABELS[1]), (XPRegressor, X[:, :2])):
+        one = kind((5,), early_stopping=True, backend=backend, **settings).fit(X, y, sample_weight=weights)
+        other = kind((5,), early_stopping=True, backend="cpu", **settings).fit(X, y, sample_weight=weights)
+        np.testing.assert_allclose(one.loss_curve_, other.loss_curve_, rtol=1e-7)
+        for a, b in zip(one.coefs_ + one.intercepts_, other.coefs_ + other.intercepts_, strict=True):
+            assert type(a) is np.ndarray
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(one.predict(X) == other.predict(X) if kind is XPClassifier else 1, 1)
+
+
+@pytest.mark.skipif(not RAISES, reason="predictions of several threads take turns only from then on")
+def test_predictions_of_several_threads_are_exact():
+    classifier = XPClassifier(max_iter=3, random_state=0, backend="cpu").fit(X, NAMES)
+    expected = classifier.predict_proba(X)
+    with ThreadPoolExecutor(4) as pool:
+        for got in pool.map(lambda _: classifier.predict_proba(X), range(200)):
+            np.testing.assert_array_equal(got, expected)
+
+
 def test_divergence_is_an_error_with_and_without_early_stopping():
     for early in (False, True):
         regressor = XPRegressor((100,), "identity", solver="sgd", learning_rate_init=1.0, early_stopping=early,
@@ -519,9 +546,6 @@ class Interrupting(layers.Layer):
 
     def backward(self, grad_y):
         return grad_y
-
-
-RAISES = "on_interrupt" in inspect.signature(xpnet.Sequential.fit).parameters
 
 
 @pytest.mark.parametrize("of_signal", [False, pytest.param(True, marks=pytest.mark.skipif(not RAISES, reason="fit"))])
