@@ -328,6 +328,23 @@ def test_l1_and_l2_penalties_work_alone(backend, l1, l2):
     assert backend.to_numpy(model.parameters[0].grad).tolist() == [[-l1 - 6 * l2]] * 2
 
 
+@pytest.mark.parametrize("weight", [None, 2.5])
+def test_a_shared_penalty_is_divided_by_the_weight_of_the_samples_of_each_step(backend, weight):
+    """Batches of 4 samples: shared_l2 / (4 · weight) is the same as l2."""
+    x, y = np.random.default_rng(0).normal(size=(2, 20, 3))
+    weights = None if weight is None else np.full(20, weight)
+    settings = {"loss": "mse", "optimizer": optimizers.SGD(0.1), "epochs": 4, "batch_size": 4, "sample_weight": weights}
+    fitted, l2 = [], 0.3
+    for shared in (False, True):
+        model = xpnet.Sequential([layers.Dense(3, l2=0.0 if shared else l2)], (3,), backend, dtype="float64")
+        model.layers[0].weight.shared_l2 = l2 * 4 * (weight or 1.0) if shared else 0.0
+        history = model.fit(x, y, verbose=0, **settings)["loss"]
+        fitted.append((history, model.state_dict()["0.weight"]))
+    (curve, values), (shared_curve, shared_values) = fitted
+    np.testing.assert_allclose(shared_curve, curve, rtol=1e-12)
+    np.testing.assert_allclose(shared_values, values, rtol=1e-12)
+
+
 def test_the_penalty_is_none_without_penalized_layers(backend, rng):
     assert model_of(backend, rng).context.store.penalty() is None
 

@@ -141,7 +141,8 @@ def choice(owner: Any, name: str, value: Any, options: Sequence[T], *, also: str
     if isinstance(value, str | None) and value in options:
         return value  # type: ignore[return-value]
     *first, last = [f'"{option}"' if isinstance(option, str) else str(option) for option in options]
-    error = _refusal(owner, name, f"{', '.join(first)} or {last}", value, also)
+    expected = f"{', '.join(first)} or {last}" if first else last
+    error = _refusal(owner, name, expected, value, also)
     near = suggestion(value, (o for o in options if isinstance(o, str))) if isinstance(value, str) else ""
     raise ArgumentError(f"{error} {near}".strip())
 

@@ -149,7 +149,7 @@ class Sequential(layers_.Sequential):
         callbacks: Sequence[Callback] = (),
         shuffle: bool = True,
         sample_weight: Any = None,
-        class_weight: Mapping[int, float] | Sequence[float] | None = None,
+        class_weight: Mapping[int, float] | Sequence[float] | str | None = None,
         accumulate: int = 1,
         resume_from: Any = None,
         distributed: bool | ProcessGroup = False,
@@ -167,7 +167,8 @@ class Sequential(layers_.Sequential):
             held out, from their end.
         shuffle: whether to draw a new order for every epoch, from the seed.
         sample_weight (N,): a sample of weight w counts w times, in loss and metrics.  class_weight {class: w}:
-            multiplies the weights of the samples of a class, in the training loss only.
+            multiplies the weights of the samples of a class, in the training loss only; "balanced" is
+            w = N / (classes · samples of the class), over the classes that y contains.
         accumulate: the number of batches whose gradients are added before each update, as in one larger batch; but
             BatchNorm still normalizes each batch separately.
         resume_from: the path of a `callbacks.Checkpoint`. With the same model, data, arguments and callbacks, the run

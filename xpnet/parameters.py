@@ -27,7 +27,10 @@ class Parameter:
 
     name: its name in the model, such as "0.weight".  trainable: set it to False to freeze the parameter.  decay:
     whether the optimizer's weight decay applies.  l1, l2: penalties l1 · Σ|w| + l2 · Σw², added to the loss.
+    shared_l2: another penalty, shared_l2 · Σw² / (the number of samples of the step, or the sum of their weights).
     """
+
+    shared_l2: float = 0.0
 
     def __init__(
         self, name: str, shape: Sequence[int], initializer: Initializer, decay: bool, l1: float, l2: float
@@ -182,29 +185,38 @@ class ParameterStore:
         with self.guard.lock:  # between two steps, if another thread trains the model
             return {a.name: numpy.array(self.backend.to_numpy(a.value)) for a in self.arrays()}
 
-    def penalty(self) -> Array | None:
-        """Σ over trained parameters of l1 · Σ|w| + l2 · Σw², a 0-d float64 array; None without penalties."""
+    def penalty(self, samples: Any = 1.0) -> Array | None:
+        """Σ over trained parameters of l1 · Σ|w| + (l2 + shared_l2 / samples) · Σw², a 0-d float64 array.
+
+        samples: the weight of all samples of the step, a number or a 0-d array. Returns None without penalties.
+        """
         xp, total = self.backend.xp, None
-        for p in self._penalized():
+        for p in self.penalized():
             term = xp.zeros((), dtype=xp.float64)
             if p.l1:
                 term += p.l1 * xp.sum(xp.abs(p.value), dtype=xp.float64)
-            if p.l2:
-                term += p.l2 * xp.sum(xp.square(p.value), dtype=xp.float64)
+            if p.l2 or p.shared_l2:
+                term += (p.l2 + p.shared_l2 / samples) * xp.sum(xp.square(p.value), dtype=xp.float64)
             total = term if total is None else total + term
         return total
 
-    def add_penalty_gradients(self) -> None:
-        """Add ∂penalty/∂w = l1 · sign(w) + 2 · l2 · w to each gradient."""
+    def add_penalty_gradients(self, samples: Any = 1.0) -> None:
+        """Add ∂penalty/∂w = l1 · sign(w) + 2 · (l2 + shared_l2 / samples) · w to each gradient."""
         xp = self.backend.xp
-        for p in self._penalized():
+        for p in self.penalized():
             if p.l1:
                 p.grad += p.l1 * xp.sign(p.value)
             if p.l2:
                 p.grad += (2.0 * p.l2) * p.value
+            if p.shared_l2:
+                factor = 2.0 * p.shared_l2 / samples
+                if hasattr(factor, "astype"):  # float64, which must not promote a float32 gradient
+                    factor = factor.astype(self.dtype)
+                p.grad += factor * p.value
 
-    def _penalized(self) -> list[Parameter]:
-        return [p for p in self.parameters if (p.l1 or p.l2) and p.trainable]
+    def penalized(self) -> list[Parameter]:
+        """The trained parameters with a penalty."""
+        return [p for p in self.parameters if (p.l1 or p.l2 or p.shared_l2) and p.trainable]
 
     def _bind(self, values: Any, grads: Any) -> None:
         """Copy these host vectors to the device, and make all parameters views of the copies."""

@@ -329,6 +329,54 @@ def test_class_weights_equal_sample_weights_by_class(backend, y, class_weight, o
     assert_same_metrics(one, other)
 
 
+BALANCED = {0: 103 / (2 * 90), 2: 103 / (2 * 13)}  # by hand: scikit-learn's formula, classes that are absent left out
+RARE = np.repeat([0, 2], [90, 13])
+
+
+@pytest.mark.parametrize(
+    "y", [RARE, RARE[:, None], RARE.astype(float), np.eye(3)[RARE], np.eye(3)[RARE] * 0.999 + 1 / 3e3]
+)
+def test_balanced_class_weights_count_the_classes_of_y(backend, y):
+    a, b = mlp(backend, dtype="float64"), mlp(backend, dtype="float64")
+    soft = y.ndim == 2 and 0 < y.min() < 1
+    weights = BALANCED
+    if soft:
+        counts = y.sum(axis=0)
+        weights = {k: 103 / (3 * counts[k]) for k in range(3)}
+    one = a.fit(X, y, class_weight="balanced", batch_size=10, verbose=0)
+    other = b.fit(X, y, class_weight=weights, batch_size=10, verbose=0)
+    np.testing.assert_allclose(weights_of(a), weights_of(b), **CLOSE)
+    assert_same_metrics(one, other)
+
+
+def test_balanced_class_weights_of_a_single_output(backend):
+    y = np.repeat([0.0, 1.0], [90, 13])
+    a, b = mlp(backend, outputs=1, dtype="float64"), mlp(backend, outputs=1, dtype="float64")
+    a.fit(X, y, loss="binary_cross_entropy", class_weight="balanced", verbose=0)
+    weights = {0: 103 / (2 * 90), 1: 103 / (2 * 13)}
+    b.fit(X, y, loss="binary_cross_entropy", class_weight=weights, verbose=0)
+    np.testing.assert_allclose(weights_of(a), weights_of(b), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"class_weight": "balancd"}, "class_weight must be \"balanced\", or {class: weight}.*mean 'balanced'"),
+        ({"class_weight": "balanced", "loss": "mse"}, "class_weight needs a classification loss"),
+        ({"class_weight": "balanced", "loss": "binary_cross_entropy"}, "single yes-or-no output"),
+        ({"loss": losses.SoftmaxCrossEntropy(class_weight="balanced")}, 'Give fit class_weight="balanced" instead'),
+    ],
+)
+def test_balanced_class_weights_that_cannot_be_counted_are_refused(arguments, match):
+    with pytest.raises(ArgumentError, match=match):
+        mlp("cpu").fit(X, ONE_HOT, verbose=0, **arguments)
+
+
+def test_balanced_class_weights_of_a_stream_are_refused_with_a_hint():
+    with pytest.raises(ArgumentError, match="needs all targets in memory: count the classes of the stream"):
+        mlp("cpu").fit(datasets.Stream(X, Y), class_weight="balanced", verbose=0)
+
+
 def test_class_weights_apply_to_the_loss_and_sample_weights_also_to_metrics(backend):
     repetitions = np.random.default_rng(0).integers(1, 4, 103)
     model, at = mlp(backend), {"loss": "softmax_cross_entropy"}

@@ -8,6 +8,7 @@ import numpy
 
 from xpnet.backends import Array, Backend, DType
 from xpnet.backends.arrays import to_host
+from xpnet.config import choice
 from xpnet.data.dataset import Dataset
 from xpnet.data.sources import whole
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
@@ -21,7 +22,7 @@ def prepare(
     y: Any,
     loss: Loss,
     sample_weight: Any = None,
-    class_weight: Mapping[int, float] | Sequence[float] | None = None,
+    class_weight: Mapping[int, float] | Sequence[float] | str | None = None,
     names: tuple[str, str] = ("x", "y"),
     whole: bool = True,
 ) -> Dataset:
@@ -49,6 +50,8 @@ def prepare(
         y = backend.xp.ascontiguousarray(backend.asarray(y, dtype=dtype))
     counts = None if sample_weight is None else _sample_weights(backend, sample_weight, len(x), dtype, whole)
     weights = None if counts is None else backend.asarray(counts, dtype=dtype)
+    if isinstance(class_weight, str):
+        class_weight = _balanced(backend, class_weight, loss, y, model.output_shape)
     if class_weight is not None:
         by_class = backend.asarray(loss.weights_by_class(backend, class_weight, y, model.output_shape[-1]), dtype=dtype)
         weights = by_class if weights is None else weights * by_class
@@ -129,6 +132,30 @@ def _converted(backend: Backend, a: Array, dtype: DType) -> Array:
     """`a` in a dtype. Values that overflow become infinite without a warning; `refuse_non_finite` finds them."""
     with numpy.errstate(over="ignore"):
         return backend.asarray(a, dtype=dtype)
+
+
+def _balanced(
+    backend: Backend, class_weight: str, loss: Loss, y: Array, output_shape: tuple[int, ...]
+) -> dict[int, float]:
+    """{class: samples / (classes · samples of the class)}, over the classes that y contains, as in scikit-learn.
+
+    y: checked by the loss. Probabilities count as parts of samples.
+    """
+    choice("", "class_weight", class_weight, ["balanced"], also="{class: weight} or a sequence of weights")
+    if not loss.classifies:
+        raise ArgumentError(f"class_weight needs a classification loss, not {type(loss).__name__}.")
+    targets, classes = backend.to_numpy(y), output_shape[-1]
+    if targets.ndim == 1:
+        counts = numpy.bincount(targets, minlength=classes).astype(numpy.float64)
+    elif loss.decision_threshold is None:
+        counts = targets.sum(axis=0, dtype=numpy.float64)
+    elif classes == 1:
+        yes = float(targets.sum(dtype=numpy.float64))
+        counts = numpy.array([len(targets) - yes, yes])
+    else:
+        raise ArgumentError("class_weight needs a single yes-or-no output; with several, use sample_weight.")
+    present = numpy.flatnonzero(counts > 0)
+    return {int(k): float(counts.sum() / (len(present) * counts[k])) for k in present}
 
 
 def _sample_weights(backend: Backend, weights: Any, count: int, dtype: DType, whole: bool) -> Array:

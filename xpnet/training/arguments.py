@@ -35,7 +35,7 @@ class FitOptions:
     metrics: Any
     callbacks: Any
     shuffle: bool
-    class_weight: Mapping[int, float] | Sequence[float] | None
+    class_weight: Mapping[int, float] | Sequence[float] | str | None
     accumulate: int
     resume_from: Any
     on_interrupt: str
@@ -127,6 +127,11 @@ def load_dataset(
     names: tuple[str, str] = ("x", "y"),
 ) -> AnyDataset:
     """The dataset of these arrays, checked; a stream is checked later. class_weight: None means that of the loss."""
+    if isinstance(loss.class_weight, str):  # evaluate would count the classes of its own samples
+        raise ArgumentError(
+            f"{type(loss).__name__}: class_weight must be {{class: weight}} or a sequence of weights, not "
+            f'{loss.class_weight!r}. Give fit class_weight="balanced" instead.'
+        )
     class_weight = loss.class_weight if class_weight is None else class_weight
 
     def checked(x: Any, y: Any, sample_weight: Any, names: tuple[str, str], whole: bool = False) -> Dataset:
@@ -139,6 +144,11 @@ def load_dataset(
 
     x, y, sample_weight = as_stream(x, y, sample_weight)
     if isinstance(x, Stream):
+        if isinstance(class_weight, str):
+            raise ArgumentError(
+                f"class_weight={class_weight!r} needs all targets in memory: count the classes of the stream, and give "
+                "{class: samples / (classes * samples of the class)}."
+            )
         return StreamingDataset(x, checked)
     if y is None:
         raise ArgumentTypeError(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy
 
 from xpnet.backends import Array
-from xpnet.data.dataset import Batch
+from xpnet.data.dataset import Batch, total_weight
 from xpnet.distributed.process_group import ProcessGroup
 from xpnet.errors import ArgumentError, ShapeError
 from xpnet.layers.containers import Sequential
@@ -74,9 +74,10 @@ class EpochMetrics:
             )
         weighted = per_sample if batch.weights is None else per_sample * batch.weights
         backend.sum_to(weighted, batch_sums[0, column, ...])
-        penalty = self._model.context.store.penalty()
-        if penalty is not None:
-            batch_sums[2, column] = penalty
+        store = self._model.context.store
+        if store.penalized():
+            total = len(batch) if batch.weights is None else total_weight(backend.xp, batch.weights)
+            batch_sums[2, column] = store.penalty(total)
         if batch.weights is not None:
             backend.sum_to(batch.weights, batch_sums[1, column, ...])
         for metric in self._metrics:

@@ -55,7 +55,7 @@ class TrainingStep:
             context.group.all_reduce(store.grads)
         if self.state.loss_scale is not None:
             self.state.loss_scale.unscale(store)
-        store.add_penalty_gradients()
+        store.add_penalty_gradients(total)
 
     def _forward_backward(self, batch: Batch, total: Any) -> tuple[Array, Array, Batch]:
         """Store the gradients of Σ w ℓ / total; return (ℓ, outputs, the batch with the weights w)."""
