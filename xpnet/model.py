@@ -4,7 +4,7 @@ import contextlib
 import copy
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -12,7 +12,7 @@ from xpnet import layers as layers_
 from xpnet import optimizers as optimizers_
 from xpnet.backends import Array, Backend, DType, get_backend
 from xpnet.callbacks import Callback, History
-from xpnet.config import choice, integer, number
+from xpnet.config import choice, flag, integer, number
 from xpnet.data.dataset import Dataset
 from xpnet.data.preparation import as_numbers, prepare, prepare_inputs
 from xpnet.data.streaming import Stream, as_stream
@@ -21,12 +21,14 @@ from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from xpnet.errors import (
     ArgumentError,
     ArgumentTypeError,
+    DataError,
     DeviceMemoryError,
     DistributedError,
     DivergenceError,
     ShapeError,
     StateError,
     shape_text,
+    suggestion,
 )
 from xpnet.layers.base import Layer
 from xpnet.layers.building import build_alone
@@ -35,13 +37,24 @@ from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
 from xpnet.parameters import ParameterStore
-from xpnet.training import loop, model_files
+from xpnet.training import loop, model_files, outputs
 from xpnet.training.arguments import FitOptions, choose_loss_and_metrics, load_dataset
 from xpnet.training.evaluation import evaluate
 from xpnet.training.gradient_check import relative_errors
 from xpnet.training.state import TrainingState, Untrained
 
-__all__ = ["Sequential", "check_gradients", "load"]
+__all__ = ["LoadedState", "Sequential", "check_gradients", "load"]
+
+
+class LoadedState(NamedTuple):
+    """What `load_state_dict` returns: the names that it left out.
+
+    missing: parameters and buffers of the model that the state does not have; they keep their values.  unused: names of
+    the state that the model does not have.
+    """
+
+    missing: list[str]
+    unused: list[str]
 
 
 class Sequential(layers_.Sequential):
@@ -58,8 +71,8 @@ class Sequential(layers_.Sequential):
         factors of a product are rounded, its sums are float32. With "float16" the loss is scaled, and steps whose
         gradient overflows are skipped.
 
-    Attributes: `layers`; `parameters`, a list of `parameters.Parameter`; `trainable`, False to freeze all of them; and
-    `input_shape`, `output_shape`, `backend`, `seed`, `dtype`.
+    Attributes: `layers`; `parameters`, a list of `parameters.Parameter`; `trainable`, False to freeze all of them;
+    `history`, of the last fit; and `input_shape`, `output_shape`, `backend`, `seed`, `dtype`.
 
     One thread at a time may use a model; different models may be used by different threads.
     """
@@ -79,6 +92,7 @@ class Sequential(layers_.Sequential):
         self.precision = _checked_precision(precision, self._wanted_backend, self.dtype)
         self._state: TrainingState | Untrained = Untrained()
         self._rows_of_forward: int | None = None
+        self._has_gradients = False
         if input_shape is not None:
             self._build_on(input_shape)
 
@@ -114,6 +128,7 @@ class Sequential(layers_.Sequential):
             if tuple(grad.shape) != expected:
                 raise ShapeError(f"grad_output must have the shape of the outputs, {expected}, not {grad.shape}.")
             result = self.backward_pass(grad, input_grad)
+            self._has_gradients = True
             return None if result is None else result.copy()
 
     def fit(
@@ -176,7 +191,7 @@ class Sequential(layers_.Sequential):
             )  # fmt: skip
             memory = self._enough_memory_for(batch_size, training=True)
             with self._built_for(x), memory, self.backend.stream():
-                self._rows_of_forward = None
+                self._rows_of_forward, self._has_gradients = None, False
                 return loop.fit(self, self._begin_training, x, y, sample_weight, options)
         except (DistributedError, DivergenceError):
             raise  # all ranks raise it
@@ -184,7 +199,15 @@ class Sequential(layers_.Sequential):
             group.abort(error)
             raise
 
-    def _begin_training(self, loss: Loss, metrics: list[Metric], optimizer: Optimizer) -> TrainingState:
+    @property
+    def history(self) -> History | None:
+        """The history of the last `fit`, or of the one that is running; None before the first.
+
+        It has the epochs completed, also if an error or Ctrl-C ended the training.
+        """
+        return self._state.history
+
+    def _begin_training(self, loss: Loss | None, metrics: list[Metric] | None, optimizer: Optimizer) -> TrainingState:
         self._state = state = self._state.begin(self.context, loss, metrics, optimizer)
         return state
 
@@ -208,8 +231,29 @@ class Sequential(layers_.Sequential):
             dataset = load_dataset(self, x, y, chosen, measured, sample_weight, class_weight)
             if not isinstance(dataset, Dataset):
                 raise ArgumentTypeError("train_on_batch takes one batch of arrays, not a stream: see fit.")
-            self._rows_of_forward = None
+            self._rows_of_forward, self._has_gradients = None, False
             return loop.train_on_batch(self, self._begin_training(chosen, measured, wanted), dataset)
+
+    def apply_gradients(self, optimizer: str | Optimizer = "adam") -> None:
+        """Update the parameters once from their gradients, in a training loop of one's own, after `backward`.
+
+        This is the update of `train_on_batch`: it adds the gradients of l1 and l2 penalties, clips, decays, and counts
+        the step. Optimizer state and step belong to the model: an equal optimizer continues, another one starts afresh.
+        The gradients keep their values.
+
+        Raises StateError before the first `backward`, and while fit is running; DivergenceError if a gradient is NaN or
+        infinite. Then nothing changes.
+        """
+        self._refuse_inside()
+        self._state.refuse_running()
+        chosen = optimizers_.get(optimizer)
+        if not self._has_gradients:
+            raise StateError(
+                "apply_gradients needs gradients: call model.forward(x, training=True) and model.backward(grad_output) "
+                "first."
+            )
+        with self.backend.device():
+            loop.apply_gradients(self, lambda: self._begin_training(None, None, chosen))
 
     def evaluate(
         self,
@@ -263,6 +307,24 @@ class Sequential(layers_.Sequential):
             join = self.backend.xp.concatenate if as_device else numpy.concatenate
             return parts[0] if len(parts) == 1 else join(parts)
 
+    def predict_proba(self, x: Any, batch_size: int | None = 1024, as_device: bool = False) -> Array:
+        """Return the probabilities of a classifier for inputs (N, *input_shape). Arguments: as in `predict`.
+
+        Outputs that are probabilities already, of a last layer such as Softmax or Sigmoid, stay as they are; those of
+        LogSoftmax are log-probabilities. Other outputs are logits. The loss of the last training says of what: with
+        SoftmaxCrossEntropy, of classes, (N, K) with Σ_k p_k = 1, the softmax over the last axis; with
+        BinaryCrossEntropy, of separate yes-or-no answers, the sigmoid of each. Without a training, as after
+        `xpnet.load`, several outputs are taken for classes, and one for a yes-or-no answer.
+
+        A single output (N, 1) gives two columns (N, 2): the probabilities 1 - p of no and p of yes.
+
+        Raises ArgumentError if the model was trained with a loss that is not for classes, such as "mse".
+        """
+        with self._built_for(x):
+            probabilities = outputs.probabilities(self, self._state.last_loss)
+        result = probabilities(self.predict(x, batch_size, as_device=True))
+        return result if as_device else numpy.array(self.backend.to_numpy(result))
+
     def activations(self, x: Any) -> dict[str, numpy.ndarray[Any, Any]]:
         """Return the outputs of every layer for x (N, *input_shape), on the host: {"0": (N, *output_shape), "1": …}.
 
@@ -287,23 +349,49 @@ class Sequential(layers_.Sequential):
         self._refuse_inside()
         return self.context.store.state()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned. If a name or shape does not match, nothing changes."""
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> LoadedState:
+        """Load what `state_dict` returned, or a part of it. Returns the names that are `missing` and `unused`.
+
+        strict: whether to refuse a state with missing or unknown names. If not, what has the same name is loaded.
+
+        Raises ArgumentError for such names, ShapeError for other shapes, ArgumentTypeError for arrays that are not real
+        numbers, and DataError for numbers too large for the model's dtype. Then nothing changes.
+        """
         self._refuse_inside()
+        flag("", "strict", strict)
         if not isinstance(state, Mapping):
             raise ArgumentTypeError(f"the state must be a dict of arrays by name, not {type(state).__name__}.")
         own = {a.name: a for a in self.context.store.arrays()}
-        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        if missing or unknown:
-            raise ArgumentError(f"the state does not fit this model: missing {missing}, unexpected {unknown}.")
+        missing = [name for name in own if name not in state]
+        unused = [str(name) for name in state if name not in own]
+        if strict and (missing or unused):
+            hint = "".join(f"For {name!r}: {suggestion(name, missing)}" for name in unused[:1] if missing).strip()
+            raise ArgumentError(
+                f"the state does not fit this model: missing {missing}, unexpected {unused}. {hint} "
+                "strict=False loads what fits."
+            )
         with self.backend.device():
-            new = {name: as_numbers(self.backend, state[name], name) for name in own}
+            new = {}
             for name, target in own.items():
-                shape, given = tuple(target.value.shape), tuple(new[name].shape)
-                if given != shape:
-                    raise ShapeError(f"{name} has shape {shape}, but the state's has {given}.")
-            for name, target in own.items():
-                target.value[...] = self.backend.asarray(new[name], dtype=target.value.dtype)
+                if name in missing:
+                    continue
+                given = as_numbers(self.backend, state[name], name)
+                if given.shape != target.value.shape:
+                    raise ShapeError(f"{name} has shape {tuple(target.value.shape)}, but the state's has "
+                                     f"{tuple(given.shape)}.")  # fmt: skip
+                new[name] = self._in_dtype(given, target.value.dtype, name)
+            for name, value in new.items():
+                own[name].value[...] = value
+        return LoadedState(missing, unused)
+
+    def _in_dtype(self, given: Array, dtype: DType, name: str) -> Array:
+        """`given` in this dtype. Raises DataError if a finite number becomes infinite."""
+        isfinite = self.backend.xp.isfinite
+        with numpy.errstate(over="ignore"):
+            value = self.backend.asarray(given, dtype=dtype)
+        if given.dtype.kind == "f" and value.dtype != given.dtype and bool((isfinite(given) & ~isfinite(value)).any()):
+            raise DataError(f"{name} of the state has numbers that are too large for {value.dtype}.")
+        return value
 
     def save(self, path: Any) -> None:
         """Write weights, buffers and architecture to a safetensors file, which `xpnet.load` reads on any device."""

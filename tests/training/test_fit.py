@@ -138,7 +138,7 @@ def test_history_has_one_python_float_per_epoch(backend):
         X, Y, epochs=3, validation_data=(X, Y), metrics=["accuracy", "top_k_accuracy"], verbose=0
     )
     names = {"loss", "accuracy", "top_k_accuracy"}
-    assert set(history) == names | {f"val_{name}" for name in names}
+    assert set(history) == names | {f"val_{name}" for name in names} | {"learning_rate"}
     assert all(len(v) == 3 and all(type(f) is float for f in v) for v in history.values())
     assert len(history.seconds) == 3 and history.stopped is None
 
@@ -155,7 +155,7 @@ def test_history_has_one_python_float_per_epoch(backend):
 )
 def test_metrics_may_be_names_or_objects_and_depend_on_the_loss_by_default(backend, loss, y, chosen, names):
     model = mlp(backend)
-    assert set(model.fit(X, y, loss=loss, metrics=chosen, verbose=0)) == names
+    assert set(model.fit(X, y, loss=loss, metrics=chosen, verbose=0)) == names | {"learning_rate"}
     assert set(model.evaluate(X, y)) == names  # as in the last fit
     assert set(model.train_on_batch(X, y)) == names
 

@@ -19,6 +19,7 @@ from xpnet.layers.containers import Sequential
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
+from xpnet.training.outputs import last_layer
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def choose_loss_and_metrics(model: Sequential, loss: Any, metrics_wanted: Any) -
     if chosen.takes_logits and model.gives_probabilities:
         warn(
             f"{type(chosen).__name__} takes logits, but the model's outputs are probabilities: leave out its layer "
-            f"{_layer_of_probabilities(model)}, which the loss includes."
+            f"{type(last_layer(model)).__name__}, which the loss includes."
         )
     return chosen, metrics.get(metrics_wanted, chosen)
 
@@ -151,11 +152,3 @@ def _slice(a: Any, part: slice) -> Any:
     if hasattr(a, "iloc"):  # a[part] of a pandas frame would be columns
         return a.iloc[part]
     return a[part] if hasattr(a, "__getitem__") else get_backend("cpu").asarray(a)[part]
-
-
-def _layer_of_probabilities(model: Sequential) -> str:
-    """The class of the innermost last layer, apart from layers such as Flatten that only pass numbers on."""
-    layer: Any = model
-    while isinstance(layer, Sequential):
-        layer = next(inner for inner in reversed(layer.layers) if inner.accepts_integers is not None)
-    return type(layer).__name__

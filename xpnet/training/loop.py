@@ -88,7 +88,7 @@ def _train(run: Run, validation: AnyDataset | None, states: CallbackStates | Non
     with contextlib.ExitStack() as stack:
         stack.enter_context(_ignoring_float_errors())
         interrupted = stack.enter_context(_interruptible())
-        state.running = True
+        state.running, state.history = True, history
         stack.callback(setattr, state, "running", False)
         stack.callback(run.executor.close)
         stack.enter_context(model.backend.on_compile(functools.partial(_call_on_compile, callbacks)))
@@ -121,7 +121,7 @@ def _train(run: Run, validation: AnyDataset | None, states: CallbackStates | Non
                 logs |= {f"val_{name}": value for name, value in metrics.over_ranks(group).result().items()}
             logs = group.broadcast_value(logs)
             state.epoch += 1
-            history.add(logs, run.elapsed())
+            history.add({**logs, "learning_rate": run.last_rate}, run.elapsed())
             history.compile_seconds = run.compile_seconds()
             run.under_way = False
             for callback in callbacks:
@@ -165,8 +165,24 @@ def train_on_batch(model: Sequential, state: TrainingState, dataset: Dataset) ->
                 f"{what} before step {state.step + 1}, which was skipped: scale the inputs, or start afresh with a "
                 f"learning rate below {state.learning_rate:g}."
             )
-        state.update(model.context.store)
+        state.update(model.context.store, None if state.loss_scale is None else state.loss_scale.gate)
     return logs
+
+
+def apply_gradients(model: Sequential, begin: Callable[[], TrainingState]) -> None:
+    """One update from the current gradients, which keep their values. Reads the device."""
+    store = model.context.store
+    for p in store.parameters:
+        if p.trainable and not bool(model.backend.xp.isfinite(p.grad).all()):
+            raise DivergenceError(
+                f"the gradient of {p.name} contains NaN or infinity, so nothing was updated: scale the inputs, or "
+                "start afresh with a lower learning rate."
+            )
+    with _ignoring_float_errors(), model.execution_context():
+        grads = store.grads.copy()  # penalties, clipping and weight decay change them
+        store.add_penalty_gradients()
+        begin().update(store)
+        store.grads[...] = grads
 
 
 def _refuse_divergence(run: Run, metrics: EpochMetrics) -> None:
