@@ -531,7 +531,9 @@ def check_gradients(
     respect to x too, as the entry "inputs"; integers have none.
 
     The error is ‖a - n‖ / (‖a‖ + ‖n‖), with the gradients a of backward and n of the differences. Below 1e-6 the
-    gradient is right, above 1e-4 it is wrong, unless the loss has a kink within h.
+    gradient is right, above 1e-4 it is wrong, unless the loss has a kink within h. It is infinite if backward does not
+    assign the whole gradient: gradients are filled with NaN before, so that one that is forgotten, written in part or
+    added to is found. It is also infinite for inputs whose gradient is None or has another shape.
     """
     samples = integer("", "samples", samples)
     number("", "step", step, above=0)
