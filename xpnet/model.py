@@ -275,7 +275,7 @@ class Sequential(layers_.Sequential):
         with self._built_for(x), self._enough_memory_for(batch_size), self.backend.device():
             chosen, measured = self._chosen(loss, metrics)
             dataset = load_dataset(self, x, y, chosen, measured, sample_weight)
-            result = evaluate(self, dataset, chosen, measured, batch_size).result(chosen.reduction == "sum")
+            result = evaluate(self, dataset, chosen, measured, batch_size).final_result(chosen.reduction == "sum")
             if batch_size is None:
                 self.drop_workspaces(inference_only=True)  # buffers for the whole dataset are not kept
             return result

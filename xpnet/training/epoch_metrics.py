@@ -9,7 +9,7 @@ import numpy
 from xpnet.backends import Array
 from xpnet.data.dataset import Batch
 from xpnet.distributed.process_group import ProcessGroup
-from xpnet.errors import ShapeError
+from xpnet.errors import DataError, ShapeError
 from xpnet.layers.containers import Sequential
 from xpnet.metrics import Metric
 
@@ -26,12 +26,12 @@ class EpochMetrics:
         self._model, self._metrics = model, metrics
         self.batch_sums = model.backend.zeros((3, batches or 1024), "float64")
         self._sizes: list[int] = []  # samples of each batch
-        self._has_weights = False
+        self._weighted: list[bool] = []  # whether they have weights
         self._sums: dict[str, Array] = {}
 
     def clear(self) -> None:
         """Start again, in the same arrays."""
-        self._sizes, self._has_weights = [], False
+        self._sizes, self._weighted = [], []
         self.batch_sums.fill(0.0)
         for metric in self._metrics:
             if metric.name in self._sums and metric.starts_from_zeros:
@@ -61,7 +61,7 @@ class EpochMetrics:
     def count_batches(self, sizes: Sequence[int], weighted: bool) -> None:
         """Count batches of these sizes, with sample weights or without."""
         self._sizes += sizes
-        self._has_weights |= weighted
+        self._weighted += [weighted] * len(sizes)
 
     def add_on_device(self, batch_sums: Array, column: int, per_sample: Array, batch: Batch, outputs: Array) -> None:
         """The part of `add` on the device: the loss goes into this column of `batch_sums`."""
@@ -80,12 +80,12 @@ class EpochMetrics:
         for metric in self._metrics:
             sums = metric.sums(backend, outputs, batch.y, batch.counts)
             before = self._sums.get(metric.name)
-            if before is None:
-                self._sums[metric.name] = sums
-            elif metric.starts_from_zeros:
-                before[...] = metric.merge(before, sums)
+            merged = sums if before is None else metric.merge(before, sums)
+            # Counts become floats with the first batch that has weights.
+            if before is not None and metric.starts_from_zeros and merged.dtype == before.dtype:
+                before[...] = merged
             else:
-                self._sums[metric.name] = metric.merge(before, sums)
+                self._sums[metric.name] = merged
 
     def over_ranks(self, group: ProcessGroup) -> "EpochMetrics":
         """The metrics over the samples of all ranks; every rank must call it. Waits for the device."""
@@ -110,14 +110,15 @@ class EpochMetrics:
         return {
             "steps": self._on_host(),
             "sizes": numpy.array(self._sizes),
-            "weighted": numpy.array(self._has_weights),
+            "weighted": numpy.array(self._weighted, dtype=bool),
             **{f"metric {name}": to_numpy(a) for name, a in self._sums.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, numpy.ndarray[Any, Any]]) -> None:
         """Restore what `state_dict` returned."""
         asarray = self._model.backend.asarray
-        self._sizes, self._has_weights = state["sizes"].tolist(), bool(state["weighted"])
+        self._sizes = state["sizes"].tolist()
+        self._weighted = numpy.broadcast_to(state["weighted"], len(self._sizes)).tolist()  # one bool in older files
         batch_sums = numpy.zeros((3, max(self.batch_sums.shape[1], 2 * self.batches)))
         batch_sums[:, : self.batches] = state["steps"]
         self.batch_sums = asarray(batch_sums)
@@ -131,17 +132,30 @@ class EpochMetrics:
         self._sizes = [0] * len(self._sizes)
 
     def result(self, as_sum: bool = False) -> dict[str, Any]:
-        """{"loss": Σ w ℓ / Σ w (or Σ w ℓ) + penalties, "accuracy": …}; {} without samples. Waits for the device."""
-        if not sum(self._sizes):
-            return {}
+        """{"loss": Σ w ℓ / Σ w (or Σ w ℓ) + penalties, "accuracy": …}. Waits for the device.
+
+        {} without samples, and as long as all weights are 0.
+        """
         to_numpy = self._model.backend.to_numpy
         losses, weights, penalties = self._on_host()
-        weight = weights.sum() or 1.0
+        weight = weights.sum()
+        if not weight:
+            return {}
         loss = losses.sum() if as_sum else losses.sum() / weight
         logs: dict[str, Any] = {"loss": float(loss + (penalties * weights).sum() / weight)}
         for metric in self._metrics:
             logs[metric.name] = metric.result(to_numpy(self._sums[metric.name]))
         return logs
+
+    def final_result(self, as_sum: bool = False) -> dict[str, Any]:
+        """`result` of a whole dataset. Raises DataError if all weights are 0."""
+        result = self.result(as_sum)
+        if not result and sum(self._sizes):
+            raise DataError(
+                f"the weights of all {sum(self._sizes)} samples are 0, from sample_weight and class_weight together, "
+                "so there is no mean: give some sample a weight above 0."
+            )
+        return result
 
     def first_non_finite_batch(self) -> int | None:
         """The first batch whose loss is NaN or infinite; None if all are finite. Waits for the device."""
@@ -151,6 +165,6 @@ class EpochMetrics:
     def _on_host(self) -> numpy.ndarray[Any, Any]:
         """The sums of the batches so far, (3, batches)."""
         batch_sums = numpy.array(self._model.backend.to_numpy(self.batch_sums[:, : self.batches]))
-        if not self._has_weights:
-            batch_sums[1] = self._sizes
+        unweighted = ~numpy.array(self._weighted, dtype=bool)
+        batch_sums[1, unweighted] = numpy.array(self._sizes)[unweighted]
         return batch_sums

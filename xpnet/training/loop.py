@@ -17,7 +17,7 @@ from xpnet.callbacks import Callback, History
 from xpnet.data.dataset import Dataset, total_weight
 from xpnet.data.streaming import EVALUATION_BATCH, AnyDataset, StreamingDataset
 from xpnet.distributed.process_group import SINGLE_PROCESS
-from xpnet.errors import ArgumentError, DivergenceError
+from xpnet.errors import ArgumentError, DataError, DivergenceError
 from xpnet.layers.containers import Sequential
 from xpnet.layers.context import Workspace
 from xpnet.losses import Loss
@@ -115,10 +115,10 @@ def _train(run: Run, validation: AnyDataset | None, states: CallbackStates | Non
                 if not run.complete:
                     _log.warning("training was interrupted in epoch %d; the model keeps its weights", state.epoch + 1)
                     break
-            logs = metrics.result()
+            logs = _final_result(run, metrics)
             if validation is not None:
                 metrics = evaluate(model, validation, state.loss, state.metrics, EVALUATION_BATCH, group)
-                logs |= {f"val_{name}": value for name, value in metrics.over_ranks(group).result().items()}
+                logs |= {f"val_{name}": value for name, value in metrics.over_ranks(group).final_result().items()}
             logs = group.broadcast_value(logs)
             state.epoch += 1
             history.add({**logs, "learning_rate": run.last_rate}, run.elapsed())
@@ -185,6 +185,20 @@ def apply_gradients(model: Sequential, begin: Callable[[], TrainingState]) -> No
         store.grads[...] = grads
 
 
+def _final_result(run: Run, metrics: EpochMetrics) -> dict[str, Any]:
+    """The logs of the epoch. If no sample had a weight above 0, restore its start and raise DataError."""
+    try:
+        return metrics.final_result()
+    except DataError:
+        _undo_epoch(run)
+        raise
+
+
+def _undo_epoch(run: Run) -> None:
+    run.epoch_start.restore()
+    run.state.optimizer_state.step = run.first_step
+
+
 def _refuse_divergence(run: Run, metrics: EpochMetrics) -> None:
     """If loss, weights or buffers are not finite, restore the start of the epoch and raise DivergenceError."""
     step, what = metrics.first_non_finite_batch(), "loss"
@@ -197,8 +211,7 @@ def _refuse_divergence(run: Run, metrics: EpochMetrics) -> None:
     state = run.state
     epoch, rate = state.epoch, state.learning_rate
     run.history.stopped = "diverged"
-    run.epoch_start.restore()
-    state.optimizer_state.step = run.first_step
+    _undo_epoch(run)
     if what == "loss" and state.step == 0 and step == 0:
         cause = "before any update, so the inputs or the initial weights are too large: scale the inputs"
     else:
