@@ -149,10 +149,10 @@ class EpochMetrics:
 
     def final_result(self, as_sum: bool = False) -> dict[str, Any]:
         """`result` of a whole dataset. Raises DataError if all weights are 0."""
-        result = self.result(as_sum)
-        if not result and sum(self._sizes):
+        result, samples = self.result(as_sum), sum(self._sizes)
+        if not result and samples:
             raise DataError(
-                f"the weights of all {sum(self._sizes)} samples are 0, from sample_weight and class_weight together, "
+                f"the weights of all {samples} samples are 0, from sample_weight and class_weight together, "
                 "so there is no mean: give some sample a weight above 0."
             )
         return result
