@@ -138,6 +138,7 @@ def test_layers_losses_metrics_and_optimizers_import_no_array_library(path):
 #: The parts of the package, lowest first. A part may import parts of lower levels or of its own level.
 LAYERS = [
     ["_version", "errors"],
+    ["concurrency"],
     ["backends"],
     ["config", "distributed"],
     ["initializers"],

@@ -361,7 +361,7 @@ class Checkpoint(_Monitor):
 
     def on_train_begin(self, model: Sequential) -> None:
         self.kept: list[tuple[float, int]] = []  # (value, epoch), the best first
-        self._written = time.monotonic()
+        self._written, self._written_step = time.monotonic(), -1
 
     def on_resume(self, model: Sequential, state: dict[str, Any]) -> None:
         self.on_train_begin(model)
@@ -385,7 +385,7 @@ class Checkpoint(_Monitor):
             self._write()
 
     def on_train_end(self, model: Sequential) -> None:
-        if self.run.history.stopped == "interrupted" and self.run.under_way:
+        if self.run.history.stopped == "interrupted" and self._written_step != self.run.state.step:
             self._write()
 
     def file_of_epoch(self, epoch: int) -> Path:
@@ -395,7 +395,7 @@ class Checkpoint(_Monitor):
 
     def _write(self) -> None:
         self.run.save(self.path)
-        self._written = time.monotonic()
+        self._written, self._written_step = time.monotonic(), self.run.state.step
 
     def _keep(self, value: float, epoch: int) -> None:
         ranked = sorted([*self.kept, (value, epoch)], key=lambda one: (-self._sign() * one[0], one[1]))

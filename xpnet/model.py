@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import secrets
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from xpnet import layers as layers_
 from xpnet import optimizers as optimizers_
 from xpnet.backends import Array, Backend, DType, get_backend
 from xpnet.callbacks import Callback, History
+from xpnet.concurrency.interrupts import deferring
 from xpnet.config import choice, flag, integer, number
 from xpnet.data.dataset import Dataset
 from xpnet.data.preparation import as_numbers, prepare, prepare_inputs
@@ -31,16 +33,17 @@ from xpnet.errors import (
     suggestion,
 )
 from xpnet.layers.base import Layer
-from xpnet.layers.building import build_alone
+from xpnet.layers.building import build_alone, building
 from xpnet.layers.context import Context
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
-from xpnet.parameters import ParameterStore
+from xpnet.parameters import Buffer, Parameter, ParameterStore
 from xpnet.training import loop, model_files, outputs
 from xpnet.training.arguments import FitOptions, choose_loss_and_metrics, load_dataset
 from xpnet.training.evaluation import evaluate
 from xpnet.training.gradient_check import relative_errors
+from xpnet.training.run import Run
 from xpnet.training.state import TrainingState, Untrained
 
 __all__ = ["LoadedState", "Sequential", "check_gradients", "load"]
@@ -71,10 +74,11 @@ class Sequential(layers_.Sequential):
         factors of a product are rounded, its sums are float32. With "float16" the loss is scaled, and steps whose
         gradient overflows are skipped.
 
-    Attributes: `layers`; `parameters`, a list of `parameters.Parameter`; `trainable`, False to freeze all of them;
-    `history`, of the last fit; and `input_shape`, `output_shape`, `backend`, `seed`, `dtype`.
+    Attributes: `layers`; `parameters`, a list of `parameters.Parameter`; `trainable`, False to freeze all of them; and
+    `input_shape`, `output_shape`, `backend`, `seed`, `dtype`; and `history`, the History of the latest fit, or None.
 
-    One thread at a time may use a model; different models may be used by different threads.
+    Several threads may predict and evaluate with one model, also while another thread trains it: they take turns, batch
+    by batch, and the results are exact. What would disturb the training raises StateError.
     """
 
     def __init__(
@@ -91,45 +95,54 @@ class Sequential(layers_.Sequential):
         self.dtype, self._wanted_backend = _dtype_name(dtype), get_backend(backend)
         self.precision = _checked_precision(precision, self._wanted_backend, self.dtype)
         self._state: TrainingState | Untrained = Untrained()
-        self._rows_of_forward: int | None = None
+        self._rows_of_forward = 0
         self._has_gradients = False
+        self._builder = 0  # the thread that has built the model for data that may still be refused
+        self.history: History | None = None
         if input_shape is not None:
             self._build_on(input_shape)
 
     def forward(self, x: Any, training: bool = False) -> Array:
         """Return the outputs (N, *output_shape) for inputs (N, *input_shape), as a new array on the model's device.
 
-        training=True turns dropout on. `backward` may follow in both cases.
+        training=True turns dropout on, with other noise in each call. `backward` may follow in both cases.
         """
         if self.path:  # as a layer of another model
             return super().forward(x)
         x, dtype = self._inputs(x)
-        with self.backend.device():
-            self._rows_of_forward = None  # until this pass is complete
-            x = self.backend.asarray(x, dtype=dtype).copy()  # backward reads it, and the caller may change the original
-            outputs = self.forward_pass(x, training=training)
-            self._rows_of_forward = len(outputs)
-            return outputs.copy()
+        return self.context.exclusively(self._forward, x, dtype, training)
+
+    def _forward(self, x: Array, dtype: DType, training: bool) -> Array:
+        if training:
+            self.context.guard.refuse_beside_training()
+        self.context.begin_forward(training)
+        x = self.backend.asarray(x, dtype=dtype).copy()  # backward reads it, and the caller may change the original
+        outputs = self.forward_pass(x, training=training)
+        self._rows_of_forward = len(outputs)
+        self.context.end_forward()
+        return outputs.copy()
 
     def backward(self, grad_output: Any, input_grad: bool = True) -> Array | None:
         """Fill every parameter's `.grad`, given the gradient of a loss with respect to the latest outputs of `forward`.
 
         grad_output: (N, *output_shape). Returns the gradient with respect to the inputs as a new array; None if
-        input_grad=False, which saves its computation.
+        input_grad=False, which saves its computation. `forward` must have been called by the same thread.
         """
         if self.path:
             return super().backward(grad_output)
-        if self._rows_of_forward is None:
-            raise StateError("backward needs a forward pass before it: call model.forward(x) first.")
-        with self.backend.device():
-            grad = as_numbers(self.backend, grad_output, "grad_output")
-            grad = self.backend.asarray(grad, dtype=self.context.dtype)
-            expected = (self._rows_of_forward, *self.output_shape)
-            if tuple(grad.shape) != expected:
-                raise ShapeError(f"grad_output must have the shape of the outputs, {expected}, not {grad.shape}.")
-            result = self.backward_pass(grad, input_grad)
-            self._has_gradients = True
-            return None if result is None else result.copy()
+        return self.context.exclusively(self._backward, grad_output, input_grad)
+
+    def _backward(self, grad_output: Any, input_grad: bool) -> Array | None:
+        self.context.guard.refuse_beside_training()
+        self.context.check_forward()
+        grad = as_numbers(self.backend, grad_output, "grad_output")
+        grad = self.backend.asarray(grad, dtype=self.context.dtype)
+        expected = (self._rows_of_forward, *self.output_shape)
+        if tuple(grad.shape) != expected:
+            raise ShapeError(f"grad_output must have the shape of the outputs, {expected}, not {grad.shape}.")
+        result = self.backward_pass(grad, input_grad)
+        self._has_gradients = True
+        return None if result is None else result.copy()
 
     def fit(
         self,
@@ -149,6 +162,7 @@ class Sequential(layers_.Sequential):
         accumulate: int = 1,
         resume_from: Any = None,
         distributed: bool | ProcessGroup = False,
+        on_interrupt: str = "raise",
         verbose: int = 1,
     ) -> History:
         """Train on x (N, *input_shape) and y. Returns a History, with the loss and metrics of every epoch.
@@ -170,16 +184,20 @@ class Sequential(layers_.Sequential):
         distributed: True divides each batch among the processes that mpiexec started; or pass a
             `distributed.Communicator`. Give every rank the same model, data and arguments; the first rank prints and
             writes. Except for rounding, the result does not depend on the number of ranks.
+        on_interrupt: what Ctrl-C does after the current step, when `history` has all complete epochs: "raise" raises
+            KeyboardInterrupt; "stop" returns, and history.stopped is "interrupted".
         verbose: 1 shows a progress bar on a terminal, 2 prints a line per epoch, 0 is silent.
 
         A second call with an equal optimizer continues: optimizer state, schedule and epochs belong to the model.
-        Ctrl-C ends training after the current step, and fit returns; a second one raises KeyboardInterrupt at once.
+        A second Ctrl-C raises KeyboardInterrupt at once; the model can be used then, but may be in the middle of an
+        update. If the program has its own handler of SIGINT, that handler decides.
 
-        Raises DataError, ShapeError or ArgumentError before training if the data or the arguments are invalid. Raises
-        DivergenceError if the loss becomes NaN or infinite, and restores the weights of the epoch's start. With
-        resume_from: FileError if the file is missing, damaged or not a checkpoint; ArgumentError if it is of another
-        model, optimizer, loss or metrics; a warning if NumPy, BLAS, threads or device differ. With distributed:
-        DistributedError if ranks were given different arguments, or if one of them cannot train.
+        Raises DataError, ShapeError or ArgumentError before training if the data or the arguments are invalid, and
+        StateError if fit is running on this model already. Raises DivergenceError if the loss becomes NaN or infinite,
+        and restores the weights of the epoch's start. With resume_from: FileError if the file is missing, damaged or
+        not a checkpoint; ArgumentError if it is of another model, optimizer, loss or metrics; a warning if NumPy, BLAS,
+        threads or device differ. With distributed: DistributedError if ranks were given different arguments, or if one
+        of them cannot train.
         """
         group = SINGLE_PROCESS if distributed is False else process_group(distributed)
         try:
@@ -187,28 +205,28 @@ class Sequential(layers_.Sequential):
             options = FitOptions(
                 loss=loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size, validation_data=validation_data,
                 validation_split=validation_split, metrics=metrics, callbacks=callbacks, shuffle=shuffle,
-                class_weight=class_weight, accumulate=accumulate, resume_from=resume_from, verbose=verbose, group=group,
+                class_weight=class_weight, accumulate=accumulate, resume_from=resume_from, on_interrupt=on_interrupt,
+                verbose=verbose, group=group,
             )  # fmt: skip
-            memory = self._enough_memory_for(batch_size, training=True)
-            with self._built_for(x), memory, self.backend.stream():
-                self._rows_of_forward, self._has_gradients = None, False
-                return loop.fit(self, self._begin_training, x, y, sample_weight, options)
+            run = deferring(self._fit, x, y, sample_weight, options)
         except (DistributedError, DivergenceError):
             raise  # all ranks raise it
         except BaseException as error:
             group.abort(error)
             raise
+        if run.interrupted and on_interrupt == "raise":
+            raise KeyboardInterrupt("training has stopped after a step; model.history has the complete epochs")
+        return run.history
 
-    @property
-    def history(self) -> History | None:
-        """The history of the last `fit`, or of the one that is running; None before the first.
-
-        It has the epochs completed, also if an error or Ctrl-C ended the training.
-        """
-        return self._state.history
+    def _fit(self, x: Any, y: Any, sample_weight: Any, options: FitOptions) -> Run:
+        memory = self._enough_memory_for(options.batch_size, training=True)
+        with self._built_for(x), memory, self.backend.stream():
+            self._has_gradients = False
+            return loop.fit(self, self._begin_training, x, y, sample_weight, options)
 
     def _begin_training(self, loss: Loss | None, metrics: list[Metric] | None, optimizer: Optimizer) -> TrainingState:
-        self._state = state = self._state.begin(self.context, loss, metrics, optimizer)
+        with self.context.guard.lock:
+            self._state = state = self._state.begin(self.context, loss, metrics, optimizer)
         return state
 
     def train_on_batch(
@@ -231,8 +249,14 @@ class Sequential(layers_.Sequential):
             dataset = load_dataset(self, x, y, chosen, measured, sample_weight, class_weight)
             if not isinstance(dataset, Dataset):
                 raise ArgumentTypeError("train_on_batch takes one batch of arrays, not a stream: see fit.")
-            self._rows_of_forward, self._has_gradients = None, False
-            return loop.train_on_batch(self, self._begin_training(chosen, measured, wanted), dataset)
+            return self.context.exclusively(self._train_on_batch, chosen, measured, wanted, dataset)
+
+    def _train_on_batch(
+        self, loss: Loss, metrics: list[Metric], optimizer: Optimizer, dataset: Dataset
+    ) -> dict[str, float]:
+        self.context.guard.refuse_during_training()
+        self._has_gradients = False
+        return loop.train_on_batch(self, self._begin_training(loss, metrics, optimizer), dataset)
 
     def apply_gradients(self, optimizer: str | Optimizer = "adam") -> None:
         """Update the parameters once from their gradients, in a training loop of one's own, after `backward`.
@@ -245,15 +269,17 @@ class Sequential(layers_.Sequential):
         infinite. Then nothing changes.
         """
         self._refuse_inside()
-        self._state.refuse_running()
         chosen = optimizers_.get(optimizer)
+        self.context.exclusively(self._apply_gradients, chosen)
+
+    def _apply_gradients(self, optimizer: Optimizer) -> None:
+        self.context.guard.refuse_during_training()
         if not self._has_gradients:
             raise StateError(
                 "apply_gradients needs gradients: call model.forward(x, training=True) and model.backward(grad_output) "
                 "first."
             )
-        with self.backend.device():
-            loop.apply_gradients(self, lambda: self._begin_training(None, None, chosen))
+        loop.apply_gradients(self, lambda: self._begin_training(None, None, optimizer))
 
     def evaluate(
         self,
@@ -261,13 +287,13 @@ class Sequential(layers_.Sequential):
         y: Any = None,
         loss: str | Loss | None = None,
         metrics: Any = None,
-        batch_size: int | None = None,
+        batch_size: int | None = 1024,
         sample_weight: Any = None,
     ) -> dict[str, Any]:
         """Return the loss and metrics of a dataset, {"loss": …, "accuracy": …}.
 
-        By default they are those of the last training. batch_size=None takes all samples at once. The loss is a mean
-        over the samples, or their sum if its reduction is "sum".
+        By default they are those of the last training. The loss is a mean over the samples, or their sum if its
+        reduction is "sum". batch_size affects memory and speed only; None takes all samples at once.
         """
         if batch_size is not None:
             batch_size = integer("", "batch_size", batch_size, also="None")
@@ -276,8 +302,8 @@ class Sequential(layers_.Sequential):
             chosen, measured = self._chosen(loss, metrics)
             dataset = load_dataset(self, x, y, chosen, measured, sample_weight)
             result = evaluate(self, dataset, chosen, measured, batch_size).final_result(chosen.reduction == "sum")
-            if batch_size is None:
-                self.drop_workspaces(inference_only=True)  # buffers for the whole dataset are not kept
+            if batch_size is None:  # buffers for the whole dataset are not kept
+                self.context.exclusively(self.drop_workspaces, inference_only=True)
             return result
 
     def predict(self, x: Any, batch_size: int | None = 1024, as_device: bool = False) -> Array:
@@ -300,12 +326,15 @@ class Sequential(layers_.Sequential):
             batch = x[start : start + size]
             if on_disk:
                 batch, dtype = self._inputs(batch)
-            with self._enough_memory_for(size), self.backend.device():
-                outputs = self.forward_pass(self.backend.asarray(batch, dtype=dtype), inference=True)
-                parts.append(outputs.copy() if as_device else numpy.array(self.backend.to_numpy(outputs)))
+            with self._enough_memory_for(size):
+                parts.append(self.context.exclusively(self._predict_batch, batch, dtype, as_device))
         with self.backend.device():
             join = self.backend.xp.concatenate if as_device else numpy.concatenate
             return parts[0] if len(parts) == 1 else join(parts)
+
+    def _predict_batch(self, x: Array, dtype: DType, as_device: bool) -> Array:
+        outputs = self.forward_pass(self.backend.asarray(x, dtype=dtype), inference=True)
+        return outputs.copy() if as_device else numpy.array(self.backend.to_numpy(outputs))
 
     def predict_proba(self, x: Any, batch_size: int | None = 1024, as_device: bool = False) -> Array:
         """Return the probabilities of a classifier for inputs (N, *input_shape). Arguments: as in `predict`.
@@ -331,8 +360,11 @@ class Sequential(layers_.Sequential):
         Dropout and distortions are off, so the last entry equals `predict(x)`. A Residual counts as one layer.
         """
         x, dtype = self._inputs(x)
+        return self.context.exclusively(self._activations, x, dtype)
+
+    def _activations(self, x: Array, dtype: DType) -> dict[str, numpy.ndarray[Any, Any]]:
         context, outputs = self.context, {}
-        with self.backend.device(), self.execution_context():
+        with self.execution_context():
             before = context.training, context.inference
             context.training, context.inference = False, True
             try:
@@ -370,19 +402,20 @@ class Sequential(layers_.Sequential):
                 f"the state does not fit this model: missing {missing}, unexpected {unused}. {hint} "
                 "strict=False loads what fits."
             )
-        with self.backend.device():
-            new = {}
-            for name, target in own.items():
-                if name in missing:
-                    continue
-                given = as_numbers(self.backend, state[name], name)
-                if given.shape != target.value.shape:
-                    raise ShapeError(f"{name} has shape {tuple(target.value.shape)}, but the state's has "
-                                     f"{tuple(given.shape)}.")  # fmt: skip
-                new[name] = self._in_dtype(given, target.value.dtype, name)
-            for name, value in new.items():
-                own[name].value[...] = value
+        self.context.exclusively(self._load, {name: a for name, a in own.items() if name in state}, state)
         return LoadedState(missing, unused)
+
+    def _load(self, own: dict[str, Parameter | Buffer], state: Mapping[str, Any]) -> None:
+        self.context.guard.refuse_beside_training()
+        new = {}
+        for name, target in own.items():
+            given = as_numbers(self.backend, state[name], name)
+            if given.shape != target.value.shape:
+                raise ShapeError(f"{name} has shape {tuple(target.value.shape)}, but the state's has "
+                                 f"{tuple(given.shape)}.")  # fmt: skip
+            new[name] = self._in_dtype(given, target.value.dtype, name)
+        for name, value in new.items():
+            own[name].value[...] = value
 
     def _in_dtype(self, given: Array, dtype: DType, name: str) -> Array:
         """`given` in this dtype. Raises DataError if a finite number becomes infinite."""
@@ -404,8 +437,14 @@ class Sequential(layers_.Sequential):
         A `precision` that the device or the dtype does not support is dropped.
         """
         self._refuse_inside()
-        self._state.refuse_running()
         target = get_backend(backend)
+        if not self.is_built:
+            return self._move(target, dtype)
+        return self.context.exclusively(self._move, target, dtype)
+
+    def _move(self, target: Backend, dtype: str | None) -> "Sequential":
+        if self.is_built:
+            self.context.guard.refuse_during_training()
         self._wanted_backend, self.dtype = target, _dtype_name(dtype or self.dtype)
         if self.precision is not None and (self.dtype != "float32" or target.precision_unavailable(self.precision)):
             self.precision = None
@@ -418,7 +457,7 @@ class Sequential(layers_.Sequential):
                 self._state.move(source, self.context.store)
             self.context.backend = target
             self.drop_workspaces()
-            self._rows_of_forward = None
+            self.context.forward_thread = 0
         return self
 
     def summary(self) -> str:
@@ -439,9 +478,6 @@ class Sequential(layers_.Sequential):
         shape = self.input_shape if self.is_built else None
         return {"layers": self.layers, "input_shape": shape, "seed": self.seed, "dtype": self.dtype}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_rows_of_forward": None}  # workspaces are not copied
-
     def __repr__(self) -> str:
         where = f", backend={self.backend.name!r}" if self.is_built else ""
         return f"Sequential({list(self.layers)!r}, input_shape={self.input_shape or None}{where})"
@@ -455,23 +491,39 @@ class Sequential(layers_.Sequential):
         if self.path:
             raise StateError(f"this Sequential is layer {self.path} of another model: call the whole model instead.")
 
-    def _ensure_built(self, x: Any) -> None:
+    def _ensure_built(self, x: Any, on_trial: bool = False) -> None:
+        """Build the model for x if it is not built. on_trial: this may be undone, unless another thread uses it too."""
         self._refuse_inside()
-        if not self.is_built:
+        if self._is_complete() and not self._builder:
+            return
+        with building:  # other threads wait
+            if self._is_complete():
+                if self._builder != threading.get_ident():
+                    self._builder = 0
+                return
+            self.unplace()
             stream = isinstance(x, Stream)
             self._build_on(x.sample_shape if stream else as_numbers(self._wanted_backend, x, "x").shape[1:])
+            self._builder = threading.get_ident() if on_trial else 0
+
+    def _is_complete(self) -> bool:
+        context = self._context
+        return context is not None and context.store.allocated
 
     @contextlib.contextmanager
     def _built_for(self, x: Any) -> Iterator[None]:
         """Build the model for x if it is not built; undo that if x or the other arguments are refused."""
-        fresh = not self.is_built
-        self._ensure_built(x)
+        self._ensure_built(x, on_trial=True)
         try:
             yield
         except ArgumentError:
-            if fresh and not self._state.step:
-                self.unplace()
+            with building:
+                if self._builder == threading.get_ident() and not self._state.step:
+                    self.unplace()
             raise
+        finally:
+            if self._builder == threading.get_ident():
+                self._builder = 0
 
     @contextlib.contextmanager
     def _enough_memory_for(self, batch_size: int | None, training: bool = False) -> Iterator[None]:
@@ -499,7 +551,8 @@ class Sequential(layers_.Sequential):
     def _chosen(self, loss: Any, metrics: Any) -> tuple[Loss, list[Metric]]:
         """The loss and metrics of these names or objects; None means those of the last training."""
         if loss is None and metrics is None:
-            return self._state.loss, self._state.metrics
+            with self.context.guard.lock:  # both are set when fit begins
+                return self._state.loss, self._state.metrics
         return choose_loss_and_metrics(self, self._state.loss if loss is None else loss, metrics)
 
 

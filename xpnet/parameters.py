@@ -11,6 +11,7 @@ from typing import Any
 import numpy
 
 from xpnet.backends import Array, Backend
+from xpnet.concurrency.guard import ModelGuard
 from xpnet.config import number
 from xpnet.errors import ArgumentTypeError, ShapeError, StateError
 from xpnet.initializers import Initializer
@@ -39,6 +40,7 @@ class Parameter:
         self._value: Array = None
         self._grad: Array = None
         self._backend: Backend | None = None
+        self._guard = ModelGuard()  # that of the store, once it is bound
 
     @property
     def size(self) -> int:
@@ -60,16 +62,17 @@ class Parameter:
     def grad(self, new: Any) -> None:
         self._fill(self._grad, new)
 
-    def bind(self, backend: Backend, values: Array, grads: Array) -> None:
+    def bind(self, backend: Backend, values: Array, grads: Array, guard: ModelGuard) -> None:
         """Make `value` and `grad` views of these flat vectors."""
-        self._backend = backend
+        self._backend, self._guard = backend, guard
         self._value = values[self.slot].reshape(self.shape)
         self._grad = grads[self.slot].reshape(self.shape)
 
     def _fill(self, view: Array, new: Any) -> None:
         if self._backend is None:
             raise StateError(f"{self.name} has no values yet: build the model first.")
-        with self._backend.device():
+        self._guard.refuse_beside_training()
+        with self._guard.lock, self._backend.device():
             array = None if new is None else self._backend.asarray(new)
             if array is None or array.dtype.kind not in "fiub":
                 raise ArgumentTypeError(f"{self.name} must be real numbers, not {new!r}.")
@@ -99,6 +102,7 @@ class ParameterStore:
 
     def __init__(self, backend: Backend, dtype: Any) -> None:
         self.backend, self.dtype = backend, numpy.dtype(dtype)
+        self.guard = ModelGuard()
         self.parameters: list[Parameter] = []
         self.buffers: list[Buffer] = []
         self.values: Array = None
@@ -152,7 +156,8 @@ class ParameterStore:
 
     def state(self) -> dict[str, numpy.ndarray[Any, Any]]:
         """{name: copy on the host} of all parameters and buffers."""
-        return {a.name: numpy.array(self.backend.to_numpy(a.value)) for a in self.arrays()}
+        with self.guard.lock:  # between two steps, if another thread trains the model
+            return {a.name: numpy.array(self.backend.to_numpy(a.value)) for a in self.arrays()}
 
     def penalty(self) -> Array | None:
         """Σ over trained parameters of l1 · Σ|w| + l2 · Σw², a 0-d float64 array; None without penalties."""
@@ -181,20 +186,22 @@ class ParameterStore:
     def _bind(self, values: Any, grads: Any) -> None:
         """Copy these host vectors to the device, and make all parameters views of the copies."""
         with self.backend.device():
-            self.values = self.backend.zeros(values.shape, self.dtype)
-            self.grads = self.backend.zeros(values.shape, self.dtype)
-            self.values[...] = self.backend.asarray(values, dtype=self.dtype)
-            self.grads[...] = self.backend.asarray(grads, dtype=self.dtype)
+            vectors = []
+            for host in (values, grads):
+                vectors.append(self.backend.zeros(host.shape, self.dtype))
+                vectors[-1][...] = self.backend.asarray(host, dtype=self.dtype)
             for parameter in self.parameters:
-                parameter.bind(self.backend, self.values, self.grads)
+                parameter.bind(self.backend, vectors[0], vectors[1], self.guard)
+            self.grads, self.values = vectors[1], vectors[0]  # last, because `allocated` says that all is done
 
     def __getstate__(self) -> dict[str, Any]:
         # deepcopy and pickle copy through the host, whatever the device.
         if not self.allocated:
             return self.__dict__
-        to_numpy = self.backend.to_numpy
-        buffers = [(b, to_numpy(b.value)) for b in self.buffers]
-        return {**self.__dict__, "values": to_numpy(self.values), "grads": to_numpy(self.grads), "buffers": buffers}
+        with self.guard.lock:
+            values, grads = (numpy.array(self.backend.to_numpy(a)) for a in (self.values, self.grads))
+            buffers = [(b, numpy.array(self.backend.to_numpy(b.value))) for b in self.buffers]
+        return {**self.__dict__, "values": values, "grads": grads, "buffers": buffers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -230,8 +237,9 @@ class Snapshot:
 
     def restore(self) -> None:
         """Write the copies back into the arrays."""
-        for name, array in self.arrays().items():
-            array[...] = self.copies[name]
+        with self._store.guard.lock:
+            for name, array in self.arrays().items():
+                array[...] = self.copies[name]
 
     def changes(self) -> dict[str, Array]:
         """The change of each array since it was copied, as new arrays."""

@@ -1,6 +1,5 @@
 """Several ranks train the same model as one, as threads of this process and with a real mpiexec if there is one."""
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -275,21 +274,16 @@ def test_an_interrupt_on_one_rank_stops_all_ranks_after_the_same_step(monkeypatc
     path = tmp_path / "run.safetensors"
 
     def work(ranks):
-        class Interrupted(threading.Event):
-            def is_set(self):
-                return (ranks.rank == 1 and recorder.last == 9) or super().is_set()
-
         recorder, model = LastStep(), mlp()
-        event = Interrupted()
-        events[threading.get_ident()] = event
+        presses[threading.get_ident()] = lambda: ranks.rank == 1 and recorder.last == 9
         history = model.fit(
-            X, Y, epochs=3, batch_size=32, optimizer=optimizers.Adam(0.01), distributed=ranks, verbose=0,
-            callbacks=[recorder, callbacks.Checkpoint(path, every=99)],
+            X, Y, epochs=3, batch_size=32, optimizer=optimizers.Adam(0.01), distributed=ranks, on_interrupt="stop",
+            callbacks=[recorder, callbacks.Checkpoint(path, every=99)], verbose=0,
         )  # fmt: skip
         return history.stopped, recorder.last, model.state_dict()["0.weight"]
 
-    events = {}
-    monkeypatch.setattr(training, "_interruptible", lambda: contextlib.nullcontext(events[threading.get_ident()]))
+    presses = {}
+    monkeypatch.setattr(training, "take_press", lambda: presses[threading.get_ident()]())
     (stopped, last, weight), (other_stopped, other_last, other_weight) = run_on_ranks(2, work)
     assert stopped == other_stopped == "interrupted" and last == other_last == 9
     np.testing.assert_array_equal(weight, other_weight)

@@ -79,8 +79,10 @@ class EmulatedCupy(FakeCupy):
         self._pools = [Pool(self), Pool(self)]
         self.get_default_memory_pool = lambda: self._pools[0]
         self.get_default_pinned_memory_pool = lambda: self._pools[1]
+        stream: Any = functools.partial(CapturingStream, self)
+        stream.null = self.cuda.Stream.null
         vars(self.cuda).update(
-            Stream=functools.partial(CapturingStream, self),
+            Stream=stream,
             MemoryPool=functools.partial(Pool, self),
             using_allocator=self._using_allocator,
             get_allocator=lambda: self.thread.allocator or self._pools[0].malloc,

@@ -41,10 +41,12 @@ class FakeCupy(types.ModuleType):
             runtimeGetVersion=lambda: 13010,
         )
         self.thread = ThreadState(self)
+        stream: Any = functools.partial(Stream, self)
+        stream.null = self.thread.stream
         self.cuda = SimpleNamespace(
             runtime=runtime,
             Device=lambda i: _Device(self, i),
-            Stream=functools.partial(Stream, self),
+            Stream=stream,
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             get_current_stream=lambda: self.thread.stream,
         )

@@ -673,8 +673,8 @@ def press_ctrl_c(callback, model):
 def test_ctrl_c_stops_after_the_step_and_returns_the_history(backend, caplog):
     before = signal.getsignal(signal.SIGINT)
     model, callback = mlp(backend), AtStep(14, press_ctrl_c)
-    history = model.fit(X, Y, epochs=5, batch_size=10, callbacks=[callback], verbose=0)
-    assert callback.steps == list(range(1, 15))
+    history = model.fit(X, Y, epochs=5, batch_size=10, callbacks=[callback], on_interrupt="stop", verbose=0)
+    assert callback.steps == list(range(1, 15)) and model.history is history
     assert history.stopped == "interrupted" and len(history["loss"]) == 1
     assert signal.getsignal(signal.SIGINT) is before
     assert "training was interrupted in epoch" in caplog.text
@@ -869,7 +869,7 @@ def test_ctrl_c_in_the_last_step_of_an_epoch_completes_the_epoch():
             os.kill(os.getpid(), signal.SIGINT)
 
     model, plain = small_net(), small_net()
-    history = model.fit(SAMPLES, LABELS, epochs=3, callbacks=[Do(interrupt)], **QUIET)
+    history = model.fit(SAMPLES, LABELS, epochs=3, callbacks=[Do(interrupt)], on_interrupt="stop", **QUIET)
     assert history.stopped == "interrupted" and history == plain.fit(SAMPLES, LABELS, **QUIET)
     assert len(history.seconds) == 1 and model._state.epoch == 1
     assert_same_state(model.state_dict(), plain.state_dict())

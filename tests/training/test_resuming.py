@@ -129,7 +129,9 @@ def test_ctrl_c_writes_a_checkpoint_that_resumes_bit_for_bit(tmp_path):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         checkpoint = callbacks.Checkpoint(path, every=100)
-        history = net().fit(X, Y, callbacks=[checkpoint, CtrlC(), *stateful_callbacks()], **arguments())
+        history = net().fit(
+            X, Y, callbacks=[checkpoint, CtrlC(), *stateful_callbacks()], on_interrupt="stop", **arguments()
+        )
     finally:
         signal.signal(signal.SIGINT, before)
     assert history.stopped == "interrupted" and len(history["loss"]) == 1

@@ -77,6 +77,20 @@ class Device:
         """A context for training. On a GPU it uses its own stream, ordered with the caller's stream."""
         return nullcontext()
 
+    def current_stream(self) -> Any:
+        """The device stream of this thread; None on the CPU."""
+        return None
+
+    def wait_for(self, stream: Any) -> None:
+        """Do the later work of this thread after all work in `stream`, a result of `current_stream`, so far.
+
+        None is the default stream.
+        """
+
+    def in_turn(self, stream: Any) -> AbstractContextManager[Any]:
+        """A context whose work comes after all work in `stream` so far, and before all later work in it."""
+        return nullcontext()
+
     def uploads(self) -> Uploads:
         """An object that uploads the parts of a dataset which is larger than the device's memory."""
         return Uploads()

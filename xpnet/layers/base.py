@@ -121,8 +121,8 @@ class Layer(Configured):
 
     @property
     def noise_key(self) -> tuple[int, int, int]:
-        """The key of this step's noise: (seed, layer, step)."""
-        return self.context.seed, zlib.crc32(self.path.encode()), self.context.current_step
+        """The key of this pass's noise: (seed, layer, step). A `forward` by hand has a number of its own as step."""
+        return self.context.seed, zlib.crc32(self.path.encode()), self.context.noise_step
 
     def random_bits(self, x: Array) -> Array:
         """Uniform uint32 noise in x's shape, a function of (seed, layer, step, element): the same on every device."""
@@ -191,6 +191,8 @@ class Layer(Configured):
 
     def unplace(self) -> None:
         """Used by the model: undo `place` after an error, so that the layer can be built again."""
+        if self._context is not None:
+            self._context.guard.refuse_beside_training()
         self._context, self.path, self._parameters = None, "", ()
 
     def drop_workspaces(self, inference_only: bool = False) -> None:
@@ -200,11 +202,28 @@ class Layer(Configured):
             self._workspaces = {mode: work for mode, work in self._workspaces.items() if inference_only and not mode}
 
     def _checked_forward(self, x: Array) -> Array:
-        """`forward` of a layer outside a model, with the checks that a model makes."""
+        """`forward` of a layer outside a model, with the checks that a model makes. Returns a new array."""
         if hasattr(x, "shape") and tuple(x.shape[1:]) != self.input_shape:
             raise self.refuse(f"{shape_text(self.input_shape)}, the shape it was built for", f"{tuple(x.shape)}")
         self.check_inputs(x, "x")
-        return type(self).forward(self, x)
+        return self.context.exclusively(self._lone_forward, x)
+
+    def _lone_forward(self, x: Array) -> Array:
+        context = self.context
+        context.begin_forward(context.training)
+        y = type(self).forward(self, x)
+        context.end_forward()
+        return y.copy() if hasattr(y, "copy") else y
+
+    def _checked_backward(self, grad_y: Array) -> Array | None:
+        """`backward` of a layer outside a model. Returns a new array."""
+        return self.context.exclusively(self._lone_backward, grad_y)
+
+    def _lone_backward(self, grad_y: Array) -> Array | None:
+        if self.context.forward_thread:
+            self.context.check_forward()
+        grad_x = type(self).backward(self, grad_y)
+        return grad_x.copy() if hasattr(grad_x, "copy") else grad_x
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_workspaces": {}}

@@ -1,6 +1,7 @@
 """Building a layer outside a model, with its own context."""
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,9 @@ from xpnet.backends import DType, get_backend
 from xpnet.errors import StateError
 from xpnet.layers.context import Context, Shape
 from xpnet.parameters import ParameterStore
+
+#: A layer or model is built by one thread at a time.
+building = threading.RLock()
 
 
 def standalone(build: Callable[[Any, Shape], Shape]) -> Callable[..., Shape]:
@@ -19,24 +23,26 @@ def standalone(build: Callable[[Any, Shape], Shape]) -> Callable[..., Shape]:
 
     @functools.wraps(build)
     def wrapper(self: Any, input_shape: Any, *, backend: Any = "auto", seed: int = 0, dtype: DType = "float32") -> Any:
-        if self.is_built and self.context.store.allocated:
-            raise StateError(f"this {type(self).__name__} is built already.")
-        if self.is_built:  # `place` has given it a context
-            return build(self, input_shape)
-        device = get_backend(backend)
-        build_alone(self, Context(device, ParameterStore(device, dtype), seed), input_shape)
-        self.forward = self._checked_forward
-        return self.output_shape
+        with building:
+            if self.is_built and self.context.store.allocated:
+                raise StateError(f"this {type(self).__name__} is built already.")
+            if self.is_built:  # `place` has given it a context
+                return build(self, input_shape)
+            device = get_backend(backend)
+            build_alone(self, Context(device, ParameterStore(device, dtype), seed), input_shape)
+            self.forward, self.backward = self._checked_forward, self._checked_backward
+            return self.output_shape
 
     return wrapper
 
 
 def build_alone(layer: Any, context: Context, input_shape: Any) -> None:
     """Build a layer or model that is not part of another one. If that fails, it can be built again."""
-    try:
-        with context.backend.device():
-            layer.place(context, "", input_shape)
-            context.store.allocate(context.seed)
-    except BaseException:
-        layer.unplace()
-        raise
+    with building:
+        try:
+            with context.backend.device():
+                layer.place(context, "", input_shape)
+                context.store.allocate(context.seed)
+        except BaseException:
+            layer.unplace()
+            raise

@@ -80,6 +80,8 @@ class Sequential(Layer):
         """
         context = self.context
         before = context.training, context.inference
+        if not inference:
+            context.forward_thread = 0  # the workspaces will no longer be those of a user's `forward`
         context.training, context.inference = training, inference
         try:
             with self.execution_context(len(x)):
@@ -95,6 +97,7 @@ class Sequential(Layer):
         """Backward of the latest `forward_pass` that was not inference. Returns ∂L/∂x, a buffer, if input_grad."""
         if self.wants_input_grad is not input_grad:
             self.wants_input_grad = input_grad
+        self.context.inference = False  # which an interrupted prediction may have left behind
         with self.execution_context():
             return Sequential.backward(self, grad_y)
 

@@ -1,17 +1,24 @@
 """Context and Workspace: what the layers of one model share, and what each of them keeps from forward to backward."""
 
 import math
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from xpnet.backends import Array, Backend, DType
+from xpnet.concurrency.guard import ModelGuard
 from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from xpnet.distributed.statistics import moments_over_ranks, sums_over_ranks
 from xpnet.errors import StateError
 from xpnet.parameters import ParameterStore
 
 Shape: TypeAlias = tuple[int, ...]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_BY_HAND = 2**63  # keeps the noise of passes outside of fit apart from that of its steps
 
 
 @dataclass
@@ -20,8 +27,10 @@ class Context:
 
     training: dropout is on, and BatchNorm normalizes by the batch.  inference: no backward will follow, and layers use
     another workspace.  precision: of matrix products, see Sequential.  first_row: the number of the first row of x in
-    the batch of all ranks.  current_step: the number of updates so far.  group: the processes that train this model.
-    has_no_rows: this rank has no rows of the batch, and computes with one placeholder row that must not count.
+    the batch of all ranks.  current_step: the number of updates so far.  noise_step: the part of the noise's key that
+    changes from pass to pass.  group: the processes that train this model.  has_no_rows: this rank has no rows of the
+    batch, and computes with one placeholder row that must not count.  forward_thread: the thread whose `forward` filled
+    the workspaces that backward reads; 0 if it was a training step.
     """
 
     backend: Backend
@@ -32,13 +41,29 @@ class Context:
     precision: str | None = None
     first_row: int = 0
     current_step: int = 0
+    noise_step: int = 0
     group: ProcessGroup = SINGLE_PROCESS
     has_no_rows: bool = False
+    forward_thread: int = 0
+    _steps_begun: int = 0
+    _passes_by_hand: int = 0  # since that step
     _scratch: dict[tuple[Any, ...], Array] = field(default_factory=dict)
 
     @property
     def dtype(self) -> DType:
         return self.store.dtype
+
+    @property
+    def guard(self) -> ModelGuard:
+        return self.store.guard
+
+    def exclusively(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `work` as one pass on the device: other threads wait for its end, and so does Ctrl-C."""
+        return self.guard.run(lambda: self._in_turn(work, *args, **kwargs))
+
+    def _in_turn(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with self.backend.device(), self.backend.in_turn(self.guard.stream):
+            return work(*args, **kwargs)
 
     @property
     def step(self) -> int:
@@ -48,7 +73,37 @@ class Context:
 
     @step.setter
     def step(self, value: int) -> None:
-        self.current_step = value
+        self.begin_step(value)
+        self._steps_begun = value
+
+    def begin_step(self, step: int) -> None:
+        """A training step begins; its noise is a function of its number."""
+        self.current_step = self.noise_step = step
+        self._steps_begun, self._passes_by_hand = step + 1, 0
+
+    def begin_forward(self, training: bool) -> None:
+        """A user calls `forward`. The noise of a training pass is a function of the number of such passes.
+
+        The first pass since the latest update has the noise that the next training step would have.
+        """
+        self.forward_thread = 0  # until the pass is complete
+        if training:
+            again = _BY_HAND | self._steps_begun << 32 | self._passes_by_hand
+            self.noise_step = again if self._passes_by_hand else self._steps_begun
+            self._passes_by_hand += 1
+
+    def end_forward(self) -> None:
+        self.forward_thread = threading.get_ident()
+
+    def check_forward(self) -> None:
+        """Raise StateError unless the latest pass that backward can follow is a `forward` of this thread."""
+        if not self.forward_thread:
+            raise StateError("backward needs a forward pass before it: call model.forward(x) first.")
+        if self.forward_thread != threading.get_ident():
+            raise StateError(
+                "another thread has called forward since this thread did, so backward would mix two passes. Call "
+                "forward and backward from one thread, or give each thread a copy of the model."
+            )
 
     def batch_moments(self, rows: Array) -> tuple[Array, Array, int]:
         """(mean, variance) of each column over the batch, and the number of its rows.
@@ -79,7 +134,7 @@ class Context:
         self._scratch = {key: a for key, a in self._scratch.items() if inference_only and not key[0]}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_scratch": {}, "group": SINGLE_PROCESS}
+        return {**self.__dict__, "_scratch": {}, "group": SINGLE_PROCESS, "forward_thread": 0}
 
 
 class Workspace(SimpleNamespace):

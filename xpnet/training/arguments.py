@@ -9,7 +9,7 @@ from typing import Any
 from xpnet import losses, metrics
 from xpnet.backends import get_backend
 from xpnet.callbacks import Callback, EpochLines, ProgressBar
-from xpnet.config import flag, integer, number
+from xpnet.config import choice, flag, integer, number
 from xpnet.data.dataset import Dataset
 from xpnet.data.preparation import prepare
 from xpnet.data.streaming import AnyDataset, Stream, StreamingDataset, as_stream
@@ -38,6 +38,7 @@ class FitOptions:
     class_weight: Mapping[int, float] | Sequence[float] | None
     accumulate: int
     resume_from: Any
+    on_interrupt: str
     verbose: int
     group: ProcessGroup = SINGLE_PROCESS
 
@@ -53,6 +54,7 @@ class FitOptions:
             accumulate=integer("", "accumulate", self.accumulate),
             batch_size=None if batch_size is None else integer("", "batch_size", batch_size, also="None"),
             shuffle=flag("", "shuffle", self.shuffle),
+            on_interrupt=choice("", "on_interrupt", self.on_interrupt, ("raise", "stop")),
             verbose=integer("", "verbose", self.verbose, at_least=0, at_most=2),
         )
 

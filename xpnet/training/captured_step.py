@@ -13,6 +13,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from xpnet.backends import Array, Backend
+from xpnet.concurrency.interrupts import uninterrupted
 from xpnet.data.dataset import Batch, Dataset, StepData
 from xpnet.errors import CaptureError
 from xpnet.layers.context import Workspace
@@ -77,13 +78,16 @@ class StepExecutor:
             self._run_eagerly(data, metrics)
             return
         with self._step.model.execution_context():
-            captured = self._captured_step(data, metrics) if self.fallback_reason is None else None
+            captured = None
+            if self.fallback_reason is None:
+                # A device that is left capturing, or a step that is undone in part, cannot be used.
+                captured = uninterrupted(self._captured_step, data, metrics)
             if captured is None:
                 self._run_eagerly(data, metrics)
             elif captured.verified:
                 captured.replay(data, metrics)
             else:
-                self._verify(captured, data, metrics)
+                uninterrupted(self._verify, captured, data, metrics)
 
     def _run_eagerly(self, data: StepData, metrics: EpochMetrics) -> None:
         self._step(data.batches(), data.total_weight(), metrics.add, data.batch_count)
@@ -168,7 +172,7 @@ class CapturedStep:
     def replay(self, data: StepData, metrics: EpochMetrics) -> None:
         self.launch(data, metrics)
         state, context = self._step.state, self._step.model.context
-        context.current_step = state.step  # as an eager step leaves it, for noise in callbacks
+        context.begin_step(state.step)  # as an eager step does, for noise in callbacks
         state.optimizer_state.step += 1
         metrics.count_batches(data.batch_sizes, weighted=data.dataset.weights is not None)
 

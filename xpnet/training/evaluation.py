@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from xpnet.data.dataset import Batch
 from xpnet.data.streaming import AnyDataset
 from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from xpnet.layers.containers import Sequential
@@ -21,7 +22,11 @@ def evaluate(
 ) -> EpochMetrics:
     """The loss and metrics over the samples of this rank, in a workspace separate from that of training."""
     result = EpochMetrics(model, metrics)
-    for batch in dataset.batches(Workspace(model.context), batch_size, group=group):
+
+    def add(batch: Batch) -> None:
         outputs = model.forward_pass(batch.x, inference=True)
         result.add(loss.samples(model.backend, outputs, batch.y), batch, outputs)
+
+    for batch in dataset.batches(Workspace(model.context), batch_size, group=group):
+        model.context.exclusively(add, batch)
     return result

@@ -4,20 +4,20 @@ import contextlib
 import functools
 import logging
 import math
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 import numpy
 
 from xpnet import optimizers
-from xpnet.callbacks import Callback, History
+from xpnet.backends import Array
+from xpnet.callbacks import Callback
+from xpnet.concurrency.interrupts import interrupts, take_press
 from xpnet.data.dataset import Dataset, total_weight
 from xpnet.data.streaming import EVALUATION_BATCH, AnyDataset, StreamingDataset
 from xpnet.distributed.process_group import SINGLE_PROCESS
-from xpnet.errors import ArgumentError, DataError, DivergenceError
+from xpnet.errors import ArgumentError, DataError, DivergenceError, StateError
 from xpnet.layers.containers import Sequential
 from xpnet.layers.context import Workspace
 from xpnet.losses import Loss
@@ -37,20 +37,33 @@ _log = logging.getLogger(__name__)
 BeginTraining = Callable[[Loss, list[Metric], Optimizer], TrainingState]
 CallbackStates = list[tuple[Callback, dict[str, Any] | None]]
 
+INTERRUPTED = "interrupted"  # history.stopped after Ctrl-C
 
-def fit(model: Sequential, begin: BeginTraining, x: Any, y: Any, sample_weight: Any, options: FitOptions) -> History:
-    """What `Sequential.fit` does with a built model."""
-    group = options.group
-    group.bind(model.backend)
-    model.context.group = group
+_attaching = threading.Lock()
+
+
+def fit(model: Sequential, begin: BeginTraining, x: Any, y: Any, sample_weight: Any, options: FitOptions) -> Run:
+    """What `Sequential.fit` does with a built model, in `interrupts.deferring`."""
+    group, backend, context, training = options.group, model.backend, model.context, object()
+    guard = context.guard
     try:
+        with guard.lock:
+            guard.begin_training(training)
+            guard.stream = backend.current_stream()
+            backend.wait_for(None)  # passes of other threads
+        group.bind(backend)
+        context.group = group
         run, validation, states = group.run_on_all(lambda: _prepare(model, begin, x, y, sample_weight, options))
         if group.size > 1:
             refuse_unequal_settings(group, run.rank_settings())
             _broadcast_model(run)
-        return _train(run, validation, states)
+        _train(run, validation, states)
+        return run
     finally:
-        model.context.group = SINGLE_PROCESS
+        interrupts.patience = math.inf
+        with guard.lock, backend.in_turn(None):
+            if guard.end_training(training):
+                context.group, context.first_row, context.has_no_rows = SINGLE_PROCESS, 0, False
 
 
 def _prepare(
@@ -71,7 +84,10 @@ def _prepare(
         if isinstance(data, StreamingDataset):
             data.refuse_unsupported(options.epochs, batch_size, options.resume_from is not None)
     run = Run(model, begin(loss, metrics, optimizers.get(options.optimizer)), dataset, options)
-    return run, validation, None if options.resume_from is None else run.resume(options.resume_from)
+    if options.resume_from is None:
+        return run, validation, None
+    with model.context.guard.lock:
+        return run, validation, run.resume(options.resume_from)
 
 
 def _broadcast_model(run: Run) -> None:
@@ -82,52 +98,83 @@ def _broadcast_model(run: Run) -> None:
         run.epoch_start.take()
 
 
-def _train(run: Run, validation: AnyDataset | None, states: CallbackStates | None) -> History:
-    """The epochs of a run."""
-    model, state, group, history, callbacks = run.model, run.state, run.group, run.history, run.callbacks
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_ignoring_float_errors())
-        interrupted = stack.enter_context(_interruptible())
-        state.running, state.history = True, history
-        stack.callback(setattr, state, "running", False)
-        stack.callback(run.executor.close)
-        stack.enter_context(model.backend.on_compile(functools.partial(_call_on_compile, callbacks)))
-        for callback, callback_state in states or [(callback, None) for callback in callbacks]:
+def _train(run: Run, validation: AnyDataset | None, states: CallbackStates | None) -> None:
+    """The epochs of a run, and what callbacks do before and after them."""
+    model, callbacks, begun = run.model, run.callbacks, list[Callback]()
+    model.history = run.history
+    with _ignoring_float_errors(), model.backend.on_compile(functools.partial(_call_on_compile, callbacks)):
+        try:
+            _attach(run)
+            for callback, state in states or [(callback, None) for callback in callbacks]:
+                begun.append(callback)
+                if state is None:
+                    callback.on_train_begin(model)
+                else:
+                    callback.on_resume(model, state)
+            _train_epochs(run, validation)
+        finally:
+            interrupts.patience = math.inf
+            run.running = False
+            with contextlib.ExitStack() as stack:
+                stack.callback(run.executor.close)
+                for callback in begun:
+                    stack.callback(_end, callback, model)
+            if interrupts.presses and run.history.stopped is None:  # a KeyboardInterrupt is on its way
+                run.history.stopped = INTERRUPTED
+
+
+def _attach(run: Run) -> None:
+    """Give the callbacks their run. Raises StateError if another one uses them now."""
+    with _attaching:
+        for callback in run.callbacks:
+            other = getattr(callback, "run", None)
+            if getattr(other, "running", False):
+                raise StateError(
+                    f"this {type(callback).__name__} is in use by another fit that is running: give each fit its own."
+                )
+        for callback in run.callbacks:
             callback.run = run
-            stack.callback(callback.on_train_end, model)
-            if callback_state is None:
-                callback.on_train_begin(model)
-            else:
-                callback.on_resume(model, callback_state)
-        while state.epoch < run.first_epoch + run.epochs and history.stopped is None:
-            run.begin_epoch()
+        run.running = True
+
+
+def _end(callback: Callback, model: Sequential) -> None:
+    """Call on_train_end. It is interrupted only if Ctrl-C is pressed twice in it."""
+    try:
+        interrupts.patience = interrupts.presses + 1
+        callback.on_train_end(model)
+    finally:
+        interrupts.patience = math.inf
+
+
+def _train_epochs(run: Run, validation: AnyDataset | None) -> None:
+    model, state, group, history, callbacks = run.model, run.state, run.group, run.history, run.callbacks
+    while state.epoch < run.first_epoch + run.epochs and history.stopped is None:
+        run.begin_epoch()
+        for callback in callbacks:
+            callback.on_epoch_begin(model, state.epoch)
+        for _ in run.epoch():
             for callback in callbacks:
-                callback.on_epoch_begin(model, state.epoch)
-            for _ in run.epoch():
-                for callback in callbacks:
-                    callback.on_step_end(model, state.step)
-                if _share_stop_request(run, interrupted):
-                    break
-            metrics = run.metrics.over_ranks(group)
-            _refuse_divergence(run, metrics)
-            if interrupted.is_set():
-                history.stopped = "interrupted"
-                if not run.complete:
-                    _log.warning("training was interrupted in epoch %d; the model keeps its weights", state.epoch + 1)
-                    break
-            logs = _final_result(run, metrics)
-            if validation is not None:
-                metrics = evaluate(model, validation, state.loss, state.metrics, EVALUATION_BATCH, group)
-                logs |= {f"val_{name}": value for name, value in metrics.over_ranks(group).final_result().items()}
-            logs = group.broadcast_value(logs)
-            state.epoch += 1
-            history.add({**logs, "learning_rate": run.last_rate}, run.elapsed())
-            history.compile_seconds = run.compile_seconds()
-            run.under_way = False
-            for callback in callbacks:
-                callback.on_epoch_end(model, state.epoch - 1, logs)
-            _share_stop_request(run, interrupted)
-    return history
+                callback.on_step_end(model, state.step)
+            if _share_stop_request(run):
+                break
+        metrics = run.metrics.over_ranks(group)
+        _refuse_divergence(run, metrics)
+        if run.interrupted and not run.complete:
+            _log.warning("training was interrupted in epoch %d; the model keeps its weights", state.epoch + 1)
+            break
+        logs = _final_result(run, metrics)
+        if validation is not None:
+            metrics = evaluate(model, validation, state.loss, state.metrics, EVALUATION_BATCH, group)
+            logs |= {f"val_{name}": value for name, value in metrics.over_ranks(group).final_result().items()}
+        logs = group.broadcast_value(logs)
+        state.epoch += 1
+        history.add({**logs, "learning_rate": run.last_rate}, run.elapsed())
+        history.compile_seconds = run.compile_seconds()
+        run.under_way = False
+        _share_stop_request(run)
+        for callback in callbacks:
+            callback.on_epoch_end(model, state.epoch - 1, logs)
+        _share_stop_request(run)
 
 
 def _call_on_compile(callbacks: list[Callback]) -> None:
@@ -135,38 +182,50 @@ def _call_on_compile(callbacks: list[Callback]) -> None:
         callback.on_compile()
 
 
-def _share_stop_request(run: Run, interrupted: threading.Event) -> bool:
+def _share_stop_request(run: Run) -> bool:
     """Tell all ranks of a Ctrl-C or of a callback's stop on any rank. Returns whether there was one."""
     group, history = run.group, run.history
-    if not group.any(interrupted.is_set() or history.stopped is not None):
+    run.interrupted |= take_press()
+    if not group.any(run.interrupted or history.stopped is not None):
         return False
-    if group.any(interrupted.is_set()):
-        interrupted.set()
-    history.stopped = next((why for why in group.all_gather(history.stopped) if why is not None), None)
+    run.interrupted = group.any(run.interrupted)
+    reasons = [why for why in group.all_gather(history.stopped) if why is not None]
+    history.stopped = INTERRUPTED if run.interrupted else reasons[0]
     return True
 
 
 def train_on_batch(model: Sequential, state: TrainingState, dataset: Dataset) -> dict[str, float]:
-    """One step on these samples as one batch; loss and metrics from before the update, with the loss's reduction."""
+    """One step on these samples as one batch; loss and metrics from before the update, with the loss's reduction.
+
+    Use it in `Context.exclusively`.
+    """
     metrics = EpochMetrics(model, state.metrics, batches=1)
     total = len(dataset) if dataset.weights is None else total_weight(model.backend.xp, dataset.weights)
     batches = dataset.batches(Workspace(model.context), len(dataset))
-    step, buffers = TrainingStep(model, state), model.context.store.buffers
-    before = [buffer.value.copy() for buffer in buffers]
+    step, before = TrainingStep(model, state), [buffer.value.copy() for buffer in model.context.store.buffers]
     with _ignoring_float_errors(), model.execution_context():
-        step.gradients(batches, total, metrics.add)
-        logs = metrics.result(as_sum=step.loss.reduction == "sum")
-        overflowed = _first_non_finite_buffer(model)
-        if overflowed is not None or not math.isfinite(logs["loss"]):
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.value[...] = value
-            what = f"{overflowed} became NaN or infinite" if overflowed else f"the loss is {logs['loss']}"
-            raise DivergenceError(
-                f"{what} before step {state.step + 1}, which was skipped: scale the inputs, or start afresh with a "
-                f"learning rate below {state.learning_rate:g}."
-            )
-        state.update(model.context.store, None if state.loss_scale is None else state.loss_scale.gate)
+        try:
+            step.gradients(batches, total, metrics.add)
+            logs = metrics.result(as_sum=step.loss.reduction == "sum")
+            _refuse_divergent_batch(model, state, logs["loss"], before)
+            state.update(model.context.store, None if state.loss_scale is None else state.loss_scale.gate)
+        finally:
+            interrupts.patience = math.inf
     return logs
+
+
+def _refuse_divergent_batch(model: Sequential, state: TrainingState, loss: float, buffers: list[Array]) -> None:
+    """If the loss or a buffer is not finite, restore the buffers and raise DivergenceError."""
+    overflowed = _first_non_finite_buffer(model)
+    if overflowed is None and math.isfinite(loss):
+        return
+    for buffer, value in zip(model.context.store.buffers, buffers, strict=True):
+        buffer.value[...] = value
+    what = f"{overflowed} became NaN or infinite" if overflowed else f"the loss is {loss}"
+    raise DivergenceError(
+        f"{what} before step {state.step + 1}, which was skipped: scale the inputs, or start afresh with a "
+        f"learning rate below {state.learning_rate:g}."
+    )
 
 
 def apply_gradients(model: Sequential, begin: Callable[[], TrainingState]) -> None:
@@ -179,10 +238,13 @@ def apply_gradients(model: Sequential, begin: Callable[[], TrainingState]) -> No
                 "start afresh with a lower learning rate."
             )
     with _ignoring_float_errors(), model.execution_context():
-        grads = store.grads.copy()  # penalties, clipping and weight decay change them
-        store.add_penalty_gradients()
-        begin().update(store)
-        store.grads[...] = grads
+        grads, state = store.grads.copy(), begin()
+        model.context.begin_step(state.step)  # with it, the noise of the next pass is that of the next step
+        try:
+            store.add_penalty_gradients()
+            state.update(store)
+        finally:
+            store.grads[...] = grads  # without penalties, clipping and weight decay
 
 
 def _final_result(run: Run, metrics: EpochMetrics) -> dict[str, Any]:
@@ -230,26 +292,6 @@ def _first_non_finite_buffer(model: Sequential) -> str | None:
     """The name of a buffer, such as a running variance, that contains NaN or infinity. Reads the device."""
     isfinite = model.backend.xp.isfinite
     return next((b.name for b in model.context.store.buffers if not bool(isfinite(b.value).all())), None)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets, in the main thread and unless the program has its own handler of SIGINT."""
-    event = threading.Event()
-    default = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or default is not signal.default_int_handler:
-        yield event
-        return
-
-    def request_stop(number: int, frame: FrameType | None) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, default)
-
-    signal.signal(signal.SIGINT, request_stop)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, default)
 
 
 def _ignoring_float_errors() -> numpy.errstate:

@@ -35,7 +35,8 @@ class Run:
         self.model, self.state, self.dataset, self.group = model, state, dataset, options.group
         self.callbacks: list[Callback] = options.all_callbacks()
         self.epochs, self.first_epoch, self.shuffle = options.epochs, state.epoch, options.shuffle
-        self.history = History()
+        self.history, self.on_interrupt = History(), options.on_interrupt
+        self.running = self.interrupted = False
         self.samples, self.batch_size, self.accumulate = dataset.samples, options.batch_size or 1, options.accumulate
         self.steps: int | None = None
         if dataset.samples is not None:
@@ -92,10 +93,14 @@ class Run:
         """Train the rest of the epoch, and yield after each step."""
         key = [self.model.context.seed, _ORDER_STREAM, self.state.epoch] if self.shuffle else None
         steps = self.dataset.steps(self._work, self.batch_size, self.accumulate, key, self.seen, self.group)
+        guard = self.model.context.guard
         with contextlib.closing(steps):
             for data in steps:
                 self.last_rate = self.state.learning_rate
-                self.executor(data, self.metrics)
+                with guard.turnstile:
+                    pass  # threads that wait for a prediction go first
+                with guard.lock:
+                    self.executor(data, self.metrics)
                 self.seen += data.rows
                 self.complete = self.seen == self.samples
                 yield
@@ -167,6 +172,7 @@ class Run:
             "the epoch": state.epoch,
             "the step": state.step,
             "callbacks": ", ".join(shared),
+            "on_interrupt": self.on_interrupt,
             "the data": self.dataset.digest(),
         }
 

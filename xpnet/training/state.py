@@ -3,9 +3,8 @@
 from typing import Any, NoReturn
 
 from xpnet.backends import Backend
-from xpnet.callbacks import History
 from xpnet.config import number
-from xpnet.errors import ArgumentError, StateError
+from xpnet.errors import ArgumentError
 from xpnet.layers.context import Context
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
@@ -19,7 +18,7 @@ class Untrained:
 
     step = epoch = 0
     running = False
-    history = last_loss = None
+    last_loss = None
 
     @property
     def loss(self) -> NoReturn:
@@ -40,30 +39,24 @@ class Untrained:
     def move(self, source: Backend, store: ParameterStore) -> None:
         """Does nothing: there is no state to move."""
 
-    def refuse_running(self) -> None:
-        """Does nothing: fit is not running."""
-
 
 class TrainingState:
     """The loss and metrics, the optimizer and its state, and how far training has come.
 
     epoch: epochs completed.  rate_factor: multiplies the learning rate; callbacks lower it, because an optimizer is
-    configuration only.  loss_scale: with float16 only.  running: whether fit is running.  history: of the last fit.
+    configuration only.  loss_scale: with float16 only.
     """
-
-    history: History | None = None
 
     def __init__(self, context: Context, loss: Loss | None, metrics: list[Metric] | None, optimizer: Optimizer) -> None:
         """loss, metrics: None in a training loop of one's own, which updates the model alone."""
         self.last_loss, self._metrics, self.optimizer = loss, metrics, optimizer
-        self.running, self.loss_scale = False, _loss_scale(context, None)
+        self._guard, self.loss_scale = context.guard, _loss_scale(context, None)
         self._start_afresh(context.store)
 
     def begin(
         self, context: Context, loss: Loss | None, metrics: list[Metric] | None, optimizer: Optimizer
     ) -> "TrainingState":
         """Continue with an equal optimizer, or start afresh with a different one. None keeps the loss and metrics."""
-        self.refuse_running()
         if loss is not None:
             self.last_loss, self._metrics = loss, metrics
         self.loss_scale = _loss_scale(context, self.loss_scale)
@@ -81,10 +74,10 @@ class TrainingState:
         """Follow the store, which has moved from `source` to another backend or dtype."""
         self.optimizer_state.move(source, store)
 
-    def refuse_running(self) -> None:
-        """Raise StateError while fit is running."""
-        if self.running:
-            raise StateError("fit is running on this model: a callback may read and evaluate it, not train or move it.")
+    @property
+    def running(self) -> bool:
+        """Whether fit is running."""
+        return self._guard.in_training
 
     @property
     def loss(self) -> Loss:
@@ -126,7 +119,7 @@ class TrainingState:
         self.optimizer.apply(store, self.optimizer_state, lambda: self.rate_factor, gate)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "running": False, "loss_scale": None}  # the loss scale adapts again within a few steps
+        return {**self.__dict__, "loss_scale": None}  # the loss scale adapts again within a few steps
 
 
 def _no_loss() -> ArgumentError:

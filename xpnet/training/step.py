@@ -36,7 +36,7 @@ class TrainingStep:
         """Fill the gradients of `count` batches and of the penalties."""
         context = self.model.context
         store = context.store
-        context.current_step = self.state.step
+        context.begin_step(self.state.step)
         accumulated: Array = None
         for _ in range(count):
             batch = next(batches)

@@ -10,10 +10,12 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
+
+from xpnet.concurrency.interrupts import recoverable, uninterrupted
 
 _NOTHING = contextlib.nullcontext()
 
@@ -39,16 +41,32 @@ class _SingleWorkerRegion:
         self._state.workers = None
 
 
+class _SplitRegion:
+    """A parallel region that splits a batch, while the BLAS uses one thread."""
+
+    __slots__ = ("_pool",)
+
+    def __init__(self, pool: "ThreadPool") -> None:
+        self._pool = pool
+
+    def __enter__(self) -> None:
+        uninterrupted(self._pool.enter)
+
+    def __exit__(self, *_: object) -> None:
+        uninterrupted(self._pool.leave)
+
+
 class ThreadPool:
     """The thread pool of this process. Any number of the caller's threads may use it at once."""
 
     def __init__(self) -> None:
         self._reset()
         os.register_at_fork(after_in_child=self._reset)  # a fork does not copy threads
+        recoverable.add(self)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._regions = 0  # how many of the caller's threads are in a parallel region that splits work
+        self._inside: set[int] = set()  # the caller's threads that are in a parallel region that splits work
         self._blas_threads = 1  # those of the BLAS before the first of these regions
         self._blas_limit: Any = None
         self._pool: ThreadPoolExecutor | None = None
@@ -61,26 +79,31 @@ class ThreadPool:
         """
         if self._state.workers is not None:
             return _NOTHING
-        return self._split_region() if split else _SingleWorkerRegion(self._state)
+        return _SplitRegion(self) if split else _SingleWorkerRegion(self._state)
 
-    @contextlib.contextmanager
-    def _split_region(self) -> Iterator[None]:
+    def enter(self) -> None:
+        """This thread enters a parallel region that splits work."""
         with self._lock:
-            if not self._regions:
+            if not self._inside:
                 self._blas_threads = _blas_threads()
                 if self._blas_threads > 1:
                     self._blas_limit = _blas_controller().limit(limits=1, user_api="blas")
-            self._regions += 1
+            self._inside.add(threading.get_ident())
             self._state.workers = self._blas_threads
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._state.workers = None
-                self._regions -= 1
-                if not self._regions and self._blas_limit is not None:
-                    self._blas_limit.restore_original_limits()
-                    self._blas_limit = None
+
+    def leave(self) -> None:
+        """This thread leaves it. The last one gives the BLAS its threads back."""
+        with self._lock:
+            self._state.workers = None
+            self._inside.discard(threading.get_ident())
+            if not self._inside and self._blas_limit is not None:
+                self._blas_limit.restore_original_limits()
+                self._blas_limit = None
+
+    def recover(self) -> None:
+        """Leave the parallel region of this thread."""
+        if self._state.workers is not None:
+            self.leave()
 
     @property
     def workers(self) -> int:
@@ -89,7 +112,7 @@ class ThreadPool:
         if workers is not None:
             return workers
         with self._lock:
-            return self._blas_threads if self._regions else _blas_threads()
+            return self._blas_threads if self._inside else _blas_threads()
 
     @property
     def region_workers(self) -> int | None:
@@ -103,9 +126,12 @@ class ThreadPool:
             work(slice(0, count), 0)
             return
         bounds = [count * i // parts for i in range(parts + 1)]
-        rows = [slice(start, end) for start, end in itertools.pairwise(bounds)]
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(max(parts, os.cpu_count() or 1), thread_name_prefix="xpnet")
+        uninterrupted(self._do_parts, [slice(start, end) for start, end in itertools.pairwise(bounds)], work)
+
+    def _do_parts(self, rows: list[slice], work: Callable[[slice, int], None]) -> None:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(max(len(rows), os.cpu_count() or 1), thread_name_prefix="xpnet")
 
         def do_part(worker: int) -> None:
             before, self._state.workers = self._state.workers, 1  # so that a part is not split again
@@ -117,13 +143,25 @@ class ThreadPool:
         others: list[Future[None]] = []
         try:
             # In a copy of the caller's context, because numpy.errstate is part of it.
-            others = [self._pool.submit(contextvars.copy_context().run, do_part, i) for i in range(1, parts)]
+            others.extend(self._pool.submit(contextvars.copy_context().run, do_part, i) for i in range(1, len(rows)))
             do_part(0)
         finally:
-            for other in others:
-                other.exception()  # waits, so that no thread writes into the caller's arrays after the return
+            _wait_for(others)  # so that no thread writes into the caller's arrays after the return
         for other in others:
             other.result()
+
+
+def _wait_for(futures: list[Future[None]]) -> None:
+    """Wait for all, also if a signal handler of the program raises meanwhile."""
+    raised: BaseException | None = None
+    for future in futures:
+        while not future.done():
+            try:
+                future.exception()
+            except BaseException as error:
+                raised = error
+    if raised is not None:
+        raise raised
 
 
 @functools.cache

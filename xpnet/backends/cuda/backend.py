@@ -70,6 +70,31 @@ class GPUBackend(CUDAOperators):
             finally:
                 callers.wait_event(own.record())
 
+    def current_stream(self) -> Any:
+        return self.xp.cuda.get_current_stream()
+
+    def wait_for(self, stream: Any) -> None:
+        own, other = self._two_streams(stream)
+        if own.ptr != other.ptr:
+            own.wait_event(other.record())
+
+    @contextmanager
+    def in_turn(self, stream: Any) -> Iterator[None]:
+        own, other = self._two_streams(stream)
+        if own.ptr == other.ptr:
+            yield
+            return
+        own.wait_event(other.record())
+        try:
+            yield
+        finally:
+            other.wait_event(own.record())
+
+    def _two_streams(self, stream: Any) -> tuple[Any, Any]:
+        """The stream of this thread and the given one."""
+        cuda = self.xp.cuda
+        return cuda.get_current_stream(), cuda.Stream.null if stream is None else stream
+
     def uploads(self) -> Uploads:
         with self.device():
             return OverlappedUploads(self, self.thread)

@@ -17,6 +17,7 @@ from xpnet.backends.cuda.compiling import watch
 from xpnet.backends.cuda.graphs import CapturedGraph, StepCells
 from xpnet.backends.cuda.kernels import CELL_SIZE, REALS, Kernels
 from xpnet.backends.reference import Backend
+from xpnet.concurrency.interrupts import recoverable
 from xpnet.errors import CaptureError
 
 _log = logging.getLogger(__name__)
@@ -85,6 +86,11 @@ class KernelLauncher(Backend):
         self.thread = _ThreadState()
         #: The live graphs, each of which has its own memory pool.
         self.graphs: weakref.WeakSet[CapturedGraph] = weakref.WeakSet()
+        recoverable.add(self)
+
+    def recover(self) -> None:
+        """Leave the contexts of this thread that Python code leaves."""
+        self.thread.precision = self.thread.cells = self.thread.uploads = None
 
     @property
     def compile_seconds(self) -> float:
