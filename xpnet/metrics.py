@@ -7,7 +7,7 @@ total. A sample of weight w counts w times.
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend, get_backend
@@ -319,7 +319,7 @@ def get(specs: str | Metric | Sequence[str | Metric] | None, loss: Loss | None) 
     """Metrics from names or objects, bound to a loss. None is accuracy for a classification loss, else no metric."""
     if specs is None:
         specs = ["accuracy"] if loss is not None and loss.classifies else []
-    if isinstance(specs, str | Metric) or not isinstance(specs, Iterable):
+    if isinstance(specs, str | Metric):
         specs = [specs]
     found = [resolve("metric", spec, _NAMES, Metric).bind(loss) for spec in specs]  # type: ignore[type-abstract]
     names = [metric.name for metric in found]
