@@ -13,7 +13,7 @@ from small_models import LABELS, QUIET, SAMPLES, small_net
 import xpnet
 from xpnet import callbacks, datasets, layers, optimizers, schedules
 from xpnet.callbacks import Callback, CSVLogger, EarlyStopping, ProgressBar, ReduceLROnPlateau
-from xpnet.errors import ArgumentError
+from xpnet.errors import ArgumentError, ArgumentTypeError
 
 X, Y = datasets.blobs(50, classes=3, seed=1)
 
@@ -113,7 +113,9 @@ def test_the_run_has_the_progress_of_training(backend):
             rates.append(self.run.state.learning_rate)
 
         def on_epoch_end(self, model, epoch, logs):
-            assert logs == seen[-1] == {name: values[-1] for name, values in self.run.history.items()}
+            latest = {name: values[-1] for name, values in self.run.history.items()}
+            assert latest.pop("learning_rate") == (0.5, 0.25)[epoch]
+            assert logs == seen[-1] == latest
 
     seen, rates = [], []
     fit(Check(), model=net(backend), epochs=2, optimizer=optimizers.SGD(schedules.StepDecay(1.0, every=2, factor=0.5)))
@@ -379,7 +381,7 @@ def test_a_csv_log_has_one_row_per_epoch(tmp_path, append):
     assert list(rows[0]) == ["epoch", "seconds", "loss", "accuracy", "val_loss", "val_accuracy"]
     logged = histories if append else histories[1:]
     assert [row["epoch"] for row in rows] == (["0", "1", "2", "3"] if append else ["2", "3"])
-    for name in histories[0]:
+    for name in set(histories[0]) - {"learning_rate"}:
         assert [float(row[name]) for row in rows] == [value for h in logged for value in h[name]]
     assert all(float(row["seconds"]) > 0 for row in rows)
 
@@ -502,3 +504,56 @@ def test_a_csv_log_with_other_columns_is_not_appended_to(tmp_path):
     assert path.read_bytes() == before
     small_net().fit(SAMPLES, LABELS, callbacks=[callbacks.CSVLogger(path, append=True)], **QUIET)
     assert path.read_bytes().startswith(before) and path.read_bytes().count(b"\n") == 3
+
+
+# What fit refuses --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [3, 2.5, "early_stopping", {"a": 1}, [3], [EarlyStopping], EarlyStopping, [None]])
+def test_what_is_not_a_callback_is_refused(given):
+    with pytest.raises(ArgumentTypeError, match="callbacks must be Callback objects"):
+        net().fit(X, Y, callbacks=given, verbose=0)
+
+
+@pytest.mark.parametrize("wrap", [tuple, iter, lambda log: (one for one in log), lambda log: log[0]])
+def test_callbacks_may_come_in_any_iterable(wrap):
+    calls = []
+    net().fit(X, Y, callbacks=wrap([CallLog(calls)]), verbose=0)
+    assert "train begin" in calls and "train end" in calls
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("on_batch_end", "on_step_end"),
+        ("on_train_batch_end", "on_step_end"),
+        ("on_epoch_ends", "on_epoch_end"),
+        ("on_epoch_start", "on_epoch_begin"),
+        ("on_train_start", "on_train_begin"),
+        ("on_end", "on_step_end"),
+    ],
+)
+def test_a_method_that_fit_never_calls_is_refused(name, nearest):
+    model, before = net(), net().state_dict()
+    cls = type("Mine", (Callback,), {name: lambda self, model, *rest: None})
+    with pytest.raises(ArgumentError, match=rf"Mine: fit never calls {name}\. Did you mean '{nearest}'\?"):
+        model.fit(X, Y, callbacks=cls(), verbose=0)
+    instance = Callback()
+    setattr(instance, name, print)
+    with pytest.raises(ArgumentError, match=f"fit never calls {name}"):
+        model.fit(X, Y, callbacks=[instance], verbose=0)
+    for key, value in model.state_dict().items():
+        np.testing.assert_array_equal(value, before[key])
+
+
+def test_subclasses_may_use_the_methods_of_xpnets_own_callbacks():
+    class Told(EarlyStopping):
+        on_nothing = None  # not a method
+
+        def on_better(self, model, epoch):
+            super().on_better(model, epoch)
+            self.told = epoch
+
+    told = Told("loss")
+    net().fit(X, Y, callbacks=told, verbose=0)
+    assert told.told == 0

@@ -255,13 +255,45 @@ def test_a_state_with_other_names_or_shapes_is_refused_and_changes_nothing(backe
     assert_same_state(model.state_dict(), before.state_dict())
 
 
-def test_a_state_of_text_is_refused_and_changes_nothing(backend):
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        (np.array(["a", "b"]), ArgumentTypeError),
+        (np.array([1, None], dtype=object), ArgumentTypeError),
+        (np.array([1j, 2]), ArgumentTypeError),
+        (None, ArgumentTypeError),
+        ([[1.0], [1.0, 2.0]], ArgumentTypeError),
+        (np.array([1.0, 1e300]), DataError),  # inf in float32
+        (np.ones(3), ShapeError),
+        (1.0, ShapeError),
+    ],
+)
+def test_a_state_that_is_not_of_numbers_is_refused_and_changes_nothing(backend, bad, error, strict):
     model = net(backend)
     before = copy.deepcopy(model)
-    state = {name: value + 1 for name, value in model.state_dict().items()} | {"4.bias": np.array(["a", "b"])}
-    with pytest.raises(ArgumentTypeError, match="4.bias"):
-        model.load_state_dict(state)
+    state = {name: value + 1 for name, value in model.state_dict().items()} | {"4.bias": bad}
+    with pytest.raises(error, match="4.bias"):
+        model.load_state_dict(state, strict=strict)
     assert_same_state(model.state_dict(), before.state_dict())
+
+
+def test_a_state_may_be_loaded_in_part(backend):
+    model = net(backend)
+    before = model.state_dict()
+    given = {"more": np.ones(2), "4.bias": [5, 6], "0.weight": np.full((4, 5), np.nan)}
+    missing, unused = result = model.load_state_dict(given, strict=False)
+    assert (result.missing, result.unused) == (missing, unused)
+    assert missing == [name for name in before if name not in given] and unused == ["more"]
+    after = model.state_dict()
+    assert after["4.bias"].tolist() == [5, 6] and np.isnan(after["0.weight"]).all()
+    assert_same_state({name: after[name] for name in missing}, {name: before[name] for name in missing})
+    assert model.load_state_dict(before) == ([], [])
+    assert model.load_state_dict({3: np.ones(2)}, strict=False).unused == ["3"]
+    with pytest.raises(ArgumentError, match="strict=False"):
+        model.load_state_dict({**before, "4.bais": np.ones(2), 3: np.ones(2)})
+    with pytest.raises(ArgumentError, match="strict must be True or False"):
+        model.load_state_dict(before, strict=1)
 
 
 def test_parameter_values_are_live_and_writable(backend):
@@ -549,10 +581,21 @@ def test_a_refused_model_does_not_change_the_owner_of_its_layer(nested):
         lambda model, path: model.predict(SAMPLES),
         lambda model, path: model.state_dict(),
         lambda model, path: model.load_state_dict({}),
+        lambda model, path: model.predict_proba(SAMPLES),
         lambda model, path: model.save(path),
         lambda model, path: model.to("cpu", dtype="float64"),
     ],
-    ids=["fit", "train_on_batch", "evaluate", "predict", "state_dict", "load_state_dict", "save", "to"],
+    ids=[
+        "fit",
+        "train_on_batch",
+        "evaluate",
+        "predict",
+        "state_dict",
+        "load_state_dict",
+        "predict_proba",
+        "save",
+        "to",
+    ],
 )
 def test_a_nested_model_refuses_methods_of_the_whole_model(tmp_path, call):
     inner = xpnet.Sequential([layers.Dense(2)], backend="cpu")

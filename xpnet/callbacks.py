@@ -29,6 +29,8 @@ _SHOWN_EPOCHS = 20  # in a notebook
 class History(dict[str, list[float]]):
     """What `fit` returns: history["loss"], history["val_accuracy"], … are lists with one float per epoch.
 
+    history["learning_rate"] has the learning rate of each epoch's last step. The logs of callbacks do not have it.
+
     seconds: the time of each epoch, without compilation.  compile_seconds: the time spent compiling GPU kernels, some
     seconds at first use and 0 later, since CuPy caches them on disk.  stopped: why training ended early
     ("interrupted", "diverged", or the reason that a callback gave), or None.
@@ -81,6 +83,17 @@ class Run(Protocol):
     under_way: bool
     callbacks: list["Callback"]
     log_names: list[str]
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step. A callback may set it, on all ranks alike, to a number of at least 0.
+
+        That replaces a constant learning rate of the optimizer. A schedule is scaled by a factor instead, so that it
+        gives this rate now and keeps its form. Both stay with the model in later fits with an equal optimizer.
+        """
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None: ...
 
     @property
     def state(self) -> Any:

@@ -213,9 +213,7 @@ class SoftmaxCrossEntropy(_CrossEntropy):
 
     def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
         """∂ℓ/∂z = softmax(z) - t, since Σ t = 1."""
-        grad = backend.softmax(outputs)
-        grad -= self._probabilities(backend, outputs, targets)
-        return grad
+        return self.samples_and_gradient(backend, outputs, targets)[1]
 
     def samples_and_gradient(
         self, backend: Backend, outputs: Array, targets: Array, out: Array | None = None

@@ -644,7 +644,7 @@ def get(specs: str | Metric | Sequence[str | Metric] | None, loss: Loss | None) 
         raise ArgumentTypeError(f"metrics must be a name, a Metric or a list of them, not {specs!r}.")
     found = [resolve("metric", spec, _NAMES, Metric).bind(loss) for spec in specs]  # type: ignore[type-abstract]
     names = [metric.name for metric in found]
-    if len(set(names)) < len(names) or "loss" in names:
+    if len(set(names)) < len(names) or {"loss", "learning_rate"} & set(names):
         raise ArgumentError(f"metrics: each needs its own name, but the names are {names}. Set `metric.name`.")
     return found
 

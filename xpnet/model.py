@@ -6,7 +6,7 @@ import functools
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -15,7 +15,7 @@ from xpnet import optimizers as optimizers_
 from xpnet.backends import Array, Backend, DType, get_backend
 from xpnet.callbacks import Callback, History
 from xpnet.concurrency.interrupts import deferring
-from xpnet.config import choice, integer, number
+from xpnet.config import choice, flag, integer, number
 from xpnet.data.dataset import Dataset
 from xpnet.data.files import as_path
 from xpnet.data.preparation import as_numbers, prepare, prepare_inputs
@@ -27,6 +27,7 @@ from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from xpnet.errors import (
     ArgumentError,
     ArgumentTypeError,
+    DataError,
     DeviceMemoryError,
     DistributedError,
     DivergenceError,
@@ -34,6 +35,7 @@ from xpnet.errors import (
     ShapeError,
     StateError,
     shape_text,
+    suggestion,
 )
 from xpnet.layers.base import Layer
 from xpnet.layers.building import build_alone, building
@@ -42,7 +44,7 @@ from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
 from xpnet.parameters import Buffer, Parameter, ParameterStore
-from xpnet.training import loop, model_files
+from xpnet.training import loop, model_files, outputs
 from xpnet.training.arguments import FitOptions, choose_loss_and_metrics, load_dataset
 from xpnet.training.evaluation import evaluate
 from xpnet.training.gradient_check import relative_errors
@@ -50,7 +52,18 @@ from xpnet.training.resuming import Rollback
 from xpnet.training.run import Run
 from xpnet.training.state import TrainingState, Untrained
 
-__all__ = ["Sequential", "check_gradients", "load"]
+__all__ = ["LoadedState", "Sequential", "check_gradients", "load"]
+
+
+class LoadedState(NamedTuple):
+    """What `load_state_dict` returns: the names that it left out.
+
+    missing: parameters and buffers of the model that the state does not have; they keep their values.  unused: names of
+    the state that the model does not have.
+    """
+
+    missing: list[str]
+    unused: list[str]
 
 
 class Sequential(layers_.Sequential):
@@ -89,6 +102,7 @@ class Sequential(layers_.Sequential):
         self.precision = _checked_precision(precision, self._wanted_backend, self.dtype)
         self._state: TrainingState | Untrained = Untrained()
         self._rows_of_forward = 0
+        self._has_gradients = False
         self._builder = 0  # the thread that has built the model for data that may still be refused
         self.history: History | None = None
         if input_shape is not None:
@@ -133,6 +147,7 @@ class Sequential(layers_.Sequential):
         if tuple(grad.shape) != expected:
             raise ShapeError(f"grad_output must have the shape of the outputs, {expected}, not {grad.shape}.")
         result = self.backward_pass(grad, input_grad)
+        self._has_gradients = True
         return None if result is None else result.copy()
 
     def fit(
@@ -213,6 +228,7 @@ class Sequential(layers_.Sequential):
     def _fit(self, x: Any, y: Any, sample_weight: Any, options: FitOptions) -> Run:
         memory = self._enough_memory_for(options.batch_size, training=True)
         with self._built_for(x), memory, self.backend.stream():
+            self._has_gradients = False
             unchanged = functools.partial(self._unchanged_if_refused, options.resume_from)
             return loop.fit(self, self._begin_training, x, y, sample_weight, options, unchanged)
 
@@ -227,7 +243,7 @@ class Sequential(layers_.Sequential):
                 rollback.restore()
             raise
 
-    def _begin_training(self, loss: Loss, metrics: list[Metric], optimizer: Optimizer) -> TrainingState:
+    def _begin_training(self, loss: Loss | None, metrics: list[Metric] | None, optimizer: Optimizer) -> TrainingState:
         with self.context.guard.lock:
             self._state = state = self._state.begin(self.context, loss, metrics, optimizer)
         return state
@@ -258,7 +274,31 @@ class Sequential(layers_.Sequential):
         self, loss: Loss, metrics: list[Metric], optimizer: Optimizer, dataset: Dataset
     ) -> dict[str, float]:
         self.context.guard.refuse_during_training()
+        self._has_gradients = False
         return loop.train_on_batch(self, self._begin_training(loss, metrics, optimizer), dataset)
+
+    def apply_gradients(self, optimizer: str | Optimizer = "adam") -> None:
+        """Update the parameters once from their gradients, in a training loop of one's own, after `backward`.
+
+        This is the update of `train_on_batch`: it adds the gradients of l1 and l2 penalties, clips, decays, and counts
+        the step. Optimizer state and step belong to the model: an equal optimizer continues, another one starts afresh.
+        The gradients keep their values.
+
+        Raises StateError before the first `backward`, and while fit is running; DivergenceError if a gradient is NaN or
+        infinite. Then nothing changes.
+        """
+        self._refuse_inside()
+        chosen = optimizers_.get(optimizer)
+        self.context.exclusively(self._apply_gradients, chosen)
+
+    def _apply_gradients(self, optimizer: Optimizer) -> None:
+        self.context.guard.refuse_during_training()
+        if not self._has_gradients:
+            raise StateError(
+                "apply_gradients needs gradients: call model.forward(x, training=True) and model.backward(grad_output) "
+                "first."
+            )
+        loop.apply_gradients(self, lambda: self._begin_training(None, None, optimizer))
 
     def evaluate(
         self,
@@ -280,7 +320,7 @@ class Sequential(layers_.Sequential):
         with self._built_for(x), self._enough_memory_for(batch_size), self.backend.device():
             chosen, measured = self._chosen(loss, metrics)
             dataset = load_dataset(self, x, y, chosen, measured, sample_weight)
-            result = evaluate(self, dataset, chosen, measured, batch_size).result(chosen.reduction == "sum")
+            result = evaluate(self, dataset, chosen, measured, batch_size).final_result(chosen.reduction == "sum")
             if batch_size is None:  # buffers for the whole dataset are not kept
                 self.context.exclusively(self.drop_workspaces, inference_only=True)
             return result
@@ -316,6 +356,24 @@ class Sequential(layers_.Sequential):
         outputs = self.forward_pass(self.backend.asarray(x, dtype=dtype), inference=True)
         return outputs.copy() if as_device else numpy.array(self.backend.to_numpy(outputs))
 
+    def predict_proba(self, x: Any, batch_size: int | None = 1024, as_device: bool = False) -> Array:
+        """Return the probabilities of a classifier for inputs (N, *input_shape). Arguments: as in `predict`.
+
+        Outputs that are probabilities already, of a last layer such as Softmax or Sigmoid, stay as they are; those of
+        LogSoftmax are log-probabilities. Other outputs are logits. The loss of the last training says of what: with
+        SoftmaxCrossEntropy, of classes, (N, K) with Σ_k p_k = 1, the softmax over the last axis; with
+        BinaryCrossEntropy, of separate yes-or-no answers, the sigmoid of each. Without a training, as after
+        `xpnet.load`, several outputs are taken for classes, and one for a yes-or-no answer.
+
+        A single output (N, 1) gives two columns (N, 2): the probabilities 1 - p of no and p of yes.
+
+        Raises ArgumentError if the model was trained with a loss that is not for classes, such as "mse".
+        """
+        with self._built_for(x):
+            probabilities = outputs.probabilities(self, self._state.last_loss)
+        result = probabilities(self.predict(x, batch_size, as_device=True))
+        return result if as_device else numpy.array(self.backend.to_numpy(result))
+
     def activations(self, x: Any) -> dict[str, numpy.ndarray[Any, Any]]:
         """Return the outputs of every layer for x (N, *input_shape), on the host: {"0": (N, *output_shape), "1": …}.
 
@@ -343,26 +401,50 @@ class Sequential(layers_.Sequential):
         self._refuse_inside()
         return self.context.store.state()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned. If a name or shape does not match, nothing changes."""
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> LoadedState:
+        """Load what `state_dict` returned, or a part of it. Returns the names that are `missing` and `unused`.
+
+        strict: whether to refuse a state with missing or unknown names. If not, what has the same name is loaded.
+
+        Raises ArgumentError for such names, ShapeError for other shapes, ArgumentTypeError for arrays that are not real
+        numbers, and DataError for numbers too large for the model's dtype. Then nothing changes.
+        """
         self._refuse_inside()
+        flag("", "strict", strict)
         if not isinstance(state, Mapping):
             raise ArgumentTypeError(f"the state must be a dict of arrays by name, not {type(state).__name__}.")
         own = {a.name: a for a in self.context.store.arrays()}
-        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        if missing or unknown:
-            raise ArgumentError(f"the state does not fit this model: missing {missing}, unexpected {unknown}.")
-        self.context.exclusively(self._load, own, state)
+        missing = [name for name in own if name not in state]
+        unused = [str(name) for name in state if name not in own]
+        if strict and (missing or unused):
+            hint = "".join(f"For {name!r}: {suggestion(name, missing)}" for name in unused[:1] if missing).strip()
+            raise ArgumentError(
+                f"the state does not fit this model: missing {missing}, unexpected {unused}. {hint} "
+                "strict=False loads what fits."
+            )
+        self.context.exclusively(self._load, {name: a for name, a in own.items() if name in state}, state)
+        return LoadedState(missing, unused)
 
     def _load(self, own: dict[str, Parameter | Buffer], state: Mapping[str, Any]) -> None:
         self.context.guard.refuse_beside_training()
-        new = {name: as_numbers(self.backend, state[name], name) for name in own}
+        new = {}
         for name, target in own.items():
-            shape, given = tuple(target.value.shape), tuple(new[name].shape)
-            if given != shape:
-                raise ShapeError(f"{name} has shape {shape}, but the state's has {given}.")
-        for name, target in own.items():
-            target.value[...] = self.backend.asarray(new[name], dtype=target.value.dtype)
+            given = as_numbers(self.backend, state[name], name)
+            if given.shape != target.value.shape:
+                raise ShapeError(f"{name} has shape {tuple(target.value.shape)}, but the state's has "
+                                 f"{tuple(given.shape)}.")  # fmt: skip
+            new[name] = self._in_dtype(given, target.value.dtype, name)
+        for name, value in new.items():
+            own[name].value[...] = value
+
+    def _in_dtype(self, given: Array, dtype: DType, name: str) -> Array:
+        """`given` in this dtype. Raises DataError if a finite number becomes infinite."""
+        isfinite = self.backend.xp.isfinite
+        with numpy.errstate(over="ignore"):
+            value = self.backend.asarray(given, dtype=dtype)
+        if given.dtype.kind == "f" and value.dtype != given.dtype and bool((isfinite(given) & ~isfinite(value)).any()):
+            raise DataError(f"{name} of the state has numbers that are too large for {value.dtype}.")
+        return value
 
     def save(self, path: Any) -> None:
         """Write weights, buffers and architecture to a safetensors file, which `xpnet.load` reads on any device.
@@ -533,7 +615,9 @@ def check_gradients(
     respect to x too, as the entry "inputs"; integers have none.
 
     The error is ‖a - n‖ / (‖a‖ + ‖n‖), with the gradients a of backward and n of the differences. Below 1e-6 the
-    gradient is right, above 1e-4 it is wrong, unless the loss has a kink within h.
+    gradient is right, above 1e-4 it is wrong, unless the loss has a kink within h. It is infinite if backward does not
+    assign the whole gradient: gradients are filled with NaN before, so that one that is forgotten, written in part or
+    added to is found. It is also infinite for inputs whose gradient is None or has another shape.
     """
     samples = integer("", "samples", samples)
     number("", "step", step, above=0)

@@ -21,7 +21,12 @@ Rate = float | Callable[[int], float]
 
 
 class OptimizerState:
-    """The vectors that an optimizer keeps for one model, each as long as the flat ones, and the number of updates."""
+    """The vectors that an optimizer keeps for one model, each as long as the flat ones, and the number of updates.
+
+    constant_rate: what replaces the learning rate of an optimizer without a schedule; callbacks set it. None: nothing.
+    """
+
+    constant_rate: float | None = None
 
     def __init__(self, optimizer: "Optimizer", store: ParameterStore) -> None:
         self.step = 0
@@ -83,6 +88,10 @@ class Optimizer(Configured):
         """The learning rate of the next update, after `step` updates."""
         return float(self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate)
 
+    def rate_for(self, state: OptimizerState, step: int) -> float:
+        """`rate(step)` for the model with this state, in which a callback may have replaced a constant rate."""
+        return self.rate(step) if state.constant_rate is None else state.constant_rate
+
     def apply(
         self,
         store: ParameterStore,
@@ -101,12 +110,12 @@ class Optimizer(Configured):
         if self.clip_norm is not None:
             backend.clip_norm(store.grads, trained, self.clip_norm)
         state.step += 1
-        rate = self.rate(step) * factor()
+        rate = self.rate_for(state, step) * factor()
         name, numbers = self.fused(rate, state.step)
         vectors = [store.values, store.grads, *state.slots.values()]
 
         def numbers_of(step: int) -> tuple[float, ...]:
-            rate = self.rate(step) * factor()
+            rate = self.rate_for(state, step) * factor()
             return (*self.fused_decay(rate), *self.fused(rate, step + 1)[1])
 
         if name and backend.whole_update(name, trained, decayed, vectors, numbers_of, step, gate):

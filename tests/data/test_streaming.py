@@ -350,7 +350,6 @@ def test_an_iterator_cannot_be_resumed(tmp_path):
         (lambda: net().fit([], verbose=0), DataError, "gave no batches"),
         (lambda: net().fit(lambda: 5, verbose=0), ArgumentTypeError, "must return an iterable of batches"),
         (lambda: net().fit([(X[:0], Y[:0])], verbose=0), DataError, "a batch is empty"),
-        (lambda: net().fit([(X, Y), (X, Y, WEIGHTS)], accumulate=2, verbose=0), DataError, "some batches have weights"),
         (lambda: net().predict(datasets.Stream(batches)), ArgumentError, "give predict an array"),
         (
             lambda: net().train_on_batch(stream(), optimizer="adam", loss=LOSS, y=None),

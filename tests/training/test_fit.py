@@ -1,5 +1,6 @@
 """fit and train_on_batch: batches, histories, weights, accumulation, state between fits, divergence, interrupts."""
 
+import copy
 import os
 import signal
 import threading
@@ -138,7 +139,7 @@ def test_history_has_one_python_float_per_epoch(backend):
         X, Y, epochs=3, validation_data=(X, Y), metrics=["accuracy", "top_k_accuracy"], verbose=0
     )
     names = {"loss", "accuracy", "top_k_accuracy"}
-    assert set(history) == names | {f"val_{name}" for name in names}
+    assert set(history) == names | {f"val_{name}" for name in names} | {"learning_rate"}
     assert all(len(v) == 3 and all(type(f) is float for f in v) for v in history.values())
     assert len(history.seconds) == 3 and history.stopped is None
 
@@ -155,7 +156,7 @@ def test_history_has_one_python_float_per_epoch(backend):
 )
 def test_metrics_may_be_names_or_objects_and_depend_on_the_loss_by_default(backend, loss, y, chosen, names):
     model = mlp(backend)
-    assert set(model.fit(X, y, loss=loss, metrics=chosen, verbose=0)) == names
+    assert set(model.fit(X, y, loss=loss, metrics=chosen, verbose=0)) == names | {"learning_rate"}
     assert set(model.evaluate(X, y)) == names  # as in the last fit
     assert set(model.train_on_batch(X, y)) == names
 
@@ -963,3 +964,100 @@ def test_class_weights_do_not_change_metrics(metric):
     in_loss = small_net().fit(SAMPLES, LABELS, loss, metrics=metric, batch_size=None, verbose=0)
     assert in_fit[metric] == plain[metric] == in_loss[metric]
     assert in_fit["loss"] == in_loss["loss"] != plain["loss"]
+
+
+# Weights of batches ------------------------------------------------------------------------------------------------
+
+PARTS = [(slice(0, 40), False), (slice(40, 60), True), (slice(60, 70), False), (slice(70, 103), True)]
+
+
+def mixed_batches(w):
+    """Batches with and without weights; and the weights of all samples."""
+    every, batches = np.ones(103), []
+    for rows, weighted in PARTS:
+        batches.append((X[rows], Y[rows], w[rows]) if weighted else (X[rows], Y[rows]))
+        every[rows] = w[rows] if weighted else 1
+    return batches, every
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_batches_without_weights_beside_others_have_the_weight_one(backend, order):
+    batches, every = mixed_batches(np.random.default_rng(0).uniform(0, 3, 103))
+    model = mlp(backend)
+    chosen = {"loss": "softmax_cross_entropy", "metrics": ["accuracy", "top_k_accuracy", metrics.F1()]}
+    expected = model.evaluate(X, Y, sample_weight=every, **chosen)
+    assert model.evaluate(batches[::order], **chosen) == pytest.approx(expected, rel=1e-5)
+    ones = [(x, y, np.ones(len(x))) for x, y, *_ in batches]
+    same = model.evaluate([ones[0], batches[2], (*ones[3][:2], None)], **chosen)
+    rows = np.r_[0:40, 60:103]
+    assert same == pytest.approx(model.evaluate(X[rows], Y[rows], **chosen), rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_training_on_batches_with_and_without_weights(backend, accumulate):
+    w = np.random.default_rng(0).uniform(0, 3, 103)
+    batches, every = mixed_batches(w)
+    a, b = mlp(backend, dtype="float64"), mlp(backend, dtype="float64")
+    options = {"optimizer": optimizers.SGD(0.1), "epochs": 3, "accumulate": accumulate, "verbose": 0}
+    mixed = a.fit(batches, validation_data=(X, Y, every), **options)
+    explicit = b.fit([(X[rows], Y[rows], every[rows]) for rows, _ in PARTS], validation_data=(X, Y, every), **options)
+    assert_same_metrics(mixed, explicit)
+    np.testing.assert_allclose(weights_of(a), weights_of(b), rtol=1e-12)
+
+
+def test_a_run_on_batches_with_and_without_weights_can_be_resumed(tmp_path):
+    batches, _ = mixed_batches(np.random.default_rng(0).uniform(0, 3, 103))
+    save = AtStep(6, lambda self, model: self.run.save(tmp_path / "run"))
+    a, b = mlp("cpu"), mlp("cpu")
+    whole = a.fit(batches, epochs=3, callbacks=[save], verbose=0)
+    resumed = b.fit(batches, epochs=3, callbacks=[AtStep(0, None)], resume_from=tmp_path / "run", verbose=0)
+    assert dict(whole) == dict(resumed)
+    np.testing.assert_array_equal(weights_of(a), weights_of(b))
+
+
+ZERO = np.zeros(103)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda: ((X, Y), {"sample_weight": ZERO}),
+        lambda: (([(X, Y, ZERO)],), {}),
+        lambda: (([(X[:50], Y[:50], ZERO[:50]), (X[50:], Y[50:], ZERO[50:])],), {}),
+        lambda: ((lambda: iter([(X, Y, ZERO)]),), {}),
+        lambda: ((datasets.Stream(X, Y, ZERO),), {}),
+        lambda: ((datasets.Stream(X, Y),), {"class_weight": {0: 0, 1: 0, 2: 0}}),
+        lambda: ((X, Y), {"class_weight": [0, 0, 0]}),
+    ],
+)
+def test_weights_that_are_all_zero_are_refused_and_leave_the_model_whole(backend, given):
+    args, options = given()
+    model, chosen = mlp(backend), {"loss": "softmax_cross_entropy"}
+    model.train_on_batch(X, Y, optimizer=optimizers.SGD(0.1, momentum=0.9, weight_decay=0.1), **chosen)
+    before, slots = weights_of(model), slots_of(copy.deepcopy(model))
+    message = r"not zero for all|weight(s of all 103 samples are 0| above 0)"
+    with pytest.raises(DataError, match=message):
+        model.fit(*args, optimizer=optimizers.SGD(0.1, momentum=0.9, weight_decay=0.1), epochs=2, verbose=0, **options)
+    if "class_weight" not in options:
+        with pytest.raises(DataError, match=message):
+            model.evaluate(*args, **options)
+        with pytest.raises(DataError, match=message):
+            model.fit(X, Y, validation_data=(X, Y, ZERO), verbose=0)
+    if args[0] is X:
+        with pytest.raises(DataError, match=message):
+            model.train_on_batch(*args, **options)
+    np.testing.assert_array_equal(weights_of(model), before)
+    np.testing.assert_array_equal(slots_of(model)["velocity"], slots["velocity"])
+    assert model._state.step == 1 and np.isfinite(model.evaluate(X, Y)["loss"])
+
+
+def test_one_batch_of_weights_that_are_all_zero_is_no_error(backend):
+    seen = []
+    model = mlp(backend)
+    batches = [(X[:50], Y[:50], ZERO[:50]), (X[50:], Y[50:])]
+    watch = AtStep(1, lambda self, model: seen.append(self.run.logs()))
+    before = weights_of(model)
+    history = model.fit(batches, optimizer=optimizers.SGD(0.0), callbacks=[watch], verbose=0)
+    assert seen == [{}]  # no sample counts so far
+    assert history["loss"] == [pytest.approx(model.evaluate(X[50:], Y[50:])["loss"], rel=1e-5)]
+    np.testing.assert_array_equal(weights_of(model), before)

@@ -9,7 +9,7 @@ from small_models import LABELS, SAMPLES, assert_same_state, gradients_of, small
 
 import xpnet
 from xpnet import layers, losses
-from xpnet.errors import ArgumentError
+from xpnet.errors import ArgumentError, ShapeError
 
 
 @pytest.mark.parametrize("bad", [{"samples": 0}, {"samples": -1}, {"samples": 2.5}, {"step": 0}, {"step": -1e-5}])
@@ -88,3 +88,94 @@ def test_check_gradients_refuses_an_unknown_loss():
     model = xpnet.Sequential([layers.Dense(1)], input_shape=1, backend="cpu")
     with pytest.raises(ArgumentError, match=r"unknown loss 'msee'. Did you mean 'mse'"):
         xpnet.check_gradients(model, [[1.0]], [[1.0]], loss="msee")
+
+
+class Faulty(Counted):
+    """x · gain, whose backward does `assign(self, gradient of gain)`."""
+
+    def __init__(self, assign):
+        self.start, self.inner, self.assign = 2.0, None, assign
+
+    def backward(self, grad_y):
+        self.assign(self, self.xp.sum(grad_y * self.work.x, axis=0))
+        return grad_y * self.gain.value
+
+
+def add(layer, grad):
+    layer.gain.grad += grad
+
+
+def add_through_a_view(layer, grad):
+    total = layer.gain.grad.reshape(-1)
+    total += grad
+
+
+def forget(layer, grad):
+    pass
+
+
+def write_one_row(layer, grad):
+    layer.gain.grad[0] = grad[0]
+
+
+def write_into_a_copy(layer, grad):
+    layer.gain.grad.copy()[...] = grad
+
+
+def scale_what_is_there(layer, grad):
+    layer.gain.grad *= 0.0
+
+
+@pytest.mark.parametrize("where", [0, 1, 3])
+@pytest.mark.parametrize(
+    "assign", [add, add_through_a_view, forget, write_one_row, write_into_a_copy, scale_what_is_there]
+)
+def test_gradients_that_are_not_assigned_are_infinitely_wrong(backend, assign, where):
+    inner = [layers.Dense(5), layers.Tanh(), layers.Dense(2)]
+    inner.insert(where, Faulty(assign))
+    model = xpnet.Sequential(inner, (4,), backend)
+    errors = xpnet.check_gradients(model, SAMPLES, LABELS, loss="softmax_cross_entropy", samples=1, inputs=True)
+    assert errors.pop(f"{where}.gain") == np.inf
+    assert max(errors.values()) < 1e-6
+
+
+def replace(layer, grad):
+    layer.gain.grad = grad  # writes into the view
+
+
+def write_through_a_view(layer, grad):
+    layer.gain.grad.reshape(-1)[:] = grad
+
+
+@pytest.mark.parametrize("assign", [replace, write_through_a_view])
+def test_gradients_may_be_assigned_in_any_way_that_writes_them(backend, assign):
+    model = xpnet.Sequential([Faulty(assign), layers.Tanh(), layers.Dense(2)], (4,), backend)
+    errors = xpnet.check_gradients(model, SAMPLES, LABELS, loss="softmax_cross_entropy", inputs=True)
+    assert max(errors.values()) < 1e-6
+
+
+@pytest.mark.parametrize("given", [lambda grad: None, lambda grad: grad[:-1], lambda grad: grad * np.nan])
+def test_a_missing_gradient_of_the_inputs_is_infinitely_wrong(given):
+    class Ends(Counted):
+        def backward(self, grad_y):
+            return given(super().backward(grad_y))
+
+    model = xpnet.Sequential([Ends(), layers.Dense(2)], (4,), "cpu")
+    errors = xpnet.check_gradients(model, SAMPLES, LABELS, loss="softmax_cross_entropy", inputs=True)
+    assert errors.pop("inputs") == np.inf and max(errors.values()) < 1e-6
+
+
+def test_a_layer_whose_gradient_is_missing_in_the_middle_is_named():
+    class Ends(Counted):
+        def backward(self, grad_y):
+            super().backward(grad_y)
+
+    model = xpnet.Sequential([layers.Dense(3), Ends(), layers.Dense(2)], (4,), "cpu")
+    with pytest.raises(ShapeError, match=r"layer 1 \(Ends\): backward must return .*\(N, 3\).*None"):
+        xpnet.check_gradients(model, SAMPLES, LABELS, loss="softmax_cross_entropy")
+
+
+def test_frozen_parameters_without_a_gradient_are_left_out():
+    model = xpnet.Sequential([Faulty(forget), layers.Dense(2)], (4,), "cpu")
+    model.layers[0].trainable = False
+    assert list(xpnet.check_gradients(model, SAMPLES, SAMPLES[:, :2])) == ["1.weight", "1.bias"]

@@ -32,7 +32,7 @@ class Stream:
 
     x: an array on disk, (N, ...): a `numpy.memmap`, an HDF5 dataset, or anything with shape, dtype and slices. Then y
     and sample_weight may be on disk or in memory. Or give only x: an iterable of batches (x, y) or (x, y, weight), or a
-    function that returns a new iterable for each epoch.
+    function that returns a new iterable for each epoch. Samples of batches without weights have the weight 1.
 
     A thread reads arrays ahead of the training, in blocks of `block` adjacent samples, into windows of about
     `window_bytes`. With shuffle=True blocks are read in a random order, and the samples of a window are permuted. So
@@ -273,8 +273,8 @@ class StreamingDataset:
             number += 1
         while together := list(itertools.islice(batches, accumulate)):
             any_batch = True
-            if len({len(batch) for batch in together}) > 1:
-                raise DataError("Stream: some batches have weights, and some have none.")
+            if any(len(batch) == 3 for batch in together):  # samples without a weight count once
+                together = [[*batch, numpy.ones(len(batch[0]))][:3] for batch in together]
             arrays = [numpy.concatenate([batch[i] for batch in together]) for i in range(len(together[0]))]
             where = f"batch {number + 1}" + (f" to {number + len(together)}" if len(together) > 1 else "")
             number += len(together)
@@ -343,7 +343,8 @@ def _placed(where: str) -> Iterator[None]:
 def _as_batch(batch: Any) -> list[HostArray]:
     if not isinstance(batch, list | tuple) or len(batch) not in (2, 3):
         raise ArgumentTypeError(f"Stream: each batch must be (x, y) or (x, y, weight), not {type(batch).__name__}.")
-    arrays = [host_array(a, f"{name} of a batch") for name, a in zip(("x", "y", "weight"), batch, strict=False)]
+    given = [a for a in batch if a is not None or len(batch) < 3]
+    arrays = [host_array(a, f"{name} of a batch") for name, a in zip(("x", "y", "weight"), given, strict=False)]
     if arrays[0].ndim == 0 or len(arrays[0]) == 0:
         raise DataError("Stream: a batch is empty.")
     return arrays

@@ -64,8 +64,13 @@ class Sequential(Layer):
             if layer.wants_input_grad is not wanted:  # an assignment takes longer than this test
                 layer.wants_input_grad = wanted
             grad = layer.backward(grad)
-            if grad is None and i == first_trained:
-                return None
+            if grad is None and i > first:
+                if i == first_trained:
+                    return None
+                raise ShapeError(
+                    f"{layer._label}: backward must return ∂L/∂x, {shape_text(layer.input_shape)}, since "
+                    "wants_input_grad is True, but it returned None."
+                )
         return grad if input_grad else None
 
     def forward_pass(self, x: Array, training: bool = False, inference: bool = False) -> Array:

@@ -84,10 +84,14 @@ class Context:
         self._steps_begun, self._passes_by_hand = step + 1, 0
 
     def begin_forward(self, training: bool) -> None:
-        """A user calls `forward`. The noise of a training pass is a function of the number of such passes."""
+        """A user calls `forward`. The noise of a training pass is a function of the number of such passes.
+
+        The first pass since the latest update has the noise that the next training step would have.
+        """
         self.forward_thread = 0  # until the pass is complete
         if training:
-            self.noise_step = _BY_HAND | self._steps_begun << 32 | self._passes_by_hand
+            again = _BY_HAND | self._steps_begun << 32 | self._passes_by_hand
+            self.noise_step = again if self._passes_by_hand else self._steps_begun
             self._passes_by_hand += 1
 
     def end_forward(self) -> None:

@@ -1,8 +1,9 @@
 """The arguments of fit and evaluate: checked, completed with their defaults, and turned into datasets."""
 
+import difflib
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from xpnet.layers.containers import Sequential
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
+from xpnet.training.outputs import last_layer
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,6 @@ class FitOptions:
 
     def checked(self) -> "FitOptions":
         """The same options as Python values. Raises ArgumentError or, for callbacks, ArgumentTypeError."""
-        for callback in self._given_callbacks():
-            if not isinstance(callback, Callback):
-                raise ArgumentTypeError(f"callbacks must be Callback objects, not {callback!r}.")
         batch_size = self.batch_size
         return replace(
             self,
@@ -54,13 +53,14 @@ class FitOptions:
             accumulate=integer("", "accumulate", self.accumulate),
             batch_size=None if batch_size is None else integer("", "batch_size", batch_size, also="None"),
             shuffle=flag("", "shuffle", self.shuffle),
+            callbacks=_checked_callbacks(self.callbacks),
             on_interrupt=choice("", "on_interrupt", self.on_interrupt, ("raise", "stop")),
             verbose=integer("", "verbose", self.verbose, at_least=0, at_most=2),
         )
 
     def all_callbacks(self) -> list[Callback]:
         """The callbacks of this rank, including the progress display of `verbose`; last those that run last."""
-        callbacks = list(self._given_callbacks())
+        callbacks = list(self.callbacks)
         if self.verbose == 1 and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(ProgressBar())
         if self.verbose == 2:
@@ -73,9 +73,6 @@ class FitOptions:
     def validates(self) -> bool:
         """Whether `split` gives validation data."""
         return self.validation_data is not None or self.validation_split != 0
-
-    def _given_callbacks(self) -> Sequence[Callback]:
-        return [self.callbacks] if isinstance(self.callbacks, Callback) else self.callbacks or ()
 
     def split(self, x: Any, y: Any, sample_weight: Any) -> tuple[tuple[Any, Any, Any], tuple[Any, Any, Any] | None]:
         """((x, y, weights) for training, the same for validation or None). A split holds out the last part."""
@@ -111,7 +108,7 @@ def choose_loss_and_metrics(model: Sequential, loss: Any, metrics_wanted: Any) -
     if chosen.takes_logits and model.gives_probabilities:
         warn(
             f"{type(chosen).__name__} takes logits, but the model's outputs are probabilities: leave out its layer "
-            f"{_layer_of_probabilities(model)}, which the loss includes."
+            f"{type(last_layer(model)).__name__}, which the loss includes."
         )
     return chosen, metrics.get(metrics_wanted, chosen)
 
@@ -157,6 +154,28 @@ def load_dataset(
     return checked(x, y, sample_weight, names, whole=True)
 
 
+def _checked_callbacks(given: Any) -> list[Callback]:
+    """The callbacks as a list. Raises ArgumentTypeError for other objects, and ArgumentError for unknown methods."""
+    one = isinstance(given, Callback | type) or not isinstance(given, Iterable | None)
+    callbacks: list[Any] = [given] if one else list(given or ())
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            hint = "; did you mean an object, with ()?" if isinstance(callback, type) else "."
+            raise ArgumentTypeError(f"callbacks must be Callback objects, or a list of them, not {callback!r}{hint}")
+        own = {name for cls in type(callback).__mro__ if cls.__module__.startswith("xpnet.") for name in vars(cls)}
+        for name in dir(callback):
+            if name.startswith("on_") and name not in own and callable(getattr(callback, name)):
+                known = [name for name in dir(Callback) if name.startswith("on_")]
+                # In other libraries a step is called a batch.
+                alike = name.replace("train_batch", "step").replace("batch", "step").replace("start", "begin")
+                nearest = difflib.get_close_matches(alike, known, n=1, cutoff=0.0)[0]
+                raise ArgumentError(
+                    f"{type(callback).__name__}: fit never calls {name}. Did you mean {nearest!r}? It calls "
+                    f"{', '.join(known)}; give other methods names that do not begin with on_."
+                )
+    return callbacks
+
+
 def warn(text: str) -> None:
     """Issue a UserWarning that points to the line outside this package that called it."""
     level, frame = 1, sys._getframe()
@@ -173,11 +192,3 @@ def _slice(a: Any, part: slice) -> Any:
     if getattr(a, "shape", None):
         part = slice(part.start or 0, length(a) if part.stop is None else part.stop)  # an array on disk may need both
     return a[part] if hasattr(a, "__getitem__") else get_backend("cpu").asarray(a)[part]
-
-
-def _layer_of_probabilities(model: Sequential) -> str:
-    """The class of the innermost last layer, apart from layers such as Flatten that only pass numbers on."""
-    layer: Any = model
-    while isinstance(layer, Sequential):
-        layer = next(inner for inner in reversed(layer.layers) if inner.accepts_integers is not None)
-    return type(layer).__name__

@@ -9,7 +9,7 @@ import numpy
 from xpnet.backends import Array
 from xpnet.data.dataset import Batch, total_weight
 from xpnet.distributed.process_group import ProcessGroup
-from xpnet.errors import ArgumentError, ShapeError
+from xpnet.errors import ArgumentError, DataError, ShapeError
 from xpnet.layers.containers import Sequential
 from xpnet.metrics import Metric
 
@@ -26,13 +26,13 @@ class EpochMetrics:
         self._model, self._metrics = model, metrics
         self.batch_sums = model.backend.zeros((3, batches or 1024), "float64")
         self._sizes: list[int] = []  # samples of each batch
-        self._has_weights = False
+        self._weighted: list[bool] = []  # whether they have weights
         self._sums: dict[str, Array] = {}
         self._rows: dict[str, list[Array]] = {}  # of metrics that collect them
 
     def clear(self) -> None:
         """Start again, in the same arrays."""
-        self._sizes, self._has_weights = [], False
+        self._sizes, self._weighted = [], []
         self.batch_sums.fill(0.0)
         self._rows.clear()
         for metric in self._metrics:
@@ -63,7 +63,7 @@ class EpochMetrics:
     def count_batches(self, sizes: Sequence[int], weighted: bool) -> None:
         """Count batches of these sizes, with sample weights or without."""
         self._sizes += sizes
-        self._has_weights |= weighted
+        self._weighted += [weighted] * len(sizes)
 
     def add_on_device(self, batch_sums: Array, column: int, per_sample: Array, batch: Batch, outputs: Array) -> None:
         """The part of `add` on the device: the loss goes into this column of `batch_sums`."""
@@ -86,12 +86,12 @@ class EpochMetrics:
                 self._rows.setdefault(metric.name, []).append(sums)
                 continue
             before = self._sums.get(metric.name)
-            if before is None:
-                self._sums[metric.name] = sums
-            elif metric.starts_from_zeros:
-                before[...] = metric.merge(before, sums)
+            merged = sums if before is None else metric.merge(before, sums)
+            # Counts become floats with the first batch that has weights.
+            if before is not None and metric.starts_from_zeros and merged.dtype == before.dtype:
+                before[...] = merged
             else:
-                self._sums[metric.name] = metric.merge(before, sums)
+                self._sums[metric.name] = merged
 
     def over_ranks(self, group: ProcessGroup) -> "EpochMetrics":
         """The metrics over the samples of all ranks; every rank must call it. Waits for the device."""
@@ -116,7 +116,7 @@ class EpochMetrics:
         return {
             "steps": self._on_host(),
             "sizes": numpy.array(self._sizes),
-            "weighted": numpy.array(self._has_weights),
+            "weighted": numpy.array(self._weighted, dtype=bool),
             **{f"metric {name}": to_numpy(a) for name, a in self._sums.items()},
             **{f"metric {name}": self._joined(name) for name in self._rows},
         }
@@ -134,7 +134,7 @@ class EpochMetrics:
             raise ArgumentError(f"its batches of this epoch do not have {samples} samples.")
         if not (steps.shape == (3, len(sizes)) and steps.dtype.kind == "f"):
             raise ArgumentError(f"its sums of the batches have shape {steps.shape}, not {(3, len(sizes))}.")
-        if not (weighted.shape == () and weighted.dtype.kind == "b"):
+        if not (weighted.shape in ((), sizes.shape) and weighted.dtype.kind == "b"):
             raise ArgumentError(f"its sums of the epoch are weighted or not, but say {weighted!r:.100}.")
         for metric in self._metrics:
             sums, own = state.get(f"metric {metric.name}"), like.get(metric.name)
@@ -147,7 +147,8 @@ class EpochMetrics:
     def load_state_dict(self, state: Mapping[str, numpy.ndarray[Any, Any]]) -> None:
         """Restore what `state_dict` returned."""
         asarray = self._model.backend.asarray
-        self._sizes, self._has_weights = state["sizes"].astype(int).tolist(), bool(state["weighted"])
+        self._sizes = state["sizes"].astype(int).tolist()
+        self._weighted = numpy.broadcast_to(state["weighted"], len(self._sizes)).tolist()  # one bool in older files
         batch_sums = numpy.zeros((3, max(self.batch_sums.shape[1], 2 * self.batches)))
         batch_sums[:, : self.batches] = state["steps"]
         self.batch_sums = asarray(batch_sums)
@@ -169,15 +170,16 @@ class EpochMetrics:
         self._sizes = [0] * len(self._sizes)
 
     def result(self, as_sum: bool = False, whole: bool = True) -> dict[str, Any]:
-        """{"loss": Σ w ℓ / Σ w (or Σ w ℓ) + penalties, "accuracy": …}; {} without samples. Waits for the device.
+        """{"loss": Σ w ℓ / Σ w (or Σ w ℓ) + penalties, "accuracy": …}. Waits for the device.
 
-        whole: False leaves out metrics that collect rows, whose results take long.
+        {} without samples, and as long as all weights are 0. whole: False leaves out metrics that collect rows, whose
+        results take long.
         """
-        if not sum(self._sizes):
-            return {}
         to_numpy = self._model.backend.to_numpy
         losses, weights, penalties = self._on_host()
-        weight = weights.sum() or 1.0
+        weight = weights.sum()
+        if not weight:
+            return {}
         loss = losses.sum() if as_sum else losses.sum() / weight
         logs: dict[str, Any] = {"loss": float(loss + (penalties * weights).sum() / weight)}
         for metric in self._metrics:
@@ -186,6 +188,16 @@ class EpochMetrics:
             elif whole:
                 logs[metric.name] = metric.result(self._joined(metric.name))
         return logs
+
+    def final_result(self, as_sum: bool = False) -> dict[str, Any]:
+        """`result` of a whole dataset. Raises DataError if all weights are 0."""
+        result, samples = self.result(as_sum), sum(self._sizes)
+        if not result and samples:
+            raise DataError(
+                f"the weights of all {samples} samples are 0, from sample_weight and class_weight together, "
+                "so there is no mean: give some sample a weight above 0."
+            )
+        return result
 
     def first_non_finite_batch(self) -> int | None:
         """The first batch whose loss is NaN or infinite; None if all are finite. Waits for the device."""
@@ -199,6 +211,6 @@ class EpochMetrics:
     def _on_host(self) -> numpy.ndarray[Any, Any]:
         """The sums of the batches so far, (3, batches)."""
         batch_sums = numpy.array(self._model.backend.to_numpy(self.batch_sums[:, : self.batches]))
-        if not self._has_weights:
-            batch_sums[1] = self._sizes
+        unweighted = ~numpy.array(self._weighted, dtype=bool)
+        batch_sums[1, unweighted] = numpy.array(self._sizes)[unweighted]
         return batch_sums

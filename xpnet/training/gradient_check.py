@@ -1,5 +1,6 @@
 """Hand-written gradients compared with central differences."""
 
+import math
 from collections.abc import Callable
 
 import numpy
@@ -26,6 +27,8 @@ def relative_errors(
         return float(weighted.sum()) / total + float(model.context.store.penalty() or 0.0)
 
     def backward() -> Array | None:
+        for p in model.parameters:
+            p.grad = math.nan  # stays where backward does not assign it, or adds to it
         outputs = model.forward_pass(batch.x, training=True)
         grad = weighted_gradient(loss, loss.gradient(model.backend, outputs, batch.y), batch, summed)
         return model.backward_pass(grad, input_grad=inputs)
@@ -36,9 +39,12 @@ def relative_errors(
         batch.x = model.backend.asarray(batch.x, dtype=model.context.dtype).copy()
         input_grad = backward()
     model.context.store.add_penalty_gradients()
-    arrays = {p.name: (p.value, p.grad.copy()) for p in model.parameters}
-    if input_grad is not None:
-        arrays["inputs"] = (batch.x, input_grad.copy())
+    isnan = model.backend.xp.isnan
+    arrays: dict[str, tuple[Array, Array | None]] = {
+        p.name: (p.value, p.grad.copy()) for p in model.parameters if p.trainable or not bool(isnan(p.grad).all())
+    }
+    if inputs and batch.x.dtype.kind == "f":
+        arrays["inputs"] = (batch.x, None if input_grad is None else input_grad.copy())
     scale = abs(value())
     return {
         name: _relative_error(value, array, grad, samples, step, scale, model.backend)
@@ -47,8 +53,16 @@ def relative_errors(
 
 
 def _relative_error(
-    value: Callable[[], float], array: Array, grad: Array, samples: int, step: float, scale: float, backend: Backend
+    value: Callable[[], float],
+    array: Array,
+    grad: Array | None,
+    samples: int,
+    step: float,
+    scale: float,
+    backend: Backend,
 ) -> float:
+    if grad is None or grad.shape != array.shape or not bool(backend.xp.isfinite(grad).all()):
+        return math.inf
     analytic, flat = backend.to_numpy(grad).ravel(), array.reshape(-1)
     rng = numpy.random.default_rng(0)
     tried = rng.choice(analytic.size, size=min(samples, analytic.size), replace=False)

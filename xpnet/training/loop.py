@@ -18,7 +18,7 @@ from xpnet.concurrency.interrupts import interrupts, take_press
 from xpnet.data.dataset import Dataset, total_weight
 from xpnet.data.streaming import EVALUATION_BATCH, AnyDataset, StreamingDataset
 from xpnet.distributed.process_group import SINGLE_PROCESS
-from xpnet.errors import ArgumentError, DivergenceError, StateError
+from xpnet.errors import ArgumentError, DataError, DivergenceError, StateError
 from xpnet.layers.containers import Sequential
 from xpnet.layers.context import Workspace
 from xpnet.losses import Loss
@@ -179,13 +179,13 @@ def _train_epochs(run: Run, validation: AnyDataset | None) -> None:
         if run.interrupted and not run.complete:
             _log.warning("training was interrupted in epoch %d; the model keeps its weights", state.epoch + 1)
             break
-        logs = metrics.result()
+        logs = _final_result(run, metrics)
         if validation is not None:
             metrics = evaluate(model, validation, state.loss, state.metrics, EVALUATION_BATCH, group)
-            logs |= {f"val_{name}": value for name, value in metrics.over_ranks(group).result().items()}
+            logs |= {f"val_{name}": value for name, value in metrics.over_ranks(group).final_result().items()}
         logs = group.broadcast_value(logs)
         state.epoch += 1
-        history.add(logs, run.elapsed())
+        history.add({**logs, "learning_rate": run.last_rate}, run.elapsed())
         history.compile_seconds = run.compile_seconds()
         run.under_way = False
         _share_stop_request(run)
@@ -225,7 +225,7 @@ def train_on_batch(model: Sequential, state: TrainingState, dataset: Dataset) ->
             step.gradients(batches, total, metrics.add)
             logs = metrics.result(as_sum=step.loss.reduction == "sum")
             _refuse_divergent_batch(model, state, logs["loss"], before)
-            state.update(model.context.store)
+            state.update(model.context.store, None if state.loss_scale is None else state.loss_scale.gate)
         finally:
             interrupts.patience = math.inf
     return logs
@@ -245,6 +245,39 @@ def _refuse_divergent_batch(model: Sequential, state: TrainingState, loss: float
     )
 
 
+def apply_gradients(model: Sequential, begin: Callable[[], TrainingState]) -> None:
+    """One update from the current gradients, which keep their values. Reads the device."""
+    store = model.context.store
+    for p in store.parameters:
+        if p.trainable and not bool(model.backend.xp.isfinite(p.grad).all()):
+            raise DivergenceError(
+                f"the gradient of {p.name} contains NaN or infinity, so nothing was updated: scale the inputs, or "
+                "start afresh with a lower learning rate."
+            )
+    with _ignoring_float_errors(), model.execution_context():
+        grads, state = store.grads.copy(), begin()
+        model.context.begin_step(state.step)  # with it, the noise of the next pass is that of the next step
+        try:
+            store.add_penalty_gradients()
+            state.update(store)
+        finally:
+            store.grads[...] = grads  # without penalties, clipping and weight decay
+
+
+def _final_result(run: Run, metrics: EpochMetrics) -> dict[str, Any]:
+    """The logs of the epoch. If no sample had a weight above 0, restore its start and raise DataError."""
+    try:
+        return metrics.final_result()
+    except DataError:
+        _undo_epoch(run)
+        raise
+
+
+def _undo_epoch(run: Run) -> None:
+    run.epoch_start.restore()
+    run.state.optimizer_state.step = run.first_step
+
+
 def _refuse_divergence(run: Run, metrics: EpochMetrics) -> None:
     """If loss, weights or buffers are not finite, restore the start of the epoch and raise DivergenceError."""
     step, what = metrics.first_non_finite_batch(), "loss"
@@ -257,8 +290,7 @@ def _refuse_divergence(run: Run, metrics: EpochMetrics) -> None:
     state = run.state
     epoch, rate = state.epoch, state.learning_rate
     run.history.stopped = "diverged"
-    run.epoch_start.restore()
-    state.optimizer_state.step = run.first_step
+    _undo_epoch(run)
     if what == "loss" and state.step == 0 and step == 0:
         cause = "before any update, so the inputs or the initial weights are too large: scale the inputs"
     else:

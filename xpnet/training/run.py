@@ -50,6 +50,7 @@ class Run:
             self.accumulate = min(options.accumulate, self.steps)
         self.seen, self.complete = 0, False  # samples of this epoch, and whether these are all
         self.under_way = False
+        self.last_rate = state.learning_rate  # of the latest step
         self.metrics = EpochMetrics(model, state.metrics, self.steps)
         #: The model at the beginning of the epoch, and the number of steps that it had made.
         self.epoch_start = Snapshot(model.context.store, lambda: state.optimizer_state.slots)
@@ -60,6 +61,14 @@ class Run:
         self.resumed_from: Any = None  # the path of a checkpoint
         self.start_clock()
         self._compiled_before = model.backend.compile_seconds
+
+    @property
+    def learning_rate(self) -> float:
+        return self.state.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.state.learning_rate = value
 
     def logs(self) -> dict[str, Any]:
         """Loss and metrics of the epoch so far, over the samples of this rank. Waits for the device.
@@ -96,6 +105,7 @@ class Run:
         guard = self.model.context.guard
         with contextlib.closing(steps):
             for data in steps:
+                self.last_rate = self.state.learning_rate
                 with guard.turnstile:
                     pass  # threads that wait for a prediction go first
                 with guard.lock:
@@ -262,6 +272,8 @@ class Run:
             "step": state.step,
             "epoch": state.epoch,
             "rate_factor": state.rate_factor,
+            "constant_rate": state.optimizer_state.constant_rate,
+            "last_rate": self.last_rate,
             "first_epoch": self.first_epoch,
             "first_step": self.first_step,
             "under_way": self.under_way,
@@ -281,9 +293,13 @@ class Run:
         if state.loss_scale is not None and "loss scale" in arrays:
             state.loss_scale.state[...] = asarray(arrays["loss scale"])
         state.optimizer_state.step, state.epoch = values["step"], values["epoch"]
-        state.rate_factor = values["rate_factor"]
+        # Files of earlier versions do not have the rates.
+        state.rate_factor, state.optimizer_state.constant_rate = values["rate_factor"], values.get("constant_rate")
+        self.last_rate = values.get("last_rate", state.learning_rate)
         self.first_epoch, self.first_step = values["first_epoch"], values["first_step"]
         self.history.update(values["history"])
+        if "learning_rate" not in self.history and values["seconds"]:
+            self.history["learning_rate"] = [math.nan] * len(values["seconds"])
         self.history.seconds, self.history.stopped = values["seconds"], values["stopped"]
         if not values["under_way"]:
             self.epoch_start.take()

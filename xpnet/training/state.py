@@ -3,6 +3,7 @@
 from typing import Any, NoReturn
 
 from xpnet.backends import Backend
+from xpnet.config import number
 from xpnet.errors import ArgumentError
 from xpnet.layers.context import Context
 from xpnet.losses import Loss
@@ -17,10 +18,11 @@ class Untrained:
 
     step = epoch = 0
     running = False
+    last_loss = None
 
     @property
     def loss(self) -> NoReturn:
-        raise ArgumentError('the model was never trained: give a loss, such as loss="softmax_cross_entropy".')
+        raise _no_loss()
 
     metrics = loss
 
@@ -28,7 +30,9 @@ class Untrained:
     def optimizer(self) -> NoReturn:
         raise ArgumentError('the model was never trained: give an optimizer, such as optimizer="adam".')
 
-    def begin(self, context: Context, loss: Loss, metrics: list[Metric], optimizer: Optimizer) -> "TrainingState":
+    def begin(
+        self, context: Context, loss: Loss | None, metrics: list[Metric] | None, optimizer: Optimizer
+    ) -> "TrainingState":
         """The state with which training starts."""
         return TrainingState(context, loss, metrics, optimizer)
 
@@ -43,14 +47,19 @@ class TrainingState:
     configuration only.  loss_scale: with float16 only.
     """
 
-    def __init__(self, context: Context, loss: Loss, metrics: list[Metric], optimizer: Optimizer) -> None:
-        self.loss, self.metrics, self.optimizer = loss, metrics, optimizer
+    def __init__(self, context: Context, loss: Loss | None, metrics: list[Metric] | None, optimizer: Optimizer) -> None:
+        """loss, metrics: None in a training loop of one's own, which updates the model alone."""
+        self.last_loss, self._metrics, self.optimizer = loss, metrics, optimizer
         self._guard, self.loss_scale = context.guard, _loss_scale(context, None)
         self._start_afresh(context.store)
 
-    def begin(self, context: Context, loss: Loss, metrics: list[Metric], optimizer: Optimizer) -> "TrainingState":
-        """Continue with an equal optimizer, or start afresh with a different one."""
-        self.loss, self.metrics, self.loss_scale = loss, metrics, _loss_scale(context, self.loss_scale)
+    def begin(
+        self, context: Context, loss: Loss | None, metrics: list[Metric] | None, optimizer: Optimizer
+    ) -> "TrainingState":
+        """Continue with an equal optimizer, or start afresh with a different one. None keeps the loss and metrics."""
+        if loss is not None:
+            self.last_loss, self._metrics = loss, metrics
+        self.loss_scale = _loss_scale(context, self.loss_scale)
         same = self.optimizer == optimizer and tuple(self.optimizer_state.slots) == tuple(optimizer.slots)
         self.optimizer = optimizer
         if not same:
@@ -71,21 +80,50 @@ class TrainingState:
         return self._guard.in_training
 
     @property
+    def loss(self) -> Loss:
+        if self.last_loss is None:
+            raise _no_loss()
+        return self.last_loss
+
+    @property
+    def metrics(self) -> list[Metric]:
+        if self._metrics is None:
+            raise _no_loss()
+        return self._metrics
+
+    @property
     def step(self) -> int:
         return self.optimizer_state.step
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the next step."""
-        return self.optimizer.rate(self.step) * self.rate_factor
+        """The learning rate of the next step. Setting it replaces a constant rate, and scales a schedule."""
+        return self.optimizer.rate_for(self.optimizer_state, self.step) * self.rate_factor
 
-    def update(self, store: ParameterStore) -> None:
-        """Update the parameters once from their gradients."""
-        gate = None if self.loss_scale is None else self.loss_scale.gate
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        value = number("", "learning_rate", value, at_least=0, finite=True)
+        if not callable(self.optimizer.learning_rate):
+            self.optimizer_state.constant_rate, self.rate_factor = float(value), 1.0
+            return
+        scheduled = self.optimizer.rate(self.step)
+        if value and not scheduled:
+            raise ArgumentError(
+                f"learning_rate cannot be set to {value!r} now: the schedule gives 0 at step {self.step}, which no "
+                "factor changes. Set it at another step, or use an optimizer without a schedule."
+            )
+        self.rate_factor = value / scheduled if value else 0.0
+
+    def update(self, store: ParameterStore, gate: Any = None) -> None:
+        """Update the parameters once from their gradients. gate: see `Optimizer.apply`."""
         self.optimizer.apply(store, self.optimizer_state, lambda: self.rate_factor, gate)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "loss_scale": None}  # the loss scale adapts again within a few steps
+
+
+def _no_loss() -> ArgumentError:
+    return ArgumentError('the model was never trained: give a loss, such as loss="softmax_cross_entropy".')
 
 
 def _loss_scale(context: Context, before: LossScale | None) -> LossScale | None:

@@ -253,9 +253,9 @@ def relu(x: Any, out: Any) -> None:
 @_compiled
 def relu_grad(grad: Any, y: Any, out: Any) -> None:
     grads, ys, outs = grad.reshape(-1), y.reshape(-1), out.reshape(-1)
-    zero = out.dtype.type(0)
+    zero, one = out.dtype.type(0), out.dtype.type(1)
     for i in range(grads.size):
-        outs[i] = grads[i] if ys[i] != zero else zero
+        outs[i] = grads[i] * (one if ys[i] != zero else zero)
 
 
 @_compiled

@@ -106,7 +106,7 @@ KERNEL relu(const real* x, Index n, real* out) {
 }
 
 KERNEL relu_grad(const real* grad, const real* y, Index n, real* out) {
-    FOR_EACH(i, n) out[i] = y[i] != 0 ? grad[i] : (real)0;
+    FOR_EACH(i, n) out[i] = grad[i] * (real)(y[i] != 0);
 }
 
 KERNEL sigmoid(const real* x, Index n, real* out) {

@@ -10,7 +10,7 @@ class ElementwiseOperators(Device):
         return self.xp.maximum(x, 0.0, out=out)
 
     def relu_grad(self, grad: Array, y: Array, out: Array) -> Array:
-        """out = grad · [y ≠ 0]. Where y is NaN, the gradient is kept, so that the NaN is noticed."""
+        """out = grad · [y ≠ 0]. So that they are noticed, NaN in y keeps the gradient, and 0 · ∞ is NaN."""
         return self.xp.multiply(grad, self.xp.not_equal(y, 0.0, out=out), out=out)
 
     def sigmoid(self, x: Array, out: Array | None = None) -> Array:
