@@ -292,7 +292,7 @@ def test_an_unknown_metric_to_monitor_is_refused_and_the_known_ones_are_listed(m
 @pytest.mark.parametrize("append", [False, True])
 def test_a_csv_log_has_one_row_per_epoch(tmp_path, append):
     path = tmp_path / "log.csv"
-    log, model = CSVLogger(path, append), net()
+    log, model = CSVLogger(path, append=append), net()
     histories = [fit(log, model=model, epochs=2, validation_data=(X, Y))[1] for _ in range(2)]
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))

@@ -6,7 +6,7 @@ After fitting, the attribute `model_` is the network, an `xpnet.Sequential`.
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy
 
@@ -14,7 +14,7 @@ from xpnet import layers as layers_
 from xpnet import optimizers
 from xpnet.callbacks import Callback, EarlyStopping
 from xpnet.config import choice, flag, integer, number
-from xpnet.errors import ArgumentError, MissingPackageError
+from xpnet.errors import ArgumentError, MissingPackageError, module_attributes
 from xpnet.model import Sequential
 
 try:
@@ -32,6 +32,9 @@ except ImportError as error:
     ) from error
 
 __all__ = ["XPClassifier", "XPRegressor"]
+
+if not TYPE_CHECKING:  # a type checker that sees __getattr__ accepts every name, misspelled ones too
+    __getattr__, __dir__ = module_attributes(__name__, __all__)
 
 Array = numpy.ndarray[Any, Any]
 

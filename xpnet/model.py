@@ -12,7 +12,7 @@ from xpnet import layers as layers_
 from xpnet import optimizers as optimizers_
 from xpnet.backends import Array, Backend, DType, get_backend
 from xpnet.callbacks import Callback, History
-from xpnet.config import choice, integer, number
+from xpnet.config import choice, explain_arguments, integer, number
 from xpnet.data.dataset import Dataset
 from xpnet.data.preparation import as_numbers, prepare, prepare_inputs
 from xpnet.data.streaming import Stream, as_stream
@@ -72,8 +72,10 @@ class Sequential(layers_.Sequential):
         seed: int | None = 0,
         dtype: str = "float32",
         precision: str | None = None,
+        *,
+        name: str | None = None,
     ) -> None:
-        super().__init__(layers)
+        super().__init__(layers, name=name)
         self.seed = secrets.randbits(32) if seed is None else integer("", "seed", seed, at_least=0, also="None")
         self.dtype, self._wanted_backend = _dtype_name(dtype), get_backend(backend)
         self.precision = _checked_precision(precision, self._wanted_backend, self.dtype)
@@ -82,6 +84,7 @@ class Sequential(layers_.Sequential):
         if input_shape is not None:
             self._build_on(input_shape)
 
+    @explain_arguments
     def forward(self, x: Any, training: bool = False) -> Array:
         """Return the outputs (N, *output_shape) for inputs (N, *input_shape), as a new array on the model's device.
 
@@ -97,6 +100,7 @@ class Sequential(layers_.Sequential):
             self._rows_of_forward = len(outputs)
             return outputs.copy()
 
+    @explain_arguments
     def backward(self, grad_output: Any, input_grad: bool = True) -> Array | None:
         """Fill every parameter's `.grad`, given the gradient of a loss with respect to the latest outputs of `forward`.
 
@@ -116,6 +120,7 @@ class Sequential(layers_.Sequential):
             result = self.backward_pass(grad, input_grad)
             return None if result is None else result.copy()
 
+    @explain_arguments
     def fit(
         self,
         x: Any,
@@ -188,6 +193,7 @@ class Sequential(layers_.Sequential):
         self._state = state = self._state.begin(self.context, loss, metrics, optimizer)
         return state
 
+    @explain_arguments
     def train_on_batch(
         self,
         x: Any,
@@ -211,6 +217,7 @@ class Sequential(layers_.Sequential):
             self._rows_of_forward = None
             return loop.train_on_batch(self, self._begin_training(chosen, measured, wanted), dataset)
 
+    @explain_arguments
     def evaluate(
         self,
         x: Any,
@@ -236,6 +243,7 @@ class Sequential(layers_.Sequential):
                 self.drop_workspaces(inference_only=True)  # buffers for the whole dataset are not kept
             return result
 
+    @explain_arguments
     def predict(self, x: Any, batch_size: int | None = 1024, as_device: bool = False) -> Array:
         """Return the outputs (N, *output_shape) for inputs (N, *input_shape), as a NumPy array on the host.
 
@@ -263,6 +271,7 @@ class Sequential(layers_.Sequential):
             join = self.backend.xp.concatenate if as_device else numpy.concatenate
             return parts[0] if len(parts) == 1 else join(parts)
 
+    @explain_arguments
     def activations(self, x: Any) -> dict[str, numpy.ndarray[Any, Any]]:
         """Return the outputs of every layer for x (N, *input_shape), on the host: {"0": (N, *output_shape), "1": …}.
 
@@ -287,6 +296,7 @@ class Sequential(layers_.Sequential):
         self._refuse_inside()
         return self.context.store.state()
 
+    @explain_arguments
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned. If a name or shape does not match, nothing changes."""
         self._refuse_inside()
@@ -305,11 +315,13 @@ class Sequential(layers_.Sequential):
             for name, target in own.items():
                 target.value[...] = self.backend.asarray(new[name], dtype=target.value.dtype)
 
+    @explain_arguments
     def save(self, path: Any) -> None:
         """Write weights, buffers and architecture to a safetensors file, which `xpnet.load` reads on any device."""
         self._refuse_inside()
         model_files.write(path, self)
 
+    @explain_arguments
     def to(self, backend: str | Backend, dtype: str | None = None) -> "Sequential":
         """Move parameters, optimizer state and buffers to another device or dtype; returns the model.
 
@@ -349,14 +361,16 @@ class Sequential(layers_.Sequential):
 
     def get_config(self) -> dict[str, Any]:
         shape = self.input_shape if self.is_built else None
-        return {"layers": self.layers, "input_shape": shape, "seed": self.seed, "dtype": self.dtype}
+        config = {"layers": self.layers, "input_shape": shape, "seed": self.seed, "dtype": self.dtype}
+        return self._with_name(config)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_rows_of_forward": None}  # workspaces are not copied
 
     def __repr__(self) -> str:
         where = f", backend={self.backend.name!r}" if self.is_built else ""
-        return f"Sequential({list(self.layers)!r}, input_shape={self.input_shape or None}{where})"
+        name = "" if self.name is None else f", name={self.name!r}"
+        return f"Sequential({list(self.layers)!r}, input_shape={self.input_shape or None}{where}{name})"
 
     def _build_on(self, input_shape: Any) -> None:
         store = ParameterStore(self._wanted_backend, self.dtype)
@@ -415,6 +429,7 @@ class Sequential(layers_.Sequential):
         return choose_loss_and_metrics(self, self._state.loss if loss is None else loss, metrics)
 
 
+@explain_arguments
 def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[type[Layer]] = ()) -> Sequential:
     """Load the model that `Sequential.save` wrote, onto `backend`, whatever device it was saved from.
 
@@ -432,6 +447,7 @@ def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[typ
     return model
 
 
+@explain_arguments
 def check_gradients(
     model: Sequential, x: Any, y: Any, loss: str | Loss = "mse", samples: int = 40, step: float = 1e-5,
     inputs: bool = False

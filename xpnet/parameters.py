@@ -15,13 +15,55 @@ from xpnet.config import number
 from xpnet.errors import ArgumentTypeError, ShapeError, StateError
 from xpnet.initializers import Initializer
 
-__all__ = ["Buffer", "Parameter", "ParameterStore", "Snapshot"]
+__all__ = ["Buffer", "ModelArray", "Parameter", "ParameterStore", "Snapshot"]
 
 _ALIGNMENT = 16  # elements: each parameter starts on a cache line, in float32 and in float64
 _WEIGHT_STREAM = 1  # keeps the random numbers of weights apart from those of the epochs' permutations
 
 
-class Parameter:
+class ModelArray:
+    """A named array of a model. Assigning to `value` writes into the array, which stays the same object."""
+
+    name: str
+    _value: Array = None
+    _backend: Backend | None = None
+
+    @property
+    def value(self) -> Array:
+        return self._value
+
+    @value.setter
+    def value(self, new: Any) -> None:
+        self.assign(new)
+
+    def assign(self, new: Any, label: str = "") -> None:
+        """Write an array of this shape, or one number, into `value`. label: what errors call it."""
+        self._fill(self._value, new, label or self.name)
+
+    def _fill(self, view: Array, new: Any, label: str) -> None:
+        if new is view and view is not None:  # after view *= 2
+            return
+        if self._backend is None:
+            raise StateError(f"{label} has no values yet: build the model first.")
+        with self._backend.device():
+            if numpy.ma.isMaskedArray(new):
+                raise ArgumentTypeError(f"{label} must not be a masked array. Fill it first: array.filled(0).")
+            array = None if new is None else self._converted(new)
+            if array is None or array.dtype.kind not in "fiub":
+                what = f"an array of {new.dtype}" if hasattr(new, "dtype") else repr(new)
+                raise ArgumentTypeError(f"{label} must be real numbers, not {what}.")
+            if array.shape not in (view.shape, ()):
+                raise ShapeError(f"{label} has shape {tuple(view.shape)}, but the new value has shape {array.shape}.")
+            view[...] = array
+
+    def _converted(self, new: Any) -> Array | None:
+        try:
+            return self._backend.asarray(new)  # type: ignore[union-attr]
+        except (TypeError, ValueError):  # ragged lists; on a GPU, text
+            return None
+
+
+class Parameter(ModelArray):
     """An array that is trained: `value` and `grad` are live, writable views of the model's two flat vectors.
 
     name: its name in the model, such as "0.weight".  trainable: set it to False to freeze the parameter.  decay:
@@ -36,21 +78,11 @@ class Parameter:
         self.l2 = number(name, "l2", l2, at_least=0, finite=True)
         self.trainable, self.decay = True, decay
         self.slot = slice(0, 0)  # of both flat vectors
-        self._value: Array = None
         self._grad: Array = None
-        self._backend: Backend | None = None
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
-
-    @property
-    def value(self) -> Array:
-        return self._value
-
-    @value.setter
-    def value(self, new: Any) -> None:
-        self._fill(self._value, new)
 
     @property
     def grad(self) -> Array:
@@ -58,24 +90,13 @@ class Parameter:
 
     @grad.setter
     def grad(self, new: Any) -> None:
-        self._fill(self._grad, new)
+        self._fill(self._grad, new, f"the gradient of {self.name}")
 
     def bind(self, backend: Backend, values: Array, grads: Array) -> None:
         """Make `value` and `grad` views of these flat vectors."""
         self._backend = backend
         self._value = values[self.slot].reshape(self.shape)
         self._grad = grads[self.slot].reshape(self.shape)
-
-    def _fill(self, view: Array, new: Any) -> None:
-        if self._backend is None:
-            raise StateError(f"{self.name} has no values yet: build the model first.")
-        with self._backend.device():
-            array = None if new is None else self._backend.asarray(new)
-            if array is None or array.dtype.kind not in "fiub":
-                raise ArgumentTypeError(f"{self.name} must be real numbers, not {new!r}.")
-            if array.shape not in (self.shape, ()):
-                raise ShapeError(f"{self.name} has shape {self.shape}, but the new value has shape {array.shape}.")
-            view[...] = array
 
     def __repr__(self) -> str:
         return f"<Parameter {self.name} {self.shape}{'' if self.trainable else ', frozen'}>"
@@ -84,14 +105,19 @@ class Parameter:
         return {**self.__dict__, "_value": None, "_grad": None, "_backend": None}
 
 
-class Buffer:
+class Buffer(ModelArray):
     """An array that is saved and moved with the model but not trained, such as running statistics."""
 
-    def __init__(self, name: str, value: Array) -> None:
-        self.name, self.value = name, value
+    def __init__(self, name: str, backend: Backend, value: Array) -> None:
+        self.name = name
+        self.bind(backend, value)
+
+    def bind(self, backend: Backend, value: Array) -> None:
+        """Make this array the value."""
+        self._backend, self._value = backend, value
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name, "value": None}  # the store copies the value through the host
+        return {"name": self.name}  # the store copies the value through the host
 
 
 class ParameterStore:
@@ -131,7 +157,7 @@ class ParameterStore:
         dtype = numpy.dtype(dtype)
         for buffer, value in zip(self.buffers, buffers, strict=True):
             floating = numpy.issubdtype(value.dtype, numpy.floating)
-            buffer.value = backend.asarray(value.astype(dtype if floating else value.dtype))
+            buffer.bind(backend, backend.asarray(value.astype(dtype if floating else value.dtype)))
         self.backend, self.dtype = backend, dtype
         self._bind(values, grads)
 
@@ -201,7 +227,7 @@ class ParameterStore:
         if self.allocated:
             self.buffers = []
             for buffer, value in state["buffers"]:
-                buffer.value = self.backend.asarray(value)
+                buffer.bind(self.backend, self.backend.asarray(value))
                 self.buffers.append(buffer)
             self._bind(self.values, self.grads)
 

@@ -239,7 +239,8 @@ def _pool(node: Node) -> Tensor:
     padding = _padding(node, x.shape, size, strides, (1, 1))
     if node.operator == "MaxPool":
         return x.add(layers.MaxPool2D(size, strides, padding))
-    return x.add(layers.AvgPool2D(size, strides, padding, bool(node.attributes.get("count_include_pad", 0))))
+    count = bool(node.attributes.get("count_include_pad", 0))
+    return x.add(layers.AvgPool2D(size, strides, padding, count_include_pad=count))
 
 
 @converts("GlobalAveragePool", "ReduceMean")
