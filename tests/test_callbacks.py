@@ -374,7 +374,7 @@ def test_the_run_knows_the_names_of_the_logs_before_the_first_epoch(kwargs):
 @pytest.mark.parametrize("append", [False, True])
 def test_a_csv_log_has_one_row_per_epoch(tmp_path, append):
     path = tmp_path / "log.csv"
-    log, model = CSVLogger(path, append), net()
+    log, model = CSVLogger(path, append=append), net()
     histories = [fit(log, model=model, epochs=2, validation_data=(X, Y))[1] for _ in range(2)]
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))

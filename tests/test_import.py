@@ -71,12 +71,18 @@ def test_every_layer_is_exported():
     assert defined == set(xpnet.layers.__all__)
 
 
-def test_dir_lists_all_names_including_lazily_imported_ones():
-    assert set(dir(xpnet)) >= {*xpnet.__all__, *LAZY, *(name for name in PUBLIC if name != "backends")}
+@pytest.mark.parametrize("name", PUBLIC)
+def test_dir_of_a_module_lists_what_is_public(name):
+    module = importlib.import_module(f"xpnet.{name}")
+    assert dir(module) == sorted(module.__all__)
+
+
+def test_dir_of_the_package_lists_all_names_including_lazily_imported_ones():
+    assert set(dir(xpnet)) == {*xpnet.__all__, *LAZY, *(name for name in PUBLIC if name != "backends")}
     assert "plots" not in python(
         "import xpnet; dir(xpnet); import sys; print([m for m in sys.modules if 'plots' in m])"
     )
-    with pytest.raises(AttributeError, match="module 'xpnet' has no attribute 'Modle'"):
+    with pytest.raises(AttributeError, match="module 'xpnet' has no attribute 'Modle'. Did you mean"):
         xpnet.Modle  # noqa: B018
 
 

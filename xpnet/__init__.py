@@ -15,6 +15,10 @@ from xpnet import (
     optimizers,
     schedules,
 )
+from xpnet import backends as _backends
+from xpnet import config as _config
+from xpnet import model as _model
+from xpnet import parameters as _parameters
 from xpnet._version import __version__
 from xpnet.backends import Backend, available_backends, get_backend
 from xpnet.callbacks import History
@@ -34,19 +38,18 @@ __all__ = ["Backend", "History", "Sequential", "__version__", "augment", "availa
 
 _LAZY_MODULES = ("estimators", "onnx", "plots")
 _LAZY_FUNCTIONS = ("export_onnx", "import_onnx")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY_MODULES, *_LAZY_FUNCTIONS} - {"TYPE_CHECKING"})
-
+_PUBLIC = (*__all__, *_LAZY_MODULES, *_LAZY_FUNCTIONS, "config", "model", "parameters")
 
 if not TYPE_CHECKING:  # a type checker that sees __getattr__ accepts every name, misspelled ones too
+    for _module in (augment, callbacks, datasets, distributed, initializers, layers, losses, metrics, optimizers,
+                    schedules, _backends, _config, _model, _parameters):  # fmt: skip
+        _module.__getattr__, _module.__dir__ = errors.module_attributes(_module.__name__, _module.__all__)
 
-    def __getattr__(name: str) -> object:
+    def _load(name: str) -> object:
         from importlib import import_module
 
         if name in _LAZY_MODULES:
             return import_module(f"xpnet.{name}")
-        if name in _LAZY_FUNCTIONS:
-            return getattr(import_module("xpnet.onnx"), name)
-        raise AttributeError(f"module 'xpnet' has no attribute {name!r}")
+        return getattr(import_module("xpnet.onnx"), name) if name in _LAZY_FUNCTIONS else None
+
+    __getattr__, __dir__ = errors.module_attributes(__name__, _PUBLIC, _load)

@@ -158,7 +158,10 @@ class RandomAffine(Distortion):
     shear: the largest angle by which vertical lines lean in either direction, in degrees.
     """
 
-    def __init__(self, shift: Any = 0.0, rotation: float = 0.0, scale: Any = 0.0, shear: float = 0.0) -> None:
+    def __init__(
+        self, shift: Any = 0.0, rotation: float = 0.0, scale: Any = 0.0, shear: float = 0.0, *, name: str | None = None
+    ) -> None:
+        super().__init__(name=name)
         self.shift = one_or_pair(number, self, "shift", shift, at_least=0, at_most=_LIMIT)
         self.rotation = number(self, "rotation", rotation, at_least=0, at_most=_LIMIT)
         self.scale = one_or_pair(number, self, "scale", scale, at_least=0, at_most=_LIMIT)
@@ -200,7 +203,8 @@ class ElasticDistortion(Distortion):
     analysis", use alpha=34 and sigma=4 for digits of 28 × 28 pixels.
     """
 
-    def __init__(self, alpha: float, sigma: float) -> None:
+    def __init__(self, alpha: float, sigma: float, *, name: str | None = None) -> None:
+        super().__init__(name=name)
         self.alpha = number(self, "alpha", alpha, at_least=0, at_most=_LIMIT)
         self.sigma = number(self, "sigma", sigma, above=0, at_most=_LIMIT)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TextIO
 
 from xpnet import metrics
-from xpnet.config import choice, flag, integer, number
+from xpnet.config import ExplainedArguments, choice, flag, integer, number
 from xpnet.data.files import as_path, model_path, refuse_unwritable, reporting
 from xpnet.display import progress, tables
 from xpnet.distributed.process_group import ProcessGroup
@@ -110,7 +110,7 @@ class Run(Protocol):
         """Write a checkpoint, from which `fit(..., resume_from=path)` continues. All ranks must call it."""
 
 
-class Callback:
+class Callback(ExplainedArguments):
     """The base of every callback. Override what you need; every method does nothing by default.
 
     `epoch` counts from 0; `step` is the number of steps so far, 1 after the first. Both continue in later fits with an
@@ -330,6 +330,7 @@ class EarlyStopping(_Monitor):
         patience: int = 5,
         min_delta: float = 0.0,
         mode: str = "auto",
+        *,
         restore_best: bool = True,
     ) -> None:
         super().__init__(monitor, patience, min_delta, mode)
@@ -501,7 +502,7 @@ class CSVLogger(Callback):
 
     only_on_first_rank = True
 
-    def __init__(self, path: Any, append: bool = False) -> None:
+    def __init__(self, path: Any, *, append: bool = False) -> None:
         self.path, self.append = as_path("CSVLogger", "path", path), flag(self, "append", append)
         self._file: Any = None
 

@@ -3,30 +3,109 @@
 import contextlib
 import decimal
 import fractions
+import functools
 import inspect
 import math
 import numbers
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy
 
 from xpnet.backends.arrays import to_host
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, suggestion, unknown_name
 
-__all__ = ["Configured", "as_shape", "checked_samples", "choice", "flag", "integer", "is_integer", "is_number",
-           "number", "one_or_pair", "real_array", "refuse_non_finite_targets", "resolve"]  # fmt: skip
+__all__ = ["Configured", "ExplainedArguments", "as_shape", "checked_samples", "choice", "explain_arguments", "flag",
+           "integer", "is_integer", "is_number", "number", "one_or_pair", "real_array", "refuse_non_finite_targets",
+           "resolve"]  # fmt: skip
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: What to do about arguments of other libraries that have no counterpart here.
+_ADVICE = {
+    "activation": "Add the activation as the next layer, such as layers.ReLU().",
+    **dict.fromkeys(
+        ("in_features", "in_channels", "input_dim", "input_shape", "input_size", "num_features", "normalized_shape",
+         "batch_input_shape", "input_length"),
+        "Leave it out: a layer gets the shape of its input from the layer before it, and the first layer from the "
+        "input_shape of the model.",
+    ),
+    **dict.fromkeys(("device", "dtype", "backend"), "Give it to the model: xpnet.Sequential(..., backend=, dtype=)."),
+    **dict.fromkeys(("axis", "dim"), "Leave it out: it works on the last axis, the features."),
+    "data_format": "Leave it out: images are (N, H, W, channels).",
+    "inplace": "Leave it out: layers use their own buffers again and again.",
+    "from_logits": "Leave it out: this loss takes logits.",
+    "trainable": "Set it afterwards: layer.trainable = False.",
+    "seed": "Leave it out: all noise follows from the seed of the model.",
+    "amsgrad": "Leave it out: it is not implemented.",
+}  # fmt: skip
 
 
 #: Numbers that are not Python's; an array may be one.
 _OTHER_NUMBERS = (numpy.generic, numpy.ndarray, fractions.Fraction, decimal.Decimal)
 
 
-class Configured:
+def explain_arguments(function: F) -> F:
+    """Decorate a function: a call that does not fit its signature raises ArgumentTypeError, which says what would."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except TypeError as error:
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:  # raised inside the function
+                raise
+        raise _misfit(function, args, kwargs)
+
+    return wrapper  # type: ignore[return-value]
+
+
+class ExplainedArguments:
+    """The base of classes whose constructors explain what is wrong with a call, by `explain_arguments`."""
+
+    #: What to add to the error for too many arguments.
+    _too_many_hint: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = explain_arguments(cls.__init__)  # type: ignore[method-assign]
+
+    @explain_arguments
+    def __init__(self) -> None: ...
+
+
+def _misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ArgumentTypeError:
+    """The error for a call with arguments that do not fit the signature of a function, method or constructor."""
+    parameters, kind, hint = list(inspect.signature(function).parameters.values()), function.__name__, ""
+    if parameters and parameters[0].name == "self":
+        owner, args, parameters = type(args[0]), args[1:], parameters[1:]
+        kind = owner.__name__ if kind == "__init__" else f"{owner.__name__}.{kind}"
+        hint = getattr(owner, "_too_many_hint", "")
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    known = [*positional, *by_name]
+    for name in kwargs:
+        if name not in known:
+            listed = f"It takes {', '.join(known)}." if known else "It takes no arguments."
+            advice = suggestion(name, known, _ADVICE.get(name, ""))
+            return ArgumentTypeError(f"{kind}: unknown argument {name!r}. {advice}{listed}")
+        if name in positional[: len(args)]:
+            return ArgumentTypeError(f"{kind}: {name} is given twice, by position and by name.")
+    if len(args) > len(positional):
+        takes = f"only {', '.join(positional)}" if positional else "nothing"
+        others = f" The others are given by name: {', '.join(f'{name}=' for name in by_name)}." if by_name else ""
+        first = args[len(positional)]
+        return ArgumentTypeError(f"{kind}: takes {takes} by position, not also {first!r}.{others} {hint}".strip())
+    required = [p.name for p in parameters[len(args) :] if p.name in known and p.default is p.empty]
+    missing = [name for name in required if name not in kwargs]
+    return ArgumentTypeError(f"{kind}: needs {' and '.join(missing)}. It takes {', '.join(known)}.")
+
+
+class Configured(ExplainedArguments):
     """An object that keeps every constructor argument as an attribute of the same name.
 
     `get_config`, equality and repr are derived from these attributes; the repr reads like the call.
@@ -67,8 +146,9 @@ class Configured:
         parameters = inspect.signature(type(self)).parameters
         shown: list[str] = []
         for name, value in self.get_config().items():
-            default = parameters[name].default
-            if parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+            parameter = parameters.get(name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
+            default = parameter.default
+            if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
                 shown += map(repr, value)
             elif default is inspect.Parameter.empty:
                 shown.append(repr(value))

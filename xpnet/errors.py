@@ -4,11 +4,14 @@ A message names the layer or argument, and says what was expected, what was give
 """
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 __all__ = ["ArgumentError", "ArgumentTypeError", "BackendError", "CaptureError", "DataError",
            "DeviceMemoryError", "DistributedError", "DivergenceError", "DownloadError", "FileError",
-           "MissingPackageError", "ShapeError", "StateError", "XpnetError", "shape_text", "suggestion",
+           "MissingPackageError", "PositionError", "ShapeError", "StateError", "UnknownImportError",
+           "UnknownNameError", "XpnetError", "module_attributes", "shape_text", "suggestion",
            "unknown_name"]  # fmt: skip
 
 
@@ -30,6 +33,18 @@ class DataError(ArgumentError):
 
 class ArgumentTypeError(XpnetError, TypeError):
     """An argument has an invalid type."""
+
+
+class PositionError(XpnetError, IndexError):
+    """There is no layer at this position."""
+
+
+class UnknownNameError(XpnetError, AttributeError):
+    """A module has no such name; the message suggests the nearest ones."""
+
+
+class UnknownImportError(XpnetError, ImportError):
+    """A module has no such name to import; the message suggests the nearest ones."""
 
 
 class BackendError(XpnetError, RuntimeError):
@@ -73,13 +88,190 @@ def shape_text(shape: tuple[int, ...]) -> str:
     return f"(N, {', '.join(map(str, shape))})" if shape else "(N,)"
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """ "Did you mean 'adam'? " if some of the known names are near this one, else ""."""
-    near = difflib.get_close_matches(name.lower(), sorted(known), n=3, cutoff=0.5)
-    return f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+#: Our names, of classes, functions, strings and arguments, and what other libraries call the same thing. Written
+#: without capitals and underscores.
+_ELSEWHERE = {
+    # layers
+    "Dense": "linear fullyconnected fc lazylinear",
+    "Conv2D": "convolution2d conv convolution lazyconv2d",
+    "Conv2DTranspose": "convtranspose2d convtranspose deconv2d deconvolution2d",
+    "DepthwiseConv2D": "depthwiseconv separableconv2d",
+    "MaxPool2D": "maxpooling2d maxpooling maxpool",
+    "AvgPool2D": "averagepooling2d avgpooling2d averagepool2d avgpool averagepooling",
+    "GlobalAveragePool2D": "globalaveragepooling2d globalavgpool2d globalavgpooling2d adaptiveavgpool2d gap",
+    "Upsample2D": "upsampling2d upsample resize",
+    "BatchNorm": "batchnormalization batchnorm1d batchnorm2d batchnorm3d bn",
+    "LayerNorm": "layernormalization ln",
+    "Dropout": "dropout1d dropout2d spatialdropout2d alphadropout",
+    "SiLU": "swish",
+    "Step": "heaviside threshold",
+    "Flatten": "ravel",
+    "Permute": "transpose",
+    "Reshape": "view unflatten",
+    "Rescale": "rescaling normalization normalize",
+    "Identity": "linearactivation",
+    "Residual": "skipconnection resblock residualblock",
+    # losses
+    "MeanSquaredError": "mseloss mse squarederror l2loss",
+    "MeanAbsoluteError": "l1loss maeloss mae absoluteerror",
+    "Huber": "huberloss smoothl1loss smoothl1",
+    "BinaryCrossEntropy": "bceloss bce bcewithlogitsloss binarycrossentropyloss logloss",
+    "SoftmaxCrossEntropy": "crossentropyloss crossentropy categoricalcrossentropy sparsecategoricalcrossentropy "
+                           "nllloss softmaxcrossentropyloss",
+    "mse": "mseloss l2loss squarederror",
+    "mae": "l1loss maeloss absoluteerror",
+    "huber": "huberloss smoothl1loss smoothl1",
+    "binary_cross_entropy": "bceloss bce bcewithlogitsloss logloss",
+    "softmax_cross_entropy": "crossentropyloss crossentropy categoricalcrossentropy sparsecategoricalcrossentropy "
+                             "nllloss",
+    # metrics
+    "Accuracy": "acc categoricalaccuracy binaryaccuracy sparsecategoricalaccuracy",
+    "accuracy": "acc categoricalaccuracy binaryaccuracy sparsecategoricalaccuracy",
+    "TopKAccuracy": "topkcategoricalaccuracy topk",
+    "F1": "f1score",
+    "f1": "f1score",
+    "R2": "r2score",
+    "r2": "r2score",
+    # callbacks, schedules, initializers
+    "Checkpoint": "modelcheckpoint backupandrestore",
+    "ReduceLROnPlateau": "reducelearningrateonplateau",
+    "StepDecay": "steplr multisteplr piecewiseconstantdecay",
+    "ExponentialDecay": "exponentiallr",
+    "CosineDecay": "cosineannealinglr cosineannealing cosinelr",
+    "LinearWarmup": "warmup linearlr",
+    "OneCycle": "onecyclelr onecyclepolicy",
+    "InverseTimeDecay": "inversetime polynomialdecay",
+    "GlorotUniform": "xavieruniform xavier", "glorot_uniform": "xavieruniform xavier",
+    "GlorotNormal": "xaviernormal", "glorot_normal": "xaviernormal",
+    "HeUniform": "kaiminguniform kaiming", "he_uniform": "kaiminguniform kaiming",
+    "HeNormal": "kaimingnormal kaiming", "he_normal": "kaimingnormal kaiming",
+    "Normal": "randomnormal truncatednormal gaussian", "normal": "randomnormal truncatednormal gaussian",
+    "Uniform": "randomuniform", "uniform": "randomuniform",
+    # augment, datasets, functions
+    "RandomAffine": "randomrotation randomtranslation randomzoom randomshear affine",
+    "ElasticDistortion": "elastictransform elastic",
+    "mnist": "loadmnist", "fashion_mnist": "loadfashionmnist", "digits": "loaddigits",
+    "moons": "makemoons twomoons", "blobs": "makeblobs",
+    "load": "loadmodel", "Sequential": "nn",
+    # arguments
+    "units": "outfeatures outputsize outputdim neurons nunits outputs size",
+    "filters": "outchannels nfilters numfilters channels",
+    "kernel_size": "kernel poolsize filtersize kernelshape ksize windowsize",
+    "pool_size": "kernelsize pool windowsize kernel",
+    "strides": "stride subsample",
+    "padding": "pad paddingmode",
+    "dilation": "dilationrate dilations",
+    "depth_multiplier": "channelmultiplier multiplier",
+    "use_bias": "bias withbias",
+    "weight_initializer": "kernelinitializer weightinit init initializer kernelinit winit embeddingsinitializer",
+    "bias_initializer": "biasinit binit",
+    "l1": "kernelregularizer weightregularizer regularizer embeddingsregularizer",
+    "l2": "kernelregularizer weightregularizer regularizer embeddingsregularizer",
+    "rate": "p dropoutrate prob probability droprate initiallearningrate lr learningrate",
+    "negative_slope": "alpha slope leak",
+    "threshold": "theta",
+    "epsilon": "eps",
+    "center": "affine elementwiseaffine bias usebias",
+    "scale": "affine elementwiseaffine",
+    "vocabulary_size": "numembeddings inputdim vocabsize numwords vocabulary",
+    "features": "embeddingdim outputdim embeddim dim units",
+    "target_shape": "shape size newshape",
+    "axes": "dims dim perm order axis",
+    "size": "scalefactor factor scale",
+    "interpolation": "mode method",
+    "approximate": "approximation",
+    "count_include_pad": "includepad countincludepadding",
+    "layers": "modules",
+    "input_shape": "inputsize inputdim shape inshape batchinputshape",
+    "backend": "device",
+    "seed": "randomstate randomseed",
+    "learning_rate": "lr eta rate stepsize alpha learningrateinit",
+    "beta1": "betas beta", "beta2": "betas beta",
+    "rho": "decay smoothing alpha",
+    "clip_norm": "clipnorm maxnorm globalclipnorm maxgradnorm gradientclip clipvalue",
+    "weight_decay": "l2 decay wd",
+    "every": "stepsize decaysteps period savefreq saveevery",
+    "steps": "tmax decaysteps totalsteps warmupsteps nsteps",
+    "factor": "gamma decayrate",
+    "decay": "decayrate gamma",
+    "final": "etamin alpha minlr end",
+    "peak": "maxlr maxlearningrate maxrate",
+    "warmup": "pctstart",
+    "start_factor": "divfactor", "end_factor": "finaldivfactor",
+    "min_rate": "minlr minlearningrate",
+    "restore_best": "restorebestweights", "monitor": "metric value quantity",
+    "keep_best": "savebestonly savebest savetopk",
+    "path": "filepath filename file dirpath",
+    "label_smoothing": "smoothing",
+    "reduction": "reduce sizeaverage",
+    "delta": "beta",
+    "class_weight": "weight posweight classweights",
+    "std": "stddev sigma scale", "mean": "mu loc",
+    "low": "minval a minimum", "high": "maxval b maximum",
+    "shift": "translate translation widthshiftrange heightshiftrange", "rotation": "degrees angle rotationrange",
+    "shear": "shearrange",
+    "batch_size": "batch bs", "epochs": "epoch nepochs numepochs maxiter", "validation_data": "validation val valdata",
+    "metrics": "metric", "loss": "criterion lossfn lossfunction", "optimizer": "optim opt",
+}  # fmt: skip
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())
+
+
+def suggestion(name: str, known: Iterable[str], advice: str = "") -> str:
+    """ "Did you mean 'adam'? " if some of the known names mean the same as this one or are near it, else "".
+
+    advice: what to return if no known name means the same; then near ones are not suggested.
+    """
+    ours, plain = sorted(known), _plain(name)
+    found = [one for one in ours if _plain(one) == plain]
+    found = found or [one for one in ours if plain in _ELSEWHERE.get(one, "").split()]
+    if not found and advice:
+        return f"{advice} "
+    if not found:
+        spelled: dict[str, list[str]] = {}
+        for one in ours:
+            spelled.setdefault(_plain(one), []).append(one)
+        found = [one for key in difflib.get_close_matches(plain, spelled, n=3, cutoff=0.5) for one in spelled[key]]
+    return f"Did you mean {' or '.join(map(repr, found))}? " if found else ""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ArgumentError:
     """An error for a misspelled name, which suggests the nearest known ones."""
     names = sorted(known)
     return ArgumentError(f"unknown {kind} {name!r}. {suggestion(name, names)}Known: {', '.join(names)}.")
+
+
+def module_attributes(
+    module: str, public: Iterable[str], load: Callable[[str], Any] = lambda name: None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """(__getattr__, __dir__) of a module: an unknown name is an error with a suggestion; dir() lists what is public.
+
+    load: returns an attribute that is imported at its first use, or None.
+    """
+    names = sorted(public)
+
+    def attribute(name: str) -> Any:
+        if (loaded := load(name)) is not None:
+            return loaded
+        if name.startswith("_"):
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        hint = suggestion(name, names)
+        if _imports(sys._getframe(1)):  # Python replaces the text of an AttributeError by its own
+            raise UnknownImportError(f"cannot import name {name!r} from {module!r}. {hint}".strip())
+        raise UnknownNameError(f"module {module!r} has no attribute {name!r}. {hint}".strip())
+
+    return attribute, lambda: names
+
+
+def _imports(frame: Any) -> bool:
+    """Whether this frame executes `from module import name`."""
+    from opcode import opmap  # here, because only errors need it
+
+    code, position = frame.f_code.co_code, frame.f_lasti
+    return 0 <= position < len(code) and bool(code[position] == opmap["IMPORT_FROM"])
+
+
+if not TYPE_CHECKING:  # a type checker that sees __getattr__ accepts every name, misspelled ones too
+    __getattr__, __dir__ = module_attributes(__name__, __all__)

@@ -7,7 +7,7 @@ import copy
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy
 
@@ -19,7 +19,7 @@ from xpnet.backends.arrays import refuse_masked
 from xpnet.callbacks import Callback
 from xpnet.config import choice, flag, integer, number
 from xpnet.data.streaming import Stream
-from xpnet.errors import ArgumentError, DataError, MissingPackageError
+from xpnet.errors import ArgumentError, DataError, MissingPackageError, module_attributes
 from xpnet.model import Sequential
 from xpnet.parameters import Parameter, Snapshot
 
@@ -40,6 +40,9 @@ except ImportError as error:
     ) from error
 
 __all__ = ["XPClassifier", "XPRegressor"]
+
+if not TYPE_CHECKING:  # a type checker that sees __getattr__ accepts every name, misspelled ones too
+    __getattr__, __dir__ = module_attributes(__name__, __all__)
 
 Array = numpy.ndarray[Any, Any]
 

@@ -15,7 +15,7 @@ from xpnet import optimizers as optimizers_
 from xpnet.backends import Array, Backend, DType, get_backend
 from xpnet.callbacks import Callback, History
 from xpnet.concurrency.interrupts import deferring
-from xpnet.config import choice, flag, integer, number
+from xpnet.config import choice, explain_arguments, flag, integer, number
 from xpnet.data.dataset import Dataset
 from xpnet.data.files import as_path
 from xpnet.data.preparation import as_numbers, prepare, prepare_inputs
@@ -95,8 +95,10 @@ class Sequential(layers_.Sequential):
         seed: int | None = 0,
         dtype: str = "float32",
         precision: str | None = None,
+        *,
+        name: str | None = None,
     ) -> None:
-        super().__init__(layers)
+        super().__init__(layers, name=name)
         self.seed = secrets.randbits(32) if seed is None else integer("", "seed", seed, at_least=0, also="None")
         self.dtype, self._wanted_backend = _dtype_name(dtype), get_backend(backend)
         self.precision = _checked_precision(precision, self._wanted_backend, self.dtype)
@@ -108,6 +110,7 @@ class Sequential(layers_.Sequential):
         if input_shape is not None:
             self._build_on(input_shape)
 
+    @explain_arguments
     def forward(self, x: Any, training: bool = False) -> Array:
         """Return the outputs (N, *output_shape) for inputs (N, *input_shape), as a new array on the model's device.
 
@@ -128,6 +131,7 @@ class Sequential(layers_.Sequential):
         self.context.end_forward()
         return outputs.copy()
 
+    @explain_arguments
     def backward(self, grad_output: Any, input_grad: bool = True) -> Array | None:
         """Fill every parameter's `.grad`, given the gradient of a loss with respect to the latest outputs of `forward`.
 
@@ -150,6 +154,7 @@ class Sequential(layers_.Sequential):
         self._has_gradients = True
         return None if result is None else result.copy()
 
+    @explain_arguments
     def fit(
         self,
         x: Any,
@@ -248,6 +253,7 @@ class Sequential(layers_.Sequential):
             self._state = state = self._state.begin(self.context, loss, metrics, optimizer)
         return state
 
+    @explain_arguments
     def train_on_batch(
         self,
         x: Any,
@@ -277,6 +283,7 @@ class Sequential(layers_.Sequential):
         self._has_gradients = False
         return loop.train_on_batch(self, self._begin_training(loss, metrics, optimizer), dataset)
 
+    @explain_arguments
     def apply_gradients(self, optimizer: str | Optimizer = "adam") -> None:
         """Update the parameters once from their gradients, in a training loop of one's own, after `backward`.
 
@@ -300,6 +307,7 @@ class Sequential(layers_.Sequential):
             )
         loop.apply_gradients(self, lambda: self._begin_training(None, None, optimizer))
 
+    @explain_arguments
     def evaluate(
         self,
         x: Any,
@@ -325,6 +333,7 @@ class Sequential(layers_.Sequential):
                 self.context.exclusively(self.drop_workspaces, inference_only=True)
             return result
 
+    @explain_arguments
     def predict(self, x: Any, batch_size: int | None = 1024, as_device: bool = False) -> Array:
         """Return the outputs (N, *output_shape) for inputs (N, *input_shape), as a NumPy array on the host.
 
@@ -356,6 +365,7 @@ class Sequential(layers_.Sequential):
         outputs = self.forward_pass(self.backend.asarray(x, dtype=dtype), inference=True)
         return outputs.copy() if as_device else numpy.array(self.backend.to_numpy(outputs))
 
+    @explain_arguments
     def predict_proba(self, x: Any, batch_size: int | None = 1024, as_device: bool = False) -> Array:
         """Return the probabilities of a classifier for inputs (N, *input_shape). Arguments: as in `predict`.
 
@@ -374,6 +384,7 @@ class Sequential(layers_.Sequential):
         result = probabilities(self.predict(x, batch_size, as_device=True))
         return result if as_device else numpy.array(self.backend.to_numpy(result))
 
+    @explain_arguments
     def activations(self, x: Any) -> dict[str, numpy.ndarray[Any, Any]]:
         """Return the outputs of every layer for x (N, *input_shape), on the host: {"0": (N, *output_shape), "1": …}.
 
@@ -401,6 +412,7 @@ class Sequential(layers_.Sequential):
         self._refuse_inside()
         return self.context.store.state()
 
+    @explain_arguments
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> LoadedState:
         """Load what `state_dict` returned, or a part of it. Returns the names that are `missing` and `unused`.
 
@@ -446,6 +458,7 @@ class Sequential(layers_.Sequential):
             raise DataError(f"{name} of the state has numbers that are too large for {value.dtype}.")
         return value
 
+    @explain_arguments
     def save(self, path: Any) -> None:
         """Write weights, buffers and architecture to a safetensors file, which `xpnet.load` reads on any device.
 
@@ -455,6 +468,7 @@ class Sequential(layers_.Sequential):
         self._refuse_inside()
         model_files.write(path, self)
 
+    @explain_arguments
     def to(self, backend: str | Backend, dtype: str | None = None) -> "Sequential":
         """Move parameters, optimizer state and buffers to another device or dtype; returns the model.
 
@@ -504,11 +518,13 @@ class Sequential(layers_.Sequential):
 
     def get_config(self) -> dict[str, Any]:
         shape = self.input_shape if self.is_built else None
-        return {"layers": self.layers, "input_shape": shape, "seed": self.seed, "dtype": self.dtype}
+        config = {"layers": self.layers, "input_shape": shape, "seed": self.seed, "dtype": self.dtype}
+        return self._with_name(config)
 
     def __repr__(self) -> str:
         where = f", backend={self.backend.name!r}" if self.is_built else ""
-        return f"Sequential({list(self.layers)!r}, input_shape={self.input_shape or None}{where})"
+        name = "" if self.name is None else f", name={self.name!r}"
+        return f"Sequential({list(self.layers)!r}, input_shape={self.input_shape or None}{where}{name})"
 
     def _build_on(self, input_shape: Any, state: Mapping[str, Any] | None = None) -> None:
         """Build the model, with these values and buffers if a state is given."""
@@ -585,6 +601,7 @@ class Sequential(layers_.Sequential):
         return choose_loss_and_metrics(self, self._state.loss if loss is None else loss, metrics)
 
 
+@explain_arguments
 def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[type[Layer]] = ()) -> Sequential:
     """Load the model that `Sequential.save` wrote, onto `backend`, whatever device it was saved from.
 
@@ -604,6 +621,7 @@ def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[typ
     return model
 
 
+@explain_arguments
 def check_gradients(
     model: Sequential, x: Any, y: Any, loss: str | Loss = "mse", samples: int = 40, step: float = 1e-5,
     inputs: bool = False

@@ -155,9 +155,10 @@ class SGD(Optimizer):
         self,
         learning_rate: Rate = 0.01,
         momentum: float = 0.0,
-        nesterov: bool = False,
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
+        *,
+        nesterov: bool = False,
     ) -> None:
         super().__init__(learning_rate, weight_decay, clip_norm)
         self.momentum = number(self, "momentum", momentum, at_least=0, below=1)

@@ -11,18 +11,62 @@ from typing import Any
 import numpy
 
 from xpnet.backends import Array, Backend
+from xpnet.backends.arrays import refuse_masked
 from xpnet.concurrency.guard import ModelGuard
 from xpnet.config import number
 from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError
 from xpnet.initializers import Initializer
 
-__all__ = ["Buffer", "Parameter", "ParameterStore", "Snapshot"]
+__all__ = ["Buffer", "ModelArray", "Parameter", "ParameterStore", "Snapshot"]
 
 _ALIGNMENT = 16  # elements: each parameter starts on a cache line, in float32 and in float64
 _WEIGHT_STREAM = 1  # keeps the random numbers of weights apart from those of the epochs' permutations
 
 
-class Parameter:
+class ModelArray:
+    """A named array of a model. Assigning to `value` writes into the array, which stays the same object."""
+
+    name: str
+    _value: Array = None
+    _backend: Backend | None = None
+    _guard: ModelGuard | None = None
+
+    @property
+    def value(self) -> Array:
+        return self._value
+
+    @value.setter
+    def value(self, new: Any) -> None:
+        self.assign(new)
+
+    def assign(self, new: Any, label: str = "") -> None:
+        """Write an array of this shape, or one number, into `value`. label: what errors call it."""
+        self._fill(self._value, new, label or self.name)
+
+    def _fill(self, view: Array, new: Any, label: str) -> None:
+        if new is view and view is not None:  # after view *= 2
+            return
+        if self._backend is None or self._guard is None:
+            raise StateError(f"{label} has no values yet: build the model first.")
+        refuse_masked(new, label)
+        self._guard.refuse_beside_training()
+        with self._guard.lock, self._backend.device():
+            array = None if new is None else self._converted(new)
+            if array is None or array.dtype.kind not in "fiub":
+                what = f"an array of {new.dtype}" if hasattr(new, "dtype") else repr(new)
+                raise ArgumentTypeError(f"{label} must be real numbers, not {what}.")
+            if array.shape not in (view.shape, ()):
+                raise ShapeError(f"{label} has shape {tuple(view.shape)}, but the new value has shape {array.shape}.")
+            view[...] = array
+
+    def _converted(self, new: Any) -> Array | None:
+        try:
+            return self._backend.asarray(new)  # type: ignore[union-attr]
+        except (TypeError, ValueError):  # ragged lists; on a GPU, text
+            return None
+
+
+class Parameter(ModelArray):
     """An array that is trained: `value` and `grad` are live, writable views of the model's two flat vectors.
 
     name: its name in the model, such as "0.weight".  trainable: set it to False to freeze the parameter.  decay:
@@ -40,22 +84,11 @@ class Parameter:
         self.l2 = number(name, "l2", l2, at_least=0, finite=True)
         self.trainable, self.decay = True, decay
         self.slot = slice(0, 0)  # of both flat vectors
-        self._value: Array = None
         self._grad: Array = None
-        self._backend: Backend | None = None
-        self._guard = ModelGuard()  # that of the store, once it is bound
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
-
-    @property
-    def value(self) -> Array:
-        return self._value
-
-    @value.setter
-    def value(self, new: Any) -> None:
-        self._fill(self._value, new)
 
     @property
     def grad(self) -> Array:
@@ -63,25 +96,13 @@ class Parameter:
 
     @grad.setter
     def grad(self, new: Any) -> None:
-        self._fill(self._grad, new)
+        self._fill(self._grad, new, f"the gradient of {self.name}")
 
     def bind(self, backend: Backend, values: Array, grads: Array, guard: ModelGuard) -> None:
         """Make `value` and `grad` views of these flat vectors."""
         self._backend, self._guard = backend, guard
         self._value = values[self.slot].reshape(self.shape)
         self._grad = grads[self.slot].reshape(self.shape)
-
-    def _fill(self, view: Array, new: Any) -> None:
-        if self._backend is None:
-            raise StateError(f"{self.name} has no values yet: build the model first.")
-        self._guard.refuse_beside_training()
-        with self._guard.lock, self._backend.device():
-            array = None if new is None else self._backend.asarray(new)
-            if array is None or array.dtype.kind not in "fiub":
-                raise ArgumentTypeError(f"{self.name} must be real numbers, not {new!r}.")
-            if array.shape not in (self.shape, ()):
-                raise ShapeError(f"{self.name} has shape {self.shape}, but the new value has shape {array.shape}.")
-            view[...] = array
 
     def __repr__(self) -> str:
         return f"<Parameter {self.name} {self.shape}{'' if self.trainable else ', frozen'}>"
@@ -90,14 +111,19 @@ class Parameter:
         return {**self.__dict__, "_value": None, "_grad": None, "_backend": None}
 
 
-class Buffer:
+class Buffer(ModelArray):
     """An array that is saved and moved with the model but not trained, such as running statistics."""
 
-    def __init__(self, name: str, value: Array) -> None:
-        self.name, self.value = name, value
+    def __init__(self, name: str, backend: Backend, value: Array, guard: ModelGuard) -> None:
+        self.name = name
+        self.bind(backend, value, guard)
+
+    def bind(self, backend: Backend, value: Array, guard: ModelGuard) -> None:
+        """Make this array the value."""
+        self._backend, self._value, self._guard = backend, value, guard
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name, "value": None}  # the store copies the value through the host
+        return {"name": self.name}  # the store copies the value through the host
 
 
 class ParameterStore:
@@ -161,7 +187,7 @@ class ParameterStore:
         dtype = numpy.dtype(dtype)
         for buffer, value in zip(self.buffers, buffers, strict=True):
             floating = numpy.issubdtype(value.dtype, numpy.floating)
-            buffer.value = backend.asarray(value.astype(dtype if floating else value.dtype))
+            buffer.bind(backend, backend.asarray(value.astype(dtype if floating else value.dtype)), self.guard)
         self.backend, self.dtype = backend, dtype
         self._bind(values, grads)
 
@@ -243,7 +269,7 @@ class ParameterStore:
         if self.allocated:
             self.buffers = []
             for buffer, value in state["buffers"]:
-                buffer.value = self.backend.asarray(value)
+                buffer.bind(self.backend, self.backend.asarray(value), self.guard)
                 self.buffers.append(buffer)
             self._bind(self.values, self.grads)
 

@@ -12,7 +12,7 @@ from xpnet import layers
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_dense_multiplies_the_last_axis(backend, rng, shape, use_bias):
     w, b, x = rng.normal(size=(4, 5)), rng.normal(size=5), rng.normal(size=(6, *shape))
-    layer = layers.Dense(5, use_bias, weight_initializer=w, bias_initializer=b)
+    layer = layers.Dense(5, use_bias=use_bias, weight_initializer=w, bias_initializer=b)
     y = standalone_output(layer, backend, x, dtype="float64")
     assert layer.output_shape == (*shape[:-1], 5)
     assert [p.name for p in layer.parameters] == ["weight", "bias"][: 1 + use_bias]

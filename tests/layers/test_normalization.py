@@ -1,5 +1,6 @@
 """BatchNorm and LayerNorm against their formulas in float64, and the operators on columns."""
 
+import contextlib
 import copy
 import pickle
 
@@ -336,8 +337,8 @@ def test_passes_read_nothing_back_and_stay_float32(rng):
     [
         (lambda: layers.BatchNorm(momentum=1.5), ArgumentError, "BatchNorm: momentum .* from 0 to 1, not 1.5"),
         (lambda: layers.BatchNorm(momentum="0.1"), ArgumentError, "not '0.1'"),
-        (lambda: layers.BatchNorm(epsilon=0), ArgumentError, "BatchNorm: epsilon .* above 0, not 0"),
-        (lambda: layers.LayerNorm(-1e-5), ArgumentError, "LayerNorm: epsilon .* above 0, not -1e-05"),
+        (lambda: layers.BatchNorm(epsilon=0), ArgumentError, "BatchNorm: epsilon .* above 0 and below 1, not 0"),
+        (lambda: layers.LayerNorm(-1e-5), ArgumentError, "LayerNorm: epsilon .* above 0 and below 1, not -1e-05"),
         (lambda: layers.BatchNorm().build(()), ShapeError, r"expects \(N, ..., features\), but the input is \(N,\)"),
         (lambda: layers.LayerNorm().build(()), ShapeError, r"expects \(N, ..., features\)"),
     ],
@@ -355,10 +356,11 @@ def test_invalid_arguments_are_refused(make, error, message):
 def test_operators_on_columns_equal_their_formulas(backend, rng, dtype, shape):
     columns = shape[1:]
     x, g = (rng.normal(size=shape).astype(dtype) + dtype.type(shift) for shift in (50, 0))
-    a, b, c = (rng.normal(size=columns).astype(dtype) for _ in range(3))
-    wide_x, wide_g, wide_a, wide_b, wide_c = (array.astype(F64) for array in (x, g, a, b, c))
-    on_device = [backend.asarray(array) for array in (x, g, a, b, c)]
-    device_x, device_g, device_a, device_b, device_c = on_device
+    a, b, c, m = (rng.normal(size=columns).astype(dtype) for _ in range(4))
+    m += dtype.type(50)
+    wide_x, wide_g, wide_a, wide_b, wide_c, wide_m = (array.astype(F64) for array in (x, g, a, b, c, m))
+    on_device = [backend.asarray(array) for array in (x, g, a, b, c, m)]
+    device_x, device_g, device_a, device_b, device_c, device_m = on_device
 
     def same(got, expected, scale=1.0):
         assert got.dtype == dtype and got.shape == expected.shape
@@ -368,17 +370,17 @@ def test_operators_on_columns_equal_their_formulas(backend, rng, dtype, shape):
     same(mean, wide_x.mean(axis=0), 50)
     same(variance, wide_x.var(axis=0), variance.max().item() + 1)
     out = backend.empty(shape, dtype)
-    assert backend.scale_shift(device_x, device_a, device_b, out=out) is out
-    same(out, wide_x * wide_a + wide_b, 300)
-    assert backend.combine(device_g, device_a, device_x, device_b, device_c, out=out) is out
-    same(out, wide_g * wide_a + wide_x * wide_b + wide_c, 300)
+    assert backend.scale_shift(device_x, device_m, device_a, device_b, out=out) is out
+    same(out, (wide_x - wide_m) * wide_a + wide_b, 3)
+    assert backend.combine(device_g, device_a, device_x, device_m, device_b, device_c, out=out) is out
+    same(out, wide_g * wide_a + (wide_x - wide_m) * wide_b + wide_c, 3)
     sums = backend.empty(columns, dtype)
     assert backend.sum_products(device_g, device_x, device_a, out=sums) is sums
     products = wide_g * (wide_x - wide_a)
     same(sums, products.sum(axis=0), np.abs(products).sum(axis=0).max())
-    for array, before in zip(on_device, (x, g, a, b, c), strict=True):
+    for array, before in zip(on_device, (x, g, a, b, c, m), strict=True):
         np.testing.assert_array_equal(backend.to_numpy(array), before)
-    assert backend.scale_shift(out, device_a, device_b, out=out) is out
+    assert backend.scale_shift(out, device_m, device_a, device_b, out=out) is out
     assert np.isfinite(backend.to_numpy(out)).all()
 
 
@@ -407,3 +409,44 @@ def test_an_overflow_of_the_running_variance_is_reported(backend, rng):
             getattr(model, train)(x, np.zeros((8, 1)), loss="mse", optimizer="sgd", **options)
         for name, value in model.state_dict().items():
             np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
+CONSTANTS = [100000.1, 1e7 + 1, 3.3e9, -1e30]
+
+
+@pytest.mark.parametrize("layer", [layers.LayerNorm, layers.BatchNorm])
+@pytest.mark.parametrize("value", CONSTANTS)
+@pytest.mark.parametrize("looped", [False, True])
+def test_equal_features_are_normalized_to_zero_whatever_their_size(backend, layer, value, looped):
+    layer = layer()
+    layer.build((10,), backend=backend)
+    layer.context.training = True
+    with backend.parallel_region() if looped else contextlib.nullcontext():
+        y = backend.to_numpy(layer.forward(backend.asarray(np.full((10, 10), value, dtype="float32"))))
+    np.testing.assert_array_equal(y, np.zeros((10, 10)))
+
+
+@pytest.mark.parametrize(("kind", "axis"), [(layers.LayerNorm, 1), (layers.BatchNorm, 0)])
+@pytest.mark.parametrize("mean", [0.0, 1e4, 1e6])
+def test_a_large_mean_costs_few_digits_in_either_direction(backend, rng, kind, axis, mean):
+    """Against float64. The mean of a column is rounded to float32, so BatchNorm may be off by half a unit of it."""
+    x, g = (mean + 4 * rng.normal(size=(40, 40))).astype("float32"), rng.normal(size=(40, 40)).astype("float32")
+    results = []
+    for dtype in ("float64", "float32"):
+        layer = kind()
+        layer.build((40,), backend=backend, dtype=dtype)
+        layer.context.training = True
+        y = layer.forward(backend.asarray(x, dtype=dtype))
+        grad_x = layer.backward(backend.asarray(g, dtype=dtype))
+        results.append([backend.to_numpy(a) for a in (y, grad_x, layer.gamma.grad, layer.beta.grad)])
+    tolerance = 2e-5 + (np.spacing(np.float32(mean)) / 4 if axis == 0 else 0)
+    for exact, got in zip(*results, strict=True):
+        np.testing.assert_allclose(got, exact, rtol=0, atol=tolerance * max(1, np.abs(exact).max()))
+
+
+def test_the_gradient_of_layer_norm_is_exact_for_large_equal_gradients(backend, rng):
+    layer = layers.LayerNorm()
+    layer.build((10,), backend=backend)
+    layer.forward(backend.asarray(rng.normal(size=(3, 10)), dtype="float32"))
+    grad_x = layer.backward(backend.asarray(np.full((3, 10), 100000.1), dtype="float32"))
+    np.testing.assert_array_equal(backend.to_numpy(grad_x), np.zeros((3, 10)))

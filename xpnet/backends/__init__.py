@@ -14,6 +14,7 @@ __all__ = ["Array", "Backend", "DType", "available_backends", "get_backend"]
 def get_backend(backend: str | Backend = "auto") -> Backend:
     """Return the backend of this name: "cpu", "gpu", "gpu:1" (a device index) or "auto"; or a given Backend itself.
 
+    "cuda" means "gpu", and "cuda:1" "gpu:1".
     "auto" is the value of the environment variable XPNET_BACKEND if it is set; else the first GPU if it can be used;
     else, silently, the CPU. "gpu" never falls back: it raises BackendError with the reason and, if there is one, the
     command that fixes it.
@@ -29,9 +30,9 @@ def get_backend(backend: str | Backend = "auto") -> Backend:
         name = "cpu" if available_backends()["gpu"] else "gpu"
     if name == "cpu":
         return cpu_backend()
-    gpu = re.fullmatch(r"gpu(?::(\d+))?", name)
+    gpu = re.fullmatch(r"(?:gpu|cuda)(?::(\d+))?", name)
     if gpu is None:
-        raise unknown_name(kind, name, ["auto", "cpu", "gpu", "gpu:1"])
+        raise unknown_name(kind, name, ["auto", "cpu", "cuda", "gpu", "gpu:1"])
     from xpnet.backends.cuda.backend import gpu_backend  # only if needed: it reads and parses kernels.cu
 
     return gpu_backend(int(gpu[1] or 0))

@@ -30,7 +30,8 @@ class Step(Layer):
     dy/dx is 0 wherever it exists, so nothing would be trained. By convention, backward returns ∂L/∂y unchanged.
     """
 
-    def __init__(self, threshold: float = 0.0) -> None:
+    def __init__(self, threshold: float = 0.0, *, name: str | None = None) -> None:
+        super().__init__(name=name)
         self.threshold = number(self, "threshold", threshold)
 
     def forward(self, x: Array) -> Array:
@@ -95,7 +96,8 @@ class ReLU(Layer):
 class LeakyReLU(Layer):
     """y = x if x > 0, else negative_slope · x. Maas et al. 2013, "Rectifier nonlinearities improve…"."""
 
-    def __init__(self, negative_slope: float = 0.01) -> None:
+    def __init__(self, negative_slope: float = 0.01, *, name: str | None = None) -> None:
+        super().__init__(name=name)
         self.negative_slope = number(self, "negative_slope", negative_slope)
 
     def forward(self, x: Array) -> Array:
@@ -118,7 +120,8 @@ class LeakyReLU(Layer):
 class ELU(Layer):
     """y = x if x > 0, else alpha (e^x - 1). Clevert et al. 2015, "Fast and accurate deep network learning…"."""
 
-    def __init__(self, alpha: float = 1.0) -> None:
+    def __init__(self, alpha: float = 1.0, *, name: str | None = None) -> None:
+        super().__init__(name=name)
         self.alpha = number(self, "alpha", alpha)
 
     def forward(self, x: Array) -> Array:
@@ -147,7 +150,8 @@ class GELU(Layer):
 
     _TANH_SCALE, _TANH_CUBIC = math.sqrt(2.0 / math.pi), 0.044715
 
-    def __init__(self, approximate: str = "none") -> None:
+    def __init__(self, approximate: str = "none", *, name: str | None = None) -> None:
+        super().__init__(name=name)
         self.approximate = choice(self, "approximate", approximate, ("none", "tanh"))
 
     def forward(self, x: Array) -> Array:

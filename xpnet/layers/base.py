@@ -1,18 +1,26 @@
 """Layer: the base of every layer, built in or your own."""
 
+import functools
+import inspect
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 from xpnet import initializers
 from xpnet.backends import Array, Backend
 from xpnet.backends.arrays import refuse_masked
 from xpnet.config import Configured, as_shape
-from xpnet.errors import ArgumentError, ShapeError, StateError, shape_text
+from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError, shape_text
 from xpnet.layers.building import standalone
 from xpnet.layers.context import Context, Shape, Workspace
-from xpnet.parameters import Buffer, Parameter
+from xpnet.parameters import Buffer, ModelArray, Parameter
+
+#: The attributes that only models and containers use. dir() does not list them.
+_MACHINERY = frozenset((
+    "backward_pass", "drop_workspaces", "execution_context", "forward_pass", "gives_probabilities", "noise_key",
+    "place", "splits_batch", "unplace",
+))  # fmt: skip
 
 
 class Layer(Configured):
@@ -29,7 +37,16 @@ class Layer(Configured):
 
     To use a layer outside a model, call `layer.build((4,), backend="cpu", seed=0, dtype="float32")`, then forward and
     backward. `layer.context.training = True` switches to training.
+
+    Every layer takes `name=`, which replaces its number in the names of its parameters: "digit.weight" instead of
+    "2.weight". A subclass need not declare it. Assigning an array to an attribute that is a parameter or a buffer, as
+    in `layer.weight = array`, writes into it.
     """
+
+    _too_many_hint = (
+        "The size of the input is known from the layer before, and an activation is a layer of its own, such as "
+        "layers.ReLU()."
+    )
 
     #: Whether integer inputs stay integers. None: the layer passes on integers and floats alike, as Flatten does.
     accepts_integers: ClassVar[bool | None] = False
@@ -40,7 +57,8 @@ class Layer(Configured):
     #: Whether backward must return ∂L/∂x. The container sets it before each backward.
     wants_input_grad: bool = True
 
-    path: str = ""  # the name of this layer in its model, such as "1.0"
+    name: str | None = None  # replaces the number in `path`
+    path: str = ""  # where this layer is in its model, such as "1.0" or "block.digit"
     input_shape: Shape = ()
     output_shape: Shape = ()
     _context: Context | None = None
@@ -50,6 +68,10 @@ class Layer(Configured):
 
     __eq__ = object.__eq__  # unlike other configured objects: a layer has its own parameters
     __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def __init__(self, *, name: str | None = None) -> None:
+        if name is not None:  # a subclass whose constructor does not take it has set it already
+            self.name = name
 
     # A subclass defines: -----------------------------------------------------------------------------------------
 
@@ -82,6 +104,12 @@ class Layer(Configured):
 
         `decay=False` exempts it from the optimizer's weight decay; `l1` and `l2` add l1·Σ|w| + l2·Σw² to the loss.
         """
+        held = self.__dict__.get(name)
+        if (hasattr(held, "shape") or isinstance(held, list)) and held is not initializer:
+            raise StateError(
+                f"{self._label}: {name} was assigned before the layer was built, which would be lost. Assign it after "
+                f"the model is built (give it input_shape), or pass the array as {name}_initializer."
+            )
         parameter = Parameter(self._qualified(name), shape, initializers.get(initializer), decay, l1, l2)
         parameter.trainable = self._trainable
         self.context.store.parameters.append(parameter)
@@ -90,7 +118,8 @@ class Layer(Configured):
 
     def add_buffer(self, name: str, value: Any) -> Buffer:
         """Declare an array that is saved and moved with the model but not trained."""
-        buffer = Buffer(self._qualified(name), self.backend.asarray(value, dtype=self.context.dtype))
+        array = self.backend.asarray(value, dtype=self.context.dtype)
+        buffer = Buffer(self._qualified(name), self.backend, array, self.context.guard)
         self.context.store.buffers.append(buffer)
         return buffer
 
@@ -151,8 +180,46 @@ class Layer(Configured):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _taking_name(cls.__init__)  # type: ignore[method-assign]
         if "build" in cls.__dict__:
             cls.build = standalone(cls.build)  # type: ignore[method-assign]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        held = self.__dict__.get(name)
+        if isinstance(held, ModelArray) and not isinstance(value, ModelArray):
+            held.assign(value, f"{self._label}: {name}")
+            return
+        super().__setattr__(name, self._checked_name(value) if name == "name" else value)
+
+    def _checked_name(self, name: Any) -> str | None:
+        """This name for the layer, if it is one. It takes the place of a number in dotted names."""
+        kind = type(self).__name__
+        if self.is_built and name != self.name:
+            raise StateError(f"{kind}: set the name before the layer is built; its parameters are named after it.")
+        if name is None:
+            return None
+        if not isinstance(name, str):
+            raise ArgumentTypeError(f"{kind}: name must be text, not {name!r}.")
+        if not name.strip() or not name.isprintable() or "." in name or "/" in name or name.isdigit():
+            raise ArgumentError(
+                f"{kind}: name must be text without dots and slashes, and not a number, since it takes the place of a "
+                f'number in names such as "1.0.weight"; not {name!r}.'
+            )
+        return name
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, by name; `name` only if there is one."""
+        config = super().get_config()
+        config.pop("name", None)
+        return self._with_name(config)
+
+    def _with_name(self, config: dict[str, Any]) -> dict[str, Any]:
+        return config if self.name is None else {**config, "name": self.name}
+
+    def __dir__(self) -> Iterable[str]:
+        """The public attributes, without those that only models use."""
+        return [n for n in super().__dir__() if n not in _MACHINERY and (n[:1] != "_" or n[:2] == "__")]
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -195,6 +262,8 @@ class Layer(Configured):
         if self._context is not None:
             self._context.guard.refuse_beside_training()
         self._context, self.path, self._parameters = None, "", ()
+        for name in [name for name, held in self.__dict__.items() if isinstance(held, ModelArray)]:
+            del self.__dict__[name]
 
     def drop_workspaces(self, inference_only: bool = False) -> None:
         """Used by the model: free kept arrays and buffers, or only those of inference."""
@@ -225,7 +294,22 @@ class Layer(Configured):
         if self.context.forward_thread:
             self.context.check_forward()
         grad_x = type(self).backward(self, grad_y)
-        return grad_x.copy() if hasattr(grad_x, "copy") else grad_x
+        return None if grad_x is None else grad_x.copy()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_workspaces": {}}
+
+
+def _taking_name(init: Callable[..., None]) -> Callable[..., None]:
+    """The constructor of a layer, which takes `name=` even if it does not declare it."""
+    parameters = inspect.signature(init).parameters
+    if "name" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return init
+
+    @functools.wraps(init)
+    def wrapper(self: Layer, *args: Any, name: str | None = None, **kwargs: Any) -> None:
+        if name is not None:
+            self.name = name
+        init(self, *args, **kwargs)
+
+    return wrapper

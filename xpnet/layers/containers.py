@@ -1,11 +1,19 @@
 """Sequential: layers one after the other, as one layer."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
 from xpnet.backends import Array
-from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError, shape_text
+from xpnet.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    PositionError,
+    ShapeError,
+    StateError,
+    shape_text,
+    unknown_name,
+)
 from xpnet.layers.activations import ReLU
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Context, Shape
@@ -18,8 +26,9 @@ _MIN_PARAMETERS_TO_COMPILE = 2**14  # parameters: training a smaller model takes
 class Sequential(Layer):
     """Layers one after the other, as one layer. Names of inner parameters join with dots: "1.0.weight"."""
 
-    def __init__(self, layers: Iterable[Layer]) -> None:
-        if not isinstance(layers, Iterable):
+    def __init__(self, layers: Iterable[Layer], *, name: str | None = None) -> None:
+        super().__init__(name=name)
+        if not isinstance(layers, Iterable) or isinstance(layers, Layer):
             raise ArgumentTypeError(f"{type(self).__name__}: layers must be a list of layers, not {layers!r}.")
         self.layers: tuple[Layer, ...] = tuple(layers)
         if not self.layers:
@@ -34,12 +43,71 @@ class Sequential(Layer):
                     f"{type(self).__name__}: items {given.index(layer)} and {i} are the same {type(layer).__name__} "
                     "object; a layer object can be used only once. Make a second layer."
                 )
+        self._keys()
 
     def build(self, input_shape: Shape) -> Shape:
         shape = input_shape
-        for i, layer in enumerate(self._chain):
-            shape = layer.place(self.context, self._qualified(str(i)), shape)
+        for layer, key in zip(self._chain, self._keys(), strict=False):
+            shape = layer.place(self.context, self._qualified(key), shape)
         return shape
+
+    def get_layer(self, name: str) -> Layer:
+        """Return the layer of this name or number: "digit", "0", or "1.0" for layer 0 of layer 1."""
+        if not isinstance(name, str):
+            raise ArgumentTypeError(
+                f'get_layer takes a name such as "0" or "digit", not {name!r}; by position, use model[0].'
+            )
+        found: Layer = self
+        for key in name.split("."):
+            inner = found._by_key() if isinstance(found, Sequential) else {}
+            if key not in inner:
+                raise unknown_name("layer", name, self._names())
+            found = inner[key]
+        return found
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    @overload
+    def __getitem__(self, position: SupportsIndex) -> Layer: ...
+    @overload
+    def __getitem__(self, position: slice) -> tuple[Layer, ...]: ...
+    def __getitem__(self, position: SupportsIndex | slice) -> Layer | tuple[Layer, ...]:
+        """The layer at this position, counted from 0, or from the end if negative; a tuple of layers for a slice."""
+        try:
+            return self.layers[position]
+        except IndexError:
+            count = f"{len(self)} layers, 0 to {len(self) - 1}"
+            raise PositionError(f"there is no layer {position!r}: {type(self).__name__} has {count}.") from None
+        except TypeError:
+            hint = f" Use get_layer({position!r})." if isinstance(position, str) else ""
+            raise ArgumentTypeError(
+                f"a layer's position must be an integer or a slice, not {position!r}.{hint}"
+            ) from None
+
+    def _keys(self) -> list[str]:
+        """The last part of the path of each layer: its name, or else its number."""
+        keys = [layer.name or str(i) for i, layer in enumerate(self.layers)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ArgumentError(f"{type(self).__name__}: two of the layers have the name {key!r}. Rename one.")
+        return keys
+
+    def _by_key(self) -> dict[str, Layer]:
+        """The layers by number and by name."""
+        numbered: dict[str, Layer] = {str(i): layer for i, layer in enumerate(self.layers)}
+        return {**numbered, **dict(zip(self._keys(), self.layers, strict=True))}
+
+    def _names(self) -> list[str]:
+        """The names that `get_layer` takes, without the numbers of named layers."""
+        names = []
+        for key, layer in zip(self._keys(), self.layers, strict=True):
+            inner = layer._names() if isinstance(layer, Sequential) else []
+            names += [key, *(f"{key}.{name}" for name in inner)]
+        return names
 
     def forward(self, x: Array) -> Array:
         """y = f_n(… f_2(f_1(x)))."""
@@ -188,4 +256,4 @@ class Sequential(Layer):
             layer.drop_workspaces(inference_only)
 
     def get_config(self) -> dict[str, Any]:
-        return {"layers": list(self.layers)}
+        return self._with_name({"layers": list(self.layers)})

@@ -37,12 +37,15 @@ class _Convolution(Layer):
         padding: Padding = "valid",
         dilation: Size = 1,
         groups: int = 1,
+        *,
         use_bias: bool = True,
         weight_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
         l1: float = 0.0,
         l2: float = 0.0,
+        name: str | None = None,
     ) -> None:
+        super().__init__(name=name)
         self.filters, self.groups = integer(self, "filters", filters), integer(self, "groups", groups)
         self.kernel_size = one_or_pair(integer, self, "kernel_size", kernel_size)
         self.strides = one_or_pair(integer, self, "strides", strides)
@@ -117,16 +120,18 @@ class DepthwiseConv2D(_Convolution):
         padding: Padding = "valid",
         dilation: Size = 1,
         depth_multiplier: int = 1,
+        *,
         use_bias: bool = True,
         weight_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
         l1: float = 0.0,
         l2: float = 0.0,
+        name: str | None = None,
     ) -> None:
         self.depth_multiplier = integer(self, "depth_multiplier", depth_multiplier)
         super().__init__(
-            self.depth_multiplier, kernel_size, strides, padding, dilation, 1,
-            use_bias, weight_initializer, bias_initializer, l1, l2
+            self.depth_multiplier, kernel_size, strides, padding, dilation, 1, use_bias=use_bias,
+            weight_initializer=weight_initializer, bias_initializer=bias_initializer, l1=l1, l2=l2, name=name
         )  # fmt: skip
 
     def build(self, input_shape: Shape) -> Shape:
@@ -189,15 +194,17 @@ class Conv2DTranspose(_Convolution):
         dilation: Size = 1,
         groups: int = 1,
         output_padding: Size = 0,
+        *,
         use_bias: bool = True,
         weight_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
         l1: float = 0.0,
         l2: float = 0.0,
+        name: str | None = None,
     ) -> None:
         super().__init__(
-            filters, kernel_size, strides, padding, dilation, groups, use_bias, weight_initializer, bias_initializer,
-            l1, l2
+            filters, kernel_size, strides, padding, dilation, groups, use_bias=use_bias,
+            weight_initializer=weight_initializer, bias_initializer=bias_initializer, l1=l1, l2=l2, name=name
         )  # fmt: skip
         self.output_padding = one_or_pair(integer, self, "output_padding", output_padding, at_least=0)
         extra, strides, dilation = pair(self.output_padding), pair(self.strides), pair(self.dilation)

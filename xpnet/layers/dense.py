@@ -18,12 +18,15 @@ class Dense(Layer):
     def __init__(
         self,
         units: int,
+        *,
         use_bias: bool = True,
         weight_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
         l1: float = 0.0,
         l2: float = 0.0,
+        name: str | None = None,
     ) -> None:
+        super().__init__(name=name)
         self.units, self.use_bias = integer(self, "units", units), flag(self, "use_bias", use_bias)
         self.weight_initializer, self.bias_initializer = weight_initializer, bias_initializer
         self.l1, self.l2 = l1, l2

@@ -23,8 +23,16 @@ class Embedding(Layer):
     accepts_integers = True
 
     def __init__(
-        self, vocabulary_size: int, features: int, weight_initializer: Any = "normal", l1: float = 0.0, l2: float = 0.0
+        self,
+        vocabulary_size: int,
+        features: int,
+        *,
+        weight_initializer: Any = "normal",
+        l1: float = 0.0,
+        l2: float = 0.0,
+        name: str | None = None,
     ) -> None:
+        super().__init__(name=name)
         self.vocabulary_size = integer(self, "vocabulary_size", vocabulary_size)
         self.features = integer(self, "features", features)
         self.weight_initializer, self.l1, self.l2 = weight_initializer, l1, l2

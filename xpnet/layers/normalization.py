@@ -9,8 +9,11 @@ from xpnet.layers.context import Shape
 class _Normalization(Layer):
     """What both have in common: y = gamma · x̂ + beta for the normalized x̂, with one gamma and beta per feature."""
 
-    def __init__(self, epsilon: float = 1e-5, center: bool = True, scale: bool = True) -> None:
-        self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
+    def __init__(
+        self, epsilon: float = 1e-5, *, center: bool = True, scale: bool = True, name: str | None = None
+    ) -> None:
+        super().__init__(name=name)
+        self.epsilon = number(self, "epsilon", epsilon, above=0, below=1)
         self.center, self.scale = flag(self, "center", center), flag(self, "scale", scale)
 
     def build(self, input_shape: Shape) -> Shape:
@@ -45,8 +48,16 @@ class BatchNorm(_Normalization):
     shift".
     """
 
-    def __init__(self, momentum: float = 0.1, epsilon: float = 1e-5, center: bool = True, scale: bool = True) -> None:
-        super().__init__(epsilon, center, scale)
+    def __init__(
+        self,
+        momentum: float = 0.1,
+        epsilon: float = 1e-5,
+        *,
+        center: bool = True,
+        scale: bool = True,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(epsilon, center=center, scale=scale, name=name)
         self.momentum = number(self, "momentum", momentum, at_least=0, at_most=1)
 
     def build(self, input_shape: Shape) -> Shape:
@@ -58,7 +69,7 @@ class BatchNorm(_Normalization):
     def forward(self, x: Array) -> Array:
         """With σ = √(variance + epsilon), and x as rows (R, features):
 
-        y = slope · x + shift,   slope = gamma / σ,   shift = beta - μ · slope.
+        y = slope · (x - μ) + beta,   slope = gamma / σ.
         """
         xp, work = self.xp, self.work
         work.x = rows = x.reshape(-1, x.shape[-1])
@@ -72,10 +83,9 @@ class BatchNorm(_Normalization):
             work.mean, variance = self.running_mean.value, self.running_var.value
         work.sigma = xp.sqrt(variance + self.epsilon)
         work.slope = xp.divide(self.gamma.value if self.scale else 1.0, work.sigma)
-        shift = -work.mean * work.slope
-        if self.center:
-            shift += self.beta.value
-        return self.backend.scale_shift(rows, work.slope, shift, out=work.buffer("y", rows.shape)).reshape(x.shape)
+        beta = self.beta.value if self.center else xp.zeros_like(work.mean)
+        y = work.buffer("y", rows.shape)
+        return self.backend.scale_shift(rows, work.mean, work.slope, beta, out=y).reshape(x.shape)
 
     def backward(self, grad_y: Array) -> Array | None:
         """With N rows, g = ∂L/∂y, and sums over the rows of a feature:
@@ -86,9 +96,9 @@ class BatchNorm(_Normalization):
 
         ∂x̂_i/∂x_j = (δ_ij - 1/N - x̂_i x̂_j/N) / σ,
 
-        ∂L/∂x = gamma/σ · (g - ∂L/∂beta/N - x̂ · ∂L/∂gamma/N) = a·g + b·x + c,
+        ∂L/∂x = gamma/σ · (g - ∂L/∂beta/N - x̂ · ∂L/∂gamma/N) = a·g + b·(x - μ) + c,
 
-        a = gamma/σ,   b = -a/(N σ) · ∂L/∂gamma,   c = -a/N · ∂L/∂beta - b·μ.
+        a = gamma/σ,   b = -a/(N σ) · ∂L/∂gamma,   c = -a/N · ∂L/∂beta.
 
         The running mean and variance do not depend on x: with them, ∂L/∂x = a·g.
         """
@@ -108,8 +118,8 @@ class BatchNorm(_Normalization):
         grad_beta, grad_gamma = self.context.batch_sums(grad_beta, grad_gamma)
         per_row = a * (-1.0 / work.count)
         b = per_row * grad_gamma / work.sigma
-        c = per_row * grad_beta - b * work.mean
-        return backend.combine(rows, a, work.x, b, c, out=grad_x).reshape(grad_y.shape)  # a·g + b·x + c
+        c = per_row * grad_beta
+        return backend.combine(rows, a, work.x, work.mean, b, c, out=grad_x).reshape(grad_y.shape)
 
     def _update_running(self, mean: Array, variance: Array, count: int) -> None:
         """running += momentum · (new - running), where the new variance is unbiased: count / (count - 1) · variance."""

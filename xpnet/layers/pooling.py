@@ -17,7 +17,10 @@ class _Pooling(Layer):
     splits_batch = True
     windows: Windows
 
-    def __init__(self, pool_size: Size = 2, strides: Size | None = None, padding: Padding = "valid") -> None:
+    def __init__(
+        self, pool_size: Size = 2, strides: Size | None = None, padding: Padding = "valid", *, name: str | None = None
+    ) -> None:
+        super().__init__(name=name)
         self.pool_size = one_or_pair(integer, self, "pool_size", pool_size)
         self.padding = padding_argument(self, padding)
         self.strides = None if strides is None else one_or_pair(integer, self, "strides", strides)
@@ -71,9 +74,11 @@ class AvgPool2D(_Pooling):
         pool_size: Size = 2,
         strides: Size | None = None,
         padding: Padding = "valid",
+        *,
         count_include_pad: bool = True,
+        name: str | None = None,
     ) -> None:
-        super().__init__(pool_size, strides, padding)
+        super().__init__(pool_size, strides, padding, name=name)
         self.count_include_pad = flag(self, "count_include_pad", count_include_pad)
 
     def forward(self, x: Array) -> Array:
@@ -133,7 +138,8 @@ class Upsample2D(Layer):
     nearest four pixels, whose values are those at their centers (PyTorch's align_corners=False).
     """
 
-    def __init__(self, size: Size = 2, interpolation: str = "nearest") -> None:
+    def __init__(self, size: Size = 2, interpolation: str = "nearest", *, name: str | None = None) -> None:
+        super().__init__(name=name)
         self.size = one_or_pair(integer, self, "size", size)
         self.interpolation = choice(self, "interpolation", interpolation, ("nearest", "bilinear"))
 

@@ -28,12 +28,12 @@ class Residual(Sequential):
     accepts_integers = False  # x is added to floats
     gives_probabilities = False  # a sum of probabilities is not a probability
 
-    def __init__(self, *layers: Layer, projection: Layer | None = None) -> None:
+    def __init__(self, *layers: Layer, projection: Layer | None = None, name: str | None = None) -> None:
         if not layers or isinstance(layers[0], list | tuple):
             raise ArgumentError("Residual: give it one or more layers, as in Residual(Dense(8), ReLU()).")
         if not (projection is None or isinstance(projection, Layer)):
             raise ArgumentTypeError(f"Residual: projection must be a layer, or None, not {projection!r}.")
-        super().__init__([*layers, Identity() if projection is None else projection])
+        super().__init__([*layers, Identity() if projection is None else projection], name=name)
         self.projection = projection
 
     def build(self, input_shape: Shape) -> Shape:
@@ -42,7 +42,7 @@ class Residual(Sequential):
             placeholder, skip = skip, self._skip(input_shape, shape)
             skip.trainable = placeholder.trainable
             self.layers = (*self._chain, skip)
-        skip_shape = skip.place(self.context, self._qualified("skip"), input_shape)
+        skip_shape = skip.place(self.context, self._qualified(self._keys()[-1]), input_shape)
         if skip_shape != shape:
             raise self._mismatch(shape, f"its projection gives {shape_text(skip_shape)}", "Give both the same shape.")
         return shape
@@ -89,4 +89,11 @@ class Residual(Sequential):
         return ShapeError(f"{self._label} adds its skip: its layers give {shape_text(shape)}, but {problem}. {advice}")
 
     def get_config(self) -> dict[str, Any]:
-        return {"layers": list(self.layers[:-1]), "projection": self.projection}
+        return self._with_name({"layers": list(self.layers[:-1]), "projection": self.projection})
+
+    def _keys(self) -> list[str]:
+        *keys, _ = super()._keys()
+        skip = self.layers[-1].name or "skip"
+        if skip in keys:
+            raise ArgumentError(f"Residual: a layer has the name {skip!r}, as the skip has. Rename it.")
+        return [*keys, skip]

@@ -15,7 +15,8 @@ class Reshape(Layer):
 
     accepts_integers = None
 
-    def __init__(self, target_shape: Sequence[int]) -> None:
+    def __init__(self, target_shape: Sequence[int], *, name: str | None = None) -> None:
+        super().__init__(name=name)
         sizes = tuple(target_shape) if isinstance(target_shape, Iterable) else (target_shape,)
         if sizes.count(-1) > 1 or not all(is_integer(n) and (n >= 1 or n == -1) for n in sizes):
             raise ArgumentError(
@@ -41,8 +42,8 @@ class Reshape(Layer):
 class Flatten(Reshape):
     """(N, *shape) → (N, features), in row-major order."""
 
-    def __init__(self) -> None:
-        super().__init__((-1,))
+    def __init__(self, *, name: str | None = None) -> None:
+        super().__init__((-1,), name=name)
 
 
 class Permute(Layer):
@@ -50,7 +51,8 @@ class Permute(Layer):
 
     accepts_integers = None
 
-    def __init__(self, axes: Sequence[int]) -> None:
+    def __init__(self, axes: Sequence[int], *, name: str | None = None) -> None:
+        super().__init__(name=name)
         given = tuple(axes) if isinstance(axes, Iterable) else (axes,)
         self.axes = tuple(integer(self, "each of the axes", axis, at_least=0) for axis in given)
         if sorted(self.axes) != list(range(len(self.axes))):
@@ -80,7 +82,8 @@ class Rescale(Layer):
 
     accepts_integers = True
 
-    def __init__(self, scale: float, offset: float = 0.0) -> None:
+    def __init__(self, scale: float, offset: float = 0.0, *, name: str | None = None) -> None:
+        super().__init__(name=name)
         self.scale, self.offset = number(self, "scale", scale), number(self, "offset", offset)
 
     def forward(self, x: Array) -> Array:

@@ -1,6 +1,8 @@
 """Export models to ONNX files and import them: `pip install "xpnet[onnx]"`."""
 
-from xpnet.errors import MissingPackageError
+from typing import TYPE_CHECKING
+
+from xpnet.errors import MissingPackageError, module_attributes
 
 try:
     import onnx as onnx
@@ -13,3 +15,6 @@ from xpnet.onnx.exporting import export_onnx
 from xpnet.onnx.importing import import_onnx
 
 __all__ = ["export_onnx", "import_onnx"]
+
+if not TYPE_CHECKING:  # a type checker that sees __getattr__ accepts every name, misspelled ones too
+    __getattr__, __dir__ = module_attributes(__name__, __all__)

@@ -5,6 +5,9 @@ window and do not use pyplot, so they work without a display: `plots.curves(hist
 see a window, pass an `ax` from `pyplot.subplots()`.
 """
 
+from typing import TYPE_CHECKING
+
+from xpnet.errors import module_attributes
 from xpnet.plots.common import COLORS, MARKERS  # first, because it raises MissingPackageError without matplotlib
 from xpnet.plots.functions import activation, descent
 from xpnet.plots.images import filters, image_grid
@@ -14,3 +17,6 @@ from xpnet.plots.training import confusion_matrix, curves
 
 __all__ = ["COLORS", "MARKERS", "activation", "confusion_matrix", "cost_surface", "curves",
            "decision_boundary", "descent", "filters", "image_grid", "network"]  # fmt: skip
+
+if not TYPE_CHECKING:  # a type checker that sees __getattr__ accepts every name, misspelled ones too
+    __getattr__, __dir__ = module_attributes(__name__, __all__)

@@ -133,10 +133,13 @@ def _built_in() -> list[type[Configured]]:
 def _encode(value: Any) -> Any:
     if isinstance(value, Configured):
         config = {name: _encode(item) for name, item in value.get_config().items()}
+        if isinstance(value, layers.Layer) and value.name is not None:
+            config["name"] = value.name  # a get_config of one's own may leave it out
         built_in = type(value) in _built_in()
         if not built_in and isinstance(value, layers.Sequential) and type(value).__module__.startswith("xpnet."):
             # A nested model is saved as a plain container.
-            return {"class": "Sequential", "config": {"layers": config["layers"]}}
+            config = {name: config[name] for name in ("layers", "name") if name in config}
+            return {"class": "Sequential", "config": config}
         custom = "" if built_in else "custom "
         return {"class": custom + type(value).__name__, "config": config}
     if isinstance(value, list | tuple):

@@ -268,19 +268,19 @@ def test_moments_and_sum_products_equal_numpy(guarded, rng, shape, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", MATRICES)
 def test_scale_shift_and_combine_equal_the_reference(guarded, rng, shape, dtype):
-    g, x, (a, b, c) = numbers(rng, shape, dtype), numbers(rng, shape, dtype), numbers(rng, (3, shape[1]), dtype)
+    g, x, (a, b, c, m) = numbers(rng, shape, dtype), numbers(rng, shape, dtype), numbers(rng, (4, shape[1]), dtype)
     device_array = guarded(shape, dtype, x)
-    device_a, device_b, device_c = (guarded(shape[1:], dtype, v) for v in (a, b, c))
-    want = REFERENCE.scale_shift(x, a, b, np.empty_like(x))
+    device_a, device_b, device_c, device_m = (guarded(shape[1:], dtype, v) for v in (a, b, c, m))
+    want = REFERENCE.scale_shift(x, m, a, b, np.empty_like(x))
     assert_close(
         guarded.backend,
-        guarded.backend.scale_shift(device_array, device_a, device_b, guarded(shape, dtype)),
+        guarded.backend.scale_shift(device_array, device_m, device_a, device_b, guarded(shape, dtype)),
         want,
         dtype,
     )
-    want = REFERENCE.combine(g, a, x, b, c, np.empty_like(x))
+    want = REFERENCE.combine(g, a, x, m, b, c, np.empty_like(x))
     got = guarded.backend.combine(
-        guarded(shape, dtype, g), device_a, device_array, device_b, device_c, guarded(shape, dtype)
+        guarded(shape, dtype, g), device_a, device_array, device_m, device_b, device_c, guarded(shape, dtype)
     )
     assert_close(guarded.backend, got, want, dtype)
 

@@ -355,19 +355,19 @@ def add_to_rows(a: Any, row: Any) -> None:
 
 
 @_compiled
-def scale_shift(x: Any, scale: Any, shift: Any, out: Any) -> None:
+def scale_shift(x: Any, center: Any, scale: Any, shift: Any, out: Any) -> None:
     rows, columns = x.shape
     for i in range(rows):
         for j in range(columns):
-            out[i, j] = x[i, j] * scale[j] + shift[j]
+            out[i, j] = (x[i, j] - center[j]) * scale[j] + shift[j]
 
 
 @_compiled
-def combine(g: Any, a: Any, x: Any, b: Any, c: Any, out: Any) -> None:
+def combine(g: Any, a: Any, x: Any, center: Any, b: Any, c: Any, out: Any) -> None:
     rows, columns = g.shape
     for i in range(rows):
         for j in range(columns):
-            out[i, j] = g[i, j] * a[j] + x[i, j] * b[j] + c[j]
+            out[i, j] = g[i, j] * a[j] + (x[i, j] - center[j]) * b[j] + c[j]
 
 
 # Sums over many rows: blocks of rows are summed in the matrix's dtype, and the sums of the blocks in float64.

@@ -121,18 +121,19 @@ KERNEL add_to_rows(const real* row, Index n, Index columns, real* out) {
     FOR_EACH(i, n) out[i] += row[remainder_of(i, columns)];
 }
 
-KERNEL scale_shift(const real* x, const real* scale, const real* shift, Index n, Index columns, real* out) {
+KERNEL scale_shift(const real* x, const real* center, const real* scale, const real* shift, Index n, Index columns,
+                   real* out) {
     FOR_EACH(i, n) {
         Index j = remainder_of(i, columns);
-        out[i] = x[i] * scale[j] + shift[j];
+        out[i] = (x[i] - center[j]) * scale[j] + shift[j];
     }
 }
 
-KERNEL combine(const real* g, const real* a, const real* x, const real* b, const real* c, Index n, Index columns,
-               real* out) {
+KERNEL combine(const real* g, const real* a, const real* x, const real* center, const real* b, const real* c, Index n,
+               Index columns, real* out) {
     FOR_EACH(i, n) {
         Index j = remainder_of(i, columns);
-        out[i] = g[i] * a[j] + x[i] * b[j] + c[j];
+        out[i] = g[i] * a[j] + (x[i] - center[j]) * b[j] + c[j];
     }
 }
 
@@ -226,10 +227,10 @@ KERNEL normalize_rows_grad(const real* grad, const real* normal, const real* sig
                            real* out) {
     FOR_EACH_ROW(i, rows) {
         const real *g = grad + i * columns, *x = normal + i * columns;
-        double sum = 0, products = 0;
+        double sum = 0, products = 0, first = g[0];
         FOR_EACH_COLUMN(j, columns) {
             sum += g[j];
-            products += (double)g[j] * x[j];
+            products += (g[j] - first) * x[j];  // mean(first · x̂) is 0, but not for a rounded x̂
         }
         double mean = over_block(sum, Add()) / columns, slope = over_block(products, Add()) / columns;
         FOR_EACH_COLUMN(j, columns) out[i * columns + j] = (g[j] - mean - x[j] * slope) / sigma[i];

@@ -32,15 +32,17 @@ class ElementwiseOperators(Device):
         a += row
         return a
 
-    def scale_shift(self, x: Array, scale: Array, shift: Array, out: Array) -> Array:
-        """out[i, j] = x[i, j] · scale[j] + shift[j]. out may be x."""
-        self.xp.multiply(x, scale, out=out)
+    def scale_shift(self, x: Array, center: Array, scale: Array, shift: Array, out: Array) -> Array:
+        """out[i, j] = (x[i, j] - center[j]) · scale[j] + shift[j]: x near center keeps its digits. out may be x."""
+        self.xp.subtract(x, center, out=out)
+        out *= scale
         out += shift
         return out
 
-    def combine(self, g: Array, a: Array, x: Array, b: Array, c: Array, out: Array) -> Array:
-        """out[i, j] = g[i, j] · a[j] + x[i, j] · b[j] + c[j]. out overlaps neither g nor x."""
-        self.xp.multiply(x, b, out=out)
+    def combine(self, g: Array, a: Array, x: Array, center: Array, b: Array, c: Array, out: Array) -> Array:
+        """out[i, j] = g[i, j] · a[j] + (x[i, j] - center[j]) · b[j] + c[j]. out overlaps neither g nor x."""
+        self.xp.subtract(x, center, out=out)
+        out *= b
         out += c
         out += g * a
         return out

@@ -52,9 +52,13 @@ class RowOperators(Device):
         return sums
 
     def normalize_rows(self, x: Array, epsilon: float, out: Array, sigma: Array) -> Array:
-        """out = (x - μ) / σ, with the mean μ and σ = √(variance + epsilon) of each row; sigma (rows, 1) = σ."""
+        """out = (x - μ) / σ, with the mean μ and σ = √(variance + epsilon) of each row; sigma (rows, 1) = σ.
+
+        The mean is taken of x - x[:, 0]: of a row of large equal numbers, the rounded mean of x would differ from them.
+        """
         xp = self.xp
-        xp.subtract(x, xp.mean(x, axis=-1, keepdims=True), out=out)
+        xp.subtract(x, x[:, :1], out=out)
+        out -= xp.mean(out, axis=-1, keepdims=True)
         sigma[...] = xp.mean(xp.square(out), axis=-1, keepdims=True)
         sigma += epsilon
         xp.sqrt(sigma, out=sigma)
@@ -64,9 +68,10 @@ class RowOperators(Device):
     def normalize_rows_grad(self, grad: Array, normal: Array, sigma: Array, out: Array) -> Array:
         """The gradient of `normalize_rows`, x̂ = normal: out = (g - mean(g) - x̂ · mean(g · x̂)) / σ. out may be grad."""
         xp = self.xp
-        products = grad * normal
+        xp.subtract(grad, grad[:, :1].copy(), out=out)  # as in normalize_rows; a copy, since out may be grad
+        out -= xp.mean(out, axis=-1, keepdims=True)
+        products = out * normal  # has the same mean as g · x̂, since mean(x̂) = 0
         mean_product = xp.mean(products, axis=-1, keepdims=True)
-        xp.subtract(grad, xp.mean(grad, axis=-1, keepdims=True), out=out)
         out -= xp.multiply(normal, mean_product, out=products)
         out /= sigma
         return out
