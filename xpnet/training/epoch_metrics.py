@@ -127,7 +127,7 @@ class EpochMetrics:
             raise ArgumentError(f"its batches of this epoch do not have {samples} samples.")
         if not (steps.shape == (3, len(sizes)) and steps.dtype.kind == "f"):
             raise ArgumentError(f"its sums of the batches have shape {steps.shape}, not {(3, len(sizes))}.")
-        if not (weighted.shape == () and weighted.dtype.kind == "b"):
+        if not (weighted.shape in ((), (len(sizes),)) and weighted.dtype.kind == "b"):
             raise ArgumentError(f"its sums of the epoch are weighted or not, but say {weighted!r:.100}.")
         for metric in self._metrics:
             sums, own = state.get(f"metric {metric.name}"), like.get(metric.name)
