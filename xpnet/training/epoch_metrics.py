@@ -140,7 +140,7 @@ class EpochMetrics:
     def load_state_dict(self, state: Mapping[str, numpy.ndarray[Any, Any]]) -> None:
         """Restore what `state_dict` returned."""
         asarray = self._model.backend.asarray
-        self._sizes, self._has_weights = state["sizes"].astype(int).tolist(), bool(state["weighted"])
+        self._sizes, self._has_weights = state["sizes"].astype(int).tolist(), bool(state["weighted"].any())
         batch_sums = numpy.zeros((3, max(self.batch_sums.shape[1], 2 * self.batches)))
         batch_sums[:, : self.batches] = state["steps"]
         self.batch_sums = asarray(batch_sums)
