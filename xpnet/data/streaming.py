@@ -343,8 +343,8 @@ def _placed(where: str) -> Iterator[None]:
 def _as_batch(batch: Any) -> list[HostArray]:
     if not isinstance(batch, list | tuple) or len(batch) not in (2, 3):
         raise ArgumentTypeError(f"Stream: each batch must be (x, y) or (x, y, weight), not {type(batch).__name__}.")
-    given = [a for a in batch if a is not None or len(batch) < 3]
-    arrays = [host_array(a, f"{name} of a batch") for name, a in zip(("x", "y", "weight"), given, strict=False)]
+    named = zip(("x", "y", "weight"), batch, strict=False)
+    arrays = [host_array(a, f"{name} of a batch") for name, a in named if a is not None or name != "weight"]
     if arrays[0].ndim == 0 or len(arrays[0]) == 0:
         raise DataError("Stream: a batch is empty.")
     return arrays
