@@ -1,6 +1,7 @@
 """Estimators: scikit-learn's estimator checks, pipelines and grid searches."""
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from sklearn.preprocessing import StandardScaler  # noqa: E402
 from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
 
 from xpnet import layers, optimizers  # noqa: E402
-from xpnet.errors import ArgumentError  # noqa: E402
+from xpnet.errors import ArgumentError, DataError  # noqa: E402
 from xpnet.estimators import XPClassifier, XPRegressor  # noqa: E402
 
 pytestmark = [
@@ -194,3 +195,14 @@ def test_the_classifier_is_as_accurate_as_mlpclassifier_on_digits():
     )
     print(f"XPClassifier {own:.4f}, MLPClassifier {theirs:.4f}")
     assert own > theirs - 0.01
+
+
+def test_predictions_of_nan_outputs_are_refused():
+    X, y = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 2
+    for estimator in (XPClassifier((3,)), XPRegressor((3,))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            estimator.set_params(max_iter=1).fit(X, y)
+        estimator.model_.parameters[0].value[...] = np.nan
+        with pytest.raises(DataError, match="outputs for some samples of X are NaN"):
+            estimator.predict(X)
