@@ -119,9 +119,13 @@ def tests_oldest_numpy(session: nox.Session) -> None:
 
 @nox.session
 def tutorials(session: nox.Session) -> None:
-    """Run all tutorial programs, print their comparisons, and write the pictures of docs/tutorials.md."""
+    """Run all tutorial programs, print their comparisons, and write their pictures into a temporary folder.
+
+    `nox -s tutorials -- --plots docs/pictures` replaces those of docs/tutorials.md. The picture of loops_and_matrices
+    shows measured times, and so is never the same.
+    """
     session.install(".[plots]")
-    session.run("python", "-m", "examples.tutorials", "--plots", "docs/pictures", *session.posargs)
+    session.run("python", "-m", "examples.tutorials", "--plots", session.create_tmp(), *session.posargs)
 
 
 @nox.session

@@ -3,6 +3,7 @@
 import inspect
 import pickle
 import signal
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -28,7 +29,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
 
 import xpnet  # noqa: E402
 from xpnet import estimators, layers, optimizers  # noqa: E402
-from xpnet.errors import ArgumentError, DivergenceError  # noqa: E402
+from xpnet.errors import ArgumentError, DataError, DivergenceError  # noqa: E402
 from xpnet.estimators import XPClassifier, XPRegressor  # noqa: E402
 
 pytestmark = [
@@ -674,3 +675,14 @@ def test_the_classifier_is_as_accurate_as_mlpclassifier_on_digits():
     )
     print(f"XPClassifier {own:.4f}, MLPClassifier {theirs:.4f}")
     assert own > theirs - 0.01
+
+
+def test_predictions_of_nan_outputs_are_refused():
+    X, y = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 2
+    for estimator in (XPClassifier((3,)), XPRegressor((3,))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            estimator.set_params(max_iter=1).fit(X, y)
+        estimator.model_.parameters[0].value[...] = np.nan
+        with pytest.raises(DataError, match="outputs for some samples of X are NaN"):
+            estimator.predict(X)

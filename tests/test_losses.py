@@ -428,3 +428,25 @@ def test_a_logit_of_minus_infinity_for_another_class_adds_no_loss(backend, targe
     for ell, gradient in ((per_sample, grad), (loss.samples(backend, outputs, y), loss.gradient(backend, outputs, y))):
         np.testing.assert_allclose(backend.to_numpy(ell), np.log([2, 2]), rtol=1e-12)
         np.testing.assert_allclose(backend.to_numpy(gradient), [[-0.5, 0.5, 0], [0, -0.5, 0.5]], rtol=1e-12)
+
+
+# Logarithms of probabilities that round to 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_logits_that_differ_by_a_thousand_have_finite_losses(backend, dtype):
+    logits, labels = np.array([[0.0, 1000.0], [1000.0, 0.0], [-1000.0, 1000.0]], dtype), np.array([0, 0, 0])
+    device = [backend.asarray(a) for a in (logits, labels, np.eye(2, dtype=dtype)[labels])]
+    loss = losses.SoftmaxCrossEntropy()
+    for targets in device[1:]:
+        np.testing.assert_array_equal(backend.to_numpy(loss.samples(backend, device[0], targets)), [1000, 0, 2000])
+        each, grad = loss.samples_and_gradient(backend, device[0], targets)
+        np.testing.assert_array_equal(backend.to_numpy(each), [1000, 0, 2000])
+        np.testing.assert_array_equal(backend.to_numpy(grad), [[-1, 1], [0, 0], [-1, 1]])
+    log_p = backend.to_numpy(backend.log_softmax(device[0]))
+    np.testing.assert_array_equal(log_p, [[-1000, 0], [0, -1000], [-2000, 0]])
+    yes = backend.asarray(np.array([[1.0], [0.0], [1.0]], dtype))
+    z = backend.asarray(np.array([[-1000.0], [1000.0], [1000.0]], dtype))
+    np.testing.assert_array_equal(
+        backend.to_numpy(losses.BinaryCrossEntropy().samples(backend, z, yes)), [1000, 1000, 0]
+    )

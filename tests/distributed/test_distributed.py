@@ -57,6 +57,7 @@ KINDS = {
     "defaults": {},
     "in order": {"shuffle": False},
     "accumulated": {"accumulate": 3},
+    "scores of all outputs": {"metrics": ["auc", "log_loss", "cohen_kappa", "f1"], "validation_data": (X[:50], Y[:50])},
     "sample weights": {"sample_weight": np.linspace(0.0, 2, 203)},
     "class weights": {"class_weight": {3: 5.0}},
     "a loss that sums": {"y": np.eye(10)[Y], "loss": losses.HalfSquaredError("sum"), "optimizer": optimizers.SGD(1e-3)},

@@ -379,6 +379,15 @@ def test_all_programs_write_their_pictures(tmp_path):
     assert pictures.keys() == {path.name for path in (GALLERY.parent / "pictures").iterdir()}
 
 
+def test_pictures_do_not_depend_on_the_run(tmp_path):
+    pytest.importorskip("matplotlib")
+    for folder in ("one", "two"):
+        done = start(TUTORIALS / "weight_and_bias.py", "--backend", "cpu", "--plots", tmp_path / folder)
+        assert (done.returncode, done.stderr) == (0, "")
+    one, two = ((tmp_path / folder / "weight_and_bias.png").read_bytes() for folder in ("one", "two"))
+    assert one == two
+
+
 def test_the_folder_can_be_run_as_a_program():
     done = start("examples/tutorials", "--help")
     assert (done.returncode, done.stderr) == (0, "")

@@ -74,6 +74,24 @@ def test_curves_of_several_keys_have_different_colors():
     assert [line.get_color() for line in ax.lines] == [plots.COLORS[0], plots.COLORS[0], plots.COLORS[1]]
 
 
+def test_validation_values_are_drawn_once_however_they_are_named():
+    history = {**HISTORY, "val_accuracy": [0.6, 0.7, 0.75]}
+    for keys in (["accuracy", "val_accuracy"], ["val_accuracy", "accuracy"], ["accuracy"], ["accuracy", "accuracy"]):
+        ax = plots.curves(history, keys)
+        assert legend(ax) == ["training accuracy", "validation accuracy"]
+        assert ax.get_ylabel() == "accuracy"
+    (line,) = plots.curves(history, "val_accuracy").lines
+    assert (line.get_label(), line.get_linestyle()) == ("validation accuracy", "--")
+    np.testing.assert_array_equal(line.get_ydata(), history["val_accuracy"])
+    several = plots.curves({"a": history}, ["loss", "val_accuracy"])
+    assert legend(several) == ["a, loss", "a, loss, validation", "a, accuracy, validation"]
+
+
+def test_the_learning_rate_is_drawn_only_if_it_is_named():
+    history = {**HISTORY, "learning_rate": [0.1] * len(HISTORY["loss"])}
+    assert not any("rate" in text for text in legend(plots.curves(history)))
+
+
 def test_curves_take_what_fit_returns():
     model = xpnet.Sequential([xpnet.layers.Dense(2)], input_shape=(3,), backend="cpu")
     history = model.fit(np.eye(3), [0, 1, 0], epochs=1, verbose=0)
@@ -120,6 +138,55 @@ def test_confusion_matrix_shows_counts_and_class_names():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["ant", "bee", "dragonfly"]
     np.testing.assert_allclose(ax.images[0].get_array(), [[5 / 6, 1 / 6, 0], [2 / 9, 7 / 9, 0], [0, 0, 0]])
     assert drawn(ax.figure)
+
+
+def numbers_in(ax):
+    """The counts that a confusion matrix shows, {(row, column): text}."""
+    return {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in ax.texts}
+
+
+def test_confusion_matrix_of_true_and_predicted_classes():
+    true, predicted = [0, 1, 2, 0, 1, 2], [0, 2, 1, 0, 0, 1]
+    want = {(0, 0): "2", (1, 0): "1", (1, 2): "1", (2, 1): "2"}
+    text = [np.array(["ant", "bee", "cat"])[a] for a in (true, predicted)]
+    for ax in (
+        plots.confusion_matrix(true, predicted),
+        plots.confusion_matrix(y_true=true, y_pred=predicted),
+        plots.confusion_matrix(np.array(true, np.uint8)[:, None], np.eye(3)[predicted]),
+        plots.confusion_matrix(*text),
+        plots.confusion_matrix(true, np.array(predicted, float), class_names=["ant", "bee", "cat"]),
+    ):
+        assert numbers_in(ax) == want
+    assert [t.get_text() for t in plots.confusion_matrix(true, predicted).get_yticklabels()] == ["0", "1", "2"]
+    assert [t.get_text() for t in plots.confusion_matrix(*text).get_yticklabels()] == ["ant", "bee", "cat"]
+    ordered = plots.confusion_matrix(*text, class_names=["cat", "bee", "ant", "dog"])
+    assert numbers_in(ordered) == {(2, 2): "2", (1, 2): "1", (1, 0): "1", (0, 1): "2"}
+    assert [t.get_text() for t in ordered.get_xticklabels()] == ["cat", "bee", "ant", "dog"]
+    assert numbers_in(plots.confusion_matrix([3, 7], [7, 7], class_names=None)) == {(0, 1): "1", (1, 1): "1"}
+    assert numbers_in(plots.confusion_matrix([[1, 0], [2, 3]], class_names=["no", "yes"])) == {
+        (0, 0): "1", (1, 0): "2", (1, 1): "3"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((), {}, ArgumentError, "give counts"),
+        (([0, 1],), {}, ShapeError, r"y_true \(2,\) and y_pred \(0,\)"),
+        (([0, 1], [0]), {}, ShapeError, r"y_true \(2,\) and y_pred \(1,\)"),
+        (([0, 1], [0, 0.5]), {}, DataError, "y_pred must be classes"),
+        (([0, float("nan")], [0, 1]), {}, DataError, "y_true must be classes"),
+        (([0, 1], [[float("nan"), 1], [0, 1]]), {}, DataError, "y_pred contains NaN"),
+        (([0, 1], ["a", "b"]), {}, ArgumentTypeError, "both be numbers, or both be text"),
+        (([0, 3], [0, 1]), {"class_names": ["a", "b"]}, DataError, "the class 3 is none of the 2 classes"),
+        (([0, 1], [0, 1]), {"y_pred": [0, 1]}, ArgumentError, "counts, or y_true and y_pred"),
+        ((np.eye(2), ["a", "b"]), {"class_names": ["a", "b"]}, ArgumentError, "give one of them"),
+        ((np.ma.masked_array([0, 1], [0, 1]), [0, 1]), {}, ArgumentTypeError, "masked arrays"),
+    ],
+)
+def test_confusion_matrix_refuses_classes_that_do_not_fit(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        plots.confusion_matrix(*arguments, **options)
 
 
 def test_confusion_matrix_of_many_classes_has_no_numbers():

@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator
 
+from xpnet.backends import get_backend
 from xpnet.config import flag
-from xpnet.errors import ShapeError, unknown_name
+from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, unknown_name
 from xpnet.plots.common import COLORS, axes_or_new, on_host
 
 _MOST_MARKED_EPOCHS = 50
@@ -23,7 +24,8 @@ def curves(
     """Learning curves: values of a history by epoch, and its validation values as dashed lines in the same colors.
 
     history: what `fit` returned, or several by name, {"lr 0.5": history, "lr 5": history}.
-    keys: one name or several, such as "loss" or ("precision", "recall"). logy: whether the y axis is logarithmic.
+    keys: one name or several, such as "loss" or ("precision", "recall"). The validation values of a key are drawn
+    without being named; "val_loss" alone draws only them. logy: whether the y axis is logarithmic.
     """
     flag("", "logy", logy)
     keys = [keys] if isinstance(keys, str) else list(keys)
@@ -33,19 +35,23 @@ def curves(
         for key in keys:
             if key not in run:
                 raise unknown_name("history key", key, run)
+    keys = [
+        key for key in dict.fromkeys(keys) if key.removeprefix("val_") == key or key.removeprefix("val_") not in keys
+    ]
     ax = axes_or_new(ax)
     for i, ((title, run), key) in enumerate(itertools.product(runs.items(), keys)):
-        color, name = COLORS[i % len(COLORS)], key.replace("_", " ")
+        measure = key.removeprefix("val_")
+        color, name = COLORS[i % len(COLORS)], measure.replace("_", " ")
         label = name if not several else title if len(keys) == 1 else f"{title}, {name}"
-        lines = [(key, label if several else f"training {name}", "-")]
-        if f"val_{key}" in run:
-            lines.append((f"val_{key}", f"{label}, validation" if several else f"validation {name}", "--"))
+        lines = [] if key != measure else [(key, label if several else f"training {name}", "-")]
+        if f"val_{measure}" in run:
+            lines.append((f"val_{measure}", f"{label}, validation" if several else f"validation {name}", "--"))
         for source, text, style in lines:
             values = run[source]
             # A single epoch makes no line, so points are needed; many points would only thicken the line.
             marker = "." if len(values) <= _MOST_MARKED_EPOCHS else ""
             ax.plot(range(1, len(values) + 1), values, style, color=color, label=text, marker=marker)
-    ax.set(xlabel="epoch", ylabel=", ".join(key.replace("_", " ") for key in keys))
+    ax.set(xlabel="epoch", ylabel=", ".join(key.removeprefix("val_").replace("_", " ") for key in keys))
     if logy:
         ax.set_yscale("log")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
@@ -54,13 +60,39 @@ def curves(
     return ax
 
 
-def confusion_matrix(counts: Any, labels: Sequence[Any] | None = None, ax: Axes | None = None) -> Axes:
-    """The counts (K, K) of `metrics.ConfusionMatrix`: one row per true class, one column per predicted class.
+def confusion_matrix(
+    counts: Any = None,
+    labels: Any = None,
+    ax: Axes | None = None,
+    *,
+    class_names: Sequence[Any] | None = None,
+    y_true: Any = None,
+    y_pred: Any = None,
+) -> Axes:
+    """How many samples of each true class (row) were predicted as which class (column).
 
-    Colors show shares of the true class, on a scale that keeps small shares, the mistakes, visible.
-    labels: the names of the K classes, by default their numbers. With more than 25 classes, only colors are shown.
+    confusion_matrix(counts): from the counts (K, K) of `metrics.ConfusionMatrix`.
+    confusion_matrix(y_true, y_pred): from true classes (N,) and predicted classes (N,), numbers or text, or the outputs
+    (N, K) of a classifier, of which the largest counts. The classes are then those that occur, in sorted order.
+    class_names, or `labels` beside counts: the names of the classes by number, by default the numbers themselves; with
+    classes that are text, the order in which they are shown.
+
+    Colors show shares of the true class, on a scale that keeps small shares, the mistakes, visible. With more than 25
+    classes, only colors are shown.
     """
+    if y_true is not None or y_pred is not None:
+        if counts is not None or labels is not None:
+            raise ArgumentError("confusion_matrix: give counts, or y_true and y_pred.")
+        counts, labels = y_true, y_pred
+    if counts is None:
+        raise ArgumentError("confusion_matrix: give counts (K, K), or y_true and y_pred, both (N,).")
     counts = on_host(counts)
+    if counts.ndim == 1 or (counts.ndim == 2 and counts.shape[1] == 1 and len(counts) > 1):
+        counts, labels = _counted(counts.reshape(-1), labels, class_names)
+    elif class_names is not None:
+        if labels is not None:
+            raise ArgumentError("confusion_matrix: labels and class_names are the same: give one of them.")
+        labels = class_names
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not len(counts):
         raise ShapeError(f"counts must have shape (K, K), a row and a column per class, not {counts.shape}.")
     classes = len(counts)
@@ -85,3 +117,40 @@ def confusion_matrix(counts: Any, labels: Sequence[Any] | None = None, ax: Axes 
         ax.set_yticks(range(classes), names)
     ax.set(xlabel="predicted class", ylabel="true class")
     return ax
+
+
+def _counted(true: Any, predicted: Any, class_names: Sequence[Any] | None) -> tuple[Any, list[Any]]:
+    """(the counts (K, K) of these true and predicted classes, the names of the K classes)."""
+    predicted = numpy.zeros(0) if predicted is None else on_host(predicted)
+    if predicted.ndim == 2 and predicted.shape[1] > 1:
+        if numpy.isnan(predicted).any():
+            raise DataError("confusion_matrix: y_pred contains NaN.")
+        predicted = predicted.argmax(axis=1)
+    if predicted.shape not in (true.shape, (*true.shape, 1)) or not len(true):
+        raise ShapeError(
+            f"confusion_matrix: y_true {true.shape} and y_pred {predicted.shape} must have one class per sample."
+        )
+    predicted = predicted.reshape(-1)
+    for name, classes in (("y_true", true), ("y_pred", predicted)):
+        if classes.dtype.kind == "f" and not (classes == numpy.round(classes)).all():
+            raise DataError(f"confusion_matrix: {name} must be classes, whole numbers or text, but some are not.")
+    text = [classes.dtype.kind in "OSU" for classes in (true, predicted)]
+    if any(text) and not all(text):
+        raise ArgumentTypeError("confusion_matrix: y_true and y_pred must both be numbers, or both be text.")
+    if all(text):
+        true, predicted = true.astype(str), predicted.astype(str)
+    found = numpy.unique(numpy.concatenate([true, predicted]))
+    names: list[Any] = [f"{value:.0f}" if value.dtype.kind == "f" else str(value) for value in found]
+    known: Any = found
+    if class_names is not None:
+        names = [str(name) for name in class_names]
+        known = numpy.array(names) if all(text) else numpy.arange(len(names))
+        missing = numpy.setdiff1d(found, known)
+        if len(missing):
+            raise DataError(
+                f"confusion_matrix: the class {missing[0]} is none of the {len(names)} classes of class_names; classes "
+                "that are numbers count from 0."
+            )
+    order = numpy.argsort(known, kind="stable")
+    rows, columns = (order[numpy.searchsorted(known[order], classes)] for classes in (true, predicted))
+    return get_backend("cpu").count_pairs(rows, columns, (len(names), len(names)), None), names
