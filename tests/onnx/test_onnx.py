@@ -173,7 +173,7 @@ def test_float64_models_are_exported_in_float32_or_float64(tmp_path, rng):
     imported = xpnet.import_onnx(path, "cpu")
     assert imported.dtype == "float64"
     np.testing.assert_allclose(imported.predict(x), model.predict(x), rtol=1e-12)
-    with pytest.raises(ArgumentError, match="dtype must be 'float32' or 'float64'"):
+    with pytest.raises(ArgumentError, match='dtype must be "float32" or "float64"'):
         xpnet.export_onnx(model, path, dtype="float16")
     model.parameters[0].value[0, 0] = 1e300
     with pytest.raises(ArgumentError, match="0.weight is too large for float32"):

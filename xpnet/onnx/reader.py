@@ -79,7 +79,7 @@ class Reader:
             self.producers |= dict.fromkeys(proto.output, node)
         output = self.values.get(self._output)
         if isinstance(output, UnsupportedError):
-            raise ArgumentError(str(output)) from output
+            raise output
         if not isinstance(output, Tensor):
             raise self.error("the output does not depend on the values of the input")
         if output.dtype.name not in ("float32", "float64"):
@@ -122,8 +122,8 @@ class Reader:
             raise self.error(f"the input must have an axis after the batch, and has the shape {shape}")
         if not all(isinstance(n, int) and n > 0 for n in sizes) or batch[0] == 0:
             raise self.error(f"the shape of the input must be fixed except for the batch, not {shape}")
-        dtype = numpy.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-        if not (dtype.isbuiltin == 1 and dtype.kind in "biuf"):
+        dtype = schemas.float_or_integer(tensor.elem_type)
+        if dtype is None:
             raise self.error(f"an input of type {schemas.type_name(tensor.elem_type)} is not supported")
         return batch[0] if isinstance(batch[0], int) else None, tuple(sizes), dtype
 
