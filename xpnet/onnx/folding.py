@@ -55,8 +55,11 @@ def _evaluate(node: "Node", inputs: dict[str, Any]) -> list[Constant]:
     outputs = [onnx.ValueInfoProto(name=name) for name in node.proto.output if name]
     graph = helper.make_graph([node.proto], "constants", [_info(n, a) for n, a in inputs.items()], outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", node.opset)])
-    with numpy.errstate(all="ignore"):
-        results = iter(ReferenceEvaluator(model).run(None, inputs))
+    try:
+        with numpy.errstate(all="ignore"):
+            results = iter(ReferenceEvaluator(model).run(None, inputs))
+    except Exception as error:  # of any class
+        raise node.error(f"cannot be computed from these constants: {error}") from error
     return [numpy.asarray(next(results) if name else 0) for name in node.proto.output]
 
 
