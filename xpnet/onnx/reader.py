@@ -185,7 +185,7 @@ class Node:
         given = [value for value in self.values if value is not None]
         converter, since = CONVERTERS.get(self.operator, (None, 0))
         if all(isinstance(value, numpy.ndarray | ShapeVector) for value in given) and self.operator != "Shape":
-            return folding.fold(self)
+            return folding.fold(self.proto, self.opset, self.values)
         first_error = next((value for value in given if isinstance(value, UnsupportedError)), None)
         if converter is None:
             raise first_error or self.error("is not supported")
