@@ -287,9 +287,11 @@ class Node:
         return self._reader.producers.get(self.proto.input[index]) if index < len(self.proto.input) else None
 
     def scalar(self, index: int) -> float | None:
-        """An input if it is one constant number, for patterns of several nodes."""
+        """An input if it is one constant number, which adds no axis, for patterns of several nodes."""
         value = self.values[index] if index < len(self.values) else None
-        return float(value.reshape(())) if isinstance(value, numpy.ndarray) and value.size == 1 else None
+        if isinstance(value, numpy.ndarray) and value.size == 1 and value.ndim <= 2:
+            return float(value.reshape(()))
+        return None
 
     def read_all_inputs(self) -> None:
         """Note that a pattern has read the inputs."""
