@@ -179,7 +179,7 @@ def test_float64_models_are_exported_in_float32_or_float64(tmp_path, rng):
     imported = xpnet.import_onnx(path, "cpu")
     assert imported.dtype == "float64"
     np.testing.assert_allclose(imported.predict(x), model.predict(x), rtol=1e-12)
-    with pytest.raises(ArgumentError, match="dtype must be 'float32' or 'float64'"):
+    with pytest.raises(ArgumentError, match='dtype must be "float32" or "float64"'):
         xpnet.export_onnx(model, path, dtype="float16")
     model.parameters[0].value[0, 0] = 1e300
     with pytest.raises(ArgumentError, match="0.weight is too large for float32"):
@@ -227,6 +227,20 @@ def test_missing_damaged_and_foreign_files_are_refused(tmp_path):
     (tmp_path / "cut").write_bytes((tmp_path / "m.onnx").read_bytes()[:-1000])
     with pytest.raises(FileError, match="cut: "):
         xpnet.import_onnx(tmp_path / "cut")
+
+
+def test_altered_files_raise_errors_of_xpnet(tmp_path, rng):
+    model = xpnet.Sequential([layers.Conv2D(2, 3), layers.BatchNorm(), layers.Flatten(), layers.Dense(2)], IMAGE, "cpu")
+    xpnet.export_onnx(model, tmp_path / "m.onnx")
+    content = (tmp_path / "m.onnx").read_bytes()
+    for _ in range(300):
+        altered = bytearray(content)
+        altered[rng.integers(len(altered))] = rng.integers(256)
+        (tmp_path / "altered").write_bytes(altered)
+        try:
+            xpnet.import_onnx(tmp_path / "altered", "cpu")  # a weight may differ
+        except (ArgumentError, FileError) as error:
+            assert "altered: " in str(error)
 
 
 def graph(tmp_path, nodes, constants=(), sample=("N", 4), outputs=("y",)):
@@ -306,6 +320,14 @@ def torch_nets():
         def forward(self, x):
             return torch.relu(self.stack(x) + self.skip(x))
 
+    class Skip(nn.Sequential):
+        def forward(self, x):
+            return x + super().forward(x)
+
+    class Normalize(nn.Module):
+        def forward(self, x):
+            return (x - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)
+
     class View(nn.Module):
         def forward(self, x):
             return x.view(x.size(0), -1)
@@ -318,15 +340,26 @@ def torch_nets():
         "views": ([nn.Conv2d(2, 4, 3), nn.ELU(), nn.AvgPool2d(2), View(), nn.BatchNorm1d(36), nn.Linear(36, 3)],
                   (2, 8, 8)),
         "residual": ([Block(3, 4), Block(4, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)], (3, 8, 8)),
+        "activations": ([nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 4), nn.Softplus(), nn.Linear(4, 3), nn.LayerNorm(3),
+                         nn.LeakyReLU(0.2)], (5, 6)),
+        "skip of flattened images": ([nn.Conv2d(3, 2, 3), nn.Flatten(), Skip(nn.Linear(72, 72)), nn.Linear(72, 3)],
+                                     (3, 8, 8)),
+        "skips in skips": ([Skip(Skip(nn.Conv2d(3, 3, 3, padding=1)), Skip(nn.ReLU(), nn.Conv2d(3, 3, 1))),
+                            nn.BatchNorm2d(3), nn.MaxPool2d(3, 2, 1)], (3, 8, 8)),
+        "channel constants": ([Normalize(), nn.Conv2d(3, 4, 3)], (3, 8, 8)),
         "upsampling": ([nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1, output_padding=1), nn.ReLU(),
                      nn.Upsample(scale_factor=2, mode="bilinear")], (3, 5, 6)),
     }  # fmt: skip
 
 
+TORCH_NETS = ["mlp", "cnn", "views", "residual", "activations", "skip of flattened images", "skips in skips",
+              "channel constants", "upsampling"]  # fmt: skip
+
+
 @pytest.mark.filterwarnings("ignore")  # the exporter gives many warnings
-@pytest.mark.parametrize("dynamo", [False, True])
-@pytest.mark.parametrize("name", ["mlp", "cnn", "views", "residual", "upsampling"])
-def test_a_network_of_pytorch_is_imported(tmp_path, name, dynamo):
+@pytest.mark.parametrize(("dynamo", "opset"), [(False, 11), (False, 16), (False, 20), (True, 18), (True, 20)])
+@pytest.mark.parametrize("name", TORCH_NETS)
+def test_a_network_of_pytorch_is_imported(tmp_path, name, dynamo, opset):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     if dynamo:
         pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -337,10 +370,10 @@ def test_a_network_of_pytorch_is_imported(tmp_path, name, dynamo):
     net.eval()
     path = tmp_path / "torch.onnx"
     if dynamo:
-        torch.onnx.export(net, (x,), path, dynamo=True, opset_version=20, external_data=False, verbose=False)
+        torch.onnx.export(net, (x,), path, dynamo=True, opset_version=opset, external_data=False, verbose=False)
     else:
         torch.onnx.export(
-            net, (x,), path, dynamo=False, opset_version=20, input_names=["x"], dynamic_axes={"x": {0: "N"}}
+            net, (x,), path, dynamo=False, opset_version=opset, input_names=["x"], dynamic_axes={"x": {0: "N"}}
         )
     model = xpnet.import_onnx(path, "cpu")
     images = len(shape) == 3

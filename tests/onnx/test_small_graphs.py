@@ -826,6 +826,28 @@ case("equal", "twice GELU", VECTOR, [*ERF, op("Mul", "f x")], 17, **GELU)
 case("operator Erf", "GELU of another scale", VECTOR, [*ERF, op("Mul", "x f")], 17, **GELU | {"root": np.float32(1.5)})
 case("operator Erf", "GELU of another offset", VECTOR, [*ERF, op("Mul", "x f")], 17, **GELU | {"one": TWO})
 case("operator Erf", "GELU times something else", VECTOR, [*ERF, op("Relu", "x", "r"), op("Mul", "r f")], 17, **GELU)
+case(
+    "operator Erf",
+    "GELU with more axes",
+    VECTOR,
+    [*ERF, op("Mul", "x f")],
+    17,
+    **GELU | {"one": np.ones((1, 1, 1), "f4")},
+)
+TANH = [
+    op("Mul", "k c", "kc"),
+    op("Add", "x kc", "i"),
+    op("Mul", "i beta", "u"),
+    op("Tanh", "u", "t"),
+    op("Add", "t one", "f"),
+    op("Mul", "x half", "h"),
+    op("Mul", "h f"),
+]
+BETA = {"beta": np.float32((2 / np.pi) ** 0.5), "k": np.float32(0.044715), "one": ONE, "half": HALF}
+CUBE, SQUARES = [op("Pow", "x three", "c")], [op("Mul", "x x", "q"), op("Mul", "x q", "c")]
+case("equal", "GELU by tanh with a power", VECTOR, [*CUBE, *TANH], 17, three=np.float32(3), **BETA)
+case("equal", "GELU by tanh with products", VECTOR, [*SQUARES, *TANH], 17, **BETA)
+case("operator Pow", "GELU by tanh with another power", VECTOR, [*CUBE, *TANH], 17, three=TWO, **BETA)
 SOFTPLUS = [op("Exp", "x", "e"), op("Add", "e one", "s"), op("Log", "s", "p")]
 case("equal", "Softplus by exp and log", VECTOR, [*SOFTPLUS, op("Identity", "p")], one=ONE)
 case(

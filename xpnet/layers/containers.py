@@ -34,13 +34,14 @@ class Sequential(Layer):
         if not self.layers:
             raise ArgumentError(f"{type(self).__name__}: give it at least one layer.")
         given: list[Any] = list(self.layers)
+        first = {id(layer): i for i, layer in reversed(list(enumerate(given)))}
         for i, layer in enumerate(given):
             if not isinstance(layer, Layer):
                 hint = "; did you mean an object, with ()?" if isinstance(layer, type) else "."
                 raise ArgumentTypeError(f"{type(self).__name__}: item {i} is {layer!r}, not a layer{hint}")
-            if any(layer is other for other in given[:i]):
+            if first[id(layer)] < i:
                 raise StateError(
-                    f"{type(self).__name__}: items {given.index(layer)} and {i} are the same {type(layer).__name__} "
+                    f"{type(self).__name__}: items {first[id(layer)]} and {i} are the same {type(layer).__name__} "
                     "object; a layer object can be used only once. Make a second layer."
                 )
         self._keys()

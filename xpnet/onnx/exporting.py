@@ -60,7 +60,7 @@ def export_onnx(
     shape = model.input_shape
     if flag("", "channels_first", channels_first) and len(shape) != 3:
         raise ArgumentError(f"channels_first=True is for models of images (H, W, channels), not of inputs {shape}.")
-    graph = _Graph(model, choice("", "dtype", dtype or "float32", ("float32", "float64")))
+    graph = _Graph(model, choice("", "dtype", "float32" if dtype is None else dtype, ("float32", "float64")))
     needed = numpy.dtype("int64") if isinstance(_first_layer(model), layers.Embedding) else graph.dtype
     try:
         x_dtype = needed if input_dtype is None else numpy.dtype(input_dtype)

@@ -6,10 +6,10 @@ from typing import Any
 import onnx
 
 from xpnet import layers
-from xpnet.errors import FileError
+from xpnet.errors import ArgumentError, FileError
 from xpnet.model import Sequential
 from xpnet.onnx import operators  # noqa: F401  # registers the operators in reader.CONVERTERS
-from xpnet.onnx.reader import Reader
+from xpnet.onnx.reader import Reader, UnsupportedError
 from xpnet.onnx.simplifying import simplified
 from xpnet.onnx.tensors import Constant, LoadedLayer
 
@@ -31,8 +31,11 @@ def import_onnx(path: Any, backend: Any = "auto") -> Sequential:
     except Exception as error:  # protobuf raises its own errors
         raise FileError(f"{path}: this is not an ONNX file: {error}") from error
     _relax(file)
-    reader = Reader(path, file)
-    output = reader.read()  # names what is not supported before the checker calls it invalid
+    try:
+        reader = Reader(path, file)
+        output = reader.read()  # names what is not supported before the checker calls it invalid
+    except UnsupportedError as error:
+        raise ArgumentError(str(error)) from None
     nodes = list(reader.nodes)
     del file.graph.node[:]
     file.graph.node.extend(nodes)  # without those that the output does not depend on

@@ -5,13 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy
-from onnx import helper
 
 from xpnet import layers
 from xpnet.errors import ArgumentError
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
-from xpnet.onnx import patterns
+from xpnet.onnx import patterns, schemas
 from xpnet.onnx.reader import Node, Value, converts
 from xpnet.onnx.tensors import (
     BATCH,
@@ -91,11 +90,11 @@ def _dropout(node: Node) -> Tensor:
 @converts("Cast", "CastLike")
 def _cast(node: Node) -> Tensor:
     if node.operator == "Cast":
-        dtype = numpy.dtype(helper.tensor_dtype_to_np_dtype(int(node.attribute("to"))))
+        dtype = schemas.float_or_integer(node.attribute("to"))
     else:
-        like = node.value(1)
-        assert like is not None
-        dtype = like.dtype
+        dtype = None if (like := node.value(1)) is None else like.dtype
+    if dtype is None:
+        raise node.error("to this type is not supported")
     node.ignore("saturate", "round_mode")  # both are for 8 bits
     x = node.tensor()
     try:

@@ -32,20 +32,46 @@ class _Input(NamedTuple):
 
 
 def product(node: Node) -> Tensor | None:
-    """At its multiplication: SiLU, x · σ(x), or GELU, x · (1 + erf(x / √2)), which may have other factors."""
+    """At its multiplication: SiLU, x · σ(x), or GELU, x · 2 Φ(x), which may have other factors."""
     for a, b in ((_Input(node, 0), _Input(node, 1)), (_Input(node, 1), _Input(node, 0))):
         sigmoid = _source(b, "Sigmoid")
         if sigmoid and a.tensor and a.equals(_Input(sigmoid, 0)):
             return a.tensor.add(layers.SiLU())
-        for one_plus_erf, outer in _factors(b):
-            erf = _source(_other_term(one_plus_erf, 1.0), "Erf")
-            for x, inner in _factors(_Input(erf, 0)) if erf else ():
-                if x.tensor and math.isclose(inner, math.sqrt(0.5), rel_tol=1e-6):
-                    for same, factor in _factors(a):
-                        if same.equals(x):
-                            gelu, rest = x.tensor.add(layers.GELU()), 2.0 * outer * factor
-                            return gelu if rest == 1 else gelu.add(layers.Rescale(rest))
+        for double_phi, outer in _factors(b):
+            for x, approximate in _gelu(double_phi):
+                for same, factor in _factors(a):
+                    if same.equals(x) and x.tensor:
+                        gelu, rest = x.tensor.add(layers.GELU(approximate)), 2.0 * outer * factor
+                        return gelu if rest == 1 else gelu.add(layers.Rescale(rest))
     return None
+
+
+def _gelu(double_phi: _Input) -> Iterator[tuple[_Input, str]]:
+    """(x, approximate) for a value of 1 + erf(x / √2), or of 1 + tanh(√(2/π) (x + 0.044715 x³))."""
+    function = _other_term(double_phi, 1.0)
+    erf, tanh = _source(function, "Erf"), _source(function, "Tanh")
+    for x, factor in _factors(_Input(erf, 0)) if erf else ():
+        if math.isclose(factor, math.sqrt(0.5), rel_tol=1e-6):
+            yield x, "none"
+    for inner, factor in _factors(_Input(tanh, 0)) if tanh else ():
+        add = _source(inner, "Add")
+        if add and math.isclose(factor, math.sqrt(2.0 / math.pi), rel_tol=1e-6):
+            for x, cubic in ((_Input(add, 0), _Input(add, 1)), (_Input(add, 1), _Input(add, 0))):
+                if any(math.isclose(k, 0.044715, rel_tol=1e-6) and _is_cube(cube, x) for cube, k in _factors(cubic)):
+                    yield x, "tanh"
+
+
+def _is_cube(value: _Input, x: _Input) -> bool:
+    """Whether value = x³, as a power or as a product."""
+    power, outer = _source(value, "Pow"), _source(value, "Mul")
+    if power is not None:
+        return power.scalar(1) == 3 and _Input(power, 0).equals(x)
+    for i in (0, 1) if outer else ():
+        assert outer is not None
+        inner = _source(_Input(outer, 1 - i), "Mul")
+        if inner and all(factor.equals(x) for factor in (_Input(outer, i), _Input(inner, 0), _Input(inner, 1))):
+            return True
+    return False
 
 
 def logarithm(node: Node) -> Tensor | None:

@@ -79,7 +79,7 @@ class Reader:
             self.producers |= dict.fromkeys(proto.output, node)
         output = self.values.get(self._output)
         if isinstance(output, UnsupportedError):
-            raise ArgumentError(str(output)) from output
+            raise output
         if not isinstance(output, Tensor):
             raise self.error("the output does not depend on the values of the input")
         if output.dtype.name not in ("float32", "float64"):
@@ -122,8 +122,8 @@ class Reader:
             raise self.error(f"the input must have an axis after the batch, and has the shape {shape}")
         if not all(isinstance(n, int) and n > 0 for n in sizes) or batch[0] == 0:
             raise self.error(f"the shape of the input must be fixed except for the batch, not {shape}")
-        dtype = numpy.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-        if not (dtype.isbuiltin == 1 and dtype.kind in "biuf"):
+        dtype = schemas.float_or_integer(tensor.elem_type)
+        if dtype is None:
             raise self.error(f"an input of type {schemas.type_name(tensor.elem_type)} is not supported")
         return batch[0] if isinstance(batch[0], int) else None, tuple(sizes), dtype
 
@@ -185,7 +185,7 @@ class Node:
         given = [value for value in self.values if value is not None]
         converter, since = CONVERTERS.get(self.operator, (None, 0))
         if all(isinstance(value, numpy.ndarray | ShapeVector) for value in given) and self.operator != "Shape":
-            return folding.fold(self)
+            return folding.fold(self.proto, self.opset, self.values)
         first_error = next((value for value in given if isinstance(value, UnsupportedError)), None)
         if converter is None:
             raise first_error or self.error("is not supported")
@@ -287,9 +287,11 @@ class Node:
         return self._reader.producers.get(self.proto.input[index]) if index < len(self.proto.input) else None
 
     def scalar(self, index: int) -> float | None:
-        """An input if it is one constant number, for patterns of several nodes."""
+        """An input if it is one constant number, which adds no axis, for patterns of several nodes."""
         value = self.values[index] if index < len(self.values) else None
-        return float(value.reshape(())) if isinstance(value, numpy.ndarray) and value.size == 1 else None
+        if isinstance(value, numpy.ndarray) and value.size == 1 and value.ndim <= 2:
+            return float(value.reshape(()))
+        return None
 
     def read_all_inputs(self) -> None:
         """Note that a pattern has read the inputs."""

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import numpy
 import onnx
 from onnx import helper
 
@@ -56,7 +57,18 @@ def type_of(dtype: Any) -> str:
 
 
 def type_name(element: int) -> str:
-    return f"tensor({onnx.TensorProto.DataType.Name(element).lower()})"
+    """A type of elements as the standard writes it."""
+    known = element in onnx.TensorProto.DataType.values()
+    return f"tensor({onnx.TensorProto.DataType.Name(element).lower() if known else element})"
+
+
+def float_or_integer(element: int) -> numpy.dtype[Any] | None:
+    """The dtype of NumPy for a type of elements; None for types that NumPy itself lacks, and for text."""
+    try:
+        dtype = numpy.dtype(helper.tensor_dtype_to_np_dtype(element))
+    except (KeyError, TypeError):
+        return None
+    return dtype if dtype.isbuiltin == 1 and dtype.kind in "biuf" else None
 
 
 def plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ ONNX operators expect images with channels first, and xpnet's images have channe
 order of its axes in the file.
 """
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -190,8 +191,8 @@ def all_layers(chain: Sequence[LoadedLayer], depth: int = 0) -> dict[int, int]:
 
 
 def copy_of(layer: Layer) -> Layer:
-    """A new layer with the same arguments, which can be built to learn its shapes."""
-    return type(layer).from_config(layer.get_config())
+    """A new layer with the same arguments as one that is not built."""
+    return copy.copy(layer)
 
 
 def file_shape(shape: Sequence[int], channels_first: bool) -> list[int]:
