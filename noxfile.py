@@ -24,6 +24,17 @@ def tests_cpu(session: nox.Session) -> None:
                 *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})  # fmt: skip
 
 
+@nox.session(name="tests-plain")
+def tests_plain(session: nox.Session) -> None:
+    """Tests of everything that Numba compiles, without Numba, as on systems for which it has no wheel."""
+    session.install(".[dev]")
+    session.run("pip", "uninstall", "--yes", "numba", "llvmlite", silent=True)
+    session.run("pytest", "-n", "auto", "-m", "not sweep", "tests/backends/cpu", "tests/backends/test_operators.py",
+                "tests/layers/test_convolution.py", "tests/layers/test_pooling.py", "tests/test_import.py",
+                "tests/test_info.py", "tests/test_model.py", "tests/training/test_fit.py",
+                *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})  # fmt: skip
+
+
 @nox.session(name="tests-slow")
 def tests_slow(session: nox.Session) -> None:
     """Tests over many random cases, which take minutes."""
@@ -56,7 +67,7 @@ def tests_mpi(session: nox.Session) -> None:
 @nox.session(name="mnist-cpu")
 def mnist_cpu(session: nox.Session) -> None:
     """Train MNIST on the CPU, or the digits that ship with xpnet if MNIST can be neither found nor downloaded."""
-    session.install(".[examples,fast]")
+    session.install(".[examples]")
     session.run("python", "examples/mnist.py", "--backend", "cpu", "--target-accuracy", "0.97", *session.posargs)
 
 
@@ -146,14 +157,14 @@ def package(session: nox.Session) -> None:
 @nox.session(name="benchmark-cpu")
 def benchmark_cpu(session: nox.Session) -> None:
     """Measure xpnet, PyTorch, JAX, scikit-learn and the matrix products alone; see `python -m benchmarks --help`."""
-    session.install(".[fast,plots]", "torch==2.13.0", "jax", "scikit-learn")
+    session.install(".[plots]", "torch==2.13.0", "jax", "scikit-learn")
     session.run("python", "-m", "benchmarks", "--device", "cpu", *session.posargs)
 
 
 @nox.session(name="benchmark-mpi")
 def benchmark_mpi(session: nox.Session) -> None:
     """Measure training on two ranks and on one process, and all-reduces of several sizes."""
-    session.install(".[fast,mpi]")
+    session.install(".[mpi]")
     session.run("python", "-m", "benchmarks.distributed", *session.posargs)
 
 

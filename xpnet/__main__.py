@@ -7,6 +7,7 @@ import platform
 import numpy
 
 import xpnet
+from xpnet.backends.cpu.operators import describe_loops
 
 _MINIMUM_VERSIONS = {"numpy": "2.0", "cupy": "14.1"}
 
@@ -33,7 +34,10 @@ def info() -> list[str]:
             lines.append(f"{name}: cannot be used: {reason}")
             continue
         lines.append(f"{name}: ready")
-        lines += [f"  {label:<7} {text}" for label, text in xpnet.get_backend(name).describe()]
+        described = xpnet.get_backend(name).describe()
+        if name == "cpu":
+            described = [*described, ("loops", describe_loops())]
+        lines += [f"  {label:<7} {text}" for label, text in described]
     return lines
 
 

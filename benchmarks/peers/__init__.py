@@ -53,7 +53,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "xpnet": Kind("own"),
-    "xpnet-plain": Kind("own", environment={"XPNET_FAST": "0"}),  # without the extra `fast`
+    "xpnet-plain": Kind("own", environment={"XPNET_FAST": "0"}),  # without compiled loops
     "xpnet-tf32": Kind("own", "tf32", precision="tf32"),
     "xpnet-bfloat16": Kind("own", "bfloat16", precision="bfloat16"),
     "xpnet-eager": Kind("own", environment={"XPNET_CUDA_GRAPHS": "0"}),  # without a CUDA graph

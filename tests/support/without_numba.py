@@ -14,5 +14,7 @@ def formulas_only():
         patch.setenv("XPNET_FAST", "0")
         compiled_loops.cache_clear()
         assert compiled_loops() is None
-        yield
-    compiled_loops.cache_clear()
+        try:
+            yield
+        finally:
+            compiled_loops.cache_clear()

@@ -207,22 +207,6 @@ def test_a_custom_update_of_an_optimizer_is_used():
     np.testing.assert_allclose(after["0.weight"], before["0.weight"] + 3.0)
 
 
-def test_small_nets_do_not_import_numba(tmp_path):
-    import subprocess
-
-    program = """
-import sys, numpy, xpnet
-from xpnet import layers
-model = xpnet.Sequential([layers.Dense(8), layers.ReLU(), layers.Dense(2)], (4,), backend="cpu")
-model.fit(numpy.ones((6, 4)), numpy.ones(6, int), verbose=0)
-assert "numba" not in sys.modules
-model = xpnet.Sequential([layers.Dense(800), layers.ReLU(), layers.Dense(2)], (40,), backend="cpu")
-model.fit(numpy.ones((6, 40)), numpy.ones(6, int), verbose=0)
-assert "numba" in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
-
-
 # Allocations of a step -----------------------------------------------------------------------------------------------
 
 CNN = [

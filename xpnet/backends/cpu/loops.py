@@ -4,19 +4,59 @@ Numba compiles these serial loops at their first call and caches the machine cod
 process parts of a batch in parallel. Arrays are C-contiguous. Without Numba, the reference formulas are used.
 """
 
+import functools
+import logging
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numpy
-from numba import njit
+from numba import config, njit
+
+if getattr(config, "DISABLE_JIT", False):
+    raise ImportError("the environment variable NUMBA_DISABLE_JIT turns it off")  # so that no loop runs in Python
+
+_log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _compiled(function: F) -> F:
     # Division as in NumPy, not as in Python, whose check for 0 would prevent vectorization.
-    return cast(F, njit(nogil=True, cache=True, error_model="numpy")(function))
+    loop = njit(nogil=True, error_model="numpy")(function)
+    try:
+        loop.enable_caching()
+    except Exception as error:  # no folder can be written
+        _cannot_cache(error)
+    else:
+        cache = getattr(loop, "_cache", None)
+        for name in ("load_overload", "save_overload"):
+            if hasattr(cache, name):
+                setattr(cache, name, _tolerant(getattr(cache, name)))
+    return cast(F, loop)
+
+
+def _tolerant(access: Callable[..., Any]) -> Callable[..., Any]:
+    """This access to the cache, without its errors: a full disk or a damaged file only means compiling again."""
+
+    @functools.wraps(access)
+    def tolerant(*args: Any) -> Any:
+        try:
+            return access(*args)
+        except Exception as error:
+            return _cannot_cache(error)
+
+    return tolerant
+
+
+def _cannot_cache(error: Exception) -> None:
+    if not _complaints:
+        _log.warning("Numba compiles anew in every process, because its cache cannot be used: %s. Set the environment "
+                     "variable NUMBA_CACHE_DIR to a folder that can be written.", error)  # fmt: skip
+    _complaints.append(error)
+
+
+_complaints: list[Exception] = []
 
 
 @_compiled

@@ -322,18 +322,56 @@ def _check_shapes(images: Array, windows: Windows, results: Array) -> None:
 
 def loop_compiler() -> str:
     """The name and version of the package that compiles the loops, or "none". Does not load it."""
-    if os.environ.get("XPNET_FAST") == "0" or importlib.util.find_spec("numba") is None:
-        return "none"
-    return f"Numba {importlib.metadata.version('numba')}"
+    return "none" if why_no_loops() else f"Numba {_installed_version()}"
+
+
+def why_no_loops() -> str | None:
+    """Why no compiled loops are used; None if they are, or will be when the first model needs them."""
+    if os.environ.get("XPNET_FAST") == "0":
+        return "the environment variable XPNET_FAST=0 turns them off"
+    if _import_error is None and not _numba_is_installed():
+        return "Numba is not installed"
+    return _import_error
 
 
 @functools.cache
 def compiled_loops() -> Any:
-    """The compiled loops; None without Numba, or if the environment variable XPNET_FAST=0 turns them off."""
-    if os.environ.get("XPNET_FAST") == "0":
-        return None
+    """The compiled loops, or None; `why_no_loops` says why."""
+    global _import_error
+    with _loading:
+        if (reason := why_no_loops()) is not None:
+            _log.info("no compiled loops, plain NumPy instead: %s", reason)
+            return None
+        try:
+            return importlib.import_module("xpnet.backends.cpu.loops")
+        except Exception as error:  # made for another NumPy, or damaged, which shows in many ways
+            why = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":")
+            _import_error = f"Numba {_installed_version()} cannot be used: {why}"
+            _log.warning("no compiled loops, plain NumPy instead: %s", _import_error)
+            return None
+
+
+def describe_loops() -> str:
+    """How the loops run, in words. Loads Numba: only then is it known whether that works."""
+    compiled_loops()
+    reason = why_no_loops()
+    return f"compiled by {loop_compiler()}" if reason is None else f"plain NumPy, not compiled: {reason}"
+
+
+_loading = threading.Lock()
+#: Why the import of Numba failed.
+_import_error: str | None = None
+
+
+def _numba_is_installed() -> bool:
     try:
-        return importlib.import_module("xpnet.backends.cpu.loops")
-    except Exception as error:  # not installed, or made for another NumPy, which Numba reports in many ways
-        _log.info("no compiled loops, plain NumPy instead: %s", error)
-        return None
+        return importlib.util.find_spec("numba") is not None
+    except (ImportError, ValueError):  # as with sys.modules["numba"] = None
+        return False
+
+
+def _installed_version() -> str:
+    try:
+        return importlib.metadata.version("numba")
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"
