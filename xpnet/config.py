@@ -6,7 +6,7 @@ import inspect
 import math
 import numbers
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy
@@ -14,7 +14,8 @@ import numpy
 from xpnet.errors import ArgumentError, ArgumentTypeError, suggestion, unknown_name
 
 __all__ = ["Configured", "ExplainedArguments", "as_shape", "choice", "explain_arguments", "flag", "integer",
-           "is_integer", "is_number", "number", "one_or_pair", "resolve"]  # fmt: skip
+           "is_integer", "is_number", "number", "one_or_pair", "penalties", "rate_or_schedule",
+           "resolve"]  # fmt: skip
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -149,6 +150,8 @@ class Configured(ExplainedArguments):
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
+_MOST_AXES = 24  # after the batch, which is CuPy's 25th
+
 # Checks. Each returns a Python value, or raises ArgumentError: "Dropout: rate must be a number of at least 0 and
 # below 1, not 1.5." `owner` is the object whose argument it is, or its name; "" if the argument's name is enough.
 # `also` says in the error what else the argument may be; the caller checks for that first.
@@ -164,8 +167,9 @@ _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 
 def number(owner: Any, name: str, value: Any, *, finite: bool = False, also: str = "", **limits: float) -> float:
     """A real number within `at_least`, `above`, `at_most` and `below`, as a Python number. Refuses NaN and booleans."""
-    if not (is_number(value) and _within(value, limits)) or (finite and math.isinf(value)):
-        raise _refusal(owner, name, ("a finite number" if finite else "a number") + _range(limits), value, also)
+    infinite = finite and is_number(value) and math.isinf(value)
+    if infinite or not (is_number(value) and _within(value, limits)):
+        raise _refusal(owner, name, ("a finite number" if infinite else "a number") + _range(limits), value, also)
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
@@ -188,10 +192,23 @@ def one_or_pair(check: Callable[..., N], owner: Any, name: str, value: Any, **li
 
 def as_shape(shape: Any) -> tuple[int, ...]:
     """(4,) from 4, [4] or (4,). Refuses anything but positive integers."""
-    sizes = tuple(shape) if hasattr(shape, "__iter__") else (shape,)
-    if not all(is_integer(n) and n >= 1 for n in sizes):
+    ordered = not isinstance(shape, str | bytes | bytearray | Set | Mapping) and getattr(shape, "ndim", 1) == 1
+    sizes = tuple(shape) if ordered and hasattr(shape, "__iter__") else (shape,)
+    if not all(is_integer(n) and n >= 1 for n in sizes) or len(sizes) > _MOST_AXES:
         raise _refusal("", "a shape", "one or more positive integers, without the batch", shape)
     return tuple(int(n) for n in sizes)
+
+
+def penalties(owner: Any, l1: Any, l2: Any) -> tuple[float, float]:
+    """The arguments l1 and l2 of a layer."""
+    return number(owner, "l1", l1, at_least=0, finite=True), number(owner, "l2", l2, at_least=0, finite=True)
+
+
+def rate_or_schedule(owner: Any, name: str, value: Any) -> float | Callable[[int], float]:
+    """A learning rate, or a function of the step that returns one."""
+    if callable(value) and not isinstance(value, type):
+        return value  # type: ignore[no-any-return]
+    return number(owner, name, value, at_least=0, finite=True, also="a schedule")
 
 
 def flag(owner: Any, name: str, value: Any) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend
-from xpnet.config import Configured, flag, number, resolve
+from xpnet.config import Configured, flag, number, rate_or_schedule, resolve
 from xpnet.errors import ArgumentError
 from xpnet.parameters import ParameterStore
 
@@ -72,16 +72,20 @@ class Optimizer(Configured):
             cls.fused = Optimizer.fused  # type: ignore[method-assign]
 
     def __init__(self, learning_rate: Rate, weight_decay: float, clip_norm: float | None) -> None:
-        if isinstance(learning_rate, type) or not callable(learning_rate):
-            learning_rate = number(self, "learning_rate", learning_rate, at_least=0, also="a schedule")
         if clip_norm is not None:
             clip_norm = number(self, "clip_norm", clip_norm, above=0, also="None for no clipping")
-        self.learning_rate, self.clip_norm = learning_rate, clip_norm
-        self.weight_decay = number(self, "weight_decay", weight_decay, at_least=0)
+        self.learning_rate, self.clip_norm = rate_or_schedule(self, "learning_rate", learning_rate), clip_norm
+        self.weight_decay = number(self, "weight_decay", weight_decay, at_least=0, finite=True)
 
     def rate(self, step: int) -> float:
         """The learning rate of the next update, after `step` updates."""
-        return float(self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate)
+        if not callable(self.learning_rate):
+            return float(self.learning_rate)
+        rate = self.learning_rate(step)
+        if type(rate) is float and 0.0 <= rate < math.inf:
+            return rate
+        value = rate.item() if hasattr(rate, "item") and getattr(rate, "shape", ()) == () else rate
+        return float(number(self, f"the learning rate of step {step}", value, at_least=0, finite=True))
 
     def apply(
         self,
@@ -191,7 +195,7 @@ class Adagrad(Optimizer):
         clip_norm: float | None = None,
     ) -> None:
         super().__init__(learning_rate, weight_decay, clip_norm)
-        self.epsilon = number(self, "epsilon", epsilon, above=0)
+        self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
         (s,) = slots
@@ -218,7 +222,7 @@ class RMSprop(Optimizer):
     ) -> None:
         super().__init__(learning_rate, weight_decay, clip_norm)
         self.rho = number(self, "rho", rho, at_least=0, below=1)
-        self.epsilon = number(self, "epsilon", epsilon, above=0)
+        self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
         (s,) = slots
@@ -249,7 +253,7 @@ class Adam(Optimizer):
         super().__init__(learning_rate, weight_decay, clip_norm)
         self.beta1 = number(self, "beta1", beta1, at_least=0, below=1)
         self.beta2 = number(self, "beta2", beta2, at_least=0, below=1)
-        self.epsilon = number(self, "epsilon", epsilon, above=0)
+        self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
         m, s = slots

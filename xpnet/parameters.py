@@ -12,7 +12,7 @@ import numpy
 
 from xpnet.backends import Array, Backend
 from xpnet.config import number
-from xpnet.errors import ArgumentTypeError, ShapeError, StateError
+from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, ShapeError, StateError
 from xpnet.initializers import Initializer
 
 __all__ = ["Buffer", "ModelArray", "Parameter", "ParameterStore", "Snapshot"]
@@ -140,6 +140,7 @@ class ParameterStore:
 
         Each parameter has its own random generator, seeded by `seed` and its name, so other layers do not affect it.
         """
+        self._refuse_too_large()
         end = 0
         for parameter in self.parameters:
             parameter.slot = slice(end, end + parameter.size)
@@ -147,8 +148,30 @@ class ParameterStore:
         flat = numpy.zeros(end)
         for parameter in self.parameters:
             rng = numpy.random.default_rng([seed, _WEIGHT_STREAM, zlib.crc32(parameter.name.encode())])
-            flat[parameter.slot] = parameter.initializer(parameter.shape, rng).ravel()
+            flat[parameter.slot] = self._first_values(parameter, rng).ravel()
         self._bind(flat, numpy.zeros(end))
+
+    def _refuse_too_large(self) -> None:
+        needed = 2 * self.dtype.itemsize * sum(p.size for p in self.parameters)
+        if not self.backend.can_hold(needed):
+            largest = max(self.parameters, key=lambda p: p.size)
+            raise DeviceMemoryError(
+                f"the parameters and their gradients take {needed / 2**30:,.1f} GiB, more than the memory of "
+                f"{self.backend.name}. The largest is {largest.name} of shape {largest.shape}."
+            )
+
+    def _first_values(self, parameter: Parameter, rng: numpy.random.Generator) -> numpy.ndarray[Any, Any]:
+        """What the initializer returns for this parameter, checked, since it may be the user's own."""
+        values, what = parameter.initializer(parameter.shape, rng), f"{parameter.name}: {parameter.initializer!r}"
+        if not isinstance(values, numpy.ndarray) or numpy.ma.isMaskedArray(values) or values.dtype.kind not in "fiub":
+            kind = f"an array of {values.dtype}" if type(values) is numpy.ndarray else f"a {type(values).__name__}"
+            raise ArgumentTypeError(f"{what} must return a NumPy array of real numbers, but returned {kind}.")
+        if values.shape != parameter.shape:
+            raise ShapeError(f"{what} must return an array of shape {parameter.shape}, but returned {values.shape}.")
+        with numpy.errstate(over="ignore"):
+            if not numpy.isfinite(values.astype(self.dtype, copy=False)).all():
+                raise ArgumentError(f"{what} gives values that are NaN or infinite in {self.dtype}.")
+        return values
 
     def move(self, backend: Backend, dtype: Any) -> None:
         """Move everything to another device or dtype. The Parameter objects stay the same."""

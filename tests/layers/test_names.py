@@ -5,9 +5,9 @@ import pickle
 
 import numpy as np
 import pytest
+from every import LAYERS
 
 import xpnet
-from tests.support.every import LAYERS
 from xpnet import layers
 from xpnet.errors import ArgumentError, ArgumentTypeError, PositionError, ShapeError, StateError
 

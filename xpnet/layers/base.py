@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from xpnet import initializers
 from xpnet.backends import Array, Backend
 from xpnet.config import Configured, as_shape
-from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError, shape_text
+from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, ShapeError, StateError, shape_text
 from xpnet.layers.building import standalone
 from xpnet.layers.context import Context, Shape, Workspace
 from xpnet.parameters import Buffer, ModelArray, Parameter
@@ -250,11 +250,22 @@ class Layer(Configured):
             )
         self._context, self.path, self._workspaces, self.input_shape = context, path, {}, as_shape(input_shape)
         try:
+            self._refuse_too_large("inputs", self.input_shape)
             self.output_shape = self.build(self.input_shape)
+            self._refuse_too_large("outputs", self.output_shape)
         except BaseException:
             self.unplace()
             raise
         return self.output_shape
+
+    def _refuse_too_large(self, what: str, shape: Shape) -> None:
+        """Raise DeviceMemoryError if not even one sample of this shape fits into the device's memory."""
+        needed = math.prod(shape) * self.context.dtype.itemsize
+        if not self.backend.can_hold(needed):
+            raise DeviceMemoryError(
+                f"{self._label}: one sample of its {what} {shape_text(shape)} takes {needed / 2**30:,.1f} GiB, more "
+                f"than the memory of {self.backend.name}. Choose smaller sizes."
+            )
 
     def unplace(self) -> None:
         """Used by the model: undo `place` after an error, so that the layer can be built again."""
