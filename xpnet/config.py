@@ -110,7 +110,8 @@ class Configured(ExplainedArguments):
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, by name."""
-        names = inspect.signature(type(self)).parameters
+        parameters = inspect.signature(type(self)).parameters.values()
+        names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
         missing = [name for name in names if not hasattr(self, name)]
         if missing:
             raise ArgumentTypeError(

@@ -36,6 +36,28 @@ class OwnConfig(Own):
         return {"factor": self.factor}
 
 
+class Forgetful(Own):
+    def __init__(self, factor=2.0, name=None):
+        self.factor = factor
+
+
+class PassesOn(Own):
+    def __init__(self, factor=2.0, **options):
+        super().__init__(**options)
+        self.factor = factor
+
+
+@pytest.mark.parametrize("cls", [Own, OwnConfig, Forgetful, PassesOn])
+def test_a_layer_of_ones_own_takes_a_name_however_it_is_written(cls, tmp_path):
+    layer = cls(3.0, name="own")
+    assert layer.name == "own" and layer.factor == 3.0 and cls().name is None
+    model = xpnet.Sequential([layer, cls()], (2,), "cpu")
+    assert [p.name for p in model.parameters] == ["own.scale", "1.scale"]
+    model.save(tmp_path / "model.safetensors")
+    loaded = xpnet.load(tmp_path / "model.safetensors", "cpu", custom_layers=[cls])
+    assert [p.name for p in loaded.parameters] == ["own.scale", "1.scale"] and loaded[0].factor == 3.0
+
+
 def net(backend="cpu"):
     stack = [
         layers.Dense(3, name="first"),

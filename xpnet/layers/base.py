@@ -291,15 +291,16 @@ class Layer(Configured):
 
 
 def _taking_name(init: Callable[..., None]) -> Callable[..., None]:
-    """The constructor of a layer, which takes `name=` even if it does not declare it."""
+    """The constructor of a layer, which takes `name=` even if it does not declare it or pass it on."""
     parameters = inspect.signature(init).parameters
-    if "name" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return init
+    passes = "name" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
     @functools.wraps(init)
-    def wrapper(self: Layer, *args: Any, name: str | None = None, **kwargs: Any) -> None:
-        if name is not None:
-            self.name = name
+    def wrapper(self: Layer, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("name") is not None:
+            self.name = kwargs["name"]
+        if not passes:
+            kwargs.pop("name", None)
         init(self, *args, **kwargs)
 
     return wrapper
