@@ -208,6 +208,7 @@ _ELSEWHERE = {
     "class_weight": "weight posweight classweights",
     "std": "stddev sigma scale", "mean": "mu loc",
     "low": "minval a minimum", "high": "maxval b maximum",
+    "n": "nsamples samples numsamples", "data_dir": "root dir path directory",
     "shift": "translate translation widthshiftrange heightshiftrange", "rotation": "degrees angle rotationrange",
     "shear": "shearrange",
     "batch_size": "batch bs", "epochs": "epoch nepochs numepochs maxiter", "validation_data": "validation val valdata",

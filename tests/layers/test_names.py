@@ -255,6 +255,22 @@ def test_an_assigned_weight_is_what_is_used_trained_and_saved(tmp_path):
     np.testing.assert_allclose(model.state_dict()["d.weight"], [[1.9], [2.9]], rtol=1e-6)
 
 
+def test_a_parameter_assigned_to_another_copies_its_values():
+    model = xpnet.Sequential([layers.Dense(3), layers.Dense(3)], (3,), "cpu")
+    first, second = model[0].weight, model[1].weight
+    model[1].weight = model[0].weight
+    assert model[1].weight is second is not first and model.parameters[2] is second
+    np.testing.assert_array_equal(second.value, first.value)
+    assert not np.shares_memory(second.value, first.value)
+
+
+@pytest.mark.parametrize("value", [0, 1, None, "no"])
+def test_trainable_is_a_flag(value):
+    layer = layers.Dense(3)
+    with pytest.raises(ArgumentError, match="Dense: trainable must be True or False"):
+        layer.trainable = value
+
+
 @pytest.mark.parametrize(
     ("value", "error", "message"),
     [

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from xpnet import initializers
 from xpnet.backends import Array, Backend
-from xpnet.config import Configured, as_shape
+from xpnet.config import Configured, as_shape, flag
 from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, ShapeError, StateError, shape_text
 from xpnet.layers.building import standalone
 from xpnet.layers.context import Context, Shape, Workspace
@@ -186,8 +186,8 @@ class Layer(Configured):
 
     def __setattr__(self, name: str, value: Any) -> None:
         held = self.__dict__.get(name)
-        if isinstance(held, ModelArray) and not isinstance(value, ModelArray):
-            held.assign(value, f"{self._label}: {name}")
+        if isinstance(held, ModelArray) and held is not value and self.context.store.allocated:
+            held.assign(value.value if isinstance(value, ModelArray) else value, f"{self._label}: {name}")
             return
         super().__setattr__(name, self._checked_name(value) if name == "name" else value)
 
@@ -232,7 +232,7 @@ class Layer(Configured):
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        self._trainable = bool(value)
+        self._trainable = flag(self, "trainable", value)
         for parameter in self.parameters:
             parameter.trainable = self._trainable
 
