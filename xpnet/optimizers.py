@@ -8,6 +8,7 @@ them take: learning_rate, weight_decay and clip_norm.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from numbers import Real
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend
@@ -81,11 +82,13 @@ class Optimizer(Configured):
         """The learning rate of the next update, after `step` updates."""
         if not callable(self.learning_rate):
             return float(self.learning_rate)
-        rate = self.learning_rate(step)
-        if type(rate) is float and 0.0 <= rate < math.inf:
-            return rate
-        value = rate.item() if hasattr(rate, "item") and getattr(rate, "shape", ()) == () else rate
-        return float(number(self, f"the learning rate of step {step}", value, at_least=0, finite=True))
+        rate: Any = self.learning_rate(step)
+        if hasattr(rate, "item") and getattr(rate, "shape", ()) == ():
+            rate = rate.item()
+        if isinstance(rate, bool) or not isinstance(rate, Real):
+            kind = type(self).__name__
+            raise ArgumentError(f"{kind}: the schedule must return a number, but returned {rate!r} for step {step}.")
+        return float(rate)
 
     def apply(
         self,
@@ -100,12 +103,12 @@ class Optimizer(Configured):
         updated, but the step is counted.
         """
         backend, step = store.backend, state.step
+        rate = self.rate(step) * factor()
         trained = store.slices(lambda p: p.trainable)
         decayed = store.slices(lambda p: p.trainable and p.decay) if self.weight_decay else []
         if self.clip_norm is not None:
             backend.clip_norm(store.grads, trained, self.clip_norm)
         state.step += 1
-        rate = self.rate(step) * factor()
         name, numbers = self.fused(rate, state.step)
         vectors = [store.values, store.grads, *state.slots.values()]
 
