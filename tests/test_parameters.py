@@ -116,7 +116,7 @@ def test_a_parameter_has_no_values_before_its_model_is_built():
     p = Parameter("w", (2,), Zeros(), True, 0.0, 0.0)
     with pytest.raises(StateError, match="w has no values yet: build the model first"):
         p.value = 1.0
-    with pytest.raises(ArgumentError, match="w: l2 must be a number of at least 0, not -1"):
+    with pytest.raises(ArgumentError, match="w: l2 must be a finite number of at least 0, not -1"):
         Parameter("w", (2,), Zeros(), True, 0.0, -1)
 
 

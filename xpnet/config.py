@@ -168,9 +168,10 @@ _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 
 def number(owner: Any, name: str, value: Any, *, finite: bool = False, also: str = "", **limits: float) -> float:
     """A real number within `at_least`, `above`, `at_most` and `below`, as a Python number. Refuses NaN and booleans."""
-    infinite = finite and is_number(value) and math.isinf(value)
-    if infinite or not (is_number(value) and _within(value, limits)):
-        raise _refusal(owner, name, ("a finite number" if infinite else "a number") + _range(limits), value, also)
+    infinite = is_number(value) and math.isinf(value)
+    if not (is_number(value) and _within(value, limits)) or (finite and infinite):
+        finite = finite or (infinite and any(map(math.isinf, limits.values())))
+        raise _refusal(owner, name, ("a finite number" if finite else "a number") + _range(limits), value, also)
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
@@ -201,7 +202,8 @@ def as_shape(shape: Any) -> tuple[int, ...]:
 
 
 def penalties(owner: Any, l1: Any, l2: Any) -> tuple[float, float]:
-    """The arguments l1 and l2 of a layer."""
+    """The arguments l1 and l2 of a layer, penalties of its weight."""
+    owner = f"{type(owner).__name__}: weight"
     return number(owner, "l1", l1, at_least=0, finite=True), number(owner, "l2", l2, at_least=0, finite=True)
 
 
@@ -209,7 +211,7 @@ def rate_or_schedule(owner: Any, name: str, value: Any) -> float | Callable[[int
     """A learning rate, or a function of the step that returns one."""
     if callable(value) and not isinstance(value, type):
         return value  # type: ignore[no-any-return]
-    return number(owner, name, value, at_least=0, finite=True, also="a schedule")
+    return number(owner, name, value, at_least=0, below=math.inf, also="a schedule")
 
 
 def flag(owner: Any, name: str, value: Any) -> bool:
@@ -244,6 +246,7 @@ def _within(value: Any, limits: Mapping[str, float]) -> bool:
 
 
 def _range(limits: Mapping[str, float]) -> str:
+    limits = {name: limit for name, limit in limits.items() if not math.isinf(limit)}
     if limits.keys() == {"at_least", "at_most"}:
         return f" from {limits['at_least']} to {limits['at_most']}"
     return " and".join(f" {_LIMITS[name][0]} {limit}" for name, limit in limits.items())

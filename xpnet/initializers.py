@@ -62,7 +62,7 @@ class Uniform(Initializer):
 
     def __init__(self, low: float = -0.05, high: float = 0.05) -> None:
         self.low = number(self, "low", low, finite=True)
-        self.high = number(self, "high", high, at_least=self.low, finite=True)
+        self.high = number(self, "high", high, at_least=self.low, below=math.inf)
 
     def __call__(self, shape: Sequence[int], rng: numpy.random.Generator) -> HostArray:
         return rng.uniform(self.low, self.high, size=shape)
@@ -72,7 +72,8 @@ class Normal(Initializer):
     """A normal distribution with this mean and standard deviation."""
 
     def __init__(self, mean: float = 0.0, std: float = 0.05) -> None:
-        self.mean, self.std = number(self, "mean", mean, finite=True), number(self, "std", std, at_least=0, finite=True)
+        self.mean = number(self, "mean", mean, finite=True)
+        self.std = number(self, "std", std, at_least=0, below=math.inf)
 
     def __call__(self, shape: Sequence[int], rng: numpy.random.Generator) -> HostArray:
         return rng.normal(self.mean, self.std, size=shape)

@@ -76,7 +76,7 @@ class Optimizer(Configured):
         if clip_norm is not None:
             clip_norm = number(self, "clip_norm", clip_norm, above=0, also="None for no clipping")
         self.learning_rate, self.clip_norm = rate_or_schedule(self, "learning_rate", learning_rate), clip_norm
-        self.weight_decay = number(self, "weight_decay", weight_decay, at_least=0, finite=True)
+        self.weight_decay = number(self, "weight_decay", weight_decay, at_least=0, below=math.inf)
 
     def rate(self, step: int) -> float:
         """The learning rate of the next update, after `step` updates."""
@@ -198,7 +198,7 @@ class Adagrad(Optimizer):
         clip_norm: float | None = None,
     ) -> None:
         super().__init__(learning_rate, weight_decay, clip_norm)
-        self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
+        self.epsilon = number(self, "epsilon", epsilon, above=0, below=math.inf)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
         (s,) = slots
@@ -225,7 +225,7 @@ class RMSprop(Optimizer):
     ) -> None:
         super().__init__(learning_rate, weight_decay, clip_norm)
         self.rho = number(self, "rho", rho, at_least=0, below=1)
-        self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
+        self.epsilon = number(self, "epsilon", epsilon, above=0, below=math.inf)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
         (s,) = slots
@@ -256,7 +256,7 @@ class Adam(Optimizer):
         super().__init__(learning_rate, weight_decay, clip_norm)
         self.beta1 = number(self, "beta1", beta1, at_least=0, below=1)
         self.beta2 = number(self, "beta2", beta2, at_least=0, below=1)
-        self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
+        self.epsilon = number(self, "epsilon", epsilon, above=0, below=math.inf)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
         m, s = slots

@@ -249,7 +249,7 @@ def test_repr_of_a_layer_with_an_array_argument():
         (
             lambda: layers.Dense(1, l1=-1).build((5,)),
             ArgumentError,
-            "^Dense: l1 must be a number of at least 0, not -1",
+            "weight: l1 must be a finite number of at least 0, not -1",
         ),
         (lambda: layers.Dense(1, weight_initializer="hee").build((5,)), ArgumentError, "unknown initializer 'hee'"),
         (
