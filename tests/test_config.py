@@ -71,6 +71,7 @@ def test_flags_and_initializers_are_given_by_name_and_all_else_by_position_too(c
         (lambda: xpnet.Sequential([layers.Dense(1)], device="cpu"), "Did you mean 'backend'"),
         (lambda: xpnet.Sequential([layers.Dense(1)]).fit(0, 0, batchsize=3), "fit: .*Did you mean 'batch_size'"),
         (lambda: xpnet.Sequential([layers.Dense(1)]).predict(), "Sequential.predict: needs x"),
+        (lambda: xpnet.datasets.moons(n_samples=10), "moons: unknown argument 'n_samples'. Did you mean 'n'"),
         (lambda: xpnet.load("a", device="cpu"), "load: unknown argument 'device'. Did you mean 'backend'"),
     ],
 )

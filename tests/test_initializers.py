@@ -152,7 +152,7 @@ def test_a_model_without_a_seed_draws_one_and_keeps_it():
     ("make", "error", "message"),
     [
         (lambda: initializers.Uniform(1, 0), ArgumentError, "Uniform: high must be a number of at least 1, not 0"),
-        (lambda: initializers.Uniform(math.nan, 0), ArgumentError, "Uniform: low must be a number, not nan"),
+        (lambda: initializers.Uniform(math.nan, 0), ArgumentError, "Uniform: low must be a finite number, not nan"),
         (lambda: initializers.Normal(0, -1), ArgumentError, "Normal: std must be a number of at least 0, not -1"),
         (
             lambda: initializers.get("glorot"),
@@ -179,3 +179,66 @@ def test_initializers_with_equal_settings_are_equal():
 def test_an_initializer_must_return_numbers(bad, argument):
     with pytest.raises(ArgumentTypeError, match="initializer"):
         dense_net(**{argument: bad})
+
+
+def built(initializer, dtype="float32"):
+    stack = [layers.Dense(3, weight_initializer=initializer)]
+    return xpnet.Sequential(stack, (4,), "cpu", dtype=dtype).state_dict()["0.weight"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.nan, np.inf, -np.inf, np.full((4, 3), np.nan), None, True, 1j, "he", np.ones((4, 3), complex), [[1], [2, 3]],
+     np.ma.masked_array(np.ones((4, 3)), mask=True), lambda shape, rng: np.ones(shape), 1e300],
+    ids=repr,
+)  # fmt: skip
+def test_only_finite_numbers_initialize_a_weight(value):
+    with pytest.raises((ArgumentError, ArgumentTypeError)):
+        built(value)
+
+
+class Own(initializers.Initializer):
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, shape, rng):
+        return self.function(shape)
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        (lambda shape: np.ones(shape[::-1]), ShapeError, r"^0.weight: Own.*shape \(4, 3\), but returned \(3, 4\)"),
+        (lambda shape: np.ones(12), ShapeError, r"\(4, 3\), but returned \(12,\)"),
+        (lambda shape: np.float64(1.0), ArgumentTypeError, "returned a float64"),
+        (lambda shape: 1.0, ArgumentTypeError, "returned a float"),
+        (lambda shape: None, ArgumentTypeError, "returned a NoneType"),
+        (lambda shape: np.ones(shape).tolist(), ArgumentTypeError, "returned a list"),
+        (lambda shape: np.ones(shape, complex), ArgumentTypeError, "returned an array of complex128"),
+        (lambda shape: np.ones(shape, object), ArgumentTypeError, "returned an array of object"),
+        (lambda shape: np.ma.masked_all(shape), ArgumentTypeError, "returned a MaskedArray"),
+        (lambda shape: np.full(shape, np.nan), ArgumentError, "NaN or infinite in float32"),
+        (lambda shape: np.full(shape, 1e300), ArgumentError, "NaN or infinite in float32"),
+    ],
+)
+def test_what_an_initializer_of_ones_own_returns_is_checked(function, error, message):
+    with pytest.raises(error, match=message):
+        built(Own(function))
+
+
+@pytest.mark.parametrize("order", ["transposed", "Fortran", "strided", "integers", "float32"])
+def test_an_initializer_may_return_any_memory_layout_and_real_dtype(order):
+    want = np.arange(12.0).reshape(4, 3)
+    arrays = {
+        "transposed": np.ascontiguousarray(want.T).T,
+        "Fortran": np.asfortranarray(want),
+        "strided": np.repeat(want, 2, axis=1)[:, ::2],
+        "integers": want.astype("int32"),
+        "float32": want.astype("float32"),
+    }
+    np.testing.assert_array_equal(built(Own(lambda shape: arrays[order])), want)
+    np.testing.assert_array_equal(built(arrays[order]), want)
+
+
+def test_a_weight_too_large_for_float32_is_allowed_in_float64():
+    assert built(1e300, "float64")[0, 0] == 1e300

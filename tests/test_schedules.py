@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 from names import missing_classes, stable_repr
 
@@ -126,3 +127,66 @@ def test_schedules_with_equal_settings_are_equal():
 def test_a_schedule_class_is_refused_as_a_learning_rate():
     with pytest.raises(ArgumentError, match="a schedule, not <class"):
         optimizers.SGD(schedules.CosineDecay)
+
+
+@pytest.mark.parametrize("bad", [-0.1, "0.1", None, True, np.nan, np.inf, 1j, [0.1]], ids=repr)
+@pytest.mark.parametrize(
+    "make",
+    [
+        schedules.Constant,
+        lambda bad: schedules.StepDecay(bad, 3),
+        lambda bad: schedules.StepDecay(0.1, 3, bad),
+        lambda bad: schedules.StepDecay(0.1, bad),
+        lambda bad: schedules.ExponentialDecay(bad, 3, 0.5),
+        lambda bad: schedules.ExponentialDecay(0.1, 3, bad),
+        lambda bad: schedules.InverseTimeDecay(bad, 3),
+        lambda bad: schedules.InverseTimeDecay(0.1, 3, bad),
+        lambda bad: schedules.CosineDecay(bad, 3),
+        lambda bad: schedules.CosineDecay(0.1, bad),
+        lambda bad: schedules.CosineDecay(0.1, 3, bad),
+        lambda bad: schedules.LinearWarmup(3, bad),
+        lambda bad: schedules.LinearWarmup(bad, 0.1),
+        lambda bad: schedules.OneCycle(bad, 3),
+        lambda bad: schedules.OneCycle(0.1, 3, bad),
+        lambda bad: schedules.OneCycle(0.1, 3, start_factor=bad),
+        lambda bad: schedules.OneCycle(0.1, 3, end_factor=bad),
+    ],
+)
+def test_rates_and_factors_must_be_finite_numbers_that_are_not_negative(make, bad):
+    with pytest.raises(ArgumentError):
+        make(bad)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: schedules.StepDecay(0.1, 3, 0),
+        lambda: schedules.ExponentialDecay(0.1, 3, 0),
+        lambda: schedules.OneCycle(0.1, 3, start_factor=0),
+        lambda: schedules.OneCycle(0.1, 3, end_factor=0),
+        lambda: schedules.LinearWarmup(3, schedules.CosineDecay),
+        lambda: schedules.LinearWarmup(3, schedules.CosineDecay(-0.1, 5)),
+        lambda: optimizers.SGD(schedules.CosineDecay),
+        lambda: optimizers.SGD(schedules.CosineDecay(-0.1, 100)),
+    ],
+)
+def test_zero_factors_classes_and_nested_negative_rates_are_refused(make):
+    with pytest.raises(ArgumentError):
+        make()
+
+
+@pytest.mark.parametrize("rate", ["0.1", None, True, [0.1], np.ones(1), 1j], ids=repr)
+def test_a_function_of_the_step_must_return_a_number(rate):
+    with pytest.raises(ArgumentError, match="SGD: the schedule must return a number, but returned .* for step 7"):
+        optimizers.SGD(lambda step: rate).rate(7)
+    model = xpnet.Sequential([layers.Dense(1)], (2,), "cpu")
+    before = model.state_dict()["0.weight"]
+    with pytest.raises(ArgumentError, match="must return a number"):
+        model.train_on_batch(np.ones((3, 2)), np.ones(3), "mse", optimizers.SGD(lambda step: rate))
+    np.testing.assert_array_equal(model.state_dict()["0.weight"], before)
+
+
+@pytest.mark.parametrize("rate", [0.25, np.float32(0.25), np.array(0.25)], ids=repr)
+def test_a_function_of_the_step_may_return_any_kind_of_number(rate):
+    got = optimizers.SGD(lambda step: rate).rate(0)
+    assert got == 0.25 and type(got) is float

@@ -8,7 +8,7 @@ import inspect
 import math
 import numbers
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy
@@ -17,7 +17,8 @@ from xpnet.backends.arrays import to_host
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, suggestion, unknown_name
 
 __all__ = ["Configured", "ExplainedArguments", "as_shape", "checked_samples", "choice", "explain_arguments", "flag",
-           "integer", "is_integer", "is_number", "number", "one_or_pair", "real_array", "refuse_non_finite_targets",
+           "integer", "is_integer", "is_number", "number", "one_or_pair", "penalties", "rate_or_schedule",
+           "real_array", "refuse_non_finite_targets",
            "resolve"]  # fmt: skip
 
 T = TypeVar("T")
@@ -117,7 +118,8 @@ class Configured(ExplainedArguments):
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, by name."""
-        names = inspect.signature(type(self)).parameters
+        parameters = inspect.signature(type(self)).parameters.values()
+        names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
         missing = [name for name in names if not hasattr(self, name)]
         if missing:
             raise ArgumentTypeError(
@@ -157,6 +159,8 @@ class Configured(ExplainedArguments):
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
+_MOST_AXES = 24  # after the batch, which is CuPy's 25th
+
 # Checks. Each returns a Python value, or raises ArgumentError: "Dropout: rate must be a number of at least 0 and
 # below 1, not 1.5." `owner` is the object whose argument it is, or its name; "" if the argument's name is enough.
 # `also` says in the error what else the argument may be; the caller checks for that first.
@@ -176,7 +180,9 @@ def number(owner: Any, name: str, value: Any, *, finite: bool = False, also: str
     It may also be a NumPy scalar, an array without axes, a Fraction or a Decimal.
     """
     given, value = value, _plain(value)
-    if not (is_number(value) and _within(value, limits)) or (finite and math.isinf(value)):
+    infinite = is_number(value) and math.isinf(value)
+    if not (is_number(value) and _within(value, limits)) or (finite and infinite):
+        finite = finite or (infinite and any(map(math.isinf, limits.values())))
         raise _refusal(owner, name, ("a finite number" if finite else "a number") + _range(limits), given, also)
     return value  # type: ignore[no-any-return]
 
@@ -202,10 +208,24 @@ def one_or_pair(check: Callable[..., N], owner: Any, name: str, value: Any, **li
 def as_shape(shape: Any) -> tuple[int, ...]:
     """(4,) from 4, [4] or (4,). Refuses anything but positive integers."""
     shape = _plain(shape)
-    sizes = tuple(shape) if hasattr(shape, "__iter__") else (shape,)
-    if not all(is_integer(n) and n >= 1 for n in sizes):
+    ordered = not isinstance(shape, str | bytes | bytearray | Set | Mapping) and getattr(shape, "ndim", 1) == 1
+    sizes = tuple(shape) if ordered and hasattr(shape, "__iter__") else (shape,)
+    if not all(is_integer(n) and n >= 1 for n in sizes) or len(sizes) > _MOST_AXES:
         raise _refusal("", "a shape", "one or more positive integers, without the batch", shape)
     return tuple(int(n) for n in sizes)
+
+
+def penalties(owner: Any, l1: Any, l2: Any) -> tuple[float, float]:
+    """The arguments l1 and l2 of a layer, penalties of its weight."""
+    owner = f"{type(owner).__name__}: weight"
+    return number(owner, "l1", l1, at_least=0, finite=True), number(owner, "l2", l2, at_least=0, finite=True)
+
+
+def rate_or_schedule(owner: Any, name: str, value: Any) -> float | Callable[[int], float]:
+    """A learning rate, or a function of the step that returns one."""
+    if callable(value) and not isinstance(value, type):
+        return value  # type: ignore[no-any-return]
+    return number(owner, name, value, at_least=0, below=math.inf, also="a schedule")
 
 
 def flag(owner: Any, name: str, value: Any) -> bool:
@@ -302,6 +322,7 @@ def _within(value: Any, limits: Mapping[str, float]) -> bool:
 
 
 def _range(limits: Mapping[str, float]) -> str:
+    limits = {name: limit for name, limit in limits.items() if not math.isinf(limit)}
     if limits.keys() == {"at_least", "at_most"}:
         return f" from {limits['at_least']} to {limits['at_most']}"
     return " and".join(f" {_LIMITS[name][0]} {limit}" for name, limit in limits.items())

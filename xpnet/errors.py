@@ -208,6 +208,7 @@ _ELSEWHERE = {
     "class_weight": "weight posweight classweights",
     "std": "stddev sigma scale", "mean": "mu loc",
     "low": "minval a minimum", "high": "maxval b maximum",
+    "n": "nsamples samples numsamples", "data_dir": "root dir path directory",
     "shift": "translate translation widthshiftrange heightshiftrange", "rotation": "degrees angle rotationrange",
     "shear": "shearrange",
     "batch_size": "batch bs", "epochs": "epoch nepochs numepochs maxiter", "validation_data": "validation val valdata",
@@ -237,10 +238,11 @@ def suggestion(name: str, known: Iterable[str], advice: str = "") -> str:
     return f"Did you mean {' or '.join(map(repr, found))}? " if found else ""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> ArgumentError:
-    """An error for a misspelled name, which suggests the nearest known ones."""
+def unknown_name(kind: str, name: str, known: Iterable[str], aliases: Iterable[str] = ()) -> ArgumentError:
+    """An error for a misspelled name, which suggests the nearest known ones, or the nearest of their aliases."""
     names = sorted(known)
-    return ArgumentError(f"unknown {kind} {name!r}. {suggestion(name, names)}Known: {', '.join(names)}.")
+    hint = suggestion(name, [*names, *aliases])
+    return ArgumentError(f"unknown {kind} {name!r}. {hint}Known: {', '.join(names)}.")
 
 
 def module_attributes(

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy
 
-from xpnet.backends.arrays import refuse_masked
+from xpnet.backends.arrays import refuse_masked, to_host
 from xpnet.config import Configured, number, resolve
-from xpnet.errors import ArgumentTypeError, ShapeError
+from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError
 
 __all__ = ["Constant", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "Initializer",
            "LecunNormal", "LecunUniform", "Normal", "Ones", "Orthogonal", "Uniform", "Zeros", "fans",
@@ -33,11 +33,11 @@ class Constant(Initializer):
     """Every element is `value`. If `value` is an array, it must have the shape of the parameter."""
 
     def __init__(self, value: Any) -> None:
+        _refuse_no_numbers("Constant: value", "", value)
         self.value = value
 
     def __call__(self, shape: Sequence[int], rng: numpy.random.Generator) -> HostArray:
-        refuse_masked(self.value, "Constant")
-        value = numpy.asarray(self.value, dtype=numpy.float64)
+        value = numpy.asarray(to_host(self.value), dtype=numpy.float64)
         if value.ndim and value.shape != tuple(shape):
             raise ShapeError(f"Constant: the array has shape {value.shape}, but the parameter's is {tuple(shape)}.")
         return numpy.full(shape, value)
@@ -61,8 +61,8 @@ class Uniform(Initializer):
     """Uniform in [low, high)."""
 
     def __init__(self, low: float = -0.05, high: float = 0.05) -> None:
-        self.low = number(self, "low", low)
-        self.high = number(self, "high", high, at_least=self.low)
+        self.low = number(self, "low", low, finite=True)
+        self.high = number(self, "high", high, at_least=self.low, below=math.inf)
 
     def __call__(self, shape: Sequence[int], rng: numpy.random.Generator) -> HostArray:
         return rng.uniform(self.low, self.high, size=shape)
@@ -72,7 +72,8 @@ class Normal(Initializer):
     """A normal distribution with this mean and standard deviation."""
 
     def __init__(self, mean: float = 0.0, std: float = 0.05) -> None:
-        self.mean, self.std = number(self, "mean", mean), number(self, "std", std, at_least=0)
+        self.mean = number(self, "mean", mean, finite=True)
+        self.std = number(self, "std", std, at_least=0, below=math.inf)
 
     def __call__(self, shape: Sequence[int], rng: numpy.random.Generator) -> HostArray:
         return rng.normal(self.mean, self.std, size=shape)
@@ -141,7 +142,7 @@ class Orthogonal(Initializer):
     """Orthonormal columns, or rows if these are fewer, times `gain`. Saxe et al. 2013, "Exact solutions…"."""
 
     def __init__(self, gain: float = 1.0) -> None:
-        self.gain = number(self, "gain", gain)
+        self.gain = number(self, "gain", gain, finite=True)
 
     def __call__(self, shape: Sequence[int], rng: numpy.random.Generator) -> HostArray:
         rows, columns = math.prod(shape[:-1]), shape[-1]
@@ -177,7 +178,19 @@ def get(spec: Any) -> Initializer:
     """The initializer of this name; `spec` itself if it is one; `Constant(spec)` for a number or an array."""
     if isinstance(spec, str | Initializer | type):
         return resolve("initializer", spec, _NAMES, Initializer)  # type: ignore[type-abstract]
-    refuse_masked(spec, "initializer")
-    if numpy.asarray(spec).dtype.kind not in "fiub":
-        raise ArgumentTypeError(f"an initializer is a name, an Initializer, a number or an array, not {spec!r}.")
+    _refuse_no_numbers("an initializer", "a name, an Initializer, ", spec)
     return Constant(spec)
+
+
+def _refuse_no_numbers(what: str, otherwise: str, value: Any) -> None:
+    """Raise if this is not a finite real number or an array of them."""
+    refuse_masked(value, what)
+    try:
+        array = numpy.asarray(to_host(value))
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(f"{what} cannot be converted to an array: {error}") from error
+    if array.dtype.kind not in "fiub" or isinstance(value, bool):
+        given = f"an array of {array.dtype}" if array.ndim else repr(value)
+        raise ArgumentTypeError(f"{what} must be {otherwise}a number or an array of real numbers, not {given}.")
+    if not numpy.isfinite(array).all():
+        raise ArgumentError(f"{what} must be finite, but this one contains NaN or infinity.")

@@ -8,10 +8,11 @@ them take: learning_rate, weight_decay and clip_norm.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from numbers import Real
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend
-from xpnet.config import Configured, flag, number, resolve
+from xpnet.config import Configured, flag, number, rate_or_schedule, resolve
 from xpnet.errors import ArgumentError
 from xpnet.parameters import ParameterStore
 
@@ -77,16 +78,22 @@ class Optimizer(Configured):
             cls.fused = Optimizer.fused  # type: ignore[method-assign]
 
     def __init__(self, learning_rate: Rate, weight_decay: float, clip_norm: float | None) -> None:
-        if isinstance(learning_rate, type) or not callable(learning_rate):
-            learning_rate = number(self, "learning_rate", learning_rate, at_least=0, also="a schedule")
         if clip_norm is not None:
             clip_norm = number(self, "clip_norm", clip_norm, above=0, also="None for no clipping")
-        self.learning_rate, self.clip_norm = learning_rate, clip_norm
-        self.weight_decay = number(self, "weight_decay", weight_decay, at_least=0)
+        self.learning_rate, self.clip_norm = rate_or_schedule(self, "learning_rate", learning_rate), clip_norm
+        self.weight_decay = number(self, "weight_decay", weight_decay, at_least=0, below=math.inf)
 
     def rate(self, step: int) -> float:
         """The learning rate of the next update, after `step` updates."""
-        return float(self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate)
+        if not callable(self.learning_rate):
+            return float(self.learning_rate)
+        rate: Any = self.learning_rate(step)
+        if hasattr(rate, "item") and getattr(rate, "shape", ()) == ():
+            rate = rate.item()
+        if isinstance(rate, bool) or not isinstance(rate, Real):
+            kind = type(self).__name__
+            raise ArgumentError(f"{kind}: the schedule must return a number, but returned {rate!r} for step {step}.")
+        return float(rate)
 
     def rate_for(self, state: OptimizerState, step: int) -> float:
         """`rate(step)` for the model with this state, in which a callback may have replaced a constant rate."""
@@ -105,12 +112,12 @@ class Optimizer(Configured):
         updated, but the step is counted.
         """
         backend, step = store.backend, state.step
+        rate = self.rate_for(state, step) * factor()
         trained = store.slices(lambda p: p.trainable)
         decayed = store.slices(lambda p: p.trainable and p.decay) if self.weight_decay else []
         if self.clip_norm is not None:
             backend.clip_norm(store.grads, trained, self.clip_norm)
         state.step += 1
-        rate = self.rate_for(state, step) * factor()
         name, numbers = self.fused(rate, state.step)
         vectors = [store.values, store.grads, *state.slots.values()]
 
@@ -200,7 +207,7 @@ class Adagrad(Optimizer):
         clip_norm: float | None = None,
     ) -> None:
         super().__init__(learning_rate, weight_decay, clip_norm)
-        self.epsilon = number(self, "epsilon", epsilon, above=0)
+        self.epsilon = number(self, "epsilon", epsilon, above=0, below=math.inf)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
         (s,) = slots
@@ -227,7 +234,7 @@ class RMSprop(Optimizer):
     ) -> None:
         super().__init__(learning_rate, weight_decay, clip_norm)
         self.rho = number(self, "rho", rho, at_least=0, below=1)
-        self.epsilon = number(self, "epsilon", epsilon, above=0)
+        self.epsilon = number(self, "epsilon", epsilon, above=0, below=math.inf)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
         (s,) = slots
@@ -258,7 +265,7 @@ class Adam(Optimizer):
         super().__init__(learning_rate, weight_decay, clip_norm)
         self.beta1 = number(self, "beta1", beta1, at_least=0, below=1)
         self.beta2 = number(self, "beta2", beta2, at_least=0, below=1)
-        self.epsilon = number(self, "epsilon", epsilon, above=0)
+        self.epsilon = number(self, "epsilon", epsilon, above=0, below=math.inf)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
         m, s = slots

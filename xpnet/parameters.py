@@ -14,7 +14,7 @@ from xpnet.backends import Array, Backend
 from xpnet.backends.arrays import refuse_masked
 from xpnet.concurrency.guard import ModelGuard
 from xpnet.config import number
-from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError
+from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, ShapeError, StateError
 from xpnet.initializers import Initializer
 
 __all__ = ["Buffer", "ModelArray", "Parameter", "ParameterStore", "Snapshot"]
@@ -150,6 +150,7 @@ class ParameterStore:
         """
         if state is not None:
             self.refuse_state(state)  # before memory is allocated for sizes that may be wrong
+        self._refuse_too_large()
         end = 0
         for parameter in self.parameters:
             parameter.slot = slice(end, end + parameter.size)
@@ -158,7 +159,7 @@ class ParameterStore:
         for parameter in self.parameters:
             if state is None:
                 rng = numpy.random.default_rng([seed, _WEIGHT_STREAM, zlib.crc32(parameter.name.encode())])
-                flat[parameter.slot] = parameter.initializer(parameter.shape, rng).ravel()
+                flat[parameter.slot] = self._first_values(parameter, rng).ravel()
             else:
                 flat[parameter.slot] = state[parameter.name].ravel()
         if state is not None:
@@ -179,6 +180,28 @@ class ParameterStore:
                 raise ShapeError(f"{name} has shape {state[name].shape} there, and {shape} in this model.")
             if state[name].dtype != dtype:
                 raise ArgumentError(f"{name} is {state[name].dtype} there, and {dtype} in this model.")
+
+    def _refuse_too_large(self) -> None:
+        needed = 2 * self.dtype.itemsize * sum(p.size for p in self.parameters)
+        if not self.backend.can_hold(needed):
+            largest = max(self.parameters, key=lambda p: p.size)
+            raise DeviceMemoryError(
+                f"the parameters and their gradients take {needed / 2**30:,.1f} GiB, more than the memory of "
+                f"{self.backend.name}. The largest is {largest.name} of shape {largest.shape}."
+            )
+
+    def _first_values(self, parameter: Parameter, rng: numpy.random.Generator) -> numpy.ndarray[Any, Any]:
+        """What the initializer returns for this parameter, checked, since it may be the user's own."""
+        values, what = parameter.initializer(parameter.shape, rng), f"{parameter.name}: {parameter.initializer!r}"
+        if not isinstance(values, numpy.ndarray) or numpy.ma.isMaskedArray(values) or values.dtype.kind not in "fiub":
+            kind = f"an array of {values.dtype}" if type(values) is numpy.ndarray else f"a {type(values).__name__}"
+            raise ArgumentTypeError(f"{what} must return a NumPy array of real numbers, but returned {kind}.")
+        if values.shape != parameter.shape:
+            raise ShapeError(f"{what} must return an array of shape {parameter.shape}, but returned {values.shape}.")
+        with numpy.errstate(over="ignore"):
+            if not numpy.isfinite(values.astype(self.dtype, copy=False)).all():
+                raise ArgumentError(f"{what} gives values that are NaN or infinite in {self.dtype}.")
+        return values
 
     def move(self, backend: Backend, dtype: Any) -> None:
         """Move everything to another device or dtype. The Parameter objects stay the same."""

@@ -3,8 +3,9 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any
 
-from xpnet.config import Configured, integer, number
+from xpnet.config import Configured, integer, number, rate_or_schedule
 
 __all__ = ["Constant", "CosineDecay", "ExponentialDecay", "InverseTimeDecay", "LinearWarmup", "OneCycle",
            "Schedule", "StepDecay"]  # fmt: skip
@@ -21,7 +22,7 @@ class Constant(Schedule):
     """Always `rate`."""
 
     def __init__(self, rate: float) -> None:
-        self.rate = rate
+        self.rate = _rate(self, "rate", rate)
 
     def __call__(self, step: int) -> float:
         return self.rate
@@ -31,7 +32,8 @@ class StepDecay(Schedule):
     """rate · factor^⌊step / every⌋, with `every` steps from one decay to the next."""
 
     def __init__(self, rate: float, every: int, factor: float = 0.1) -> None:
-        self.rate, self.every, self.factor = rate, integer(self, "every", every), factor
+        self.rate, self.every = _rate(self, "rate", rate), integer(self, "every", every)
+        self.factor = number(self, "factor", factor, above=0, below=math.inf)
 
     def __call__(self, step: int) -> float:
         return self.rate * self.factor ** (step // self.every)
@@ -41,7 +43,8 @@ class ExponentialDecay(Schedule):
     """rate · factor^(step / every): it falls in each step, by `factor` over `every` steps."""
 
     def __init__(self, rate: float, every: int, factor: float) -> None:
-        self.rate, self.every, self.factor = rate, integer(self, "every", every), factor
+        self.rate, self.every = _rate(self, "rate", rate), integer(self, "every", every)
+        self.factor = number(self, "factor", factor, above=0, below=math.inf)
 
     def __call__(self, step: int) -> float:
         return float(self.rate * self.factor ** (step / self.every))
@@ -51,7 +54,8 @@ class InverseTimeDecay(Schedule):
     """rate / (1 + decay · step / every)."""
 
     def __init__(self, rate: float, every: int, decay: float = 1.0) -> None:
-        self.rate, self.every, self.decay = rate, integer(self, "every", every), decay
+        self.rate, self.every = _rate(self, "rate", rate), integer(self, "every", every)
+        self.decay = number(self, "decay", decay, at_least=0, below=math.inf)
 
     def __call__(self, step: int) -> float:
         return self.rate / (1.0 + self.decay * step / self.every)
@@ -61,7 +65,8 @@ class CosineDecay(Schedule):
     """Half a cosine from `rate` falling to `final` over `steps`, then `final`. Loshchilov and Hutter 2016."""
 
     def __init__(self, rate: float, steps: int, final: float = 0.0) -> None:
-        self.rate, self.steps, self.final = rate, integer(self, "steps", steps), final
+        self.rate, self.steps = _rate(self, "rate", rate), integer(self, "steps", steps)
+        self.final = _rate(self, "final", final)
 
     def __call__(self, step: int) -> float:
         return _cosine(self.rate, self.final, step / self.steps)
@@ -71,7 +76,7 @@ class LinearWarmup(Schedule):
     """Rises linearly over `steps` to the first rate of `after`, then follows `after`, a schedule or a number."""
 
     def __init__(self, steps: int, after: Callable[[int], float] | float) -> None:
-        self.steps, self.after = integer(self, "steps", steps), after
+        self.steps, self.after = integer(self, "steps", steps), rate_or_schedule(self, "after", after)
 
     def __call__(self, step: int) -> float:
         after = self.after if callable(self.after) else Constant(self.after)
@@ -90,9 +95,10 @@ class OneCycle(Schedule):
     def __init__(
         self, peak: float, steps: int, warmup: float = 0.3, start_factor: float = 25.0, end_factor: float = 1e4
     ) -> None:
-        self.peak, self.steps = peak, integer(self, "steps", steps)
+        self.peak, self.steps = _rate(self, "peak", peak), integer(self, "steps", steps)
         self.warmup = number(self, "warmup", warmup, at_least=0, at_most=1)
-        self.start_factor, self.end_factor = start_factor, end_factor
+        self.start_factor = number(self, "start_factor", start_factor, above=0, below=math.inf)
+        self.end_factor = number(self, "end_factor", end_factor, above=0, below=math.inf)
 
     def __call__(self, step: int) -> float:
         rising = self.warmup * self.steps  # steps in which the rate rises
@@ -101,6 +107,10 @@ class OneCycle(Schedule):
             return _cosine(start, self.peak, step / rising)
         falling = self.steps - 1 - rising  # so that the last step has the lowest rate
         return _cosine(self.peak, start / self.end_factor, (step - rising) / falling if falling > 0 else 1.0)
+
+
+def _rate(owner: Any, name: str, value: Any) -> float:
+    return number(owner, name, value, at_least=0, below=math.inf)
 
 
 def _cosine(start: float, end: float, progress: float) -> float:

@@ -269,3 +269,14 @@ def test_workspace_bytes_must_be_a_positive_number(bad):
         backend.workspace_bytes = bad
     backend.workspace_bytes = 1e5
     assert backend.workspace_bytes == 100_000
+
+
+@pytest.mark.parametrize(("name", "index"), [("cuda", 0), ("cuda:1", 1), (" CUDA ", 0), ("gpu:1", 1)])
+def test_cuda_is_another_name_of_gpu(monkeypatch, name, index):
+    monkeypatch.setattr("xpnet.backends.cuda.backend.gpu_backend", lambda index: f"device {index}")
+    assert xpnet.get_backend(name) == f"device {index}"
+
+
+def test_a_misspelled_cuda_gets_cuda_suggested():
+    with pytest.raises(ArgumentError, match="unknown backend 'cdua'. Did you mean 'cuda'"):
+        xpnet.get_backend("cdua")

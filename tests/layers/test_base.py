@@ -12,7 +12,7 @@ from strict import StrictBackend
 
 import xpnet
 from xpnet import layers, losses, optimizers, schedules
-from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError
+from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, ShapeError, StateError
 
 F64 = np.dtype("float64")
 
@@ -441,3 +441,65 @@ def test_a_container_is_trainable_if_any_of_its_layers_is():
     xpnet.Sequential([inner], (4,), "cpu")
     inner.layers[0].trainable = False
     assert not inner.trainable
+
+
+@pytest.mark.parametrize(
+    ("stack", "shape"),
+    [
+        ([layers.Dense(10**12)], (4,)),
+        ([layers.Dense(2**64)], (4,)),
+        ([layers.Embedding(10**9, 10**5)], (4,)),
+        ([layers.Conv2D(10**6, 10**4, padding="same")], (200, 200, 300)),
+        ([layers.Conv2D(1, 3, padding=10**9)], (4, 4, 1)),
+        ([layers.Upsample2D(10**9)], (4, 4, 1)),
+        ([layers.BatchNorm()], (10**12,)),
+        ([layers.ReLU()], (2**64,)),
+        ([layers.Flatten(), layers.Dense(2)], (10**9, 10**9)),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_sizes_beyond_all_memory_are_refused_before_anything_is_allocated(stack, shape):
+    with pytest.raises(DeviceMemoryError, match=r"GiB, more than the memory of cpu"):
+        xpnet.Sequential(stack, shape, "cpu")
+    assert not stack[0].is_built
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(0,), (-1,), "4", b"ab", {4, 5}, {4: 5}, ((4,),), True, 4.5, (np.nan,), [[2, 4]], np.ones((2, 2)), (1,) * 70],
+)
+def test_an_input_shape_is_a_sequence_of_positive_integers(shape):
+    with pytest.raises(ArgumentError, match="a shape must be one or more positive integers, without the batch"):
+        xpnet.Sequential([layers.Dense(2)], shape, "cpu")
+
+
+@pytest.mark.parametrize("shape", [4, np.int64(4), [4], (4,), np.array([4]), iter([4])], ids=repr)
+def test_an_input_shape_may_be_any_sequence_of_integers(shape):
+    assert xpnet.Sequential([layers.Dense(2)], shape, "cpu").input_shape == (4,)
+
+
+@pytest.mark.parametrize("layer", [layers.Softmax, layers.LogSoftmax])
+def test_softmax_needs_features_and_does_not_normalize_over_the_batch(layer):
+    with pytest.raises(ShapeError, match=r"expects \(N, ..., features\), but the input is \(N,\)"):
+        xpnet.Sequential([layer()], (), "cpu")
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 28, 3)])
+def test_channels_first_images_get_a_hint(shape):
+    model = xpnet.Sequential([layers.Conv2D(2, 3), layers.Flatten(), layers.Dense(2)], shape, "cpu")
+    x = np.zeros((5, shape[2], *shape[:2]))
+    for use in (model.predict, model.forward, lambda x: model.fit(x, np.zeros(5, int))):
+        with pytest.raises(ShapeError, match=r"channels last: numpy.moveaxis\(x, 1, -1\)"):
+            use(x)
+    assert model.predict(np.moveaxis(x, 1, -1)).shape == (5, 2)
+    with pytest.raises(ShapeError, match="channels last"):
+        xpnet.Sequential([layers.Conv2D(2, 4)], (3, 28, 28), "cpu")
+
+
+@pytest.mark.parametrize("penalty", ["l1", "l2"])
+@pytest.mark.parametrize("value", [-1, np.inf, np.nan, "a", None, True])
+def test_penalties_are_checked_by_the_constructor(penalty, value):
+    for make in (lambda **kw: layers.Dense(2, **kw), lambda **kw: layers.Conv2D(2, 3, **kw),
+                 lambda **kw: layers.Embedding(2, 3, **kw)):  # fmt: skip
+        with pytest.raises(ArgumentError, match=f"{penalty} must be a"):
+            make(**{penalty: value})

@@ -5,9 +5,9 @@ import pickle
 
 import numpy as np
 import pytest
+from every import LAYERS
 
 import xpnet
-from tests.support.every import LAYERS
 from xpnet import layers
 from xpnet.errors import ArgumentError, ArgumentTypeError, PositionError, ShapeError, StateError
 
@@ -34,6 +34,28 @@ class Own(layers.Layer):
 class OwnConfig(Own):
     def get_config(self):
         return {"factor": self.factor}
+
+
+class Forgetful(Own):
+    def __init__(self, factor=2.0, name=None):
+        self.factor = factor
+
+
+class PassesOn(Own):
+    def __init__(self, factor=2.0, **options):
+        super().__init__(**options)
+        self.factor = factor
+
+
+@pytest.mark.parametrize("cls", [Own, OwnConfig, Forgetful, PassesOn])
+def test_a_layer_of_ones_own_takes_a_name_however_it_is_written(cls, tmp_path):
+    layer = cls(3.0, name="own")
+    assert layer.name == "own" and layer.factor == 3.0 and cls().name is None
+    model = xpnet.Sequential([layer, cls()], (2,), "cpu")
+    assert [p.name for p in model.parameters] == ["own.scale", "1.scale"]
+    model.save(tmp_path / "model.safetensors")
+    loaded = xpnet.load(tmp_path / "model.safetensors", "cpu", custom_layers=[cls])
+    assert [p.name for p in loaded.parameters] == ["own.scale", "1.scale"] and loaded[0].factor == 3.0
 
 
 def net(backend="cpu"):
@@ -231,6 +253,22 @@ def test_an_assigned_weight_is_what_is_used_trained_and_saved(tmp_path):
     np.testing.assert_array_equal(xpnet.load(tmp_path / "m.safetensors", "cpu").predict([[1.0, 1.0]]), [[5.0]])
     model.train_on_batch([[1.0, 1.0]], [[0.0]], loss="mse", optimizer=xpnet.optimizers.SGD(0.01))
     np.testing.assert_allclose(model.state_dict()["d.weight"], [[1.9], [2.9]], rtol=1e-6)
+
+
+def test_a_parameter_assigned_to_another_copies_its_values():
+    model = xpnet.Sequential([layers.Dense(3), layers.Dense(3)], (3,), "cpu")
+    first, second = model[0].weight, model[1].weight
+    model[1].weight = model[0].weight
+    assert model[1].weight is second is not first and model.parameters[2] is second
+    np.testing.assert_array_equal(second.value, first.value)
+    assert not np.shares_memory(second.value, first.value)
+
+
+@pytest.mark.parametrize("value", [0, 1, None, "no"])
+def test_trainable_is_a_flag(value):
+    layer = layers.Dense(3)
+    with pytest.raises(ArgumentError, match="Dense: trainable must be True or False"):
+        layer.trainable = value
 
 
 @pytest.mark.parametrize(

@@ -337,8 +337,9 @@ def test_passes_read_nothing_back_and_stay_float32(rng):
     [
         (lambda: layers.BatchNorm(momentum=1.5), ArgumentError, "BatchNorm: momentum .* from 0 to 1, not 1.5"),
         (lambda: layers.BatchNorm(momentum="0.1"), ArgumentError, "not '0.1'"),
-        (lambda: layers.BatchNorm(epsilon=0), ArgumentError, "BatchNorm: epsilon .* above 0 and below 1, not 0"),
-        (lambda: layers.LayerNorm(-1e-5), ArgumentError, "LayerNorm: epsilon .* above 0 and below 1, not -1e-05"),
+        (lambda: layers.BatchNorm(epsilon=0), ArgumentError, "BatchNorm: epsilon .* above 0, not 0"),
+        (lambda: layers.LayerNorm(-1e-5), ArgumentError, "LayerNorm: epsilon .* above 0, not -1e-05"),
+        (lambda: layers.LayerNorm(64), ArgumentError, "LayerNorm: epsilon must be below 1, not 64.*layer before"),
         (lambda: layers.BatchNorm().build(()), ShapeError, r"expects \(N, ..., features\), but the input is \(N,\)"),
         (lambda: layers.LayerNorm().build(()), ShapeError, r"expects \(N, ..., features\)"),
     ],

@@ -32,7 +32,7 @@ def get_backend(backend: str | Backend = "auto") -> Backend:
         return cpu_backend()
     gpu = re.fullmatch(r"(?:gpu|cuda)(?::(\d+))?", name)
     if gpu is None:
-        raise unknown_name(kind, name, ["auto", "cpu", "cuda", "gpu", "gpu:1"])
+        raise unknown_name(kind, name, ["auto", "cpu", "gpu", "gpu:1"], aliases=["cuda"])
     from xpnet.backends.cuda.backend import gpu_backend  # only if needed: it reads and parses kernels.cu
 
     return gpu_backend(int(gpu[1] or 0))

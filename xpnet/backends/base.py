@@ -109,6 +109,11 @@ class Device:
         """How much memory is used, held and free."""
         return Memory(0, 0, None, None)
 
+    def can_hold(self, count: int) -> bool:
+        """Whether the device has as much memory as so many bytes, used or free."""
+        total = self.memory().total if count > 2**30 else None  # it takes time to ask
+        return count <= (2**62 if total is None else total)
+
     def free_memory(self) -> None:
         """Return unused memory to the device."""
 

@@ -70,6 +70,8 @@ def prepare_inputs(model: Sequential, x: Any, name: str = "x", finite: bool = Tr
         hint = ""
         if x.ndim and x.shape == expected:
             hint = " For a single sample, add the batch axis: x[None]."
+        elif x.ndim == 4 and (*x.shape[2:], x.shape[1]) == expected:
+            hint = " Images are (N, height, width, channels), channels last: numpy.moveaxis(x, 1, -1)."
         elif x.ndim > 1 and math.prod(x.shape[1:]) == math.prod(expected):
             hint = f" The sizes agree: reshape it, or begin the model with a layer for {tuple(x.shape[1:])}."
         raise ShapeError(f"{name} must have shape (N, {sizes}), as the model's input_shape says, but has "

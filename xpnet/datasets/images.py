@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy
 
+from xpnet.config import explain_arguments
 from xpnet.datasets.download import Source, locate
 from xpnet.datasets.idx import read_idx
 from xpnet.datasets.samples import Samples, Split
@@ -39,6 +40,7 @@ FASHION_MNIST = Source(
 )
 
 
+@explain_arguments
 def mnist(data_dir: str | os.PathLike[str] | None = None) -> Split:
     """Handwritten digits (LeCun, Cortes, Burges): `(x_train, y_train), (x_test, y_test) = mnist()`.
 
@@ -51,6 +53,7 @@ def mnist(data_dir: str | os.PathLike[str] | None = None) -> Split:
     return _load(MNIST, data_dir)
 
 
+@explain_arguments
 def fashion_mnist(data_dir: str | os.PathLike[str] | None = None) -> Split:
     """Images of clothing (Xiao, Rasul, Vollgraf, https://arxiv.org/abs/1708.07747), with MNIST's shapes and dtypes.
 

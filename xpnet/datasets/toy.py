@@ -8,7 +8,7 @@ import math
 import numpy
 from numpy.typing import ArrayLike, NDArray
 
-from xpnet.config import integer, number
+from xpnet.config import explain_arguments, integer, number
 from xpnet.datasets.samples import Samples
 from xpnet.errors import unknown_name
 
@@ -23,6 +23,7 @@ _GATES = {
 }
 
 
+@explain_arguments
 def logic_gate(name: str) -> Samples:
     """The truth table of "and", "nand", "or", "nor", "xor" or "xnor": x (4, 2) in the order 00, 01, 10, 11; y (4, 1).
 
@@ -67,6 +68,7 @@ def xor_with_constant() -> Samples:
     return _samples([[0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1]], [0, 1, 1, 0])
 
 
+@explain_arguments
 def blobs(n: int = 300, classes: int = 3, noise: float = 0.5, seed: int = 0) -> Samples:
     """Gaussian clouds with centers evenly spaced on a circle of radius 3: x (n, 2), y (n,) int64.
 
@@ -77,6 +79,7 @@ def blobs(n: int = 300, classes: int = 3, noise: float = 0.5, seed: int = 0) -> 
     return Samples(x + noise * generator.standard_normal(x.shape), y)
 
 
+@explain_arguments
 def moons(n: int = 300, noise: float = 0.1, seed: int = 0) -> Samples:
     """Two interleaved half circles: x (n, 2), y (n,) int64, 0 for the upper and 1 for the lower.
 
@@ -88,6 +91,7 @@ def moons(n: int = 300, noise: float = 0.1, seed: int = 0) -> Samples:
     return Samples(x + noise * generator.standard_normal(x.shape), y)
 
 
+@explain_arguments
 def spirals(n: int = 300, classes: int = 3, noise: float = 0.2, seed: int = 0) -> Samples:
     """Spiral arms that wind about the origin by two thirds of a turn: x (n, 2) in the unit circle, y (n,) int64.
 

@@ -9,6 +9,7 @@ import math
 from xpnet.backends import Array
 from xpnet.config import choice, number
 from xpnet.layers.base import Layer
+from xpnet.layers.context import Shape
 
 
 class Identity(Layer):
@@ -32,7 +33,7 @@ class Step(Layer):
 
     def __init__(self, threshold: float = 0.0, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        self.threshold = number(self, "threshold", threshold)
+        self.threshold = number(self, "threshold", threshold, finite=True)
 
     def forward(self, x: Array) -> Array:
         y = self.work.buffer("y", x.shape)
@@ -98,7 +99,7 @@ class LeakyReLU(Layer):
 
     def __init__(self, negative_slope: float = 0.01, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        self.negative_slope = number(self, "negative_slope", negative_slope)
+        self.negative_slope = number(self, "negative_slope", negative_slope, finite=True)
 
     def forward(self, x: Array) -> Array:
         xp, work = self.xp, self.work
@@ -122,7 +123,7 @@ class ELU(Layer):
 
     def __init__(self, alpha: float = 1.0, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        self.alpha = number(self, "alpha", alpha)
+        self.alpha = number(self, "alpha", alpha, finite=True)
 
     def forward(self, x: Array) -> Array:
         xp, work = self.xp, self.work
@@ -221,6 +222,9 @@ class Softmax(Layer):
 
     gives_probabilities = True
 
+    def build(self, input_shape: Shape) -> Shape:
+        return _with_features(self, input_shape)
+
     def forward(self, x: Array) -> Array:
         work = self.work
         work.y = self.backend.softmax(x, out=work.buffer("y", x.shape))
@@ -239,6 +243,9 @@ class Softmax(Layer):
 class LogSoftmax(Layer):
     """y_i = x_i - log Σ_k e^x_k over the last axis."""
 
+    def build(self, input_shape: Shape) -> Shape:
+        return _with_features(self, input_shape)
+
     def forward(self, x: Array) -> Array:
         work = self.work
         work.y = self.backend.log_softmax(x, out=work.buffer("y", x.shape))
@@ -250,6 +257,13 @@ class LogSoftmax(Layer):
         grad_x = xp.exp(work.y, out=work.buffer("grad_x", work.y.shape))
         grad_x *= xp.sum(grad_y, axis=-1, keepdims=True)
         return xp.subtract(grad_y, grad_x, out=grad_x)
+
+
+def _with_features(layer: Layer, input_shape: Shape) -> Shape:
+    """The same shape. Without a feature axis, the last axis would be the batch."""
+    if not input_shape:
+        raise layer.refuse("(N, ..., features)", input_shape)
+    return input_shape
 
 
 def _without_minus_infinity(layer: Layer, x: Array) -> Array:

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from xpnet import initializers
 from xpnet.backends import Array, Backend
 from xpnet.backends.arrays import refuse_masked
-from xpnet.config import Configured, as_shape
-from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError, shape_text
+from xpnet.config import Configured, as_shape, flag
+from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, ShapeError, StateError, shape_text
 from xpnet.layers.building import standalone
 from xpnet.layers.context import Context, Shape, Workspace
 from xpnet.parameters import Buffer, ModelArray, Parameter
@@ -187,8 +187,8 @@ class Layer(Configured):
 
     def __setattr__(self, name: str, value: Any) -> None:
         held = self.__dict__.get(name)
-        if isinstance(held, ModelArray) and not isinstance(value, ModelArray):
-            held.assign(value, f"{self._label}: {name}")
+        if isinstance(held, ModelArray) and held is not value and self.context.store.allocated:
+            held.assign(value.value if isinstance(value, ModelArray) else value, f"{self._label}: {name}")
             return
         super().__setattr__(name, self._checked_name(value) if name == "name" else value)
 
@@ -233,7 +233,7 @@ class Layer(Configured):
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        self._trainable = bool(value)
+        self._trainable = flag(self, "trainable", value)
         for parameter in self.parameters:
             parameter.trainable = self._trainable
 
@@ -251,11 +251,22 @@ class Layer(Configured):
             )
         self._context, self.path, self._workspaces, self.input_shape = context, path, {}, as_shape(input_shape)
         try:
+            self._refuse_too_large("inputs", self.input_shape)
             self.output_shape = self.build(self.input_shape)
+            self._refuse_too_large("outputs", self.output_shape)
         except BaseException:
             self.unplace()
             raise
         return self.output_shape
+
+    def _refuse_too_large(self, what: str, shape: Shape) -> None:
+        """Raise DeviceMemoryError if not even one sample of this shape fits into the device's memory."""
+        needed = math.prod(shape) * self.context.dtype.itemsize
+        if not self.backend.can_hold(needed):
+            raise DeviceMemoryError(
+                f"{self._label}: one sample of its {what} {shape_text(shape)} takes {needed / 2**30:,.1f} GiB, more "
+                f"than the memory of {self.backend.name}. Choose smaller sizes."
+            )
 
     def unplace(self) -> None:
         """Used by the model: undo `place` after an error, so that the layer can be built again."""
@@ -301,15 +312,16 @@ class Layer(Configured):
 
 
 def _taking_name(init: Callable[..., None]) -> Callable[..., None]:
-    """The constructor of a layer, which takes `name=` even if it does not declare it."""
+    """The constructor of a layer, which takes `name=` even if it does not declare it or pass it on."""
     parameters = inspect.signature(init).parameters
-    if "name" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return init
+    passes = "name" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
     @functools.wraps(init)
-    def wrapper(self: Layer, *args: Any, name: str | None = None, **kwargs: Any) -> None:
-        if name is not None:
-            self.name = name
+    def wrapper(self: Layer, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("name") is not None:
+            self.name = kwargs["name"]
+        if not passes:
+            kwargs.pop("name", None)
         init(self, *args, **kwargs)
 
     return wrapper

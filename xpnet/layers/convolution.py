@@ -8,7 +8,7 @@ from typing import Any
 
 from xpnet.backends import Array
 from xpnet.backends.reference.windows import Windows
-from xpnet.config import flag, integer, one_or_pair
+from xpnet.config import flag, integer, one_or_pair, penalties
 from xpnet.errors import ArgumentError, ShapeError
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
@@ -52,7 +52,7 @@ class _Convolution(Layer):
         self.dilation = one_or_pair(integer, self, "dilation", dilation)
         self.padding, self.use_bias = padding_argument(self, padding), flag(self, "use_bias", use_bias)
         self.weight_initializer, self.bias_initializer = weight_initializer, bias_initializer
-        self.l1, self.l2 = l1, l2
+        self.l1, self.l2 = penalties(self, l1, l2)
 
     def add_weight_and_bias(self, channels: int) -> None:
         if channels % self.groups:

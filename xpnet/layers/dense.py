@@ -3,7 +3,7 @@
 from typing import Any
 
 from xpnet.backends import Array
-from xpnet.config import flag, integer
+from xpnet.config import flag, integer, penalties
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
 
@@ -29,7 +29,7 @@ class Dense(Layer):
         super().__init__(name=name)
         self.units, self.use_bias = integer(self, "units", units), flag(self, "use_bias", use_bias)
         self.weight_initializer, self.bias_initializer = weight_initializer, bias_initializer
-        self.l1, self.l2 = l1, l2
+        self.l1, self.l2 = penalties(self, l1, l2)
 
     def build(self, input_shape: Shape) -> Shape:
         if not input_shape:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from xpnet.backends import Array
-from xpnet.config import integer
+from xpnet.config import integer, penalties
 from xpnet.errors import ArgumentTypeError, DataError
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
@@ -35,7 +35,7 @@ class Embedding(Layer):
         super().__init__(name=name)
         self.vocabulary_size = integer(self, "vocabulary_size", vocabulary_size)
         self.features = integer(self, "features", features)
-        self.weight_initializer, self.l1, self.l2 = weight_initializer, l1, l2
+        self.weight_initializer, (self.l1, self.l2) = weight_initializer, penalties(self, l1, l2)
 
     def build(self, input_shape: Shape) -> Shape:
         shape = (self.vocabulary_size, self.features)

@@ -2,6 +2,7 @@
 
 from xpnet.backends import Array
 from xpnet.config import flag, number
+from xpnet.errors import ArgumentError
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
 
@@ -13,7 +14,12 @@ class _Normalization(Layer):
         self, epsilon: float = 1e-5, *, center: bool = True, scale: bool = True, name: str | None = None
     ) -> None:
         super().__init__(name=name)
-        self.epsilon = number(self, "epsilon", epsilon, above=0, below=1)
+        self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
+        if self.epsilon >= 1:
+            raise ArgumentError(
+                f"{type(self).__name__}: epsilon must be below 1, not {epsilon!r}. The number of features is known "
+                "from the layer before."
+            )
         self.center, self.scale = flag(self, "center", center), flag(self, "scale", scale)
 
     def build(self, input_shape: Shape) -> Shape:

@@ -84,7 +84,8 @@ class Rescale(Layer):
 
     def __init__(self, scale: float, offset: float = 0.0, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        self.scale, self.offset = number(self, "scale", scale), number(self, "offset", offset)
+        self.scale = number(self, "scale", scale, finite=True)
+        self.offset = number(self, "offset", offset, finite=True)
 
     def forward(self, x: Array) -> Array:
         return self.backend.rescale(x, self.scale, self.offset, out=self.work.buffer("y", x.shape))

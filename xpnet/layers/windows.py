@@ -51,6 +51,7 @@ def windows_on_image(
                 f"images at least {extent - 2 * before[axis]} pixels {word}, the extent of its window "
                 '(padding="same" takes any size)',
                 f"{image[axis]} {word}",
+                " Images are (N, height, width, channels), channels last.",
             )
         grid[axis] = same if padding == "same" else steps // strides[axis] + 1
     return Windows(image, (grid[0], grid[1]), kernel, strides, dilation, (before[0], before[1]))
