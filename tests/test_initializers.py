@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from names import stable_repr
 from small_models import dense_net
 
 import xpnet
@@ -190,7 +191,7 @@ def built(initializer, dtype="float32"):
     "value",
     [np.nan, np.inf, -np.inf, np.full((4, 3), np.nan), None, True, 1j, "he", np.ones((4, 3), complex), [[1], [2, 3]],
      np.ma.masked_array(np.ones((4, 3)), mask=True), lambda shape, rng: np.ones(shape), 1e300],
-    ids=repr,
+    ids=stable_repr,
 )  # fmt: skip
 def test_only_finite_numbers_initialize_a_weight(value):
     with pytest.raises((ArgumentError, ArgumentTypeError)):

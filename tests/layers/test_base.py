@@ -7,6 +7,7 @@ import pickle
 import every
 import numpy as np
 import pytest
+from names import stable_repr
 from small_models import LABELS, QUIET, SAMPLES, assert_reproducible, standalone_output
 from strict import StrictBackend
 
@@ -473,7 +474,7 @@ def test_an_input_shape_is_a_sequence_of_positive_integers(shape):
         xpnet.Sequential([layers.Dense(2)], shape, "cpu")
 
 
-@pytest.mark.parametrize("shape", [4, np.int64(4), [4], (4,), np.array([4]), iter([4])], ids=repr)
+@pytest.mark.parametrize("shape", [4, np.int64(4), [4], (4,), np.array([4]), iter([4])], ids=stable_repr)
 def test_an_input_shape_may_be_any_sequence_of_integers(shape):
     assert xpnet.Sequential([layers.Dense(2)], shape, "cpu").input_shape == (4,)
 
