@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend, get_backend
-from xpnet.config import Configured, choice, integer, number, resolve
+from xpnet.config import Configured, choice, integer, missing_method, number, resolve
 from xpnet.errors import ArgumentError, DataError, ShapeError
 from xpnet.losses import Loss
 
@@ -38,6 +38,7 @@ class Metric(Configured):
     @abstractmethod
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         """The sums over a batch: outputs (N, ...), targets as the loss takes them, weights (N,) or None."""
+        raise missing_method(self, "sums(backend, outputs, targets, weights)")
 
     def merge(self, total: Array, sums: Array) -> Array:
         """Combine the sums of two parts of the data."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend
-from xpnet.config import Configured, flag, number, resolve
+from xpnet.config import Configured, flag, missing_method, number, resolve
 from xpnet.errors import ArgumentError
 from xpnet.parameters import ParameterStore
 
@@ -68,6 +68,7 @@ class Optimizer(Configured):
 
         All are pieces of flat vectors, of one length, as is the scratch array t.  k: the number of the update, from 1.
         """
+        raise missing_method(self, "update(xp, w, g, slots, t, rate, k)")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -10,7 +10,7 @@ from typing import Any
 from xpnet import losses, metrics
 from xpnet.backends import get_backend
 from xpnet.callbacks import Callback, EpochLines, ProgressBar
-from xpnet.config import choice, flag, integer, number
+from xpnet.config import choice, flag, integer, is_custom, number
 from xpnet.data.dataset import Dataset
 from xpnet.data.preparation import prepare
 from xpnet.data.streaming import AnyDataset, Stream, StreamingDataset, as_stream
@@ -119,11 +119,13 @@ def load_dataset(
 ) -> AnyDataset:
     """The dataset of these arrays, checked; a stream is checked later. class_weight: None means that of the loss."""
     class_weight = loss.class_weight if class_weight is None else class_weight
+    private = model.has_custom_layers or any(is_custom(type(thing)) for thing in (loss, *measured))
 
     def checked(x: Any, y: Any, sample_weight: Any, names: tuple[str, str], whole: bool = False) -> Dataset:
         dataset = prepare(model, x, y, loss, sample_weight, class_weight, names, whole)
         for metric in measured:
             metric.check_targets(dataset.y, (len(dataset), *model.output_shape))
+        dataset.private = private
         return dataset
 
     x, y, sample_weight = as_stream(x, y, sample_weight)
