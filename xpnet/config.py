@@ -17,9 +17,8 @@ from xpnet.backends.arrays import to_host
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, suggestion, unknown_name
 
 __all__ = ["Configured", "ExplainedArguments", "as_shape", "checked_samples", "choice", "explain_arguments", "flag",
-           "integer", "is_integer", "is_number", "number", "one_or_pair", "penalties", "rate_or_schedule",
-           "real_array", "refuse_non_finite_targets",
-           "resolve"]  # fmt: skip
+           "integer", "is_custom", "is_integer", "is_number", "missing_method", "number", "one_or_pair", "penalties",
+           "rate_or_schedule", "real_array", "refuse_non_finite_targets", "resolve"]  # fmt: skip
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -245,6 +244,20 @@ def choice(owner: Any, name: str, value: Any, options: Sequence[T], *, also: str
     error = _refusal(owner, name, expected, value, also)
     near = suggestion(value, (o for o in options if isinstance(o, str))) if isinstance(value, str) else ""
     raise ArgumentError(f"{error} {near}".strip())
+
+
+def is_custom(kind: type) -> bool:
+    """Whether a class is not part of xpnet."""
+    return kind.__module__.partition(".")[0] != "xpnet"
+
+
+class _MissingMethodError(ArgumentTypeError, NotImplementedError):
+    """An ArgumentTypeError for users, and Python's error for a method that a subclass must define."""
+
+
+def missing_method(owner: Any, method: str) -> ArgumentTypeError:
+    """The error for a subclass that does not define `method`, written with its arguments."""
+    return _MissingMethodError(f"{type(owner).__name__} must define {method}.")
 
 
 def is_number(value: Any) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend, get_backend
-from xpnet.config import Configured, checked_samples, choice, number, refuse_non_finite_targets, resolve
+from xpnet.config import Configured, checked_samples, choice, missing_method, number, refuse_non_finite_targets, resolve
 from xpnet.errors import ArgumentError, DataError, ShapeError, shape_text
 
 __all__ = ["BinaryCrossEntropy", "HalfSquaredError", "Huber", "Loss", "MeanAbsoluteError",
@@ -35,10 +35,12 @@ class Loss(Configured):
     @abstractmethod
     def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
         """The loss ℓ_i of each sample, (N,)."""
+        raise missing_method(self, "samples(backend, outputs, targets)")
 
     @abstractmethod
     def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
-        """The gradients ∂ℓ_i/∂outputs_i, in the shape of the outputs, as a new array."""
+        """The gradients ∂ℓ_i/∂outputs_i, in the shape and dtype of the outputs, as a new array."""
+        raise missing_method(self, "gradient(backend, outputs, targets), or samples_and_gradient")
 
     def samples_and_gradient(
         self, backend: Backend, outputs: Array, targets: Array, out: Array | None = None

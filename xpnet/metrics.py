@@ -14,7 +14,17 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend, get_backend
-from xpnet.config import Configured, checked_samples, choice, flag, integer, number, refuse_non_finite_targets, resolve
+from xpnet.config import (
+    Configured,
+    checked_samples,
+    choice,
+    flag,
+    integer,
+    missing_method,
+    number,
+    refuse_non_finite_targets,
+    resolve,
+)
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
 from xpnet.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy
 
@@ -45,6 +55,7 @@ class Metric(Configured):
     @abstractmethod
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         """The sums over a batch: outputs (N, ...), targets as the loss takes them, weights (N,) or None."""
+        raise missing_method(self, "sums(backend, outputs, targets, weights)")
 
     def merge(self, total: Array, sums: Array) -> Array:
         """Combine the sums of two parts of the data. Not called if the metric collects rows."""

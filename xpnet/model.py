@@ -6,6 +6,7 @@ import functools
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import numpy
@@ -46,6 +47,7 @@ from xpnet.optimizers import Optimizer
 from xpnet.parameters import Buffer, Parameter, ParameterStore
 from xpnet.training import loop, model_files, outputs
 from xpnet.training.arguments import FitOptions, choose_loss_and_metrics, load_dataset
+from xpnet.training.audit import Checks
 from xpnet.training.evaluation import evaluate
 from xpnet.training.gradient_check import relative_errors
 from xpnet.training.resuming import Rollback
@@ -53,6 +55,10 @@ from xpnet.training.run import Run
 from xpnet.training.state import TrainingState, Untrained
 
 __all__ = ["LoadedState", "Sequential", "check_gradients", "load"]
+
+
+#: The model whose own `forward` or `backward`, of a subclass, runs in a pass.
+_running: ContextVar[Any] = ContextVar("running", default=None)
 
 
 class LoadedState(NamedTuple):
@@ -105,6 +111,8 @@ class Sequential(layers_.Sequential):
         self._state: TrainingState | Untrained = Untrained()
         self._rows_of_forward = 0
         self._has_gradients = False
+        self._checks: Checks | None = None  # of custom layers, from `forward` to `backward`
+        self._checked = False  # whether they are done
         self._builder = 0  # the thread that has built the model for data that may still be refused
         self.history: History | None = None
         if input_shape is not None:
@@ -116,7 +124,7 @@ class Sequential(layers_.Sequential):
 
         training=True turns dropout on, with other noise in each call. `backward` may follow in both cases.
         """
-        if self.path:  # as a layer of another model
+        if self.path or _running.get() is self:  # as a layer of another model, or in a pass
             return super().forward(x)
         x, dtype = self._inputs(x)
         return self.context.exclusively(self._forward, x, dtype, training)
@@ -126,7 +134,8 @@ class Sequential(layers_.Sequential):
             self.context.guard.refuse_beside_training()
         self.context.begin_forward(training)
         x = self.backend.asarray(x, dtype=dtype).copy()  # backward reads it, and the caller may change the original
-        outputs = self.forward_pass(x, training=training)
+        with self._by_hand():
+            outputs = self.forward_pass(x, training=training)
         self._rows_of_forward = len(outputs)
         self.context.end_forward()
         return outputs.copy()
@@ -138,7 +147,7 @@ class Sequential(layers_.Sequential):
         grad_output: (N, *output_shape). Returns the gradient with respect to the inputs as a new array; None if
         input_grad=False, which saves its computation. `forward` must have been called by the same thread.
         """
-        if self.path:
+        if self.path or _running.get() is self:
             return super().backward(grad_output)
         return self.context.exclusively(self._backward, grad_output, input_grad)
 
@@ -150,9 +159,43 @@ class Sequential(layers_.Sequential):
         expected = (self._rows_of_forward, *self.output_shape)
         if tuple(grad.shape) != expected:
             raise ShapeError(f"grad_output must have the shape of the outputs, {expected}, not {grad.shape}.")
-        result = self.backward_pass(grad, input_grad)
-        self._has_gradients = True
+        self._has_gradients = False  # until this pass is complete
+        with self._by_hand():
+            result = self.backward_pass(grad, input_grad)
+        self._has_gradients, self._checked, self._checks = True, True, None
         return None if result is None else result.copy()
+
+    def _by_hand(self) -> contextlib.AbstractContextManager[None]:
+        """A context for a pass that a user calls. It checks custom layers, until `backward` was called once."""
+        if type(self).forward is not Sequential.forward or type(self).backward is not Sequential.backward:
+            return self._as_layers()
+        if self._checked or not self.has_custom_layers:
+            return contextlib.nullcontext()
+        self._checks = self._checks or Checks(self)
+        return self._checks.wrapped()
+
+    def _whole_forward(self, x: Array) -> Array:
+        if type(self).forward is Sequential.forward or _running.get() is self:
+            return super()._whole_forward(x)
+        with self._as_layers():
+            y = self.forward(x)
+            self.check_output(x, y)
+            return y
+
+    def _whole_backward(self, grad_y: Array) -> Array | None:
+        if type(self).backward is Sequential.backward or _running.get() is self:
+            return super()._whole_backward(grad_y)
+        with self._as_layers():
+            return self.backward(grad_y)
+
+    @contextlib.contextmanager
+    def _as_layers(self) -> Iterator[None]:
+        """A context in which `forward` and `backward` of this class only run the layers, for those of a subclass."""
+        token = _running.set(self)
+        try:
+            yield
+        finally:
+            _running.reset(token)
 
     @explain_arguments
     def fit(
@@ -362,7 +405,7 @@ class Sequential(layers_.Sequential):
             return parts[0] if len(parts) == 1 else join(parts)
 
     def _predict_batch(self, x: Array, dtype: DType, as_device: bool) -> Array:
-        outputs = self.forward_pass(self.backend.asarray(x, dtype=dtype), inference=True)
+        outputs = self.forward_pass(self._own(self.backend.asarray(x, dtype=dtype)), inference=True)
         return outputs.copy() if as_device else numpy.array(self.backend.to_numpy(outputs))
 
     @explain_arguments
@@ -399,7 +442,7 @@ class Sequential(layers_.Sequential):
             before = context.training, context.inference
             context.training, context.inference = False, True
             try:
-                x = self.backend.asarray(x, dtype=dtype)
+                x = self._own(self.backend.asarray(x, dtype=dtype))
                 for layer in self.layers:
                     x = layer.forward(x)
                     outputs[layer.path] = numpy.array(self.backend.to_numpy(x))
@@ -466,6 +509,11 @@ class Sequential(layers_.Sequential):
         FileError if it cannot be written, and ArgumentError for a suffix of another format, such as .h5 or .pt.
         """
         self._refuse_inside()
+        if self._parameters or type(self).forward is not Sequential.forward:
+            raise ArgumentTypeError(
+                f"{type(self).__name__} has parameters or a forward of its own, which xpnet.load could not restore: "
+                "save its state_dict(), or derive from layers.Sequential and put it into an xpnet.Sequential."
+            )
         model_files.write(path, self)
 
     @explain_arguments
@@ -521,6 +569,9 @@ class Sequential(layers_.Sequential):
         config = {"layers": self.layers, "input_shape": shape, "seed": self.seed, "dtype": self.dtype}
         return self._with_name(config)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_checks": None}
+
     def __repr__(self) -> str:
         where = f", backend={self.backend.name!r}" if self.is_built else ""
         name = "" if self.name is None else f", name={self.name!r}"
@@ -565,6 +616,7 @@ class Sequential(layers_.Sequential):
             with building:
                 if self._builder == threading.get_ident() and not self._state.step:
                     self.unplace()
+                    self._state = Untrained()
             raise
         finally:
             if self._builder == threading.get_ident():
@@ -588,6 +640,10 @@ class Sequential(layers_.Sequential):
                 f"{(total or 0) / 2**30:.1f} GiB, {(free or 0) / 2**30:.1f} GiB are free; backend.free_memory() frees "
                 "what CuPy caches."
             ) from error
+
+    def _own(self, x: Array) -> Array:
+        """x, as a copy if a custom layer might write into it."""
+        return x.copy() if self.has_custom_layers else x
 
     def _inputs(self, x: Any) -> tuple[Array, DType]:
         with self._built_for(x), self.backend.device():
@@ -644,6 +700,7 @@ def check_gradients(
     chosen, _ = choose_loss_and_metrics(twin, loss, [])
     with twin.backend.device():
         dataset = prepare(twin, x, y, chosen, None, chosen.class_weight)
+        dataset.private = True  # elements of x are varied
         return relative_errors(twin, dataset, chosen, samples, step, inputs)
 
 

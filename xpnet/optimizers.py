@@ -12,7 +12,7 @@ from numbers import Real
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend
-from xpnet.config import Configured, flag, number, rate_or_schedule, resolve
+from xpnet.config import Configured, flag, missing_method, number, rate_or_schedule, resolve
 from xpnet.errors import ArgumentError
 from xpnet.parameters import ParameterStore
 
@@ -69,6 +69,7 @@ class Optimizer(Configured):
 
         All are pieces of flat vectors, of one length, as is the scratch array t.  k: the number of the update, from 1.
         """
+        raise missing_method(self, "update(xp, w, g, slots, t, rate, k)")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

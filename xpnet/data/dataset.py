@@ -36,9 +36,13 @@ class Batch:
 
 @dataclass
 class Dataset(Batch):
-    """A whole checked dataset. Integer inputs keep their dtype and are converted to `x_dtype` batch by batch."""
+    """A whole checked dataset. Integer inputs keep their dtype and are converted to `x_dtype` batch by batch.
+
+    private: whether batches are always copies, because a layer, loss or metric of the user might write into them.
+    """
 
     x_dtype: DType
+    private: bool = field(default=False, kw_only=True)
 
     @property
     def samples(self) -> int:
@@ -100,12 +104,28 @@ class Dataset(Batch):
                 continue
             rows = self.stored_rows(place) if order is None else order[place]
             yield Batch(
-                _gathered(work, "x", self.x, rows, self.x_dtype),
-                _gathered(work, "y", self.y, rows, self.y.dtype),
-                None if self.weights is None else _gathered(work, "weights", self.weights, rows, self.weights.dtype),
-                None if self.counts is None else _gathered(work, "counts", self.counts, rows, self.counts.dtype),
+                self._gathered(work, "x", rows, self.x_dtype),
+                self._gathered(work, "y", rows),
+                self._gathered(work, "weights", rows),
+                self._gathered(work, "counts", rows),
                 first_row=place.start - first,
             )
+
+    def _gathered(self, work: Workspace, name: str, rows: Any, dtype: DType = None) -> Array:
+        """These rows (a slice or an index array) of an array in a dtype, in a buffer unless they are a view already."""
+        array: Array = getattr(self, name)
+        if array is None:
+            return None
+        dtype = array.dtype if dtype is None else dtype
+        if not isinstance(rows, slice):
+            out = work.buffer(name, (len(rows), *array.shape[1:]), dtype)
+            return work.context.backend.gather(array, rows, out)
+        view = array[rows]
+        if view.dtype == dtype and not self.private:
+            return view
+        out = work.buffer(name, view.shape, dtype)
+        out[...] = view
+        return out
 
     def stored_rows(self, place: slice) -> slice:
         """The rows of the arrays that hold these samples; a RankWindow stores only those of its rank."""
@@ -160,19 +180,6 @@ def total_weight(xp: Any, weights: Array) -> Array:
     """Σ w in float64; 1 if all weights are 0, so that such a batch has no gradient instead of 0 / 0."""
     total = xp.sum(weights, dtype=xp.float64)
     return total + (total == 0)
-
-
-def _gathered(work: Workspace, name: str, array: Array, rows: Any, dtype: DType) -> Array:
-    """These rows (a slice or an index array) in a dtype, in a buffer unless they are a view already."""
-    if isinstance(rows, slice):
-        view = array[rows]
-        if view.dtype == dtype:
-            return view
-        out = work.buffer(name, view.shape, dtype)
-        out[...] = view
-        return out
-    out = work.buffer(name, (len(rows), *array.shape[1:]), dtype)
-    return work.context.backend.gather(array, rows, out)
 
 
 def _fingerprint(sample: Array) -> float:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from xpnet import initializers
 from xpnet.backends import Array, Backend
 from xpnet.backends.arrays import refuse_masked
-from xpnet.config import Configured, as_shape, flag
+from xpnet.config import Configured, as_shape, flag, is_custom, missing_method
 from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, ShapeError, StateError, shape_text
 from xpnet.layers.building import standalone
 from xpnet.layers.context import Context, Shape, Workspace
@@ -54,6 +54,8 @@ class Layer(Configured):
     gives_probabilities: ClassVar[bool] = False
     #: Whether its operators divide a batch among CPU threads. The BLAS must then use one thread. Only for speed.
     splits_batch: ClassVar[bool] = False
+    #: Whether its class is not part of xpnet, so that a model checks what it returns.
+    is_custom: ClassVar[bool] = False
     #: Whether backward must return ∂L/∂x. The container sets it before each backward.
     wants_input_grad: bool = True
 
@@ -82,11 +84,11 @@ class Layer(Configured):
 
     def forward(self, x: Array) -> Array:
         """Return outputs (N, *output_shape) for inputs x (N, *input_shape)."""
-        raise NotImplementedError(f"{type(self).__name__} must define forward(x).")
+        raise missing_method(self, "forward(x)")
 
     def backward(self, grad_y: Array) -> Array | None:
         """Write the parameters' gradients and return ∂L/∂x, given grad_y = ∂L/∂y (N, *output_shape)."""
-        raise NotImplementedError(f"{type(self).__name__} must define backward(grad_y).")
+        raise missing_method(self, "backward(grad_y)")
 
     def check_inputs(self, x: Array, name: str) -> None:
         """Raise DataError if x, a whole dataset called `name`, holds values that this layer does not accept.
@@ -104,6 +106,7 @@ class Layer(Configured):
 
         `decay=False` exempts it from the optimizer's weight decay; `l1` and `l2` add l1·Σ|w| + l2·Σw² to the loss.
         """
+        self._refuse_unless_building("add_parameter")
         held = self.__dict__.get(name)
         if (hasattr(held, "shape") or isinstance(held, list)) and held is not initializer:
             raise StateError(
@@ -118,10 +121,18 @@ class Layer(Configured):
 
     def add_buffer(self, name: str, value: Any) -> Buffer:
         """Declare an array that is saved and moved with the model but not trained."""
+        self._refuse_unless_building("add_buffer")
         array = self.backend.asarray(value, dtype=self.context.dtype)
         buffer = Buffer(self._qualified(name), self.backend, array, self.context.guard)
         self.context.store.buffers.append(buffer)
         return buffer
+
+    def _refuse_unless_building(self, method: str) -> None:
+        if self.context.store.allocated:
+            raise StateError(
+                f"{self._label}: call {method} in build, not later: when a model is built, all its parameters and "
+                "buffers are allocated together."
+            )
 
     @property
     def context(self) -> Context:
@@ -164,6 +175,16 @@ class Layer(Configured):
         got = shape_text(got) if isinstance(got, tuple) else got
         return ShapeError(f"{self._label} expects {expected}, but the input is {got}.{hint}")
 
+    def check_output(self, x: Array, y: Any) -> None:
+        """Raise ShapeError unless y has the form that `build` has promised for the outputs of x."""
+        dtype = x.dtype if self.accepts_integers is None and x.dtype.kind != "f" else self.context.dtype
+        if not isinstance(y, self.xp.ndarray) or y.shape != (len(x), *self.output_shape) or y.dtype != dtype:
+            raise self.wrong_output((len(x), *self.output_shape), dtype, y)
+
+    def wrong_output(self, shape: Shape, dtype: Any, y: Any) -> ShapeError:
+        """Return the ShapeError to raise for outputs y that do not have this shape (N, ...) and dtype."""
+        return wrong_array(f"{self._label}: forward must return", shape, dtype, self.xp, y, ", as its build says")
+
     @property
     def _label(self) -> str:
         """This layer in an error text: "layer 1.0 (Dense)", or "Dense" outside a model."""
@@ -180,6 +201,7 @@ class Layer(Configured):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls.is_custom = is_custom(cls)
         if "__init__" in cls.__dict__:
             cls.__init__ = _taking_name(cls.__init__)  # type: ignore[method-assign]
         if "build" in cls.__dict__:
@@ -325,3 +347,16 @@ def _taking_name(init: Callable[..., None]) -> Callable[..., None]:
         init(self, *args, **kwargs)
 
     return wrapper
+
+
+def wrong_array(what: str, shape: tuple[int, ...], dtype: Any, xp: Any, got: Any, why: str = "") -> ShapeError:
+    """The error for anything but an array of this shape (N, ...) and dtype: "Dense: forward must return (N, 3)…"."""
+    expected, hint = f"{what} {shape_text(shape[1:])} of {dtype}{why}", ""
+    if not isinstance(got, xp.ndarray):
+        text = f"a {type(got).__module__}.{type(got).__name__}" if hasattr(got, "shape") else repr(got)
+        return ShapeError(f"{expected}, but returned {text}.")
+    if got.shape[:1] != shape[:1]:
+        expected += f", with N = {shape[0]}"
+    if got.shape == shape and got.dtype.kind == "f":
+        hint = " NumPy numbers promote arrays to float64, Python numbers do not; or convert it with .astype(x.dtype)."
+    return ShapeError(f"{expected}, but returned {tuple(got.shape)} of {got.dtype}.{hint}")

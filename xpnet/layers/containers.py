@@ -26,6 +26,9 @@ _MIN_PARAMETERS_TO_COMPILE = 2**14  # parameters: training a smaller model takes
 class Sequential(Layer):
     """Layers one after the other, as one layer. Names of inner parameters join with dots: "1.0.weight"."""
 
+    #: Whether any layer is not part of xpnet, so that the model checks its first training step.
+    has_custom_layers: bool = False
+
     def __init__(self, layers: Iterable[Layer], *, name: str | None = None) -> None:
         super().__init__(name=name)
         if not isinstance(layers, Iterable) or isinstance(layers, Layer):
@@ -113,9 +116,11 @@ class Sequential(Layer):
     def forward(self, x: Array) -> Array:
         """y = f_n(… f_2(f_1(x)))."""
         for layer, shape in self._execution_order:
-            x = layer.forward(x)
+            given, x = x, layer.forward(x)
             if getattr(x, "shape", (0,))[1:] != shape:
-                raise self._wrong_output(layer, shape, x)
+                raise layer.wrong_output((len(given), *shape), self.context.dtype, x)
+            if layer.is_custom:
+                layer.check_output(given, x)
         return x
 
     def backward(self, grad_y: Array) -> Array | None:
@@ -124,7 +129,9 @@ class Sequential(Layer):
         If ∂L/∂x is not wanted, this ends at the first layer with parameters. If that layer takes integers, as
         Embedding does, its input has no gradient, and this always ends there.
         """
-        order, input_grad, first_trained = self._execution_order, self.wants_input_grad, self._first_with_parameters
+        order, first_trained = self._execution_order, self._first_with_parameters
+        # A subclass may need the gradient for parameters of its own.
+        input_grad = self.wants_input_grad or bool(self._parameters)
         first = 0 if input_grad else first_trained
         grad: Array | None = grad_y
         for i in range(len(order) - 1, first - 1, -1):
@@ -154,12 +161,12 @@ class Sequential(Layer):
         context.training, context.inference = training, inference
         try:
             with self.execution_context(len(x)):
-                y = Sequential.forward(self, x)  # xpnet.Sequential.forward would copy the result
+                y = self._whole_forward(x)
         finally:
             if inference:
                 context.training, context.inference = before
         if y.dtype != context.dtype:
-            raise self._wrong_output(self.layers[-1], self.output_shape, y)
+            raise self.layers[-1].wrong_output((len(x), *self.output_shape), context.dtype, y)
         return y
 
     def backward_pass(self, grad_y: Array, input_grad: bool = True) -> Array | None:
@@ -168,7 +175,14 @@ class Sequential(Layer):
             self.wants_input_grad = input_grad
         self.context.inference = False  # which an interrupted prediction may have left behind
         with self.execution_context():
-            return Sequential.backward(self, grad_y)
+            return self._whole_backward(grad_y)
+
+    def _whole_forward(self, x: Array) -> Array:
+        """`forward` of a whole model, whose public `forward` does more than this."""
+        return Sequential.forward(self, x)
+
+    def _whole_backward(self, grad_y: Array) -> Array | None:
+        return Sequential.backward(self, grad_y)
 
     def execution_context(self, samples: int | None = None) -> AbstractContextManager[Any]:
         """Used by the model: a context for a pass over so many samples, or for a step.
@@ -187,6 +201,9 @@ class Sequential(Layer):
         self._execution_order = order = self._ordered()
         self._first_with_parameters = next((i for i, (layer, _) in enumerate(order) if layer.parameters), len(order))
         self.splits_batch = any(layer.splits_batch for layer in self.layers)  # type: ignore[misc]
+        self.has_custom_layers = self.is_custom or any(
+            layer.is_custom or (isinstance(layer, Sequential) and layer.has_custom_layers) for layer in self.layers
+        )
         return output_shape
 
     def unplace(self) -> None:
@@ -214,13 +231,6 @@ class Sequential(Layer):
         """The layers that are applied one after the other: here, all of them."""
         return self.layers
 
-    def _wrong_output(self, layer: Layer, shape: Shape, y: Any) -> ShapeError:
-        got = f"{tuple(y.shape)} of {y.dtype}" if hasattr(y, "dtype") else repr(y)
-        return ShapeError(
-            f"{layer._label}: forward must return {shape_text(shape)} of {self.context.dtype}, as its build says, but "
-            f"it returned {got}."
-        )
-
     @property
     def _typed_layers(self) -> list[Layer]:
         """The layers that do not pass on integers and floats alike."""
@@ -240,14 +250,21 @@ class Sequential(Layer):
 
     @property
     def parameters(self) -> list[Parameter]:
-        return [parameter for layer in self.layers for parameter in layer.parameters]
+        inner = [parameter for layer in self.layers for parameter in layer.parameters]
+        if not self._parameters:
+            return inner
+        return sorted([*self._parameters, *inner], key=lambda p: p.slot.start)  # a subclass may declare some of its own
 
     @property
     def trainable(self) -> bool:
-        return any(layer.trainable for layer in self.layers if layer.parameters or not self.parameters)
+        own = any(parameter.trainable for parameter in self._parameters)
+        return own or any(layer.trainable for layer in self.layers if layer.parameters or not self.parameters)
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
+        self._trainable = bool(value)
+        for parameter in self._parameters:
+            parameter.trainable = self._trainable
         for layer in self.layers:
             layer.trainable = value
 

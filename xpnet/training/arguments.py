@@ -10,7 +10,7 @@ from typing import Any
 from xpnet import losses, metrics
 from xpnet.backends import get_backend
 from xpnet.callbacks import Callback, EpochLines, ProgressBar
-from xpnet.config import choice, flag, integer, number
+from xpnet.config import choice, flag, integer, is_custom, number
 from xpnet.data.dataset import Dataset
 from xpnet.data.preparation import prepare
 from xpnet.data.sources import length
@@ -130,6 +130,7 @@ def load_dataset(
             f'{loss.class_weight!r}. Give fit class_weight="balanced" instead.'
         )
     class_weight = loss.class_weight if class_weight is None else class_weight
+    private = model.has_custom_layers or any(is_custom(type(thing)) for thing in (loss, *measured))
 
     def checked(x: Any, y: Any, sample_weight: Any, names: tuple[str, str], whole: bool = False) -> Dataset:
         dataset = prepare(model, x, y, loss, sample_weight, class_weight, names, whole)
@@ -137,6 +138,7 @@ def load_dataset(
             metric.check_targets(dataset.y, (len(dataset), *model.output_shape))
         if not measured:
             dataset.counts = None
+        dataset.private = private
         return dataset
 
     x, y, sample_weight = as_stream(x, y, sample_weight)

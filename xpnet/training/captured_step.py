@@ -18,6 +18,7 @@ from xpnet.data.dataset import Batch, Dataset, StepData
 from xpnet.errors import CaptureError
 from xpnet.layers.context import Workspace
 from xpnet.parameters import Snapshot
+from xpnet.training.audit import audited_step
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.step import TrainingStep
 
@@ -52,7 +53,7 @@ class StepExecutor:
         single = step.model.context.group.size == 1
         self._capture = step.model.backend.graph_capture() if single else None
         self._kinds: dict[tuple[Any, ...], CapturedStep | None] = {}
-        self._captured = 0
+        self._captured, self._first = 0, True
         self.fallback_reason: str | None = None
         own = [metric for metric in step.state.metrics if not metric.starts_from_zeros]
         if not single:
@@ -91,6 +92,11 @@ class StepExecutor:
                 uninterrupted(self._verify, captured, data, metrics)
 
     def _run_eagerly(self, data: StepData, metrics: EpochMetrics) -> None:
+        if self._first:
+            self._first = False
+            with audited_step(self._step):
+                self._run_eagerly(data, metrics)
+            return
         self._step(data.batches(), data.total_weight(), metrics.add, data.batch_count)
 
     def _captured_step(self, data: StepData, metrics: EpochMetrics) -> "CapturedStep | None":

@@ -68,10 +68,9 @@ class EpochMetrics:
     def add_on_device(self, batch_sums: Array, column: int, per_sample: Array, batch: Batch, outputs: Array) -> None:
         """The part of `add` on the device: the loss goes into this column of `batch_sums`."""
         backend = self._model.backend
-        if per_sample.shape != (len(batch),):
-            raise ShapeError(
-                f"the loss must give one number per sample, {(len(batch),)}, not {tuple(per_sample.shape)}."
-            )
+        if getattr(per_sample, "shape", None) != (len(batch),):
+            got = tuple(per_sample.shape) if hasattr(per_sample, "shape") else repr(per_sample)
+            raise ShapeError(f"the loss must give one number per sample, {(len(batch),)}, not {got}.")
         weighted = per_sample if batch.weights is None else per_sample * batch.weights
         backend.sum_to(weighted, batch_sums[0, column, ...])
         store = self._model.context.store
@@ -183,10 +182,10 @@ class EpochMetrics:
         loss = losses.sum() if as_sum else losses.sum() / weight
         logs: dict[str, Any] = {"loss": float(loss + (penalties * weights).sum() / weight)}
         for metric in self._metrics:
-            if not metric.collects:
-                logs[metric.name] = metric.result(to_numpy(self._sums[metric.name]))
-            elif whole:
-                logs[metric.name] = metric.result(self._joined(metric.name))
+            if metric.collects and not whole:
+                continue
+            score = metric.result(self._joined(metric.name) if metric.collects else to_numpy(self._sums[metric.name]))
+            logs[metric.name] = score.item() if getattr(score, "shape", None) == () else score  # a Python number
         return logs
 
     def final_result(self, as_sum: bool = False) -> dict[str, Any]:

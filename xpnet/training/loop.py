@@ -25,6 +25,7 @@ from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
 from xpnet.training.arguments import FitOptions, choose_loss_and_metrics, load_dataset
+from xpnet.training.audit import audited_step, audited_update
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.evaluation import evaluate
 from xpnet.training.resuming import refuse_unequal_settings
@@ -220,7 +221,7 @@ def train_on_batch(model: Sequential, state: TrainingState, dataset: Dataset) ->
     total = len(dataset) if dataset.weights is None else total_weight(model.backend.xp, dataset.weights)
     batches = dataset.batches(Workspace(model.context), len(dataset))
     step, before = TrainingStep(model, state), [buffer.value.copy() for buffer in model.context.store.buffers]
-    with _ignoring_float_errors(), model.execution_context():
+    with _ignoring_float_errors(), model.execution_context(), audited_step(step):
         try:
             step.gradients(batches, total, metrics.add)
             logs = metrics.result(as_sum=step.loss.reduction == "sum")
@@ -258,8 +259,9 @@ def apply_gradients(model: Sequential, begin: Callable[[], TrainingState]) -> No
         grads, state = store.grads.copy(), begin()
         model.context.begin_step(state.step)  # with it, the noise of the next pass is that of the next step
         try:
-            store.add_penalty_gradients()
-            state.update(store)
+            with audited_update(model, state):
+                store.add_penalty_gradients()
+                state.update(store)
         finally:
             store.grads[...] = grads  # without penalties, clipping and weight decay
 

@@ -51,6 +51,7 @@ class TrainingState:
         """loss, metrics: None in a training loop of one's own, which updates the model alone."""
         self.last_loss, self._metrics, self.optimizer = loss, metrics, optimizer
         self._guard, self.loss_scale = context.guard, _loss_scale(context, None)
+        self.audited: set[tuple[type, ...]] = set()  # the custom classes of steps that were checked
         self._start_afresh(context.store)
 
     def begin(
@@ -119,7 +120,7 @@ class TrainingState:
         self.optimizer.apply(store, self.optimizer_state, lambda: self.rate_factor, gate)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "loss_scale": None}  # the loss scale adapts again within a few steps
+        return {**self.__dict__, "loss_scale": None, "audited": set()}  # the loss scale adapts again within a few steps
 
 
 def _no_loss() -> ArgumentError:

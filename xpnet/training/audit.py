@@ -1,0 +1,290 @@
+"""Audit: the first training step with layers, losses, metrics or an optimizer of the user, checked for mistakes.
+
+Code that is not part of xpnet may write into arrays that it was only given, forget a gradient, or return an array of
+another shape or dtype. So in the first step each of its methods is wrapped in checks, which copy and compare arrays.
+An error names the class and the method, and the model is put back. Later steps run without the checks.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from xpnet.backends import Array, Backend
+from xpnet.config import is_custom
+from xpnet.errors import ArgumentError, ArgumentTypeError, StateError
+from xpnet.layers.base import Layer, wrong_array
+from xpnet.layers.containers import Sequential
+from xpnet.losses import Loss
+from xpnet.metrics import Metric
+from xpnet.parameters import Snapshot
+from xpnet.training.state import TrainingState
+from xpnet.training.step import TrainingStep
+
+_ABSENT: Any = object()
+_VISIBLE = 1e-6  # times a weight: a change that float32 does not round away
+
+
+def every_layer(layer: Layer) -> Iterator[Layer]:
+    """A layer and all layers inside it."""
+    yield layer
+    for inner in layer.layers if isinstance(layer, Sequential) else ():
+        yield from every_layer(inner)
+
+
+@contextlib.contextmanager
+def audited_step(step: TrainingStep) -> Iterator[None]:
+    """A context for a training step, which is checked if anything in it is the user's own, and was not checked yet."""
+    model, state = step.model, step.state
+    optimizer, metrics = state.optimizer, state.metrics
+    things = [*every_layer(model), step.loss, optimizer, *metrics]
+    kinds = tuple(type(thing) for thing in things if is_custom(type(thing)))
+    if not kinds or kinds in state.audited:
+        yield
+        return
+    checks, loss = Checks(model), step.loss
+    if is_custom(type(loss)):
+        step.loss = _AuditedLoss(loss, checks)  # type: ignore[assignment]
+    try:
+        with _unchanged_after_an_error(model, state), checks.wrapped(metrics), _working_optimizer(model, state):
+            yield
+        state.audited.add(kinds)
+    finally:
+        step.loss = loss
+
+
+@contextlib.contextmanager
+def audited_update(model: Sequential, state: TrainingState) -> Iterator[None]:
+    """A context for an update by hand, which is checked if the optimizer is the user's own, and was not checked yet."""
+    kinds = (type(state.optimizer),)
+    if not is_custom(*kinds) or kinds in state.audited:
+        yield
+        return
+    with _unchanged_after_an_error(model, state), _working_optimizer(model, state):
+        yield
+    state.audited.add(kinds)
+
+
+@contextlib.contextmanager
+def _unchanged_after_an_error(model: Sequential, state: TrainingState) -> Iterator[None]:
+    optimizer_state = state.optimizer_state
+    before, count = Snapshot(model.context.store, lambda: optimizer_state.slots), optimizer_state.step
+    try:
+        yield
+    except BaseException:
+        before.restore()
+        optimizer_state.step = count
+        raise
+
+
+@contextlib.contextmanager
+def _working_optimizer(model: Sequential, state: TrainingState) -> Iterator[None]:
+    """Check that the update changes something, if it is that of a custom optimizer."""
+    if not is_custom(type(state.optimizer)):
+        yield
+        return
+    store, rate = model.context.store, state.learning_rate
+    before = Snapshot(store, lambda: state.optimizer_state.slots)
+    yield
+    scale = state.loss_scale
+    skipped = scale is not None and not bool(scale.gate)
+    updated = [store.values, *state.optimizer_state.slots.values()]
+    kept = [before.copies["the weights"], *(before.copies[name] for name in state.optimizer_state.slots)]
+    trained = store.slices(lambda p: p.trainable)
+    same = all(_same(model.backend, new, old) for new, old in zip(updated, kept, strict=True))
+    sizes = [(float(abs(store.grads[part]).max()), float(abs(store.values[part]).max())) for part in trained]
+    if same and not skipped and any(rate * g > _VISIBLE * w for g, w in sizes):
+        raise ArgumentError(
+            f"{type(state.optimizer).__name__}: update has changed neither the weights nor its slots, though gradients "
+            "and learning rate are not 0. Write into the arrays, as in w -= rate * g; w = w - rate * g makes a new one."
+        )
+
+
+class _AuditedLoss:
+    """A custom loss in its first step."""
+
+    def __init__(self, loss: Loss, checks: "Checks") -> None:
+        self._loss, self._checks, self.reduction = loss, checks, loss.reduction
+
+    def samples_and_gradient(
+        self, backend: Backend, outputs: Array, targets: Array, out: Array | None = None
+    ) -> tuple[Array, Array]:
+        loss, name = self._loss, type(self._loss).__name__
+        given = _Unwritten(backend, {"the outputs": outputs, "the targets": targets})
+        if type(loss).samples_and_gradient is Loss.samples_and_gradient:
+            methods = "samples", "gradient"
+            losses = loss.samples(backend, outputs, targets)
+            given.check(f"{name}: samples")
+            grad = loss.gradient(backend, outputs, targets)
+        else:
+            methods = "samples_and_gradient", "samples_and_gradient"
+            both = loss.samples_and_gradient(backend, outputs, targets, out=out)
+            if not isinstance(both, tuple) or len(both) != 2:
+                raise ArgumentTypeError(f"{name}: samples_and_gradient must return (samples, gradient), not {both!r}.")
+            losses, grad = both
+        given.check(f"{name}: {methods[1]}")
+        xp = backend.xp
+        if not isinstance(losses, xp.ndarray) or losses.shape != (len(outputs),) or losses.dtype.kind != "f":
+            what = f"{name}: {methods[0]} must return one loss for each sample,"
+            raise wrong_array(what, (len(outputs),), outputs.dtype, xp, losses)
+        if not isinstance(grad, xp.ndarray) or grad.shape != outputs.shape or grad.dtype != outputs.dtype:
+            what = f"{name}: {methods[1]} must return the gradient for the outputs,"
+            raise wrong_array(what, outputs.shape, outputs.dtype, xp, grad)
+        self._checks.new_array = lambda: given.check(f"{name}: {methods[1]} must return a new array, because it")
+        return losses, grad
+
+
+class Checks:
+    """The checks of the layers of one model, and of metrics."""
+
+    def __init__(self, model: Sequential) -> None:
+        self._model, self._backend = model, model.backend
+        self._inputs: dict[Layer, Array] = {}
+        self._finite: dict[Layer, bool] = {}  # of layers whose backward was called: whether what it was given is finite
+        #: Called before backward, when the gradient of the loss was weighted in place.
+        self.new_array: Callable[[], None] = lambda: None
+
+    @contextlib.contextmanager
+    def wrapped(self, metrics: Sequence[Metric] = ()) -> Iterator[None]:
+        """A context in which methods are wrapped in checks."""
+        replaced: list[tuple[dict[str, Any], str, Any]] = []
+
+        def wrap(thing: Any, method: str, wrapper: Callable[..., Any]) -> None:
+            attributes = vars(thing)
+            replaced.append((attributes, method, attributes.get(method, _ABSENT)))
+            attributes[method] = wrapper
+
+        model = self._model
+        wrap(model, "backward_pass", self._backward_pass(model.backward_pass))
+        for layer in every_layer(model):
+            forward, backward = ("_whole_forward", "_whole_backward") if layer is model else ("forward", "backward")
+            if layer.is_custom:
+                wrap(layer, forward, self._forward(layer, getattr(layer, forward)))
+            if layer.is_custom or layer._parameters:
+                wrap(layer, backward, self._backward(layer, getattr(layer, backward)))
+        for metric in metrics:
+            if is_custom(type(metric)):
+                wrap(metric, "sums", self._sums(metric, metric.sums))
+        try:
+            yield
+        finally:
+            for attributes, method, before in reversed(replaced):
+                if before is _ABSENT:
+                    del attributes[method]
+                else:
+                    attributes[method] = before
+
+    def _forward(self, layer: Layer, forward: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        def wrapper(x: Array) -> Array:
+            given = _Unwritten(self._backend, {"its input x": x})
+            y = forward(x)
+            given.check(f"{layer._label}: forward")
+            layer.check_output(x, y)
+            self._inputs[layer] = x
+            return y
+
+        return wrapper
+
+    def _backward(self, layer: Layer, backward: Callable[[Array], Any]) -> Callable[[Array], Any]:
+        def wrapper(grad_y: Array) -> Any:
+            x = self._inputs.get(layer)
+            if not layer.is_custom or x is None:
+                self._finite[layer] = False
+                return backward(grad_y)
+            isfinite = self._backend.xp.isfinite
+            self._finite[layer] = bool(isfinite(grad_y).all()) and bool(isfinite(x).all())
+            given = _Unwritten(self._backend, {"grad_y": grad_y, "its input x": x})
+            grad_x = backward(grad_y)
+            given.check(f"{layer._label}: backward")
+            xp = self._backend.xp
+            right = isinstance(grad_x, xp.ndarray) and grad_x.shape == x.shape and grad_x.dtype == layer.context.dtype
+            if layer.wants_input_grad and x.dtype.kind == "f" and not right:
+                what = f"{layer._label}: backward must return ∂L/∂x,"
+                raise wrong_array(what, x.shape, layer.context.dtype, xp, grad_x)
+            return grad_x
+
+        return wrapper
+
+    def _backward_pass(self, backward_pass: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(grad_y: Array, input_grad: bool = True) -> Any:
+            self.new_array()
+            store, isnan = self._model.context.store, self._backend.xp.isnan
+            self._finite = {}
+            for p in store.parameters:
+                p.grad = math.nan  # stays where backward does not assign it, or adds to it
+            try:
+                grad_x = backward_pass(grad_y, input_grad)
+                for layer in every_layer(self._model):
+                    for p in layer._parameters:
+                        if p.trainable and bool(isnan(p.grad).any()):
+                            self._refuse_unassigned(layer, p.name)
+            except BaseException:
+                store.grads[...] = 0.0
+                raise
+            for p in store.parameters:
+                if not p.trainable and bool(isnan(p.grad).any()):
+                    p.grad = 0.0
+            return grad_x
+
+        return wrapper
+
+    def _refuse_unassigned(self, layer: Layer, name: str) -> None:
+        if layer not in self._finite:
+            around = [other._label for other in every_layer(self._model) if other is not layer and _holds(other, layer)]
+            raise StateError(
+                f"{around[-1] if around else layer._label}: its backward does not call backward of {layer._label}, so "
+                f"{name} has no gradient. Call super().backward(grad_y), or backward of each layer."
+            )
+        if self._finite[layer]:  # otherwise NaN may be the result
+            raise StateError(
+                f"{layer._label}: backward leaves NaN in the gradient of {name}. It must assign all of it, as in "
+                f"self.{name.rpartition('.')[2]}.grad[...] = ...; it must not add to it, because it is not 0 before."
+            )
+
+    def _sums(self, metric: Metric, sums: Callable[..., Any]) -> Callable[..., Any]:
+        name = type(metric).__name__
+
+        def wrapper(backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Any:
+            arrays = {"the outputs": outputs, "the targets": targets, "the weights": weights}
+            given = _Unwritten(backend, arrays)
+            result = sums(backend, outputs, targets, weights)
+            given.check(f"{name}: sums")
+            if not isinstance(result, backend.xp.ndarray):
+                raise ArgumentTypeError(f"{name}: sums must return an array of the model's device, not {result!r}.")
+            score = metric.result(backend.to_numpy(result)) if metric.scalar else 0.0
+            if not isinstance(score, int | float) and not (hasattr(score, "item") and score.shape == ()):
+                raise ArgumentTypeError(
+                    f"{name}: result must return one number, not {score!r}; if it is meant to be more, set "
+                    "scalar = False, and use the metric with evaluate."
+                )
+            return result
+
+        return wrapper
+
+
+class _Unwritten:
+    """Arrays that a method may read and must not write."""
+
+    def __init__(self, backend: Backend, arrays: dict[str, Array | None]) -> None:
+        self._backend = backend
+        self._arrays = {name: (a, a.copy()) for name, a in arrays.items() if a is not None}
+
+    def check(self, method: str) -> None:
+        """Raise StateError if an array is no longer as it was."""
+        for name, (now, before) in self._arrays.items():
+            if not _same(self._backend, now, before):
+                raise StateError(
+                    f"{method} has written into {name}, which belongs to other layers or to the user. Compute a new "
+                    "array, as in y = 2.0 * x, or write into a buffer of its own, self.work.buffer(name, shape)."
+                )
+
+
+def _holds(container: Layer, layer: Layer) -> bool:
+    return any(inner is layer for inner in every_layer(container))
+
+
+def _same(backend: Backend, a: Array, b: Array) -> bool:
+    """Whether two arrays of one shape are equal, with NaN equal to NaN."""
+    if a.dtype.kind != "f":
+        return bool((a == b).all())
+    return bool(((a == b) | (backend.xp.isnan(a) & backend.xp.isnan(b))).all())
