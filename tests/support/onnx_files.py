@@ -10,7 +10,15 @@ import xpnet
 from xpnet.errors import ArgumentError
 
 #: What every refusal says: the operator and the node, or what it is about the whole graph.
-NAMED = r"operator \w+ .*\(node '.*'\)|the graph must have|opset \d+|the (shape|input|output|initializer)|an (input|output) of"
+NAMED = "|".join(
+    [
+        r"operator \w+ .*\(node '.*'\)",
+        "the graph must have",
+        r"opset \d+",
+        "the (shape|input|output|initializer)",
+        "an (input|output) of",
+    ]
+)
 
 
 def outcome(model, x, expected, path, rtol=1e-3, atol=1e-6):
