@@ -1,6 +1,7 @@
 """Import ONNX models and compare them with the outputs of another implementation."""
 
 import itertools
+import pathlib
 
 import numpy as np
 import onnx
@@ -8,7 +9,16 @@ import onnx
 import xpnet
 from xpnet.errors import ArgumentError
 
-NAMED = r"operator \w+ .*\(node '.*'\)|the graph must have|the (shape|input|output)|an (input|output) of|opset \d+"
+#: What every refusal says: the operator and the node, or what it is about the whole graph.
+NAMED = "|".join(
+    [
+        r"operator \w+ .*\(node '.*'\)",
+        "the graph must have",
+        r"opset \d+",
+        "the (shape|input|output|initializer)",
+        "an (input|output) of",
+    ]
+)
 
 
 def outcome(model, x, expected, path, rtol=1e-3, atol=1e-6):
@@ -43,20 +53,36 @@ def with_constants(model, inputs, kept):
     model = onnx.ModelProto.FromString(model.SerializeToString())
     for value, array in zip(list(model.graph.input), inputs, strict=True):
         if value.name != kept:
-            model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), value.name))
+            is_tensor = isinstance(array, onnx.TensorProto)
+            constant = model.graph.initializer.add()
+            constant.CopyFrom(array if is_tensor else onnx.numpy_helper.from_array(np.asarray(array)))
+            constant.name = value.name
             model.graph.input.remove(value)
     del model.graph.output[1:]
     return model
 
 
+def contents(test):
+    """(model, inputs, outputs) of a test of the package onnx, in memory or, in some versions, in files."""
+    if test.data_sets is not None:
+        return test.model, *test.data_sets[0]
+    folder = pathlib.Path(test.model_dir)
+    model, values = onnx.load(folder / "model.onnx"), []
+    for kind, infos in (("input", model.graph.input), ("output", model.graph.output)):
+        files = [folder / "test_data_set_0" / f"{kind}_{i}.pb" for i in range(len(infos))]
+        tensors = all(info.type.HasField("tensor_type") for info in infos)
+        values.append([onnx.TensorProto.FromString(f.read_bytes()) if tensors else None for f in files])
+    return model, *values
+
+
 def variants(model, inputs):
     """(model, x): the model if it has one input, and each model that has one float input, the others as constants."""
     names = [value.name for value in model.graph.input]
-    inputs = [onnx.numpy_helper.to_array(a) if isinstance(a, onnx.TensorProto) else a for a in inputs]
+    arrays = [onnx.numpy_helper.to_array(a) if isinstance(a, onnx.TensorProto) else a for a in inputs]
     if len(names) == 1:
-        yield model, inputs[0]
+        yield model, arrays[0]
         return
-    for name, x in itertools.islice(zip(names, inputs, strict=False), 4):
+    for name, x in itertools.islice(zip(names, arrays, strict=False), 4):
         if isinstance(x, np.ndarray) and len(names) == len(inputs):
             try:
                 yield with_constants(model, inputs, name), x

@@ -65,6 +65,10 @@ class Reader:
     def read(self) -> Tensor:
         """The output of the graph."""
         for c in self._graph.initializer:
+            if schemas.float_or_integer(c.data_type) is None:
+                reason = f"the initializer {c.name!r} of type {schemas.type_name(c.data_type)} is not supported"
+                self.values[c.name] = self.error(reason)
+                continue
             try:
                 self.values[c.name] = numpy_helper.to_array(c)
             except Exception as error:

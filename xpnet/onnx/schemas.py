@@ -7,6 +7,13 @@ import numpy
 import onnx
 from onnx import helper
 
+# Older versions of the package onnx have a dtype of NumPy also for others, such as float32 for bfloat16.
+_OF_NUMPY = frozenset(
+    onnx.TensorProto.DataType.Value(name)
+    for name in ("FLOAT", "DOUBLE", "FLOAT16", "BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32",
+                 "UINT64")
+)  # fmt: skip
+
 
 class Schema:
     """An operator as an opset defines it."""
@@ -64,11 +71,7 @@ def type_name(element: int) -> str:
 
 def float_or_integer(element: int) -> numpy.dtype[Any] | None:
     """The dtype of NumPy for a type of elements; None for types that NumPy itself lacks, and for text."""
-    try:
-        dtype = numpy.dtype(helper.tensor_dtype_to_np_dtype(element))
-    except (KeyError, TypeError):
-        return None
-    return dtype if dtype.isbuiltin == 1 and dtype.kind in "biuf" else None
+    return numpy.dtype(helper.tensor_dtype_to_np_dtype(element)) if element in _OF_NUMPY else None
 
 
 def plain(value: Any) -> Any:
