@@ -186,7 +186,7 @@ def save_pictures(folder, model, history, x, y, counts):
     """Plot loss, accuracy, the confusion matrix, and the misclassified images with the largest losses."""
     from xpnet import plots  # imported here, because nothing else needs matplotlib
 
-    for key in history:
+    for key in ("loss", "accuracy"):
         plots.curves(history, key).figure.savefig(folder / f"{key}.png", dpi=150)
     plots.confusion_matrix(counts).figure.savefig(folder / "confusion.png", dpi=150)
 

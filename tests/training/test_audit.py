@@ -436,9 +436,9 @@ def test_a_loss_with_a_wrong_gradient_is_named_and_nothing_changes(backend, cls,
 @pytest.mark.parametrize(
     ("match", "wrong"),
     [
-        (r"samples must return one loss .*\(N,\).*\(20, 2\)", lambda outputs, targets: outputs - targets),
-        (r"samples must return one loss .*None", lambda outputs, targets: None),
-        (r"samples must return one loss", lambda outputs, targets: (outputs - targets).sum()),
+        (r"samples must return one number per sample.*\(N,\).*\(20, 2\)", lambda outputs, targets: outputs - targets),
+        (r"samples must return one number per sample.*None", lambda outputs, targets: None),
+        (r"samples must return one number per sample", lambda outputs, targets: (outputs - targets).sum()),
         (r"samples has written into the outputs", lambda outputs, targets: into_outputs(outputs, targets)[:, 0]),
     ],
 )

@@ -125,7 +125,7 @@ class _AuditedLoss:
         given.check(f"{name}: {methods[1]}")
         xp = backend.xp
         if not isinstance(losses, xp.ndarray) or losses.shape != (len(outputs),) or losses.dtype.kind != "f":
-            what = f"{name}: {methods[0]} must return one loss for each sample,"
+            what = f"{name}: {methods[0]} must return one number per sample,"
             raise wrong_array(what, (len(outputs),), outputs.dtype, xp, losses)
         if not isinstance(grad, xp.ndarray) or grad.shape != outputs.shape or grad.dtype != outputs.dtype:
             what = f"{name}: {methods[1]} must return the gradient for the outputs,"
