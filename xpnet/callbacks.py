@@ -6,11 +6,12 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TextIO
 
 from xpnet import metrics
+from xpnet.concurrency.interrupts import uninterrupted
 from xpnet.config import ExplainedArguments, choice, flag, integer, number
 from xpnet.data.files import as_path, model_path, refuse_unwritable, reporting
 from xpnet.display import progress, tables
@@ -171,7 +172,12 @@ class ProgressBar(Callback):
         self._bar: Any = None
         self._lines: EpochLines | None = None
 
+    # tqdm has locks that KeyboardInterrupt could leave locked.
+
     def on_epoch_begin(self, model: Sequential, epoch: int) -> None:
+        uninterrupted(self._open, epoch)
+
+    def _open(self, epoch: int) -> None:
         run = self.run
         stream, state = self.stream or sys.stderr, (_epoch_of(run, epoch), run.samples, run.seen)
         self._lines = None
@@ -189,8 +195,10 @@ class ProgressBar(Callback):
             self._bar.show(["compiling kernels for the GPU, once"])
 
     def on_step_end(self, model: Sequential, step: int) -> None:
-        if self._bar is None:
-            return
+        if self._bar is not None:
+            uninterrupted(self._update)
+
+    def _update(self) -> None:
         self._bar.update(self.run.seen - self._bar.n)
         if time.monotonic() >= self._next_logs:  # reading logs waits for the device
             self._bar.show(_texts(self.run.logs()))
@@ -198,16 +206,17 @@ class ProgressBar(Callback):
 
     def on_epoch_end(self, model: Sequential, epoch: int, logs: dict[str, Any]) -> None:
         if self._bar is not None:
-            self._bar.show(_texts(logs))
-            self._close()
+            uninterrupted(self._close, _texts(logs))
         if self._lines is not None:
             self._lines.on_epoch_end(model, epoch, logs)
 
     def on_train_end(self, model: Sequential) -> None:
-        self._close()
+        uninterrupted(self._close)
 
-    def _close(self) -> None:
+    def _close(self, texts: Sequence[str] = ()) -> None:
         if self._bar is not None:
+            if texts:
+                self._bar.show(texts)
             self._bar.close()
             self._bar = None
 
