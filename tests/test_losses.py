@@ -450,3 +450,42 @@ def test_logits_that_differ_by_a_thousand_have_finite_losses(backend, dtype):
     np.testing.assert_array_equal(
         backend.to_numpy(losses.BinaryCrossEntropy().samples(backend, z, yes)), [1000, 1000, 0]
     )
+
+
+# Another loss was meant -------------------------------------------------------------------------------------------
+
+FOR_NUMBERS, FOR_ANSWERS = 'pass loss="mse"', 'pass loss="binary_cross_entropy"'
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "advice", "not_advised"),
+    [
+        (1, [0.5, 1.5, -2.0, 3.0], FOR_NUMBERS, FOR_ANSWERS),  # loss="mse" was forgotten
+        (1, [[0.5], [1.5], [-2.0], [3.0]], FOR_NUMBERS, FOR_ANSWERS),
+        (1, [0, 1, 1, 0], FOR_ANSWERS, FOR_NUMBERS),
+        (1, [0.0, 1.0, 1.0, 0.0], FOR_ANSWERS, FOR_NUMBERS),
+        (1, [True, False, True, True], FOR_ANSWERS, FOR_NUMBERS),
+        (1, [10, 20, 30, 40], 'to predict numbers, loss="mse"', None),  # numbers or classes
+        (1, [0, 1, 2, 3], "End it with Flatten and Dense(K)", None),
+        (3, [0.5, 1.5, 2.0, 0.0], f"{FOR_NUMBERS} and end the model with Dense(1)", FOR_ANSWERS),
+        (3, [100.0, 250.0, 70.0, 3.0], FOR_NUMBERS, FOR_ANSWERS),
+        (3, np.full((4, 3), 2.5), FOR_NUMBERS, FOR_ANSWERS),
+        (3, np.full((4, 2), 2.5), FOR_NUMBERS, FOR_ANSWERS),
+        (3, np.ones((4, 3)), FOR_ANSWERS, FOR_NUMBERS),  # several yes-or-no answers
+        ((4, 2), [0, 1, 1, 0], "End it with Flatten and Dense(K)", None),
+        (3, [0, 1, 2, 3], "give the last layer 4 outputs", FOR_NUMBERS),
+    ],
+)
+def test_targets_for_another_loss_are_refused_with_its_name(backend, outputs, targets, advice, not_advised):
+    last = layers.Dense(outputs) if isinstance(outputs, int) else layers.Dense(outputs[-1])
+    shape = (2,) if isinstance(outputs, int) else (*outputs[:-1], 2)
+    model = xpnet.Sequential([last], shape, backend)
+    with pytest.raises(ArgumentError) as caught:
+        model.fit(np.ones((4, *shape)), targets, verbose=0)
+    assert advice in str(caught.value) and (not_advised is None or not_advised not in str(caught.value))
+
+
+def test_classes_numbered_from_1_are_refused_by_binary_cross_entropy_with_advice(backend):
+    model = xpnet.Sequential([layers.Dense(1)], (2,), backend)
+    with pytest.raises(ArgumentError, match=r"range from 1 to 2. For two classes, number them 0 and 1; to predict"):
+        model.fit(np.ones((4, 2)), [1, 2, 1, 2], loss="binary_cross_entropy", verbose=0)

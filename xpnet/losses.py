@@ -198,7 +198,10 @@ class BinaryCrossEntropy(_CrossEntropy):
         targets = _like_outputs(targets, output_shape, "BinaryCrossEntropy")
         low, high = float(targets.min()), float(targets.max())
         if low < 0 or high > 1:
-            raise DataError(f"BinaryCrossEntropy: targets must be in [0, 1], but they range from {low:g} to {high:g}.")
+            raise DataError(
+                f"BinaryCrossEntropy: targets must be in [0, 1], but they range from {low:g} to {high:g}. For two "
+                'classes, number them 0 and 1; to predict numbers, pass loss="mse".'
+            )
         return targets
 
 
@@ -234,10 +237,10 @@ class SoftmaxCrossEntropy(_CrossEntropy):
     def check_targets(self, backend: Backend, targets: Array, output_shape: tuple[int, ...]) -> Array:
         xp = backend.xp
         if len(output_shape) != 1 or output_shape[0] < 2:
+            advice = _other_loss(xp, targets) if output_shape == (1,) else ""
             raise ShapeError(
                 "SoftmaxCrossEntropy: the model must give (N, K) logits of K ≥ 2 classes, but gives "
-                f"{shape_text(output_shape)}. End it with Flatten and Dense(K); for a single output use "
-                "binary_cross_entropy."
+                f"{shape_text(output_shape)}. {advice or _ANY_LOSS}"
             )
         classes = output_shape[0]
         if targets.ndim == 2 and targets.shape[1] == 1:
@@ -245,27 +248,29 @@ class SoftmaxCrossEntropy(_CrossEntropy):
         if targets.ndim == 1:
             if targets.dtype.kind == "f" and not bool((xp.isfinite(targets) & (targets == xp.floor(targets))).all()):
                 raise DataError(
-                    "SoftmaxCrossEntropy: targets (N,) must be labels, integers from 0, but some are not whole numbers."
+                    "SoftmaxCrossEntropy: targets (N,) must be labels, integers from 0, but some are not whole "
+                    f"numbers. {_TO_PREDICT_NUMBERS[:-1]} and end the model with Dense(1)."
                 )
             low, high = int(targets.min()), int(targets.max())
             if low < 0 or high >= classes:
                 advice = f", or give the last layer {high + 1} outputs" if low >= 0 else " from 0"
+                numbers = f" {_TO_PREDICT_NUMBERS}" if targets.dtype.kind == "f" else ""
                 raise DataError(
                     f"SoftmaxCrossEntropy: labels range from {low} to {high}, but the model's {classes} outputs allow "
-                    f"0 to {classes - 1}. Renumber the labels{advice}."
+                    f"0 to {classes - 1}. Renumber the labels{advice}.{numbers}"
                 )
             return targets.astype(xp.int64)
         if targets.shape[1:] != (classes,):
             raise ShapeError(
                 f"SoftmaxCrossEntropy: targets must be (N,) labels or (N, {classes}) probabilities, "
-                f"but are {tuple(targets.shape)}."
+                f"but are {tuple(targets.shape)}. {_other_loss(xp, targets)}".rstrip()
             )
         sums = targets.sum(axis=1)
         if float(targets.min()) < 0 or float(xp.abs(sums - 1.0).max()) > 1e-3:
             raise DataError(
                 "SoftmaxCrossEntropy: each row of targets must be probabilities, at least 0 and with sum 1, but "
                 f"the smallest is {float(targets.min()):g}, and the sums range from {float(sums.min()):g} to "
-                f"{float(sums.max()):g}."
+                f"{float(sums.max()):g}. {_other_loss(xp, targets)}".rstrip()
             )
         return targets
 
@@ -297,6 +302,20 @@ _NAMES: dict[str, type[Loss]] = {
     "binary_cross_entropy": BinaryCrossEntropy,
     "softmax_cross_entropy": SoftmaxCrossEntropy,
 }
+
+
+_TO_PREDICT_NUMBERS = 'To predict numbers, pass loss="mse".'
+_ANY_LOSS = (
+    'End it with Flatten and Dense(K); or, for yes-or-no labels, pass loss="binary_cross_entropy", and to predict '
+    'numbers, loss="mse".'
+)
+
+
+def _other_loss(xp: Any, targets: Array) -> str:
+    """The loss that these targets seem to be meant for, as advice in an error; "" if they may be classes."""
+    if bool(((targets == 0) | (targets == 1)).all()):
+        return 'For yes-or-no labels, pass loss="binary_cross_entropy".'
+    return "" if bool((targets == xp.floor(targets)).all()) else _TO_PREDICT_NUMBERS
 
 
 def _like_outputs(targets: Array, output_shape: tuple[int, ...], name: str) -> Array:

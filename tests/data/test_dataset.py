@@ -267,3 +267,43 @@ def test_data_beyond_float32_is_refused_before_training(which):
         with pytest.raises(DataError, match=f"^{which} .*float32.*sample 3"):
             call()
     np.testing.assert_array_equal(values_of(model), before)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["cat", "dog"] * 2,
+        np.array(["cat", "dog"] * 2),
+        np.array(["cat", "dog"] * 2, dtype=object),
+        np.array(["cat", "dog"] * 2, dtype=np.dtypes.StringDType()),
+        [["cat"], ["dog"]] * 2,
+    ],
+)
+def test_class_names_are_refused_with_the_way_to_number_them(names):
+    net = xpnet.Sequential([layers.Dense(2)], (3,), "cpu")
+    with pytest.raises(ArgumentTypeError) as caught:
+        net.fit(np.ones((4, 3)), names, verbose=0)
+    assert str(caught.value).endswith(
+        "If texts such as 'cat' are class names, number them: classes, y = numpy.unique(y, return_inverse=True)."
+    )
+    classes, y = np.unique(names, return_inverse=True)
+    net.fit(np.ones((4, 3)), y, verbose=0)  # the advice works
+    assert list(classes) == ["cat", "dog"]
+
+
+def test_class_names_of_validation_data_and_of_pandas_are_refused_likewise():
+    net = xpnet.Sequential([layers.Dense(2)], (3,), "cpu")
+    x, y = np.ones((4, 3)), [0, 1, 0, 1]
+    with pytest.raises(ArgumentTypeError, match="^validation y .*'a' are class names, number them: classes, y"):
+        net.fit(x, y, validation_data=(x, ["a", "b"] * 2), verbose=0)
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    for dtype in (object, "string", "category"):
+        with pytest.raises(ArgumentTypeError, match="number them: classes, y"):
+            net.fit(x, pandas.Series(["a", "b"] * 2, dtype=dtype), verbose=0)
+
+
+@pytest.mark.parametrize("y", [[None] * 4, [1j] * 4, [["a"], ["b", "c"]] * 2])
+def test_targets_that_are_neither_numbers_nor_names_have_their_own_error(y):
+    net = xpnet.Sequential([layers.Dense(2)], (3,), "cpu")
+    with pytest.raises(ArgumentTypeError, match="real numbers|converted"):
+        net.fit(np.ones((4, 3)), y, verbose=0)

@@ -1,5 +1,6 @@
 """Check arrays from users against a model, and move them to its device, once per dataset, before training."""
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,7 +36,7 @@ def prepare(
     """
     x, x_dtype = prepare_inputs(model, x, names[0])
     backend, dtype = model.backend, model.context.dtype
-    y = as_numbers(backend, y, names[1])
+    y = _targets(backend, y, names[1], loss)
     if y.dtype.kind == "f":
         y = _converted(backend, y, dtype)
     if y.ndim == 0 or len(y) != len(x):
@@ -109,6 +110,22 @@ def as_numbers(backend: Backend, a: Any, name: str) -> Array:
             f"{name} must be an array of real numbers, but it contains {what}. Encode it first{hint.get(kind, '')}."
         )
     return array
+
+
+def _targets(backend: Backend, y: Any, name: str, loss: Loss) -> Array:
+    """y as an array of numbers; class names are an error that says how to number them."""
+    try:
+        return as_numbers(backend, y, name)
+    except ArgumentTypeError as error:
+        kind = getattr(getattr(y, "dtype", None), "kind", "O" if isinstance(y, list | tuple) else "")
+        with contextlib.suppress(ValueError):  # a list of lists of several lengths
+            first = numpy.asarray(y, dtype=object).reshape(-1)[0] if loss.classifies and kind in "OSUT" else None
+            if isinstance(first, str | bytes):
+                raise ArgumentTypeError(
+                    f"{error} If texts such as {first!r} are class names, number them: "
+                    "classes, y = numpy.unique(y, return_inverse=True)."
+                ) from error
+        raise
 
 
 def refuse_non_finite(backend: Backend, a: Array, name: str) -> None:
