@@ -25,7 +25,7 @@ ARGUMENTS = {"epochs": 5, "batch_size": 20, "verbose": 0}
 
 
 def press():
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture(autouse=True)
