@@ -6,6 +6,7 @@ The tests run on the emulated GPU, which refuses what a real capture refuses, an
 import copy
 import logging
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -246,6 +247,30 @@ def test_the_stream_of_the_model_is_ordered_with_that_of_the_caller(gpu):
     own = first[1][1]
     assert first == [("record", outer.ptr, first[0][2]), ("wait", own, first[0][2])] and own not in (0, outer.ptr)
     assert last == [("record", own, last[0][2]), ("wait", outer.ptr, last[0][2])]
+
+
+def test_a_prediction_beside_fit_is_ordered_with_the_stream_of_the_training(gpu):
+    cupy, model, waits = emulated_cupy(gpu), mlp(gpu), []
+
+    class Predict(callbacks.Callback):
+        def on_step_end(self, model, step):
+            cupy.waits.clear()
+            thread = threading.Thread(target=lambda: model.predict(X[:5]))
+            thread.start()
+            thread.join()
+            waits.append([*cupy.waits, cupy.cuda.get_current_stream().ptr])
+
+    fit(model, epochs=1, more=[Predict()])
+    assert waits
+    for (before, own, first), (after, stream, waited), *end, training in waits:
+        assert (before, own, after, stream, waited) == ("record", training, "wait", 0, first)
+        assert [kind for kind, *_ in end[-2:]] == ["record", "wait"] and [ptr for _, ptr, _ in end[-2:]] == [
+            0,
+            training,
+        ]
+    cupy.waits.clear()
+    model.predict(X[:5])
+    assert not cupy.waits  # after fit, all is in the default stream
 
 
 # Fallback to eager steps ---------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ ARGUMENTS = {"epochs": 5, "batch_size": 20, "verbose": 0}
 
 
 def press():
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +152,7 @@ def test_a_loop_of_fits_and_a_grid_search_stop_at_the_first_ctrl_c():
             return super().fit(X, y)
 
     search = model_selection.GridSearchCV(
-        Counted(max_iter=100_000, tol=0.0, backend="cpu"), {"alpha": [0.1, 0.2]}, cv=2
+        Counted(max_iter=10**6, n_iter_no_change=10**6, backend="cpu"), {"alpha": [0.1, 0.2]}, cv=2
     )
     with pytest.raises(KeyboardInterrupt):
         search.fit(X, Y)
@@ -341,15 +341,18 @@ class Trials:
             time.sleep(2e-4)
 
         thread = threading.Thread(target=presses)
-        while True:
+        try:
             try:
-                if not thread.ident:
+                try:
                     thread.start()
                     work()
+                except KeyboardInterrupt:
+                    until_done()
                 until_done()
-                return
             except KeyboardInterrupt:
-                pass
+                until_done()
+        except KeyboardInterrupt:  # there are two presses at most
+            until_done()
 
 
 WORK = {

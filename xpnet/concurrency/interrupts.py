@@ -61,24 +61,33 @@ def deferring(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
             return work(*args, **kwargs)
         finally:
             state.patience = before
-    handler = _signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
-    if not callable(handler):  # the signal is ignored, or ends the process
-        return _recovering(work, *args, **kwargs)
-    own = handler is not signal.default_int_handler
+    in_main_thread = threading.get_ident() == threading.main_thread().ident
+    handler: Any = _signal.getsignal(signal.SIGINT) if in_main_thread else None
+    replaced = callable(handler)  # it is not if the signal is ignored or ends the process
     try:
-        state.handler, state.presses, state.held, state.patience, state.deferring = handler, 0, None, 1, True
-        _signal.signal(signal.SIGINT, _call_program if own else _count)
-        return _recovering(work, *args, **kwargs)
+        if replaced:
+            state.handler, state.presses, state.held, state.patience, state.deferring = handler, 0, None, 1, True
+            _signal.signal(signal.SIGINT, _count if handler is signal.default_int_handler else _call_program)
+        return work(*args, **kwargs)
+    except BaseException:
+        state.patience = math.inf
+        for item in list(recoverable):
+            item.recover()
+        raise
     finally:
         state.patience = math.inf
-        try:
-            if _signal.getsignal(signal.SIGINT) in (_count, _call_program):  # not if `work` has installed another one
-                _signal.signal(signal.SIGINT, handler)
-        finally:
-            state.deferring, pressed, state.presses = False, state.presses, 0
-        if pressed:
-            raise KeyboardInterrupt
-        _call_held(state)
+        if replaced:
+            try:
+                if _signal.getsignal(signal.SIGINT) in (
+                    _count,
+                    _call_program,
+                ):  # not if `work` has installed another one
+                    _signal.signal(signal.SIGINT, handler)
+            finally:
+                state.deferring, pressed, state.presses = False, state.presses, 0
+            if pressed:
+                raise KeyboardInterrupt
+            _call_held(state)
 
 
 def uninterrupted(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -98,19 +107,10 @@ def uninterrupted(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 def take_press() -> bool:
     """Whether Ctrl-C was pressed in `deferring`. The caller stops, instead of the KeyboardInterrupt at its end."""
-    pressed = interrupts.presses > 0
+    if not interrupts.presses:
+        return False
     interrupts.presses = 0
-    return pressed
-
-
-def _recovering(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    try:
-        return work(*args, **kwargs)
-    except BaseException:
-        interrupts.patience = math.inf
-        for item in list(recoverable):
-            item.recover()
-        raise
+    return True
 
 
 def _count(number: int, frame: FrameType | None) -> None:

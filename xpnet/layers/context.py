@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from xpnet.backends import Array, Backend, DType
 from xpnet.concurrency.guard import ModelGuard
+from xpnet.concurrency.interrupts import deferring
 from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from xpnet.distributed.statistics import moments_over_ranks, sums_over_ranks
 from xpnet.errors import StateError
@@ -61,11 +62,17 @@ class Context:
 
     def exclusively(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `work` as one pass on the device: other threads wait for its end, and so does Ctrl-C."""
-        return self.guard.run(lambda: self._in_turn(work, *args, **kwargs))
-
-    def _in_turn(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        with self.backend.device(), self.backend.in_turn(self.guard.stream):
+        guard = self.store.guard
+        if guard.lock._is_owned():  # type: ignore[attr-defined]  # for the turnstile, another thread may wait
             return work(*args, **kwargs)
+        with guard.turnstile, guard.lock:
+            if not self.backend.has_streams:
+                return deferring(work, *args, **kwargs)
+            return deferring(lambda: self._in_turn(lambda: work(*args, **kwargs)))
+
+    def _in_turn(self, work: Callable[[], T]) -> T:
+        with self.backend.device(), self.backend.in_turn(self.guard.stream):
+            return work()
 
     @property
     def step(self) -> int:
