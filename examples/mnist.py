@@ -125,7 +125,7 @@ DIGITS_EPOCHS, DIGITS_BATCH_SIZE, DIGITS_LEARNING_RATE = 20, 16, 4e-3
 
 
 def train(model, x, y, recipe, verbose=2, distributed=False):
-    """Train with AdamW and a one-cycle schedule of the learning rate."""
+    """Train with AdamW and a one-cycle schedule of the learning rate. Ctrl-C ends the training early."""
     steps_per_epoch = -(-len(x) // recipe.batch_size)  # rounded up, because the last batch may be smaller
     schedule = schedules.OneCycle(recipe.learning_rate, steps=recipe.epochs * steps_per_epoch)
     return model.fit(
@@ -136,6 +136,7 @@ def train(model, x, y, recipe, verbose=2, distributed=False):
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
         distributed=distributed,
+        on_interrupt="stop",
         verbose=verbose,
     )
 

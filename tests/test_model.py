@@ -707,3 +707,31 @@ def test_backward_after_a_failed_forward_is_refused():
         model.forward(np.ones((4, 3)))
     with pytest.raises(StateError, match="forward pass before it"):
         model.backward(np.ones_like(y))
+
+
+def test_evaluate_takes_batches_of_1024_and_the_result_does_not_depend_on_them(backend):
+    rng, sizes = np.random.default_rng(0), []
+
+    class Sizes(layers.Layer):
+        def forward(self, x):
+            sizes.append(len(x))
+            return x
+
+    model = xpnet.Sequential([Sizes(), layers.Dense(3)], (4,), backend)
+    x, y, weight = rng.normal(size=(2500, 4)).astype("float32"), rng.integers(0, 3, 2500), rng.uniform(0, 2, 2500)
+    measured = ["accuracy", "f1", "confusion_matrix", "top_k_accuracy"]
+    measured[3] = xpnet.metrics.TopKAccuracy(2)
+
+    def result(**options):
+        return model.evaluate(x, y, "softmax_cross_entropy", measured, sample_weight=weight, **options)
+
+    default = result()
+    assert sizes == [1024, 1024, 452]
+    sizes.clear()
+    whole = result(batch_size=None)
+    assert sizes == [2500]
+    for other in (whole, result(batch_size=100), result(batch_size=7)):
+        assert other["loss"] == pytest.approx(default["loss"], rel=1e-6)
+        for name in ("accuracy", "f1", "top_k_accuracy"):
+            assert other[name] == pytest.approx(default[name], rel=1e-6)
+        np.testing.assert_allclose(other["confusion_matrix"], default["confusion_matrix"], rtol=1e-5)

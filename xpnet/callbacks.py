@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TextIO
 
+from xpnet.concurrency.interrupts import uninterrupted
 from xpnet.config import choice, flag, integer, number
 from xpnet.distributed.process_group import ProcessGroup
 from xpnet.errors import ArgumentError
@@ -142,7 +143,12 @@ class ProgressBar(Callback):
         self.stream, self.seconds = stream, seconds
         self._bar: Any = None
 
+    # tqdm has locks that KeyboardInterrupt could leave locked.
+
     def on_epoch_begin(self, model: Sequential, epoch: int) -> None:
+        uninterrupted(self._open, epoch)
+
+    def _open(self, epoch: int) -> None:
         from tqdm import tqdm  # here, because most runs show no bar
 
         run = self.run
@@ -162,22 +168,25 @@ class ProgressBar(Callback):
             self._bar.set_postfix_str("compiling kernels for the GPU, once")
 
     def on_step_end(self, model: Sequential, step: int) -> None:
-        if self._bar.disable:
-            return
+        if not self._bar.disable:
+            uninterrupted(self._update)
+
+    def _update(self) -> None:
         self._bar.update(self.run.seen - self._bar.n)
         if time.monotonic() >= self._next_logs:  # reading logs waits for the device
             self._bar.set_postfix_str(format_logs(self.run.logs()))
             self._next_logs = time.monotonic() + self.seconds
 
     def on_epoch_end(self, model: Sequential, epoch: int, logs: dict[str, Any]) -> None:
-        self._bar.set_postfix_str(format_logs(logs))
-        self._close()
+        uninterrupted(self._close, format_logs(logs))
 
     def on_train_end(self, model: Sequential) -> None:
-        self._close()
+        uninterrupted(self._close)
 
-    def _close(self) -> None:
+    def _close(self, text: str = "") -> None:
         if self._bar is not None:
+            if text:
+                self._bar.set_postfix_str(text)
             self._bar.close()
             self._bar = None
 

@@ -63,6 +63,7 @@ def modern(backend, seed, x, digits):
         optimizer=optimizers.AdamW(schedules.OneCycle(MODERN_RATE, steps), weight_decay=0.1),
         epochs=MODERN_EPOCHS,
         batch_size=MODERN_BATCH,
+        on_interrupt="stop",
         verbose=0,
     )
     return model, history

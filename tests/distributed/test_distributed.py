@@ -265,6 +265,8 @@ def test_an_error_on_one_rank_ends_the_others(capsys):
 class LastStep(callbacks.Callback):
     """Records the number of the last step."""
 
+    last = 0
+
     def on_step_end(self, model, step):
         self.last = step
 

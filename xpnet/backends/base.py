@@ -44,6 +44,8 @@ class Device:
 
     #: An elementwise update of a long vector is done in pieces of this many elements; None means in one piece.
     chunk_elements: int | None = None
+    #: Whether work of different threads may be in different streams of the device.
+    has_streams = False
 
     def __init__(self, name: str, xp: ModuleType | Any) -> None:
         self.name = name

@@ -1,14 +1,9 @@
 """ModelGuard: one thread at a time uses a model, and one call of fit trains it."""
 
 import threading
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
-from xpnet.concurrency.interrupts import deferring
 from xpnet.errors import StateError
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class ModelGuard:
@@ -28,13 +23,6 @@ class ModelGuard:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ModelGuard, ()
-
-    def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `work` as one pass: other threads wait, and Ctrl-C raises at its end."""
-        if self.lock._is_owned():  # type: ignore[attr-defined]  # for the turnstile, another thread may wait
-            return work(*args, **kwargs)
-        with self.turnstile, self.lock:
-            return deferring(work, *args, **kwargs)
 
     def begin_training(self, training: object) -> None:
         """A call of fit begins. Raises StateError if another one runs."""

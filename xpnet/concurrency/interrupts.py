@@ -22,13 +22,16 @@ _signal: Any = importlib.import_module("_signal")  # `signal` converts handlers 
 class _Interrupts(threading.local):
     """Ctrl-C in the current thread, which is the main one: other threads get no signals.
 
-    presses: how often it was pressed and not yet raised.  patience: the number of presses that raise nothing now.
-    deferring: whether the handler of this module is installed.
+    deferring: whether the handler of this module is installed.  handler: the one that it replaces.  presses: how often
+    Ctrl-C was pressed and not yet raised.  patience: the number of presses that raise nothing now.  held: the arguments
+    for a handler of the program that has to wait.
     """
 
+    deferring = False
+    handler: Callable[[int, FrameType | None], Any] = signal.default_int_handler
     presses = 0
     patience: float = 0
-    deferring = False
+    held: tuple[int, FrameType | None] | None = None
 
 
 #: An assignment to `interrupts.patience` cannot be interrupted. So a `finally` that begins with one runs to its end,
@@ -48,7 +51,8 @@ recoverable: weakref.WeakSet[Recoverable] = weakref.WeakSet()
 def deferring(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call `work`. The first Ctrl-C in it raises KeyboardInterrupt only at its end; a second one raises at once.
 
-    This holds in the main thread, unless the program has its own handler of SIGINT.
+    This holds in the main thread. If the program has its own handler of SIGINT, that is called at once instead, except
+    in `uninterrupted`.
     """
     state = interrupts
     if state.deferring:  # at the end of the outermost `work`
@@ -57,25 +61,33 @@ def deferring(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
             return work(*args, **kwargs)
         finally:
             state.patience = before
-    if threading.current_thread() is not threading.main_thread():
-        return work(*args, **kwargs)
-    if _signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return work(*args, **kwargs)
+    in_main_thread = threading.get_ident() == threading.main_thread().ident
+    handler: Any = _signal.getsignal(signal.SIGINT) if in_main_thread else None
+    replaced = callable(handler)  # it is not if the signal is ignored or ends the process
     try:
-        state.presses, state.patience, state.deferring = 0, 1, True
-        _signal.signal(signal.SIGINT, _count)
+        if replaced:
+            state.handler, state.presses, state.held, state.patience, state.deferring = handler, 0, None, 1, True
+            _signal.signal(signal.SIGINT, _count if handler is signal.default_int_handler else _call_program)
         return work(*args, **kwargs)
+    except BaseException:
+        state.patience = math.inf
+        for item in list(recoverable):
+            item.recover()
+        raise
     finally:
         state.patience = math.inf
-        if state.presses:
-            for item in list(recoverable):
-                item.recover()
-        state.deferring, pressed = False, state.presses
-        state.presses = 0
-        if _signal.getsignal(signal.SIGINT) is _count:
-            _signal.signal(signal.SIGINT, signal.default_int_handler)
-        if pressed or state.presses:
-            raise KeyboardInterrupt
+        if replaced:
+            try:
+                if _signal.getsignal(signal.SIGINT) in (
+                    _count,
+                    _call_program,
+                ):  # not if `work` has installed another one
+                    _signal.signal(signal.SIGINT, handler)
+            finally:
+                state.deferring, pressed, state.presses = False, state.presses, 0
+            if pressed:
+                raise KeyboardInterrupt
+            _call_held(state)
 
 
 def uninterrupted(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -89,16 +101,39 @@ def uninterrupted(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         state.patience = before
         if state.presses > before:
             raise KeyboardInterrupt
+        if state.held is not None and before < math.inf:
+            _call_held(state)
 
 
 def take_press() -> bool:
     """Whether Ctrl-C was pressed in `deferring`. The caller stops, instead of the KeyboardInterrupt at its end."""
-    pressed = interrupts.presses > 0
+    if not interrupts.presses:
+        return False
     interrupts.presses = 0
-    return pressed
+    return True
 
 
 def _count(number: int, frame: FrameType | None) -> None:
-    interrupts.presses += 1
-    if interrupts.presses > interrupts.patience:
+    """The handler in place of Python's own."""
+    state = interrupts
+    if not state.deferring:  # somebody has installed it again
+        state.handler(number, frame)
+        return
+    state.presses += 1
+    if state.presses > state.patience:
         raise KeyboardInterrupt
+
+
+def _call_program(number: int, frame: FrameType | None) -> None:
+    """The handler in place of the program's own."""
+    state = interrupts
+    if state.deferring and state.patience == math.inf:
+        state.held = number, frame
+    else:
+        state.handler(number, frame)
+
+
+def _call_held(state: _Interrupts) -> None:
+    held, state.held = state.held, None
+    if held is not None:
+        state.handler(*held)

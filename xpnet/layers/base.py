@@ -245,7 +245,7 @@ class Layer(Configured):
         if self.context.forward_thread:
             self.context.check_forward()
         grad_x = type(self).backward(self, grad_y)
-        return grad_x.copy() if hasattr(grad_x, "copy") else grad_x
+        return None if grad_x is None else grad_x.copy()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_workspaces": {}}

@@ -122,6 +122,8 @@ def _train(run: Run, validation: AnyDataset | None, states: CallbackStates | Non
                     stack.callback(_end, callback, model)
             if interrupts.presses and run.history.stopped is None:  # a KeyboardInterrupt is on its way
                 run.history.stopped = INTERRUPTED
+    if not run.interrupted and take_press():  # at the very end
+        run.interrupted, run.history.stopped = True, run.history.stopped or INTERRUPTED
 
 
 def _attach(run: Run) -> None:
@@ -149,6 +151,7 @@ def _end(callback: Callback, model: Sequential) -> None:
 
 def _train_epochs(run: Run, validation: AnyDataset | None) -> None:
     model, state, group, history, callbacks = run.model, run.state, run.group, run.history, run.callbacks
+    _share_stop_request(run)
     while state.epoch < run.first_epoch + run.epochs and history.stopped is None:
         run.begin_epoch()
         for callback in callbacks:

@@ -68,7 +68,7 @@ class ThreadPool:
         self._lock = threading.Lock()
         self._inside: set[int] = set()  # the caller's threads that are in a parallel region that splits work
         self._blas_threads = 1  # those of the BLAS before the first of these regions
-        self._blas_limit: Any = None
+        self._limited: list[tuple[Any, int]] = []  # the BLAS libraries that use one thread now, and how many before
         self._pool: ThreadPoolExecutor | None = None
         self._state = _ThreadState()
 
@@ -85,9 +85,9 @@ class ThreadPool:
         """This thread enters a parallel region that splits work."""
         with self._lock:
             if not self._inside:
-                self._blas_threads = _blas_threads()
-                if self._blas_threads > 1:
-                    self._blas_limit = _blas_controller().limit(limits=1, user_api="blas")
+                self._limited = self._limited or [(library, library.get_num_threads()) for library in _blas_libraries()]
+                self._blas_threads = max((threads for _, threads in self._limited), default=1)
+                self._set_blas_threads(1)
             self._inside.add(threading.get_ident())
             self._state.workers = self._blas_threads
 
@@ -96,14 +96,20 @@ class ThreadPool:
         with self._lock:
             self._state.workers = None
             self._inside.discard(threading.get_ident())
-            if not self._inside and self._blas_limit is not None:
-                self._blas_limit.restore_original_limits()
-                self._blas_limit = None
+            if not self._inside:
+                self._set_blas_threads()
+                self._limited = []
 
     def recover(self) -> None:
         """Leave the parallel region of this thread."""
-        if self._state.workers is not None:
+        if self._state.workers is not None or self._limited:
             self.leave()
+
+    def _set_blas_threads(self, count: int | None = None) -> None:
+        """None: as before."""
+        for library, threads in self._limited:
+            if threads > 1:
+                library.set_num_threads(count or threads)
 
     @property
     def workers(self) -> int:
@@ -165,15 +171,13 @@ def _wait_for(futures: list[Future[None]]) -> None:
 
 
 @functools.cache
-def _blas_controller() -> Any:
-    import threadpoolctl
-
-    return threadpoolctl.ThreadpoolController().select(user_api="blas")
+def _blas_libraries() -> list[Any]:
+    try:
+        import threadpoolctl
+    except ImportError:  # the source tree also runs with NumPy alone; then the BLAS keeps its threads
+        return []
+    return list(threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
 def _blas_threads() -> int:
-    try:
-        libraries = _blas_controller().lib_controllers
-    except ImportError:  # the source tree also runs with NumPy alone; then the BLAS keeps its threads
-        return 1
-    return max((int(library.get_num_threads()) for library in libraries), default=1)
+    return max((int(library.get_num_threads()) for library in _blas_libraries()), default=1)

@@ -23,6 +23,8 @@ _TENSOR_CORES = {"tf32": 8, "bfloat16": 8, "float16": 7}  # the first compute ca
 class GPUBackend(CUDAOperators):
     """CuPy on one CUDA device. Raises BackendError with the reason if it cannot be used."""
 
+    has_streams = True
+
     def __init__(self, index: int = 0) -> None:
         reason = unavailable_reason(index)
         if reason is not None:
