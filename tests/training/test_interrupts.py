@@ -152,7 +152,7 @@ def test_a_loop_of_fits_and_a_grid_search_stop_at_the_first_ctrl_c():
             return super().fit(X, y)
 
     search = model_selection.GridSearchCV(
-        Counted(max_iter=100_000, tol=0.0, backend="cpu"), {"alpha": [0.1, 0.2]}, cv=2
+        Counted(max_iter=100_000, n_iter_no_change=100_000, backend="cpu"), {"alpha": [0.1, 0.2]}, cv=2
     )
     with pytest.raises(KeyboardInterrupt):
         search.fit(X, Y)
