@@ -93,6 +93,13 @@ class Sequential(layers_.Sequential):
     by batch, and the results are exact. What would disturb the training raises StateError.
     """
 
+    #: Whether a subclass has a forward or backward of its own.
+    _overrides = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._overrides = (cls.forward, cls.backward) != (Sequential.forward, Sequential.backward)
+
     def __init__(
         self,
         layers: Sequence[Layer],
@@ -167,7 +174,7 @@ class Sequential(layers_.Sequential):
 
     def _by_hand(self) -> contextlib.AbstractContextManager[None]:
         """A context for a pass that a user calls. It checks custom layers, until `backward` was called once."""
-        if type(self).forward is not Sequential.forward or type(self).backward is not Sequential.backward:
+        if self._overrides:
             return self._as_layers()
         if self._checked or not self.has_custom_layers:
             return contextlib.nullcontext()
@@ -175,16 +182,16 @@ class Sequential(layers_.Sequential):
         return self._checks.wrapped()
 
     def _whole_forward(self, x: Array) -> Array:
-        if type(self).forward is Sequential.forward or _running.get() is self:
-            return super()._whole_forward(x)
+        if not self._overrides or _running.get() is self:
+            return layers_.Sequential.forward(self, x)
         with self._as_layers():
             y = self.forward(x)
             self.check_output(x, y)
             return y
 
     def _whole_backward(self, grad_y: Array) -> Array | None:
-        if type(self).backward is Sequential.backward or _running.get() is self:
-            return super()._whole_backward(grad_y)
+        if not self._overrides or _running.get() is self:
+            return layers_.Sequential.backward(self, grad_y)
         with self._as_layers():
             return self.backward(grad_y)
 
@@ -509,7 +516,7 @@ class Sequential(layers_.Sequential):
         FileError if it cannot be written, and ArgumentError for a suffix of another format, such as .h5 or .pt.
         """
         self._refuse_inside()
-        if self._parameters or type(self).forward is not Sequential.forward:
+        if self._parameters or self._overrides:
             raise ArgumentTypeError(
                 f"{type(self).__name__} has parameters or a forward of its own, which xpnet.load could not restore: "
                 "save its state_dict(), or derive from layers.Sequential and put it into an xpnet.Sequential."

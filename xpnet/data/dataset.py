@@ -95,7 +95,7 @@ class Dataset(Batch):
         batch_size: None makes one batch.
         """
         end = len(self) if end is None else end
-        batch_size = batch_size or len(self)
+        batch_size, weights, counts, copy = batch_size or len(self), self.weights, self.counts, self.private
         for start in range(first, end, batch_size):
             own = group.rows_of(min(batch_size, end - start))
             place = slice(start + own.start, start + own.stop)
@@ -104,28 +104,12 @@ class Dataset(Batch):
                 continue
             rows = self.stored_rows(place) if order is None else order[place]
             yield Batch(
-                self._gathered(work, "x", rows, self.x_dtype),
-                self._gathered(work, "y", rows),
-                self._gathered(work, "weights", rows),
-                self._gathered(work, "counts", rows),
+                _gathered(work, "x", self.x, rows, self.x_dtype, copy),
+                _gathered(work, "y", self.y, rows, self.y.dtype, copy),
+                None if weights is None else _gathered(work, "weights", weights, rows, weights.dtype, copy),
+                None if counts is None else _gathered(work, "counts", counts, rows, counts.dtype, copy),
                 first_row=place.start - first,
             )
-
-    def _gathered(self, work: Workspace, name: str, rows: Any, dtype: DType = None) -> Array:
-        """These rows (a slice or an index array) of an array in a dtype, in a buffer unless they are a view already."""
-        array: Array = getattr(self, name)
-        if array is None:
-            return None
-        dtype = array.dtype if dtype is None else dtype
-        if not isinstance(rows, slice):
-            out = work.buffer(name, (len(rows), *array.shape[1:]), dtype)
-            return work.context.backend.gather(array, rows, out)
-        view = array[rows]
-        if view.dtype == dtype and not self.private:
-            return view
-        out = work.buffer(name, view.shape, dtype)
-        out[...] = view
-        return out
 
     def stored_rows(self, place: slice) -> slice:
         """The rows of the arrays that hold these samples; a RankWindow stores only those of its rank."""
@@ -180,6 +164,19 @@ def total_weight(xp: Any, weights: Array) -> Array:
     """Σ w in float64; 1 if all weights are 0, so that such a batch has no gradient instead of 0 / 0."""
     total = xp.sum(weights, dtype=xp.float64)
     return total + (total == 0)
+
+
+def _gathered(work: Workspace, name: str, array: Array, rows: Any, dtype: DType, copy: bool) -> Array:
+    """These rows (a slice or an index array) in a dtype, in a buffer unless they are a view already."""
+    if isinstance(rows, slice):
+        view = array[rows]
+        if view.dtype == dtype and not copy:
+            return view
+        out = work.buffer(name, view.shape, dtype)
+        out[...] = view
+        return out
+    out = work.buffer(name, (len(rows), *array.shape[1:]), dtype)
+    return work.context.backend.gather(array, rows, out)
 
 
 def _fingerprint(sample: Array) -> float:

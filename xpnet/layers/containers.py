@@ -116,11 +116,12 @@ class Sequential(Layer):
     def forward(self, x: Array) -> Array:
         """y = f_n(… f_2(f_1(x)))."""
         for layer, shape in self._execution_order:
-            given, x = x, layer.forward(x)
-            if getattr(x, "shape", (0,))[1:] != shape:
-                raise layer.wrong_output((len(given), *shape), self.context.dtype, x)
+            y = layer.forward(x)
+            if getattr(y, "shape", (0,))[1:] != shape:
+                raise layer.wrong_output((len(x), *shape), self.context.dtype, y)
             if layer.is_custom:
-                layer.check_output(given, x)
+                layer.check_output(x, y)
+            x = y
         return x
 
     def backward(self, grad_y: Array) -> Array | None:

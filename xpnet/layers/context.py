@@ -86,20 +86,24 @@ class Context:
         self._steps_begun = value
 
     def begin_step(self, step: int) -> None:
-        """A training step begins; its noise is a function of its number."""
-        self.current_step = self.noise_step = step
+        """A training step begins. Its noise is a function of its number, unless a pass by hand has had that noise."""
+        self.current_step = step
+        self.noise_step = self._noise_by_hand() if self._passes_by_hand and not self.guard.in_training else step
         self._steps_begun, self._passes_by_hand = step + 1, 0
 
     def begin_forward(self, training: bool) -> None:
         """A user calls `forward`. The noise of a training pass is a function of the number of such passes.
 
-        The first pass since the latest update has the noise that the next training step would have.
+        Outside of fit, the first pass since the latest update has the noise that the next step would have.
         """
         self.forward_thread = 0  # until the pass is complete
         if training:
-            again = _BY_HAND | self._steps_begun << 32 | self._passes_by_hand
-            self.noise_step = again if self._passes_by_hand else self._steps_begun
+            first = not self._passes_by_hand and not self.guard.in_training
+            self.noise_step = self._steps_begun if first else self._noise_by_hand()
             self._passes_by_hand += 1
+
+    def _noise_by_hand(self) -> int:
+        return _BY_HAND | self._steps_begun << 32 | self._passes_by_hand
 
     def end_forward(self) -> None:
         self.forward_thread = threading.get_ident()

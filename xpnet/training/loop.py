@@ -174,6 +174,8 @@ def _train_epochs(run: Run, validation: AnyDataset | None) -> None:
         for callback in callbacks:
             callback.on_epoch_begin(model, state.epoch)
         for _ in run.epoch():
+            if callbacks:  # which may change it
+                run.last_rate = state.rate_at(state.step - 1)
             for callback in callbacks:
                 callback.on_step_end(model, state.step)
             if _share_stop_request(run):
@@ -188,6 +190,8 @@ def _train_epochs(run: Run, validation: AnyDataset | None) -> None:
             metrics = evaluate(model, validation, state.loss, state.metrics, EVALUATION_BATCH, group)
             logs |= {f"val_{name}": value for name, value in metrics.over_ranks(group).final_result().items()}
         logs = group.broadcast_value(logs)
+        if not callbacks:
+            run.last_rate = state.rate_at(state.step - 1)
         state.epoch += 1
         history.add({**logs, "learning_rate": run.last_rate}, run.elapsed())
         history.compile_seconds = run.compile_seconds()

@@ -105,7 +105,6 @@ class Run:
         guard = self.model.context.guard
         with contextlib.closing(steps):
             for data in steps:
-                self.last_rate = self.state.learning_rate
                 with guard.turnstile:
                     pass  # threads that wait for a prediction go first
                 with guard.lock:

@@ -99,7 +99,7 @@ class TrainingState:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step. Setting it replaces a constant rate, and scales a schedule."""
-        return self.optimizer.rate_for(self.optimizer_state, self.step) * self.rate_factor
+        return self.rate_at(self.step)
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
@@ -114,6 +114,10 @@ class TrainingState:
                 "factor changes. Set it at another step, or use an optimizer without a schedule."
             )
         self.rate_factor = value / scheduled if value else 0.0
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate after this number of steps, as it is set now."""
+        return self.optimizer.rate_for(self.optimizer_state, step) * self.rate_factor
 
     def update(self, store: ParameterStore, gate: Any = None) -> None:
         """Update the parameters once from their gradients. gate: see `Optimizer.apply`."""
