@@ -409,7 +409,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_bar_shows_epoch_samples_per_second_and_metrics(backend):
+def test_the_bar_shows_epoch_samples_per_second_and_metrics(backend, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     terminal = Terminal()
     fit(ProgressBar(terminal, seconds=0.0), model=net(backend), epochs=2, validation_split=0.2, verbose=1)
     screen = terminal.getvalue()

@@ -21,7 +21,8 @@ BY_NAME = {"l1", "l2", "projection"}  # they follow flags and initializers, and 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: f"{cls.__module__}.{cls.__name__}")
 def test_flags_and_initializers_are_given_by_name_and_all_else_by_position_too(cls):
     for p in inspect.signature(cls).parameters.values():
-        by_name = isinstance(p.default, bool) or p.name.endswith("_initializer") or p.name == "name"
+        is_flag = isinstance(p.default, bool) or "bool" in str(p.annotation)
+        by_name = is_flag or p.name.endswith("_initializer") or p.name == "name"
         if p.kind is not p.VAR_POSITIONAL and p.name not in BY_NAME:
             assert (p.kind is p.KEYWORD_ONLY) is by_name, p.name
 

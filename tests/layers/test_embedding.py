@@ -10,7 +10,7 @@ from strict import StrictBackend
 
 import xpnet
 from xpnet import layers, optimizers
-from xpnet.errors import ArgumentError, ArgumentTypeError, DataError
+from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
 
 SHAPES = [(), (5,), (2, 3)]
 F32 = np.dtype("float32")
@@ -76,7 +76,7 @@ def test_an_inner_layer_that_returns_no_gradient_is_an_error(backend, rng):
 
     model = xpnet.Sequential([layers.Dense(3), NoGradient(), layers.Dense(2)], (4,), backend)
     model.forward(np.ones((5, 4)))
-    with pytest.raises(AttributeError):
+    with pytest.raises(ShapeError, match=r"layer 1 \(NoGradient\): backward must return ∂L/∂x, .* but returned None"):
         model.backward(np.ones((5, 2)))
 
 

@@ -14,7 +14,7 @@ from small_models import StopAt, assert_same_state
 
 import xpnet
 from xpnet import augment, callbacks, layers, metrics, optimizers
-from xpnet.errors import ArgumentError, ArgumentTypeError, DivergenceError, FileError
+from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, DivergenceError, FileError
 from xpnet.training import model_files
 
 RNG = np.random.default_rng(0)
@@ -150,7 +150,7 @@ def stopped(tmp_path_factory):
 
 
 #: Where another valid value makes another run, which continues with that value.
-OTHER_RUNS = ("('training', 'callbacks', ", "('training', 'rate_factor'", "('training', 'stopped'")
+OTHER_RUNS = tuple(f"('training', '{name}'" for name in ("callbacks", "constant_rate", "rate_factor", "stopped"))
 
 
 def trained():
@@ -174,7 +174,7 @@ def check(stopped, folder, changes):
                 warnings.simplefilter("ignore")  # of another environment, or of callbacks that are missing
                 fit(model, folder, folder / "altered")
         except DivergenceError:
-            assert "rate_factor" in what
+            assert "rate" in what
         except (FileError, ArgumentError) as error:
             assert str(error).startswith(f"{folder / 'altered'}: "), what
             assert_same_state(everything(model), before)
@@ -309,6 +309,8 @@ def check_loading(path, changes, custom=()):
         except FileError as error:
             assert str(error).startswith(f"{path}: "), what
             refused += 1
+        except DeviceMemoryError:  # of a size that no device can hold
+            refused += 1
         else:
             assert_same_state(model.state_dict(), dict(changed.arrays))
     return refused
@@ -335,7 +337,7 @@ def test_sizes_are_compared_before_memory_is_used(tmp_path):
     for units in (10**8, 10**12, 10**17):
         with_value(file, ("architecture", "layers", 0, "config", "units"), units).write(path)
         tracemalloc.start()
-        with pytest.raises(FileError, match=r"0.weight has shape \(4, 3\) there"):
+        with pytest.raises((FileError, DeviceMemoryError), match=r"0.weight has shape \(4, 3\) there|takes .* GiB"):
             xpnet.load(path, "cpu")
         assert tracemalloc.get_traced_memory()[1] < 2**24
         tracemalloc.stop()

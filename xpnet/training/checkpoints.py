@@ -44,7 +44,8 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "batches": ("settings by name", lambda value: isinstance(value, dict)),
     "environment": ("texts by name", _by_name(lambda value: isinstance(value, str))),
     **dict.fromkeys(("step", "epoch", "first_epoch", "first_step", "seen"), ("a count", _is_count)),
-    **dict.fromkeys(("rate_factor", "elapsed"), ("a finite number of at least 0", _is_magnitude)),
+    **dict.fromkeys(("rate_factor", "last_rate", "elapsed"), ("a finite number of at least 0", _is_magnitude)),
+    "constant_rate": ("a finite number of at least 0, or null", lambda value: value is None or _is_magnitude(value)),
     "under_way": ("true or false", lambda value: isinstance(value, bool)),
     "history": ("lists by name", _by_name(lambda value: isinstance(value, list))),
     "seconds": ("a list of finite numbers", lambda value: isinstance(value, list) and all(map(_is_magnitude, value))),
@@ -52,6 +53,9 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "callbacks": ("states by name", _by_name(lambda value: isinstance(value, dict))),
 }
 
+
+#: Values that older checkpoints lack.
+_NEWER = ("constant_rate", "last_rate")
 
 #: What each of the batches' settings must be.
 _BATCHES: dict[str, Callable[[Any], bool]] = {
@@ -107,6 +111,8 @@ def _refuse_invalid(values: Mapping[str, Any]) -> None:
     """Raise ArgumentError unless these are values of a run, as `Run.state_dict` gives them, that fit together."""
     for name, (kind, fits) in _RULES.items():
         if name not in values:
+            if name in _NEWER:
+                continue
             raise ArgumentError(f"its training state has no {name!r}.")
         if not fits(values[name]):
             raise ArgumentError(f"its {name!r} must be {kind}, not {values[name]!r:.200}.")
