@@ -1,6 +1,5 @@
 """Estimators: scikit-learn's estimator checks, pipelines and grid searches."""
 
-import inspect
 import pickle
 import signal
 import warnings
@@ -27,7 +26,6 @@ from sklearn.preprocessing import StandardScaler  # noqa: E402
 from sklearn.utils.class_weight import compute_sample_weight  # noqa: E402
 from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
 
-import xpnet  # noqa: E402
 from xpnet import estimators, layers, optimizers  # noqa: E402
 from xpnet.errors import ArgumentError, DataError, DivergenceError  # noqa: E402
 from xpnet.estimators import XPClassifier, XPRegressor  # noqa: E402
@@ -41,7 +39,6 @@ pytestmark = [
 
 X, Y = make_classification(200, 8, n_informative=5, n_classes=3, random_state=0)
 NAMES = np.array(["ant", "bee", "cow"])[Y]
-RAISES = "on_interrupt" in inspect.signature(xpnet.Sequential.fit).parameters
 LABELS = make_multilabel_classification(200, 8, n_classes=4, random_state=0)
 
 
@@ -506,7 +503,6 @@ def test_estimators_train_alike_on_every_backend(backend, weighted, learning_rat
         np.testing.assert_allclose(one.predict(X) == other.predict(X) if kind is XPClassifier else 1, 1)
 
 
-@pytest.mark.skipif(not RAISES, reason="predictions of several threads take turns only from then on")
 def test_predictions_of_several_threads_are_exact():
     classifier = XPClassifier(max_iter=3, random_state=0, backend="cpu").fit(X, NAMES)
     expected = classifier.predict_proba(X)
@@ -549,7 +545,7 @@ class Interrupting(layers.Layer):
         return grad_y
 
 
-@pytest.mark.parametrize("of_signal", [False, pytest.param(True, marks=pytest.mark.skipif(not RAISES, reason="fit"))])
+@pytest.mark.parametrize("of_signal", [False, True])
 @pytest.mark.parametrize("early_stopping", [False, True])
 def test_ctrl_c_is_raised_and_leaves_the_whole_epochs(monkeypatch, of_signal, early_stopping):
     monkeypatch.setattr(Interrupting, "of_signal", of_signal)
@@ -570,7 +566,7 @@ def test_ctrl_c_is_raised_and_leaves_the_whole_epochs(monkeypatch, of_signal, ea
         assert classifier.n_iter_ > epochs
 
 
-@pytest.mark.parametrize("of_signal", [False, pytest.param(True, marks=pytest.mark.skipif(not RAISES, reason="fit"))])
+@pytest.mark.parametrize("of_signal", [False, True])
 def test_ctrl_c_ends_a_grid_search(monkeypatch, of_signal):
     monkeypatch.setattr(Interrupting, "of_signal", of_signal)
     monkeypatch.setattr(Interrupting, "passes", 0)
@@ -657,7 +653,7 @@ def test_predict_before_fit_is_an_error():
         XPClassifier().predict(X)
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("alpha", [1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0])
 def test_alpha_gives_the_accuracy_that_it_gives_mlpclassifier(alpha):
     estimators_alpha = pytest.importorskip("benchmarks.estimators_alpha", reason="only in a clone")

@@ -668,15 +668,15 @@ def test_a_batch_of_more_than_two_to_the_24_samples_is_counted_exactly():
 
 
 def test_weights_are_added_up_in_float64(backend):
-    n = 300_000
+    n = 300_000 if backend.name == "cpu" else 30_000
     model = xpnet.Sequential([layers.Dense(2)], input_shape=1, backend=backend)
     x, y = np.zeros((n, 1), "float32"), np.zeros(n, int)
     got = model.evaluate(
         x, y, "softmax_cross_entropy", metrics=["confusion_matrix"], sample_weight=np.full(n, 0.1), batch_size=50_000
     )
-    assert got["confusion_matrix"].sum() == pytest.approx(30000, rel=1e-12)
+    assert got["confusion_matrix"].sum() == pytest.approx(n / 10, rel=1e-12)
     assert metrics.ConfusionMatrix()(np.tile([[1.0, 0.0]], (n, 1)), y, np.full(n, 0.1)).sum() == pytest.approx(
-        30000, abs=1e-9
+        n / 10, abs=1e-9
     )
 
 

@@ -101,8 +101,22 @@ def wrong(rows):
 # The numbers -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+LONG = ("handwritten_digits", "learning_rates")  # minutes on the stand-ins
+
+
+@pytest.mark.parametrize(
+    "program", [pytest.param(program, marks=[pytest.mark.sweep] * (program in LONG)) for program in PROGRAMS]
+)
 def test_every_number_agrees(program, backend, monkeypatch):
+    check_numbers(program, backend, monkeypatch)
+
+
+@pytest.mark.parametrize("program", LONG)
+def test_every_number_of_the_long_programs_agrees_on_the_cpu(program, monkeypatch):
+    check_numbers(program, xpnet.get_backend("cpu"), monkeypatch)
+
+
+def check_numbers(program, backend, monkeypatch):
     if program == "learning_rates" and backend.name != "cpu":
         # Saves 15 000 steps, which are 15 times as slow on the stand-ins. Schedules do not depend on the backend.
         monkeypatch.setattr(importlib.import_module(program), "SCHEDULES", {})

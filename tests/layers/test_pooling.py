@@ -531,7 +531,8 @@ def test_pooling_before_relu_equals_relu_before_pooling_bit_for_bit(backend, rng
 
 
 def test_the_mean_of_many_pixels_is_exact(backend):
-    x = np.full((1, 512, 512, 3), 0.1, np.float32)
-    for layer in (layers.GlobalAveragePool2D(), layers.AvgPool2D(512)):
-        model = xpnet.Sequential([layer], (512, 512, 3), backend)
+    size = 512 if backend.name == "cpu" else 256
+    x = np.full((1, size, size, 3), 0.1, np.float32)
+    for layer in (layers.GlobalAveragePool2D(), layers.AvgPool2D(size)):
+        model = xpnet.Sequential([layer], (size, size, 3), backend)
         np.testing.assert_allclose(model.predict(x).ravel(), 0.1, rtol=1e-6)
