@@ -87,6 +87,8 @@ _current = _CurrentDevice()
 class StrictBackend(Backend):
     """device: the number of a fake GPU. As in CUDA, device 0 is the current one outside of any `backend.device()`."""
 
+    has_streams = True  # as each device of CUDA
+
     _alive: ClassVar["weakref.WeakValueDictionary[int, StrictBackend]"] = weakref.WeakValueDictionary()
 
     def __init__(self, device: int = 0) -> None:
