@@ -579,6 +579,15 @@ class Sequential(layers_.Sequential):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_checks": None}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Sequential":
+        # Between two passes, if other threads use the model.
+        return self.context.exclusively(self._copy, memo) if self._is_complete() else self._copy(memo)
+
+    def _copy(self, memo: dict[int, Any]) -> "Sequential":
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        vars(twin).update(copy.deepcopy(self.__getstate__(), memo))
+        return twin
+
     def __repr__(self) -> str:
         where = f", backend={self.backend.name!r}" if self.is_built else ""
         name = "" if self.name is None else f", name={self.name!r}"

@@ -330,7 +330,8 @@ class Layer(Configured):
         return None if grad_x is None else grad_x.copy()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_workspaces": {}}
+        own = {name: value for name, value in self.__dict__.items() if not getattr(value, "is_check", False)}
+        return {**own, "_workspaces": {}}
 
 
 def _taking_name(init: Callable[..., None]) -> Callable[..., None]:

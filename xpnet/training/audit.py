@@ -152,6 +152,7 @@ class Checks:
         def wrap(thing: Any, method: str, wrapper: Callable[..., Any]) -> None:
             attributes = vars(thing)
             replaced.append((attributes, method, attributes.get(method, _ABSENT)))
+            wrapper.is_check = True  # type: ignore[attr-defined]  # copies and pickles leave it out
             attributes[method] = wrapper
 
         model = self._model
