@@ -99,6 +99,9 @@ class Sequential(layers_.Sequential):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._overrides = (cls.forward, cls.backward) != (Sequential.forward, Sequential.backward)
+        if cls._overrides:
+            cls._run_forward = cls._run_own_forward  # type: ignore[assignment]
+            cls._run_backward = cls._run_own_backward  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -181,16 +184,16 @@ class Sequential(layers_.Sequential):
         self._checks = self._checks or Checks(self)
         return self._checks.wrapped()
 
-    def _whole_forward(self, x: Array) -> Array:
-        if not self._overrides or _running.get() is self:
+    def _run_own_forward(self, x: Array) -> Array:
+        if _running.get() is self:
             return layers_.Sequential.forward(self, x)
         with self._as_layers():
             y = self.forward(x)
             self.check_output(x, y)
             return y
 
-    def _whole_backward(self, grad_y: Array) -> Array | None:
-        if not self._overrides or _running.get() is self:
+    def _run_own_backward(self, grad_y: Array) -> Array | None:
+        if _running.get() is self:
             return layers_.Sequential.backward(self, grad_y)
         with self._as_layers():
             return self.backward(grad_y)

@@ -9,6 +9,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from numbers import Real
+from operator import attrgetter
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend
@@ -19,6 +20,8 @@ from xpnet.parameters import ParameterStore
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "OptimizerState", "RMSprop", "get"]
 
 Rate = float | Callable[[int], float]
+
+_TRAINABLE = attrgetter("trainable")  # in C: a lambda takes longer
 
 
 class OptimizerState:
@@ -114,7 +117,7 @@ class Optimizer(Configured):
         """
         backend, step = store.backend, state.step
         rate = self.rate_for(state, step) * factor()
-        trained = store.slices(lambda p: p.trainable)
+        trained = store.slices(_TRAINABLE)
         decayed = store.slices(lambda p: p.trainable and p.decay) if self.weight_decay else []
         if self.clip_norm is not None:
             backend.clip_norm(store.grads, trained, self.clip_norm)

@@ -144,7 +144,7 @@ class Layer(Configured):
     @property
     def work(self) -> Workspace:
         """What this layer keeps from forward to backward, and its buffers. Inference has its own workspace."""
-        context = self.context
+        context = self._context or self.context
         work = self._workspaces.get(context.inference)
         if work is None:
             work = self._workspaces[context.inference] = Workspace(context)
@@ -153,12 +153,12 @@ class Layer(Configured):
     @property
     def backend(self) -> Backend:
         """The backend of the model."""
-        return self.context.backend
+        return (self._context or self.context).backend  # `context` raises an error if there is none
 
     @property
     def xp(self) -> Any:
         """The array module: numpy or cupy."""
-        return self.context.backend.xp
+        return (self._context or self.context).backend.xp
 
     @property
     def noise_key(self) -> tuple[int, int, int]:

@@ -20,6 +20,7 @@ from xpnet.layers.context import Context, Shape
 from xpnet.layers.pooling import MaxPool2D
 from xpnet.parameters import Parameter
 
+_NOTHING = nullcontext()
 _MIN_PARAMETERS_TO_COMPILE = 2**14  # parameters: training a smaller model takes less time than loading Numba
 
 
@@ -162,7 +163,7 @@ class Sequential(Layer):
         context.training, context.inference = training, inference
         try:
             with self.execution_context(len(x)):
-                y = self._whole_forward(x)
+                y = self._run_forward(x)
         finally:
             if inference:
                 context.training, context.inference = before
@@ -176,14 +177,10 @@ class Sequential(Layer):
             self.wants_input_grad = input_grad
         self.context.inference = False  # which an interrupted prediction may have left behind
         with self.execution_context():
-            return self._whole_backward(grad_y)
+            return self._run_backward(grad_y)
 
-    def _whole_forward(self, x: Array) -> Array:
-        """`forward` of a whole model, whose public `forward` does more than this."""
-        return Sequential.forward(self, x)
-
-    def _whole_backward(self, grad_y: Array) -> Array | None:
-        return Sequential.backward(self, grad_y)
+    #: The passes of a whole model, whose public `forward` and `backward` do more than these.
+    _run_forward, _run_backward = forward, backward
 
     def execution_context(self, samples: int | None = None) -> AbstractContextManager[Any]:
         """Used by the model: a context for a pass over so many samples, or for a step.
@@ -195,7 +192,7 @@ class Sequential(Layer):
             return self.backend.matmul_precision(self.context.precision)
         if self.splits_batch or self.context.store.values.size >= _MIN_PARAMETERS_TO_COMPILE:
             return self.backend.parallel_region(self.splits_batch and samples != 1)
-        return nullcontext()
+        return _NOTHING
 
     def place(self, context: Context, path: str, input_shape: Shape) -> Shape:
         output_shape = super().place(context, path, input_shape)

@@ -158,7 +158,7 @@ class Checks:
         model = self._model
         wrap(model, "backward_pass", self._backward_pass(model.backward_pass))
         for layer in every_layer(model):
-            forward, backward = ("_whole_forward", "_whole_backward") if layer is model else ("forward", "backward")
+            forward, backward = ("_run_forward", "_run_backward") if layer is model else ("forward", "backward")
             if layer.is_custom:
                 wrap(layer, forward, self._forward(layer, getattr(layer, forward)))
             if layer.is_custom or layer._parameters:

@@ -178,7 +178,7 @@ def _train_epochs(run: Run, validation: AnyDataset | None) -> None:
                 run.last_rate = state.rate_at(state.step - 1)
             for callback in callbacks:
                 callback.on_step_end(model, state.step)
-            if _share_stop_request(run):
+            if (group.size > 1 or interrupts.presses or history.stopped is not None) and _share_stop_request(run):
                 break
         metrics = run.metrics.over_ranks(group)
         _refuse_divergence(run, metrics)
