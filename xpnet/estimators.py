@@ -1,4 +1,4 @@
-"""scikit-learn estimators, for pipelines and grid searches: `pip install "xpnet[sklearn]"`.
+"""scikit-learn estimators for pipelines and grid searches: `pip install "xpnet[sklearn]"`.
 
 After fitting, the attribute `model_` is the network, an `xpnet.Sequential`.
 """
@@ -59,13 +59,13 @@ _ACTIVATIONS: dict[str, type[layers_.Layer]] = {
     "softplus": layers_.Softplus,
 }
 _RATE = 0.001  # the default learning rate
-_SMALLEST_RATE = 1e-6  # at which an adaptive learning rate ends the training
-_MAX_DENSE_BYTES = 256 * 2**20  # a larger sparse X is made dense in parts
-_PREDICTION_ROWS = 1024  # of a sparse X that are made dense at a time
+_SMALLEST_RATE = 1e-6  # the rate from which on an adaptive schedule stops the training
+_MAX_DENSE_BYTES = 256 * 2**20  # a sparse X that would be larger as a dense array is made dense in parts
+_PREDICTION_ROWS = 1024  # the rows of a sparse X that are made dense at a time for a prediction
 
 
 class _Estimator(BaseEstimator):  # type: ignore[misc]
-    """What both estimators have in common. XPClassifier explains the arguments."""
+    """The base class of both estimators. XPClassifier documents the arguments."""
 
     model_: Sequential
     n_outputs_: int
@@ -125,7 +125,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         """Train on X (samples, features) and y, from the start unless `warm_start`. Returns the estimator.
 
         X: an array, a data frame or a sparse matrix.  sample_weight (samples,): a sample of weight w counts w times.
-        Ctrl-C raises KeyboardInterrupt; the attributes then describe the whole epochs before it.
+        Ctrl-C raises KeyboardInterrupt; the attributes then describe the completed epochs.
         """
         self._check_arguments()
         epochs = integer(self, "max_iter", self.max_iter)
@@ -158,7 +158,8 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         self._check_arguments()
         if self.early_stopping:
             raise ArgumentError(
-                f"{type(self).__name__}: partial_fit does not support early_stopping=True. Watch a score of your own."
+                f"{type(self).__name__}: partial_fit does not support early_stopping=True. Compute a score "
+                "after each call instead."
             )
         X, y, weights = self._begin(X, y, sample_weight, hasattr(self, "model_"), classes)
         self._train(X, y, self._effective_weights(y, weights), 1, _Progress(self, self._schedule()))
@@ -200,10 +201,10 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         tags.input_tags.sparse = True
         return tags
 
-    # What the two estimators do differently --------------------------------------------------------------------------
+    # Implemented by the two estimators ------------------------------------------------------------------------------
 
     def _set_targets(self, y: Array, continuing: bool, classes: Any = None) -> None:
-        """Set `n_outputs_`, and what else describes the outputs. Raises ArgumentError for targets that do not fit."""
+        """Set `n_outputs_` and the other attributes of the outputs. Raises ArgumentError for incompatible targets."""
         raise NotImplementedError
 
     def _loss(self) -> losses.Loss:
@@ -215,11 +216,11 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         raise NotImplementedError
 
     def _decide(self, outputs: Array) -> Array:
-        """What `predict` returns for these outputs of the network."""
+        """The predictions for these outputs of the network."""
         raise NotImplementedError
 
     def _score(self, y: Array, predicted: Array, weights: Array | None) -> float:
-        """The score that early stopping watches."""
+        """The score that early stopping monitors."""
         raise NotImplementedError
 
     def _effective_weights(self, y: Array, weights: Array | None) -> Array | None:
@@ -227,14 +228,15 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         return weights
 
     def _strata(self, y: Array) -> Array | None:
-        """The classes, if the same share of each can be held out; None for a split without classes."""
+        """y, if the held-out samples can be stratified by class; otherwise None."""
         return None
 
     # Arguments -------------------------------------------------------------------------------------------------------
 
     def _check_arguments(self) -> None:
         """Raise ArgumentError for arguments that are invalid or contradict each other, before anything changes."""
-        self._optimizer(), self._schedule()
+        self._optimizer()
+        self._schedule()
         flag(self, "early_stopping", self.early_stopping)
         flag(self, "shuffle", self.shuffle)
         number(self, "alpha", self.alpha, at_least=0, finite=True)
@@ -340,9 +342,10 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         for name, array in (("X", X), ("y", y), ("sample_weight", sample_weight)):
             refuse_masked(array, name)  # scikit-learn would drop the mask
         X, y = validate_data(
-            self, X, y, reset=reset, accept_sparse="csr", dtype=[numpy.float64, numpy.float32], multi_output=True,
-            y_numeric=False,
-        )  # fmt: skip
+            self, X, y, reset=reset, accept_sparse="csr", dtype=[numpy.float64, numpy.float32], multi_output=True
+        )
+        if issparse(y):
+            y = y.toarray()
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, X, dtype=X.dtype)
         return X, y, sample_weight
@@ -379,7 +382,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         samples = X.shape[0]
         data: dict[str, Any]
         if issparse(X) and samples * X.shape[1] * X.dtype.itemsize > _MAX_DENSE_BYTES:
-            data = {"x": Stream(_Rows(X, self.model_.dtype), self._encode(y), weights)}
+            data = {"x": Stream(X, self._encode(y), weights)}
         else:
             data = {"x": self._dense(X), "y": self._encode(y), "sample_weight": weights}
         penalized = self._penalized()
@@ -415,7 +418,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         refuse_masked(X, "X")
         X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=[numpy.float64, numpy.float32])
         outputs = self._outputs(X)
-        if numpy.isnan(outputs).any():  # argmax would call it a class
+        if numpy.isnan(outputs).any():  # argmax would choose a class
             raise DataError("the outputs for some samples of X are NaN, because its values are too large: scale them.")
         return outputs
 
@@ -436,23 +439,25 @@ class XPClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     """A classifier with the interface of scikit-learn's MLPClassifier. Labels may have any type.
 
     Several classes are trained with softmax cross-entropy; two classes, with one output and binary cross-entropy. If y
-    is an indicator matrix (samples, labels) of 0 and 1, dense or sparse, each label is a separate yes-or-no question.
+    is an indicator matrix (samples, labels) of 0 and 1, dense or sparse, each label has an output of its own, trained
+    with binary cross-entropy.
 
     hidden_layer_sizes: the units of each hidden Dense layer.  activation: "relu", "tanh", "logistic", "identity",
     "leaky_relu", "elu", "gelu", "silu", "softplus", or a layer.
     layers: hidden layers of xpnet, which replace those two arguments; fit trains a copy and adds the output layer.
     solver or optimizer: a name such as "adam" or "sgd", used with the arguments that follow here; or an xpnet
     optimizer, to which they do not apply.
-    learning_rate or learning_rate_init: the first learning rate.  learning_rate_schedule: of "sgd" only; "constant";
-    "invscaling", the first rate divided by (samples seen + 1)^power_t after each epoch; or "adaptive", divided by 5
-    instead of stopping, until it is below 1e-6. Like MLPClassifier, `learning_rate` also takes these three names.
-    momentum, nesterovs_momentum: of "sgd".  beta_1, beta_2, epsilon: of "adam".
-    alpha: adds ½ alpha Σw² / (samples of the batch, or the sum of their weights) to the loss of a batch, over the
-    weights without biases. For "adamw" it is the weight decay instead.
+    learning_rate or learning_rate_init: the initial learning rate.  learning_rate_schedule: for "sgd" only: "constant";
+    "invscaling", which after each epoch sets the rate to the initial one / (samples seen + 1)^power_t; or "adaptive",
+    which divides the rate by 5 instead of stopping, until it is below 1e-6. As in MLPClassifier, `learning_rate` also
+    takes these three names.
+    momentum, nesterovs_momentum: for "sgd".  beta_1, beta_2, epsilon: for "adam" and "adamw".
+    alpha: the L2 penalty: ½ alpha Σw² / (samples of the batch, or the sum of their weights), over all weights but the
+    biases, is added to the loss of a batch. For "adamw" it is the weight decay instead.
     batch_size: samples per step; "auto" is 200, or the number of samples if there are fewer.
     shuffle: whether to draw a new order of the samples for every epoch.
     max_iter: the maximum number of epochs. Training stops earlier if the loss has not been below the lowest one minus
-    `tol` for more than `n_iter_no_change` epochs.  early_stopping: watch the score (accuracy; XPRegressor: R²) on a
+    `tol` for more than `n_iter_no_change` epochs.  early_stopping: monitor the score (accuracy; XPRegressor: R²) on a
     held-out `validation_fraction` instead, and restore the weights of the best epoch.
     class_weight: {label: weight}, "balanced" for samples / (classes · samples of the class), or None. For an indicator
     matrix: one dict per label, or "balanced". It applies to the loss, not to the score.
@@ -461,8 +466,8 @@ class XPClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     random_state: determines the initial weights, the order of the samples and which of them are held out.
     verbose: whether to print the loss, and the score, of every epoch.
 
-    A sparse X of more than 256 MiB as a dense array is made dense in parts. Then samples are shuffled as in
-    `datasets.Stream`.
+    A sparse X that would take more than 256 MiB as a dense array is made dense in parts. Its samples are then shuffled
+    as in `datasets.Stream`.
 
     Invalid arguments raise ArgumentError in fit. Attributes after fitting: `classes_`, `model_`, `n_iter_` (the epochs
     of the last fit, and of partial_fit since), `t_` (the training samples seen), `loss_`, `loss_curve_`, `best_loss_`
@@ -519,18 +524,22 @@ class XPClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         self.class_weight = class_weight
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
-        """Train for one epoch. The first call needs `classes`, all class labels, unless its y has all of them."""
+        """Train for one epoch on X, y and `sample_weight`, as in `fit`. Returns the estimator.
+
+        classes: all class labels. The first call needs them, unless its y contains all of them.
+        """
         if isinstance(self.class_weight, str):
             raise ArgumentError(
                 f"{type(self).__name__}: partial_fit does not support class_weight={self.class_weight!r}, because it "
-                "sees a part of the samples: give {label: weight}."
+                "sees only part of the samples: give {label: weight}."
             )
         return self._partial_fit(X, y, sample_weight, classes)
 
     def predict(self, X: Any) -> Any:
-        """The most probable class of each sample, (samples,); of an indicator matrix, the labels above ½.
+        """The most probable class of each sample, (samples,).
 
-        Indicator matrices have shape (samples, labels), and are sparse if those of fit were.
+        After training on an indicator matrix: the labels with a probability above ½, as an indicator matrix (samples,
+        labels), which is sparse if that of fit was.
         """
         predicted = self._decide(self._checked_outputs(X))
         return csr_matrix(predicted) if self._sparse_labels else predicted
@@ -540,7 +549,7 @@ class XPClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         return self._per_class(softmax, self._checked_outputs(X))
 
     def predict_log_proba(self, X: Any) -> Array:
-        """The logarithm of `predict_proba`, (samples, classes), also where the probability is rounded to 0."""
+        """The logarithm of `predict_proba`, (samples, classes), finite even if the probability is rounded to 0."""
         return self._per_class(log_softmax, self._checked_outputs(X))
 
     def __sklearn_tags__(self) -> Any:
@@ -569,14 +578,16 @@ class XPClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         predicted: Array = self.classes_[index]
         return predicted
 
+    def _begin(
+        self, X: Any, y: Any, sample_weight: Any, continuing: bool, classes: Any = None
+    ) -> tuple[Any, Array, Array | None]:
+        checked = super()._begin(X, y, sample_weight, continuing, classes)
+        self._sparse_labels = issparse(y)  # refused targets leave it unchanged
+        return checked
+
     def _validate(self, X: Any, y: Any, sample_weight: Any, reset: bool) -> tuple[Any, Array, Array | None]:
-        for name, array in (("X", X), ("y", y), ("sample_weight", sample_weight)):
-            refuse_masked(array, name)  # scikit-learn would drop the mask
-        self._sparse_labels = issparse(y)
         X, y, weights = super()._validate(X, y, sample_weight, reset)
         check_classification_targets(y)
-        if issparse(y):
-            y = y.toarray()
         if y.ndim == 1 or y.shape[1] == 1:
             return X, column_or_1d(y, warn=True), weights
         if type_of_target(y) != "multilabel-indicator" or not numpy.isin(y, (0, 1)).all():
@@ -623,7 +634,7 @@ class XPClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         else:
             classes = self.classes_.tolist()
             unknown = [label for label in given if label not in classes]
-            # As in scikit-learn, a dict of all classes may name some that a part of the data lacks.
+            # As in scikit-learn, a dict that names all classes of y may name others too: y may be part of the data.
             if unknown and not all(label in given for label in classes):
                 raise ArgumentError(
                     f"{type(self).__name__}: class_weight names {unknown}, but the classes are {classes}."
@@ -650,7 +661,7 @@ class XPRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
     _single_output: bool
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train for one epoch."""
+        """Train for one epoch on X, y and `sample_weight`, as in `fit`. Returns the estimator."""
         return self._partial_fit(X, y, sample_weight)
 
     def predict(self, X: Any) -> Array:
@@ -666,11 +677,7 @@ class XPRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         return outputs[:, 0] if self._single_output else outputs
 
     def _validate(self, X: Any, y: Any, sample_weight: Any, reset: bool) -> tuple[Any, Array, Array | None]:
-        for name, array in (("X", X), ("y", y), ("sample_weight", sample_weight)):
-            refuse_masked(array, name)  # scikit-learn would drop the mask
         X, y, weights = super()._validate(X, y, sample_weight, reset)
-        if issparse(y):
-            y = y.toarray()
         if y.dtype.kind not in "fiub":
             y = y.astype(numpy.float64)
         return X, y, weights
@@ -692,10 +699,10 @@ class XPRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
 
 
 class _Progress(Callback):
-    """Updates the attributes of an estimator after each epoch, and ends the training as scikit-learn's MLPs do.
+    """Updates the attributes of an estimator after each epoch, and applies the stopping rule of scikit-learn's MLPs.
 
-    schedule: what the learning rate does.  held_out: (X, y, weights) whose score decides, instead of the loss.
-    converged: whether training ended before the last epoch, or there is nothing to converge to.
+    schedule: of the learning rate, see `_schedule`.  held_out: (X, y, weights) of early stopping: the rule monitors
+    their score instead of the loss.  converged: whether the rule has stopped the training.
     """
 
     def __init__(self, estimator: _Estimator, schedule: str, held_out: tuple[Any, Array, Any] | None = None):
@@ -714,10 +721,8 @@ class _Progress(Callback):
         own.t_ += self.run.samples or 0
         own.loss_ = logs["loss"]
         own.loss_curve_.append(own.loss_)
-        if own.verbose:
-            print(f"Iteration {own.n_iter_}, loss = {own.loss_:.8f}")
-        better = self._improved(own)
-        own._no_improvement_count = 0 if better else own._no_improvement_count + 1
+        self._print(f"Iteration {own.n_iter_}, loss = {own.loss_:.8f}")
+        own._no_improvement_count = 0 if self._improved() else own._no_improvement_count + 1
         if self.schedule == "invscaling":
             self._scale_rate((own.t_ + 1.0) ** -own.power_t)
         if own._no_improvement_count <= own.n_iter_no_change:
@@ -725,7 +730,7 @@ class _Progress(Callback):
         if self.schedule == "adaptive" and state.learning_rate > _SMALLEST_RATE:
             self._scale_rate(state.rate_factor / 5.0)
             own._no_improvement_count = 0
-            self._print(f"The learning rate is now {state.learning_rate:.6g}.")
+            self._print(f"The learning rate is reduced to {state.learning_rate:.6g}.")
         else:
             self.converged = True
             what = "loss" if self.held_out is None else "validation score"
@@ -737,14 +742,15 @@ class _Progress(Callback):
             self._best.restore()
 
     def _scale_rate(self, factor: float) -> None:
-        """Multiply SGD's first learning rate by this factor, from the next step on."""
+        """Set the learning rate to SGD's initial rate times this factor, from the next step on."""
         state = self.run.state
         for velocity in state.optimizer_state.slots.values():
-            velocity *= state.rate_factor / factor  # scikit-learn's velocity, rate · v, stays as it is
+            velocity *= state.rate_factor / factor  # keeps rate · v, which is scikit-learn's velocity
         state.rate_factor = factor
 
-    def _improved(self, own: _Estimator) -> bool:
+    def _improved(self) -> bool:
         """Whether the loss or the score of this epoch is better, by `tol`, than the best one before it."""
+        own = self.estimator
         if self.held_out is None:
             before = math.inf if own.best_loss_ is None else own.best_loss_
             own.best_loss_ = min(before, own.loss_)
@@ -769,28 +775,15 @@ class _Progress(Callback):
             print(text)
 
 
-class _Rows:
-    """A sparse matrix as an array whose rows are made dense when they are read."""
-
-    def __init__(self, matrix: Any, dtype: Any) -> None:
-        self.matrix, self.dtype, self.shape, self.ndim = matrix, numpy.dtype(dtype), matrix.shape, 2
-
-    def __len__(self) -> int:
-        return int(self.shape[0])
-
-    def __getitem__(self, rows: Any) -> Array:
-        return numpy.asarray(self.matrix[rows].toarray(), dtype=self.dtype)
-
-
 class _HalfSquaredError(losses.HalfSquaredError):
-    """HalfSquaredError, whose value, but not its gradient, is divided by the number of outputs, as in scikit-learn."""
+    """HalfSquaredError with its value, but not its gradient, divided by the number of outputs, as in scikit-learn."""
 
     def samples(self, backend: Backend, outputs: DeviceArray, targets: DeviceArray) -> DeviceArray:
         return super().samples(backend, outputs, targets) * (1.0 / outputs.shape[-1])
 
 
 class _SummedBinaryCrossEntropy(losses.BinaryCrossEntropy):
-    """BinaryCrossEntropy, but the sum over a sample's n logits instead of the mean."""
+    """BinaryCrossEntropy, summed over the logits of a sample instead of averaged."""
 
     def samples(self, backend: Backend, outputs: DeviceArray, targets: DeviceArray) -> DeviceArray:
         return super().samples(backend, outputs, targets) * float(outputs.shape[-1])
@@ -803,7 +796,7 @@ class _SummedBinaryCrossEntropy(losses.BinaryCrossEntropy):
 
 
 def _on_host(parameter: Parameter) -> Array:
-    """A read-only copy, since a change of it would not change the network."""
+    """A read-only copy: writing to it would not change the network."""
     array = numpy.array(parameter._backend.to_numpy(parameter.value))  # type: ignore[union-attr]
     array.flags.writeable = False
     return array

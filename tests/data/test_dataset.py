@@ -284,7 +284,7 @@ def test_class_names_are_refused_with_the_way_to_number_them(names):
     with pytest.raises(ArgumentTypeError) as caught:
         net.fit(np.ones((4, 3)), names, verbose=0)
     assert str(caught.value).endswith(
-        "If texts such as 'cat' are class names, number them: classes, y = numpy.unique(y, return_inverse=True)."
+        "If strings such as 'cat' are class names, number them: classes, y = numpy.unique(y, return_inverse=True)."
     )
     classes, y = np.unique(names, return_inverse=True)
     net.fit(np.ones((4, 3)), y, verbose=0)  # the advice works

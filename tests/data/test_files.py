@@ -86,7 +86,7 @@ def test_the_target_may_be_on_another_file_system(tmp_path, write):
         assert target.read_bytes() != b"old" and names(Path(folder)) == ["target"]
 
 
-def test_a_hard_link_stays_one(tmp_path, write):
+def test_a_hard_link_is_kept(tmp_path, write):
     one, two = tmp_path / "one", tmp_path / "two"
     one.write_bytes(b"old" * 10**5)
     os.link(one, two)
@@ -132,7 +132,7 @@ def test_a_name_may_be_as_long_as_the_system_allows(tmp_path, name):
 # Refusals ------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_a_regular_file_is_neither_replaced_nor_read(tmp_path):
+def test_only_regular_files_are_replaced_and_read(tmp_path):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
@@ -152,12 +152,12 @@ def test_what_is_not_a_regular_file_is_neither_replaced_nor_read(tmp_path):
     lambda path: small_net().save(path), lambda path: datasets.write_idx(path, np.zeros(2)), callbacks.CSVLogger,
 ])  # fmt: skip
 @pytest.mark.parametrize("path", [3, 1.5, True, b"m", ["m"], object, "", "a\0b", "\ud800"], ids=repr)
-def test_what_is_no_path_is_refused(action, path):
+def test_invalid_paths_are_refused(action, path):
     with pytest.raises((ArgumentError, ArgumentTypeError), match=r"path|data_dir|resume_from"):
         action(path)
 
 
-def test_none_is_no_path():
+def test_none_is_refused_as_a_path():
     for action in (xpnet.load, datasets.read_idx, small_net().save, callbacks.CSVLogger, callbacks.Checkpoint):
         with pytest.raises((ArgumentError, ArgumentTypeError), match="not None"):
             action(None)
@@ -174,7 +174,8 @@ def test_suffixes_of_other_formats_are_refused_with_a_hint(tmp_path, suffix):
 
 
 def test_files_of_other_formats_get_a_hint(tmp_path):
-    for name, hint in (("a.onnx", "xpnet.import_onnx"), ("a.h5", "exported to ONNX"), ("a.pt", "exported to ONNX")):
+    export = "export the model from that library to ONNX"
+    for name, hint in (("a.onnx", "xpnet.import_onnx"), ("a.h5", f"h5 file, {export}"), ("a.pt", f"pt file, {export}")):
         (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n" * 9)
         with pytest.raises(FileError, match=f"not a model file: .*{hint}"):
             xpnet.load(tmp_path / name)
@@ -212,8 +213,8 @@ def test_a_missing_folder_is_named_before_training(tmp_path):
 
 
 @contextlib.contextmanager
-def as_nobody(path):
-    """Without the rights of an administrator, in a folder that others may enter."""
+def as_nobody():
+    """Without the rights of an administrator."""
     if os.geteuid() == 0:
         os.seteuid(65534)
     try:
@@ -237,7 +238,7 @@ def test_a_writable_file_in_a_read_only_folder_is_overwritten(shared):
     path.write_bytes(b"old" * 1000)
     path.chmod(0o666)
     shared.chmod(0o555)
-    with as_nobody(shared):
+    with as_nobody():
         files.refuse_unwritable(path)
         files.write_atomically(path, b"new")
     assert path.read_bytes() == b"new" and names(shared) == ["file"] and mode(path) == 0o666
@@ -248,7 +249,7 @@ def test_without_permission_files_are_refused_with_the_reason(shared):
     path.write_bytes(b"old")
     path.chmod(0o400 if os.geteuid() == 0 else 0)
     shared.chmod(0o555)
-    with as_nobody(shared):
+    with as_nobody():
         for target in (path, shared / "new"):
             for action in (files.refuse_unwritable, lambda path: files.write_atomically(path, b"new")):
                 with pytest.raises(FileError, match="cannot be written: Permission denied"):
@@ -363,7 +364,7 @@ print("alive")
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 
-def test_a_memory_shortage_is_no_fault_of_the_file(tmp_path, monkeypatch):
+def test_a_memory_shortage_is_not_reported_as_a_damaged_file(tmp_path, monkeypatch):
     path, model = tmp_path / "m", small_net()
     model.fit(SAMPLES, LABELS, callbacks=[callbacks.Checkpoint(path)], **QUIET)
     datasets.write_idx(tmp_path / "a", np.zeros(3))

@@ -17,10 +17,10 @@ from xpnet.layers.context import Workspace
 class Batch:
     """Some samples on the device. Valid until the next batch is made.
 
-    x: inputs.  y: targets.  weights: the weight of each sample in the loss.  counts: its weight in metrics, in float64,
-    which does not include class weights; None without metrics.  Both are None if all are 1.  first_row: the place of
-    its first row in the step, over all ranks.  has_no_rows: this rank has no rows of the batch, and x and y are
-    placeholders that must not count.
+    x: inputs.  y: targets.  weights: the weight of each sample in the loss; None if all are 1.  counts: its weight in
+    metrics, in float64, without class weights; None if all are 1 or there are no metrics.  first_row: the index of the
+    batch's first row in the step, over all ranks.  has_no_rows: whether this rank has no rows of the batch; x and y are
+    then placeholders, which must not count.
     """
 
     x: Array
@@ -38,7 +38,7 @@ class Batch:
 class Dataset(Batch):
     """A whole checked dataset. Integer inputs keep their dtype and are converted to `x_dtype` batch by batch.
 
-    private: whether batches are always copies, because a layer, loss or metric of the user might write into them.
+    private: whether every batch is a copy, because a custom layer, loss or metric might write into it.
     """
 
     x_dtype: DType

@@ -12,7 +12,8 @@ from typing import Any
 
 from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, FileError
 
-#: Errors after which an existing file may still be writable: its folder is not, or it is a mount point of its own.
+#: Errors of os.replace after which an existing file may still be writable: its folder is read-only, or the file is a
+#: mount point.
 _NO_RENAME = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV)
 #: The suffixes of other formats. A model file with one of them would mislead people and programs.
 _OTHER_FORMATS = (".h5", ".hdf5", ".keras", ".pt", ".pth", ".pkl", ".pickle", ".joblib", ".onnx", ".tflite")
@@ -49,11 +50,13 @@ def model_path(owner: str, path: Any) -> Path:
 
 
 def foreign_hint(path: Any) -> str:
-    """What to do with a file that has the suffix of another format; "" for other files."""
+    """The end of an error message: how to import a file with the suffix of another format; "" for other files."""
     suffix = Path(path).suffix.lower()
     if suffix == ".onnx":
         return ". Read it with xpnet.import_onnx."
-    return f". {suffix} files of other libraries can be exported to ONNX there." if suffix in _OTHER_FORMATS else ""
+    if suffix in _OTHER_FORMATS:
+        return f". If another library wrote this {suffix} file, export the model from that library to ONNX."
+    return ""
 
 
 def read_bytes(path: Any, name: str = "path") -> bytes:
@@ -78,7 +81,7 @@ def read_bytes(path: Any, name: str = "path") -> bytes:
 
 
 def memory_error(path: Any) -> DeviceMemoryError:
-    """The error for a file that is in order, but too large for the memory."""
+    """The error for an intact file that does not fit into memory."""
     return DeviceMemoryError(f"{path}: there is not enough free memory to load it.")
 
 
@@ -150,7 +153,7 @@ def _regular_file(path: Path) -> os.stat_result:
 
 
 def _target(path: Path) -> tuple[os.stat_result | None, Path]:
-    """(the status of the file that this path means, None if it does not exist; its path without links)."""
+    """(the status of the file, None if it does not exist; its path with all symbolic links resolved)."""
     try:
         status: os.stat_result | None = _regular_file(path)
     except FileNotFoundError:
@@ -159,14 +162,17 @@ def _target(path: Path) -> tuple[os.stat_result | None, Path]:
 
 
 def _write_temporary(target: Path, existing: os.stat_result | None, content: bytes) -> Path:
-    """A new file with this content, on the disk, beside the target; of an existing one, elsewhere if need be."""
+    """Write the content to a new file beside the target, and flush it to the disk.
+
+    If an existing target can be written but its folder cannot, the file is in the system's temporary folder.
+    """
     name = f"{os.fsencode(target.name)[:_NAME_BYTES].decode(errors='ignore')}.{secrets.token_hex(8)}.tmp"
     try:
         return _write_new(target.with_name(name), existing, content)
     except OSError as error:
         if existing is None or error.errno not in _NO_RENAME:
             raise
-        os.close(os.open(target, os.O_WRONLY))  # raises an OSError if the file cannot be written either
+        os.close(os.open(target, os.O_WRONLY))  # raises OSError if the target cannot be written either
         return _write_new(Path(tempfile.gettempdir(), name), existing, content)
 
 
@@ -213,7 +219,7 @@ def _reserve(file: int, size: int) -> None:
             os.posix_fallocate(file, before, size - before)
         except OSError as error:
             os.ftruncate(file, before)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # others: this file system cannot do it
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # other errors: it is not supported here
                 raise
 
 

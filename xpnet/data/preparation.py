@@ -11,7 +11,7 @@ from xpnet.backends import Array, Backend, DType
 from xpnet.backends.arrays import to_host
 from xpnet.config import choice
 from xpnet.data.dataset import Dataset
-from xpnet.data.sources import whole
+from xpnet.data.sources import array_like
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
 from xpnet.layers.containers import Sequential
 from xpnet.losses import Loss
@@ -94,7 +94,7 @@ def as_numbers(backend: Backend, a: Any, name: str) -> Array:
 
     Raises DataError for missing values in a frame.
     """
-    array = a if isinstance(a, numpy.ndarray) else whole(a, name)
+    array = a if isinstance(a, numpy.ndarray) else array_like(a, name)
     try:
         array = numpy.asarray(to_host(array)) if isinstance(array, list | tuple) else array
         kind = getattr(getattr(array, "dtype", None), "kind", "f")  # dtypes of other libraries have no kind
@@ -113,7 +113,7 @@ def as_numbers(backend: Backend, a: Any, name: str) -> Array:
 
 
 def _targets(backend: Backend, y: Any, name: str, loss: Loss) -> Array:
-    """y as an array of numbers; class names are an error that says how to number them."""
+    """y as an array of numbers. Raises ArgumentTypeError for class names, with the code that numbers them."""
     try:
         return as_numbers(backend, y, name)
     except ArgumentTypeError as error:
@@ -122,7 +122,7 @@ def _targets(backend: Backend, y: Any, name: str, loss: Loss) -> Array:
             first = numpy.asarray(y, dtype=object).reshape(-1)[0] if loss.classifies and kind in "OSUT" else None
             if isinstance(first, str | bytes):
                 raise ArgumentTypeError(
-                    f"{error} If texts such as {first!r} are class names, number them: "
+                    f"{error} If strings such as {first!r} are class names, number them: "
                     "classes, y = numpy.unique(y, return_inverse=True)."
                 ) from error
         raise
@@ -178,7 +178,7 @@ def _balanced(
 
 
 def _sample_weights(backend: Backend, weights: Any, count: int, dtype: DType, whole: bool) -> Array:
-    """Weights (N,) in float64, in which metrics add them up. In `dtype`, that of the loss, they are finite too."""
+    """Weights (N,) in float64, in which metrics add them up. They must also be finite in `dtype`, that of the loss."""
     weights = as_numbers(backend, weights, "sample_weight")
     if tuple(weights.shape) != (count,):
         raise ShapeError(

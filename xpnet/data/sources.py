@@ -12,7 +12,7 @@ from xpnet.errors import ArgumentTypeError, DataError
 HostArray = numpy.ndarray[Any, Any]
 
 _LIBRARIES = ("pandas", "polars", "pyarrow")
-#: What is wrong with columns, where, and what to do.
+#: The ends of the error messages by problem. {} is replaced by the names of the columns.
 _PROBLEMS = {
     "categories": "has categories{}. Use their codes (in pandas, .cat.codes) or one column per category (get_dummies).",
     "times": "contains dates or times{}. Convert them to numbers, such as seconds since the first of them.",
@@ -26,8 +26,8 @@ def length(a: Any) -> int:
     return len(a) if shape is None else int(shape[0]) if len(shape) else 0
 
 
-def whole(a: Any, name: str) -> Any:
-    """`a` as something that `asarray` accepts: a frame or a series as a NumPy array, an array on disk read whole.
+def array_like(a: Any, name: str) -> Any:
+    """`a` as something that `asarray` accepts: frames, series and arrays on disk become NumPy arrays.
 
     Raises DataError for missing values, and ArgumentTypeError for columns that do not contain numbers.
     """
@@ -48,7 +48,7 @@ def whole(a: Any, name: str) -> Any:
 
 def host_array(a: Any, name: str) -> HostArray:
     """`a` as a NumPy array. Raises DataError or ArgumentTypeError."""
-    a = whole(a, name)
+    a = array_like(a, name)
     try:
         return numpy.asarray(to_host(a))
     except (TypeError, ValueError) as error:
@@ -56,7 +56,7 @@ def host_array(a: Any, name: str) -> HostArray:
 
 
 def read(a: Any, rows: slice | HostArray, name: str) -> HostArray:
-    """These rows of an array on disk: a slice, or ascending indices. Raises DataError if it gives other ones."""
+    """These rows of an array on disk: a slice, or ascending indices. Raises DataError for another shape or dtype."""
     first, last = (rows.start, rows.stop - 1) if isinstance(rows, slice) else (int(rows[0]), int(rows[-1]))
     if isinstance(rows, slice):
         count = rows.stop - rows.start
@@ -64,14 +64,14 @@ def read(a: Any, rows: slice | HostArray, name: str) -> HostArray:
     else:
         count = len(rows)
         try:
-            part = numpy.asarray(to_host(a[rows]))
-        except Exception:  # it takes only slices
+            part = _dense(a[rows])
+        except Exception:  # the array supports only slices
             part = _slice(a, slice(first, last + 1), name)[rows - first]
     expected = (count, *a.shape[1:])
     if part.shape != expected:
         raise DataError(
             f"{name}: reading the samples {first} to {last} gave the shape {part.shape}, not {expected}: the array "
-            "became shorter, or it does not have the shape that it says."
+            "became shorter, or its `shape` is wrong."
         )
     declared = getattr(a.dtype, "kind", part.dtype.kind)
     if part.dtype.kind != declared:
@@ -93,10 +93,14 @@ def has_length(a: Any) -> bool:
 
 def _slice(a: Any, rows: slice, name: str) -> HostArray:
     try:
-        part = a[rows]
-        return numpy.asarray(part.toarray() if hasattr(part, "toarray") else to_host(part))  # of a sparse matrix
+        return _dense(a[rows])
     except (IndexError, ValueError) as error:
         raise DataError(f"{name}: the samples {rows.start} to {rows.stop - 1} cannot be read: {error}") from error
+
+
+def _dense(part: Any) -> HostArray:
+    """A part of an array or of a sparse matrix as a dense NumPy array."""
+    return numpy.asarray(part.toarray() if hasattr(part, "toarray") else to_host(part))
 
 
 def _from_table(library: str, a: Any, name: str) -> Any:
@@ -139,7 +143,7 @@ def _in(labels: list[Any] | None, indices: Sequence[int]) -> str:
     return f" in the column{'s' if len(indices) > 1 else ''} {named}{more}"
 
 
-# A column as an array; None if values are missing; or the name of a problem.
+# Each converts a column to an array. The result is None if values are missing, or a key of _PROBLEMS.
 
 
 def _pandas_column(column: Any) -> Any:
@@ -180,7 +184,7 @@ def _checked(values: HostArray, missing: int) -> Any:
 
 
 def _all_numbers(values: HostArray) -> bool:
-    """Whether these objects are numbers, booleans and None: what a column with missing values becomes."""
+    """Whether these objects are numbers, booleans or None, as in a converted column with missing values."""
     return all(value is None or isinstance(value, numbers.Real) for value in values)
 
 

@@ -30,9 +30,10 @@ _MAX_LOADED_BYTES = 64 * 2**20  # a larger array on disk is streamed
 class Stream:
     """Samples on disk, read while `fit`, `evaluate` or `predict` runs.
 
-    x: an array on disk, (N, ...): a `numpy.memmap`, an HDF5 dataset, or anything with shape, dtype and slices. Then y
-    and sample_weight may be on disk or in memory. Or give only x: an iterable of batches (x, y) or (x, y, weight), or a
-    function that returns a new iterable for each epoch. Samples of batches without weights have the weight 1.
+    x: an array on disk, (N, ...): a `numpy.memmap`, an HDF5 dataset, or anything with shape, dtype and slices; or a
+    sparse matrix. Then y and sample_weight may be on disk or in memory. Or give only x: an iterable of batches (x, y)
+    or (x, y, weight), or a function that returns a new iterable for each epoch. Samples of batches without weights have
+    the weight 1.
 
     A thread reads arrays ahead of the training, in blocks of `block` adjacent samples, into windows of about
     `window_bytes`. With shuffle=True blocks are read in a random order, and the samples of a window are permuted. So
@@ -54,7 +55,7 @@ class Stream:
                 raise ArgumentTypeError(
                     "Stream: give arrays x, with a shape, a dtype and slices, and y; or batches alone."
                 )
-            # What is in memory anyway, such as a list or a series, becomes an array.
+            # y and sample_weight that are in memory, such as a list or a series, become arrays.
             self.y, self.sample_weight = (
                 _sliceable(a, name) for a, name in ((y, "y"), (sample_weight, "sample_weight"))
             )
@@ -197,12 +198,12 @@ class StreamingDataset:
         windows = self._windows(batch_size * accumulate, key)
         keys = [None if key is None else [*key, number] for number in range(len(windows))]
 
-        def read(number: int) -> tuple[int, _RankRows | None, list[Any]]:
+        def read_window(number: int) -> tuple[int, _RankRows | None, list[Any]]:
             part = _rank_rows(_length(windows[number]), batch_size, keys[number], group)
             return number, part, self._read(windows[number], part)
 
         begun, skipped = divmod(first, _length(windows[0]))
-        for number, part, (x, y, weights) in _read_ahead(map(read, range(begun, len(windows)))):
+        for number, part, (x, y, weights) in _read_ahead(map(read_window, range(begun, len(windows)))):
             where = f" in the window that begins with sample {windows[number][0].start}"
             with uploads.prefetch():
                 dataset = self._prepare(x, y, weights, (f"x{where}", f"y{where}"))
@@ -333,7 +334,7 @@ def _checked_batches(source: Iterable[Any]) -> Iterator[list[HostArray]]:
 
 @contextlib.contextmanager
 def _placed(where: str) -> Iterator[None]:
-    """Say in errors on data where in the stream it is."""
+    """Put the place in the stream before the messages of errors about its data."""
     try:
         yield
     except (ArgumentError, ArgumentTypeError) as error:

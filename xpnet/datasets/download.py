@@ -1,7 +1,7 @@
 """Find the files of a dataset in a given folder or in the cache, or download them.
 
-A file is downloaded to a temporary name and renamed once its SHA-256 is right. The SHA-256 of a cached file is checked
-too, so an incomplete download or an altered cache is never used. pooch is imported only for a download.
+A file is downloaded to a temporary name and moved to its place once its SHA-256 is right. The SHA-256 of a cached file
+is checked too, so an incomplete download or an altered cache is never used. pooch is imported only for a download.
 """
 
 import hashlib
@@ -36,8 +36,8 @@ def locate(source: Source, data_dir: str | os.PathLike[str] | None = None) -> li
     """The paths of a dataset's files, in the order of `source.sha256`.
 
     data_dir: a folder with the files, or its parent if the folder has the dataset's name. The files may be compressed
-    or not, and named as some mirrors do: "train-images.idx3-ubyte". Raises `FileError` if they are not there, and
-    never downloads.
+    or not, and may have the names of some mirrors, such as "train-images.idx3-ubyte". Raises `FileError` if they are
+    not there, and never downloads.
 
     Without data_dir, they are looked for in $XPNET_DATA_DIR/<name> and in the user's cache, and otherwise downloaded
     from the mirrors in turn. Raises `DownloadError` if no mirror delivers a file.
@@ -80,7 +80,7 @@ def _find(source: Source, folder: Path) -> list[Path] | None:
 
 
 def _plain_name(name: str) -> str:
-    """What is equal in the names that mirrors give to a file: train-images-idx3-ubyte.gz, TRAIN-IMAGES.IDX3-UBYTE."""
+    """A name without what differs between mirrors, as in train-images-idx3-ubyte.gz and TRAIN-IMAGES.IDX3-UBYTE."""
     return name.lower().removesuffix(".gz").replace(".idx", "-idx")
 
 
@@ -103,7 +103,7 @@ def _fetch(source: Source, name: str) -> Path:
 
     path = _expanded(pooch.os_cache("xpnet")) / source.name / name
     if os.path.isfile(path):
-        if hashlib.sha256(read_bytes(path)).hexdigest() == source.sha256[name]:
+        if _sha256(read_bytes(path)) == source.sha256[name]:
             return path
         logger.warning("%s is not the published file: its SHA-256 differs; downloading it again", path)
 
@@ -134,7 +134,11 @@ def _download(url: str, path: Path, sha256: str) -> None:
     with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as folder:
         temporary = Path(folder, path.name)
         pooch.HTTPDownloader(progressbar=show_progress, chunk_size=1 << 16)(url, str(temporary), None)
-        actual = pooch.file_hash(temporary)
-        if actual != sha256:
+        content = read_bytes(temporary)
+        if (actual := _sha256(content)) != sha256:
             raise ValueError(f"the downloaded file is truncated or altered: SHA-256 {actual}, not {sha256}")
-        write_atomically(path, read_bytes(temporary))
+        write_atomically(path, content)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -16,8 +16,9 @@ from typing import Any, BinaryIO, cast
 import numpy
 from numpy.typing import ArrayLike, NDArray
 
-from xpnet.backends.arrays import refuse_masked, to_host
+from xpnet.backends.arrays import refuse_masked
 from xpnet.data.files import as_path, memory_error, read_bytes, write_atomically
+from xpnet.data.sources import host_array
 from xpnet.errors import ArgumentError, ArgumentTypeError, FileError
 
 _TYPES: dict[int, numpy.dtype[Any]] = {
@@ -55,16 +56,15 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[Any]:
 def write_idx(path: str | os.PathLike[str], array: ArrayLike) -> None:
     """Write an array of uint8, int8, int16, int32, float32 or float64, gzip-compressed if the name ends in .gz.
 
-    array: of any library, or a list. Equal arrays give equal files. Raises `ArgumentTypeError` for other dtypes, such
-    as the int64 of a list of integers; `ArgumentError` for an axis of 2^32 or more; and `FileError` if the file cannot
-    be written; an existing file is then unchanged.
+    array: of any library and shape, or a list. Equal arrays give equal files.
+
+    Raises `ArgumentTypeError` for other dtypes, such as the int64 of a list of integers; `DataError` for missing values
+    in a frame; `ArgumentError` for an axis of 2^32 or more; and `FileError` if the file cannot be written, which leaves
+    an existing file unchanged.
     """
     target = as_path("write_idx", "path", path)
     refuse_masked(array, "array")
-    try:
-        array = numpy.asarray(to_host(array))
-    except (TypeError, ValueError) as error:
-        raise ArgumentTypeError(f"write_idx: array cannot be converted to an array: {error}") from error
+    array = host_array(array, "array")
     code = _CODES.get(array.dtype.newbyteorder(">"))
     if code is None:
         known = ", ".join(dtype.name for dtype in _CODES)
@@ -80,7 +80,7 @@ def write_idx(path: str | os.PathLike[str], array: ArrayLike) -> None:
 
 
 def _array(path: Any, file: BinaryIO) -> NDArray[Any]:
-    """The array of an open file. Reads no more than its header announces, and one byte."""
+    """The array of an open file. Reads at most one byte more than the header announces."""
     magic = file.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _TYPES:
         raise FileError(f"{path} is not an IDX file: it starts with {magic.hex(' ') or 'nothing'}.")
