@@ -28,6 +28,17 @@ def op(kind, inputs="x", output="y", **attributes):
     return helper.make_node(kind, inputs.split(), output.split(), name=f"{kind} of {output}", **attributes)
 
 
+def ops(text):
+    """Nodes with integer attributes, such as "m = MatMul x w; y = Softmax m axis=1"."""
+    nodes = []
+    for line in text.split("; "):
+        output, call = line.split(" = ")
+        kind, *words = call.split()
+        attributes = {name: int(value) for name, _, value in (word.partition("=") for word in words) if value}
+        nodes.append(op(kind, " ".join(word for word in words if "=" not in word), output, **attributes))
+    return nodes
+
+
 CASES = {}
 
 
@@ -75,7 +86,7 @@ for kind in ("Relu", "Sigmoid", "Tanh", "Softplus", "Neg"):
 for opset in (7, 16, 22):
     case("equal", f"LeakyRelu in opset {opset}", VECTOR, op("LeakyRelu", alpha=0.3), opset)
     case("equal", f"Elu in opset {opset}", VECTOR, op("Elu", alpha=0.7), opset)
-    case("equal", f"Identity in opset {opset}", VECTOR, [op("Identity", output="i"), op("Relu", "i")], opset)
+    case("equal", f"Identity in opset {opset}", VECTOR, ops("i = Identity x; y = Relu i"), opset)
 case("equal", "LeakyRelu with its default", VECTOR, op("LeakyRelu"))
 case("equal", "Gelu", VECTOR, op("Gelu"))
 case("equal", "Gelu by tanh", VECTOR, op("Gelu", approximate="tanh"))
@@ -84,13 +95,13 @@ case("equal", "Clip at 0", VECTOR, op("Clip", "x zero"), zero=np.float32(0))
 case("equal", "Clip in opset 7", VECTOR, op("Clip", min=0.0), 7)
 case("at most 6", "Clip as ReLU6", VECTOR, op("Clip", "x zero six"), zero=np.float32(0), six=np.float32(6))
 case("equal", "PRelu with one slope", VECTOR, op("PRelu", "x s"), s=np.float32([0.2]))
-case("slopes of shape", "PRelu with slopes", VECTOR, op("PRelu", "x s"), s=normal(4))
+case("slope of shape (4,)", "PRelu with slopes", VECTOR, op("PRelu", "x s"), s=normal(4))
 case("equal", "Dropout in opset 7", VECTOR, op("Dropout", ratio=0.3), 7)
 case("equal", "Dropout in opset 12", VECTOR, op("Dropout", "x r"), 12, r=np.float32(0.3))
 case("equal", "Dropout with an unused mask", VECTOR, op("Dropout", "x r", "y mask"), r=np.float32(0.3))
-case("output 'mask'", "the mask of a Dropout", VECTOR, [op("Dropout", "x", "d mask"), op("Cast", "mask", "y", to=1)])
+case("output 'mask'", "the mask of a Dropout", VECTOR, ops("d mask = Dropout x; y = Cast mask to=1"))
 case("training_mode", "Dropout in training", VECTOR, op("Dropout", "x r t"), r=np.float32(0.3), t=np.array(True))
-case("equal", "a step", VECTOR, [op("GreaterOrEqual", "x t", "g"), op("Cast", "g", to=1)], t=np.float32(0.2))
+case("equal", "a step", VECTOR, ops("g = GreaterOrEqual x t; y = Cast g to=1"), t=np.float32(0.2))
 case("an output of bool", "a step without a cast", VECTOR, op("GreaterOrEqual", "x t"), t=np.float32(0.2))
 
 # Types ----------------------------------------------------------------------------------------------------------------
@@ -102,44 +113,28 @@ for name, to in [("int64", 7), ("int32", 6), ("uint8", 2), ("bool", 9), ("float1
         VECTOR,
         [op("Cast", output="i", to=to), op("Cast", "i", to=1)],
     )
-case(
-    "converts float32 to float64",
-    "a cast in the middle",
-    VECTOR,
-    [op("Relu", output="r"), op("Cast", "r", "d", to=11), op("Neg", "d")],
-)
-case("equal", "a cast to the same type", VECTOR, [op("Relu", output="r"), op("Cast", "r", to=1)])
+case("converts float32 to float64", "a cast in the middle", VECTOR, ops("r = Relu x; d = Cast r to=11; y = Neg d"))
+case("equal", "a cast to the same type", VECTOR, ops("r = Relu x; y = Cast r to=1"))
 for dtype in ("uint8", "int32", "bool", "float16"):
-    case("equal", f"an input of {dtype}", VECTOR, [op("Cast", output="f", to=1), op("Neg", "f")], dtype=dtype)
+    case("equal", f"an input of {dtype}", VECTOR, ops("f = Cast x to=1; y = Neg f"), dtype=dtype)
 case(
     "equal",
     "an input of float64",
     VECTOR,
-    [op("Neg", output="n"), op("Add", "n c")],
+    ops("n = Neg x; y = Add n c"),
     dtype="float64",
     c=np.float64([1.0, 2.0, 3.0, 4.0]),
 )
-case(
-    "equal",
-    "an input of float64, computed in float32",
-    VECTOR,
-    [op("Cast", output="f", to=1), op("Neg", "f")],
-    dtype="float64",
-)
+case("equal", "an input of float64, computed in float32", VECTOR, ops("f = Cast x to=1; y = Neg f"), dtype="float64")
 case(
     "float64",
     "a float64 input rounded to float32 and back",
     VECTOR,
-    [op("Cast", output="f", to=1), op("Cast", "f", "d", to=11), op("Neg", "d")],
+    ops("f = Cast x to=1; d = Cast f to=11; y = Neg d"),
     dtype="float64",
 )
 case(
-    "Div of int64",
-    "a division of integers",
-    VECTOR,
-    [op("Div", "x two", "h"), op("Cast", "h", to=1)],
-    dtype="int64",
-    two=ints(2),
+    "Div of int64", "a division of integers", VECTOR, ops("h = Div x two; y = Cast h to=1"), dtype="int64", two=ints(2)
 )
 case("does not take inputs of", "two types", VECTOR, op("Add", "x c"), c=np.float64([1.0]))
 case("computes in float16", "float16", VECTOR, op("Neg"), dtype="float16")
@@ -167,7 +162,7 @@ case(
     "equal",
     "per-channel constants as they come",
     IMAGE,
-    [op("Sub", "x m", "s"), op("Div", "s d")],
+    ops("s = Sub x m; y = Div s d"),
     m=normal(2, 1, 1),
     d=normal(2, 1, 1) + 3,
 )
@@ -179,7 +174,7 @@ case(
     "equal",
     "a constant computed from constants",
     VECTOR,
-    [op("Add", "a b", "c"), op("Mul", "c b", "d"), op("Sub", "x d")],
+    ops("c = Add a b; d = Mul c b; y = Sub x d"),
     a=normal(4),
     b=normal(4),
 )
@@ -187,7 +182,7 @@ case(
     "equal",
     "integer division of constants",
     VECTOR,
-    [op("Div", "a b", "q"), op("Cast", "q", "f", to=1), op("Add", "x f")],
+    ops("q = Div a b; f = Cast q to=1; y = Add x f"),
     a=ints(1, -7, 7, 9),
     b=ints(2, 2, -2, 4),
 )
@@ -195,7 +190,7 @@ case(
     "equal",
     "a Cast chain of constants",
     VECTOR,
-    [op("Cast", "a", "i", to=7), op("Cast", "i", "f", to=1), op("Mul", "x f")],
+    ops("i = Cast a to=7; f = Cast i to=1; y = Mul x f"),
     a=np.float32([1.7, -1.7, 2.5, 3]),
 )
 case("equal", "a Constant node", VECTOR, [op("Constant", "", "c", value_floats=[1.0, 2.0, 3.0, 4.0]), op("Add", "x c")])
@@ -203,7 +198,7 @@ case(
     "equal",
     "Unsqueeze and Gather of constants",
     SEQUENCE,
-    [op("Unsqueeze", "v ax", "u"), op("Gather", "u i", "g"), op("Mul", "x g")],
+    ops("u = Unsqueeze v ax; g = Gather u i; y = Mul x g"),
     v=normal(4),
     ax=ints(0),
     i=ints(0, 0, 0),
@@ -237,25 +232,9 @@ case("transA", "Gemm with transA", VECTOR, op("Gemm", "x w", transA=1), batch=4,
 case("constant as its input 'A'", "Gemm of a constant", VECTOR, op("Gemm", "w x"), batch=5, w=normal(3, 5))
 case("equal", "Gemm without C in opset 11", VECTOR, op("Gemm", "x w"), 11, w=normal(4, 5))
 case("equal", "MatMul", VECTOR, op("MatMul", "x w"), w=normal(4, 5))
-case(
-    "equal", "MatMul and its bias", SEQUENCE, [op("MatMul", "x w", "m"), op("Add", "b m")], w=normal(4, 5), b=normal(5)
-)
-case(
-    "equal",
-    "MatMul and one number",
-    SEQUENCE,
-    [op("MatMul", "x w", "m"), op("Add", "b m")],
-    w=normal(4, 5),
-    b=normal(1),
-)
-case(
-    "equal",
-    "MatMul and a table",
-    SEQUENCE,
-    [op("MatMul", "x w", "m"), op("Add", "m b")],
-    w=normal(4, 5),
-    b=normal(3, 5),
-)
+case("equal", "MatMul and its bias", SEQUENCE, ops("m = MatMul x w; y = Add b m"), w=normal(4, 5), b=normal(5))
+case("equal", "MatMul and one number", SEQUENCE, ops("m = MatMul x w; y = Add b m"), w=normal(4, 5), b=normal(1))
+case("equal", "MatMul and a table", SEQUENCE, ops("m = MatMul x w; y = Add m b"), w=normal(4, 5), b=normal(3, 5))
 case("equal", "MatMul with the weight on the left", SEQUENCE, op("MatMul", "w x"), w=normal(5, 3))
 case("weight of shape", "MatMul of a vector", VECTOR, op("MatMul", "x w"), w=normal(4))
 case("weight of shape", "MatMul with a stack of weights", SEQUENCE, op("MatMul", "x w"), batch=3, w=normal(3, 4, 5))
@@ -333,7 +312,7 @@ case(
     "output 'mean'",
     "the mean of a LayerNormalization",
     SEQUENCE,
-    [op("LayerNormalization", "x g", "l mean"), op("Add", "l mean")],
+    ops("l mean = LayerNormalization x g; y = Add l mean"),
     g=normal(4),
 )
 for kind, opset, axis in itertools.product(("Softmax", "LogSoftmax"), (7, 11, 13), (1, 2, 3, -1, None)):
@@ -342,10 +321,8 @@ for kind, opset, axis in itertools.product(("Softmax", "LogSoftmax"), (7, 11, 13
         case("equal", f"{kind} in opset {opset} over axis {axis}", IMAGE, op(kind, **attributes), opset)
 case("axis 0", "Softmax over the batch", VECTOR, op("Softmax", axis=0))
 case("axis 0", "Softmax over everything", VECTOR, op("Softmax", axis=0), 11)
-case(
-    "equal", "Softmax over channels", IMAGE, [op("Conv", "x w", "c"), op("Softmax", "c", axis=1)], w=normal(5, 2, 2, 2)
-)
-case("equal", "Softmax over rows", IMAGE, [op("Conv", "x w", "c"), op("Softmax", "c", axis=2)], w=normal(5, 2, 2, 2))
+case("equal", "Softmax over channels", IMAGE, ops("c = Conv x w; y = Softmax c axis=1"), w=normal(5, 2, 2, 2))
+case("equal", "Softmax over rows", IMAGE, ops("c = Conv x w; y = Softmax c axis=2"), w=normal(5, 2, 2, 2))
 
 # Convolutions and pooling ---------------------------------------------------------------------------------------------
 
@@ -373,12 +350,12 @@ case(
     "equal",
     "Conv of each channel, and its bias",
     (4, 5, 5),
-    [op("Conv", "x w", "c", group=4), op("Add", "c b")],
+    ops("c = Conv x w group=4; y = Add c b"),
     w=normal(4, 1, 3, 3),
     b=normal(4, 1, 1),
 )
 case("supported for images", "Conv of a sequence", (2, 7), op("Conv", "x w"), w=normal(4, 2, 3))
-case("not constant", "Conv by what x gives", IMAGE, [op("Relu", output="r"), op("Conv", "x r")], batch=2)
+case("not constant", "Conv by what x gives", IMAGE, ops("r = Relu x; y = Conv x r"), batch=2)
 TRANSPOSED = [
     ("equal", {}),
     ("equal", {"strides": [2, 2]}),
@@ -481,22 +458,19 @@ SIZED = helper.make_node("Resize", ["x", "", "", "s"], ["y"], name="r", **NEARES
 case("equal", "Resize to sizes", IMAGE, SIZED, batch=3, s=ints(3, 2, 14, 18))
 case("changes the batch axis", "Resize of the batch to sizes", IMAGE, SIZED, batch=3, s=ints(6, 2, 14, 18))
 case("changes the batch axis", "Resize to a fixed batch", IMAGE, SIZED, s=ints(3, 2, 14, 18))
-case(
-    "not supported by Upsample2D",
-    "Resize of channels",
-    IMAGE,
-    op("Resize", "x r s", **NEAREST),
-    r=np.float32([]),
-    s=np.float32([1, 2, 2, 2]),
-)
-case(
-    "not supported by Upsample2D",
-    "Resize of the batch",
-    IMAGE,
-    op("Resize", "x r s", **NEAREST),
-    r=np.float32([]),
-    s=np.float32([2, 1, 2, 2]),
-)
+for name, scales in [
+    ("Resize of channels", (1, 2, 2, 2)),
+    ("Resize of the batch", (2, 1, 2, 2)),
+    ("Resize to smaller images", (1, 1, 0.5, 0.5)),
+]:
+    case(
+        "not supported by Upsample2D",
+        name,
+        IMAGE,
+        op("Resize", "x r s", **NEAREST),
+        r=np.float32([]),
+        s=np.float32(scales),
+    )
 case(
     "equal",
     "Resize with axes",
@@ -514,14 +488,6 @@ case(
     ),
     18,
     s=ints(14, 18),
-)
-case(
-    "not supported by Upsample2D",
-    "Resize to smaller images",
-    IMAGE,
-    op("Resize", "x r s", **NEAREST),
-    r=np.float32([]),
-    s=np.float32([1, 1, 0.5, 0.5]),
 )
 case("equal", "Resize in opset 10", IMAGE, op("Resize", "x s", mode="nearest"), 10, s=SCALES)
 case(
@@ -565,7 +531,7 @@ case(
     "equal",
     "a Reshape to images",
     (98,),
-    [op("Reshape", "x s", "i"), op("Conv", "i w")],
+    ops("i = Reshape x s; y = Conv i w"),
     s=ints(-1, 2, 7, 7),
     w=normal(3, 2, 3, 3),
 )
@@ -573,17 +539,10 @@ case(
     "equal",
     "a view of the batch and a product of sizes",
     IMAGE,
-    [
-        op("Shape", output="s"),
-        op("Gather", "s zero", "n"),
-        op("Gather", "s one", "c"),
-        op("Gather", "s two", "h"),
-        op("Mul", "c h", "ch"),
-        op("Unsqueeze", "n a", "n1"),
-        op("Unsqueeze", "ch a", "ch1"),
-        op("Concat", "n1 ch1 minus", "t", axis=0),
-        op("Reshape", "x t"),
-    ],
+    ops(
+        "s = Shape x; n = Gather s zero; c = Gather s one; h = Gather s two; ch = Mul c h; n1 = Unsqueeze n a; "
+        "ch1 = Unsqueeze ch a; t = Concat n1 ch1 minus axis=0; y = Reshape x t"
+    ),
     zero=ints(0)[0],
     one=ints(1)[0],
     two=ints(2)[0],
@@ -594,13 +553,7 @@ case(
     "size of the batch",
     "a product with the size of the batch",
     IMAGE,
-    [
-        op("Shape", output="s"),
-        op("Slice", "s zero two", "nc"),
-        op("ReduceProd", "nc", "m"),
-        op("Concat", "m minus", "t", axis=0),
-        op("Reshape", "x t"),
-    ],
+    ops("s = Shape x; nc = Slice s zero two; m = ReduceProd nc; t = Concat m minus axis=0; y = Reshape x t"),
     zero=ints(0),
     two=ints(2),
     minus=ints(-1),
@@ -609,7 +562,7 @@ case(
     "changes the batch axis",
     "the size of the batch on axis 1",
     SEQUENCE,
-    [op("Shape", output="s", end=1), op("Concat", "m s", "t", axis=0), op("Reshape", "x t")],
+    ops("s = Shape x end=1; t = Concat m s axis=0; y = Reshape x t"),
     m=ints(-1),
 )
 for axes, opset, expected in [([1], 11, "equal"), ([-1, 1], 13, "equal"), ([0], 13, "axis 0"), ([3], 13, "equal")]:
@@ -649,21 +602,15 @@ case("operator Slice is not supported", "Slice of x", SEQUENCE, op("Slice", "x s
 # Branches -------------------------------------------------------------------------------------------------------------
 
 W, V = normal(4, 4), normal(4, 4)
-case("equal", "a skip", VECTOR, [op("MatMul", "x w", "m"), op("Add", "x m")], w=W)
-case("equal", "a skip on the right", VECTOR, [op("MatMul", "x w", "m"), op("Add", "m x")], w=W)
-case("equal", "a skip subtracted", VECTOR, [op("MatMul", "x w", "m"), op("Sub", "x m")], w=W)
-case("equal", "two branches", VECTOR, [op("MatMul", "x w", "m"), op("MatMul", "x v", "n"), op("Add", "m n")], w=W, v=V)
+case("equal", "a skip", VECTOR, ops("m = MatMul x w; y = Add x m"), w=W)
+case("equal", "a skip on the right", VECTOR, ops("m = MatMul x w; y = Add m x"), w=W)
+case("equal", "a skip subtracted", VECTOR, ops("m = MatMul x w; y = Sub x m"), w=W)
+case("equal", "two branches", VECTOR, ops("m = MatMul x w; n = MatMul x v; y = Add m n"), w=W, v=V)
 case(
     "equal",
     "a residual block in the skip of another",
     VECTOR,
-    [
-        op("MatMul", "x w", "c"),
-        op("Add", "x c", "s"),
-        op("Relu", "x", "r"),
-        op("MatMul", "r v", "b"),
-        op("Add", "s b"),
-    ],
+    ops("c = MatMul x w; s = Add x c; r = Relu x; b = MatMul r v; y = Add s b"),
     w=W,
     v=V,
 )
@@ -671,62 +618,34 @@ case(
     "equal",
     "a residual block inside another",
     VECTOR,
-    [
-        op("Relu", "x", "r"),
-        op("MatMul", "r w", "c"),
-        op("Add", "r c", "s"),
-        op("MatMul", "s v", "t"),
-        op("Add", "x t"),
-    ],
+    ops("r = Relu x; c = MatMul r w; s = Add r c; t = MatMul s v; y = Add x t"),
     w=W,
     v=V,
 )
 case("equal", "x + x", VECTOR, op("Add", "x x"))
-case("equal", "a sum of three", VECTOR, [op("Relu", "x", "r"), op("Tanh", "x", "t"), op("Sum", "x r t")])
+case("equal", "a sum of three", VECTOR, ops("r = Relu x; t = Tanh x; y = Sum x r t"))
 case(
     "broadcasts samples of shapes (2,) and (1,)",
     "a skip that broadcasts",
     (2,),
-    [op("Gemm", "x w", "m"), op("Add", "x m")],
+    ops("m = Gemm x w; y = Add x m"),
     w=normal(2, 1),
 )
-case(
-    "broadcasts samples",
-    "x and its mean",
-    IMAGE,
-    [op("ReduceMean", "x a", "m", keepdims=1), op("Add", "x m")],
-    a=ints(2, 3),
-)
+case("broadcasts samples", "x and its mean", IMAGE, ops("m = ReduceMean x a keepdims=1; y = Add x m"), a=ints(2, 3))
 case(
     "equal",
     "a skip around flattened images",
     IMAGE,
-    [
-        op("Conv", "x w", "c"),
-        op("Flatten", "c", "z"),
-        op("MatMul", "z v", "l"),
-        op("Add", "z l"),
-    ],
+    ops("c = Conv x w; z = Flatten c; l = MatMul z v; y = Add z l"),
     w=normal(2, 2, 3, 3),
     v=normal(40, 40),
 )
-case(
-    "equal",
-    "flattened images without a Dense",
-    IMAGE,
-    [op("Conv", "x w", "c"), op("Flatten", "c")],
-    w=normal(2, 2, 3, 3),
-)
+case("equal", "flattened images without a Dense", IMAGE, ops("c = Conv x w; y = Flatten c"), w=normal(2, 2, 3, 3))
 case(
     "equal",
     "flattened images, then ReLU and Dense",
     IMAGE,
-    [
-        op("Conv", "x w", "c"),
-        op("Flatten", "c", "z"),
-        op("Relu", "z", "r"),
-        op("MatMul", "r v"),
-    ],
+    ops("c = Conv x w; z = Flatten c; r = Relu z; y = MatMul r v"),
     w=normal(2, 2, 3, 3),
     v=normal(40, 5),
 )
@@ -734,12 +653,7 @@ case(
     "equal",
     "flattened images, then BatchNormalization",
     IMAGE,
-    [
-        op("Conv", "x w", "c"),
-        op("Flatten", "c", "z"),
-        op("BatchNormalization", "z g b m v", "n"),
-        op("MatMul", "n u"),
-    ],
+    ops("c = Conv x w; z = Flatten c; n = BatchNormalization z g b m v; y = MatMul n u"),
     w=normal(2, 2, 3, 3),
     u=normal(40, 5),
     **{name: np.abs(normal(40)) for name in "gbmv"},
@@ -759,37 +673,21 @@ case(
     w=normal(2, 2, 3, 3),
 )
 case(
-    "the same operators",
-    "a branch that a sum uses again",
-    VECTOR,
-    [
-        op("MatMul", "x w", "m"),
-        op("Sub", "x m", "s"),
-        op("Add", "s m"),
-    ],
-    w=W,
+    "the same operators", "a branch that a sum uses again", VECTOR, ops("m = MatMul x w; s = Sub x m; y = Add s m"), w=W
 )
-case("joins two branches", "a product of two branches", VECTOR, [op("Relu", "x", "r"), op("Mul", "r x")])
+case("joins two branches", "a product of two branches", VECTOR, ops("r = Relu x; y = Mul r x"))
 case(
     "adds embeddings",
     "a sum of two embeddings",
     VECTOR,
-    [op("Gather", "w x", "a"), op("Gather", "v x", "b"), op("Add", "a b")],
+    ops("a = Gather w x; b = Gather v x; y = Add a b"),
     dtype="int64",
     w=normal(60, 3),
     v=normal(60, 3),
 )
-case("equal", "SiLU", VECTOR, [op("Sigmoid", "x", "s"), op("Mul", "s x")])
-case(
-    "joins two branches", "x · sigmoid(2x)", VECTOR, [op("Add", "x x", "d"), op("Sigmoid", "d", "s"), op("Mul", "s x")]
-)
-case(
-    "equal",
-    "nodes that nothing needs",
-    VECTOR,
-    [op("Erf", "x", "e"), op("Relu", "x"), op("Erf", "c", "f")],
-    c=normal(3),
-)
+case("equal", "SiLU", VECTOR, ops("s = Sigmoid x; y = Mul s x"))
+case("joins two branches", "x · sigmoid(2x)", VECTOR, ops("d = Add x x; s = Sigmoid d; y = Mul s x"))
+case("equal", "nodes that nothing needs", VECTOR, ops("e = Erf x; y = Relu x; f = Erf c"), c=normal(3))
 case("of the domain 'my.domain'", "another domain", VECTOR, op("Relu", domain="my.domain"))
 case("equal", "the standard domain by its other name", VECTOR, op("Relu", domain="ai.onnx"))
 case(
@@ -810,7 +708,7 @@ case(
 # Patterns of exporters ------------------------------------------------------------------------------------------------
 
 HALF, TWO, ONE = np.float32(0.5), np.float32(2), np.float32(1)
-ERF = [op("Div", "x root", "u"), op("Erf", "u", "e"), op("Add", "e one", "f")]
+ERF = ops("u = Div x root; e = Erf u; f = Add e one")
 GELU = {"root": np.float32(2**0.5), "one": ONE, "half": HALF}
 case("equal", "GELU as TorchScript writes it", VECTOR, [*ERF, op("Mul", "x f", "g"), op("Mul", "g half")], 17, **GELU)
 case("equal", "GELU with the half first", VECTOR, [op("Mul", "x half", "h"), *ERF, op("Mul", "h f")], 17, **GELU)
@@ -834,21 +732,13 @@ case(
     17,
     **GELU | {"one": np.ones((1, 1, 1), "f4")},
 )
-TANH = [
-    op("Mul", "k c", "kc"),
-    op("Add", "x kc", "i"),
-    op("Mul", "i beta", "u"),
-    op("Tanh", "u", "t"),
-    op("Add", "t one", "f"),
-    op("Mul", "x half", "h"),
-    op("Mul", "h f"),
-]
+TANH = ops("kc = Mul k c; i = Add x kc; u = Mul i beta; t = Tanh u; f = Add t one; h = Mul x half; y = Mul h f")
 BETA = {"beta": np.float32((2 / np.pi) ** 0.5), "k": np.float32(0.044715), "one": ONE, "half": HALF}
-CUBE, SQUARES = [op("Pow", "x three", "c")], [op("Mul", "x x", "q"), op("Mul", "x q", "c")]
+CUBE, SQUARES = [op("Pow", "x three", "c")], ops("q = Mul x x; c = Mul x q")
 case("equal", "GELU by tanh with a power", VECTOR, [*CUBE, *TANH], 17, three=np.float32(3), **BETA)
 case("equal", "GELU by tanh with products", VECTOR, [*SQUARES, *TANH], 17, **BETA)
 case("operator Pow", "GELU by tanh with another power", VECTOR, [*CUBE, *TANH], 17, three=TWO, **BETA)
-SOFTPLUS = [op("Exp", "x", "e"), op("Add", "e one", "s"), op("Log", "s", "p")]
+SOFTPLUS = ops("e = Exp x; s = Add e one; p = Log s")
 case("equal", "Softplus by exp and log", VECTOR, [*SOFTPLUS, op("Identity", "p")], one=ONE)
 case(
     "equal",

@@ -170,16 +170,16 @@ def _converts(*kinds: type[layers.Layer]) -> Callable[[_Converter], _Converter]:
 # Containers, layers that change nothing in inference, and activations -------------------------------------------------
 
 
+@_converts(
+    layers.Identity, layers.Dropout, augment.Distortion, augment.GaussianNoise, augment.MixUp, augment.RandomErasing,
+    augment.RandomFlip,
+)  # fmt: skip
+def _identity(graph: _Graph, layer: layers.Layer, x: _Tensor) -> _Tensor:
+    return x
+
+
 _CONVERTERS |= {
     layers.Sequential: lambda graph, layer, x: graph.add_layers(layer.layers, x),
-    layers.Identity: lambda graph, layer, x: x,
-    layers.Dropout: lambda graph, layer, x: x,
-    augment.Distortion: lambda graph, layer, x: x,
-    augment.GaussianNoise: lambda graph, layer, x: x,
-    augment.MixUp: lambda graph, layer, x: x,
-    augment.RandomErasing: lambda graph, layer, x: x,
-    augment.RandomFlip: lambda graph, layer, x: x,
-    augment.RandomCrop: lambda graph, layer, x: _random_crop(layer, x),
     layers.ReLU: lambda graph, layer, x: graph.add_node("Relu", x),
     layers.Sigmoid: lambda graph, layer, x: graph.add_node("Sigmoid", x),
     layers.Tanh: lambda graph, layer, x: graph.add_node("Tanh", x),
@@ -191,7 +191,8 @@ _CONVERTERS |= {
 }
 
 
-def _random_crop(layer: augment.RandomCrop, x: _Tensor) -> _Tensor:
+@_converts(augment.RandomCrop)
+def _random_crop(graph: _Graph, layer: augment.RandomCrop, x: _Tensor) -> _Tensor:
     if layer.size is not None:
         raise ArgumentError(f"layer {layer.path} (RandomCrop) with a size cannot be exported to ONNX: crop the images.")
     return x

@@ -1,5 +1,6 @@
 """Operators whose inputs are all known: constants, computed by ONNX's reference implementation, and shapes."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -34,13 +35,11 @@ def fold(node: Any, opset: int, values: Sequence[Any]) -> list[Any]:
         if node.op_type not in _OF_CONSTANTS:
             raise ArgumentError("all of its inputs are constants")
         return _evaluate(node, opset, inputs)
-    whole = node.input if node.op_type == "Concat" else node.input[:1]
-    if node.op_type not in _OF_SHAPES or any(
-        isinstance(inputs[name], ShapeVector) and name not in whole for name in inputs
-    ):
+    moved = set(node.input if node.op_type == "Concat" else node.input[:1])
+    vectors = {name: value for name, value in inputs.items() if isinstance(value, ShapeVector)}
+    if node.op_type not in _OF_SHAPES or not vectors.keys() <= moved:
         raise ArgumentError("it computes with the size of the batch")
-    vectors = {n: value for n, value in inputs.items() if isinstance(value, ShapeVector)}
-    zeros = {name: numpy.zeros_like(inputs[name]) for name in whole if name not in vectors}
+    zeros = {name: numpy.zeros_like(inputs[name]) for name in moved - vectors.keys()}
     (numbers,) = _evaluate(node, opset, inputs | {name: vector.numbers for name, vector in vectors.items()})
     (batch,) = _evaluate(node, opset, inputs | zeros | {name: vector.batch for name, vector in vectors.items()})
     if numbers.dtype.kind != "i":
@@ -75,10 +74,4 @@ def _size(node: Any, inputs: list[Constant]) -> int:
     if node.op_type == "Range":
         start, end, step = (float(a.reshape(())) for a in inputs)
         return int(abs((end - start) / step)) if step else 0
-    return math.prod(max(n) for n in _axes(inputs))
-
-
-def _axes(inputs: list[Constant]) -> list[tuple[int, ...]]:
-    """The sizes of each axis, counted from the last one, in all inputs."""
-    most = max((a.ndim for a in inputs), default=0)
-    return list(zip(*((1,) * (most - a.ndim) + a.shape for a in inputs), strict=True))
+    return math.prod(max(sizes) for sizes in itertools.zip_longest(*(a.shape[::-1] for a in inputs), fillvalue=1))

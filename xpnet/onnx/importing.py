@@ -8,7 +8,7 @@ import onnx
 from xpnet import layers
 from xpnet.errors import ArgumentError, FileError
 from xpnet.model import Sequential
-from xpnet.onnx import operators  # noqa: F401  # registers the operators in reader.CONVERTERS
+from xpnet.onnx import images, operators  # noqa: F401  # they register operators in reader.CONVERTERS
 from xpnet.onnx.reader import Reader, UnsupportedError
 from xpnet.onnx.simplifying import simplified
 from xpnet.onnx.tensors import Constant, LoadedLayer
@@ -19,10 +19,10 @@ def import_onnx(path: Any, backend: Any = "auto") -> Sequential:
 
     The graph must be a chain of operators from one input to one output. Two branches may be added, as in residual
     networks. Only what the output depends on is read. The model takes images with channels last, (N, H, W, C), even if
-    the file takes channels first. Weights that several operators share become separate.
+    the file takes channels first. Weights that several operators share become separate. backend: as in Sequential.
 
-    Raises FileError if the file is missing, damaged or not ONNX, and ArgumentError for an operator, or an attribute,
-    input, output or form of it, that no layer of xpnet supports; it names the node.
+    Raises FileError if the file is missing, damaged or not ONNX, and ArgumentError for an operator that no layer of
+    xpnet supports, or not with these attributes, inputs or outputs. The message names the node.
     """
     try:
         file = onnx.load(str(path))
@@ -51,9 +51,9 @@ def import_onnx(path: Any, backend: Any = "auto") -> Sequential:
 
 
 def _relax(file: onnx.ModelProto) -> None:
-    """Make a file that differs from the standard only in what nothing here needs acceptable to the checker."""
-    file.ir_version = max(file.ir_version, 4)  # before, initializers were inputs as well
-    for output in file.graph.output:  # may have no shape
+    """Correct details that ONNX's checker would refuse and that do not affect the model."""
+    file.ir_version = max(file.ir_version, 4)  # in version 3, initializers had to be inputs as well
+    for output in file.graph.output:  # may lack a shape
         output.type.CopyFrom(onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, []))
     for named in (*file.opset_import, *file.graph.node):
         if named.domain == "ai.onnx":  # another name of the standard operators

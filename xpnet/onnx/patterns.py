@@ -32,7 +32,7 @@ class _Input(NamedTuple):
 
 
 def product(node: Node) -> Tensor | None:
-    """At its multiplication: SiLU, x · σ(x), or GELU, x · 2 Φ(x), which may have other factors."""
+    """SiLU, x · σ(x), or a multiple of GELU, x · Φ(x), if this multiplication completes one."""
     for a, b in ((_Input(node, 0), _Input(node, 1)), (_Input(node, 1), _Input(node, 0))):
         sigmoid = _source(b, "Sigmoid")
         if sigmoid and a.tensor and a.equals(_Input(sigmoid, 0)):
@@ -63,11 +63,11 @@ def _gelu(double_phi: _Input) -> Iterator[tuple[_Input, str]]:
 
 def _is_cube(value: _Input, x: _Input) -> bool:
     """Whether value = x³, as a power or as a product."""
-    power, outer = _source(value, "Pow"), _source(value, "Mul")
-    if power is not None:
+    if (power := _source(value, "Pow")) is not None:
         return power.scalar(1) == 3 and _Input(power, 0).equals(x)
-    for i in (0, 1) if outer else ():
-        assert outer is not None
+    if (outer := _source(value, "Mul")) is None:
+        return False
+    for i in (0, 1):
         inner = _source(_Input(outer, 1 - i), "Mul")
         if inner and all(factor.equals(x) for factor in (_Input(outer, i), _Input(inner, 0), _Input(inner, 1))):
             return True
@@ -75,14 +75,14 @@ def _is_cube(value: _Input, x: _Input) -> bool:
 
 
 def logarithm(node: Node) -> Tensor | None:
-    """At its logarithm: Softplus, log(1 + e^x)."""
+    """Softplus, log(1 + e^x), if this logarithm completes it."""
     exp = _source(_other_term(_Input(node, 0), 1.0), "Exp")
     x = _Input(exp, 0).tensor if exp else None
     return x.add(layers.Softplus()) if x else None
 
 
 def selection(node: Node) -> Tensor | None:
-    """At its Where: Softplus as x if x > threshold else log(1 + e^x), if the two are equal above the threshold."""
+    """Softplus, if this Where is x where x > threshold, log(1 + e^x) elsewhere, and both are equal above it."""
     greater, x = _source(_Input(node, 0), "Greater"), _Input(node, 1)
     softplus = _Input(node, 2).tensor
     if not (greater and x.tensor and softplus and softplus.last and _Input(greater, 0).equals(x)):
@@ -96,7 +96,7 @@ def selection(node: Node) -> Tensor | None:
 
 
 def quotient(node: Node) -> Tensor | None:
-    """At its division: LayerNorm without gamma and beta, (x - μ) / √(σ² + epsilon) over the last axis."""
+    """LayerNorm without gamma and beta, (x - μ) / √(σ² + epsilon) over the last axis, if this division completes it."""
     centered, root = _Input(node, 0), _source(_Input(node, 1), "Sqrt")
     subtraction = _source(centered, "Sub")
     if subtraction is None or root is None:
@@ -140,10 +140,10 @@ def _factors(value: _Input) -> Iterator[tuple[_Input, float]]:
 def _term_and_number(value: _Input) -> tuple[_Input | None, float]:
     """(a, b) with value = a + b, for a number b; (None, 0) if it is no such sum."""
     node = _source(value, "Add")
-    for i in (0, 1) if node else ():
-        assert node is not None
-        if (number := node.scalar(i)) is not None:
-            return _Input(node, 1 - i), number
+    if node is not None:
+        for i in (0, 1):
+            if (number := node.scalar(i)) is not None:
+                return _Input(node, 1 - i), number
     return None, 0.0
 
 

@@ -28,7 +28,7 @@ _ON_IMAGES = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAverageP
 
 
 class UnsupportedError(ArgumentError):
-    """What xpnet does not support about a node."""
+    """A file, or a node of its graph, is not supported."""
 
 
 #: A value of the graph. None: an optional input that is left out.
@@ -142,7 +142,7 @@ class Reader:
         return [node for node in self._graph.node if id(node) in needed]
 
     def _input_is_channels_last(self) -> bool:
-        """Whether the input is something else than images that go, with channels first, into an operator on images."""
+        """False if only elementwise operators are between the input and an operator on images (N, C, H, W)."""
         names = {self._input}
         for node in self.nodes:
             if names & set(node.input):
@@ -208,9 +208,10 @@ class Node:
         for i, value in enumerate(self.values):
             if value is None or isinstance(value, UnsupportedError):
                 continue
-            parameter, allowed, same = self.schema.parameter(i)
-            kind = schemas.type_of(value.dtype)
-            if kind not in allowed or (same and types.setdefault(parameter, kind) != kind):
+            expected, kind = self.schema.input(i), schemas.type_of(value.dtype)
+            if kind not in expected.types or (
+                expected.same_type and types.setdefault(expected.parameter, kind) != kind
+            ):
                 names = ", ".join(
                     str(v.dtype) for v in self.values if v is not None and not isinstance(v, UnsupportedError)
                 )
@@ -222,12 +223,14 @@ class Node:
                 raise self.error(f"with {name}={schemas.plain(self._given[name])!r} is not supported")
         for i, value in enumerate(self.values):
             if value is not None and i not in self._inputs_read:
-                raise self.error(f"with the input {self.schema.input_name(i)!r} is not supported")
+                raise self.error(f"with the input {self.schema.input(i).name!r} is not supported")
 
-    # What a converter reads: -------------------------------------------------------------------------------------
+    # What converters read ---------------------------------------------------------------------------------------------
 
     def attribute(self, name: str, default: Any = None) -> Any:
-        """An attribute, or its default in this opset, or this default."""
+        """An attribute, or its default in this opset, or `default` if this opset has neither."""
+        if not self.schema.has(name):
+            return default
         self._attributes_read.add(name)
         value = self._given.get(name, self.schema.defaults.get(name))
         return default if value is None else schemas.plain(value)
@@ -235,7 +238,7 @@ class Node:
     def ignore(self, *names: str) -> None:
         """Note that these attributes and inputs do not affect the result."""
         self._attributes_read |= set(names)
-        self._inputs_read |= {i for i in range(len(self.values)) if self.schema.input_name(i) in names}
+        self._inputs_read |= {i for i in range(len(self.values)) if self.schema.input(i).name in names}
 
     def value(self, index: int) -> Tensor | Constant | ShapeVector | None:
         """An input, or None if it is left out."""
@@ -249,7 +252,7 @@ class Node:
         """An input that must depend on the graph's input."""
         if isinstance(value := self.value(index), Tensor):
             return value
-        raise self.error(f"with a constant as its input {self.schema.input_name(index)!r} is not supported")
+        raise self.error(f"with a constant as its input {self.schema.input(index).name!r} is not supported")
 
     def image(self) -> Tensor:
         """The first input, which must be images, with channels first in the file."""
@@ -280,11 +283,17 @@ class Node:
 
     def list_of(self, name: str, index: int) -> list[int] | None:
         """Integers that are an attribute in older opsets and an input in later ones; None if they are left out."""
-        if name in self._given or len(self.values) <= index:
-            found = self.attribute(name)
-            return None if found is None else list(found)
+        if self.schema.has(name):
+            numbers: list[int] | None = self.attribute(name)
+            return numbers
         value = self.optional(index, name)
         return None if value is None else [int(n) for n in value.reshape(-1)]
+
+    def axis(self, axis: int, axes: int) -> int:
+        """One of so many axes, counted from 0."""
+        if not -axes <= axis < axes:
+            raise self.error(f"has axis {axis}, and its input has {axes} axes")
+        return axis % axes
 
     def source(self, index: int) -> "Node | None":
         """The node that computes an input, for patterns of several nodes."""

@@ -1,18 +1,31 @@
 """What the ONNX standard says about operators: attributes with their defaults, and the types of inputs."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import onnx
 from onnx import helper
 
-# Older versions of the package onnx have a dtype of NumPy also for others, such as float32 for bfloat16.
+# Older versions of the package onnx map further types to a NumPy dtype, such as bfloat16 to float32.
 _OF_NUMPY = frozenset(
     onnx.TensorProto.DataType.Value(name)
     for name in ("FLOAT", "DOUBLE", "FLOAT16", "BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32",
                  "UINT64")
 )  # fmt: skip
+
+
+class Input(NamedTuple):
+    """An input of an operator.
+
+    parameter: the type parameter, such as "T".  types: those that it may be.  same_type: whether all inputs with this
+    parameter have the same type.
+    """
+
+    name: str
+    parameter: str
+    types: frozenset[str]
+    same_type: bool
 
 
 class Schema:
@@ -30,21 +43,18 @@ class Schema:
         types = {t.type_param_str: frozenset(t.allowed_type_strs) for t in schema.type_constraints}
         variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
         self._inputs = [
-            (i.name, i.type_str, types.get(i.type_str, frozenset([i.type_str])),
-             i.type_str in types and (i.option != variadic or i.is_homogeneous))
+            Input(i.name, i.type_str, types.get(i.type_str, frozenset([i.type_str])),
+                  i.type_str in types and (i.option != variadic or i.is_homogeneous))
             for i in schema.inputs
         ]  # fmt: skip
 
-    def parameter(self, index: int) -> tuple[str, frozenset[str], bool]:
-        """(type parameter, its allowed types, whether all inputs of this parameter have the same type) of an input."""
-        return self._inputs[min(index, len(self._inputs) - 1)][1:]
+    def input(self, index: int) -> Input:
+        """The input at this position. The last input of some operators may be repeated."""
+        return self._inputs[min(index, len(self._inputs) - 1)]
 
     def has(self, attribute: str) -> bool:
         """Whether the operator has this attribute in this opset."""
         return attribute in self._attributes
-
-    def input_name(self, index: int) -> str:
-        return str(self._inputs[min(index, len(self._inputs) - 1)][0])
 
 
 @functools.cache

@@ -118,10 +118,13 @@ class Tensor:
         return before.add(layer, **weights)
 
     def with_cast(self, dtype: numpy.dtype[Any]) -> "Tensor":
-        """The same in another dtype, if that means only that the model reads its input in that dtype."""
+        """The same in another dtype, if no layer is needed that converts it: the model reads its input in that dtype.
+
+        Raises ArgumentError if the cast would change values.
+        """
         if dtype == self.dtype:
             return self
-        if self.compared is not None and dtype == self.compared:  # float64 equals None
+        if self.compared is not None and dtype == self.compared:  # NumPy's float64 equals None
             return dataclasses.replace(self, dtype=dtype, compared=None)
         exact = numpy.can_cast(self.dtype, dtype, "safe")
         if self.settled or not (exact or (dtype.kind == "f" and dtype.itemsize >= 4)):
@@ -180,13 +183,13 @@ def _longer(chain: Chain | None, loaded: LoadedLayer) -> Chain:
     return Chain(loaded, chain, chain.length + 1 if chain else 1)
 
 
-def all_layers(chain: Sequence[LoadedLayer], depth: int = 0) -> dict[int, int]:
-    """The ids of all layers of a chain and of the branches in it, and how many branches each of them is inside."""
+def layer_depths(chain: Sequence[LoadedLayer], depth: int = 0) -> dict[int, int]:
+    """How many branches each layer of a chain is nested in, by the id of the LoadedLayer."""
     found: dict[int, int] = {}
     for loaded in chain:
         found[id(loaded)] = depth
         for branch in loaded.branches:
-            found |= all_layers(branch, depth + 1)
+            found |= layer_depths(branch, depth + 1)
     return found
 
 

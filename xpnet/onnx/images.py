@@ -1,0 +1,229 @@
+"""Convert ONNX operators on images (N, C, H, W) to layers: convolutions, pooling and resizing."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy
+
+from xpnet import layers
+from xpnet.errors import ArgumentError
+from xpnet.layers.context import Shape
+from xpnet.onnx.reader import Node, converts
+from xpnet.onnx.tensors import BATCH, Constant, Tensor, copy_of
+
+# Convolutions and pooling ---------------------------------------------------------------------------------------------
+
+
+@converts("Conv")
+def _conv(node: Node) -> Tensor:
+    x, weight, bias = node.image(), node.constant(1, "weight"), node.optional(2, "bias")
+    kernel, strides, dilation = _kernel(node, weight), _pair(node, "strides"), _pair(node, "dilations")
+    padding, groups = _padding(node, x.shape, kernel, strides, dilation), node.attribute("group")
+    layer = layers.Conv2D(
+        len(weight), kernel, strides, padding, dilation=dilation, groups=groups, use_bias=bias is not None
+    )
+    return x.add(layer, weight=weight.transpose(2, 3, 1, 0), bias=bias)
+
+
+@converts("ConvTranspose")
+def _conv_transpose(node: Node) -> Tensor:
+    x, weight, bias = node.image(), node.constant(1, "weight"), node.optional(2, "bias")
+    kernel, strides, dilation = _kernel(node, weight), _pair(node, "strides"), _pair(node, "dilations")
+    groups = node.attribute("group")
+    before, wanted = _transposed_geometry(node, x.shape, kernel, strides, dilation)
+    full = [(x.shape[a] - 1) * strides[a] + dilation[a] * (kernel[a] - 1) + 1 for a in (0, 1)]
+    extra = tuple(wanted[a] - full[a] + 2 * before[a] for a in (0, 1))
+    # Padding is symmetric in Conv2DTranspose; less padding at the end than at the beginning is more output_padding.
+    candidates: list[tuple[Any, Any]] = [("same", 0)]
+    if min(*extra, *before) >= 0:
+        candidates.insert(0, (tuple(before), extra))
+    for padding, output_padding in candidates:
+        try:
+            layer = layers.Conv2DTranspose(
+                weight.shape[1] * groups, kernel, strides, padding, dilation=dilation, groups=groups,
+                output_padding=output_padding, use_bias=bias is not None,
+            )  # fmt: skip
+            built: Any = copy_of(layer)
+            shape = built.build(x.shape, backend="cpu")
+        except ArgumentError:
+            continue
+        if list(shape[:2]) == wanted and list(built.windows.before) == before:
+            ours = numpy.concatenate(numpy.split(weight, groups), axis=1).transpose(2, 3, 0, 1)
+            return x.add(layer, weight=ours, bias=bias)
+    raise node.error(f"with padding {before} before and outputs of {wanted} pixels is not supported by Conv2DTranspose")
+
+
+def _transposed_geometry(
+    node: Node, shape: Shape, kernel: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """The padding before, and the size of the output, of a ConvTranspose; each (vertical, horizontal)."""
+    automatic, pads = node.attribute("auto_pad"), node.attribute("pads")
+    extra, wanted = node.attribute("output_padding", [0, 0]), node.attribute("output_shape")
+    if not len(extra) == 2 or not len(pads or [0] * 4) == 4 or (wanted is not None and len(wanted) != 2):
+        raise node.error(f"has pads {pads}, output_padding {extra} and output_shape {wanted}, and takes images")
+    full = [(shape[a] - 1) * strides[a] + dilation[a] * (kernel[a] - 1) + 1 + extra[a] for a in (0, 1)]
+    if automatic in ("SAME_UPPER", "SAME_LOWER") and wanted is None:
+        wanted = [shape[a] * strides[a] for a in (0, 1)]
+        if any(wanted[a] > full[a] for a in (0, 1)):  # the standard and ONNX Runtime disagree
+            raise node.error(f"with auto_pad {automatic} and gaps between its windows is not supported")
+    if wanted is None:
+        pads = [0, 0, 0, 0] if automatic == "VALID" or pads is None else pads
+        return pads[:2], [full[a] - pads[a] - pads[a + 2] for a in (0, 1)]
+    total = [max(full[a] - wanted[a], 0) for a in (0, 1)]
+    if automatic == "SAME_UPPER":
+        return [n // 2 for n in total], list(wanted)
+    return [n - n // 2 for n in total], list(wanted)
+
+
+def _kernel(node: Node, weight: Constant) -> tuple[int, ...]:
+    """The size of the windows of a convolution."""
+    if weight.ndim != 4:
+        raise node.error(f"is supported for images, not with a weight of shape {weight.shape}")
+    if (kernel := node.attribute("kernel_shape")) is not None and kernel != list(weight.shape[2:]):
+        raise node.error(f"has kernel_shape {kernel} and a weight of shape {weight.shape}")
+    return tuple(weight.shape[2:])
+
+
+def _pair(node: Node, name: str) -> tuple[int, ...]:
+    """An attribute with a number for each of two axes, 1 by default."""
+    numbers = tuple(node.attribute(name, (1, 1)))
+    if len(numbers) != 2:
+        raise node.error(f"has {name} {list(numbers)}, and takes images")
+    return numbers
+
+
+def _padding(node: Node, shape: Shape, kernel: Sequence[int], strides: Sequence[int], dilation: Sequence[int]) -> Any:
+    """The argument `padding` of a layer for a node: "valid", the pixels on both sides, or "same"."""
+    automatic, pads = node.attribute("auto_pad"), node.attribute("pads", [0, 0, 0, 0])
+    reach = [dilation[a] * (kernel[a] - 1) + 1 for a in (0, 1)]
+    same = [math.ceil(shape[a] / strides[a]) for a in (0, 1)]
+    total = [max((same[a] - 1) * strides[a] + reach[a] - shape[a], 0) for a in (0, 1)]
+    if automatic == "SAME_UPPER" or (automatic == "SAME_LOWER" and not any(n % 2 for n in total)):
+        return "same" if any(total) else "valid"
+    if automatic not in ("NOTSET", "VALID", ""):
+        raise node.error(f"with auto_pad {automatic} and padding {total} is not supported")
+    pads = [0, 0, 0, 0] if automatic == "VALID" else pads
+    if len(pads) != 4 or min(pads) < 0:
+        raise node.error(f"with pads {pads} is not supported")
+    travel = [shape[a] + pads[a] + pads[a + 2] - reach[a] for a in (0, 1)]  # how far the window moves
+    grid = [travel[a] // strides[a] + 1 for a in (0, 1)]
+    if node.attribute("ceil_mode"):
+        grid = [_ceil_windows(node, shape[a], pads[a], travel[a], strides[a]) for a in (0, 1)]
+    before = (pads[0], pads[1])
+    if all((shape[a] + 2 * before[a] - reach[a]) // strides[a] + 1 == grid[a] for a in (0, 1)):
+        return before if any(before) else "valid"
+    if same == grid and all(total[a] // 2 == before[a] for a in (0, 1)):
+        return "same"
+    raise node.error(f'has pads {pads}, which are neither the same on both sides nor those of "same"')
+
+
+def _ceil_windows(node: Node, size: int, before: int, travel: int, stride: int) -> int:
+    """The number of windows if the last one may extend beyond the padding."""
+    windows = -(-travel // stride) + 1
+    if (windows - 1) * stride >= size + before:  # some versions leave out a window that begins beyond the image
+        raise node.error("with ceil_mode and a window that begins beyond the image is not supported")
+    if travel % stride and node.attribute("count_include_pad"):
+        raise node.error("with ceil_mode and count_include_pad is not supported if a window extends beyond the padding")
+    return windows
+
+
+@converts("MaxPool", "AveragePool")
+def _pool(node: Node) -> Tensor:
+    x, size, strides = node.image(), tuple(node.attribute("kernel_shape")), _pair(node, "strides")
+    node.ignore("storage_order")  # of the second output
+    if len(size) != 2 or any(n != 1 for n in node.attribute("dilations", (1, 1))):
+        raise node.error(f"with kernel_shape {list(size)} is supported only for images, and without dilations")
+    padding = _padding(node, x.shape, size, strides, (1, 1))
+    if node.operator == "MaxPool":
+        return x.add(layers.MaxPool2D(size, strides, padding))
+    counted = bool(node.attribute("count_include_pad"))
+    return x.add(layers.AvgPool2D(size, strides, padding, count_include_pad=counted))
+
+
+@converts("GlobalAveragePool", "GlobalMaxPool")
+def _global_pool(node: Node) -> Tensor:
+    x = node.image()
+    if node.operator == "GlobalMaxPool":
+        return x.add(layers.MaxPool2D(x.shape[:2]))
+    y = x.add(layers.GlobalAveragePool2D(), channels_first=False)
+    return y.add(layers.Reshape((1, 1, *y.shape)), channels_first=True)
+
+
+# Resizing -------------------------------------------------------------------------------------------------------------
+
+
+@converts("Resize", "Upsample", since=7)
+def _resize(node: Node) -> Tensor:
+    x, old = node.image(), node.version < 11
+    if node.operator == "Resize" and not old:
+        node.ignore("roi", "cubic_coeff_a", "extrapolation_value")  # of modes that are refused
+        mode, rounding = node.attribute("mode"), node.attribute("nearest_mode")
+        coordinates, antialias = node.attribute("coordinate_transformation_mode"), node.attribute("antialias", 0)
+        scales, sizes = _resize_scales(node, x)
+    else:
+        mode, rounding, coordinates, antialias = node.attribute("mode"), "floor", "asymmetric", 0
+        scales = node.attribute("scales") if node.version == 7 else node.constant(1, "scale").tolist()
+        sizes = [math.floor(n * s) for n, s in zip((1, *x.file_shape), scales, strict=True)]
+    times = [sizes[a + 2] // x.shape[a] for a in (0, 1)]
+    fits = all(times[a] >= 1 and times[a] * x.shape[a] == sizes[a + 2] for a in (0, 1)) and scales[:2] == [1, 1]
+    known = mode in ("nearest", "linear") and not antialias
+    for a in (0, 1) if fits and known else ():
+        centers = [_source_pixel(coordinates, i, x.shape[a], sizes[a + 2], scales[a + 2]) for i in range(sizes[a + 2])]
+        known &= None not in centers
+        if times[a] > 1 and known:
+            known = _repeats(centers, times[a], rounding) if mode == "nearest" else _blends(centers, times[a])
+    if not fits or not known:
+        raise node.error(
+            f"by {scales} to {sizes} in mode {mode!r}, {coordinates!r}, {rounding!r} is not supported by Upsample2D"
+        )
+    return x.add(layers.Upsample2D(tuple(times), "nearest" if mode == "nearest" else "bilinear"))
+
+
+def _resize_scales(node: Node, x: Tensor) -> tuple[list[float], list[int]]:
+    """The scales of the four axes, and the sizes of the result, with 1 for the batch."""
+    axes = [node.axis(axis, 4) for axis in node.attribute("axes", range(4))]
+    before, scales = [1, *x.file_shape], [1.0] * 4
+    given = node.optional(2, "scale")
+    if given is not None and given.size:
+        factors = given.tolist()
+        if len(factors) != len(axes):
+            raise node.error(f"has {len(factors)} scales for {len(axes)} axes")
+        scales = [dict(zip(axes, factors, strict=True)).get(axis, 1.0) for axis in range(4)]
+        node.ignore("keep_aspect_ratio_policy")
+        return scales, [math.floor(n * s) for n, s in zip(before, scales, strict=True)]
+    target = dict(zip(axes, node.sizes(3, "size"), strict=True))
+    if 0 in target and target[0] not in (BATCH, node.batch_size):
+        raise node.error(f"to {list(target.values())} changes the batch axis")
+    sizes = [1, *(int(target.get(axis, before[axis])) for axis in (1, 2, 3))]
+    return [size / n for size, n in zip(sizes, before, strict=True)], sizes
+
+
+def _source_pixel(mode: str, i: int, before: int, after: int, scale: float) -> float | None:
+    """Where pixel i of the result lies among those of the image, in a mode of ONNX; None in an unknown mode."""
+    if mode == "half_pixel" or (mode == "pytorch_half_pixel" and after > 1):
+        return (i + 0.5) / scale - 0.5
+    if mode == "pytorch_half_pixel":
+        return 0.0
+    if mode == "half_pixel_symmetric":
+        return before / 2 * (1 - after / (before * scale)) + (i + 0.5) / scale - 0.5
+    if mode == "align_corners":
+        return i * (before - 1) / (after - 1) if after > 1 else 0.0
+    return i / scale if mode == "asymmetric" else None
+
+
+def _repeats(centers: Sequence[Any], times: int, rounding: str) -> bool:
+    """Whether nearest-neighbor interpolation repeats each pixel so many times, as Upsample2D does."""
+    nearest: dict[str, Callable[[float], int]] = {
+        "round_prefer_floor": lambda c: math.ceil(c - 0.5), "round_prefer_ceil": lambda c: math.floor(c + 0.5),
+        "floor": math.floor, "ceil": math.ceil,
+    }  # fmt: skip
+    last = len(centers) // times - 1
+    return rounding in nearest and all(
+        min(max(nearest[rounding](c), 0), last) == i // times for i, c in enumerate(centers)
+    )
+
+
+def _blends(centers: Sequence[Any], times: int) -> bool:
+    """Whether linear interpolation at these centers is that of Upsample2D."""
+    return all(math.isclose(c, (i + 0.5) / times - 0.5, abs_tol=1e-6) for i, c in enumerate(centers))
