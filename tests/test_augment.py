@@ -212,14 +212,15 @@ def images(layer, backend, x, seed=0, step=0, first_row=0, index=0):
     return backend.to_numpy(model.forward(x, training=True))
 
 
-@pytest.mark.parametrize("layer", DISTORTIONS, ids=repr)
+@pytest.mark.parametrize("layer", ALL, ids=repr)
 def test_images_depend_only_on_seed_layer_step_and_row(backend, rng, layer):
-    x = rng.normal(size=(8, 9, 9)).astype("float32")
+    x = rng.normal(size=(16, 9, 9)).astype("float32")
     first = images(layer, backend, x)
     np.testing.assert_array_equal(images(layer, backend, x), first)
     np.testing.assert_allclose(images(layer, get_backend("cpu"), x), first, atol=1e-4)
-    for change in ({"seed": 1}, {"step": 1}, {"index": 1}, {"first_row": 8}):
-        assert (np.abs(images(layer, backend, x, **change) - first).max(axis=(1, 2)) > 0.1).all(), change
+    for change in ({"seed": 1}, {"step": 1}, {"index": 1}, {"first_row": 16}):
+        differ = np.abs(images(layer, backend, x, **change) - first).max(axis=(1, 2)) > 0.1
+        assert differ.all() if layer in DISTORTIONS else differ.any(), change
 
 
 @pytest.mark.parametrize("layer", [layer for layer in ALL if not isinstance(layer, MixUp)], ids=repr)
@@ -477,16 +478,6 @@ def test_gaussian_noise_is_normal_and_independent(backend):
     assert (np.abs(z) < 1.96).mean() == pytest.approx(0.95, abs=0.01)
     assert np.abs(np.corrcoef(z.reshape(200, -1).T) - np.eye(21)).max() < 0.3
     assert distorted(GaussianNoise(1.0), backend, np.zeros((3, 1), "float32")).shape == (3, 1)
-
-
-@pytest.mark.parametrize("layer", OTHERS, ids=repr)
-def test_draws_differ_by_seed_step_layer_and_row_and_repeat_otherwise(backend, rng, layer):
-    x = rng.normal(size=(16, 9, 9)).astype("float32")
-    first = images(layer, backend, x)
-    np.testing.assert_array_equal(images(layer, backend, x), first)
-    np.testing.assert_allclose(images(layer, get_backend("cpu"), x), first, atol=1e-4)
-    for change in ({"seed": 1}, {"step": 1}, {"index": 1}, {"first_row": 16}):
-        assert np.abs(images(layer, backend, x, **change) - first).max() > 0.1, change
 
 
 # MixUp

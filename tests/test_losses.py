@@ -452,7 +452,7 @@ def test_logits_that_differ_by_a_thousand_have_finite_losses(backend, dtype):
     )
 
 
-# Another loss was meant -------------------------------------------------------------------------------------------
+# Targets that are meant for another loss
 
 FOR_NUMBERS, FOR_ANSWERS = 'pass loss="mse"', 'pass loss="binary_cross_entropy"'
 

@@ -591,8 +591,9 @@ def test_a_class_report_is_a_table_in_text_and_html():
             "accuracy                     0.6667        3"
         )
     )
-    html = report._repr_html_()
-    assert "<tr><th>&lt;cat&gt;</th><td>0.5000</td><td>1.0000</td><td>0.6667</td><td>1</td></tr>" in html
+    words, number = '<td style="text-align: left">', '<td style="text-align: right">'
+    cells = [f"{words}&lt;cat&gt;</td>", *(f"{number}{text}</td>" for text in ("0.5000", "1.0000", "0.6667", "1"))]
+    assert f"<tr>{''.join(cells)}</tr>" in report._repr_html_()
     assert pickle.loads(pickle.dumps(report)) == copy.deepcopy(report) == report
     with pytest.raises(KeyError):
         report["mouse"]
@@ -620,7 +621,7 @@ def test_invalid_arguments_of_reports_and_scores_are_refused(make, error, messag
 
 
 @pytest.mark.parametrize("loss", ["softmax_cross_entropy", "binary_cross_entropy"])
-def test_new_metrics_in_evaluate_and_in_validation(backend, rng, loss, sk):
+def test_metrics_of_classifiers_in_evaluate_and_in_validation(backend, rng, loss, sk):
     outputs = 3 if loss == "softmax_cross_entropy" else 1
     model = xpnet.Sequential([layers.Dense(outputs)], input_shape=4, backend=backend)
     x, y = rng.normal(size=(30, 4)).astype("float32"), rng.integers(0, max(outputs, 2), 30)

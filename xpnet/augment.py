@@ -26,15 +26,20 @@ class _Augmentation(Layer):
     accepts_integers = True
 
     def _noise(self, rows: int, columns: int) -> Array:
-        """Uniform noise (rows, columns) from 0 to 1, in a buffer."""
+        """Uniform noise (rows, columns) above 0 and at most 1, in a buffer."""
         noise = self.work.buffer("noise", (rows, columns))
-        noise[...] = self.backend.random_bits(self.noise_key, rows, columns, self.context.first_row)
+        noise[...] = self.random_bits(noise)
         noise += 0.5  # so that it is never 0
         noise *= 2.0**-32
         return noise
 
     def _unchanged(self, x: Array) -> Array:
         return x.astype(self.context.dtype, copy=False)
+
+
+def _for_broadcast(a: Array, x: Array) -> Array:
+    """`a` with axes of length 1 appended, so that it broadcasts against x, whose first axes are those of `a`."""
+    return a.reshape(*a.shape, *[1] * (x.ndim - a.ndim))
 
 
 class _ImageAugmentation(_Augmentation):
@@ -264,17 +269,19 @@ class RandomFlip(_ImageAugmentation):
         y[...] = x
         for column, axis, wanted in ((0, 2, self.horizontal), (1, 1, self.vertical)):
             if wanted:
-                images = mirrored[:, column].reshape(-1, *[1] * (x.ndim - 1))
-                y[...] = self.xp.where(images, self.xp.flip(y, axis=axis), y)
+                y[...] = self.xp.where(_for_broadcast(mirrored[:, column], y), self.xp.flip(y, axis=axis), y)
         return y
 
 
 class RandomCrop(_ImageAugmentation):
-    """Cuts a window at a random place out of each image, which `padding` zeros surround on each side.
+    """Pads each image with zeros and crops a window at a random position.
 
-    padding: a number of pixels or (vertical, horizontal); by default 4 if there is no `size`, else 0.  size: that of
-    the window, a number or (height, width), by default that of the image. (N, H, W) or (N, H, W, C) → (N, *size) or
-    (N, *size, C). Outside of training, the window is in the middle: without `size`, y = x.
+    (N, H, W) → (N, *size), (N, H, W, C) → (N, *size, C). In inference, the window is in the middle: without `size`,
+    y = x.
+
+    padding: the zeros on each side, in pixels; a number, or (vertical, horizontal). The default is 4 without `size`,
+    else 0.
+    size: the size of the window in pixels; a number, or (height, width). The default is the size of the image.
 
     Padding by 4 pixels is the augmentation of He et al. 2015, "Deep residual learning for image recognition", for
     images of 32 × 32 pixels.
@@ -314,8 +321,10 @@ class RandomCrop(_ImageAugmentation):
 
     def backward(self, grad_y: Array) -> Array | None:
         """∂L/∂x[n, i, j] = ∂L/∂y[n, i - top_n, j - left_n], and 0 for pixels outside the window."""
-        if not self.wants_input_grad or self.work.places is None:
-            return grad_y if self.wants_input_grad else None
+        if not self.wants_input_grad:
+            return None
+        if self.work.places is None:
+            return grad_y
         top, left = self.work.places
         return self._shifted(grad_y, "grad_x", self.input_shape[:2], -top, -left)
 
@@ -338,9 +347,10 @@ class RandomCrop(_ImageAugmentation):
 class RandomErasing(_ImageAugmentation):
     """Sets a random rectangle of each image to 0, with probability `rate`.
 
-    (N, H, W) or (N, H, W, C) → the same shape, all channels alike.  area: the smallest and the largest share of the
-    image that is erased, or one number for both. Height divided by width is log-uniform from 0.3 to 3.3, unless a
-    rectangle of that area would not fit into the image.
+    (N, H, W) or (N, H, W, C) → the same shape; all channels are erased alike. Height divided by width is log-uniform
+    from 1/3.3 to 3.3, unless a rectangle of that area would not fit into the image.
+
+    area: the smallest and the largest fraction of the image that is erased, or one number for both.
 
     Zhong et al. 2017, "Random erasing data augmentation".
     """
@@ -382,12 +392,12 @@ class RandomErasing(_ImageAugmentation):
             return self._unchanged(x)
         y = self.work.buffer(name, x.shape)
         y[...] = x
-        self.xp.copyto(y, 0.0, where=erased.reshape(*erased.shape, *[1] * (x.ndim - 3)))
+        self.xp.copyto(y, 0.0, where=_for_broadcast(erased, y))
         return y
 
 
 def _inside(xp: Any, n: int, length: Array, place: Array) -> Array:
-    """(N, n): which of n pixels an interval covers. length (N, 1): in pixels; place (N, 1): from 0, at one end, to 1.
+    """(N, n): which of n pixels an interval covers. length (N, 1): in pixels; place (N, 1): from 0 (first) to 1 (last).
 
     A pixel belongs to the interval if its center does.
     """
@@ -428,16 +438,16 @@ class GaussianNoise(_Augmentation):
 
 
 class MixUp(_Augmentation):
-    """Mixes each sample with another one of the batch, and its loss with that for the other one's target.
+    """Mixes each sample with another one of the batch, and the losses for their two targets in the same way.
 
     y_i = λ_i x_i + (1 - λ_i) x_j, for x of any shape (N, ...), with λ_i from Beta(alpha, alpha). In `fit` and
     `train_on_batch`, the loss of sample i is then λ_i ℓ(ŷ_i, t_i) + (1 - λ_i) ℓ(ŷ_i, t_j), which for cross-entropy is
-    the loss of the mixed probabilities. Sample weights apply to each of the two parts. So training losses are larger
-    than validation losses, and training metrics, which compare ŷ_i with t_i, are worse.
+    the loss of the mixed probabilities. Sample weights apply to each of the two parts. Training losses are therefore
+    larger than validation losses, and training metrics, which compare ŷ_i with t_i, are worse.
 
-    j = (s - i) modulo N, with a random s in each step; as batches are shuffled, that pairs samples at random. Several
-    ranks mix only the rows of the same rank, so that results depend on the number of ranks. A model can have one MixUp.
-    In a training loop of your own, `shares` (λ, (N,)) and `partners` (j, (N,)) of the latest pass are device arrays.
+    j = (s - i) modulo N, with a random s in each step; since batches are shuffled, this pairs samples at random.
+    Samples are mixed only within a rank, so results depend on the number of ranks. A model can have only one MixUp.
+    In a training loop of your own, use `shares` (λ, (N,)) and `partners` (j, (N,)), which are arrays on the device.
 
     Zhang et al. 2018, "mixup: Beyond empirical risk minimization", use alpha from 0.1 to 0.4 for images.
     """
@@ -453,12 +463,12 @@ class MixUp(_Augmentation):
 
     @property
     def shares(self) -> Array:
-        """λ_i, (N,): the share of each sample itself in the latest pass."""
+        """λ_i, (N,): the share of sample i in the mixed sample i of the latest pass."""
         return self.work.shares
 
     @property
     def partners(self) -> Array:
-        """j, (N,): the sample that each one was mixed with in the latest pass."""
+        """j, (N,): the index of the sample that sample i was mixed with in the latest pass."""
         return self.work.partners
 
     def forward(self, x: Array) -> Array:
@@ -472,16 +482,18 @@ class MixUp(_Augmentation):
         y = work.buffer("y", x.shape)
         y[...] = x
         y -= other
-        y *= self._by_sample(work.shares, x)
+        y *= _for_broadcast(work.shares, y)
         y += other
         return y
 
     def backward(self, grad_y: Array) -> Array | None:
         """∂L/∂x_i = λ_i ∂L/∂y_i + (1 - λ_j) ∂L/∂y_j, because i is the partner of its partner j."""
         work = self.work
-        if not self.wants_input_grad or work.shares is None:
-            return grad_y if self.wants_input_grad else None
-        own = self.xp.multiply(grad_y, self._by_sample(work.shares, grad_y), out=work.buffer("own", grad_y.shape))
+        if not self.wants_input_grad:
+            return None
+        if work.shares is None:
+            return grad_y
+        own = self.xp.multiply(grad_y, _for_broadcast(work.shares, grad_y), out=work.buffer("own", grad_y.shape))
         grad_x = self.backend.gather(grad_y - own, work.partners, out=work.buffer("grad_x", grad_y.shape))
         grad_x += own
         return grad_x
@@ -500,6 +512,3 @@ class MixUp(_Augmentation):
         work.shares = xp.add(spread, 0.5, out=work.buffer("shares", (rows,)))
         work.partners = work.buffer("partners", (rows,), xp.int64)
         work.partners[...] = ((shift[0] * rows).astype(xp.int64) - xp.arange(rows)) % rows
-
-    def _by_sample(self, shares: Array, x: Array) -> Array:
-        return shares.reshape(-1, *[1] * (x.ndim - 1))

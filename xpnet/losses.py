@@ -237,10 +237,14 @@ class SoftmaxCrossEntropy(_CrossEntropy):
     def check_targets(self, backend: Backend, targets: Array, output_shape: tuple[int, ...]) -> Array:
         xp = backend.xp
         if len(output_shape) != 1 or output_shape[0] < 2:
-            advice = _other_loss(xp, targets) if output_shape == (1,) else ""
+            other_loss = _other_loss(xp, targets) if output_shape == (1,) else ""
+            advice = other_loss or (
+                " End it with Flatten and Dense(K); or, for yes-or-no labels, pass "
+                'loss="binary_cross_entropy", and to predict numbers, loss="mse".'
+            )
             raise ShapeError(
                 "SoftmaxCrossEntropy: the model must give (N, K) logits of K ≥ 2 classes, but gives "
-                f"{shape_text(output_shape)}. {advice or _ANY_LOSS}"
+                f"{shape_text(output_shape)}.{advice}"
             )
         classes = output_shape[0]
         if targets.ndim == 2 and targets.shape[1] == 1:
@@ -249,12 +253,12 @@ class SoftmaxCrossEntropy(_CrossEntropy):
             if targets.dtype.kind == "f" and not bool((xp.isfinite(targets) & (targets == xp.floor(targets))).all()):
                 raise DataError(
                     "SoftmaxCrossEntropy: targets (N,) must be labels, integers from 0, but some are not whole "
-                    f"numbers. {_TO_PREDICT_NUMBERS[:-1]} and end the model with Dense(1)."
+                    f"numbers. {_TO_PREDICT_NUMBERS} and end the model with Dense(1)."
                 )
             low, high = int(targets.min()), int(targets.max())
             if low < 0 or high >= classes:
                 advice = f", or give the last layer {high + 1} outputs" if low >= 0 else " from 0"
-                numbers = f" {_TO_PREDICT_NUMBERS}" if targets.dtype.kind == "f" else ""
+                numbers = f" {_TO_PREDICT_NUMBERS}." if targets.dtype.kind == "f" else ""
                 raise DataError(
                     f"SoftmaxCrossEntropy: labels range from {low} to {high}, but the model's {classes} outputs allow "
                     f"0 to {classes - 1}. Renumber the labels{advice}.{numbers}"
@@ -263,14 +267,14 @@ class SoftmaxCrossEntropy(_CrossEntropy):
         if targets.shape[1:] != (classes,):
             raise ShapeError(
                 f"SoftmaxCrossEntropy: targets must be (N,) labels or (N, {classes}) probabilities, "
-                f"but are {tuple(targets.shape)}. {_other_loss(xp, targets)}".rstrip()
+                f"but are {tuple(targets.shape)}.{_other_loss(xp, targets)}"
             )
         sums = targets.sum(axis=1)
         if float(targets.min()) < 0 or float(xp.abs(sums - 1.0).max()) > 1e-3:
             raise DataError(
                 "SoftmaxCrossEntropy: each row of targets must be probabilities, at least 0 and with sum 1, but "
                 f"the smallest is {float(targets.min()):g}, and the sums range from {float(sums.min()):g} to "
-                f"{float(sums.max()):g}. {_other_loss(xp, targets)}".rstrip()
+                f"{float(sums.max()):g}.{_other_loss(xp, targets)}"
             )
         return targets
 
@@ -304,18 +308,14 @@ _NAMES: dict[str, type[Loss]] = {
 }
 
 
-_TO_PREDICT_NUMBERS = 'To predict numbers, pass loss="mse".'
-_ANY_LOSS = (
-    'End it with Flatten and Dense(K); or, for yes-or-no labels, pass loss="binary_cross_entropy", and to predict '
-    'numbers, loss="mse".'
-)
+_TO_PREDICT_NUMBERS = 'To predict numbers, pass loss="mse"'
 
 
 def _other_loss(xp: Any, targets: Array) -> str:
-    """The loss that these targets seem to be meant for, as advice in an error; "" if they may be classes."""
+    """A sentence for an error, after a space: the loss that these targets seem to need; "" if they may be classes."""
     if bool(((targets == 0) | (targets == 1)).all()):
-        return 'For yes-or-no labels, pass loss="binary_cross_entropy".'
-    return "" if bool((targets == xp.floor(targets)).all()) else _TO_PREDICT_NUMBERS
+        return ' For yes-or-no labels, pass loss="binary_cross_entropy".'
+    return "" if bool((targets == xp.floor(targets)).all()) else f" {_TO_PREDICT_NUMBERS}."
 
 
 def _like_outputs(targets: Array, output_shape: tuple[int, ...], name: str) -> Array:

@@ -6,7 +6,6 @@ among its outputs is never counted as correct.
 """
 
 import copy
-import html
 import math
 import warnings
 from abc import abstractmethod
@@ -25,6 +24,7 @@ from xpnet.config import (
     refuse_non_finite_targets,
     resolve,
 )
+from xpnet.display import tables
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
 from xpnet.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy
 
@@ -62,7 +62,7 @@ class Metric(Configured):
         return total + sums
 
     def restored(self, sums: Any) -> Any:
-        """Sums from a checkpoint, a NumPy array, as `sums` returns them now: older files may have another layout."""
+        """Convert sums from a checkpoint, a NumPy array, to the layout of `sums`, which may differ in older files."""
         return sums
 
     def result(self, sums: Any) -> Any:
@@ -87,8 +87,20 @@ class Metric(Configured):
         return self.result(backend.to_numpy(self.sums(backend, outputs, targets, weights)))
 
 
-class _ClassMetric(Metric):
-    """What metrics on classes have in common: how outputs become predicted classes, as Accuracy explains."""
+class _ClassificationMetric(Metric):
+    """The base of metrics of classifiers: outputs are either one per class, (N, K), or yes-or-no answers."""
+
+    def _has_classes(self, outputs_shape: tuple[int, ...]) -> bool:
+        """Whether there is one output per class, rather than separate yes-or-no answers."""
+        return len(outputs_shape) > 1 and outputs_shape[-1] > 1
+
+    def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:
+        check = _check_labels if self._has_classes(outputs_shape) else _check_yes_or_no
+        check(self.name, targets, outputs_shape)
+
+
+class _DecisionMetric(_ClassificationMetric):
+    """The base of metrics of predicted classes. Accuracy explains how outputs become classes."""
 
     def __init__(self, threshold: float | None = None) -> None:
         self.threshold = None if threshold is None else number(self, "threshold", threshold, also="None")
@@ -99,11 +111,8 @@ class _ClassMetric(Metric):
             bound.threshold = loss.decision_threshold
         return bound
 
-    def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:
-        if self._takes_largest(outputs_shape):
-            _check_labels(self.name, targets, outputs_shape)
-        else:
-            _check_yes_or_no(self.name, targets, outputs_shape)
+    def _has_classes(self, outputs_shape: tuple[int, ...]) -> bool:
+        return self.threshold is None and super()._has_classes(outputs_shape)
 
     def decide(
         self, backend: Backend, outputs: Array, targets: Array, weights: Array | None
@@ -115,7 +124,7 @@ class _ClassMetric(Metric):
         xp = backend.xp
         if weights is not None:
             weights = weights.astype(xp.float64, copy=False)
-        if self._takes_largest(outputs.shape):
+        if self._has_classes(outputs.shape):
             classes, largest = int(outputs.shape[-1]), xp.max(outputs, axis=-1)
             predicted = xp.where(largest == largest, outputs.argmax(axis=-1), classes)
             return predicted, _labels(targets), weights, classes
@@ -130,11 +139,8 @@ class _ClassMetric(Metric):
         """The threshold between no and yes."""
         return 0.5 if self.threshold is None else self.threshold
 
-    def _takes_largest(self, outputs_shape: tuple[int, ...]) -> bool:
-        return self.threshold is None and len(outputs_shape) > 1 and outputs_shape[-1] > 1
 
-
-class Accuracy(_ClassMetric):
+class Accuracy(_DecisionMetric):
     """The fraction of correct predictions.
 
     threshold: with a number, each output is a yes-or-no answer, yes above the threshold. With None, the class of the
@@ -145,7 +151,7 @@ class Accuracy(_ClassMetric):
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         xp = backend.xp
-        if weights is None and self._takes_largest(outputs.shape):
+        if weights is None and self._has_classes(outputs.shape):
             return backend.count_correct(outputs, _labels(targets))
         if weights is None:
             true, limit = targets.reshape(outputs.shape) > 0.5, self._limit
@@ -179,7 +185,7 @@ class TopKAccuracy(Metric):
         return _correct(xp, found, weights)
 
 
-class _Counts(_ClassMetric):
+class _Counts(_DecisionMetric):
     """The base of metrics on the numbers of samples by true and predicted class."""
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
@@ -202,9 +208,11 @@ class _Counts(_ClassMetric):
 
 
 class ConfusionMatrix(_Counts):
-    """Counts (K, K), by true class (row) and predicted class (column).  threshold: as in Accuracy.
+    """Counts (K, K), by true class (row) and predicted class (column).
 
     Use it with `evaluate`, not with `fit`, whose history holds only numbers. Outputs with NaN raise DataError.
+
+    threshold: as in Accuracy.
     """
 
     name = "confusion_matrix"
@@ -218,11 +226,11 @@ class ConfusionMatrix(_Counts):
 class Report(dict[str, Any]):
     """What ClassReport returns: {class name: {"precision": …, "recall": …, "f1": …, "support": …}}.
 
-    The same keys are in report["macro"], the mean over the classes that occur among targets or predictions, and in
-    report["weighted"], the mean weighted by support; report["accuracy"] is a number. report[3] is the class with number
-    3. Printed, and as the last line of a notebook's cell, it is a table.
+    report["macro"] and report["weighted"] have the same keys, with means over the classes that occur among targets or
+    predictions; in the latter, weighted by support. report["accuracy"] is a number, and report[3] the entry of class
+    number 3. `print` and notebooks show the report as a table.
 
-    class_names: the names of the classes.  counts: the confusion matrix (K, K).
+    counts: the confusion matrix (K, K).  class_names: the names of the K classes.
     """
 
     def __init__(self, counts: Any, class_names: Sequence[str]) -> None:
@@ -248,42 +256,33 @@ class Report(dict[str, Any]):
             return self[self.class_names[key]]
         raise KeyError(key)
 
-    def _rows(self) -> list[tuple[str, ...]]:
-        """The lines of the table as text."""
-        rows: list[tuple[str, ...]] = [("", "precision", "recall", "f1", "support")]
+    def _rows(self) -> tuple[list[str], list[list[str]]]:
+        """The header and the rows of the table as text."""
+        scores = ["precision", "recall", "f1"]
+        rows = []
         for name in (*self.class_names, "macro", "weighted"):
-            scores = self[name]
-            values = [f"{scores[score]:.4f}" for score in ("precision", "recall", "f1")]
-            rows.append((name, *values, f"{scores['support']:,.{1 if scores['support'] % 1 else 0}f}"))
-        rows.append(("accuracy", "", "", f"{self['accuracy']:.4f}", rows[-1][-1]))
-        return rows
+            support = self[name]["support"]
+            values = [f"{self[name][score]:.4f}" for score in scores]
+            rows.append([name, *values, f"{support:,.{1 if support % 1 else 0}f}"])
+        rows.append(["accuracy", "", "", f"{self['accuracy']:.4f}", rows[-1][-1]])
+        return ["", *scores, "support"], rows
 
     def __str__(self) -> str:
-        rows = self._rows()
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        lines = []
-        for name, *values in rows:
-            lines.append("  ".join([name.ljust(widths[0]), *map(str.rjust, values, widths[1:])]))
-        return "\n".join(lines)
+        header, rows = self._rows()
+        return tables.text_table([header, *rows], left=1)
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head, *rows = self._rows()
-        cells = "".join(f"<th>{text}</th>" for text in head)
-        lines = [
-            f"<tr><th>{html.escape(name)}</th>" + "".join(f"<td>{text}</td>" for text in texts) + "</tr>"
-            for name, *texts in rows
-        ]
-        return f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        return tables.html_table("Report by class", *self._rows(), left=1)
 
 
 class ClassReport(_Counts):
-    """Precision, recall, F1 and support, the number of samples, of each class and on average: a `Report`.
-
-    class_names: the names of the classes, by default their numbers as text.  threshold: as in Accuracy.
+    """A `Report` of precision, recall, F1 and support (the number of samples), for each class and on average.
 
     Use it with `evaluate`, not with `fit`. A score whose denominator is 0 is 0. Outputs with NaN raise DataError.
+
+    class_names: the names of the classes, by default their numbers as text.  threshold: as in Accuracy.
     """
 
     name = "class_report"
@@ -304,7 +303,7 @@ class ClassReport(_Counts):
 
     def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:
         super().check_targets(targets, outputs_shape)
-        classes = outputs_shape[-1] if self._takes_largest(outputs_shape) else 2
+        classes = outputs_shape[-1] if self._has_classes(outputs_shape) else 2
         if self.class_names is not None and len(self.class_names) != classes:
             raise ArgumentError(f"ClassReport: there are {classes} classes, but class_names are {self.class_names}.")
 
@@ -317,9 +316,11 @@ class CohenKappa(_Counts):
     """Cohen's kappa: 1 - Σ v_ij O_ij / Σ v_ij E_ij, the agreement of predictions and targets beyond chance.
 
     O are the counts by true class i and predicted class j, and E those expected if both were independent, with the same
-    sums of rows and columns.  weights: None, v_ij = 1 unless i = j; "linear", |i - j|; "quadratic", (i - j)², for
-    ordered classes.  threshold: as in Accuracy. It is 1 for perfect agreement, 0 for chance; NaN if targets and
-    predictions are all of one class, or if outputs are NaN. Cohen 1960, 1968.
+    sums of rows and columns. Perfect agreement gives 1, chance gives 0. The result is NaN if targets and predictions
+    are all of one class, or if outputs are NaN. Cohen 1960, 1968.
+
+    weights: the disagreement v_ij. None: 1 unless i = j; for ordered classes, "linear": |i - j|, or "quadratic":
+    (i - j)².  threshold: as in Accuracy.
     """
 
     name = "cohen_kappa"
@@ -349,14 +350,14 @@ class _ConfusionScore(_Counts):
 
     def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:
         super().check_targets(targets, outputs_shape)
-        if self.average == "binary" and self._takes_largest(outputs_shape) and outputs_shape[-1] != 2:
+        if self.average == "binary" and self._has_classes(outputs_shape) and outputs_shape[-1] != 2:
             raise ArgumentError(
                 f'{type(self).__name__}: average="binary" needs two classes, not {outputs_shape[-1]}: use "macro", '
                 '"weighted" or "micro".'
             )
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
-        self._one_output = not self._takes_largest(outputs.shape)
+        self._one_output = not self._has_classes(outputs.shape)
         return super().sums(backend, outputs, targets, weights)
 
     def result(self, sums: Any) -> float:
@@ -408,16 +409,17 @@ class F1(_ConfusionScore):
         return _ratio(2.0 * correct, predicted + actual)
 
 
-class _ProbabilityMetric(Metric):
-    """What metrics on probabilities have in common.
+class _ProbabilityMetric(_ClassificationMetric):
+    """The base of metrics of probabilities.
 
     from_logits: whether the outputs are logits, from which softmax or sigmoid makes probabilities. None means True if
     the model was trained with a loss on logits, otherwise False.
     """
 
+    _yes_or_no = False  # whether each output is a separate yes-or-no answer
+
     def __init__(self, *, from_logits: bool | None = None) -> None:
         self.from_logits = None if from_logits is None else flag(self, "from_logits", from_logits)
-        self._yes_or_no = False  # whether each output is a separate yes-or-no answer
 
     def bind(self, loss: Loss | None) -> Metric:
         bound = copy.copy(self)
@@ -427,24 +429,22 @@ class _ProbabilityMetric(Metric):
                 bound.from_logits = loss.takes_logits
         return bound
 
-    def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:
-        if self._has_classes(outputs_shape):
-            _check_labels(self.name, targets, outputs_shape)
-        else:
-            _check_yes_or_no(self.name, targets, outputs_shape)
-
     def _has_classes(self, outputs_shape: tuple[int, ...]) -> bool:
-        return len(outputs_shape) > 1 and outputs_shape[-1] > 1 and not self._yes_or_no
+        return not self._yes_or_no and super()._has_classes(outputs_shape)
 
 
 class LogLoss(_ProbabilityMetric):
-    """The mean of -log p, with the probability p that the model gave to the true class; the cross-entropy.
+    """The cross-entropy: the mean of -log p, where p is the probability that the model gave to the true class.
 
-    Outputs (N, K) are those of K classes, and targets are labels (N,) or probabilities (N, K); of K = 1 output, or of
-    several outputs of a model trained with binary_cross_entropy, each is the probability of yes, and their mean counts.
+    Outputs (N, K) are the probabilities of K classes, and targets are labels (N,) or probabilities (N, K). A single
+    output is the probability of yes; so is each output of a model trained with binary_cross_entropy, and the loss of a
+    sample is then the mean over its outputs.
+
+    Probabilities are clipped to at least ε, 2⁻⁵² in float64 and 2⁻²³ in float32, as in scikit-learn; logits need no
+    such limit. If outputs should be probabilities but are not in [0, 1], `fit` and `evaluate` give NaN, and calling the
+    metric raises DataError.
+
     from_logits: whether outputs are logits instead; None means True after a loss on logits, otherwise False.
-    Probabilities are taken to be at least ε, 2⁻⁵² in float64 and 2⁻²³ in float32, as in scikit-learn; logits need no
-    such limit. The result is NaN if outputs should be probabilities but are not in [0, 1].
     """
 
     name = "log_loss"
@@ -463,7 +463,7 @@ class LogLoss(_ProbabilityMetric):
         if classes and (targets.ndim == 1 or targets.shape[1] == 1):
             targets = _labels(targets)
         elif not classes:
-            targets = targets.reshape(outputs.shape)
+            targets = _reshaped(self.name, targets, outputs.shape)
         if self.from_logits:
             loss = SoftmaxCrossEntropy() if classes else BinaryCrossEntropy()
             return _weighted(xp, loss.samples(backend, outputs, targets).astype(xp.float64), weights)
@@ -472,35 +472,36 @@ class LogLoss(_ProbabilityMetric):
         log_p = xp.log(xp.clip(outputs, epsilon, 1.0))
         if not classes:
             log_p = targets * log_p + (1.0 - targets) * xp.log(xp.clip(1.0 - outputs, epsilon, 1.0))
-            return _weighted(xp, -xp.mean(log_p.reshape(len(log_p), -1), axis=1, dtype=xp.float64), weights)
-        if targets.ndim == 1:
-            return _weighted(xp, -xp.take_along_axis(log_p, targets[:, None], axis=1)[:, 0].astype(xp.float64), weights)
-        return _weighted(xp, -xp.sum(targets * log_p, axis=1, dtype=xp.float64), weights)
+            log_p = xp.mean(log_p.reshape(len(log_p), -1), axis=1, dtype=xp.float64)
+        elif targets.ndim == 1:
+            log_p = xp.take_along_axis(log_p, targets[:, None], axis=1)[:, 0].astype(xp.float64)
+        else:
+            log_p = xp.sum(targets * log_p, axis=1, dtype=xp.float64)
+        return _weighted(xp, -log_p, weights)
 
 
 class AUC(_ProbabilityMetric):
     """The area under the ROC curve: the probability that a sample of a class scores higher than one of another class.
 
-    A tie counts ½. Of K classes, each is compared with the rest, and the result is the mean over the classes for which
-    there are samples of both kinds; likewise of several yes-or-no outputs. If there is none, as in data of a single
-    class, the result is NaN, with a warning. It is NaN too if outputs are NaN.
+    A tie counts ½. Each of K classes is compared with the rest, and the result is the mean over the classes that have
+    both positive and negative samples; several yes-or-no outputs are averaged in the same way. If there is no such
+    class, the result is NaN, with a warning. It is also NaN if outputs are NaN.
 
     from_logits: whether the scores are the softmax of the outputs; None means True after a loss on logits, otherwise
-    False. For one output that makes no difference.
+    False. It makes no difference for a single output.
 
-    The result is exact, and therefore needs all scores: 16 K + 8 bytes per sample, in the device's memory until the end
-    of the epoch. In training, where it makes a GPU run steps eagerly, each score is from before its own update.
+    The result is exact, so all scores are kept: 16 K + 8 bytes per sample, in the device's memory until the end of the
+    epoch. A GPU then runs training steps eagerly. In training, each score is computed before the update of its step.
     """
 
     name = "auc"
     collects = True
+    _one_class_each = False  # whether targets (N, K) are probabilities, of which the largest gives the class
 
     def bind(self, loss: Loss | None) -> Metric:
         bound = super().bind(loss)
         bound._one_class_each = loss is not None and loss.classifies and loss.decision_threshold is None
         return bound
-
-    _one_class_each = False  # whether targets (N, K) are probabilities of which the largest counts
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         """(N, 2 K + 1): the scores, the targets as 0 or 1, and the weight of each sample."""
@@ -521,10 +522,11 @@ class AUC(_ProbabilityMetric):
         return rows
 
     def result(self, sums: Any) -> float:
-        if (sums[:, : sums.shape[1] // 2] != sums[:, : sums.shape[1] // 2]).any():
+        columns = sums.shape[1] // 2
+        scores, positive, weights = sums[:, :columns], sums[:, columns:-1] > 0, sums[:, -1]
+        if (scores != scores).any():
             return math.nan
-        columns, weights = sums.shape[1] // 2, sums[:, -1]
-        areas = [_area(sums[:, k], sums[:, columns + k] > 0, weights) for k in range(columns)]
+        areas = [_area(scores[:, k], positive[:, k], weights) for k in range(columns)]
         known = [area for area in areas if area == area]
         if not known:
             warnings.warn(
@@ -556,15 +558,19 @@ def _area(scores: Any, positive: Any, weights: Any) -> float:
     return float((positives * (2 * below + negatives)).sum().item() / (2 * pairs))
 
 
-class _MeanError(Metric):
-    """The mean over all elements of a function of the error."""
+class _RegressionMetric(Metric):
+    """The base of metrics whose targets have the shape of the outputs."""
 
     def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:
-        _reshaped(targets, outputs_shape, self.name)
+        _reshaped(self.name, targets, outputs_shape)
+
+
+class _MeanError(_RegressionMetric):
+    """The mean over all elements of a function of the error."""
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         xp = backend.xp
-        errors = self.of_errors(xp, outputs - _reshaped(targets, outputs.shape)).reshape(len(outputs), -1)
+        errors = self.of_errors(xp, outputs - _reshaped(self.name, targets, outputs.shape)).reshape(len(outputs), -1)
         per_sample = xp.sum(errors, axis=1, dtype=xp.float64) * (1.0 / errors.shape[1])
         return _weighted(xp, per_sample, weights)
 
@@ -590,18 +596,15 @@ class MeanAbsoluteError(_MeanError):
         return xp.abs(errors)
 
 
-class R2(Metric):
+class R2(_RegressionMetric):
     """1 - Σ(y - t)² / Σ(t - mean t)², averaged over the outputs. For a constant target: 1 if exact, else 0."""
 
     name = "r2"
     starts_from_zeros = True
 
-    def check_targets(self, targets: Array, outputs_shape: tuple[int, ...]) -> None:
-        _reshaped(targets, outputs_shape, self.name)
-
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
         xp = backend.xp
-        t = _reshaped(targets, outputs.shape).reshape(len(targets), -1).astype(xp.float64)
+        t = _reshaped(self.name, targets, outputs.shape).reshape(len(targets), -1).astype(xp.float64)
         e = outputs.reshape(len(outputs), -1).astype(xp.float64) - t
         w = xp.ones((len(t), 1), dtype=xp.float64) if weights is None else weights[:, None].astype(xp.float64)
         count = xp.sum(xp.broadcast_to(w, t.shape), axis=0)
@@ -660,16 +663,15 @@ def get(specs: str | Metric | Sequence[str | Metric] | None, loss: Loss | None) 
     return found
 
 
-def _reshaped(targets: Array, outputs_shape: tuple[int, ...], name: str = "") -> Array:
+def _reshaped(name: str, targets: Array, outputs_shape: tuple[int, ...]) -> Array:
     """Targets in the shape of the outputs, which may differ in axes of length 1 only."""
     if targets.size != math.prod(outputs_shape):
-        place = f"{name}: " if name else ""
-        raise ShapeError(f"{place}outputs {tuple(outputs_shape)} and targets {tuple(targets.shape)} do not fit.")
+        raise ShapeError(f"{name}: outputs {tuple(outputs_shape)} and targets {tuple(targets.shape)} do not fit.")
     return targets.reshape(outputs_shape)
 
 
 def _check_yes_or_no(name: str, targets: Array, outputs_shape: tuple[int, ...]) -> None:
-    _reshaped(targets, outputs_shape, name)
+    _reshaped(name, targets, outputs_shape)
     if float(targets.min()) < 0 or float(targets.max()) > 1:
         raise DataError(
             f"{name}: each output is a yes-or-no answer, so targets must be in [0, 1], but they range from "

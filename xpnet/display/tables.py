@@ -20,15 +20,24 @@ class Summary(str):
 
 def summary(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], footer: str) -> Summary:
     """A table whose last column has numbers. title: shown in a notebook only."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-
-    def line(row: Sequence[str]) -> str:
-        *words, number = row
-        return "  ".join([*map(str.ljust, words, widths), number.rjust(widths[-1])])
-
-    text = Summary("\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows), footer]))
-    text.html = html_table(title, header, rows, footer, left=len(header) - 1)
+    left = len(header) - 1
+    rule = ["-" * width for width in _widths([header, *rows])]
+    text = Summary(f"{text_table([header, rule, *rows], left)}\n{footer}")
+    text.html = html_table(title, header, rows, footer, left)
     return text
+
+
+def text_table(rows: Sequence[Sequence[str]], left: int = 0) -> str:
+    """Lines of aligned columns. left: how many of the first columns hold words, which are aligned on the left."""
+    widths = _widths(rows)
+    return "\n".join(
+        "  ".join([*map(str.ljust, row[:left], widths), *map(str.rjust, row[left:], widths[left:])]) for row in rows
+    )
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    """The length of the longest text in each column."""
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
 
 
 def html_table(

@@ -24,8 +24,9 @@ def curves(
     """Learning curves: values of a history by epoch, and its validation values as dashed lines in the same colors.
 
     history: what `fit` returned, or several by name, {"lr 0.5": history, "lr 5": history}.
-    keys: one name or several, such as "loss" or ("precision", "recall"). The validation values of a key are drawn
-    without being named; "val_loss" alone draws only them. logy: whether the y axis is logarithmic.
+    keys: one name or several, such as "loss" or ("precision", "recall"). "loss" also draws the values of "val_loss", if
+    there are any; "val_loss" draws only these.
+    logy: whether the y axis is logarithmic.
     """
     flag("", "logy", logy)
     keys = [keys] if isinstance(keys, str) else list(keys)
@@ -69,13 +70,14 @@ def confusion_matrix(
     y_true: Any = None,
     y_pred: Any = None,
 ) -> Axes:
-    """How many samples of each true class (row) were predicted as which class (column).
+    """The number of samples of each true class (row) and predicted class (column).
 
     confusion_matrix(counts): from the counts (K, K) of `metrics.ConfusionMatrix`.
-    confusion_matrix(y_true, y_pred): from true classes (N,) and predicted classes (N,), numbers or text, or the outputs
-    (N, K) of a classifier, of which the largest counts. The classes are then those that occur, in sorted order.
-    class_names, or `labels` beside counts: the names of the classes by number, by default the numbers themselves; with
-    classes that are text, the order in which they are shown.
+    confusion_matrix(y_true, y_pred): from true classes (N,) and predicted classes (N,), numbers or text; the rows are
+    the classes that occur, in sorted order. y_pred may also be the outputs (N, K) of a classifier, of which the largest
+    gives the predicted class.
+    class_names, or `labels` after counts: the names of the classes by number, by default the numbers themselves. For
+    classes that are text, it is the order in which they are shown.
 
     Colors show shares of the true class, on a scale that keeps small shares, the mistakes, visible. With more than 25
     classes, only colors are shown.
