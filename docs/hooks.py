@@ -20,7 +20,7 @@ def on_files(files, config):
         path = "xpnet" if name == "xpnet" else f"xpnet.{name}"
         module = importlib.import_module(path)
         lines = [f"# {path}", "", inspect.getdoc(module) or "", ""]
-        more = ["parameters.Parameter", "export_onnx", "import_onnx"] if name == "xpnet" else []
+        more = ["model.LoadedState", "parameters.Parameter", "export_onnx", "import_onnx"] if name == "xpnet" else []
         for public in (*module.__all__, *more):
             value = attrgetter(public)(module)
             if inspect.isclass(value) or inspect.isfunction(value):

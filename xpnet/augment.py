@@ -2,6 +2,8 @@
 
 The random numbers are a hash of (seed, layer, step, sample), so each step changes the samples differently, but in the
 same way on every device.
+
+Invalid arguments raise ArgumentError. Layers for images raise ShapeError, when they are built, for other shapes.
 """
 
 import math

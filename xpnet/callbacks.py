@@ -32,8 +32,8 @@ class History(dict[str, list[float]]):
 
     history["learning_rate"] has the learning rate of each epoch's last step. The logs of callbacks do not have it.
 
-    seconds: the time of each epoch, without compilation.  compile_seconds: the time spent compiling GPU kernels, some
-    seconds at first use and 0 later, since CuPy caches them on disk.  stopped: why training ended early
+    seconds: the time of each epoch in seconds, without compilation.  compile_seconds: the seconds spent compiling GPU
+    kernels; 0 once they are compiled, because CuPy caches them on disk.  stopped: why training ended early
     ("interrupted", "diverged", or the reason that a callback gave), or None.
     """
 
@@ -90,7 +90,8 @@ class Run(Protocol):
         """The learning rate of the next step. A callback may set it, on all ranks alike, to a number of at least 0.
 
         That replaces a constant learning rate of the optimizer. A schedule is scaled by a factor instead, so that it
-        gives this rate now and keeps its form. Both stay with the model in later fits with an equal optimizer.
+        gives this rate in the next step and keeps its form. Both stay with the model in later fits with an equal
+        optimizer. Raises ArgumentError for a value that is negative, not finite, or not a number.
         """
 
     @learning_rate.setter
@@ -105,10 +106,16 @@ class Run(Protocol):
         """The processes that train together."""
 
     def logs(self) -> dict[str, Any]:
-        """Return loss and metrics of the epoch so far, over the samples of this rank. Waits for the device."""
+        """Return loss and metrics of the epoch so far, over the samples of this rank. Waits for the device.
+
+        Metrics that collect rows, such as AUC, are left out: they are computed at the end of the epoch only.
+        """
 
     def save(self, path: Any) -> None:
-        """Write a checkpoint, from which `fit(..., resume_from=path)` continues. All ranks must call it."""
+        """Write a checkpoint, from which `fit(..., resume_from=path)` continues. All ranks must call it.
+
+        Raises FileError if the file cannot be written.
+        """
 
 
 class Callback(ExplainedArguments):
@@ -162,7 +169,7 @@ class ProgressBar(Callback):
     On a terminal it takes one line; where that is narrow, counters and rates give way to the metrics. In a notebook it
     is a widget, or, without the package ipywidgets, a line per epoch. Elsewhere, as in a log file, nothing is shown.
 
-    stream: where to print; standard error by default.  seconds: how often to read loss and metrics.
+    stream: where to print; standard error by default.  seconds: between two readings of loss and metrics.
     """
 
     only_on_first_rank = True
@@ -330,7 +337,10 @@ class EarlyStopping(_Monitor):
 
     monitor: a key of the history, such as "val_loss" or "accuracy".  mode: "min", "max", or "auto", which minimizes
     losses and errors and maximizes everything else.  restore_best: whether to restore the weights and buffers of the
-    best epoch at the end. After training, `best` is the best value and `best_epoch` its epoch.
+    best epoch at the end. After training, `best` is the best value and `best_epoch` its epoch, counted from 0.
+
+    fit raises ArgumentError if the logs have no `monitor`: before the first step, or, if there are callbacks of users,
+    which may add logs, after the first epoch.
     """
 
     def __init__(
@@ -421,6 +431,7 @@ class Checkpoint(_Monitor):
     "run-epoch-0012.safetensors" for "run.safetensors".  monitor, mode: as in EarlyStopping.
 
     It also writes after the last epoch, and when Ctrl-C ends the training. A file is replaced as a whole or not at all.
+    fit raises FileError, before the first step, if `path` cannot be written.
     """
 
     runs_last = True
@@ -505,8 +516,10 @@ class Checkpoint(_Monitor):
 class CSVLogger(Callback):
     """Writes a CSV file with one row per epoch: epoch, seconds, loss and metrics.
 
-    append: add rows to a file that exists already. Raises FileError, before the first step, if the file cannot be
-    written.
+    path: the file; seconds are those of the epoch.  append: whether to add rows to a file that exists already.
+
+    fit raises FileError, before the first step, if the file cannot be written, and ArgumentError, after the first
+    epoch, if an existing file has other columns.
     """
 
     only_on_first_rank = True
@@ -571,12 +584,12 @@ class CSVLogger(Callback):
 
 
 def format_logs(logs: Mapping[str, Any]) -> str:
-    """ "loss 0.1234  accuracy 0.9612"."""
+    """Return loss and metrics as a line of text: "loss 0.1234  accuracy 0.9612"."""
     return "  ".join(_texts(logs))
 
 
 def _texts(logs: Mapping[str, Any]) -> list[str]:
-    """The logs as texts: "loss 0.1234", "accuracy 0.9612"."""
+    """Return the logs as texts: "loss 0.1234", "accuracy 0.9612"."""
     return [f"{name} {_number(value)}" for name, value in logs.items()]
 
 
@@ -585,5 +598,5 @@ def _number(value: float) -> str:
 
 
 def _epoch_of(run: Run, epoch: int, width: int = 0) -> str:
-    """ "epoch 3/20", counted from the first epoch of this fit; width: that of its number."""
+    """Return "epoch 3/20", counted from the first epoch of this fit. width: the least width of the first number."""
     return f"epoch {epoch - run.first_epoch + 1:{width}d}/{run.epochs}"

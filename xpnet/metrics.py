@@ -3,6 +3,9 @@
 A metric turns each batch into a small array of sums, adds up those of all batches, and computes its result from the
 total. Counts are exact, in 64-bit integers; sums are float64. A sample of weight w counts w times. A sample with NaN
 among its outputs is never counted as correct.
+
+Invalid arguments raise ArgumentError, targets whose shape does not fit the outputs ShapeError, and labels that are not
+classes of the model DataError.
 """
 
 import copy

@@ -88,6 +88,7 @@ class Sequential(layers_.Sequential):
 
     Attributes: `layers`; `parameters`, a list of `parameters.Parameter`; `trainable`, False to freeze all of them; and
     `input_shape`, `output_shape`, `backend`, `seed`, `dtype`; and `history`, the History of the latest fit, or None.
+    `len(model)`, `model[i]` and `model.get_layer(name)` work as in layers.Sequential.
 
     Several threads may predict and evaluate with one model, also while another thread trains it: they take turns, batch
     by batch, and the results are exact. What would disturb the training raises StateError.

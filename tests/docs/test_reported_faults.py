@@ -7,21 +7,21 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 
 
-def _rows() -> list[str]:
-    table = (TESTS / "README.md").read_text(encoding="utf-8").split("\n|---|---|---|\n")[1]
-    return table.strip().splitlines()
+def _faults() -> list[str]:
+    """The items of the list, each with its number, its text and its tests."""
+    faults = re.split(r"\n- \*\*", (TESTS / "README.md").read_text(encoding="utf-8"))[1:]
+    assert len(faults) > 40
+    return faults
 
 
 def test_each_reported_fault_has_tests_that_exist() -> None:
-    rows = _rows()
-    assert len(rows) > 40
     texts: dict[str, str] = {}
     functions: dict[str, set[str]] = {}
     missing = []
-    for row in rows:
-        named = re.findall(r"`tests/([\w/]+\.py)::(\w+)`(?: \((.*?)\))?", row)
-        assert named, f"no test in the row {row}"
-        assert len(named) == row.count("`tests/"), f"not path::name in the row {row}"
+    for fault in _faults():
+        named = re.findall(r"`tests/([\w/]+\.py)::(\w+)`(?:\s+\((.*?)\))?", fault)
+        assert named, f"no test of the fault {fault}"
+        assert len(named) == fault.count("\n  - "), f"not path::name for the fault {fault}"
         for file, name, sections in named:
             if file not in texts:
                 path = TESTS / file
@@ -34,6 +34,6 @@ def test_each_reported_fault_has_tests_that_exist() -> None:
     assert not missing
 
 
-def test_each_reported_fault_has_one_row() -> None:
-    numbers = [int(re.match(r"\| (\d+)", row)[1]) for row in _rows()]
+def test_each_reported_fault_has_one_item() -> None:
+    numbers = [int(re.match(r"\d+", fault)[0]) for fault in _faults()]
     assert numbers == sorted(set(numbers))

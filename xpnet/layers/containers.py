@@ -25,7 +25,11 @@ _MIN_PARAMETERS_TO_COMPILE = 2**14  # parameters: training a smaller model takes
 
 
 class Sequential(Layer):
-    """Layers one after the other, as one layer. Names of inner parameters join with dots: "1.0.weight"."""
+    """Layers one after the other, as one layer. Names of inner parameters join with dots: "1.0.weight".
+
+    `len(s)` is the number of layers, `s[i]` the layer at position i, `s[1:3]` a tuple of layers; iteration gives all. A
+    position that does not exist raises PositionError.
+    """
 
     #: Whether any layer is not part of xpnet, so that the model checks its first training step.
     has_custom_layers: bool = False
@@ -57,7 +61,10 @@ class Sequential(Layer):
         return shape
 
     def get_layer(self, name: str) -> Layer:
-        """Return the layer of this name or number: "digit", "0", or "1.0" for layer 0 of layer 1."""
+        """Return the layer of this name or number: "digit", "0", or "1.0" for layer 0 of layer 1.
+
+        Raises ArgumentError if there is none, with the names that exist, and ArgumentTypeError if name is not text.
+        """
         if not isinstance(name, str):
             raise ArgumentTypeError(
                 f'get_layer takes a name such as "0" or "digit", not {name!r}; by position, use model[0].'

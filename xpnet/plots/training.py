@@ -81,6 +81,9 @@ def confusion_matrix(
 
     Colors show shares of the true class, on a scale that keeps small shares, the mistakes, visible. With more than 25
     classes, only colors are shown.
+
+    Raises ShapeError for shapes that do not fit, and DataError for classes that are not whole numbers or text, or that
+    class_names does not have.
     """
     if y_true is not None or y_pred is not None:
         if counts is not None or labels is not None:
