@@ -852,7 +852,7 @@ def test_a_refused_training_changes_no_state(refused):
         and state.metrics is metrics_before
         and state.optimizer is optimizer
     )
-    assert (state.step, state.epoch, state.running) == (4, 1, False)
+    assert (state.step, state.epoch, model.context.guard.in_training) == (4, 1, False)
     np.testing.assert_array_equal(optimizer_state.slots["velocity"], slot)
     np.testing.assert_array_equal(values_of(model), before)
     assert set(model.evaluate(SAMPLES, LABELS)) == {"loss", "accuracy"}

@@ -30,6 +30,9 @@ from xpnet.training.step import TrainingStep
 _ORDER_STREAM = 2  # keeps the random numbers of epoch permutations apart from those of weights
 
 
+INTERRUPTED = "interrupted"  # history.stopped after Ctrl-C
+
+
 class Run:
     """One call of `fit`. `callbacks.Run` lists what callbacks may use of it."""
 
@@ -280,7 +283,7 @@ class Run:
             "elapsed": self.elapsed(),
             "history": dict(history),
             "seconds": history.seconds,
-            "stopped": None if history.stopped == "interrupted" else history.stopped,
+            "stopped": None if history.stopped == INTERRUPTED else history.stopped,
             "callbacks": callback_values,
         }
 
