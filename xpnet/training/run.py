@@ -171,7 +171,7 @@ class Run:
             raise FileError(f"{self.resumed_from}: the state of {name} in it was refused: {text}") from error
 
     def _refuse_state(self, arrays: Mapping[str, numpy.ndarray[Any, Any]], values: Mapping[str, Any]) -> None:
-        """Raise ArgumentError unless these are arrays of this run, after what the checked values say."""
+        """Raise ArgumentError unless these are arrays of this run that fit these values, which are valid."""
         own = {f"slot {name}": vector for name, vector in self.state.optimizer_state.slots.items()}
         if values["under_way"]:
             own |= {f"start {i}": copy for i, copy in enumerate(self.epoch_start.copies.values())}
@@ -205,7 +205,7 @@ class Run:
         weight = None if data.counts is None else data.counts[:1]
         sums = {}
         for metric in self.state.metrics:
-            with contextlib.suppress(Exception):  # a metric of the user's that cannot do it is not compared
+            with contextlib.suppress(Exception):  # a custom metric that fails on such outputs is not compared
                 sums[metric.name] = metric.sums(model.backend, outputs, data.y[:1], weight)
         return sums
 
