@@ -254,7 +254,7 @@ def test_two_threads_that_fit_one_model_train_once():
 
         in_threads(fit, 4)
         trained = 4 - len(refused)
-        assert trained >= 1 and model._state.epoch == 3 * trained and not model._state.running
+        assert trained >= 1 and model._state.epoch == 3 * trained and not model.context.guard.in_training
         if trained == 1:
             assert_same_state(model.state_dict(), want.state_dict())
 

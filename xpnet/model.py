@@ -1,13 +1,12 @@
-"""Sequential: a model of layers in a row, with fit, evaluate, predict, save and the rest; load; check_gradients."""
+"""Sequential, a model of layers in a row, and two functions of models: load and check_gradients."""
 
 import contextlib
 import copy
-import functools
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
 
@@ -28,15 +27,12 @@ from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from xpnet.errors import (
     ArgumentError,
     ArgumentTypeError,
-    DataError,
-    DeviceMemoryError,
     DistributedError,
     DivergenceError,
     FileError,
     ShapeError,
     StateError,
     shape_text,
-    suggestion,
 )
 from xpnet.layers.base import Layer
 from xpnet.layers.building import build_alone, building
@@ -44,32 +40,23 @@ from xpnet.layers.context import Context
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
-from xpnet.parameters import Buffer, Parameter, ParameterStore
+from xpnet.parameters import ParameterStore
 from xpnet.training import loop, model_files, outputs
-from xpnet.training.arguments import FitOptions, choose_loss_and_metrics, load_dataset
+from xpnet.training.arguments import FitOptions, checked_batch_size, choose_loss_and_metrics, load_dataset
 from xpnet.training.audit import Checks
+from xpnet.training.device_memory import explaining_memory_errors
 from xpnet.training.evaluation import evaluate
 from xpnet.training.gradient_check import relative_errors
 from xpnet.training.resuming import Rollback
 from xpnet.training.run import Run
 from xpnet.training.state import TrainingState, Untrained
+from xpnet.training.state_dicts import LoadedState, load_state
 
 __all__ = ["LoadedState", "Sequential", "check_gradients", "load"]
 
 
-#: The model whose own `forward` or `backward`, of a subclass, runs in a pass.
+#: The model whose pass is running through the `forward` or `backward` that its subclass defines.
 _running: ContextVar[Any] = ContextVar("running", default=None)
-
-
-class LoadedState(NamedTuple):
-    """What `load_state_dict` returns: the names that it left out.
-
-    missing: parameters and buffers of the model that the state does not have; they keep their values.  unused: names of
-    the state that the model does not have.
-    """
-
-    missing: list[str]
-    unused: list[str]
 
 
 class Sequential(layers_.Sequential):
@@ -285,22 +272,12 @@ class Sequential(layers_.Sequential):
         return run.history
 
     def _fit(self, x: Any, y: Any, sample_weight: Any, options: FitOptions) -> Run:
-        memory = self._enough_memory_for(options.batch_size, training=True)
+        memory = explaining_memory_errors(self, options.batch_size, training=True)
         with self._built_for(x), memory, self.backend.stream():
             self._has_gradients = False
-            unchanged = functools.partial(self._unchanged_if_refused, options.resume_from)
-            return loop.fit(self, self._begin_training, x, y, sample_weight, options, unchanged)
-
-    @contextlib.contextmanager
-    def _unchanged_if_refused(self, checkpoint: Any) -> Iterator[Callable[[], None]]:
-        """Undo what fit has changed if it fails before it calls the function that this yields."""
-        before = [] if checkpoint is None else [Rollback(self, self._state)]
-        try:
-            yield before.clear
-        except BaseException:
-            for rollback in before:
-                rollback.restore()
-            raise
+            return loop.fit(
+                self, self._begin_training, x, y, sample_weight, options, lambda: Rollback(self, self._state)
+            )
 
     def _begin_training(self, loss: Loss | None, metrics: list[Metric] | None, optimizer: Optimizer) -> TrainingState:
         with self.context.guard.lock:
@@ -322,7 +299,7 @@ class Sequential(layers_.Sequential):
 
         Loss, optimizer and metrics default to those of the last training.
         """
-        with self._built_for(x), self._enough_memory_for(None), self.backend.device():
+        with self._built_for(x), explaining_memory_errors(self, None), self.backend.device():
             chosen, measured = self._chosen(loss, metrics)
             wanted = self._state.optimizer if optimizer is None else optimizers_.get(optimizer)
             dataset = load_dataset(self, x, y, chosen, measured, sample_weight, class_weight)
@@ -339,7 +316,7 @@ class Sequential(layers_.Sequential):
 
     @explain_arguments
     def apply_gradients(self, optimizer: str | Optimizer = "adam") -> None:
-        """Update the parameters once from their gradients, in a training loop of one's own, after `backward`.
+        """Update the parameters once from their gradients, in a custom training loop, after `backward`.
 
         This is the update of `train_on_batch`: it adds the gradients of l1 and l2 penalties, clips, decays, and counts
         the step. Optimizer state and step belong to the model: an equal optimizer continues, another one starts afresh.
@@ -376,10 +353,9 @@ class Sequential(layers_.Sequential):
         By default they are those of the last training. The loss is a mean over the samples, or their sum if its
         reduction is "sum". batch_size affects memory and speed only; None takes all samples at once.
         """
-        if batch_size is not None:
-            batch_size = integer("", "batch_size", batch_size, also="None")
+        batch_size = checked_batch_size(batch_size)
         x, y, sample_weight = as_stream(x, y, sample_weight)
-        with self._built_for(x), self._enough_memory_for(batch_size), self.backend.device():
+        with self._built_for(x), explaining_memory_errors(self, batch_size), self.backend.device():
             chosen, measured = self._chosen(loss, metrics)
             dataset = load_dataset(self, x, y, chosen, measured, sample_weight)
             result = evaluate(self, dataset, chosen, measured, batch_size).final_result(chosen.reduction == "sum")
@@ -394,8 +370,7 @@ class Sequential(layers_.Sequential):
         as_device=True returns an array of `backend.xp` on the model's device instead. An array on disk, or a Stream of
         one, is read batch by batch.
         """
-        if batch_size is not None:
-            batch_size = integer("", "batch_size", batch_size, also="None")
+        batch_size = checked_batch_size(batch_size)
         on_disk = isinstance(x, Stream | numpy.memmap)
         if on_disk:
             self._ensure_built(x)
@@ -409,7 +384,7 @@ class Sequential(layers_.Sequential):
                 batch, dtype = self._inputs(read(x, slice(start, min(start + size, count)), "x"))
             else:
                 batch = x[start : start + size]
-            with self._enough_memory_for(size):
+            with explaining_memory_errors(self, size):
                 parts.append(self.context.exclusively(self._predict_batch, batch, dtype, as_device))
         with self.backend.device():
             join = self.backend.xp.concatenate if as_device else numpy.concatenate
@@ -476,41 +451,7 @@ class Sequential(layers_.Sequential):
         numbers, and DataError for numbers too large for the model's dtype. Then nothing changes.
         """
         self._refuse_inside()
-        flag("", "strict", strict)
-        if not isinstance(state, Mapping):
-            raise ArgumentTypeError(f"the state must be a dict of arrays by name, not {type(state).__name__}.")
-        own = {a.name: a for a in self.context.store.arrays()}
-        missing = [name for name in own if name not in state]
-        unused = [str(name) for name in state if name not in own]
-        if strict and (missing or unused):
-            hint = "".join(f"For {name!r}: {suggestion(name, missing)}" for name in unused[:1] if missing).strip()
-            raise ArgumentError(
-                f"the state does not fit this model: missing {missing}, unexpected {unused}. {hint} "
-                "strict=False loads what fits."
-            )
-        self.context.exclusively(self._load, {name: a for name, a in own.items() if name in state}, state)
-        return LoadedState(missing, unused)
-
-    def _load(self, own: dict[str, Parameter | Buffer], state: Mapping[str, Any]) -> None:
-        self.context.guard.refuse_beside_training()
-        new = {}
-        for name, target in own.items():
-            given = as_numbers(self.backend, state[name], name)
-            if given.shape != target.value.shape:
-                raise ShapeError(f"{name} has shape {tuple(target.value.shape)}, but the state's has "
-                                 f"{tuple(given.shape)}.")  # fmt: skip
-            new[name] = self._in_dtype(given, target.value.dtype, name)
-        for name, value in new.items():
-            own[name].value[...] = value
-
-    def _in_dtype(self, given: Array, dtype: DType, name: str) -> Array:
-        """`given` in this dtype. Raises DataError if a finite number becomes infinite."""
-        isfinite = self.backend.xp.isfinite
-        with numpy.errstate(over="ignore"):
-            value = self.backend.asarray(given, dtype=dtype)
-        if given.dtype.kind == "f" and value.dtype != given.dtype and bool((isfinite(given) & ~isfinite(value)).any()):
-            raise DataError(f"{name} of the state has numbers that are too large for {value.dtype}.")
-        return value
+        return load_state(self.context, state, flag("", "strict", strict))
 
     @explain_arguments
     def save(self, path: Any) -> None:
@@ -641,25 +582,6 @@ class Sequential(layers_.Sequential):
         finally:
             if self._builder == threading.get_ident():
                 self._builder = 0
-
-    @contextlib.contextmanager
-    def _enough_memory_for(self, batch_size: int | None, training: bool = False) -> Iterator[None]:
-        """Turn the device's error for too little memory into DeviceMemoryError, which says what to try."""
-        try:
-            yield
-        except Exception as error:
-            if not self.backend.out_of_memory(error):
-                raise
-            free, total = self.backend.memory()[2:]
-            smaller = 128 if batch_size is None else max(1, batch_size // 2)
-            remedy = f"try batch_size={smaller}" if smaller != batch_size else "move it to a device with more"
-            if training and smaller != batch_size and batch_size is not None:
-                remedy += ", with accumulate=2 for as many samples per update"
-            raise DeviceMemoryError(
-                f"{self.backend.name} does not have enough memory for batch_size={batch_size}: {remedy}. Of its "
-                f"{(total or 0) / 2**30:.1f} GiB, {(free or 0) / 2**30:.1f} GiB are free; backend.free_memory() frees "
-                "what CuPy caches."
-            ) from error
 
     def _own(self, x: Array) -> Array:
         """x, as a copy if a custom layer might write into it."""

@@ -1,4 +1,4 @@
-"""Training loops of one's own: apply_gradients equals train_on_batch; and learning rates that callbacks set."""
+"""Custom training loops: apply_gradients equals train_on_batch; and learning rates that callbacks set."""
 
 import copy
 
@@ -14,17 +14,8 @@ ONE_HOT = np.eye(2, dtype="float32")[LABELS]
 
 
 def net(backend, dropout=0.3):
-    return xpnet.Sequential(
-        [
-            layers.Dense(5, l2=0.02),
-            layers.BatchNorm(),
-            layers.Tanh(),
-            layers.Dropout(dropout),
-            layers.Dense(2, l1=0.01),
-        ],
-        (4,),
-        backend,
-    )
+    stack = [layers.Dense(5, l2=0.02), layers.BatchNorm(), layers.Tanh(), layers.Dropout(dropout)]
+    return xpnet.Sequential([*stack, layers.Dense(2, l1=0.01)], (4,), backend)
 
 
 def step_by_hand(model, loss, optimizer, x=SAMPLES, y=LABELS):
@@ -105,14 +96,14 @@ def test_frozen_parameters_stay():
     assert not np.array_equal(after["2.weight"], before["2.weight"])
 
 
-def test_gradients_that_were_never_computed_are_refused():
+def test_apply_gradients_without_a_backward_is_refused():
     model = small_net()
     with pytest.raises(StateError, match="backward"):
         model.apply_gradients()
     model.forward(SAMPLES, training=True)
     with pytest.raises(StateError, match="backward"):
         model.apply_gradients()
-    model.fit(SAMPLES, LABELS, **QUIET)  # what fit leaves behind is no gradient of a loss of one's own
+    model.fit(SAMPLES, LABELS, **QUIET)  # its gradients are not those of a `backward` that the user called
     with pytest.raises(StateError, match="backward"):
         model.apply_gradients()
     with pytest.raises(StateError, match="not built"):
@@ -136,7 +127,7 @@ def test_non_finite_gradients_change_nothing(backend, bad):
     assert model._state.step == 2
 
 
-def test_it_is_refused_while_fit_is_running_and_inside_another_model():
+def test_apply_gradients_is_refused_while_fit_is_running_and_inside_another_model():
     model = small_net()
 
     def apply(self, model):
@@ -281,12 +272,12 @@ def test_a_checkpoint_without_rates_can_be_resumed(tmp_path, monkeypatch):
     path = tmp_path / "run.safetensors"
     state_dict = xpnet.training.run.Run.state_dict
 
-    def as_before(self):
+    def state_of_an_old_file(self):
         arrays, values = state_dict(self)
         del values["history"]["learning_rate"], values["constant_rate"], values["last_rate"]
         return arrays, values
 
-    monkeypatch.setattr("xpnet.training.run.Run.state_dict", as_before)
+    monkeypatch.setattr("xpnet.training.run.Run.state_dict", state_of_an_old_file)
     small_net().fit(SAMPLES, LABELS, epochs=2, callbacks=[callbacks.Checkpoint(path)], **QUIET)
     history = small_net().fit(SAMPLES, LABELS, epochs=3, resume_from=path, **QUIET)
     assert np.isnan(history["learning_rate"][:2]).all() and history["learning_rate"][2:] == [0.001]

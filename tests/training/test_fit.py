@@ -340,10 +340,7 @@ RARE = np.repeat([0, 2], [90, 13])
 def test_balanced_class_weights_count_the_classes_of_y(backend, y):
     a, b = mlp(backend, dtype="float64"), mlp(backend, dtype="float64")
     soft = y.ndim == 2 and 0 < y.min() < 1
-    weights = BALANCED
-    if soft:
-        counts = y.sum(axis=0)
-        weights = {k: 103 / (3 * counts[k]) for k in range(3)}
+    weights = {k: 103 / (3 * count) for k, count in enumerate(y.sum(axis=0))} if soft else BALANCED
     one = a.fit(X, y, class_weight="balanced", batch_size=10, verbose=0)
     other = b.fit(X, y, class_weight=weights, batch_size=10, verbose=0)
     np.testing.assert_allclose(weights_of(a), weights_of(b), **CLOSE)
@@ -354,7 +351,7 @@ def test_balanced_class_weights_of_a_single_output(backend):
     y = np.repeat([0.0, 1.0], [90, 13])
     a, b = mlp(backend, outputs=1, dtype="float64"), mlp(backend, outputs=1, dtype="float64")
     a.fit(X, y, loss="binary_cross_entropy", class_weight="balanced", verbose=0)
-    weights = {0: 103 / (2 * 90), 1: 103 / (2 * 13)}
+    weights = {0: BALANCED[0], 1: BALANCED[2]}
     b.fit(X, y, loss="binary_cross_entropy", class_weight=weights, verbose=0)
     np.testing.assert_allclose(weights_of(a), weights_of(b), **CLOSE)
 
@@ -852,7 +849,7 @@ def test_a_refused_training_changes_no_state(refused):
         and state.metrics is metrics_before
         and state.optimizer is optimizer
     )
-    assert (state.step, state.epoch, state.running) == (4, 1, False)
+    assert (state.step, state.epoch, model.context.guard.in_training) == (4, 1, False)
     np.testing.assert_array_equal(optimizer_state.slots["velocity"], slot)
     np.testing.assert_array_equal(values_of(model), before)
     assert set(model.evaluate(SAMPLES, LABELS)) == {"loss", "accuracy"}

@@ -68,7 +68,7 @@ def test_ctrl_c_raises_after_the_step_and_leaves_the_history(backend):
         model.fit(X, Y, callbacks=[callback], **ARGUMENTS)
     assert callback.calls == 14 and callback.ended == 1
     assert model.history.stopped == "interrupted" and len(model.history["loss"]) == 1
-    assert not model._state.running and np.isfinite(model.predict(X)).all()
+    assert not model.context.guard.in_training and np.isfinite(model.predict(X)).all()
     stopped = net(backend)
     history = stopped.fit(X, Y, callbacks=[PressAt("on_step_end", 14)], on_interrupt="stop", **ARGUMENTS)
     assert history is stopped.history and dict(history) == dict(model.history)
@@ -117,7 +117,7 @@ def test_a_second_ctrl_c_raises_at_once_and_callbacks_end():
     model, callback = net(), PressAt("on_step_end", 3, times=2)
     with pytest.raises(KeyboardInterrupt):
         model.fit(X, Y, callbacks=[callback], on_interrupt="stop", **ARGUMENTS)
-    assert callback.ended == 1 and model.history.stopped == "interrupted" and not model._state.running
+    assert callback.ended == 1 and model.history.stopped == "interrupted" and not model.context.guard.in_training
     assert model.fit(X, Y, verbose=0).stopped is None
 
 
@@ -126,7 +126,7 @@ def test_a_second_ctrl_c_while_callbacks_end_is_raised_after_them():
     model = net()
     with pytest.raises(KeyboardInterrupt):
         model.fit(X, Y, callbacks=[ended, PressAt("on_train_end")], on_interrupt="stop", **ARGUMENTS)
-    assert ended.ended == 1 and not model._state.running
+    assert ended.ended == 1 and not model.context.guard.in_training
 
 
 def test_a_loop_of_fits_and_a_grid_search_stop_at_the_first_ctrl_c():
@@ -227,7 +227,7 @@ def test_a_handler_of_the_program_decides(raises):
         assert signal.getsignal(signal.SIGINT) is handler
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    assert pressed == [signal.SIGINT] and not model._state.running
+    assert pressed == [signal.SIGINT] and not model.context.guard.in_training
     assert model.fit(X, Y, verbose=0).stopped is None
 
 
@@ -308,7 +308,7 @@ class Trials:
             delays.append(self.random.choice([0, 1e-5, 1e-4, self.random.uniform(0, seconds / 5)]))
         self.interrupt(lambda: WORK[name](model, x, y), delays)
         threads, out = xpnet.get_backend("cpu").threads, []
-        assert not model._state.running, name
+        assert not model.context.guard.in_training, name
         assert self.blas_threads() == self.blas, name
         assert threads.region_workers is None, name
         values = model.context.store.values.copy()

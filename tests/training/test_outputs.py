@@ -11,6 +11,7 @@ from xpnet.errors import ArgumentError, ShapeError
 
 Z = np.array([[0.0, 1000.0, 3.0], [-2.0, 0.5, 1.0]], dtype="float32")
 YES_NO = (SAMPLES[:, :1] > 0).astype("float32")
+LOSS_FOR_OUTPUTS = {1: "binary_cross_entropy", 2: "softmax_cross_entropy"}
 
 
 def identity(backend, *more, inputs=3, dtype="float32"):
@@ -96,16 +97,13 @@ def test_regressions_are_refused(outputs, loss):
     model.fit(SAMPLES, SAMPLES[:, :outputs], loss=loss, **QUIET)
     with pytest.raises(ArgumentError, match=r"classifier.*(MeanSquaredError|Huber).*predict"):
         model.predict_proba(SAMPLES)
-    model.fit(SAMPLES, YES_NO if outputs == 1 else LABELS, QUIET_LOSS[outputs], **QUIET)
+    model.fit(SAMPLES, YES_NO if outputs == 1 else LABELS, LOSS_FOR_OUTPUTS[outputs], **QUIET)
     assert model.predict_proba(SAMPLES).shape == (20, 2)  # the loss of the last training counts
-
-
-QUIET_LOSS = {1: "binary_cross_entropy", 2: "softmax_cross_entropy"}
 
 
 def test_a_loaded_classifier_gives_the_same_probabilities(tmp_path):
     for model, y in ((small_net(), LABELS), (dense_net(1), YES_NO)):
-        model.fit(SAMPLES, y, QUIET_LOSS[model.output_shape[0] if model.output_shape[0] < 2 else 2], **QUIET)
+        model.fit(SAMPLES, y, LOSS_FOR_OUTPUTS[model.output_shape[0]], **QUIET)
         model.save(tmp_path / "m.safetensors")
         loaded = xpnet.load(tmp_path / "m.safetensors", backend="cpu")
         np.testing.assert_array_equal(loaded.predict_proba(SAMPLES), model.predict_proba(SAMPLES))
@@ -122,7 +120,7 @@ def test_batches_and_device_arrays(backend):
     assert model.predict_proba(SAMPLES).min() > 0
 
 
-def test_it_builds_the_model_and_refuses_wrong_inputs_as_predict_does():
+def test_predict_proba_builds_the_model_and_refuses_wrong_inputs_as_predict_does():
     model = xpnet.Sequential([layers.Dense(3)], backend="cpu")
     assert model.predict_proba(SAMPLES).shape == (20, 3)
     with pytest.raises(ShapeError):

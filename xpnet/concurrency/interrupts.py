@@ -1,7 +1,8 @@
 """Ctrl-C: when KeyboardInterrupt may be raised while a model computes.
 
 Python runs a signal handler in the main thread, between any two instructions, and its own handler raises
-KeyboardInterrupt there. So while a model computes, a handler of this module is installed instead, which counts.
+KeyboardInterrupt there. So while a model computes, a handler of this module is installed instead, which counts the
+presses.
 """
 
 import importlib
@@ -23,7 +24,7 @@ class _Interrupts(threading.local):
     """Ctrl-C in the current thread, which is the main one: other threads get no signals.
 
     deferring: whether the handler of this module is installed.  handler: the one that it replaces.  presses: how often
-    Ctrl-C was pressed and not yet raised.  patience: the number of presses that raise nothing now.  held: the arguments
+    Ctrl-C was pressed and not yet raised.  patience: the number of presses that do not raise.  held: the arguments
     for a handler of the program that has to wait.
     """
 
@@ -78,10 +79,8 @@ def deferring(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         state.patience = math.inf
         if replaced:
             try:
-                if _signal.getsignal(signal.SIGINT) in (
-                    _count,
-                    _call_program,
-                ):  # not if `work` has installed another one
+                # `work` may have installed another handler, which stays.
+                if _signal.getsignal(signal.SIGINT) in (_count, _call_program):
                     _signal.signal(signal.SIGINT, handler)
             finally:
                 state.deferring, pressed, state.presses = False, state.presses, 0
@@ -116,7 +115,7 @@ def take_press() -> bool:
 def _count(number: int, frame: FrameType | None) -> None:
     """The handler in place of Python's own."""
     state = interrupts
-    if not state.deferring:  # somebody has installed it again
+    if not state.deferring:  # the program has installed this handler again
         state.handler(number, frame)
         return
     state.presses += 1

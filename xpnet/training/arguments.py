@@ -46,12 +46,11 @@ class FitOptions:
 
     def checked(self) -> "FitOptions":
         """The same options as Python values. Raises ArgumentError or, for callbacks, ArgumentTypeError."""
-        batch_size = self.batch_size
         return replace(
             self,
             epochs=integer("", "epochs", self.epochs),
             accumulate=integer("", "accumulate", self.accumulate),
-            batch_size=None if batch_size is None else integer("", "batch_size", batch_size, also="None"),
+            batch_size=checked_batch_size(self.batch_size),
             shuffle=flag("", "shuffle", self.shuffle),
             callbacks=_checked_callbacks(self.callbacks),
             on_interrupt=choice("", "on_interrupt", self.on_interrupt, ("raise", "stop")),
@@ -100,6 +99,11 @@ class FitOptions:
             return _slice(x, part), _slice(y, part), _slice(sample_weight, part)
 
         return rows(slice(None, cut)), rows(slice(cut, None))
+
+
+def checked_batch_size(batch_size: Any) -> int | None:
+    """The batch size as an int, or None for all samples. Raises ArgumentError."""
+    return None if batch_size is None else integer("", "batch_size", batch_size, also="None")
 
 
 def choose_loss_and_metrics(model: Sequential, loss: Any, metrics_wanted: Any) -> tuple[Loss, list[Metric]]:
@@ -179,7 +183,7 @@ def _checked_callbacks(given: Any) -> list[Callback]:
 
 
 def warn(text: str) -> None:
-    """Issue a UserWarning that points to the line outside this package that called it."""
+    """Issue a UserWarning that points to the line outside this package that called into it."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "xpnet":
         level, frame = level + 1, frame.f_back

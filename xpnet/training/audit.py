@@ -1,4 +1,4 @@
-"""Audit: the first training step with layers, losses, metrics or an optimizer of the user, checked for mistakes.
+"""Audit: checks of the first training step with custom layers, losses, metrics or a custom optimizer.
 
 Code that is not part of xpnet may write into arrays that it was only given, forget a gradient, or return an array of
 another shape or dtype. So in the first step each of its methods is wrapped in checks, which copy and compare arrays.
@@ -34,7 +34,7 @@ def every_layer(layer: Layer) -> Iterator[Layer]:
 
 @contextlib.contextmanager
 def audited_step(step: TrainingStep) -> Iterator[None]:
-    """A context for a training step, which is checked if anything in it is the user's own, and was not checked yet."""
+    """A context for a training step. It checks custom code whose classes were not checked before."""
     model, state = step.model, step.state
     optimizer, metrics = state.optimizer, state.metrics
     things = [*every_layer(model), step.loss, optimizer, *metrics]
@@ -55,7 +55,7 @@ def audited_step(step: TrainingStep) -> Iterator[None]:
 
 @contextlib.contextmanager
 def audited_update(model: Sequential, state: TrainingState) -> Iterator[None]:
-    """A context for an update by hand, which is checked if the optimizer is the user's own, and was not checked yet."""
+    """A context for `apply_gradients`. It checks a custom optimizer whose class was not checked before."""
     kinds = (type(state.optimizer),)
     if not is_custom(*kinds) or kinds in state.audited:
         yield
@@ -140,7 +140,7 @@ class Checks:
     def __init__(self, model: Sequential) -> None:
         self._model, self._backend = model, model.backend
         self._inputs: dict[Layer, Array] = {}
-        self._finite: dict[Layer, bool] = {}  # of layers whose backward was called: whether what it was given is finite
+        self._finite: dict[Layer, bool] = {}  # of layers whose backward was called: whether its inputs are finite
         #: Called before backward, when the gradient of the loss was weighted in place.
         self.new_array: Callable[[], None] = lambda: None
 
@@ -271,7 +271,7 @@ class _Unwritten:
         self._arrays = {name: (a, a.copy()) for name, a in arrays.items() if a is not None}
 
     def check(self, method: str) -> None:
-        """Raise StateError if an array is no longer as it was."""
+        """Raise StateError if an array has changed."""
         for name, (now, before) in self._arrays.items():
             if not _same(self._backend, now, before):
                 raise StateError(

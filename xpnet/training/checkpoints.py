@@ -34,7 +34,7 @@ def _by_name(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def is_list_of_numbers(value: Any, length: int) -> bool:
-    """Whether this is a list of so many numbers, among them NaN and infinity."""
+    """Whether this is a list of `length` numbers. NaN and infinity are allowed."""
     return isinstance(value, list) and len(value) == length and all(map(_is_number, value))
 
 
@@ -53,9 +53,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "callbacks": ("states by name", _by_name(lambda value: isinstance(value, dict))),
 }
 
-
-#: Values that older checkpoints lack.
-_NEWER = ("constant_rate", "last_rate")
+_ABSENT_IN_OLD_FILES = ("constant_rate", "last_rate")
 
 #: What each of the batches' settings must be.
 _BATCHES: dict[str, Callable[[Any], bool]] = {
@@ -111,7 +109,7 @@ def _refuse_invalid(values: Mapping[str, Any]) -> None:
     """Raise ArgumentError unless these are values of a run, as `Run.state_dict` gives them, that fit together."""
     for name, (kind, fits) in _RULES.items():
         if name not in values:
-            if name in _NEWER:
+            if name in _ABSENT_IN_OLD_FILES:
                 continue
             raise ArgumentError(f"its training state has no {name!r}.")
         if not fits(values[name]):

@@ -121,7 +121,7 @@ class EpochMetrics:
         }
 
     def refuse_state(self, state: Mapping[str, numpy.ndarray[Any, Any]], samples: int, like: Mapping[str, Any]) -> None:
-        """Raise ArgumentError unless `state` can be what `state_dict` returns after so many samples.
+        """Raise ArgumentError unless `state_dict` can return this state after this number of samples.
 
         like: the sums of each metric over some samples.
         """

@@ -6,7 +6,6 @@ import logging
 import math
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy
@@ -28,8 +27,8 @@ from xpnet.training.arguments import FitOptions, choose_loss_and_metrics, load_d
 from xpnet.training.audit import audited_step, audited_update
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.evaluation import evaluate
-from xpnet.training.resuming import refuse_unequal_settings
-from xpnet.training.run import Run
+from xpnet.training.resuming import Rollback, refuse_unequal_settings
+from xpnet.training.run import INTERRUPTED, Run
 from xpnet.training.state import TrainingState
 from xpnet.training.step import TrainingStep
 
@@ -38,8 +37,6 @@ _log = logging.getLogger(__name__)
 #: Sets and returns the model's training state for this loss, these metrics and this optimizer.
 BeginTraining = Callable[[Loss, list[Metric], Optimizer], TrainingState]
 CallbackStates = list[tuple[Callback, dict[str, Any] | None]]
-
-INTERRUPTED = "interrupted"  # history.stopped after Ctrl-C
 
 _attaching = threading.Lock()
 
@@ -51,12 +48,11 @@ def fit(
     y: Any,
     sample_weight: Any,
     options: FitOptions,
-    unchanged_if_refused: Callable[[], AbstractContextManager[Callable[[], None]]],
+    rollback: Callable[[], Rollback],
 ) -> Run:
     """What `Sequential.fit` does with a built model, in `interrupts.deferring`.
 
-    unchanged_if_refused: makes a context that undoes what fit changed if it fails before the function is called that
-    the context yields.
+    rollback: copies the model before a checkpoint is loaded. It is restored if the checkpoint is refused.
     """
     group, backend, context, training = options.group, model.backend, model.context, object()
     guard = context.guard
@@ -67,12 +63,14 @@ def fit(
             backend.wait_for(None)  # passes of other threads
         group.bind(backend)
         context.group = group
-        with unchanged_if_refused() as accepted:
+        with contextlib.ExitStack() as undo:
+            if options.resume_from is not None:
+                undo.callback(rollback().restore)
             run, validation, states = group.run_on_all(lambda: _prepare(model, begin, x, y, sample_weight, options))
             if group.size > 1:
                 refuse_unequal_settings(group, run.rank_settings())
                 _broadcast_model(run)
-            _train(run, validation, states, accepted)
+            _train(run, validation, states, accepted=undo.pop_all)
             return run
     finally:
         interrupts.patience = math.inf
@@ -114,9 +112,9 @@ def _broadcast_model(run: Run) -> None:
 
 
 def _train(
-    run: Run, validation: AnyDataset | None, states: CallbackStates | None, accepted: Callable[[], None]
+    run: Run, validation: AnyDataset | None, states: CallbackStates | None, accepted: Callable[[], object]
 ) -> None:
-    """The epochs of a run, and what callbacks do before and after them."""
+    """The epochs of a run, and what callbacks do before and after them. `accepted` is called before the first epoch."""
     model, callbacks, begun = run.model, run.callbacks, list[Callback]()
     model.history = run.history
     with _ignoring_float_errors(), model.backend.on_compile(functools.partial(_call_on_compile, callbacks)):
@@ -233,7 +231,7 @@ def train_on_batch(model: Sequential, state: TrainingState, dataset: Dataset) ->
             step.gradients(batches, total, metrics.add)
             logs = metrics.result(as_sum=step.loss.reduction == "sum")
             _refuse_divergent_batch(model, state, logs["loss"], before)
-            state.update(model.context.store, None if state.loss_scale is None else state.loss_scale.gate)
+            step.update()
         finally:
             interrupts.patience = math.inf
     return logs

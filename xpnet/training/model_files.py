@@ -64,7 +64,7 @@ def read(path: Any, custom_layers: Iterable[type[layers.Layer]]) -> tuple[dict[s
 
 
 def checked_custom_layers(custom_layers: Any) -> list[type[layers.Layer]]:
-    """The classes of a caller's own layers, as a list. Raises ArgumentTypeError."""
+    """The classes of custom layers, as a list. Raises ArgumentTypeError."""
     given = list(custom_layers) if isinstance(custom_layers, Iterable) else [custom_layers]
     if isinstance(custom_layers, type) or not all(isinstance(c, type) and issubclass(c, Configured) for c in given):
         raise ArgumentTypeError(f"custom_layers must be a list of layer classes, [MyLayer], not {custom_layers!r}.")
@@ -134,7 +134,7 @@ def _encode(value: Any) -> Any:
     if isinstance(value, Configured):
         config = {name: _encode(item) for name, item in value.get_config().items()}
         if isinstance(value, layers.Layer) and value.name is not None:
-            config["name"] = value.name  # a get_config of one's own may leave it out
+            config["name"] = value.name  # a custom get_config may leave it out
         built_in = type(value) in _built_in()
         if not built_in and isinstance(value, layers.Sequential) and type(value).__module__.startswith("xpnet."):
             # A nested model is saved as a plain container.

@@ -1,4 +1,4 @@
-"""What the outputs of a classifier mean: logits or probabilities, of classes or of yes-or-no answers."""
+"""Probabilities from the outputs of a classifier: logits or probabilities, of classes or of yes-or-no answers."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What must be equal for a run to continue: in a checkpoint and the run that resumes from it, and on all ranks."""
+"""Settings that must be equal in a checkpoint and the run that resumes from it, and on all ranks; and Rollback."""
 
 import json
 import re
@@ -26,7 +26,7 @@ class Settings(NamedTuple):
 
 
 class Rollback:
-    """What `fit` and a checkpoint change in a model before the first step, kept on the host, to put it back."""
+    """A copy, on the host, of what `fit` and a checkpoint change in a model before the first step."""
 
     def __init__(self, model: Sequential, state: Any) -> None:
         store, backend = model.context.store, model.backend
@@ -41,6 +41,7 @@ class Rollback:
         self._trainable = [(parameter, parameter.trainable) for parameter in model.parameters]
 
     def restore(self) -> None:
+        """Write the copy back into the model."""
         with self._lock:  # another thread may predict
             for o, attributes in self._attributes:
                 vars(o).update(attributes)
@@ -80,7 +81,7 @@ def refuse_another_run(path: Any, own: Settings, architecture: Mapping[str, Any]
 
 
 def different_environment(own: Settings, values: Mapping[str, Any]) -> list[str]:
-    """["NumPy was '2.1' and is '2.2'", …]: why the results of a resumed run will differ by rounding."""
+    """["NumPy was '2.1' and is '2.2'", …]: the reasons why a resumed run will differ by rounding."""
     before = {"ranks": "1", **values["environment"]}
     return [
         f"{name} was {before.get(name)!r} and is {now!r}"

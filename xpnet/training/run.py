@@ -30,6 +30,9 @@ from xpnet.training.step import TrainingStep
 _ORDER_STREAM = 2  # keeps the random numbers of epoch permutations apart from those of weights
 
 
+INTERRUPTED = "interrupted"  # history.stopped after Ctrl-C
+
+
 class Run:
     """One call of `fit`. `callbacks.Run` lists what callbacks may use of it."""
 
@@ -168,7 +171,7 @@ class Run:
             raise FileError(f"{self.resumed_from}: the state of {name} in it was refused: {text}") from error
 
     def _refuse_state(self, arrays: Mapping[str, numpy.ndarray[Any, Any]], values: Mapping[str, Any]) -> None:
-        """Raise ArgumentError unless these are arrays of this run, after what the checked values say."""
+        """Raise ArgumentError unless these are arrays of this run that fit these values, which are valid."""
         own = {f"slot {name}": vector for name, vector in self.state.optimizer_state.slots.items()}
         if values["under_way"]:
             own |= {f"start {i}": copy for i, copy in enumerate(self.epoch_start.copies.values())}
@@ -202,7 +205,7 @@ class Run:
         weight = None if data.counts is None else data.counts[:1]
         sums = {}
         for metric in self.state.metrics:
-            with contextlib.suppress(Exception):  # a metric of the user's that cannot do it is not compared
+            with contextlib.suppress(Exception):  # a custom metric that fails on such outputs is not compared
                 sums[metric.name] = metric.sums(model.backend, outputs, data.y[:1], weight)
         return sums
 
@@ -280,7 +283,7 @@ class Run:
             "elapsed": self.elapsed(),
             "history": dict(history),
             "seconds": history.seconds,
-            "stopped": None if history.stopped == "interrupted" else history.stopped,
+            "stopped": None if history.stopped == INTERRUPTED else history.stopped,
             "callbacks": callback_values,
         }
 

@@ -17,7 +17,6 @@ class Untrained:
     """The state of a model that has never been trained. It has no loss, metrics and optimizer to default to."""
 
     step = epoch = 0
-    running = False
     last_loss = None
 
     @property
@@ -48,9 +47,9 @@ class TrainingState:
     """
 
     def __init__(self, context: Context, loss: Loss | None, metrics: list[Metric] | None, optimizer: Optimizer) -> None:
-        """loss, metrics: None in a training loop of one's own, which updates the model alone."""
+        """loss, metrics: None in a custom training loop, which computes them itself."""
         self.last_loss, self._metrics, self.optimizer = loss, metrics, optimizer
-        self._guard, self.loss_scale = context.guard, _loss_scale(context, None)
+        self.loss_scale = _loss_scale(context, None)
         self.audited: set[tuple[type, ...]] = set()  # the custom classes of steps that were checked
         self._start_afresh(context.store)
 
@@ -74,11 +73,6 @@ class TrainingState:
     def move(self, source: Backend, store: ParameterStore) -> None:
         """Follow the store, which has moved from `source` to another backend or dtype."""
         self.optimizer_state.move(source, store)
-
-    @property
-    def running(self) -> bool:
-        """Whether fit is running."""
-        return self._guard.in_training
 
     @property
     def loss(self) -> Loss:

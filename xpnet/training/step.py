@@ -30,8 +30,12 @@ class TrainingStep:
         """Make one update from `count` batches. `total` is Σ w over all of them, a number or a 0-d device array."""
         with self.model.execution_context():
             self.gradients(batches, total, add_metrics, count)
-            scale = self.state.loss_scale
-            self.state.update(self.model.context.store, None if scale is None else scale.gate)
+            self.update()
+
+    def update(self) -> None:
+        """Update the parameters from their gradients. The loss scale may skip it, on the device."""
+        scale = self.state.loss_scale
+        self.state.update(self.model.context.store, None if scale is None else scale.gate)
 
     def gradients(self, batches: Iterator[Batch], total: Any, add_metrics: AddMetrics, count: int = 1) -> None:
         """Fill the gradients of `count` batches and of the penalties."""
