@@ -251,7 +251,8 @@ class RandomFlip(_ImageAugmentation):
     (N, H, W) or (N, H, W, C) → the same shape. With both, the two are independent.
     """
 
-    def __init__(self, *, horizontal: bool = True, vertical: bool = False) -> None:
+    def __init__(self, *, horizontal: bool = True, vertical: bool = False, name: str | None = None) -> None:
+        super().__init__(name=name)
         self.horizontal, self.vertical = flag(self, "horizontal", horizontal), flag(self, "vertical", vertical)
 
     def forward(self, x: Array) -> Array:
@@ -289,7 +290,8 @@ class RandomCrop(_ImageAugmentation):
     images of 32 × 32 pixels.
     """
 
-    def __init__(self, padding: Any = None, size: Any = None) -> None:
+    def __init__(self, padding: Any = None, size: Any = None, *, name: str | None = None) -> None:
+        super().__init__(name=name)
         limits = {"at_least": 0, "at_most": _LIMIT}
         self.padding = None if padding is None else one_or_pair(integer, self, "padding", padding, **limits)
         self.size = None if size is None else one_or_pair(integer, self, "size", size, at_most=_LIMIT)
@@ -357,7 +359,8 @@ class RandomErasing(_ImageAugmentation):
     Zhong et al. 2017, "Random erasing data augmentation".
     """
 
-    def __init__(self, rate: float = 0.5, area: Any = (0.02, 0.33)) -> None:
+    def __init__(self, rate: float = 0.5, area: Any = (0.02, 0.33), *, name: str | None = None) -> None:
+        super().__init__(name=name)
         self.rate = number(self, "rate", rate, at_least=0, at_most=1)
         limits: dict[str, Any] = {"at_least": 0, "at_most": 1, "also": "(smallest, largest)"}
         shares = list(area) if hasattr(area, "__len__") and not isinstance(area, str) else [area]
@@ -411,7 +414,8 @@ def _inside(xp: Any, n: int, length: Array, place: Array) -> Array:
 class GaussianNoise(_Augmentation):
     """Adds normal noise of mean 0 and standard deviation `deviation` to each element of x, of any shape (N, ...)."""
 
-    def __init__(self, deviation: float) -> None:
+    def __init__(self, deviation: float, *, name: str | None = None) -> None:
+        super().__init__(name=name)
         self.deviation = number(self, "deviation", deviation, at_least=0, at_most=1e30)
 
     def forward(self, x: Array) -> Array:
@@ -454,7 +458,8 @@ class MixUp(_Augmentation):
     Zhang et al. 2018, "mixup: Beyond empirical risk minimization", use alpha from 0.1 to 0.4 for images.
     """
 
-    def __init__(self, alpha: float = 0.2) -> None:
+    def __init__(self, alpha: float = 0.2, *, name: str | None = None) -> None:
+        super().__init__(name=name)
         self.alpha = number(self, "alpha", alpha, above=0, at_most=_LIMIT)
 
     def build(self, input_shape: Shape) -> Shape:

@@ -1,6 +1,7 @@
 """Names of layers, access to layers by name and position, and arrays assigned to attributes of layers."""
 
 import copy
+import inspect
 import pickle
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from every import LAYERS
 
 import xpnet
-from xpnet import layers
+from xpnet import augment, layers
 from xpnet.errors import ArgumentError, ArgumentTypeError, PositionError, ShapeError, StateError
 
 
@@ -29,6 +30,13 @@ class Own(layers.Layer):
     def backward(self, grad_y):
         self.scale.grad = (grad_y * self.work.x).sum(axis=0)
         return grad_y * self.scale.value
+
+
+@pytest.mark.parametrize("kind", [*layers.__all__, *augment.__all__])
+def test_the_signature_of_every_layer_has_a_name(kind):
+    cls = getattr(layers, kind, None) or getattr(augment, kind)
+    name = inspect.signature(cls).parameters["name"]
+    assert name.kind is name.KEYWORD_ONLY and name.default is None
 
 
 class OwnConfig(Own):
