@@ -8,11 +8,10 @@ them take: learning_rate, weight_decay and clip_norm.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from numbers import Real
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend
-from xpnet.config import Configured, flag, missing_method, number, rate_or_schedule, resolve
+from xpnet.config import Configured, flag, missing_method, number, python_number, rate_or_schedule, resolve
 from xpnet.errors import ArgumentError
 from xpnet.parameters import ParameterStore
 
@@ -24,7 +23,7 @@ Rate = float | Callable[[int], float]
 class OptimizerState:
     """The vectors that an optimizer keeps for one model, each as long as the flat ones, and the number of updates.
 
-    constant_rate: what replaces the learning rate of an optimizer without a schedule; callbacks set it. None: nothing.
+    constant_rate: replaces the learning rate of an optimizer without a schedule; set by callbacks. None: not replaced.
     """
 
     constant_rate: float | None = None
@@ -82,16 +81,14 @@ class Optimizer(Configured):
         if clip_norm is not None:
             clip_norm = number(self, "clip_norm", clip_norm, above=0, also="None for no clipping")
         self.learning_rate, self.clip_norm = rate_or_schedule(self, "learning_rate", learning_rate), clip_norm
-        self.weight_decay = number(self, "weight_decay", weight_decay, at_least=0, below=math.inf)
+        self.weight_decay = number(self, "weight_decay", weight_decay, at_least=0, finite=True)
 
     def rate(self, step: int) -> float:
         """The learning rate of the next update, after `step` updates."""
         if not callable(self.learning_rate):
             return float(self.learning_rate)
-        rate: Any = self.learning_rate(step)
-        if hasattr(rate, "item") and getattr(rate, "shape", ()) == ():
-            rate = rate.item()
-        if isinstance(rate, bool) or not isinstance(rate, Real):
+        rate = python_number(self.learning_rate(step))
+        if isinstance(rate, bool) or not isinstance(rate, int | float):
             kind = type(self).__name__
             raise ArgumentError(f"{kind}: the schedule must return a number, but returned {rate!r} for step {step}.")
         return float(rate)
@@ -208,7 +205,7 @@ class Adagrad(Optimizer):
         clip_norm: float | None = None,
     ) -> None:
         super().__init__(learning_rate, weight_decay, clip_norm)
-        self.epsilon = number(self, "epsilon", epsilon, above=0, below=math.inf)
+        self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
         (s,) = slots
@@ -235,7 +232,7 @@ class RMSprop(Optimizer):
     ) -> None:
         super().__init__(learning_rate, weight_decay, clip_norm)
         self.rho = number(self, "rho", rho, at_least=0, below=1)
-        self.epsilon = number(self, "epsilon", epsilon, above=0, below=math.inf)
+        self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
         (s,) = slots
@@ -266,7 +263,7 @@ class Adam(Optimizer):
         super().__init__(learning_rate, weight_decay, clip_norm)
         self.beta1 = number(self, "beta1", beta1, at_least=0, below=1)
         self.beta2 = number(self, "beta2", beta2, at_least=0, below=1)
-        self.epsilon = number(self, "epsilon", epsilon, above=0, below=math.inf)
+        self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
         m, s = slots
