@@ -1,10 +1,12 @@
 """Sequential: layers one after the other, as one layer."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, SupportsIndex, overload
 
 from xpnet.backends import Array
+from xpnet.config import flag
 from xpnet.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -37,12 +39,12 @@ class Sequential(Layer):
         if not self.layers:
             raise ArgumentError(f"{type(self).__name__}: give it at least one layer.")
         given: list[Any] = list(self.layers)
-        first = {id(layer): i for i, layer in reversed(list(enumerate(given)))}
+        first: dict[int, int] = {}  # the first position of each object
         for i, layer in enumerate(given):
             if not isinstance(layer, Layer):
                 hint = "; did you mean an object, with ()?" if isinstance(layer, type) else "."
                 raise ArgumentTypeError(f"{type(self).__name__}: item {i} is {layer!r}, not a layer{hint}")
-            if first[id(layer)] < i:
+            if first.setdefault(id(layer), i) < i:
                 raise StateError(
                     f"{type(self).__name__}: items {first[id(layer)]} and {i} are the same {type(layer).__name__} "
                     "object; a layer object can be used only once. Make a second layer."
@@ -93,10 +95,10 @@ class Sequential(Layer):
             ) from None
 
     def _keys(self) -> list[str]:
-        """The last part of the path of each layer: its name, or else its number."""
+        """The last part of each layer's path: its name, or else its number."""
         keys = [layer.name or str(i) for i, layer in enumerate(self.layers)]
-        for key in keys:
-            if keys.count(key) > 1:
+        for key, count in Counter(keys).items():
+            if count > 1:
                 raise ArgumentError(f"{type(self).__name__}: two of the layers have the name {key!r}. Rename one.")
         return keys
 
@@ -179,7 +181,7 @@ class Sequential(Layer):
             return self._whole_backward(grad_y)
 
     def _whole_forward(self, x: Array) -> Array:
-        """`forward` of a whole model, whose public `forward` does more than this."""
+        """`forward` without the checks and copies of a model's public `forward`."""
         return Sequential.forward(self, x)
 
     def _whole_backward(self, grad_y: Array) -> Array | None:
@@ -263,11 +265,11 @@ class Sequential(Layer):
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        self._trainable = bool(value)
+        self._trainable = flag(self, "trainable", value)
         for parameter in self._parameters:
             parameter.trainable = self._trainable
         for layer in self.layers:
-            layer.trainable = value
+            layer.trainable = self._trainable
 
     def drop_workspaces(self, inference_only: bool = False) -> None:
         super().drop_workspaces(inference_only)
