@@ -152,9 +152,17 @@ def test_a_model_without_a_seed_draws_one_and_keeps_it():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: initializers.Uniform(1, 0), ArgumentError, "Uniform: high must be a number of at least 1, not 0"),
+        (
+            lambda: initializers.Uniform(1, 0),
+            ArgumentError,
+            "Uniform: high must be a finite number of at least 1, not 0",
+        ),
         (lambda: initializers.Uniform(math.nan, 0), ArgumentError, "Uniform: low must be a finite number, not nan"),
-        (lambda: initializers.Normal(0, -1), ArgumentError, "Normal: std must be a number of at least 0, not -1"),
+        (
+            lambda: initializers.Normal(0, -1),
+            ArgumentError,
+            "Normal: std must be a finite number of at least 0, not -1",
+        ),
         (
             lambda: initializers.get("glorot"),
             ArgumentError,

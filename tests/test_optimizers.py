@@ -358,13 +358,13 @@ def test_the_penalty_is_none_without_penalized_layers(backend, rng):
         (
             lambda: optimizers.SGD(-0.1),
             ArgumentError,
-            "SGD: learning_rate must be a number of at least 0, or a schedule, not -0.1",
+            "SGD: learning_rate must be a finite number of at least 0, or a schedule, not -0.1",
         ),
         (lambda: optimizers.Adam(math.nan), ArgumentError, "Adam: learning_rate .* not nan"),
         (
             lambda: optimizers.AdamW(weight_decay=-1),
             ArgumentError,
-            "AdamW: weight_decay must be a number of at least 0, not -1",
+            "AdamW: weight_decay must be a finite number of at least 0, not -1",
         ),
         (
             lambda: optimizers.RMSprop(clip_norm=0),

@@ -18,7 +18,7 @@ from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
 
 __all__ = ["Configured", "ExplainedArguments", "as_shape", "checked_samples", "choice", "explain_arguments", "flag",
            "integer", "is_custom", "is_integer", "is_number", "missing_method", "number", "one_or_pair", "penalties",
-           "rate_or_schedule", "real_array", "refuse_non_finite_targets", "resolve"]  # fmt: skip
+           "python_number", "rate_or_schedule", "real_array", "refuse_non_finite_targets", "resolve"]  # fmt: skip
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -36,7 +36,7 @@ _ADVICE = {
     **dict.fromkeys(("device", "dtype", "backend"), "Give it to the model: xpnet.Sequential(..., backend=, dtype=)."),
     **dict.fromkeys(("axis", "dim"), "Leave it out: it works on the last axis, the features."),
     "data_format": "Leave it out: images are (N, H, W, channels).",
-    "inplace": "Leave it out: layers use their own buffers again and again.",
+    "inplace": "Leave it out: layers reuse their own buffers.",
     "from_logits": "Leave it out: this loss takes logits.",
     "trainable": "Set it afterwards: layer.trainable = False.",
     "seed": "Leave it out: all noise follows from the seed of the model.",
@@ -49,7 +49,7 @@ _OTHER_NUMBERS = (numpy.generic, numpy.ndarray, fractions.Fraction, decimal.Deci
 
 
 def explain_arguments(function: F) -> F:
-    """Decorate a function: a call that does not fit its signature raises ArgumentTypeError, which says what would."""
+    """Decorate a function: a call that does not fit its signature raises ArgumentTypeError with the reason."""
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -113,7 +113,7 @@ class Configured(ExplainedArguments):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # A NumPy scalar among the arguments would turn float32 arithmetic into float64; a Python number does not.
-        super().__setattr__(name, _plain(value) if isinstance(value, _OTHER_NUMBERS) else value)
+        super().__setattr__(name, python_number(value) if isinstance(value, _OTHER_NUMBERS) else value)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, by name."""
@@ -178,10 +178,8 @@ def number(owner: Any, name: str, value: Any, *, finite: bool = False, also: str
 
     It may also be a NumPy scalar, an array without axes, a Fraction or a Decimal.
     """
-    given, value = value, _plain(value)
-    infinite = is_number(value) and math.isinf(value)
-    if not (is_number(value) and _within(value, limits)) or (finite and infinite):
-        finite = finite or (infinite and any(map(math.isinf, limits.values())))
+    given, value = value, python_number(value)
+    if not (is_number(value) and _within(value, limits)) or (finite and math.isinf(value)):
         raise _refusal(owner, name, ("a finite number" if finite else "a number") + _range(limits), given, also)
     return value  # type: ignore[no-any-return]
 
@@ -189,7 +187,7 @@ def number(owner: Any, name: str, value: Any, *, finite: bool = False, also: str
 def integer(owner: Any, name: str, value: Any, *, at_least: int = 1, also: str = "", **limits: int) -> int:
     """An integer within these limits, as a Python int. 3.0 counts as 3."""
     limits = {"at_least": at_least, **limits}
-    given, value = value, _plain(value)
+    given, value = value, python_number(value)
     if not (is_integer(value) and _within(value, limits)):
         raise _refusal(owner, name, "an integer" + _range(limits), given, also)
     return int(value)
@@ -206,7 +204,7 @@ def one_or_pair(check: Callable[..., N], owner: Any, name: str, value: Any, **li
 
 def as_shape(shape: Any) -> tuple[int, ...]:
     """(4,) from 4, [4] or (4,). Refuses anything but positive integers."""
-    shape = _plain(shape)
+    shape = python_number(shape)
     ordered = not isinstance(shape, str | bytes | bytearray | Set | Mapping) and getattr(shape, "ndim", 1) == 1
     sizes = tuple(shape) if ordered and hasattr(shape, "__iter__") else (shape,)
     if not all(is_integer(n) and n >= 1 for n in sizes) or len(sizes) > _MOST_AXES:
@@ -215,7 +213,7 @@ def as_shape(shape: Any) -> tuple[int, ...]:
 
 
 def penalties(owner: Any, l1: Any, l2: Any) -> tuple[float, float]:
-    """The arguments l1 and l2 of a layer, penalties of its weight."""
+    """Check the arguments l1 and l2 of a layer, the penalties on its weight."""
     owner = f"{type(owner).__name__}: weight"
     return number(owner, "l1", l1, at_least=0, finite=True), number(owner, "l2", l2, at_least=0, finite=True)
 
@@ -224,12 +222,12 @@ def rate_or_schedule(owner: Any, name: str, value: Any) -> float | Callable[[int
     """A learning rate, or a function of the step that returns one."""
     if callable(value) and not isinstance(value, type):
         return value  # type: ignore[no-any-return]
-    return number(owner, name, value, at_least=0, below=math.inf, also="a schedule")
+    return number(owner, name, value, at_least=0, finite=True, also="a schedule")
 
 
 def flag(owner: Any, name: str, value: Any) -> bool:
     """A Python or NumPy boolean, as a Python bool."""
-    given, value = value, _plain(value)
+    given, value = value, python_number(value)
     if not isinstance(value, bool):
         raise _refusal(owner, name, "True or False", given)
     return value
@@ -262,13 +260,13 @@ def missing_method(owner: Any, method: str) -> ArgumentTypeError:
 
 def is_number(value: Any) -> bool:
     """Whether this is a real number of Python or NumPy, and not a boolean or NaN."""
-    value = _plain(value)
+    value = python_number(value)
     return not isinstance(value, bool) and isinstance(value, int | float) and value == value
 
 
 def is_integer(value: Any) -> bool:
     """Whether this is a real number without a fraction."""
-    value = _plain(value)
+    value = python_number(value)
     return is_number(value) and bool(value == value // 1)
 
 
@@ -285,7 +283,7 @@ def real_array(a: Any, name: str) -> Any:
 
 
 def checked_samples(name: str, outputs: Any, targets: Any, sample_weight: Any) -> tuple[Any, Any, Any | None]:
-    """What a user gave to the loss or metric of this name, as NumPy arrays (N, ...): outputs and weights in float64.
+    """The arguments of the loss or metric called `name` as NumPy arrays (N, ...): outputs and weights in float64.
 
     Raises ShapeError or DataError for arrays that are empty or differ in length, and for invalid weights;
     ArgumentTypeError for anything but real numbers.
@@ -318,8 +316,8 @@ def refuse_non_finite_targets(name: str, targets: Any) -> None:
         raise DataError(f"{name}: targets contain NaN or infinity.")
 
 
-def _plain(value: Any) -> Any:
-    """A number of another type (NumPy scalar, array without axes, Fraction, Decimal) as a Python number."""
+def python_number(value: Any) -> Any:
+    """Convert a NumPy scalar, an array without axes, a Fraction or a Decimal to a Python number; return all else."""
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()
     if isinstance(value, bool):
@@ -335,7 +333,6 @@ def _within(value: Any, limits: Mapping[str, float]) -> bool:
 
 
 def _range(limits: Mapping[str, float]) -> str:
-    limits = {name: limit for name, limit in limits.items() if not math.isinf(limit)}
     if limits.keys() == {"at_least", "at_most"}:
         return f" from {limits['at_least']} to {limits['at_most']}"
     return " and".join(f" {_LIMITS[name][0]} {limit}" for name, limit in limits.items())

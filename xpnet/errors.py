@@ -88,8 +88,8 @@ def shape_text(shape: tuple[int, ...]) -> str:
     return f"(N, {', '.join(map(str, shape))})" if shape else "(N,)"
 
 
-#: Our names, of classes, functions, strings and arguments, and what other libraries call the same thing. Written
-#: without capitals and underscores.
+#: Our names of classes, functions, strings and arguments, and what other libraries call the same thing, spelled as by
+#: `_normalized`. Names are separated by spaces on either side.
 _ELSEWHERE = {
     # layers
     "Dense": "linear fullyconnected fc lazylinear",
@@ -114,24 +114,17 @@ _ELSEWHERE = {
     # losses
     "MeanSquaredError": "mseloss mse squarederror l2loss",
     "MeanAbsoluteError": "l1loss maeloss mae absoluteerror",
-    "Huber": "huberloss smoothl1loss smoothl1",
-    "BinaryCrossEntropy": "bceloss bce bcewithlogitsloss binarycrossentropyloss logloss",
-    "SoftmaxCrossEntropy": "crossentropyloss crossentropy categoricalcrossentropy sparsecategoricalcrossentropy "
-                           "nllloss softmaxcrossentropyloss",
+    "Huber huber": "huberloss smoothl1loss smoothl1",
+    "BinaryCrossEntropy binary_cross_entropy": "bceloss bce bcewithlogitsloss binarycrossentropyloss logloss",
+    "SoftmaxCrossEntropy softmax_cross_entropy": "crossentropyloss crossentropy categoricalcrossentropy "
+                                                 "sparsecategoricalcrossentropy nllloss softmaxcrossentropyloss",
     "mse": "mseloss l2loss squarederror",
     "mae": "l1loss maeloss absoluteerror",
-    "huber": "huberloss smoothl1loss smoothl1",
-    "binary_cross_entropy": "bceloss bce bcewithlogitsloss logloss",
-    "softmax_cross_entropy": "crossentropyloss crossentropy categoricalcrossentropy sparsecategoricalcrossentropy "
-                             "nllloss",
     # metrics
-    "Accuracy": "acc categoricalaccuracy binaryaccuracy sparsecategoricalaccuracy",
-    "accuracy": "acc categoricalaccuracy binaryaccuracy sparsecategoricalaccuracy",
+    "Accuracy accuracy": "acc categoricalaccuracy binaryaccuracy sparsecategoricalaccuracy",
     "TopKAccuracy": "topkcategoricalaccuracy topk",
-    "F1": "f1score",
-    "f1": "f1score",
-    "R2": "r2score",
-    "r2": "r2score",
+    "F1 f1": "f1score",
+    "R2 r2": "r2score",
     # callbacks, schedules, initializers
     "Checkpoint": "modelcheckpoint backupandrestore",
     "ReduceLROnPlateau": "reducelearningrateonplateau",
@@ -141,12 +134,12 @@ _ELSEWHERE = {
     "LinearWarmup": "warmup linearlr",
     "OneCycle": "onecyclelr onecyclepolicy",
     "InverseTimeDecay": "inversetime polynomialdecay",
-    "GlorotUniform": "xavieruniform xavier", "glorot_uniform": "xavieruniform xavier",
-    "GlorotNormal": "xaviernormal", "glorot_normal": "xaviernormal",
-    "HeUniform": "kaiminguniform kaiming", "he_uniform": "kaiminguniform kaiming",
-    "HeNormal": "kaimingnormal kaiming", "he_normal": "kaimingnormal kaiming",
-    "Normal": "randomnormal truncatednormal gaussian", "normal": "randomnormal truncatednormal gaussian",
-    "Uniform": "randomuniform", "uniform": "randomuniform",
+    "GlorotUniform glorot_uniform": "xavieruniform xavier",
+    "GlorotNormal glorot_normal": "xaviernormal",
+    "HeUniform he_uniform": "kaiminguniform kaiming",
+    "HeNormal he_normal": "kaimingnormal kaiming",
+    "Normal normal": "randomnormal truncatednormal gaussian",
+    "Uniform uniform": "randomuniform",
     # augment, datasets, functions
     "RandomAffine": "randomrotation randomtranslation randomzoom randomshear affine",
     "ElasticDistortion": "elastictransform elastic",
@@ -165,8 +158,7 @@ _ELSEWHERE = {
     "use_bias": "bias withbias",
     "weight_initializer": "kernelinitializer weightinit init initializer kernelinit winit embeddingsinitializer",
     "bias_initializer": "biasinit binit",
-    "l1": "kernelregularizer weightregularizer regularizer embeddingsregularizer",
-    "l2": "kernelregularizer weightregularizer regularizer embeddingsregularizer",
+    "l1 l2": "kernelregularizer weightregularizer regularizer embeddingsregularizer",
     "rate": "p dropoutrate prob probability droprate initiallearningrate lr learningrate",
     "negative_slope": "alpha slope leak",
     "threshold": "theta",
@@ -186,7 +178,7 @@ _ELSEWHERE = {
     "backend": "device",
     "seed": "randomstate randomseed",
     "learning_rate": "lr eta rate stepsize alpha learningrateinit",
-    "beta1": "betas beta", "beta2": "betas beta",
+    "beta1 beta2": "betas beta",
     "rho": "decay smoothing alpha",
     "clip_norm": "clipnorm maxnorm globalclipnorm maxgradnorm gradientclip clipvalue",
     "weight_decay": "l2 decay wd",
@@ -216,25 +208,30 @@ _ELSEWHERE = {
 }  # fmt: skip
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
+    """The name in lower case, without underscores and the like."""
     return "".join(character for character in name.lower() if character.isalnum())
+
+
+#: {one of our names: what other libraries call it}.
+_SYNONYMS = {name: theirs.split() for ours, theirs in _ELSEWHERE.items() for name in ours.split()}
 
 
 def suggestion(name: str, known: Iterable[str], advice: str = "") -> str:
     """ "Did you mean 'adam'? " if some of the known names mean the same as this one or are near it, else "".
 
-    advice: what to return if no known name means the same; then near ones are not suggested.
+    advice: returned if no known name means the same, in place of similar names.
     """
-    ours, plain = sorted(known), _plain(name)
-    found = [one for one in ours if _plain(one) == plain]
-    found = found or [one for one in ours if plain in _ELSEWHERE.get(one, "").split()]
+    ours, given = sorted(known), _normalized(name)
+    found = [one for one in ours if _normalized(one) == given]
+    found = found or [one for one in ours if given in _SYNONYMS.get(one, ())]
     if not found and advice:
         return f"{advice} "
     if not found:
         spelled: dict[str, list[str]] = {}
         for one in ours:
-            spelled.setdefault(_plain(one), []).append(one)
-        found = [one for key in difflib.get_close_matches(plain, spelled, n=3, cutoff=0.5) for one in spelled[key]]
+            spelled.setdefault(_normalized(one), []).append(one)
+        found = [one for key in difflib.get_close_matches(given, spelled, n=3, cutoff=0.5) for one in spelled[key]]
     return f"Did you mean {' or '.join(map(repr, found))}? " if found else ""
 
 

@@ -33,7 +33,7 @@ class Constant(Initializer):
     """Every element is `value`. If `value` is an array, it must have the shape of the parameter."""
 
     def __init__(self, value: Any) -> None:
-        _refuse_no_numbers("Constant: value", "", value)
+        _check_finite("Constant: value", "", value)
         self.value = value
 
     def __call__(self, shape: Sequence[int], rng: numpy.random.Generator) -> HostArray:
@@ -62,7 +62,7 @@ class Uniform(Initializer):
 
     def __init__(self, low: float = -0.05, high: float = 0.05) -> None:
         self.low = number(self, "low", low, finite=True)
-        self.high = number(self, "high", high, at_least=self.low, below=math.inf)
+        self.high = number(self, "high", high, at_least=self.low, finite=True)
 
     def __call__(self, shape: Sequence[int], rng: numpy.random.Generator) -> HostArray:
         return rng.uniform(self.low, self.high, size=shape)
@@ -73,7 +73,7 @@ class Normal(Initializer):
 
     def __init__(self, mean: float = 0.0, std: float = 0.05) -> None:
         self.mean = number(self, "mean", mean, finite=True)
-        self.std = number(self, "std", std, at_least=0, below=math.inf)
+        self.std = number(self, "std", std, at_least=0, finite=True)
 
     def __call__(self, shape: Sequence[int], rng: numpy.random.Generator) -> HostArray:
         return rng.normal(self.mean, self.std, size=shape)
@@ -178,12 +178,15 @@ def get(spec: Any) -> Initializer:
     """The initializer of this name; `spec` itself if it is one; `Constant(spec)` for a number or an array."""
     if isinstance(spec, str | Initializer | type):
         return resolve("initializer", spec, _NAMES, Initializer)  # type: ignore[type-abstract]
-    _refuse_no_numbers("an initializer", "a name, an Initializer, ", spec)
+    _check_finite("an initializer", "a name, an Initializer, ", spec)
     return Constant(spec)
 
 
-def _refuse_no_numbers(what: str, otherwise: str, value: Any) -> None:
-    """Raise if this is not a finite real number or an array of them."""
+def _check_finite(what: str, other_types: str, value: Any) -> None:
+    """Raise ArgumentTypeError or ArgumentError unless `value` is a finite real number or an array of them.
+
+    other_types: says in the error what else it may be.
+    """
     refuse_masked(value, what)
     try:
         array = numpy.asarray(to_host(value))
@@ -191,6 +194,6 @@ def _refuse_no_numbers(what: str, otherwise: str, value: Any) -> None:
         raise ArgumentTypeError(f"{what} cannot be converted to an array: {error}") from error
     if array.dtype.kind not in "fiub" or isinstance(value, bool):
         given = f"an array of {array.dtype}" if array.ndim else repr(value)
-        raise ArgumentTypeError(f"{what} must be {otherwise}a number or an array of real numbers, not {given}.")
+        raise ArgumentTypeError(f"{what} must be {other_types}a number or an array of real numbers, not {given}.")
     if not numpy.isfinite(array).all():
         raise ArgumentError(f"{what} must be finite, but this one contains NaN or infinity.")

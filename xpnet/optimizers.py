@@ -27,7 +27,7 @@ _TRAINABLE = attrgetter("trainable")  # in C: a lambda takes longer
 class OptimizerState:
     """The vectors that an optimizer keeps for one model, each as long as the flat ones, and the number of updates.
 
-    constant_rate: what replaces the learning rate of an optimizer without a schedule; callbacks set it. None: nothing.
+    constant_rate: replaces the learning rate of an optimizer without a schedule; set by callbacks. None: not replaced.
     """
 
     constant_rate: float | None = None
@@ -85,7 +85,7 @@ class Optimizer(Configured):
         if clip_norm is not None:
             clip_norm = number(self, "clip_norm", clip_norm, above=0, also="None for no clipping")
         self.learning_rate, self.clip_norm = rate_or_schedule(self, "learning_rate", learning_rate), clip_norm
-        self.weight_decay = number(self, "weight_decay", weight_decay, at_least=0, below=math.inf)
+        self.weight_decay = number(self, "weight_decay", weight_decay, at_least=0, finite=True)
 
     def rate(self, step: int) -> float:
         """The learning rate of the next update, after `step` updates."""
@@ -211,7 +211,7 @@ class Adagrad(Optimizer):
         clip_norm: float | None = None,
     ) -> None:
         super().__init__(learning_rate, weight_decay, clip_norm)
-        self.epsilon = number(self, "epsilon", epsilon, above=0, below=math.inf)
+        self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
         (s,) = slots
@@ -238,7 +238,7 @@ class RMSprop(Optimizer):
     ) -> None:
         super().__init__(learning_rate, weight_decay, clip_norm)
         self.rho = number(self, "rho", rho, at_least=0, below=1)
-        self.epsilon = number(self, "epsilon", epsilon, above=0, below=math.inf)
+        self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
         (s,) = slots
@@ -269,7 +269,7 @@ class Adam(Optimizer):
         super().__init__(learning_rate, weight_decay, clip_norm)
         self.beta1 = number(self, "beta1", beta1, at_least=0, below=1)
         self.beta2 = number(self, "beta2", beta2, at_least=0, below=1)
-        self.epsilon = number(self, "epsilon", epsilon, above=0, below=math.inf)
+        self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
         m, s = slots

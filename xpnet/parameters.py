@@ -146,7 +146,7 @@ class ParameterStore:
         """Make the flat vectors for all declared parameters, and draw the first values.
 
         Each parameter has its own random generator, seeded by `seed` and its name, so other layers do not affect it.
-        state: values and buffers on the host, which are used instead. Raises what `refuse_state` raises.
+        state: {name: host array} of parameters and buffers, used instead. Raises the errors of `refuse_state`.
         """
         if state is not None:
             self.refuse_state(state)  # before memory is allocated for sizes that may be wrong
@@ -168,7 +168,7 @@ class ParameterStore:
         self._bind(flat, numpy.zeros(end))
 
     def refuse_state(self, state: Mapping[str, numpy.ndarray[Any, Any]]) -> None:
-        """Raise ArgumentError or ShapeError unless these are this store's arrays: equal names, shapes and dtypes."""
+        """Raise ArgumentError or ShapeError unless names, shapes and dtypes equal those of this store."""
         own = {p.name: (p.shape, self.dtype) for p in self.parameters}
         own |= {b.name: (tuple(b.value.shape), numpy.dtype(b.value.dtype)) for b in self.buffers}
         if missing := sorted(own.keys() - state.keys()):
@@ -191,7 +191,7 @@ class ParameterStore:
             )
 
     def _first_values(self, parameter: Parameter, rng: numpy.random.Generator) -> numpy.ndarray[Any, Any]:
-        """What the initializer returns for this parameter, checked, since it may be the user's own."""
+        """What the initializer returns for this parameter, checked because users may write their own initializers."""
         values, what = parameter.initializer(parameter.shape, rng), f"{parameter.name}: {parameter.initializer!r}"
         if not isinstance(values, numpy.ndarray) or numpy.ma.isMaskedArray(values) or values.dtype.kind not in "fiub":
             kind = f"an array of {values.dtype}" if type(values) is numpy.ndarray else f"a {type(values).__name__}"
@@ -270,13 +270,16 @@ class ParameterStore:
     def _bind(self, values: Any, grads: Any) -> None:
         """Copy these host vectors to the device, and make all parameters views of the copies."""
         with self.backend.device():
-            vectors = []
-            for host in (values, grads):
-                vectors.append(self.backend.zeros(host.shape, self.dtype))
-                vectors[-1][...] = self.backend.asarray(host, dtype=self.dtype)
+            flat_values, flat_grads = self._on_device(values), self._on_device(grads)
             for parameter in self.parameters:
-                parameter.bind(self.backend, vectors[0], vectors[1], self.guard)
-            self.grads, self.values = vectors[1], vectors[0]  # last, because `allocated` says that all is done
+                parameter.bind(self.backend, flat_values, flat_grads, self.guard)
+            self.grads, self.values = flat_grads, flat_values  # values last: `allocated` says that all is done
+
+    def _on_device(self, host: Any) -> Array:
+        """A copy of this host vector, allocated by the backend, which aligns it."""
+        vector = self.backend.zeros(host.shape, self.dtype)
+        vector[...] = self.backend.asarray(host, dtype=self.dtype)
+        return vector
 
     def __getstate__(self) -> dict[str, Any]:
         # deepcopy and pickle copy through the host, whatever the device.

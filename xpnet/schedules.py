@@ -33,7 +33,7 @@ class StepDecay(Schedule):
 
     def __init__(self, rate: float, every: int, factor: float = 0.1) -> None:
         self.rate, self.every = _rate(self, "rate", rate), integer(self, "every", every)
-        self.factor = number(self, "factor", factor, above=0, below=math.inf)
+        self.factor = number(self, "factor", factor, above=0, finite=True)
 
     def __call__(self, step: int) -> float:
         return self.rate * self.factor ** (step // self.every)
@@ -44,7 +44,7 @@ class ExponentialDecay(Schedule):
 
     def __init__(self, rate: float, every: int, factor: float) -> None:
         self.rate, self.every = _rate(self, "rate", rate), integer(self, "every", every)
-        self.factor = number(self, "factor", factor, above=0, below=math.inf)
+        self.factor = number(self, "factor", factor, above=0, finite=True)
 
     def __call__(self, step: int) -> float:
         return float(self.rate * self.factor ** (step / self.every))
@@ -55,7 +55,7 @@ class InverseTimeDecay(Schedule):
 
     def __init__(self, rate: float, every: int, decay: float = 1.0) -> None:
         self.rate, self.every = _rate(self, "rate", rate), integer(self, "every", every)
-        self.decay = number(self, "decay", decay, at_least=0, below=math.inf)
+        self.decay = number(self, "decay", decay, at_least=0, finite=True)
 
     def __call__(self, step: int) -> float:
         return self.rate / (1.0 + self.decay * step / self.every)
@@ -97,8 +97,8 @@ class OneCycle(Schedule):
     ) -> None:
         self.peak, self.steps = _rate(self, "peak", peak), integer(self, "steps", steps)
         self.warmup = number(self, "warmup", warmup, at_least=0, at_most=1)
-        self.start_factor = number(self, "start_factor", start_factor, above=0, below=math.inf)
-        self.end_factor = number(self, "end_factor", end_factor, above=0, below=math.inf)
+        self.start_factor = number(self, "start_factor", start_factor, above=0, finite=True)
+        self.end_factor = number(self, "end_factor", end_factor, above=0, finite=True)
 
     def __call__(self, step: int) -> float:
         rising = self.warmup * self.steps  # steps in which the rate rises
@@ -110,7 +110,7 @@ class OneCycle(Schedule):
 
 
 def _rate(owner: Any, name: str, value: Any) -> float:
-    return number(owner, name, value, at_least=0, below=math.inf)
+    return number(owner, name, value, at_least=0, finite=True)
 
 
 def _cosine(start: float, end: float, progress: float) -> float:

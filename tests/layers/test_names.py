@@ -211,7 +211,7 @@ def test_a_model_is_a_sequence_of_layers():
         xpnet.Sequential(layers.Sequential([layers.ReLU()]))
 
 
-def test_dir_of_a_model_lists_no_machinery():
+def test_dir_of_a_model_lists_no_internal_attributes():
     listed = {name for name in dir(net()) if not name.startswith("__")}
     hidden = {"place", "unplace", "forward_pass", "backward_pass", "execution_context", "drop_workspaces", "noise_key"}
     assert not listed & hidden and not any(name.startswith("_") for name in listed)
@@ -274,9 +274,17 @@ def test_a_parameter_assigned_to_another_copies_its_values():
 
 @pytest.mark.parametrize("value", [0, 1, None, "no"])
 def test_trainable_is_a_flag(value):
-    layer = layers.Dense(3)
-    with pytest.raises(ArgumentError, match="Dense: trainable must be True or False"):
-        layer.trainable = value
+    class Scaled(layers.Sequential):
+        def build(self, input_shape):
+            self.scale = self.add_parameter("scale", (1,), 1.0)
+            return super().build(input_shape)
+
+    scaled = Scaled([layers.Dense(3)])
+    xpnet.Sequential([scaled], (2,), "cpu").trainable = False
+    for layer, kind in ((scaled, "Scaled"), (layers.Dense(3), "Dense")):
+        with pytest.raises(ArgumentError, match=f"{kind}: trainable must be True or False"):
+            layer.trainable = value
+    assert not any(parameter.trainable for parameter in scaled.parameters)
 
 
 @pytest.mark.parametrize(

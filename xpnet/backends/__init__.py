@@ -14,7 +14,8 @@ __all__ = ["Array", "Backend", "DType", "available_backends", "get_backend"]
 def get_backend(backend: str | Backend = "auto") -> Backend:
     """Return the backend of this name: "cpu", "gpu", "gpu:1" (a device index) or "auto"; or a given Backend itself.
 
-    "cuda" means "gpu", and "cuda:1" "gpu:1".
+    "cuda" means "gpu", and "cuda:1" means "gpu:1".
+
     "auto" is the value of the environment variable XPNET_BACKEND if it is set; else the first GPU if it can be used;
     else, silently, the CPU. "gpu" never falls back: it raises BackendError with the reason and, if there is one, the
     command that fixes it.

@@ -44,7 +44,7 @@ class Device:
 
     #: An elementwise update of a long vector is done in pieces of this many elements; None means in one piece.
     chunk_elements: int | None = None
-    #: Whether work of different threads may be in different streams of the device.
+    #: Whether threads may use different streams of the device.
     has_streams = False
 
     def __init__(self, name: str, xp: ModuleType | Any) -> None:
@@ -84,13 +84,13 @@ class Device:
         return None
 
     def wait_for(self, stream: Any) -> None:
-        """Do the later work of this thread after all work in `stream`, a result of `current_stream`, so far.
+        """Make the later work of this thread wait for all work in `stream` so far.
 
-        None is the default stream.
+        stream: a result of `current_stream`; None is the default stream.
         """
 
     def in_turn(self, stream: Any) -> AbstractContextManager[Any]:
-        """A context whose work comes after all work in `stream` so far, and before all later work in it."""
+        """A context: its work comes after all work in `stream` so far, and before all later work in `stream`."""
         return nullcontext()
 
     def uploads(self) -> Uploads:
@@ -112,8 +112,8 @@ class Device:
         return Memory(0, 0, None, None)
 
     def can_hold(self, count: int) -> bool:
-        """Whether the device has as much memory as so many bytes, used or free."""
-        total = self.memory().total if count > 2**30 else None  # it takes time to ask
+        """Whether the device's memory, used and free, is at least `count` bytes."""
+        total = self.memory().total if count > 2**30 else None  # a query takes time
         return count <= (2**62 if total is None else total)
 
     def free_memory(self) -> None:

@@ -260,7 +260,7 @@ class LogSoftmax(Layer):
 
 
 def _with_features(layer: Layer, input_shape: Shape) -> Shape:
-    """The same shape. Without a feature axis, the last axis would be the batch."""
+    """Return the same shape. Raise ShapeError without a feature axis: the last axis would be the batch."""
     if not input_shape:
         raise layer.refuse("(N, ..., features)", input_shape)
     return input_shape

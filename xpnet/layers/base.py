@@ -16,8 +16,8 @@ from xpnet.layers.building import standalone
 from xpnet.layers.context import Context, Shape, Workspace
 from xpnet.parameters import Buffer, ModelArray, Parameter
 
-#: The attributes that only models and containers use. dir() does not list them.
-_MACHINERY = frozenset((
+#: Attributes for models and containers only. dir() does not list them.
+_INTERNAL = frozenset((
     "backward_pass", "drop_workspaces", "execution_context", "forward_pass", "gives_probabilities", "noise_key",
     "place", "splits_batch", "unplace",
 ))  # fmt: skip
@@ -60,7 +60,7 @@ class Layer(Configured):
     wants_input_grad: bool = True
 
     name: str | None = None  # replaces the number in `path`
-    path: str = ""  # where this layer is in its model, such as "1.0" or "block.digit"
+    path: str = ""  # the position of this layer in its model, such as "1.0" or "block.digit"
     input_shape: Shape = ()
     output_shape: Shape = ()
     _context: Context | None = None
@@ -162,7 +162,7 @@ class Layer(Configured):
 
     @property
     def noise_key(self) -> tuple[int, int, int]:
-        """The key of this pass's noise: (seed, layer, step). A `forward` by hand has a number of its own as step."""
+        """The key of this pass's noise: (seed, layer, step). A `forward` outside of fit has its own number as step."""
         return self.context.seed, zlib.crc32(self.path.encode()), self.context.noise_step
 
     def random_bits(self, x: Array) -> Array:
@@ -176,7 +176,7 @@ class Layer(Configured):
         return ShapeError(f"{self._label} expects {expected}, but the input is {got}.{hint}")
 
     def check_output(self, x: Array, y: Any) -> None:
-        """Raise ShapeError unless y has the form that `build` has promised for the outputs of x."""
+        """Raise ShapeError unless y, the outputs of x, has the dtype and the shape that `build` returned."""
         dtype = x.dtype if self.accepts_integers is None and x.dtype.kind != "f" else self.context.dtype
         if not isinstance(y, self.xp.ndarray) or y.shape != (len(x), *self.output_shape) or y.dtype != dtype:
             raise self.wrong_output((len(x), *self.output_shape), dtype, y)
@@ -215,7 +215,7 @@ class Layer(Configured):
         super().__setattr__(name, self._checked_name(value) if name == "name" else value)
 
     def _checked_name(self, name: Any) -> str | None:
-        """This name for the layer, if it is one. It takes the place of a number in dotted names."""
+        """Return this name if a layer can have it: it takes the place of a number in dotted names."""
         kind = type(self).__name__
         if self.is_built and name != self.name:
             raise StateError(f"{kind}: set the name before the layer is built; its parameters are named after it.")
@@ -240,8 +240,8 @@ class Layer(Configured):
         return config if self.name is None else {**config, "name": self.name}
 
     def __dir__(self) -> Iterable[str]:
-        """The public attributes, without those that only models use."""
-        return [n for n in super().__dir__() if n not in _MACHINERY and (n[:1] != "_" or n[:2] == "__")]
+        """The public attributes, without those for models and containers only."""
+        return [n for n in super().__dir__() if n not in _INTERNAL and (n[:1] != "_" or n[:2] == "__")]
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -351,7 +351,7 @@ def _taking_name(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def wrong_array(what: str, shape: tuple[int, ...], dtype: Any, xp: Any, got: Any, why: str = "") -> ShapeError:
-    """The error for anything but an array of this shape (N, ...) and dtype: "Dense: forward must return (N, 3)…"."""
+    """The error if `got` is no array of this shape (N, ...) and dtype. what: such as "Dense: forward must return"."""
     expected, hint = f"{what} {shape_text(shape[1:])} of {dtype}{why}", ""
     if not isinstance(got, xp.ndarray):
         text = f"a {type(got).__module__}.{type(got).__name__}" if hasattr(got, "shape") else repr(got)

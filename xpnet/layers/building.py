@@ -10,7 +10,7 @@ from xpnet.errors import StateError
 from xpnet.layers.context import Context, Shape
 from xpnet.parameters import ParameterStore
 
-#: A layer or model is built by one thread at a time.
+#: Held while a layer or model is built: only one thread builds at a time.
 building = threading.RLock()
 
 
@@ -39,7 +39,7 @@ def standalone(build: Callable[[Any, Shape], Shape]) -> Callable[..., Shape]:
 def build_alone(layer: Any, context: Context, input_shape: Any, state: Mapping[str, Any] | None = None) -> None:
     """Build a layer or model that is not part of another one. If that fails, it can be built again.
 
-    state: values and buffers, which would otherwise be the initial ones.
+    state: {name: array} of parameters and buffers, used in place of initial values.
     """
     with building:
         try:

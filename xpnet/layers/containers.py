@@ -1,10 +1,12 @@
 """Sequential: layers one after the other, as one layer."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, SupportsIndex, overload
 
 from xpnet.backends import Array
+from xpnet.config import flag
 from xpnet.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -42,12 +44,12 @@ class Sequential(Layer):
         if not self.layers:
             raise ArgumentError(f"{type(self).__name__}: give it at least one layer.")
         given: list[Any] = list(self.layers)
-        first = {id(layer): i for i, layer in reversed(list(enumerate(given)))}
+        first: dict[int, int] = {}  # the first position of each object
         for i, layer in enumerate(given):
             if not isinstance(layer, Layer):
                 hint = "; did you mean an object, with ()?" if isinstance(layer, type) else "."
                 raise ArgumentTypeError(f"{type(self).__name__}: item {i} is {layer!r}, not a layer{hint}")
-            if first[id(layer)] < i:
+            if first.setdefault(id(layer), i) < i:
                 raise StateError(
                     f"{type(self).__name__}: items {first[id(layer)]} and {i} are the same {type(layer).__name__} "
                     "object; a layer object can be used only once. Make a second layer."
@@ -101,10 +103,10 @@ class Sequential(Layer):
             ) from None
 
     def _keys(self) -> list[str]:
-        """The last part of the path of each layer: its name, or else its number."""
+        """The last part of each layer's path: its name, or else its number."""
         keys = [layer.name or str(i) for i, layer in enumerate(self.layers)]
-        for key in keys:
-            if keys.count(key) > 1:
+        for key, count in Counter(keys).items():
+            if count > 1:
                 raise ArgumentError(f"{type(self).__name__}: two of the layers have the name {key!r}. Rename one.")
         return keys
 
@@ -186,7 +188,7 @@ class Sequential(Layer):
         with self.execution_context():
             return self._run_backward(grad_y)
 
-    #: The passes of a whole model, whose public `forward` and `backward` do more than these.
+    #: `forward` and `backward` without the checks and copies of those of a model.
     _run_forward, _run_backward = forward, backward
 
     def execution_context(self, samples: int | None = None) -> AbstractContextManager[Any]:
@@ -267,11 +269,11 @@ class Sequential(Layer):
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        self._trainable = bool(value)
+        self._trainable = flag(self, "trainable", value)
         for parameter in self._parameters:
             parameter.trainable = self._trainable
         for layer in self.layers:
-            layer.trainable = value
+            layer.trainable = self._trainable
 
     def drop_workspaces(self, inference_only: bool = False) -> None:
         super().drop_workspaces(inference_only)

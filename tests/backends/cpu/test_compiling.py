@@ -27,7 +27,7 @@ from xpnet.backends.cpu import operators
 backend = xpnet.get_backend("cpu")
 with backend.parallel_region():
     y = backend.relu(numpy.arange(-3.0, 3.0).reshape(2, 3), numpy.empty((2, 3)))
-print(y.sum(), operators.compiled_loops() is not None, operators.why_no_loops(), sep="|")
+print(y.sum(), operators.compiled_loops() is not None, operators.loops_unavailable_reason(), sep="|")
 """
 
 

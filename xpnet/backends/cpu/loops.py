@@ -26,7 +26,7 @@ def _compiled(function: F) -> F:
     loop = njit(nogil=True, error_model="numpy")(function)
     try:
         loop.enable_caching()
-    except Exception as error:  # no folder can be written
+    except Exception as error:  # no folder is writable
         _cannot_cache(error)
     else:
         cache = getattr(loop, "_cache", None)
@@ -37,7 +37,7 @@ def _compiled(function: F) -> F:
 
 
 def _tolerant(access: Callable[..., Any]) -> Callable[..., Any]:
-    """This access to the cache, without its errors: a full disk or a damaged file only means compiling again."""
+    """This access to the cache, with errors only logged: a full disk or a damaged file means compiling again."""
 
     @functools.wraps(access)
     def tolerant(*args: Any) -> Any:
@@ -50,13 +50,14 @@ def _tolerant(access: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _cannot_cache(error: Exception) -> None:
-    if not _complaints:
+    global _has_warned
+    if not _has_warned:
         _log.warning("Numba compiles anew in every process, because its cache cannot be used: %s. Set the environment "
                      "variable NUMBA_CACHE_DIR to a folder that can be written.", error)  # fmt: skip
-    _complaints.append(error)
+    _has_warned = True
 
 
-_complaints: list[Exception] = []
+_has_warned = False
 
 
 @_compiled

@@ -322,11 +322,11 @@ def _check_shapes(images: Array, windows: Windows, results: Array) -> None:
 
 def loop_compiler() -> str:
     """The name and version of the package that compiles the loops, or "none". Does not load it."""
-    return "none" if why_no_loops() else f"Numba {_installed_version()}"
+    return "none" if loops_unavailable_reason() else f"Numba {_installed_version()}"
 
 
-def why_no_loops() -> str | None:
-    """Why no compiled loops are used; None if they are, or will be when the first model needs them."""
+def loops_unavailable_reason() -> str | None:
+    """The reason why no compiled loops are used; None if they are, or will be once a model needs them."""
     if os.environ.get("XPNET_FAST") == "0":
         return "the environment variable XPNET_FAST=0 turns them off"
     if _import_error is None and not _numba_is_installed():
@@ -336,15 +336,15 @@ def why_no_loops() -> str | None:
 
 @functools.cache
 def compiled_loops() -> Any:
-    """The compiled loops, or None; `why_no_loops` says why."""
+    """The compiled loops; None if there is a `loops_unavailable_reason`."""
     global _import_error
     with _loading:
-        if (reason := why_no_loops()) is not None:
+        if (reason := loops_unavailable_reason()) is not None:
             _log.info("no compiled loops, plain NumPy instead: %s", reason)
             return None
         try:
             return importlib.import_module("xpnet.backends.cpu.loops")
-        except Exception as error:  # made for another NumPy, or damaged, which shows in many ways
+        except Exception as error:  # Numba fails in many ways if it is damaged or needs another NumPy
             why = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":")
             _import_error = f"Numba {_installed_version()} cannot be used: {why}"
             _log.warning("no compiled loops, plain NumPy instead: %s", _import_error)
@@ -352,9 +352,9 @@ def compiled_loops() -> Any:
 
 
 def describe_loops() -> str:
-    """How the loops run, in words. Loads Numba: only then is it known whether that works."""
+    """Say how the loops run. Imports Numba, to find out whether that works."""
     compiled_loops()
-    reason = why_no_loops()
+    reason = loops_unavailable_reason()
     return f"compiled by {loop_compiler()}" if reason is None else f"plain NumPy, not compiled: {reason}"
 
 

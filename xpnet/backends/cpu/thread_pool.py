@@ -92,7 +92,7 @@ class ThreadPool:
             self._state.workers = self._blas_threads
 
     def leave(self) -> None:
-        """This thread leaves it. The last one gives the BLAS its threads back."""
+        """This thread leaves its parallel region. The last thread to leave gives the BLAS its threads back."""
         with self._lock:
             self._state.workers = None
             self._inside.discard(threading.get_ident())
@@ -106,7 +106,7 @@ class ThreadPool:
             self.leave()
 
     def _set_blas_threads(self, count: int | None = None) -> None:
-        """None: as before."""
+        """Set the threads of each BLAS library to `count`, or back to the number before if it is None."""
         for library, threads in self._limited:
             if threads > 1:
                 library.set_num_threads(count or threads)
@@ -158,7 +158,7 @@ class ThreadPool:
 
 
 def _wait_for(futures: list[Future[None]]) -> None:
-    """Wait for all, also if a signal handler of the program raises meanwhile."""
+    """Wait for all futures, even if a signal handler raises in the meantime; then raise its error."""
     raised: BaseException | None = None
     for future in futures:
         while not future.done():

@@ -89,7 +89,7 @@ class KernelLauncher(Backend):
         recoverable.add(self)
 
     def recover(self) -> None:
-        """Leave the contexts of this thread that Python code leaves."""
+        """Reset what contexts set for this thread, in case an interrupt kept them from resetting it."""
         self.thread.precision = self.thread.cells = self.thread.uploads = None
 
     @property

@@ -10,7 +10,7 @@ class ElementwiseOperators(Device):
         return self.xp.maximum(x, 0.0, out=out)
 
     def relu_grad(self, grad: Array, y: Array, out: Array) -> Array:
-        """out = grad · [y ≠ 0]. So that they are noticed, NaN in y keeps the gradient, and 0 · ∞ is NaN."""
+        """out = grad · [y ≠ 0]. The gradient is kept where y is NaN, and 0 · ∞ is NaN, so that neither is hidden."""
         return self.xp.multiply(grad, self.xp.not_equal(y, 0.0, out=out), out=out)
 
     def sigmoid(self, x: Array, out: Array | None = None) -> Array:
@@ -33,7 +33,7 @@ class ElementwiseOperators(Device):
         return a
 
     def scale_shift(self, x: Array, center: Array, scale: Array, shift: Array, out: Array) -> Array:
-        """out[i, j] = (x[i, j] - center[j]) · scale[j] + shift[j]: x near center keeps its digits. out may be x."""
+        """out[i, j] = (x[i, j] - center[j]) · scale[j] + shift[j], without cancellation. out may be x."""
         self.xp.subtract(x, center, out=out)
         out *= scale
         out += shift

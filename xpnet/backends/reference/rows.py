@@ -54,7 +54,7 @@ class RowOperators(Device):
     def normalize_rows(self, x: Array, epsilon: float, out: Array, sigma: Array) -> Array:
         """out = (x - μ) / σ, with the mean μ and σ = √(variance + epsilon) of each row; sigma (rows, 1) = σ.
 
-        The mean is taken of x - x[:, 0]: of a row of large equal numbers, the rounded mean of x would differ from them.
+        x[:, 0] is subtracted first: the rounded mean of large equal numbers can differ from them.
         """
         xp = self.xp
         xp.subtract(x, x[:, :1], out=out)
