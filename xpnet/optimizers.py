@@ -131,7 +131,7 @@ class Optimizer(Configured):
 
         if name and backend.whole_update(name, trained, decayed, vectors, numbers_of, step, gate):
             return
-        backend.refuse_capture(f"{type(self).__name__} has no fused update")
+        backend.refuse_capture("%s has no fused update", type(self).__name__)
         before = None if gate is None else [(vector, vector.copy()) for vector in (store.values, *state.slots.values())]
         for part in decayed:
             self.decay(store.values[part], store.grads[part], rate)

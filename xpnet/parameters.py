@@ -74,15 +74,13 @@ class Parameter(ModelArray):
     shared_l2: another penalty, shared_l2 · Σw² / (the number of samples of the step, or the sum of their weights).
     """
 
-    shared_l2: float = 0.0
-
     def __init__(
         self, name: str, shape: Sequence[int], initializer: Initializer, decay: bool, l1: float, l2: float
     ) -> None:
         self.name, self.shape, self.initializer = name, tuple(shape), initializer
         self.l1 = number(name, "l1", l1, at_least=0, finite=True)
         self.l2 = number(name, "l2", l2, at_least=0, finite=True)
-        self.trainable, self.decay = True, decay
+        self.shared_l2, self.trainable, self.decay = 0.0, True, decay
         self.slot = slice(0, 0)  # of both flat vectors
         self._grad: Array = None
 

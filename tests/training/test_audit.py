@@ -314,7 +314,7 @@ def test_only_the_first_step_is_checked(backend, eager_steps, where, monkeypatch
     model.train_on_batch(SAMPLES, ONE_HOT, loss=MyLoss())  # another loss of the user
     assert len(seen) == 7
     assert not any(callable(value) for layer in model.layers for value in vars(layer).values())
-    assert "backward_pass" not in vars(model)
+    assert "backward_in_context" not in vars(model)
 
 
 def test_an_exception_of_the_user_passes_through(backend):

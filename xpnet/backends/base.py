@@ -136,8 +136,8 @@ class Device:
         """The object that captures training steps as CUDA graphs (see `cuda/graphs.py`), or None if there is none."""
         return None
 
-    def refuse_capture(self, reason: str) -> None:
-        """Raise CaptureError(reason) if a step is being captured. Does nothing otherwise."""
+    def refuse_capture(self, reason: str, *values: object) -> None:
+        """Raise CaptureError(reason % values) if a step is being captured. Does nothing otherwise."""
 
     # Precision -------------------------------------------------------------------------------------------------------
 

@@ -9,14 +9,16 @@ from xpnet.errors import StateError
 class ModelGuard:
     """The lock of a model. A copy of the model has its own.
 
-    lock: held for a whole pass or a whole training step, since layers keep what they compute.  turnstile: held from
-    waiting for the lock to the end of the pass. A training thread, which takes the lock again right after each step,
-    goes through it first; otherwise other threads could wait for a long time.  stream: the device stream of the
-    training, in whose order all passes are; None is the default stream.
+    lock: held for a whole pass or a whole training step, since layers keep what they compute.  passing: the threads
+    that are in a pass or wait for the lock to begin one.  turnstile: held from waiting for the lock to the end of the
+    pass. A training thread takes the lock again right after each step. If other threads wait, it goes through the
+    turnstile first; otherwise they could wait for a long time.  stream: the device stream of the training, in whose
+    order all passes are; None is the default stream.
     """
 
     def __init__(self) -> None:
         self.lock, self.turnstile = threading.RLock(), threading.RLock()
+        self.passing: set[int] = set()
         self.stream: Any = None
         self._training: object = None  # the call of fit that runs
         self._trainer = 0  # its thread

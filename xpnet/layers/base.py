@@ -18,8 +18,8 @@ from xpnet.parameters import Buffer, ModelArray, Parameter
 
 #: Attributes for models and containers only. dir() does not list them.
 _INTERNAL = frozenset((
-    "backward_pass", "drop_workspaces", "execution_context", "forward_pass", "gives_probabilities", "noise_key",
-    "place", "splits_batch", "unplace",
+    "backward_in_context", "backward_pass", "drop_workspaces", "execution_context", "forward_in_context",
+    "forward_pass", "gives_probabilities", "noise_key", "place", "splits_batch", "unplace",
 ))  # fmt: skip
 
 

@@ -165,14 +165,18 @@ class Sequential(Layer):
 
         An inference pass does not disturb what an earlier pass kept for its backward.
         """
+        with self.execution_context(len(x)):
+            return self.forward_in_context(x, training, inference)
+
+    def forward_in_context(self, x: Array, training: bool = False, inference: bool = False) -> Array:
+        """`forward_pass` for a caller that is in `execution_context`, as a training step is."""
         context = self.context
         before = context.training, context.inference
         if not inference:
             context.forward_thread = 0  # the workspaces will no longer be those of a user's `forward`
         context.training, context.inference = training, inference
         try:
-            with self.execution_context(len(x)):
-                y = self._run_forward(x)
+            y = self._run_forward(x)
         finally:
             if inference:
                 context.training, context.inference = before
@@ -182,11 +186,15 @@ class Sequential(Layer):
 
     def backward_pass(self, grad_y: Array, input_grad: bool = True) -> Array | None:
         """Backward of the latest `forward_pass` that was not inference. Returns ∂L/∂x, a buffer, if input_grad."""
+        with self.execution_context():
+            return self.backward_in_context(grad_y, input_grad)
+
+    def backward_in_context(self, grad_y: Array, input_grad: bool = True) -> Array | None:
+        """`backward_pass` for a caller that is in `execution_context`."""
         if self.wants_input_grad is not input_grad:
             self.wants_input_grad = input_grad
         self.context.inference = False  # which an interrupted prediction may have left behind
-        with self.execution_context():
-            return self._run_backward(grad_y)
+        return self._run_backward(grad_y)
 
     #: `forward` and `backward` without the checks and copies of those of a model.
     _run_forward, _run_backward = forward, backward

@@ -65,10 +65,15 @@ class Context:
         guard = self.store.guard
         if guard.lock._is_owned():  # type: ignore[attr-defined]  # for the turnstile, another thread may wait
             return work(*args, **kwargs)
-        with guard.turnstile, guard.lock:
-            if not self.backend.has_streams:
-                return deferring(work, *args, **kwargs)
-            return deferring(lambda: self._in_turn(lambda: work(*args, **kwargs)))
+        thread = threading.get_ident()
+        try:
+            guard.passing.add(thread)
+            with guard.turnstile, guard.lock:
+                if not self.backend.has_streams:
+                    return deferring(work, *args, **kwargs)
+                return deferring(lambda: self._in_turn(lambda: work(*args, **kwargs)))
+        finally:
+            guard.passing.discard(thread)
 
     def _in_turn(self, work: Callable[[], T]) -> T:
         with self.backend.device(), self.backend.in_turn(self.guard.stream):
@@ -87,9 +92,12 @@ class Context:
 
     def begin_step(self, step: int) -> None:
         """A training step begins. Its noise is a function of its number, unless a pass by hand has had that noise."""
-        self.current_step = step
-        self.noise_step = self._noise_by_hand() if self._passes_by_hand and not self.guard.in_training else step
-        self._steps_begun, self._passes_by_hand = step + 1, 0
+        self.current_step = self.noise_step = step
+        if self._passes_by_hand:
+            if not self.guard.in_training:
+                self.noise_step = self._noise_by_hand()
+            self._passes_by_hand = 0
+        self._steps_begun = step + 1
 
     def begin_forward(self, training: bool) -> None:
         """A user calls `forward`. The noise of a training pass is a function of the number of such passes.

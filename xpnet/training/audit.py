@@ -156,7 +156,7 @@ class Checks:
             attributes[method] = wrapper
 
         model = self._model
-        wrap(model, "backward_pass", self._backward_pass(model.backward_pass))
+        wrap(model, "backward_in_context", self._backward_pass(model.backward_in_context))
         for layer in every_layer(model):
             forward, backward = ("_run_forward", "_run_backward") if layer is model else ("forward", "backward")
             if layer.is_custom:

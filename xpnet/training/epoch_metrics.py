@@ -53,15 +53,16 @@ class EpochMetrics:
 
     def add(self, per_sample: Array, batch: Batch, outputs: Array) -> None:
         """Add a batch: the loss ℓ of each sample, the batch itself, and the outputs of the model."""
-        xp, column = self._model.backend.xp, self.batches
+        xp, column, empty = self._model.backend.xp, len(self._sizes), batch.has_no_rows
         if column == self.batch_sums.shape[1]:
             self.batch_sums = xp.concatenate([self.batch_sums, xp.zeros_like(self.batch_sums)], axis=1)
-        if not batch.has_no_rows:
+        if not empty:
             self.add_on_device(self.batch_sums, column, per_sample, batch, outputs)
-        self.count_batches([0 if batch.has_no_rows else len(batch)], batch.weights is not None)
+        self._sizes.append(0 if empty else len(batch))
+        self._weighted.append(batch.weights is not None)
 
     def count_batches(self, sizes: Sequence[int], weighted: bool) -> None:
-        """Count batches of these sizes, with sample weights or without."""
+        """Count batches of these sizes, which a replay has added on the device, with sample weights or without."""
         self._sizes += sizes
         self._weighted += [weighted] * len(sizes)
 

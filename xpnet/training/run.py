@@ -108,8 +108,9 @@ class Run:
         guard = self.model.context.guard
         with contextlib.closing(steps):
             for data in steps:
-                with guard.turnstile:
-                    pass  # threads that wait for a prediction go first
+                if guard.passing:
+                    with guard.turnstile:
+                        pass  # threads that wait for a prediction go first
                 with guard.lock:
                     self.executor(data, self.metrics)
                 self.seen += data.rows

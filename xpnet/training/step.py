@@ -65,7 +65,7 @@ class TrainingStep:
     def _forward_backward(self, batch: Batch, total: Any) -> tuple[Array, Array, Batch]:
         """Store the gradients of Σ w ℓ / total; return (ℓ, outputs, the batch with the weights w)."""
         model, loss = self.model, self.loss
-        outputs = model.forward_pass(batch.x, training=True)
+        outputs = model.forward_in_context(batch.x, training=True)
         buffer = self._work.buffer("grad", outputs.shape)
         per_sample, grad = loss.samples_and_gradient(model.backend, outputs, batch.y, out=buffer)
         if model.context.mixup is not None:
@@ -73,7 +73,7 @@ class TrainingStep:
         grad = weighted_gradient(loss, grad, batch, total)
         if self.state.loss_scale is not None:
             self.state.loss_scale.scale(grad)
-        model.backward_pass(grad, input_grad=False)
+        model.backward_in_context(grad, input_grad=False)
         return per_sample, outputs, batch
 
     def _mixed(self, batch: Batch, outputs: Array, per_sample: Array, grad: Array) -> tuple[Array, Array, Batch]:

@@ -189,7 +189,8 @@ class CPUOperators(Backend):
         loops = self.loops((outputs, labels))
         if loops is not None and labels.dtype.kind in "iu":
             return numpy.array([loops.count_correct(outputs, labels), len(outputs)], dtype=numpy.int64)
-        if math.isnan(outputs.item(outputs.argmax())):  # argmax finds NaN first
+        flat = outputs.reshape(-1)
+        if math.isnan(flat.dot(flat)):  # a sum of squares is NaN only if a term is
             return super().count_correct(outputs, labels)
         sums = numpy.empty(2, dtype=numpy.int64)  # the formula without its search for NaN, which takes longer
         sums[0], sums[1] = numpy.count_nonzero(outputs.argmax(axis=-1) == labels), len(outputs)

@@ -168,9 +168,9 @@ class KernelLauncher(Backend):
         finally:
             self.thread.cells = None
 
-    def refuse_capture(self, reason: str) -> None:
+    def refuse_capture(self, reason: str, *values: object) -> None:
         if self.thread.cells is not None:
-            raise CaptureError(reason)
+            raise CaptureError(reason % values)
 
     @contextmanager
     def temporary_memory(self, pool: Any) -> Iterator[None]:
