@@ -547,7 +547,7 @@ def set_environment(data: Path) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
     os.environ["PYTHONUNBUFFERED"] = "1"
     os.environ["XPNET_DATA_DIR"] = str(data)
-    for name in ("XPNET_BACKEND", "XPNET_CUDA_GRAPHS", "XPNET_FAST", "PYTEST_ADDOPTS"):
+    for name in ("XPNET_BACKEND", "XPNET_CAPTURE", "XPNET_FAST", "PYTEST_ADDOPTS"):
         os.environ.pop(name, None)
 
 

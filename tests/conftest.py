@@ -95,7 +95,7 @@ def make_backend(name: str) -> Backend:
 @pytest.fixture
 def eager_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Turn off the capture of steps, for tests in which a layer observes each step."""
-    monkeypatch.setenv("XPNET_CUDA_GRAPHS", "0")
+    monkeypatch.setenv("XPNET_CAPTURE", "0")
 
 
 @pytest.fixture

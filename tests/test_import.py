@@ -146,6 +146,7 @@ LAYERS = [
     ["_version", "errors"],
     ["concurrency"],
     ["backends"],
+    ["capture"],
     ["config", "display", "distributed"],
     ["initializers"],
     ["parameters"],

@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend
+from xpnet.backends.step_numbers import of_step
 from xpnet.config import Configured, flag, missing_method, number, rate_or_schedule, resolve
 from xpnet.errors import ArgumentError
 from xpnet.parameters import ParameterStore
@@ -116,13 +117,14 @@ class Optimizer(Configured):
         updated, but the step is counted.
         """
         backend, step = store.backend, state.step
-        rate = self.rate_for(state, step) * factor()
+        rate = backend.step_number(lambda step: self.rate_for(state, step) * factor(), step)
+        k = backend.step_number(lambda step: step + 1, step)
         trained = store.slices(_TRAINABLE)
         decayed = store.slices(lambda p: p.trainable and p.decay) if self.weight_decay else []
         if self.clip_norm is not None:
             backend.clip_norm(store.grads, trained, self.clip_norm)
         state.step += 1
-        name, numbers = self.fused(rate, state.step)
+        name, numbers = self.fused(rate, k)
         vectors = [store.values, store.grads, *state.slots.values()]
 
         def numbers_of(step: int) -> tuple[float, ...]:
@@ -131,7 +133,8 @@ class Optimizer(Configured):
 
         if name and backend.whole_update(name, trained, decayed, vectors, numbers_of, step, gate):
             return
-        backend.refuse_capture("%s has no fused update", type(self).__name__)
+        if not backend.replays_calls:
+            backend.refuse_capture("%s has no fused update", type(self).__name__)
         before = None if gate is None else [(vector, vector.copy()) for vector in (store.values, *state.slots.values())]
         for part in decayed:
             self.decay(store.values[part], store.grads[part], rate)
@@ -139,7 +142,7 @@ class Optimizer(Configured):
             for piece in _pieces(trained, backend.chunk_elements):
                 slots = [slot[piece] for slot in state.slots.values()]
                 t = state.scratch[: piece.stop - piece.start]
-                self.update(backend.xp, store.values[piece], store.grads[piece], slots, t, rate, state.step)
+                self.update(backend.xp, store.values[piece], store.grads[piece], slots, t, rate, k)
         for vector, old in before or ():
             backend.xp.copyto(vector, old, where=gate == 0)
 
@@ -285,7 +288,7 @@ class Adam(Optimizer):
 
     def _corrected(self, rate: float, k: int) -> tuple[float, float]:
         """(rate', ε') with rate' · m / (√s + ε') = rate · m̂ / (√ŝ + ε), which saves elementwise operations."""
-        correction = math.sqrt(1.0 - self.beta2**k)
+        correction = of_step(math.sqrt, 1.0 - self.beta2**k)
         return rate * correction / (1.0 - self.beta1**k), self.epsilon * correction
 
 

@@ -312,8 +312,10 @@ class Snapshot:
 
     def arrays(self) -> dict[str, Array]:
         """The arrays themselves, by name: the values, `more`, the buffers."""
-        buffers = {f"the buffer {buffer.name}": buffer.value for buffer in self._store.buffers}
-        return {"the weights": self._store.values, **self._more(), **buffers}
+        arrays = {"the weights": self._store.values, **self._more()}
+        for buffer in self._store.buffers:
+            arrays[f"the buffer {buffer.name}"] = buffer.value
+        return arrays
 
     def take(self) -> None:
         """Copy the arrays again."""

@@ -56,7 +56,7 @@ KINDS = {
     "xpnet-plain": Kind("own", environment={"XPNET_FAST": "0"}),  # without compiled loops
     "xpnet-tf32": Kind("own", "tf32", precision="tf32"),
     "xpnet-bfloat16": Kind("own", "bfloat16", precision="bfloat16"),
-    "xpnet-eager": Kind("own", environment={"XPNET_CUDA_GRAPHS": "0"}),  # without a CUDA graph
+    "xpnet-eager": Kind("own", environment={"XPNET_CAPTURE": "0"}),  # without a CUDA graph
     "xpnet-uint8": Kind("own", "uint8", dtype="uint8"),  # scaled in the step, as examples/mnist.py does
     "floor": Kind("floor"),  # only the matrix products of the network, a lower bound of the time
     "floor-tf32": Kind("floor", "tf32", precision="tf32"),

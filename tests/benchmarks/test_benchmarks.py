@@ -37,9 +37,9 @@ def test_the_peer_xpnet_replays_its_steps(gpu, device, name):
 
 
 def test_the_peer_xpnet_eager_runs_eagerly(gpu, device, monkeypatch):
-    monkeypatch.delenv("XPNET_CUDA_GRAPHS", raising=False)
+    monkeypatch.delenv("XPNET_CAPTURE", raising=False)
     peer = peers.start("xpnet-eager", SMALL, 32, device)
-    assert "XPNET_CUDA_GRAPHS" not in os.environ
+    assert "XPNET_CAPTURE" not in os.environ
     for _ in range(6):
         peer.step()
     assert peer.fallback_reason() is not None

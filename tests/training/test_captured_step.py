@@ -24,7 +24,7 @@ def both(gpu, monkeypatch):
     def run(build=mlp, x=X, y=Y, more=lambda: (), **options):
         results = []
         for graphs in ("1", "0"):
-            monkeypatch.setenv("XPNET_CUDA_GRAPHS", graphs)
+            monkeypatch.setenv("XPNET_CAPTURE", graphs)
             model = build(gpu)
             history, watch = fit(model, x, y, more(), **copy.deepcopy(options))
             results.append((model.state_dict(), dict(history), watch, model))
@@ -319,7 +319,7 @@ REFUSED = {
         calls_matmul_of_cupy,
         r"^the step calls a CUDA library.*cuBLAS API during stream capture",
     ),
-    "Python state": (counts_calls_in_python, "^the replay and the eager step differ in the .*"),
+    "Python state": (counts_calls_in_python, "^the attribute 'calls' of Custom keeps changing between steps$"),
 }
 
 
@@ -329,9 +329,7 @@ def test_a_step_that_cannot_be_captured_runs_eagerly_and_warns_once(gpu, caplog,
     with caplog.at_level(logging.WARNING):
         history, watch = fit(model, epochs=4)
     (record,) = caplog.records
-    assert record.getMessage().startswith(
-        "training steps are not captured as CUDA graphs and run eagerly, which is slower: "
-    )
+    assert record.getMessage().startswith("training steps are not captured and run eagerly, which is slower: ")
     assert watch.captured == 0
     assert re.search(reason, watch.fallback_reason), watch.fallback_reason
     assert history["loss"][-1] < history["loss"][0]
@@ -375,15 +373,9 @@ def test_a_metric_with_a_custom_merge_runs_eagerly(gpu):
 
 
 def test_the_environment_turns_capture_off_without_a_warning(gpu, monkeypatch, caplog):
-    monkeypatch.setenv("XPNET_CUDA_GRAPHS", "0")
+    monkeypatch.setenv("XPNET_CAPTURE", "0")
     _, watch = fit(mlp(gpu))
     assert watch.captured == 0 and watch.fallback_reason == "this device does not capture steps" and not caplog.records
-
-
-@pytest.mark.parametrize("backend", ["cpu"])
-def test_other_devices_do_not_capture(backend):
-    _, watch = fit(mlp(backend), epochs=1)
-    assert watch.fallback_reason == "this device does not capture steps"
 
 
 def test_the_number_of_captured_graphs_is_limited(gpu):

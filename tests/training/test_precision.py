@@ -88,7 +88,7 @@ def test_training_is_close_to_float32_and_steps_are_replayed(gpu, precision, bui
     x = X if build is mlp else X.reshape(-1, 8, 8, 1)
     runs = []
     for chosen, graphs in ((None, "1"), (precision, "1"), (precision, "0")):
-        monkeypatch.setenv("XPNET_CUDA_GRAPHS", graphs)
+        monkeypatch.setenv("XPNET_CAPTURE", graphs)
         model, watch = build(gpu, chosen), Watch()
         history = model.fit(x, Y, epochs=6, batch_size=40, callbacks=[watch], verbose=0)
         runs.append((history["loss"], model.state_dict(), watch.captured))

@@ -46,6 +46,8 @@ class Device:
     chunk_elements: int | None = None
     #: Whether threads may use different streams of the device.
     has_streams = False
+    #: Whether a captured step is a list of calls, whose numbers may change from step to step; a CUDA graph is not.
+    replays_calls = False
 
     def __init__(self, name: str, xp: ModuleType | Any) -> None:
         self.name = name
@@ -138,6 +140,10 @@ class Device:
 
     def refuse_capture(self, reason: str, *values: object) -> None:
         """Raise CaptureError(reason % values) if a step is being captured. Does nothing otherwise."""
+
+    def step_number(self, of_step: Callable[[int], float], step: int) -> Any:
+        """of_step(step): a number that changes from step to step. While a step is captured, a `StepNumber`."""
+        return of_step(step)
 
     # Precision -------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """EpochMetrics: the loss and the metrics of an epoch, summed on the device."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,10 +30,11 @@ class EpochMetrics:
         self._weighted: list[bool] = []  # whether they have weights
         self._sums: dict[str, Array] = {}
         self._rows: dict[str, list[Array]] = {}  # of metrics that collect them
+        self._host: numpy.ndarray[Any, Any] | None = None  # the sums of the batches, once they were read
 
     def clear(self) -> None:
         """Start again, in the same arrays."""
-        self._sizes, self._weighted = [], []
+        self._sizes, self._weighted, self._host = [], [], None
         self.batch_sums.fill(0.0)
         self._rows.clear()
         for metric in self._metrics:
@@ -53,18 +55,33 @@ class EpochMetrics:
 
     def add(self, per_sample: Array, batch: Batch, outputs: Array) -> None:
         """Add a batch: the loss ℓ of each sample, the batch itself, and the outputs of the model."""
-        xp, column, empty = self._model.backend.xp, len(self._sizes), batch.has_no_rows
-        if column == self.batch_sums.shape[1]:
-            self.batch_sums = xp.concatenate([self.batch_sums, xp.zeros_like(self.batch_sums)], axis=1)
+        column, empty = len(self._sizes), batch.has_no_rows
+        self.reserve(1)
         if not empty:
             self.add_on_device(self.batch_sums, column, per_sample, batch, outputs)
+        self._host = None
         self._sizes.append(0 if empty else len(batch))
         self._weighted.append(batch.weights is not None)
+
+    def reserve(self, batches: int) -> None:
+        """Make room for so many more batches."""
+        xp = self._model.backend.xp
+        while len(self._sizes) + batches > self.batch_sums.shape[1]:
+            self.batch_sums = xp.concatenate([self.batch_sums, xp.zeros_like(self.batch_sums)], axis=1)
+
+    def add_replayed(self, sums: Array, sizes: Sequence[int], weighted: bool) -> None:
+        """Add batches of these sizes, whose sums (3, batches) a replay has computed. weighted: they have weights."""
+        first, batches = len(self._sizes), len(sizes)
+        if first + batches > self.batch_sums.shape[1]:
+            self.reserve(batches)
+        self.batch_sums[:, first : first + batches] = sums
+        self.count_batches(sizes, weighted)
 
     def count_batches(self, sizes: Sequence[int], weighted: bool) -> None:
         """Count batches of these sizes, which a replay has added on the device, with sample weights or without."""
         self._sizes += sizes
         self._weighted += [weighted] * len(sizes)
+        self._host = None
 
     def add_on_device(self, batch_sums: Array, column: int, per_sample: Array, batch: Batch, outputs: Array) -> None:
         """The part of `add` on the device: the loss goes into this column of `batch_sums`."""
@@ -114,7 +131,7 @@ class EpochMetrics:
         """All sums so far, on the host. Waits for the device."""
         to_numpy = self._model.backend.to_numpy
         return {
-            "steps": self._on_host(),
+            "steps": self._on_host().copy(),
             "sizes": numpy.array(self._sizes),
             "weighted": numpy.array(self._weighted, dtype=bool),
             **{f"metric {name}": to_numpy(a) for name, a in self._sums.items()},
@@ -152,7 +169,7 @@ class EpochMetrics:
         batch_sums = numpy.zeros((3, max(self.batch_sums.shape[1], 2 * self.batches)))
         batch_sums[:, : self.batches] = state["steps"]
         self.batch_sums = asarray(batch_sums)
-        self._sums, self._rows = {}, {}
+        self._sums, self._rows, self._host = {}, {}, None
         for metric in self._metrics:
             key = f"metric {metric.name}"
             if key in state:
@@ -167,7 +184,7 @@ class EpochMetrics:
         self.batch_sums.fill(0.0)
         self._sums.clear()
         self._rows.clear()
-        self._sizes = [0] * len(self._sizes)
+        self._sizes, self._host = [0] * len(self._sizes), None
 
     def result(self, as_sum: bool = False, whole: bool = True) -> dict[str, Any]:
         """{"loss": Σ w ℓ / Σ w (or Σ w ℓ) + penalties, "accuracy": …}. Waits for the device.
@@ -177,11 +194,13 @@ class EpochMetrics:
         """
         to_numpy = self._model.backend.to_numpy
         losses, weights, penalties = self._on_host()
-        weight = weights.sum()
+        weight = _total(weights)
         if not weight:
             return {}
-        loss = losses.sum() if as_sum else losses.sum() / weight
-        logs: dict[str, Any] = {"loss": float(loss + (penalties * weights).sum() / weight)}
+        loss = _total(losses) if as_sum else _total(losses) / weight
+        if _total(penalties):  # none is negative
+            loss += _total(penalties * weights) / weight
+        logs: dict[str, Any] = {"loss": loss}
         for metric in self._metrics:
             if metric.collects and not whole:
                 continue
@@ -201,7 +220,10 @@ class EpochMetrics:
 
     def first_non_finite_batch(self) -> int | None:
         """The first batch whose loss is NaN or infinite; None if all are finite. Waits for the device."""
-        finite = numpy.isfinite(self._on_host()[0])
+        losses = self._on_host()[0]
+        if math.isfinite(_total(losses)):
+            return None
+        finite = numpy.isfinite(losses)
         return None if finite.all() else int(finite.argmin())
 
     def _joined(self, name: str) -> numpy.ndarray[Any, Any]:
@@ -210,7 +232,16 @@ class EpochMetrics:
 
     def _on_host(self) -> numpy.ndarray[Any, Any]:
         """The sums of the batches so far, (3, batches)."""
-        batch_sums = numpy.array(self._model.backend.to_numpy(self.batch_sums[:, : self.batches]))
-        unweighted = ~numpy.array(self._weighted, dtype=bool)
-        batch_sums[1, unweighted] = numpy.array(self._sizes)[unweighted]
-        return batch_sums
+        if self._host is None:
+            batch_sums = numpy.array(self._model.backend.to_numpy(self.batch_sums[:, : self.batches]))
+            if True in self._weighted:
+                batch_sums[1] = numpy.where(self._weighted, batch_sums[1], self._sizes)
+            else:
+                batch_sums[1] = self._sizes
+            self._host = batch_sums
+        return self._host
+
+
+def _total(row: numpy.ndarray[Any, Any]) -> float:
+    """The sum of a row. Of a single number, as with one batch per epoch, `sum` would take longer than the rest."""
+    return float(row[0] if len(row) == 1 else row.sum())

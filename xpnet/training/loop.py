@@ -291,7 +291,8 @@ def _refuse_divergence(run: Run, metrics: EpochMetrics) -> None:
     if step is None:
         values = run.model.context.store.values
         overflowed = _first_non_finite_buffer(run.model)
-        if overflowed is None and bool(run.model.backend.xp.isfinite(values).all()):
+        # A sum of squares is finite only if all terms are; it may overflow though they are.
+        if overflowed is None and (math.isfinite(values.dot(values)) or run.model.backend.xp.isfinite(values).all()):
             return
         what, step = overflowed or "weights", metrics.batches - 1  # it is known only at the end of the epoch
     state = run.state

@@ -12,6 +12,7 @@ import numpy
 
 from xpnet._version import __version__
 from xpnet.callbacks import Callback, History
+from xpnet.config import is_custom
 from xpnet.data.dataset import Dataset
 from xpnet.data.streaming import AnyDataset, StreamingDataset
 from xpnet.errors import ArgumentError, BackendError, FileError, XpnetError
@@ -59,7 +60,8 @@ class Run:
         self.epoch_start = Snapshot(model.context.store, lambda: state.optimizer_state.slots)
         self.first_step = state.step
         #: Runs the steps; `executor.fallback_reason` says why none is captured.
-        self.executor = StepExecutor(TrainingStep(model, state), isinstance(dataset, StreamingDataset))
+        streaming, custom = isinstance(dataset, StreamingDataset), any(is_custom(type(c)) for c in self.callbacks)
+        self.executor = StepExecutor(TrainingStep(model, state), streaming, user_code=streaming or custom)
         self._work = Workspace(model.context)
         self.resumed_from: Any = None  # the path of a checkpoint
         self.start_clock()

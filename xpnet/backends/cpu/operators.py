@@ -25,6 +25,7 @@ from xpnet.backends.cpu.thread_pool import ThreadPool
 from xpnet.backends.reference import Backend
 from xpnet.backends.reference.updates import Runs
 from xpnet.backends.reference.windows import Windows
+from xpnet.backends.step_numbers import of_step
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class CPUOperators(Backend):
 
     #: The patches of a convolution are made, used and dropped in chunks of this size: about a core's level-2 cache.
     chunk_bytes = 2**20
+    replays_calls = True
 
     def __init__(self, name: str, xp: ModuleType) -> None:
         super().__init__(name, xp)
@@ -122,7 +124,7 @@ class CPUOperators(Backend):
 
     def _sum(self, shape: Sequence[int], count: int, add: Callable[[slice, Array], None]) -> Array:
         """The sum over range(count) in float64: add(rows, sums) adds these rows to the sums of one worker."""
-        sums = numpy.zeros((self.threads.region_workers or 1, *shape))
+        sums = self.zeros((self.threads.region_workers or 1, *shape), numpy.float64)
         self.threads.parallel_for(count, lambda rows, worker: add(rows, sums[worker]))
         return sums.sum(axis=0)
 
@@ -299,7 +301,7 @@ class CPUOperators(Backend):
         if loops is None:
             return False
         update, number = getattr(loops, name), vectors[0].dtype.type
-        given = [number(n) for n in numbers]
+        given = [of_step(number, n) for n in numbers]
 
         def update_part(rows: slice, _: int) -> None:
             update(*[vector[rows] for vector in pieces], *given)

@@ -10,7 +10,7 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
@@ -132,29 +132,42 @@ class ThreadPool:
             work(slice(0, count), 0)
             return
         bounds = [count * i // parts for i in range(parts + 1)]
-        uninterrupted(self._do_parts, [slice(start, end) for start, end in itertools.pairwise(bounds)], work)
+        slices = [slice(start, end) for start, end in itertools.pairwise(bounds)]
+        self.run_parts([functools.partial(work, rows, worker) for worker, rows in enumerate(slices)])
 
-    def _do_parts(self, rows: list[slice], work: Callable[[slice, int], None]) -> None:
+    def run_parts(self, parts: list[Callable[[], None]]) -> None:
+        """Call these functions in parallel, one per worker, and wait for all."""
+        uninterrupted(self._run_parts, parts)
+
+    def _run_parts(self, parts: list[Callable[[], None]]) -> None:
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(max(len(rows), os.cpu_count() or 1), thread_name_prefix="xpnet")
-
-        def do_part(worker: int) -> None:
-            before, self._state.workers = self._state.workers, 1  # so that a part is not split again
-            try:
-                work(rows[worker], worker)
-            finally:
-                self._state.workers = before
-
+                self._pool = ThreadPoolExecutor(max(len(parts), os.cpu_count() or 1), thread_name_prefix="xpnet")
         others: list[Future[None]] = []
         try:
             # In a copy of the caller's context, because numpy.errstate is part of it.
-            others.extend(self._pool.submit(contextvars.copy_context().run, do_part, i) for i in range(1, len(rows)))
-            do_part(0)
+            others.extend(self._pool.submit(contextvars.copy_context().run, self._run_part, part) for part in parts[1:])
+            self._run_part(parts[0])
         finally:
             _wait_for(others)  # so that no thread writes into the caller's arrays after the return
         for other in others:
             other.result()
+
+    def _run_part(self, part: Callable[[], None]) -> None:
+        before, self._state.workers = self._state.workers, 1
+        try:
+            part()
+        finally:
+            self._state.workers = before
+
+    @contextlib.contextmanager
+    def inside_a_part(self) -> Iterator[None]:
+        """A context in which this thread has one worker, so that a part is not split again."""
+        before, self._state.workers = self._state.workers, 1
+        try:
+            yield
+        finally:
+            self._state.workers = before
 
 
 def _wait_for(futures: list[Future[None]]) -> None:

@@ -102,7 +102,7 @@ class GPUBackend(CUDAOperators):
             return OverlappedUploads(self, self.thread)
 
     def graph_capture(self) -> GraphCapture | None:
-        if os.environ.get("XPNET_CUDA_GRAPHS") == "0" or self.kernels_unavailable or self.cublas_unavailable:
+        if os.environ.get("XPNET_CAPTURE") == "0" or self.kernels_unavailable or self.cublas_unavailable:
             return None
         return GraphCapture(self)
 

@@ -29,12 +29,13 @@ class RowOperators(Device):
         """
         xp, share = self.xp, smoothing / logits.shape[1]
         log_p = self.log_softmax(logits, out=grad)
-        rows = xp.arange(len(labels))
-        xp.multiply(log_p[rows, labels], smoothing - 1.0, out=losses)
+        of_label = xp.arange(0, logits.size, logits.shape[1]) + labels  # its place in the flat matrix
+        flat = grad.reshape(-1)
+        xp.multiply(flat[of_label], smoothing - 1.0, out=losses)
         if smoothing:
             losses -= share * xp.sum(log_p, axis=1)
         xp.exp(log_p, out=grad)
-        grad[rows, labels] -= 1.0 - smoothing
+        flat[of_label] -= 1.0 - smoothing
         if smoothing:
             grad -= share
         return losses, grad

@@ -23,7 +23,7 @@ class UpdateOperators(Device):
             largest = xp.max(xp.abs(g))
             largest = largest + (largest == 0)
             # Divided by the largest, because the square of 1e20 overflows float32.
-            square += xp.sum(xp.square(g / largest), dtype=xp.float64) * largest.astype(xp.float64) ** 2
+            square += xp.sum(xp.square(g / largest), dtype=xp.float64) * xp.square(largest.astype(xp.float64))
         scale = xp.minimum(1.0, limit / xp.maximum(xp.sqrt(square), 1e-300))
         for run in trained:
             grads[run] *= scale.astype(grads.dtype)

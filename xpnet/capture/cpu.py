@@ -1,0 +1,165 @@
+"""TracedCPU: the CPU backend while a step is traced. Its operators run as usual, so that the trace sees their calls."""
+
+import inspect
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NoReturn
+
+from xpnet.backends import Array, Backend, DType
+from xpnet.backends.base import Device
+from xpnet.backends.cpu.operators import CPUOperators
+from xpnet.backends.step_numbers import StepNumber, of_step
+from xpnet.capture.trace import Call, Trace, TracedArray, TracedModule
+from xpnet.errors import CaptureError
+
+#: The parameters that compiled loops write.
+_LOOP_RESULTS = {
+    "add_powers": ("sums",), "add_products": ("sums",), "add_rows": ("sums",), "add_to_rows": ("a",),
+    "adagrad": ("w", "s"), "adam": ("w", "m", "s"), "cross_entropy": ("losses", "grad"), "max_pool": ("out", "choice"),
+    "momentum": ("w", "v"), "rmsprop": ("w", "s"), "sgd": ("w",),
+}  # fmt: skip
+
+
+class StepPosition:
+    """The number of a step as part of the key of its noise. Only the operators of noise can use it."""
+
+    def __init__(self, number: StepNumber) -> None:
+        self.number = number
+
+
+class TracedCPU(CPUOperators):
+    """A CPU backend whose arrays are traced. It computes what `real` does."""
+
+    def __init__(self, real: CPUOperators, trace: Trace) -> None:
+        self.__dict__.update(real.__dict__)
+        self.real, self.trace = real, trace
+        self.xp = TracedModule(trace)
+        self.threads = _TracedThreads(real.threads, trace)  # type: ignore[assignment]
+        for name in _operators(type(real)):
+            setattr(self, name, self._named(name, getattr(self, name)))
+
+    def _named(self, name: str, operator: Callable[..., Any]) -> Callable[..., Any]:
+        def within(*args: Any, **kwargs: Any) -> Any:
+            if self.trace.in_operator:
+                return operator(*args, **kwargs)
+            with self.trace.within(operator=name):
+                return operator(*args, **kwargs)
+
+        return within
+
+    # Arrays ----------------------------------------------------------------------------------------------------------
+
+    def empty(self, shape: Sequence[int], dtype: DType) -> Array:
+        return self.trace.own(self.real.empty(shape, dtype))
+
+    def zeros(self, shape: Sequence[int], dtype: DType) -> Array:
+        zeros = self.empty(shape, dtype)
+        zeros.fill(0)
+        return zeros
+
+    def asarray(self, a: Any, dtype: DType = None) -> Array:
+        return self.xp.asarray(a if isinstance(a, TracedArray) else self.real.asarray(a, dtype), dtype=dtype)
+
+    def to_numpy(self, a: Any) -> NoReturn:
+        raise CaptureError("the step reads values on the host")
+
+    def _matrix(self, shape: tuple[int, int], dtype: DType) -> Array:
+        return self.empty(shape, dtype)
+
+    def refuse_capture(self, reason: str, *values: object) -> None:
+        raise CaptureError(reason % values)
+
+    def step_number(self, of: Callable[[int], float], step: int) -> Any:
+        return StepNumber(of, of(step))
+
+    # Operators -------------------------------------------------------------------------------------------------------
+
+    def loops(self, arguments: Sequence[Any]) -> Any:
+        given = [a.values if isinstance(a, TracedArray) else a for a in arguments]
+        loops = self.real.loops(given)
+        return None if loops is None else _TracedLoops(loops, self.trace)
+
+    def count_correct(self, outputs: Array, labels: Array) -> Array:
+        if self.loops((outputs, labels)) is not None:
+            return self.trace.operator(self.real.count_correct, (outputs, labels), {})
+        return Backend.count_correct(self, outputs, labels)  # without the branch, which reads a number on the host
+
+    def count_pairs(self, a: Array, b: Array, shape: tuple[int, int], weights: Array | None) -> Array:
+        return self.trace.operator(self.real.count_pairs, (a, b, shape, weights), {})
+
+    def random_bits(self, key: Sequence[Any], rows: int, columns: int, first_row: int = 0) -> Array:
+        return self.trace.operator(_noise, (self.real.random_bits, *_parts(key), rows, columns, first_row), {})
+
+    def dropout_mask(self, key: Sequence[Any], rate: float, out: Array, first_row: int = 0) -> Array:
+        return self.trace.operator(_mask, (self.real.dropout_mask, *_parts(key), rate, out, first_row), {})
+
+    def fused_update(self, name: str, runs: Any, vectors: Sequence[Array], numbers: Sequence[Any]) -> bool:
+        number = vectors[0].dtype.type
+        return super().fused_update(name, runs, vectors, [of_step(number, n) for n in numbers])
+
+
+def _parts(key: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(part.number if isinstance(part, StepPosition) else part for part in key)
+
+
+def _noise(random_bits: Any, seed: int, layer: int, step: int, rows: int, columns: int, first_row: int) -> Array:
+    return random_bits((seed, layer, step), rows, columns, first_row)
+
+
+def _mask(dropout_mask: Any, seed: int, layer: int, step: int, rate: float, out: Array, first_row: int) -> Array:
+    return dropout_mask((seed, layer, step), rate, out, first_row)
+
+
+def _operators(backend: type) -> list[str]:
+    """The names of the operators of a backend: its public methods, without those of the device."""
+    return [
+        name
+        for name, member in inspect.getmembers(backend, inspect.isfunction)
+        if not name.startswith("_") and not hasattr(Device, name) and name != "loops"
+    ]
+
+
+class _TracedLoops:
+    """Compiled loops that record their calls."""
+
+    def __init__(self, loops: Any, trace: Trace) -> None:
+        self._loops, self._trace = loops, trace
+
+    def __getattr__(self, name: str) -> Any:
+        loop = getattr(self._loops, name)  # AttributeError if there is none
+        writes = _LOOP_RESULTS.get(name, ("out",))
+        return lambda *args: self._trace.operator(loop, args, {}, writes)
+
+
+class _TracedThreads:
+    """The thread pool while a step is traced: each worker's part is recorded as a list of its own."""
+
+    def __init__(self, real: Any, trace: Trace) -> None:
+        self._real, self._trace = real, trace
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def parallel_region(self, split: bool = True) -> AbstractContextManager[Any]:
+        region: AbstractContextManager[Any] = self._real.parallel_region(split)
+        return region
+
+    def parallel_for(self, count: int, work: Callable[[slice, int], None]) -> None:
+        parts = min(self._real.region_workers or 1, count)
+        if parts <= 1:
+            work(slice(0, count), 0)
+            return
+        trace, bounds, lists = self._trace, [count * i // parts for i in range(parts + 1)], []
+        for worker, (start, end) in enumerate(itertools.pairwise(bounds)):
+            before, trace.calls = trace.calls, []
+            try:
+                with self._real.inside_a_part():
+                    work(slice(start, end), worker)
+                lists.append(trace.calls)
+            finally:
+                trace.calls = before
+        calls = [call for part in lists for call in part]
+        trace.record(Call(self._real.run_parts, (), parts=lists,
+                          reads=tuple(a for call in calls for a in call.reads),
+                          writes=tuple(a for call in calls for a in call.writes)))  # fmt: skip

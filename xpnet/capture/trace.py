@@ -1,0 +1,673 @@
+"""Trace: records the calls of one step. TracedArray: an array whose operations are recorded.
+
+While a step is traced, the arrays that its layers, loss and optimizer see are `TracedArray` objects, and their array
+module is a `TracedModule`. Every operation is executed as usual, and recorded with the arrays that it reads and writes.
+Whatever would escape the record, such as reading a value on the host, raises CaptureError.
+"""
+
+import functools
+import inspect
+import operator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import numpy
+
+from xpnet.backends import Array
+from xpnet.backends.step_numbers import StepNumber, current
+from xpnet.errors import CaptureError
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+#: Functions without side effects, whose results have shapes that do not depend on values.
+_FUNCTIONS = _words(
+    "all amax amin any argmax argmin argsort array_split atleast_1d atleast_2d atleast_3d broadcast_arrays "
+    "broadcast_to clip column_stack concatenate count_nonzero cross cumprod cumsum diagonal diff dot dstack einsum "
+    "expand_dims flip fliplr flipud hstack inner kron max mean median min moveaxis nan_to_num nanmax nanmean nanmin "
+    "nansum outer pad prod ptp quantile ravel repeat reshape roll rollaxis rot90 sort split squeeze stack std sum "
+    "swapaxes take take_along_axis tensordot tile trace transpose tril triu var vdot vstack where"
+)
+_CREATORS = _words("arange eye full identity indices linspace ones tri zeros")
+_UNINITIALIZED = _words("empty empty_like")
+_INQUIRIES = _words("can_cast finfo iinfo isscalar ndim result_type shape size issubdtype promote_types")
+_REDUCTIONS = {
+    "sum": "add",
+    "amax": "maximum",
+    "max": "maximum",
+    "amin": "minimum",
+    "min": "minimum",
+    "prod": "multiply",
+}
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a step: function(*args, **kwargs).
+
+    Arguments are arrays, numbers and `StepNumber` objects.  result: an array into which the return value is copied, or
+    None if the function writes its result itself.  reads, writes: the arrays whose elements it uses and changes.
+    operator: the operator of the backend that made the call, or "".  place: the layer and its method, or "".
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    result: Array = None
+    reads: tuple[Array, ...] = ()
+    writes: tuple[Array, ...] = ()
+    operator: str = ""
+    place: str = ""
+    #: For work that threads share: the calls of each part.
+    parts: list[list["Call"]] | None = None
+    #: Whether it may read and write anything, as the update of a custom optimizer.
+    opaque: bool = False
+
+    @property
+    def name(self) -> str:
+        """A short name of the function."""
+        function = getattr(self.function, "func", self.function)
+        return str(getattr(function, "__name__", function))
+
+
+class Trace:
+    """The calls of one step, in order, and the arrays that were made for them."""
+
+    def __init__(self, xp: Any) -> None:
+        self.xp = xp
+        self.calls: list[Call] = []
+        #: The memory that the step may write to, by id: that of arrays made in the step, and that of the model.
+        self._writable: dict[int, Array] = {}
+        #: The memory made in the step, by id.
+        self.temporary: dict[int, Array] = {}
+        self._thread, self._recording = threading.get_ident(), True
+        self._operator, self._place = "", ""
+
+    @property
+    def active(self) -> bool:
+        """Whether operations are recorded: in the thread of the trace, until `stop`."""
+        return self._recording and threading.get_ident() == self._thread
+
+    @property
+    def in_operator(self) -> bool:
+        """Whether an operator of the backend is running."""
+        return bool(self._operator)
+
+    def stop(self) -> None:
+        """Record no more. TracedArrays that are still around now behave like their arrays."""
+        self._recording = False
+
+    # Arrays ----------------------------------------------------------------------------------------------------------
+
+    def wrap(self, values: Array, writable: bool = False) -> "TracedArray":
+        """An array from outside of the step. writable: whether the step may write into it."""
+        if writable:
+            memory = memory_of(values)
+            self._writable[id(memory)] = memory
+        return TracedArray(self, values)
+
+    def own(self, values: Array) -> "TracedArray":
+        """An array that was made in the step."""
+        memory = memory_of(values)
+        self._writable[id(memory)] = self.temporary[id(memory)] = memory
+        return TracedArray(self, values)
+
+    def refuse_foreign(self, values: Array) -> None:
+        """Raise CaptureError if the step must not write into this array."""
+        if id(memory_of(values)) not in self._writable:
+            raise CaptureError("the step writes into an array that is neither the model's nor made by self.xp")
+
+    # Records ---------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def within(self, operator: str = "", place: str = "") -> Iterator[None]:
+        """A context in which calls are recorded as part of this operator, or of this place in the model."""
+        before = self._operator, self._place
+        self._operator, self._place = operator or self._operator, place or self._place
+        try:
+            yield
+        finally:
+            self._operator, self._place = before
+
+    def record(self, call: Call) -> None:
+        call.operator, call.place = self._operator, self._place
+        self.calls.append(call)
+
+    def ufunc(self, function: Any, args: tuple[Any, ...], out: Any = None, **kwargs: Any) -> Any:
+        """Call a ufunc, and record it with an array for its result."""
+        given = tuple(map(_unwrapped, args))
+        now, now_kwargs = tuple(map(current, given)), {name: _unwrapped(value) for name, value in kwargs.items()}
+        if not self.active:
+            return function(*now, out=_unwrapped(out), **now_kwargs)
+        if function.nout != 1:
+            raise CaptureError(f"xp.{function.__name__} returns several arrays")
+        if out is None:
+            target = self.xp.asarray(function(*now, **now_kwargs))
+            result = self.own(target)
+        else:
+            result, target = out, _unwrapped(out)
+            self.refuse_foreign(target)
+            function(*now, out=target, **now_kwargs)
+        reads = (*_arrays_in(now), *_arrays_in(now_kwargs))
+        self.record(Call(function, (*given, target), now_kwargs, reads=reads, writes=(target,)))
+        return result
+
+    def function(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function of the array module that is not a ufunc, and record it unless it returns views."""
+        now, now_kwargs = _unwrapped(args), _unwrapped(kwargs)
+        if not self.active:
+            return function(*now, **now_kwargs)
+        name = function.__name__
+        if name == "where" and len(args) + len(kwargs) < 3:
+            raise CaptureError("xp.where with one argument returns an array whose shape depends on values")
+        if any(isinstance(n, StepNumber) for n in (*args, *kwargs.values())):
+            raise CaptureError(f"xp.{name} is given a number that changes from step to step")
+        bound = _signature(function).bind(*now, **now_kwargs).arguments if _has_out(function) else {}
+        reads = tuple(
+            _arrays_in([value for key, value in bound.items() if key != "out"] if bound else (now, now_kwargs))
+        )
+        if (target := bound.get("out")) is not None:
+            result = kwargs.get("out", next((a for a in args if _unwrapped(a) is target), None))
+            self.refuse_foreign(target)
+            function(*now, **now_kwargs)
+            self.record(Call(function, now, now_kwargs, reads=reads, writes=(target,)))
+            return result
+        value = function(*now, **now_kwargs)
+        if isinstance(value, list | tuple):
+            if not all(self._is_view(a, reads) for a in value):
+                raise CaptureError(f"xp.{name} returns several arrays")
+            return type(value)(TracedArray(self, a) for a in value)
+        value = self.xp.asarray(value)
+        if self._is_view(value, reads):
+            return TracedArray(self, value)
+        result = self.own(value)
+        if _has_out(function) and not (name == "take" and "mode" not in bound):
+            self.record(Call(function, now, {**now_kwargs, "out": value}, reads=reads, writes=(value,)))
+        else:
+            self.record(Call(function, now, now_kwargs, value, reads, (value,)))
+        return result
+
+    def operator(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        writes: tuple[str, ...] = ("out",),
+    ) -> Any:
+        """Call an operator or a compiled loop as a whole. writes: the parameters that it writes.
+
+        An array that it returns, other than one of those, is copied in each replay.
+        """
+        given, given_kwargs = _unwrapped(args), _unwrapped(kwargs)
+        value = function(*current_of(given), **current_of(given_kwargs))
+        if not self.active:
+            return value
+        bound = _signature(function).bind(*given, **given_kwargs).arguments
+        written = tuple(a for name in writes for a in _arrays_in(bound.get(name)))
+        reads = tuple(_arrays_in([value for name, value in bound.items() if name not in writes or name not in _OUTS]))
+        for array in written:
+            self.refuse_foreign(array)
+        call = Call(function, given, given_kwargs, reads=reads, writes=written)
+        self.record(call)
+        if value is None:
+            return None
+        for traced in (*args, *kwargs.values()):
+            if isinstance(traced, TracedArray) and traced.values is value:
+                return traced
+        call.result = self.xp.asarray(value)
+        call.writes = (*written, call.result)
+        return self.own(call.result)
+
+    def write(self, target: Array, value: Any, **kwargs: Any) -> None:
+        """Copy a value (an array or a number) into an array."""
+        given = _unwrapped(value)
+        if self.active:
+            self.refuse_foreign(target)
+        self.xp.copyto(target, current(given), casting="unsafe", **_unwrapped(kwargs))
+        if self.active:
+            reads = (*_arrays_in(given), *_arrays_in(_unwrapped(kwargs)))
+            named = {"casting": "unsafe", **_unwrapped(kwargs)}
+            self.record(Call(self.xp.copyto, (target, given), named, reads=reads, writes=(target,)))
+
+    def _is_view(self, value: Any, of: tuple[Array, ...]) -> bool:
+        memory = memory_of(value)
+        return any(memory is memory_of(a) for a in of)
+
+
+#: Parameters of operators that are written without being read.
+_OUTS = _words("out losses choice sums sigma")
+
+
+class TracedArray:
+    """An array of a step that is being traced."""
+
+    __slots__ = ("__weakref__", "trace", "values")
+    __hash__ = object.__hash__
+
+    def __init__(self, trace: Trace, values: Array) -> None:
+        self.trace, self.values = trace, values
+
+    # Known without reading elements ----------------------------------------------------------------------------------
+
+    shape = property(lambda self: self.values.shape)
+    dtype = property(lambda self: self.values.dtype)
+    ndim = property(lambda self: self.values.ndim)
+    size = property(lambda self: self.values.size)
+    nbytes = property(lambda self: self.values.nbytes)
+    itemsize = property(lambda self: self.values.itemsize)
+    strides = property(lambda self: self.values.strides)
+    flags = property(lambda self: self.values.flags)
+    device = property(lambda self: self.values.device)
+    T = property(lambda self: TracedArray(self.trace, self.values.T))
+    mT = property(lambda self: TracedArray(self.trace, self.values.mT))  # noqa: N815
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator["TracedArray"]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"<an array {self.shape} of {self.dtype} in a step that is being captured>"
+
+    # What would escape the record ------------------------------------------------------------------------------------
+
+    def _read(self, *_: Any, **__: Any) -> Any:
+        raise CaptureError("the step reads values on the host")
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.trace.active:
+            raise CaptureError("the step gives an array to a function that is not the array module's")
+        return numpy.asarray(self.values, *args)
+
+    __float__ = __int__ = __index__ = __complex__ = item = tolist = tobytes = get = __contains__ = _read
+
+    def __bool__(self) -> bool:
+        return bool(self._read())
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if not hasattr(self.values, name):
+            raise AttributeError(f"{type(self.values).__name__!r} object has no attribute {name!r}")
+        raise CaptureError(f"the step uses the attribute {name!r} of an array")
+
+    def __array_ufunc__(self, function: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+        out: Any = kwargs.pop("out", (None,))[0]
+        if out is not None and not isinstance(out, TracedArray):
+            raise CaptureError("the step writes into an array that is neither the model's nor made by self.xp")
+        if method == "__call__":
+            return self.trace.ufunc(function, args, out, **kwargs)
+        if method == "reduce":
+            return self._reduce(function, **dict(zip(("axis", "dtype"), args[1:], strict=False)), out=out, **kwargs)
+        if method == "at":
+            return self.trace.operator(_At(function), args, {}, ("a",))
+        raise CaptureError(f"the step calls {function.__name__}.{method}")
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        return TracedModule.of(self.trace, function.__name__)(*args, **kwargs)
+
+    # Operations ------------------------------------------------------------------------------------------------------
+
+    def _reduce(self, function: Any, axis: Any = 0, dtype: Any = None, out: Any = None, keepdims: Any = False) -> Any:
+        trace, target = self.trace, _unwrapped(out)
+        reduce, values = function.reduce, self.values
+        if target is None:
+            target = trace.xp.asarray(reduce(values, axis, dtype, None, keepdims))
+            if not trace.active:
+                return target
+            out = trace.own(target)
+        else:
+            trace.refuse_foreign(target)
+            reduce(values, axis, dtype, target, keepdims)
+        trace.record(Call(reduce, (values, axis, dtype, target, keepdims), reads=(values,), writes=(target,)))
+        return out
+
+    def __getitem__(self, key: Any) -> Any:
+        trace, given = self.trace, _unwrapped(key)
+        if (view := _basic(given)) is not None:
+            return TracedArray(trace, self.values[view])
+        if _has_booleans(given):
+            raise CaptureError("the step selects elements by a condition, so that a shape depends on values")
+        value = self.values[given]
+        if not trace.active:
+            return value
+        reads = (self.values, *_arrays_in(given))
+        trace.record(Call(operator.getitem, (self.values, given), result=value, reads=reads, writes=(value,)))
+        return trace.own(value)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        trace, given = self.trace, _unwrapped(key)
+        if (view := _basic(given)) is not None:
+            target, source = self.values[view], _unwrapped(value)
+            if not _same_view(target, source):  # as after a[i] += b
+                trace.write(target, value)
+            return
+        source = _unwrapped(value)
+        if isinstance(source, StepNumber):
+            raise CaptureError("the step assigns a number that changes from step to step to selected elements")
+        if trace.active:
+            trace.refuse_foreign(self.values)
+        self.values[given] = source
+        reads = (self.values, *_arrays_in(given), *_arrays_in(source))
+        if trace.active:
+            trace.record(Call(operator.setitem, (self.values, given, source), reads=reads, writes=(self.values,)))
+
+    def reshape(self, *shape: Any, **kwargs: Any) -> Any:
+        view = self.values.reshape(*shape, **kwargs)
+        return self._view_or_copy(view)
+
+    def ravel(self) -> Any:
+        return self._view_or_copy(self.values.ravel())
+
+    def _view_or_copy(self, result: Array) -> Any:
+        if memory_of(result) is memory_of(self.values) or not self.trace.active:
+            return TracedArray(self.trace, result)
+        traced = self.trace.own(result)
+        self.trace.write(result.reshape(self.shape), self)  # a copy is contiguous
+        return traced
+
+    def transpose(self, *axes: Any) -> "TracedArray":
+        return TracedArray(self.trace, self.values.transpose(*axes))
+
+    def swapaxes(self, a: int, b: int) -> "TracedArray":
+        return TracedArray(self.trace, self.values.swapaxes(a, b))
+
+    def squeeze(self, axis: Any = None) -> "TracedArray":
+        return TracedArray(self.trace, self.values.squeeze(axis))
+
+    def astype(self, dtype: Any, copy: bool = True) -> Any:
+        if not copy and self.dtype == dtype:
+            return self
+        return self._copy(self.values.astype(dtype))
+
+    def copy(self, order: str = "C") -> Any:
+        return self._copy(self.values.copy(order))
+
+    def flatten(self) -> Any:
+        return self._copy(self.values.flatten(), self.values.reshape(-1))
+
+    def _copy(self, result: Array, source: Array = None) -> Any:
+        if not self.trace.active:
+            return result
+        traced = self.trace.own(result)
+        self.trace.write(result, self.values if source is None else source)
+        return traced
+
+    def fill(self, value: Any) -> None:
+        self.trace.write(self.values, value)
+
+    def _method(name: str) -> Any:  # type: ignore[misc]  # noqa: N805
+        def method(self: "TracedArray", *args: Any, **kwargs: Any) -> Any:
+            return TracedModule.of(self.trace, name)(self, *args, **kwargs)
+
+        return method
+
+    all, any, argmax, argmin, argsort = map(_method, ("all", "any", "argmax", "argmin", "argsort"))
+    clip, cumprod, cumsum, dot = map(_method, ("clip", "cumprod", "cumsum", "dot"))
+    max, mean = map(_method, ("max", "mean"))
+    min, prod, repeat, std, sum = map(_method, ("min", "prod", "repeat", "std", "sum"))
+    take, trace_, var, diagonal = map(_method, ("take", "trace", "var", "diagonal"))
+
+
+def _operator(name: str, reflected: bool = False, in_place: bool = False) -> Any:
+    function = getattr(numpy, name)
+
+    def method(self: TracedArray, *other: Any) -> Any:
+        if other and not isinstance(other[0], _OPERANDS):
+            return NotImplemented
+        args = (*other, self) if reflected else (self, *other)
+        if name == "power" and not isinstance(other[0], StepNumber) and not reflected and not in_place:
+            return _power(self, other[0])
+        ufunc = function if self.trace.xp is numpy else getattr(self.trace.xp, name)
+        return self.trace.ufunc(ufunc, args, self if in_place else None)
+
+    return method
+
+
+def _power(a: TracedArray, exponent: Any) -> Any:
+    """a ** exponent as the array computes it, which is not the ufunc `power` for some exponents."""
+    values, other = a.values, _unwrapped(exponent)
+    if not values.ndim:
+        raise CaptureError("the step raises a number on the device to a power: multiply it, or use xp.square")
+    return a.trace.operator(operator.pow, (a, exponent), {}, ()) if a.trace.active else values**other
+
+
+_OPERANDS = (bool, int, float, numpy.generic, numpy.ndarray, TracedArray, StepNumber)
+for _name, _function in {
+    "add": "add", "sub": "subtract", "mul": "multiply", "truediv": "true_divide", "floordiv": "floor_divide",
+    "mod": "remainder", "pow": "power", "matmul": "matmul", "and": "bitwise_and", "or": "bitwise_or",
+    "xor": "bitwise_xor", "lshift": "left_shift", "rshift": "right_shift",
+}.items():  # fmt: skip
+    setattr(TracedArray, f"__{_name}__", _operator(_function))
+    setattr(TracedArray, f"__r{_name}__", _operator(_function, reflected=True))
+    if _name not in ("pow", "matmul"):
+        setattr(TracedArray, f"__i{_name}__", _operator(_function, in_place=True))
+for _name, _function in {
+    "lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal", "eq": "equal", "ne": "not_equal",
+    "neg": "negative", "abs": "absolute", "invert": "invert",
+}.items():  # fmt: skip
+    setattr(TracedArray, f"__{_name}__", _operator(_function))
+
+
+class TracedModule:
+    """The array module of a step that is being traced."""
+
+    ndarray = TracedArray
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        found = self.of(self._trace, name)
+        setattr(self, name, found)
+        return found
+
+    @staticmethod
+    def of(trace: Trace, name: str) -> Any:
+        """What stands for this name of the array module. Raises CaptureError if it is not known here."""
+        xp: Any = trace.xp
+        if not hasattr(xp, name):
+            raise AttributeError(f"module {xp.__name__!r} has no attribute {name!r}")
+        value = getattr(xp, name)
+        if hasattr(value, "nin"):
+            return _TracedUfunc(trace, value)
+        special = getattr(_Special, name, None)
+        if special is not None:
+            return functools.partial(special, trace)
+        if name in _REDUCTIONS:
+            return functools.partial(_reduction, trace, getattr(xp, _REDUCTIONS[name]))
+        if name in _UNINITIALIZED:
+            return lambda *args, **kwargs: trace.own(value(*_unwrapped(args), **_unwrapped(kwargs)))
+        if name in _CREATORS:
+            return functools.partial(_created, trace, value)
+        if name in _FUNCTIONS:
+            return lambda *args, **kwargs: trace.function(value, args, kwargs)
+        if name in _INQUIRIES:
+            return lambda *args, **kwargs: value(*_unwrapped(args), **_unwrapped(kwargs))
+        if isinstance(value, type | int | float | numpy.dtype) or value is None:
+            return value
+        raise CaptureError(f"the step uses xp.{name}")
+
+
+def _reduction(trace: Trace, ufunc: Any, a: Any, axis: Any = None, dtype: Any = None, out: Any = None,
+               keepdims: Any = False, **more: Any) -> Any:  # fmt: skip
+    if more or not isinstance(a, TracedArray):
+        raise CaptureError(f"the step calls a reduction with {', '.join(more) or 'an array of its own'}")
+    return a._reduce(ufunc, axis, dtype, out, bool(keepdims))
+
+
+def _created(trace: Trace, function: Any, *args: Any, **kwargs: Any) -> TracedArray:
+    """An array that is filled anew in each replay, because the step may write into it."""
+    value = function(*_unwrapped(args), **_unwrapped(kwargs))
+    result, values = trace.own(value), _values_of(value)
+    trace.write(value, values[0] if len(values) == 1 else trace.own(value.copy()))
+    return result
+
+
+def _values_of(value: Array) -> list[Any]:
+    """The number that fills an array, as a list of one; several numbers if they differ."""
+    flat = numpy.asarray(value).reshape(-1)
+    return [flat[0].item()] if flat.size and (flat == flat[0]).all() else [0] if not flat.size else [0, 1]
+
+
+class _TracedUfunc:
+    def __init__(self, trace: Trace, ufunc: Any) -> None:
+        self._trace, self._ufunc = trace, ufunc
+        self.__name__ = ufunc.__name__
+
+    def __call__(self, *args: Any, out: Any = None, **kwargs: Any) -> Any:
+        if len(args) > self._ufunc.nin:
+            args, out = args[: self._ufunc.nin], args[self._ufunc.nin]
+        if isinstance(out, tuple):
+            (out,) = out
+        if out is not None and not isinstance(out, TracedArray):
+            raise CaptureError("the step writes into an array that is neither the model's nor made by self.xp")
+        return self._trace.ufunc(self._ufunc, args, out, **kwargs)
+
+    def at(self, a: TracedArray, *args: Any) -> None:
+        self._trace.operator(_At(self._ufunc), (a, *args), {}, ("a",))
+
+    def reduce(self, a: TracedArray, axis: Any = 0, dtype: Any = None, out: Any = None, keepdims: bool = False) -> Any:
+        return a._reduce(self._ufunc, axis, dtype, out, keepdims)
+
+
+class _At:
+    """ufunc.at as a function with a signature."""
+
+    def __init__(self, ufunc: Any) -> None:
+        self._ufunc = ufunc
+        self.__name__ = f"{ufunc.__name__}.at"
+
+    def __call__(self, a: Array, indices: Any, b: Any = None) -> None:
+        self._ufunc.at(a, indices, b)
+
+
+class _Special:
+    """Functions of the array module that need care."""
+
+    @staticmethod
+    def copyto(trace: Trace, dst: TracedArray, src: Any, casting: str = "same_kind", where: Any = True) -> None:
+        trace.write(dst.values, src, **({} if where is True else {"where": where}))
+
+    @staticmethod
+    def zeros_like(trace: Trace, a: TracedArray, **kwargs: Any) -> TracedArray:
+        return _created(trace, trace.xp.zeros_like, a, **kwargs)
+
+    @staticmethod
+    def ones_like(trace: Trace, a: TracedArray, **kwargs: Any) -> TracedArray:
+        return _created(trace, trace.xp.ones_like, a, **kwargs)
+
+    @staticmethod
+    def full_like(trace: Trace, a: TracedArray, fill_value: Any, **kwargs: Any) -> TracedArray:
+        return _created(trace, trace.xp.full_like, a, fill_value, **kwargs)
+
+    @staticmethod
+    def count_nonzero(trace: Trace, a: TracedArray, axis: Any = None, keepdims: bool = False) -> Any:
+        nonzero: Any = a if a.dtype.kind == "b" else trace.ufunc(trace.xp.not_equal, (a, 0))
+        return nonzero._reduce(trace.xp.add, axis, trace.xp.int64, None, keepdims)
+
+    @staticmethod
+    def asarray(trace: Trace, a: Any, dtype: Any = None) -> Any:
+        if isinstance(a, TracedArray):
+            return a if dtype is None else a.astype(dtype, copy=False)
+        return _created(trace, trace.xp.asarray, a, dtype=dtype)
+
+    @staticmethod
+    def array(trace: Trace, a: Any, dtype: Any = None) -> Any:
+        if isinstance(a, TracedArray):
+            return a.astype(a.dtype if dtype is None else dtype)
+        return _created(trace, trace.xp.array, a, dtype=dtype)
+
+    @staticmethod
+    def ascontiguousarray(trace: Trace, a: TracedArray, dtype: Any = None) -> Any:
+        dtype = a.dtype if dtype is None else dtype
+        if a.flags.c_contiguous and a.dtype == dtype:
+            return a
+        return a._copy(trace.xp.ascontiguousarray(a.values, dtype=dtype))
+
+
+def memory_of(a: Array) -> Array:
+    """The array that owns the memory of this one. Views of the same memory have the same owner."""
+    while (base := a.base) is not None and hasattr(base, "base"):
+        a = base
+    return a
+
+
+def _unwrapped(value: Any) -> Any:
+    """A value with arrays in place of the TracedArrays in it."""
+    if isinstance(value, TracedArray):
+        return value.values
+    if type(value) in (list, tuple):
+        return type(value)(map(_unwrapped, value))
+    if type(value) is dict:
+        return {name: _unwrapped(item) for name, item in value.items()}
+    return value
+
+
+def current_of(value: Any) -> Any:
+    """A value with the current numbers in place of the StepNumbers in it."""
+    if type(value) in (list, tuple):
+        return type(value)(map(current_of, value))
+    if type(value) is dict:
+        return {name: current_of(item) for name, item in value.items()}
+    return current(value)
+
+
+def _arrays_in(value: Any) -> Iterator[Array]:
+    """The arrays in a value, and in the lists, tuples and dictionaries in it."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _arrays_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _arrays_in(item)
+    elif hasattr(value, "dtype") and hasattr(value, "strides") and not isinstance(value, numpy.generic | type):
+        yield value
+
+
+def _basic(key: Any) -> Any:
+    """The key of a view, even of a single element; None if this key selects elements by arrays."""
+    keys = key if isinstance(key, tuple) else (key,)
+    if all(item is None or item is Ellipsis or isinstance(item, slice) or _is_integer(item) for item in keys):
+        return keys if Ellipsis in keys else (*keys, Ellipsis)
+    return None
+
+
+def _is_integer(item: Any) -> bool:
+    return isinstance(item, int | numpy.integer) and not isinstance(item, bool)
+
+
+def _has_booleans(key: Any) -> bool:
+    keys = key if isinstance(key, tuple) else (key,)
+    return any(isinstance(item, bool) or getattr(getattr(item, "dtype", None), "kind", "") == "b" for item in keys)
+
+
+def _same_view(a: Array, b: Any) -> bool:
+    return (
+        hasattr(b, "strides")
+        and a.shape == b.shape
+        and a.strides == b.strides
+        and a.dtype == b.dtype
+        and a.__array_interface__["data"] == b.__array_interface__["data"]
+    )
+
+
+@functools.cache
+def _signature(function: Any) -> inspect.Signature:
+    return inspect.signature(getattr(function, "py_func", function))
+
+
+@functools.cache
+def _has_out(function: Any) -> bool:
+    try:
+        return "out" in _signature(function).parameters
+    except (TypeError, ValueError):
+        return False

@@ -1,0 +1,64 @@
+"""ReplayedStep: a kind of training step on the CPU, as a list of calls that one function makes."""
+
+from typing import Any
+
+from xpnet.backends import Array
+from xpnet.capture.passes import simplified
+from xpnet.capture.program import INPUTS, compiled
+from xpnet.data.dataset import Dataset, StepData
+from xpnet.training.epoch_metrics import EpochMetrics
+from xpnet.training.snapshots import snapshot
+from xpnet.training.step import TrainingStep
+from xpnet.training.traced_step import loader, traced_step
+
+
+class ReplayedStep:
+    """One kind of step: a number of rows, in batches of one size, from datasets of one layout."""
+
+    verified = False
+
+    def __init__(self, step: TrainingStep, data: StepData, metrics: EpochMetrics, streaming: bool) -> None:
+        """Trace the step, and undo it. Raises CaptureError, or an error of the user's code, if that is not possible."""
+        self._state, self._context = step.state.optimizer_state, step.model.context
+        self._backend, self._batch_sizes = step.model.backend, data.batch_sizes
+        self._rows, self._weighted = data.rows, data.dataset.weights is not None
+        self._sums = step.model.backend.zeros((3, data.batch_count), "float64")
+        self._metric_arrays = {name: a for name, a in metrics.arrays.items() if name != "losses"}
+        before = snapshot(step, metrics)
+        try:
+            trace = traced_step(step, data, metrics, self._sums, fixed=not streaming)
+        finally:
+            before.restore()
+        #: The calls as they were recorded, and as they are replayed.
+        self.recorded, self.calls = trace.calls, simplified(trace)
+        self._program = compiled(self.calls)
+        self.dataset: Dataset = data.dataset
+        self._loaders = self._loaders_of(data.dataset, data.order)
+
+    def _loaders_of(self, dataset: Dataset, order: Array | None) -> list[Any]:
+        arrays = [getattr(dataset, name) for name in INPUTS]
+        dtypes = [dataset.x_dtype, *[None if a is None else a.dtype for a in arrays[1:]]]
+        return [loader(self._backend, a, t, order is not None) for a, t in zip(arrays, dtypes, strict=True)]
+
+    def fits(self, data: StepData, metrics: EpochMetrics) -> bool:
+        """Whether the calls write into these metrics."""
+        now, then = metrics.arrays, self._metric_arrays
+        return len(now) == len(then) + 1 and all(now.get(name) is then[name] for name in then)
+
+    def launch(self, data: StepData, metrics: EpochMetrics) -> None:
+        """Make the calls of this step, without counting it."""
+        self._compute(data)
+        metrics.batch_sums[:, metrics.batches : metrics.batches + len(self._batch_sizes)] = self._sums
+
+    def replay(self, data: StepData, metrics: EpochMetrics) -> None:
+        """Make the calls of this step, and count it."""
+        self._compute(data)
+        self._state.step += 1
+        metrics.add_replayed(self._sums, self._batch_sizes, self._weighted)
+
+    def _compute(self, data: StepData) -> None:
+        if data.dataset is not self.dataset:
+            self.dataset, self._loaders = data.dataset, self._loaders_of(data.dataset, data.order)
+        step, order, place = self._state.step, data.order, slice(data.start, data.start + self._rows)
+        self._context.begin_step(step)
+        self._program(step, place if order is None else order[place], *self._loaders)

@@ -1,0 +1,199 @@
+"""Tracing a training step: the model sees traced arrays while the step runs once."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from xpnet.backends import Array
+from xpnet.backends.step_numbers import StepNumber
+from xpnet.capture.cpu import StepPosition, TracedCPU
+from xpnet.capture.program import INPUTS, Load
+from xpnet.capture.trace import Call, Trace, TracedArray
+from xpnet.config import is_custom
+from xpnet.data.dataset import Batch, Dataset, StepData, total_weight
+from xpnet.errors import CaptureError
+from xpnet.layers.base import Layer
+from xpnet.layers.context import Context, Workspace
+from xpnet.training.attributes import Attributes
+from xpnet.training.audit import every_layer
+from xpnet.training.epoch_metrics import EpochMetrics
+from xpnet.training.step import TrainingStep
+
+
+def traced_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, staged_sums: Array, fixed: bool) -> Trace:
+    """Run a step once, and return the trace of it. The caller undoes what the step has changed.
+
+    staged_sums: (3, batches), float64, where the sums of each batch go.  fixed: whether steps share one dataset.
+    Raises CaptureError, or whatever a layer raises, if the step cannot be traced.
+    """
+    trace = Trace(step.model.backend.xp)
+    try:
+        with _traced(step, metrics, trace):
+            _run(step, data, metrics, trace, trace.wrap(staged_sums, writable=True), fixed)
+    finally:
+        trace.stop()
+    return trace
+
+
+def _run(
+    step: TrainingStep, data: StepData, metrics: EpochMetrics, trace: Trace, staged_sums: TracedArray, fixed: bool
+) -> None:
+    state, columns = step.state, iter(range(data.batch_count))
+    inputs = _Inputs(trace, step, data, fixed)
+
+    def add_metrics(per_sample: Array, batch: Batch, outputs: Array) -> None:
+        with trace.within(place="metrics"):
+            metrics.add_on_device(staged_sums, next(columns), per_sample, batch, outputs)
+
+    before = state.optimizer_state.step
+    try:
+        step.gradients(inputs.batches(), inputs.total_weight(), add_metrics, data.batch_count)
+        with trace.within(place="update"):
+            if not is_custom(type(state.optimizer)):
+                step.update()
+                return
+    finally:
+        state.optimizer_state.step = before
+    store, slots = step.model.context.store, state.optimizer_state.slots.values()
+    arrays = tuple(a.values for a in (store.values, store.grads, *slots))
+    trace.record(Call(_Update(step), (), reads=arrays, writes=arrays, opaque=True))
+
+
+class _Update:
+    """The update by a custom optimizer, which may do anything: it is called in every replay."""
+
+    def __init__(self, step: TrainingStep) -> None:
+        self._step = step
+        self.__name__ = type(step.state.optimizer).__name__
+
+    def __call__(self) -> None:
+        counter = self._step.state.optimizer_state
+        before = counter.step
+        self._step.update()
+        counter.step = before  # the replay counts the step
+
+
+class _Inputs:
+    """The batches of a step. The replay loads them from the dataset, whichever it is then."""
+
+    def __init__(self, trace: Trace, step: TrainingStep, data: StepData, fixed: bool) -> None:
+        self._trace, self._data = trace, data
+        self._backend: Any = step.model.context.backend
+        self._context = step.model.context
+        self._work = Workspace(self._context)
+        #: Whether the step always takes all samples as they are stored.
+        self._all = fixed and data.order is None and data.rows == len(data.dataset)
+
+    def batches(self) -> Iterator[Batch]:
+        self._context.noise_step = _noise_position(self._context)
+        size = self._data.batch_size
+        for first in range(0, self._data.rows, size):
+            count = min(size, self._data.rows - first)
+            yield Batch(*[self._rows(name, first, count) for name in INPUTS], first_row=first)
+
+    def total_weight(self) -> Any:
+        if self._data.dataset.weights is None:
+            return self._data.rows
+        return total_weight(self._backend.xp, self._rows("weights", 0, self._data.rows, "all weights"))
+
+    def _rows(self, name: str, first: int, count: int, buffer: str = "") -> Any:
+        dataset: Dataset = self._data.dataset
+        array = getattr(dataset, name)
+        if array is None:
+            return None
+        dtype = dataset.x_dtype if name == "x" else array.dtype
+        if self._all and array.dtype == dtype and not dataset.private:
+            return self._trace.wrap(array[first : first + count])
+        out = self._work.buffer(buffer or name, (count, *array.shape[1:]), dtype)
+        load, data = Load(name, first, count, whole=count == self._data.rows), self._data
+        rows = slice(data.start + first, data.start + first + count)
+        copy: Any = loader(self._backend.real, array, dtype, data.order is not None)
+        copy(rows if data.order is None else data.order[rows], out.values)
+        self._trace.record(Call(load, (out.values,), writes=(out.values,)))
+        return out
+
+
+def loader(backend: Any, array: Array, dtype: Any, ordered: bool) -> Callable[[Any, Array], Any] | None:
+    """A function of (rows, out) that copies these rows of an array. ordered: whether rows are an index array."""
+    if array is None:
+        return None
+    if not ordered:
+
+        def copy(rows: slice, out: Array) -> None:
+            out[...] = array[rows]
+
+        return copy
+    if array.dtype == dtype:
+        take = array.take
+
+        def gather(rows: Array, out: Array) -> None:
+            take(rows, 0, out, "clip")
+
+        return gather
+    return lambda rows, out: backend.gather(array, rows, out)
+
+
+@contextlib.contextmanager
+def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator[None]:
+    """A context in which the model, its training state and the metrics hold traced arrays, and a traced backend."""
+    model, context, state = step.model, step.model.context, step.state
+    store, optimizer_state = context.store, state.optimizer_state
+    real: Any = context.backend
+    backend = TracedCPU(real, trace)
+    things = [*every_layer(model), step.loss, state.optimizer, *state.metrics]
+    before, attributes = [(thing, dict(vars(thing))) for thing in things], Attributes(step)
+    with contextlib.ExitStack() as undo:
+
+        def replace(thing: Any, **attributes: Any) -> None:
+            for name, value in attributes.items():
+                undo.callback(vars(thing).__setitem__, name, vars(thing)[name])
+                vars(thing)[name] = value
+
+        def writable(array: Array) -> TracedArray:
+            return trace.wrap(array, writable=True)
+
+        replace(context, backend=backend, _scratch={}, noise_step=context.noise_step)
+        replace(store, backend=backend, values=writable(store.values), grads=writable(store.grads))
+        for parameter in store.parameters:
+            replace(parameter, _value=writable(parameter._value), _grad=writable(parameter._grad))
+        for buffer in store.buffers:
+            replace(buffer, _value=writable(buffer._value))
+        slots = {name: writable(vector) for name, vector in optimizer_state.slots.items()}
+        replace(optimizer_state, slots=slots, scratch=writable(optimizer_state.scratch))
+        sums = {name: writable(array) for name, array in metrics._sums.items()}
+        replace(metrics, _sums=dict(sums))
+        replace(step, _work=Workspace(context))
+        for layer in every_layer(model):
+            replace(layer, _workspaces={})
+            _name_calls(layer, layer is model, trace)
+        try:
+            yield
+            if changed := attributes.changed():
+                raise CaptureError(f"each step changes {changed}")
+            if metrics._sums != sums:  # compared by identity
+                raise CaptureError("a metric makes new arrays for its sums in each step")
+        finally:
+            for thing, own in before:
+                vars(thing).clear()
+                vars(thing).update(own)
+
+
+def _noise_position(context: Context) -> Any:
+    """The part of the noise's key that changes from step to step, as `begin_step` sets it."""
+    now = context.noise_step
+    return StepPosition(StepNumber(lambda _: context.noise_step, now))
+
+
+def _name_calls(layer: Layer, is_model: bool, trace: Trace) -> None:
+    """Make the calls of a layer known by the layer's name."""
+    for method in ("_run_forward", "_run_backward") if is_model else ("forward", "backward"):
+        place = f"{layer.path or 'model'} {type(layer).__name__}.{method.removeprefix('_run_')}"
+        vars(layer)[method] = _placed(trace, place, getattr(layer, method))
+
+
+def _placed(trace: Trace, place: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    def placed(*args: Any) -> Any:
+        with trace.within(place=place):
+            return method(*args)
+
+    return placed
