@@ -235,6 +235,40 @@ class CPUOperators(Backend):
         out[...] = self._sum(out.shape, len(a), lambda rows, sums: loops.add_products(a[rows], b[rows], center, sums))
         return out
 
+    # Fused operators -------------------------------------------------------------------------------------------------
+
+    add_to_rows_relu = by_rows(Backend.add_to_rows_relu, "a", "out")
+
+    def relu_grad_sum_rows(self, grad: Array, y: Array, out: Array, sums: Array) -> Array:
+        loops = self.loops((grad, y, out)) if len(out) > _MANY_ROWS else None  # the BLAS sums fewer rows faster
+        if loops is None:
+            return super().relu_grad_sum_rows(grad, y, out, sums)
+        add = loops.relu_grad_add_rows
+        sums[...] = self._sum(sums.shape, len(out), lambda rows, of_part: add(grad[rows], y[rows], out[rows], of_part))
+        return out
+
+    @compiled
+    def cross_entropy_sums(
+        self,
+        loops: Any,
+        logits: Array,
+        labels: Array,
+        smoothing: float,
+        scale: float,
+        losses: Array,
+        grad: Array,
+        loss_sum: Array,
+        correct: Array | None,
+    ) -> tuple[Array, Array]:
+        number = logits.dtype.type
+        numbers = number(1.0 - smoothing), number(smoothing / logits.shape[1]), number(scale)
+        hits = loops.cross_entropy_sums(logits, labels, *numbers, losses, grad)
+        self.sum_to(losses, loss_sum)
+        if correct is not None:
+            correct[0] += hits
+            correct[1] += len(logits)
+        return losses, grad
+
     # Windows ---------------------------------------------------------------------------------------------------------
 
     def im2col_layout(self, memory: Array) -> Array:
