@@ -268,22 +268,18 @@ def rescale(x: Any, scale: Any, offset: Any, out: Any) -> None:
 
 @_compiled
 def count_correct(outputs: Any, labels: Any) -> int:
+    rows, classes = outputs.shape
     correct = 0
-    for i in range(len(outputs)):
-        correct += _is_correct(outputs[i], labels[i])
+    for i in range(rows):
+        label, beaten = labels[i], 0
+        if label < 0 or label >= classes:
+            continue
+        score = outputs[i, label]
+        for k in range(classes):  # without branches, because no processor could predict them
+            other = outputs[i, k]
+            beaten += ((k >= label) & (other == score)) | (other < score)  # nothing is true of NaN
+        correct += beaten == classes
     return correct
-
-
-@_compiled
-def _is_correct(y: Any, label: Any) -> Any:
-    """Whether the first of the largest numbers of y (classes,) is at the label. False if one is NaN."""
-    if label < 0 or label >= y.size:
-        return False
-    score, beaten = y[label], 0
-    for k in range(y.size):  # without branches, because no processor could predict them
-        other = y[k]
-        beaten += ((k >= label) & (other == score)) | (other < score)  # nothing is true of NaN
-    return beaten == y.size
 
 
 @_compiled
@@ -304,49 +300,40 @@ def relu_grad(grad: Any, y: Any, out: Any) -> None:
 
 
 @_compiled
-def cross_entropy(logits: Any, labels: Any, confidence: Any, share: Any, losses: Any, grad: Any) -> None:
-    """The target of class k is `share`, plus `confidence` if k is the label."""
-    for i in range(len(logits)):
-        losses[i] = _cross_entropy_of_row(logits[i], labels[i], confidence, share, grad[i])
+def cross_entropy(logits: Any, labels: Any, confidence: Any, share: Any, scale: Any, losses: Any, grad: Any) -> None:
+    """The target of class k is `share`, plus `confidence` if k is the label. The gradient is multiplied by `scale`."""
+    rows, classes = logits.shape
+    zero = logits.dtype.type(0)
+    for i in range(rows):
+        z, g = logits[i], grad[i]
+        largest = z[0]
+        for k in range(1, classes):
+            if not z[k] <= largest:  # NaN too
+                largest = z[k]
+        total, shifted = zero, zero
+        for k in range(classes):
+            shift = z[k] - largest
+            shifted += shift
+            g[k] = math.exp(shift)
+            total += g[k]
+        log_total, label = math.log(total), labels[i]
+        loss = confidence * (log_total - (z[label] - largest))
+        if share != zero:  # 0 · ∞ would be NaN
+            loss += share * (classes * log_total - shifted)
+        losses[i] = loss
+        at_label = (g[label] / total - share - confidence) * scale
+        for k in range(classes):
+            g[k] = (g[k] / total - share) * scale
+        g[label] = at_label
 
 
 @_compiled
 def cross_entropy_sums(
     logits: Any, labels: Any, confidence: Any, share: Any, scale: Any, losses: Any, grad: Any
 ) -> int:
-    """`cross_entropy` with grad multiplied by `scale`; returns `count_correct`."""
-    correct = 0
-    for i in range(len(logits)):
-        losses[i] = _cross_entropy_of_row(logits[i], labels[i], confidence, share, grad[i])
-        g = grad[i]
-        for k in range(g.size):
-            g[k] *= scale
-        correct += _is_correct(logits[i], labels[i])
-    return correct
-
-
-@_compiled
-def _cross_entropy_of_row(z: Any, label: Any, confidence: Any, share: Any, g: Any) -> Any:
-    """Write the gradient of a row into g, and return its loss."""
-    classes, zero = z.size, z.dtype.type(0)
-    largest = z[0]
-    for k in range(1, classes):
-        if not z[k] <= largest:  # NaN too
-            largest = z[k]
-    total, shifted = zero, zero
-    for k in range(classes):
-        shift = z[k] - largest
-        shifted += shift
-        g[k] = math.exp(shift)
-        total += g[k]
-    log_total = math.log(total)
-    loss = confidence * (log_total - (z[label] - largest))
-    if share != zero:  # 0 · ∞ would be NaN
-        loss += share * (classes * log_total - shifted)
-    for k in range(classes):
-        g[k] = g[k] / total - share
-    g[label] -= confidence
-    return loss
+    """`cross_entropy`; returns `count_correct`."""
+    cross_entropy(logits, labels, confidence, share, scale, losses, grad)
+    return count_correct(logits, labels)
 
 
 # Updates of the flat vectors, whose formulas are in optimizers.py.

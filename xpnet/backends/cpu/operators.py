@@ -180,9 +180,7 @@ class CPUOperators(Backend):
     def cross_entropy(
         self, loops: Any, logits: Array, labels: Array, smoothing: float, losses: Array, grad: Array
     ) -> tuple[Array, Array]:
-        number = logits.dtype.type
-        confidence, share = number(1.0 - smoothing), number(smoothing / logits.shape[1])
-        loops.cross_entropy(logits, labels, confidence, share, losses, grad)
+        loops.cross_entropy(logits, labels, *_cross_entropy_numbers(logits, smoothing, 1.0), losses, grad)
         return losses, grad
 
     def count_correct(self, outputs: Array, labels: Array) -> Array:
@@ -260,8 +258,7 @@ class CPUOperators(Backend):
         loss_sum: Array,
         correct: Array | None,
     ) -> tuple[Array, Array]:
-        number = logits.dtype.type
-        numbers = number(1.0 - smoothing), number(smoothing / logits.shape[1]), number(scale)
+        numbers = _cross_entropy_numbers(logits, smoothing, scale)
         hits = loops.cross_entropy_sums(logits, labels, *numbers, losses, grad)
         self.sum_to(losses, loss_sum)
         if correct is not None:
@@ -342,6 +339,12 @@ class CPUOperators(Backend):
             pieces = [vector[run] for vector in vectors]
             self.threads.parallel_for(len(pieces[0]), update_part)
         return True
+
+
+def _cross_entropy_numbers(logits: Array, smoothing: float, scale: float) -> tuple[Any, Any, Any]:
+    """What the loops of cross-entropy take after the labels: confidence, share, scale."""
+    number = logits.dtype.type
+    return number(1.0 - smoothing), number(smoothing / logits.shape[1]), number(scale)
 
 
 def _known_to_numba(a: Array) -> bool:

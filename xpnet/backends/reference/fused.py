@@ -16,15 +16,15 @@ class FusedOperators(ElementwiseOperators, ReductionOperators, RowOperators):
 
         Replaces add_to_rows(a, row); relu(a, out).
         """
-        return self.relu(self.add_to_rows(a, row), out=out)
+        return self.relu(self.add_to_rows(a, row), out)
 
     def relu_grad_sum_rows(self, grad: Array, y: Array, out: Array, sums: Array) -> Array:
         """out (rows, columns) = grad · [y ≠ 0], and sums[j] = Σ_i out[i, j]. out may be y, but not grad. Returns out.
 
         Replaces relu_grad(grad, y, out); sum_rows(out, sums).
         """
-        self.relu_grad(grad, y, out=out)
-        self.sum_rows(out, out=sums)
+        self.relu_grad(grad, y, out)
+        self.sum_rows(out, sums)
         return out
 
     def cross_entropy_sums(
