@@ -152,14 +152,14 @@ class KernelLauncher(Backend):
         rows, threads = array.size // columns, min(BLOCK, max(32, power_of_two(columns)))
         return self.launch(name, array, blocks=min(rows, 2**16), threads=threads, rows=rows, **given)
 
-    def launch_column_sums(self, name: str, array: Array, /, *, sums: int = 1, **given: Any) -> tuple[Array, int]:
-        """Launch a kernel that sums over the rows, in parts: (float64 sums (parts · sums, columns), parts)."""
+    def launch_column_sums(self, name: str, array: Array, /, *, per_column: int = 1, **given: Any) -> tuple[Array, int]:
+        """Launch a kernel that sums over the rows, in parts: (float64 sums (parts · per_column, columns), parts)."""
         rows, columns = array.shape
         across = -(-columns // 32)
         parts = min(-(-rows // _PART_ROWS), max(1, _MOST_PARTS // across))
         part_rows = -(-rows // parts)
         parts = -(-rows // part_rows)
-        part_sums = self.xp.empty((parts * sums, columns), dtype=numpy.float64)
+        part_sums = self.xp.empty((parts * per_column, columns), dtype=numpy.float64)
         arguments = {**given, "rows": rows, "columns": columns, "part_rows": part_rows, "parts": part_sums}
         self.kernels.launch(name, array.dtype, (across, parts), (32, 8), arguments)
         return part_sums, parts

@@ -95,7 +95,7 @@ class CUDAOperators(CUDAMatmul):
 
     @fused
     def moments(self, x: Array) -> tuple[Array, Array]:
-        part_sums, parts = self.launch_column_sums("sum_powers", x, sums=2, x=x)
+        part_sums, parts = self.launch_column_sums("sum_powers", x, per_column=2, x=x)
         mean, variance = (self.xp.empty(x.shape[1], dtype=x.dtype) for _ in range(2))
         self.launch("moments", mean, parts=part_sums, count=parts, x=x, rows=len(x), mean=mean, variance=variance)
         return mean, variance
