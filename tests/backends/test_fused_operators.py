@@ -28,14 +28,13 @@ def every_array(test):
 
 
 def contexts(backend):
-    """Where operators of this backend take different ways: on the CPU with formulas, loops, and several workers."""
+    """Where operators of this backend differ: on the CPU, in parallel regions with and without loops and workers."""
     yield contextlib.nullcontext()
-    if backend.name != "cpu":
-        return
-    yield formulas_only()
-    for threads in (1, 3):
+    for threads in (1, 3) if backend.name == "cpu" else ():
         with blas_threads(threads):
             yield backend.parallel_region(threads > 1)
+            with formulas_only():
+                yield backend.parallel_region(threads > 1)
 
 
 def on_device(backend, a, layout):
