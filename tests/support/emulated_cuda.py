@@ -472,6 +472,7 @@ def compile_for_host(code: str, real: str) -> ctypes.CDLL:
         )
     source = "\n".join(parts) + "\n"
     options = ["-O2", "-std=c++17", "-shared", "-fPIC", f"-DREAL={real}", "-U_FORTIFY_SOURCE", f"-I{SHIM.parent}"]
+    options.append("-fno-gnu-unique")  # else the libraries of float and double share the variables of templates
     digest = hashlib.sha256((source + SHIM.read_text() + " ".join(options)).encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"xpnet-kernels-{digest}"
     library = folder / "kernels.so"

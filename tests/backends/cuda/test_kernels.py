@@ -285,6 +285,69 @@ def test_scale_shift_and_combine_equal_the_reference(guarded, rng, shape, dtype)
     assert_close(guarded.backend, got, want, dtype)
 
 
+# Fused operators ------------------------------------------------------------------------------------------------------
+
+
+def assert_launched(backend, *names):
+    """Assert that the last kernels were these. `kernels_unavailable` has launched a relu before."""
+    if backend.name == "emulated":
+        assert backend.xp.launches[1:] == list(names)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", MATRICES)
+def test_add_to_rows_relu_is_one_kernel(guarded, rng, shape, dtype):
+    a, row = numbers(rng, shape, dtype, special=True), numbers(rng, shape[1:], dtype)
+    device_array, out = guarded(shape, dtype, a), guarded(shape, dtype)
+    guarded.backend.add_to_rows_relu(device_array, guarded(shape[1:], dtype, row), out)
+    assert_launched(guarded.backend, "add_to_rows_relu")
+    np.testing.assert_array_equal(guarded.backend.to_numpy(out), np.maximum(a + row, 0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", MATRICES)
+def test_relu_grad_sum_rows_is_one_kernel_or_two(guarded, rng, shape, dtype):
+    grad, y = numbers(rng, shape, dtype), np.maximum(numbers(rng, shape, dtype), 0)
+    out, sums = guarded(shape, dtype), guarded(shape[1:], dtype)
+    guarded.backend.relu_grad_sum_rows(guarded(shape, dtype, grad), guarded(shape, dtype, y), out, sums)
+    assert_launched(guarded.backend, "relu_grad_sum_rows", *["add_parts"] * (shape[0] > 256))
+    want = grad * (y != 0)
+    np.testing.assert_array_equal(guarded.backend.to_numpy(out), want)
+    assert_close(guarded.backend, sums, want.sum(axis=0, dtype="float64"), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("shape", [*MATRICES, (32, 10), (100, 81), (128, 65), (900, 10), (8193, 1)])
+def test_cross_entropy_sums_is_one_kernel_or_two(guarded, rng, shape, smoothing, dtype):
+    backend, rows = guarded.backend, shape[0]
+    logits, labels = 5 * numbers(rng, shape, dtype), rng.integers(shape[1], size=rows)
+    logits[0, :2] = [40, 40][: shape[1]]
+    losses, grad, loss_sum = guarded(rows, dtype), guarded(shape, dtype), guarded((), "float64")
+    correct = guarded(2, "int64", [3, 2**40])
+    inputs = guarded(shape, dtype, logits), guarded(rows, "int64", labels)
+    backend.cross_entropy_sums(*inputs, smoothing, 1 / rows, losses, grad, loss_sum, correct)
+    assert_launched(backend, "cross_entropy_sums", *["sum_to"] * (logits.size > 2**13))
+    want = REFERENCE.cross_entropy(logits, labels, smoothing, np.empty(rows, dtype), np.empty_like(logits))
+    assert_close(backend, losses, want[0], dtype, 200)
+    np.testing.assert_allclose(backend.to_numpy(grad), want[1] / rows, rtol=0, atol=200 / rows * np.finfo(dtype).eps)
+    np.testing.assert_allclose(backend.to_numpy(loss_sum), backend.to_numpy(losses).sum(dtype="float64"), rtol=1e-13)
+    hits = (logits.argmax(axis=1) == labels).sum()
+    np.testing.assert_array_equal(backend.to_numpy(correct), [3 + hits, 2**40 + rows])
+
+
+@pytest.mark.parametrize("rows", [100, 5000])
+def test_cross_entropy_sums_is_reproducible(guarded, rng, rows):
+    logits, labels = guarded((rows, 7), "float32", rng.normal(size=(rows, 7))), guarded(rows, "int64")
+    labels[...] = 3
+    results = []
+    for _ in range(2):
+        losses, grad, loss_sum = guarded(rows), guarded((rows, 7)), guarded((), "float64")
+        guarded.backend.cross_entropy_sums(logits, labels, 0.1, 1 / rows, losses, grad, loss_sum, None)
+        results.append([guarded.backend.to_numpy(a).tobytes() for a in (losses, grad, loss_sum)])
+    assert results[0] == results[1]
+
+
 # Windows --------------------------------------------------------------------------------------------------------------
 
 WINDOWS = [

@@ -300,8 +300,8 @@ def relu_grad(grad: Any, y: Any, out: Any) -> None:
 
 
 @_compiled
-def cross_entropy(logits: Any, labels: Any, confidence: Any, share: Any, losses: Any, grad: Any) -> None:
-    """The target of class k is `share`, plus `confidence` if k is the label."""
+def cross_entropy(logits: Any, labels: Any, confidence: Any, share: Any, scale: Any, losses: Any, grad: Any) -> None:
+    """The target of class k is `share`, plus `confidence` if k is the label. The gradient is multiplied by `scale`."""
     rows, classes = logits.shape
     zero = logits.dtype.type(0)
     for i in range(rows):
@@ -321,9 +321,19 @@ def cross_entropy(logits: Any, labels: Any, confidence: Any, share: Any, losses:
         if share != zero:  # 0 · ∞ would be NaN
             loss += share * (classes * log_total - shifted)
         losses[i] = loss
+        at_label = (g[label] / total - share - confidence) * scale
         for k in range(classes):
-            g[k] = g[k] / total - share
-        g[label] -= confidence
+            g[k] = (g[k] / total - share) * scale
+        g[label] = at_label
+
+
+@_compiled
+def cross_entropy_sums(
+    logits: Any, labels: Any, confidence: Any, share: Any, scale: Any, losses: Any, grad: Any
+) -> int:
+    """`cross_entropy`; returns `count_correct`."""
+    cross_entropy(logits, labels, confidence, share, scale, losses, grad)
+    return count_correct(logits, labels)
 
 
 # Updates of the flat vectors, whose formulas are in optimizers.py.
@@ -396,6 +406,16 @@ def add_to_rows(a: Any, row: Any) -> None:
 
 
 @_compiled
+def add_to_rows_relu(a: Any, row: Any, out: Any) -> None:
+    rows, columns = a.shape
+    zero = out.dtype.type(0)
+    for i in range(rows):
+        for j in range(columns):
+            value = a[i, j] + row[j]
+            out[i, j] = zero if value <= zero else value  # NaN stays
+
+
+@_compiled
 def scale_shift(x: Any, center: Any, scale: Any, shift: Any, out: Any) -> None:
     rows, columns = x.shape
     for i in range(rows):
@@ -426,6 +446,23 @@ def add_rows(x: Any, sums: Any) -> None:
         for i in range(start, min(start + _BLOCK_ROWS, rows)):
             for j in range(columns):
                 block[j] += x[i, j]
+        for j in range(columns):
+            sums[j] += block[j]
+
+
+@_compiled
+def relu_grad_add_rows(grad: Any, y: Any, out: Any, sums: Any) -> None:
+    """out = `relu_grad` of grad and y, and `add_rows` of out."""
+    rows, columns = out.shape
+    block = numpy.empty(columns, out.dtype)
+    zero, one = out.dtype.type(0), out.dtype.type(1)
+    for start in range(0, rows, _BLOCK_ROWS):
+        block[:] = 0
+        for i in range(start, min(start + _BLOCK_ROWS, rows)):
+            for j in range(columns):
+                value = grad[i, j] * (one if y[i, j] != zero else zero)
+                out[i, j] = value
+                block[j] += value
         for j in range(columns):
             sums[j] += block[j]
 

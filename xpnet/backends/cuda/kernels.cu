@@ -35,17 +35,23 @@ struct Largest {  // NaN is larger than any number
     template <typename T> __device__ T operator()(T a, T b) const { return a >= b || a != a ? a : b; }
 };
 
-template <typename T, typename Operation> __device__ T over_block(T value, Operation operation) {
+// The result of each group of `size` consecutive threads, a power of two. All threads of the block must call it.
+template <typename T, typename Operation> __device__ T over_group(T value, Operation operation, int size) {
     __shared__ T shared[256];
+    int place = threadIdx.x % size;
     shared[threadIdx.x] = value;
     __syncthreads();
-    for (int half = blockDim.x / 2; half > 0; half /= 2) {
-        if (threadIdx.x < half) shared[threadIdx.x] = operation(shared[threadIdx.x], shared[threadIdx.x + half]);
+    for (int half = size / 2; half > 0; half /= 2) {
+        if (place < half) shared[threadIdx.x] = operation(shared[threadIdx.x], shared[threadIdx.x + half]);
         __syncthreads();
     }
-    T result = shared[0];
+    T result = shared[threadIdx.x - place];
     __syncthreads();
     return result;
+}
+
+template <typename T, typename Operation> __device__ T over_block(T value, Operation operation) {
+    return over_group(value, operation, blockDim.x);
 }
 
 // The first and the last kernel of a captured step: see StepCells in graphs.py ---------------------------------------
@@ -119,6 +125,13 @@ KERNEL softplus(const real* x, Index n, real* out) {
 
 KERNEL add_to_rows(const real* row, Index n, Index columns, real* out) {
     FOR_EACH(i, n) out[i] += row[remainder_of(i, columns)];
+}
+
+KERNEL add_to_rows_relu(const real* a, const real* row, Index n, Index columns, real* out) {
+    FOR_EACH(i, n) {
+        real sum = a[i] + row[remainder_of(i, columns)];
+        out[i] = sum <= 0 ? (real)0 : sum;  // NaN stays
+    }
 }
 
 KERNEL scale_shift(const real* x, const real* center, const real* scale, const real* shift, Index n, Index columns,
@@ -208,6 +221,63 @@ KERNEL count_correct(const real* outputs, const Index* labels, Index n, Index co
     }
 }
 
+struct Scored {
+    real score;
+    int index;
+};
+
+struct FirstLargest {  // NaN is larger than any number
+    __device__ Scored operator()(Scored a, Scored b) const {
+        bool first = a.score > b.score || a.score != a.score || (a.score == b.score && a.index < b.index);
+        return first ? a : b;
+    }
+};
+
+// cross_entropy with grad multiplied by `scale`, and count_correct, which is added to `correct` unless that is null.
+// `group` threads compute a row. A single block also stores the sum of all losses in loss_sum.
+KERNEL cross_entropy_sums(const real* logits, const Index* labels, Index rows, Index columns, int group,
+                          real confidence, real share, real scale, real* losses, real* grad, double* loss_sum,
+                          unsigned long long* correct) {
+    Index place = threadIdx.x % group, groups = blockDim.x / group, hits = 0;
+    double sum = 0;
+    for (Index first = blockIdx.x * groups; first < rows; first += gridDim.x * groups) {
+        Index i = first + threadIdx.x / group, end = columns;
+        if (i >= rows) i = end = 0;  // nothing to do but to wait at the barriers
+        const real* z = logits + i * columns;
+        real* g = grad + i * columns;
+        Scored best = {z[0], 0};
+        for (Index j = place; j < end; j += group) best = FirstLargest()(best, Scored{z[j], (int)j});
+        best = over_group(best, FirstLargest(), group);
+        real total = 0, shifted = 0;
+        for (Index j = place; j < end; j += group) {
+            real shift = z[j] - best.score;
+            shifted += shift;
+            g[j] = exp(shift);
+            total += g[j];
+        }
+        total = over_group(total, Add(), group);
+        if (share != 0) shifted = over_group(shifted, Add(), group);
+        Index label = labels[i];
+        for (Index j = place; j < end; j += group) {
+            g[j] = (g[j] / total - share - (j == label ? confidence : (real)0)) * scale;
+        }
+        if (place == 0 && end > 0) {
+            real log_total = log(total), loss = confidence * (log_total - (z[label] - best.score));
+            if (share != 0) loss += share * (columns * log_total - shifted);  // 0 · ∞ would be NaN
+            losses[i] = loss;
+            sum += loss;
+            hits += best.index == label && best.score == best.score;
+        }
+    }
+    hits = over_block(hits, Add());
+    if (gridDim.x == 1) sum = over_block(sum, Add());
+    if (threadIdx.x != 0) return;
+    if (gridDim.x == 1) *loss_sum = sum;
+    if (!correct) return;
+    atomicAdd(correct, (unsigned long long)hits);  // of integers, whose sum is the same in any order
+    if (blockIdx.x == 0) atomicAdd(correct + 1, (unsigned long long)rows);
+}
+
 // out = (x - μ) / σ in each row, with σ = √(variance + epsilon).
 KERNEL normalize_rows(const real* x, Index rows, Index columns, double epsilon, real* out, real* sigma) {
     FOR_EACH_ROW(i, rows) {
@@ -267,6 +337,16 @@ __device__ void store_sums(double sum, Index columns, double* parts, real* out) 
 KERNEL sum_rows(const real* a, Index rows, Index columns, Index part_rows, double* parts, real* out) {
     double sum = down_column(rows, columns, part_rows, [=](Index i, Index j) { return (double)a[i * columns + j]; });
     store_sums(sum, columns, parts, out);
+}
+
+KERNEL relu_grad_sum_rows(const real* grad, const real* y, Index rows, Index columns, Index part_rows, double* parts,
+                          real* out, real* sums) {
+    double sum = down_column(rows, columns, part_rows, [=](Index i, Index j) {
+        Index at = i * columns + j;
+        out[at] = grad[at] * (real)(y[at] != 0);
+        return (double)out[at];
+    });
+    store_sums(sum, columns, parts, sums);
 }
 
 KERNEL sum_products(const real* a, const real* b, const real* center, Index rows, Index columns, Index part_rows,

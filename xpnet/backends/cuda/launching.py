@@ -23,9 +23,15 @@ from xpnet.errors import CaptureError
 _log = logging.getLogger(__name__)
 
 BLOCK = 256  # threads
-_MOST_BLOCKS = 4096  # of a grid that strides over the elements: enough to occupy any device
+MOST_BLOCKS = 4096  # of a grid that strides over the elements: enough to occupy any device
 _PART_ROWS, _MOST_PARTS = 256, 1024  # the rows that a block sums, and the most blocks of such a sum
-_INTEGERS = {"labels": (numpy.dtype("int64"),), "choice": (numpy.dtype("uint8"), numpy.dtype("int32"))}
+_INT64 = (numpy.dtype("int64"),)
+_OTHER_DTYPES = {  # of arguments that do not have the dtype of the others
+    "labels": _INT64,
+    "choice": (numpy.dtype("uint8"), numpy.dtype("int32")),
+    "correct": _INT64,
+    "loss_sum": (numpy.dtype("float64"),),
+}
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -57,13 +63,19 @@ def fused(operator: F, below: float = math.inf) -> F:
     @functools.wraps(operator)
     def choose(self: "KernelLauncher", *args: Any, **kwargs: Any) -> Any:
         given = {**dict(zip(parameters, args, strict=False)), **kwargs}
-        reals = [a for name, a in given.items() if isinstance(a, self.xp.ndarray) and name not in _INTEGERS]
-        integers = [(a, _INTEGERS[name]) for name, a in given.items() if name in _INTEGERS]
+        arrays = {name: a for name, a in given.items() if isinstance(a, self.xp.ndarray)}
+        reals = [a for name, a in arrays.items() if name not in _OTHER_DTYPES]
+        others = [(a, _OTHER_DTYPES[name]) for name, a in arrays.items() if name in _OTHER_DTYPES]
         accepted = self.accepts(*reals) and max(a.size for a in reals) < below
-        accepted = accepted and all(a.dtype in dtypes and a.flags.c_contiguous for a, dtypes in integers)
+        accepted = accepted and all(a.dtype in dtypes and a.flags.c_contiguous for a, dtypes in others)
         return (operator if accepted else reference)(self, **given)
 
     return cast(F, choose)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << (n - 1).bit_length()
 
 
 class _ThreadState(threading.local):
@@ -130,24 +142,24 @@ class KernelLauncher(Backend):
         """
         columns = array.shape[-1] if array.ndim else 1
         arguments = {"out": array, "n": array.size, "columns": columns, "channels": columns, **given}
-        blocks = blocks or min(-(-arguments["n"] // BLOCK), _MOST_BLOCKS)
+        blocks = blocks or min(-(-arguments["n"] // BLOCK), MOST_BLOCKS)
         self.kernels.launch(name, array.dtype, (blocks,), (threads,), arguments)
         return array
 
     def launch_rows(self, name: str, array: Array, /, **given: Any) -> Array:
         """Launch a kernel with a block for each row of `array`, and return the array."""
         columns = array.shape[-1]
-        rows, threads = array.size // columns, min(BLOCK, max(32, 1 << (columns - 1).bit_length()))
+        rows, threads = array.size // columns, min(BLOCK, max(32, power_of_two(columns)))
         return self.launch(name, array, blocks=min(rows, 2**16), threads=threads, rows=rows, **given)
 
-    def launch_column_sums(self, name: str, array: Array, /, *, sums: int = 1, **given: Any) -> tuple[Array, int]:
-        """Launch a kernel that sums over the rows, in parts: (float64 sums (parts · sums, columns), parts)."""
+    def launch_column_sums(self, name: str, array: Array, /, *, per_column: int = 1, **given: Any) -> tuple[Array, int]:
+        """Launch a kernel that sums over the rows, in parts: (float64 sums (parts · per_column, columns), parts)."""
         rows, columns = array.shape
         across = -(-columns // 32)
         parts = min(-(-rows // _PART_ROWS), max(1, _MOST_PARTS // across))
         part_rows = -(-rows // parts)
         parts = -(-rows // part_rows)
-        part_sums = self.xp.empty((parts * sums, columns), dtype=numpy.float64)
+        part_sums = self.xp.empty((parts * per_column, columns), dtype=numpy.float64)
         arguments = {**given, "rows": rows, "columns": columns, "part_rows": part_rows, "parts": part_sums}
         self.kernels.launch(name, array.dtype, (across, parts), (32, 8), arguments)
         return part_sums, parts

@@ -8,7 +8,7 @@ import numpy
 
 from xpnet.backends.arrays import Array
 from xpnet.backends.cuda.kernels import REALS, signatures
-from xpnet.backends.cuda.launching import BLOCK, by_kernel, fused
+from xpnet.backends.cuda.launching import BLOCK, MOST_BLOCKS, by_kernel, fused, power_of_two
 from xpnet.backends.cuda.matmul import CUDAMatmul
 from xpnet.backends.reference import Backend
 from xpnet.backends.reference.random import step_word
@@ -17,6 +17,7 @@ from xpnet.backends.reference.windows import Windows
 
 _INT64 = numpy.dtype("int64")
 _MANY = 2**31  # elements: the kernels of windows count in 32 bits
+_SINGLE_BLOCK = 2**13  # logits: for more, several blocks work, and another kernel sums the losses
 
 fused_windows = functools.partial(fused, below=_MANY)
 
@@ -94,7 +95,7 @@ class CUDAOperators(CUDAMatmul):
 
     @fused
     def moments(self, x: Array) -> tuple[Array, Array]:
-        part_sums, parts = self.launch_column_sums("sum_powers", x, sums=2, x=x)
+        part_sums, parts = self.launch_column_sums("sum_powers", x, per_column=2, x=x)
         mean, variance = (self.xp.empty(x.shape[1], dtype=x.dtype) for _ in range(2))
         self.launch("moments", mean, parts=part_sums, count=parts, x=x, rows=len(x), mean=mean, variance=variance)
         return mean, variance
@@ -104,6 +105,42 @@ class CUDAOperators(CUDAMatmul):
             self.launch("sum_to", x, blocks=1, x=x, out=out)
         else:
             super().sum_to(x, out)
+
+    # Fused operators -------------------------------------------------------------------------------------------------
+
+    add_to_rows_relu = by_kernel(Backend.add_to_rows_relu)
+
+    @fused
+    def relu_grad_sum_rows(self, grad: Array, y: Array, out: Array, sums: Array) -> Array:
+        arrays = {"grad": grad, "y": y, "out": out, "sums": sums}
+        self._add_parts(*self.launch_column_sums("relu_grad_sum_rows", out, **arrays), sums)
+        return out
+
+    @fused
+    def cross_entropy_sums(
+        self,
+        logits: Array,
+        labels: Array,
+        smoothing: float,
+        scale: float,
+        losses: Array,
+        grad: Array,
+        loss_sum: Array,
+        correct: Array | None,
+    ) -> tuple[Array, Array]:
+        rows, columns = logits.shape
+        group, blocks = min(BLOCK, power_of_two(columns)), 1
+        if logits.size <= _SINGLE_BLOCK:
+            group = min(group, max(1, BLOCK // power_of_two(rows)))
+        else:
+            blocks = min(-(-rows * group // BLOCK), MOST_BLOCKS)
+        targets = {"labels": labels, "confidence": 1.0 - smoothing, "share": smoothing / columns}
+        results = {"losses": losses, "grad": grad, "loss_sum": loss_sum, "correct": correct}
+        arguments = {"logits": logits, **targets, "rows": rows, "group": group, "scale": scale, **results}
+        self.launch("cross_entropy_sums", grad, blocks=blocks, **arguments)
+        if blocks > 1:
+            self.sum_to(losses, loss_sum)
+        return losses, grad
 
     # Windows ---------------------------------------------------------------------------------------------------------
 

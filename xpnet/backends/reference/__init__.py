@@ -6,6 +6,7 @@ an operator computes: an operator that a device overrides must agree with its fo
 
 from xpnet.backends.reference.convolution import ConvolutionOperators
 from xpnet.backends.reference.elementwise import ElementwiseOperators
+from xpnet.backends.reference.fused import FusedOperators
 from xpnet.backends.reference.matmul import MatmulOperators
 from xpnet.backends.reference.random import RandomOperators
 from xpnet.backends.reference.reductions import ReductionOperators
@@ -17,6 +18,7 @@ from xpnet.backends.reference.windows import WindowOperators
 
 class Backend(
     ConvolutionOperators,
+    FusedOperators,
     ElementwiseOperators,
     MatmulOperators,
     ReductionOperators,

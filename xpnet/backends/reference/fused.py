@@ -1,0 +1,54 @@
+"""Fused operators: sequences of other operators that a device may compute in one pass over memory.
+
+Layers and losses do not call them: passes over a captured step replace the sequences by them. They are equal to the
+sequences, bit for bit on the CPU and up to rounding on a GPU.
+"""
+
+from xpnet.backends.arrays import Array
+from xpnet.backends.reference.elementwise import ElementwiseOperators
+from xpnet.backends.reference.reductions import ReductionOperators
+from xpnet.backends.reference.rows import RowOperators
+
+
+class FusedOperators(ElementwiseOperators, ReductionOperators, RowOperators):
+    def add_to_rows_relu(self, a: Array, row: Array, out: Array) -> Array:
+        """out[i, j] = max(a[i, j] + row[j], 0). out may be a; if it is not, the values of a are undefined afterwards.
+
+        Replaces add_to_rows(a, row); relu(a, out).
+        """
+        return self.relu(self.add_to_rows(a, row), out)
+
+    def relu_grad_sum_rows(self, grad: Array, y: Array, out: Array, sums: Array) -> Array:
+        """out (rows, columns) = grad · [y ≠ 0], and sums[j] = Σ_i out[i, j]. out may be y, but not grad. Returns out.
+
+        Replaces relu_grad(grad, y, out); sum_rows(out, sums).
+        """
+        self.relu_grad(grad, y, out)
+        self.sum_rows(out, sums)
+        return out
+
+    def cross_entropy_sums(
+        self,
+        logits: Array,
+        labels: Array,
+        smoothing: float,
+        scale: float,
+        losses: Array,
+        grad: Array,
+        loss_sum: Array,
+        correct: Array | None,
+    ) -> tuple[Array, Array]:
+        """Cross-entropy with its sum and the correct predictions: (losses, grad), with grad multiplied by `scale`.
+
+        losses (N,), grad (N, K): as in `cross_entropy`; grad must not be logits.  loss_sum: a float64 array without
+        axes, set to Σ losses.  correct (2,): int64, to which `count_correct` is added; None counts nothing.
+
+        Replaces cross_entropy(logits, labels, smoothing, losses, grad); grad *= scale; sum_to(losses, loss_sum);
+        correct += count_correct(logits, labels).
+        """
+        self.cross_entropy(logits, labels, smoothing, losses, grad)
+        grad *= scale
+        self.sum_to(losses, loss_sum)
+        if correct is not None:
+            correct += self.count_correct(logits, labels)
+        return losses, grad
