@@ -178,13 +178,11 @@ class CPUOperators(Backend):
 
     # Rows ------------------------------------------------------------------------------------------------------------
 
+    @compiled
     def cross_entropy(
-        self, logits: Array, labels: Array, smoothing: float, losses: Array, grad: Array
+        self, loops: Any, logits: Array, labels: Array, smoothing: float, losses: Array, grad: Array
     ) -> tuple[Array, Array]:
-        if (loops := self.loops((logits, labels, losses, grad))) is not None:
-            loops.cross_entropy(logits, labels, *_cross_entropy_numbers(logits, smoothing, 1.0), losses, grad)
-        else:
-            _cross_entropy(logits, labels, smoothing, losses, grad)
+        loops.cross_entropy(logits, labels, *_cross_entropy_numbers(logits, smoothing, 1.0), losses, grad)
         return losses, grad
 
     def count_correct(self, outputs: Array, labels: Array) -> Array:
@@ -358,23 +356,6 @@ def _cross_entropy_numbers(logits: Array, smoothing: float, scale: float) -> tup
     """What the loops of cross-entropy take after the labels: confidence, share, scale."""
     number = logits.dtype.type
     return number(1.0 - smoothing), number(smoothing / logits.shape[1]), number(scale)
-
-
-def _cross_entropy(logits: Array, labels: Array, smoothing: float, losses: Array, grad: Array) -> None:
-    """The formula of cross-entropy, bit for bit, in fewer and cheaper calls of NumPy."""
-    share, log_p = smoothing / logits.shape[1], grad
-    row = numpy.maximum.reduce(logits, axis=1, keepdims=True)
-    numpy.subtract(logits, row, log_p)
-    numpy.add.reduce(numpy.exp(log_p), axis=1, keepdims=True, out=row)
-    log_p -= numpy.log(row, row)
-    at_labels = numpy.arange(len(labels)), labels
-    numpy.multiply(log_p[at_labels], smoothing - 1.0, losses)
-    if smoothing:
-        losses -= share * numpy.add.reduce(log_p, axis=1)
-    numpy.exp(log_p, grad)
-    grad[at_labels] -= 1.0 - smoothing
-    if smoothing:
-        grad -= share
 
 
 def _known_to_numba(a: Array) -> bool:
