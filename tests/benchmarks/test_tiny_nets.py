@@ -1,6 +1,7 @@
 """`python -m benchmarks.tiny_nets`: its NumPy script makes the same training as `fit`, and it compares source trees."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -63,6 +64,25 @@ def test_xpnet_comes_from_the_source_tree(monkeypatch, tmp_path, capfd):
     with pytest.raises(SystemExit, match="xpnet ended with exit status 1"):
         tiny_nets.main([*SHORT, "--root", str(tmp_path)])
     assert "imported from the tree" in capfd.readouterr().err
+
+
+def test_a_source_tree_that_changes_is_noticed(monkeypatch, tmp_path, capsys):
+    root = tmp_path.resolve()
+    file = root / "xpnet" / "layers" / "dense.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("")
+    equal = {"numpy": 1.0, "xpnet": 1.0}
+    result = tiny_nets.Result({name: Measurement([1.0]) for name in equal}, equal, equal)
+    monkeypatch.setattr(tiny_nets, "compare", lambda *_: result)
+    assert tiny_nets.main([*SHORT, "--root", str(tmp_path)]) == 0
+
+    def edit(*_):
+        os.utime(file, ns=(1, 1))
+        return result
+
+    monkeypatch.setattr(tiny_nets, "compare", edit)
+    assert tiny_nets.main([*SHORT, "--root", str(tmp_path)]) == 1
+    assert f"{root} has changed" in capsys.readouterr().err
 
 
 def test_different_results_are_noticed(monkeypatch, capsys):
