@@ -2,11 +2,13 @@
 
     python -m benchmarks                                         # the measurements in docs/performance.md
     python -m benchmarks --measure step --nets mlp --threads 1 2 --batch 32 128 --peers torch jax
+    python -m benchmarks --measure epoch --nets mlp --epoch-batch 32 128 512     # an epoch, and its steps alone
     python -m benchmarks --device gpu                            # the same on a CUDA GPU
 
 Prints tables, and writes all measurements with the machine and the versions to --out. A peer that is not installed is
 an error; leave it out with --peers. On a GPU every peer is measured in float32 and in TF32, and compared with xpnet in
-the same precision. `python -m benchmarks.gpu_check` takes only a few minutes and measures less.
+the same precision. `python -m benchmarks.gpu_check` takes only a few minutes and measures less;
+`python -m benchmarks.tiny_nets` compares `fit` with a plain NumPy script.
 """
 
 import argparse
@@ -37,14 +39,16 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=["torch", "jax", "sklearn"])
     parser.add_argument("--nets", nargs="+", choices=NETS, default=SMALL)
     parser.add_argument("--batch", type=int, nargs="+", default=[32, 128, 512])
+    parser.add_argument("--epoch-batch", type=int, nargs="+", default=[128], help="of epochs (default: 128)")
     parser.add_argument("--rounds", type=int, default=15, help="(default: %(default)s)")
     parser.add_argument("--measure", nargs="+", choices=measures.MEASURES, help="(default: all for the device)")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="a folder (default: benchmarks/results)")
     options = parser.parse_args()
     gpu = options.device.startswith("gpu")
     names = names_of(options.peers, gpu)
+    threads = [1] if gpu else options.threads
     plan = measures.Plan(
-        options.device, [1] if gpu else options.threads, names, options.nets, options.batch, options.rounds
+        options.device, threads, names, options.nets, options.batch, options.epoch_batch, options.rounds
     )
 
     chosen = options.measure or [name for name in measures.MEASURES if gpu or name not in measures.ONLY_ON_GPU]

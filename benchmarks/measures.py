@@ -20,6 +20,7 @@ class Plan(NamedTuple):
     names: list[str]
     nets: list[str]
     batches: list[int]
+    epoch_batches: list[int]
     rounds: int
 
 
@@ -53,7 +54,7 @@ def step(plan: Plan) -> Iterator[Row]:
 
 def epoch(plan: Plan) -> Iterator[Row]:
     """An epoch with checks, shuffling, gathering and metrics, and as many steps of xpnet alone; and peak memory."""
-    for net, threads, batch, situation in _situations(plan, [128]):
+    for net, threads, batch, situation in _situations(plan, plan.epoch_batches):
         names = [name for name in _peers(plan, NETS[net]) if not name.startswith(("floor", "jax-scan"))]
         names.append("xpnet-uint8")
         rounds, steps_an_epoch = max(3, plan.rounds // 3), epoch_size(NETS[net]) / batch

@@ -39,8 +39,7 @@ def save(folder: Path, plan: Plan, rows: list[Row]) -> Path:
     """Write all rounds, the machine, the versions, the commit and the date as JSON, and tables and bars beside it."""
     path = folder / f"{plan.device.replace(':', '-')}-{time.strftime('%Y-%m-%d-%H%M')}.json"
     report = {**circumstances(plan.device), "plan": plan._asdict(), "rows": [_as_json(row) for row in rows]}
-    text = json.dumps(report, indent=1)
-    path.write_text(re.sub(r"\[[^\[\]{}]*\]", _on_one_line, text) + "\n", encoding="utf-8")
+    path.write_text(as_text(report), encoding="utf-8")
     packages = " · ".join(f"{name} {version}" for name, version in report["versions"].items())
     first = f"{report['date']}, commit {report['commit']}, {report['machine']}, {report['cores']} cores; {packages}"
     precision = "Matrix products are in float32, except in columns that name another precision."
@@ -49,6 +48,11 @@ def save(folder: Path, plan: Plan, rows: list[Row]) -> Path:
         with contextlib.suppress(ImportError):
             bars(path.with_suffix(".png"), rows)
     return path
+
+
+def as_text(report: dict) -> str:
+    """JSON with each list of numbers on one line."""
+    return re.sub(r"\[[^\[\]{}]*\]", _on_one_line, json.dumps(report, indent=1)) + "\n"
 
 
 def _on_one_line(part: re.Match[str]) -> str:

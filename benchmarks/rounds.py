@@ -40,14 +40,18 @@ def ratio(a: Measurement, b: Measurement) -> float:
 
 
 class Worker:
-    """A process of `benchmarks.worker`, which measures one value per question."""
+    """A process that answers each question, a line on its stdin, with one value, after a first line that it is ready.
 
-    def __init__(self, name: str, net: str, batch: int, device: str, threads: int) -> None:
+    name: of what it measures, in tables.  command: a module with its arguments, such as benchmarks.worker.
+    environment: all variables.  cores: how many it may use; None is all.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], environment: dict[str, str], cores: int | None) -> None:
         self.name = name
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", name, net, str(batch), device],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(name, threads),
-            preexec_fn=(lambda: limit_cores(threads)) if device == "cpu" else None,
+            [sys.executable, "-m", *command],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            preexec_fn=None if cores is None else lambda: limit_cores(cores),
         )  # fmt: skip
         self._read()
 
@@ -74,11 +78,13 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.name} ended with exit status {self._process.wait()}; its message is above.")
+            self.stop()
+            raise SystemExit(f"{self.name} ended with exit status {self._process.returncode}; its message is above.")
         return line
 
 
 def environment(name: str, threads: int) -> dict[str, str]:
+    """The environment variables of a process with this peer and number of threads."""
     count = str(threads)
     counts = {f"{library}_NUM_THREADS": count for library in ("OMP", "OPENBLAS", "MKL")}
     return {**os.environ, **counts, **KINDS[name].environment}
@@ -92,17 +98,23 @@ def limit_cores(threads: int) -> None:
 
 @contextlib.contextmanager
 def workers(names: Sequence[str], net: str, batch: int, device: str, threads: int) -> Iterator[list[Worker]]:
+    cores = threads if device == "cpu" else None
     with contextlib.ExitStack() as stack:
         started = []
         for name in names:
-            started.append(Worker(name, net, batch, device, threads))
+            command = ["benchmarks.worker", name, net, str(batch), device]
+            started.append(Worker(name, command, environment(name, threads), cores))
             stack.callback(started[-1].stop)
         yield started
 
 
 def interleaved(workers: Sequence[Worker], what: str, rounds: int) -> dict[str, Measurement]:
-    """Measure `what` ("step", "predict", "epoch") of each worker in turn; every second round in reverse order."""
-    questions = {w.name: what if what == "epoch" else f"{what} {w.repetitions(what)}" for w in workers}
+    """Measure `what` of each worker in turn; every second round in reverse order.
+
+    A "step" and a "predict" are repeated for TURN_SECONDS in each turn; an "epoch" and a "fit" take long enough.
+    """
+    whole = what in ("epoch", "fit")
+    questions = {w.name: what if whole else f"{what} {w.repetitions(what)}" for w in workers}
     values: dict[str, list[float]] = {w.name: [] for w in workers}
     for i in range(rounds):
         for worker in workers if i % 2 else reversed(workers):

@@ -12,18 +12,21 @@ PACKAGES = ("numpy", "numba", "cupy", "cupy-cuda12x", "cupy-cuda13x", "torch", "
 
 def commit() -> str:
     """The environment variable XPNET_COMMIT, for copies without a git repository; else the output of git describe."""
-    if name := os.environ.get("XPNET_COMMIT", "").strip():
-        return name
+    return os.environ.get("XPNET_COMMIT", "").strip() or commit_of(ROOT)
+
+
+def commit_of(tree: Path) -> str:
+    """The output of git describe for a source tree; "unknown" if it is not the top of a git repository."""
     try:
-        if Path(_git("rev-parse", "--show-toplevel")).resolve() == ROOT:  # not the repository of a parent folder
-            return _git("describe", "--always", "--dirty")
+        if Path(_git(tree, "rev-parse", "--show-toplevel")).resolve() == tree:  # not the repository of a parent folder
+            return _git(tree, "describe", "--always", "--dirty")
     except (OSError, subprocess.SubprocessError):
         pass
     return "unknown"
 
 
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, cwd=ROOT, timeout=10)
+def _git(tree: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, cwd=tree, timeout=10)
     return done.stdout.strip()
 
 
