@@ -12,6 +12,7 @@ import pytest
 
 import xpnet
 from xpnet import callbacks, datasets, layers, losses, optimizers, schedules
+from xpnet.training import captured_step
 
 IMAGES, LABELS = datasets.digits()
 IMAGES = IMAGES.reshape(-1, 8, 8, 1).astype("float32") / 16
@@ -124,10 +125,13 @@ def trained(backend, seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_captured_training_equals_the_eager_one(gpu, monkeypatch, seed):
-    captured = trained(gpu, seed)
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_a_captured_training_equals_the_eager_one(request, monkeypatch, device, seed):
+    backend = xpnet.get_backend("cpu") if device == "cpu" else request.getfixturevalue("gpu")
+    monkeypatch.setattr(captured_step, "_CAPTURED_AFTER", 1)  # such short runs would be eager
+    captured = trained(backend, seed)
     monkeypatch.setenv("XPNET_CAPTURE", "0")
-    eager = trained(gpu, seed)
+    eager = trained(backend, seed)
     for got, want in zip(captured[0], eager[0], strict=True):
         for name, value in want.items():
             np.testing.assert_array_equal(got[name], value, err_msg=name)

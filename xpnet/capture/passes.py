@@ -17,16 +17,18 @@ from xpnet.capture.trace import Call, Trace, memory_of
 _FEW_COLUMNS = 4  # a reduction over so few columns takes longer than one call per column
 
 
-def simplified(trace: Trace) -> list[Call]:
-    """The calls of a trace after all passes."""
-    memory = Memory(trace)
-    calls = without_constants(trace.calls, memory)
+def simplified(calls: list[Call], memory: "Memory") -> list[Call]:
+    """The calls of a step, with fewer calls and copies."""
+    calls = without_constants(calls, memory)
     calls = without_repetitions(calls, memory)
     calls = without_copies(calls, memory)
     calls = without_unused_results(calls, memory)
-    calls = by_columns(calls)
-    calls = with_methods(calls)
-    return with_arrays_for_numbers(calls)
+    return with_fewer_barriers(calls, memory)
+
+
+def for_numpy(calls: list[Call]) -> list[Call]:
+    """The calls of a step in the forms that take NumPy the least time."""
+    return with_arrays_for_numbers(with_methods(by_columns(calls)))
 
 
 class Memory:
@@ -34,6 +36,7 @@ class Memory:
 
     def __init__(self, trace: Trace) -> None:
         self._temporary = trace.temporary
+        self._constant: set[int] = set()  # owners of memory that holds constants
         self._extents: dict[int, tuple[Array, int, int, int]] = {}  # by id of the array, which is kept alive
 
     def extent(self, array: Array) -> tuple[Array, int, int, int]:
@@ -60,6 +63,14 @@ class Memory:
         """Whether the array was made in the step, so that nothing else uses it."""
         return self.extent(array)[1] in self._temporary
 
+    def hold(self, call: Call) -> None:
+        """Keep what this call has written, since it is not made again."""
+        self._constant.update(self.extent(a)[1] for a in call.writes)
+
+    def reusable(self, array: Array) -> bool:
+        """Whether other arrays may have the memory of this one before its first and after its last use in a step."""
+        return self.temporary(array) and self.extent(array)[1] not in self._constant
+
     def touches(self, call: Call, array: Array) -> bool:
         return call.opaque or any(self.overlap(a, array) for a in _arrays(call))
 
@@ -77,10 +88,12 @@ def without_constants(calls: list[Call], memory: Memory) -> list[Call]:
         for call in calls:
             for a in call.writes:
                 writers.setdefault(memory.owner(a), []).append((call, a))
-        varying = [call for call in calls if not _is_constant(call, writers, memory)]
-        if len(varying) == len(calls):
+        constant = [call for call in calls if _is_constant(call, writers, memory)]
+        if not constant:
             return calls
-        calls = varying
+        for call in constant:
+            memory.hold(call)
+        calls = [call for call in calls if not any(call is other for other in constant)]
 
 
 def _is_constant(call: Call, writers: dict[int, list[tuple[Call, Array]]], memory: Memory) -> bool:
@@ -226,6 +239,38 @@ def without_unused_results(calls: list[Call], memory: Memory) -> list[Call]:
         for a in call.reads:
             read.setdefault(memory.owner(a), []).append(a)
     return kept[::-1]
+
+
+def with_fewer_barriers(calls: list[Call], memory: Memory) -> list[Call]:
+    """Join parallel work that follows on other parallel work, where each part needs only what its own thread wrote."""
+    joined: list[Call] = []
+    for call in calls:
+        before = joined[-1] if joined else None
+        if before is not None and _independent(before, call, memory):
+            parts = [[*a, *b] for a, b in zip(before.parts or (), call.parts or (), strict=True)]
+            reads, writes = (*before.reads, *call.reads), (*before.writes, *call.writes)
+            joined[-1] = replace(before, parts=parts, reads=reads, writes=writes)
+        else:
+            joined.append(call)
+    return joined
+
+
+def _independent(a: Call, b: Call, memory: Memory) -> bool:
+    """Whether part i of parallel work `b` has nothing to do with parts of `a` other than part i."""
+    if a.parts is None or b.parts is None or len(a.parts) != len(b.parts):
+        return False
+    for i, earlier in enumerate(a.parts):
+        written = [array for call in earlier for array in call.writes]
+        read = [array for call in earlier for array in call.reads]
+        for j, later in enumerate(b.parts):
+            if i == j:
+                continue
+            for call in later:
+                if any(memory.overlap(x, y) for x in _arrays(call) for y in written):
+                    return False
+                if any(memory.overlap(x, y) for x in call.writes for y in read):
+                    return False
+    return True
 
 
 def by_columns(calls: list[Call]) -> list[Call]:

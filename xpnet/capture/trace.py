@@ -621,6 +621,11 @@ def current_of(value: Any) -> Any:
     return current(value)
 
 
+def is_array(value: Any) -> bool:
+    """Whether this is an array of NumPy or of CuPy."""
+    return hasattr(value, "dtype") and hasattr(value, "strides") and not isinstance(value, numpy.generic | type)
+
+
 def _arrays_in(value: Any) -> Iterator[Array]:
     """The arrays in a value, and in the lists, tuples and dictionaries in it."""
     if isinstance(value, list | tuple):
@@ -629,7 +634,7 @@ def _arrays_in(value: Any) -> Iterator[Array]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from _arrays_in(item)
-    elif hasattr(value, "dtype") and hasattr(value, "strides") and not isinstance(value, numpy.generic | type):
+    elif is_array(value):
         yield value
 
 

@@ -169,19 +169,21 @@ class StepExecutor:
             self._fall_back(f"{changed} keeps changing between steps")
 
     def _verify(self, captured: "ReplayedStep | GraphStep", data: StepData, metrics: EpochMetrics) -> None:
-        """Replay the step and undo it; then run it eagerly, and see whether both did the same."""
+        """Run the step eagerly and undo it; then replay it, see whether both did the same, and keep the former."""
         step, reason = self._step, None
         metrics.reserve(data.batch_count)
-        before = snapshot(step, metrics)
+        before, number, column = snapshot(step, metrics), step.state.step, metrics.batches
+        self._run_eagerly(data, metrics)
+        eager = {name: array.copy() for name, array in before.arrays().items()}
+        before.restore()
         try:
-            captured.launch(data, metrics)
-            replayed = {name: array.copy() for name, array in before.arrays().items()}
+            captured.launch(data, number, column, metrics)
+            compare = _difference if self._on_cpu else _disagreement
+            reason = compare(step, before, eager)
         except Exception as error:
             reason = _reason(error)
-        before.restore()
-        self._run_eagerly(data, metrics)
-        if reason is None:
-            reason = _difference(before, replayed) if self._on_cpu else _disagreement(step, before, replayed)
+        for name, array in before.arrays().items():
+            array[...] = eager[name]
         if reason is None:
             captured.verified = True
         else:
@@ -203,30 +205,30 @@ def _warn(reason: str) -> None:
 _told: set[str] = set()  # reasons on the CPU, where an eager step costs little: each is told once per process
 
 
-def _difference(before: Snapshot, replayed: dict[str, Array]) -> str | None:
-    """A sentence if the arrays after an eager step differ in a single bit from those after the replay, else None."""
-    for name, eager in before.arrays().items():
-        same = eager == replayed[name]
-        if not bool((same | (eager != eager)).all()):
+def _difference(step: TrainingStep, before: Snapshot, eager: dict[str, Array]) -> str | None:
+    """A sentence if the replay differs in a single bit from the eager step, else None."""
+    for name, array in before.arrays().items():
+        same = array == eager[name]
+        if not bool((same | ((array != array) & (eager[name] != eager[name]))).all()):
             return f"the replay and the eager step differ in {name}"
     return None
 
 
-def _disagreement(step: TrainingStep, before: Snapshot, replayed: dict[str, Array]) -> str | None:
-    """A sentence if the eager step and the replay differ by more than rounding, else None. Waits for the device.
+def _disagreement(step: TrainingStep, before: Snapshot, eager: dict[str, Array]) -> str | None:
+    """A sentence if the replay differs by more than rounding from the eager step, else None. Waits for the device.
 
     Elements whose gradient is only rounding error, such as of a bias before a BatchNorm, are ignored in the weights and
     in the optimizer's state, because Adam turns such gradients into full steps.
     """
     xp, half = step.model.backend.xp, step.model.context.precision in ("float16", "bfloat16")
-    grads = xp.abs(step.model.context.store.grads)
+    grads = xp.abs(eager[GRADIENT])
     significant = grads > _ROUNDING * grads.max()
-    for name, eager in before.arrays().items():
-        if not eager.size:
+    for name, replayed in before.arrays().items():
+        if not replayed.size:
             continue
         start = before.copies[name]
-        change = eager if name == GRADIENT else eager - start
-        difference, most = xp.abs(eager - replayed[name]), float(xp.abs(change).max())
+        change = eager[name] if name == GRADIENT else eager[name] - start
+        difference, most = xp.abs(replayed - eager[name]), float(xp.abs(change).max())
         if difference.shape == significant.shape:
             difference = difference * significant
         largest = float(difference.max())

@@ -35,7 +35,7 @@ class GraphStep:
         )
         self._metric_arrays = metrics.arrays
         before = snapshot(step, metrics)
-        self._load(data, metrics)
+        self._load(data, step.state.step, metrics.batches)
         self._graph = capture.graph()
         try:
             with self._graph.memory_pool():
@@ -52,15 +52,15 @@ class GraphStep:
         return loadable and now.keys() == then.keys() and all(now[name] is then[name] for name in now)
 
     def replay(self, data: StepData, metrics: EpochMetrics) -> None:
-        self.launch(data, metrics)
+        self.launch(data, self._step.state.step, metrics.batches, metrics)
         state, context = self._step.state, self._step.model.context
         context.begin_step(state.step)  # as an eager step does, for noise in callbacks
         state.optimizer_state.step += 1
         metrics.count_batches(data.batch_sizes, weighted=data.dataset.weights is not None)
 
-    def launch(self, data: StepData, metrics: EpochMetrics) -> None:
-        """Launch the graph for this step, without counting the step."""
-        self._load(data, metrics)
+    def launch(self, data: StepData, number: int, column: int, metrics: EpochMetrics) -> None:
+        """Launch the graph for step `number`, whose sums go into this column of the metrics, without counting it."""
+        self._load(data, number, column)
         self._graph.replay()
 
     def _run(self, metrics: EpochMetrics) -> None:
@@ -77,7 +77,7 @@ class GraphStep:
         finally:
             counter.step = before
 
-    def _load(self, data: StepData, metrics: EpochMetrics) -> None:
+    def _load(self, data: StepData, number: int, column: int) -> None:
         dataset, cells = data.dataset, self._cells
         if dataset is not self._loaded:
             for target, array in zip(self._graph_data.arrays, dataset.arrays, strict=True):
@@ -87,7 +87,7 @@ class GraphStep:
             xp = self._step.model.backend.xp
             cells.order[: len(dataset)] = xp.arange(len(dataset)) if data.order is None else data.order
             self._order = data.order
-        cells.set_position(self._step.state.step, data.start, metrics.batches)
+        cells.set_position(number, data.start, column)
 
 
 def _copy(dataset: Dataset) -> Dataset:

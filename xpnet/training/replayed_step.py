@@ -1,9 +1,13 @@
 """ReplayedStep: a kind of training step on the CPU, as a list of calls that one function makes."""
 
+import functools
 from typing import Any
 
+import numpy
+
 from xpnet.backends import Array
-from xpnet.capture.passes import simplified
+from xpnet.capture.memory import MemoryPlan
+from xpnet.capture.passes import Memory, for_numpy, simplified
 from xpnet.capture.program import INPUTS, compiled
 from xpnet.data.dataset import Dataset, StepData
 from xpnet.training.epoch_metrics import EpochMetrics
@@ -29,8 +33,12 @@ class ReplayedStep:
             trace = traced_step(step, data, metrics, self._sums, fixed=not streaming)
         finally:
             before.restore()
-        #: The calls as they were recorded, and as they are replayed.
-        self.recorded, self.calls = trace.calls, simplified(trace)
+        memory = Memory(trace)
+        calls = simplified(trace.calls, memory)
+        plan = MemoryPlan(calls, memory)
+        arena = step.model.backend.empty((plan.size,), "uint8")
+        #: The calls of a replay, and the bytes of their temporary arrays.
+        self.calls, self.memory = for_numpy(plan.applied(calls, functools.partial(_view, arena))), plan.size
         self._program = compiled(self.calls)
         self.dataset: Dataset = data.dataset
         self._loaders = self._loaders_of(data.dataset, data.order)
@@ -45,20 +53,27 @@ class ReplayedStep:
         now, then = metrics.arrays, self._metric_arrays
         return len(now) == len(then) + 1 and all(now.get(name) is then[name] for name in then)
 
-    def launch(self, data: StepData, metrics: EpochMetrics) -> None:
-        """Make the calls of this step, without counting it."""
-        self._compute(data)
-        metrics.batch_sums[:, metrics.batches : metrics.batches + len(self._batch_sizes)] = self._sums
+    def launch(self, data: StepData, number: int, column: int, metrics: EpochMetrics) -> None:
+        """Make the calls of step `number`, whose sums go into this column of the metrics, without counting it."""
+        self._compute(data, number)
+        metrics.batch_sums[:, column : column + len(self._batch_sizes)] = self._sums
 
     def replay(self, data: StepData, metrics: EpochMetrics) -> None:
-        """Make the calls of this step, and count it."""
-        self._compute(data)
-        self._state.step += 1
+        """Make the calls of the next step, and count it."""
+        state = self._state
+        self._compute(data, state.step)
+        state.step += 1
         metrics.add_replayed(self._sums, self._batch_sizes, self._weighted)
 
-    def _compute(self, data: StepData) -> None:
+    def _compute(self, data: StepData, number: int) -> None:
         if data.dataset is not self.dataset:
             self.dataset, self._loaders = data.dataset, self._loaders_of(data.dataset, data.order)
-        step, order, place = self._state.step, data.order, slice(data.start, data.start + self._rows)
-        self._context.begin_step(step)
-        self._program(step, place if order is None else order[place], *self._loaders)
+        order, place = data.order, slice(data.start, data.start + self._rows)
+        self._context.begin_step(number)
+        self._program(number, place if order is None else order[place], *self._loaders)
+
+
+def _view(arena: Array, array: Array, offset: int) -> Array:
+    """An array like this one, at a byte of the arena."""
+    low = sum(min(0, (n - 1) * stride) for n, stride in zip(array.shape, array.strides, strict=True))
+    return numpy.ndarray(array.shape, array.dtype, arena, offset - low, array.strides)
