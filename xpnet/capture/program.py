@@ -61,11 +61,16 @@ def compiled(calls: list[Call]) -> Callable[..., None]:
     return replay
 
 
+def part_of(rows: Any, first: int, end: int) -> Any:
+    """Some of these rows, which are an index array or a slice."""
+    return slice(rows.start + first, rows.start + end) if isinstance(rows, slice) else rows[first:end]
+
+
 class _Source:
     """The text of a function, and the objects that its names stand for."""
 
     def __init__(self) -> None:
-        self.names: dict[str, Any] = {"copyto": numpy.copyto}
+        self.names: dict[str, Any] = {"copyto": numpy.copyto, "part": part_of}
         self.numbers: list[str] = []  # the lines that compute the numbers of the step
         self._known: dict[tuple[str, int], str] = {}
 
@@ -79,7 +84,7 @@ class _Source:
                 lines.append(f"{indent}{self._name(call.function, 'f')}([{', '.join(names)}])")
             elif isinstance(call.function, Load):
                 load = call.function
-                rows = "rows" if load.whole else f"rows[{load.first}:{load.first + load.count}]"
+                rows = "rows" if load.whole else f"part(rows, {load.first}, {load.first + load.count})"
                 lines.append(f"{indent}load_{load.name}({rows}, {self._value(call.args[0])})")
             else:
                 lines.append(indent + self._call(call))

@@ -402,6 +402,9 @@ class TracedArray:
     def fill(self, value: Any) -> None:
         self.trace.write(self.values, value)
 
+    def clip(self, low: Any = None, high: Any = None, out: Any = None) -> Any:
+        return self.trace.function(self.trace.xp.clip, (self, low, high), {} if out is None else {"out": out})
+
     def _method(name: str) -> Any:  # type: ignore[misc]  # noqa: N805
         def method(self: "TracedArray", *args: Any, **kwargs: Any) -> Any:
             return TracedModule.of(self.trace, name)(self, *args, **kwargs)
@@ -409,7 +412,7 @@ class TracedArray:
         return method
 
     all, any, argmax, argmin, argsort = map(_method, ("all", "any", "argmax", "argmin", "argsort"))
-    clip, cumprod, cumsum, dot = map(_method, ("clip", "cumprod", "cumsum", "dot"))
+    cumprod, cumsum, dot = map(_method, ("cumprod", "cumsum", "dot"))
     max, mean = map(_method, ("max", "mean"))
     min, prod, repeat, std, sum = map(_method, ("min", "prod", "repeat", "std", "sum"))
     take, trace_, var, diagonal = map(_method, ("take", "trace", "var", "diagonal"))
