@@ -22,7 +22,7 @@ from xpnet import parameters as _parameters
 from xpnet._version import __version__
 from xpnet.backends import Backend, available_backends, get_backend
 from xpnet.callbacks import History
-from xpnet.model import Sequential, check_gradients, load
+from xpnet.model import Sequential, check_gradients, explain_step, load
 
 # Not in __all__: these need optional dependencies, and are imported when they are first used.
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from xpnet.onnx import import_onnx as import_onnx
 
 __all__ = ["Backend", "History", "Sequential", "__version__", "augment", "available_backends",
-           "callbacks", "check_gradients", "datasets", "distributed", "errors", "get_backend",
-           "initializers", "layers", "load", "losses", "metrics", "optimizers", "schedules"]  # fmt: skip
+           "callbacks", "check_gradients", "datasets", "distributed", "errors", "explain_step",
+           "get_backend", "initializers", "layers", "load", "losses", "metrics", "optimizers", "schedules"]  # fmt: skip
 
 _LAZY_MODULES = ("estimators", "onnx", "plots")
 _LAZY_FUNCTIONS = ("export_onnx", "import_onnx")

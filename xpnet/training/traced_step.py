@@ -47,7 +47,8 @@ def _run(
 
     before = state.optimizer_state.step
     try:
-        step.gradients(inputs.batches(), inputs.total_weight(), add_metrics, data.batch_count)
+        with trace.within(place="loss"):  # and within layers, their names
+            step.gradients(inputs.batches(), inputs.total_weight(), add_metrics, data.batch_count)
         with trace.within(place="update"):
             if not is_custom(type(state.optimizer)):
                 step.update()
@@ -109,7 +110,8 @@ class _Inputs:
         rows = slice(data.start + first, data.start + first + count)
         copy: Any = loader(self._backend.real, array, dtype, data.order is not None)
         copy(rows if data.order is None else data.order[rows], out.values)
-        self._trace.record(Call(load, (out.values,), writes=(out.values,)))
+        with self._trace.within(place="inputs"):
+            self._trace.record(Call(load, (out.values,), writes=(out.values,)))
         return out
 
 
