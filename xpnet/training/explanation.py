@@ -32,8 +32,8 @@ class ExplainedCall:
     """One call of a step.
 
     place: the layer and its method, "inputs", "loss", "metrics" or "update".  operator: the operator of the backend, or
-    "".  name: what is called.  shapes: of the arrays that it reads and of those that it writes.  bytes: of these arrays.
-    operations: of arithmetic, about.  seconds: the median of several replays, or None.
+    "".  name: what is called.  shapes: of the arrays that it reads and of those that it writes.  bytes: of all of
+    them.  operations: of arithmetic, about.  seconds: the median of several replays, or None.
     """
 
     place: str
