@@ -1,7 +1,9 @@
 """Streaming datasets: data larger than memory. A thread reads the next window while the model trains."""
 
 import contextlib
+import dataclasses
 import itertools
+import mmap
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,7 @@ EVALUATION_BATCH = 1024  # the batch size of validation
 _READ_AHEAD = 2  # windows or batches: one may be ready while the next is being read
 _BLOCKS = 2**32 - 1  # a number in seeds that no window has
 _MAX_LOADED_BYTES = 64 * 2**20  # a larger array on disk is streamed
+_MIN_BLOCK_IN_PLACE = 2**18  # bytes: checking smaller blocks one by one takes longer than copying them into a window
 
 
 class Stream:
@@ -157,6 +160,7 @@ class StreamingDataset:
     def __init__(self, stream: Stream, prepare: Callable[[Any, Any, Any, tuple[str, str]], Dataset]) -> None:
         self._stream, self._prepare = stream, prepare
         self._count = None if stream.in_batches else len(stream)
+        self._whole: Dataset | None = None
 
     def refuse_unsupported(self, epochs: int, batch_size: int | None, resumed: bool) -> None:
         """Raise ArgumentError if this stream does not support these arguments of fit."""
@@ -203,6 +207,16 @@ class StreamingDataset:
             return number, part, self._read(windows[number], part)
 
         begun, skipped = divmod(first, _length(windows[0]))
+        if group.size == 1 and (whole := self._in_place(windows[0][0])) is not None:
+            for number, targets in enumerate(_read_ahead(map(self._load, windows[begun:])), begun):
+                order = self._fill(whole, windows[number], targets)
+                if (order_key := keys[number]) is not None and len(order) > batch_size:
+                    order = order[numpy.random.default_rng(order_key).permutation(len(order))]
+                for start in range(skipped, len(order), batch_size * accumulate):
+                    rows = min(batch_size * accumulate, len(order) - start)
+                    yield StepData(whole, work, order, start, rows, batch_size, group)
+                skipped = 0
+            return
         for number, part, (x, y, weights) in _read_ahead(map(read_window, range(begun, len(windows)))):
             where = f" in the window that begins with sample {windows[number][0].start}"
             with uploads.prefetch():
@@ -238,6 +252,55 @@ class StreamingDataset:
         if count % block:
             windows[-1].append(slice(count - count % block, count))
         return windows
+
+    def _in_place(self, block: slice) -> Dataset | None:
+        """The whole stream as one dataset, whose x is the array of the stream itself; None if it has to be copied.
+
+        Batches are then gathered from that array, such as a mapped file, and no window is copied. The model must take
+        its rows as they are: on the CPU, in its dtype or as integers. Targets and weights are in memory, and are
+        filled in before a window is used.
+        """
+        x, count = self._stream.x, self._count or 0
+        if not (isinstance(x, numpy.ndarray) and x.flags.c_contiguous and x.flags.aligned):
+            return None
+        if x[block].nbytes < _MIN_BLOCK_IN_PLACE:
+            return None
+        if self._whole is None:
+            one = slice(block.start, block.start + 1)
+            first = self._prepare_block(one, self._targets(one))
+            if not (isinstance(first.x, numpy.ndarray) and numpy.may_share_memory(first.x, x)):
+                return None
+            targets = [first.y, first.weights, first.counts]
+            if count * sum(a.nbytes for a in targets if a is not None) > _MAX_LOADED_BYTES:
+                return None
+            y, weights, counts = (None if a is None else numpy.empty((count, *a.shape[1:]), a.dtype) for a in targets)
+            self._whole = dataclasses.replace(first, x=numpy.asarray(x), y=y, weights=weights, counts=counts)
+        return self._whole
+
+    def _load(self, window: Sequence[slice]) -> list[tuple[Any, Any]]:
+        """(y, weights) of each block of a window. Brings its part of x into memory, if x is a mapped file."""
+        for block in window:
+            pages = numpy.asarray(self._stream.x)[block].reshape(-1).view(numpy.uint8)[:: mmap.PAGESIZE]
+            pages.max()  # reads a byte of each page
+        return [self._targets(block) for block in window]
+
+    def _fill(self, whole: Dataset, window: Sequence[slice], targets: Sequence[tuple[Any, Any]]) -> HostArray:
+        """Check the blocks of a window, and put their targets and weights into the whole dataset. Returns its rows."""
+        for block, given in zip(window, targets, strict=True):
+            part = self._prepare_block(block, given)
+            for kept, new in ((whole.y, part.y), (whole.weights, part.weights), (whole.counts, part.counts)):
+                if kept is not None:
+                    kept[block] = new
+        return numpy.concatenate([numpy.arange(block.start, block.stop) for block in window])
+
+    def _targets(self, block: slice) -> tuple[Any, Any]:
+        """y and weights of a block."""
+        y, weights = self._stream.y, self._stream.sample_weight
+        return read(y, block, "y"), None if weights is None else read(weights, block, "sample_weight")
+
+    def _prepare_block(self, block: slice, targets: tuple[Any, Any]) -> Dataset:
+        where = f" in the block that begins with sample {block.start}"
+        return self._prepare(numpy.asarray(self._stream.x)[block], *targets, (f"x{where}", f"y{where}"))
 
     def _read(self, window: Sequence[slice], part: "_RankRows | None") -> list[Any]:
         """x, y and weights of these blocks, or of a rank's rows of them, concatenated in memory."""
