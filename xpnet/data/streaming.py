@@ -43,6 +43,9 @@ class Stream:
     samples mix within a window only: if a file is sorted by class, make blocks small, or shuffle the file once. Up to
     four windows are in memory. Each window is checked when it is read.
 
+    On the CPU, a NumPy array or memory map in the dtype of the model, or of integers, is used where it is, without
+    copies of windows, unless its blocks are smaller than 256 KB or its targets larger than 64 MB.
+
     Batches are used unchanged: batch_size and shuffle of fit have no effect on them.
     """
 
@@ -207,7 +210,8 @@ class StreamingDataset:
             return number, part, self._read(windows[number], part)
 
         begun, skipped = divmod(first, _length(windows[0]))
-        if group.size == 1 and (whole := self._in_place(windows[0][0])) is not None:
+        on_host = work.context.backend.xp is numpy
+        if on_host and group.size == 1 and (whole := self._in_place(windows[0][0])) is not None:
             for number, targets in enumerate(_read_ahead(map(self._load, windows[begun:])), begun):
                 order = self._fill(whole, windows[number], targets)
                 if (order_key := keys[number]) is not None and len(order) > batch_size:
@@ -257,7 +261,7 @@ class StreamingDataset:
         """The whole stream as one dataset, whose x is the array of the stream itself; None if it has to be copied.
 
         Batches are then gathered from that array, such as a mapped file, and no window is copied. The model must take
-        its rows as they are: on the CPU, in its dtype or as integers. Targets and weights are in memory, and are
+        its rows as they are: in its dtype or as integers. Targets and weights are in memory, and are
         filled in before a window is used.
         """
         x, count = self._stream.x, self._count or 0
