@@ -315,6 +315,16 @@ def test_each_block_is_checked_in_place(monkeypatch):
         net().fit(stream(y=y), batch_size=32, verbose=0)
 
 
+def test_in_place_a_block_is_checked_once_and_its_targets_are_read_once(monkeypatch):
+    monkeypatch.setattr(xpnet.data.streaming, "_MIN_BLOCK_IN_PLACE", 0)
+    y, checked, prepare = OnDisk(Y), [], StreamingDataset._prepare_block
+    monkeypatch.setattr(StreamingDataset, "_prepare_block", lambda *args: checked.append(args[1]) or prepare(*args))
+    net().fit(stream(y=y), epochs=3, batch_size=32, verbose=0)
+    blocks = [(block.start, block.stop) for block in checked if block.stop - block.start > 1]  # without the trial
+    assert sorted(blocks) == [(start, min(start + 64, N)) for start in range(0, N, 64)]
+    assert len(y.read) == len(checked)
+
+
 # Large memory maps ----------------------------------------------------------------------------------------------------
 
 

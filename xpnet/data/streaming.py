@@ -44,7 +44,8 @@ class Stream:
     four windows are in memory. Each window is checked when it is read.
 
     On the CPU, a NumPy array or memory map in the dtype of the model, or of integers, is used where it is, without
-    copies of windows, unless its blocks are smaller than 256 KB or its targets larger than 64 MB.
+    copies of windows, unless its blocks are smaller than 256 KB or its targets larger than 64 MB. Then each block is
+    checked once per run.
 
     Batches are used unchanged: batch_size and shuffle of fit have no effect on them.
     """
@@ -164,6 +165,7 @@ class StreamingDataset:
         self._stream, self._prepare = stream, prepare
         self._count = None if stream.in_batches else len(stream)
         self._whole: Dataset | None = None
+        self._filled: set[tuple[int, int]] = set()  # the blocks of `_whole` that are checked and have their targets
 
     def refuse_unsupported(self, epochs: int, batch_size: int | None, resumed: bool) -> None:
         """Raise ArgumentError if this stream does not support these arguments of fit."""
@@ -212,8 +214,9 @@ class StreamingDataset:
         begun, skipped = divmod(first, _length(windows[0]))
         on_host = work.context.backend.xp is numpy
         if on_host and group.size == 1 and (whole := self._in_place(windows[0][0])) is not None:
-            for number, targets in enumerate(_read_ahead(map(self._load, windows[begun:])), begun):
-                order = self._fill(whole, windows[number], targets)
+            for number, new in enumerate(_read_ahead(map(self._load, windows[begun:])), begun):
+                self._fill(whole, new)
+                order = numpy.concatenate([numpy.arange(block.start, block.stop) for block in windows[number]])
                 if (order_key := keys[number]) is not None and len(order) > batch_size:
                     order = order[numpy.random.default_rng(order_key).permutation(len(order))]
                 for start in range(skipped, len(order), batch_size * accumulate):
@@ -261,8 +264,8 @@ class StreamingDataset:
         """The whole stream as one dataset, whose x is the array of the stream itself; None if it has to be copied.
 
         Batches are then gathered from that array, such as a mapped file, and no window is copied. The model must take
-        its rows as they are: in its dtype or as integers. Targets and weights are in memory, and are
-        filled in before a window is used.
+        its rows as they are: in its dtype or as integers. Targets and weights are in memory; a block is checked, and
+        its targets are filled in, before its first use.
         """
         x, count = self._stream.x, self._count or 0
         if not (isinstance(x, numpy.ndarray) and x.flags.c_contiguous and x.flags.aligned):
@@ -281,21 +284,22 @@ class StreamingDataset:
             self._whole = dataclasses.replace(first, x=numpy.asarray(x), y=y, weights=weights, counts=counts)
         return self._whole
 
-    def _load(self, window: Sequence[slice]) -> list[tuple[Any, Any]]:
-        """(y, weights) of each block of a window. Brings its part of x into memory, if x is a mapped file."""
+    def _load(self, window: Sequence[slice]) -> list[tuple[slice, tuple[Any, Any]]]:
+        """(block, its y and weights) for each new block. Brings the x of all into memory, if x is a mapped file."""
         for block in window:
             pages = numpy.asarray(self._stream.x)[block].reshape(-1).view(numpy.uint8)[:: mmap.PAGESIZE]
             pages.max()  # reads a byte of each page
-        return [self._targets(block) for block in window]
+        new = [block for block in window if (block.start, block.stop) not in self._filled]
+        return [(block, self._targets(block)) for block in new]
 
-    def _fill(self, whole: Dataset, window: Sequence[slice], targets: Sequence[tuple[Any, Any]]) -> HostArray:
-        """Check the blocks of a window, and put their targets and weights into the whole dataset. Returns its rows."""
-        for block, given in zip(window, targets, strict=True):
+    def _fill(self, whole: Dataset, new: Sequence[tuple[slice, tuple[Any, Any]]]) -> None:
+        """Check these blocks, and put their targets and weights into the whole dataset."""
+        for block, given in new:
             part = self._prepare_block(block, given)
-            for kept, new in ((whole.y, part.y), (whole.weights, part.weights), (whole.counts, part.counts)):
+            for kept, values in ((whole.y, part.y), (whole.weights, part.weights), (whole.counts, part.counts)):
                 if kept is not None:
-                    kept[block] = new
-        return numpy.concatenate([numpy.arange(block.start, block.stop) for block in window])
+                    kept[block] = values
+            self._filled.add((block.start, block.stop))
 
     def _targets(self, block: slice) -> tuple[Any, Any]:
         """y and weights of a block."""
