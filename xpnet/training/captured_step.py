@@ -55,7 +55,10 @@ class StepExecutor:
     """
 
     def __init__(self, step: TrainingStep, streaming: bool, user_code: bool) -> None:
-        """user_code: whether code that is not part of xpnet runs between steps, which may change anything."""
+        """user_code: whether callbacks that are not part of xpnet run between steps, and may change anything.
+
+        The code of a stream runs only where the dataset changes, and then everything is checked anyway.
+        """
         self._step, self._streaming, self._user_code = step, streaming, user_code
         backend, model = step.model.backend, step.model
         single = model.context.group.size == 1

@@ -61,7 +61,7 @@ class Run:
         self.first_step = state.step
         #: Runs the steps; `executor.fallback_reason` says why none is captured.
         streaming, custom = isinstance(dataset, StreamingDataset), any(is_custom(type(c)) for c in self.callbacks)
-        self.executor = StepExecutor(TrainingStep(model, state), streaming, user_code=streaming or custom)
+        self.executor = StepExecutor(TrainingStep(model, state), streaming, custom)
         self._work = Workspace(model.context)
         self.resumed_from: Any = None  # the path of a checkpoint
         self.start_clock()
