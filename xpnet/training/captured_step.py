@@ -54,7 +54,7 @@ class StepExecutor:
     fallback_reason: why no step is captured, or None.
     """
 
-    def __init__(self, step: TrainingStep, streaming: bool, user_code: bool) -> None:
+    def __init__(self, step: TrainingStep, streaming: bool, user_code: bool = False) -> None:
         """user_code: whether callbacks that are not part of xpnet run between steps, and may change anything.
 
         The code of a stream runs only where the dataset changes, and then everything is checked anyway.
