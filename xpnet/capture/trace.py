@@ -102,6 +102,12 @@ class Trace:
         """Record no more. TracedArrays that are still around now behave like their arrays."""
         self._recording = False
 
+    def release(self) -> None:
+        """Forget all calls and arrays, whose memory is large, even if something still refers to the trace."""
+        self.calls = []
+        self._writable.clear()
+        self.temporary.clear()
+
     # Arrays ----------------------------------------------------------------------------------------------------------
 
     def wrap(self, values: Array, writable: bool = False) -> "TracedArray":

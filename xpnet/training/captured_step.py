@@ -12,7 +12,6 @@ import os
 from contextlib import nullcontext
 from typing import Any
 
-from xpnet.backends import Array
 from xpnet.concurrency.interrupts import uninterrupted
 from xpnet.data.dataset import StepData
 from xpnet.errors import CaptureError
@@ -21,7 +20,7 @@ from xpnet.training.attributes import Attributes
 from xpnet.training.audit import audited_step
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.graph_step import GraphStep
-from xpnet.training.replayed_step import ReplayedStep
+from xpnet.training.replayed_step import ReplayedStep, free_workspaces
 from xpnet.training.snapshots import GRADIENT, snapshot
 from xpnet.training.step import TrainingStep
 
@@ -175,18 +174,18 @@ class StepExecutor:
         """Run the step eagerly and undo it; then replay it, see whether both did the same, and keep the former."""
         step, reason = self._step, None
         metrics.reserve(data.batch_count)
-        before, number, column = snapshot(step, metrics), step.state.step, metrics.batches
+        states, number, column = snapshot(step, metrics), step.state.step, metrics.batches
         self._run_eagerly(data, metrics)
-        eager = {name: array.copy() for name, array in before.arrays().items()}
-        before.restore()
+        scales = {} if self._on_cpu else _scales(step, states)
+        states.swap()  # the copies are now those after the eager step
         try:
+            if self._on_cpu:
+                free_workspaces(step.model)
             captured.launch(data, number, column, metrics)
-            compare = _difference if self._on_cpu else _disagreement
-            reason = compare(step, before, eager)
+            reason = _difference(states) if self._on_cpu else _disagreement(step, states, scales)
         except Exception as error:
             reason = _reason(error)
-        for name, array in before.arrays().items():
-            array[...] = eager[name]
+        states.restore()
         if reason is None:
             captured.verified = True
         else:
@@ -208,35 +207,41 @@ def _warn(reason: str) -> None:
 _told: set[str] = set()  # reasons on the CPU, where an eager step costs little: each is told once per process
 
 
-def _difference(step: TrainingStep, before: Snapshot, eager: dict[str, Array]) -> str | None:
-    """A sentence if the replay differs in a single bit from the eager step, else None."""
-    for name, array in before.arrays().items():
-        same = array == eager[name]
-        if not bool((same | ((array != array) & (eager[name] != eager[name]))).all()):
+def _difference(states: Snapshot) -> str | None:
+    """A sentence if the arrays differ in a single bit from their copies, after the eager step, else None."""
+    for name, array in states.arrays().items():
+        eager = states.copies[name]
+        if not bool(((array == eager) | ((array != array) & (eager != eager))).all()):
             return f"the replay and the eager step differ in {name}"
     return None
 
 
-def _disagreement(step: TrainingStep, before: Snapshot, eager: dict[str, Array]) -> str | None:
-    """A sentence if the replay differs by more than rounding from the eager step, else None. Waits for the device.
+def _scales(step: TrainingStep, states: Snapshot) -> dict[str, tuple[float, float]]:
+    """For each array, the largest change that a step has made, and the largest element before."""
+    largest = {}
+    for name, array in states.arrays().items():
+        before, xp = states.copies[name], step.model.backend.xp
+        if array.size:
+            change = array if name == GRADIENT else array - before
+            largest[name] = float(xp.abs(change).max()), float(xp.abs(before).max())
+    return largest
+
+
+def _disagreement(step: TrainingStep, states: Snapshot, scales: dict[str, tuple[float, float]]) -> str | None:
+    """A sentence if arrays differ by more than rounding from their copies, after the eager step. Waits for the device.
 
     Elements whose gradient is only rounding error, such as of a bias before a BatchNorm, are ignored in the weights and
     in the optimizer's state, because Adam turns such gradients into full steps.
     """
     xp, half = step.model.backend.xp, step.model.context.precision in ("float16", "bfloat16")
-    grads = xp.abs(eager[GRADIENT])
+    grads = xp.abs(states.copies[GRADIENT])
     significant = grads > _ROUNDING * grads.max()
-    for name, replayed in before.arrays().items():
-        if not replayed.size:
-            continue
-        start = before.copies[name]
-        change = eager[name] if name == GRADIENT else eager[name] - start
-        difference, most = xp.abs(replayed - eager[name]), float(xp.abs(change).max())
+    for name, (most, size) in scales.items():
+        difference = xp.abs(states.arrays()[name] - states.copies[name])
         if difference.shape == significant.shape:
             difference = difference * significant
         largest = float(difference.max())
-        rounding = _FEW_ULPS * float(xp.abs(start).max())
-        if not largest <= (_HALF_TOLERANCE if half else _TOLERANCE) * most + rounding and most == most:
+        if not largest <= (_HALF_TOLERANCE if half else _TOLERANCE) * most + _FEW_ULPS * size and most == most:
             return (
                 f"the replay and the eager step differ in {name} by {largest:.3g}; the eager step changed it by "
                 f"{most:.3g}"

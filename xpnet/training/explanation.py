@@ -64,7 +64,7 @@ def explain(
     """What `model.explain_step` returns. loss: None means one that fits the outputs."""
     plan, step = _planned(model, batch_size, loss, metrics, optimizer)
     seconds = _seconds(plan, step) if times else [None] * len(plan.calls)
-    recorded = [_explained(call, None) for call in plan.recorded]
+    recorded = [_explained(call, None) for call in plan.trace.calls]
     replayed = [_explained(call, s) for call, s in zip(plan.calls, seconds, strict=True)]
     text = f"{_table('Recorded', recorded)}\n\n{_table('Replayed', replayed)}\n\n{_memory_text(plan, model)}"
     explanation = StepExplanation(text)

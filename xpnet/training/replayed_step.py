@@ -10,23 +10,27 @@ from xpnet.backends import Array, Backend
 from xpnet.capture.memory import MemoryPlan
 from xpnet.capture.passes import Memory, for_numpy, simplified
 from xpnet.capture.program import INPUTS, compiled
-from xpnet.capture.trace import Call
+from xpnet.capture.trace import Call, Trace
 from xpnet.data.dataset import Dataset, StepData
+from xpnet.layers.containers import Sequential
+from xpnet.training.audit import every_layer
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.snapshots import snapshot
 from xpnet.training.step import TrainingStep
 from xpnet.training.traced_step import loader, traced_step
+
+_LARGE = 2**24  # bytes of freed memory: fewer are not worth the time that returning them takes
 
 
 @dataclass
 class PlannedStep:
     """The calls of a step, and what they need.
 
-    recorded, calls: the calls before and after passes.  shared_bytes: of the memory of all temporary arrays.
+    trace: with the recorded calls.  calls: those after all passes.  shared_bytes: of the memory of temporary arrays.
     temporary_bytes: the same without sharing.  slot_bytes: of the vectors that the optimizer keeps.
     """
 
-    recorded: list[Call]
+    trace: Trace
     calls: list[Call]
     shared_bytes: int
     temporary_bytes: int
@@ -50,7 +54,7 @@ def planned_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, sums
     shared = backend.empty((plan.size,), "uint8")
     place = slice(data.start, data.start + data.rows)
     return PlannedStep(
-        trace.calls,
+        trace,
         for_numpy(plan.applied(calls, functools.partial(_view, shared))),
         plan.size,
         plan.unshared,
@@ -74,6 +78,7 @@ class ReplayedStep:
         self._sums = step.model.backend.zeros((3, data.batch_count), "float64")
         self._metric_arrays = {name: a for name, a in metrics.arrays.items() if name != "losses"}
         before = snapshot(step, metrics)
+        free_workspaces(step.model)  # the traced step has its own
         try:
             plan = planned_step(step, data, metrics, self._sums, fixed=not streaming)
         finally:
@@ -81,6 +86,7 @@ class ReplayedStep:
         self._program = compiled(plan.calls)
         self.dataset: Dataset = data.dataset
         self._loaders = plan.loaders
+        plan.trace.release()
 
     def fits(self, data: StepData, metrics: EpochMetrics) -> bool:
         """Whether the calls write into these metrics."""
@@ -105,6 +111,20 @@ class ReplayedStep:
         order, place = data.order, slice(data.start, data.start + self._rows)
         self._context.begin_step(number)
         self._program(number, place if order is None else order[place], *self._loaders)
+
+
+def free_workspaces(model: Sequential) -> None:
+    """Free what the layers keep from a training step, which a replay does not use."""
+    context, freed = model.context, 0
+    for layer in every_layer(model):
+        work = layer._workspaces.pop(False, None)
+        freed += 0 if work is None else work.nbytes
+    context.forward_thread = 0
+    scratch = context._scratch
+    for key in [key for key in scratch if not key[0]]:  # not of inference
+        freed += scratch.pop(key).nbytes
+    if freed > _LARGE:
+        context.backend.free_memory()
 
 
 def loaders_of(backend: Backend, dataset: Dataset, ordered: bool) -> list[Any]:
