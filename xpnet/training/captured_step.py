@@ -8,7 +8,9 @@ On the CPU a captured step is a list of calls (`replayed_step.py`), on a GPU a C
 """
 
 import logging
+import math
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -26,7 +28,7 @@ from xpnet.training.step import TrainingStep
 
 _log = logging.getLogger(__name__)
 
-_CAPTURED_AFTER = 20  # steps of a kind on the CPU: in a shorter run, capturing takes longer than it saves
+_FEW_STEPS = 50  # on the CPU, capturing takes longer than so few replays of a small model save
 _MAX_KINDS = 8  # of a run: one for each kind of step, and each holds memory
 _MAX_UNUSED = 4  # captured steps that were never replayed, because attributes keep changing
 _CHECKED_EVERY = 100  # replays: so often attributes are checked if only other threads can change them
@@ -48,17 +50,22 @@ _CAPTURE_ERRORS = {
 class StepExecutor:
     """Runs the steps of one run: eagerly, or by a replay if this kind of step has been captured.
 
-    On a GPU the second step of a kind is captured.
-
     fallback_reason: why no step is captured, or None.
     """
 
-    def __init__(self, step: TrainingStep, streaming: bool, user_code: bool = False) -> None:
+    def __init__(
+        self,
+        step: TrainingStep,
+        streaming: bool,
+        user_code: bool = False,
+        to_come: Callable[[int], float] = lambda rows: math.inf,
+    ) -> None:
         """user_code: whether callbacks that are not part of xpnet run between steps, and may change anything.
 
-        The code of a stream runs only where the dataset changes, and then everything is checked anyway.
+        The code of a stream runs only where the dataset changes, and then everything is checked anyway.  to_come:
+        about how many steps of so many rows there will be in this run; infinite if that is not known.
         """
-        self._step, self._streaming, self._user_code = step, streaming, user_code
+        self._step, self._streaming, self._user_code, self._to_come = step, streaming, user_code, to_come
         backend, model = step.model.backend, step.model
         single = model.context.group.size == 1
         self._capture = backend.graph_capture() if single else None
@@ -132,7 +139,10 @@ class StepExecutor:
         self._step(data.batches(), data.total_weight(), metrics.add, data.batch_count)
 
     def _captured_step(self, data: StepData, metrics: EpochMetrics) -> "ReplayedStep | GraphStep | None":
-        """The captured step of this kind, or None. Captures the second of a kind, and again if its arrays changed."""
+        """The captured step of this kind, or None. Captures the second of a kind, and again if its arrays changed.
+
+        On the CPU, the steps of a short run are not captured.
+        """
         self._until_check = _CHECKED_EVERY
         if self._attributes is not None and (changed := self._attributes.changed()):
             self._forget(changed)
@@ -147,7 +157,7 @@ class StepExecutor:
         # The first step of a kind allocates all buffers.
         if captured == 0 and len(self._kinds) >= _MAX_KINDS:
             return None
-        if isinstance(captured, int) and captured < (_CAPTURED_AFTER if self._on_cpu else 1):
+        if isinstance(captured, int) and (captured == 0 or not self._pays(data.rows, captured)):
             self._kinds[kind] = captured + 1
             return None
         try:
@@ -160,6 +170,11 @@ class StepExecutor:
         except Exception as error:  # of the device, of CuPy or of a user's layer
             self._fall_back(_reason(error))
         return None
+
+    def _pays(self, rows: int, eager: int) -> bool:
+        """Whether capturing a kind of step pays, after so many eager steps."""
+        to_come = self._to_come(rows)
+        return not self._on_cpu or (eager if to_come == math.inf else to_come) >= _FEW_STEPS
 
     def _forget(self, changed: str) -> None:
         """Drop all captured steps, which were captured before this attribute was changed."""
