@@ -248,8 +248,10 @@ def with_fewer_barriers(calls: list[Call], memory: Memory) -> list[Call]:
         before = joined[-1] if joined else None
         if before is not None and _independent(before, call, memory):
             parts = [[*a, *b] for a, b in zip(before.parts or (), call.parts or (), strict=True)]
-            reads, writes = (*before.reads, *call.reads), (*before.writes, *call.writes)
-            joined[-1] = replace(before, parts=parts, reads=reads, writes=writes)
+            joined[-1] = replace(
+                before, parts=parts, reads=(*before.reads, *call.reads), writes=(*before.writes, *call.writes),
+                operator=f"{before.operator}, {call.operator}", place=f"{before.place.split(' … ')[0]} … {call.place}",
+            )  # fmt: skip
         else:
             joined.append(call)
     return joined
