@@ -6,8 +6,8 @@
 Each kernel is captured many times in one CUDA graph, so that the time of its launches is not measured. The floor of a
 kernel is a lower bound of its time: the time for the bytes of its arrays at the speed of a large copy, or for its
 multiplications at the speed of a large matrix product. The few small kernels of CuPy are not measured one by one; they
-and the gaps between kernels are the difference between the whole step and the sum. On the CPU, the calls and their times are
-those of `xpnet.explain_step`.
+and the gaps between kernels are the difference between the whole step and the sum. On the CPU, the calls and their
+times are those of `xpnet.explain_step`.
 """
 
 import argparse

@@ -155,6 +155,8 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
             return trace.wrap(array, writable=True)
 
         replace(context, backend=backend, _scratch={}, noise_step=context.noise_step)
+        undo.callback(vars(context).pop, "scratch", None)
+        vars(context)["scratch"] = _scratch_by_place(context.scratch, trace)
         replace(store, backend=backend, values=writable(store.values), grads=writable(store.grads))
         for parameter in store.parameters:
             replace(parameter, _value=writable(parameter._value), _grad=writable(parameter._grad))
@@ -178,6 +180,11 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
             for thing, own in before:
                 vars(thing).clear()
                 vars(thing).update(own)
+
+
+def _scratch_by_place(scratch: Callable[..., Array], trace: Trace) -> Callable[..., Array]:
+    """`Context.scratch` with arrays for each place of the model, so that its parts do not depend on one another."""
+    return lambda name, shape, worker=0: scratch(f"{trace.place} {name}", shape, worker)
 
 
 def _noise_position(context: Context) -> Any:
