@@ -174,7 +174,7 @@ def _same_computation(a: Call, b: Call) -> bool:
 
 def _same_argument(a: Any, b: Any) -> bool:
     if isinstance(a, numpy.ndarray) and isinstance(b, numpy.ndarray):
-        return _same_view(a, b)
+        return same_view(a, b)
     return a is b or (type(a) is type(b) and isinstance(a, int | float | str) and a == b)
 
 
@@ -228,7 +228,7 @@ def _can_write(call: Call, source: Array, target: Array, memory: Memory) -> bool
     if isinstance(call.function, Load) or call.result is source or _is_reduction(call):
         return apart
     if isinstance(call.function, numpy.ufunc) and call.function is not numpy.matmul:
-        return all(_same_view(a, target) or not memory.overlap(a, target) for a in call.reads)
+        return all(same_view(a, target) or not memory.overlap(a, target) for a in call.reads)
     return apart and bool(target.flags.c_contiguous and source.flags.c_contiguous)
 
 
@@ -387,7 +387,8 @@ def _uses_only(call: Call, array: Array) -> bool:
     return call.parts is None and not call.opaque and all(a is array for a in same)
 
 
-def _same_view(a: Array, b: Array) -> bool:
+def same_view(a: Array, b: Array) -> bool:
+    """Whether two arrays are the same elements of the same memory, in the same order."""
     return bool(
         a.__array_interface__["data"] == b.__array_interface__["data"]
         and a.shape == b.shape

@@ -7,6 +7,7 @@ from typing import Any
 import numpy
 
 from xpnet.backends import Array, Backend
+from xpnet.capture.loops import with_fused_loops
 from xpnet.capture.memory import MemoryPlan
 from xpnet.capture.passes import Memory, for_numpy, simplified
 from xpnet.capture.program import INPUTS, compiled
@@ -46,10 +47,13 @@ def planned_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, sums
     sums: (3, batches), float64, where the calls put the sums of each batch.  fixed: whether steps share one dataset.
     Raises CaptureError, or an error of the user's code, if the step cannot be traced.
     """
-    backend, state = step.model.backend, step.state.optimizer_state
+    backend: Any = step.model.backend
+    state = step.state.optimizer_state
     trace = traced_step(step, data, metrics, sums, fixed)
     memory = Memory(trace)
-    calls = simplified(trace.calls, memory)
+    calls, loops = simplified(trace.calls, memory), backend.loops(())
+    if loops is not None:
+        calls = with_fused_loops(calls, memory, loops)
     plan = MemoryPlan(calls, memory)
     shared = backend.empty((plan.size,), "uint8")
     place = slice(data.start, data.start + data.rows)
