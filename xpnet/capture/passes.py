@@ -167,7 +167,7 @@ def _same_computation(a: Call, b: Call) -> bool:
 def _same_argument(a: Any, b: Any) -> bool:
     if isinstance(a, numpy.ndarray) and isinstance(b, numpy.ndarray):
         return _same_view(a, b)
-    return a is b or (type(a) is type(b) and isinstance(a, int | float | str) and a == b)
+    return a is b or (type(a) is type(b) and isinstance(a, int | float | str) and repr(a) == repr(b))  # 0.0 is not -0.0
 
 
 def without_copies(calls: list[Call], memory: Memory) -> list[Call]:
