@@ -309,13 +309,21 @@ def _method(call: Call) -> Call | None:
     if function is numpy.matmul and not kwargs:
         a, b, out = args
         plain = a.ndim == b.ndim == 2 and a.dtype == b.dtype == out.dtype and out.flags.c_contiguous
-        return replace(call, function=a.dot, args=(b, out)) if plain and a.dtype.char in "fd" else None
+        same = plain and a.dtype.char in "fd" and _multiplied_alike(a, b)
+        return replace(call, function=a.dot, args=(b, out)) if same else None
     if function is numpy.dot and kwargs.keys() == {"out"} and len(args) == 2:
         return replace(call, function=args[0].dot, args=(args[1], kwargs["out"]), kwargs={})
     if function in (numpy.argmax, numpy.argmin) and kwargs.keys() <= {"axis", "out"} and "out" in kwargs and args:
         axis = args[1] if len(args) > 1 else kwargs.get("axis")
         return replace(call, function=getattr(args[0], function.__name__), args=(axis, kwargs["out"]), kwargs={})
     return None
+
+
+def _multiplied_alike(a: Array, b: Array) -> bool:
+    """Whether `dot` and `matmul` add up in the same order. Where one side of the product is 1, strides decide that."""
+    if len(a) > 1 and b.shape[1] > 1:
+        return True
+    return a.size > 1 and all(c.flags.c_contiguous or c.flags.f_contiguous for c in (a, b))
 
 
 def with_arrays_for_numbers(calls: list[Call]) -> list[Call]:

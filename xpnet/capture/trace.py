@@ -390,13 +390,18 @@ class TracedArray:
         return self._copy(self.values.copy(order))
 
     def flatten(self) -> Any:
-        return self._copy(self.values.flatten(), self.values.reshape(-1))
+        flat = self.values.flatten()
+        if not self.trace.active:
+            return flat
+        traced = self.trace.own(flat)
+        self.trace.write(flat.reshape(self.shape), self)
+        return traced
 
-    def _copy(self, result: Array, source: Array = None) -> Any:
+    def _copy(self, result: Array) -> Any:
         if not self.trace.active:
             return result
         traced = self.trace.own(result)
-        self.trace.write(result, self.values if source is None else source)
+        self.trace.write(result, self.values)
         return traced
 
     def fill(self, value: Any) -> None:
