@@ -14,6 +14,13 @@ from xpnet.backends.step_numbers import StepNumber
 from xpnet.capture.program import Cell, Load
 from xpnet.capture.trace import Call, Trace, memory_of
 
+#: Functions whose results NumPy does not round differently for other strides, as it does for exp of float64.
+_EXACT = frozenset((
+    numpy.absolute, numpy.add, numpy.copysign, numpy.divide, numpy.equal, numpy.greater, numpy.greater_equal,
+    numpy.less, numpy.less_equal, numpy.maximum, numpy.minimum, numpy.multiply, numpy.negative, numpy.not_equal,
+    numpy.sqrt, numpy.square, numpy.subtract,
+))  # fmt: skip
+
 _FEW_COLUMNS = 4  # a reduction over so few columns takes longer than one call per column
 
 
@@ -217,11 +224,15 @@ def _makes(call: Call, array: Array) -> bool:
 def _can_write(call: Call, source: Array, target: Array, memory: Memory) -> bool:
     """Whether a call can write into `target` instead of `source`."""
     apart = not any(memory.overlap(a, target) for a in call.reads)
-    if isinstance(call.function, Load) or call.result is source or _is_reduction(call):
+    contiguous = bool(target.flags.c_contiguous and source.flags.c_contiguous)
+    if isinstance(call.function, Load) or call.result is source:
         return apart
+    if _is_reduction(call):
+        return apart and (contiguous or target.ndim < 2)  # strides of more axes may change the order of the terms
     if isinstance(call.function, numpy.ufunc) and call.function is not numpy.matmul:
-        return all(_same_view(a, target) or not memory.overlap(a, target) for a in call.reads)
-    return apart and bool(target.flags.c_contiguous and source.flags.c_contiguous)
+        same = contiguous or call.function in _EXACT
+        return same and all(_same_view(a, target) or not memory.overlap(a, target) for a in call.reads)
+    return apart and contiguous
 
 
 def without_unused_results(calls: list[Call], memory: Memory) -> list[Call]:
