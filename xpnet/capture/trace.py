@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy
 
@@ -87,6 +87,7 @@ class Trace:
         self.temporary: dict[int, Array] = {}
         self._thread, self._recording = threading.get_ident(), True
         self._operator, self._place = "", ""
+        self._errors = numpy.geterr()
 
     @property
     def active(self) -> bool:
@@ -135,6 +136,8 @@ class Trace:
             self._operator, self._place = before
 
     def record(self, call: Call) -> None:
+        if numpy.geterr() != self._errors:
+            raise CaptureError("the step changes how NumPy handles floating-point errors")
         call.operator, call.place = self._operator, self._place
         self.calls.append(call)
 
@@ -277,24 +280,30 @@ class TracedArray:
 
     # What would escape the record ------------------------------------------------------------------------------------
 
-    def _read(self, *_: Any, **__: Any) -> Any:
-        raise CaptureError("the step reads values on the host")
+    def _read(name: str) -> Any:  # type: ignore[misc]  # noqa: N805
+        def read(self: "TracedArray", *args: Any, **kwargs: Any) -> Any:
+            if self.trace.active:
+                raise CaptureError("the step reads values on the host")
+            return getattr(self.values, name)(*args, **kwargs)
+
+        return read
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         if self.trace.active:
             raise CaptureError("the step gives an array to a function that is not the array module's")
         return numpy.asarray(self.values, *args)
 
-    __float__ = __int__ = __index__ = __complex__ = item = tolist = tobytes = get = __contains__ = _read
+    __float__, __int__, __index__ = map(_read, ("__float__", "__int__", "__index__"))
+    __complex__, __bool__, __contains__ = map(_read, ("__complex__", "__bool__", "__contains__"))
+    item, tolist, tobytes, get = map(_read, ("item", "tolist", "tobytes", "get"))
 
-    def __bool__(self) -> bool:
-        return bool(self._read())
-
-    def __getattr__(self, name: str) -> NoReturn:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         if not hasattr(self.values, name):
             raise AttributeError(f"{type(self.values).__name__!r} object has no attribute {name!r}")
+        if not self.trace.active:
+            return getattr(self.values, name)
         raise CaptureError(f"the step uses the attribute {name!r} of an array")
 
     def __array_ufunc__(self, function: Any, method: str, *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,774 @@
+"""Code of users in captured steps on the CPU: the training equals the eager one bit for bit, or is eager for a reason.
+
+Each case is a layer, a loss, a metric, an optimizer, a schedule or a callback that a user may write, some of them unwise.
+"""
+
+import contextlib
+import copy
+import functools
+import itertools
+import pickle
+import random
+import threading
+from collections import deque
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from captured_trainings import IMAGES, X, Y, Watch
+
+import xpnet
+from xpnet import callbacks, layers, losses, metrics, optimizers, schedules
+from xpnet.training import captured_step
+
+EPOCHS, BATCH = 6, 20  # 66 steps, of which 55 have 20 samples
+RARELY = 23  # a step long after the capture and its verification
+
+
+@pytest.fixture(autouse=True)
+def captured_at_once(monkeypatch):
+    monkeypatch.setattr(captured_step, "_CAPTURED_AFTER", 1)
+
+
+def trained(make, **more):
+    """(state, history, watch) of the training that make() describes: (layers, options of fit)."""
+    random.seed(5)
+    np.random.seed(5)
+    stack, options = make()
+    options = {"epochs": EPOCHS, "batch_size": BATCH, "optimizer": "adam", "verbose": 0, **options, **more}
+    x, y = options.pop("x", X), options.pop("y", Y)
+    dtype, watch = options.pop("dtype", "float32"), Watch()
+    model = xpnet.Sequential(stack, x.shape[1:], backend="cpu", seed=3, dtype=dtype)
+    before = options.pop("before", None)
+    if before:
+        before(model)
+    history = model.fit(x, y, callbacks=[watch, *options.pop("callbacks", ())], **options)
+    return model.state_dict(), dict(history), watch, (random.random(), np.random.random())
+
+
+def differences(got, want):
+    """The names of what differs in a bit."""
+    names = [name for name, value in want[0].items() if not np.array_equal(got[0][name], value, equal_nan=True)]
+    names += [name for name, values in want[1].items() if not np.array_equal(got[1][name], values, equal_nan=True)]
+    return names + ["random numbers"] * (got[3] != want[3])
+
+
+def compare(monkeypatch, make):
+    """Assert that a training is the same with and without captures. Returns the watch of the former."""
+    got = trained(make)
+    monkeypatch.setenv("XPNET_CAPTURE", "0")
+    want = trained(make)
+    monkeypatch.delenv("XPNET_CAPTURE")
+    assert differences(got, want) == [], got[2].fallback_reason
+    assert want[2].captured == 0
+    return got[2]
+
+
+class Own(layers.Layer):
+    """y = factor(x) · x. Subclasses say what the factor is."""
+
+    def factor(self, x):
+        return 1.0
+
+    def forward(self, x):
+        self.work.factor = self.factor(x)
+        return x * self.work.factor
+
+    def backward(self, grad_y):
+        return grad_y * self.work.factor
+
+
+def mlp(*inner, **options):
+    stack = [layers.Dense(16), layers.ReLU(), *inner, layers.Dropout(0.2), layers.Dense(10)]
+    return stack, options
+
+
+# Layers --------------------------------------------------------------------------------------------------------------
+
+LAYERS, CAPTURED = {}, set()
+
+
+def layer(captured=False):
+    """Declare a case. captured: whether its steps must be captured; the others may be."""
+
+    def declare(make):
+        LAYERS[make.__name__] = make
+        if captured:
+            CAPTURED.add(make.__name__)
+        return make
+
+    return declare
+
+
+@layer(captured=True)
+def nothing_unusual():
+    return Own()
+
+
+@layer()
+def a_counter():
+    class Counting(Own):
+        count = 0
+
+        def factor(self, x):
+            self.count += 1
+            return 1.0 if self.count < RARELY else 0.5
+
+    return Counting()
+
+
+@layer()
+def a_counter_in_a_list():
+    class Counting(Own):
+        def __init__(self):
+            self.count = [0]
+
+        def factor(self, x):
+            self.count[0] += 1
+            return 1.0 if self.count[0] < RARELY else 0.5
+
+    return Counting()
+
+
+@layer()
+def a_list_that_grows():
+    class Growing(Own):
+        def __init__(self):
+            self.seen = []
+
+        def factor(self, x):
+            self.seen.append(len(x))
+            return 1.0 if len(self.seen) < RARELY else 0.5
+
+    return Growing()
+
+
+@layer()
+def nested_dictionaries():
+    class Nested(Own):
+        def __init__(self):
+            self.state = {"inner": {"numbers": [(1, [0])]}}
+
+        def factor(self, x):
+            self.state["inner"]["numbers"][0][1][0] += 1
+            return 1.0 if self.state["inner"]["numbers"][0][1][0] < RARELY else 0.5
+
+    return Nested()
+
+
+@layer()
+def an_object_with_a_counter():
+    class Nested(Own):
+        def __init__(self):
+            self.state = SimpleNamespace(inner=SimpleNamespace(count=0))
+
+        def factor(self, x):
+            self.state.inner.count += 1
+            return 1.0 if self.state.inner.count < RARELY else 0.5
+
+    return Nested()
+
+
+class Slotted:
+    __slots__ = ("count",)
+
+    def __init__(self):
+        self.count = 0
+
+
+@layer()
+def an_object_with_slots():
+    class Nested(Own):
+        def __init__(self):
+            self.state = Slotted()
+
+        def factor(self, x):
+            self.state.count += 1
+            return 1.0 if self.state.count < RARELY else 0.5
+
+    return Nested()
+
+
+@layer()
+def a_closure():
+    count = 0
+
+    def number():
+        nonlocal count
+        count += 1
+        return 1.0 if count < RARELY else 0.5
+
+    class Closed(Own):
+        def factor(self, x):
+            return number()
+
+    return Closed()
+
+
+COUNT = 0
+COUNTS = {"n": 0}
+
+
+@layer()
+def a_global():
+    global COUNT
+    COUNT = 0
+
+    class Global(Own):
+        def factor(self, x):
+            global COUNT
+            COUNT += 1
+            return 1.0 if COUNT < RARELY else 0.5
+
+    return Global()
+
+
+def _counted():
+    COUNTS["n"] += 1
+    return 1.0 if COUNTS["n"] < RARELY else 0.5
+
+
+@layer()
+def a_global_of_a_function():
+    COUNTS["n"] = 0
+
+    class Global(Own):
+        def factor(self, x):
+            return _counted()
+
+    return Global()
+
+
+@layer()
+def an_attribute_of_the_class():
+    class Shared(Own):
+        count = 0
+
+        def factor(self, x):
+            type(self).count += 1
+            return 1.0 if self.count < RARELY else 0.5
+
+    return Shared()
+
+
+@layer()
+def a_default_argument():
+    class Default(Own):
+        def factor(self, x, seen=[]):  # noqa: B006
+            seen.append(1)
+            return 1.0 if len(seen) < RARELY else 0.5
+
+    return Default()
+
+
+@layer()
+def an_attribute_of_a_function():
+    def number():
+        number.count += 1
+        return 1.0 if number.count < RARELY else 0.5
+
+    number.count = 0
+
+    class Attribute(Own):
+        def factor(self, x):
+            return number()
+
+    return Attribute()
+
+
+@layer()
+def a_partial():
+    counts = [0]
+
+    def number(counts, limit):
+        counts[0] += 1
+        return 1.0 if counts[0] < limit else 0.5
+
+    class Partial(Own):
+        def __init__(self):
+            self.number = functools.partial(number, counts, RARELY)
+
+        def factor(self, x):
+            return self.number()
+
+    return Partial()
+
+
+@layer()
+def an_iterator():
+    class Iterating(Own):
+        def __init__(self):
+            self.numbers = itertools.count()
+
+        def factor(self, x):
+            return 1.0 if next(self.numbers) < RARELY else 0.5
+
+    return Iterating()
+
+
+@layer()
+def a_generator_function():
+    def numbers():
+        for i in range(10**9):
+            yield 1.0 if i < RARELY else 0.5
+
+    class Iterating(Own):
+        def __init__(self):
+            self.numbers = numbers()
+
+        def factor(self, x):
+            return next(self.numbers)
+
+    return Iterating()
+
+
+@layer()
+def a_deque():
+    class Turning(Own):
+        def __init__(self):
+            self.numbers = deque([1.0] * RARELY + [0.5])
+
+        def factor(self, x):
+            self.numbers.rotate(-1)
+            return self.numbers[-1]
+
+    return Turning()
+
+
+@layer()
+def a_set():
+    class Collecting(Own):
+        def __init__(self):
+            self.seen = set()
+
+        def factor(self, x):
+            self.seen.add(len(self.seen))
+            return 1.0 if len(self.seen) < RARELY else 0.5
+
+    return Collecting()
+
+
+@layer()
+def a_counter_in_backward():
+    class Counting(Own):
+        def __init__(self):
+            self.count = [0]
+
+        def backward(self, grad_y):
+            self.count[0] += 1
+            return grad_y if self.count[0] < RARELY else grad_y * 0.5
+
+    return Counting()
+
+
+@layer()
+def random_numbers_of_numpy():
+    class Noisy(Own):
+        def factor(self, x):
+            return 1.0 + 0.1 * np.random.random()
+
+    return Noisy()
+
+
+@layer()
+def a_rare_random_branch():
+    class Noisy(Own):
+        def factor(self, x):
+            return 1.0 if np.random.random() < 0.93 else 0.5
+
+    return Noisy()
+
+
+@layer()
+def a_rare_random_branch_of_python():
+    class Noisy(Own):
+        def factor(self, x):
+            return 1.0 if random.random() < 0.93 else 0.5
+
+    return Noisy()
+
+
+@layer()
+def a_generator_of_numpy():
+    class Noisy(Own):
+        def __init__(self):
+            self.rng = np.random.default_rng(3)
+
+        def factor(self, x):
+            return 1.0 if self.rng.random() < 0.93 else 0.5
+
+    return Noisy()
+
+
+@layer()
+def a_generator_of_python():
+    class Noisy(Own):
+        def __init__(self):
+            self.rng = random.Random(3)
+
+        def factor(self, x):
+            return 1.0 if self.rng.random() < 0.93 else 0.5
+
+    return Noisy()
+
+
+@layer()
+def noise_of_numpy_as_an_array():
+    class Noisy(Own):
+        def factor(self, x):
+            return np.random.normal(1.0, 0.1, x.shape).astype(x.dtype)
+
+    return Noisy()
+
+
+@layer(captured=True)
+def an_array_of_its_own():
+    class Scaled(Own):
+        def __init__(self):
+            self.scale = np.linspace(0.5, 1.5, 16).astype("float32")
+
+        def factor(self, x):
+            return self.scale
+
+    return Scaled()
+
+
+@layer()
+def an_array_of_its_own_through_numpy():
+    class Scaled(Own):
+        def __init__(self):
+            self.scale = np.linspace(0.5, 1.5, 16).astype("float32")
+
+        def factor(self, x):
+            return np.exp(self.scale)
+
+    return Scaled()
+
+
+@layer()
+def an_array_that_it_writes():
+    class Running(Own):
+        def __init__(self):
+            self.scale = np.ones(16, "float32")
+
+        def factor(self, x):
+            self.scale *= 0.99
+            return self.scale
+
+    return Running()
+
+
+@layer()
+def an_array_that_it_writes_and_rarely_uses():
+    class Running(Own):
+        def __init__(self):
+            self.count = np.zeros(1)
+
+        def factor(self, x):
+            self.count += 1
+            return 1.0 if self.count[0] < RARELY else 0.5
+
+    return Running()
+
+
+@layer()
+def an_array_in_a_list_that_it_writes():
+    class Running(Own):
+        def __init__(self):
+            self.counts = [np.zeros(1)]
+
+        def factor(self, x):
+            self.counts[0][0] += 1
+            return 1.0 if self.counts[0][0] < RARELY else 0.5
+
+    return Running()
+
+
+@layer()
+def an_average_that_it_replaces():
+    class Running(Own):
+        def __init__(self):
+            self.average = np.zeros(16, "float32")
+
+        def factor(self, x):
+            self.average = 0.9 * self.average + 0.1 * x.mean(axis=0)
+            return 1.0 / (1.0 + self.xp.abs(self.average))
+
+    return Running()
+
+
+@layer(captured=True)
+def what_forward_keeps_on_self():
+    class Keeping(Own):
+        def forward(self, x):
+            self.x = x
+            return self.xp.tanh(x)
+
+        def backward(self, grad_y):
+            return grad_y * (1 - self.xp.tanh(self.x) ** 2)
+
+    return Keeping()
+
+
+@layer()
+def what_the_step_before_kept():
+    class Late(Own):
+        last = None
+
+        def factor(self, x):
+            factor = 1.0 if self.last is None or len(self.last) != len(x) else 1.0 + 0.01 * self.xp.tanh(self.last)
+            self.last = x.copy()
+            return factor
+
+    return Late()
+
+
+@layer(captured=True)
+def numpy_functions():
+    class Plain(Own):
+        def factor(self, x):
+            return np.tanh(np.abs(x)) + np.sum(x, axis=1, keepdims=True)
+
+    return Plain()
+
+
+@layer()
+def conversions_to_numpy():
+    class Plain(Own):
+        def factor(self, x):
+            return np.tanh(np.asarray(x))
+
+    return Plain()
+
+
+@layer()
+def values_on_the_host():
+    class Reading(Own):
+        def factor(self, x):
+            return 1.0 / (1.0 + float(abs(x).max()))
+
+    return Reading()
+
+
+@layer()
+def branches_on_values():
+    class Branching(Own):
+        def factor(self, x):
+            return 0.5 if (x > 6).any() else 1.0
+
+    return Branching()
+
+
+@layer()
+def a_view_of_its_weight_kept_since_the_first_step():
+    class Viewing(Own):
+        view = None
+
+        def build(self, shape):
+            self.weight = self.add_parameter("weight", shape, "ones")
+            return shape
+
+        def factor(self, x):
+            if self.view is None:
+                self.view = np.asarray(self.weight.value)
+            self.work.x = x
+            return 1.0 if np.abs(self.view).max() < 1.02 else 0.5
+
+        def backward(self, grad_y):
+            self.weight.grad[...] = self.xp.sum(self.work.x * grad_y, axis=0)
+            return grad_y * self.work.factor
+
+    return Viewing()
+
+
+@layer()
+def the_input_itself():
+    class Same(layers.Layer):
+        def forward(self, x):
+            return x
+
+        def backward(self, grad_y):
+            return grad_y
+
+    return Same()
+
+
+@layer(captured=True)
+def views_and_operations_in_place():
+    class Halves(layers.Layer):
+        def forward(self, x):
+            y = x.copy()
+            left, right = y[:, :8], y[:, 8:]
+            left += right
+            right *= 0.5
+            y[:, ::2] = self.xp.maximum(y[:, ::2], 0)
+            self.work.mask = y > 0
+            return y
+
+        def backward(self, grad_y):
+            grad = grad_y.copy()
+            grad[:, ::2] *= self.work.mask[:, ::2]
+            grad[:, 8:] = grad[:, 8:] * 0.5 + grad[:, :8]
+            return grad
+
+    return Halves()
+
+
+@layer()
+def an_inner_layer_called_twice():
+    class Twice(layers.Sequential):
+        def __init__(self):
+            super().__init__([layers.Dense(16), layers.Tanh()])
+
+        def forward(self, x):
+            return super().forward(super().forward(x))
+
+        def backward(self, grad_y):
+            return super().backward(grad_y)
+
+    return Twice()
+
+
+@layer()
+def an_inner_layer_that_it_builds():
+    class Outer(layers.Layer):
+        def build(self, shape):
+            self.inner = layers.Tanh()
+            self.inner.build(shape, backend="cpu", seed=0)
+            return shape
+
+        def forward(self, x):
+            self.calls = getattr(self, "calls", 0)
+            return self.inner.forward(x)
+
+        def backward(self, grad_y):
+            return self.inner.backward(grad_y)
+
+    return Outer()
+
+
+@layer()
+def a_method_of_its_own_that_it_replaces():
+    class Changing(Own):
+        count = [0]
+
+        def forward(self, x):
+            self.count[0] += 1
+            if self.count[0] == RARELY:
+                self.forward = lambda x: x * 0.5
+            return super().forward(x)
+
+    Changing.count = [0]
+    return Changing()
+
+
+@layer()
+def the_number_of_the_step():
+    class Annealed(Own):
+        def factor(self, x):
+            return 1.0 if self.context.step < RARELY else 0.5
+
+    return Annealed()
+
+
+@layer()
+def the_number_of_the_step_in_its_noise_key():
+    class Annealed(Own):
+        def factor(self, x):
+            return 1.0 if self.noise_key[2] < RARELY else 0.5
+
+    return Annealed()
+
+
+@layer()
+def the_number_of_the_step_of_the_state():
+    class Annealed(Own):
+        def factor(self, x):
+            return 1.0 if self.context.current_step < RARELY else 0.5
+
+    return Annealed()
+
+
+@layer(captured=True)
+def noise_of_the_library():
+    class Noisy(Own):
+        def factor(self, x):
+            return (self.random_bits(x) >> 31).astype(x.dtype) + 0.5
+
+    return Noisy()
+
+
+@layer(captured=True)
+def scatter_and_gather():
+    class Gathering(layers.Layer):
+        def forward(self, x):
+            self.work.order = self.xp.argsort(x, axis=1)
+            self.work.shape = x.shape
+            return self.xp.take_along_axis(x, self.work.order, axis=1)
+
+        def backward(self, grad_y):
+            grad = self.xp.zeros_like(grad_y)
+            rows = self.xp.arange(len(grad_y))[:, None]
+            grad[rows, self.work.order] = grad_y
+            return grad
+
+    return Gathering()
+
+
+@layer()
+def errors_that_numpy_raises():
+    class Strict(Own):
+        def factor(self, x):
+            try:
+                with np.errstate(over="raise"):
+                    np.exp(x * 30)
+            except FloatingPointError:
+                return 0.5
+            return 1.0
+
+    return Strict()
+
+
+@layer()
+def a_lock_and_a_thread():
+    class Threaded(Own):
+        def factor(self, x):
+            found = []
+            thread = threading.Thread(target=lambda: found.append(np.tanh(x)))
+            thread.start()
+            thread.join()
+            return found[0]
+
+    return Threaded()
+
+
+@layer()
+def scalars_of_sums():
+    class Scalars(Own):
+        def factor(self, x):
+            total = x.sum()
+            before = total
+            total *= 2
+            return before / (1 + abs(total))
+
+    return Scalars()
+
+
+@layer()
+def an_element_that_changes_later():
+    class Elements(Own):
+        def factor(self, x):
+            first = x.copy()[0]
+            number = first[0]
+            first[0] = 5.0
+            return 1.0 / (1.0 + abs(number))
+
+    return Elements()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_of_ones_own(monkeypatch, name):
+    watch = compare(monkeypatch, lambda: mlp(LAYERS[name]()))
+    assert watch.captured >= 1 or watch.fallback_reason
+    if name in CAPTURED:
+        assert watch.fallback_reason is None
