@@ -20,7 +20,14 @@ class Program:
         choose, rng = random.Random(self.seed), np.random.default_rng([self.seed, seed])
         dtype = choose.choice(["float32", "float32", "float64"])
         rows, columns = choose.randint(1, 5), choose.randint(1, 5)
-        shapes = [(rows, columns), (rows, columns), (columns,), (rows,), (columns, choose.randint(1, 4)), (2, rows, columns)]
+        shapes = [
+            (rows, columns),
+            (rows, columns),
+            (columns,),
+            (rows,),
+            (columns, choose.randint(1, 4)),
+            (2, rows, columns),
+        ]
         values = [rng.normal(size=shape).astype(dtype) for shape in shapes]
         for a in values:
             a[rng.random(a.shape) < 0.2] = choose.choice([0.0, -0.0, 1.0])
@@ -76,9 +83,7 @@ class Program:
 
 
 def _fits(shape, target):
-    return len(shape) <= len(target) and all(
-        n in (1, m) for n, m in zip(shape[::-1], target[::-1], strict=False)
-    )
+    return len(shape) <= len(target) and all(n in (1, m) for n, m in zip(shape[::-1], target[::-1], strict=False))
 
 
 def _unary(p, choose):
@@ -279,7 +284,7 @@ def _nothing_that_is_used(p, choose):
 
 OPERATIONS = [
     _unary, _unary_out, _binary, _binary, _operator, _operator, _binary_out, _in_place, _in_place,
-    _in_place_of_a_part, _view, _view, _reshape, _fancy, _fancy_write, _indices_of_values, _reduce, _reduce, _reduce_out,
-    _matmul, _matmul_out, _assign, _assign, _assign_a_part, _copy, _copy, _copyto, _made, _joined, _split, _number, _at,
-    _nothing_that_is_used,
+    _in_place_of_a_part, _view, _view, _reshape, _fancy, _fancy_write, _indices_of_values, _reduce, _reduce,
+    _reduce_out, _matmul, _matmul_out, _assign, _assign, _assign_a_part, _copy, _copy, _copyto, _made, _joined, _split, _number,
+    _at, _nothing_that_is_used,
 ]  # fmt: skip

@@ -1,13 +1,13 @@
-"""Code of users in captured steps on the CPU: the training equals the eager one bit for bit, or is eager for a reason.
+"""Code of users in captured steps on the CPU: a training equals the eager one bit for bit, or is eager for a reason.
 
-Each case is a layer, a loss, a metric, an optimizer, a schedule or a callback that a user may write, some of them unwise.
+Each case is a layer, a loss, a metric, an optimizer, a schedule or a callback that a user may write. Some are unwise.
 """
 
-import contextlib
-import copy
 import functools
 import itertools
 import pickle
+import copy
+import contextlib
 import random
 import threading
 from collections import deque
@@ -18,7 +18,7 @@ import pytest
 from captured_trainings import IMAGES, X, Y, Watch
 
 import xpnet
-from xpnet import callbacks, layers, losses, metrics, optimizers, schedules
+from xpnet import augment, callbacks, errors, layers, losses, metrics, optimizers, schedules
 from xpnet.training import captured_step
 
 EPOCHS, BATCH = 6, 20  # 66 steps, of which 55 have 20 samples
@@ -650,7 +650,8 @@ def an_inner_layer_that_it_builds():
 @layer()
 def a_method_of_its_own_that_it_replaces():
     class Changing(Own):
-        count = [0]
+        def __init__(self):
+            self.count = [0]
 
         def forward(self, x):
             self.count[0] += 1
@@ -658,7 +659,6 @@ def a_method_of_its_own_that_it_replaces():
                 self.forward = lambda x: x * 0.5
             return super().forward(x)
 
-    Changing.count = [0]
     return Changing()
 
 
@@ -772,3 +772,189 @@ def test_a_layer_of_ones_own(monkeypatch, name):
     assert watch.captured >= 1 or watch.fallback_reason
     if name in CAPTURED:
         assert watch.fallback_reason is None
+
+
+# Losses, metrics, optimizers, schedules ------------------------------------------------------------------------------
+
+
+class OwnLoss(losses.Loss):
+    """Half the squared distance to one-hot targets, times a factor."""
+
+    def factor(self, outputs):
+        return 1.0
+
+    def samples(self, backend, outputs, targets):
+        return self.factor(outputs) * 0.5 * backend.xp.sum(self.errors(backend, outputs, targets) ** 2, axis=1)
+
+    def gradient(self, backend, outputs, targets):
+        return self.factor(outputs) * self.errors(backend, outputs, targets)
+
+    def errors(self, backend, outputs, targets):
+        return outputs - targets
+
+
+class LossThatCounts(OwnLoss):
+    def __init__(self):
+        self.calls = [0]
+
+    def factor(self, outputs):
+        self.calls[0] += 1
+        return 1.0 if self.calls[0] < RARELY else 0.5
+
+
+class LossWithAnArray(OwnLoss):
+    def __init__(self):
+        self.scale = np.linspace(0.5, 1.0, 10).astype("float32")
+
+    def errors(self, backend, outputs, targets):
+        return self.scale * (outputs - targets)
+
+
+class LossThatRemembers(OwnLoss):
+    last = None
+
+    def errors(self, backend, outputs, targets):
+        last, self.last = self.last, outputs
+        return outputs - targets if last is None or last.shape != outputs.shape else outputs - targets + 0.01 * last
+
+
+class OwnMetric(metrics.Metric):
+    name = "own"
+
+    def __init__(self):
+        self.calls = 0
+
+    def sums(self, backend, outputs, targets, weights):
+        return backend.xp.stack([outputs.sum(dtype="float64"), backend.xp.asarray(float(len(outputs)))])
+
+    def result(self, sums):
+        return float(sums[0] / sums[1])
+
+
+class MetricThatCounts(OwnMetric):
+    def sums(self, backend, outputs, targets, weights):
+        self.calls += 1
+        sums = super().sums(backend, outputs, targets, weights)
+        return sums if self.calls < RARELY else 2 * sums
+
+
+class MetricOfNumPy(OwnMetric):
+    def sums(self, backend, outputs, targets, weights):
+        return np.array([np.asarray(outputs).sum(dtype="float64"), float(len(outputs))])
+
+
+class Signs(optimizers.Optimizer):
+    """w ← w - rate · sign(g)."""
+
+    def __init__(self, learning_rate=0.001):
+        super().__init__(learning_rate, 0.0, None)
+
+    def update(self, xp, w, g, slots, t, rate, k):
+        w -= rate * xp.sign(g)
+
+
+class OptimizerThatCounts(Signs):
+    def __init__(self, learning_rate=0.001):
+        super().__init__(learning_rate)
+        self.count = 0
+
+    def update(self, xp, w, g, slots, t, rate, k):
+        self.count += 1
+        super().update(xp, w, g, slots, t, rate / self.count**0.5, k)
+
+
+class OptimizerThatRarelyChanges(Signs):
+    def __init__(self, learning_rate=0.001):
+        super().__init__(learning_rate)
+        self.counts = [0]
+
+    def update(self, xp, w, g, slots, t, rate, k):
+        self.counts[0] += 1
+        super().update(xp, w, g, slots, t, rate if self.counts[0] < RARELY else rate / 2, k)
+
+
+class OptimizerWithSlots(Signs):
+    slots = ("velocity",)
+
+    def update(self, xp, w, g, slots, t, rate, k):
+        (v,) = slots
+        v *= 0.9 if k < RARELY else 0.5
+        v += g
+        w -= rate * v * (1.0 + 1.0 / k)
+
+
+class OptimizerWithNoise(Signs):
+    def update(self, xp, w, g, slots, t, rate, k):
+        w -= rate * xp.sign(g) * (1 + np.random.random())
+
+
+class OptimizerThatKeepsArrays(Signs):
+    def update(self, xp, w, g, slots, t, rate, k):
+        if not hasattr(self, "mean") or self.mean.shape != g.shape:
+            self.mean = g.copy()
+        self.mean = 0.9 * self.mean + 0.1 * g
+        w -= rate * self.mean
+
+
+class OptimizerThatReadsValues(Signs):
+    def update(self, xp, w, g, slots, t, rate, k):
+        w -= rate * g / float(xp.abs(g).max() + 1e-8)
+
+
+class ScheduleThatCounts:
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, step):
+        self.calls += 1
+        return 0.01 / self.calls
+
+
+class ScheduleOfTheStep:
+    def __call__(self, step):
+        return 0.01 if step < RARELY else 0.001
+
+
+def cyclic(step):
+    return 0.01 / (1 + step % 5)
+
+
+ONE_HOT = np.eye(10, dtype="float32")[Y]
+OTHERS = {
+    "a loss": lambda: {"y": ONE_HOT, "loss": OwnLoss()},
+    "a loss that counts": lambda: {"y": ONE_HOT, "loss": LossThatCounts()},
+    "a loss with an array": lambda: {"y": ONE_HOT, "loss": LossWithAnArray()},
+    "a loss that remembers": lambda: {"y": ONE_HOT, "loss": LossThatRemembers()},
+    "a metric": lambda: {"metrics": [OwnMetric()]},
+    "a metric that counts": lambda: {"metrics": [MetricThatCounts()]},
+    "a metric of NumPy": lambda: {"metrics": [MetricOfNumPy()]},
+    "an optimizer": lambda: {"optimizer": Signs()},
+    "an optimizer that counts": lambda: {"optimizer": OptimizerThatCounts()},
+    "an optimizer that rarely changes": lambda: {"optimizer": OptimizerThatRarelyChanges()},
+    "an optimizer with slots": lambda: {"optimizer": OptimizerWithSlots()},
+    "an optimizer with noise": lambda: {"optimizer": OptimizerWithNoise()},
+    "an optimizer that keeps arrays": lambda: {"optimizer": OptimizerThatKeepsArrays()},
+    "an optimizer that reads values": lambda: {"optimizer": OptimizerThatReadsValues()},
+    "an optimizer and a schedule": lambda: {"optimizer": Signs(schedules.CosineDecay(0.01, steps=40))},
+    "a schedule that counts": lambda: {"optimizer": optimizers.Adam(ScheduleThatCounts())},
+    "a schedule of the step": lambda: {"optimizer": optimizers.SGD(ScheduleOfTheStep(), momentum=0.9)},
+    "a function as schedule": lambda: {"optimizer": optimizers.AdamW(cyclic, weight_decay=0.1)},
+    "a closure as schedule": lambda: {"optimizer": optimizers.SGD(a_schedule_that_halves())},
+}
+
+
+def a_schedule_that_halves():
+    rate = 0.1
+
+    def schedule(step):
+        nonlocal rate
+        rate *= 0.99
+        return rate
+
+    return schedule
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_loss_a_metric_an_optimizer_or_a_schedule_of_ones_own(monkeypatch, name):
+    watch = compare(monkeypatch, lambda: mlp(Own(), **OTHERS[name]()))
+    assert watch.captured >= 1 or watch.fallback_reason

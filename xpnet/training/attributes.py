@@ -10,11 +10,20 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+    SimpleNamespace,
+)
 from typing import Any
 
 import numpy
 
+from xpnet.backends import Backend
 from xpnet.config import is_custom
 from xpnet.errors import CaptureError
 from xpnet.training.audit import every_layer
@@ -135,6 +144,8 @@ class Reached:
             if not value.dtype.hasobject:
                 self._add(value, value.copy, functools.partial(_write, value))
             return ()
+        if isinstance(value, Backend) or (hasattr(value, "dtype") and hasattr(value, "strides")):
+            return ()
         if isinstance(value, numpy.random.Generator):
             bits = value.bit_generator
             self._add(value, lambda: repr(bits.state), functools.partial(_set_state, bits, bits.state))
@@ -149,12 +160,11 @@ class Reached:
         if isinstance(value, tuple | frozenset):
             return value
         if isinstance(value, list | deque):
-            return self._add(value, lambda: list(value), lambda old: (value.clear(), value.extend(old)))
+            return list(self._add(value, lambda: list(value), functools.partial(_fill, value)))
         if isinstance(value, set | bytearray):
-            self._add(value, value.copy, lambda old: (value.clear(), _fill(value, old)))
-            return value if isinstance(value, set) else ()
+            return list(self._add(value, value.copy, functools.partial(_fill, value)))
         if isinstance(value, dict):
-            return self._add(value, lambda: dict(value), lambda old: (value.clear(), value.update(old))).values()
+            return list(self._add(value, lambda: dict(value), functools.partial(_fill, value)).values())
         if isinstance(value, FunctionType):
             return self._enter_function(value) if _is_of_user(value) else ()
         if isinstance(value, MethodType):
@@ -168,23 +178,23 @@ class Reached:
         if isinstance(value, type):
             return self._enter_class(value) if _is_of_user(value) else ()
         if hasattr(type(value), "__next__"):
-            raise CaptureError(f"the user's code can reach an iterator ({type(value).__name__}), which steps may advance")
+            kind = type(value).__name__
+            raise CaptureError(f"the user's code can reach an iterator ({kind}), which steps may advance")
         if isinstance(value, SimpleNamespace) or _is_of_user(type(value)):
             return (type(value), *self._enter_object(value))
         return ()
 
     def _enter_object(self, value: Any) -> Iterable[Any]:
         own = getattr(value, "__dict__", None)
-        slots = [
-            (member, value)
-            for kind in type(value).__mro__ if _is_of_user(kind)
-            for name, member in vars(kind).items() if type(member).__name__ == "member_descriptor" and name[:2] != "__"
-        ]  # fmt: skip
-        found = [] if own is None else [own]
-        for member, thing in slots:
-            found += self._add(
-                thing, lambda m=member, t=thing: _slot(m, t), lambda old, m=member, t=thing: m.__set__(t, *old)
-            )
+        found: list[Any] = [] if own is None else [own]
+        for kind in filter(_is_of_user, type(value).__mro__):
+            for name, member in vars(kind).items():
+                if type(member) is MemberDescriptorType and name[:2] != "__":
+                    contents, fill = (
+                        functools.partial(_slot, member, value),
+                        functools.partial(_fill_slot, member, value),
+                    )
+                    found += self._add(value, contents, fill)
         return found
 
     def _enter_class(self, kind: type) -> Iterable[Any]:
@@ -203,20 +213,17 @@ class Reached:
     def _enter_function(self, function: Any) -> Iterable[Any]:
         found: list[Any] = [function.__defaults__, function.__kwdefaults__, function.__dict__]
         for cell in function.__closure__ or ():
-            found += self._add(
-                function, lambda c=cell: _slot(type(c).cell_contents, c), lambda old, c=cell: _set_cell(c, old)
-            )
+            member = type(cell).cell_contents
+            contents, fill = functools.partial(_slot, member, cell), functools.partial(_fill_slot, member, cell)
+            found += self._add(function, contents, fill)
         names, variables = set(_names(function.__code__)), function.__globals__
         for module in [variables, *(vars(m) for n in names if isinstance(m := variables.get(n), ModuleType))]:
             if module is not variables and module.get("__name__", "").partition(".")[0] in _OF_LIBRARIES:
                 continue
             used = [name for name in names if name in module]
-            before = self._add(
-                function,
-                lambda m=module, u=used: [m.get(name) for name in u],
-                lambda old, m=module, u=used: m.update(zip(u, old, strict=True)),
+            found += self._add(
+                function, functools.partial(_variables, module, used), functools.partial(_fill_variables, module, used)
             )
-            found += before
         return found
 
 
@@ -228,11 +235,6 @@ def _slot(descriptor: Any, owner: Any) -> list[Any]:
         return []
 
 
-def _set_cell(cell: Any, old: list[Any]) -> None:
-    if old:
-        cell.cell_contents = old[0]
-
-
 def _write(array: Any, old: Any) -> None:
     array[...] = old
 
@@ -242,7 +244,21 @@ def _set_state(bits: Any, state: Any, _: Any) -> None:
 
 
 def _fill(value: Any, old: Any) -> None:
-    (value.update if isinstance(value, set) else value.extend)(old)
+    value.clear()
+    (value.update if isinstance(value, set | dict) else value.extend)(old)
+
+
+def _fill_slot(member: Any, thing: Any, old: list[Any]) -> None:
+    if old:
+        member.__set__(thing, old[0])
+
+
+def _fill_variables(variables: dict[str, Any], names: list[str], old: list[Any]) -> None:
+    variables.update(zip(names, old, strict=True))
+
+
+def _variables(variables: dict[str, Any], names: list[str]) -> list[Any]:
+    return [variables.get(name) for name in names]
 
 
 def _names(code: CodeType) -> Iterator[str]:
@@ -261,7 +277,7 @@ def _is_of_user(thing: Any) -> bool:
 def _same(a: Any, b: Any) -> bool:
     """Whether contents are the same: the same objects, equal numbers and texts, or the bits of an array."""
     if isinstance(a, numpy.ndarray):
-        return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+        return bool(a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes())
     if isinstance(a, list):
         return len(a) == len(b) and all(map(_same_item, a, b))
     if isinstance(a, dict):
@@ -278,7 +294,7 @@ def _equal(a: Any, b: Any) -> bool:
         return False
     if isinstance(a, tuple):
         return len(a) == len(b) and all(map(_same_item, a, b))
-    return isinstance(a, bool | int | float | str | numpy.generic) and repr(a) == repr(b)
+    return bool(isinstance(a, bool | int | float | str | numpy.generic) and repr(a) == repr(b))
 
 
 def is_array(value: Any) -> bool:

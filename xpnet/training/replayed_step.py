@@ -60,8 +60,12 @@ class ReplayedStep:
 
     def launch(self, data: StepData, number: int, column: int, metrics: EpochMetrics) -> None:
         """Make the calls of step `number`, whose sums go into this column of the metrics, without counting it."""
-        with unchanged_python(self._step) if self._runs_user_code else contextlib.nullcontext():
-            self._compute(data, number)
+        counted, self._state.step = self._state.step, number  # which the update of a custom optimizer reads
+        try:
+            with unchanged_python(self._step) if self._runs_user_code else contextlib.nullcontext():
+                self._compute(data, number)
+        finally:
+            self._state.step = counted
         metrics.batch_sums[:, column : column + len(self._batch_sizes)] = self._sums
 
     def replay(self, data: StepData, metrics: EpochMetrics) -> None:

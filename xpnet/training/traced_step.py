@@ -156,9 +156,7 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
         def writable(array: Array) -> TracedArray:
             return trace.wrap(array, writable=True)
 
-        replace(
-            context, backend=backend, _scratch={}, noise_step=context.noise_step, current_step=context.current_step
-        )
+        replace(context, backend=backend, _scratch={}, noise_step=context.noise_step, current_step=context.current_step)
         replace(store, backend=backend, values=writable(store.values), grads=writable(store.grads))
         for parameter in store.parameters:
             replace(parameter, _value=writable(parameter._value), _grad=writable(parameter._grad))
@@ -172,7 +170,7 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
         for layer in every_layer(model):
             replace(layer, _workspaces={})
             _name_calls(layer, layer is model, trace)
-        kept = _KeptArrays(trace, [thing for thing in things if is_custom(type(thing)) and thing is not state.optimizer])
+        kept = _KeptArrays(trace, [t for t in things if is_custom(type(t)) and t is not state.optimizer])
         try:
             yield
             if changed := attributes.changed():
@@ -193,7 +191,8 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
 
 def _randomness() -> tuple[Any, ...]:
     """The states of the random numbers of NumPy and of Python that all code shares."""
-    name, keys, *rest = numpy.random.get_state(legacy=True)
+    state: Any = numpy.random.get_state(legacy=True)
+    name, keys, *rest = state
     return (name, keys.tobytes(), *rest), random.getstate()
 
 
@@ -219,7 +218,10 @@ def unchanged_python(step: TrainingStep) -> Iterator[None]:
 
 
 class _KeptArrays:
-    """The arrays that things of users keep as attributes, or in lists, tuples and dictionaries: traced, not writable."""
+    """The arrays that things of users keep as attributes, or in lists, tuples and dictionaries there.
+
+    They are traced, and the step must not write into them.
+    """
 
     def __init__(self, trace: Trace, things: Sequence[Any]) -> None:
         self._trace = trace
