@@ -36,7 +36,7 @@ def trained(make, **more):
     np.random.seed(5)
     stack, options = make()
     options = {"epochs": EPOCHS, "batch_size": BATCH, "optimizer": "adam", "verbose": 0, **options, **more}
-    x, y = options.pop("x", X), options.pop("y", Y)
+    x, y = options.pop("x", X).copy(), options.pop("y", Y)
     dtype, watch = options.pop("dtype", "float32"), Watch()
     model = xpnet.Sequential(stack, x.shape[1:], backend="cpu", seed=3, dtype=dtype)
     before = options.pop("before", None)
@@ -958,3 +958,219 @@ def a_schedule_that_halves():
 def test_a_loss_a_metric_an_optimizer_or_a_schedule_of_ones_own(monkeypatch, name):
     watch = compare(monkeypatch, lambda: mlp(Own(), **OTHERS[name]()))
     assert watch.captured >= 1 or watch.fallback_reason
+
+
+# Callbacks -----------------------------------------------------------------------------------------------------------
+
+
+class At(callbacks.Callback):
+    """Does something to the model after certain steps."""
+
+    def __init__(self, action, steps=(RARELY, 31, 52)):
+        self.action, self.steps = action, steps
+
+    def on_step_end(self, model, step):
+        if step in self.steps:
+            self.action(model, self)
+
+
+def set_attribute(position, name, values):
+    """Set an attribute of a layer to one of these values, which depends on the step."""
+
+    def action(model, callback):
+        setattr(model.layers[position], name, values[callback.run.state.step % len(values)])
+
+    return action
+
+
+class Scaled(Own):
+    def __init__(self):
+        self.scale = np.linspace(0.5, 1.5, 16).astype("float32")
+        self.options = {"power": 1}
+        self.parts = [np.ones(16, "float32"), 2.0]
+        self.number = np.float32(1.0)
+
+    def factor(self, x):
+        return self.xp.asarray(self.scale) ** self.options["power"] * self.parts[0] * self.parts[1] * self.number
+
+
+class ScaledByNumPy(Scaled):
+    table = np.ones(16, "float32")
+
+    def factor(self, x):
+        return self.xp.array([float(n) for n in TABLE]).astype(x.dtype) * np.exp(GLOBALS["array"]) * self.table
+
+
+TABLE = [1.0] * 16
+GLOBALS = {"array": np.zeros(16, "float32")}
+
+
+def set_optimizer(name, value):
+    return lambda model, callback: setattr(callback.run.state.optimizer, name, value)
+
+
+def replace_forward(model, callback):
+    layer = model.layers[2]
+    layer.forward = lambda x: Own.forward(layer, x) * 0.5
+
+
+def set_weights(model, callback):
+    model.layers[0].weight = model.layers[0].weight.value * 0.5
+
+
+def write_weights(model, callback):
+    model.layers[0].weight.value[...] *= 0.5
+    model.layers[4].bias.value = 0.25
+
+
+def write_gradients(model, callback):
+    for parameter in model.parameters:
+        parameter.grad[...] = 7.0
+
+
+def write_slots(model, callback):
+    for vector in callback.run.state.optimizer_state.slots.values():
+        vector *= 0.5
+
+
+def predict(model, callback):
+    model.predict(X[:33])
+
+
+def forward_and_backward(model, callback):
+    y = model.forward(X[:7], training=True)
+    model.backward(np.ones_like(y))
+
+
+def evaluate(model, callback):
+    model.evaluate(X[:50], Y[:50], loss="softmax_cross_entropy", metrics=["accuracy"])
+
+
+def train_another(model, callback):
+    other = xpnet.Sequential(mlp(Own())[0], (64,), backend="cpu", seed=8)
+    other.fit(X[:40], Y[:40], epochs=4, batch_size=20, verbose=0)
+
+
+def copy_and_train(model, callback):
+    other = copy.deepcopy(model)
+    other.fit(X[:40], Y[:40], epochs=3, batch_size=20, verbose=0)
+
+
+def pickle_it(model, callback):
+    pickle.loads(pickle.dumps(model)).predict(X[:5])
+
+
+def load_its_state(model, callback):
+    model.load_state_dict({name: value * 0.9 for name, value in model.state_dict().items()})
+
+
+def change_the_penalty(model, callback):
+    model.layers[0].weight.l2 = 0.1
+
+
+def freeze(model, callback):
+    model.layers[0].trainable = not model.layers[0].trainable
+
+
+def freeze_a_bias(model, callback):
+    model.layers[0].bias.trainable = not model.layers[0].bias.trainable
+
+
+def no_decay(model, callback):
+    model.layers[0].weight.decay = False
+
+
+def set_the_rate(model, callback):
+    callback.run.learning_rate = callback.run.learning_rate / 2
+
+
+def set_the_state_of_the_rate(model, callback):
+    callback.run.state.rate_factor *= 0.5
+
+
+def write_data(model, callback):
+    callback.run.dataset.x[...] = callback.run.dataset.x * 0.9
+
+
+def write_a_list(model, callback):
+    TABLE[3] *= 0.5
+
+
+def write_a_global(model, callback):
+    GLOBALS["array"] = GLOBALS["array"] + 0.1
+
+
+def write_in_a_global(model, callback):
+    GLOBALS["array"][2] += 0.1
+
+
+def write_a_class(model, callback):
+    type(model.layers[2]).table = type(model.layers[2]).table * 0.5
+
+
+def write_the_scale(model, callback):
+    model.layers[2].scale *= 0.5
+
+
+def write_an_option(model, callback):
+    model.layers[2].options["power"] += 1
+
+
+def write_a_part(model, callback):
+    model.layers[2].parts[0] *= 0.5
+
+
+def replace_a_part(model, callback):
+    model.layers[2].parts[1] *= 0.5
+
+
+def change_the_loss(model, callback):
+    callback.run.state.loss.label_smoothing = 0.3
+
+
+def change_the_seed(model, callback):
+    model.context.seed += 1
+
+
+def free_memory(model, callback):
+    model.backend.free_memory()
+
+
+def read_logs(model, callback):
+    callback.run.logs()
+
+
+ACTIONS = {
+    **{f.__name__: (Own, f) for f in (
+        set_weights, write_weights, write_gradients, write_slots, predict, evaluate, train_another, copy_and_train,
+        forward_and_backward, load_its_state, change_the_penalty, freeze, freeze_a_bias, no_decay, set_the_rate,
+        set_the_state_of_the_rate, write_data, replace_forward, change_the_seed, free_memory, read_logs,
+    )},
+    "pickle_it": (layers.Tanh, pickle_it),
+    **{f.__name__: (Scaled, f) for f in (write_the_scale, write_an_option, write_a_part, replace_a_part)},
+    **{f.__name__: (ScaledByNumPy, f) for f in (write_a_list, write_a_global, write_in_a_global, write_a_class)},
+    "a_rate_of_dropout": (Own, set_attribute(3, "rate", [0.5, 0.1])),
+    "a_new_array": (Scaled, lambda model, callback: setattr(model.layers[2], "scale", np.full(16, 0.3, "float32"))),
+    "a_new_number": (Scaled, lambda model, callback: setattr(model.layers[2], "number", np.float32(0.3))),
+    "momentum": (Own, set_optimizer("momentum", 0.5)),
+    "weight_decay": (Own, set_optimizer("weight_decay", 0.1)),
+    "clip_norm": (Own, set_optimizer("clip_norm", 0.01)),
+    "learning_rate": (Own, set_optimizer("learning_rate", 0.003)),
+    "beta1": (Own, set_optimizer("beta1", 0.5)),
+    "smoothing": (Own, change_the_loss),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("name", ACTIONS)
+def test_what_a_callback_changes(monkeypatch, name, optimizer):
+    kind, action = ACTIONS[name]
+
+    def make():
+        TABLE[:], ScaledByNumPy.table = [1.0] * 16, np.ones(16, "float32")
+        GLOBALS["array"] = np.zeros(16, "float32")
+        chosen = optimizers.Adam() if optimizer == "adam" else optimizers.SGD(0.05, momentum=0.9, weight_decay=0.01)
+        return mlp(kind(), optimizer=chosen, loss=losses.SoftmaxCrossEntropy(), callbacks=[At(action)])
+
+    watch = compare(monkeypatch, make)
+    assert watch.captured >= 1

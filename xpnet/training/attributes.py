@@ -51,16 +51,18 @@ class Attributes:
         self._arrays, self._replaced = arrays, _replaced.setdefault(step, set())
         optimizer = step.state.optimizer
         self._ignored = _IGNORED | {"learning_rate"} if live else _IGNORED
-        things = things_of(step)
+        things, self._context = things_of(step), step.model.context
+        self._seed = self._context.seed
         if live and is_custom(type(optimizer)):
-            things.remove(optimizer)
+            things = [thing for thing in things if thing is not optimizer]
         self._things = [(thing, dict(self._constants(thing))) for thing in things]
-        self.reached = Reached(
+        roots = (
             value
             for thing, attributes in self._things
             for value in (*([type(thing)] if is_custom(type(thing)) else ()), *attributes.values())
             if is_custom(type(thing)) or isinstance(value, FunctionType) or _is_of_user(type(value))
         )
+        self.reached = Reached(roots, known=things_of(step))
 
     def changed(self) -> str | None:
         """The name of an attribute that has another value now, or None."""
@@ -72,7 +74,7 @@ class Attributes:
                     return f"the attribute {name!r} of {type(thing).__name__}"
             if any(name not in before for name, _ in self._constants(thing)):
                 return f"a new attribute of {type(thing).__name__}"
-        return self.reached.changed()
+        return "the seed" if self._context.seed != self._seed else self.reached.changed()
 
     def _constants(self, thing: Any) -> Iterator[tuple[str, Any]]:
         compared = self._arrays and is_custom(type(thing))
@@ -105,10 +107,11 @@ def _untraced(value: Any) -> Any:
 class Reached:
     """What can be reached from some objects and be changed, as it was at one time."""
 
-    def __init__(self, roots: Iterable[Any]) -> None:
+    def __init__(self, roots: Iterable[Any], known: Iterable[Any]) -> None:
+        """known: objects to leave out."""
         #: For each: the object, a function that returns its contents, these contents, and a function that sets them.
         self._contents: list[tuple[Any, Callable[[], Any], Any, Callable[[Any], object]]] = []
-        self._seen: dict[int, Any] = {}  # by id, which the object keeps its own
+        self._seen: dict[int, Any] = {id(thing): thing for thing in known}
         waiting = list(roots)
         while waiting:
             value = waiting.pop()
