@@ -9,16 +9,20 @@ import pickle
 import copy
 import contextlib
 import random
+import signal
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from collections import deque
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from captured_trainings import IMAGES, X, Y, Watch
+from small_models import StopAt
 
 import xpnet
-from xpnet import augment, callbacks, errors, layers, losses, metrics, optimizers, schedules
+from xpnet import augment, callbacks, datasets, layers, losses, metrics, optimizers, schedules
 from xpnet.training import captured_step
 
 EPOCHS, BATCH = 6, 20  # 66 steps, of which 55 have 20 samples
@@ -1174,3 +1178,250 @@ def test_what_a_callback_changes(monkeypatch, name, optimizer):
 
     watch = compare(monkeypatch, make)
     assert watch.captured >= 1
+
+
+# Data and options ----------------------------------------------------------------------------------------------------
+
+
+def images(*first, **options):
+    stack = [*first, layers.Conv2D(3, 3, padding="same"), layers.BatchNorm(), layers.ReLU(), layers.MaxPool2D(2)]
+    return [*stack, layers.Flatten(), Own(), layers.Dense(10)], {"x": IMAGES, **options}
+
+
+def frozen(model):
+    model.layers[0].trainable = False
+
+
+WEIGHTS = np.linspace(0.0, 2.0, len(Y))
+VARIANTS = {
+    "mixup": lambda: images(augment.MixUp(0.3)),
+    "mixup and weights": lambda: images(augment.MixUp(0.3), sample_weight=WEIGHTS),
+    "augmentation": lambda: images(augment.RandomAffine(shift=1, rotation=9), augment.RandomFlip()),
+    "more augmentation": lambda: images(augment.RandomCrop(1), augment.RandomErasing(), augment.GaussianNoise(0.1)),
+    "sample weights": lambda: mlp(Own(), sample_weight=WEIGHTS),
+    "class weights": lambda: mlp(Own(), class_weight={3: 4.0, 5: 0.0}),
+    "accumulation": lambda: mlp(Own(), accumulate=3),
+    "accumulation and weights": lambda: mlp(Own(), accumulate=2, sample_weight=WEIGHTS),
+    "in stored order": lambda: mlp(Own(), shuffle=False),
+    "in stored order, accumulated": lambda: mlp(Own(), shuffle=False, accumulate=4),
+    "in one batch": lambda: mlp(Own(), batch_size=None, epochs=20),
+    "in one batch of built-in layers": lambda: mlp(batch_size=None, epochs=20),
+    "batches of one": lambda: mlp(Own(), batch_size=1, epochs=1),
+    "float64": lambda: mlp(Own(), dtype="float64"),
+    "images in float64": lambda: images(dtype="float64"),
+    "integers": lambda: mlp(x=(16 * X).astype("uint8")),
+    "a frozen layer": lambda: mlp(Own(), before=frozen),
+    "a frozen convolution": lambda: images(before=frozen),
+    "penalties": lambda: ([layers.Dense(16, l1=1e-3), Own(), layers.Dense(10, l2=1e-2)], {"accumulate": 2}),
+    "validation": lambda: mlp(Own(), validation_split=0.3, metrics=["accuracy", "f1"]),
+    "early stopping": lambda: mlp(
+        Own(), validation_split=0.3, callbacks=[callbacks.EarlyStopping(patience=1), callbacks.ReduceLROnPlateau("loss")]
+    ),
+    "a metric of all rows": lambda: mlp(metrics=["log_loss", "top_k_accuracy", "cohen_kappa"], sample_weight=WEIGHTS),
+    "averaged weights": lambda: mlp(Own(), optimizer=optimizers.RMSprop(0.01, clip_norm=0.5, weight_decay=0.01)),
+    "one output": lambda: ([layers.Dense(8), layers.Tanh(), layers.Dense(1)], {"y": Y % 2, "loss": "binary_cross_entropy"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_data_and_options(monkeypatch, name):
+    watch = compare(monkeypatch, VARIANTS[name])
+    assert watch.captured >= 1 and watch.fallback_reason is None
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_streams_of_several_windows(monkeypatch, weighted, shuffle):
+    results = []
+    for on in ("1", "0"):
+        monkeypatch.setenv("XPNET_CAPTURE", on)
+        data = datasets.Stream(X, Y, WEIGHTS if weighted else None, block=16, window_bytes=64 * 64 * 4)
+        model, watch = xpnet.Sequential(mlp(Own())[0], (64,), backend="cpu", seed=3), Watch()
+        history = model.fit(data, epochs=5, batch_size=10, shuffle=shuffle, callbacks=[watch], verbose=0)
+        results.append((model.state_dict(), dict(history), watch, None))
+    assert differences(*results) == [] and results[0][2].captured >= 1
+
+
+def test_batches_of_an_iterator_with_weights_and_without(monkeypatch):
+    def batches():
+        for i in range(30):
+            rows = slice(5 * i, 5 * i + 5 + i % 3)
+            yield (X[rows], Y[rows]) if i % 4 else (X[rows], Y[rows], WEIGHTS[rows] + 0.1)
+
+    results = []
+    for on in ("1", "0"):
+        monkeypatch.setenv("XPNET_CAPTURE", on)
+        model, watch = xpnet.Sequential(mlp(Own())[0], (64,), backend="cpu", seed=3), Watch()
+        history = model.fit(batches, epochs=4, callbacks=[watch], verbose=0)
+        results.append((model.state_dict(), dict(history), watch, None))
+    assert differences(*results) == []
+
+
+# Stops, copies, threads ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [3, 9, 24])
+@pytest.mark.parametrize(("first", "second"), [("1", "1"), ("1", "0"), ("0", "1")])
+def test_a_run_that_resumes_with_and_without_captures(monkeypatch, tmp_path, first, second, stop):
+    def run(**options):
+        stack = [layers.Dense(16), layers.BatchNorm(), Own(), layers.Dropout(0.2), layers.Dense(10)]
+        model = xpnet.Sequential(stack, (64,), backend="cpu", seed=3)
+        more, watch = options.pop("callbacks", []), Watch()
+        rate = schedules.CosineDecay(0.01, steps=60)
+        history = model.fit(
+            X, Y, epochs=5, batch_size=BATCH, optimizer=optimizers.AdamW(rate), metrics=["accuracy", "f1"],
+            callbacks=[watch, *more], verbose=0, **options
+        )  # fmt: skip
+        return model.state_dict(), dict(history), watch, None
+
+    monkeypatch.setenv("XPNET_CAPTURE", "0")
+    want = run()
+    path = tmp_path / "run.safetensors"
+    monkeypatch.setenv("XPNET_CAPTURE", first)
+    with pytest.raises(KeyboardInterrupt):
+        run(callbacks=[callbacks.Checkpoint(path, minutes=0), StopAt(stop)])
+    monkeypatch.setenv("XPNET_CAPTURE", second)
+    got = run(resume_from=path)
+    assert differences(got, want) == []
+    assert (got[2].captured >= 1) == (second == "1")
+
+
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), lambda m: m.to("cpu")])
+def test_copies_of_a_model_that_was_trained_by_replays_train_alike(monkeypatch, twin):
+    results = []
+    for on in ("1", "0"):
+        monkeypatch.setenv("XPNET_CAPTURE", on)
+        stack = [layers.Dense(16), layers.BatchNorm(), layers.Dropout(0.2), layers.Dense(10)]
+        model = xpnet.Sequential(stack, (64,), backend="cpu", seed=3)
+        options = {"epochs": 2, "batch_size": BATCH, "optimizer": "adam", "verbose": 0}
+        model.fit(X, Y, **options)
+        other = twin(model)
+        for net in (other, model) if other is not model else (model,):
+            history = net.fit(X, Y, **options)
+            results.append((net.state_dict(), dict(history), None, None))
+        assert all(type(layer._context.backend).__name__ != "TracedCPU" for layer in model.layers)
+    half = len(results) // 2
+    for got, want in zip(results[:half], results[half:], strict=True):
+        assert differences(got, want) == []
+
+
+def test_a_copy_in_the_middle_of_training(monkeypatch):
+    results = []
+    for on in ("1", "0"):
+        monkeypatch.setenv("XPNET_CAPTURE", on)
+        copies = []
+        model = xpnet.Sequential([layers.Dense(16), layers.Tanh(), layers.Dense(10)], (64,), backend="cpu", seed=3)
+        action = At(lambda model, callback, copies=copies: copies.append(copy.deepcopy(model)))
+        model.fit(X, Y, epochs=6, batch_size=BATCH, callbacks=[action], verbose=0)
+        for other in copies:
+            other.fit(X, Y, epochs=3, batch_size=BATCH, verbose=0)
+        results.append([m.state_dict() for m in (model, *copies)])
+    for got, want in zip(*results, strict=True):
+        assert differences((got, {}, None, None), (want, {}, None, None)) == []
+
+
+@pytest.fixture
+def frequent_switches():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_threads_that_read_a_model_beside_fits_see_plain_arrays(monkeypatch, frequent_switches):
+    model = xpnet.Sequential(mlp(Own())[0], (64,), backend="cpu", seed=3)
+    model.fit(X, Y, epochs=1, verbose=0)
+    stop, errors_seen, kinds = threading.Event(), [], set()
+
+    def read():
+        try:
+            while not stop.is_set():
+                kinds.add(type(model.predict(X[:5])))
+                kinds.add(type(model.predict(model.backend.asarray(X[:3]), as_device=True)))
+                kinds.add(type(model.state_dict()["0.weight"]))
+                kinds.add(type(model.backend.to_numpy(model.backend.zeros((2,), "float32"))))
+                value = model.layers[0].weight.value
+                assert np.asarray(value).shape == (64, 16) and float(value[0, 0]) < 100
+                kinds.add(type(model.backend.xp.asarray([1.0]) + 1))
+                model.evaluate(X[:9], Y[:9], loss="softmax_cross_entropy")
+        except BaseException as error:
+            errors_seen.append(error)
+            raise
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    watches = []
+    for _ in range(12):  # each captures twice
+        watches.append(Watch())
+        model.fit(X, Y, epochs=4, batch_size=BATCH, callbacks=[watches[-1]], verbose=0)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not errors_seen and kinds == {np.ndarray}
+    assert all(watch.captured >= 1 for watch in watches)
+
+
+def test_threads_that_predict_do_not_change_a_training(monkeypatch, frequent_switches):
+    results = []
+    for on, predicts in (("1", True), ("0", False)):
+        monkeypatch.setenv("XPNET_CAPTURE", on)
+        model, stop = xpnet.Sequential(mlp(Own())[0], (64,), backend="cpu", seed=3), threading.Event()
+        model.predict(X[:1])
+
+        def predict(model=model, stop=stop):
+            while not stop.is_set():
+                model.predict(X[:9])
+
+        thread = threading.Thread(target=predict)
+        if predicts:
+            thread.start()
+        history = model.fit(X, Y, epochs=8, batch_size=BATCH, verbose=0)
+        stop.set()
+        if predicts:
+            thread.join()
+        results.append((model.state_dict(), dict(history), None, None))
+    assert differences(*results) == []
+
+
+def test_two_fits_in_two_threads(monkeypatch, frequent_switches):
+    def run(seed):
+        model = xpnet.Sequential(mlp(Own())[0], (64,), backend="cpu", seed=seed)
+        history = model.fit(X, Y, epochs=8, batch_size=BATCH, optimizer="adam", verbose=0)
+        return model.state_dict(), dict(history), None, None
+
+    with ThreadPoolExecutor(2) as pool:
+        got = list(pool.map(run, (1, 2, 3, 4)))
+    monkeypatch.setenv("XPNET_CAPTURE", "0")
+    for seed, result in zip((1, 2, 3, 4), got, strict=True):
+        assert differences(result, run(seed)) == []
+
+
+class Interrupting(Own):
+    """Presses Ctrl-C in one of its passes."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def factor(self, x):
+        PASSES.append(0)
+        if len(PASSES) == self.at:
+            signal.raise_signal(signal.SIGINT)
+        return 1.0
+
+
+PASSES = []
+
+
+@pytest.mark.parametrize("at", range(1, 9))
+def test_ctrl_c_in_any_pass_leaves_the_model_trainable(monkeypatch, at):
+    """The passes are those of eager steps, of the trace and of the verification."""
+    PASSES.clear()
+    model = xpnet.Sequential(mlp(Interrupting(at))[0], (64,), backend="cpu", seed=3)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, Y, epochs=6, batch_size=BATCH, verbose=0)
+    steps = model.context.current_step
+    assert type(steps) is int and type(model.backend).__name__ == "CPUBackend"
+    assert type(model.layers[0].weight.value) is np.ndarray
+    model.fit(X, Y, epochs=2, batch_size=BATCH, verbose=0)
+    assert np.isfinite(model.predict(X)).all()
