@@ -31,7 +31,7 @@ RARELY = 23  # a step long after the capture and its verification
 
 @pytest.fixture(autouse=True)
 def captured_at_once(monkeypatch):
-    monkeypatch.setattr(captured_step, "_CAPTURED_AFTER", 1)
+    monkeypatch.setattr(captured_step, "_FEW_STEPS", 1)
 
 
 def trained(make, **more):
@@ -700,6 +700,41 @@ def noise_of_the_library():
             return (self.random_bits(x) >> 31).astype(x.dtype) + 0.5
 
     return Noisy()
+
+
+@layer()
+def a_counter_in_its_workspace():
+    class Counting(Own):
+        def factor(self, x):
+            self.work.count = getattr(self.work, "count", 0) + 1
+            return 1.0 if self.work.count < RARELY else 0.5
+
+    return Counting()
+
+
+@layer()
+def an_average_in_its_workspace():
+    class Averaging(Own):
+        def factor(self, x):
+            average = self.work.average if hasattr(self.work, "average") else x.mean(axis=0)
+            self.work.average = 0.9 * average + 0.1 * x.mean(axis=0)
+            return 1.0 / (1.0 + abs(self.work.average))
+
+    return Averaging()
+
+
+@layer()
+def a_counter_in_its_buffer():
+    class Counting(Own):
+        def factor(self, x):
+            count = self.work.buffer("count", (1,))
+            if not getattr(self.work, "begun", False):
+                self.work.begun = True
+                count.fill(0)
+            count += 1
+            return self.xp.where(count < RARELY, 1.0, 0.5).astype(x.dtype)
+
+    return Counting()
 
 
 @layer(captured=True)

@@ -128,7 +128,7 @@ def trained(backend, seed):
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_a_captured_training_equals_the_eager_one(request, monkeypatch, device, seed):
     backend = xpnet.get_backend("cpu") if device == "cpu" else request.getfixturevalue("gpu")
-    monkeypatch.setattr(captured_step, "_CAPTURED_AFTER", 1)  # such short runs would be eager
+    monkeypatch.setattr(captured_step, "_FEW_STEPS", 1)  # such short runs would be eager
     captured = trained(backend, seed)
     monkeypatch.setenv("XPNET_CAPTURE", "0")
     eager = trained(backend, seed)

@@ -38,28 +38,39 @@ class MemoryPlan:
 
     def applied(self, calls: Sequence[Call], view: Callable[[Array, int], Array]) -> list[Call]:
         """The calls on the shared memory. view(array, offset): an array like this one at a byte of the memory."""
-        moved: dict[int, tuple[Array, Array]] = {}  # by id of the old array, which is kept alive
+        mover = _Mover(self, view)
+        return [mover.call(call) for call in calls]
 
-        def move(value: Any) -> Any:
-            if type(value) in (tuple, list):
-                return type(value)(map(move, value))
-            if not is_array(value):
-                return value
-            if id(value) not in moved:
-                _, owner, first, _ = self._memory.extent(value)
-                block = self.blocks.get(owner)
-                new = value if block is None else view(value, block.offset + first - block.start)
-                moved[id(value)] = value, new
-            return moved[id(value)][1]
+    def offset(self, array: Array) -> int | None:
+        """The byte of the shared memory at which an array begins; None if it is elsewhere."""
+        _, owner, first, _ = self._memory.extent(array)
+        block = self.blocks.get(owner)
+        return None if block is None else block.offset + first - block.start
 
-        def moved_call(call: Call) -> Call:
-            return replace(
-                call, args=move(call.args), kwargs={name: move(value) for name, value in call.kwargs.items()},
-                result=move(call.result), reads=move(call.reads), writes=move(call.writes),
-                parts=None if call.parts is None else [[moved_call(c) for c in part] for part in call.parts],
-            )  # fmt: skip
 
-        return [moved_call(call) for call in calls]
+class _Mover:
+    """Replaces arrays by views of the shared memory. A class, because recursive functions would keep all of them."""
+
+    def __init__(self, plan: MemoryPlan, view: Callable[[Array, int], Array]) -> None:
+        self._plan, self._view = plan, view
+        self._moved: dict[int, tuple[Array, Array]] = {}  # by id of the old array, which is kept alive
+
+    def call(self, call: Call) -> Call:
+        return replace(
+            call, args=self.value(call.args), kwargs={name: self.value(value) for name, value in call.kwargs.items()},
+            result=self.value(call.result), reads=self.value(call.reads), writes=self.value(call.writes),
+            parts=None if call.parts is None else [[self.call(c) for c in part] for part in call.parts],
+        )  # fmt: skip
+
+    def value(self, value: Any) -> Any:
+        if type(value) in (tuple, list):
+            return type(value)(map(self.value, value))
+        if not is_array(value):
+            return value
+        if id(value) not in self._moved:
+            offset = self._plan.offset(value)
+            self._moved[id(value)] = value, value if offset is None else self._view(value, offset)
+        return self._moved[id(value)][1]
 
 
 def _blocks(calls: Sequence[Call], memory: Memory) -> dict[int, Block]:

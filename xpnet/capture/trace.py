@@ -103,6 +103,12 @@ class Trace:
         """Record no more. TracedArrays that are still around now behave like their arrays."""
         self._recording = False
 
+    def release(self) -> None:
+        """Forget all calls and arrays, whose memory is large, even if something still refers to the trace."""
+        self.calls = []
+        self._writable.clear()
+        self.temporary.clear()
+
     # Arrays ----------------------------------------------------------------------------------------------------------
 
     def wrap(self, values: Array, writable: bool = False) -> "TracedArray":
@@ -492,7 +498,7 @@ class TracedModule:
         """What stands for this name of the array module. Raises CaptureError if it is not known here."""
         xp: Any = trace.xp
         if not hasattr(xp, name):
-            raise AttributeError(f"module {xp.__name__!r} has no attribute {name!r}")
+            raise AttributeError(f"the array module has no attribute {name!r}")
         value = getattr(xp, name)
         if hasattr(value, "nin"):
             return _TracedUfunc(trace, value)

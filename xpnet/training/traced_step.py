@@ -50,7 +50,8 @@ def _run(
 
     before = state.optimizer_state.step
     try:
-        step.gradients(inputs.batches(), inputs.total_weight(), add_metrics, data.batch_count)
+        with trace.within(place="loss"):  # and within layers, their names
+            step.gradients(inputs.batches(), inputs.total_weight(), add_metrics, data.batch_count)
         with trace.within(place="update"):
             if not is_custom(type(state.optimizer)):
                 step.update()
@@ -113,7 +114,8 @@ class _Inputs:
         rows = slice(data.start + first, data.start + first + count)
         copy: Any = loader(self._backend.real, array, dtype, data.order is not None)
         copy(rows if data.order is None else data.order[rows], out.values)
-        self._trace.record(Call(load, (out.values,), writes=(out.values,)))
+        with self._trace.within(place="inputs"):
+            self._trace.record(Call(load, (out.values,), writes=(out.values,)))
         return out
 
 
@@ -168,7 +170,7 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
         replace(metrics, _sums=dict(sums))
         replace(step, _work=Workspace(context))
         for layer in every_layer(model):
-            replace(layer, _workspaces={})
+            replace(layer, _workspaces={False: _OneStep(context)} if is_custom(type(layer)) else {})
             _name_calls(layer, layer is model, trace)
         kept = _KeptArrays(trace, [t for t in things if is_custom(type(t)) and t is not state.optimizer])
         try:
@@ -217,6 +219,15 @@ def unchanged_python(step: TrainingStep) -> Iterator[None]:
         _set_randomness(randomness)
 
 
+class _OneStep(Workspace):
+    """The workspace of a layer of users, which must not use what an earlier step kept in it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise CaptureError(f"a layer asks for work.{name} before the step sets it")
+
+
 class _KeptArrays:
     """The arrays that things of users keep as attributes, or in lists, tuples and dictionaries there.
 
@@ -228,7 +239,7 @@ class _KeptArrays:
         self._kept: list[tuple[Any, str, Any, list[Any], list[TracedArray]]] = []
         for thing in things:
             for name, value in vars(thing).items():
-                if is_array(value):
+                if name != "_workspaces" and is_array(value):
                     wrapped: list[TracedArray] = []
                     vars(thing)[name] = traced = self._wrapped(value, wrapped)
                     self._kept.append((thing, name, traced, _contents(traced), wrapped))
