@@ -3,22 +3,21 @@
 Each case is a layer, a loss, a metric, an optimizer, a schedule or a callback that a user may write. Some are unwise.
 """
 
+import copy
 import functools
 import itertools
 import pickle
-import copy
-import contextlib
 import random
 import signal
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from captured_trainings import IMAGES, X, Y, Watch
+from captured_trainings import IMAGES, Watch, X, Y
 from small_models import StopAt
 
 import xpnet
@@ -1249,12 +1248,14 @@ VARIANTS = {
     "a frozen convolution": lambda: images(before=frozen),
     "penalties": lambda: ([layers.Dense(16, l1=1e-3), Own(), layers.Dense(10, l2=1e-2)], {"accumulate": 2}),
     "validation": lambda: mlp(Own(), validation_split=0.3, metrics=["accuracy", "f1"]),
-    "early stopping": lambda: mlp(
-        Own(), validation_split=0.3, callbacks=[callbacks.EarlyStopping(patience=1), callbacks.ReduceLROnPlateau("loss")]
-    ),
+    "early stopping": lambda: mlp(Own(), validation_split=0.3, callbacks=[callbacks.EarlyStopping(patience=1)]),
+    "a lower rate": lambda: mlp(Own(), callbacks=[callbacks.ReduceLROnPlateau("loss", patience=0, min_delta=9.0)]),
     "a metric of all rows": lambda: mlp(metrics=["log_loss", "top_k_accuracy", "cohen_kappa"], sample_weight=WEIGHTS),
     "averaged weights": lambda: mlp(Own(), optimizer=optimizers.RMSprop(0.01, clip_norm=0.5, weight_decay=0.01)),
-    "one output": lambda: ([layers.Dense(8), layers.Tanh(), layers.Dense(1)], {"y": Y % 2, "loss": "binary_cross_entropy"}),
+    "one output": lambda: (
+        [layers.Dense(8), layers.Tanh(), layers.Dense(1)],
+        {"y": Y % 2, "loss": "binary_cross_entropy"},
+    ),
 }  # fmt: skip
 
 
@@ -1321,7 +1322,7 @@ def test_a_run_that_resumes_with_and_without_captures(monkeypatch, tmp_path, fir
     assert (got[2].captured >= 1) == (second == "1")
 
 
-@pytest.mark.parametrize("twin", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), lambda m: m.to("cpu")])
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), lambda m: m.to("cpu")])
 def test_copies_of_a_model_that_was_trained_by_replays_train_alike(monkeypatch, twin):
     results = []
     for on in ("1", "0"):
