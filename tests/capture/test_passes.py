@@ -201,6 +201,44 @@ def test_a_computation_is_repeated_if_a_view_of_its_result_is_used():
     assert passed.names.count("exp") == 2 and passed.same
 
 
+def test_what_the_model_holds_is_computed_each_time():
+    def function(xp, a, b, v):
+        xp.exp(v, out=a[0])
+        xp.exp(v, out=a[1])
+
+    check(function, passes.without_repetitions, left=["exp", "exp"])
+
+
+def test_operations_in_place_are_repeated():
+    def function(xp, a, b, v):
+        c = a.copy()
+        for _ in range(3):
+            xp.tanh(c, out=c)
+        b[...] = c
+
+    check(function, passes.without_repetitions, left=["copyto", "tanh", "tanh", "tanh", "copyto"])
+
+
+def test_results_of_another_dtype_are_not_equal():
+    def function(xp, a, b, v):
+        c, d = xp.empty((4, 3), "f4"), xp.empty((4, 3), "f8")
+        xp.add(a, v, out=c)
+        xp.add(a, v, out=d)
+        b[...] = c * 0.1 + d * 0.1
+
+    passed = Passed(function, passes.without_repetitions)
+    assert len(passed.calls) == len(passed.before) and passed.same
+
+
+def test_results_with_other_strides_are_not_reshaped():
+    def function(xp, a, b, v):
+        cube = (a[:, :, None] * v).transpose(2, 1, 0)
+        b[...] = xp.sum(cube, axis=1).T + xp.sum(cube, axis=1, keepdims=True)[:, 0].T
+
+    passed = Passed(function, passes.without_repetitions)
+    assert passed.names.count("reduce") == 2 and passed.same
+
+
 def test_computations_of_other_views_dtypes_and_axes_are_not_equal():
     def function(xp, a, b, v):
         c, d = xp.exp(a), xp.exp(a[::-1])

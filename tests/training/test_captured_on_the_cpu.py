@@ -6,11 +6,14 @@ Each case is a layer, a loss, a metric, an optimizer, a schedule or a callback t
 import copy
 import functools
 import itertools
+import logging
+import os
 import pickle
 import random
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -768,6 +771,46 @@ def errors_that_numpy_raises():
 
 
 @layer()
+def the_time():
+    class Timed(Own):
+        def factor(self, x):
+            return 1.0 if time.time() > 0 and time.perf_counter() > 0 else 0.5
+
+    return Timed()
+
+
+@layer()
+def output():
+    class Printing(Own):
+        def factor(self, x):
+            print("a line for each step", len(x))
+            return 1.0
+
+    return Printing()
+
+
+@layer()
+def a_log():
+    class Logging(Own):
+        def factor(self, x):
+            logging.getLogger("of a layer").warning("a line for each step")
+            return 1.0
+
+    return Logging()
+
+
+@layer()
+def a_file():
+    class Writing(Own):
+        def factor(self, x):
+            with open(os.devnull, "w") as file:
+                file.write("a line for each step")
+            return 1.0
+
+    return Writing()
+
+
+@layer()
 def a_lock_and_a_thread():
     class Threaded(Own):
         def factor(self, x):
@@ -810,6 +853,8 @@ def test_a_layer_of_ones_own(monkeypatch, name):
     assert watch.captured >= 1 or watch.fallback_reason
     if name in CAPTURED:
         assert watch.fallback_reason is None
+    if name in ("the_time", "output", "a_log", "a_file"):
+        assert watch.fallback_reason.endswith("which a replay would not do")
 
 
 # Losses, metrics, optimizers, schedules ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -172,9 +173,11 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
         for layer in every_layer(model):
             replace(layer, _workspaces={False: _OneStep(context)} if is_custom(type(layer)) else {})
             _name_calls(layer, layer is model, trace)
-        kept = _KeptArrays(trace, [t for t in things if is_custom(type(t)) and t is not state.optimizer])
+        custom = [thing for thing in things if is_custom(type(thing)) and thing is not state.optimizer]
+        kept = _KeptArrays(trace, custom)
         try:
-            yield
+            with _refusing_the_outside() if custom else contextlib.nullcontext():
+                yield
             if changed := attributes.changed():
                 raise CaptureError(f"each step changes {changed}")
             if _randomness() != randomness:
@@ -189,6 +192,35 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
                 vars(thing).update(own)
             attributes.reached.restore()
             _set_randomness(randomness)
+
+
+@contextlib.contextmanager
+def _refusing_the_outside() -> Iterator[None]:
+    """A context that raises CaptureError at its end if user code has printed, used files or asked for the time."""
+    found: list[str] = []
+
+    def watch(frame: Any, event: str, function: Any) -> None:
+        if event == "c_call" and frame.f_globals.get("__name__", "").partition(".")[0] not in _TRUSTED:
+            owner = getattr(function, "__self__", None)
+            kind = owner if isinstance(owner, type) else type(owner)
+            if function in _OUTSIDE or function.__module__ in _OUTSIDE_MODULES or kind.__module__ in _OUTSIDE_MODULES:
+                found.append(function.__name__)
+
+    before = sys.getprofile()
+    if before is None:
+        sys.setprofile(watch)
+    try:
+        yield
+    finally:
+        if before is None:
+            sys.setprofile(None)
+    if found:
+        raise CaptureError(f"each step calls {found[0]}, which a replay would not do")
+
+
+_TRUSTED = frozenset(("xpnet", "numpy", "numba", "llvmlite", "contextlib"))
+_OUTSIDE = (print, open, input)
+_OUTSIDE_MODULES = frozenset(("time", "datetime", "posix", "nt", "io", "_io", "_socket"))
 
 
 def _randomness() -> tuple[Any, ...]:
