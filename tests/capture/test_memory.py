@@ -93,6 +93,21 @@ def test_what_no_call_writes_and_what_the_model_holds_keep_their_memory():
         np.testing.assert_array_equal(a, 1 + table * (step + 0.5))
 
 
+def test_memory_of_which_a_part_is_constant_is_not_shared():
+    def function(xp, a, n):
+        table = xp.empty((2, 3), "f8")
+        table[0] = 2.0  # made once
+        table[1] = a[0]
+        a[1] = table[0] * table[1]
+        a[2] = xp.exp(xp.exp(a[1]) * n)
+
+    traced = Traced(function, [np.ones((3, 3))])
+    for step in (1, 2):
+        with np.errstate(over="ignore"):
+            (a,) = traced.replay([np.full((3, 3), 0.5)], step)
+        assert a[1].tolist() == [1.0, 1.0, 1.0]
+
+
 def test_views_with_negative_strides_and_without_elements_are_moved():
     def function(xp, a, n):
         b = xp.exp(a)

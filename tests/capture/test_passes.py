@@ -427,7 +427,9 @@ def test_other_reductions_are_one_call():
     def function(xp, a, b, v):
         c = xp.sum(a, axis=1, dtype="f8"), xp.sum(a, axis=0), xp.sum(a), xp.prod(a, axis=1), xp.max(a.T, axis=1)
         d = xp.sum(xp.concatenate([a, b], axis=1), axis=1), xp.sum(a.astype("i8"), axis=1), xp.max(a[:, ::2], axis=1)
-        v += sum((x.sum() for x in (*c, *d)), xp.zeros(()))
+        e = xp.empty(4, "f4")
+        xp.sum(a, axis=1, dtype="f8", out=e)
+        v += sum((x.sum() for x in (*c, *d, e)), xp.zeros(()))
 
     passed = Passed(function, alone(passes.by_columns))
     assert passed.names == names(passed.before) and passed.same

@@ -1267,6 +1267,18 @@ def images(*first, **options):
     return [*stack, layers.Flatten(), Own(), layers.Dense(10)], {"x": IMAGES, **options}
 
 
+def large(*inner, **options):
+    """A net whose operators use compiled loops, and threads if there are some."""
+    stack = [layers.Dense(300), layers.ReLU(), *inner, layers.LayerNorm(), layers.Dropout(0.2), layers.Dense(10)]
+    return stack, {"epochs": 2, **options}
+
+
+def large_images(**options):
+    stack = [layers.Conv2D(16, 3, padding="same"), layers.BatchNorm(), layers.ReLU(), layers.MaxPool2D(2)]
+    stack += [layers.DepthwiseConv2D(3), layers.GELU(), layers.Flatten(), layers.Dropout(0.2), layers.Dense(10)]
+    return stack, {"x": IMAGES, "batch_size": 60, "epochs": 5, **options}
+
+
 def frozen(model):
     model.layers[0].trainable = False
 
@@ -1297,6 +1309,12 @@ VARIANTS = {
     "a lower rate": lambda: mlp(Own(), callbacks=[callbacks.ReduceLROnPlateau("loss", patience=0, min_delta=9.0)]),
     "a metric of all rows": lambda: mlp(metrics=["log_loss", "top_k_accuracy", "cohen_kappa"], sample_weight=WEIGHTS),
     "averaged weights": lambda: mlp(Own(), optimizer=optimizers.RMSprop(0.01, clip_norm=0.5, weight_decay=0.01)),
+    "a large net": lambda: large(),
+    "a large net with momentum": lambda: large(Own(), optimizer=optimizers.SGD(0.01, momentum=0.9), accumulate=2),
+    "a large net with RMSprop": lambda: large(optimizer=optimizers.RMSprop(clip_norm=1.0), sample_weight=WEIGHTS),
+    "a large net in float64": lambda: large(optimizer="adagrad", dtype="float64", before=frozen),
+    "large images": lambda: large_images(),
+    "large images in batches of two sizes": lambda: large_images(accumulate=3, sample_weight=WEIGHTS, dtype="float64"),
     "one output": lambda: (
         [layers.Dense(8), layers.Tanh(), layers.Dense(1)],
         {"y": Y % 2, "loss": "binary_cross_entropy"},
