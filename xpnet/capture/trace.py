@@ -97,6 +97,11 @@ class Trace:
         return self._recording and threading.get_ident() == self._thread
 
     @property
+    def place(self) -> str:
+        """The layer and the method that run now, or another place in the step."""
+        return self._place
+
+    @property
     def in_operator(self) -> bool:
         """Whether an operator of the backend is running."""
         return bool(self._operator)

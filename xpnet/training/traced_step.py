@@ -160,6 +160,8 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
             return trace.wrap(array, writable=True)
 
         replace(context, backend=backend, _scratch={}, noise_step=context.noise_step, current_step=context.current_step)
+        undo.callback(vars(context).pop, "scratch", None)
+        vars(context)["scratch"] = _scratch_by_place(context.scratch, trace)
         replace(store, backend=backend, values=writable(store.values), grads=writable(store.grads))
         for parameter in store.parameters:
             replace(parameter, _value=writable(parameter._value), _grad=writable(parameter._grad))
@@ -203,7 +205,8 @@ def _refusing_the_outside() -> Iterator[None]:
         if event == "c_call" and frame.f_globals.get("__name__", "").partition(".")[0] not in _TRUSTED:
             owner = getattr(function, "__self__", None)
             kind = owner if isinstance(owner, type) else type(owner)
-            if function in _OUTSIDE or function.__module__ in _OUTSIDE_MODULES or kind.__module__ in _OUTSIDE_MODULES:
+            modules = (getattr(function, "__module__", None), kind.__module__)
+            if function in _OUTSIDE or not _OUTSIDE_MODULES.isdisjoint(modules):
                 found.append(function.__name__)
 
     before = sys.getprofile()
@@ -307,6 +310,11 @@ def _contents(value: Any) -> list[Any]:
     if type(value) is dict:
         return [dict, *value, *(content for item in value.values() for content in _contents(item))]
     return [value]
+
+
+def _scratch_by_place(scratch: Callable[..., Array], trace: Trace) -> Callable[..., Array]:
+    """`Context.scratch` with arrays for each place of the model, so that its parts do not depend on one another."""
+    return lambda name, shape, worker=0: scratch(f"{trace.place} {name}", shape, worker)
 
 
 def _noise_position(context: Context) -> Any:
