@@ -406,8 +406,19 @@ def test_parallel_work_is_joined_where_each_part_needs_its_own_results_only():
         assert len(calls) == (1 if joined else 2), name
         if joined:
             assert [len(part) for part in calls[0].parts] == [2, 2]
-    between = Call(np.add, (a, 1, a), reads=(a,), writes=(a,))
-    assert len(passes.with_fewer_barriers([first, between, follows["the same parts"][0]], memory)) == 3
+    last = follows["the same parts"][0]
+    for array, place in ((a, 1), (b, None), (c, 0)):
+        between = Call(np.add, (array, 1, array), reads=(array,), writes=(array,))
+        calls = passes.with_fewer_barriers([first, between, last], memory)
+        if place is None:  # it depends on both
+            assert [call.parts is None for call in calls] == [False, True, False]
+        else:
+            assert len(calls) == 2 and calls[place] is between  # it depends on one alone
+    other = trace.own(np.zeros(8)).values
+    between = Call(np.add, (other, 1, other), reads=(other,), writes=(other,))
+    assert passes.with_fewer_barriers([first, between, last], memory)[0] is between
+    user = Call(lambda: None, (), opaque=True)
+    assert len(passes.with_fewer_barriers([first, user, last], memory)) == 3
 
 
 # Forms for NumPy -----------------------------------------------------------------------------------------------------

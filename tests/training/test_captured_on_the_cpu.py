@@ -852,7 +852,7 @@ def test_a_layer_of_ones_own(monkeypatch, name):
     watch = compare(monkeypatch, lambda: mlp(LAYERS[name]()))
     assert watch.captured >= 1 or watch.fallback_reason
     if name in CAPTURED:
-        assert watch.fallback_reason is None
+        assert watch.fallback_reason is None, watch.fallback_reason
     if name in ("the_time", "output", "a_log", "a_file"):
         assert watch.fallback_reason.endswith("which a replay would not do")
 
@@ -1256,7 +1256,7 @@ def test_what_a_callback_changes(monkeypatch, name, optimizer):
         return mlp(kind(), optimizer=chosen, loss=losses.SoftmaxCrossEntropy(), callbacks=[At(action)])
 
     watch = compare(monkeypatch, make)
-    assert watch.captured >= 1
+    assert watch.captured >= 1, watch.fallback_reason
 
 
 # Data and options ----------------------------------------------------------------------------------------------------

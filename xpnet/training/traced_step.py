@@ -178,7 +178,7 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
         custom = [thing for thing in things if is_custom(type(thing)) and thing is not state.optimizer]
         kept = _KeptArrays(trace, custom)
         try:
-            with _refusing_the_outside() if custom else contextlib.nullcontext():
+            with _refusing_the_outside(custom) if custom else contextlib.nullcontext():
                 yield
             if changed := attributes.changed():
                 raise CaptureError(f"each step changes {changed}")
@@ -197,12 +197,19 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
 
 
 @contextlib.contextmanager
-def _refusing_the_outside() -> Iterator[None]:
-    """A context that raises CaptureError at its end if user code has printed, used files or asked for the time."""
-    found: list[str] = []
+def _refusing_the_outside(things: Sequence[Any]) -> Iterator[None]:
+    """A context that raises CaptureError at its end if user code has printed, used files or asked for the time.
+
+    things: whose code is watched, and Python's own modules where it calls them; not what garbage collection calls.
+    """
+    packages, found = {type(thing).__module__.partition(".")[0] for thing in things}, list[str]()
 
     def watch(frame: Any, event: str, function: Any) -> None:
-        if event == "c_call" and frame.f_globals.get("__name__", "").partition(".")[0] not in _TRUSTED:
+        if event != "c_call":
+            return
+        while frame is not None and _package(frame) in sys.stdlib_module_names - packages:
+            frame = frame.f_back
+        if frame is not None and _package(frame) in packages:
             owner = getattr(function, "__self__", None)
             kind = owner if isinstance(owner, type) else type(owner)
             modules = (getattr(function, "__module__", None), kind.__module__)
@@ -221,7 +228,10 @@ def _refusing_the_outside() -> Iterator[None]:
         raise CaptureError(f"each step calls {found[0]}, which a replay would not do")
 
 
-_TRUSTED = frozenset(("xpnet", "numpy", "numba", "llvmlite", "contextlib"))
+def _package(frame: Any) -> str:
+    return str(frame.f_globals.get("__name__", "").partition(".")[0])
+
+
 _OUTSIDE = (print, open, input)
 _OUTSIDE_MODULES = frozenset(("time", "datetime", "posix", "nt", "io", "_io", "_socket"))
 
