@@ -39,6 +39,13 @@ class TracedCPU(CPUOperators):
         for name in _operators(type(real)):
             setattr(self, name, self._named(name, getattr(self, name)))
 
+    def __getattribute__(self, name: str) -> Any:
+        """In other threads, and after the trace, what the real backend has."""
+        own = object.__getattribute__(self, "__dict__")
+        if "trace" in own and not own["trace"].active and name not in ("real", "__dict__", "__class__"):
+            return getattr(own["real"], name)
+        return object.__getattribute__(self, name)
+
     def _named(self, name: str, operator: Callable[..., Any]) -> Callable[..., Any]:
         def within(*args: Any, **kwargs: Any) -> Any:
             if self.trace.in_operator:

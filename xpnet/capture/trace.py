@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy
 
@@ -33,6 +33,8 @@ _FUNCTIONS = _words(
     "nansum outer pad prod ptp quantile ravel repeat reshape roll rollaxis rot90 sort split squeeze stack std sum "
     "swapaxes take take_along_axis tensordot tile trace transpose tril triu var vdot vstack where"
 )
+#: Those whose second argument decides the shape of the result.
+_SHAPING = _words("array_split broadcast_to pad repeat reshape split tile")
 _CREATORS = _words("arange eye full identity indices linspace ones tri zeros")
 _UNINITIALIZED = _words("empty empty_like")
 _INQUIRIES = _words("can_cast finfo iinfo isscalar ndim result_type shape size issubdtype promote_types")
@@ -87,6 +89,7 @@ class Trace:
         self.temporary: dict[int, Array] = {}
         self._thread, self._recording = threading.get_ident(), True
         self._operator, self._place = "", ""
+        self._errors = numpy.geterr()
 
     @property
     def active(self) -> bool:
@@ -146,6 +149,8 @@ class Trace:
             self._operator, self._place = before
 
     def record(self, call: Call) -> None:
+        if numpy.geterr() != self._errors:
+            raise CaptureError("the step changes how NumPy handles floating-point errors")
         call.operator, call.place = self._operator, self._place
         self.calls.append(call)
 
@@ -176,6 +181,8 @@ class Trace:
         name = function.__name__
         if name == "where" and len(args) + len(kwargs) < 3:
             raise CaptureError("xp.where with one argument returns an array whose shape depends on values")
+        if name in _SHAPING and _has_traced((args[1:], kwargs)):
+            raise CaptureError(f"xp.{name} is given a shape that depends on values")
         if any(isinstance(n, StepNumber) for n in (*args, *kwargs.values())):
             raise CaptureError(f"xp.{name} is given a number that changes from step to step")
         bound = _signature(function).bind(*now, **now_kwargs).arguments if _has_out(function) else {}
@@ -215,14 +222,14 @@ class Trace:
         An array that it returns, other than one of those, is copied in each replay.
         """
         given, given_kwargs = _unwrapped(args), _unwrapped(kwargs)
-        value = function(*current_of(given), **current_of(given_kwargs))
         if not self.active:
-            return value
+            return function(*current_of(given), **current_of(given_kwargs))
         bound = _signature(function).bind(*given, **given_kwargs).arguments
         written = tuple(a for name in writes for a in _arrays_in(bound.get(name)))
         reads = tuple(_arrays_in([value for name, value in bound.items() if name not in writes or name not in _OUTS]))
         for array in written:
             self.refuse_foreign(array)
+        value = function(*current_of(given), **current_of(given_kwargs))
         call = Call(function, given, given_kwargs, reads=reads, writes=written)
         self.record(call)
         if value is None:
@@ -288,24 +295,30 @@ class TracedArray:
 
     # What would escape the record ------------------------------------------------------------------------------------
 
-    def _read(self, *_: Any, **__: Any) -> Any:
-        raise CaptureError("the step reads values on the host")
+    def _read(name: str) -> Any:  # type: ignore[misc]  # noqa: N805
+        def read(self: "TracedArray", *args: Any, **kwargs: Any) -> Any:
+            if self.trace.active:
+                raise CaptureError("the step reads values on the host")
+            return getattr(self.values, name)(*args, **kwargs)
+
+        return read
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         if self.trace.active:
             raise CaptureError("the step gives an array to a function that is not the array module's")
         return numpy.asarray(self.values, *args)
 
-    __float__ = __int__ = __index__ = __complex__ = item = tolist = tobytes = get = __contains__ = _read
+    __float__, __int__, __index__ = map(_read, ("__float__", "__int__", "__index__"))
+    __complex__, __bool__, __contains__ = map(_read, ("__complex__", "__bool__", "__contains__"))
+    item, tolist, tobytes, get = map(_read, ("item", "tolist", "tobytes", "get"))
 
-    def __bool__(self) -> bool:
-        return bool(self._read())
-
-    def __getattr__(self, name: str) -> NoReturn:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         if not hasattr(self.values, name):
             raise AttributeError(f"{type(self.values).__name__!r} object has no attribute {name!r}")
+        if not self.trace.active:
+            return getattr(self.values, name)
         raise CaptureError(f"the step uses the attribute {name!r} of an array")
 
     def __array_ufunc__(self, function: Any, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -321,7 +334,10 @@ class TracedArray:
         raise CaptureError(f"the step calls {function.__name__}.{method}")
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        return TracedModule.of(self.trace, function.__name__)(*args, **kwargs)
+        name = function.__name__
+        if getattr(self.trace.xp, name, None) is not function:  # as of numpy.linalg.trace
+            raise CaptureError(f"the step uses {function.__module__}.{name}")
+        return TracedModule.of(self.trace, name)(*args, **kwargs)
 
     # Operations ------------------------------------------------------------------------------------------------------
 
@@ -401,13 +417,18 @@ class TracedArray:
         return self._copy(self.values.copy(order))
 
     def flatten(self) -> Any:
-        return self._copy(self.values.flatten(), self.values.reshape(-1))
+        flat = self.values.flatten()
+        if not self.trace.active:
+            return flat
+        traced = self.trace.own(flat)
+        self.trace.write(flat.reshape(self.shape), self)
+        return traced
 
-    def _copy(self, result: Array, source: Array = None) -> Any:
+    def _copy(self, result: Array) -> Any:
         if not self.trace.active:
             return result
         traced = self.trace.own(result)
-        self.trace.write(result, self.values if source is None else source)
+        self.trace.write(result, self.values)
         return traced
 
     def fill(self, value: Any) -> None:
@@ -520,6 +541,8 @@ def _reduction(trace: Trace, ufunc: Any, a: Any, axis: Any = None, dtype: Any = 
 
 def _created(trace: Trace, function: Any, *args: Any, **kwargs: Any) -> TracedArray:
     """An array that is filled anew in each replay, because the step may write into it."""
+    if _has_traced((args, kwargs)):
+        raise CaptureError(f"xp.{function.__name__} is given numbers or a shape that the step computes")
     value = function(*_unwrapped(args), **_unwrapped(kwargs))
     result, values = trace.own(value), _values_of(value)
     trace.write(value, values[0] if len(values) == 1 else trace.own(value.copy()))
@@ -529,7 +552,9 @@ def _created(trace: Trace, function: Any, *args: Any, **kwargs: Any) -> TracedAr
 def _values_of(value: Array) -> list[Any]:
     """The number that fills an array, as a list of one; several numbers if they differ."""
     flat = numpy.asarray(value).reshape(-1)
-    return [flat[0].item()] if flat.size and (flat == flat[0]).all() else [0] if not flat.size else [0, 1]
+    if flat.size and flat.tobytes() != flat[:1].tobytes() * flat.size:  # so that 0.0 and -0.0 differ
+        return [0, 1]
+    return [flat[0].item()] if flat.size else [0]
 
 
 class _TracedUfunc:
@@ -560,8 +585,8 @@ class _At:
         self._ufunc = ufunc
         self.__name__ = f"{ufunc.__name__}.at"
 
-    def __call__(self, a: Array, indices: Any, b: Any = None) -> None:
-        self._ufunc.at(a, indices, b)
+    def __call__(self, a: Array, indices: Any, *b: Any) -> None:
+        self._ufunc.at(a, indices, *b)
 
 
 class _Special:
@@ -573,15 +598,15 @@ class _Special:
 
     @staticmethod
     def zeros_like(trace: Trace, a: TracedArray, **kwargs: Any) -> TracedArray:
-        return _created(trace, trace.xp.zeros_like, a, **kwargs)
+        return _created(trace, trace.xp.zeros_like, a.values, **kwargs)
 
     @staticmethod
     def ones_like(trace: Trace, a: TracedArray, **kwargs: Any) -> TracedArray:
-        return _created(trace, trace.xp.ones_like, a, **kwargs)
+        return _created(trace, trace.xp.ones_like, a.values, **kwargs)
 
     @staticmethod
     def full_like(trace: Trace, a: TracedArray, fill_value: Any, **kwargs: Any) -> TracedArray:
-        return _created(trace, trace.xp.full_like, a, fill_value, **kwargs)
+        return _created(trace, trace.xp.full_like, a.values, fill_value, **kwargs)
 
     @staticmethod
     def count_nonzero(trace: Trace, a: TracedArray, axis: Any = None, keepdims: bool = False) -> Any:
@@ -624,6 +649,13 @@ def _unwrapped(value: Any) -> Any:
     if type(value) is dict:
         return {name: _unwrapped(item) for name, item in value.items()}
     return value
+
+
+def _has_traced(value: Any) -> bool:
+    """Whether this is a TracedArray, or a list, tuple or dictionary with one in it."""
+    if isinstance(value, list | tuple):
+        return any(map(_has_traced, value))
+    return isinstance(value, TracedArray) or (isinstance(value, dict) and any(map(_has_traced, value.values())))
 
 
 def current_of(value: Any) -> Any:

@@ -1,7 +1,9 @@
 """ReplayedStep: a kind of training step on the CPU, as a list of calls that one function makes."""
 
+import contextlib
 import functools
 from dataclasses import dataclass
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy
@@ -12,13 +14,16 @@ from xpnet.capture.memory import MemoryPlan
 from xpnet.capture.passes import Memory, for_numpy, simplified
 from xpnet.capture.program import INPUTS, compiled
 from xpnet.capture.trace import Call, Trace
+from xpnet.config import is_custom
 from xpnet.data.dataset import Dataset, StepData
 from xpnet.layers.containers import Sequential
+from xpnet.optimizers import Optimizer
+from xpnet.training.attributes import things_of
 from xpnet.training.audit import every_layer
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.snapshots import snapshot
 from xpnet.training.step import TrainingStep
-from xpnet.training.traced_step import loader, traced_step
+from xpnet.training.traced_step import loader, traced_step, unchanged_python
 
 _LARGE = 2**24  # bytes of freed memory: fewer are not worth the time that returning them takes
 
@@ -76,13 +81,15 @@ class ReplayedStep:
 
     def __init__(self, step: TrainingStep, data: StepData, metrics: EpochMetrics, streaming: bool) -> None:
         """Trace the step, and undo it. Raises what `planned_step` raises."""
+        self._step, self._runs_user_code = step, not _is_known(step.state.optimizer)
         self._state, self._context = step.state.optimizer_state, step.model.context
         self._backend, self._batch_sizes = step.model.backend, data.batch_sizes
         self._rows, self._weighted = data.rows, data.dataset.weights is not None
         self._sums = step.model.backend.zeros((3, data.batch_count), "float64")
         self._metric_arrays = {name: a for name, a in metrics.arrays.items() if name != "losses"}
         before = snapshot(step, metrics)
-        free_workspaces(step.model)  # the traced step has its own
+        if not any(is_custom(type(thing)) for thing in things_of(step)):  # others might use what a step before kept
+            free_workspaces(step.model)  # the traced step has its own
         try:
             plan = planned_step(step, data, metrics, self._sums, fixed=not streaming)
         finally:
@@ -99,7 +106,12 @@ class ReplayedStep:
 
     def launch(self, data: StepData, number: int, column: int, metrics: EpochMetrics) -> None:
         """Make the calls of step `number`, whose sums go into this column of the metrics, without counting it."""
-        self._compute(data, number)
+        counted, self._state.step = self._state.step, number  # which the update of a custom optimizer reads
+        try:
+            with unchanged_python(self._step) if self._runs_user_code else contextlib.nullcontext():
+                self._compute(data, number)
+        finally:
+            self._state.step = counted
         metrics.batch_sums[:, column : column + len(self._batch_sizes)] = self._sums
 
     def replay(self, data: StepData, metrics: EpochMetrics) -> None:
@@ -117,10 +129,21 @@ class ReplayedStep:
         self._program(number, place if order is None else order[place], *self._loaders)
 
 
+def _is_known(optimizer: Optimizer) -> bool:
+    """Whether an optimizer and its schedule are part of xpnet."""
+    rate = optimizer.learning_rate
+    return not (is_custom(type(optimizer)) or is_custom(type(rate)) or isinstance(rate, FunctionType | MethodType))
+
+
 def free_workspaces(model: Sequential) -> None:
-    """Free what the layers keep from a training step, which a replay does not use."""
+    """Free what the layers keep from a training step, which a replay does not use.
+
+    Layers of users keep it, since they may use it in a later step, though they should not.
+    """
     context, freed = model.context, 0
     for layer in every_layer(model):
+        if is_custom(type(layer)):
+            continue
         work = layer._workspaces.pop(False, None)
         freed += 0 if work is None else work.nbytes
     context.forward_thread = 0

@@ -60,7 +60,8 @@ class Run:
         self.epoch_start = Snapshot(model.context.store, lambda: state.optimizer_state.slots)
         self.first_step = state.step
         #: Runs the steps; `executor.fallback_reason` says why none is captured.
-        streaming, custom = isinstance(dataset, StreamingDataset), any(is_custom(type(c)) for c in self.callbacks)
+        streaming = isinstance(dataset, StreamingDataset)
+        custom = any(is_custom(type(code)) for code in (state.optimizer, *self.callbacks))
         self.executor = StepExecutor(TrainingStep(model, state), streaming, custom, self._steps_to_come)
         self._work = Workspace(model.context)
         self.resumed_from: Any = None  # the path of a checkpoint

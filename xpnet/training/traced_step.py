@@ -1,20 +1,24 @@
 """Tracing a training step: the model sees traced arrays while the step runs once."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import numpy
 
 from xpnet.backends import Array
 from xpnet.backends.step_numbers import StepNumber
 from xpnet.capture.cpu import StepPosition, TracedCPU
-from xpnet.capture.program import INPUTS, Load
-from xpnet.capture.trace import Call, Trace, TracedArray
+from xpnet.capture.program import INPUTS, Load, every_call
+from xpnet.capture.trace import Call, Trace, TracedArray, memory_of
 from xpnet.config import is_custom
 from xpnet.data.dataset import Batch, Dataset, StepData, total_weight
 from xpnet.errors import CaptureError
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Context, Workspace
-from xpnet.training.attributes import Attributes
+from xpnet.training.attributes import Attributes, is_array, replaced_by, things_of
 from xpnet.training.audit import every_layer
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.step import TrainingStep
@@ -87,6 +91,7 @@ class _Inputs:
 
     def batches(self) -> Iterator[Batch]:
         self._context.noise_step = _noise_position(self._context)
+        self._context.current_step = StepNumber(int, self._context.current_step)  # type: ignore[assignment]
         size = self._data.batch_size
         for first in range(0, self._data.rows, size):
             count = min(size, self._data.rows - first)
@@ -142,8 +147,8 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
     store, optimizer_state = context.store, state.optimizer_state
     real: Any = context.backend
     backend = TracedCPU(real, trace)
-    things = [*every_layer(model), step.loss, state.optimizer, *state.metrics]
-    before, attributes = [(thing, dict(vars(thing))) for thing in things], Attributes(step)
+    things, attributes = things_of(step), Attributes(step, live=False, arrays=False)
+    before, randomness = [(thing, dict(vars(thing))) for thing in things], _randomness()
     with contextlib.ExitStack() as undo:
 
         def replace(thing: Any, **attributes: Any) -> None:
@@ -154,7 +159,7 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
         def writable(array: Array) -> TracedArray:
             return trace.wrap(array, writable=True)
 
-        replace(context, backend=backend, _scratch={}, noise_step=context.noise_step)
+        replace(context, backend=backend, _scratch={}, noise_step=context.noise_step, current_step=context.current_step)
         undo.callback(vars(context).pop, "scratch", None)
         vars(context)["scratch"] = _scratch_by_place(context.scratch, trace)
         replace(store, backend=backend, values=writable(store.values), grads=writable(store.grads))
@@ -168,18 +173,153 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
         replace(metrics, _sums=dict(sums))
         replace(step, _work=Workspace(context))
         for layer in every_layer(model):
-            replace(layer, _workspaces={})
+            replace(layer, _workspaces={False: _OneStep(context)} if is_custom(type(layer)) else {})
             _name_calls(layer, layer is model, trace)
+        custom = [thing for thing in things if is_custom(type(thing)) and thing is not state.optimizer]
+        kept = _KeptArrays(trace, custom)
         try:
-            yield
+            with _refusing_the_outside(custom) if custom else contextlib.nullcontext():
+                yield
             if changed := attributes.changed():
                 raise CaptureError(f"each step changes {changed}")
+            if _randomness() != randomness:
+                raise CaptureError("the step draws random numbers that are not the library's")
             if metrics._sums != sums:  # compared by identity
                 raise CaptureError("a metric makes new arrays for its sums in each step")
+            for thing, name in kept.replaced():
+                replaced_by(step, thing, name)
         finally:
             for thing, own in before:
                 vars(thing).clear()
                 vars(thing).update(own)
+            attributes.reached.restore()
+            _set_randomness(randomness)
+
+
+@contextlib.contextmanager
+def _refusing_the_outside(things: Sequence[Any]) -> Iterator[None]:
+    """A context that raises CaptureError at its end if user code has printed, used files or asked for the time.
+
+    things: whose code is watched, and Python's own modules where it calls them; not what garbage collection calls.
+    """
+    packages, found = {type(thing).__module__.partition(".")[0] for thing in things}, list[str]()
+
+    def watch(frame: Any, event: str, function: Any) -> None:
+        if event != "c_call":
+            return
+        while frame is not None and _package(frame) in sys.stdlib_module_names - packages:
+            frame = frame.f_back
+        if frame is not None and _package(frame) in packages:
+            owner = getattr(function, "__self__", None)
+            kind = owner if isinstance(owner, type) else type(owner)
+            modules = (getattr(function, "__module__", None), kind.__module__)
+            if function in _OUTSIDE or not _OUTSIDE_MODULES.isdisjoint(modules):
+                found.append(function.__name__)
+
+    before = sys.getprofile()
+    if before is None:
+        sys.setprofile(watch)
+    try:
+        yield
+    finally:
+        if before is None:
+            sys.setprofile(None)
+    if found:
+        raise CaptureError(f"each step calls {found[0]}, which a replay would not do")
+
+
+def _package(frame: Any) -> str:
+    return str(frame.f_globals.get("__name__", "").partition(".")[0])
+
+
+_OUTSIDE = (print, open, input)
+_OUTSIDE_MODULES = frozenset(("time", "datetime", "posix", "nt", "io", "_io", "_socket"))
+
+
+def _randomness() -> tuple[Any, ...]:
+    """The states of the random numbers of NumPy and of Python that all code shares."""
+    state: Any = numpy.random.get_state(legacy=True)
+    name, keys, *rest = state
+    return (name, keys.tobytes(), *rest), random.getstate()
+
+
+def _set_randomness(states: tuple[Any, ...]) -> None:
+    (name, keys, *rest), of_python = states
+    numpy.random.set_state((name, numpy.frombuffer(keys, "uint32"), *rest))
+    random.setstate(of_python)
+
+
+@contextlib.contextmanager
+def unchanged_python(step: TrainingStep) -> Iterator[None]:
+    """A context that undoes what user code changes in Python, apart from the arrays of the model."""
+    reached, randomness = Attributes(step, live=False).reached, _randomness()
+    before = [(thing, dict(vars(thing))) for thing in things_of(step)]
+    try:
+        yield
+    finally:
+        for thing, own in before:
+            vars(thing).clear()
+            vars(thing).update(own)
+        reached.restore()
+        _set_randomness(randomness)
+
+
+class _OneStep(Workspace):
+    """The workspace of a layer of users, which must not use what an earlier step kept in it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise CaptureError(f"a layer asks for work.{name} before the step sets it")
+
+
+class _KeptArrays:
+    """The arrays that things of users keep as attributes, or in lists, tuples and dictionaries there.
+
+    They are traced, and the step must not write into them.
+    """
+
+    def __init__(self, trace: Trace, things: Sequence[Any]) -> None:
+        self._trace = trace
+        self._kept: list[tuple[Any, str, Any, list[Any], list[TracedArray]]] = []
+        for thing in things:
+            for name, value in vars(thing).items():
+                if name != "_workspaces" and is_array(value):
+                    wrapped: list[TracedArray] = []
+                    vars(thing)[name] = traced = self._wrapped(value, wrapped)
+                    self._kept.append((thing, name, traced, _contents(traced), wrapped))
+
+    def _wrapped(self, value: Any, found: list[TracedArray]) -> Any:
+        if type(value) in (list, tuple):
+            return type(value)(self._wrapped(item, found) for item in value)
+        if type(value) is dict:
+            return {name: self._wrapped(item, found) for name, item in value.items()}
+        if not hasattr(value, "dtype") or isinstance(value, TracedArray):
+            return value
+        found.append(self._trace.wrap(numpy.asarray(value)))
+        return found[-1]
+
+    def replaced(self) -> Iterator[tuple[Any, str]]:
+        """The things and names of arrays that the step has replaced. Raises CaptureError if it has read them before."""
+        read = {id(memory_of(a)) for call in every_call(self._trace.calls) for a in call.reads}
+        for thing, name, traced, contents, wrapped in self._kept:
+            now = vars(thing).get(name)
+            found = _contents(now)
+            if now is traced and all(a is b for a, b in zip(found, contents, strict=False)):
+                continue
+            outlines = [[None if hasattr(a, "dtype") else a for a in items] for items in (found, contents)]
+            if outlines[0] != outlines[1] or any(id(memory_of(a.values)) in read for a in wrapped):
+                raise CaptureError(f"each step changes the attribute {name!r} of {type(thing).__name__}")
+            yield thing, name
+
+
+def _contents(value: Any) -> list[Any]:
+    """What is in nested lists, tuples and dictionaries, and how they are nested."""
+    if type(value) in (list, tuple):
+        return [type(value), len(value), *(content for item in value for content in _contents(item))]
+    if type(value) is dict:
+        return [dict, *value, *(content for item in value.values() for content in _contents(item))]
+    return [value]
 
 
 def _scratch_by_place(scratch: Callable[..., Array], trace: Trace) -> Callable[..., Array]:
@@ -197,12 +337,13 @@ def _name_calls(layer: Layer, is_model: bool, trace: Trace) -> None:
     """Make the calls of a layer known by the layer's name."""
     for method in ("_run_forward", "_run_backward") if is_model else ("forward", "backward"):
         place = f"{layer.path or 'model'} {type(layer).__name__}.{method.removeprefix('_run_')}"
-        vars(layer)[method] = _placed(trace, place, getattr(layer, method))
+        vars(layer)[method] = _placed(trace, place, getattr(layer, method), vars(layer).get(method))
 
 
-def _placed(trace: Trace, place: str, method: Callable[..., Any]) -> Callable[..., Any]:
+def _placed(trace: Trace, place: str, method: Callable[..., Any], untraced: Any) -> Callable[..., Any]:
     def placed(*args: Any) -> Any:
         with trace.within(place=place):
             return method(*args)
 
+    placed.untraced = untraced  # type: ignore[attr-defined]
     return placed
