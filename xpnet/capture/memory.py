@@ -1,13 +1,13 @@
 """The memory plan: temporary arrays of a step whose lifetimes do not overlap share memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from xpnet.backends import Array
 from xpnet.capture.passes import Memory
 from xpnet.capture.program import every_call
-from xpnet.capture.trace import Call, is_array
+from xpnet.capture.trace import Call, address_of, is_array, mapped
 
 _ALIGNMENT = 64  # bytes
 
@@ -27,34 +27,38 @@ class Block:
 class MemoryPlan:
     """Where each temporary array of some calls is placed in one piece of memory.
 
-    size: the bytes of that piece.  unshared: the bytes that the arrays would take without sharing.
+    size: the bytes of that piece.  unshared: the bytes that the arrays would take without sharing.  elsewhere: the
+    owners of memory that is not placed in it.
     """
 
-    def __init__(self, calls: Sequence[Call], memory: Memory) -> None:
+    def __init__(self, calls: Sequence[Call], memory: Memory, elsewhere: Collection[int] = ()) -> None:
         self._memory = memory
-        self.blocks = _blocks(calls, memory)
+        self.blocks = {owner: b for owner, b in _blocks(calls, memory).items() if owner not in elsewhere}
         self.size = _place(list(self.blocks.values()))
         self.unshared = sum(_rounded(block.size) for block in self.blocks.values())
 
     def applied(self, calls: Sequence[Call], view: Callable[[Array, int], Array]) -> list[Call]:
-        """The calls on the shared memory. view(array, offset): an array like this one at a byte of the memory."""
+        """The calls on the shared memory.
+
+        view(array, offset): an array like this one in the shared memory, with its first element at this byte.
+        """
         moved: dict[int, tuple[Array, Array]] = {}  # by id of the old array, which is kept alive
 
-        def move(value: Any) -> Any:
-            if type(value) in (tuple, list):
-                return type(value)(map(move, value))
-            if not is_array(value):
+        def moved_array(value: Any) -> Any:
+            if not is_array(value) or not value.size:
                 return value
             if id(value) not in moved:
-                _, owner, first, _ = self._memory.extent(value)
-                block = self.blocks.get(owner)
-                new = value if block is None else view(value, block.offset + first - block.start)
+                block = self.blocks.get(self._memory.owner(value))
+                new = value if block is None else view(value, block.offset + address_of(value) - block.start)
                 moved[id(value)] = value, new
             return moved[id(value)][1]
 
+        def move(value: Any) -> Any:
+            return mapped(moved_array, value)
+
         def moved_call(call: Call) -> Call:
             return replace(
-                call, args=move(call.args), kwargs={name: move(value) for name, value in call.kwargs.items()},
+                call, args=move(call.args), kwargs=move(call.kwargs),
                 result=move(call.result), reads=move(call.reads), writes=move(call.writes),
                 parts=None if call.parts is None else [[moved_call(c) for c in part] for part in call.parts],
             )  # fmt: skip

@@ -74,6 +74,5 @@ class ReplayedStep:
 
 
 def _view(arena: Array, array: Array, offset: int) -> Array:
-    """An array like this one, at a byte of the arena."""
-    low = sum(min(0, (n - 1) * stride) for n, stride in zip(array.shape, array.strides, strict=True))
-    return numpy.ndarray(array.shape, array.dtype, arena, offset - low, array.strides)
+    """An array like this one in the arena, with its first element at this byte."""
+    return numpy.ndarray(array.shape, array.dtype, arena, offset, array.strides)

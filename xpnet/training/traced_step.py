@@ -6,7 +6,9 @@ from typing import Any
 
 from xpnet.backends import Array
 from xpnet.backends.step_numbers import StepNumber
-from xpnet.capture.cpu import StepPosition, TracedCPU
+from xpnet.capture.cpu import TracedCPU
+from xpnet.capture.device import StepPosition
+from xpnet.capture.gpu import TracedGPU
 from xpnet.capture.program import INPUTS, Load
 from xpnet.capture.trace import Call, Trace, TracedArray
 from xpnet.config import is_custom
@@ -23,7 +25,8 @@ from xpnet.training.step import TrainingStep
 def traced_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, staged_sums: Array, fixed: bool) -> Trace:
     """Run a step once, and return the trace of it. The caller undoes what the step has changed.
 
-    staged_sums: (3, batches), float64, where the sums of each batch go.  fixed: whether steps share one dataset.
+    staged_sums: (3, batches), float64, where the sums of each batch go.  fixed: whether steps share one dataset. On a
+    GPU, every step reads its samples where `data` has them.
     Raises CaptureError, or whatever a layer raises, if the step cannot be traced.
     """
     trace = Trace(step.model.backend.xp)
@@ -39,7 +42,8 @@ def _run(
     step: TrainingStep, data: StepData, metrics: EpochMetrics, trace: Trace, staged_sums: TracedArray, fixed: bool
 ) -> None:
     state, columns = step.state, iter(range(data.batch_count))
-    inputs = _Inputs(trace, step, data, fixed)
+    context = step.model.context
+    inputs = _Inputs(trace, step, data, fixed) if isinstance(context.backend, TracedCPU) else data
 
     def add_metrics(per_sample: Array, batch: Batch, outputs: Array) -> None:
         with trace.within(place="metrics"):
@@ -47,7 +51,7 @@ def _run(
 
     before = state.optimizer_state.step
     try:
-        step.gradients(inputs.batches(), inputs.total_weight(), add_metrics, data.batch_count)
+        step.gradients(_with_noise(context, inputs.batches()), inputs.total_weight(), add_metrics, data.batch_count)
         with trace.within(place="update"):
             if not is_custom(type(state.optimizer)):
                 step.update()
@@ -57,6 +61,12 @@ def _run(
     store, slots = step.model.context.store, state.optimizer_state.slots.values()
     arrays = tuple(a.values for a in (store.values, store.grads, *slots))
     trace.record(Call(_Update(step), (), reads=arrays, writes=arrays, opaque=True))
+
+
+def _with_noise(context: Context, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """These batches. Before the first, but after `begin_step`, noise is made a function of the step."""
+    context.noise_step = _noise_position(context)
+    yield from batches
 
 
 class _Update:
@@ -79,13 +89,11 @@ class _Inputs:
     def __init__(self, trace: Trace, step: TrainingStep, data: StepData, fixed: bool) -> None:
         self._trace, self._data = trace, data
         self._backend: Any = step.model.context.backend
-        self._context = step.model.context
-        self._work = Workspace(self._context)
+        self._work = Workspace(step.model.context)
         #: Whether the step always takes all samples as they are stored.
         self._all = fixed and data.order is None and data.rows == len(data.dataset)
 
     def batches(self) -> Iterator[Batch]:
-        self._context.noise_step = _noise_position(self._context)
         size = self._data.batch_size
         for first in range(0, self._data.rows, size):
             count = min(size, self._data.rows - first)
@@ -139,7 +147,7 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
     model, context, state = step.model, step.model.context, step.state
     store, optimizer_state = context.store, state.optimizer_state
     real: Any = context.backend
-    backend = TracedCPU(real, trace)
+    backend: Any = (TracedCPU if real.replays_calls else TracedGPU)(real, trace)
     things = [*every_layer(model), step.loss, state.optimizer, *state.metrics]
     before, attributes = [(thing, dict(vars(thing))) for thing in things], Attributes(step)
     with contextlib.ExitStack() as undo:
@@ -163,6 +171,8 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
         sums = {name: writable(array) for name, array in metrics._sums.items()}
         replace(metrics, _sums=dict(sums))
         replace(step, _work=Workspace(context))
+        if (scale := state.loss_scale) is not None:
+            replace(scale, _backend=backend, state=writable(scale.state), gate=writable(scale.gate))
         for layer in every_layer(model):
             replace(layer, _workspaces={})
             _name_calls(layer, layer is model, trace)
