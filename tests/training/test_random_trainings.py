@@ -125,9 +125,8 @@ def trained(backend, seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_a_captured_training_equals_the_eager_one(request, monkeypatch, device, seed):
-    backend = xpnet.get_backend("cpu") if device == "cpu" else request.getfixturevalue("gpu")
+@pytest.mark.parametrize("backend", ["cpu", "emulated", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
+def test_a_captured_training_equals_the_eager_one(backend, monkeypatch, seed):
     monkeypatch.setattr(captured_step, "_CAPTURED_AFTER", 1)  # such short runs would be eager
     captured = trained(backend, seed)
     monkeypatch.setenv("XPNET_CAPTURE", "0")

@@ -8,7 +8,7 @@ from xpnet.backends import Array, Backend, DType
 from xpnet.backends.base import Device
 from xpnet.backends.step_numbers import current
 from xpnet.capture.device import TracedDevice, methods_of
-from xpnet.capture.fusion import fused
+from xpnet.capture.fusion import fused, without_zeros
 from xpnet.capture.memory import MemoryPlan
 from xpnet.capture.passes import Memory, simplified
 from xpnet.capture.trace import (
@@ -82,7 +82,8 @@ class CallList:
 
     def __init__(self, trace: Trace, backend: Any) -> None:
         memory = Memory(trace)
-        self.calls = fused(simplified(trace.calls, memory), memory, backend)
+        calls = simplified(without_zeros(trace.calls, memory, backend), memory)
+        self.calls = fused(calls, memory, backend)
         returned = {memory.owner(a) for call in self.calls for a in arrays_in(call.result)}
         plan = MemoryPlan(self.calls, memory, elsewhere=returned)
         self.arena = backend.empty((plan.size,), "uint8")

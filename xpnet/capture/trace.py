@@ -72,8 +72,8 @@ class Call:
     @property
     def name(self) -> str:
         """A short name of the function."""
-        function = getattr(self.function, "func", self.function)
-        return str(getattr(function, "__name__", function))
+        function = self.function if hasattr(self.function, "__name__") else getattr(self.function, "func", None)
+        return str(getattr(function, "__name__", self.function))
 
 
 class Trace:
@@ -675,6 +675,11 @@ def arrays_in(value: Any) -> Iterator[Array]:
             yield from arrays_in(item)
     elif is_array(value):
         yield value
+
+
+def given_by_name(call: Call) -> dict[str, Any]:
+    """The arguments of a call by the names of the function's parameters, in their order."""
+    return dict(_signature(call.function).bind(*call.args, **call.kwargs).arguments)
 
 
 def _traced_in(value: Any) -> list["TracedArray"]:

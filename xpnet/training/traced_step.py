@@ -21,6 +21,8 @@ from xpnet.training.audit import every_layer
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.step import TrainingStep
 
+_SMALL = 2**20  # bytes
+
 
 def traced_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, staged_sums: Array, fixed: bool) -> Trace:
     """Run a step once, and return the trace of it. The caller undoes what the step has changed.
@@ -160,7 +162,7 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
         def writable(array: Array) -> TracedArray:
             return trace.wrap(array, writable=True)
 
-        replace(context, backend=backend, _scratch={}, noise_step=context.noise_step)
+        replace(context, backend=backend, _scratch=_Scratch(), noise_step=context.noise_step)
         replace(store, backend=backend, values=writable(store.values), grads=writable(store.grads))
         for parameter in store.parameters:
             replace(parameter, _value=writable(parameter._value), _grad=writable(parameter._grad))
@@ -186,6 +188,14 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
             for thing, own in before:
                 vars(thing).clear()
                 vars(thing).update(own)
+
+
+class _Scratch(dict[Any, Array]):
+    """Scratch arrays, of which only large ones are shared, so that passes need not tell their uses apart."""
+
+    def __setitem__(self, key: Any, array: Array) -> None:
+        if array.nbytes > _SMALL:
+            super().__setitem__(key, array)
 
 
 def _noise_position(context: Context) -> Any:
