@@ -104,7 +104,10 @@ class CallList:
             return value if made is None else _view(made, address_of(value) - address_of(old), value)
 
         for call, unused in zip(self.calls, _last_uses(self.calls), strict=True):
-            value = call.function(*mapped(now, call.args), **mapped(now, call.kwargs))
+            args, kwargs = mapped(now, call.args), mapped(now, call.kwargs)
+            if hasattr(call.function, "nin"):  # a ufunc
+                args, kwargs = args[:-1], {**kwargs, "out": args[-1]}
+            value = call.function(*args, **kwargs)
             if call.result is not None:
                 for old, made in zip(arrays_in(call.result), arrays_in(value), strict=True):
                     if (old.shape, old.strides, old.dtype) != (made.shape, made.strides, made.dtype):

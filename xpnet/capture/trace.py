@@ -486,7 +486,7 @@ class TracedModule:
         """What stands for this name of the array module. Raises CaptureError if it is not known here."""
         xp: Any = trace.xp
         if not hasattr(xp, name):
-            raise AttributeError(f"module {xp.__name__!r} has no attribute {name!r}")
+            raise AttributeError(f"the array module has no attribute {name!r}")
         value = getattr(xp, name)
         if hasattr(value, "nin"):
             return _TracedUfunc(trace, value)

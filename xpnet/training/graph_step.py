@@ -46,7 +46,7 @@ class GraphStep:
             return
         except Exception as error:  # of the trace, of CuPy or of a user's layer
             self.calls = None
-            _log.info("the operators of a step cannot be listed: %s", error)
+            _log.info("the operators of a step cannot be listed: %s", str(error))
         self._capture_work(capture, data, metrics, self._whole_step)
 
     def _capture_work(
