@@ -1,4 +1,4 @@
-"""Fused operators against the sequences of operators that they replace: the same bits on the CPU, close on a GPU."""
+"""Fused operators against the sequences of operators that they replace: the same bits, or close on a real GPU."""
 
 import contextlib
 import re

@@ -1,6 +1,6 @@
 """Fusion: passes over the calls of a step on a GPU, which replace operators by fewer or by fused ones.
 
-What they compute is equal up to rounding. Calls that are not exactly those that a pass looks for stay as they are.
+A pass changes only the calls that are exactly those that it looks for. What they compute is equal up to rounding.
 """
 
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ def with_add_to_rows_relu(calls: list[Call], memory: Memory, backend: Any) -> li
     """add_to_rows(a, row); relu(a, out) → add_to_rows_relu(a, row, out), if nothing else needs a + row."""
     for add in [call for call in calls if call.function == backend.add_to_rows]:
         a, row = given_by_name(add).values()
-        relu = _next(calls, add, lambda call: memory.touches(call, a))
+        relu = _next_use(calls, add, a, memory)
         if relu is None or relu.function != backend.relu:
             continue
         x, out = given_by_name(relu).values()
@@ -128,10 +128,9 @@ def with_cross_entropy_sums(calls: list[Call], memory: Memory, backend: Any) -> 
         if total is None:
             continue
         others, scale, correct = [total], 1.0, None
-        scaled = _next(calls, first, lambda call, grad=grad: memory.touches(call, grad))
-        if scaled is not None and scaled.function is memory.xp.multiply and _is_scale(scaled, grad):
-            if _movable(calls, first, [scaled], memory):
-                others, scale = [scaled, *others], float(scaled.args[1])
+        scaled = _next_use(calls, first, grad, memory)
+        if scaled is not None and _is_scale(scaled, grad, memory) and _movable(calls, first, [scaled], memory):
+            others, scale = [scaled, *others], float(scaled.args[1])
         counted = _counted(calls, first, logits, labels, memory, backend)
         if counted is not None and _movable(calls, first, [*others, *counted], memory):
             others, correct = [*others, *counted], counted[1].args[2]
@@ -147,9 +146,11 @@ def with_cross_entropy_sums(calls: list[Call], memory: Memory, backend: Any) -> 
     return calls
 
 
-def _is_scale(call: Call, grad: Array) -> bool:
-    """Whether this multiplication is grad *= number."""
-    if len(call.args) != 3 or call.kwargs or type(call.args[1]) not in (int, float):
+def _is_scale(call: Call, grad: Array, memory: Memory) -> bool:
+    """Whether a call is grad *= number."""
+    if call.function is not memory.xp.multiply or len(call.args) != 3 or call.kwargs:
+        return False
+    if type(call.args[1]) not in (int, float):
         return False
     return same_view(call.args[0], grad) and same_view(call.args[2], grad)
 
@@ -187,6 +188,11 @@ def _next(calls: Sequence[Call], call: Call, wanted: Any) -> Call | None:
     return next((later for later in calls[_position(calls, call) + 1 :] if wanted(later)), None)
 
 
+def _next_use(calls: Sequence[Call], call: Call, array: Array, memory: Memory) -> Call | None:
+    """The first later call that reads or writes elements of this array."""
+    return _next(calls, call, lambda later: memory.touches(later, array))
+
+
 def _position(calls: Sequence[Call], call: Call) -> int:
     return next(i for i, other in enumerate(calls) if other is call)
 
@@ -197,7 +203,9 @@ def _movable(calls: Sequence[Call], first: Call, others: Sequence[Call], memory:
         for between in calls[_position(calls, first) + 1 : _position(calls, call)]:
             if any(between is other for other in others):
                 continue
-            if any(memory.touches(between, a) for a in call.writes) or any(memory.writes(between, a) for a in call.reads):
+            if any(memory.touches(between, a) for a in call.writes):
+                return False
+            if any(memory.writes(between, a) for a in call.reads):
                 return False
     return True
 

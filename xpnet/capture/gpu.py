@@ -1,4 +1,4 @@
-"""TracedGPU: the backend of a GPU while a step is traced. Its list of calls is run once, while a CUDA graph captures."""
+"""TracedGPU: the backend of a GPU while a step is traced. CallList: the calls of the step, for its CUDA graph."""
 
 import functools
 from collections.abc import Sequence
@@ -43,8 +43,8 @@ class TracedGPU(TracedDevice):
     def __init__(self, real: Any, trace: Trace) -> None:
         super().__init__(real.name, TracedModule(trace))
         self.real, self.trace = real, trace
-        self.workspace_bytes = real.workspace_bytes
-        for name in methods_of(Device).keys() - methods_of(TracedDevice).keys() | {"device"}:
+        self.workspace_bytes, self.has_streams = real.workspace_bytes, real.has_streams
+        for name in methods_of(Device):
             if getattr(type(self), name) is getattr(Device, name):
                 setattr(self, name, getattr(real, name))
         for name in whole_operators(type(real)):

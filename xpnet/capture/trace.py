@@ -634,9 +634,7 @@ def address_of(a: Array) -> int:
 
 def same_view(a: Array, b: Array) -> bool:
     """Whether two arrays are the same elements in the same order."""
-    return bool(
-        address_of(a) == address_of(b) and a.shape == b.shape and a.strides == b.strides and a.dtype == b.dtype
-    )
+    return bool(address_of(a) == address_of(b) and a.shape == b.shape and a.strides == b.strides and a.dtype == b.dtype)
 
 
 def mapped(function: Callable[[Any], Any], value: Any) -> Any:

@@ -137,7 +137,8 @@ class CUDAOperators(CUDAMatmul):
             blocks = min(-(-rows * group // BLOCK), MOST_BLOCKS)
         targets = {"labels": labels, "confidence": 1.0 - smoothing, "share": smoothing / columns}
         results = {"losses": losses, "grad": grad, "loss_sum": loss_sum, "correct": correct}
-        arguments = {"logits": logits, **targets, "rows": rows, "group": group, "lanes": lanes, "scale": scale, **results}
+        sizes = {"rows": rows, "group": group, "lanes": lanes}
+        arguments = {"logits": logits, **targets, **sizes, "scale": scale, **results}
         self.launch("cross_entropy_sums", grad, blocks=blocks, **arguments)
         if blocks > 1:
             self.sum_to(losses, loss_sum)
