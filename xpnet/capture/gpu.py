@@ -54,7 +54,7 @@ class TracedGPU(TracedDevice):
     def asarray(self, a: Any, dtype: DType = None) -> Array:
         return self.xp.asarray(a, dtype=dtype)
 
-    def _recorded(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def _recorded(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         operator, trace = getattr(self.real, name), self.trace
         with trace.within(operator=name):
             result = trace.operator(operator, args, kwargs, _WRITES.get(name, ("out",)), _UPDATES.get(name, ()))
