@@ -24,6 +24,13 @@ class TracedDevice(Backend):
     real: Any
     trace: Trace
 
+    def __getattribute__(self, name: str) -> Any:
+        """In other threads, and after the trace, what the real backend has."""
+        own = object.__getattribute__(self, "__dict__")
+        if "trace" in own and not own["trace"].active and name not in ("real", "__dict__", "__class__"):
+            return getattr(own["real"], name)
+        return object.__getattribute__(self, name)
+
     def empty(self, shape: Sequence[int], dtype: DType) -> Array:
         return self.trace.own(self.real.empty(shape, dtype))
 
@@ -55,6 +62,10 @@ def _noise(random_bits: Any, seed: int, layer: int, step: int, rows: int, column
 
 def _mask(dropout_mask: Any, seed: int, layer: int, step: int, rate: float, out: Array, first_row: int) -> Array:
     return dropout_mask((seed, layer, step), rate, out, first_row)
+
+
+#: The functions whose calls have the number of the step as an argument, which is only part of a key.
+NOISE = (_noise, _mask)
 
 
 def methods_of(kind: type) -> dict[str, Callable[..., Any]]:

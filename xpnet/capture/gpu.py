@@ -7,10 +7,10 @@ from typing import Any
 from xpnet.backends import Array, Backend, DType
 from xpnet.backends.base import Device
 from xpnet.backends.step_numbers import current
-from xpnet.capture.device import TracedDevice, methods_of
+from xpnet.capture.device import NOISE, TracedDevice, methods_of
 from xpnet.capture.fusion import fused, without_zeros
 from xpnet.capture.memory import MemoryPlan
-from xpnet.capture.passes import Memory, simplified
+from xpnet.capture.passes import Memory, has_numbers, simplified
 from xpnet.capture.trace import (
     Call,
     Trace,
@@ -81,6 +81,8 @@ class CallList:
     """
 
     def __init__(self, trace: Trace, backend: Any) -> None:
+        if any(has_numbers(call) and call.function not in NOISE for call in trace.calls):
+            raise CaptureError("the step uses its number")
         memory = Memory(trace)
         calls = simplified(without_zeros(trace.calls, memory, backend), memory)
         self.calls = fused(calls, memory, backend)

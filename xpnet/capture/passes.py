@@ -14,6 +14,13 @@ from xpnet.backends.step_numbers import StepNumber
 from xpnet.capture.program import Cell, Load
 from xpnet.capture.trace import Call, Trace, address_of, is_array, mapped, memory_of, same_view
 
+#: Functions whose results NumPy does not round differently for other strides, as it does for exp of float64.
+_EXACT = frozenset((
+    numpy.absolute, numpy.add, numpy.copysign, numpy.divide, numpy.equal, numpy.greater, numpy.greater_equal,
+    numpy.less, numpy.less_equal, numpy.maximum, numpy.minimum, numpy.multiply, numpy.negative, numpy.not_equal,
+    numpy.sqrt, numpy.square, numpy.subtract,
+))  # fmt: skip
+
 _FEW_COLUMNS = 4  # a reduction over so few columns takes longer than one call per column
 
 
@@ -98,7 +105,7 @@ def without_constants(calls: list[Call], memory: Memory) -> list[Call]:
 
 
 def _is_constant(call: Call, writers: dict[int, list[tuple[Call, Array]]], memory: Memory) -> bool:
-    if call.opaque or call.parts is not None or isinstance(call.function, Load) or _has_numbers(call):
+    if call.opaque or call.parts is not None or isinstance(call.function, Load) or has_numbers(call):
         return False
     if not call.writes or any(memory.overlap(a, b) for a in call.reads for b in call.writes):
         return False
@@ -168,7 +175,7 @@ def _same_computation(a: Call, b: Call) -> bool:
 def _same_argument(a: Any, b: Any) -> bool:
     if is_array(a) and is_array(b):
         return same_view(a, b)
-    return a is b or (type(a) is type(b) and isinstance(a, int | float | str) and a == b)
+    return a is b or (type(a) is type(b) and isinstance(a, int | float | str) and repr(a) == repr(b))  # 0.0 is not -0.0
 
 
 def without_copies(calls: list[Call], memory: Memory) -> list[Call]:
@@ -218,13 +225,17 @@ def _makes(call: Call, array: Array) -> bool:
 def _can_write(call: Call, source: Array, target: Array, memory: Memory) -> bool:
     """Whether a call can write into `target` instead of `source`."""
     apart = not any(memory.overlap(a, target) for a in call.reads)
+    contiguous = bool(target.flags.c_contiguous and source.flags.c_contiguous)
     if call.result is not None and memory.xp is not numpy:
         return False  # a GPU takes the array that is returned, without a copy
-    if isinstance(call.function, Load) or call.result is source or _is_reduction(call):
+    if isinstance(call.function, Load) or call.result is source:
         return apart
+    if _is_reduction(call):
+        return apart and (contiguous or target.ndim < 2)  # strides of more axes may change the order of the terms
     if hasattr(call.function, "nin") and call.function is not numpy.matmul:  # a ufunc
-        return all(same_view(a, target) or not memory.overlap(a, target) for a in call.reads)
-    return apart and bool(target.flags.c_contiguous and source.flags.c_contiguous)
+        same = contiguous or memory.xp is not numpy or call.function in _EXACT
+        return same and all(same_view(a, target) or not memory.overlap(a, target) for a in call.reads)
+    return apart and contiguous
 
 
 def without_unused_results(calls: list[Call], memory: Memory) -> list[Call]:
@@ -312,13 +323,21 @@ def _method(call: Call) -> Call | None:
     if function is numpy.matmul and not kwargs:
         a, b, out = args
         plain = a.ndim == b.ndim == 2 and a.dtype == b.dtype == out.dtype and out.flags.c_contiguous
-        return replace(call, function=a.dot, args=(b, out)) if plain and a.dtype.char in "fd" else None
+        same = plain and a.dtype.char in "fd" and _multiplied_alike(a, b)
+        return replace(call, function=a.dot, args=(b, out)) if same else None
     if function is numpy.dot and kwargs.keys() == {"out"} and len(args) == 2:
         return replace(call, function=args[0].dot, args=(args[1], kwargs["out"]), kwargs={})
     if function in (numpy.argmax, numpy.argmin) and kwargs.keys() <= {"axis", "out"} and "out" in kwargs and args:
         axis = args[1] if len(args) > 1 else kwargs.get("axis")
         return replace(call, function=getattr(args[0], function.__name__), args=(axis, kwargs["out"]), kwargs={})
     return None
+
+
+def _multiplied_alike(a: Array, b: Array) -> bool:
+    """Whether `dot` and `matmul` add up in the same order. Where one side of the product is 1, strides decide that."""
+    if len(a) > 1 and b.shape[1] > 1:
+        return True
+    return a.size > 1 and all(c.flags.c_contiguous or c.flags.f_contiguous for c in (a, b))
 
 
 def with_arrays_for_numbers(calls: list[Call]) -> list[Call]:
@@ -343,7 +362,7 @@ def _array_numbers(call: Call) -> Call:
 # What passes ask of calls and arrays ---------------------------------------------------------------------------------
 
 
-def _has_numbers(call: Call) -> bool:
+def has_numbers(call: Call) -> bool:
     return any(isinstance(a, StepNumber) for a in call.args)
 
 

@@ -135,7 +135,7 @@ class _Source:
             return self._known[key]
         operands = [self._value(n) for n in number.operands]
         if number.symbol:
-            text = f"({operands[0]} {number.symbol} {operands[1]})"
+            text = f"(({operands[0]}) {number.symbol} ({operands[1]}))"  # of -2 ** s, Python makes -(2 ** s)
         else:
             text = f"{self._name(number.function, 'f')}({', '.join(operands) or 'step'})"
         self.names[f"number {len(self._known)}"] = number

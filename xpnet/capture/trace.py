@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy
 
@@ -88,6 +88,7 @@ class Trace:
         self.temporary: dict[int, Array] = {}
         self._thread, self._recording = threading.get_ident(), True
         self._operator, self._place = "", ""
+        self._errors = numpy.geterr()
 
     @property
     def active(self) -> bool:
@@ -136,6 +137,8 @@ class Trace:
             self._operator, self._place = before
 
     def record(self, call: Call) -> None:
+        if numpy.geterr() != self._errors:
+            raise CaptureError("the step changes how NumPy handles floating-point errors")
         call.operator, call.place = self._operator, self._place
         self.calls.append(call)
 
@@ -283,24 +286,30 @@ class TracedArray:
 
     # What would escape the record ------------------------------------------------------------------------------------
 
-    def _read(self, *_: Any, **__: Any) -> Any:
-        raise CaptureError("the step reads values on the host")
+    def _read(name: str) -> Any:  # type: ignore[misc]  # noqa: N805
+        def read(self: "TracedArray", *args: Any, **kwargs: Any) -> Any:
+            if self.trace.active:
+                raise CaptureError("the step reads values on the host")
+            return getattr(self.values, name)(*args, **kwargs)
+
+        return read
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         if self.trace.active:
             raise CaptureError("the step gives an array to a function that is not the array module's")
         return numpy.asarray(self.values, *args)
 
-    __float__ = __int__ = __index__ = __complex__ = item = tolist = tobytes = get = __contains__ = _read
+    __float__, __int__, __index__ = map(_read, ("__float__", "__int__", "__index__"))
+    __complex__, __bool__, __contains__ = map(_read, ("__complex__", "__bool__", "__contains__"))
+    item, tolist, tobytes, get = map(_read, ("item", "tolist", "tobytes", "get"))
 
-    def __bool__(self) -> bool:
-        return bool(self._read())
-
-    def __getattr__(self, name: str) -> NoReturn:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         if not hasattr(self.values, name):
             raise AttributeError(f"{type(self.values).__name__!r} object has no attribute {name!r}")
+        if not self.trace.active:
+            return getattr(self.values, name)
         raise CaptureError(f"the step uses the attribute {name!r} of an array")
 
     def __array_ufunc__(self, function: Any, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -398,13 +407,18 @@ class TracedArray:
         return self._copy(self.values.copy(order))
 
     def flatten(self) -> Any:
-        return self._copy(self.values.flatten(), self.values.reshape(-1))
+        flat = self.values.flatten()
+        if not self.trace.active:
+            return flat
+        traced = self.trace.own(flat)
+        self.trace.write(flat.reshape(self.shape), self)
+        return traced
 
-    def _copy(self, result: Array, source: Array = None) -> Any:
+    def _copy(self, result: Array) -> Any:
         if not self.trace.active:
             return result
         traced = self.trace.own(result)
-        self.trace.write(result, self.values if source is None else source)
+        self.trace.write(result, self.values)
         return traced
 
     def fill(self, value: Any) -> None:

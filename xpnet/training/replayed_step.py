@@ -1,6 +1,8 @@
 """ReplayedStep: a kind of training step on the CPU, as a list of calls that one function makes."""
 
+import contextlib
 import functools
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy
@@ -9,11 +11,13 @@ from xpnet.backends import Array
 from xpnet.capture.memory import MemoryPlan
 from xpnet.capture.passes import Memory, for_numpy, simplified
 from xpnet.capture.program import INPUTS, compiled
+from xpnet.config import is_custom
 from xpnet.data.dataset import Dataset, StepData
+from xpnet.optimizers import Optimizer
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.snapshots import snapshot
 from xpnet.training.step import TrainingStep
-from xpnet.training.traced_step import loader, traced_step
+from xpnet.training.traced_step import loader, traced_step, unchanged_python
 
 
 class ReplayedStep:
@@ -23,6 +27,7 @@ class ReplayedStep:
 
     def __init__(self, step: TrainingStep, data: StepData, metrics: EpochMetrics, streaming: bool) -> None:
         """Trace the step, and undo it. Raises CaptureError, or an error of the user's code, if that is not possible."""
+        self._step, self._runs_user_code = step, not _is_known(step.state.optimizer)
         self._state, self._context = step.state.optimizer_state, step.model.context
         self._backend, self._batch_sizes = step.model.backend, data.batch_sizes
         self._rows, self._weighted = data.rows, data.dataset.weights is not None
@@ -55,7 +60,12 @@ class ReplayedStep:
 
     def launch(self, data: StepData, number: int, column: int, metrics: EpochMetrics) -> None:
         """Make the calls of step `number`, whose sums go into this column of the metrics, without counting it."""
-        self._compute(data, number)
+        counted, self._state.step = self._state.step, number  # which the update of a custom optimizer reads
+        try:
+            with unchanged_python(self._step) if self._runs_user_code else contextlib.nullcontext():
+                self._compute(data, number)
+        finally:
+            self._state.step = counted
         metrics.batch_sums[:, column : column + len(self._batch_sizes)] = self._sums
 
     def replay(self, data: StepData, metrics: EpochMetrics) -> None:
@@ -71,6 +81,12 @@ class ReplayedStep:
         order, place = data.order, slice(data.start, data.start + self._rows)
         self._context.begin_step(number)
         self._program(number, place if order is None else order[place], *self._loaders)
+
+
+def _is_known(optimizer: Optimizer) -> bool:
+    """Whether an optimizer and its schedule are part of xpnet."""
+    rate = optimizer.learning_rate
+    return not (is_custom(type(optimizer)) or is_custom(type(rate)) or isinstance(rate, FunctionType | MethodType))
 
 
 def _view(arena: Array, array: Array, offset: int) -> Array:

@@ -1,22 +1,25 @@
 """Tracing a training step: the model sees traced arrays while the step runs once."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import numpy
 
 from xpnet.backends import Array
 from xpnet.backends.step_numbers import StepNumber
 from xpnet.capture.cpu import TracedCPU
 from xpnet.capture.device import StepPosition
 from xpnet.capture.gpu import TracedGPU
-from xpnet.capture.program import INPUTS, Load
-from xpnet.capture.trace import Call, Trace, TracedArray
+from xpnet.capture.program import INPUTS, Load, every_call
+from xpnet.capture.trace import Call, Trace, TracedArray, memory_of
 from xpnet.config import is_custom
 from xpnet.data.dataset import Batch, Dataset, StepData, total_weight
 from xpnet.errors import CaptureError
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Context, Workspace
-from xpnet.training.attributes import Attributes
+from xpnet.training.attributes import Attributes, is_array, replaced_by, things_of
 from xpnet.training.audit import every_layer
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.step import TrainingStep
@@ -68,6 +71,7 @@ def _run(
 def _with_noise(context: Context, batches: Iterator[Batch]) -> Iterator[Batch]:
     """These batches. Before the first, but after `begin_step`, noise is made a function of the step."""
     context.noise_step = _noise_position(context)
+    context.current_step = StepNumber(int, context.current_step)  # type: ignore[assignment]
     yield from batches
 
 
@@ -150,8 +154,8 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
     store, optimizer_state = context.store, state.optimizer_state
     real: Any = context.backend
     backend: Any = (TracedCPU if real.replays_calls else TracedGPU)(real, trace)
-    things = [*every_layer(model), step.loss, state.optimizer, *state.metrics]
-    before, attributes = [(thing, dict(vars(thing))) for thing in things], Attributes(step)
+    things, attributes = things_of(step), Attributes(step, live=False, arrays=False)
+    before, randomness = [(thing, dict(vars(thing))) for thing in things], _randomness()
     with contextlib.ExitStack() as undo:
 
         def replace(thing: Any, **attributes: Any) -> None:
@@ -162,7 +166,8 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
         def writable(array: Array) -> TracedArray:
             return trace.wrap(array, writable=True)
 
-        replace(context, backend=backend, _scratch=_Scratch(), noise_step=context.noise_step)
+        now = {"noise_step": context.noise_step, "current_step": context.current_step}
+        replace(context, backend=backend, _scratch=_Scratch(), **now)
         replace(store, backend=backend, values=writable(store.values), grads=writable(store.grads))
         for parameter in store.parameters:
             replace(parameter, _value=writable(parameter._value), _grad=writable(parameter._grad))
@@ -178,16 +183,100 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
         for layer in every_layer(model):
             replace(layer, _workspaces={})
             _name_calls(layer, layer is model, trace)
+        kept = _KeptArrays(trace, [t for t in things if is_custom(type(t)) and t is not state.optimizer])
         try:
             yield
             if changed := attributes.changed():
                 raise CaptureError(f"each step changes {changed}")
+            if _randomness() != randomness:
+                raise CaptureError("the step draws random numbers that are not the library's")
             if metrics._sums != sums:  # compared by identity
                 raise CaptureError("a metric makes new arrays for its sums in each step")
+            for thing, name in kept.replaced():
+                replaced_by(step, thing, name)
         finally:
             for thing, own in before:
                 vars(thing).clear()
                 vars(thing).update(own)
+            attributes.reached.restore()
+            _set_randomness(randomness)
+
+
+def _randomness() -> tuple[Any, ...]:
+    """The states of the random numbers of NumPy and of Python that all code shares."""
+    state: Any = numpy.random.get_state(legacy=True)
+    name, keys, *rest = state
+    return (name, keys.tobytes(), *rest), random.getstate()
+
+
+def _set_randomness(states: tuple[Any, ...]) -> None:
+    (name, keys, *rest), of_python = states
+    numpy.random.set_state((name, numpy.frombuffer(keys, "uint32"), *rest))
+    random.setstate(of_python)
+
+
+@contextlib.contextmanager
+def unchanged_python(step: TrainingStep) -> Iterator[None]:
+    """A context that undoes what user code changes in Python, apart from the arrays of the model."""
+    reached, randomness = Attributes(step, live=False).reached, _randomness()
+    before = [(thing, dict(vars(thing))) for thing in things_of(step)]
+    try:
+        yield
+    finally:
+        for thing, own in before:
+            vars(thing).clear()
+            vars(thing).update(own)
+        reached.restore()
+        _set_randomness(randomness)
+
+
+class _KeptArrays:
+    """The arrays that things of users keep as attributes, or in lists, tuples and dictionaries there.
+
+    They are traced, and the step must not write into them.
+    """
+
+    def __init__(self, trace: Trace, things: Sequence[Any]) -> None:
+        self._trace = trace
+        self._kept: list[tuple[Any, str, Any, list[Any], list[TracedArray]]] = []
+        for thing in things:
+            for name, value in vars(thing).items():
+                if is_array(value):
+                    wrapped: list[TracedArray] = []
+                    vars(thing)[name] = traced = self._wrapped(value, wrapped)
+                    self._kept.append((thing, name, traced, _contents(traced), wrapped))
+
+    def _wrapped(self, value: Any, found: list[TracedArray]) -> Any:
+        if type(value) in (list, tuple):
+            return type(value)(self._wrapped(item, found) for item in value)
+        if type(value) is dict:
+            return {name: self._wrapped(item, found) for name, item in value.items()}
+        if not hasattr(value, "dtype") or isinstance(value, TracedArray):
+            return value
+        found.append(self._trace.wrap(self._trace.xp.asarray(value)))
+        return found[-1]
+
+    def replaced(self) -> Iterator[tuple[Any, str]]:
+        """The things and names of arrays that the step has replaced. Raises CaptureError if it has read them before."""
+        read = {id(memory_of(a)) for call in every_call(self._trace.calls) for a in call.reads}
+        for thing, name, traced, contents, wrapped in self._kept:
+            now = vars(thing).get(name)
+            found = _contents(now)
+            if now is traced and all(a is b for a, b in zip(found, contents, strict=False)):
+                continue
+            outlines = [[None if hasattr(a, "dtype") else a for a in items] for items in (found, contents)]
+            if outlines[0] != outlines[1] or any(id(memory_of(a.values)) in read for a in wrapped):
+                raise CaptureError(f"each step changes the attribute {name!r} of {type(thing).__name__}")
+            yield thing, name
+
+
+def _contents(value: Any) -> list[Any]:
+    """What is in nested lists, tuples and dictionaries, and how they are nested."""
+    if type(value) in (list, tuple):
+        return [type(value), len(value), *(content for item in value for content in _contents(item))]
+    if type(value) is dict:
+        return [dict, *value, *(content for item in value.values() for content in _contents(item))]
+    return [value]
 
 
 class _Scratch(dict[Any, Array]):
@@ -208,12 +297,13 @@ def _name_calls(layer: Layer, is_model: bool, trace: Trace) -> None:
     """Make the calls of a layer known by the layer's name."""
     for method in ("_run_forward", "_run_backward") if is_model else ("forward", "backward"):
         place = f"{layer.path or 'model'} {type(layer).__name__}.{method.removeprefix('_run_')}"
-        vars(layer)[method] = _placed(trace, place, getattr(layer, method))
+        vars(layer)[method] = _placed(trace, place, getattr(layer, method), vars(layer).get(method))
 
 
-def _placed(trace: Trace, place: str, method: Callable[..., Any]) -> Callable[..., Any]:
+def _placed(trace: Trace, place: str, method: Callable[..., Any], untraced: Any) -> Callable[..., Any]:
     def placed(*args: Any) -> Any:
         with trace.within(place=place):
             return method(*args)
 
+    placed.untraced = untraced  # type: ignore[attr-defined]
     return placed

@@ -1,0 +1,1429 @@
+"""Code of users in captured steps on the CPU: a training equals the eager one bit for bit, or is eager for a reason.
+
+Each case is a layer, a loss, a metric, an optimizer, a schedule or a callback that a user may write. Some are unwise.
+"""
+
+import functools
+import itertools
+import pickle
+import copy
+import contextlib
+import random
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from captured_trainings import IMAGES, X, Y, Watch
+from small_models import StopAt
+
+import xpnet
+from xpnet import augment, callbacks, datasets, layers, losses, metrics, optimizers, schedules
+from xpnet.training import captured_step
+
+EPOCHS, BATCH = 6, 20  # 66 steps, of which 55 have 20 samples
+RARELY = 23  # a step long after the capture and its verification
+
+
+@pytest.fixture(autouse=True)
+def captured_at_once(monkeypatch):
+    monkeypatch.setattr(captured_step, "_CAPTURED_AFTER", 1)
+
+
+def trained(make, **more):
+    """(state, history, watch) of the training that make() describes: (layers, options of fit)."""
+    random.seed(5)
+    np.random.seed(5)
+    stack, options = make()
+    options = {"epochs": EPOCHS, "batch_size": BATCH, "optimizer": "adam", "verbose": 0, **options, **more}
+    x, y = options.pop("x", X).copy(), options.pop("y", Y)
+    dtype, watch = options.pop("dtype", "float32"), Watch()
+    model = xpnet.Sequential(stack, x.shape[1:], backend="cpu", seed=3, dtype=dtype)
+    before = options.pop("before", None)
+    if before:
+        before(model)
+    history = model.fit(x, y, callbacks=[watch, *options.pop("callbacks", ())], **options)
+    return model.state_dict(), dict(history), watch, (random.random(), np.random.random())
+
+
+def differences(got, want):
+    """The names of what differs in a bit."""
+    names = [name for name, value in want[0].items() if not np.array_equal(got[0][name], value, equal_nan=True)]
+    names += [name for name, values in want[1].items() if not np.array_equal(got[1][name], values, equal_nan=True)]
+    return names + ["random numbers"] * (got[3] != want[3])
+
+
+def compare(monkeypatch, make):
+    """Assert that a training is the same with and without captures. Returns the watch of the former."""
+    got = trained(make)
+    monkeypatch.setenv("XPNET_CAPTURE", "0")
+    want = trained(make)
+    monkeypatch.delenv("XPNET_CAPTURE")
+    assert differences(got, want) == [], got[2].fallback_reason
+    assert want[2].captured == 0
+    return got[2]
+
+
+class Own(layers.Layer):
+    """y = factor(x) · x. Subclasses say what the factor is."""
+
+    def factor(self, x):
+        return 1.0
+
+    def forward(self, x):
+        self.work.factor = self.factor(x)
+        return x * self.work.factor
+
+    def backward(self, grad_y):
+        return grad_y * self.work.factor
+
+
+def mlp(*inner, **options):
+    stack = [layers.Dense(16), layers.ReLU(), *inner, layers.Dropout(0.2), layers.Dense(10)]
+    return stack, options
+
+
+# Layers --------------------------------------------------------------------------------------------------------------
+
+LAYERS, CAPTURED = {}, set()
+
+
+def layer(captured=False):
+    """Declare a case. captured: whether its steps must be captured; the others may be."""
+
+    def declare(make):
+        LAYERS[make.__name__] = make
+        if captured:
+            CAPTURED.add(make.__name__)
+        return make
+
+    return declare
+
+
+@layer(captured=True)
+def nothing_unusual():
+    return Own()
+
+
+@layer()
+def a_counter():
+    class Counting(Own):
+        count = 0
+
+        def factor(self, x):
+            self.count += 1
+            return 1.0 if self.count < RARELY else 0.5
+
+    return Counting()
+
+
+@layer()
+def a_counter_in_a_list():
+    class Counting(Own):
+        def __init__(self):
+            self.count = [0]
+
+        def factor(self, x):
+            self.count[0] += 1
+            return 1.0 if self.count[0] < RARELY else 0.5
+
+    return Counting()
+
+
+@layer()
+def a_list_that_grows():
+    class Growing(Own):
+        def __init__(self):
+            self.seen = []
+
+        def factor(self, x):
+            self.seen.append(len(x))
+            return 1.0 if len(self.seen) < RARELY else 0.5
+
+    return Growing()
+
+
+@layer()
+def nested_dictionaries():
+    class Nested(Own):
+        def __init__(self):
+            self.state = {"inner": {"numbers": [(1, [0])]}}
+
+        def factor(self, x):
+            self.state["inner"]["numbers"][0][1][0] += 1
+            return 1.0 if self.state["inner"]["numbers"][0][1][0] < RARELY else 0.5
+
+    return Nested()
+
+
+@layer()
+def an_object_with_a_counter():
+    class Nested(Own):
+        def __init__(self):
+            self.state = SimpleNamespace(inner=SimpleNamespace(count=0))
+
+        def factor(self, x):
+            self.state.inner.count += 1
+            return 1.0 if self.state.inner.count < RARELY else 0.5
+
+    return Nested()
+
+
+class Slotted:
+    __slots__ = ("count",)
+
+    def __init__(self):
+        self.count = 0
+
+
+@layer()
+def an_object_with_slots():
+    class Nested(Own):
+        def __init__(self):
+            self.state = Slotted()
+
+        def factor(self, x):
+            self.state.count += 1
+            return 1.0 if self.state.count < RARELY else 0.5
+
+    return Nested()
+
+
+@layer()
+def a_closure():
+    count = 0
+
+    def number():
+        nonlocal count
+        count += 1
+        return 1.0 if count < RARELY else 0.5
+
+    class Closed(Own):
+        def factor(self, x):
+            return number()
+
+    return Closed()
+
+
+COUNT = 0
+COUNTS = {"n": 0}
+
+
+@layer()
+def a_global():
+    global COUNT
+    COUNT = 0
+
+    class Global(Own):
+        def factor(self, x):
+            global COUNT
+            COUNT += 1
+            return 1.0 if COUNT < RARELY else 0.5
+
+    return Global()
+
+
+def _counted():
+    COUNTS["n"] += 1
+    return 1.0 if COUNTS["n"] < RARELY else 0.5
+
+
+@layer()
+def a_global_of_a_function():
+    COUNTS["n"] = 0
+
+    class Global(Own):
+        def factor(self, x):
+            return _counted()
+
+    return Global()
+
+
+@layer()
+def an_attribute_of_the_class():
+    class Shared(Own):
+        count = 0
+
+        def factor(self, x):
+            type(self).count += 1
+            return 1.0 if self.count < RARELY else 0.5
+
+    return Shared()
+
+
+@layer()
+def a_default_argument():
+    class Default(Own):
+        def factor(self, x, seen=[]):  # noqa: B006
+            seen.append(1)
+            return 1.0 if len(seen) < RARELY else 0.5
+
+    return Default()
+
+
+@layer()
+def an_attribute_of_a_function():
+    def number():
+        number.count += 1
+        return 1.0 if number.count < RARELY else 0.5
+
+    number.count = 0
+
+    class Attribute(Own):
+        def factor(self, x):
+            return number()
+
+    return Attribute()
+
+
+@layer()
+def a_partial():
+    counts = [0]
+
+    def number(counts, limit):
+        counts[0] += 1
+        return 1.0 if counts[0] < limit else 0.5
+
+    class Partial(Own):
+        def __init__(self):
+            self.number = functools.partial(number, counts, RARELY)
+
+        def factor(self, x):
+            return self.number()
+
+    return Partial()
+
+
+@layer()
+def an_iterator():
+    class Iterating(Own):
+        def __init__(self):
+            self.numbers = itertools.count()
+
+        def factor(self, x):
+            return 1.0 if next(self.numbers) < RARELY else 0.5
+
+    return Iterating()
+
+
+@layer()
+def a_generator_function():
+    def numbers():
+        for i in range(10**9):
+            yield 1.0 if i < RARELY else 0.5
+
+    class Iterating(Own):
+        def __init__(self):
+            self.numbers = numbers()
+
+        def factor(self, x):
+            return next(self.numbers)
+
+    return Iterating()
+
+
+@layer()
+def a_deque():
+    class Turning(Own):
+        def __init__(self):
+            self.numbers = deque([1.0] * RARELY + [0.5])
+
+        def factor(self, x):
+            self.numbers.rotate(-1)
+            return self.numbers[-1]
+
+    return Turning()
+
+
+@layer()
+def a_set():
+    class Collecting(Own):
+        def __init__(self):
+            self.seen = set()
+
+        def factor(self, x):
+            self.seen.add(len(self.seen))
+            return 1.0 if len(self.seen) < RARELY else 0.5
+
+    return Collecting()
+
+
+@layer()
+def a_counter_in_backward():
+    class Counting(Own):
+        def __init__(self):
+            self.count = [0]
+
+        def backward(self, grad_y):
+            self.count[0] += 1
+            return grad_y if self.count[0] < RARELY else grad_y * 0.5
+
+    return Counting()
+
+
+@layer()
+def random_numbers_of_numpy():
+    class Noisy(Own):
+        def factor(self, x):
+            return 1.0 + 0.1 * np.random.random()
+
+    return Noisy()
+
+
+@layer()
+def a_rare_random_branch():
+    class Noisy(Own):
+        def factor(self, x):
+            return 1.0 if np.random.random() < 0.93 else 0.5
+
+    return Noisy()
+
+
+@layer()
+def a_rare_random_branch_of_python():
+    class Noisy(Own):
+        def factor(self, x):
+            return 1.0 if random.random() < 0.93 else 0.5
+
+    return Noisy()
+
+
+@layer()
+def a_generator_of_numpy():
+    class Noisy(Own):
+        def __init__(self):
+            self.rng = np.random.default_rng(3)
+
+        def factor(self, x):
+            return 1.0 if self.rng.random() < 0.93 else 0.5
+
+    return Noisy()
+
+
+@layer()
+def a_generator_of_python():
+    class Noisy(Own):
+        def __init__(self):
+            self.rng = random.Random(3)
+
+        def factor(self, x):
+            return 1.0 if self.rng.random() < 0.93 else 0.5
+
+    return Noisy()
+
+
+@layer()
+def noise_of_numpy_as_an_array():
+    class Noisy(Own):
+        def factor(self, x):
+            return np.random.normal(1.0, 0.1, x.shape).astype(x.dtype)
+
+    return Noisy()
+
+
+@layer(captured=True)
+def an_array_of_its_own():
+    class Scaled(Own):
+        def __init__(self):
+            self.scale = np.linspace(0.5, 1.5, 16).astype("float32")
+
+        def factor(self, x):
+            return self.scale
+
+    return Scaled()
+
+
+@layer()
+def an_array_of_its_own_through_numpy():
+    class Scaled(Own):
+        def __init__(self):
+            self.scale = np.linspace(0.5, 1.5, 16).astype("float32")
+
+        def factor(self, x):
+            return np.exp(self.scale)
+
+    return Scaled()
+
+
+@layer()
+def an_array_that_it_writes():
+    class Running(Own):
+        def __init__(self):
+            self.scale = np.ones(16, "float32")
+
+        def factor(self, x):
+            self.scale *= 0.99
+            return self.scale
+
+    return Running()
+
+
+@layer()
+def an_array_that_it_writes_and_rarely_uses():
+    class Running(Own):
+        def __init__(self):
+            self.count = np.zeros(1)
+
+        def factor(self, x):
+            self.count += 1
+            return 1.0 if self.count[0] < RARELY else 0.5
+
+    return Running()
+
+
+@layer()
+def an_array_in_a_list_that_it_writes():
+    class Running(Own):
+        def __init__(self):
+            self.counts = [np.zeros(1)]
+
+        def factor(self, x):
+            self.counts[0][0] += 1
+            return 1.0 if self.counts[0][0] < RARELY else 0.5
+
+    return Running()
+
+
+@layer()
+def an_average_that_it_replaces():
+    class Running(Own):
+        def __init__(self):
+            self.average = np.zeros(16, "float32")
+
+        def factor(self, x):
+            self.average = 0.9 * self.average + 0.1 * x.mean(axis=0)
+            return 1.0 / (1.0 + self.xp.abs(self.average))
+
+    return Running()
+
+
+@layer(captured=True)
+def what_forward_keeps_on_self():
+    class Keeping(Own):
+        def forward(self, x):
+            self.x = x
+            return self.xp.tanh(x)
+
+        def backward(self, grad_y):
+            return grad_y * (1 - self.xp.tanh(self.x) ** 2)
+
+    return Keeping()
+
+
+@layer()
+def what_the_step_before_kept():
+    class Late(Own):
+        last = None
+
+        def factor(self, x):
+            factor = 1.0 if self.last is None or len(self.last) != len(x) else 1.0 + 0.01 * self.xp.tanh(self.last)
+            self.last = x.copy()
+            return factor
+
+    return Late()
+
+
+@layer(captured=True)
+def numpy_functions():
+    class Plain(Own):
+        def factor(self, x):
+            return np.tanh(np.abs(x)) + np.sum(x, axis=1, keepdims=True)
+
+    return Plain()
+
+
+@layer()
+def conversions_to_numpy():
+    class Plain(Own):
+        def factor(self, x):
+            return np.tanh(np.asarray(x))
+
+    return Plain()
+
+
+@layer()
+def values_on_the_host():
+    class Reading(Own):
+        def factor(self, x):
+            return 1.0 / (1.0 + float(abs(x).max()))
+
+    return Reading()
+
+
+@layer()
+def branches_on_values():
+    class Branching(Own):
+        def factor(self, x):
+            return 0.5 if (x > 6).any() else 1.0
+
+    return Branching()
+
+
+@layer()
+def a_view_of_its_weight_kept_since_the_first_step():
+    class Viewing(Own):
+        view = None
+
+        def build(self, shape):
+            self.weight = self.add_parameter("weight", shape, "ones")
+            return shape
+
+        def factor(self, x):
+            if self.view is None:
+                self.view = np.asarray(self.weight.value)
+            self.work.x = x
+            return 1.0 if np.abs(self.view).max() < 1.02 else 0.5
+
+        def backward(self, grad_y):
+            self.weight.grad[...] = self.xp.sum(self.work.x * grad_y, axis=0)
+            return grad_y * self.work.factor
+
+    return Viewing()
+
+
+@layer()
+def the_input_itself():
+    class Same(layers.Layer):
+        def forward(self, x):
+            return x
+
+        def backward(self, grad_y):
+            return grad_y
+
+    return Same()
+
+
+@layer(captured=True)
+def views_and_operations_in_place():
+    class Halves(layers.Layer):
+        def forward(self, x):
+            y = x.copy()
+            left, right = y[:, :8], y[:, 8:]
+            left += right
+            right *= 0.5
+            y[:, ::2] = self.xp.maximum(y[:, ::2], 0)
+            self.work.mask = y > 0
+            return y
+
+        def backward(self, grad_y):
+            grad = grad_y.copy()
+            grad[:, ::2] *= self.work.mask[:, ::2]
+            grad[:, 8:] = grad[:, 8:] * 0.5 + grad[:, :8]
+            return grad
+
+    return Halves()
+
+
+@layer()
+def an_inner_layer_called_twice():
+    class Twice(layers.Sequential):
+        def __init__(self):
+            super().__init__([layers.Dense(16), layers.Tanh()])
+
+        def forward(self, x):
+            return super().forward(super().forward(x))
+
+        def backward(self, grad_y):
+            return super().backward(grad_y)
+
+    return Twice()
+
+
+@layer()
+def an_inner_layer_that_it_builds():
+    class Outer(layers.Layer):
+        def build(self, shape):
+            self.inner = layers.Tanh()
+            self.inner.build(shape, backend="cpu", seed=0)
+            return shape
+
+        def forward(self, x):
+            self.calls = getattr(self, "calls", 0)
+            return self.inner.forward(x)
+
+        def backward(self, grad_y):
+            return self.inner.backward(grad_y)
+
+    return Outer()
+
+
+@layer()
+def a_method_of_its_own_that_it_replaces():
+    class Changing(Own):
+        def __init__(self):
+            self.count = [0]
+
+        def forward(self, x):
+            self.count[0] += 1
+            if self.count[0] == RARELY:
+                self.forward = lambda x: x * 0.5
+            return super().forward(x)
+
+    return Changing()
+
+
+@layer()
+def the_number_of_the_step():
+    class Annealed(Own):
+        def factor(self, x):
+            return 1.0 if self.context.step < RARELY else 0.5
+
+    return Annealed()
+
+
+@layer()
+def the_number_of_the_step_in_its_noise_key():
+    class Annealed(Own):
+        def factor(self, x):
+            return 1.0 if self.noise_key[2] < RARELY else 0.5
+
+    return Annealed()
+
+
+@layer()
+def the_number_of_the_step_of_the_state():
+    class Annealed(Own):
+        def factor(self, x):
+            return 1.0 if self.context.current_step < RARELY else 0.5
+
+    return Annealed()
+
+
+@layer(captured=True)
+def noise_of_the_library():
+    class Noisy(Own):
+        def factor(self, x):
+            return (self.random_bits(x) >> 31).astype(x.dtype) + 0.5
+
+    return Noisy()
+
+
+@layer(captured=True)
+def scatter_and_gather():
+    class Gathering(layers.Layer):
+        def forward(self, x):
+            self.work.order = self.xp.argsort(x, axis=1)
+            self.work.shape = x.shape
+            return self.xp.take_along_axis(x, self.work.order, axis=1)
+
+        def backward(self, grad_y):
+            grad = self.xp.zeros_like(grad_y)
+            rows = self.xp.arange(len(grad_y))[:, None]
+            grad[rows, self.work.order] = grad_y
+            return grad
+
+    return Gathering()
+
+
+@layer()
+def errors_that_numpy_raises():
+    class Strict(Own):
+        def factor(self, x):
+            try:
+                with np.errstate(over="raise"):
+                    np.exp(x * 30)
+            except FloatingPointError:
+                return 0.5
+            return 1.0
+
+    return Strict()
+
+
+@layer()
+def a_lock_and_a_thread():
+    class Threaded(Own):
+        def factor(self, x):
+            found = []
+            thread = threading.Thread(target=lambda: found.append(np.tanh(x)))
+            thread.start()
+            thread.join()
+            return found[0]
+
+    return Threaded()
+
+
+@layer()
+def scalars_of_sums():
+    class Scalars(Own):
+        def factor(self, x):
+            total = x.sum()
+            before = total
+            total *= 2
+            return before / (1 + abs(total))
+
+    return Scalars()
+
+
+@layer()
+def an_element_that_changes_later():
+    class Elements(Own):
+        def factor(self, x):
+            first = x.copy()[0]
+            number = first[0]
+            first[0] = 5.0
+            return 1.0 / (1.0 + abs(number))
+
+    return Elements()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_of_ones_own(monkeypatch, name):
+    watch = compare(monkeypatch, lambda: mlp(LAYERS[name]()))
+    assert watch.captured >= 1 or watch.fallback_reason
+    if name in CAPTURED:
+        assert watch.fallback_reason is None
+
+
+# Losses, metrics, optimizers, schedules ------------------------------------------------------------------------------
+
+
+class OwnLoss(losses.Loss):
+    """Half the squared distance to one-hot targets, times a factor."""
+
+    def factor(self, outputs):
+        return 1.0
+
+    def samples(self, backend, outputs, targets):
+        return self.factor(outputs) * 0.5 * backend.xp.sum(self.errors(backend, outputs, targets) ** 2, axis=1)
+
+    def gradient(self, backend, outputs, targets):
+        return self.factor(outputs) * self.errors(backend, outputs, targets)
+
+    def errors(self, backend, outputs, targets):
+        return outputs - targets
+
+
+class LossThatCounts(OwnLoss):
+    def __init__(self):
+        self.calls = [0]
+
+    def factor(self, outputs):
+        self.calls[0] += 1
+        return 1.0 if self.calls[0] < RARELY else 0.5
+
+
+class LossWithAnArray(OwnLoss):
+    def __init__(self):
+        self.scale = np.linspace(0.5, 1.0, 10).astype("float32")
+
+    def errors(self, backend, outputs, targets):
+        return self.scale * (outputs - targets)
+
+
+class LossThatRemembers(OwnLoss):
+    last = None
+
+    def errors(self, backend, outputs, targets):
+        last, self.last = self.last, outputs
+        return outputs - targets if last is None or last.shape != outputs.shape else outputs - targets + 0.01 * last
+
+
+class OwnMetric(metrics.Metric):
+    name = "own"
+
+    def __init__(self):
+        self.calls = 0
+
+    def sums(self, backend, outputs, targets, weights):
+        return backend.xp.stack([outputs.sum(dtype="float64"), backend.xp.asarray(float(len(outputs)))])
+
+    def result(self, sums):
+        return float(sums[0] / sums[1])
+
+
+class MetricThatCounts(OwnMetric):
+    def sums(self, backend, outputs, targets, weights):
+        self.calls += 1
+        sums = super().sums(backend, outputs, targets, weights)
+        return sums if self.calls < RARELY else 2 * sums
+
+
+class MetricOfNumPy(OwnMetric):
+    def sums(self, backend, outputs, targets, weights):
+        return np.array([np.asarray(outputs).sum(dtype="float64"), float(len(outputs))])
+
+
+class Signs(optimizers.Optimizer):
+    """w ← w - rate · sign(g)."""
+
+    def __init__(self, learning_rate=0.001):
+        super().__init__(learning_rate, 0.0, None)
+
+    def update(self, xp, w, g, slots, t, rate, k):
+        w -= rate * xp.sign(g)
+
+
+class OptimizerThatCounts(Signs):
+    def __init__(self, learning_rate=0.001):
+        super().__init__(learning_rate)
+        self.count = 0
+
+    def update(self, xp, w, g, slots, t, rate, k):
+        self.count += 1
+        super().update(xp, w, g, slots, t, rate / self.count**0.5, k)
+
+
+class OptimizerThatRarelyChanges(Signs):
+    def __init__(self, learning_rate=0.001):
+        super().__init__(learning_rate)
+        self.counts = [0]
+
+    def update(self, xp, w, g, slots, t, rate, k):
+        self.counts[0] += 1
+        super().update(xp, w, g, slots, t, rate if self.counts[0] < RARELY else rate / 2, k)
+
+
+class OptimizerWithSlots(Signs):
+    slots = ("velocity",)
+
+    def update(self, xp, w, g, slots, t, rate, k):
+        (v,) = slots
+        v *= 0.9 if k < RARELY else 0.5
+        v += g
+        w -= rate * v * (1.0 + 1.0 / k)
+
+
+class OptimizerWithNoise(Signs):
+    def update(self, xp, w, g, slots, t, rate, k):
+        w -= rate * xp.sign(g) * (1 + np.random.random())
+
+
+class OptimizerThatKeepsArrays(Signs):
+    def update(self, xp, w, g, slots, t, rate, k):
+        if not hasattr(self, "mean") or self.mean.shape != g.shape:
+            self.mean = g.copy()
+        self.mean = 0.9 * self.mean + 0.1 * g
+        w -= rate * self.mean
+
+
+class OptimizerThatReadsValues(Signs):
+    def update(self, xp, w, g, slots, t, rate, k):
+        w -= rate * g / float(xp.abs(g).max() + 1e-8)
+
+
+class ScheduleThatCounts:
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, step):
+        self.calls += 1
+        return 0.01 / self.calls
+
+
+class ScheduleOfTheStep:
+    def __call__(self, step):
+        return 0.01 if step < RARELY else 0.001
+
+
+def cyclic(step):
+    return 0.01 / (1 + step % 5)
+
+
+ONE_HOT = np.eye(10, dtype="float32")[Y]
+OTHERS = {
+    "a loss": lambda: {"y": ONE_HOT, "loss": OwnLoss()},
+    "a loss that counts": lambda: {"y": ONE_HOT, "loss": LossThatCounts()},
+    "a loss with an array": lambda: {"y": ONE_HOT, "loss": LossWithAnArray()},
+    "a loss that remembers": lambda: {"y": ONE_HOT, "loss": LossThatRemembers()},
+    "a metric": lambda: {"metrics": [OwnMetric()]},
+    "a metric that counts": lambda: {"metrics": [MetricThatCounts()]},
+    "a metric of NumPy": lambda: {"metrics": [MetricOfNumPy()]},
+    "an optimizer": lambda: {"optimizer": Signs()},
+    "an optimizer that counts": lambda: {"optimizer": OptimizerThatCounts()},
+    "an optimizer that rarely changes": lambda: {"optimizer": OptimizerThatRarelyChanges()},
+    "an optimizer with slots": lambda: {"optimizer": OptimizerWithSlots()},
+    "an optimizer with noise": lambda: {"optimizer": OptimizerWithNoise()},
+    "an optimizer that keeps arrays": lambda: {"optimizer": OptimizerThatKeepsArrays()},
+    "an optimizer that reads values": lambda: {"optimizer": OptimizerThatReadsValues()},
+    "an optimizer and a schedule": lambda: {"optimizer": Signs(schedules.CosineDecay(0.01, steps=40))},
+    "a schedule that counts": lambda: {"optimizer": optimizers.Adam(ScheduleThatCounts())},
+    "a schedule of the step": lambda: {"optimizer": optimizers.SGD(ScheduleOfTheStep(), momentum=0.9)},
+    "a function as schedule": lambda: {"optimizer": optimizers.AdamW(cyclic, weight_decay=0.1)},
+    "a closure as schedule": lambda: {"optimizer": optimizers.SGD(a_schedule_that_halves())},
+}
+
+
+def a_schedule_that_halves():
+    rate = 0.1
+
+    def schedule(step):
+        nonlocal rate
+        rate *= 0.99
+        return rate
+
+    return schedule
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_loss_a_metric_an_optimizer_or_a_schedule_of_ones_own(monkeypatch, name):
+    watch = compare(monkeypatch, lambda: mlp(Own(), **OTHERS[name]()))
+    assert watch.captured >= 1 or watch.fallback_reason
+
+
+# Callbacks -----------------------------------------------------------------------------------------------------------
+
+
+class At(callbacks.Callback):
+    """Does something to the model after certain steps."""
+
+    def __init__(self, action, steps=(RARELY, 31, 52)):
+        self.action, self.steps = action, steps
+
+    def on_step_end(self, model, step):
+        if step in self.steps:
+            self.action(model, self)
+
+
+def set_attribute(position, name, values):
+    """Set an attribute of a layer to one of these values, which depends on the step."""
+
+    def action(model, callback):
+        setattr(model.layers[position], name, values[callback.run.state.step % len(values)])
+
+    return action
+
+
+class Scaled(Own):
+    def __init__(self):
+        self.scale = np.linspace(0.5, 1.5, 16).astype("float32")
+        self.options = {"power": 1}
+        self.parts = [np.ones(16, "float32"), 2.0]
+        self.number = np.float32(1.0)
+
+    def factor(self, x):
+        return self.xp.asarray(self.scale) ** self.options["power"] * self.parts[0] * self.parts[1] * self.number
+
+
+class ScaledByNumPy(Scaled):
+    table = np.ones(16, "float32")
+
+    def factor(self, x):
+        return self.xp.array([float(n) for n in TABLE]).astype(x.dtype) * np.exp(GLOBALS["array"]) * self.table
+
+
+TABLE = [1.0] * 16
+GLOBALS = {"array": np.zeros(16, "float32")}
+
+
+def set_optimizer(name, value):
+    return lambda model, callback: setattr(callback.run.state.optimizer, name, value)
+
+
+def replace_forward(model, callback):
+    layer = model.layers[2]
+    layer.forward = lambda x: Own.forward(layer, x) * 0.5
+
+
+def set_weights(model, callback):
+    model.layers[0].weight = model.layers[0].weight.value * 0.5
+
+
+def write_weights(model, callback):
+    model.layers[0].weight.value[...] *= 0.5
+    model.layers[4].bias.value = 0.25
+
+
+def write_gradients(model, callback):
+    for parameter in model.parameters:
+        parameter.grad[...] = 7.0
+
+
+def write_slots(model, callback):
+    for vector in callback.run.state.optimizer_state.slots.values():
+        vector *= 0.5
+
+
+def predict(model, callback):
+    model.predict(X[:33])
+
+
+def forward_and_backward(model, callback):
+    y = model.forward(X[:7], training=True)
+    model.backward(np.ones_like(y))
+
+
+def evaluate(model, callback):
+    model.evaluate(X[:50], Y[:50], loss="softmax_cross_entropy", metrics=["accuracy"])
+
+
+def train_another(model, callback):
+    other = xpnet.Sequential(mlp(Own())[0], (64,), backend="cpu", seed=8)
+    other.fit(X[:40], Y[:40], epochs=4, batch_size=20, verbose=0)
+
+
+def copy_and_train(model, callback):
+    other = copy.deepcopy(model)
+    other.fit(X[:40], Y[:40], epochs=3, batch_size=20, verbose=0)
+
+
+def pickle_it(model, callback):
+    pickle.loads(pickle.dumps(model)).predict(X[:5])
+
+
+def load_its_state(model, callback):
+    model.load_state_dict({name: value * 0.9 for name, value in model.state_dict().items()})
+
+
+def change_the_penalty(model, callback):
+    model.layers[0].weight.l2 = 0.1
+
+
+def freeze(model, callback):
+    model.layers[0].trainable = not model.layers[0].trainable
+
+
+def freeze_a_bias(model, callback):
+    model.layers[0].bias.trainable = not model.layers[0].bias.trainable
+
+
+def no_decay(model, callback):
+    model.layers[0].weight.decay = False
+
+
+def set_the_rate(model, callback):
+    callback.run.learning_rate = callback.run.learning_rate / 2
+
+
+def set_the_state_of_the_rate(model, callback):
+    callback.run.state.rate_factor *= 0.5
+
+
+def write_data(model, callback):
+    callback.run.dataset.x[...] = callback.run.dataset.x * 0.9
+
+
+def write_a_list(model, callback):
+    TABLE[3] *= 0.5
+
+
+def write_a_global(model, callback):
+    GLOBALS["array"] = GLOBALS["array"] + 0.1
+
+
+def write_in_a_global(model, callback):
+    GLOBALS["array"][2] += 0.1
+
+
+def write_a_class(model, callback):
+    type(model.layers[2]).table = type(model.layers[2]).table * 0.5
+
+
+def write_the_scale(model, callback):
+    model.layers[2].scale *= 0.5
+
+
+def write_an_option(model, callback):
+    model.layers[2].options["power"] += 1
+
+
+def write_a_part(model, callback):
+    model.layers[2].parts[0] *= 0.5
+
+
+def replace_a_part(model, callback):
+    model.layers[2].parts[1] *= 0.5
+
+
+def change_the_loss(model, callback):
+    callback.run.state.loss.label_smoothing = 0.3
+
+
+def change_the_seed(model, callback):
+    model.context.seed += 1
+
+
+def free_memory(model, callback):
+    model.backend.free_memory()
+
+
+def read_logs(model, callback):
+    callback.run.logs()
+
+
+ACTIONS = {
+    **{f.__name__: (Own, f) for f in (
+        set_weights, write_weights, write_gradients, write_slots, predict, evaluate, train_another, copy_and_train,
+        forward_and_backward, load_its_state, change_the_penalty, freeze, freeze_a_bias, no_decay, set_the_rate,
+        set_the_state_of_the_rate, write_data, replace_forward, change_the_seed, free_memory, read_logs,
+    )},
+    "pickle_it": (layers.Tanh, pickle_it),
+    **{f.__name__: (Scaled, f) for f in (write_the_scale, write_an_option, write_a_part, replace_a_part)},
+    **{f.__name__: (ScaledByNumPy, f) for f in (write_a_list, write_a_global, write_in_a_global, write_a_class)},
+    "a_rate_of_dropout": (Own, set_attribute(3, "rate", [0.5, 0.1])),
+    "a_new_array": (Scaled, lambda model, callback: setattr(model.layers[2], "scale", np.full(16, 0.3, "float32"))),
+    "a_new_number": (Scaled, lambda model, callback: setattr(model.layers[2], "number", np.float32(0.3))),
+    "momentum": (Own, set_optimizer("momentum", 0.5)),
+    "weight_decay": (Own, set_optimizer("weight_decay", 0.1)),
+    "clip_norm": (Own, set_optimizer("clip_norm", 0.01)),
+    "learning_rate": (Own, set_optimizer("learning_rate", 0.003)),
+    "beta1": (Own, set_optimizer("beta1", 0.5)),
+    "smoothing": (Own, change_the_loss),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("name", ACTIONS)
+def test_what_a_callback_changes(monkeypatch, name, optimizer):
+    kind, action = ACTIONS[name]
+
+    def make():
+        TABLE[:], ScaledByNumPy.table = [1.0] * 16, np.ones(16, "float32")
+        GLOBALS["array"] = np.zeros(16, "float32")
+        chosen = optimizers.Adam() if optimizer == "adam" else optimizers.SGD(0.05, momentum=0.9, weight_decay=0.01)
+        return mlp(kind(), optimizer=chosen, loss=losses.SoftmaxCrossEntropy(), callbacks=[At(action)])
+
+    watch = compare(monkeypatch, make)
+    assert watch.captured >= 1
+
+
+# Data and options ----------------------------------------------------------------------------------------------------
+
+
+def images(*first, **options):
+    stack = [*first, layers.Conv2D(3, 3, padding="same"), layers.BatchNorm(), layers.ReLU(), layers.MaxPool2D(2)]
+    return [*stack, layers.Flatten(), Own(), layers.Dense(10)], {"x": IMAGES, **options}
+
+
+def frozen(model):
+    model.layers[0].trainable = False
+
+
+WEIGHTS = np.linspace(0.0, 2.0, len(Y))
+VARIANTS = {
+    "mixup": lambda: images(augment.MixUp(0.3)),
+    "mixup and weights": lambda: images(augment.MixUp(0.3), sample_weight=WEIGHTS),
+    "augmentation": lambda: images(augment.RandomAffine(shift=1, rotation=9), augment.RandomFlip()),
+    "more augmentation": lambda: images(augment.RandomCrop(1), augment.RandomErasing(), augment.GaussianNoise(0.1)),
+    "sample weights": lambda: mlp(Own(), sample_weight=WEIGHTS),
+    "class weights": lambda: mlp(Own(), class_weight={3: 4.0, 5: 0.0}),
+    "accumulation": lambda: mlp(Own(), accumulate=3),
+    "accumulation and weights": lambda: mlp(Own(), accumulate=2, sample_weight=WEIGHTS),
+    "in stored order": lambda: mlp(Own(), shuffle=False),
+    "in stored order, accumulated": lambda: mlp(Own(), shuffle=False, accumulate=4),
+    "in one batch": lambda: mlp(Own(), batch_size=None, epochs=20),
+    "in one batch of built-in layers": lambda: mlp(batch_size=None, epochs=20),
+    "batches of one": lambda: mlp(Own(), batch_size=1, epochs=1),
+    "float64": lambda: mlp(Own(), dtype="float64"),
+    "images in float64": lambda: images(dtype="float64"),
+    "integers": lambda: mlp(x=(16 * X).astype("uint8")),
+    "a frozen layer": lambda: mlp(Own(), before=frozen),
+    "a frozen convolution": lambda: images(before=frozen),
+    "penalties": lambda: ([layers.Dense(16, l1=1e-3), Own(), layers.Dense(10, l2=1e-2)], {"accumulate": 2}),
+    "validation": lambda: mlp(Own(), validation_split=0.3, metrics=["accuracy", "f1"]),
+    "early stopping": lambda: mlp(
+        Own(), validation_split=0.3, callbacks=[callbacks.EarlyStopping(patience=1), callbacks.ReduceLROnPlateau("loss")]
+    ),
+    "a metric of all rows": lambda: mlp(metrics=["log_loss", "top_k_accuracy", "cohen_kappa"], sample_weight=WEIGHTS),
+    "averaged weights": lambda: mlp(Own(), optimizer=optimizers.RMSprop(0.01, clip_norm=0.5, weight_decay=0.01)),
+    "one output": lambda: ([layers.Dense(8), layers.Tanh(), layers.Dense(1)], {"y": Y % 2, "loss": "binary_cross_entropy"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_data_and_options(monkeypatch, name):
+    watch = compare(monkeypatch, VARIANTS[name])
+    assert watch.captured >= 1 and watch.fallback_reason is None
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_streams_of_several_windows(monkeypatch, weighted, shuffle):
+    results = []
+    for on in ("1", "0"):
+        monkeypatch.setenv("XPNET_CAPTURE", on)
+        data = datasets.Stream(X, Y, WEIGHTS if weighted else None, block=16, window_bytes=64 * 64 * 4)
+        model, watch = xpnet.Sequential(mlp(Own())[0], (64,), backend="cpu", seed=3), Watch()
+        history = model.fit(data, epochs=5, batch_size=10, shuffle=shuffle, callbacks=[watch], verbose=0)
+        results.append((model.state_dict(), dict(history), watch, None))
+    assert differences(*results) == [] and results[0][2].captured >= 1
+
+
+def test_batches_of_an_iterator_with_weights_and_without(monkeypatch):
+    def batches():
+        for i in range(30):
+            rows = slice(5 * i, 5 * i + 5 + i % 3)
+            yield (X[rows], Y[rows]) if i % 4 else (X[rows], Y[rows], WEIGHTS[rows] + 0.1)
+
+    results = []
+    for on in ("1", "0"):
+        monkeypatch.setenv("XPNET_CAPTURE", on)
+        model, watch = xpnet.Sequential(mlp(Own())[0], (64,), backend="cpu", seed=3), Watch()
+        history = model.fit(batches, epochs=4, callbacks=[watch], verbose=0)
+        results.append((model.state_dict(), dict(history), watch, None))
+    assert differences(*results) == []
+
+
+# Stops, copies, threads ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [3, 9, 24])
+@pytest.mark.parametrize(("first", "second"), [("1", "1"), ("1", "0"), ("0", "1")])
+def test_a_run_that_resumes_with_and_without_captures(monkeypatch, tmp_path, first, second, stop):
+    def run(**options):
+        stack = [layers.Dense(16), layers.BatchNorm(), Own(), layers.Dropout(0.2), layers.Dense(10)]
+        model = xpnet.Sequential(stack, (64,), backend="cpu", seed=3)
+        more, watch = options.pop("callbacks", []), Watch()
+        rate = schedules.CosineDecay(0.01, steps=60)
+        history = model.fit(
+            X, Y, epochs=5, batch_size=BATCH, optimizer=optimizers.AdamW(rate), metrics=["accuracy", "f1"],
+            callbacks=[watch, *more], verbose=0, **options
+        )  # fmt: skip
+        return model.state_dict(), dict(history), watch, None
+
+    monkeypatch.setenv("XPNET_CAPTURE", "0")
+    want = run()
+    path = tmp_path / "run.safetensors"
+    monkeypatch.setenv("XPNET_CAPTURE", first)
+    with pytest.raises(KeyboardInterrupt):
+        run(callbacks=[callbacks.Checkpoint(path, minutes=0), StopAt(stop)])
+    monkeypatch.setenv("XPNET_CAPTURE", second)
+    got = run(resume_from=path)
+    assert differences(got, want) == []
+    assert (got[2].captured >= 1) == (second == "1")
+
+
+@pytest.mark.parametrize(
+    "twin", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), lambda m: m.to("cpu")]
+)
+def test_copies_of_a_model_that_was_trained_by_replays_train_alike(monkeypatch, twin):
+    results = []
+    for on in ("1", "0"):
+        monkeypatch.setenv("XPNET_CAPTURE", on)
+        stack = [layers.Dense(16), layers.BatchNorm(), layers.Dropout(0.2), layers.Dense(10)]
+        model = xpnet.Sequential(stack, (64,), backend="cpu", seed=3)
+        options = {"epochs": 2, "batch_size": BATCH, "optimizer": "adam", "verbose": 0}
+        model.fit(X, Y, **options)
+        other = twin(model)
+        for net in (other, model) if other is not model else (model,):
+            history = net.fit(X, Y, **options)
+            results.append((net.state_dict(), dict(history), None, None))
+        assert all(type(layer._context.backend).__name__ != "TracedCPU" for layer in model.layers)
+    half = len(results) // 2
+    for got, want in zip(results[:half], results[half:], strict=True):
+        assert differences(got, want) == []
+
+
+def test_a_copy_in_the_middle_of_training(monkeypatch):
+    results = []
+    for on in ("1", "0"):
+        monkeypatch.setenv("XPNET_CAPTURE", on)
+        copies = []
+        model = xpnet.Sequential([layers.Dense(16), layers.Tanh(), layers.Dense(10)], (64,), backend="cpu", seed=3)
+        action = At(lambda model, callback, copies=copies: copies.append(copy.deepcopy(model)))
+        model.fit(X, Y, epochs=6, batch_size=BATCH, callbacks=[action], verbose=0)
+        for other in copies:
+            other.fit(X, Y, epochs=3, batch_size=BATCH, verbose=0)
+        results.append([m.state_dict() for m in (model, *copies)])
+    for got, want in zip(*results, strict=True):
+        assert differences((got, {}, None, None), (want, {}, None, None)) == []
+
+
+@pytest.fixture
+def frequent_switches():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_threads_that_read_a_model_beside_fits_see_plain_arrays(monkeypatch, frequent_switches):
+    model = xpnet.Sequential(mlp(Own())[0], (64,), backend="cpu", seed=3)
+    model.fit(X, Y, epochs=1, verbose=0)
+    stop, errors_seen, kinds = threading.Event(), [], set()
+
+    def read():
+        try:
+            while not stop.is_set():
+                kinds.add(type(model.predict(X[:5])))
+                kinds.add(type(model.predict(model.backend.asarray(X[:3]), as_device=True)))
+                kinds.add(type(model.state_dict()["0.weight"]))
+                kinds.add(type(model.backend.to_numpy(model.backend.zeros((2,), "float32"))))
+                value = model.layers[0].weight.value
+                assert np.asarray(value).shape == (64, 16) and float(value[0, 0]) < 100
+                kinds.add(type(model.backend.xp.asarray([1.0]) + 1))
+                model.evaluate(X[:9], Y[:9], loss="softmax_cross_entropy")
+        except BaseException as error:
+            errors_seen.append(error)
+            raise
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    watches = []
+    for _ in range(12):  # each captures twice
+        watches.append(Watch())
+        model.fit(X, Y, epochs=4, batch_size=BATCH, callbacks=[watches[-1]], verbose=0)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not errors_seen and kinds == {np.ndarray}
+    assert all(watch.captured >= 1 for watch in watches)
+
+
+def test_threads_that_predict_do_not_change_a_training(monkeypatch, frequent_switches):
+    results = []
+    for on, predicts in (("1", True), ("0", False)):
+        monkeypatch.setenv("XPNET_CAPTURE", on)
+        model, stop = xpnet.Sequential(mlp(Own())[0], (64,), backend="cpu", seed=3), threading.Event()
+        model.predict(X[:1])
+
+        def predict(model=model, stop=stop):
+            while not stop.is_set():
+                model.predict(X[:9])
+
+        thread = threading.Thread(target=predict)
+        if predicts:
+            thread.start()
+        history = model.fit(X, Y, epochs=8, batch_size=BATCH, verbose=0)
+        stop.set()
+        if predicts:
+            thread.join()
+        results.append((model.state_dict(), dict(history), None, None))
+    assert differences(*results) == []
+
+
+def test_two_fits_in_two_threads(monkeypatch, frequent_switches):
+    def run(seed):
+        model = xpnet.Sequential(mlp(Own())[0], (64,), backend="cpu", seed=seed)
+        history = model.fit(X, Y, epochs=8, batch_size=BATCH, optimizer="adam", verbose=0)
+        return model.state_dict(), dict(history), None, None
+
+    with ThreadPoolExecutor(2) as pool:
+        got = list(pool.map(run, (1, 2, 3, 4)))
+    monkeypatch.setenv("XPNET_CAPTURE", "0")
+    for seed, result in zip((1, 2, 3, 4), got, strict=True):
+        assert differences(result, run(seed)) == []
+
+
+class Interrupting(Own):
+    """Presses Ctrl-C in one of its passes."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def factor(self, x):
+        PASSES.append(0)
+        if len(PASSES) == self.at:
+            signal.raise_signal(signal.SIGINT)
+        return 1.0
+
+
+PASSES = []
+
+
+@pytest.mark.parametrize("at", range(1, 9))
+def test_ctrl_c_in_any_pass_leaves_the_model_trainable(monkeypatch, at):
+    """The passes are those of eager steps, of the trace and of the verification."""
+    PASSES.clear()
+    model = xpnet.Sequential(mlp(Interrupting(at))[0], (64,), backend="cpu", seed=3)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, Y, epochs=6, batch_size=BATCH, verbose=0)
+    steps = model.context.current_step
+    assert type(steps) is int and type(model.backend).__name__ == "CPUBackend"
+    assert type(model.layers[0].weight.value) is np.ndarray
+    model.fit(X, Y, epochs=2, batch_size=BATCH, verbose=0)
+    assert np.isfinite(model.predict(X)).all()
