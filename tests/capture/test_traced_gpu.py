@@ -4,17 +4,17 @@ import contextlib
 
 import numpy as np
 import pytest
-from captured_trainings import IMAGES, X, Y, cnn, mlp
+from captured_trainings import IMAGES, X, cnn, mlp
+from traced_gpu_steps import captured_steps, listed
 
 import xpnet
-from xpnet import callbacks, layers
+from xpnet import layers
 from xpnet.backends.cuda.cublas import HalfMatrix
 from xpnet.backends.reference.windows import Windows
 from xpnet.capture.gpu import CallList, TracedGPU, whole_operators
 from xpnet.capture.passes import Memory
 from xpnet.capture.trace import Trace, arrays_in, is_array
 from xpnet.errors import CaptureError
-from xpnet.training.graph_step import GraphStep
 
 WINDOWS = Windows((4, 4), (2, 2), (2, 2), (2, 2))
 KEY = (1, 2, 3)
@@ -130,14 +130,6 @@ def test_an_operator_is_one_call_that_declares_what_it_reads_and_writes(gpu, nam
 # Lists of calls ------------------------------------------------------------------------------------------------------
 
 
-def listed(gpu, work, *arrays):
-    """The list of the calls of work(backend, *arrays)."""
-    trace = Trace(gpu.xp)
-    work(TracedGPU(gpu, trace), *[trace.wrap(a, writable=True) for a in arrays])
-    trace.stop()
-    return CallList(trace, gpu)
-
-
 def uses_new_arrays(backend, x, out):
     xp = backend.xp
     mean, variance = backend.moments(x)
@@ -250,21 +242,6 @@ def test_an_array_of_a_layer_is_not_written(gpu):
 # Steps ---------------------------------------------------------------------------------------------------------------
 
 
-class Steps(callbacks.Callback):
-    """Keeps the captured steps."""
-
-    def on_step_end(self, model, step):
-        kinds = self.run.executor._kinds.values()
-        self.captured = [kind for kind in kinds if isinstance(kind, GraphStep)]
-
-
-def captured_steps(model, x=X, y=Y, **options):
-    steps = Steps()
-    model.fit(x, y, callbacks=[steps], epochs=3, batch_size=20, verbose=0, **options)
-    assert steps.captured and all(step.verified for step in steps.captured)
-    return steps.captured
-
-
 @pytest.mark.parametrize(("build", "x"), [(mlp, X), (cnn, IMAGES)], ids=["mlp", "cnn"])
 def test_the_operators_of_a_step_are_listed(gpu, build, x):
     for step in captured_steps(build(gpu), x):
@@ -295,7 +272,7 @@ def test_a_step_that_cannot_be_listed_is_captured_as_it_runs(gpu):
 def test_the_memory_plan_of_a_step_is_smaller_than_its_arrays(gpu):
     (step, *_) = captured_steps(cnn(gpu), IMAGES)
     arrays = {id(a.data.mem): a.nbytes for call in step.calls.calls for a in call.writes}
-    assert 0 < step.calls.arena.nbytes and len(arrays) > 1
+    assert step.calls.arena.nbytes > 0 and len(arrays) > 1
 
 
 def test_views_have_the_owner_of_their_memory(gpu):

@@ -82,9 +82,7 @@ def with_add_to_rows_relu(calls: list[Call], memory: Memory, backend: Any) -> li
         out = _shaped(out, a)
         if out is None or not _same_elements(x, a) or not _movable(calls, add, [relu], memory):
             continue
-        later = calls[_position(calls, relu) + 1 :]
-        needed = not memory.temporary(a) or any(memory.overlap(b, a) for call in later for b in call.reads)
-        if needed and not same_view(out, a):
+        if _needed_after(calls, relu, a, memory) and not same_view(out, a):
             continue
         call = Call(backend.add_to_rows_relu, (a, row, out), reads=(a, row), writes=(a, out))
         calls = _joined(calls, add, [relu], call)
@@ -191,6 +189,16 @@ def _next(calls: Sequence[Call], call: Call, wanted: Any) -> Call | None:
 def _next_use(calls: Sequence[Call], call: Call, array: Array, memory: Memory) -> Call | None:
     """The first later call that reads or writes elements of this array."""
     return _next(calls, call, lambda later: memory.touches(later, array))
+
+
+def _needed_after(calls: Sequence[Call], call: Call, array: Array, memory: Memory) -> bool:
+    """Whether anything reads elements of this array after a call, before they are all overwritten."""
+    for later in calls[_position(calls, call) + 1 :]:
+        if later.opaque or any(memory.overlap(a, array) for a in later.reads):
+            return True
+        if any(_same_elements(a, array) for a in later.writes):
+            return False
+    return not memory.temporary(array)
 
 
 def _position(calls: Sequence[Call], call: Call) -> int:
