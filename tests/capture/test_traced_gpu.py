@@ -4,11 +4,11 @@ import contextlib
 
 import numpy as np
 import pytest
-from captured_trainings import IMAGES, X, cnn, mlp
+from captured_trainings import IMAGES, X, cnn, fit, mlp
 from traced_gpu_steps import captured_steps, listed
 
 import xpnet
-from xpnet import layers
+from xpnet import layers, optimizers
 from xpnet.backends.cuda.cublas import HalfMatrix
 from xpnet.backends.reference.windows import Windows
 from xpnet.capture.gpu import CallList, TracedGPU, whole_operators
@@ -267,6 +267,24 @@ def test_a_step_that_cannot_be_listed_is_captured_as_it_runs(gpu):
     model = xpnet.Sequential([layers.Dense(8), KeepsAnArray(), layers.Dense(10)], (64,), backend=gpu, seed=0)
     for step in captured_steps(model):
         assert step.calls is None
+
+
+class Signs(optimizers.SGD):
+    """An optimizer that only its formula computes, which no graph can contain."""
+
+    def update(self, xp, w, g, slots, t, rate, k):
+        w -= rate * k * xp.sign(g)
+
+
+def test_a_list_that_cannot_be_captured_does_not_change_the_training(gpu, monkeypatch):
+    weights = []
+    for capture in ("1", "0"):
+        monkeypatch.setenv("XPNET_CAPTURE", capture)
+        model = mlp(gpu)
+        _, watch = fit(model, optimizer=Signs(1e-4))
+        assert watch.captured == 0
+        weights.append(model.state_dict()["0.weight"])
+    np.testing.assert_array_equal(*weights)
 
 
 def test_the_memory_plan_of_a_step_is_smaller_than_its_arrays(gpu):

@@ -85,8 +85,10 @@ class _Update:
     def __call__(self) -> None:
         counter = self._step.state.optimizer_state
         before = counter.step
-        self._step.update()
-        counter.step = before  # the replay counts the step
+        try:
+            self._step.update()
+        finally:
+            counter.step = before  # the replay counts the step
 
 
 class _Inputs:
