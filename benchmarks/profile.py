@@ -1,11 +1,13 @@
-"""Times of all kernels of one training step on a GPU in float32.
+"""Times of all kernels of one training step on a GPU in float32, or of all calls of a step on the CPU.
 
     python -m benchmarks.profile --nets mlp cnn --batch 128
+    python -m benchmarks.profile --device cpu --nets mlp
 
 Each kernel is captured many times in one CUDA graph, so that the time of its launches is not measured. The floor of a
 kernel is a lower bound of its time: the time for the bytes of its arrays at the speed of a large copy, or for its
 multiplications at the speed of a large matrix product. The few small kernels of CuPy are not measured one by one; they
-and the gaps between kernels are the difference between the whole step and the sum.
+and the gaps between kernels are the difference between the whole step and the sum. On the CPU, the calls and their
+times are those of `xpnet.explain_step`.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import xpnet
 from benchmarks import messages
 from benchmarks.graphs import Graph
 from benchmarks.nets import NETS
@@ -31,15 +34,25 @@ Call = tuple[str, Callable[[], None], int, int]  # name, function that repeats i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", choices=NETS, default=["mlp", "cnn"])
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="gpu")
     parser.add_argument("--batch", type=int, default=128, help="(default: %(default)s)")
     parser.add_argument("--large", type=int, default=LARGE, help="elements of the large copy (default: %(default)s)")
     parser.add_argument("--wide", type=int, default=WIDE, help="rows of the large matrices (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="(default: %(default)s)")
     options = parser.parse_args()
     for net in options.nets:
+        if options.device == "cpu":
+            print(f"{net} at batch {options.batch}\n\n{profile_on_cpu(net, options.batch)}\n")
+            continue
         for what, seconds, floor in profile_of(net, options.batch, "gpu", options.large, options.wide, options.repeats):
             kernel = what.removeprefix(f"{net}: ")
             messages.send("kernel", net=net, batch=options.batch, what=kernel, seconds=seconds, floor=floor)
+
+
+def profile_on_cpu(net: str, batch: int) -> str:
+    """The calls of a step on the CPU, with the median time of each."""
+    own = Own(NETS[net], batch, "cpu", "")
+    return xpnet.explain_step(own.model, batch, metrics=[], times=True)
 
 
 def profile_of(

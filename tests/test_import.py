@@ -42,6 +42,23 @@ def test_import_and_training_on_the_cpu_import_no_heavy_packages(code):
     assert python(f"{code}; import sys; print([n for n in {HEAVY} if n in sys.modules])") == "[]"
 
 
+#: Modules that are slow to import and that few programs need: those of processes, networks, archives and e-mail (which
+#: importlib.metadata reads), and parts of xpnet.
+SLOW = ["argparse", "asyncio", "difflib", "email", "gzip", "html", "http", "importlib.metadata", "multiprocessing",
+        "socket", "sqlite3", "ssl", "subprocess", "tempfile", "unittest", "urllib.request", "xml", "zipfile",
+        "xpnet.backends.cpu.loops", "xpnet.backends.cuda.backend", "xpnet.backends.cuda.probe", "xpnet.datasets",
+        "xpnet.estimators", "xpnet.onnx", "xpnet.plots"]  # fmt: skip
+
+
+def test_import_loads_no_slow_module_and_of_other_packages_only_numpy():
+    code = "import sys, numpy, numpy.random; before = {*sys.modules}; import xpnet; print(*{*sys.modules} - before)"
+    loaded = python(code).split()
+    assert "xpnet.model" in loaded
+    assert [name for name in SLOW if name in loaded] == []
+    known = {"numpy", "xpnet", *sys.stdlib_module_names}
+    assert [name for name in loaded if name.partition(".")[0] not in known] == []
+
+
 @pytest.mark.slow
 def test_the_import_adds_less_than_0_3_s_to_that_of_numpy():
     code = "import time, numpy; began = time.perf_counter(); import xpnet; print(time.perf_counter() - began)"

@@ -1,6 +1,7 @@
 """`python -m xpnet info`: versions, devices, and how to install what is missing."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import subprocess
@@ -95,6 +96,8 @@ def test_a_usable_gpu_is_described(monkeypatch):
 
 
 def test_two_wheels_of_cupy_are_both_listed(monkeypatch):
+    find_spec, spec = importlib.util.find_spec, importlib.util.find_spec("json")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name == "cupy" else find_spec(name))
     names = ["cupy-cuda13x", "numpy", None, "cupy-cuda12x"]
     found = [SimpleNamespace(metadata={"Name": name}, version="14.1.0") for name in names]
     monkeypatch.setattr(importlib.metadata, "distributions", lambda: found)

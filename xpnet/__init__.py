@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from xpnet import (
     augment,
     callbacks,
-    datasets,
     distributed,
     errors,
     initializers,
@@ -22,10 +21,12 @@ from xpnet import parameters as _parameters
 from xpnet._version import __version__
 from xpnet.backends import Backend, available_backends, get_backend
 from xpnet.callbacks import History
-from xpnet.model import Sequential, check_gradients, load
+from xpnet.model import Sequential, check_gradients, explain_step, load
 
-# Not in __all__: these need optional dependencies, and are imported when they are first used.
+# Imported when they are first used: the datasets, because most programs have their own data; and, not in __all__, what
+# needs optional dependencies.
 if TYPE_CHECKING:
+    from xpnet import datasets as datasets
     from xpnet import estimators as estimators
     from xpnet import onnx as onnx
     from xpnet import plots as plots
@@ -33,15 +34,15 @@ if TYPE_CHECKING:
     from xpnet.onnx import import_onnx as import_onnx
 
 __all__ = ["Backend", "History", "Sequential", "__version__", "augment", "available_backends",
-           "callbacks", "check_gradients", "datasets", "distributed", "errors", "get_backend",
-           "initializers", "layers", "load", "losses", "metrics", "optimizers", "schedules"]  # fmt: skip
+           "callbacks", "check_gradients", "datasets", "distributed", "errors", "explain_step",
+           "get_backend", "initializers", "layers", "load", "losses", "metrics", "optimizers", "schedules"]  # fmt: skip
 
-_LAZY_MODULES = ("estimators", "onnx", "plots")
+_LAZY_MODULES = ("datasets", "estimators", "onnx", "plots")
 _LAZY_FUNCTIONS = ("export_onnx", "import_onnx")
-_PUBLIC = (*__all__, *_LAZY_MODULES, *_LAZY_FUNCTIONS, "config", "model", "parameters")
+_PUBLIC = (*__all__, "estimators", "onnx", "plots", *_LAZY_FUNCTIONS, "config", "model", "parameters")
 
 if not TYPE_CHECKING:  # a type checker that sees __getattr__ accepts every name, misspelled ones too
-    for _module in (augment, callbacks, datasets, distributed, initializers, layers, losses, metrics, optimizers,
+    for _module in (augment, callbacks, distributed, initializers, layers, losses, metrics, optimizers,
                     schedules, _backends, _config, _model, _parameters):  # fmt: skip
         _module.__getattr__, _module.__dir__ = errors.module_attributes(_module.__name__, _module.__all__)
 

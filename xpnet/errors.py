@@ -3,7 +3,6 @@
 A message names the layer or argument, and says what was expected, what was given, and what to do about it.
 """
 
-import difflib
 import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -228,6 +227,8 @@ def suggestion(name: str, known: Iterable[str], advice: str = "") -> str:
     if not found and advice:
         return f"{advice} "
     if not found:
+        import difflib  # here, because only errors need it
+
         spelled: dict[str, list[str]] = {}
         for one in ours:
             spelled.setdefault(_normalized(one), []).append(one)

@@ -6,11 +6,12 @@ import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
 from xpnet import layers as layers_
+from xpnet import losses
 from xpnet import optimizers as optimizers_
 from xpnet.backends import Array, Backend, DType, get_backend
 from xpnet.callbacks import Callback, History
@@ -52,7 +53,10 @@ from xpnet.training.run import Run
 from xpnet.training.state import TrainingState, Untrained
 from xpnet.training.state_dicts import LoadedState, load_state
 
-__all__ = ["LoadedState", "Sequential", "check_gradients", "load"]
+if TYPE_CHECKING:
+    from xpnet.training.explanation import StepExplanation
+
+__all__ = ["LoadedState", "Sequential", "check_gradients", "explain_step", "load"]
 
 
 #: The model whose pass is running through the `forward` or `backward` that its subclass defines.
@@ -498,10 +502,12 @@ class Sequential(layers_.Sequential):
             self.context.forward_thread = 0
         return self
 
-    def summary(self) -> Summary:
+    def summary(self, batch_size: int | None = None) -> Summary:
         """Return a table with the output shape and the number of parameters of each layer.
 
-        It is a string to print, which a notebook shows as a table.
+        It is a string to print, which a notebook shows as a table. With a batch size it also says how much memory a
+        training step needs on the CPU, with the loss and the optimizer of the latest `fit`; before any, with SGD and a
+        loss that fits the outputs.
         """
         rows = []
         for layer in self.layers:
@@ -510,6 +516,14 @@ class Sequential(layers_.Sequential):
         total = sum(p.size for p in self.parameters)
         frozen = sum(p.size for p in self.parameters if not p.trainable)
         footer = f"{total:,} parameters" + (f", {frozen:,} of them frozen" if frozen else "")
+        if batch_size is not None:
+            batch_size = integer(self, "batch_size", batch_size)
+            self._refuse_unless_complete("its memory is not known")
+            from xpnet.training.explanation import memory_of_a_step  # only if needed
+
+            state = self._state
+            optimizer = "sgd" if isinstance(state, Untrained) else state.optimizer
+            footer += f"\n{memory_of_a_step(self, batch_size, state.last_loss, optimizer)}"
         where = f"input {shape_text(self.input_shape)}, {self.backend.name}" if self.is_built else "not built"
         return summary(f"{type(self).__name__}: {where}", ("layer", "output shape", "parameters"), rows, footer)
 
@@ -562,6 +576,11 @@ class Sequential(layers_.Sequential):
             stream = isinstance(x, Stream)
             self._build_on(x.sample_shape if stream else as_numbers(self._wanted_backend, x, "x").shape[1:])
             self._builder = threading.get_ident() if on_trial else 0
+
+    def _refuse_unless_complete(self, why: str) -> None:
+        self._refuse_inside()
+        if not self._is_complete():
+            raise StateError(f"the model is not built yet, so {why}: give it input_shape, or call fit.")
 
     def _is_complete(self) -> bool:
         context = self._context
@@ -644,6 +663,36 @@ def check_gradients(
         dataset = prepare(twin, x, y, chosen, None, chosen.class_weight)
         dataset.private = True  # elements of x are varied
         return relative_errors(twin, dataset, chosen, samples, step, inputs)
+
+
+@explain_arguments
+def explain_step(
+    model: Sequential, batch_size: int = 32, *, loss: str | Loss | None = None,
+    optimizer: str | Optimizer | None = None, metrics: Sequence[str | Metric] | None = None, times: bool = False,
+) -> "StepExplanation":  # fmt: skip
+    """Explain what a training step of a built model computes: the calls that it makes, and the memory that they need.
+
+    On the CPU, `fit` soon stops running the layers in Python: it replays a list of calls, which were recorded,
+    simplified and placed in memory. This function records a step on samples of zeros, and returns the list before and
+    after: a string to print, which a notebook shows as a table. Its attributes `recorded` and `replayed` are lists of
+    calls, with the place in the model, the arrays, the bytes and the operations of each. The model does not change.
+
+    batch_size: the samples of the step.  loss, optimizer, metrics: as in `fit`. None means that of the latest `fit`, or
+    before any, SGD and a loss that fits the outputs.  times: also measure each call, in several replays.
+
+    Raises CaptureError, with the reason, for a model whose steps `fit` would run eagerly.
+    """
+    from xpnet.training.explanation import explain  # only if needed
+
+    integer("explain_step", "batch_size", batch_size)
+    model._refuse_unless_complete("there is no step to explain")
+    state = model._state
+    if optimizer is None:
+        optimizer = "sgd" if isinstance(state, Untrained) else state.optimizer
+    if loss is None and metrics is None and state.last_loss is not None:
+        metrics = state.metrics
+    chosen = state.last_loss if loss is None else losses.get(loss)
+    return explain(model, batch_size, chosen, metrics, optimizer, flag("explain_step", "times", times))
 
 
 def _dtype_name(dtype: Any) -> str:

@@ -328,6 +328,10 @@ class Snapshot:
             for name, array in self.arrays().items():
                 array[...] = self.copies[name]
 
-    def changes(self) -> dict[str, Array]:
-        """The change of each array since it was copied, as new arrays."""
-        return {name: array - self.copies[name] for name, array in self.arrays().items()}
+    def swap(self) -> None:
+        """Exchange the arrays and their copies."""
+        with self._store.guard.lock:
+            for name, array in self.arrays().items():
+                copy = array.copy()
+                array[...] = self.copies[name]
+                self.copies[name] = copy

@@ -78,3 +78,10 @@ def test_the_parts_of_a_profile_add_up(gpu, device, monkeypatch):
     assert names[-2:] == ["all", "the"] and "one graph" in rows[-1][0]
     np.testing.assert_allclose(rows[-2][1], sum(seconds for _, seconds, _ in rows[:-2]))
     assert all(seconds > 0 and floor > 0 for _, seconds, floor in rows)
+
+
+def test_the_profile_of_a_step_on_the_cpu_has_the_time_of_each_call(monkeypatch):
+    monkeypatch.setitem(profile.NETS, "small", SMALL)
+    explained = profile.profile_on_cpu("small", 16)
+    assert {"matmul", "cross_entropy"} <= {name for call in explained.replayed for name in call.operator.split(", ")}
+    assert all(call.seconds > 0 for call in explained.replayed)

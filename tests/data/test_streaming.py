@@ -64,21 +64,31 @@ def epoch_of(source, size=32, accumulate=1, key=(0, 1), first=0):
     return np.concatenate(seen) if seen else None, rows
 
 
+@pytest.fixture(params=["in place", "copied"])
+def both_ways(request, monkeypatch):
+    """Runs a test with windows that stay in the array of the stream, and with copies of them."""
+    least = 0 if request.param == "in place" else 2**62
+    monkeypatch.setattr(xpnet.data.streaming, "_MIN_BLOCK_IN_PLACE", least)
+
+
 LOSS = "softmax_cross_entropy"
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_an_epoch_has_every_sample_once_in_shuffled_order():
     got, rows = epoch_of(stream())
     np.testing.assert_array_equal(np.sort(got), np.sort(X[:, 0]))
     assert (got != X[:, 0]).any() and rows == [32] * 31 + [11]
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_only_the_last_step_is_smaller(accumulate):
     _, rows = epoch_of(stream(), size=20, accumulate=accumulate)
     assert sum(rows) == N and set(rows[:-1]) == {20 * accumulate}
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_samples_are_shuffled_over_blocks_and_within_windows():
     got, _ = epoch_of(stream(block=32, rows=128), size=32)
     index = {value: i for i, value in enumerate(X[:, 0])}
@@ -92,11 +102,13 @@ def test_samples_are_shuffled_over_blocks_and_within_windows():
     assert (got != other).any()
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_without_shuffling_the_order_is_kept():
     got, _ = epoch_of(stream(), key=None)
     np.testing.assert_array_equal(got, X[:, 0])
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("first", [32, 256, 288, 992])
 def test_an_epoch_can_start_in_the_middle(first):
     whole, _ = epoch_of(stream())
@@ -113,6 +125,7 @@ def test_windows_are_read_one_at_a_time_by_another_thread():
 # fit, evaluate, predict -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 def test_a_stream_without_shuffling_trains_like_arrays(backend, weights):
     one, two = net(backend), net(backend)
@@ -205,6 +218,113 @@ def test_progress_is_shown_for_a_stream_of_unknown_length(capsys):
     assert "samples/s" in capsys.readouterr().out
 
 
+# Arrays that are trained on in place ----------------------------------------------------------------------------------
+
+
+def trained(source, **settings):
+    """(history, weights, whether windows were copied) of a training on this stream."""
+    model, copied, copy = net(), [], StreamingDataset._read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StreamingDataset, "_read", lambda *args: copied.append(args) or copy(*args))
+        history = model.fit(source, epochs=2, batch_size=32, verbose=0, **settings)
+    return dict(history), model.state_dict(), bool(copied)
+
+
+def equal_results(one, two):
+    return one[0] == two[0] and all((value == two[1][name]).all() for name, value in one[1].items())
+
+
+@pytest.mark.parametrize("settings", [{}, {"shuffle": False}, {"accumulate": 3}, {"class_weight": [2.0, 1.0, 0.5]}])
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("dtype", ["float32", "uint8", ">i4", "bool"])
+def test_training_in_place_equals_training_on_copies(tmp_path, monkeypatch, dtype, weights, settings):
+    file = np.memmap(tmp_path / "x", dtype=dtype, mode="w+", shape=X.shape)
+    file[...] = X if dtype == "float32" else 5 * X
+    want = trained(stream(x=file, weights=weights), **settings)
+    monkeypatch.setattr(xpnet.data.streaming, "_MIN_BLOCK_IN_PLACE", 0)
+    got = trained(
+        stream(x=np.memmap(tmp_path / "x", dtype=dtype, mode="r", shape=X.shape), weights=weights), **settings
+    )
+    assert want[2] and not got[2] and equal_results(got, want)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_custom_layer_that_writes_into_its_input_does_not_change_the_array(monkeypatch, shuffle):
+    class WritesLater(layers.Layer):
+        """Writes into its input, but not in the first step, which is checked."""
+
+        def build(self, input_shape):
+            self.passes = 0
+            return input_shape
+
+        def forward(self, x):
+            self.passes += 1
+            if self.passes > 2:
+                x *= 2
+            return x
+
+        def backward(self, grad_y):
+            return grad_y
+
+    monkeypatch.setattr(xpnet.data.streaming, "_MIN_BLOCK_IN_PLACE", 0)
+    x = X.copy()
+    model = xpnet.Sequential([WritesLater(), layers.Dense(3)], (5,), "cpu")
+    model.fit(stream(x=x), batch_size=32, shuffle=shuffle, verbose=0)
+    assert model[0].passes > 2
+    np.testing.assert_array_equal(x, X)
+
+
+def unaligned(a):
+    raw = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
+    raw[...] = a
+    return raw
+
+
+@pytest.mark.parametrize("change", [
+    lambda x: x.astype("float64"),
+    lambda x: x.astype(">f4"),
+    np.asfortranarray,
+    lambda x: np.repeat(x, 2, axis=0)[::2],
+    unaligned,
+    OnDisk,
+])  # fmt: skip
+def test_arrays_that_a_model_cannot_take_as_they_are_are_copied(monkeypatch, change):
+    want = trained(stream(x=change(X)))
+    monkeypatch.setattr(xpnet.data.streaming, "_MIN_BLOCK_IN_PLACE", 0)
+    got = trained(stream(x=change(X)))
+    assert got[2] and equal_results(got, want)
+
+
+def test_small_blocks_and_large_targets_are_copied(monkeypatch):
+    assert trained(stream())[2]  # blocks of 64 rows of 20 bytes
+    monkeypatch.setattr(xpnet.data.streaming, "_MIN_BLOCK_IN_PLACE", 64 * 20)
+    assert not trained(stream())[2]
+    monkeypatch.setattr(xpnet.data.streaming, "_MAX_LOADED_BYTES", N * Y.itemsize - 1)
+    assert trained(stream())[2]
+
+
+def test_each_block_is_checked_in_place(monkeypatch):
+    monkeypatch.setattr(xpnet.data.streaming, "_MIN_BLOCK_IN_PLACE", 0)
+    x, y = X.copy(), Y.copy()
+    x[700, 2] = np.nan
+    where = "the block that begins with sample 640"
+    with pytest.raises(DataError, match=f"x in {where} contains NaN .* first in sample 60"):
+        net().fit(stream(x=x), batch_size=32, shuffle=False, verbose=0)
+    y[700] = 3
+    with pytest.raises(DataError, match=f"y in {where}: .* labels range from 0 to 3"):
+        net().fit(stream(y=y), batch_size=32, verbose=0)
+
+
+def test_in_place_a_block_is_checked_once_and_its_targets_are_read_once(monkeypatch):
+    monkeypatch.setattr(xpnet.data.streaming, "_MIN_BLOCK_IN_PLACE", 0)
+    y, checked, prepare = OnDisk(Y), [], StreamingDataset._prepare_block
+    monkeypatch.setattr(StreamingDataset, "_prepare_block", lambda *args: checked.append(args[1]) or prepare(*args))
+    net().fit(stream(y=y), epochs=3, batch_size=32, verbose=0)
+    blocks = [(block.start, block.stop) for block in checked if block.stop - block.start > 1]  # without the trial
+    assert sorted(blocks) == [(start, min(start + 64, N)) for start in range(0, N, 64)]
+    assert len(y.read) == len(checked)
+
+
 # Large memory maps ----------------------------------------------------------------------------------------------------
 
 
@@ -254,6 +374,7 @@ def anonymous_bytes():
 # Resuming -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("source", [stream, lambda: batches])
 @pytest.mark.parametrize("stop", [2, 9, 25, 40])
 def test_a_run_on_a_stream_resumes_bit_for_bit(tmp_path, source, stop):

@@ -31,7 +31,7 @@ RARELY = 23  # a step long after the capture and its verification
 
 @pytest.fixture(autouse=True)
 def captured_at_once(monkeypatch):
-    monkeypatch.setattr(captured_step, "_CAPTURED_AFTER", 1)
+    monkeypatch.setattr(captured_step, "_FEW_STEPS", 1)
 
 
 def trained(make, **more):

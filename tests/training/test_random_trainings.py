@@ -127,7 +127,7 @@ def trained(backend, seed):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("backend", ["cpu", "emulated", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
 def test_a_captured_training_equals_the_eager_one(backend, monkeypatch, seed):
-    monkeypatch.setattr(captured_step, "_CAPTURED_AFTER", 1)  # such short runs would be eager
+    monkeypatch.setattr(captured_step, "_FEW_STEPS", 1)  # such short runs would be eager
     captured = trained(backend, seed)
     monkeypatch.setenv("XPNET_CAPTURE", "0")
     eager = trained(backend, seed)

@@ -89,7 +89,12 @@ class CallList:
         returned = {memory.owner(a) for call in self.calls for a in arrays_in(call.result)}
         plan = MemoryPlan(self.calls, memory, elsewhere=returned)
         self.arena = backend.empty((plan.size,), "uint8")
-        self.calls = plan.applied(self.calls, lambda like, offset: _view(self.arena, offset, like))
+        self.calls = plan.applied(self.calls, functools.partial(self._in_arena, memory))
+
+    def _in_arena(self, memory: Memory, like: Array, offset: int) -> Array:
+        """An array like another one, from this byte of the arena on."""
+        _, _, lowest, _ = memory.extent(like)
+        return _view(self.arena, offset + address_of(like) - lowest, like)
 
     @property
     def arrays(self) -> list[Array]:

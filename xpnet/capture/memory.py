@@ -7,7 +7,7 @@ from typing import Any
 from xpnet.backends import Array
 from xpnet.capture.passes import Memory
 from xpnet.capture.program import every_call
-from xpnet.capture.trace import Call, address_of, is_array, mapped
+from xpnet.capture.trace import Call, is_array, mapped
 
 _ALIGNMENT = 64  # bytes
 
@@ -38,32 +38,41 @@ class MemoryPlan:
         self.unshared = sum(_rounded(block.size) for block in self.blocks.values())
 
     def applied(self, calls: Sequence[Call], view: Callable[[Array, int], Array]) -> list[Call]:
-        """The calls on the shared memory.
+        """The calls on the shared memory. view(array, offset): an array like this one at a byte of the memory."""
+        mover = _Mover(self, view)
+        return [mover.call(call) for call in calls]
 
-        view(array, offset): an array like this one in the shared memory, with its first element at this byte.
-        """
-        moved: dict[int, tuple[Array, Array]] = {}  # by id of the old array, which is kept alive
+    def offset(self, array: Array) -> int | None:
+        """The byte of the shared memory at which an array begins; None if it is elsewhere."""
+        _, owner, first, _ = self._memory.extent(array)
+        block = self.blocks.get(owner)
+        return None if block is None else block.offset + first - block.start
 
-        def moved_array(value: Any) -> Any:
-            if not is_array(value) or not value.size:
-                return value
-            if id(value) not in moved:
-                block = self.blocks.get(self._memory.owner(value))
-                new = value if block is None else view(value, block.offset + address_of(value) - block.start)
-                moved[id(value)] = value, new
-            return moved[id(value)][1]
 
-        def move(value: Any) -> Any:
-            return mapped(moved_array, value)
+class _Mover:
+    """Replaces arrays by views of the shared memory. A class, because recursive functions would keep all of them."""
 
-        def moved_call(call: Call) -> Call:
-            return replace(
-                call, args=move(call.args), kwargs=move(call.kwargs),
-                result=move(call.result), reads=move(call.reads), writes=move(call.writes),
-                parts=None if call.parts is None else [[moved_call(c) for c in part] for part in call.parts],
-            )  # fmt: skip
+    def __init__(self, plan: MemoryPlan, view: Callable[[Array, int], Array]) -> None:
+        self._plan, self._view = plan, view
+        self._moved: dict[int, tuple[Array, Array]] = {}  # by id of the old array, which is kept alive
 
-        return [moved_call(call) for call in calls]
+    def call(self, call: Call) -> Call:
+        return replace(
+            call, args=self.value(call.args), kwargs=self.value(call.kwargs),
+            result=self.value(call.result), reads=self.value(call.reads), writes=self.value(call.writes),
+            parts=None if call.parts is None else [[self.call(c) for c in part] for part in call.parts],
+        )  # fmt: skip
+
+    def value(self, value: Any) -> Any:
+        return mapped(self._array, value)
+
+    def _array(self, value: Any) -> Any:
+        if not is_array(value) or not value.size:
+            return value
+        if id(value) not in self._moved:
+            offset = self._plan.offset(value)
+            self._moved[id(value)] = value, value if offset is None else self._view(value, offset)
+        return self._moved[id(value)][1]
 
 
 def _blocks(calls: Sequence[Call], memory: Memory) -> dict[int, Block]:

@@ -82,6 +82,14 @@ class Memory:
     def touches(self, call: Call, array: Array) -> bool:
         return call.opaque or any(self.overlap(a, array) for a in _arrays(call))
 
+    def depend(self, a: Call, b: Call) -> bool:
+        """Whether the order of two calls matters."""
+        if a.opaque or b.opaque:
+            return True
+        return any(self.overlap(x, y) for x in a.writes for y in _arrays(b)) or any(
+            self.overlap(x, y) for x in a.reads for y in b.writes
+        )
+
     def writes(self, call: Call, array: Array) -> bool:
         return call.opaque or any(self.overlap(a, array) for a in call.writes)
 
@@ -256,17 +264,36 @@ def without_unused_results(calls: list[Call], memory: Memory) -> list[Call]:
 
 
 def with_fewer_barriers(calls: list[Call], memory: Memory) -> list[Call]:
-    """Join parallel work that follows on other parallel work, where each part needs only what its own thread wrote."""
+    """Join parallel work with later parallel work, where each part needs only what its own thread wrote.
+
+    Calls in between move before or after both, as far as they do not depend on one of them.
+    """
     joined: list[Call] = []
+    latest: int | None = None  # the position of the latest parallel work
     for call in calls:
-        before = joined[-1] if joined else None
-        if before is not None and _independent(before, call, memory):
-            parts = [[*a, *b] for a, b in zip(before.parts or (), call.parts or (), strict=True)]
-            reads, writes = (*before.reads, *call.reads), (*before.writes, *call.writes)
-            joined[-1] = replace(before, parts=parts, reads=reads, writes=writes)
-        else:
-            joined.append(call)
+        if call.parts is not None and latest is not None and _independent(joined[latest], call, memory):
+            first, between = joined[latest], joined[latest + 1 :]
+            after: list[Call] = []
+            before: list[Call] = []
+            for other in between:
+                waits = any(memory.depend(other, earlier) for earlier in (first, *after))
+                (after if waits else before).append(other)
+            if not any(memory.depend(call, other) for other in after):
+                joined[latest:] = [*before, _joined(first, call), *after]
+                latest += len(before)
+                continue
+        if call.parts is not None:
+            latest = len(joined)
+        joined.append(call)
     return joined
+
+
+def _joined(a: Call, b: Call) -> Call:
+    parts = [[*x, *y] for x, y in zip(a.parts or (), b.parts or (), strict=True)]
+    return replace(
+        a, parts=parts, reads=(*a.reads, *b.reads), writes=(*a.writes, *b.writes),
+        operator=f"{a.operator}, {b.operator}", place=f"{a.place.split(' … ')[0]} … {b.place}",
+    )  # fmt: skip
 
 
 def _independent(a: Call, b: Call, memory: Memory) -> bool:

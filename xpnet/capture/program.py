@@ -1,5 +1,6 @@
 """Program: the calls of a step as one Python function, which replays them."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -56,9 +57,15 @@ def compiled(calls: list[Call]) -> Callable[..., None]:
         *body,
         " return",
     ]
-    exec("\n".join(lines), source.names)  # generated from the calls alone
+    exec(_code("\n".join(lines)), source.names)  # generated from the calls alone
     replay: Callable[..., None] = source.names["replay"]
     return replay
+
+
+@functools.lru_cache(maxsize=64)
+def _code(text: str) -> Any:
+    """The compiled text, which is the same for equal models."""
+    return compile(text, "<captured step>", "exec")
 
 
 def part_of(rows: Any, first: int, end: int) -> Any:

@@ -96,6 +96,11 @@ class Trace:
         return self._recording and threading.get_ident() == self._thread
 
     @property
+    def place(self) -> str:
+        """The layer and the method that run now, or another place in the step."""
+        return self._place
+
+    @property
     def in_operator(self) -> bool:
         """Whether an operator of the backend is running."""
         return bool(self._operator)
@@ -103,6 +108,12 @@ class Trace:
     def stop(self) -> None:
         """Record no more. TracedArrays that are still around now behave like their arrays."""
         self._recording = False
+
+    def release(self) -> None:
+        """Forget all calls and arrays, whose memory is large, even if something still refers to the trace."""
+        self.calls = []
+        self._writable.clear()
+        self.temporary.clear()
 
     # Arrays ----------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ import errno
 import os
 import secrets
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -173,6 +172,8 @@ def _write_temporary(target: Path, existing: os.stat_result | None, content: byt
         if existing is None or error.errno not in _NO_RENAME:
             raise
         os.close(os.open(target, os.O_WRONLY))  # raises OSError if the target cannot be written either
+        import tempfile  # here, because few files need it
+
         return _write_new(Path(tempfile.gettempdir(), name), existing, content)
 
 

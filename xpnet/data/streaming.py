@@ -1,7 +1,9 @@
 """Streaming datasets: data larger than memory. A thread reads the next window while the model trains."""
 
 import contextlib
+import dataclasses
 import itertools
+import mmap
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,7 @@ EVALUATION_BATCH = 1024  # the batch size of validation
 _READ_AHEAD = 2  # windows or batches: one may be ready while the next is being read
 _BLOCKS = 2**32 - 1  # a number in seeds that no window has
 _MAX_LOADED_BYTES = 64 * 2**20  # a larger array on disk is streamed
+_MIN_BLOCK_IN_PLACE = 2**18  # bytes: checking smaller blocks one by one takes longer than copying them into a window
 
 
 class Stream:
@@ -39,6 +42,10 @@ class Stream:
     `window_bytes`. With shuffle=True blocks are read in a random order, and the samples of a window are permuted. So
     samples mix within a window only: if a file is sorted by class, make blocks small, or shuffle the file once. Up to
     four windows are in memory. Each window is checked when it is read.
+
+    On the CPU, a NumPy array or memory map in the dtype of the model, or of integers, is used where it is, without
+    copies of windows, unless its blocks are smaller than 256 KB or its targets larger than 64 MB. Then each block is
+    checked once per run.
 
     Batches are used unchanged: batch_size and shuffle of fit have no effect on them.
     """
@@ -157,6 +164,8 @@ class StreamingDataset:
     def __init__(self, stream: Stream, prepare: Callable[[Any, Any, Any, tuple[str, str]], Dataset]) -> None:
         self._stream, self._prepare = stream, prepare
         self._count = None if stream.in_batches else len(stream)
+        self._whole: Dataset | None = None
+        self._filled: set[tuple[int, int]] = set()  # the blocks of `_whole` that are checked and have their targets
 
     def refuse_unsupported(self, epochs: int, batch_size: int | None, resumed: bool) -> None:
         """Raise ArgumentError if this stream does not support these arguments of fit."""
@@ -203,6 +212,18 @@ class StreamingDataset:
             return number, part, self._read(windows[number], part)
 
         begun, skipped = divmod(first, _length(windows[0]))
+        on_host = work.context.backend.xp is numpy
+        if on_host and group.size == 1 and (whole := self._in_place(windows[0][0])) is not None:
+            for number, new in enumerate(_read_ahead(map(self._load, windows[begun:])), begun):
+                self._fill(whole, new)
+                order = numpy.concatenate([numpy.arange(block.start, block.stop) for block in windows[number]])
+                if (order_key := keys[number]) is not None and len(order) > batch_size:
+                    order = order[numpy.random.default_rng(order_key).permutation(len(order))]
+                for start in range(skipped, len(order), batch_size * accumulate):
+                    rows = min(batch_size * accumulate, len(order) - start)
+                    yield StepData(whole, work, order, start, rows, batch_size, group)
+                skipped = 0
+            return
         for number, part, (x, y, weights) in _read_ahead(map(read_window, range(begun, len(windows)))):
             where = f" in the window that begins with sample {windows[number][0].start}"
             with uploads.prefetch():
@@ -238,6 +259,56 @@ class StreamingDataset:
         if count % block:
             windows[-1].append(slice(count - count % block, count))
         return windows
+
+    def _in_place(self, block: slice) -> Dataset | None:
+        """The whole stream as one dataset, whose x is the array of the stream itself; None if it has to be copied.
+
+        Batches are then gathered from that array, such as a mapped file, and no window is copied. The model must take
+        its rows as they are: in its dtype or as integers. Targets and weights are in memory; a block is checked, and
+        its targets are filled in, before its first use.
+        """
+        x, count = self._stream.x, self._count or 0
+        if not (isinstance(x, numpy.ndarray) and x.flags.c_contiguous and x.flags.aligned):
+            return None
+        if x[block].nbytes < _MIN_BLOCK_IN_PLACE:
+            return None
+        if self._whole is None:
+            one = slice(block.start, block.start + 1)
+            first = self._prepare_block(one, self._targets(one))
+            if not (isinstance(first.x, numpy.ndarray) and numpy.may_share_memory(first.x, x)):
+                return None
+            targets = [first.y, first.weights, first.counts]
+            if count * sum(a.nbytes for a in targets if a is not None) > _MAX_LOADED_BYTES:
+                return None
+            y, weights, counts = (None if a is None else numpy.empty((count, *a.shape[1:]), a.dtype) for a in targets)
+            self._whole = dataclasses.replace(first, x=numpy.asarray(x), y=y, weights=weights, counts=counts)
+        return self._whole
+
+    def _load(self, window: Sequence[slice]) -> list[tuple[slice, tuple[Any, Any]]]:
+        """(block, its y and weights) for each new block. Brings the x of all into memory, if x is a mapped file."""
+        for block in window:
+            pages = numpy.asarray(self._stream.x)[block].reshape(-1).view(numpy.uint8)[:: mmap.PAGESIZE]
+            pages.max()  # reads a byte of each page
+        new = [block for block in window if (block.start, block.stop) not in self._filled]
+        return [(block, self._targets(block)) for block in new]
+
+    def _fill(self, whole: Dataset, new: Sequence[tuple[slice, tuple[Any, Any]]]) -> None:
+        """Check these blocks, and put their targets and weights into the whole dataset."""
+        for block, given in new:
+            part = self._prepare_block(block, given)
+            for kept, values in ((whole.y, part.y), (whole.weights, part.weights), (whole.counts, part.counts)):
+                if kept is not None:
+                    kept[block] = values
+            self._filled.add((block.start, block.stop))
+
+    def _targets(self, block: slice) -> tuple[Any, Any]:
+        """y and weights of a block."""
+        y, weights = self._stream.y, self._stream.sample_weight
+        return read(y, block, "y"), None if weights is None else read(weights, block, "sample_weight")
+
+    def _prepare_block(self, block: slice, targets: tuple[Any, Any]) -> Dataset:
+        where = f" in the block that begins with sample {block.start}"
+        return self._prepare(numpy.asarray(self._stream.x)[block], *targets, (f"x{where}", f"y{where}"))
 
     def _read(self, window: Sequence[slice], part: "_RankRows | None") -> list[Any]:
         """x, y and weights of these blocks, or of a rank's rows of them, concatenated in memory."""

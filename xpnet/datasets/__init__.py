@@ -4,6 +4,8 @@ Each function returns NumPy arrays. Only `mnist` and `fashion_mnist` may need a 
 own that does not fit into memory.
 """
 
+from typing import TYPE_CHECKING
+
 from xpnet.data.streaming import Stream
 from xpnet.datasets.idx import read_idx, write_idx
 from xpnet.datasets.images import digits, fashion_mnist, mnist
@@ -18,7 +20,11 @@ from xpnet.datasets.toy import (
     weight_height,
     xor_with_constant,
 )
+from xpnet.errors import module_attributes
 
 __all__ = ["Samples", "Split", "Stream", "blobs", "digits", "exam_scores", "fashion_mnist", "logic_gate",
            "mnist", "moons", "perceptron_and", "read_idx", "spirals", "weight_height", "write_idx",
            "xor_with_constant"]  # fmt: skip
+
+if not TYPE_CHECKING:  # a type checker that sees __getattr__ accepts every name, misspelled ones too
+    __getattr__, __dir__ = module_attributes(__name__, __all__)

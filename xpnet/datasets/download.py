@@ -9,7 +9,6 @@ import importlib.util
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +125,8 @@ def _fetch(source: Source, name: str) -> Path:
 
 def _download(url: str, path: Path, sha256: str) -> None:
     """Download `url` to `path`, which is written only once the file is complete and its SHA-256 is right."""
+    import tempfile
+
     import pooch
 
     path.parent.mkdir(parents=True, exist_ok=True)

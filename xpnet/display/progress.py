@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -103,6 +102,8 @@ def _cut(metric: str, columns: int) -> str:
 
 def _columns(stream: Any) -> int | None:
     """The width of a terminal; one less than it has, because some wrap a full line. None if it is not known."""
+    import shutil  # here, because it imports the modules of archives, and most runs show no bar
+
     columns = 0
     with contextlib.suppress(OSError, ValueError, AttributeError):
         columns = os.get_terminal_size(stream.fileno()).columns

@@ -1,7 +1,6 @@
 """Tables that are text on a terminal and HTML in a notebook."""
 
 from collections.abc import Sequence
-from html import escape
 
 _LEFT, _RIGHT = "text-align: left", "text-align: right"
 
@@ -44,6 +43,7 @@ def html_table(
     title: str, header: Sequence[str], rows: Sequence[Sequence[str]], footer: str = "", left: int = 0
 ) -> str:
     """A table of these texts, which are escaped. left: how many of its first columns hold words."""
+    from html import escape  # here, because its table of characters takes a millisecond
 
     def line(tag: str, row: Sequence[str]) -> str:
         cells = [f'<{tag} style="{_LEFT if i < left else _RIGHT}">{escape(text)}</{tag}>' for i, text in enumerate(row)]

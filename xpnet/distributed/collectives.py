@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import logging
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,6 +55,8 @@ class NcclCollective(HostCollective):
 
 def collective(backend: Backend, comm: Any) -> HostCollective:
     """NCCL if it is installed and each rank has its own GPU, else MPI. All ranks must call it."""
+    import socket  # here, because only runs of several ranks need it
+
     devices = comm.allgather((socket.gethostname(), getattr(backend, "index", None)))
     if any(index is None for _, index in devices):
         return HostCollective(backend, comm)

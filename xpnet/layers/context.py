@@ -180,6 +180,11 @@ class Workspace(SimpleNamespace):
                 kept = self._buffers[name] = self.context.backend.empty(shape, dtype)
         return kept if len(kept) == shape[0] else kept[: shape[0]]
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all buffers."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
     def __getattr__(self, name: str) -> Any:  # called for attributes that do not exist
         if name.startswith("__"):
             raise AttributeError(name)

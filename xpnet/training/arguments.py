@@ -1,6 +1,5 @@
 """The arguments of fit and evaluate: checked, completed with their defaults, and turned into datasets."""
 
-import difflib
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -172,6 +171,8 @@ def _checked_callbacks(given: Any) -> list[Callback]:
         for name in dir(callback):
             if name.startswith("on_") and name not in own and callable(getattr(callback, name)):
                 known = [name for name in dir(Callback) if name.startswith("on_")]
+                import difflib  # here, because only errors need it
+
                 # In other libraries a step is called a batch.
                 alike = name.replace("train_batch", "step").replace("batch", "step").replace("start", "begin")
                 nearest = difflib.get_close_matches(alike, known, n=1, cutoff=0.0)[0]

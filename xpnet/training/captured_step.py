@@ -8,11 +8,12 @@ On the CPU a captured step is a list of calls (`replayed_step.py`), on a GPU a C
 """
 
 import logging
+import math
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from xpnet.backends import Array
 from xpnet.concurrency.interrupts import uninterrupted
 from xpnet.data.dataset import StepData
 from xpnet.errors import CaptureError
@@ -21,13 +22,13 @@ from xpnet.training.attributes import Attributes
 from xpnet.training.audit import audited_step
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.graph_step import GraphStep
-from xpnet.training.replayed_step import ReplayedStep
+from xpnet.training.replayed_step import ReplayedStep, free_workspaces
 from xpnet.training.snapshots import GRADIENT, snapshot
 from xpnet.training.step import TrainingStep
 
 _log = logging.getLogger(__name__)
 
-_CAPTURED_AFTER = 20  # steps of a kind on the CPU: in a shorter run, capturing takes longer than it saves
+_FEW_STEPS = 50  # on the CPU, capturing takes longer than so few replays of a small model save
 _MAX_KINDS = 8  # of a run: one for each kind of step, and each holds memory
 _MAX_UNUSED = 4  # captured steps that were never replayed, because attributes keep changing
 _CHECKED_EVERY = 100  # replays: so often attributes are checked if only other threads can change them
@@ -49,14 +50,22 @@ _CAPTURE_ERRORS = {
 class StepExecutor:
     """Runs the steps of one run: eagerly, or by a replay if this kind of step has been captured.
 
-    On a GPU the second step of a kind is captured.
-
     fallback_reason: why no step is captured, or None.
     """
 
-    def __init__(self, step: TrainingStep, streaming: bool, user_code: bool) -> None:
-        """user_code: whether code that is not part of xpnet runs between steps, which may change anything."""
-        self._step, self._streaming, self._user_code = step, streaming, user_code
+    def __init__(
+        self,
+        step: TrainingStep,
+        streaming: bool,
+        user_code: bool = False,
+        to_come: Callable[[int], float] = lambda rows: math.inf,
+    ) -> None:
+        """user_code: whether callbacks that are not part of xpnet run between steps, and may change anything.
+
+        The code of a stream runs only where the dataset changes, and then everything is checked anyway.  to_come:
+        about how many steps of so many rows there will be in this run; infinite if that is not known.
+        """
+        self._step, self._streaming, self._user_code, self._to_come = step, streaming, user_code, to_come
         backend, model = step.model.backend, step.model
         single = model.context.group.size == 1
         self._capture = backend.graph_capture() if single else None
@@ -130,7 +139,10 @@ class StepExecutor:
         self._step(data.batches(), data.total_weight(), metrics.add, data.batch_count)
 
     def _captured_step(self, data: StepData, metrics: EpochMetrics) -> "ReplayedStep | GraphStep | None":
-        """The captured step of this kind, or None. Captures the second of a kind, and again if its arrays changed."""
+        """The captured step of this kind, or None. Captures the second of a kind, and again if its arrays changed.
+
+        On the CPU, the steps of a short run are not captured.
+        """
         self._until_check = _CHECKED_EVERY
         if self._attributes is not None and (changed := self._attributes.changed()):
             self._forget(changed)
@@ -145,7 +157,7 @@ class StepExecutor:
         # The first step of a kind allocates all buffers.
         if captured == 0 and len(self._kinds) >= _MAX_KINDS:
             return None
-        if isinstance(captured, int) and captured < (_CAPTURED_AFTER if self._on_cpu else 1):
+        if isinstance(captured, int) and (captured == 0 or not self._pays(data.rows, captured)):
             self._kinds[kind] = captured + 1
             return None
         try:
@@ -158,6 +170,11 @@ class StepExecutor:
         except Exception as error:  # of the device, of CuPy or of a user's layer
             self._fall_back(_reason(error))
         return None
+
+    def _pays(self, rows: int, eager: int) -> bool:
+        """Whether capturing a kind of step pays, after so many eager steps."""
+        to_come = self._to_come(rows)
+        return not self._on_cpu or (eager if to_come == math.inf else to_come) >= _FEW_STEPS
 
     def _forget(self, changed: str) -> None:
         """Drop all captured steps, which were captured before this attribute was changed."""
@@ -172,18 +189,18 @@ class StepExecutor:
         """Run the step eagerly and undo it; then replay it, see whether both did the same, and keep the former."""
         step, reason = self._step, None
         metrics.reserve(data.batch_count)
-        before, number, column = snapshot(step, metrics), step.state.step, metrics.batches
+        states, number, column = snapshot(step, metrics), step.state.step, metrics.batches
         self._run_eagerly(data, metrics)
-        eager = {name: array.copy() for name, array in before.arrays().items()}
-        before.restore()
+        scales = {} if self._on_cpu else _scales(step, states)
+        states.swap()  # the copies are now those after the eager step
         try:
+            if self._on_cpu:
+                free_workspaces(step.model)
             captured.launch(data, number, column, metrics)
-            compare = _difference if self._on_cpu else _disagreement
-            reason = compare(step, before, eager)
+            reason = _difference(states) if self._on_cpu else _disagreement(step, states, scales)
         except Exception as error:
             reason = _reason(error)
-        for name, array in before.arrays().items():
-            array[...] = eager[name]
+        states.restore()
         if reason is None:
             captured.verified = True
         else:
@@ -205,35 +222,41 @@ def _warn(reason: str) -> None:
 _told: set[str] = set()  # reasons on the CPU, where an eager step costs little: each is told once per process
 
 
-def _difference(step: TrainingStep, before: Snapshot, eager: dict[str, Array]) -> str | None:
-    """A sentence if the replay differs in a single bit from the eager step, else None."""
-    for name, array in before.arrays().items():
-        same = array == eager[name]
-        if not bool((same | ((array != array) & (eager[name] != eager[name]))).all()):
+def _difference(states: Snapshot) -> str | None:
+    """A sentence if the arrays differ in a single bit from their copies, after the eager step, else None."""
+    for name, array in states.arrays().items():
+        eager = states.copies[name]
+        if not bool(((array == eager) | ((array != array) & (eager != eager))).all()):
             return f"the replay and the eager step differ in {name}"
     return None
 
 
-def _disagreement(step: TrainingStep, before: Snapshot, eager: dict[str, Array]) -> str | None:
-    """A sentence if the replay differs by more than rounding from the eager step, else None. Waits for the device.
+def _scales(step: TrainingStep, states: Snapshot) -> dict[str, tuple[float, float]]:
+    """For each array, the largest change that a step has made, and the largest element before."""
+    largest = {}
+    for name, array in states.arrays().items():
+        before, xp = states.copies[name], step.model.backend.xp
+        if array.size:
+            change = array if name == GRADIENT else array - before
+            largest[name] = float(xp.abs(change).max()), float(xp.abs(before).max())
+    return largest
+
+
+def _disagreement(step: TrainingStep, states: Snapshot, scales: dict[str, tuple[float, float]]) -> str | None:
+    """A sentence if arrays differ by more than rounding from their copies, after the eager step. Waits for the device.
 
     Elements whose gradient is only rounding error, such as of a bias before a BatchNorm, are ignored in the weights and
     in the optimizer's state, because Adam turns such gradients into full steps.
     """
     xp, half = step.model.backend.xp, step.model.context.precision in ("float16", "bfloat16")
-    grads = xp.abs(eager[GRADIENT])
+    grads = xp.abs(states.copies[GRADIENT])
     significant = grads > _ROUNDING * grads.max()
-    for name, replayed in before.arrays().items():
-        if not replayed.size:
-            continue
-        start = before.copies[name]
-        change = eager[name] if name == GRADIENT else eager[name] - start
-        difference, most = xp.abs(replayed - eager[name]), float(xp.abs(change).max())
+    for name, (most, size) in scales.items():
+        difference = xp.abs(states.arrays()[name] - states.copies[name])
         if difference.shape == significant.shape:
             difference = difference * significant
         largest = float(difference.max())
-        rounding = _FEW_ULPS * float(xp.abs(start).max())
-        if not largest <= (_HALF_TOLERANCE if half else _TOLERANCE) * most + rounding and most == most:
+        if not largest <= (_HALF_TOLERANCE if half else _TOLERANCE) * most + _FEW_ULPS * size and most == most:
             return (
                 f"the replay and the eager step differ in {name} by {largest:.3g}; the eager step changed it by "
                 f"{most:.3g}"

@@ -2,22 +2,71 @@
 
 import contextlib
 import functools
+from dataclasses import dataclass
 from types import FunctionType, MethodType
 from typing import Any
 
 import numpy
 
-from xpnet.backends import Array
+from xpnet.backends import Array, Backend
 from xpnet.capture.memory import MemoryPlan
 from xpnet.capture.passes import Memory, for_numpy, simplified
 from xpnet.capture.program import INPUTS, compiled
+from xpnet.capture.trace import Call, Trace
 from xpnet.config import is_custom
 from xpnet.data.dataset import Dataset, StepData
+from xpnet.layers.containers import Sequential
 from xpnet.optimizers import Optimizer
+from xpnet.training.audit import every_layer
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.snapshots import snapshot
 from xpnet.training.step import TrainingStep
 from xpnet.training.traced_step import loader, traced_step, unchanged_python
+
+_LARGE = 2**24  # bytes of freed memory: fewer are not worth the time that returning them takes
+
+
+@dataclass
+class PlannedStep:
+    """The calls of a step, and what they need.
+
+    trace: with the recorded calls.  calls: those after all passes.  shared_bytes: of the memory of temporary arrays.
+    temporary_bytes: the same without sharing.  slot_bytes: of the vectors that the optimizer keeps.
+    """
+
+    trace: Trace
+    calls: list[Call]
+    shared_bytes: int
+    temporary_bytes: int
+    slot_bytes: int
+    metrics: EpochMetrics
+    rows: Any
+    loaders: list[Any]
+
+
+def planned_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, sums: Array, fixed: bool) -> PlannedStep:
+    """Trace a step, simplify its calls, and place them in memory. The caller undoes what the step has changed.
+
+    sums: (3, batches), float64, where the calls put the sums of each batch.  fixed: whether steps share one dataset.
+    Raises CaptureError, or an error of the user's code, if the step cannot be traced.
+    """
+    backend, state = step.model.backend, step.state.optimizer_state
+    trace = traced_step(step, data, metrics, sums, fixed)
+    memory = Memory(trace)
+    calls = simplified(trace.calls, memory)
+    plan = MemoryPlan(calls, memory)
+    shared = backend.empty((plan.size,), "uint8")
+    place = slice(data.start, data.start + data.rows)
+    return PlannedStep(
+        trace,
+        for_numpy(plan.applied(calls, functools.partial(_view, shared))),
+        plan.size,
+        plan.unshared,
+        sum(vector.nbytes for vector in (*state.slots.values(), state.scratch)),
+        metrics,
+        place if data.order is None else data.order[place],
+        loaders_of(backend, data.dataset, data.order is not None),
+    )
 
 
 class ReplayedStep:
@@ -26,7 +75,7 @@ class ReplayedStep:
     verified = False
 
     def __init__(self, step: TrainingStep, data: StepData, metrics: EpochMetrics, streaming: bool) -> None:
-        """Trace the step, and undo it. Raises CaptureError, or an error of the user's code, if that is not possible."""
+        """Trace the step, and undo it. Raises what `planned_step` raises."""
         self._step, self._runs_user_code = step, not _is_known(step.state.optimizer)
         self._state, self._context = step.state.optimizer_state, step.model.context
         self._backend, self._batch_sizes = step.model.backend, data.batch_sizes
@@ -34,24 +83,15 @@ class ReplayedStep:
         self._sums = step.model.backend.zeros((3, data.batch_count), "float64")
         self._metric_arrays = {name: a for name, a in metrics.arrays.items() if name != "losses"}
         before = snapshot(step, metrics)
+        free_workspaces(step.model)  # the traced step has its own
         try:
-            trace = traced_step(step, data, metrics, self._sums, fixed=not streaming)
+            plan = planned_step(step, data, metrics, self._sums, fixed=not streaming)
         finally:
             before.restore()
-        memory = Memory(trace)
-        calls = simplified(trace.calls, memory)
-        plan = MemoryPlan(calls, memory)
-        arena = step.model.backend.empty((plan.size,), "uint8")
-        #: The calls of a replay, and the bytes of their temporary arrays.
-        self.calls, self.memory = for_numpy(plan.applied(calls, functools.partial(_view, arena))), plan.size
-        self._program = compiled(self.calls)
+        self._program = compiled(plan.calls)
         self.dataset: Dataset = data.dataset
-        self._loaders = self._loaders_of(data.dataset, data.order)
-
-    def _loaders_of(self, dataset: Dataset, order: Array | None) -> list[Any]:
-        arrays = [getattr(dataset, name) for name in INPUTS]
-        dtypes = [dataset.x_dtype, *[None if a is None else a.dtype for a in arrays[1:]]]
-        return [loader(self._backend, a, t, order is not None) for a, t in zip(arrays, dtypes, strict=True)]
+        self._loaders = plan.loaders
+        plan.trace.release()
 
     def fits(self, data: StepData, metrics: EpochMetrics) -> bool:
         """Whether the calls write into these metrics."""
@@ -77,10 +117,31 @@ class ReplayedStep:
 
     def _compute(self, data: StepData, number: int) -> None:
         if data.dataset is not self.dataset:
-            self.dataset, self._loaders = data.dataset, self._loaders_of(data.dataset, data.order)
+            self.dataset, self._loaders = data.dataset, loaders_of(self._backend, data.dataset, data.order is not None)
         order, place = data.order, slice(data.start, data.start + self._rows)
         self._context.begin_step(number)
         self._program(number, place if order is None else order[place], *self._loaders)
+
+
+def free_workspaces(model: Sequential) -> None:
+    """Free what the layers keep from a training step, which a replay does not use."""
+    context, freed = model.context, 0
+    for layer in every_layer(model):
+        work = layer._workspaces.pop(False, None)
+        freed += 0 if work is None else work.nbytes
+    context.forward_thread = 0
+    scratch = context._scratch
+    for key in [key for key in scratch if not key[0]]:  # not of inference
+        freed += scratch.pop(key).nbytes
+    if freed > _LARGE:
+        context.backend.free_memory()
+
+
+def loaders_of(backend: Backend, dataset: Dataset, ordered: bool) -> list[Any]:
+    """The loaders of a dataset, see `program.compiled`. ordered: whether rows are an index array, not a slice."""
+    arrays = [getattr(dataset, name) for name in INPUTS]
+    dtypes = [dataset.x_dtype, *[None if a is None else a.dtype for a in arrays[1:]]]
+    return [loader(backend, a, dtype, ordered) for a, dtype in zip(arrays, dtypes, strict=True)]
 
 
 def _is_known(optimizer: Optimizer) -> bool:
@@ -90,5 +151,6 @@ def _is_known(optimizer: Optimizer) -> bool:
 
 
 def _view(arena: Array, array: Array, offset: int) -> Array:
-    """An array like this one in the arena, with its first element at this byte."""
-    return numpy.ndarray(array.shape, array.dtype, arena, offset, array.strides)
+    """An array like this one, at a byte of the arena."""
+    low = sum(min(0, (n - 1) * stride) for n, stride in zip(array.shape, array.strides, strict=True))
+    return numpy.ndarray(array.shape, array.dtype, arena, offset - low, array.strides)

@@ -61,7 +61,7 @@ class Run:
         self.first_step = state.step
         #: Runs the steps; `executor.fallback_reason` says why none is captured.
         streaming, custom = isinstance(dataset, StreamingDataset), any(is_custom(type(c)) for c in self.callbacks)
-        self.executor = StepExecutor(TrainingStep(model, state), streaming, user_code=streaming or custom)
+        self.executor = StepExecutor(TrainingStep(model, state), streaming, custom, self._steps_to_come)
         self._work = Workspace(model.context)
         self.resumed_from: Any = None  # the path of a checkpoint
         self.start_clock()
@@ -93,6 +93,13 @@ class Run:
     def compile_seconds(self) -> float:
         """Seconds of compiling kernels since the run began."""
         return self.model.backend.compile_seconds - self._compiled_before
+
+    def _steps_to_come(self, rows: int) -> float:
+        """About how many steps of so many rows follow; infinite for a stream of unknown length."""
+        epochs, rows_of_most = self.first_epoch + self.epochs - self.state.epoch, self.batch_size * self.accumulate
+        if self.samples is None:
+            return math.inf
+        return epochs * (self.samples // rows_of_most if rows == rows_of_most else 1)
 
     def begin_epoch(self) -> None:
         """Begin an epoch, unless a resumed one is in progress."""

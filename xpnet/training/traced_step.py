@@ -24,8 +24,6 @@ from xpnet.training.audit import every_layer
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.step import TrainingStep
 
-_SMALL = 2**20  # bytes
-
 
 def traced_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, staged_sums: Array, fixed: bool) -> Trace:
     """Run a step once, and return the trace of it. The caller undoes what the step has changed.
@@ -56,7 +54,9 @@ def _run(
 
     before = state.optimizer_state.step
     try:
-        step.gradients(_with_noise(context, inputs.batches()), inputs.total_weight(), add_metrics, data.batch_count)
+        with trace.within(place="loss"):  # and within layers, their names
+            batches = _with_noise(context, inputs.batches())
+            step.gradients(batches, inputs.total_weight(), add_metrics, data.batch_count)
         with trace.within(place="update"):
             if not is_custom(type(state.optimizer)):
                 step.update()
@@ -125,7 +125,8 @@ class _Inputs:
         rows = slice(data.start + first, data.start + first + count)
         copy: Any = loader(self._backend.real, array, dtype, data.order is not None)
         copy(rows if data.order is None else data.order[rows], out.values)
-        self._trace.record(Call(load, (out.values,), writes=(out.values,)))
+        with self._trace.within(place="inputs"):
+            self._trace.record(Call(load, (out.values,), writes=(out.values,)))
         return out
 
 
@@ -169,7 +170,9 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
             return trace.wrap(array, writable=True)
 
         now = {"noise_step": context.noise_step, "current_step": context.current_step}
-        replace(context, backend=backend, _scratch=_Scratch(), **now)
+        replace(context, backend=backend, _scratch={}, **now)
+        undo.callback(vars(context).pop, "scratch", None)
+        vars(context)["scratch"] = _scratch_by_place(context.scratch, trace)
         replace(store, backend=backend, values=writable(store.values), grads=writable(store.grads))
         for parameter in store.parameters:
             replace(parameter, _value=writable(parameter._value), _grad=writable(parameter._grad))
@@ -281,12 +284,9 @@ def _contents(value: Any) -> list[Any]:
     return [value]
 
 
-class _Scratch(dict[Any, Array]):
-    """Scratch arrays, of which only large ones are shared, so that passes need not tell their uses apart."""
-
-    def __setitem__(self, key: Any, array: Array) -> None:
-        if array.nbytes > _SMALL:
-            super().__setitem__(key, array)
+def _scratch_by_place(scratch: Callable[..., Array], trace: Trace) -> Callable[..., Array]:
+    """`Context.scratch` with arrays for each place of the model, so that its parts do not depend on one another."""
+    return lambda name, shape, worker=0: scratch(f"{trace.place} {name}", shape, worker)
 
 
 def _noise_position(context: Context) -> Any:

@@ -1,6 +1,7 @@
 """CPUBackend: NumPy on the host, with its memory and the description of processor and BLAS."""
 
 import contextlib
+import ctypes
 import functools
 import os
 import platform
@@ -55,6 +56,10 @@ class CPUBackend(CPUOperators):
             with open("/proc/self/statm", encoding="ascii") as statm:
                 used = int(statm.read().split()[1]) * page
         return Memory(used, used, free, total)
+
+    def free_memory(self) -> None:
+        with contextlib.suppress(AttributeError, OSError):  # only the C library of most Linux systems has it
+            ctypes.CDLL(None).malloc_trim(0)
 
     def describe(self) -> list[tuple[str, str]]:
         blas, threads = blas_and_threads()

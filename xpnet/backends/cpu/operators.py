@@ -5,7 +5,6 @@ pooling enter. Elsewhere Numba, whose import is slow, is not loaded, and the BLA
 """
 
 import functools
-import importlib.metadata
 import importlib.util
 import inspect
 import logging
@@ -420,6 +419,8 @@ def _numba_is_installed() -> bool:
 
 
 def _installed_version() -> str:
+    import importlib.metadata  # here, because it is slow to import and only reports need it
+
     try:
         return importlib.metadata.version("numba")
     except importlib.metadata.PackageNotFoundError:

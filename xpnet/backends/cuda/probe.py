@@ -2,7 +2,6 @@
 
 import ctypes
 import importlib
-import importlib.metadata
 import importlib.util
 import sys
 from typing import Any
@@ -26,14 +25,15 @@ def device_name(index: int) -> str:
 
 def unavailable_reason(index: int = 0) -> str | None:
     """Why GPU `index` cannot be used, with the command that fixes it if there is one; None if it can be used."""
+    # First, because "auto" asks this on every machine without a GPU, and listing the wheels takes 0.1 s.
+    if "cupy" not in sys.modules and importlib.util.find_spec("cupy") is None:
+        return f"CuPy is not installed. {_driver_sentence()}Run: {_install_command()}"
     wheels = _installed_wheels()
     if len(wheels) > 1:
         return (
             f"{len(wheels)} CuPy wheels are installed ({', '.join(wheels)}) and overwrite each other. "
             f"Run: pip uninstall -y {' '.join(wheels)} && {_install_command()}"
         )
-    if "cupy" not in sys.modules and importlib.util.find_spec("cupy") is None:
-        return f"CuPy is not installed. {_driver_sentence()}Run: {_install_command()}"
     try:
         cupy = load_cupy()
     except Exception as error:  # CuPy's import fails in many ways, which are all worth showing
@@ -76,6 +76,8 @@ def _device_unavailable_reason(cupy: Any, index: int) -> str | None:
 
 
 def _installed_wheels() -> list[str]:
+    import importlib.metadata  # here, because it is slow to import
+
     names = {str(d.metadata["Name"]).lower() for d in importlib.metadata.distributions() if d.metadata["Name"]}
     return sorted(n for n in names if n == "cupy" or n.startswith(("cupy-cuda", "cupy-rocm")))
 

@@ -1,0 +1,137 @@
+"""explain_step and summary(batch_size=): the calls of a step, what they cost, and that the model stays as it was."""
+
+import numpy as np
+import pytest
+
+import xpnet
+from xpnet import errors, layers, losses, optimizers
+
+X, Y = np.random.default_rng(0).normal(size=(96, 6)).astype("float32"), np.arange(96) % 3
+
+
+def net(*stack, shape=(6,), **options):
+    return xpnet.Sequential(stack, shape, backend="cpu", seed=1, **options)
+
+
+def mlp():
+    return net(layers.Dense(8), layers.ReLU(), layers.Dropout(0.2), layers.BatchNorm(), layers.Dense(3))
+
+
+def test_the_calls_of_a_dense_net_have_their_places_shapes_and_operations():
+    explained = xpnet.explain_step(net(layers.Dense(8), layers.ReLU(), layers.Dense(3)), 32)
+    products = [call for call in explained.replayed if call.operator == "matmul"]
+    assert [call.place for call in products] == [
+        *["0 Dense.forward", "2 Dense.forward"],
+        *["2 Dense.backward", "2 Dense.backward", "0 Dense.backward"],
+    ]
+    assert products[0].shapes == "32×6 6×8 → 32×8"
+    assert products[0].operations == 2 * 32 * 6 * 8
+    assert products[0].bytes == 4 * (32 * 6 + 6 * 8 + 32 * 8)
+    assert {call.place for call in explained.recorded} >= {"inputs", "loss", "metrics", "update", "1 ReLU.forward"}
+    assert len(explained.replayed) <= len(explained.recorded)
+    assert 0 < explained.shared_bytes < explained.temporary_bytes
+
+
+def test_the_text_shows_both_lists_and_the_memory_and_notebooks_get_a_table():
+    explained = xpnet.explain_step(mlp(), 16)
+    assert explained.startswith(f"Recorded: {len(explained.recorded)} calls")
+    assert f"\nReplayed: {len(explained.replayed)} calls" in explained
+    assert "memory of a training step" in explained and "µs" not in explained
+    assert "<table>" in explained._repr_html_() and "A step of 16 samples" in explained.html
+    assert repr(explained) == str(explained)
+
+
+def test_calls_are_measured_on_request():
+    model = mlp()
+    before = model.state_dict()
+    explained = xpnet.explain_step(model, 16, times=True)
+    assert all(call.seconds > 0 for call in explained.replayed) and "µs" in explained
+    assert all(call.seconds is None for call in explained.recorded)
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
+def test_an_explanation_leaves_the_training_as_it_was():
+    def trained(explain):
+        model = mlp()
+        for _ in range(2):
+            model.fit(X, Y, epochs=2, batch_size=16, optimizer="adam", verbose=0)
+            if explain:
+                xpnet.explain_step(model, 16, times=True)
+                model.summary(batch_size=16)
+        outputs = model.forward(X[:4], training=True)  # whose noise depends on the number of passes
+        return {**model.state_dict(), "outputs": outputs}
+
+    plain, explained = trained(explain=False), trained(explain=True)
+    for name, value in plain.items():
+        np.testing.assert_array_equal(explained[name], value, err_msg=name)
+
+
+def test_loss_optimizer_and_metrics_are_those_of_the_latest_fit_or_the_given_ones():
+    model = net(layers.Dense(3))
+    assert not any(call.name == "sqrt" for call in xpnet.explain_step(model, 8).replayed)
+    model.fit(X, np.eye(3)[Y], loss="mse", optimizer="adam", metrics=["mae"], verbose=0)
+    latest = xpnet.explain_step(model, 8).replayed
+    assert any(call.name == "sqrt" for call in latest) and not any(call.operator == "cross_entropy" for call in latest)
+    assert any(call.place == "metrics" and call.name == "absolute" for call in latest)
+    given = xpnet.explain_step(
+        model, 8, loss=losses.SoftmaxCrossEntropy(), optimizer=optimizers.SGD(0.1), metrics=["accuracy"]
+    ).replayed
+    assert any(call.operator == "cross_entropy" for call in given) and not any(call.name == "sqrt" for call in given)
+
+
+@pytest.mark.parametrize("stack", [
+    (layers.Dense(1),), (layers.Dense(2), layers.Softmax()), (layers.Dense(4), layers.Reshape((2, 2))),
+], ids=["one output", "probabilities", "a matrix"])  # fmt: skip
+def test_before_any_fit_the_loss_fits_the_outputs(stack):
+    operators = {call.operator for call in xpnet.explain_step(net(*stack), 8).replayed}
+    assert "cross_entropy" not in operators
+
+
+def test_a_layer_that_takes_integers_gets_integers():
+    model = xpnet.Sequential([layers.Embedding(10, 4), layers.Flatten(), layers.Dense(2)], (5,), backend="cpu")
+    assert any(call.operator == "gather" for call in xpnet.explain_step(model, 8).replayed)
+
+
+def test_the_summary_tells_the_memory_of_a_step_and_more_samples_need_more():
+    model = mlp()
+    assert "memory" not in model.summary()
+
+    def size(samples):
+        line = model.summary(batch_size=samples).splitlines()[-1]
+        assert line.startswith("memory of a training step: ")
+        return float(line.split()[5]) * {"KiB": 1, "MiB": 1024}[line.split()[6].rstrip(":")]
+
+    assert size(32) < size(512) / 3
+
+
+def test_a_model_that_runs_eagerly_says_why():
+    class Reads(layers.Layer):
+        def forward(self, x):
+            return x * float(x.max() >= 0.0)
+
+        def backward(self, grad_y):
+            return grad_y
+
+    model = net(layers.Dense(4), Reads(), layers.Dense(3))
+    with pytest.raises(errors.CaptureError, match="^the step reads values on the host$"):
+        xpnet.explain_step(model)
+    assert model.summary(batch_size=4).endswith(
+        "memory of a training step: not known, because the step reads values on the host"
+    )
+
+
+@pytest.mark.parametrize("batch_size", [0, -3, 2.5, "32", None])
+def test_a_wrong_batch_size_is_refused(batch_size):
+    with pytest.raises(errors.ArgumentError, match="batch_size"):
+        xpnet.explain_step(mlp(), batch_size)
+    if batch_size is not None:
+        with pytest.raises(errors.ArgumentError, match="batch_size"):
+            mlp().summary(batch_size=batch_size)
+
+
+def test_a_model_that_is_not_built_is_refused():
+    model = xpnet.Sequential([layers.Dense(2)], backend="cpu")
+    for call in (lambda: xpnet.explain_step(model), lambda: model.summary(batch_size=8)):
+        with pytest.raises(errors.StateError, match="not built yet"):
+            call()

@@ -1,0 +1,212 @@
+"""Explanations of steps: the calls of a training step before and after passes, their bytes, operations and times."""
+
+import contextlib
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xpnet import losses, optimizers
+from xpnet.capture.program import Load, compiled
+from xpnet.capture.trace import Call
+from xpnet.data.dataset import Dataset, StepData
+from xpnet.display.tables import Summary, html_table, text_table
+from xpnet.errors import CaptureError
+from xpnet.layers.containers import Sequential
+from xpnet.layers.context import Workspace
+from xpnet.losses import Loss
+from xpnet.training.arguments import choose_loss_and_metrics
+from xpnet.training.epoch_metrics import EpochMetrics
+from xpnet.training.replayed_step import PlannedStep, planned_step
+from xpnet.training.snapshots import snapshot
+from xpnet.training.state import TrainingState
+from xpnet.training.step import TrainingStep
+
+_TIMED_REPLAYS = 30
+_PRODUCTS = ("matmul", "dot")
+
+
+@dataclass(frozen=True)
+class ExplainedCall:
+    """One call of a step.
+
+    place: the layer and its method, "inputs", "loss", "metrics" or "update".  operator: the operator of the backend, or
+    "".  name: what is called.  shapes: of the arrays that it reads and of those that it writes.  bytes: of all of
+    them.  operations: of arithmetic, about.  seconds: the median of several replays, or None.
+    """
+
+    place: str
+    operator: str
+    name: str
+    shapes: str
+    bytes: int
+    operations: int
+    seconds: float | None = None
+
+
+class StepExplanation(Summary):
+    """What `explain_step` returns: a text to print, which a notebook shows as a table.
+
+    recorded, replayed: the calls before and after passes.  shared_bytes: of the memory that the temporary arrays of a
+    step share.  temporary_bytes: of these arrays without sharing.
+    """
+
+    recorded: list[ExplainedCall]
+    replayed: list[ExplainedCall]
+    shared_bytes: int
+    temporary_bytes: int
+
+
+def explain(
+    model: Sequential, batch_size: int, loss: Loss | None, metrics: Any, optimizer: Any, times: bool
+) -> StepExplanation:
+    """What `model.explain_step` returns. loss: None means one that fits the outputs."""
+    plan, step = _planned(model, batch_size, loss, metrics, optimizer)
+    seconds = _seconds(plan, step) if times else [None] * len(plan.calls)
+    recorded = [_explained(call, None) for call in plan.trace.calls]
+    replayed = [_explained(call, s) for call, s in zip(plan.calls, seconds, strict=True)]
+    text = f"{_table('Recorded', recorded)}\n\n{_table('Replayed', replayed)}\n\n{_memory_text(plan, model)}"
+    explanation = StepExplanation(text)
+    explanation.recorded, explanation.replayed = recorded, replayed
+    explanation.shared_bytes, explanation.temporary_bytes = plan.shared_bytes, plan.temporary_bytes
+    header, rows = _rows(replayed)
+    explanation.html = html_table(f"A step of {batch_size} samples", header, rows, _memory_text(plan, model), 4)
+    return explanation
+
+
+def memory_of_a_step(model: Sequential, batch_size: int, loss: Loss | None, optimizer: Any) -> str:
+    """A sentence on the memory of a training step, or why it is not known."""
+    try:
+        plan, _ = _planned(model, batch_size, loss, [], optimizer)
+    except CaptureError as error:
+        return f"memory of a training step: not known, because {error}"
+    return _memory_text(plan, model)
+
+
+def _planned(
+    model: Sequential, batch_size: int, loss: Loss | None, metrics: Any, optimizer: Any
+) -> tuple[PlannedStep, TrainingStep]:
+    if not model.backend.replays_calls:
+        raise CaptureError(f'steps on {model.backend.name} are not lists of calls; try model.to("cpu")')
+    if loss is None:
+        several = len(model.output_shape) == 1 and model.output_shape[0] > 1 and not model.gives_probabilities
+        loss = losses.get("softmax_cross_entropy" if several else "mse")
+    chosen, measured = choose_loss_and_metrics(model, loss, metrics)
+    optimizer = optimizers.get(optimizer)
+    return model.context.exclusively(_trace, model, batch_size, chosen, measured, optimizer)
+
+
+def _trace(
+    model: Sequential, batch_size: int, loss: Any, metrics: list[Any], optimizer: Any
+) -> tuple[PlannedStep, TrainingStep]:
+    context, backend = model.context, model.backend
+    with _unchanged(context):
+        state = TrainingState(context, loss, metrics, optimizer)
+        step = TrainingStep(model, state)
+        data = _zeros(model, loss, batch_size)
+        sums, epoch = backend.zeros((3, 1), "float64"), EpochMetrics(model, metrics, 1)
+        before = snapshot(step, epoch)
+        with model.execution_context():
+            try:
+                step(data.batches(), data.total_weight(), epoch.add)  # makes the sums of the metrics
+                plan = planned_step(step, data, epoch, sums, fixed=True)
+            finally:
+                before.restore()
+    return plan, step
+
+
+def _zeros(model: Sequential, loss: Any, batch_size: int) -> StepData:
+    backend, dtype = model.backend, model.context.dtype
+    x = backend.zeros((batch_size, *model.input_shape), "int64" if model.accepts_integers else dtype)
+    labels = loss.classifies and loss.decision_threshold is None
+    shape = (batch_size,) if labels else (batch_size, *model.output_shape)
+    y = backend.zeros(shape, "int64" if labels else dtype)
+    rows = backend.asarray(range(batch_size), "int64")
+    # In the shuffled order of an epoch, so that the rows are gathered as in most trainings.
+    return StepData(
+        Dataset(x, y, None, None, x.dtype), Workspace(model.context), rows, 0, batch_size, batch_size
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _unchanged(context: Any) -> Iterator[None]:
+    """A context after which the numbers and modes of the passes are as before."""
+    before = {name: value for name, value in vars(context).items() if isinstance(value, bool | int)}
+    try:
+        yield
+    finally:
+        vars(context).update(before)
+
+
+def _seconds(plan: PlannedStep, step: TrainingStep) -> list[float]:
+    """The median time of each call. The calls change the model, which is put back."""
+    functions = [compiled([call]) for call in plan.calls]
+    before, times = snapshot(step, plan.metrics), [list[float]() for _ in functions]
+    with step.model.execution_context():
+        for _ in range(_TIMED_REPLAYS):
+            for function, taken in zip(functions, times, strict=True):
+                start = time.perf_counter()
+                function(0, plan.rows, *plan.loaders)
+                taken.append(time.perf_counter() - start)
+    before.restore()
+    return [statistics.median(taken) for taken in times]
+
+
+def _explained(call: Call, seconds: float | None) -> ExplainedCall:
+    arrays = {id(a): a for a in (*call.reads, *call.writes)}
+    if call.parts is not None:
+        names = [part.name for part in call.parts[0]]
+        name = f"{len(call.parts)} threads: " + ", ".join(dict.fromkeys(names))
+        operations = sum(_operations(c) for part in call.parts for c in part)
+    else:
+        name, operations = call.name, _operations(call)
+    reads, writes = (" ".join(_shape(a) for a in given) for given in (call.reads[:3], call.writes[:2]))
+    size = sum(a.nbytes for a in arrays.values())
+    return ExplainedCall(call.place, call.operator, name, f"{reads} → {writes}".strip(), size, operations, seconds)
+
+
+def _shape(array: Any) -> str:
+    return "×".join(map(str, array.shape)) or "1"
+
+
+def _operations(call: Call) -> int:
+    if isinstance(call.function, Load) or call.name in ("copyto", "getitem", "setitem", "take"):
+        return 0
+    largest = max((a.size for a in (*call.reads, *call.writes)), default=0)
+    if call.name in _PRODUCTS and len(call.reads) == 2 and call.writes:
+        a, out = call.reads[0], call.writes[0]
+        inner = call.reads[1].shape[0] if a.ndim == 1 else a.shape[-1]
+        return 2 * int(out.size) * int(inner)
+    return int(largest)
+
+
+def _rows(calls: Sequence[ExplainedCall]) -> tuple[list[str], list[list[str]]]:
+    timed = any(call.seconds is not None for call in calls)
+    header = ["place", "operator", "call", "arrays", "bytes", "operations", *(["µs"] if timed else [])]
+    rows = [
+        [call.place, call.operator, call.name, call.shapes, f"{call.bytes:,}", f"{call.operations:,}",
+         *([f"{1e6 * (call.seconds or 0.0):.2f}"] if timed else [])]
+        for call in calls
+    ]  # fmt: skip
+    return header, rows
+
+
+def _table(title: str, calls: Sequence[ExplainedCall]) -> str:
+    header, rows = _rows(calls)
+    operations = sum(call.operations for call in calls)
+    return f"{title}: {len(calls)} calls, {operations:,} operations\n{text_table([header, *rows], 4)}"
+
+
+def _memory_text(plan: PlannedStep, model: Sequential) -> str:
+    store = model.context.store
+    kept = 2 * store.values.nbytes + plan.slot_bytes + sum(b.value.nbytes for b in store.buffers)
+    return (
+        f"memory of a training step: {_size(plan.shared_bytes + kept)}: {_size(kept)} for weights, gradients and "
+        f"optimizer, and {_size(plan.shared_bytes)} that all other arrays share ({_size(plan.temporary_bytes)} without "
+        "sharing)"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:,.2f} MiB" if count >= 2**20 / 10 else f"{count / 2**10:,.1f} KiB"
