@@ -44,10 +44,11 @@ class Attributes:
     """The attributes of everything that takes part in a step, as they were at one time.
 
     live: whether to leave out what a replay asks anew: schedules, and an optimizer of the user's.  arrays: whether to
-    compare attributes that are arrays, by identity: what is in them is read anew in each replay.
+    compare attributes that are arrays, by identity: what is in them is read anew in each replay.  traced: as in
+    `Reached`.
     """
 
-    def __init__(self, step: TrainingStep, live: bool = True, arrays: bool = True) -> None:
+    def __init__(self, step: TrainingStep, live: bool = True, arrays: bool = True, traced: bool = True) -> None:
         on_gpu = not step.model.backend.replays_calls  # where a graph keeps the arrays that it was captured with
         self._arrays, self._replaced = arrays and not on_gpu, _replaced.setdefault(step, set())
         optimizer = step.state.optimizer
@@ -63,7 +64,7 @@ class Attributes:
             for value in (*([type(thing)] if is_custom(type(thing)) else ()), *attributes.values())
             if is_custom(type(thing)) or isinstance(value, FunctionType) or _is_of_user(type(value))
         )
-        self.reached = Reached(roots, known=things_of(step), traced=not (live and on_gpu))
+        self.reached = Reached(roots, known=things_of(step), traced=traced and not (live and on_gpu))
 
     def changed(self) -> str | None:
         """The name of an attribute that has another value now, or None."""

@@ -15,7 +15,7 @@ from xpnet.layers.context import Workspace
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.snapshots import snapshot
 from xpnet.training.step import TrainingStep
-from xpnet.training.traced_step import traced_step
+from xpnet.training.traced_step import traced_step, unchanged_python
 
 _log = logging.getLogger(__name__)
 _UNSET: Any = object()
@@ -41,13 +41,15 @@ class GraphStep:
         self._graph_data = _copy(dataset) if streaming else dataset
         self._metric_arrays = metrics.arrays
         self.calls: CallList | None = None
-        try:
-            self._capture_work(capture, data, metrics, self._trace)
-            return
-        except Exception as error:  # of the trace, of CuPy or of a user's layer
-            self.calls = None
-            _log.info("the operators of a step cannot be listed: %s", str(error))
-        self._capture_work(capture, data, metrics, self._whole_step)
+        with unchanged_python(step):
+            try:
+                self._capture_work(capture, data, metrics, self._trace)
+                return
+            except Exception as error:  # of the trace, of CuPy or of a user's layer
+                self.calls = None
+                _log.info("the operators of a step cannot be listed: %s", str(error))
+        with unchanged_python(step):
+            self._capture_work(capture, data, metrics, self._whole_step)
 
     def _capture_work(
         self, capture: Any, data: StepData, metrics: EpochMetrics, prepare: Callable[[EpochMetrics], Callable[[], None]]

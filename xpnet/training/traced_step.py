@@ -223,7 +223,8 @@ def _set_randomness(states: tuple[Any, ...]) -> None:
 @contextlib.contextmanager
 def unchanged_python(step: TrainingStep) -> Iterator[None]:
     """A context that undoes what user code changes in Python, apart from the arrays of the model."""
-    reached, randomness = Attributes(step, live=False).reached, _randomness()
+    on_cpu = step.model.backend.replays_calls  # a GPU captures what cannot be traced, too
+    reached, randomness = Attributes(step, live=False, traced=on_cpu).reached, _randomness()
     before = [(thing, dict(vars(thing))) for thing in things_of(step)]
     try:
         yield
