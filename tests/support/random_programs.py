@@ -285,6 +285,6 @@ def _nothing_that_is_used(p, choose):
 OPERATIONS = [
     _unary, _unary_out, _binary, _binary, _operator, _operator, _binary_out, _in_place, _in_place,
     _in_place_of_a_part, _view, _view, _reshape, _fancy, _fancy_write, _indices_of_values, _reduce, _reduce,
-    _reduce_out, _matmul, _matmul_out, _assign, _assign, _assign_a_part, _copy, _copy, _copyto, _made, _joined, _split, _number,
-    _at, _nothing_that_is_used,
+    _reduce_out, _matmul, _matmul_out, _assign, _assign, _assign_a_part, _copy, _copy, _copyto, _made, _joined, _split,
+    _number, _at, _nothing_that_is_used,
 ]  # fmt: skip

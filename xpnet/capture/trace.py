@@ -33,6 +33,8 @@ _FUNCTIONS = _words(
     "nansum outer pad prod ptp quantile ravel repeat reshape roll rollaxis rot90 sort split squeeze stack std sum "
     "swapaxes take take_along_axis tensordot tile trace transpose tril triu var vdot vstack where"
 )
+#: Those whose second argument decides the shape of the result.
+_SHAPING = _words("array_split broadcast_to pad repeat reshape split tile")
 _CREATORS = _words("arange eye full identity indices linspace ones tri zeros")
 _UNINITIALIZED = _words("empty empty_like")
 _INQUIRIES = _words("can_cast finfo iinfo isscalar ndim result_type shape size issubdtype promote_types")
@@ -180,6 +182,8 @@ class Trace:
         name = function.__name__
         if name == "where" and len(args) + len(kwargs) < 3:
             raise CaptureError("xp.where with one argument returns an array whose shape depends on values")
+        if name in _SHAPING and _has_traced((args[1:], kwargs)):
+            raise CaptureError(f"xp.{name} is given a shape that depends on values")
         if any(isinstance(n, StepNumber) for n in (*args, *kwargs.values())):
             raise CaptureError(f"xp.{name} is given a number that changes from step to step")
         bound = _signature(function).bind(*now, **now_kwargs).arguments if _has_out(function) else {}
@@ -222,15 +226,15 @@ class Trace:
         say that it does not.  Arrays that it returns, other than those it was given, are new in each replay.
         """
         given, given_kwargs = _unwrapped(args), _unwrapped(kwargs)
-        value = function(*current_of(given), **current_of(given_kwargs))
         if not self.active:
-            return value
+            return function(*current_of(given), **current_of(given_kwargs))
         bound = _signature(function).bind(*given, **given_kwargs).arguments
         written = tuple(a for name in writes for a in arrays_in(bound.get(name)))
         only_written = _OUTS.intersection(writes).difference(updates)
         reads = tuple(arrays_in([value for name, value in bound.items() if name not in only_written]))
         for array in written:
             self.refuse_foreign(array)
+        value = function(*current_of(given), **current_of(given_kwargs))
         call = Call(function, given, given_kwargs, reads=reads, writes=written)
         self.record(call)
         if isinstance(value, numpy.generic):
@@ -336,7 +340,10 @@ class TracedArray:
         raise CaptureError(f"the step calls {function.__name__}.{method}")
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        return TracedModule.of(self.trace, function.__name__)(*args, **kwargs)
+        name = function.__name__
+        if getattr(self.trace.xp, name, None) is not function:  # as of numpy.linalg.trace
+            raise CaptureError(f"the step uses {function.__module__}.{name}")
+        return TracedModule.of(self.trace, name)(*args, **kwargs)
 
     # Operations ------------------------------------------------------------------------------------------------------
 
@@ -542,6 +549,8 @@ def _reduction(trace: Trace, ufunc: Any, a: Any, axis: Any = None, dtype: Any = 
 
 def _created(trace: Trace, function: Any, *args: Any, **kwargs: Any) -> TracedArray:
     """An array that is filled anew in each replay, because the step may write into it."""
+    if _has_traced((args, kwargs)):
+        raise CaptureError(f"xp.{function.__name__} is given numbers or a shape that the step computes")
     value = function(*_unwrapped(args), **_unwrapped(kwargs))
     result, values = trace.own(value), _values_of(value, function.__name__)
     trace.write(value, values[0] if len(values) == 1 else trace.own(value.copy()))
@@ -553,7 +562,9 @@ def _values_of(value: Array, creator: str) -> list[Any]:
     if not isinstance(value, numpy.ndarray):  # do not read it
         return [float(creator.startswith("ones"))] if creator.startswith(("zeros", "ones")) else [0, 1]
     flat = value.reshape(-1)
-    return [flat[0].item()] if flat.size and (flat == flat[0]).all() else [0] if not flat.size else [0, 1]
+    if flat.size and flat.tobytes() != flat[:1].tobytes() * flat.size:  # so that 0.0 and -0.0 differ
+        return [0, 1]
+    return [flat[0].item()] if flat.size else [0]
 
 
 class _TracedUfunc:
@@ -584,8 +595,8 @@ class _At:
         self._ufunc = ufunc
         self.__name__ = f"{ufunc.__name__}.at"
 
-    def __call__(self, a: Array, indices: Any, b: Any = None) -> None:
-        self._ufunc.at(a, indices, b)
+    def __call__(self, a: Array, indices: Any, *b: Any) -> None:
+        self._ufunc.at(a, indices, *b)
 
 
 class _Special:
@@ -597,15 +608,15 @@ class _Special:
 
     @staticmethod
     def zeros_like(trace: Trace, a: TracedArray, **kwargs: Any) -> TracedArray:
-        return _created(trace, trace.xp.zeros_like, a, **kwargs)
+        return _created(trace, trace.xp.zeros_like, a.values, **kwargs)
 
     @staticmethod
     def ones_like(trace: Trace, a: TracedArray, **kwargs: Any) -> TracedArray:
-        return _created(trace, trace.xp.ones_like, a, **kwargs)
+        return _created(trace, trace.xp.ones_like, a.values, **kwargs)
 
     @staticmethod
     def full_like(trace: Trace, a: TracedArray, fill_value: Any, **kwargs: Any) -> TracedArray:
-        return _created(trace, trace.xp.full_like, a, fill_value, **kwargs)
+        return _created(trace, trace.xp.full_like, a.values, fill_value, **kwargs)
 
     @staticmethod
     def count_nonzero(trace: Trace, a: TracedArray, axis: Any = None, keepdims: bool = False) -> Any:
@@ -676,6 +687,13 @@ def mapped(function: Callable[[Any], Any], value: Any) -> Any:
 def _unwrapped(value: Any) -> Any:
     """A value with arrays in place of the TracedArrays in it."""
     return mapped(lambda item: item.values if isinstance(item, TracedArray) else item, value)
+
+
+def _has_traced(value: Any) -> bool:
+    """Whether this is a TracedArray, or a list, tuple or dictionary with one in it."""
+    if isinstance(value, list | tuple):
+        return any(map(_has_traced, value))
+    return isinstance(value, TracedArray) or (isinstance(value, dict) and any(map(_has_traced, value.values())))
 
 
 def current_of(value: Any) -> Any:

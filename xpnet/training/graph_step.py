@@ -80,6 +80,7 @@ class GraphStep:
         with backend.lasting_memory():  # for constants
             trace = traced_step(self._step, self._data, metrics, self._cells.staged_sums, fixed=True)
         self.calls = CallList(trace, backend)
+        trace.release()
         self._graph.hold(self.calls.arrays)
         return self.calls
 

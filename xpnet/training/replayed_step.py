@@ -17,6 +17,7 @@ from xpnet.config import is_custom
 from xpnet.data.dataset import Dataset, StepData
 from xpnet.layers.containers import Sequential
 from xpnet.optimizers import Optimizer
+from xpnet.training.attributes import things_of
 from xpnet.training.audit import every_layer
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.snapshots import snapshot
@@ -83,7 +84,8 @@ class ReplayedStep:
         self._sums = step.model.backend.zeros((3, data.batch_count), "float64")
         self._metric_arrays = {name: a for name, a in metrics.arrays.items() if name != "losses"}
         before = snapshot(step, metrics)
-        free_workspaces(step.model)  # the traced step has its own
+        if not any(is_custom(type(thing)) for thing in things_of(step)):  # others might use what a step before kept
+            free_workspaces(step.model)  # the traced step has its own
         try:
             plan = planned_step(step, data, metrics, self._sums, fixed=not streaming)
         finally:
@@ -123,10 +125,21 @@ class ReplayedStep:
         self._program(number, place if order is None else order[place], *self._loaders)
 
 
+def _is_known(optimizer: Optimizer) -> bool:
+    """Whether an optimizer and its schedule are part of xpnet."""
+    rate = optimizer.learning_rate
+    return not (is_custom(type(optimizer)) or is_custom(type(rate)) or isinstance(rate, FunctionType | MethodType))
+
+
 def free_workspaces(model: Sequential) -> None:
-    """Free what the layers keep from a training step, which a replay does not use."""
+    """Free what the layers keep from a training step, which a replay does not use.
+
+    Layers of users keep it, since they may use it in a later step, though they should not.
+    """
     context, freed = model.context, 0
     for layer in every_layer(model):
+        if is_custom(type(layer)):
+            continue
         work = layer._workspaces.pop(False, None)
         freed += 0 if work is None else work.nbytes
     context.forward_thread = 0
@@ -142,12 +155,6 @@ def loaders_of(backend: Backend, dataset: Dataset, ordered: bool) -> list[Any]:
     arrays = [getattr(dataset, name) for name in INPUTS]
     dtypes = [dataset.x_dtype, *[None if a is None else a.dtype for a in arrays[1:]]]
     return [loader(backend, a, dtype, ordered) for a, dtype in zip(arrays, dtypes, strict=True)]
-
-
-def _is_known(optimizer: Optimizer) -> bool:
-    """Whether an optimizer and its schedule are part of xpnet."""
-    rate = optimizer.learning_rate
-    return not (is_custom(type(optimizer)) or is_custom(type(rate)) or isinstance(rate, FunctionType | MethodType))
 
 
 def _view(arena: Array, array: Array, offset: int) -> Array:

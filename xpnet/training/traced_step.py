@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -169,8 +170,7 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
         def writable(array: Array) -> TracedArray:
             return trace.wrap(array, writable=True)
 
-        now = {"noise_step": context.noise_step, "current_step": context.current_step}
-        replace(context, backend=backend, _scratch={}, **now)
+        replace(context, backend=backend, _scratch={}, noise_step=context.noise_step, current_step=context.current_step)
         undo.callback(vars(context).pop, "scratch", None)
         vars(context)["scratch"] = _scratch_by_place(context.scratch, trace)
         replace(store, backend=backend, values=writable(store.values), grads=writable(store.grads))
@@ -186,11 +186,13 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
         if (scale := state.loss_scale) is not None:
             replace(scale, _backend=backend, state=writable(scale.state), gate=writable(scale.gate))
         for layer in every_layer(model):
-            replace(layer, _workspaces={})
+            replace(layer, _workspaces={False: _OneStep(context)} if is_custom(type(layer)) else {})
             _name_calls(layer, layer is model, trace)
-        kept = _KeptArrays(trace, [t for t in things if is_custom(type(t)) and t is not state.optimizer])
+        custom = [thing for thing in things if is_custom(type(thing)) and thing is not state.optimizer]
+        kept = _KeptArrays(trace, custom)
         try:
-            yield
+            with _refusing_the_outside(custom) if custom else contextlib.nullcontext():
+                yield
             if changed := attributes.changed():
                 raise CaptureError(f"each step changes {changed}")
             if _randomness() != randomness:
@@ -205,6 +207,46 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
                 vars(thing).update(own)
             attributes.reached.restore()
             _set_randomness(randomness)
+
+
+@contextlib.contextmanager
+def _refusing_the_outside(things: Sequence[Any]) -> Iterator[None]:
+    """A context that raises CaptureError at its end if user code has printed, used files or asked for the time.
+
+    things: whose code is watched, and Python's own modules where it calls them; not what garbage collection calls.
+    """
+    packages, found = {type(thing).__module__.partition(".")[0] for thing in things}, list[str]()
+
+    def watch(frame: Any, event: str, function: Any) -> None:
+        if event != "c_call":
+            return
+        while frame is not None and _package(frame) in sys.stdlib_module_names - packages:
+            frame = frame.f_back
+        if frame is not None and _package(frame) in packages:
+            owner = getattr(function, "__self__", None)
+            kind = owner if isinstance(owner, type) else type(owner)
+            modules = (getattr(function, "__module__", None), kind.__module__)
+            if function in _OUTSIDE or not _OUTSIDE_MODULES.isdisjoint(modules):
+                found.append(function.__name__)
+
+    before = sys.getprofile()
+    if before is None:
+        sys.setprofile(watch)
+    try:
+        yield
+    finally:
+        if before is None:
+            sys.setprofile(None)
+    if found:
+        raise CaptureError(f"each step calls {found[0]}, which a replay would not do")
+
+
+def _package(frame: Any) -> str:
+    return str(frame.f_globals.get("__name__", "").partition(".")[0])
+
+
+_OUTSIDE = (print, open, input)
+_OUTSIDE_MODULES = frozenset(("time", "datetime", "posix", "nt", "io", "_io", "_socket"))
 
 
 def _randomness() -> tuple[Any, ...]:
@@ -236,6 +278,15 @@ def unchanged_python(step: TrainingStep) -> Iterator[None]:
         _set_randomness(randomness)
 
 
+class _OneStep(Workspace):
+    """The workspace of a layer of users, which must not use what an earlier step kept in it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise CaptureError(f"a layer asks for work.{name} before the step sets it")
+
+
 class _KeptArrays:
     """The arrays that things of users keep as attributes, or in lists, tuples and dictionaries there.
 
@@ -247,7 +298,7 @@ class _KeptArrays:
         self._kept: list[tuple[Any, str, Any, list[Any], list[TracedArray]]] = []
         for thing in things:
             for name, value in vars(thing).items():
-                if is_array(value):
+                if name != "_workspaces" and is_array(value):
                     wrapped: list[TracedArray] = []
                     vars(thing)[name] = traced = self._wrapped(value, wrapped)
                     self._kept.append((thing, name, traced, _contents(traced), wrapped))
