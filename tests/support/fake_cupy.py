@@ -67,7 +67,10 @@ class FakeCupy(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         """The attribute of the current device; a function is looked up when it is called."""
         value = getattr(self._backends[0].xp, name)
-        return _OnCurrentDevice(self, name) if callable(value) and not isinstance(value, type) else value
+        if callable(value) and not isinstance(value, type):
+            value = _OnCurrentDevice(self, name)
+            setattr(self, name, value)  # the same object each time
+        return value
 
 
 class _OnCurrentDevice:

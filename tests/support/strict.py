@@ -17,7 +17,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy
@@ -212,7 +211,10 @@ class StrictArray:
     __array_ufunc__ = None  # so that NumPy's ufuncs raise TypeError, and its operators defer to those below
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, backend: StrictBackend, values: HostArray) -> None:
+    def __init__(self, backend: Any, values: Any, memptr: Any = None, strides: Any = None) -> None:
+        """Values on a backend; or, as in CuPy, a shape, a dtype, a pointer to memory, and strides."""
+        if memptr is not None:
+            backend, values = memptr.backend, memptr.array(backend, values, strides)
         if values.dtype.char not in _DTYPES:
             raise ValueError(f"Unsupported dtype {values.dtype}")
         self._backend = backend
@@ -258,9 +260,9 @@ class StrictArray:
         return len(self._values)
 
     @property
-    def data(self) -> Any:
+    def data(self) -> "MemoryPointer":
         """The pointer, as in CuPy, for emulated kernels and libraries."""
-        return SimpleNamespace(ptr=self._values.ctypes.data)
+        return MemoryPointer(self._backend, _root(self._values), self._values.ctypes.data)
 
     def set(self, a: HostArray, stream: Any = None) -> None:
         """A copy from the host, in place."""
@@ -411,6 +413,33 @@ class StrictArray:
         return self._backend.xp.matmul(self, other)
 
 
+class MemoryPointer(NamedTuple):
+    """CuPy's pointer to the element at address `ptr`, in the memory of the array `root`."""
+
+    backend: StrictBackend
+    root: HostArray
+    ptr: int
+
+    @property
+    def mem(self) -> Any:
+        """The owner of the memory."""
+        return self.root if self.root.base is None else self.root.base
+
+    def __add__(self, offset: int) -> "MemoryPointer":  # type: ignore[override]
+        return self._replace(ptr=self.ptr + offset)
+
+    def array(self, shape: Any, dtype: Any, strides: Any) -> HostArray:
+        """An array whose first element is here."""
+        memory = self.root.reshape(-1, order="A").view("uint8")
+        return numpy.ndarray(shape, dtype, memory, self.ptr - memory.ctypes.data, strides)
+
+
+def _root(a: HostArray) -> HostArray:
+    while isinstance(a.base, numpy.ndarray):
+        a = a.base
+    return a
+
+
 def _wrapped(indices: HostArray, length: int) -> HostArray:
     return indices.astype(numpy.int64) % length
 
@@ -498,7 +527,9 @@ class StrictModule:
             "take_along_axis": self._take_along_axis,
             "where": self._where,
         }
-        return functools.partial(special.get(name, self._call), name)
+        resolved: Any = functools.partial(special.get(name, self._call), name)
+        resolved.__name__, resolved.__signature__ = name, signature(API["functions"][name])
+        return resolved
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         bound = _bind(name, API["functions"][name], args, kwargs)
@@ -573,6 +604,7 @@ class StrictUfunc:
 
     def __init__(self, backend: StrictBackend, name: str) -> None:
         self.__name__ = name
+        self.nin, self.nout = getattr(numpy, name).nin, getattr(numpy, name).nout
         self._backend = backend
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -1,17 +1,15 @@
 """TracedCPU: the CPU backend while a step is traced. Its operators run as usual, so that the trace sees their calls."""
 
-import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NoReturn
+from typing import Any
 
 from xpnet.backends import Array, Backend, DType
-from xpnet.backends.base import Device
 from xpnet.backends.cpu.operators import CPUOperators
 from xpnet.backends.step_numbers import StepNumber, of_step
+from xpnet.capture.device import TracedDevice, operators_of
 from xpnet.capture.trace import Call, Trace, TracedArray, TracedModule
-from xpnet.errors import CaptureError
 
 #: The parameters that compiled loops write.
 _LOOP_RESULTS = {
@@ -21,14 +19,7 @@ _LOOP_RESULTS = {
 }  # fmt: skip
 
 
-class StepPosition:
-    """The number of a step as part of the key of its noise. Only the operators of noise can use it."""
-
-    def __init__(self, number: StepNumber) -> None:
-        self.number = number
-
-
-class TracedCPU(CPUOperators):
+class TracedCPU(TracedDevice, CPUOperators):
     """A CPU backend whose arrays are traced. It computes what `real` does."""
 
     def __init__(self, real: CPUOperators, trace: Trace) -> None:
@@ -36,15 +27,8 @@ class TracedCPU(CPUOperators):
         self.real, self.trace = real, trace
         self.xp = TracedModule(trace)
         self.threads = _TracedThreads(real.threads, trace)  # type: ignore[assignment]
-        for name in _operators(type(real)):
+        for name in operators_of(type(real)):
             setattr(self, name, self._named(name, getattr(self, name)))
-
-    def __getattribute__(self, name: str) -> Any:
-        """In other threads, and after the trace, what the real backend has."""
-        own = object.__getattribute__(self, "__dict__")
-        if "trace" in own and not own["trace"].active and name not in ("real", "__dict__", "__class__"):
-            return getattr(own["real"], name)
-        return object.__getattribute__(self, name)
 
     def _named(self, name: str, operator: Callable[..., Any]) -> Callable[..., Any]:
         def within(*args: Any, **kwargs: Any) -> Any:
@@ -57,25 +41,11 @@ class TracedCPU(CPUOperators):
 
     # Arrays ----------------------------------------------------------------------------------------------------------
 
-    def empty(self, shape: Sequence[int], dtype: DType) -> Array:
-        return self.trace.own(self.real.empty(shape, dtype))
-
-    def zeros(self, shape: Sequence[int], dtype: DType) -> Array:
-        zeros = self.empty(shape, dtype)
-        zeros.fill(0)
-        return zeros
-
     def asarray(self, a: Any, dtype: DType = None) -> Array:
         return self.xp.asarray(a if isinstance(a, TracedArray) else self.real.asarray(a, dtype), dtype=dtype)
 
-    def to_numpy(self, a: Any) -> NoReturn:
-        raise CaptureError("the step reads values on the host")
-
     def _matrix(self, shape: tuple[int, int], dtype: DType) -> Array:
         return self.empty(shape, dtype)
-
-    def refuse_capture(self, reason: str, *values: object) -> None:
-        raise CaptureError(reason % values)
 
     def step_number(self, of: Callable[[int], float], step: int) -> Any:
         return StepNumber(of, of(step))
@@ -95,36 +65,9 @@ class TracedCPU(CPUOperators):
     def count_pairs(self, a: Array, b: Array, shape: tuple[int, int], weights: Array | None) -> Array:
         return self.trace.operator(self.real.count_pairs, (a, b, shape, weights), {})
 
-    def random_bits(self, key: Sequence[Any], rows: int, columns: int, first_row: int = 0) -> Array:
-        return self.trace.operator(_noise, (self.real.random_bits, *_parts(key), rows, columns, first_row), {})
-
-    def dropout_mask(self, key: Sequence[Any], rate: float, out: Array, first_row: int = 0) -> Array:
-        return self.trace.operator(_mask, (self.real.dropout_mask, *_parts(key), rate, out, first_row), {})
-
     def fused_update(self, name: str, runs: Any, vectors: Sequence[Array], numbers: Sequence[Any]) -> bool:
         number = vectors[0].dtype.type
         return super().fused_update(name, runs, vectors, [of_step(number, n) for n in numbers])
-
-
-def _parts(key: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple(part.number if isinstance(part, StepPosition) else part for part in key)
-
-
-def _noise(random_bits: Any, seed: int, layer: int, step: int, rows: int, columns: int, first_row: int) -> Array:
-    return random_bits((seed, layer, step), rows, columns, first_row)
-
-
-def _mask(dropout_mask: Any, seed: int, layer: int, step: int, rate: float, out: Array, first_row: int) -> Array:
-    return dropout_mask((seed, layer, step), rate, out, first_row)
-
-
-def _operators(backend: type) -> list[str]:
-    """The names of the operators of a backend: its public methods, without those of the device."""
-    return [
-        name
-        for name, member in inspect.getmembers(backend, inspect.isfunction)
-        if not name.startswith("_") and not hasattr(Device, name) and name != "loops"
-    ]
 
 
 class _TracedLoops:

@@ -1,13 +1,13 @@
 """The memory plan: temporary arrays of a step whose lifetimes do not overlap share memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from xpnet.backends import Array
 from xpnet.capture.passes import Memory
 from xpnet.capture.program import every_call
-from xpnet.capture.trace import Call, is_array
+from xpnet.capture.trace import Call, is_array, mapped
 
 _ALIGNMENT = 64  # bytes
 
@@ -27,12 +27,13 @@ class Block:
 class MemoryPlan:
     """Where each temporary array of some calls is placed in one piece of memory.
 
-    size: the bytes of that piece.  unshared: the bytes that the arrays would take without sharing.
+    size: the bytes of that piece.  unshared: the bytes that the arrays would take without sharing.  elsewhere: the
+    owners of memory that is not placed in it.
     """
 
-    def __init__(self, calls: Sequence[Call], memory: Memory) -> None:
+    def __init__(self, calls: Sequence[Call], memory: Memory, elsewhere: Collection[int] = ()) -> None:
         self._memory = memory
-        self.blocks = _blocks(calls, memory)
+        self.blocks = {owner: b for owner, b in _blocks(calls, memory).items() if owner not in elsewhere}
         self.size = _place(list(self.blocks.values()))
         self.unshared = sum(_rounded(block.size) for block in self.blocks.values())
 
@@ -57,15 +58,16 @@ class _Mover:
 
     def call(self, call: Call) -> Call:
         return replace(
-            call, args=self.value(call.args), kwargs={name: self.value(value) for name, value in call.kwargs.items()},
+            call, args=self.value(call.args), kwargs=self.value(call.kwargs),
             result=self.value(call.result), reads=self.value(call.reads), writes=self.value(call.writes),
             parts=None if call.parts is None else [[self.call(c) for c in part] for part in call.parts],
         )  # fmt: skip
 
     def value(self, value: Any) -> Any:
-        if type(value) in (tuple, list):
-            return type(value)(map(self.value, value))
-        if not is_array(value):
+        return mapped(self._array, value)
+
+    def _array(self, value: Any) -> Any:
+        if not is_array(value) or not value.size:
             return value
         if id(value) not in self._moved:
             offset = self._plan.offset(value)

@@ -12,7 +12,7 @@ import numpy
 from xpnet.backends import Array
 from xpnet.backends.step_numbers import StepNumber
 from xpnet.capture.program import Cell, Load
-from xpnet.capture.trace import Call, Trace, memory_of
+from xpnet.capture.trace import Call, Trace, address_of, is_array, mapped, memory_of, same_view
 
 #: Functions whose results NumPy does not round differently for other strides, as it does for exp of float64.
 _EXACT = frozenset((
@@ -42,6 +42,7 @@ class Memory:
     """Where the arrays of a trace lie in memory."""
 
     def __init__(self, trace: Trace) -> None:
+        self.xp = trace.xp
         self._temporary = trace.temporary
         self._constant: set[int] = set()  # owners of memory that holds constants
         self._extents: dict[int, tuple[Array, int, int, int]] = {}  # by id of the array, which is kept alive
@@ -50,7 +51,7 @@ class Memory:
         """(the array, the id of the owner of its memory, its first byte, the byte after its last)."""
         found = self._extents.get(id(array))
         if found is None:
-            first = last = array.__array_interface__["data"][0]
+            first = last = address_of(array)
             for size, stride in zip(array.shape, array.strides, strict=True):
                 first, last = first + min(0, (size - 1) * stride), last + max(0, (size - 1) * stride)
             found = self._extents[id(array)] = array, id(memory_of(array)), first, last + array.itemsize
@@ -112,7 +113,7 @@ def without_constants(calls: list[Call], memory: Memory) -> list[Call]:
 
 
 def _is_constant(call: Call, writers: dict[int, list[tuple[Call, Array]]], memory: Memory) -> bool:
-    if call.opaque or call.parts is not None or isinstance(call.function, Load) or _has_numbers(call):
+    if call.opaque or call.parts is not None or isinstance(call.function, Load) or has_numbers(call):
         return False
     if not call.writes or any(memory.overlap(a, b) for a in call.reads for b in call.writes):
         return False
@@ -180,7 +181,7 @@ def _same_computation(a: Call, b: Call) -> bool:
 
 
 def _same_argument(a: Any, b: Any) -> bool:
-    if isinstance(a, numpy.ndarray) and isinstance(b, numpy.ndarray):
+    if is_array(a) and is_array(b):
         return same_view(a, b)
     return a is b or (type(a) is type(b) and isinstance(a, int | float | str) and repr(a) == repr(b))  # 0.0 is not -0.0
 
@@ -193,7 +194,7 @@ def without_copies(calls: list[Call], memory: Memory) -> list[Call]:
         for owner in {memory.owner(a) for a in _arrays(call)}:
             users.setdefault(owner, []).append(call)
     for copy in list(calls):
-        source = _copied(copy)
+        source = _copied(copy, memory)
         if source is None or not memory.temporary(source):
             continue
         others = [call for call in users[memory.owner(source)] if call is not copy]
@@ -216,9 +217,9 @@ def _position(calls: list[Call], call: Call) -> int:
     return next(i for i, other in enumerate(calls) if other is call)
 
 
-def _copied(call: Call) -> Array | None:
+def _copied(call: Call, memory: Memory) -> Array | None:
     """The array that a call copies, in its shape and dtype; None if it does anything else."""
-    if call.function is not numpy.copyto or "where" in call.kwargs or not isinstance(call.args[1], numpy.ndarray):
+    if call.function is not memory.xp.copyto or "where" in call.kwargs or not is_array(call.args[1]):
         return None
     target, source = call.args
     return source if target.shape == source.shape and target.dtype == source.dtype else None
@@ -233,12 +234,14 @@ def _can_write(call: Call, source: Array, target: Array, memory: Memory) -> bool
     """Whether a call can write into `target` instead of `source`."""
     apart = not any(memory.overlap(a, target) for a in call.reads)
     contiguous = bool(target.flags.c_contiguous and source.flags.c_contiguous)
+    if call.result is not None and memory.xp is not numpy:
+        return False  # a GPU takes the array that is returned, without a copy
     if isinstance(call.function, Load) or call.result is source:
         return apart
     if _is_reduction(call):
         return apart and (contiguous or target.ndim < 2)  # strides of more axes may change the order of the terms
-    if isinstance(call.function, numpy.ufunc) and call.function is not numpy.matmul:
-        same = contiguous or call.function in _EXACT
+    if hasattr(call.function, "nin") and call.function is not numpy.matmul:  # a ufunc
+        same = contiguous or memory.xp is not numpy or call.function in _EXACT
         return same and all(same_view(a, target) or not memory.overlap(a, target) for a in call.reads)
     return apart and contiguous
 
@@ -386,7 +389,7 @@ def _array_numbers(call: Call) -> Call:
 # What passes ask of calls and arrays ---------------------------------------------------------------------------------
 
 
-def _has_numbers(call: Call) -> bool:
+def has_numbers(call: Call) -> bool:
     return any(isinstance(a, StepNumber) for a in call.args)
 
 
@@ -406,30 +409,18 @@ def _uses_only(call: Call, array: Array) -> bool:
     return call.parts is None and not call.opaque and all(a is array for a in same)
 
 
-def same_view(a: Array, b: Array) -> bool:
-    """Whether two arrays are the same elements of the same memory, in the same order."""
-    return bool(
-        a.__array_interface__["data"] == b.__array_interface__["data"]
-        and a.shape == b.shape
-        and a.strides == b.strides
-        and a.dtype == b.dtype
-    )
-
-
 def _replaced(call: Call, old: Array, new: Array) -> Call:
     """A call with one array in place of another."""
 
     def swap(value: Any) -> Any:
-        if isinstance(value, tuple | list):
-            return type(value)(map(swap, value))
-        return new if value is old else value
+        return mapped(lambda item: new if item is old else item, value)
 
     if not any(a is old for a in _arrays(call)):
         return call
     return replace(
         call,
         args=swap(call.args),
-        kwargs={name: swap(value) for name, value in call.kwargs.items()},
+        kwargs=swap(call.kwargs),
         result=swap(call.result),
         reads=swap(call.reads),
         writes=swap(call.writes),

@@ -52,8 +52,9 @@ _REDUCTIONS = {
 class Call:
     """One call of a step: function(*args, **kwargs).
 
-    Arguments are arrays, numbers and `StepNumber` objects.  result: an array into which the return value is copied, or
-    None if the function writes its result itself.  reads, writes: the arrays whose elements it uses and changes.
+    Arguments are arrays, numbers and `StepNumber` objects.  result: the array that the function returned, or a tuple
+    with such arrays; None if it writes its result into one of its arguments. On the CPU, a replay copies what the
+    function returns into it.  reads, writes: the arrays whose elements it uses and changes.
     operator: the operator of the backend that made the call, or "".  place: the layer and its method, or "".
     """
 
@@ -73,8 +74,8 @@ class Call:
     @property
     def name(self) -> str:
         """A short name of the function."""
-        function = getattr(self.function, "func", self.function)
-        return str(getattr(function, "__name__", function))
+        function = self.function if hasattr(self.function, "__name__") else getattr(self.function, "func", None)
+        return str(getattr(function, "__name__", self.function))
 
 
 class Trace:
@@ -169,7 +170,7 @@ class Trace:
             result, target = out, _unwrapped(out)
             self.refuse_foreign(target)
             function(*now, out=target, **now_kwargs)
-        reads = (*_arrays_in(now), *_arrays_in(now_kwargs))
+        reads = (*arrays_in(now), *arrays_in(now_kwargs))
         self.record(Call(function, (*given, target), now_kwargs, reads=reads, writes=(target,)))
         return result
 
@@ -187,7 +188,7 @@ class Trace:
             raise CaptureError(f"xp.{name} is given a number that changes from step to step")
         bound = _signature(function).bind(*now, **now_kwargs).arguments if _has_out(function) else {}
         reads = tuple(
-            _arrays_in([value for key, value in bound.items() if key != "out"] if bound else (now, now_kwargs))
+            arrays_in([value for key, value in bound.items() if key != "out"] if bound else (now, now_kwargs))
         )
         if (target := bound.get("out")) is not None:
             result = kwargs.get("out", next((a for a in args if _unwrapped(a) is target), None))
@@ -204,7 +205,8 @@ class Trace:
         if self._is_view(value, reads):
             return TracedArray(self, value)
         result = self.own(value)
-        if _has_out(function) and not (name == "take" and "mode" not in bound):
+        # NumPy's take copies twice into `out`, unless its mode is given.
+        if _has_out(function) and (name != "take" or "mode" in bound or self.xp is not numpy):
             self.record(Call(function, now, {**now_kwargs, "out": value}, reads=reads, writes=(value,)))
         else:
             self.record(Call(function, now, now_kwargs, value, reads, (value,)))
@@ -216,30 +218,33 @@ class Trace:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         writes: tuple[str, ...] = ("out",),
+        updates: tuple[str, ...] = (),
     ) -> Any:
-        """Call an operator or a compiled loop as a whole. writes: the parameters that it writes.
+        """Call an operator or a compiled loop as a whole.
 
-        An array that it returns, other than one of those, is copied in each replay.
+        writes: the parameters that it writes.  updates: those of them whose old values it needs, although their names
+        say that it does not.  Arrays that it returns, other than those it was given, are new in each replay.
         """
         given, given_kwargs = _unwrapped(args), _unwrapped(kwargs)
         if not self.active:
             return function(*current_of(given), **current_of(given_kwargs))
         bound = _signature(function).bind(*given, **given_kwargs).arguments
-        written = tuple(a for name in writes for a in _arrays_in(bound.get(name)))
-        reads = tuple(_arrays_in([value for name, value in bound.items() if name not in writes or name not in _OUTS]))
+        written = tuple(a for name in writes for a in arrays_in(bound.get(name)))
+        only_written = _OUTS.intersection(writes).difference(updates)
+        reads = tuple(arrays_in([value for name, value in bound.items() if name not in only_written]))
         for array in written:
             self.refuse_foreign(array)
         value = function(*current_of(given), **current_of(given_kwargs))
         call = Call(function, given, given_kwargs, reads=reads, writes=written)
         self.record(call)
-        if value is None:
-            return None
-        for traced in (*args, *kwargs.values()):
-            if isinstance(traced, TracedArray) and traced.values is value:
-                return traced
-        call.result = self.xp.asarray(value)
-        call.writes = (*written, call.result)
-        return self.own(call.result)
+        if isinstance(value, numpy.generic):
+            value = self.xp.asarray(value)
+        known = {id(a.values): a for a in _traced_in((args, kwargs))}
+        known |= {id(a): a for a in arrays_in((given, given_kwargs)) if id(a) not in known}
+        new = [a for a in arrays_in(value) if id(a) not in known]
+        if new:
+            call.result, call.writes = value, (*written, *new)
+        return mapped(lambda a: known[id(a)] if id(a) in known else self.own(a) if is_array(a) else a, value)
 
     def write(self, target: Array, value: Any, **kwargs: Any) -> None:
         """Copy a value (an array or a number) into an array."""
@@ -248,7 +253,7 @@ class Trace:
             self.refuse_foreign(target)
         self.xp.copyto(target, current(given), casting="unsafe", **_unwrapped(kwargs))
         if self.active:
-            reads = (*_arrays_in(given), *_arrays_in(_unwrapped(kwargs)))
+            reads = (*arrays_in(given), *arrays_in(_unwrapped(kwargs)))
             named = {"casting": "unsafe", **_unwrapped(kwargs)}
             self.record(Call(self.xp.copyto, (target, given), named, reads=reads, writes=(target,)))
 
@@ -266,6 +271,7 @@ class TracedArray:
 
     __slots__ = ("__weakref__", "trace", "values")
     __hash__ = object.__hash__
+    __array_priority__ = 1000  # above that of CuPy's arrays, whose operators leave the work to those here
 
     def __init__(self, trace: Trace, values: Array) -> None:
         self.trace, self.values = trace, values
@@ -343,6 +349,8 @@ class TracedArray:
 
     def _reduce(self, function: Any, axis: Any = 0, dtype: Any = None, out: Any = None, keepdims: Any = False) -> Any:
         trace, target = self.trace, _unwrapped(out)
+        if trace.xp is not numpy:
+            raise CaptureError(f"the step calls {function.__name__}.reduce")
         reduce, values = function.reduce, self.values
         if target is None:
             target = trace.xp.asarray(reduce(values, axis, dtype, None, keepdims))
@@ -364,7 +372,7 @@ class TracedArray:
         value = self.values[given]
         if not trace.active:
             return value
-        reads = (self.values, *_arrays_in(given))
+        reads = (self.values, *arrays_in(given))
         trace.record(Call(operator.getitem, (self.values, given), result=value, reads=reads, writes=(value,)))
         return trace.own(value)
 
@@ -372,7 +380,7 @@ class TracedArray:
         trace, given = self.trace, _unwrapped(key)
         if (view := _basic(given)) is not None:
             target, source = self.values[view], _unwrapped(value)
-            if not _same_view(target, source):  # as after a[i] += b
+            if not (is_array(source) and same_view(target, source)):  # as after a[i] += b
                 trace.write(target, value)
             return
         source = _unwrapped(value)
@@ -381,7 +389,7 @@ class TracedArray:
         if trace.active:
             trace.refuse_foreign(self.values)
         self.values[given] = source
-        reads = (self.values, *_arrays_in(given), *_arrays_in(source))
+        reads = (self.values, *arrays_in(given), *arrays_in(source))
         if trace.active:
             trace.record(Call(operator.setitem, (self.values, given, source), reads=reads, writes=(self.values,)))
 
@@ -454,7 +462,7 @@ def _operator(name: str, reflected: bool = False, in_place: bool = False) -> Any
     function = getattr(numpy, name)
 
     def method(self: TracedArray, *other: Any) -> Any:
-        if other and not isinstance(other[0], _OPERANDS):
+        if other and not (isinstance(other[0], _OPERANDS) or is_array(other[0])):
             return NotImplemented
         args = (*other, self) if reflected else (self, *other)
         if name == "power" and not isinstance(other[0], StepNumber) and not reflected and not in_place:
@@ -517,7 +525,7 @@ class TracedModule:
         special = getattr(_Special, name, None)
         if special is not None:
             return functools.partial(special, trace)
-        if name in _REDUCTIONS:
+        if name in _REDUCTIONS and xp is numpy:
             return functools.partial(_reduction, trace, getattr(xp, _REDUCTIONS[name]))
         if name in _UNINITIALIZED:
             return lambda *args, **kwargs: trace.own(value(*_unwrapped(args), **_unwrapped(kwargs)))
@@ -544,14 +552,16 @@ def _created(trace: Trace, function: Any, *args: Any, **kwargs: Any) -> TracedAr
     if _has_traced((args, kwargs)):
         raise CaptureError(f"xp.{function.__name__} is given numbers or a shape that the step computes")
     value = function(*_unwrapped(args), **_unwrapped(kwargs))
-    result, values = trace.own(value), _values_of(value)
+    result, values = trace.own(value), _values_of(value, function.__name__)
     trace.write(value, values[0] if len(values) == 1 else trace.own(value.copy()))
     return result
 
 
-def _values_of(value: Array) -> list[Any]:
-    """The number that fills an array, as a list of one; several numbers if they differ."""
-    flat = numpy.asarray(value).reshape(-1)
+def _values_of(value: Array, creator: str) -> list[Any]:
+    """The number that fills an array, as a list of one; several numbers if they differ or are not known."""
+    if not isinstance(value, numpy.ndarray):  # do not read it
+        return [float(creator.startswith("ones"))] if creator.startswith(("zeros", "ones")) else [0, 1]
+    flat = value.reshape(-1)
     if flat.size and flat.tobytes() != flat[:1].tobytes() * flat.size:  # so that 0.0 and -0.0 differ
         return [0, 1]
     return [flat[0].item()] if flat.size else [0]
@@ -611,19 +621,22 @@ class _Special:
     @staticmethod
     def count_nonzero(trace: Trace, a: TracedArray, axis: Any = None, keepdims: bool = False) -> Any:
         nonzero: Any = a if a.dtype.kind == "b" else trace.ufunc(trace.xp.not_equal, (a, 0))
-        return nonzero._reduce(trace.xp.add, axis, trace.xp.int64, None, keepdims)
+        return TracedModule.of(trace, "sum")(nonzero, axis=axis, dtype=trace.xp.int64, keepdims=keepdims)
 
     @staticmethod
     def asarray(trace: Trace, a: Any, dtype: Any = None) -> Any:
         if isinstance(a, TracedArray):
             return a if dtype is None else a.astype(dtype, copy=False)
+        value = trace.xp.asarray(_for_device(trace, a), dtype=dtype)
+        if is_array(a) and memory_of(value) is memory_of(a):
+            return trace.wrap(value)
         return _created(trace, trace.xp.asarray, a, dtype=dtype)
 
     @staticmethod
     def array(trace: Trace, a: Any, dtype: Any = None) -> Any:
         if isinstance(a, TracedArray):
             return a.astype(a.dtype if dtype is None else dtype)
-        return _created(trace, trace.xp.array, a, dtype=dtype)
+        return _created(trace, trace.xp.array, _for_device(trace, a), dtype=dtype)
 
     @staticmethod
     def ascontiguousarray(trace: Trace, a: TracedArray, dtype: Any = None) -> Any:
@@ -633,22 +646,47 @@ class _Special:
         return a._copy(trace.xp.ascontiguousarray(a.values, dtype=dtype))
 
 
-def memory_of(a: Array) -> Array:
-    """The array that owns the memory of this one. Views of the same memory have the same owner."""
+def _for_device(trace: Trace, a: Any) -> Any:
+    """What `asarray` is given. Raises CaptureError if it would have to be copied from the host to a GPU."""
+    if trace.xp is not numpy and (not is_array(a) or isinstance(a, numpy.ndarray)):
+        raise CaptureError("the step copies an array from the host")
+    return a
+
+
+def memory_of(a: Array) -> Any:
+    """The owner of the memory of an array. Views of the same memory have the same owner."""
+    if not isinstance(a, numpy.ndarray):
+        return a.data.mem  # of CuPy
     while (base := a.base) is not None and hasattr(base, "base"):
         a = base
     return a
 
 
+def address_of(a: Array) -> int:
+    """The address of the first element."""
+    address: int = a.__array_interface__["data"][0] if isinstance(a, numpy.ndarray) else a.data.ptr
+    return address
+
+
+def same_view(a: Array, b: Array) -> bool:
+    """Whether two arrays are the same elements in the same order."""
+    return bool(address_of(a) == address_of(b) and a.shape == b.shape and a.strides == b.strides and a.dtype == b.dtype)
+
+
+def mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """A value with function(item) in place of each item of the lists, tuples and dictionaries in it."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*[mapped(function, item) for item in value])
+    if type(value) in (list, tuple):
+        return type(value)([mapped(function, item) for item in value])
+    if type(value) is dict:
+        return {name: mapped(function, item) for name, item in value.items()}
+    return function(value)
+
+
 def _unwrapped(value: Any) -> Any:
     """A value with arrays in place of the TracedArrays in it."""
-    if isinstance(value, TracedArray):
-        return value.values
-    if type(value) in (list, tuple):
-        return type(value)(map(_unwrapped, value))
-    if type(value) is dict:
-        return {name: _unwrapped(item) for name, item in value.items()}
-    return value
+    return mapped(lambda item: item.values if isinstance(item, TracedArray) else item, value)
 
 
 def _has_traced(value: Any) -> bool:
@@ -660,11 +698,7 @@ def _has_traced(value: Any) -> bool:
 
 def current_of(value: Any) -> Any:
     """A value with the current numbers in place of the StepNumbers in it."""
-    if type(value) in (list, tuple):
-        return type(value)(map(current_of, value))
-    if type(value) is dict:
-        return {name: current_of(item) for name, item in value.items()}
-    return current(value)
+    return mapped(current, value)
 
 
 def is_array(value: Any) -> bool:
@@ -672,16 +706,28 @@ def is_array(value: Any) -> bool:
     return hasattr(value, "dtype") and hasattr(value, "strides") and not isinstance(value, numpy.generic | type)
 
 
-def _arrays_in(value: Any) -> Iterator[Array]:
+def arrays_in(value: Any) -> Iterator[Array]:
     """The arrays in a value, and in the lists, tuples and dictionaries in it."""
     if isinstance(value, list | tuple):
         for item in value:
-            yield from _arrays_in(item)
+            yield from arrays_in(item)
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _arrays_in(item)
+            yield from arrays_in(item)
     elif is_array(value):
         yield value
+
+
+def given_by_name(call: Call) -> dict[str, Any]:
+    """The arguments of a call by the names of the function's parameters, in their order."""
+    return dict(_signature(call.function).bind(*call.args, **call.kwargs).arguments)
+
+
+def _traced_in(value: Any) -> list["TracedArray"]:
+    """The TracedArrays in a value, and in the lists, tuples and dictionaries in it."""
+    found: list[TracedArray] = []
+    mapped(lambda item: found.append(item) if isinstance(item, TracedArray) else None, value)
+    return found
 
 
 def _basic(key: Any) -> Any:
@@ -701,22 +747,19 @@ def _has_booleans(key: Any) -> bool:
     return any(isinstance(item, bool) or getattr(getattr(item, "dtype", None), "kind", "") == "b" for item in keys)
 
 
-def _same_view(a: Array, b: Any) -> bool:
-    return (
-        hasattr(b, "strides")
-        and a.shape == b.shape
-        and a.strides == b.strides
-        and a.dtype == b.dtype
-        and a.__array_interface__["data"] == b.__array_interface__["data"]
-    )
-
-
-@functools.cache
 def _signature(function: Any) -> inspect.Signature:
+    if not inspect.ismethod(function):
+        return _function_signature(function)
+    signature = _function_signature(function.__func__)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+@functools.lru_cache(256)
+def _function_signature(function: Any) -> inspect.Signature:
     return inspect.signature(getattr(function, "py_func", function))
 
 
-@functools.cache
+@functools.lru_cache(256)
 def _has_out(function: Any) -> bool:
     try:
         return "out" in _signature(function).parameters

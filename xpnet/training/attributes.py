@@ -44,16 +44,18 @@ class Attributes:
     """The attributes of everything that takes part in a step, as they were at one time.
 
     live: whether to leave out what a replay asks anew: schedules, and an optimizer of the user's.  arrays: whether to
-    compare attributes that are arrays, by identity: what is in them is read anew in each replay.
+    compare attributes that are arrays, by identity: what is in them is read anew in each replay.  traced: as in
+    `Reached`.
     """
 
-    def __init__(self, step: TrainingStep, live: bool = True, arrays: bool = True) -> None:
-        self._arrays, self._replaced = arrays, _replaced.setdefault(step, set())
+    def __init__(self, step: TrainingStep, live: bool = True, arrays: bool = True, traced: bool = True) -> None:
+        on_gpu = not step.model.backend.replays_calls  # where a graph keeps the arrays that it was captured with
+        self._arrays, self._replaced = arrays and not on_gpu, _replaced.setdefault(step, set())
         optimizer = step.state.optimizer
         self._ignored = _IGNORED | {"learning_rate"} if live else _IGNORED
         things, self._context = things_of(step), step.model.context
         self._seed = self._context.seed
-        if live and is_custom(type(optimizer)):
+        if live and is_custom(type(optimizer)) and not on_gpu:
             things = [thing for thing in things if thing is not optimizer]
         self._things = [(thing, dict(self._constants(thing))) for thing in things]
         roots = (
@@ -62,7 +64,7 @@ class Attributes:
             for value in (*([type(thing)] if is_custom(type(thing)) else ()), *attributes.values())
             if is_custom(type(thing)) or isinstance(value, FunctionType) or _is_of_user(type(value))
         )
-        self.reached = Reached(roots, known=things_of(step))
+        self.reached = Reached(roots, known=things_of(step), traced=traced and not (live and on_gpu))
 
     def changed(self) -> str | None:
         """The name of an attribute that has another value now, or None."""
@@ -107,8 +109,13 @@ def _untraced(value: Any) -> Any:
 class Reached:
     """What can be reached from some objects and be changed, as it was at one time."""
 
-    def __init__(self, roots: Iterable[Any], known: Iterable[Any]) -> None:
-        """known: objects to leave out."""
+    def __init__(self, roots: Iterable[Any], known: Iterable[Any], traced: bool) -> None:
+        """known: objects to leave out.  traced: whether to raise CaptureError for what prevents a trace of the step.
+
+        On a GPU, a step that cannot be traced is captured as it runs. Its arrays are then part of the graph, so their
+        contents do not matter.
+        """
+        self._traced = traced
         #: For each: the object, a function that returns its contents, these contents, and a function that sets them.
         self._contents: list[tuple[Any, Callable[[], Any], Any, Callable[[Any], object]]] = []
         self._seen: dict[int, Any] = {id(thing): thing for thing in known}
@@ -118,7 +125,7 @@ class Reached:
             if isinstance(value, _LEAVES) or id(value) in self._seen:
                 continue
             self._seen[id(value)] = value
-            if len(self._seen) > _MOST:
+            if len(self._seen) > _MOST and traced:
                 raise CaptureError("the user's code can reach too many objects to see whether it changes them")
             waiting.extend(self._enter(value))
 
@@ -147,7 +154,11 @@ class Reached:
             if not value.dtype.hasobject:
                 self._add(value, value.copy, functools.partial(_write, value))
             return ()
-        if isinstance(value, Backend) or (hasattr(value, "dtype") and hasattr(value, "strides")):
+        if isinstance(value, Backend):
+            return ()
+        if hasattr(value, "dtype") and hasattr(value, "strides"):
+            if self._traced and hasattr(value, "__cuda_array_interface__"):
+                self._add(value, value.copy, functools.partial(_write, value))
             return ()
         if isinstance(value, numpy.random.Generator):
             bits = value.bit_generator
@@ -180,7 +191,7 @@ class Reached:
             return (value.fget, value.fset)
         if isinstance(value, type):
             return self._enter_class(value) if _is_of_user(value) else ()
-        if hasattr(type(value), "__next__"):
+        if hasattr(type(value), "__next__") and self._traced:
             kind = type(value).__name__
             raise CaptureError(f"the user's code can reach an iterator ({kind}), which steps may advance")
         if isinstance(value, SimpleNamespace) or _is_of_user(type(value)):
@@ -281,6 +292,8 @@ def _same(a: Any, b: Any) -> bool:
     """Whether contents are the same: the same objects, equal numbers and texts, or the bits of an array."""
     if isinstance(a, numpy.ndarray):
         return bool(a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes())
+    if hasattr(a, "__cuda_array_interface__"):
+        return bool(((a == b) | ((a != a) & (b != b))).all())
     if isinstance(a, list):
         return len(a) == len(b) and all(map(_same_item, a, b))
     if isinstance(a, dict):

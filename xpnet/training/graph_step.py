@@ -1,23 +1,34 @@
-"""CapturedGraph steps: a kind of training step as a CUDA graph (backends/cuda/graphs.py)."""
+"""GraphStep: a kind of training step as a CUDA graph (backends/cuda/graphs.py)."""
 
 import gc
 import itertools
+import logging
+from collections.abc import Callable
 from dataclasses import replace
 from types import FunctionType, ModuleType
 from typing import Any
 
 from xpnet.backends import Array, Backend
+from xpnet.capture.gpu import CallList
 from xpnet.data.dataset import Batch, Dataset, StepData
 from xpnet.layers.context import Workspace
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.snapshots import snapshot
 from xpnet.training.step import TrainingStep
+from xpnet.training.traced_step import traced_step, unchanged_python
 
+_log = logging.getLogger(__name__)
 _UNSET: Any = object()
 
 
 class GraphStep:
-    """One kind of step: a number of rows, in batches of one size, from datasets of one layout."""
+    """One kind of step: a number of rows, in batches of one size, from datasets of one layout.
+
+    The graph is captured from the list of the step's operators. A step that cannot be traced, such as one with a layer
+    that writes into an array of its own, is run itself while it is captured.
+
+    calls: the list, or None.
+    """
 
     verified = False
 
@@ -28,22 +39,71 @@ class GraphStep:
         self._step, dataset = step, data.dataset
         # A window of a stream is freed after use, so later windows are copied into arrays that the graph reads.
         self._graph_data = _copy(dataset) if streaming else dataset
-        self._loaded, self._order = dataset, _UNSET
+        self._metric_arrays = metrics.arrays
+        self.calls: CallList | None = None
+        with unchanged_python(step):
+            try:
+                self._capture_work(capture, data, metrics, self._trace)
+                return
+            except Exception as error:  # of the trace, of CuPy or of a user's layer
+                self.calls = None
+                _log.info("the operators of a step cannot be listed: %s", str(error))
+        with unchanged_python(step):
+            self._capture_work(capture, data, metrics, self._whole_step)
+
+    def _capture_work(
+        self, capture: Any, data: StepData, metrics: EpochMetrics, prepare: Callable[[EpochMetrics], Callable[[], None]]
+    ) -> None:
+        """Capture the work that `prepare` returns."""
+        step, dataset = self._step, data.dataset
         self._cells = capture.cells(len(dataset), data.rows, data.batch_count, metrics.batch_sums)
         self._data = StepData(
             self._graph_data, Workspace(step.model.context), self._cells.indices, 0, data.rows, data.batch_size
         )
-        self._metric_arrays = metrics.arrays
+        self._loaded, self._order = dataset, _UNSET
+        self._graph = capture.graph()
         before = snapshot(step, metrics)
         self._load(data, step.state.step, metrics.batches)
-        self._graph = capture.graph()
+        self._cells.indices[...] = self._cells.order[data.start : data.start + data.rows]
         try:
             with self._graph.memory_pool():
-                self._run(metrics)  # compiles all kernels and allocates all memory
+                work = prepare(metrics)
+                self._run(work)  # compiles all kernels and allocates all memory
         finally:
             before.restore()
-        self._graph.capture(lambda: self._run(metrics))
+        self._graph.capture(lambda: self._run(work))
         self._graph.hold(reachable(step.model.backend.xp.ndarray, step, metrics, self._cells, self._data))
+
+    def _trace(self, metrics: EpochMetrics) -> Callable[[], None]:
+        """The list of the step's operators."""
+        backend = self._step.model.backend
+        with backend.lasting_memory():  # for constants
+            trace = traced_step(self._step, self._data, metrics, self._cells.staged_sums, fixed=True)
+        self.calls = CallList(trace, backend)
+        trace.release()
+        self._graph.hold(self.calls.arrays)
+        return self.calls
+
+    def _whole_step(self, metrics: EpochMetrics) -> Callable[[], None]:
+        """The step itself: on the rows in `cells.indices`, into `cells.staged_sums`."""
+        step, data, counter = self._step, self._data, self._step.state.optimizer_state
+
+        def work() -> None:
+            columns, before = itertools.count(), counter.step
+
+            def add_metrics(per_sample: Array, batch: Batch, outputs: Array) -> None:
+                metrics.add_on_device(self._cells.staged_sums, next(columns), per_sample, batch, outputs)
+
+            try:
+                step(data.batches(), data.total_weight(), add_metrics, data.batch_count)
+            finally:
+                counter.step = before
+
+        return work
+
+    def _run(self, work: Callable[[], None]) -> None:
+        with self._cells.step():
+            work()
 
     def fits(self, data: StepData, metrics: EpochMetrics) -> bool:
         """Whether the samples fit into the arrays that the graph reads, and the metrics are those that it writes."""
@@ -62,20 +122,6 @@ class GraphStep:
         """Launch the graph for step `number`, whose sums go into this column of the metrics, without counting it."""
         self._load(data, number, column)
         self._graph.replay()
-
-    def _run(self, metrics: EpochMetrics) -> None:
-        """Run the step as the graph will, uncounted: on the rows in `cells.indices`, into `cells.staged_sums`."""
-        counter, columns = self._step.state.optimizer_state, itertools.count()
-        before = counter.step
-
-        def add_metrics(per_sample: Array, batch: Batch, outputs: Array) -> None:
-            metrics.add_on_device(self._cells.staged_sums, next(columns), per_sample, batch, outputs)
-
-        try:
-            with self._cells.step():
-                self._step(self._data.batches(), self._data.total_weight(), add_metrics, self._data.batch_count)
-        finally:
-            counter.step = before
 
     def _load(self, data: StepData, number: int, column: int) -> None:
         dataset, cells = data.dataset, self._cells

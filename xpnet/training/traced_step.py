@@ -10,7 +10,9 @@ import numpy
 
 from xpnet.backends import Array
 from xpnet.backends.step_numbers import StepNumber
-from xpnet.capture.cpu import StepPosition, TracedCPU
+from xpnet.capture.cpu import TracedCPU
+from xpnet.capture.device import StepPosition
+from xpnet.capture.gpu import TracedGPU
 from xpnet.capture.program import INPUTS, Load, every_call
 from xpnet.capture.trace import Call, Trace, TracedArray, memory_of
 from xpnet.config import is_custom
@@ -27,7 +29,8 @@ from xpnet.training.step import TrainingStep
 def traced_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, staged_sums: Array, fixed: bool) -> Trace:
     """Run a step once, and return the trace of it. The caller undoes what the step has changed.
 
-    staged_sums: (3, batches), float64, where the sums of each batch go.  fixed: whether steps share one dataset.
+    staged_sums: (3, batches), float64, where the sums of each batch go.  fixed: whether steps share one dataset. On a
+    GPU, every step reads its samples where `data` has them.
     Raises CaptureError, or whatever a layer raises, if the step cannot be traced.
     """
     trace = Trace(step.model.backend.xp)
@@ -43,7 +46,8 @@ def _run(
     step: TrainingStep, data: StepData, metrics: EpochMetrics, trace: Trace, staged_sums: TracedArray, fixed: bool
 ) -> None:
     state, columns = step.state, iter(range(data.batch_count))
-    inputs = _Inputs(trace, step, data, fixed)
+    context = step.model.context
+    inputs = _Inputs(trace, step, data, fixed) if isinstance(context.backend, TracedCPU) else data
 
     def add_metrics(per_sample: Array, batch: Batch, outputs: Array) -> None:
         with trace.within(place="metrics"):
@@ -52,7 +56,8 @@ def _run(
     before = state.optimizer_state.step
     try:
         with trace.within(place="loss"):  # and within layers, their names
-            step.gradients(inputs.batches(), inputs.total_weight(), add_metrics, data.batch_count)
+            batches = _with_noise(context, inputs.batches())
+            step.gradients(batches, inputs.total_weight(), add_metrics, data.batch_count)
         with trace.within(place="update"):
             if not is_custom(type(state.optimizer)):
                 step.update()
@@ -62,6 +67,13 @@ def _run(
     store, slots = step.model.context.store, state.optimizer_state.slots.values()
     arrays = tuple(a.values for a in (store.values, store.grads, *slots))
     trace.record(Call(_Update(step), (), reads=arrays, writes=arrays, opaque=True))
+
+
+def _with_noise(context: Context, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """These batches. Before the first, but after `begin_step`, noise is made a function of the step."""
+    context.noise_step = _noise_position(context)
+    context.current_step = StepNumber(int, context.current_step)  # type: ignore[assignment]
+    yield from batches
 
 
 class _Update:
@@ -74,8 +86,10 @@ class _Update:
     def __call__(self) -> None:
         counter = self._step.state.optimizer_state
         before = counter.step
-        self._step.update()
-        counter.step = before  # the replay counts the step
+        try:
+            self._step.update()
+        finally:
+            counter.step = before  # the replay counts the step
 
 
 class _Inputs:
@@ -84,14 +98,11 @@ class _Inputs:
     def __init__(self, trace: Trace, step: TrainingStep, data: StepData, fixed: bool) -> None:
         self._trace, self._data = trace, data
         self._backend: Any = step.model.context.backend
-        self._context = step.model.context
-        self._work = Workspace(self._context)
+        self._work = Workspace(step.model.context)
         #: Whether the step always takes all samples as they are stored.
         self._all = fixed and data.order is None and data.rows == len(data.dataset)
 
     def batches(self) -> Iterator[Batch]:
-        self._context.noise_step = _noise_position(self._context)
-        self._context.current_step = StepNumber(int, self._context.current_step)  # type: ignore[assignment]
         size = self._data.batch_size
         for first in range(0, self._data.rows, size):
             count = min(size, self._data.rows - first)
@@ -146,7 +157,7 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
     model, context, state = step.model, step.model.context, step.state
     store, optimizer_state = context.store, state.optimizer_state
     real: Any = context.backend
-    backend = TracedCPU(real, trace)
+    backend: Any = (TracedCPU if real.replays_calls else TracedGPU)(real, trace)
     things, attributes = things_of(step), Attributes(step, live=False, arrays=False)
     before, randomness = [(thing, dict(vars(thing))) for thing in things], _randomness()
     with contextlib.ExitStack() as undo:
@@ -172,6 +183,8 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
         sums = {name: writable(array) for name, array in metrics._sums.items()}
         replace(metrics, _sums=dict(sums))
         replace(step, _work=Workspace(context))
+        if (scale := state.loss_scale) is not None:
+            replace(scale, _backend=backend, state=writable(scale.state), gate=writable(scale.gate))
         for layer in every_layer(model):
             replace(layer, _workspaces={False: _OneStep(context)} if is_custom(type(layer)) else {})
             _name_calls(layer, layer is model, trace)
@@ -252,7 +265,8 @@ def _set_randomness(states: tuple[Any, ...]) -> None:
 @contextlib.contextmanager
 def unchanged_python(step: TrainingStep) -> Iterator[None]:
     """A context that undoes what user code changes in Python, apart from the arrays of the model."""
-    reached, randomness = Attributes(step, live=False).reached, _randomness()
+    on_cpu = step.model.backend.replays_calls  # a GPU captures what cannot be traced, too
+    reached, randomness = Attributes(step, live=False, traced=on_cpu).reached, _randomness()
     before = [(thing, dict(vars(thing))) for thing in things_of(step)]
     try:
         yield
@@ -296,7 +310,7 @@ class _KeptArrays:
             return {name: self._wrapped(item, found) for name, item in value.items()}
         if not hasattr(value, "dtype") or isinstance(value, TracedArray):
             return value
-        found.append(self._trace.wrap(numpy.asarray(value)))
+        found.append(self._trace.wrap(self._trace.xp.asarray(value)))
         return found[-1]
 
     def replaced(self) -> Iterator[tuple[Any, str]]:

@@ -233,9 +233,28 @@ struct FirstLargest {  // NaN is larger than any number
     }
 };
 
+// The sum of term(j) over the columns of a row: the part of thread `place` of a group. The sum over the group has the same
+// bits as that of a block with `lanes` threads, a power of two: each thread adds what several threads of that block would,
+// in the order of `over_group`.
+template <typename Term> __device__ real over_lanes(Index place, int group, int lanes, Index columns, Term term) {
+    real sums[8];  // of parts that wait for their other half
+    int depth = 0, lane = 0, count = lanes / group;  // at most 256
+    for (int i = 0; i < count; i++) {
+        real sum = 0;
+        for (Index j = place + lane * group; j < columns; j += lanes) sum += term(j);
+        for (int k = i; k & 1; k >>= 1) sum = sums[--depth] + sum;
+        sums[depth++] = sum;
+        int bit = count / 2;  // the next lane is i + 1 with its bits in reversed order
+        for (; lane & bit; bit /= 2) lane ^= bit;
+        lane |= bit;
+    }
+    return sums[0];
+}
+
 // cross_entropy with grad multiplied by `scale`, and count_correct, which is added to `correct` unless that is null.
-// `group` threads compute a row. A single block also stores the sum of all losses in loss_sum.
-KERNEL cross_entropy_sums(const real* logits, const Index* labels, Index rows, Index columns, int group,
+// `group` threads compute a row, and add as the `lanes` threads of cross_entropy do. A single block also stores the sum
+// of all losses in loss_sum.
+KERNEL cross_entropy_sums(const real* logits, const Index* labels, Index rows, Index columns, int group, int lanes,
                           real confidence, real share, real scale, real* losses, real* grad, double* loss_sum,
                           unsigned long long* correct) {
     Index place = threadIdx.x % group, groups = blockDim.x / group, hits = 0;
@@ -248,15 +267,13 @@ KERNEL cross_entropy_sums(const real* logits, const Index* labels, Index rows, I
         Scored best = {z[0], 0};
         for (Index j = place; j < end; j += group) best = FirstLargest()(best, Scored{z[j], (int)j});
         best = over_group(best, FirstLargest(), group);
-        real total = 0, shifted = 0;
-        for (Index j = place; j < end; j += group) {
-            real shift = z[j] - best.score;
-            shifted += shift;
-            g[j] = exp(shift);
-            total += g[j];
-        }
+        for (Index j = place; j < end; j += group) g[j] = exp(z[j] - best.score);
+        real total = over_lanes(place, group, lanes, end, [=](Index j) { return g[j]; }), shifted = 0;
         total = over_group(total, Add(), group);
-        if (share != 0) shifted = over_group(shifted, Add(), group);
+        if (share != 0) {
+            shifted = over_lanes(place, group, lanes, end, [=](Index j) { return z[j] - best.score; });
+            shifted = over_group(shifted, Add(), group);
+        }
         Index label = labels[i];
         for (Index j = place; j < end; j += group) {
             g[j] = (g[j] / total - share - (j == label ? confidence : (real)0)) * scale;

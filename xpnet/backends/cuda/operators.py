@@ -129,14 +129,16 @@ class CUDAOperators(CUDAMatmul):
         correct: Array | None,
     ) -> tuple[Array, Array]:
         rows, columns = logits.shape
-        group, blocks = min(BLOCK, power_of_two(columns)), 1
+        lanes, blocks = min(BLOCK, power_of_two(columns)), 1
+        group = lanes
         if logits.size <= _SINGLE_BLOCK:
-            group = min(group, max(1, BLOCK // power_of_two(rows)))
+            group = min(lanes, max(1, BLOCK // power_of_two(rows)))
         else:
             blocks = min(-(-rows * group // BLOCK), MOST_BLOCKS)
         targets = {"labels": labels, "confidence": 1.0 - smoothing, "share": smoothing / columns}
         results = {"losses": losses, "grad": grad, "loss_sum": loss_sum, "correct": correct}
-        arguments = {"logits": logits, **targets, "rows": rows, "group": group, "scale": scale, **results}
+        sizes = {"rows": rows, "group": group, "lanes": lanes}
+        arguments = {"logits": logits, **targets, **sizes, "scale": scale, **results}
         self.launch("cross_entropy_sums", grad, blocks=blocks, **arguments)
         if blocks > 1:
             self.sum_to(losses, loss_sum)

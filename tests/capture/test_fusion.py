@@ -1,0 +1,310 @@
+"""Fusion: the passes that replace operators of a captured step on a GPU by fewer and by fused ones."""
+
+import numpy as np
+import pytest
+from captured_trainings import IMAGES, X, Y
+from traced_gpu_steps import captured_steps, listed
+
+import xpnet
+from xpnet import layers, losses, optimizers
+
+
+def names(calls):
+    """The names of the operators and functions, without CuPy's prefix."""
+    return [call.name.removeprefix("cupy_") for call in calls.calls]
+
+
+def arrays(gpu, *shapes):
+    rng = np.random.default_rng(3)
+    return [gpu.asarray(rng.normal(size=shape).astype("float32")) for shape in shapes]
+
+
+def check(gpu, work, given, expected):
+    """Assert that the list of work(backend, *given) has these calls, and computes what `work` computes."""
+    with gpu.device():
+        start = [gpu.to_numpy(a).copy() for a in given]
+        calls = listed(gpu, work, *given)
+        assert names(calls) == expected.split()
+        results = []
+        for run in (calls, lambda: work(gpu, *given)):
+            for array, value in zip(given, start, strict=True):
+                array[...] = gpu.asarray(value)
+            run()
+            results.append([gpu.to_numpy(a).copy() for a in given])
+        for got, want in zip(*results, strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
+# Bias and ReLU -------------------------------------------------------------------------------------------------------
+
+
+def test_a_bias_and_relu_are_fused(gpu):
+    def work(backend, x, w, b, y):
+        z = backend.matmul(x, w, out=backend.empty((6, 4), "float32"))
+        backend.relu(backend.add_to_rows(z, b), out=y)
+
+    check(gpu, work, arrays(gpu, (6, 5), (5, 4), (4,), (6, 4)), "matmul add_to_rows_relu")
+
+
+def test_images_get_the_bias_of_their_rows(gpu):
+    def work(backend, x, b, y):
+        z = backend.empty(x.shape, "float32")
+        backend.relu(x, out=z)
+        backend.add_to_rows(z.reshape(-1, 3), b)
+        backend.relu(z, out=y)
+
+    check(gpu, work, arrays(gpu, (2, 4, 4, 3), (3,), (2, 4, 4, 3)), "relu add_to_rows_relu")
+
+
+def test_a_relu_in_place_is_fused_although_its_result_is_read(gpu):
+    def work(backend, x, b, y):
+        backend.relu(backend.add_to_rows(x, b), out=x)
+        y += x
+
+    check(gpu, work, arrays(gpu, (6, 4), (4,), (6, 4)), "add_to_rows_relu add")
+
+
+def reads_before_activation(backend, z, b, y):
+    backend.relu(backend.add_to_rows(z, b), out=y)
+    y += z
+
+
+def reads_before_relu(backend, z, b, y):
+    z = backend.relu(z, out=backend.empty(z.shape, "float32"))
+    backend.add_to_rows(z, b)
+    y += z
+    backend.relu(z, out=y)
+
+
+def keeps_z(backend, z, b, y):
+    backend.relu(backend.add_to_rows(z, b), out=y)  # z is not temporary: the step's caller sees it
+
+
+def half_of_the_rows(backend, z, b, y):
+    z = backend.relu(z, out=backend.empty(z.shape, "float32"))
+    backend.add_to_rows(z[:3], b)
+    backend.relu(z, out=y)
+
+
+@pytest.mark.parametrize(("work", "expected"), [
+    (reads_before_activation, "add_to_rows relu add"), (reads_before_relu, "relu add_to_rows add relu"),
+    (keeps_z, "add_to_rows relu"), (half_of_the_rows, "relu add_to_rows relu"),
+], ids=lambda a: getattr(a, "__name__", ""))  # fmt: skip
+def test_a_bias_whose_sum_is_needed_is_not_fused(gpu, work, expected):
+    check(gpu, work, arrays(gpu, (6, 4), (4,), (6, 4)), expected)
+
+
+# Gradient of ReLU and of the bias ------------------------------------------------------------------------------------
+
+
+def test_the_gradient_of_relu_and_its_sums_are_fused_over_other_calls(gpu):
+    def work(backend, grad, y, x, grad_w, grad_b, out):
+        backend.relu_grad(grad, y, out=out)
+        backend.matmul(x.T, out, out=grad_w)
+        backend.sum_rows(out, out=grad_b)
+
+    check(gpu, work, arrays(gpu, (6, 4), (6, 4), (6, 5), (5, 4), (4,), (6, 4)), "relu_grad_sum_rows matmul")
+
+
+def test_the_gradients_of_images_are_summed_as_rows(gpu):
+    def work(backend, grad, y, grad_b, out):
+        backend.relu_grad(grad, y, out=out)
+        backend.sum_rows(out.reshape(-1, 3), out=grad_b)
+
+    check(gpu, work, arrays(gpu, *[(2, 4, 4, 3)] * 2, (3,), (2, 4, 4, 3)), "relu_grad_sum_rows")
+
+
+def sums_another_array(backend, grad, y, sums, out):
+    backend.relu_grad(grad, y, out=out)
+    backend.sum_rows(grad, out=sums)
+
+
+def changes_the_result(backend, grad, y, sums, out):
+    backend.relu_grad(grad, y, out=out)
+    out *= 2.0
+    backend.sum_rows(out, out=sums)
+
+
+def uses_the_old_sums(backend, grad, y, sums, out):
+    backend.relu_grad(grad, y, out=out)
+    backend.add_to_rows(grad, sums)
+    backend.sum_rows(out, out=sums)
+
+
+def sums_some_rows(backend, grad, y, sums, out):
+    backend.relu_grad(grad, y, out=out)
+    backend.sum_rows(out[:3], out=sums)
+
+
+@pytest.mark.parametrize(("work", "expected"), [
+    (sums_another_array, "relu_grad sum_rows"), (changes_the_result, "relu_grad multiply sum_rows"),
+    (uses_the_old_sums, "relu_grad add_to_rows sum_rows"), (sums_some_rows, "relu_grad sum_rows"),
+], ids=lambda a: getattr(a, "__name__", ""))  # fmt: skip
+def test_other_sums_are_not_fused(gpu, work, expected):
+    check(gpu, work, arrays(gpu, (6, 4), (6, 4), (4,), (6, 4)), expected)
+
+
+# Cross-entropy -------------------------------------------------------------------------------------------------------
+
+
+def cross_entropy(scale=True, count=True, between=None, weights=False, other_labels=False):
+    """A function that computes the loss of a step in the order of a training step."""
+
+    def work(backend, logits, w, losses, grad, grad_w, loss_sum, total, labels, more_labels):
+        backend.cross_entropy(logits, labels, 0.1, losses, grad)
+        if scale:
+            grad *= 1 / 6
+        if weights:
+            grad *= losses.reshape(-1, 1)
+        if between is not None:
+            between(logits, losses, grad, loss_sum, total)
+        backend.matmul(logits.T, grad, out=grad_w)
+        backend.sum_to(losses, loss_sum)
+        if count:
+            total[...] = total + backend.count_correct(logits, more_labels if other_labels else labels)
+
+    return work
+
+
+def double_losses(logits, losses, grad, loss_sum, total):
+    losses *= 2.0
+
+
+def change_logits(logits, losses, grad, loss_sum, total):
+    logits *= 2.0
+
+
+def read_the_sum(logits, losses, grad, loss_sum, total):
+    losses[...] = loss_sum.astype("float32")
+
+
+def reset_the_total(logits, losses, grad, loss_sum, total):
+    total += 1
+
+
+UNFUSED = "cross_entropy multiply {} matmul sum_to count_correct add"
+LOSSES = {
+    "all": ({}, "cross_entropy_sums matmul"),
+    "a sum over samples": ({"scale": False}, "cross_entropy_sums matmul"),
+    "no accuracy": ({"count": False}, "cross_entropy_sums matmul"),
+    "neither": ({"scale": False, "count": False}, "cross_entropy_sums matmul"),
+    "weights": ({"weights": True}, "cross_entropy_sums multiply matmul"),
+    "the accuracy of other labels": ({"other_labels": True}, "cross_entropy_sums matmul count_correct add"),
+    "other logits": ({"between": change_logits}, "cross_entropy_sums multiply matmul count_correct add"),
+    "another total": ({"between": reset_the_total}, "cross_entropy_sums add matmul count_correct add"),
+    "other losses": ({"between": double_losses}, UNFUSED.format("multiply")),
+    "the old sum": ({"between": read_the_sum}, UNFUSED.format("copyto copyto")),
+}
+
+
+@pytest.mark.parametrize(("options", "expected"), LOSSES.values(), ids=LOSSES.keys())
+def test_cross_entropy_is_fused_with_its_sums(gpu, options, expected):
+    given = arrays(gpu, (6, 3), (3, 3), (6,), (6, 3), (3, 3))
+    given += [gpu.zeros((), "float64"), gpu.zeros((2,), "int64")]
+    given += [gpu.asarray(np.arange(6) % 3), gpu.asarray(np.arange(6)[::-1] % 3)]
+    check(gpu, cross_entropy(**options), given, expected)
+
+
+def test_counts_that_something_else_reads_are_not_fused(gpu):
+    def work(backend, logits, losses, grad, loss_sum, total, last, labels):
+        backend.cross_entropy(logits, labels, 0.0, losses, grad)
+        backend.sum_to(losses, loss_sum)
+        counts = backend.count_correct(logits, labels)
+        total += counts
+        last -= counts
+
+    given = arrays(gpu, (6, 3), (6,), (6, 3))
+    given += [gpu.zeros((), "float64"), gpu.zeros((2,), "int64"), gpu.zeros((2,), "int64")]
+    given += [gpu.asarray(np.arange(6) % 3)]
+    check(gpu, work, given, "cross_entropy_sums count_correct add subtract")
+
+
+# Zeros ---------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_added_to_zeros_is_stored(gpu):
+    def work(backend, a, b, term, product, total):
+        xp = backend.xp
+        products, sums = (backend.empty(shape, "float32") for shape in ((1, 4, 3), (1, 3)))
+        products[...] = 0.0
+        sums[...] = 0.0
+        backend.add_matmul(a, b, products[0], backend.empty((4, 3), "float32"))
+        sums[0] += backend.sum_rows(b, out=backend.empty((3,), "float32"))
+        xp.sum(products, axis=0, out=product)
+        xp.sum(sums, axis=0, out=total)
+
+    check(gpu, work, arrays(gpu, (4, 5), (5, 3), (3,), (4, 3), (3,)), "matmul sum_rows")
+
+
+def adds_twice(backend, a, b, out):
+    out[...] = 0.0
+    for _ in range(2):
+        backend.add_matmul(a, b, out, backend.empty(out.shape, "float32"))
+
+
+def adds_to_ones(backend, a, b, out):
+    out[...] = 1.0
+    backend.add_matmul(a, b, out, backend.empty(out.shape, "float32"))
+
+
+def adds_to_some_rows(backend, a, b, out):
+    out[...] = 0.0
+    backend.add_matmul(a[:2], b, out[:2], backend.empty((2, 3), "float32"))
+
+
+def sums_two(backend, a, b, out):
+    backend.xp.sum(a.reshape(2, 2, 5)[:, :, :3], axis=1, out=out[:2])
+
+
+@pytest.mark.parametrize(("work", "expected"), [
+    (adds_twice, "matmul add_matmul"), (adds_to_ones, "copyto add_matmul"),
+    (adds_to_some_rows, "copyto add_matmul"), (sums_two, "sum"),
+], ids=lambda a: getattr(a, "__name__", ""))  # fmt: skip
+def test_other_sums_stay(gpu, work, expected):
+    check(gpu, work, arrays(gpu, (4, 5), (5, 3), (4, 3)), expected)
+
+
+# Whole steps ---------------------------------------------------------------------------------------------------------
+
+STEP = (
+    "gather gather matmul add_to_rows_relu matmul add_to_rows cross_entropy_sums matmul sum_rows matmul "
+    "relu_grad_sum_rows matmul whole_update"
+)
+STEPS = {
+    "plain": ({}, {}, STEP),
+    "half precision": (
+        {"precision": "bfloat16"}, {},
+        STEP.replace("gather matmul", "gather cast cast matmul").replace("relu matmul", "relu cast cast matmul")
+        .replace("sums matmul", "sums cast matmul").replace("rows matmul w", "rows cast matmul w"),
+    ),
+    "weighted": (
+        {}, {"sample_weight": np.linspace(0.5, 2.0, 200), "metrics": []},
+        None,
+    ),
+    "accumulated": ({}, {"accumulate": 2}, None),
+    "clipped": ({}, {"optimizer": optimizers.Adam(clip_norm=1.0)}, STEP.replace("whole", "clip_norm whole")),
+    "smoothed": ({}, {"loss": losses.SoftmaxCrossEntropy(label_smoothing=0.1)}, STEP),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("model_options", "options", "expected"), STEPS.values(), ids=STEPS.keys())
+def test_the_step_of_an_mlp(gpu, model_options, options, expected):
+    if gpu.precision_unavailable(model_options.get("precision", "float32")):
+        pytest.skip("this device has no such precision")
+    stack = [layers.Dense(24), layers.ReLU(), layers.Dense(10)]
+    model = xpnet.Sequential(stack, (64,), backend=gpu, seed=3, **model_options)
+    (step,) = captured_steps(model, X[:200], Y[:200], **{"optimizer": optimizers.SGD(0.1), **options})
+    if expected is not None:
+        assert names(step.calls) == expected.split()
+    assert names(step.calls).count("add_to_rows_relu") == options.get("accumulate", 1)
+
+
+def test_convolutions_store_their_gradients_where_the_optimizer_reads_them(gpu):
+    stack = [layers.Conv2D(4, 3), layers.ReLU(), layers.Conv2D(3, 3), layers.Flatten(), layers.Dense(10)]
+    model = xpnet.Sequential(stack, (8, 8, 1), backend=gpu, seed=3)
+    (step,) = captured_steps(model, IMAGES[:200], Y[:200], optimizer="sgd")
+    assert names(step.calls) == [
+        *["gather", "gather", "im2col", "matmul", "add_to_rows_relu", "im2col", "matmul", "add_to_rows"],
+        *["matmul", "add_to_rows", "cross_entropy_sums", "matmul", "sum_rows", "matmul"],
+        *["im2col", "matmul", "matmul", "col2im", "sum_rows", "relu_grad_sum_rows", "im2col", "matmul", "whole_update"],
+    ]

@@ -1,0 +1,32 @@
+"""Lists of the calls of steps on a GPU, shared by the tests of tests/capture."""
+
+from captured_trainings import X, Y
+
+from xpnet import callbacks
+from xpnet.capture.gpu import CallList, TracedGPU
+from xpnet.capture.trace import Trace
+from xpnet.training.graph_step import GraphStep
+
+
+def listed(gpu, work, *arrays):
+    """The list of the calls of work(backend, *arrays)."""
+    trace = Trace(gpu.xp)
+    work(TracedGPU(gpu, trace), *[trace.wrap(a, writable=True) for a in arrays])
+    trace.stop()
+    return CallList(trace, gpu)
+
+
+class Steps(callbacks.Callback):
+    """Keeps the captured steps."""
+
+    def on_step_end(self, model, step):
+        kinds = self.run.executor._kinds.values()
+        self.captured = [kind for kind in kinds if isinstance(kind, GraphStep)]
+
+
+def captured_steps(model, x=X, y=Y, **options):
+    """The captured steps of a training."""
+    steps = Steps()
+    model.fit(x, y, callbacks=[steps], epochs=3, batch_size=20, verbose=0, **options)
+    assert steps.captured and all(step.verified for step in steps.captured)
+    return steps.captured

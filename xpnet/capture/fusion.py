@@ -1,0 +1,243 @@
+"""Fusion: passes over the calls of a step on a GPU, which replace operators by fewer or by fused ones.
+
+A pass changes only the calls that are exactly those that it looks for. What they compute is equal up to rounding.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from xpnet.backends import Array
+from xpnet.capture.passes import Memory
+from xpnet.capture.trace import Call, address_of, given_by_name, is_array, same_view
+
+
+def without_zeros(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
+    """Store a result in place of adding it to zeros; copy in place of a sum over an axis of length 1.
+
+    The gradients of convolutions are such sums, over parts of the batch and over threads.
+    """
+    calls = list(calls)
+    for i, call in enumerate(calls):
+        if call.function == backend.add_matmul:
+            given = given_by_name(call)
+            a, b, out = given["a"], given["b"], given["out"]
+            stored = Call(backend.matmul, (a, b, out), reads=(a, b), writes=(out,))
+        elif call.function is memory.xp.add and len(call.args) == 3 and is_array(call.args[1]) and not call.kwargs:
+            total, term, out = call.args
+            same = is_array(total) and same_view(total, out) and (term.shape, term.dtype) == (out.shape, out.dtype)
+            if not same or memory.overlap(term, out):
+                continue
+            stored = Call(memory.xp.copyto, (out, term), reads=(term,), writes=(out,))
+        else:
+            continue
+        zeros = next((j for j in range(i - 1, -1, -1) if memory.touches(calls[j], out)), None)
+        if zeros is not None and _fills_with_zeros(calls[zeros], out, memory):
+            calls[i] = _in_place_of(call, stored)
+            calls[zeros] = _in_place_of(calls[zeros], Call(_nothing, ()))
+    calls = [call for call in calls if call.function is not _nothing]
+    return [_copy_of_one(call, calls, memory) or call for call in calls]
+
+
+def _nothing() -> None:
+    """A call that is left out."""
+
+
+def _fills_with_zeros(call: Call, array: Array, memory: Memory) -> bool:
+    if call.function is not memory.xp.copyto or "where" in call.kwargs or is_array(call.args[1]):
+        return False
+    return type(call.args[1]) in (int, float) and call.args[1] == 0 and _same_elements(call.args[0], array)
+
+
+def _copy_of_one(call: Call, calls: Sequence[Call], memory: Memory) -> Call | None:
+    """The copy that equals a sum over an axis of length 1; None if the call is anything else."""
+    if call.function is not memory.xp.sum:
+        return None
+    given = given_by_name(call)
+    a, axis, out = given["a"], given.get("axis"), given.get("out")
+    if out is None or given.get("dtype") is not None or type(axis) is not int or a.shape[axis] != 1:
+        return None
+    if a.dtype != out.dtype or not a.flags.c_contiguous:
+        return None
+    source = a.reshape(out.shape)
+    written = (b for other in calls for b in other.writes if b.shape == source.shape and same_view(b, source))
+    source = next(written, source)  # the same object, so that the copy can be left out
+    return _in_place_of(call, Call(memory.xp.copyto, (out, source), reads=(source,), writes=(out,)))
+
+
+def fused(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
+    """The calls with fused operators in place of the sequences that these replace."""
+    for fuse in (with_add_to_rows_relu, with_relu_grad_sum_rows, with_cross_entropy_sums):
+        calls = fuse(calls, memory, backend)
+    return calls
+
+
+def with_add_to_rows_relu(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
+    """add_to_rows(a, row); relu(a, out) → add_to_rows_relu(a, row, out), if nothing else needs a + row."""
+    for add in [call for call in calls if call.function == backend.add_to_rows]:
+        a, row = given_by_name(add).values()
+        relu = _next_use(calls, add, a, memory)
+        if relu is None or relu.function != backend.relu:
+            continue
+        x, out = given_by_name(relu).values()
+        out = _shaped(out, a)
+        if out is None or not _same_elements(x, a) or not _movable(calls, add, [relu], memory):
+            continue
+        if _needed_after(calls, relu, a, memory) and not same_view(out, a):
+            continue
+        call = Call(backend.add_to_rows_relu, (a, row, out), reads=(a, row), writes=(a, out))
+        calls = _joined(calls, add, [relu], call)
+    return calls
+
+
+def with_relu_grad_sum_rows(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
+    """relu_grad(grad, y, out); sum_rows(out, sums) → relu_grad_sum_rows(grad, y, out, sums)."""
+    for first in [call for call in calls if call.function == backend.relu_grad]:
+        out = given_by_name(first)["out"]
+
+        def sums_up(call: Call, out: Array = out) -> bool:
+            return call.function == backend.sum_rows and _same_elements(given_by_name(call)["a"], out)
+
+        second = _next(calls, first, sums_up)
+        if second is None or not _movable(calls, first, [second], memory):
+            continue
+        rows, sums = given_by_name(second).values()
+        arrays = [_shaped(array, rows) for array in given_by_name(first).values()]
+        if rows.ndim != 2 or any(a is None for a in arrays) or memory.touches(first, sums):
+            continue
+        grad, y, out = arrays
+        call = Call(backend.relu_grad_sum_rows, (grad, y, out, sums), reads=(grad, y), writes=(out, sums))
+        calls = _joined(calls, first, [second], call)
+    return calls
+
+
+def with_cross_entropy_sums(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
+    """Cross-entropy, the scale of its gradient, the sum of the losses and the correct predictions, in one call.
+
+    cross_entropy(logits, labels, smoothing, losses, grad); grad *= scale; sum_to(losses, loss_sum);
+    correct += count_correct(logits, labels) → cross_entropy_sums(…). The second and the last may be missing.
+    """
+    for first in [call for call in calls if call.function == backend.cross_entropy]:
+        logits, labels, smoothing, losses, grad = given_by_name(first).values()
+
+        def sums_up(call: Call, losses: Array = losses) -> bool:
+            return call.function == backend.sum_to and same_view(given_by_name(call)["x"], losses)
+
+        total = _next(calls, first, sums_up)
+        if total is None:
+            continue
+        others, scale, correct = [total], 1.0, None
+        scaled = _next_use(calls, first, grad, memory)
+        if scaled is not None and _is_scale(scaled, grad, memory) and _movable(calls, first, [scaled], memory):
+            others, scale = [scaled, *others], float(scaled.args[1])
+        counted = _counted(calls, first, logits, labels, memory, backend)
+        if counted is not None and _movable(calls, first, [*others, *counted], memory):
+            others, correct = [*others, *counted], counted[1].args[2]
+        if not _movable(calls, first, others, memory):
+            continue
+        counts = () if correct is None else (correct,)
+        loss_sum = given_by_name(total)["out"]
+        call = Call(
+            backend.cross_entropy_sums, (logits, labels, smoothing, scale, losses, grad, loss_sum, correct),
+            reads=(logits, labels, *counts), writes=(losses, grad, loss_sum, *counts),
+        )  # fmt: skip
+        calls = _joined(calls, first, others, call)
+    return calls
+
+
+def _is_scale(call: Call, grad: Array, memory: Memory) -> bool:
+    """Whether a call is grad *= number."""
+    if call.function is not memory.xp.multiply or len(call.args) != 3 or call.kwargs:
+        return False
+    if type(call.args[1]) not in (int, float):
+        return False
+    return same_view(call.args[0], grad) and same_view(call.args[2], grad)
+
+
+def _counted(
+    calls: Sequence[Call], first: Call, logits: Array, labels: Array, memory: Memory, backend: Any
+) -> list[Call] | None:
+    """The calls that add the correct predictions to a running total: count_correct, and the addition."""
+
+    def counts(call: Call) -> bool:
+        if call.function != backend.count_correct:
+            return False
+        outputs, own_labels = given_by_name(call).values()
+        return same_view(outputs, logits) and same_view(own_labels, labels)
+
+    count = _next(calls, first, counts)
+    if count is None:
+        return None
+    users = [call for call in calls if call is not count and memory.touches(call, count.result)]
+    if len(users) != 1 or users[0].function is not memory.xp.add or len(users[0].args) != 3 or users[0].kwargs:
+        return None
+    total, counted, out = users[0].args
+    if total is count.result:
+        total, counted = counted, total
+    if counted is not count.result or not is_array(total) or not same_view(total, out):
+        return None
+    return [count, users[0]]
+
+
+# What passes ask of calls and arrays ---------------------------------------------------------------------------------
+
+
+def _next(calls: Sequence[Call], call: Call, wanted: Any) -> Call | None:
+    """The first later call that is wanted."""
+    return next((later for later in calls[_position(calls, call) + 1 :] if wanted(later)), None)
+
+
+def _next_use(calls: Sequence[Call], call: Call, array: Array, memory: Memory) -> Call | None:
+    """The first later call that reads or writes elements of this array."""
+    return _next(calls, call, lambda later: memory.touches(later, array))
+
+
+def _needed_after(calls: Sequence[Call], call: Call, array: Array, memory: Memory) -> bool:
+    """Whether anything reads elements of this array after a call, before they are all overwritten."""
+    for later in calls[_position(calls, call) + 1 :]:
+        if later.opaque or any(memory.overlap(a, array) for a in later.reads):
+            return True
+        if any(_same_elements(a, array) for a in later.writes):
+            return False
+    return not memory.temporary(array)
+
+
+def _position(calls: Sequence[Call], call: Call) -> int:
+    return next(i for i, other in enumerate(calls) if other is call)
+
+
+def _movable(calls: Sequence[Call], first: Call, others: Sequence[Call], memory: Memory) -> bool:
+    """Whether these later calls, in their order, could as well be made directly after the first."""
+    for call in others:
+        for between in calls[_position(calls, first) + 1 : _position(calls, call)]:
+            if any(between is other for other in others):
+                continue
+            if any(memory.touches(between, a) for a in call.writes):
+                return False
+            if any(memory.writes(between, a) for a in call.reads):
+                return False
+    return True
+
+
+def _joined(calls: Sequence[Call], first: Call, others: Sequence[Call], call: Call) -> list[Call]:
+    """The calls with this one in place of the first, and without the others."""
+    kept = [c for c in calls if not any(c is other for other in others)]
+    kept[_position(kept, first)] = _in_place_of(first, call)
+    return kept
+
+
+def _in_place_of(old: Call, new: Call) -> Call:
+    new.operator, new.place = new.name, old.place
+    return new
+
+
+def _same_elements(a: Array, b: Array) -> bool:
+    """Whether two contiguous arrays are the same elements, perhaps in other shapes."""
+    contiguous = a.flags.c_contiguous and b.flags.c_contiguous
+    return bool(contiguous and address_of(a) == address_of(b) and a.size == b.size and a.dtype == b.dtype)
+
+
+def _shaped(a: Array, like: Array) -> Array | None:
+    """An array as a view in another shape; None if that would be a copy."""
+    if a.shape == like.shape:
+        return a
+    return a.reshape(like.shape) if a.flags.c_contiguous and a.size == like.size else None

@@ -1,0 +1,143 @@
+"""TracedGPU: the backend of a GPU while a step is traced. CallList: the calls of the step, for its CUDA graph."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from xpnet.backends import Array, Backend, DType
+from xpnet.backends.base import Device
+from xpnet.backends.step_numbers import current
+from xpnet.capture.device import NOISE, TracedDevice, methods_of
+from xpnet.capture.fusion import fused, without_zeros
+from xpnet.capture.memory import MemoryPlan
+from xpnet.capture.passes import Memory, has_numbers, simplified
+from xpnet.capture.trace import (
+    Call,
+    Trace,
+    TracedModule,
+    address_of,
+    arrays_in,
+    is_array,
+    mapped,
+    memory_of,
+)
+from xpnet.errors import CaptureError
+
+#: The parameters that operators write, if these are others than `out`.
+_WRITES = {
+    "add_matmul": ("out", "scratch"), "add_to_rows": ("a",), "add_to_rows_relu": ("a", "out"),
+    "clip_norm": ("grads",), "cross_entropy": ("losses", "grad"),
+    "cross_entropy_sums": ("losses", "grad", "loss_sum", "correct"), "max_pool": ("out", "choice"),
+    "normalize_rows": ("out", "sigma"), "relu_grad_sum_rows": ("out", "sums"), "whole_update": ("vectors",),
+}  # fmt: skip
+#: Those that they write after having read them, although their names are those of results.
+_UPDATES = {"add_matmul": ("out",)}
+
+
+class TracedGPU(TracedDevice):
+    """A GPU whose arrays are traced: each operator that launches kernels or calls cuBLAS is recorded as one call.
+
+    Operators that the GPU computes by their formulas are recorded as the operators and functions in these.
+    """
+
+    def __init__(self, real: Any, trace: Trace) -> None:
+        super().__init__(real.name, TracedModule(trace))
+        self.real, self.trace = real, trace
+        self.workspace_bytes, self.has_streams = real.workspace_bytes, real.has_streams
+        for name in methods_of(Device):
+            if getattr(type(self), name) is getattr(Device, name):
+                setattr(self, name, getattr(real, name))
+        for name in whole_operators(type(real)):
+            if getattr(type(self), name) is getattr(Backend, name):
+                setattr(self, name, functools.partial(self._recorded, name))
+
+    def asarray(self, a: Any, dtype: DType = None) -> Array:
+        return self.xp.asarray(a, dtype=dtype)
+
+    def _recorded(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        operator, trace = getattr(self.real, name), self.trace
+        with trace.within(operator=name):
+            result = trace.operator(operator, args, kwargs, _WRITES.get(name, ("out",)), _UPDATES.get(name, ()))
+        if result is False and trace.active:  # the operator has not done anything
+            trace.calls.pop()
+        return result
+
+
+def whole_operators(gpu: type) -> list[str]:
+    """The operators for which a GPU has more than the formula."""
+    formulas = methods_of(Backend)
+    return [
+        name
+        for name, method in methods_of(gpu).items()
+        if name in formulas and method is not formulas[name] and not hasattr(Device, name)
+    ]
+
+
+class CallList:
+    """The simplified calls of a traced step, to be made while a CUDA graph captures, or before, as a rehearsal.
+
+    arena: the memory of their temporary arrays. What a call returns is new in each run: it is used in place of what the
+    call returned in the trace.
+    """
+
+    def __init__(self, trace: Trace, backend: Any) -> None:
+        if any(has_numbers(call) and call.function not in NOISE for call in trace.calls):
+            raise CaptureError("the step uses its number")
+        memory = Memory(trace)
+        calls = simplified(without_zeros(trace.calls, memory, backend), memory)
+        self.calls = fused(calls, memory, backend)
+        returned = {memory.owner(a) for call in self.calls for a in arrays_in(call.result)}
+        plan = MemoryPlan(self.calls, memory, elsewhere=returned)
+        self.arena = backend.empty((plan.size,), "uint8")
+        self.calls = plan.applied(self.calls, functools.partial(self._in_arena, memory))
+
+    def _in_arena(self, memory: Memory, like: Array, offset: int) -> Array:
+        """An array like another one, from this byte of the arena on."""
+        _, _, lowest, _ = memory.extent(like)
+        return _view(self.arena, offset + address_of(like) - lowest, like)
+
+    @property
+    def arrays(self) -> list[Array]:
+        """All arrays that the calls use."""
+        return [self.arena, *arrays_in([(call.args, call.kwargs, call.reads, call.writes) for call in self.calls])]
+
+    def __call__(self) -> None:
+        new: dict[int, tuple[Array, Array]] = {}  # by the owner of the memory of the first: an old array, the new one
+
+        def now(value: Any) -> Any:
+            if not is_array(value):
+                return current(value)
+            old, made = new.get(id(memory_of(value)), (None, None))
+            return value if made is None else _view(made, address_of(value) - address_of(old), value)
+
+        for call, unused in zip(self.calls, _last_uses(self.calls), strict=True):
+            args, kwargs = mapped(now, call.args), mapped(now, call.kwargs)
+            if hasattr(call.function, "nin"):  # a ufunc
+                args, kwargs = args[:-1], {**kwargs, "out": args[-1]}
+            value = call.function(*args, **kwargs)
+            if call.result is not None:
+                for old, made in zip(arrays_in(call.result), arrays_in(value), strict=True):
+                    if (old.shape, old.strides, old.dtype) != (made.shape, made.strides, made.dtype):
+                        raise CaptureError(f"{call.name} returns another kind of array in each step")
+                    new[id(memory_of(old))] = old, made
+            for owner in unused:
+                new.pop(owner, None)
+
+
+def _last_uses(calls: Sequence[Call]) -> list[list[int]]:
+    """For each call, the owners of memory that no later call uses."""
+    last: dict[int, int] = {}
+    for position, call in enumerate(calls):
+        for a in (*call.reads, *call.writes):
+            last[id(memory_of(a))] = position
+    ends: list[list[int]] = [[] for _ in calls]
+    for owner, position in last.items():
+        ends[position].append(owner)
+    return ends
+
+
+def _view(memory: Array, offset: int, like: Array) -> Array:
+    """An array like another one, whose first element is this many bytes behind that of `memory`."""
+    if not offset and (memory.shape, memory.strides, memory.dtype) == (like.shape, like.strides, like.dtype):
+        return memory
+    return type(memory)(like.shape, like.dtype, memory.data + offset, like.strides)
