@@ -506,8 +506,8 @@ class Sequential(layers_.Sequential):
         """Return a table with the output shape and the number of parameters of each layer.
 
         It is a string to print, which a notebook shows as a table. With a batch size it also says how much memory a
-        training step needs on the CPU, with the loss and the optimizer of the latest `fit`; before any, with SGD and a
-        loss that fits the outputs.
+        training step needs, with the loss and the optimizer of the latest `fit`; before any, with SGD and a loss that
+        fits the outputs.
         """
         rows = []
         for layer in self.layers:
@@ -672,13 +672,14 @@ def explain_step(
 ) -> "StepExplanation":  # fmt: skip
     """Explain what a training step of a built model computes: the calls that it makes, and the memory that they need.
 
-    On the CPU, `fit` soon stops running the layers in Python: it replays a list of calls, which were recorded,
-    simplified and placed in memory. This function records a step on samples of zeros, and returns the list before and
-    after: a string to print, which a notebook shows as a table. Its attributes `recorded` and `replayed` are lists of
-    calls, with the place in the model, the arrays, the bytes and the operations of each. The model does not change.
+    `fit` soon stops running the layers in Python: it replays a list of calls, which were recorded, simplified and
+    placed in memory; on a GPU as a CUDA graph. This function records a step on samples of zeros, and returns the list
+    before and after: a string to print, which a notebook shows as a table. Its attributes `recorded` and `replayed` are
+    lists of calls, with the place in the model, the arrays, the bytes and the operations of each. The model does not
+    change.
 
     batch_size: the samples of the step.  loss, optimizer, metrics: as in `fit`. None means that of the latest `fit`, or
-    before any, SGD and a loss that fits the outputs.  times: also measure each call, in several replays.
+    before any, SGD and a loss that fits the outputs.  times: also measure each call, in several replays, on the CPU.
 
     Raises CaptureError, with the reason, for a model whose steps `fit` would run eagerly.
     """

@@ -76,8 +76,8 @@ def whole_operators(gpu: type) -> list[str]:
 class CallList:
     """The simplified calls of a traced step, to be made while a CUDA graph captures, or before, as a rehearsal.
 
-    arena: the memory of their temporary arrays. What a call returns is new in each run: it is used in place of what the
-    call returned in the trace.
+    arena: the memory of their temporary arrays.  temporary_bytes: of these without sharing.  What a call returns is new
+    in each run: it is used in place of what the call returned in the trace.
     """
 
     def __init__(self, trace: Trace, backend: Any) -> None:
@@ -88,7 +88,7 @@ class CallList:
         self.calls = fused(calls, memory, backend)
         returned = {memory.owner(a) for call in self.calls for a in arrays_in(call.result)}
         plan = MemoryPlan(self.calls, memory, elsewhere=returned)
-        self.arena = backend.empty((plan.size,), "uint8")
+        self.arena, self.temporary_bytes = backend.empty((plan.size,), "uint8"), plan.unshared
         self.calls = plan.applied(self.calls, functools.partial(self._in_arena, memory))
 
     def _in_arena(self, memory: Memory, like: Array, offset: int) -> Array:

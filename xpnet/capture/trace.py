@@ -25,6 +25,10 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+class SideEffectError(CaptureError):
+    """A step does something besides computing with arrays, which no replay would do."""
+
+
 #: Functions without side effects, whose results have shapes that do not depend on values.
 _FUNCTIONS = _words(
     "all amax amin any argmax argmin argsort array_split atleast_1d atleast_2d atleast_3d broadcast_arrays "

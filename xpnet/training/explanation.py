@@ -12,12 +12,13 @@ from xpnet.capture.program import Load, compiled
 from xpnet.capture.trace import Call
 from xpnet.data.dataset import Dataset, StepData
 from xpnet.display.tables import Summary, html_table, text_table
-from xpnet.errors import CaptureError
+from xpnet.errors import ArgumentError, CaptureError
 from xpnet.layers.containers import Sequential
 from xpnet.layers.context import Workspace
 from xpnet.losses import Loss
 from xpnet.training.arguments import choose_loss_and_metrics
 from xpnet.training.epoch_metrics import EpochMetrics
+from xpnet.training.graph_step import listed_step
 from xpnet.training.replayed_step import PlannedStep, planned_step
 from xpnet.training.snapshots import snapshot
 from xpnet.training.state import TrainingState
@@ -63,6 +64,8 @@ def explain(
 ) -> StepExplanation:
     """What `model.explain_step` returns. loss: None means one that fits the outputs."""
     plan, step = _planned(model, batch_size, loss, metrics, optimizer)
+    if times and not model.backend.replays_calls:
+        raise ArgumentError("explain_step: times are measured on the CPU only; for a GPU see benchmarks.profile.")
     seconds = _seconds(plan, step) if times else [None] * len(plan.calls)
     recorded = [_explained(call, None) for call in plan.trace.calls]
     replayed = [_explained(call, s) for call, s in zip(plan.calls, seconds, strict=True)]
@@ -87,8 +90,8 @@ def memory_of_a_step(model: Sequential, batch_size: int, loss: Loss | None, opti
 def _planned(
     model: Sequential, batch_size: int, loss: Loss | None, metrics: Any, optimizer: Any
 ) -> tuple[PlannedStep, TrainingStep]:
-    if not model.backend.replays_calls:
-        raise CaptureError(f'steps on {model.backend.name} are not lists of calls; try model.to("cpu")')
+    if not model.backend.replays_calls and model.backend.graph_capture() is None:
+        raise CaptureError(f"{model.backend.name} does not capture steps")
     if loss is None:
         several = len(model.output_shape) == 1 and model.output_shape[0] > 1 and not model.gives_probabilities
         loss = losses.get("softmax_cross_entropy" if several else "mse")
@@ -110,7 +113,8 @@ def _trace(
         with model.execution_context():
             try:
                 step(data.batches(), data.total_weight(), epoch.add)  # makes the sums of the metrics
-                plan = planned_step(step, data, epoch, sums, fixed=True)
+                data = data._replace(work=Workspace(context))  # without buffers
+                plan = (planned_step if backend.replays_calls else listed_step)(step, data, epoch, sums, fixed=True)
             finally:
                 before.restore()
     return plan, step

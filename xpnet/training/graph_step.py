@@ -10,9 +10,11 @@ from typing import Any
 
 from xpnet.backends import Array, Backend
 from xpnet.capture.gpu import CallList
+from xpnet.capture.trace import SideEffectError
 from xpnet.data.dataset import Batch, Dataset, StepData
 from xpnet.layers.context import Workspace
 from xpnet.training.epoch_metrics import EpochMetrics
+from xpnet.training.replayed_step import PlannedStep
 from xpnet.training.snapshots import snapshot
 from xpnet.training.step import TrainingStep
 from xpnet.training.traced_step import traced_step, unchanged_python
@@ -25,7 +27,7 @@ class GraphStep:
     """One kind of step: a number of rows, in batches of one size, from datasets of one layout.
 
     The graph is captured from the list of the step's operators. A step that cannot be traced, such as one with a layer
-    that writes into an array of its own, is run itself while it is captured.
+    that writes into an array of its own, is run itself while it is captured. A step with side effects is not captured.
 
     calls: the list, or None.
     """
@@ -45,6 +47,8 @@ class GraphStep:
             try:
                 self._capture_work(capture, data, metrics, self._trace)
                 return
+            except SideEffectError:
+                raise
             except Exception as error:  # of the trace, of CuPy or of a user's layer
                 self.calls = None
                 _log.info("the operators of a step cannot be listed: %s", str(error))
@@ -134,6 +138,16 @@ class GraphStep:
             cells.order[: len(dataset)] = xp.arange(len(dataset)) if data.order is None else data.order
             self._order = data.order
         cells.set_position(number, data.start, column)
+
+
+def listed_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, sums: Array, fixed: bool) -> PlannedStep:
+    """As `planned_step`, on a GPU."""
+    trace = traced_step(step, data, metrics, sums, fixed)
+    calls, state = CallList(trace, step.model.backend), step.state.optimizer_state
+    slots = sum(vector.nbytes for vector in (*state.slots.values(), state.scratch))
+    return PlannedStep(
+        trace, calls.calls, calls.arena.nbytes, calls.temporary_bytes, slots, metrics, rows=None, loaders=[]
+    )
 
 
 def _copy(dataset: Dataset) -> Dataset:

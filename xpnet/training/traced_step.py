@@ -14,7 +14,7 @@ from xpnet.capture.cpu import TracedCPU
 from xpnet.capture.device import StepPosition
 from xpnet.capture.gpu import TracedGPU
 from xpnet.capture.program import INPUTS, Load, every_call
-from xpnet.capture.trace import Call, Trace, TracedArray, memory_of
+from xpnet.capture.trace import Call, SideEffectError, Trace, TracedArray, memory_of
 from xpnet.config import is_custom
 from xpnet.data.dataset import Batch, Dataset, StepData, total_weight
 from xpnet.errors import CaptureError
@@ -194,9 +194,9 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
             with _refusing_the_outside(custom) if custom else contextlib.nullcontext():
                 yield
             if changed := attributes.changed():
-                raise CaptureError(f"each step changes {changed}")
+                raise SideEffectError(f"each step changes {changed}")
             if _randomness() != randomness:
-                raise CaptureError("the step draws random numbers that are not the library's")
+                raise SideEffectError("the step draws random numbers that are not the library's")
             if metrics._sums != sums:  # compared by identity
                 raise CaptureError("a metric makes new arrays for its sums in each step")
             for thing, name in kept.replaced():
@@ -238,7 +238,7 @@ def _refusing_the_outside(things: Sequence[Any]) -> Iterator[None]:
         if before is None:
             sys.setprofile(None)
     if found:
-        raise CaptureError(f"each step calls {found[0]}, which a replay would not do")
+        raise SideEffectError(f"each step calls {found[0]}, which a replay would not do")
 
 
 def _package(frame: Any) -> str:
@@ -284,7 +284,7 @@ class _OneStep(Workspace):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise CaptureError(f"a layer asks for work.{name} before the step sets it")
+        raise SideEffectError(f"a layer asks for work.{name} before the step sets it")
 
 
 class _KeptArrays:
@@ -323,7 +323,7 @@ class _KeptArrays:
                 continue
             outlines = [[None if hasattr(a, "dtype") else a for a in items] for items in (found, contents)]
             if outlines[0] != outlines[1] or any(id(memory_of(a.values)) in read for a in wrapped):
-                raise CaptureError(f"each step changes the attribute {name!r} of {type(thing).__name__}")
+                raise SideEffectError(f"each step changes the attribute {name!r} of {type(thing).__name__}")
             yield thing, name
 
 
