@@ -182,6 +182,12 @@ class StrictBackend(Backend):
         return a
 
 
+def _take_wrapped(a: HostArray, indices: Any, axis: Any, out: Any) -> Any:
+    """numpy.take, which itself would subtract the length from an index until it is in range, even from 2**62."""
+    length = a.size if axis is None else a.shape[axis]
+    return numpy.take(a, numpy.asarray(indices) % length if length else indices, axis, out, mode="wrap")
+
+
 def _same_backend(key: int, device: int) -> StrictBackend:
     """For unpickling: the same backend in the same process, an equal one in another process."""
     return StrictBackend._alive.get(key) or StrictBackend(device)
@@ -592,7 +598,7 @@ class StrictModule:
             raise TypeError(f"cupy.take works on a device array, not on {type(a)}.")
         if out is not None and out.dtype != a.dtype:
             raise TypeError("Output dtype mismatch")
-        return self._backend.compute(numpy.take, a, indices, axis, out, mode="wrap")
+        return self._backend.compute(_take_wrapped, a, indices, axis, out)
 
     def _take_along_axis(self, name: str, a: Any, indices: Any, axis: Any) -> Any:
         length = a.size if axis is None else a.shape[axis]
