@@ -88,7 +88,7 @@ def no_memory_faults(backend: Backend) -> Iterator[Backend]:
     """Fail if the emulation has seen a memory fault, even if the fault was caught and made a step eager."""
     yield backend
     assert not getattr(backend.xp, "faults", []), backend.xp.faults
-    # Backends and captured steps are in reference cycles. Python collects these too rarely for the memory that they hold.
+    # Backends are in reference cycles, which Python collects too rarely for the memory that they hold.
     if next(_backends) % 100 == 0:
         gc.collect()
 
