@@ -144,20 +144,6 @@ def test_cross_entropy_sums(backend, rng, shape, special, smoothing, scale, coun
     compare(backend, fused, sequence, layout, logits, labels, *arrays)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@every_array
-def test_cross_entropy_without_loops_has_the_bits_of_the_formula(reference, rng, shape, smoothing, layout, dtype):
-    logits, labels = logits_and_labels(rng, shape, dtype, special=True)
-    logits = on_device(reference, logits, layout)
-    results = []
-    for backend in (reference, xpnet.get_backend("cpu")):
-        arrays = np.empty(shape[0], dtype), on_device(reference, np.zeros(shape, dtype), layout)
-        with np.errstate(all="ignore"):
-            results.append(backend.cross_entropy(logits, labels, smoothing, *arrays))
-    for got, want in zip(*results, strict=True):
-        np.testing.assert_array_equal(got, want)
-
-
 def test_only_passes_use_fused_operators():
     names = [name for name in vars(FusedOperators) if not name.startswith("_")]
     assert "add_to_rows_relu" in names and all(callable(getattr(Backend, name)) for name in names)

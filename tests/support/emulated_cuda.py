@@ -63,6 +63,12 @@ class EmulatedGPU(GPUBackend):
     def _cublas_library(self) -> Any:
         return self.cupy.cublas
 
+    def close(self) -> None:
+        """Free the workspaces of cuBLAS and all unused memory, since caches may keep the emulation alive."""
+        self._handles.clear()
+        for pool in list(self.cupy.pools):
+            pool.free_all_blocks()
+
 
 class EmulatedCupy(FakeCupy):
     """launches: the names of the launched kernels, and "graph" for each replay."""

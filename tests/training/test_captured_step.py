@@ -4,17 +4,23 @@ The tests run on the emulated GPU, which refuses what a real capture refuses, an
 """
 
 import copy
+import gc
 import logging
 import re
 import threading
 
 import numpy as np
 import pytest
-from captured_trainings import IMAGES, STEPS, X, Y, cnn, emulated_cupy, fit, mlp
+from captured_trainings import BATCH, IMAGES, STEPS, X, Y, cnn, emulated_cupy, fit, mlp
 from fake_cupy import OutOfMemoryError
 
 import xpnet
 from xpnet import callbacks, datasets, errors, layers, losses, metrics, optimizers, schedules
+from xpnet.capture.trace import Trace
+from xpnet.data.dataset import Dataset
+from xpnet.training import captured_step
+from xpnet.training.captured_step import StepExecutor
+from xpnet.training.epoch_metrics import EpochMetrics
 
 
 @pytest.fixture
@@ -370,6 +376,26 @@ def test_a_metric_with_a_custom_merge_runs_eagerly(gpu):
     history, watch = fit(model, metrics=[Largest()])
     assert watch.fallback_reason == "the metric largest merges batches in its own way"
     assert history["largest"][0] > 0
+
+
+def test_what_a_run_used_is_freed_at_its_end_without_the_garbage_collector(backend, monkeypatch):
+    monkeypatch.setattr(captured_step, "_FEW_STEPS", 1)
+    kinds = (Dataset, EpochMetrics, StepExecutor, Trace)
+
+    def alive():
+        return [type(thing).__name__ for thing in gc.get_objects() if type(thing) in kinds]
+
+    model = mlp(backend)
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        model.fit(X, Y, epochs=3, batch_size=BATCH, verbose=0)
+        if backend.name != "strict":
+            xpnet.explain_step(model, BATCH)
+        assert alive() == before
+    finally:
+        gc.enable()
 
 
 def test_the_environment_turns_capture_off_without_a_warning(gpu, monkeypatch, caplog):

@@ -8,11 +8,9 @@ On the CPU a captured step is a list of calls (`replayed_step.py`), on a GPU a C
 """
 
 import logging
-import math
 import os
-from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 from xpnet.concurrency.interrupts import uninterrupted
 from xpnet.data.dataset import StepData
@@ -47,25 +45,32 @@ _CAPTURE_ERRORS = {
 }
 
 
+class StepsToCome(NamedTuple):
+    """What is left of a run: so many epochs, with so many steps of `rows` rows and at most one other step in each."""
+
+    epochs: int
+    steps: int
+    rows: int
+
+    def of(self, rows: int) -> int:
+        """How many steps with this number of rows are left, about."""
+        return self.epochs * (self.steps if rows == self.rows else 1)
+
+
 class StepExecutor:
     """Runs the steps of one run: eagerly, or by a replay if this kind of step has been captured.
 
     fallback_reason: why no step is captured, or None.
     """
 
-    def __init__(
-        self,
-        step: TrainingStep,
-        streaming: bool,
-        user_code: bool = False,
-        to_come: Callable[[int], float] = lambda rows: math.inf,
-    ) -> None:
-        """user_code: whether callbacks that are not part of xpnet run between steps, and may change anything.
+    def __init__(self, step: TrainingStep, streaming: bool, user_code: bool = False) -> None:
+        """user_code: whether code that is not part of xpnet runs between steps, and may change anything.
 
-        The code of a stream runs only where the dataset changes, and then everything is checked anyway.  to_come:
-        about how many steps of so many rows there will be in this run; infinite if that is not known.
+        The code of a stream runs only where the dataset changes, and then everything is checked anyway.
         """
-        self._step, self._streaming, self._user_code, self._to_come = step, streaming, user_code, to_come
+        self._step, self._streaming, self._user_code = step, streaming, user_code
+        #: Set by the run at the beginning of each epoch; None if the length of an epoch is not known.
+        self.to_come: StepsToCome | None = None
         backend, model = step.model.backend, step.model
         single = model.context.group.size == 1
         self._capture = backend.graph_capture() if single else None
@@ -173,8 +178,7 @@ class StepExecutor:
 
     def _pays(self, rows: int, eager: int) -> bool:
         """Whether capturing a kind of step pays, after so many eager steps."""
-        to_come = self._to_come(rows)
-        return not self._on_cpu or (eager if to_come == math.inf else to_come) >= _FEW_STEPS
+        return not self._on_cpu or (eager if self.to_come is None else self.to_come.of(rows)) >= _FEW_STEPS
 
     def _forget(self, changed: str) -> None:
         """Drop all captured steps, which were captured before this attribute was changed."""

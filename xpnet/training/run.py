@@ -21,7 +21,7 @@ from xpnet.layers.context import Workspace
 from xpnet.parameters import Snapshot
 from xpnet.training import checkpoints
 from xpnet.training.arguments import FitOptions, warn
-from xpnet.training.captured_step import StepExecutor
+from xpnet.training.captured_step import StepExecutor, StepsToCome
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.model_files import architecture, names_of, refusing_damage
 from xpnet.training.resuming import Settings, description, different_environment, refuse_another_run
@@ -62,7 +62,7 @@ class Run:
         #: Runs the steps; `executor.fallback_reason` says why none is captured.
         streaming = isinstance(dataset, StreamingDataset)
         custom = any(is_custom(type(code)) for code in (state.optimizer, *self.callbacks))
-        self.executor = StepExecutor(TrainingStep(model, state), streaming, custom, self._steps_to_come)
+        self.executor = StepExecutor(TrainingStep(model, state), streaming, custom)
         self._work = Workspace(model.context)
         self.resumed_from: Any = None  # the path of a checkpoint
         self.start_clock()
@@ -95,13 +95,6 @@ class Run:
         """Seconds of compiling kernels since the run began."""
         return self.model.backend.compile_seconds - self._compiled_before
 
-    def _steps_to_come(self, rows: int) -> float:
-        """About how many steps of so many rows follow; infinite for a stream of unknown length."""
-        epochs, rows_of_most = self.first_epoch + self.epochs - self.state.epoch, self.batch_size * self.accumulate
-        if self.samples is None:
-            return math.inf
-        return epochs * (self.samples // rows_of_most if rows == rows_of_most else 1)
-
     def begin_epoch(self) -> None:
         """Begin an epoch, unless a resumed one is in progress."""
         if not self.under_way:
@@ -114,6 +107,9 @@ class Run:
     def epoch(self) -> Iterator[None]:
         """Train the rest of the epoch, and yield after each step."""
         key = [self.model.context.seed, _ORDER_STREAM, self.state.epoch] if self.shuffle else None
+        if self.samples is not None:
+            rows, epochs = self.batch_size * self.accumulate, self.first_epoch + self.epochs - self.state.epoch
+            self.executor.to_come = StepsToCome(epochs, self.samples // rows, rows)
         steps = self.dataset.steps(self._work, self.batch_size, self.accumulate, key, self.seen, self.group)
         guard = self.model.context.guard
         with contextlib.closing(steps):

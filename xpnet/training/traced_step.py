@@ -37,6 +37,9 @@ def traced_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, stage
     try:
         with _traced(step, metrics, trace):
             _run(step, data, metrics, trace, trace.wrap(staged_sums, writable=True), fixed)
+    except BaseException:
+        trace.release()
+        raise
     finally:
         trace.stop()
     return trace
@@ -207,6 +210,7 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
                 vars(thing).update(own)
             attributes.reached.restore()
             _set_randomness(randomness)
+            vars(backend).clear()  # it refers to its own methods, and so would be freed only by the garbage collector
 
 
 @contextlib.contextmanager

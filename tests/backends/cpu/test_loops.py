@@ -19,6 +19,7 @@ from xpnet import layers, losses, metrics, optimizers
 from xpnet.backends import Backend
 from xpnet.backends.cpu import operators
 from xpnet.backends.reference.windows import Windows
+from xpnet.capture import loops as fusing
 from xpnet.data.preparation import prepare
 from xpnet.layers.context import Workspace
 from xpnet.training.epoch_metrics import EpochMetrics
@@ -276,7 +277,7 @@ def test_largest_allocations_finds_a_temporary_array():
 
 
 def test_every_loop_is_used():
-    text = Path(operators.__file__).read_text(encoding="utf-8")
+    text = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in (operators, fusing))
     used = {*re.findall(r"(?:by_rows\(Backend|loops)\.(\w+)", text)}
     used |= {optimizer.fused(0.1, 1)[0] for optimizer in every.OPTIMIZERS}
     assert {name for name, loop in vars(loops).items() if hasattr(loop, "py_func") and not name.startswith("_")} <= used

@@ -451,23 +451,6 @@ def add_rows(x: Any, sums: Any) -> None:
 
 
 @_compiled
-def relu_grad_add_rows(grad: Any, y: Any, out: Any, sums: Any) -> None:
-    """out = `relu_grad` of grad and y, and `add_rows` of out."""
-    rows, columns = out.shape
-    block = numpy.empty(columns, out.dtype)
-    zero, one = out.dtype.type(0), out.dtype.type(1)
-    for start in range(0, rows, _BLOCK_ROWS):
-        block[:] = 0
-        for i in range(start, min(start + _BLOCK_ROWS, rows)):
-            for j in range(columns):
-                value = grad[i, j] * (one if y[i, j] != zero else zero)
-                out[i, j] = value
-                block[j] += value
-        for j in range(columns):
-            sums[j] += block[j]
-
-
-@_compiled
 def add_powers(x: Any, shift: Any, sums: Any) -> None:
     """sums (2, columns) += Σ_rows (x - shift) and Σ_rows (x - shift)²."""
     rows, columns = x.shape

@@ -181,7 +181,9 @@ class CPUOperators(Backend):
     def cross_entropy(
         self, loops: Any, logits: Array, labels: Array, smoothing: float, losses: Array, grad: Array
     ) -> tuple[Array, Array]:
-        loops.cross_entropy(logits, labels, *_cross_entropy_numbers(logits, smoothing, 1.0), losses, grad)
+        number = logits.dtype.type
+        confidence, share = number(1.0 - smoothing), number(smoothing / logits.shape[1])
+        loops.cross_entropy(logits, labels, confidence, share, number(1.0), losses, grad)
         return losses, grad
 
     def count_correct(self, outputs: Array, labels: Array) -> Array:
@@ -233,48 +235,6 @@ class CPUOperators(Backend):
     def sum_products(self, loops: Any, a: Array, b: Array, center: Array, out: Array) -> Array:
         out[...] = self._sum(out.shape, len(a), lambda rows, sums: loops.add_products(a[rows], b[rows], center, sums))
         return out
-
-    # Fused operators -------------------------------------------------------------------------------------------------
-
-    add_to_rows_relu = by_rows(Backend.add_to_rows_relu, "a", "out")
-
-    def relu_grad_sum_rows(self, grad: Array, y: Array, out: Array, sums: Array) -> Array:
-        loops = self.loops((grad, y, out)) if len(out) > _MANY_ROWS else None  # the BLAS sums fewer rows faster
-        if loops is None:
-            return super().relu_grad_sum_rows(grad, y, out, sums)
-        add = loops.relu_grad_add_rows
-        sums[...] = self._sum(sums.shape, len(out), lambda rows, of_part: add(grad[rows], y[rows], out[rows], of_part))
-        return out
-
-    def cross_entropy_sums(
-        self,
-        logits: Array,
-        labels: Array,
-        smoothing: float,
-        scale: float,
-        losses: Array,
-        grad: Array,
-        loss_sum: Array,
-        correct: Array | None,
-    ) -> tuple[Array, Array]:
-        loops = self.loops((logits, labels, losses, grad))
-        if loops is None:
-            self.cross_entropy(logits, labels, smoothing, losses, grad)
-            grad *= scale
-        else:
-            numbers = _cross_entropy_numbers(logits, smoothing, scale)
-            hits = loops.cross_entropy_sums(logits, labels, *numbers, losses, grad)
-        self.sum_to(losses, loss_sum)
-        if correct is None:
-            return losses, grad
-        if loops is None:
-            if math.isnan(loss_sum):  # the loss of a row with NaN is NaN
-                hits = super().count_correct(logits, labels)[0]
-            else:
-                hits = numpy.count_nonzero(logits.argmax(axis=-1) == labels)
-        correct[0] += hits
-        correct[1] += len(logits)
-        return losses, grad
 
     # Windows ---------------------------------------------------------------------------------------------------------
 
@@ -349,12 +309,6 @@ class CPUOperators(Backend):
             pieces = [vector[run] for vector in vectors]
             self.threads.parallel_for(len(pieces[0]), update_part)
         return True
-
-
-def _cross_entropy_numbers(logits: Array, smoothing: float, scale: float) -> tuple[Any, Any, Any]:
-    """What the loops of cross-entropy take after the labels: confidence, share, scale."""
-    number = logits.dtype.type
-    return number(1.0 - smoothing), number(smoothing / logits.shape[1]), number(scale)
 
 
 def _known_to_numba(a: Array) -> bool:
