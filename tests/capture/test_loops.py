@@ -7,6 +7,7 @@ from blas import blas_threads
 import xpnet
 from xpnet import layers, losses
 from xpnet.backends.cpu.operators import compiled_loops
+from xpnet.capture.array_module import TracedModule
 from xpnet.capture.loops import with_fused_loops
 from xpnet.capture.passes import Memory
 from xpnet.capture.program import compiled
@@ -30,7 +31,9 @@ def replayed(calls):
 
 @pytest.fixture
 def trace():
-    return Trace(np)
+    made = Trace(np)
+    TracedModule(made)  # which the arrays of the trace use
+    return made
 
 
 def bias_and_relu(trace, between=lambda a: None, after=lambda a: None, own=True):

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from random_programs import Program
 from traced_programs import Traced, same_bits
 
+from xpnet.capture.calls import Call
 from xpnet.capture.memory import Block, MemoryPlan, _place
 from xpnet.capture.passes import Memory
-from xpnet.capture.trace import Call, Trace
+from xpnet.capture.trace import Trace
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
 

@@ -6,8 +6,9 @@ from traced_programs import STEP, Traced, directly, names, number_of, same_bits
 
 from xpnet.backends.step_numbers import StepNumber
 from xpnet.capture import passes
+from xpnet.capture.calls import Call
 from xpnet.capture.program import Cell, compiled
-from xpnet.capture.trace import Call, Trace
+from xpnet.capture.trace import Trace
 
 
 def arrays(seed=0, dtype="f4"):

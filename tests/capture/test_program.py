@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from xpnet.backends.step_numbers import StepNumber, current, of_step
+from xpnet.capture.calls import Call
 from xpnet.capture.program import INPUTS, Cell, Load, arrays_of, compiled, every_call, part_of
-from xpnet.capture.trace import Call
 from xpnet.errors import CaptureError
 
 NO_LOADERS = (None,) * len(INPUTS)

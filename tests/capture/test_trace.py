@@ -8,8 +8,9 @@ import pytest
 from traced_programs import STEP, Traced, directly, number_of, same_bits
 
 from xpnet.backends.step_numbers import StepNumber
-from xpnet.capture import trace as module
-from xpnet.capture.trace import Trace, TracedArray, TracedModule
+from xpnet.capture import array_module as module
+from xpnet.capture.array_module import TracedModule
+from xpnet.capture.trace import Trace, TracedArray
 from xpnet.errors import CaptureError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")

@@ -11,9 +11,10 @@ import xpnet
 from xpnet import layers, optimizers
 from xpnet.backends.cuda.cublas import HalfMatrix
 from xpnet.backends.reference.windows import Windows
+from xpnet.capture.calls import arrays_in, is_array
 from xpnet.capture.gpu import CallList, TracedGPU, whole_operators
 from xpnet.capture.passes import Memory
-from xpnet.capture.trace import Trace, arrays_in, is_array
+from xpnet.capture.trace import Trace
 from xpnet.errors import CaptureError
 
 WINDOWS = Windows((4, 4), (2, 2), (2, 2), (2, 2))

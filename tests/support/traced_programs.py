@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 
 from xpnet.backends.step_numbers import StepNumber
+from xpnet.capture.array_module import TracedModule
 from xpnet.capture.memory import MemoryPlan
 from xpnet.capture.passes import Memory, for_numpy, simplified
 from xpnet.capture.program import compiled
-from xpnet.capture.trace import Trace, TracedModule
+from xpnet.capture.trace import Trace
 from xpnet.training.replayed_step import _view
 
 STEP = 7  # the step that is traced

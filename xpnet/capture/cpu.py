@@ -8,8 +8,10 @@ from typing import Any
 from xpnet.backends import Array, Backend, DType
 from xpnet.backends.cpu.operators import CPUOperators
 from xpnet.backends.step_numbers import StepNumber, of_step
+from xpnet.capture.array_module import TracedModule
+from xpnet.capture.calls import Call
 from xpnet.capture.device import TracedDevice, operators_of
-from xpnet.capture.trace import Call, Trace, TracedArray, TracedModule
+from xpnet.capture.trace import Trace, TracedArray
 
 #: The parameters that compiled loops write.
 _LOOP_RESULTS = {

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from xpnet.backends import Array
+from xpnet.capture.calls import Call, address_of, given_by_name, is_array, same_view
 from xpnet.capture.passes import Memory
-from xpnet.capture.trace import Call, address_of, given_by_name, is_array, same_view
 
 
 def without_zeros(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:

@@ -7,20 +7,13 @@ from typing import Any
 from xpnet.backends import Array, Backend, DType
 from xpnet.backends.base import Device
 from xpnet.backends.step_numbers import current
+from xpnet.capture.array_module import TracedModule
+from xpnet.capture.calls import Call, address_of, arrays_in, is_array, mapped, memory_of
 from xpnet.capture.device import NOISE, TracedDevice, methods_of
 from xpnet.capture.fusion import fused, without_zeros
 from xpnet.capture.memory import MemoryPlan
 from xpnet.capture.passes import Memory, has_numbers, simplified
-from xpnet.capture.trace import (
-    Call,
-    Trace,
-    TracedModule,
-    address_of,
-    arrays_in,
-    is_array,
-    mapped,
-    memory_of,
-)
+from xpnet.capture.trace import Trace
 from xpnet.errors import CaptureError
 
 #: The parameters that operators write, if these are others than `out`.

@@ -6,9 +6,9 @@ from typing import Any
 import numpy
 
 from xpnet.backends import Array
+from xpnet.capture.calls import Call, same_view
 from xpnet.capture.passes import Memory
 from xpnet.capture.program import every_call
-from xpnet.capture.trace import Call, same_view
 
 
 def with_fused_loops(calls: list[Call], memory: Memory, loops: Any) -> list[Call]:

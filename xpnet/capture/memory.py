@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from xpnet.backends import Array
+from xpnet.capture.calls import Call, is_array, mapped
 from xpnet.capture.passes import Memory
 from xpnet.capture.program import every_call
-from xpnet.capture.trace import Call, is_array, mapped
 
 _ALIGNMENT = 64  # bytes
 

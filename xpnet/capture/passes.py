@@ -11,8 +11,9 @@ import numpy
 
 from xpnet.backends import Array
 from xpnet.backends.step_numbers import StepNumber
+from xpnet.capture.calls import Call, address_of, is_array, mapped, memory_of, same_view
 from xpnet.capture.program import Cell, Load
-from xpnet.capture.trace import Call, Trace, address_of, is_array, mapped, memory_of, same_view
+from xpnet.capture.trace import Trace
 
 #: Functions whose results NumPy does not round differently for other strides, as it does for exp of float64.
 _EXACT = frozenset((

@@ -9,7 +9,7 @@ import numpy
 
 from xpnet.backends import Array
 from xpnet.backends.step_numbers import StepNumber
-from xpnet.capture.trace import Call
+from xpnet.capture.calls import Call
 
 #: The arrays of a dataset that a step loads rows of.
 INPUTS = ("x", "y", "weights", "counts")

@@ -1,85 +1,42 @@
 """Trace: records the calls of one step. TracedArray: an array whose operations are recorded.
 
 While a step is traced, the arrays that its layers, loss and optimizer see are `TracedArray` objects, and their array
-module is a `TracedModule`. Every operation is executed as usual, and recorded with the arrays that it reads and writes.
-Whatever would escape the record, such as reading a value on the host, raises CaptureError.
+module is a `TracedModule` (array_module.py). Every operation is executed as usual, and recorded with the arrays that it
+reads and writes. Whatever would escape the record, such as reading a value on the host, raises CaptureError.
 """
 
-import functools
-import inspect
 import operator
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy
 
 from xpnet.backends import Array
 from xpnet.backends.step_numbers import StepNumber, current
+from xpnet.capture.calls import (
+    Call,
+    arrays_in,
+    current_of,
+    has_out,
+    is_array,
+    mapped,
+    memory_of,
+    same_view,
+    signature_of,
+)
 from xpnet.errors import CaptureError
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
 
 
 class SideEffectError(CaptureError):
     """A step does something besides computing with arrays, which no replay would do."""
 
 
-#: Functions without side effects, whose results have shapes that do not depend on values.
-_FUNCTIONS = _words(
-    "all amax amin any argmax argmin argsort array_split atleast_1d atleast_2d atleast_3d broadcast_arrays "
-    "broadcast_to clip column_stack concatenate count_nonzero cross cumprod cumsum diagonal diff dot dstack einsum "
-    "expand_dims flip fliplr flipud hstack inner kron max mean median min moveaxis nan_to_num nanmax nanmean nanmin "
-    "nansum outer pad prod ptp quantile ravel repeat reshape roll rollaxis rot90 sort split squeeze stack std sum "
-    "swapaxes take take_along_axis tensordot tile trace transpose tril triu var vdot vstack where"
-)
-#: Those whose second argument decides the shape of the result.
-_SHAPING = _words("array_split broadcast_to pad repeat reshape split tile")
-_CREATORS = _words("arange eye full identity indices linspace ones tri zeros")
-_UNINITIALIZED = _words("empty empty_like")
-_INQUIRIES = _words("can_cast finfo iinfo isscalar ndim result_type shape size issubdtype promote_types")
-_REDUCTIONS = {
-    "sum": "add",
-    "amax": "maximum",
-    "max": "maximum",
-    "amin": "minimum",
-    "min": "minimum",
-    "prod": "multiply",
-}
-
-
-@dataclass(eq=False)
-class Call:
-    """One call of a step: function(*args, **kwargs).
-
-    Arguments are arrays, numbers and `StepNumber` objects.  result: the array that the function returned, or a tuple
-    with such arrays; None if it writes its result into one of its arguments. On the CPU, a replay copies what the
-    function returns into it.  reads, writes: the arrays whose elements it uses and changes.
-    operator: the operator of the backend that made the call, or "".  place: the layer and its method, or "".
-    """
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    result: Array = None
-    reads: tuple[Array, ...] = ()
-    writes: tuple[Array, ...] = ()
-    operator: str = ""
-    place: str = ""
-    #: For work that threads share: the calls of each part.
-    parts: list[list["Call"]] | None = None
-    #: Whether it may read and write anything, as the update of a custom optimizer.
-    opaque: bool = False
-
-    @property
-    def name(self) -> str:
-        """A short name of the function."""
-        function = self.function if hasattr(self.function, "__name__") else getattr(self.function, "func", None)
-        return str(getattr(function, "__name__", self.function))
+#: Parameters of operators that are written without being read.
+_OUTS = frozenset(("out", "losses", "choice", "sums", "sigma"))
+#: Functions whose second argument decides the shape of the result.
+_SHAPING = frozenset(("array_split", "broadcast_to", "pad", "repeat", "reshape", "split", "tile"))
 
 
 class Trace:
@@ -87,6 +44,8 @@ class Trace:
 
     def __init__(self, xp: Any) -> None:
         self.xp = xp
+        #: The array module that the step sees, a TracedModule.
+        self.module: Any = None
         self.calls: list[Call] = []
         #: The memory that the step may write to, by id: that of arrays made in the step, and that of the model.
         self._writable: dict[int, Array] = {}
@@ -113,7 +72,7 @@ class Trace:
 
     def stop(self) -> None:
         """Record no more. TracedArrays that are still around now behave like their arrays."""
-        self._recording = False
+        self._recording, self.module = False, None
 
     def release(self) -> None:
         """Forget all calls and arrays, whose memory is large, even if something still refers to the trace."""
@@ -161,17 +120,17 @@ class Trace:
 
     def ufunc(self, function: Any, args: tuple[Any, ...], out: Any = None, **kwargs: Any) -> Any:
         """Call a ufunc, and record it with an array for its result."""
-        given = tuple(map(_unwrapped, args))
-        now, now_kwargs = tuple(map(current, given)), {name: _unwrapped(value) for name, value in kwargs.items()}
+        given = tuple(map(unwrapped, args))
+        now, now_kwargs = tuple(map(current, given)), {name: unwrapped(value) for name, value in kwargs.items()}
         if not self.active:
-            return function(*now, out=_unwrapped(out), **now_kwargs)
+            return function(*now, out=unwrapped(out), **now_kwargs)
         if function.nout != 1:
             raise CaptureError(f"xp.{function.__name__} returns several arrays")
         if out is None:
             target = self.xp.asarray(function(*now, **now_kwargs))
             result = self.own(target)
         else:
-            result, target = out, _unwrapped(out)
+            result, target = out, unwrapped(out)
             self.refuse_foreign(target)
             function(*now, out=target, **now_kwargs)
         reads = (*arrays_in(now), *arrays_in(now_kwargs))
@@ -180,22 +139,22 @@ class Trace:
 
     def function(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function of the array module that is not a ufunc, and record it unless it returns views."""
-        now, now_kwargs = _unwrapped(args), _unwrapped(kwargs)
+        now, now_kwargs = unwrapped(args), unwrapped(kwargs)
         if not self.active:
             return function(*now, **now_kwargs)
         name = function.__name__
         if name == "where" and len(args) + len(kwargs) < 3:
             raise CaptureError("xp.where with one argument returns an array whose shape depends on values")
-        if name in _SHAPING and _has_traced((args[1:], kwargs)):
+        if name in _SHAPING and has_traced((args[1:], kwargs)):
             raise CaptureError(f"xp.{name} is given a shape that depends on values")
         if any(isinstance(n, StepNumber) for n in (*args, *kwargs.values())):
             raise CaptureError(f"xp.{name} is given a number that changes from step to step")
-        bound = _signature(function).bind(*now, **now_kwargs).arguments if _has_out(function) else {}
+        bound = signature_of(function).bind(*now, **now_kwargs).arguments if has_out(function) else {}
         reads = tuple(
             arrays_in([value for key, value in bound.items() if key != "out"] if bound else (now, now_kwargs))
         )
         if (target := bound.get("out")) is not None:
-            result = kwargs.get("out", next((a for a in args if _unwrapped(a) is target), None))
+            result = kwargs.get("out", next((a for a in args if unwrapped(a) is target), None))
             self.refuse_foreign(target)
             function(*now, **now_kwargs)
             self.record(Call(function, now, now_kwargs, reads=reads, writes=(target,)))
@@ -210,7 +169,7 @@ class Trace:
             return TracedArray(self, value)
         result = self.own(value)
         # NumPy's take copies twice into `out`, unless its mode is given.
-        if _has_out(function) and (name != "take" or "mode" in bound or self.xp is not numpy):
+        if has_out(function) and (name != "take" or "mode" in bound or self.xp is not numpy):
             self.record(Call(function, now, {**now_kwargs, "out": value}, reads=reads, writes=(value,)))
         else:
             self.record(Call(function, now, now_kwargs, value, reads, (value,)))
@@ -229,10 +188,10 @@ class Trace:
         writes: the parameters that it writes.  updates: those of them whose old values it needs, although their names
         say that it does not.  Arrays that it returns, other than those it was given, are new in each replay.
         """
-        given, given_kwargs = _unwrapped(args), _unwrapped(kwargs)
+        given, given_kwargs = unwrapped(args), unwrapped(kwargs)
         if not self.active:
             return function(*current_of(given), **current_of(given_kwargs))
-        bound = _signature(function).bind(*given, **given_kwargs).arguments
+        bound = signature_of(function).bind(*given, **given_kwargs).arguments
         written = tuple(a for name in writes for a in arrays_in(bound.get(name)))
         only_written = _OUTS.intersection(writes).difference(updates)
         reads = tuple(arrays_in([value for name, value in bound.items() if name not in only_written]))
@@ -252,22 +211,18 @@ class Trace:
 
     def write(self, target: Array, value: Any, **kwargs: Any) -> None:
         """Copy a value (an array or a number) into an array."""
-        given = _unwrapped(value)
+        given = unwrapped(value)
         if self.active:
             self.refuse_foreign(target)
-        self.xp.copyto(target, current(given), casting="unsafe", **_unwrapped(kwargs))
+        self.xp.copyto(target, current(given), casting="unsafe", **unwrapped(kwargs))
         if self.active:
-            reads = (*arrays_in(given), *arrays_in(_unwrapped(kwargs)))
-            named = {"casting": "unsafe", **_unwrapped(kwargs)}
+            reads = (*arrays_in(given), *arrays_in(unwrapped(kwargs)))
+            named = {"casting": "unsafe", **unwrapped(kwargs)}
             self.record(Call(self.xp.copyto, (target, given), named, reads=reads, writes=(target,)))
 
     def _is_view(self, value: Any, of: tuple[Array, ...]) -> bool:
         memory = memory_of(value)
         return any(memory is memory_of(a) for a in of)
-
-
-#: Parameters of operators that are written without being read.
-_OUTS = _words("out losses choice sums sigma")
 
 
 class TracedArray:
@@ -332,6 +287,8 @@ class TracedArray:
         raise CaptureError(f"the step uses the attribute {name!r} of an array")
 
     def __array_ufunc__(self, function: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+        if not self.trace.active:
+            return getattr(function, method)(*unwrapped(args), **unwrapped(kwargs))
         out: Any = kwargs.pop("out", (None,))[0]
         if out is not None and not isinstance(out, TracedArray):
             raise CaptureError("the step writes into an array that is neither the model's nor made by self.xp")
@@ -340,19 +297,21 @@ class TracedArray:
         if method == "reduce":
             return self._reduce(function, **dict(zip(("axis", "dtype"), args[1:], strict=False)), out=out, **kwargs)
         if method == "at":
-            return self.trace.operator(_At(function), args, {}, ("a",))
+            return getattr(self.trace.module, function.__name__).at(*args)
         raise CaptureError(f"the step calls {function.__name__}.{method}")
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if not self.trace.active:
+            return function(*unwrapped(args), **unwrapped(kwargs))
         name = function.__name__
         if getattr(self.trace.xp, name, None) is not function:  # as of numpy.linalg.trace
             raise CaptureError(f"the step uses {function.__module__}.{name}")
-        return TracedModule.of(self.trace, name)(*args, **kwargs)
+        return getattr(self.trace.module, name)(*args, **kwargs)
 
     # Operations ------------------------------------------------------------------------------------------------------
 
     def _reduce(self, function: Any, axis: Any = 0, dtype: Any = None, out: Any = None, keepdims: Any = False) -> Any:
-        trace, target = self.trace, _unwrapped(out)
+        trace, target = self.trace, unwrapped(out)
         if trace.xp is not numpy:
             raise CaptureError(f"the step calls {function.__name__}.reduce")
         reduce, values = function.reduce, self.values
@@ -368,7 +327,7 @@ class TracedArray:
         return out
 
     def __getitem__(self, key: Any) -> Any:
-        trace, given = self.trace, _unwrapped(key)
+        trace, given = self.trace, unwrapped(key)
         if (view := _basic(given)) is not None:
             return TracedArray(trace, self.values[view])
         if _has_booleans(given):
@@ -381,13 +340,13 @@ class TracedArray:
         return trace.own(value)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        trace, given = self.trace, _unwrapped(key)
+        trace, given = self.trace, unwrapped(key)
         if (view := _basic(given)) is not None:
-            target, source = self.values[view], _unwrapped(value)
+            target, source = self.values[view], unwrapped(value)
             if not (is_array(source) and same_view(target, source)):  # as after a[i] += b
                 trace.write(target, value)
             return
-        source = _unwrapped(value)
+        source = unwrapped(value)
         if isinstance(source, StepNumber):
             raise CaptureError("the step assigns a number that changes from step to step to selected elements")
         if trace.active:
@@ -451,7 +410,9 @@ class TracedArray:
 
     def _method(name: str) -> Any:  # type: ignore[misc]  # noqa: N805
         def method(self: "TracedArray", *args: Any, **kwargs: Any) -> Any:
-            return TracedModule.of(self.trace, name)(self, *args, **kwargs)
+            if not self.trace.active:
+                return getattr(self.values, name)(*unwrapped(args), **unwrapped(kwargs))
+            return getattr(self.trace.module, name)(self, *args, **kwargs)
 
         return method
 
@@ -479,7 +440,7 @@ def _operator(name: str, reflected: bool = False, in_place: bool = False) -> Any
 
 def _power(a: TracedArray, exponent: Any) -> Any:
     """a ** exponent as the array computes it, which is not the ufunc `power` for some exponents."""
-    values, other = a.values, _unwrapped(exponent)
+    values, other = a.values, unwrapped(exponent)
     if not values.ndim:
         raise CaptureError("the step raises a number on the device to a power: multiply it, or use xp.square")
     return a.trace.operator(operator.pow, (a, exponent), {}, ()) if a.trace.active else values**other
@@ -502,238 +463,6 @@ for _name, _function in {
     setattr(TracedArray, f"__{_name}__", _operator(_function))
 
 
-class TracedModule:
-    """The array module of a step that is being traced."""
-
-    ndarray = TracedArray
-
-    def __init__(self, trace: Trace) -> None:
-        self._trace = trace
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        found = self.of(self._trace, name)
-        setattr(self, name, found)
-        return found
-
-    @staticmethod
-    def of(trace: Trace, name: str) -> Any:
-        """What stands for this name of the array module. Raises CaptureError if it is not known here."""
-        xp: Any = trace.xp
-        if not hasattr(xp, name):
-            raise AttributeError(f"the array module has no attribute {name!r}")
-        value = getattr(xp, name)
-        if hasattr(value, "nin"):
-            return _TracedUfunc(trace, value)
-        special = getattr(_Special, name, None)
-        if special is not None:
-            return functools.partial(special, trace)
-        if name in _REDUCTIONS and xp is numpy:
-            return functools.partial(_reduction, trace, getattr(xp, _REDUCTIONS[name]))
-        if name in _UNINITIALIZED:
-            return lambda *args, **kwargs: trace.own(value(*_unwrapped(args), **_unwrapped(kwargs)))
-        if name in _CREATORS:
-            return functools.partial(_created, trace, value)
-        if name in _FUNCTIONS:
-            return lambda *args, **kwargs: trace.function(value, args, kwargs)
-        if name in _INQUIRIES:
-            return lambda *args, **kwargs: value(*_unwrapped(args), **_unwrapped(kwargs))
-        if isinstance(value, type | int | float | numpy.dtype) or value is None:
-            return value
-        raise CaptureError(f"the step uses xp.{name}")
-
-
-def _reduction(trace: Trace, ufunc: Any, a: Any, axis: Any = None, dtype: Any = None, out: Any = None,
-               keepdims: Any = False, **more: Any) -> Any:  # fmt: skip
-    if more or not isinstance(a, TracedArray):
-        raise CaptureError(f"the step calls a reduction with {', '.join(more) or 'an array of its own'}")
-    return a._reduce(ufunc, axis, dtype, out, bool(keepdims))
-
-
-def _created(trace: Trace, function: Any, *args: Any, **kwargs: Any) -> TracedArray:
-    """An array that is filled anew in each replay, because the step may write into it."""
-    if _has_traced((args, kwargs)):
-        raise CaptureError(f"xp.{function.__name__} is given numbers or a shape that the step computes")
-    value = function(*_unwrapped(args), **_unwrapped(kwargs))
-    result, values = trace.own(value), _values_of(value, function.__name__)
-    trace.write(value, values[0] if len(values) == 1 else trace.own(value.copy()))
-    return result
-
-
-def _values_of(value: Array, creator: str) -> list[Any]:
-    """The number that fills an array, as a list of one; several numbers if they differ or are not known."""
-    if not isinstance(value, numpy.ndarray):  # do not read it
-        return [float(creator.startswith("ones"))] if creator.startswith(("zeros", "ones")) else [0, 1]
-    flat = value.reshape(-1)
-    if flat.size and flat.tobytes() != flat[:1].tobytes() * flat.size:  # so that 0.0 and -0.0 differ
-        return [0, 1]
-    return [flat[0].item()] if flat.size else [0]
-
-
-class _TracedUfunc:
-    def __init__(self, trace: Trace, ufunc: Any) -> None:
-        self._trace, self._ufunc = trace, ufunc
-        self.__name__ = ufunc.__name__
-
-    def __call__(self, *args: Any, out: Any = None, **kwargs: Any) -> Any:
-        if len(args) > self._ufunc.nin:
-            args, out = args[: self._ufunc.nin], args[self._ufunc.nin]
-        if isinstance(out, tuple):
-            (out,) = out
-        if out is not None and not isinstance(out, TracedArray):
-            raise CaptureError("the step writes into an array that is neither the model's nor made by self.xp")
-        return self._trace.ufunc(self._ufunc, args, out, **kwargs)
-
-    def at(self, a: TracedArray, *args: Any) -> None:
-        self._trace.operator(_At(self._ufunc), (a, *args), {}, ("a",))
-
-    def reduce(self, a: TracedArray, axis: Any = 0, dtype: Any = None, out: Any = None, keepdims: bool = False) -> Any:
-        return a._reduce(self._ufunc, axis, dtype, out, keepdims)
-
-
-class _At:
-    """ufunc.at as a function with a signature."""
-
-    def __init__(self, ufunc: Any) -> None:
-        self._ufunc = ufunc
-        self.__name__ = f"{ufunc.__name__}.at"
-
-    def __call__(self, a: Array, indices: Any, *b: Any) -> None:
-        self._ufunc.at(a, indices, *b)
-
-
-class _Special:
-    """Functions of the array module that need care."""
-
-    @staticmethod
-    def copyto(trace: Trace, dst: TracedArray, src: Any, casting: str = "same_kind", where: Any = True) -> None:
-        trace.write(dst.values, src, **({} if where is True else {"where": where}))
-
-    @staticmethod
-    def zeros_like(trace: Trace, a: TracedArray, **kwargs: Any) -> TracedArray:
-        return _created(trace, trace.xp.zeros_like, a.values, **kwargs)
-
-    @staticmethod
-    def ones_like(trace: Trace, a: TracedArray, **kwargs: Any) -> TracedArray:
-        return _created(trace, trace.xp.ones_like, a.values, **kwargs)
-
-    @staticmethod
-    def full_like(trace: Trace, a: TracedArray, fill_value: Any, **kwargs: Any) -> TracedArray:
-        return _created(trace, trace.xp.full_like, a.values, fill_value, **kwargs)
-
-    @staticmethod
-    def count_nonzero(trace: Trace, a: TracedArray, axis: Any = None, keepdims: bool = False) -> Any:
-        nonzero: Any = a if a.dtype.kind == "b" else trace.ufunc(trace.xp.not_equal, (a, 0))
-        return TracedModule.of(trace, "sum")(nonzero, axis=axis, dtype=trace.xp.int64, keepdims=keepdims)
-
-    @staticmethod
-    def asarray(trace: Trace, a: Any, dtype: Any = None) -> Any:
-        if isinstance(a, TracedArray):
-            return a if dtype is None else a.astype(dtype, copy=False)
-        value = trace.xp.asarray(_for_device(trace, a), dtype=dtype)
-        if is_array(a) and memory_of(value) is memory_of(a):
-            return trace.wrap(value)
-        return _created(trace, trace.xp.asarray, a, dtype=dtype)
-
-    @staticmethod
-    def array(trace: Trace, a: Any, dtype: Any = None) -> Any:
-        if isinstance(a, TracedArray):
-            return a.astype(a.dtype if dtype is None else dtype)
-        return _created(trace, trace.xp.array, _for_device(trace, a), dtype=dtype)
-
-    @staticmethod
-    def ascontiguousarray(trace: Trace, a: TracedArray, dtype: Any = None) -> Any:
-        dtype = a.dtype if dtype is None else dtype
-        if a.flags.c_contiguous and a.dtype == dtype:
-            return a
-        return a._copy(trace.xp.ascontiguousarray(a.values, dtype=dtype))
-
-
-def _for_device(trace: Trace, a: Any) -> Any:
-    """What `asarray` is given. Raises CaptureError if it would have to be copied from the host to a GPU."""
-    if trace.xp is not numpy and (not is_array(a) or isinstance(a, numpy.ndarray)):
-        raise CaptureError("the step copies an array from the host")
-    return a
-
-
-def memory_of(a: Array) -> Any:
-    """The owner of the memory of an array. Views of the same memory have the same owner."""
-    if not isinstance(a, numpy.ndarray):
-        return a.data.mem  # of CuPy
-    while (base := a.base) is not None and hasattr(base, "base"):
-        a = base
-    return a
-
-
-def address_of(a: Array) -> int:
-    """The address of the first element."""
-    address: int = a.__array_interface__["data"][0] if isinstance(a, numpy.ndarray) else a.data.ptr
-    return address
-
-
-def same_view(a: Array, b: Array) -> bool:
-    """Whether two arrays are the same elements in the same order."""
-    return bool(address_of(a) == address_of(b) and a.shape == b.shape and a.strides == b.strides and a.dtype == b.dtype)
-
-
-def mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """A value with function(item) in place of each item of the lists, tuples and dictionaries in it."""
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*[mapped(function, item) for item in value])
-    if type(value) in (list, tuple):
-        return type(value)([mapped(function, item) for item in value])
-    if type(value) is dict:
-        return {name: mapped(function, item) for name, item in value.items()}
-    return function(value)
-
-
-def _unwrapped(value: Any) -> Any:
-    """A value with arrays in place of the TracedArrays in it."""
-    return mapped(lambda item: item.values if isinstance(item, TracedArray) else item, value)
-
-
-def _has_traced(value: Any) -> bool:
-    """Whether this is a TracedArray, or a list, tuple or dictionary with one in it."""
-    if isinstance(value, list | tuple):
-        return any(map(_has_traced, value))
-    return isinstance(value, TracedArray) or (isinstance(value, dict) and any(map(_has_traced, value.values())))
-
-
-def current_of(value: Any) -> Any:
-    """A value with the current numbers in place of the StepNumbers in it."""
-    return mapped(current, value)
-
-
-def is_array(value: Any) -> bool:
-    """Whether this is an array of NumPy or of CuPy."""
-    return hasattr(value, "dtype") and hasattr(value, "strides") and not isinstance(value, numpy.generic | type)
-
-
-def arrays_in(value: Any) -> Iterator[Array]:
-    """The arrays in a value, and in the lists, tuples and dictionaries in it."""
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from arrays_in(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from arrays_in(item)
-    elif is_array(value):
-        yield value
-
-
-def given_by_name(call: Call) -> dict[str, Any]:
-    """The arguments of a call by the names of the function's parameters, in their order."""
-    return dict(_signature(call.function).bind(*call.args, **call.kwargs).arguments)
-
-
-def _traced_in(value: Any) -> list["TracedArray"]:
-    """The TracedArrays in a value, and in the lists, tuples and dictionaries in it."""
-    found: list[TracedArray] = []
-    mapped(lambda item: found.append(item) if isinstance(item, TracedArray) else None, value)
-    return found
-
-
 def _basic(key: Any) -> Any:
     """The key of a view, even of a single element; None if this key selects elements by arrays."""
     keys = key if isinstance(key, tuple) else (key,)
@@ -751,21 +480,20 @@ def _has_booleans(key: Any) -> bool:
     return any(isinstance(item, bool) or getattr(getattr(item, "dtype", None), "kind", "") == "b" for item in keys)
 
 
-def _signature(function: Any) -> inspect.Signature:
-    if not inspect.ismethod(function):
-        return _function_signature(function)
-    signature = _function_signature(function.__func__)
-    return signature.replace(parameters=list(signature.parameters.values())[1:])
+def unwrapped(value: Any) -> Any:
+    """A value with arrays in place of the TracedArrays in it."""
+    return mapped(lambda item: item.values if isinstance(item, TracedArray) else item, value)
 
 
-@functools.lru_cache(256)
-def _function_signature(function: Any) -> inspect.Signature:
-    return inspect.signature(getattr(function, "py_func", function))
+def has_traced(value: Any) -> bool:
+    """Whether this is a TracedArray, or a list, tuple or dictionary with one in it."""
+    if isinstance(value, list | tuple):
+        return any(map(has_traced, value))
+    return isinstance(value, TracedArray) or (isinstance(value, dict) and any(map(has_traced, value.values())))
 
 
-@functools.lru_cache(256)
-def _has_out(function: Any) -> bool:
-    try:
-        return "out" in _signature(function).parameters
-    except (TypeError, ValueError):
-        return False
+def _traced_in(value: Any) -> list["TracedArray"]:
+    """The TracedArrays in a value, and in the lists, tuples and dictionaries in it."""
+    found: list[TracedArray] = []
+    mapped(lambda item: found.append(item) if isinstance(item, TracedArray) else None, value)
+    return found

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from xpnet import losses, optimizers
+from xpnet.capture.calls import Call
 from xpnet.capture.program import Load, compiled
-from xpnet.capture.trace import Call
 from xpnet.data.dataset import Dataset, StepData
 from xpnet.display.tables import Summary, html_table, text_table
 from xpnet.errors import ArgumentError, CaptureError

@@ -9,11 +9,12 @@ from typing import Any
 import numpy
 
 from xpnet.backends import Array, Backend
+from xpnet.capture.calls import Call
 from xpnet.capture.loops import with_fused_loops
 from xpnet.capture.memory import MemoryPlan
 from xpnet.capture.passes import Memory, for_numpy, simplified
 from xpnet.capture.program import INPUTS, compiled
-from xpnet.capture.trace import Call, Trace
+from xpnet.capture.trace import Trace
 from xpnet.config import is_custom
 from xpnet.data.dataset import Dataset, StepData
 from xpnet.layers.containers import Sequential

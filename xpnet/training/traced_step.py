@@ -10,11 +10,12 @@ import numpy
 
 from xpnet.backends import Array
 from xpnet.backends.step_numbers import StepNumber
+from xpnet.capture.calls import Call, memory_of
 from xpnet.capture.cpu import TracedCPU
 from xpnet.capture.device import StepPosition
 from xpnet.capture.gpu import TracedGPU
 from xpnet.capture.program import INPUTS, Load, every_call
-from xpnet.capture.trace import Call, SideEffectError, Trace, TracedArray, memory_of
+from xpnet.capture.trace import SideEffectError, Trace, TracedArray
 from xpnet.config import is_custom
 from xpnet.data.dataset import Batch, Dataset, StepData, total_weight
 from xpnet.errors import CaptureError
