@@ -10,7 +10,7 @@ from xpnet import layers, losses, optimizers
 from xpnet.data.dataset import StepData
 from xpnet.data.preparation import prepare
 from xpnet.layers.context import Workspace
-from xpnet.training.captured_step import StepExecutor
+from xpnet.training.captured_step import StepExecutor, StepsToCome
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.step import TrainingStep
 
@@ -28,7 +28,7 @@ _OPTIMIZERS = {"sgd": optimizers.SGD, "adam": optimizers.Adam}
 
 
 class Own:
-    """xpnet with the training step of `fit` and its mean loss; on a GPU it is replayed as a CUDA graph, as in `fit`."""
+    """xpnet with the training step of `fit` and its mean loss, which is captured and replayed as in a long `fit`."""
 
     def __init__(self, net: Net, batch: int, device: str, option: str) -> None:
         stack = [_LAYERS[kind](*arguments) for kind, *arguments in net.layers]
@@ -38,6 +38,7 @@ class Own:
         precision = option if option in ("tf32", "float16", "bfloat16") else None
         self.model = xpnet.Sequential(stack, net.input_shape, backend=device, precision=precision)
         self._contexts = contextlib.ExitStack()  # left by `close`
+        self._steps = 1000  # of an epoch
         self._contexts.enter_context(self.model.backend.stream())
         self.optimizer = _OPTIMIZERS[net.optimizer](RATES[net.optimizer])
         self.batch = batch
@@ -48,10 +49,10 @@ class Own:
         batches = 1 if self.model.backend.name == "cpu" else BATCHES
         data = prepare(self.model, *batch_of(net, batch * batches, dtype), loss)
         self.executor = StepExecutor(TrainingStep(self.model, state), streaming=False)
+        self.executor.to_come = StepsToCome(epochs=1, steps=self._steps, rows=batch)
         work = Workspace(self.model.context)
         self._steps_data = [StepData(data, work, None, i * batch, batch, batch) for i in range(batches)]
         self._next = itertools.cycle(self._steps_data)
-        self._steps = 1000
         self._metrics = EpochMetrics(self.model, [], self._steps)
 
     def step(self) -> None:

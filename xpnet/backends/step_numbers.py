@@ -4,6 +4,7 @@ An optimizer computes with ordinary numbers. While a step is captured it gets `S
 the arithmetic. Each replay evaluates it anew.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -23,44 +24,8 @@ class StepNumber:
     def __init__(self, function: Callable[..., Any], value: Any, operands: tuple[Any, ...] = (), symbol: str = ""):
         self.function, self.value, self.operands, self.symbol = function, value, operands, symbol
 
-    def at(self, step: int) -> Any:
-        """The value in this step."""
-        if not self.operands:
-            return self.function(step)
-        return self.function(*[n.at(step) if isinstance(n, StepNumber) else n for n in self.operands])
-
-    def __add__(self, other: Any) -> Any:
-        return _combined("+", self, other)
-
-    def __radd__(self, other: Any) -> Any:
-        return _combined("+", other, self)
-
-    def __sub__(self, other: Any) -> Any:
-        return _combined("-", self, other)
-
-    def __rsub__(self, other: Any) -> Any:
-        return _combined("-", other, self)
-
-    def __mul__(self, other: Any) -> Any:
-        return _combined("*", self, other)
-
-    def __rmul__(self, other: Any) -> Any:
-        return _combined("*", other, self)
-
-    def __truediv__(self, other: Any) -> Any:
-        return _combined("/", self, other)
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return _combined("/", other, self)
-
-    def __pow__(self, other: Any) -> Any:
-        return _combined("**", self, other)
-
-    def __rpow__(self, other: Any) -> Any:
-        return _combined("**", other, self)
-
-    def __neg__(self) -> "StepNumber":
-        return StepNumber(_negative, -self.value, (self,))
+    def __neg__(self) -> Any:
+        return of_step(operator.neg, self)
 
     def _refuse(self, *_: Any) -> NoReturn:
         raise CaptureError("the step computes with a number that changes from step to step, in a way not known here")
@@ -82,21 +47,21 @@ def current(number: Any) -> Any:
     return number.value if isinstance(number, StepNumber) else number
 
 
-def _negative(number: Any) -> Any:
-    return -number
-
-
-_OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
-    "+": lambda a, b: a + b,
-    "-": lambda a, b: a - b,
-    "*": lambda a, b: a * b,
-    "/": lambda a, b: a / b,
-    "**": lambda a, b: a**b,
-}
-
-
-def _combined(symbol: str, a: Any, b: Any) -> Any:
+def _combined(symbol: str, function: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
     if not all(isinstance(n, int | float | StepNumber) for n in (a, b)):
         return NotImplemented
-    function = _OPERATIONS[symbol]
     return StepNumber(function, function(current(a), current(b)), (a, b), symbol)
+
+
+def _operators(symbol: str, function: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
+    """The operator of this symbol, and the one for a number on the left."""
+    return (
+        lambda number, other: _combined(symbol, function, number, other),
+        lambda number, other: _combined(symbol, function, other, number),
+    )
+
+
+for _symbol, _name in {"+": "add", "-": "sub", "*": "mul", "/": "truediv", "**": "pow"}.items():
+    _plain, _reflected = _operators(_symbol, getattr(operator, _name))
+    setattr(StepNumber, f"__{_name}__", _plain)
+    setattr(StepNumber, f"__r{_name}__", _reflected)

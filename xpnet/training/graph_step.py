@@ -15,9 +15,10 @@ from xpnet.data.dataset import Batch, Dataset, StepData
 from xpnet.layers.context import Workspace
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.replayed_step import PlannedStep
+from xpnet.training.side_effects import unchanged_python
 from xpnet.training.snapshots import snapshot
 from xpnet.training.step import TrainingStep
-from xpnet.training.traced_step import traced_step, unchanged_python
+from xpnet.training.traced_step import traced_step
 
 _log = logging.getLogger(__name__)
 _UNSET: Any = object()

@@ -22,9 +22,10 @@ from xpnet.optimizers import Optimizer
 from xpnet.training.attributes import things_of
 from xpnet.training.audit import every_layer
 from xpnet.training.epoch_metrics import EpochMetrics
+from xpnet.training.side_effects import unchanged_python
 from xpnet.training.snapshots import snapshot
 from xpnet.training.step import TrainingStep
-from xpnet.training.traced_step import loader, traced_step, unchanged_python
+from xpnet.training.traced_step import loader, traced_step
 
 _LARGE = 2**24  # bytes of freed memory: fewer are not worth the time that returning them takes
 
