@@ -244,9 +244,9 @@ def choice(owner: Any, name: str, value: Any, options: Sequence[T], *, also: str
     raise ArgumentError(f"{error} {near}".strip())
 
 
-def is_custom(kind: type) -> bool:
-    """Whether a class is not part of xpnet."""
-    return kind.__module__.partition(".")[0] != "xpnet"
+def is_custom(code: Any) -> bool:
+    """Whether a class, function or method is not part of xpnet."""
+    return str(code.__module__).partition(".")[0] != "xpnet"
 
 
 class _MissingMethodError(ArgumentTypeError, NotImplementedError):

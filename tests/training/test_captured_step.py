@@ -18,7 +18,8 @@ import xpnet
 from xpnet import callbacks, datasets, errors, layers, losses, metrics, optimizers, schedules
 from xpnet.capture.trace import Trace
 from xpnet.data.dataset import Dataset
-from xpnet.training import captured_step
+from xpnet.training import captured_step, epoch_metrics
+from xpnet.training.attributes import Attributes
 from xpnet.training.captured_step import StepExecutor
 from xpnet.training.epoch_metrics import EpochMetrics
 
@@ -161,6 +162,14 @@ def test_an_epoch_has_one_launch_per_step_and_no_transfer(gpu):
     assert epochs.host_reads[-1] == epochs.host_reads[-2] == 0
 
 
+def test_attributes_are_not_compared_in_every_step(gpu, monkeypatch):
+    compared, changed = [], Attributes.changed
+    monkeypatch.setattr(Attributes, "changed", lambda self: compared.append(self) or changed(self))
+    _, watch = fit(mlp(gpu), X[:200], Y[:200], batch_size=5, epochs=4)
+    assert watch.captured == 1
+    assert len(compared) <= 8, "once per epoch, and while a step is captured"
+
+
 def test_the_smaller_last_batch_has_its_own_graph(gpu):
     epochs = Epochs(emulated_cupy(gpu))
     _, watch = fit(mlp(gpu), epochs=5, more=[epochs])
@@ -223,6 +232,13 @@ def batches():
 )
 def test_steps_of_a_streaming_dataset_are_replayed(both, x):
     results = both(x=x, y=None, epochs=4)
+    same(results)
+    assert results[0][2].captured == 2
+
+
+def test_an_epoch_of_a_stream_may_have_more_batches_than_the_metrics_have_room_for(both, monkeypatch):
+    monkeypatch.setattr(epoch_metrics, "_CAPACITY", 4)
+    results = both(x=batches, y=None, epochs=3)
     same(results)
     assert results[0][2].captured == 2
 

@@ -64,13 +64,12 @@ class StepExecutor:
     """
 
     def __init__(self, step: TrainingStep, streaming: bool, user_code: bool = False) -> None:
-        """user_code: whether code that is not part of xpnet runs between steps, and may change anything.
+        """user_code: whether code that is not part of xpnet runs after each step, and may change anything.
 
-        The code of a stream runs only where the dataset changes, and then everything is checked anyway.
+        At the beginning of an epoch, and where the dataset changes, as in a stream, everything is checked anyway.
         """
         self._step, self._streaming, self._user_code = step, streaming, user_code
-        #: Set by the run at the beginning of each epoch; None if the length of an epoch is not known.
-        self.to_come: StepsToCome | None = None
+        self._to_come: StepsToCome | None = None
         backend, model = step.model.backend, step.model
         single = model.context.group.size == 1
         self._capture = backend.graph_capture() if single else None
@@ -78,7 +77,7 @@ class StepExecutor:
         region = model.execution_context() if self._on_cpu else None  # outside of any other
         self._region = None if isinstance(region, nullcontext) else region
         self._kinds: dict[tuple[Any, ...], ReplayedStep | GraphStep | int] = {}  # or how many steps ran eagerly
-        self._ready: dict[int, ReplayedStep] = {}  # steps to replay without further checks, by their rows
+        self._ready: dict[int, ReplayedStep | GraphStep] = {}  # steps to replay without further checks, by their rows
         self._until_check, self._unused = _CHECKED_EVERY, 0
         self._attributes: Attributes | None = None  # as they were captured
         self._captured, self._first = 0, True
@@ -99,6 +98,10 @@ class StepExecutor:
         """How many kinds of steps are replayed now; after `close`, how many were."""
         return self._captured or sum(not isinstance(kind, int) and kind.verified for kind in self._kinds.values())
 
+    def begin_epoch(self, to_come: StepsToCome | None) -> None:
+        """Begin an epoch, before which user code may have run. to_come: what is left of the run, if that is known."""
+        self._to_come, self._until_check = to_come, 0
+
     def close(self) -> None:
         """Free the memory of all captured steps: the run is over."""
         self._captured = self.captured
@@ -108,7 +111,7 @@ class StepExecutor:
     def __call__(self, data: StepData, metrics: EpochMetrics) -> None:
         """Train on these samples, and add to these metrics."""
         ready = self._ready.get(data.rows)
-        if ready is None or ready.dataset is not data.dataset or self._until_check <= 0:
+        if ready is None or self._until_check <= 0 or not ready.is_ready(data, metrics):
             self._run(data, metrics)
             return
         self._until_check -= 1
@@ -122,6 +125,7 @@ class StepExecutor:
         if self.fallback_reason is not None:
             self._run_eagerly(data, metrics)
             return
+        metrics.reserve(data.batch_count)  # a graph writes into the array that it was captured with
         with self._step.model.execution_context():
             # A device that is left capturing, or a step that is undone in part, cannot be used.
             captured = uninterrupted(self._captured_step, data, metrics)
@@ -132,8 +136,10 @@ class StepExecutor:
                 self._unused = 0
             else:
                 uninterrupted(self._verify, captured, data, metrics)
-        if captured is not None and captured.verified and isinstance(captured, ReplayedStep) and not self._user_code:
+        if captured is not None and captured.verified and not self._user_code:
             self._ready[data.rows] = captured
+        else:
+            self._ready.pop(data.rows, None)
 
     def _run_eagerly(self, data: StepData, metrics: EpochMetrics) -> None:
         if self._first:
@@ -178,7 +184,7 @@ class StepExecutor:
 
     def _pays(self, rows: int, eager: int) -> bool:
         """Whether capturing a kind of step pays, after so many eager steps."""
-        return not self._on_cpu or (eager if self.to_come is None else self.to_come.of(rows)) >= _FEW_STEPS
+        return not self._on_cpu or (eager if self._to_come is None else self._to_come.of(rows)) >= _FEW_STEPS
 
     def _forget(self, changed: str) -> None:
         """Drop all captured steps, which were captured before this attribute was changed."""
@@ -192,7 +198,6 @@ class StepExecutor:
     def _verify(self, captured: "ReplayedStep | GraphStep", data: StepData, metrics: EpochMetrics) -> None:
         """Run the step eagerly and undo it; then replay it, see whether both did the same, and keep the former."""
         step, reason = self._step, None
-        metrics.reserve(data.batch_count)
         states, number, column = snapshot(step, metrics), step.state.step, metrics.batches
         self._run_eagerly(data, metrics)
         scales = {} if self._on_cpu else _scales(step, states)

@@ -14,6 +14,8 @@ from xpnet.errors import ArgumentError, DataError, ShapeError
 from xpnet.layers.containers import Sequential
 from xpnet.metrics import Metric
 
+_CAPACITY = 1024  # batches, if their number is not known
+
 
 class EpochMetrics:
     """Sums for the loss and the metrics. Those of the loss are kept per batch, to find the first NaN.
@@ -25,7 +27,7 @@ class EpochMetrics:
     def __init__(self, model: Sequential, metrics: Sequence[Metric], batches: int | None = None) -> None:
         """`batches`: the number of batches to expect, if it is known."""
         self._model, self._metrics = model, metrics
-        self.batch_sums = model.backend.zeros((3, batches or 1024), "float64")
+        self.batch_sums = model.backend.zeros((3, batches or _CAPACITY), "float64")
         self._sizes: list[int] = []  # samples of each batch
         self._weighted: list[bool] = []  # whether they have weights
         self._sums: dict[str, Array] = {}

@@ -116,6 +116,12 @@ class GraphStep:
         now, then = metrics.arrays, self._metric_arrays
         return loadable and now.keys() == then.keys() and all(now[name] is then[name] for name in now)
 
+    def is_ready(self, data: StepData, metrics: EpochMetrics) -> bool:
+        """Whether these samples are from the same dataset as those before, and the graph writes into these metrics."""
+        sums = metrics.batch_sums
+        room = sums.shape[1] - metrics.batches >= data.batch_count
+        return data.dataset is self._loaded and sums is self._metric_arrays["losses"] and room
+
     def replay(self, data: StepData, metrics: EpochMetrics) -> None:
         self.launch(data, self._step.state.step, metrics.batches, metrics)
         state, context = self._step.state, self._step.model.context

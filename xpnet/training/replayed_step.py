@@ -106,6 +106,10 @@ class ReplayedStep:
         now, then = metrics.arrays, self._metric_arrays
         return len(now) == len(then) + 1 and all(now.get(name) is then[name] for name in then)
 
+    def is_ready(self, data: StepData, metrics: EpochMetrics) -> bool:
+        """Whether these samples are from the same dataset as those before."""
+        return data.dataset is self.dataset
+
     def launch(self, data: StepData, number: int, column: int, metrics: EpochMetrics) -> None:
         """Make the calls of step `number`, whose sums go into this column of the metrics, without counting it."""
         counted, self._state.step = self._state.step, number  # which the update of a custom optimizer reads

@@ -61,7 +61,7 @@ class Run:
         self.first_step = state.step
         #: Runs the steps; `executor.fallback_reason` says why none is captured.
         streaming = isinstance(dataset, StreamingDataset)
-        custom = any(is_custom(type(code)) for code in (state.optimizer, *self.callbacks))
+        custom = is_custom(type(state.optimizer)) or any(is_custom(callback.on_step_end) for callback in self.callbacks)
         self.executor = StepExecutor(TrainingStep(model, state), streaming, custom)
         self._work = Workspace(model.context)
         self.resumed_from: Any = None  # the path of a checkpoint
@@ -107,9 +107,11 @@ class Run:
     def epoch(self) -> Iterator[None]:
         """Train the rest of the epoch, and yield after each step."""
         key = [self.model.context.seed, _ORDER_STREAM, self.state.epoch] if self.shuffle else None
+        to_come = None
         if self.samples is not None:
             rows, epochs = self.batch_size * self.accumulate, self.first_epoch + self.epochs - self.state.epoch
-            self.executor.to_come = StepsToCome(epochs, self.samples // rows, rows)
+            to_come = StepsToCome(epochs, self.samples // rows, rows)
+        self.executor.begin_epoch(to_come)
         steps = self.dataset.steps(self._work, self.batch_size, self.accumulate, key, self.seen, self.group)
         guard = self.model.context.guard
         with contextlib.closing(steps):
