@@ -84,9 +84,10 @@ class GraphStep:
         backend = self._step.model.backend
         with backend.lasting_memory():  # for constants
             trace = traced_step(self._step, self._data, metrics, self._cells.staged_sums, fixed=True)
-        self.calls = CallList(trace, backend)
+        self.calls = CallList(trace, backend, rows=self._cells.indices)
         trace.release()
         self._graph.hold(self.calls.arrays)
+        self._cells.gathers, self._cells.ends_with_update = self.calls.gathers, self.calls.ends_with_update
         return self.calls
 
     def _whole_step(self, metrics: EpochMetrics) -> Callable[[], None]:

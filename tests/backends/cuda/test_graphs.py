@@ -13,6 +13,7 @@ from strict import StrictError
 
 import xpnet
 from xpnet import callbacks, layers, optimizers
+from xpnet.backends.cuda.graphs import gatherable
 
 
 class Do(callbacks.Callback):
@@ -126,6 +127,43 @@ def test_a_training_pass_in_a_callback_has_the_noise_of_the_step(gpu, monkeypatc
     monkeypatch.setenv("XPNET_CAPTURE", "0")
     for got, want in zip(captured, passes(), strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+# The first and the last kernel of a step ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_the_first_kernel_of_a_step_gathers_its_samples(gpu, rng, shift):
+    """shift: of the arrays in memory, so that the widest copies are not possible."""
+    kinds = [("float32", (8,)), ("float32", (3, 2)), ("int64", ()), ("float64", (3,))]
+    if shift:
+        kinds = [("uint8", (5,)), ("bool", (16,)), ("float32", (4,)), ("int32", (1,))]
+    arrays = [rng.integers(2, size=(10, *shape)).astype(dtype) for dtype, shape in kinds]
+    with gpu.stream():
+        cells = gpu.graph_capture().cells(10, 4, 1, gpu.zeros((3, 9), "float64"))
+        outs = [gpu.zeros((4, *a.shape[1:]), "float32" if a.dtype == "uint8" else a.dtype) for a in arrays]
+        memory = [gpu.zeros((a.size + shift,), a.dtype) for a in arrays]
+        for whole, a in zip(memory, arrays, strict=True):
+            whole[shift:] = gpu.asarray(a.ravel())
+        sources = [whole[shift:].reshape(a.shape) for whole, a in zip(memory, arrays, strict=True)]
+        assert all(gatherable(*pair) for pair in zip(sources, outs, strict=True))
+        cells.gathers = list(zip(sources, outs, strict=True))
+        order = rng.permutation(10)
+        cells.order[...] = gpu.asarray(order)
+        cells.set_position(0, 5, 2)
+        with cells.step():
+            np.testing.assert_array_equal(gpu.to_numpy(cells.indices), order[5:9])
+            for a, out in zip(arrays, outs, strict=True):
+                np.testing.assert_array_equal(gpu.to_numpy(out), a[order[5:9]])
+        assert gpu.xp.asnumpy(cells._counters).tolist() == [1, 9, 3]
+
+
+def test_other_arrays_are_not_gathered_by_the_first_kernel(gpu):
+    with gpu.device():
+        for source, out in [("int16", "int32"), ("uint8", "float64"), ("float64", "float32")]:
+            assert not gatherable(gpu.zeros((4, 3), source), gpu.zeros((2, 3), out))
+        assert not gatherable(gpu.zeros((4, 3), "float32")[:, :2], gpu.zeros((2, 2), "float32"))
+        assert not gatherable(gpu.zeros((4, 0), "float32"), gpu.zeros((2, 0), "float32"))
 
 
 # After the run -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,10 @@ static Dim gridDim, blockDim, blockIdx, threadIdx;
 
 static inline unsigned __float_as_uint(float x) { unsigned bits; memcpy(&bits, &x, 4); return bits; }
 static inline float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
+static inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned long long)a * b >> 32; }
 static inline void atomicAdd(unsigned long long* at, unsigned long long value) { *at += value; }
+static inline unsigned atomicInc(unsigned* at, unsigned last) { unsigned old = *at; *at = old >= last ? 0 : old + 1; return old; }
+static inline void __threadfence() {}
 
 static const int MAX_THREADS = 1024, STACK = 64 * 1024;
 struct Thread { Dim index; char* stack; jmp_buf place; bool started, done; };

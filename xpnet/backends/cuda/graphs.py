@@ -3,7 +3,7 @@
 The arguments of a captured kernel never change. So what changes from step to step is read from device memory: the cells
 of the step (`StepCells`). Cells are filled from a table with a row of numbers for each step (learning rates, words that
 noise is hashed from), and counters hold the row, the samples and the column of the current step. The first kernel of a
-step fills the cells, and the last one stores the step's sums and advances the counters.
+step fills the cells and gathers the samples; the last one stores the sums of the step and advances the counters.
 https://docs.nvidia.com/cuda/cuda-c-programming-guide/#cuda-graphs
 """
 
@@ -82,8 +82,11 @@ class StepCells:
     """The device memory through which captured steps of one kind get what changes from step to step.
 
     order: (samples,), the order of all samples in this epoch.  indices: (rows,), the samples of the current step.
-    staged_sums: (3, batches), where the captured step writes its sums; end_step copies them to
+    staged_sums: (3, batches), where the captured step writes its sums; its last kernel copies them to
     batch_sums (3, capacity), see `EpochMetrics`.
+
+    gathers: (array, out) pairs: the first kernel stores in each `out` the rows of the array that `indices` names.
+    ends_with_update: whether the update of the weights is the last kernel; otherwise end_step is.
     """
 
     def __init__(self, backend: Any, samples: int, rows: int, batches: int, batch_sums: Array) -> None:
@@ -95,6 +98,11 @@ class StepCells:
         self._table = backend.zeros((_TABLE_STEPS, _CELLS * CELL_SIZE), "float64")
         self._cells = backend.zeros((_CELLS, CELL_SIZE), "float64")
         self._counters = backend.zeros((3,), "int64")  # row of the table, first sample, column of batch_sums
+        self.gathers: list[tuple[Array, Array]] = []
+        self.ends_with_update = False
+        addresses = [a.data.ptr for a in (self.staged_sums, batch_sums, self._counters)]
+        #: The struct StepEnd of kernels.cu.
+        self.end = backend.asarray(numpy.array([*addresses, batches, batch_sums.shape[1], rows]))
         self._functions: list[Callable[[int], Sequence[float]]] = []  # of the step: one per cell
         self._next_cell = 0
         self._first_step, self._host_table = 0, numpy.zeros((0, 0))  # the table, on the host
@@ -105,15 +113,14 @@ class StepCells:
         """A context for the work of a step, between its first and its last kernel."""
         size, self._next_cell = self._cells.size, 0
         self._backend.launch(
-            "begin_step", self.indices, n=max(size, self._rows), table=self._table, width=size, cells=self._cells,
-            order=self.order, rows=self._rows, indices=self.indices, counters=self._counters,
+            "begin_step", self.indices, n=max(size, self._rows, *[out.size for _, out in self.gathers]),
+            table=self._table, width=size, cells=self._cells, order=self.order, rows=self._rows, indices=self.indices,
+            counters=self._counters, gathers=_gathers(self.gathers),
         )  # fmt: skip
         with self._backend.step_cells(self):
             yield
-        self._backend.launch(
-            "end_step", self._counters, blocks=1, staged=self.staged_sums, batches=self._batches,
-            batch_sums=self._batch_sums, capacity=self._batch_sums.shape[1], rows=self._rows, counters=self._counters,
-        )  # fmt: skip
+        if not self.ends_with_update:
+            self._backend.launch("end_step", self._counters, blocks=1, end=self.end)
 
     def cell(self, of_step: Callable[[int], Sequence[float]], step: int) -> Array:
         """The next cell of the step, which will hold the numbers of_step(step) in each step."""
@@ -150,3 +157,32 @@ class StepCells:
                 table[row, cell * CELL_SIZE : cell * CELL_SIZE + len(numbers)] = numbers
         self._table[...] = self._backend.asarray(table)
         self._first_step, self._host_table = step, table
+
+
+MOST_GATHERS = 4
+
+
+def gatherable(array: Array, out: Array) -> bool:
+    """Whether the first kernel of a step can gather rows of this array in `out`."""
+    contiguous = array.flags.c_contiguous and out.flags.c_contiguous and out.size > 0
+    return bool(contiguous and _unit_bytes(array, out) is not None)
+
+
+def _unit_bytes(array: Array, out: Array) -> int | None:
+    """The most bytes that a thread can copy at a time, 0 for bytes that become floats, None if it cannot."""
+    if array.dtype != out.dtype:
+        return 0 if (array.dtype, out.dtype) == (numpy.dtype("uint8"), numpy.dtype("float32")) else None
+    row = out.nbytes // len(out)
+    fits = (size for size in (16, 8, 4, 1) if (row | array.data.ptr | out.data.ptr) % size == 0)
+    return next(fits)
+
+
+def _gathers(pairs: Sequence[tuple[Array, Array]]) -> list[int]:
+    """The fields of a struct Gathers."""
+    rows = len(pairs[0][1]) if pairs else 0
+    sizes = [_unit_bytes(*pair) or 0 for pair in pairs]
+    units = [
+        out.nbytes // rows // size if size else out.size // rows for (_, out), size in zip(pairs, sizes, strict=True)
+    ]
+    columns = [[a.data.ptr for a, _ in pairs], [out.data.ptr for _, out in pairs], units, sizes]
+    return [rows, *[n for column in columns for n in (*column, *[0] * (MOST_GATHERS - len(column)))]]
