@@ -504,6 +504,9 @@ class EmulatedKernel:
             for a in arguments:
                 if isinstance(a, np.uint64) and a:
                     graph.use_address(int(a))
+                elif a.dtype.kind == "V" and a.nbytes % 8 == 0:  # a struct, perhaps with addresses
+                    for word in a.view("u8"):
+                        graph.use_address(int(word))
         remaining = iter(arrays)
         kept, pointers = [], (ctypes.c_void_p * len(arguments))()
         for i, a in enumerate(arguments):

@@ -16,8 +16,9 @@ typedef unsigned char Byte;
 typedef unsigned int Word;
 
 #define KERNEL extern "C" __global__ void
-#define FOR_EACH(i, n) \
-    for (Index i = blockIdx.x * (Index)blockDim.x + threadIdx.x; i < (n); i += gridDim.x * (Index)blockDim.x)
+#define FOR_EACH(i, n) FOR_EACH_OF_BLOCK(i, n, blockIdx.x, gridDim.x)
+#define FOR_EACH_OF_BLOCK(i, n, block, blocks) \
+    for (Index i = (block) * (Index)blockDim.x + threadIdx.x; i < (n); i += (blocks) * (Index)blockDim.x)
 #define FOR_EACH_ROW(row, rows) for (Index row = blockIdx.x; row < (rows); row += gridDim.x)
 #define FOR_EACH_COLUMN(j, columns) for (Index j = threadIdx.x; j < (columns); j += blockDim.x)
 
@@ -117,8 +118,7 @@ template <typename T, typename Operation> __device__ T over_block(T value, Opera
     return over_group(value, operation, blockDim.x);
 }
 
-// The first and the last kernel of a captured step: see StepCells in graphs.py ---------------------------------------
-// counters: the row of `table`, the first sample in `order`, the column of `batch_sums`.
+// The beginning and the end of captured steps: see StepCells in graphs.py --------------------------------------------
 
 struct Numbers {
     double values[8];
@@ -126,57 +126,95 @@ struct Numbers {
 
 KERNEL set_numbers(Numbers given, double* out) { FOR_EACH(i, 8) out[i] = given.values[i]; }
 
-struct Gathers {  // of the samples of a step: the rows `from` an array, each of some units of 1 to 16 bytes, `to` another
-    Index rows, from[4], to[4], units[4], bytes[4];  // bytes: 0 for bytes that become floats
+struct Step {
+    const double* table;  // in each row the numbers of a step
+    double* cells;
+    Index width, used;  // of a row: its size, and how many numbers are copied into the cells
+    const Index* order;
+    Index samples, rows;  // in `order`, and in a step
+    Index* indices;
+    const double* staged;  // (3, batches)
+    double* batch_sums;    // (3, capacity)
+    Index batches, capacity;
+    Index* counters;  // row of the table, first sample in `order`, column of batch_sums; how many blocks have begun
+    // The rows of the step's samples that are gathered from arrays. A row has units of 1 to 16 bytes; 0 stands for
+    // bytes that become floats.
+    Index gathered, from[4], to[4], units[4], bytes[4];
 };
 
 template <typename From, typename To>
-__device__ void gather_rows(const Gathers& gathers, int array, const Index* samples) {
-    const From* from = (const From*)gathers.from[array];
-    To* to = (To*)gathers.to[array];
-    Index units = gathers.units[array];
-    FOR_EACH(i, gathers.rows * units) to[i] = (To)from[samples[quotient(i, units)] * units + remainder_of(i, units)];
-}
-
-// Fills the cells with the numbers of this step, `indices` with its samples, and arrays with their rows.
-KERNEL begin_step(const double* table, Index width, double* cells, const Index* order, Index rows, Index* indices,
-                  const Index* counters, Gathers gathers) {
-    const double* numbers = table + counters[0] * width;
-    const Index* samples = order + counters[1];
-    for (int array = 0; array < 4; array++) {
-        Index bytes = gathers.bytes[array];
-        if (!gathers.units[array]) break;
-        if (bytes == 16) gather_rows<Vector<Word, 4>, Vector<Word, 4>>(gathers, array, samples);
-        else if (bytes == 8) gather_rows<Index, Index>(gathers, array, samples);
-        else if (bytes == 4) gather_rows<Word, Word>(gathers, array, samples);
-        else if (bytes == 1) gather_rows<Byte, Byte>(gathers, array, samples);
-        else gather_rows<Byte, float>(gathers, array, samples);
+__device__ void gather_rows(const Step& step, int array, const Index* samples, Index rows, int block, int blocks) {
+    const From* from = (const From*)step.from[array];
+    To* to = (To*)step.to[array];
+    Index units = step.units[array];
+    FOR_EACH_OF_BLOCK(i, rows * units, block, blocks) {
+        to[i] = (To)from[samples[quotient(i, units)] * units + remainder_of(i, units)];
     }
-    FOR_EACH(i, width) cells[i] = numbers[i];
-    FOR_EACH(i, rows) indices[i] = samples[i];
 }
 
-struct StepEnd {
-    const double* staged;
-    double* batch_sums;
-    Index* counters;
-    Index batches, capacity, rows;
-};
+// Stores the samples from order[first] on in `indices`, and their rows in arrays. Only some blocks may do that.
+__device__ void gather_samples(const Step& step, Index first, int block, int blocks) {
+    const Index* samples = step.order + first;
+    Index left = step.samples - first;
+    Index rows = step.rows < left ? step.rows : left, gathered = step.gathered < left ? step.gathered : left;
+    FOR_EACH_OF_BLOCK(i, rows, block, blocks) step.indices[i] = samples[i];
+    for (int array = 0; array < 4 && step.units[array]; array++) {
+        Index bytes = step.bytes[array];
+        if (bytes == 16) gather_rows<Vector<Word, 4>, Vector<Word, 4>>(step, array, samples, gathered, block, blocks);
+        else if (bytes == 8) gather_rows<Index, Index>(step, array, samples, gathered, block, blocks);
+        else if (bytes == 4) gather_rows<Word, Word>(step, array, samples, gathered, block, blocks);
+        else if (bytes == 1) gather_rows<Byte, Byte>(step, array, samples, gathered, block, blocks);
+        else gather_rows<Byte, float>(step, array, samples, gathered, block, blocks);
+    }
+}
 
-// Copies the sums of this step, staged (3, batches), into batch_sums (3, capacity), and advances the counters. One block.
-__device__ void finish_step(const StepEnd& end) {
-    Index column = end.counters[2], batches = end.batches;
-    FOR_EACH_COLUMN(i, 3 * batches) end.batch_sums[i / batches * end.capacity + column + i % batches] = end.staged[i];
+// By a single block.
+__device__ void fill_cells(const Step& step, Index row) {
+    FOR_EACH_COLUMN(i, step.used) step.cells[i] = step.table[row * step.width + i];
+}
+
+// Prepares the step at the counters.
+KERNEL begin_step(Step step) {
+    gather_samples(step, step.counters[1], blockIdx.x, gridDim.x);
+    if (blockIdx.x == 0) fill_cells(step, step.counters[0]);
+}
+
+// At the beginning of the last kernel of a step, after a thread has read what `finish_step` changes. What it returns is
+// for `finish_step`.
+__device__ Word begin_of_end(const Step& step) {
+    if (!step.counters) return 0;
+    __threadfence();
+    __syncthreads();
+    return threadIdx.x == 0 ? atomicInc((Word*)(step.counters + 3), gridDim.x - 1) : 0;
+}
+
+// The block that has begun last stores the sums of the step, fills the cells for the next step, and advances the
+// counters.
+__device__ void finish_step(const Step& step, Word begun) {
+    __shared__ bool last;
+    if (!step.counters) return;
+    if (threadIdx.x == 0) last = begun == gridDim.x - 1;
+    __syncthreads();
+    if (!last) return;
+    Index row = step.counters[0], column = step.counters[2], batches = step.batches;
+    FOR_EACH_COLUMN(i, 3 * batches) {
+        step.batch_sums[i / batches * step.capacity + column + i % batches] = step.staged[i];
+    }
+    fill_cells(step, row + 1);
     __syncthreads();
     if (threadIdx.x == 0) {
-        end.counters[0] += 1;
-        end.counters[1] += end.rows;
-        end.counters[2] = column + batches;
+        step.counters[0] = row + 1;
+        step.counters[1] += step.rows;
+        step.counters[2] = column + batches;
     }
 }
 
-KERNEL end_step(const Index* end) {
-    finish_step(*(const StepEnd*)end);
+// The last kernel of a step that does not end with an update.
+KERNEL end_step(Step step) {
+    Index next = step.counters[1] + step.rows;
+    Word begun = begin_of_end(step);
+    gather_samples(step, next, blockIdx.x, gridDim.x);
+    finish_step(step, begun);
 }
 
 // Gathering rows -----------------------------------------------------------------------------------------------------
@@ -217,7 +255,9 @@ KERNEL relu(const real* x, Index n, real* out) {
     for_each_pair(x, x, n, out, [](real a, real) { return PositivePart()(a); });
 }
 
-KERNEL relu_grad(const real* grad, const real* y, Index n, real* out) { for_each_pair(grad, y, n, out, WhereNotZero()); }
+KERNEL relu_grad(const real* grad, const real* y, Index n, real* out) {
+    for_each_pair(grad, y, n, out, WhereNotZero());
+}
 
 KERNEL sigmoid(const real* x, Index n, real* out) {
     FOR_EACH(i, n) out[i] = exp(x[i] < 0 ? x[i] : (real)0) / (1 + exp(-fabs(x[i])));
@@ -426,8 +466,9 @@ KERNEL normalize_rows_grad(const real* grad, const real* normal, const real* sig
 }
 
 // Sums over the rows -------------------------------------------------------------------------------------------------
-// Each thread sums every blockDim.y-th of part_rows rows, of WIDTH columns. The block that finishes last of those with the
-// same columns adds the sums of all parts in their order. `tickets` counts the finished blocks; it is 0 between kernels.
+// Each thread sums every blockDim.y-th of part_rows rows, of WIDTH columns. The block that finishes last of those with
+// the same columns adds the sums of all parts in their order. `tickets` counts the finished blocks; it is 0 between
+// kernels.
 
 template <int COUNT> struct Sums {
     double at[COUNT];
@@ -548,20 +589,22 @@ KERNEL sum_products(const real* a, const real* b, const real* center, Index rows
 template <int WIDTH>
 __device__ void moments_by(const real* x, Index rows, Index columns, Index part_rows, double* parts, Word* tickets,
                            real* mean, real* variance) {
-    sum_over_rows<WIDTH, 2 * WIDTH>(rows, columns, part_rows, parts, tickets, [=](Index i, Index j, Sums<2 * WIDTH>& sums) {
+    auto add = [=](Index i, Index j, Sums<2 * WIDTH>& sums) {
         Vector<real, WIDTH> value = load<WIDTH>(x + i * columns + j), first = load<WIDTH>(x + j);
         for (int k = 0; k < WIDTH; k++) {
             double d = (double)value.at[k] - first.at[k];
             sums.at[k] += d;
             sums.at[WIDTH + k] += d * d;
         }
-    }, [=](Index j, const Sums<2 * WIDTH>& sums) {
+    };
+    auto finish = [=](Index j, const Sums<2 * WIDTH>& sums) {
         for (int k = 0; k < WIDTH; k++) {
             double d = sums.at[k] / rows, spread = sums.at[WIDTH + k] / rows - d * d;
             mean[j + k] = x[j + k] + d;
             variance[j + k] = spread < 0 ? 0 : spread;
         }
-    });
+    };
+    sum_over_rows<WIDTH, 2 * WIDTH>(rows, columns, part_rows, parts, tickets, add, finish);
 }
 
 KERNEL moments(const real* x, Index rows, Index columns, Index part_rows, int width, double* parts, Word* tickets,
@@ -722,7 +765,8 @@ template <int WIDTH> __device__ Vector<real, WIDTH> masked(const real* grad, con
 }
 
 template <int WIDTH, typename Choice>
-__device__ Vector<real, WIDTH> where_chosen(const Vector<real, WIDTH>& grad, const Vector<Choice, WIDTH>& chosen, int cell) {
+__device__ Vector<real, WIDTH> where_chosen(const Vector<real, WIDTH>& grad, const Vector<Choice, WIDTH>& chosen,
+                                            int cell) {
     Vector<real, WIDTH> result;
     for (int k = 0; k < WIDTH; k++) result.at[k] = chosen.at[k] == cell ? grad.at[k] : (real)0;
     return result;
@@ -765,11 +809,12 @@ __device__ void adjacent_max_pool_grad_by(const real* grad, const real* y, const
     }
 }
 
-// max_pool_grad for windows without gaps, overlap and padding. axes: the windows that cover the image, also in part, for
-// pixels beyond the last row and column of the grid.
+// max_pool_grad for windows without gaps, overlap and padding. axes: the windows that cover the image, also in part,
+// for pixels beyond the last row and column of the grid.
 KERNEL adjacent_max_pool_grad(const real* grad, const real* y, const void* choice, int choice_bytes, Word n,
                               Windows windows, Axes axes, int width, real* out) {
-    if (choice_bytes == 1) WITH_WIDTH(width, adjacent_max_pool_grad_by, grad, y, (const Byte*)choice, n, windows, axes, out);
+    const Byte* choices = (const Byte*)choice;
+    if (choice_bytes == 1) WITH_WIDTH(width, adjacent_max_pool_grad_by, grad, y, choices, n, windows, axes, out);
     else WITH_WIDTH(width, adjacent_max_pool_grad_by, grad, y, (const int*)choice, n, windows, axes, out);
 }
 
@@ -833,16 +878,17 @@ KERNEL dropout_mask(const double* word, Index first_row, Index n, Index columns,
 // Updates of the flat vectors, whose formulas are in optimizers.py ---------------------------------------------------
 // mask: 0 for a frozen element, 1 for a trained one, 2 with weight decay.  numbers: what decay multiplies the weight
 // by, what part of the weight it adds to the gradient, then the optimizer's own.  gate: 0 for no update at all.
-// end: the arguments of end_step, if the update is the last kernel of a captured step, else null.
+// The first `updating` blocks update; others gather the samples of the next step, if the update is the last kernel of a
+// captured step. Else step.counters is null.
 
-// Updates WIDTH weights, and as many elements of `first` and `second` unless these are null.
+// Updates WIDTH weights from w[at] on, and as many elements of `first` and `second` unless these are null.
 template <int WIDTH, typename Rule>
-__device__ void update_group(real* w, const real* g, real* first, real* second, const Byte* mask, real shrink,
+__device__ void update_group(real* w, const real* g, real* first, real* second, const Byte* mask, Index at, real shrink,
                              real decay, Rule rule) {
-    Vector<real, WIDTH> weights = load<WIDTH>(w), gradients = load<WIDTH>(g), a = {}, b = {};
-    Vector<Byte, WIDTH> kinds = load<WIDTH>(mask);
-    if (first) a = load<WIDTH>(first);
-    if (second) b = load<WIDTH>(second);
+    Vector<real, WIDTH> weights = load<WIDTH>(w + at), gradients = load<WIDTH>(g + at), a = {}, b = {};
+    Vector<Byte, WIDTH> kinds = load<WIDTH>(mask + at);
+    if (first) a = load<WIDTH>(first + at);
+    if (second) b = load<WIDTH>(second + at);
     for (int k = 0; k < WIDTH; k++) {
         if (!kinds.at[k]) continue;
         real weight = weights.at[k], gradient = gradients.at[k];
@@ -852,57 +898,63 @@ __device__ void update_group(real* w, const real* g, real* first, real* second, 
         }
         weights.at[k] = weight - rule(gradient, a.at[k], b.at[k]);
     }
-    store(w, weights);
-    if (first) store(first, a);
-    if (second) store(second, b);
+    store(w + at, weights);
+    if (first) store(first + at, a);
+    if (second) store(second + at, b);
 }
 
 template <typename Rule>
 __device__ void update(real* w, const real* g, real* first, real* second, const Byte* mask, Index n,
-                       const double* numbers, const double* gate, const Index* end, Rule rule) {
-    if (end && blockIdx.x == 0) finish_step(*(const StepEnd*)end);
-    if (gate && *gate == 0) return;
+                       const double* numbers, const double* gate, int updating, const Step& step, Rule rule) {
     real shrink = numbers[0], decay = numbers[1];
-    Index vectors = aligned(w) && aligned(g) && aligned(first) && aligned(second) && aligned(mask) ? n / 4 : 0;
-    FOR_EACH(i, vectors) {
-        Index at = 4 * i;
-        update_group<4>(w + at, g + at, first ? first + at : 0, second ? second + at : 0, mask + at, shrink, decay, rule);
+    bool skipped = gate && *gate == 0;
+    Index next = step.counters ? step.counters[1] + step.rows : 0;
+    Word begun = begin_of_end(step);
+    if (blockIdx.x >= updating) {
+        gather_samples(step, next, blockIdx.x - updating, gridDim.x - updating);
+    } else if (!skipped) {
+        bool vectors = aligned(w) && aligned(g) && aligned(first) && aligned(second) && aligned(mask);
+        Index whole = vectors ? n / 4 * 4 : 0;
+        FOR_EACH_OF_BLOCK(i, whole / 4, blockIdx.x, updating) {
+            update_group<4>(w, g, first, second, mask, 4 * i, shrink, decay, rule);
+        }
+        FOR_EACH_OF_BLOCK(i, n - whole, blockIdx.x, updating) {
+            update_group<1>(w, g, first, second, mask, whole + i, shrink, decay, rule);
+        }
     }
-    FOR_EACH(i, n - 4 * vectors) {
-        Index at = 4 * vectors + i;
-        update_group<1>(w + at, g + at, first ? first + at : 0, second ? second + at : 0, mask + at, shrink, decay, rule);
-    }
+    finish_step(step, begun);
 }
 
 KERNEL sgd(real* w, const real* g, const Byte* mask, Index n, const double* numbers, const double* gate,
-           const Index* end) {
+           int updating, Step step) {
     real rate = numbers[2];
-    update(w, g, 0, 0, mask, n, numbers, gate, end, [=](real gradient, real&, real&) { return rate * gradient; });
+    auto rule = [=](real gradient, real&, real&) { return rate * gradient; };
+    update(w, g, 0, 0, mask, n, numbers, gate, updating, step, rule);
 }
 
 KERNEL momentum(real* w, const real* g, real* v, const Byte* mask, Index n, const double* numbers,
-                const double* gate, const Index* end) {
+                const double* gate, int updating, Step step) {
     real rate = numbers[2], mu = numbers[3];
     bool nesterov = numbers[4] != 0;
-    update(w, g, v, 0, mask, n, numbers, gate, end, [=](real gradient, real& v, real&) {
+    update(w, g, v, 0, mask, n, numbers, gate, updating, step, [=](real gradient, real& v, real&) {
         v = mu * v + gradient;
         return rate * (nesterov ? gradient + mu * v : v);
     });
 }
 
 KERNEL adagrad(real* w, const real* g, real* s, const Byte* mask, Index n, const double* numbers, const double* gate,
-               const Index* end) {
+               int updating, Step step) {
     real rate = numbers[2], epsilon = numbers[3];
-    update(w, g, s, 0, mask, n, numbers, gate, end, [=](real gradient, real& s, real&) {
+    update(w, g, s, 0, mask, n, numbers, gate, updating, step, [=](real gradient, real& s, real&) {
         s += gradient * gradient;
         return rate * (gradient / (sqrt(s) + epsilon));
     });
 }
 
 KERNEL rmsprop(real* w, const real* g, real* s, const Byte* mask, Index n, const double* numbers, const double* gate,
-               const Index* end) {
+               int updating, Step step) {
     real rate = numbers[2], rho = numbers[3], rest = 1 - numbers[3], epsilon = numbers[4];
-    update(w, g, s, 0, mask, n, numbers, gate, end, [=](real gradient, real& s, real&) {
+    update(w, g, s, 0, mask, n, numbers, gate, updating, step, [=](real gradient, real& s, real&) {
         s = rho * s + rest * (gradient * gradient);
         return rate * (gradient / (sqrt(s) + epsilon));
     });
@@ -910,9 +962,9 @@ KERNEL rmsprop(real* w, const real* g, real* s, const Byte* mask, Index n, const
 
 // rate and epsilon include both bias corrections.
 KERNEL adam(real* w, const real* g, real* m, real* s, const Byte* mask, Index n, const double* numbers,
-            const double* gate, const Index* end) {
+            const double* gate, int updating, Step step) {
     real rate = numbers[2], rest1 = 1 - numbers[3], beta2 = numbers[4], rest2 = 1 - numbers[4], epsilon = numbers[5];
-    update(w, g, m, s, mask, n, numbers, gate, end, [=](real gradient, real& m, real& s) {
+    update(w, g, m, s, mask, n, numbers, gate, updating, step, [=](real gradient, real& m, real& s) {
         m += rest1 * (gradient - m);
         s = beta2 * s + rest2 * (gradient * gradient);
         return rate * (m / (sqrt(s) + epsilon));

@@ -14,13 +14,14 @@ SOURCE = Path(__file__).with_name("kernels.cu").read_text(encoding="utf-8")
 
 REALS = {numpy.dtype("float32"): "float", numpy.dtype("float64"): "double"}
 
+BLOCK = 256  # threads
 CELL_SIZE = 8  # numbers in one cell of a captured step, and in `Numbers` of kernels.cu
 
 _SIZES = {"Byte": 1, "unsigned short": 2, "int": 4, "Word": 4, "Index": 8, "unsigned long long": 8}
 _FLOATS = {"float": numpy.dtype("float32"), "double": numpy.dtype("float64")}
 _SCALARS = {"int": numpy.int32, "Word": numpy.uint32, "Index": numpy.int64, "double": numpy.float64}
 _STRUCTS = {  # all fields have this type
-    "Axes": numpy.uint32, "Gathers": numpy.int64, "Numbers": numpy.float64, "Windows": numpy.int32,
+    "Axes": numpy.uint32, "Numbers": numpy.float64, "Step": numpy.int64, "Windows": numpy.int32,
 }  # fmt: skip
 _NULL = numpy.uint64(0)
 _FILLED_IN = {"out", "n", "columns", "channels"}  # which `KernelLauncher.launch` gives to every kernel

@@ -15,14 +15,13 @@ import numpy
 from xpnet.backends.arrays import Array
 from xpnet.backends.cuda.compiling import watch
 from xpnet.backends.cuda.graphs import CapturedGraph, StepCells
-from xpnet.backends.cuda.kernels import CELL_SIZE, REALS, Kernels
+from xpnet.backends.cuda.kernels import BLOCK, CELL_SIZE, REALS, Kernels
 from xpnet.backends.reference import Backend
 from xpnet.concurrency.interrupts import recoverable
 from xpnet.errors import CaptureError
 
 _log = logging.getLogger(__name__)
 
-BLOCK = 256  # threads
 MOST_BLOCKS = 4096  # of a grid that strides over the elements: enough to occupy any device
 VECTOR = 4  # neighboring elements that a thread loads at a time, where their addresses allow that
 _PART_ROWS, _MOST_PARTS = 8, 256  # the rows that a thread sums at least, and the most blocks of such a sum

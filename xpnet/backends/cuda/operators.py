@@ -8,8 +8,9 @@ from typing import Any
 import numpy
 
 from xpnet.backends.arrays import Array
-from xpnet.backends.cuda.kernels import REALS, axes, signatures
-from xpnet.backends.cuda.launching import BLOCK, MOST_BLOCKS, VECTOR, by_kernel, fused, power_of_two
+from xpnet.backends.cuda.graphs import NO_STEP
+from xpnet.backends.cuda.kernels import BLOCK, REALS, axes, signatures
+from xpnet.backends.cuda.launching import MOST_BLOCKS, VECTOR, by_kernel, fused, power_of_two
 from xpnet.backends.cuda.matmul import CUDAMatmul
 from xpnet.backends.reference import Backend
 from xpnet.backends.reference.random import step_word
@@ -245,14 +246,13 @@ class CUDAOperators(CUDAMatmul):
             return False
         mask = self._parameter_mask(vectors[0].size, trained, decayed)
         given = {argument.name: vector for argument, vector in zip(signatures()[name], vectors, strict=False)}
-        given |= {"mask": mask, "numbers": self.step_numbers(numbers, step), "gate": gate, "end": self._end_of_step()}
-        self.launch(name, vectors[0], each=VECTOR, **given)
+        given |= {"mask": mask, "numbers": self.step_numbers(numbers, step), "gate": gate}
+        cells, n = self.thread.cells, vectors[0].size
+        updating, more, fields = min(-(-n // (VECTOR * BLOCK)), MOST_BLOCKS), 0, NO_STEP
+        if cells is not None and cells.ends_with_update:
+            more, fields = cells.gathering_blocks, cells.fields()
+        self.launch(name, vectors[0], blocks=updating + more, updating=updating, step=fields, **given)
         return True
-
-    def _end_of_step(self) -> Array | None:
-        """What the last kernel of a captured step does besides, if that is the update: see `StepCells`."""
-        cells = self.thread.cells
-        return cells.end if cells is not None and cells.ends_with_update else None
 
     def _parameter_mask(self, size: int, trained: Runs, decayed: Runs) -> Array:
         """For each element of the flat vectors: 0 for frozen, 1 for trained, 2 for trained with weight decay."""
