@@ -569,12 +569,12 @@ def _c(argument: kernels.KernelArgument, real: str) -> str:
 
 
 def _synchronizes(code: str, name: str) -> bool:
-    """Whether this kernel, or a function that it names, contains __syncthreads."""
+    """Whether this kernel, or a function that it names, synchronizes threads."""
     bodies = {m[1]: m[2] for m in re.finditer(r"(\w+)\([^()]*(?:\([^()]*\)[^()]*)*\) \{\n(.*?)\n\}", code, re.DOTALL)}
     seen, waiting = set(), [name]
     while waiting:
         body = bodies.get(current := waiting.pop(), "")
-        if "__syncthreads" in body:
+        if "__sync" in body:
             return True
         seen.add(current)
         waiting += [called for called in re.findall(r"\w+", body) if called in bodies and called not in seen]

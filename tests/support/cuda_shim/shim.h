@@ -36,6 +36,8 @@ static void __syncthreads() {
     threadIdx = running->index;
 }
 
+static void __syncwarp() { __syncthreads(); }  // all threads of a block call it
+
 static void enter() {
     threadIdx = running->index;
     body(arguments);

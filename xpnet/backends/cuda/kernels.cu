@@ -99,18 +99,25 @@ struct Largest {  // NaN is larger than any number
     template <typename T> __device__ T operator()(T a, T b) const { return a >= b || a != a ? a : b; }
 };
 
+// Waits for the other threads of each group of `size`, a power of two. Those of a warp need not wait for the block.
+__device__ void wait_for_group(int size) {
+    if (size <= 32) __syncwarp();
+    else __syncthreads();
+}
+
 // The result of each group of `size` consecutive threads, a power of two. All threads of the block must call it.
 template <typename T, typename Operation> __device__ T over_group(T value, Operation operation, int size) {
     __shared__ T shared[256];
     int place = threadIdx.x % size;
     shared[threadIdx.x] = value;
-    __syncthreads();
+    wait_for_group(size);
     for (int half = size / 2; half > 0; half /= 2) {
         if (place < half) shared[threadIdx.x] = operation(shared[threadIdx.x], shared[threadIdx.x + half]);
-        __syncthreads();
+        wait_for_group(half);
     }
+    wait_for_group(size);
     T result = shared[threadIdx.x - place];
-    __syncthreads();
+    wait_for_group(size);
     return result;
 }
 
@@ -374,6 +381,15 @@ struct FirstLargest {  // NaN is larger than any number
     }
 };
 
+struct LossAndHits {
+    double loss;
+    Index hits;
+};
+
+struct AddBoth {
+    __device__ LossAndHits operator()(LossAndHits a, LossAndHits b) const { return {a.loss + b.loss, a.hits + b.hits}; }
+};
+
 // The sum of term(j) over the columns of a row: the part of thread `place` of a group. The sum over the group has the same
 // bits as that of a block with `lanes` threads, a power of two: each thread adds what several threads of that block would,
 // in the order of `over_group`.
@@ -398,8 +414,8 @@ template <typename Term> __device__ real over_lanes(Index place, int group, int 
 KERNEL cross_entropy_sums(const real* logits, const Index* labels, Index rows, Index columns, int group, int lanes,
                           real confidence, real share, real scale, real* losses, real* grad, double* loss_sum,
                           unsigned long long* correct) {
-    Index place = threadIdx.x % group, groups = blockDim.x / group, hits = 0;
-    double sum = 0;
+    Index place = threadIdx.x % group, groups = blockDim.x / group;
+    LossAndHits sums = {0, 0};
     for (Index first = blockIdx.x * groups; first < rows; first += gridDim.x * groups) {
         Index i = first + threadIdx.x / group, end = columns;
         if (i >= rows) i = end = 0;  // nothing to do but to wait at the barriers
@@ -423,16 +439,15 @@ KERNEL cross_entropy_sums(const real* logits, const Index* labels, Index rows, I
             real log_total = log(total), loss = confidence * (log_total - (z[label] - best.score));
             if (share != 0) loss += share * (columns * log_total - shifted);  // 0 · ∞ would be NaN
             losses[i] = loss;
-            sum += loss;
-            hits += best.index == label && best.score == best.score;
+            sums.loss += loss;
+            sums.hits += best.index == label && best.score == best.score;
         }
     }
-    hits = over_block(hits, Add());
-    if (gridDim.x == 1) sum = over_block(sum, Add());
+    sums = over_block(sums, AddBoth());
     if (threadIdx.x != 0) return;
-    if (gridDim.x == 1) *loss_sum = sum;
+    if (gridDim.x == 1) *loss_sum = sums.loss;
     if (!correct) return;
-    atomicAdd(correct, (unsigned long long)hits);  // of integers, whose sum is the same in any order
+    atomicAdd(correct, (unsigned long long)sums.hits);  // of integers, whose sum is the same in any order
     if (blockIdx.x == 0) atomicAdd(correct + 1, (unsigned long long)rows);
 }
 
@@ -479,12 +494,13 @@ template <int COUNT> __device__ Sums<COUNT> over_thread_rows(Sums<COUNT> sums) {
     __shared__ double shared[COUNT][256];
     int thread = threadIdx.y * blockDim.x + threadIdx.x;
     for (int k = 0; k < COUNT; k++) shared[k][thread] = sums.at[k];
+    __syncthreads();
     for (int half = blockDim.y / 2; half > 0; half /= 2) {
-        __syncthreads();
         for (int k = 0; k < COUNT && threadIdx.y < half; k++) {
             sums.at[k] += shared[k][thread + half * blockDim.x];
             shared[k][thread] = sums.at[k];
         }
+        wait_for_group(half * blockDim.x);
     }
     __syncthreads();
     return sums;
