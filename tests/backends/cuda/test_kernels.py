@@ -92,7 +92,7 @@ def test_signatures_are_parsed_from_the_source():
     signatures = kernels.signatures()
     assert set(signatures) == set(re.findall(r"^KERNEL (\w+)", kernels.SOURCE, re.MULTILINE))
     assert [tuple(p) for p in signatures["relu"]] == [("real", True, "x"), ("Index", False, "n"), ("real", True, "out")]
-    assert len(signatures["im2col"]) == 7 and signatures["im2col"][3] == ("Windows", False, "windows")
+    assert len(signatures["im2col"]) == 8 and signatures["im2col"][3] == ("Windows", False, "windows")
     assert signatures["to_float16"][2] == ("unsigned short", True, "out")
 
 

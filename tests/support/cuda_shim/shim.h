@@ -36,7 +36,17 @@ static void __syncthreads() {
     threadIdx = running->index;
 }
 
-static void __syncwarp() { __syncthreads(); }  // all threads of a block call it
+// All threads of a block call these.
+static void __syncwarp() { __syncthreads(); }
+template <typename T> static T __shfl_xor_sync(unsigned, T value, int lanes) {
+    static T given[MAX_THREADS];
+    int self = running - threads;
+    given[self] = value;
+    __syncthreads();
+    value = given[self ^ lanes];
+    __syncthreads();
+    return value;
+}
 
 static void enter() {
     threadIdx = running->index;

@@ -17,14 +17,14 @@ from typing import Any
 import numpy
 
 from xpnet.backends.arrays import Array
-from xpnet.backends.cuda.kernels import BLOCK, CELL_SIZE
+from xpnet.backends.cuda.kernels import CELL_SIZE
 from xpnet.errors import CaptureError
 
 _CELLS = 64  # the most cells of a step
 _TABLE_STEPS = 256  # rows of the table
 MOST_GATHERS = 4  # of a step: arrays of samples
-_MOST_GATHERING_BLOCKS = 1024
-NO_STEP = [0] * (14 + 4 * MOST_GATHERS)  # the fields of a struct Step for a kernel that does not end a captured step
+STEP_THREADS, _MOST_GATHERING_BLOCKS = 128, 1024  # of the kernels that gather samples
+NO_STEP = [0] * (15 + 4 * MOST_GATHERS)  # the fields of a struct Step for a kernel that does not end a captured step
 
 
 class GraphCapture:
@@ -125,13 +125,19 @@ class StepCells:
         self._launch("begin_step")
 
     def _launch(self, kernel: str) -> None:
-        self._backend.launch(kernel, self._counters, blocks=self.gathering_blocks, step=self.fields())
+        grid = {"blocks": self.gathering_blocks, "threads": STEP_THREADS}
+        self._backend.launch(kernel, self._counters, **grid, step=self.fields())
 
     @property
     def gathering_blocks(self) -> int:
         """How many blocks gather the samples of a step."""
-        units = [_units(a, out)[0] * len(out) for a, out in self.gathers]
-        return min(-(-max(self._rows, *units, 1) // BLOCK), _MOST_GATHERING_BLOCKS)
+        return min(-(-self._rows * self._group // STEP_THREADS), _MOST_GATHERING_BLOCKS)
+
+    @property
+    def _group(self) -> int:
+        """How many threads gather the rows of one sample."""
+        units = max([1, *[_units(*pair)[0] for pair in self.gathers]])
+        return min(STEP_THREADS, 1 << (units - 1).bit_length())
 
     def fields(self) -> list[int]:
         """The fields of the struct Step of kernels.cu."""
@@ -145,7 +151,7 @@ class StepCells:
         )  # fmt: skip
         return [
             table, cells, self._table.shape[1], len(self._functions) * CELL_SIZE, order, len(self.order), self._rows,
-            indices, staged, sums, self._batches, self._batch_sums.shape[1], counters,
+            indices, staged, sums, self._batches, self._batch_sums.shape[1], counters, self._group,
             len(self.gathers[0][1]) if self.gathers else 0, *[n for field in zip(*columns, strict=True) for n in field],
         ]  # fmt: skip
 

@@ -144,34 +144,41 @@ struct Step {
     double* batch_sums;    // (3, capacity)
     Index batches, capacity;
     Index* counters;  // row of the table, first sample in `order`, column of batch_sums; how many blocks have begun
-    // The rows of the step's samples that are gathered from arrays. A row has units of 1 to 16 bytes; 0 stands for
-    // bytes that become floats.
-    Index gathered, from[4], to[4], units[4], bytes[4];
+    // The rows of the step's samples that are gathered from arrays, by a group of threads each. A row has units of 1 to
+    // 16 bytes; 0 stands for bytes that become floats.
+    Index group, gathered, from[4], to[4], units[4], bytes[4];
 };
 
+// Copies the row of a sample, by the threads of a group from `first` on.
 template <typename From, typename To>
-__device__ void gather_rows(const Step& step, int array, const Index* samples, Index rows, int block, int blocks) {
-    const From* from = (const From*)step.from[array];
-    To* to = (To*)step.to[array];
-    Index units = step.units[array];
-    FOR_EACH_OF_BLOCK(i, rows * units, block, blocks) {
-        to[i] = (To)from[samples[quotient(i, units)] * units + remainder_of(i, units)];
+__device__ void gather_row(const Step& step, int array, Index sample, Index row, int first) {
+    int units = step.units[array], group = step.group;
+    const From* from = (const From*)step.from[array] + sample * units;
+    To* to = (To*)step.to[array] + row * units;
+    for (int i = first; i < units; i += 2 * group) {
+        bool second = i + group < units;
+        From value = from[i], next = second ? from[i + group] : value;
+        to[i] = (To)value;
+        if (second) to[i + group] = (To)next;
     }
 }
 
 // Stores the samples from order[first] on in `indices`, and their rows in arrays. Only some blocks may do that.
 __device__ void gather_samples(const Step& step, Index first, int block, int blocks) {
-    const Index* samples = step.order + first;
-    Index left = step.samples - first;
-    Index rows = step.rows < left ? step.rows : left, gathered = step.gathered < left ? step.gathered : left;
-    FOR_EACH_OF_BLOCK(i, rows, block, blocks) step.indices[i] = samples[i];
-    for (int array = 0; array < 4 && step.units[array]; array++) {
-        Index bytes = step.bytes[array];
-        if (bytes == 16) gather_rows<Vector<Word, 4>, Vector<Word, 4>>(step, array, samples, gathered, block, blocks);
-        else if (bytes == 8) gather_rows<Index, Index>(step, array, samples, gathered, block, blocks);
-        else if (bytes == 4) gather_rows<Word, Word>(step, array, samples, gathered, block, blocks);
-        else if (bytes == 1) gather_rows<Byte, Byte>(step, array, samples, gathered, block, blocks);
-        else gather_rows<Byte, float>(step, array, samples, gathered, block, blocks);
+    int group = step.group, groups = blockDim.x / group, place = threadIdx.x % group;
+    Index rows = step.samples - first < step.rows ? step.samples - first : step.rows;
+    for (Index row = block * groups + threadIdx.x / group; row < rows; row += blocks * groups) {
+        Index sample = step.order[first + row];
+        if (place == group - 1) step.indices[row] = sample;
+        for (int array = 0; array < 4 && row < step.gathered && step.units[array]; array++) {
+            Index bytes = step.bytes[array];
+            int start = array % 2 ? group - 1 - place : place;  // other threads for the next array, if that is short
+            if (bytes == 16) gather_row<Vector<Word, 4>, Vector<Word, 4>>(step, array, sample, row, start);
+            else if (bytes == 8) gather_row<Index, Index>(step, array, sample, row, start);
+            else if (bytes == 4) gather_row<Word, Word>(step, array, sample, row, start);
+            else if (bytes == 1) gather_row<Byte, Byte>(step, array, sample, row, start);
+            else gather_row<Byte, float>(step, array, sample, row, start);
+        }
     }
 }
 
@@ -483,25 +490,25 @@ KERNEL normalize_rows_grad(const real* grad, const real* normal, const real* sig
 // Sums over the rows -------------------------------------------------------------------------------------------------
 // Each thread sums every blockDim.y-th of part_rows rows, of WIDTH columns. The block that finishes last of those with
 // the same columns adds the sums of all parts in their order. `tickets` counts the finished blocks; it is 0 between
-// kernels.
+// kernels. A block has 256 threads, of which a power of two, at most 32, side by side.
 
-template <int COUNT> struct Sums {
+template <int COUNT> struct alignas(COUNT % 2 ? 8 : 16) Sums {
     double at[COUNT];
+    __device__ void operator+=(const Sums& others) {
+        for (int k = 0; k < COUNT; k++) at[k] += others.at[k];
+    }
 };
 
 // The sums over threadIdx.y, complete where that is 0. All threads of the block must call it.
 template <int COUNT> __device__ Sums<COUNT> over_thread_rows(Sums<COUNT> sums) {
-    __shared__ double shared[COUNT][256];
+    __shared__ Sums<COUNT> of_warps[8][32];
     int thread = threadIdx.y * blockDim.x + threadIdx.x;
-    for (int k = 0; k < COUNT; k++) shared[k][thread] = sums.at[k];
-    __syncthreads();
-    for (int half = blockDim.y / 2; half > 0; half /= 2) {
-        for (int k = 0; k < COUNT && threadIdx.y < half; k++) {
-            sums.at[k] += shared[k][thread + half * blockDim.x];
-            shared[k][thread] = sums.at[k];
-        }
-        wait_for_group(half * blockDim.x);
+    for (int lanes = blockDim.x; lanes < 32; lanes *= 2) {
+        for (int k = 0; k < COUNT; k++) sums.at[k] += __shfl_xor_sync(0xffffffff, sums.at[k], lanes);
     }
+    if (thread % 32 < blockDim.x) of_warps[thread / 32][threadIdx.x] = sums;
+    __syncthreads();
+    for (int warp = 1; warp < 8 && thread < blockDim.x; warp++) sums += of_warps[warp][threadIdx.x];
     __syncthreads();
     return sums;
 }
@@ -509,7 +516,6 @@ template <int COUNT> __device__ Sums<COUNT> over_thread_rows(Sums<COUNT> sums) {
 // Whether all other blocks of a column of blocks have ended, so that what they have stored can be read.
 __device__ bool is_last_block(Word* ticket) {
     __shared__ bool last;
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0 && threadIdx.y == 0) last = atomicInc(ticket, gridDim.y - 1) == gridDim.y - 1;
     __syncthreads();
@@ -517,27 +523,35 @@ __device__ bool is_last_block(Word* ticket) {
     return last;
 }
 
-// finish(j, sums) with the sums of add(i, j, sums) over all rows i, for columns j to j + WIDTH - 1.
-template <int WIDTH, int COUNT, typename AddRow, typename Finish>
-__device__ void sum_over_rows(Index rows, Index columns, Index part_rows, double* parts, Word* tickets, AddRow add,
-                              Finish finish) {
+// finish(j, sums) with the sums of add(i, j, load(i, j), sums) over all rows i, for columns j to j + WIDTH - 1.
+template <int WIDTH, int COUNT, typename Load, typename AddRow, typename Finish>
+__device__ void sum_over_rows(Index rows, Index columns, Index part_rows, double* parts, Word* tickets, Load load,
+                              AddRow add, Finish finish) {
+    const int BATCH = 4;  // rows that are loaded before they are added
     Index vector = blockIdx.x * (Index)blockDim.x + threadIdx.x, vectors = gridDim.x * (Index)blockDim.x;
-    Index j = vector * WIDTH, first = blockIdx.y * part_rows;
+    Index j = vector * WIDTH, first = blockIdx.y * part_rows, step = blockDim.y;
     Index end = first + part_rows < rows ? first + part_rows : rows;
     if (j >= columns) end = 0;
     Sums<COUNT> sums = {};
-#pragma unroll 4
-    for (Index i = first + threadIdx.y; i < end; i += blockDim.y) add(i, j, sums);
+    for (Index i = first + threadIdx.y; i < end; i += BATCH * step) {
+        decltype(load(i, j)) loaded[BATCH];
+        for (int b = 0; b < BATCH; b++) {
+            if (i + b * step < end) loaded[b] = load(i + b * step, j);
+        }
+        for (int b = 0; b < BATCH; b++) {
+            if (i + b * step < end) add(i + b * step, j, loaded[b], sums);
+        }
+    }
     sums = over_thread_rows(sums);
     if (gridDim.y > 1) {
         Sums<COUNT>* part_sums = (Sums<COUNT>*)parts;
-        if (threadIdx.y == 0) part_sums[blockIdx.y * vectors + vector] = sums;
+        if (threadIdx.y == 0) {
+            part_sums[blockIdx.y * vectors + vector] = sums;
+            __threadfence();
+        }
         if (!is_last_block(tickets + blockIdx.x)) return;
         sums = Sums<COUNT>();
-        for (int i = threadIdx.y; i < gridDim.y; i += blockDim.y) {
-            Sums<COUNT> part = part_sums[i * vectors + vector];
-            for (int k = 0; k < COUNT; k++) sums.at[k] += part.at[k];
-        }
+        for (int i = threadIdx.y; i < gridDim.y; i += blockDim.y) sums += part_sums[i * vectors + vector];
         sums = over_thread_rows(sums);
     }
     if (threadIdx.y == 0 && j < columns) finish(j, sums);
@@ -557,10 +571,12 @@ template <int WIDTH> __device__ void store_sums(real* to, const Sums<WIDTH>& sum
 template <int WIDTH>
 __device__ void sum_rows_by(const real* a, Index rows, Index columns, Index part_rows, double* parts, Word* tickets,
                             real* out) {
-    sum_over_rows<WIDTH, WIDTH>(rows, columns, part_rows, parts, tickets, [=](Index i, Index j, Sums<WIDTH>& sums) {
-        Vector<real, WIDTH> x = load<WIDTH>(a + i * columns + j);
+    auto load_row = [=](Index i, Index j) { return load<WIDTH>(a + i * columns + j); };
+    auto add = [](Index, Index, const Vector<real, WIDTH>& x, Sums<WIDTH>& sums) {
         for (int k = 0; k < WIDTH; k++) sums.at[k] += x.at[k];
-    }, [=](Index j, const Sums<WIDTH>& sums) { store_sums(out + j, sums); });
+    };
+    auto finish = [=](Index j, const Sums<WIDTH>& sums) { store_sums(out + j, sums); };
+    sum_over_rows<WIDTH, WIDTH>(rows, columns, part_rows, parts, tickets, load_row, add, finish);
 }
 
 KERNEL sum_rows(const real* a, Index rows, Index columns, Index part_rows, int width, double* parts, Word* tickets,
@@ -568,18 +584,27 @@ KERNEL sum_rows(const real* a, Index rows, Index columns, Index part_rows, int w
     WITH_WIDTH(width, sum_rows_by, a, rows, columns, part_rows, parts, tickets, out);
 }
 
+template <int WIDTH> struct Pair {
+    Vector<real, WIDTH> a, b;
+};
+
+template <int WIDTH> __device__ Pair<WIDTH> load_pair(const real* a, const real* b) {
+    return {load<WIDTH>(a), load<WIDTH>(b)};
+}
+
 template <int WIDTH>
 __device__ void relu_grad_sum_rows_by(const real* grad, const real* y, Index rows, Index columns, Index part_rows,
                                       double* parts, Word* tickets, real* out, real* sums) {
-    sum_over_rows<WIDTH, WIDTH>(rows, columns, part_rows, parts, tickets, [=](Index i, Index j, Sums<WIDTH>& sum) {
-        Index at = i * columns + j;
-        Vector<real, WIDTH> g = load<WIDTH>(grad + at), mask = load<WIDTH>(y + at);
+    auto load_row = [=](Index i, Index j) { return load_pair<WIDTH>(grad + i * columns + j, y + i * columns + j); };
+    auto add = [=](Index i, Index j, Pair<WIDTH>& g, Sums<WIDTH>& sums) {
         for (int k = 0; k < WIDTH; k++) {
-            g.at[k] = WhereNotZero()(g.at[k], mask.at[k]);
-            sum.at[k] += g.at[k];
+            g.a.at[k] = WhereNotZero()(g.a.at[k], g.b.at[k]);
+            sums.at[k] += g.a.at[k];
         }
-        store(out + at, g);
-    }, [=](Index j, const Sums<WIDTH>& sum) { store_sums(sums + j, sum); });
+        store(out + i * columns + j, g.a);
+    };
+    auto finish = [=](Index j, const Sums<WIDTH>& total) { store_sums(sums + j, total); };
+    sum_over_rows<WIDTH, WIDTH>(rows, columns, part_rows, parts, tickets, load_row, add, finish);
 }
 
 KERNEL relu_grad_sum_rows(const real* grad, const real* y, Index rows, Index columns, Index part_rows, int width,
@@ -590,10 +615,12 @@ KERNEL relu_grad_sum_rows(const real* grad, const real* y, Index rows, Index col
 template <int WIDTH>
 __device__ void sum_products_by(const real* a, const real* b, const real* center, Index rows, Index columns,
                                 Index part_rows, double* parts, Word* tickets, real* out) {
-    sum_over_rows<WIDTH, WIDTH>(rows, columns, part_rows, parts, tickets, [=](Index i, Index j, Sums<WIDTH>& sums) {
-        Vector<real, WIDTH> x = load<WIDTH>(a + i * columns + j), y = load<WIDTH>(b + i * columns + j);
-        for (int k = 0; k < WIDTH; k++) sums.at[k] += (double)x.at[k] * ((double)y.at[k] - center[j + k]);
-    }, [=](Index j, const Sums<WIDTH>& sums) { store_sums(out + j, sums); });
+    auto load_row = [=](Index i, Index j) { return load_pair<WIDTH>(a + i * columns + j, b + i * columns + j); };
+    auto add = [=](Index, Index j, const Pair<WIDTH>& x, Sums<WIDTH>& sums) {
+        for (int k = 0; k < WIDTH; k++) sums.at[k] += (double)x.a.at[k] * ((double)x.b.at[k] - center[j + k]);
+    };
+    auto finish = [=](Index j, const Sums<WIDTH>& sums) { store_sums(out + j, sums); };
+    sum_over_rows<WIDTH, WIDTH>(rows, columns, part_rows, parts, tickets, load_row, add, finish);
 }
 
 KERNEL sum_products(const real* a, const real* b, const real* center, Index rows, Index columns, Index part_rows,
@@ -605,10 +632,10 @@ KERNEL sum_products(const real* a, const real* b, const real* center, Index rows
 template <int WIDTH>
 __device__ void moments_by(const real* x, Index rows, Index columns, Index part_rows, double* parts, Word* tickets,
                            real* mean, real* variance) {
-    auto add = [=](Index i, Index j, Sums<2 * WIDTH>& sums) {
-        Vector<real, WIDTH> value = load<WIDTH>(x + i * columns + j), first = load<WIDTH>(x + j);
+    auto load_row = [=](Index i, Index j) { return load<WIDTH>(x + i * columns + j); };
+    auto add = [=](Index, Index j, const Vector<real, WIDTH>& value, Sums<2 * WIDTH>& sums) {
         for (int k = 0; k < WIDTH; k++) {
-            double d = (double)value.at[k] - first.at[k];
+            double d = (double)value.at[k] - x[j + k];
             sums.at[k] += d;
             sums.at[WIDTH + k] += d * d;
         }
@@ -620,7 +647,7 @@ __device__ void moments_by(const real* x, Index rows, Index columns, Index part_
             variance[j + k] = spread < 0 ? 0 : spread;
         }
     };
-    sum_over_rows<WIDTH, 2 * WIDTH>(rows, columns, part_rows, parts, tickets, add, finish);
+    sum_over_rows<WIDTH, 2 * WIDTH>(rows, columns, part_rows, parts, tickets, load_row, add, finish);
 }
 
 KERNEL moments(const real* x, Index rows, Index columns, Index part_rows, int width, double* parts, Word* tickets,
@@ -669,6 +696,7 @@ __device__ bool on_image(const Windows& windows, int h, int w) {
 // neighboring pixels of out in elements, because out may be some channels of larger images.
 template <int WIDTH, typename Term>
 __device__ void sum_over_cells(const Windows& windows, const Axes& axes, Word n, Index distance, real* out, Term term) {
+    const int BATCH = 3;  // cells whose terms are loaded before they are added
     FOR_EACH(element, n) {
         Word image = element;
         int c = WIDTH * pop(image, axes.sizes[4]);
@@ -677,12 +705,16 @@ __device__ void sum_over_cells(const Windows& windows, const Axes& axes, Word n,
         Vector<real, WIDTH> sum = {};
         for (int a = 0; a < windows.kernel[0]; a++) {
             int i = window_over(windows, 0, h, a);
-            for (int b = 0; b < windows.kernel[1] && i >= 0; b++) {
-                int j = window_over(windows, 1, w, b);
-                if (j < 0) continue;
-                Index window = ((Index)image * windows.grid[0] + i) * windows.grid[1] + j;
-                Vector<real, WIDTH> terms = term(window, a * windows.kernel[1] + b, c);
-                for (int k = 0; k < WIDTH; k++) sum.at[k] += terms.at[k];
+            for (int first = 0; first < windows.kernel[1] && i >= 0; first += BATCH) {
+                Vector<real, WIDTH> terms[BATCH] = {};
+                for (int b = first; b < first + BATCH; b++) {
+                    int j = b < windows.kernel[1] ? window_over(windows, 1, w, b) : -1;
+                    Index window = ((Index)image * windows.grid[0] + i) * windows.grid[1] + j;
+                    if (j >= 0) terms[b - first] = term(window, a * windows.kernel[1] + b, c);
+                }
+                for (int b = 0; b < BATCH; b++) {
+                    for (int k = 0; k < WIDTH; k++) sum.at[k] += terms[b].at[k];
+                }
             }
         }
         store(out + pixel * distance + c, sum);
@@ -702,23 +734,30 @@ __device__ void pixels_under(const Windows& windows, Word image, int i, int j, V
     }
 }
 
-template <int WIDTH>
+// Each thread makes COUNT neighboring vectors.
+template <int WIDTH, int COUNT>
 __device__ void im2col_by(const real* images, Index distance, Word n, const Windows& windows, const Axes& axes,
                           real* out) {
-    FOR_EACH(element, n) {
-        Word image = element;
-        int c = WIDTH * pop(image, axes.sizes[4]), b = pop(image, axes.sizes[3]), a = pop(image, axes.sizes[2]);
-        int j = pop(image, axes.sizes[1]), i = pop(image, axes.sizes[0]);
-        int h = pixel_under(windows, 0, i, a), w = pixel_under(windows, 1, j, b);
-        Index pixel = ((Index)image * windows.image[0] + h) * windows.image[1] + w;
-        Vector<real, WIDTH> values = {};
-        if (on_image(windows, h, w)) values = load<WIDTH>(images + pixel * distance + c);
-        store(out + WIDTH * element, values);
+    FOR_EACH(group, n) {
+        Vector<real, WIDTH * COUNT> values = {};
+        for (int m = 0; m < COUNT; m++) {
+            Word image = COUNT * group + m;
+            int c = WIDTH * pop(image, axes.sizes[4]), b = pop(image, axes.sizes[3]), a = pop(image, axes.sizes[2]);
+            int j = pop(image, axes.sizes[1]), i = pop(image, axes.sizes[0]);
+            int h = pixel_under(windows, 0, i, a), w = pixel_under(windows, 1, j, b);
+            Index pixel = ((Index)image * windows.image[0] + h) * windows.image[1] + w;
+            if (!on_image(windows, h, w)) continue;
+            Vector<real, WIDTH> vector = load<WIDTH>(images + pixel * distance + c);
+            for (int k = 0; k < WIDTH; k++) values.at[m * WIDTH + k] = vector.at[k];
+        }
+        store(out + WIDTH * COUNT * group, values);
     }
 }
 
-KERNEL im2col(const real* images, Index distance, Word n, Windows windows, Axes axes, int width, real* out) {
-    WITH_WIDTH(width, im2col_by, images, distance, n, windows, axes, out);
+KERNEL im2col(const real* images, Index distance, Word n, Windows windows, Axes axes, int width, int count, real* out) {
+    if (width == 4) im2col_by<4, 1>(images, distance, n, windows, axes, out);
+    else if (count == 4) im2col_by<1, 4>(images, distance, n, windows, axes, out);
+    else im2col_by<1, 1>(images, distance, n, windows, axes, out);
 }
 
 template <int WIDTH>
@@ -738,6 +777,7 @@ KERNEL col2im(const real* patches, Word n, Windows windows, Axes axes, int width
 template <int WIDTH, typename Choice>
 __device__ void max_pool_by(const real* x, const real* row, bool relu, Word n, const Windows& windows, const Axes& axes,
                             real* out, Choice* choice) {
+    const int BATCH = 4;  // cells whose pixels are loaded before they are compared
     int channels = WIDTH * axes.sizes[4].n;
     FOR_EACH(element, n) {
         Word image = element;
@@ -745,18 +785,30 @@ __device__ void max_pool_by(const real* x, const real* row, bool relu, Word n, c
         Vector<real, WIDTH> best = {}, bias = {};
         Vector<Choice, WIDTH> chosen = {};
         if (row) bias = load<WIDTH>(row + c);
-        bool first = true;
-        pixels_under(windows, image, i, j, [&](Index pixel, int cell) {
-            Vector<real, WIDTH> values = load<WIDTH>(x + pixel * channels + c);
-            for (int k = 0; k < WIDTH; k++) {
-                real value = row ? values.at[k] + bias.at[k] : values.at[k];  // -0 + 0 would be 0
-                if (first || (!(value <= best.at[k]) && best.at[k] == best.at[k])) {  // NaN wins; of equals the first
-                    best.at[k] = value;
-                    chosen.at[k] = cell;
-                }
+        int cells = windows.kernel[0] * windows.kernel[1], a = 0, b = 0;
+        bool none = true;
+        for (int first = 0; first < cells; first += BATCH) {
+            Vector<real, WIDTH> values[BATCH];
+            bool covered[BATCH];
+            for (int m = 0; m < BATCH; m++) {
+                int h = pixel_under(windows, 0, i, a), w = pixel_under(windows, 1, j, b);
+                Index pixel = ((Index)image * windows.image[0] + h) * windows.image[1] + w;
+                covered[m] = first + m < cells && on_image(windows, h, w);
+                if (covered[m]) values[m] = load<WIDTH>(x + pixel * channels + c);
+                if (++b == windows.kernel[1]) b = 0, a++;
             }
-            first = false;
-        });
+            for (int m = 0; m < BATCH; m++) {
+                for (int k = 0; k < WIDTH && covered[m]; k++) {
+                    real value = row ? values[m].at[k] + bias.at[k] : values[m].at[k];  // -0 + 0 would be 0
+                    // NaN wins; of equals the first.
+                    if (none || (!(value <= best.at[k]) && best.at[k] == best.at[k])) {
+                        best.at[k] = value;
+                        chosen.at[k] = first + m;
+                    }
+                }
+                none = none && !covered[m];
+            }
+        }
         for (int k = 0; k < WIDTH && relu; k++) best.at[k] = PositivePart()(best.at[k]);
         store(out + WIDTH * element, best);
         store(choice + WIDTH * element, chosen);

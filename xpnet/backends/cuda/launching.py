@@ -24,7 +24,8 @@ _log = logging.getLogger(__name__)
 
 MOST_BLOCKS = 4096  # of a grid that strides over the elements: enough to occupy any device
 VECTOR = 4  # neighboring elements that a thread loads at a time, where their addresses allow that
-_PART_ROWS, _MOST_PARTS = 8, 256  # the rows that a thread sums at least, and the most blocks of such a sum
+_FEW_ROWS = 1024  # are summed without parts, because adding these up would take longer
+_ROWS_EACH, _MOST_PARTS = 4, 264  # the rows that a thread sums at least, and the most blocks of such a sum
 _TICKETS = 1024  # column sums with more blocks side by side are not made in parts
 _INT64 = (numpy.dtype("int64"),)
 _OTHER_DTYPES = {  # of arguments that do not have the dtype of the others
@@ -168,9 +169,12 @@ class KernelLauncher(Backend):
         """
         rows, columns = array.shape
         width = self.width_of(columns, *[a for a in given.values() if isinstance(a, self.xp.ndarray)])
-        threads = min(32, power_of_two(-(-columns // width)))
+        if rows < _FEW_ROWS:
+            width = 1
+        threads = min(8 if width > 1 or rows < _FEW_ROWS else 32, power_of_two(-(-columns // width)))
         across = -(-columns // (width * threads))
-        parts = 1 if across > _TICKETS else max(1, min(rows * threads // (_PART_ROWS * BLOCK), _MOST_PARTS // across))
+        most = min(_MOST_PARTS // across, rows * threads // (_ROWS_EACH * BLOCK))
+        parts = 1 if rows < _FEW_ROWS or across > _TICKETS else max(1, most)
         part_rows = -(-rows // parts)
         parts = -(-rows // part_rows)
         memory = None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 
 from xpnet.backends.arrays import Array
-from xpnet.backends.cuda.graphs import NO_STEP
+from xpnet.backends.cuda.graphs import NO_STEP, STEP_THREADS
 from xpnet.backends.cuda.kernels import BLOCK, REALS, axes, signatures
 from xpnet.backends.cuda.launching import MOST_BLOCKS, VECTOR, by_kernel, fused, power_of_two
 from xpnet.backends.cuda.matmul import CUDAMatmul
@@ -150,9 +150,10 @@ class CUDAOperators(CUDAMatmul):
         if pixel is None or x.dtype != out.dtype or out.size >= _MANY or not self.accepts(out):
             return super().im2col(x, windows, out)
         width = self.width_of(math.gcd(x.shape[3], pixel), x, out)
-        return self._launch_windows(
-            "im2col", out, out.shape, width, images=_address(x), distance=pixel, windows=windows
-        )
+        count = self.width_of(out.size, out) if width == 1 else 1
+        sizes = {"n": out.size // (width * count), "axes": axes(*out.shape[1:-1], out.shape[-1] // width)}
+        images = {"images": _address(x), "distance": pixel}
+        return self.launch("im2col", out, **images, windows=windows, width=width, count=count, **sizes)
 
     def col2im(self, patches: Array, windows: Windows, out: Array) -> Array:
         pixel = _pixel_stride(out)
@@ -248,10 +249,11 @@ class CUDAOperators(CUDAMatmul):
         given = {argument.name: vector for argument, vector in zip(signatures()[name], vectors, strict=False)}
         given |= {"mask": mask, "numbers": self.step_numbers(numbers, step), "gate": gate}
         cells, n = self.thread.cells, vectors[0].size
-        updating, more, fields = min(-(-n // (VECTOR * BLOCK)), MOST_BLOCKS), 0, NO_STEP
+        updating, more, fields = min(-(-n // (VECTOR * STEP_THREADS)), MOST_BLOCKS), 0, NO_STEP
         if cells is not None and cells.ends_with_update:
             more, fields = cells.gathering_blocks, cells.fields()
-        self.launch(name, vectors[0], blocks=updating + more, updating=updating, step=fields, **given)
+        grid = {"blocks": updating + more, "threads": STEP_THREADS}
+        self.launch(name, vectors[0], **grid, updating=updating, step=fields, **given)
         return True
 
     def _parameter_mask(self, size: int, trained: Runs, decayed: Runs) -> Array:
