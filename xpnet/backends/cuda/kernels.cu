@@ -415,9 +415,18 @@ template <typename Term> __device__ real over_lanes(Index place, int group, int 
     return sums[0];
 }
 
+// The sum of 8 terms in the order of `over_lanes`.
+__device__ real over_terms(const real (&terms)[8]) {
+    real halves[4], quarters[2];
+    for (int k = 0; k < 4; k++) halves[k] = terms[k] + terms[k + 4];
+    for (int k = 0; k < 2; k++) quarters[k] = halves[k] + halves[k + 2];
+    return quarters[0] + quarters[1];
+}
+
 // cross_entropy with grad multiplied by `scale`, and count_correct, which is added to `correct` unless that is null.
-// `group` threads compute a row, and add as the `lanes` threads of cross_entropy do. A single block also stores the sum
-// of all losses in loss_sum.
+// `group` threads compute a row, and add as the `lanes` threads of cross_entropy do. If there are as many lanes as
+// columns, a thread has at most 8 of these, which it keeps in registers. A single block also stores the sum of all
+// losses in loss_sum.
 KERNEL cross_entropy_sums(const real* logits, const Index* labels, Index rows, Index columns, int group, int lanes,
                           real confidence, real share, real scale, real* losses, real* grad, double* loss_sum,
                           unsigned long long* correct) {
@@ -428,19 +437,40 @@ KERNEL cross_entropy_sums(const real* logits, const Index* labels, Index rows, I
         if (i >= rows) i = end = 0;  // nothing to do but to wait at the barriers
         const real* z = logits + i * columns;
         real* g = grad + i * columns;
-        Scored best = {z[0], 0};
-        for (Index j = place; j < end; j += group) best = FirstLargest()(best, Scored{z[j], (int)j});
-        best = over_group(best, FirstLargest(), group);
-        for (Index j = place; j < end; j += group) g[j] = exp(z[j] - best.score);
-        real total = over_lanes(place, group, lanes, end, [=](Index j) { return g[j]; }), shifted = 0;
-        total = over_group(total, Add(), group);
-        if (share != 0) {
-            shifted = over_lanes(place, group, lanes, end, [=](Index j) { return z[j] - best.score; });
-            shifted = over_group(shifted, Add(), group);
-        }
         Index label = labels[i];
-        for (Index j = place; j < end; j += group) {
-            g[j] = (g[j] / total - share - (j == label ? confidence : (real)0)) * scale;
+        Scored best = {z[0], 0};
+        real total, shifted = 0;
+        if (columns <= lanes) {
+            real differences[8] = {}, powers[8] = {};
+            for (int k = 0, j = place; k < 8; k++, j += group) {
+                if (j >= end) break;
+                differences[k] = z[j];
+                best = FirstLargest()(best, Scored{z[j], j});
+            }
+            best = over_group(best, FirstLargest(), group);
+            for (int k = 0, j = place; k < 8; k++, j += group) {
+                if (j >= end) break;
+                differences[k] -= best.score;
+                powers[k] = exp(differences[k]);
+            }
+            total = over_group(over_terms(powers), Add(), group);
+            if (share != 0) shifted = over_group(over_terms(differences), Add(), group);
+            for (int k = 0, j = place; k < 8; k++, j += group) {
+                if (j < end) g[j] = (powers[k] / total - share - (j == label ? confidence : (real)0)) * scale;
+            }
+        } else {
+            for (Index j = place; j < end; j += group) best = FirstLargest()(best, Scored{z[j], (int)j});
+            best = over_group(best, FirstLargest(), group);
+            for (Index j = place; j < end; j += group) g[j] = exp(z[j] - best.score);
+            total = over_lanes(place, group, lanes, end, [=](Index j) { return g[j]; });
+            total = over_group(total, Add(), group);
+            if (share != 0) {
+                shifted = over_lanes(place, group, lanes, end, [=](Index j) { return z[j] - best.score; });
+                shifted = over_group(shifted, Add(), group);
+            }
+            for (Index j = place; j < end; j += group) {
+                g[j] = (g[j] / total - share - (j == label ? confidence : (real)0)) * scale;
+            }
         }
         if (place == 0 && end > 0) {
             real log_total = log(total), loss = confidence * (log_total - (z[label] - best.score));

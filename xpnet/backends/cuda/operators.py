@@ -131,7 +131,7 @@ class CUDAOperators(CUDAMatmul):
         lanes, blocks = min(BLOCK, power_of_two(columns)), 1
         group = lanes
         if logits.size <= _SINGLE_BLOCK:
-            group = min(lanes, max(1, BLOCK // power_of_two(rows)))
+            group = min(lanes, max(1, lanes // 8, BLOCK // power_of_two(rows)))
         else:
             blocks = min(-(-rows * group // BLOCK), MOST_BLOCKS)
         targets = {"labels": labels, "confidence": 1.0 - smoothing, "share": smoothing / columns}
