@@ -37,8 +37,8 @@ class CUDAOperators(CUDAMatmul):
     relu_grad = by_kernel(Backend.relu_grad, each=VECTOR)
     sigmoid = by_kernel(Backend.sigmoid)
     softplus = by_kernel(Backend.softplus)
-    scale_shift = by_kernel(Backend.scale_shift)
-    combine = by_kernel(Backend.combine)
+    scale_shift = by_kernel(Backend.scale_shift, each=VECTOR)
+    combine = by_kernel(Backend.combine, each=VECTOR)
 
     @fused
     def add_to_rows(self, a: Array, row: Array) -> Array:
