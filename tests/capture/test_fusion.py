@@ -297,6 +297,85 @@ def test_counts_that_something_else_reads_are_not_fused(gpu):
     check(gpu, work, given, "cross_entropy_sums count_correct add subtract")
 
 
+# The output layer of a classifier ------------------------------------------------------------------------------------
+
+
+def output_layer(bias=True, count=True, gradient=True, mask=True, between=None, later=None):
+    """A function that computes the output of a classifier with its loss and gradients."""
+
+    def work(backend, h, w, b, losses, grad, grad_w, grad_b, out, loss_sum, total, labels):
+        logits = backend.matmul(h, w, out=backend.empty(grad.shape, "float32"))
+        if bias:
+            backend.add_to_rows(logits, b)
+        if between == "logits":
+            logits *= 2.0
+        backend.cross_entropy(logits, labels, 0.1, losses, grad)
+        if between == "gradient":
+            grad += 1.0
+        grad *= 1 / 6
+        if count:
+            total += backend.count_correct(logits, labels)
+        backend.sum_to(losses, loss_sum)
+        backend.matmul(h.T, grad, out=grad_w)
+        backend.sum_rows(grad, out=grad_b)
+        if between == "weight":
+            w *= 2.0
+        if gradient:
+            grad_h = backend.empty(h.shape, "float32") if mask else out
+            backend.matmul(grad, w.T, out=grad_h)
+            if mask:
+                backend.relu_grad(grad_h, h, out=out)
+            if later == "grad_h":
+                out += grad_h
+        if later == "logits":
+            losses += logits[:, 0]
+
+    return work
+
+
+WHOLE = "dense_cross_entropy sum_to matmul sum_rows"
+OUTPUTS = {
+    "all": ({}, WHOLE),
+    "no bias": ({"bias": False}, WHOLE),
+    "no accuracy": ({"count": False}, WHOLE),
+    "frozen layers before": ({"gradient": False}, WHOLE),
+    "no mask": ({"mask": False}, WHOLE),
+    "an unmasked gradient that is needed": ({"later": "grad_h"}, f"{WHOLE} relu_grad add"),
+    "another weight": ({"between": "weight"}, f"{WHOLE} multiply matmul relu_grad"),
+    "another gradient": (
+        {"between": "gradient"},
+        "dense_cross_entropy add multiply sum_to matmul sum_rows matmul relu_grad",
+    ),
+    "other logits": (
+        {"between": "logits"},
+        "matmul add_to_rows multiply cross_entropy_sums matmul sum_rows matmul relu_grad",
+    ),
+    "logits that are needed": (
+        {"later": "logits"},
+        "matmul add_to_rows cross_entropy_sums matmul sum_rows matmul relu_grad add",
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "expected"), OUTPUTS.values(), ids=OUTPUTS.keys())
+def test_the_output_layer_of_a_classifier_is_fused(gpu, options, expected):
+    given = arrays(gpu, (6, 5), (5, 3), (3,), (6,), (6, 3), (5, 3), (3,), (6, 5))
+    given[0] *= given[0] > 0
+    given += [gpu.zeros((), "float64"), gpu.zeros((2,), "int64"), gpu.asarray(np.arange(6) % 3)]
+    check(gpu, output_layer(**options), given, expected)
+
+
+@pytest.mark.parametrize("sizes", [(6, 5, 17), (2, 2049, 3)])
+def test_large_output_layers_are_not_fused(gpu, sizes):
+    rows, depth, classes = sizes
+    given = arrays(
+        gpu, (rows, depth), (depth, classes), (classes,), (rows,), (rows, classes), (depth, classes), (classes,)
+    )
+    given += [gpu.zeros((rows, depth), "float32"), gpu.zeros((), "float64"), gpu.zeros((2,), "int64")]
+    given += [gpu.asarray(np.arange(rows) % classes)]
+    check(gpu, output_layer(), given, OUTPUTS["logits that are needed"][1].removesuffix(" add"))
+
+
 # Zeros ---------------------------------------------------------------------------------------------------------------
 
 
@@ -344,7 +423,8 @@ def test_other_sums_stay(gpu, work, expected):
 
 # Whole steps ---------------------------------------------------------------------------------------------------------
 
-STEP = (
+STEP = "matmul add_to_rows_relu dense_cross_entropy matmul sum_rows matmul sum_rows sum_to whole_update"
+UNFUSED_STEP = (
     "matmul add_to_rows_relu matmul add_to_rows cross_entropy_sums matmul sum_rows matmul "
     "relu_grad_sum_rows matmul whole_update"
 )
@@ -352,7 +432,7 @@ STEPS = {
     "plain": ({}, {}, STEP),
     "half precision": (
         {"precision": "bfloat16"}, {},
-        "cast cast " + STEP.replace("relu matmul", "relu cast cast matmul")
+        "cast cast " + UNFUSED_STEP.replace("relu matmul", "relu cast cast matmul")
         .replace("sums matmul", "sums cast matmul").replace("rows matmul w", "rows cast matmul w"),
     ),
     "weighted": (
@@ -383,6 +463,6 @@ def test_convolutions_store_their_gradients_where_the_optimizer_reads_them(gpu):
     (step,) = captured_steps(model, IMAGES[:200], Y[:200], optimizer="sgd")
     assert names(step.calls) == [
         *["im2col", "matmul", "add_to_rows_relu", "im2col", "matmul", "add_to_rows"],
-        *["matmul", "add_to_rows", "cross_entropy_sums", "matmul", "sum_rows", "matmul"],
-        *["im2col", "matmul", "matmul", "col2im", "sum_rows", "relu_grad_sum_rows", "im2col", "matmul", "whole_update"],
+        *["dense_cross_entropy", "matmul", "sum_rows", "im2col", "matmul", "matmul", "col2im", "sum_rows"],
+        *["relu_grad_sum_rows", "im2col", "matmul", "sum_to", "whole_update"],
     ]

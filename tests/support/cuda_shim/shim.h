@@ -38,14 +38,20 @@ static void __syncthreads() {
 
 // All threads of a block call these.
 static void __syncwarp() { __syncthreads(); }
-template <typename T> static T __shfl_xor_sync(unsigned, T value, int lanes) {
+template <typename T> static T of_thread(T value, int thread) {
     static T given[MAX_THREADS];
-    int self = running - threads;
-    given[self] = value;
+    given[running - threads] = value;
     __syncthreads();
-    value = given[self ^ lanes];
+    value = given[thread];
     __syncthreads();
     return value;
+}
+template <typename T> static T __shfl_xor_sync(unsigned, T value, int lanes) {
+    return of_thread(value, (int)(running - threads) ^ lanes);
+}
+template <typename T> static T __shfl_sync(unsigned, T value, int lane) {
+    int self = running - threads;
+    return of_thread(value, self - self % 32 + lane % 32);
 }
 
 static void enter() {

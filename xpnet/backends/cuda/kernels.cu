@@ -509,6 +509,97 @@ KERNEL cross_entropy_sums(const real* logits, const Index* labels, Index rows, I
     if (blockIdx.x == 0) atomicAdd(correct + 1, (unsigned long long)rows);
 }
 
+// The last Dense layer of a classifier with its loss, for few classes: cross_entropy with the logits h @ weight + row,
+// whose gradient is multiplied by `scale`; count_correct, which is added to `correct` unless that is null; and
+// grad_h = grad @ weightᵀ, where h is not 0 if `masked`, unless grad_h is null. A block has 256 threads, of which `warps`
+// warps compute a row. The lanes of a warp have different parts of `depth`, the columns of h; then two lanes each have
+// one class.
+const int MOST_CLASSES = 16;
+
+template <typename T> __device__ T other_lane(T value, int distance) {
+    return __shfl_xor_sync(0xffffffff, value, distance);
+}
+
+// Of twice COUNT sums, the half that belongs to this lane, over two lanes.
+template <int COUNT> __device__ void halve_sums(real (&sums)[MOST_CLASSES], int lane) {
+    bool upper = lane & 2 * COUNT;
+#pragma unroll
+    for (int c = 0; c < COUNT; c++) {
+        real given = upper ? sums[c] : sums[c + COUNT];
+        sums[c] = (upper ? sums[c + COUNT] : sums[c]) + other_lane(given, 2 * COUNT);
+    }
+}
+
+// The sum of sums[c] over the lanes of a warp, in lanes 2c and 2c + 1.
+__device__ real class_sum(real (&sums)[MOST_CLASSES], int lane) {
+    halve_sums<8>(sums, lane);
+    halve_sums<4>(sums, lane);
+    halve_sums<2>(sums, lane);
+    halve_sums<1>(sums, lane);
+    return sums[0] + other_lane(sums[0], 1);
+}
+
+// The sum over all classes, from the two lanes of each.
+__device__ real over_classes(real value) {
+    for (int distance = 2; distance < 32; distance *= 2) value += other_lane(value, distance);
+    return value;
+}
+
+KERNEL dense_cross_entropy(const real* h, const real* weight, const real* row, const Index* labels, Index rows,
+                           int depth, int classes, int warps, real confidence, real share, real scale, real* losses,
+                           real* grad, unsigned long long* correct, real* grad_h, int masked) {
+    __shared__ real parts[8][MOST_CLASSES];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, part = warp % warps, c = lane / 2;
+    Index i = blockIdx.x * (Index)(8 / warps) + warp / warps;
+    int end = i < rows ? depth : 0;  // the warps of a row that is missing only wait for the others
+    const real* x = h + i * depth;
+    real sums[MOST_CLASSES] = {};
+#pragma unroll 4
+    for (int k = 32 * part + lane; k < end; k += 32 * warps) {
+        real value = x[k];
+#pragma unroll
+        for (int m = 0; m < MOST_CLASSES; m++) sums[m] += value * (m < classes ? weight[k * classes + m] : (real)0);
+    }
+    real logit = class_sum(sums, lane);
+    if (warps > 1) {
+        parts[warp][c] = logit;
+        __syncthreads();
+        logit = 0;
+        for (int other = warp - part; other < warp - part + warps; other++) logit += parts[other][c];
+    }
+    bool used = end > 0 && c < classes;
+    if (used && row) logit += row[c];
+    int label = end > 0 ? labels[i] : 0;
+    real of_first = __shfl_sync(0xffffffff, logit, 0);
+    Scored best = {used ? logit : of_first, used ? c : 0};
+    for (int distance = 2; distance < 32; distance *= 2) {
+        best = FirstLargest()(best, Scored{other_lane(best.score, distance), other_lane(best.index, distance)});
+    }
+    real difference = used ? logit - best.score : (real)0, power = used ? exp(difference) : (real)0;
+    real total = over_classes(power), shifted = share != 0 ? over_classes(difference) : (real)0;
+    real gradient = used ? (power / total - share - (c == label ? confidence : (real)0)) * scale : (real)0;
+    real of_label = __shfl_sync(0xffffffff, difference, 2 * label);
+    if (used && part == 0 && lane % 2 == 0) grad[i * classes + c] = gradient;
+    if (end > 0 && part == 0 && lane == 0) {
+        real log_total = log(total), loss = confidence * (log_total - of_label);
+        losses[i] = share != 0 ? loss + share * (classes * log_total - shifted) : loss;  // 0 · ∞ would be NaN
+        bool hit = best.index == label && best.score == best.score;
+        if (correct && hit) atomicAdd(correct, 1ull);  // of integers, whose sum is the same in any order
+        if (correct && i == 0) atomicAdd(correct + 1, (unsigned long long)rows);
+    }
+    if (!grad_h) return;
+    real gradients[MOST_CLASSES];
+#pragma unroll
+    for (int m = 0; m < MOST_CLASSES; m++) gradients[m] = __shfl_sync(0xffffffff, gradient, 2 * m);
+#pragma unroll 4
+    for (int k = 32 * part + lane; k < end; k += 32 * warps) {
+        real sum = 0;
+#pragma unroll
+        for (int m = 0; m < MOST_CLASSES; m++) sum += gradients[m] * (m < classes ? weight[k * classes + m] : (real)0);
+        grad_h[i * depth + k] = masked ? WhereNotZero()(sum, x[k]) : sum;
+    }
+}
+
 // out = (x - μ) / σ in each row, with σ = √(variance + epsilon).
 KERNEL normalize_rows(const real* x, Index rows, Index columns, double epsilon, real* out, real* sigma) {
     FOR_EACH_ROW(i, rows) {

@@ -6,12 +6,13 @@ sequences, bit for bit on the CPU and up to rounding on a GPU.
 
 from xpnet.backends.arrays import Array
 from xpnet.backends.reference.elementwise import ElementwiseOperators
+from xpnet.backends.reference.matmul import MatmulOperators
 from xpnet.backends.reference.reductions import ReductionOperators
 from xpnet.backends.reference.rows import RowOperators
 from xpnet.backends.reference.windows import WindowOperators, Windows
 
 
-class FusedOperators(ElementwiseOperators, ReductionOperators, WindowOperators, RowOperators):
+class FusedOperators(ElementwiseOperators, MatmulOperators, ReductionOperators, WindowOperators, RowOperators):
     def add_to_rows_relu(self, a: Array, row: Array, out: Array) -> Array:
         """out[i, j] = max(a[i, j] + row[j], 0). out may be a; if it is not, the values of a are undefined afterwards.
 
@@ -52,6 +53,42 @@ class FusedOperators(ElementwiseOperators, ReductionOperators, WindowOperators, 
         self.sum_to(losses, loss_sum)
         if correct is not None:
             correct += self.count_correct(logits, labels)
+        return losses, grad
+
+    def dense_cross_entropy(
+        self,
+        h: Array,
+        weight: Array,
+        row: Array | None,
+        labels: Array,
+        smoothing: float,
+        scale: float,
+        losses: Array,
+        grad: Array,
+        correct: Array | None,
+        grad_h: Array | None,
+        masked: bool,
+    ) -> tuple[Array, Array]:
+        """Cross-entropy of the logits h @ weight + row, with the gradient with respect to h: (losses, grad).
+
+        h (N, depth), weight (depth, K), row (K,) or None.  labels, losses, grad, scale, correct: as in
+        `cross_entropy_sums`.  grad_h (N, depth) = grad @ weightᵀ, or None; `masked` makes it 0 where h is 0.
+
+        Replaces matmul(h, weight, logits); add_to_rows(logits, row); cross_entropy(logits, labels, smoothing, losses,
+        grad); grad *= scale; correct += count_correct(logits, labels); matmul(grad, weightᵀ, grad_h);
+        relu_grad(grad_h, h, grad_h).
+        """
+        logits = self.matmul(h, weight, self.xp.empty_like(grad))
+        if row is not None:
+            self.add_to_rows(logits, row)
+        self.cross_entropy(logits, labels, smoothing, losses, grad)
+        grad *= scale
+        if correct is not None:
+            correct += self.count_correct(logits, labels)
+        if grad_h is not None:
+            self.matmul(grad, weight.T, grad_h)
+            if masked:
+                grad_h *= h != 0
         return losses, grad
 
     def add_to_rows_max_pool(
