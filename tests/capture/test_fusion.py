@@ -7,6 +7,7 @@ from traced_gpu_steps import captured_steps, listed
 
 import xpnet
 from xpnet import layers, losses, optimizers
+from xpnet.backends.reference.windows import Windows
 from xpnet.capture import branches
 
 
@@ -151,6 +152,76 @@ def test_other_sums_are_not_fused(gpu, work, expected):
     check(gpu, work, arrays(gpu, (6, 4), (6, 4), (4,), (6, 4)), expected)
 
 
+# Max pooling ---------------------------------------------------------------------------------------------------------
+
+PAIRS = Windows((4, 4), (2, 2), (2, 2), (2, 2))
+
+
+def pooling(bias=True, relu=True, between=None, reshaped=False):
+    """A function that pools the result of a convolution."""
+
+    def work(backend, x, row, y):
+        z = backend.relu(x, out=backend.empty(x.shape, "float32"))
+        if bias:
+            backend.add_to_rows(z.reshape(-1, 3), row)
+        if between == "z":
+            y += z[:, ::2, ::2]
+        pooled, choice = backend.empty(y.shape, "float32"), backend.empty(y.shape, "uint8")
+        backend.max_pool(z, PAIRS, out=pooled, choice=choice)
+        if between == "pooled":
+            y += pooled
+        if relu:
+            out = backend.empty(y.shape, "float32")
+            pooled = backend.relu(*[a.reshape(2, -1) if reshaped else a for a in (pooled, out)]).reshape(y.shape)
+        y += pooled
+        y *= choice + 1.0
+        if between == "later":
+            y += z[:, ::2, ::2]
+
+    return work
+
+
+FUSED = "relu add_to_rows_max_pool add add multiply"
+
+
+@pytest.mark.parametrize(("options", "expected"), [
+    ({}, FUSED), ({"bias": False}, FUSED), ({"relu": False}, FUSED), ({"reshaped": True}, FUSED),
+    ({"bias": False, "relu": False}, FUSED.replace("add_to_rows_", "")),
+    ({"between": "z"}, "relu add_to_rows add add_to_rows_max_pool add add multiply"),
+    ({"between": "later"}, "relu add_to_rows add_to_rows_max_pool add add multiply add"),
+    ({"between": "pooled"}, "relu add_to_rows_max_pool add relu add add multiply"),
+], ids=str)  # fmt: skip
+def test_the_bias_and_relu_of_a_pooled_convolution_are_fused(gpu, options, expected):
+    check(gpu, pooling(**options), arrays(gpu, (2, 4, 4, 3), (3,), (2, 2, 2, 3)), expected)
+
+
+def unpooling(between=None):
+    """A function that passes a gradient through ReLU and pooling."""
+
+    def work(backend, grad, y, out):
+        masked, choice = backend.empty(y.shape, "float32"), backend.empty(y.shape, "uint8")
+        choice[...] = y > 0.5
+        backend.relu_grad(grad, y, out=masked)
+        if between == "masked":
+            masked *= 2.0
+        elif between == "y":
+            y *= 0.0
+        backend.max_pool_grad(masked, choice, PAIRS, out=out)
+        if between == "later":
+            y += masked
+
+    return work
+
+
+@pytest.mark.parametrize(("between", "expected"), [
+    (None, "relu_grad_max_pool_grad"), ("masked", "relu_grad multiply max_pool_grad"),
+    ("y", "relu_grad multiply max_pool_grad"), ("later", "relu_grad max_pool_grad add"),
+])  # fmt: skip
+def test_the_gradients_of_relu_and_pooling_are_fused(gpu, between, expected):
+    given = arrays(gpu, (2, 2, 2, 3), (2, 2, 2, 3), (2, 4, 4, 3))
+    check(gpu, unpooling(between), given, f"greater copyto {expected}")
+
+
 # Cross-entropy -------------------------------------------------------------------------------------------------------
 
 
@@ -274,14 +345,14 @@ def test_other_sums_stay(gpu, work, expected):
 # Whole steps ---------------------------------------------------------------------------------------------------------
 
 STEP = (
-    "gather gather matmul add_to_rows_relu matmul add_to_rows cross_entropy_sums matmul sum_rows matmul "
+    "matmul add_to_rows_relu matmul add_to_rows cross_entropy_sums matmul sum_rows matmul "
     "relu_grad_sum_rows matmul whole_update"
 )
 STEPS = {
     "plain": ({}, {}, STEP),
     "half precision": (
         {"precision": "bfloat16"}, {},
-        STEP.replace("gather matmul", "gather cast cast matmul").replace("relu matmul", "relu cast cast matmul")
+        "cast cast " + STEP.replace("relu matmul", "relu cast cast matmul")
         .replace("sums matmul", "sums cast matmul").replace("rows matmul w", "rows cast matmul w"),
     ),
     "weighted": (
@@ -311,7 +382,7 @@ def test_convolutions_store_their_gradients_where_the_optimizer_reads_them(gpu):
     model = xpnet.Sequential(stack, (8, 8, 1), backend=gpu, seed=3)
     (step,) = captured_steps(model, IMAGES[:200], Y[:200], optimizer="sgd")
     assert names(step.calls) == [
-        *["gather", "gather", "im2col", "matmul", "add_to_rows_relu", "im2col", "matmul", "add_to_rows"],
+        *["im2col", "matmul", "add_to_rows_relu", "im2col", "matmul", "add_to_rows"],
         *["matmul", "add_to_rows", "cross_entropy_sums", "matmul", "sum_rows", "matmul"],
         *["im2col", "matmul", "matmul", "col2im", "sum_rows", "relu_grad_sum_rows", "im2col", "matmul", "whole_update"],
     ]

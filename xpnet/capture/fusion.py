@@ -66,7 +66,10 @@ def _copy_of_one(call: Call, calls: Sequence[Call], memory: Memory) -> Call | No
 
 def fused(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
     """The calls with fused operators in place of the sequences that these replace."""
-    for fuse in (with_add_to_rows_relu, with_relu_grad_sum_rows, with_cross_entropy_sums):
+    for fuse in (
+        with_add_to_rows_relu, with_add_to_rows_max_pool, with_relu_grad_max_pool_grad, with_relu_grad_sum_rows,
+        with_cross_entropy_sums,
+    ):  # fmt: skip
         calls = fuse(calls, memory, backend)
     return calls
 
@@ -108,6 +111,78 @@ def with_relu_grad_sum_rows(calls: list[Call], memory: Memory, backend: Any) -> 
         call = Call(backend.relu_grad_sum_rows, (grad, y, out, sums), reads=(grad, y), writes=(out, sums))
         calls = _joined(calls, first, [second], call)
     return calls
+
+
+def with_add_to_rows_max_pool(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
+    """add_to_rows(x, row); max_pool(x, windows, pooled, choice); relu(pooled, out) → add_to_rows_max_pool(…).
+
+    The first or the last may be missing. Nothing else needs x + row and what is pooled.
+    """
+    for pool in [call for call in calls if call.function == backend.max_pool]:
+        x, windows, pooled, choice = given_by_name(pool).values()
+        add = _sum_for(calls, pool, x, memory, backend)
+        relu = _relu_of(calls, pool, pooled, memory, backend)
+        first, others = (pool, []) if add is None else (add, [pool])
+        others += [] if relu is None else [relu]
+        if not others or not _movable(calls, first, others, memory):
+            continue
+        row = None if add is None else given_by_name(add)["row"]
+        out = pooled if relu is None else _shaped(given_by_name(relu)["out"], pooled)
+        if memory.overlap(out, x):
+            continue
+        reads, changed = ((x,), ()) if row is None else ((x, row), (x,))
+        call = Call(
+            backend.add_to_rows_max_pool, (x, row, windows, relu is not None, out, choice),
+            reads=reads, writes=(*changed, out, choice),
+        )  # fmt: skip
+        calls = _joined(calls, first, others, call)
+    return calls
+
+
+def _sum_for(calls: Sequence[Call], pool: Call, x: Array, memory: Memory, backend: Any) -> Call | None:
+    """The call add_to_rows(x, row) whose result only `pool` needs."""
+    for add in [call for call in calls if call.function == backend.add_to_rows]:
+        a, row = given_by_name(add).values()
+        if _next_use(calls, add, a, memory) is pool and _same_elements(a, x) and len(row) == x.shape[-1]:
+            return None if _needed_after(calls, pool, x, memory) else add
+    return None
+
+
+def _relu_of(calls: Sequence[Call], pool: Call, pooled: Array, memory: Memory, backend: Any) -> Call | None:
+    """The call relu(pooled, out) that is the only one that needs `pooled`."""
+    relu = _next_use(calls, pool, pooled, memory)
+    if relu is None or relu.function != backend.relu:
+        return None
+    x, out = given_by_name(relu).values()
+    out = _shaped(out, pooled)
+    if out is None or not _same_elements(x, pooled):
+        return None
+    return None if _needed_after(calls, relu, pooled, memory) and not same_view(out, pooled) else relu
+
+
+def with_relu_grad_max_pool_grad(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
+    """relu_grad(grad, y, masked); max_pool_grad(masked, choice, windows, out) → relu_grad_max_pool_grad(…)."""
+    for first in [call for call in calls if call.function == backend.relu_grad]:
+        masked = given_by_name(first)["out"]
+        second = _next_use(calls, first, masked, memory)
+        if second is None or second.function != backend.max_pool_grad:
+            continue
+        pooled, choice, windows, out = given_by_name(second).values()
+        arrays = [_shaped(given_by_name(first)[name], pooled) for name in ("grad", "y")]
+        if not _same_elements(masked, pooled) or any(a is None for a in arrays):
+            continue
+        if _needed_after(calls, second, masked, memory) or memory.touches(first, out):
+            continue
+        reads = (*arrays, choice)
+        if any(memory.writes(between, a) for a in reads for between in _between(calls, first, second)):
+            continue
+        call = Call(backend.relu_grad_max_pool_grad, (*reads, windows, out), reads=reads, writes=(out,))
+        calls = _joined(calls, second, [first], call)
+    return calls
+
+
+def _between(calls: Sequence[Call], first: Call, last: Call) -> Sequence[Call]:
+    return calls[_position(calls, first) + 1 : _position(calls, last)]
 
 
 def with_cross_entropy_sums(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:

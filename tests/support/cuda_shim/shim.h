@@ -15,7 +15,10 @@ static Dim gridDim, blockDim, blockIdx, threadIdx;
 
 static inline unsigned __float_as_uint(float x) { unsigned bits; memcpy(&bits, &x, 4); return bits; }
 static inline float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
+static inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned long long)a * b >> 32; }
 static inline void atomicAdd(unsigned long long* at, unsigned long long value) { *at += value; }
+static inline unsigned atomicInc(unsigned* at, unsigned last) { unsigned old = *at; *at = old >= last ? 0 : old + 1; return old; }
+static inline void __threadfence() {}
 
 static const int MAX_THREADS = 1024, STACK = 64 * 1024;
 struct Thread { Dim index; char* stack; jmp_buf place; bool started, done; };
@@ -31,6 +34,18 @@ static void __syncthreads() {
     if (!running) { error = "a kernel that should not synchronize calls __syncthreads"; return; }
     if (!_setjmp(running->place)) _longjmp(scheduler, 1);
     threadIdx = running->index;
+}
+
+// All threads of a block call these.
+static void __syncwarp() { __syncthreads(); }
+template <typename T> static T __shfl_xor_sync(unsigned, T value, int lanes) {
+    static T given[MAX_THREADS];
+    int self = running - threads;
+    given[self] = value;
+    __syncthreads();
+    value = given[self ^ lanes];
+    __syncthreads();
+    return value;
 }
 
 static void enter() {

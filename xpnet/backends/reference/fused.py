@@ -8,9 +8,10 @@ from xpnet.backends.arrays import Array
 from xpnet.backends.reference.elementwise import ElementwiseOperators
 from xpnet.backends.reference.reductions import ReductionOperators
 from xpnet.backends.reference.rows import RowOperators
+from xpnet.backends.reference.windows import WindowOperators, Windows
 
 
-class FusedOperators(ElementwiseOperators, ReductionOperators, RowOperators):
+class FusedOperators(ElementwiseOperators, ReductionOperators, WindowOperators, RowOperators):
     def add_to_rows_relu(self, a: Array, row: Array, out: Array) -> Array:
         """out[i, j] = max(a[i, j] + row[j], 0). out may be a; if it is not, the values of a are undefined afterwards.
 
@@ -52,3 +53,25 @@ class FusedOperators(ElementwiseOperators, ReductionOperators, RowOperators):
         if correct is not None:
             correct += self.count_correct(logits, labels)
         return losses, grad
+
+    def add_to_rows_max_pool(
+        self, x: Array, row: Array | None, windows: Windows, relu: bool, out: Array, choice: Array
+    ) -> Array:
+        """out, choice = max_pool of x (N, H, W, C) + row (C,); with `relu`, out is then made positive. Returns out.
+
+        row: None adds nothing. If it is given, the values of x are undefined afterwards.
+
+        Replaces add_to_rows(x, row); max_pool(x, windows, pooled, choice); relu(pooled, out).
+        """
+        if row is not None:
+            self.add_to_rows(x.reshape(-1, x.shape[3]), row)
+        self.max_pool(x, windows, out, choice)
+        return self.relu(out, out) if relu else out
+
+    def relu_grad_max_pool_grad(self, grad: Array, y: Array, choice: Array, windows: Windows, out: Array) -> Array:
+        """out = max_pool_grad(grad · [y ≠ 0], choice, windows). Returns out.
+
+        Replaces relu_grad(grad, y, masked); max_pool_grad(masked, choice, windows, out).
+        """
+        masked = self.relu_grad(grad, y, self.xp.empty_like(grad))
+        return self.max_pool_grad(masked, choice, windows, out)
