@@ -1,0 +1,119 @@
+"""Matrix products by cuBLASLt, whose heuristics propose several algorithms for a product, and which can add a bias.
+
+https://docs.nvidia.com/cuda/cublas/#using-the-cublaslt-api
+"""
+
+import ctypes
+import functools
+from typing import Any
+
+from xpnet.backends.arrays import Array
+from xpnet.backends.cuda.cublas import MatrixLayout
+
+_COMPUTE_TYPES = {"float32": 68, "tf32": 77}  # cublasComputeType_t
+_FLOAT32 = 0  # cudaDataType_t
+_TRANSPOSE_A, _TRANSPOSE_B, _EPILOGUE, _BIAS_POINTER = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
+_MOST_WORKSPACE = 1  # cublasLtMatmulPreferenceAttributes_t
+_EPILOGUES = {(False, False): 1, (True, False): 4, (True, True): 6}  # cublasLtEpilogue_t by (bias, relu)
+
+
+class _Heuristic(ctypes.Structure):  # cublasLtMatmulHeuristicResult_t
+    _fields_ = (
+        ("algorithm", ctypes.c_uint64 * 8), ("workspace", ctypes.c_size_t), ("state", ctypes.c_int),
+        ("waves", ctypes.c_float), ("reserved", ctypes.c_int * 4),
+    )  # fmt: skip
+
+
+class CublasLt:
+    """One handle, with a workspace that products of one stream share."""
+
+    def __init__(self, library: Any, workspace: Array) -> None:
+        self._library, self.workspace = library, workspace
+        self.handle = ctypes.c_void_p()
+        self.call("cublasLtCreate", ctypes.byref(self.handle))
+
+    def call(self, name: str, *given: Any) -> None:
+        status = getattr(self._library, name)(*given)
+        if status:
+            raise RuntimeError(f"{name} failed with status {status}")
+
+
+class LtProduct:
+    """out = a @ b of float32 matrices, for matrices of these sizes and layouts, perhaps + row, and then relu.
+
+    cuBLASLt stores matrices by columns, so it computes outᵀ = bᵀ aᵀ, as in cublas.py. RuntimeError if it cannot.
+
+    count: how many algorithms there are.
+    """
+
+    def __init__(
+        self, lt: CublasLt, sizes: tuple[int, int, int], layouts: tuple[MatrixLayout, MatrixLayout, MatrixLayout],
+        precision: str, with_row: bool, relu: bool, most: int,
+    ) -> None:  # fmt: skip
+        self._lt, self._with_row = lt, with_row
+        m, k, n = sizes
+        a, b, out = layouts
+        self._description = ctypes.c_void_p()
+        lt.call("cublasLtMatmulDescCreate", ctypes.byref(self._description), _COMPUTE_TYPES[precision], _FLOAT32)
+        self._set(_TRANSPOSE_A, ctypes.c_int32(b.operation))
+        self._set(_TRANSPOSE_B, ctypes.c_int32(a.operation))
+        self._set(_EPILOGUE, ctypes.c_int32(_EPILOGUES[with_row, relu]))
+        self._a = self._layout((k, m) if not a.operation else (m, k), a.leading)
+        self._b = self._layout((n, k) if not b.operation else (k, n), b.leading)
+        self._out = self._layout((n, m), out.leading)
+        self._one, self._zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
+        self._algorithms = self._heuristics(most)
+        self.count = len(self._algorithms)
+
+    def _set(self, attribute: int, value: Any) -> None:
+        size = ctypes.c_size_t(ctypes.sizeof(value))
+        self._lt.call("cublasLtMatmulDescSetAttribute", self._description, attribute, ctypes.byref(value), size)
+
+    def _layout(self, shape: tuple[int, int], leading: int) -> ctypes.c_void_p:
+        """The description of a matrix that is stored by columns."""
+        layout = ctypes.c_void_p()
+        rows, columns = map(ctypes.c_uint64, shape)
+        self._lt.call(
+            "cublasLtMatrixLayoutCreate", ctypes.byref(layout), _FLOAT32, rows, columns, ctypes.c_int64(leading)
+        )
+        return layout
+
+    def _heuristics(self, most: int) -> list[_Heuristic]:
+        preference, size = ctypes.c_void_p(), ctypes.c_uint64(self._lt.workspace.nbytes)
+        self._lt.call("cublasLtMatmulPreferenceCreate", ctypes.byref(preference))
+        self._lt.call(
+            "cublasLtMatmulPreferenceSetAttribute", preference, _MOST_WORKSPACE, ctypes.byref(size), ctypes.c_size_t(8)
+        )
+        found, count = (_Heuristic * most)(), ctypes.c_int()
+        try:
+            self._lt.call(
+                "cublasLtMatmulAlgoGetHeuristic", self._lt.handle, self._description, self._b, self._a, self._out,
+                self._out, preference, most, found, ctypes.byref(count),
+            )  # fmt: skip
+        finally:
+            self._lt.call("cublasLtMatmulPreferenceDestroy", preference)
+        return [found[i] for i in range(count.value) if found[i].state == 0]
+
+    def __call__(self, number: int, a: Array, b: Array, out: Array, row: Array | None, stream: int) -> None:
+        """Compute the product by the algorithm of this number."""
+        if self._with_row:
+            assert row is not None
+            self._set(_BIAS_POINTER, ctypes.c_void_p(row.data.ptr))
+        address, workspace = ctypes.c_void_p, self._lt.workspace
+        self._lt.call(
+            "cublasLtMatmul", self._lt.handle, self._description, ctypes.byref(self._one), address(b.data.ptr), self._b,
+            address(a.data.ptr), self._a, ctypes.byref(self._zero), address(out.data.ptr), self._out,
+            address(out.data.ptr), self._out, ctypes.byref(self._algorithms[number].algorithm),
+            address(workspace.data.ptr), ctypes.c_size_t(workspace.nbytes), address(stream),
+        )  # fmt: skip
+
+
+@functools.cache
+def load() -> ctypes.CDLL:
+    """NVIDIA's cuBLASLt library, found as CuPy finds it. Raises if there is none."""
+    from cuda import pathfinder  # a dependency of CuPy
+
+    path = pathfinder.load_nvidia_dynamic_lib("cublasLt").abs_path
+    if path is None:
+        raise OSError("the file of libcublasLt is not known")
+    return ctypes.CDLL(path)
