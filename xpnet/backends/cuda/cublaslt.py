@@ -8,12 +8,13 @@ import functools
 from typing import Any
 
 from xpnet.backends.arrays import Array
-from xpnet.backends.cuda.cublas import MatrixLayout
+from xpnet.backends.cuda.cublas import matrix_layout
 
 _COMPUTE_TYPES = {"float32": 68, "tf32": 77}  # cublasComputeType_t
 _FLOAT32 = 0  # cudaDataType_t
 _TRANSPOSE_A, _TRANSPOSE_B, _EPILOGUE, _BIAS_POINTER = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
-_MOST_WORKSPACE = 1  # cublasLtMatmulPreferenceAttributes_t
+_MOST_WORKSPACE, _ALIGNMENTS = 1, (5, 6, 7, 8)  # cublasLtMatmulPreferenceAttributes_t; of A, B, C and D
+_MOST_ALIGNMENT = 256  # bytes that cuBLASLt asks for
 _EPILOGUES = {(False, False): 1, (True, False): 4, (True, True): 6}  # cublasLtEpilogue_t by (bias, relu)
 
 
@@ -39,51 +40,51 @@ class CublasLt:
 
 
 class LtProduct:
-    """out = a @ b of float32 matrices, for matrices of these sizes and layouts, perhaps + row, and then relu.
+    """out = a @ b of float32 matrices like these, perhaps + row, and then relu. RuntimeError if there is no algorithm.
 
-    cuBLASLt stores matrices by columns, so it computes outᵀ = bᵀ aᵀ, as in cublas.py. RuntimeError if it cannot.
+    cuBLASLt stores matrices by columns, so it computes outᵀ = bᵀ aᵀ, as cublas.py does.
 
-    count: how many algorithms there are.
+    a, b, out, row: as in `__call__`, with the sizes, layouts and alignments of all later calls.  count: the algorithms.
     """
 
     def __init__(
-        self, lt: CublasLt, sizes: tuple[int, int, int], layouts: tuple[MatrixLayout, MatrixLayout, MatrixLayout],
-        precision: str, with_row: bool, relu: bool, most: int,
-    ) -> None:  # fmt: skip
-        self._lt, self._with_row = lt, with_row
-        m, k, n = sizes
-        a, b, out = layouts
+        self, lt: CublasLt, a: Array, b: Array, out: Array, row: Array | None, relu: bool, precision: str, most: int
+    ) -> None:
+        self._lt = lt
         self._description = ctypes.c_void_p()
         lt.call("cublasLtMatmulDescCreate", ctypes.byref(self._description), _COMPUTE_TYPES[precision], _FLOAT32)
-        self._set(_TRANSPOSE_A, ctypes.c_int32(b.operation))
-        self._set(_TRANSPOSE_B, ctypes.c_int32(a.operation))
-        self._set(_EPILOGUE, ctypes.c_int32(_EPILOGUES[with_row, relu]))
-        self._a = self._layout((k, m) if not a.operation else (m, k), a.leading)
-        self._b = self._layout((n, k) if not b.operation else (k, n), b.leading)
-        self._out = self._layout((n, m), out.leading)
+        operations = [self._layout(x) for x in (a, b, out)]
+        (self._a, operation_a), (self._b, operation_b), (self._out, _) = operations
+        self._set(_TRANSPOSE_A, ctypes.c_int32(operation_b))
+        self._set(_TRANSPOSE_B, ctypes.c_int32(operation_a))
+        self._set(_EPILOGUE, ctypes.c_int32(_EPILOGUES[row is not None, relu]))
+        if row is not None:
+            self._set(_BIAS_POINTER, ctypes.c_void_p(row.data.ptr))
         self._one, self._zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
-        self._algorithms = self._heuristics(most)
+        alignments = [alignment(x) for x in (b, a, out, out)]
+        self._algorithms = self._heuristics(dict(zip(_ALIGNMENTS, alignments, strict=True)), most)
         self.count = len(self._algorithms)
 
     def _set(self, attribute: int, value: Any) -> None:
         size = ctypes.c_size_t(ctypes.sizeof(value))
         self._lt.call("cublasLtMatmulDescSetAttribute", self._description, attribute, ctypes.byref(value), size)
 
-    def _layout(self, shape: tuple[int, int], leading: int) -> ctypes.c_void_p:
-        """The description of a matrix that is stored by columns."""
-        layout = ctypes.c_void_p()
-        rows, columns = map(ctypes.c_uint64, shape)
-        self._lt.call(
-            "cublasLtMatrixLayoutCreate", ctypes.byref(layout), _FLOAT32, rows, columns, ctypes.c_int64(leading)
-        )
-        return layout
+    def _layout(self, matrix: Array) -> tuple[ctypes.c_void_p, int]:
+        """The description of a matrix that is stored by columns, and whether it is transposed."""
+        operation, leading = matrix_layout(matrix) or (0, 0)
+        rows, columns = matrix.shape if operation else matrix.shape[::-1]
+        layout, given = ctypes.c_void_p(), (ctypes.c_uint64(rows), ctypes.c_uint64(columns), ctypes.c_int64(leading))
+        self._lt.call("cublasLtMatrixLayoutCreate", ctypes.byref(layout), _FLOAT32, *given)
+        return layout, operation
 
-    def _heuristics(self, most: int) -> list[_Heuristic]:
-        preference, size = ctypes.c_void_p(), ctypes.c_uint64(self._lt.workspace.nbytes)
+    def _heuristics(self, alignments: dict[int, int], most: int) -> list[_Heuristic]:
+        preference = ctypes.c_void_p()
         self._lt.call("cublasLtMatmulPreferenceCreate", ctypes.byref(preference))
-        self._lt.call(
-            "cublasLtMatmulPreferenceSetAttribute", preference, _MOST_WORKSPACE, ctypes.byref(size), ctypes.c_size_t(8)
-        )
+        numbers = [(_MOST_WORKSPACE, ctypes.c_uint64(self._lt.workspace.nbytes))]
+        numbers += [(attribute, ctypes.c_uint32(n)) for attribute, n in alignments.items()]
+        for attribute, number in numbers:
+            size = ctypes.c_size_t(ctypes.sizeof(number))
+            self._lt.call("cublasLtMatmulPreferenceSetAttribute", preference, attribute, ctypes.byref(number), size)
         found, count = (_Heuristic * most)(), ctypes.c_int()
         try:
             self._lt.call(
@@ -96,8 +97,7 @@ class LtProduct:
 
     def __call__(self, number: int, a: Array, b: Array, out: Array, row: Array | None, stream: int) -> None:
         """Compute the product by the algorithm of this number."""
-        if self._with_row:
-            assert row is not None
+        if row is not None:
             self._set(_BIAS_POINTER, ctypes.c_void_p(row.data.ptr))
         address, workspace = ctypes.c_void_p, self._lt.workspace
         self._lt.call(
@@ -106,6 +106,12 @@ class LtProduct:
             address(out.data.ptr), self._out, ctypes.byref(self._algorithms[number].algorithm),
             address(workspace.data.ptr), ctypes.c_size_t(workspace.nbytes), address(stream),
         )  # fmt: skip
+
+
+def alignment(a: Array) -> int:
+    """The largest power of two, up to 256, that divides the address of an array."""
+    address: int = a.data.ptr
+    return min(address & -address, _MOST_ALIGNMENT) if address else _MOST_ALIGNMENT
 
 
 @functools.cache
