@@ -22,7 +22,7 @@ import subprocess
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, NoReturn
@@ -33,6 +33,7 @@ from strict import StrictArray, StrictBackend, StrictError
 
 from xpnet.backends.cuda import kernels
 from xpnet.backends.cuda.backend import GPUBackend
+from xpnet.backends.cuda.choosing import Choices
 
 COMPILER = shutil.which("g++")
 SHIM = Path(__file__).with_name("cuda_shim") / "shim.h"
@@ -45,6 +46,9 @@ class EmulatedGPU(GPUBackend):
         self.cupy = EmulatedCupy()
         super(GPUBackend, self).__init__("emulated", self.cupy)
         self.index = 0
+        self.choices = Choices("emulated", None)
+        #: How the names of the ways begin that are the fastest.
+        self.fast = ""
 
     def __reduce__(self) -> Any:
         return EmulatedGPU._same, (id(self),)
@@ -66,9 +70,13 @@ class EmulatedGPU(GPUBackend):
     def _cublaslt_library(self) -> Any:
         return self.cupy.cublaslt
 
+    def fastest(self, ways: Mapping[str, Callable[[], None]]) -> str:
+        return next((name for name in ways if name.startswith(self.fast)), next(iter(ways)))
+
     def close(self) -> None:
         """Free the workspaces of cuBLAS and all unused memory, since caches may keep the emulation alive."""
         self._handles.clear()
+        self._products.clear()
         for pool in list(self.cupy.pools):
             pool.free_all_blocks()
 
@@ -225,6 +233,9 @@ class CapturingStream(Stream):
     def synchronize(self) -> None:
         self.cupy.refuse("synchronize")
         super().synchronize()
+
+    def is_capturing(self) -> bool:
+        return self.graph is not None
 
     def begin_capture(self) -> None:
         self.graph = Graph(self.cupy)

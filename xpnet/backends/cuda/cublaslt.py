@@ -114,6 +114,11 @@ def alignment(a: Array) -> int:
     return min(address & -address, _MOST_ALIGNMENT) if address else _MOST_ALIGNMENT
 
 
+def version(library: Any) -> int:
+    """The version of the library, such as 130100."""
+    return int(library.cublasLtGetVersion())
+
+
 @functools.cache
 def load() -> ctypes.CDLL:
     """NVIDIA's cuBLASLt library, found as CuPy finds it. Raises if there is none."""
