@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -104,6 +105,8 @@ class EmulatedCupy(FakeCupy):
             using_allocator=self._using_allocator,
             get_allocator=lambda: self.thread.allocator or self._pools[0].malloc,
             alloc_pinned_memory=lambda size: bytearray(size),
+            Event=Event,
+            get_elapsed_time=lambda start, stop: stop.seconds - start.seconds,
         )
         self.cuda.runtime.getDeviceProperties = lambda i: {"name": b"Emulated", "major": 9, "minor": 0}
 
@@ -247,6 +250,16 @@ class CapturingStream(Stream):
         graph.complete = True
         captured: Graph = graph
         return captured
+
+
+class Event:
+    """A point in time of a stream."""
+
+    def record(self, stream: Stream) -> None:
+        self.seconds = time.perf_counter()
+
+    def synchronize(self) -> None:
+        """Nothing to do."""
 
 
 class Graph:
@@ -634,7 +647,6 @@ class EmulatedCublas:
         return 0
 
 
-
 def _by_columns(address: Any, kind: int, operation: int, rows: int, columns: int, leading: int) -> np.ndarray:
     """op(X), (rows, columns), for X in column-major order with `leading` elements from a column to the next."""
     x_rows, x_columns = (rows, columns) if operation == 0 else (columns, rows)
@@ -662,6 +674,9 @@ class EmulatedCublasLt:
         handle._obj.value = len(self._objects)
         self._objects.append(value)
         return 0
+
+    def cublasLtGetVersion(self) -> int:
+        return 130100
 
     def cublasLtCreate(self, handle: Any) -> int:
         self._cupy.refuse("cublasLtCreate")
@@ -696,8 +711,8 @@ class EmulatedCublasLt:
         return 0
 
     def cublasLtMatmul(
-        self, lt, description, alpha, a, layout_a, b, layout_b, beta, c, layout_c, out, layout_out, algorithm, workspace,
-        workspace_size, stream,
+        self, lt, description, alpha, a, layout_a, b, layout_b, beta, c, layout_c, out, layout_out, algorithm,
+        workspace, workspace_size, stream,
     ) -> int:  # fmt: skip
         if (stream.value or 0) != self._cupy.thread.stream.ptr:
             raise StrictError("cuBLASLt uses another stream than the current one.")

@@ -1,6 +1,6 @@
 """Choices between several ways to compute the same: each is timed once on this device, and the fastest is remembered.
 
-The ways round differently. So the choices are kept in a file in the user's cache, and later processes make the same ones
+The ways round differently. So the choices are kept in a file in the user's cache: later processes make the same ones,
 and compute the same bits.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 _log = logging.getLogger(__name__)
 
-_CALLS, _REPLAYS = 20, 3  # of a graph that is timed
+_CALLS, _ROUNDS = 20, 4  # of a way that is timed
 
 Way = Callable[[], None]
 
@@ -64,13 +64,23 @@ class Choices:
 
 def fastest(xp: Any, ways: Mapping[str, Way]) -> str:
     """The name of the way that takes the least time on the current stream; the first one if none works."""
-    times = {name: _seconds(xp, way) for name, way in ways.items()}
-    return min(times, key=times.__getitem__)
+    graphs = {name: graph for name, way in ways.items() if (graph := _graph(xp, way)) is not None}
+    times = dict.fromkeys(graphs, float("inf"))
+    start, end = xp.cuda.Event(), xp.cuda.Event()
+    stream = xp.cuda.get_current_stream()
+    for _ in range(_ROUNDS):  # of all ways in turn, because a GPU that has been idle is slow at first
+        for name, graph in graphs.items():
+            start.record(stream)
+            graph.launch()
+            end.record(stream)
+            end.synchronize()
+            times[name] = min(times[name], float(xp.cuda.get_elapsed_time(start, end)))
+    return min(times or ways, key=lambda name: times.get(name, 0.0))
 
 
-def _seconds(xp: Any, way: Way) -> float:
-    """The time of a call in a CUDA graph; infinite if it fails."""
-    stream, events = xp.cuda.get_current_stream(), [xp.cuda.Event() for _ in range(2)]
+def _graph(xp: Any, way: Way) -> Any:
+    """A CUDA graph of several calls; None if they fail."""
+    stream = xp.cuda.get_current_stream()
     try:
         way()
         stream.begin_capture()
@@ -80,17 +90,10 @@ def _seconds(xp: Any, way: Way) -> float:
         finally:
             graph = stream.end_capture()
         graph.launch()
-        times = []
-        for _ in range(_REPLAYS):
-            events[0].record(stream)
-            graph.launch()
-            events[1].record(stream)
-            events[1].synchronize()
-            times.append(xp.cuda.get_elapsed_time(*events))
     except Exception as error:  # of a library that does not support this product, or of a compiler
         _log.info("one of several ways to compute a product fails: %s", error)
-        return float("inf")
-    return float(min(times))
+        return None
+    return graph
 
 
 def cache_file(name: str) -> Path | None:

@@ -80,7 +80,7 @@ class LtProduct:
     def _heuristics(self, alignments: dict[int, int], most: int) -> list[_Heuristic]:
         preference = ctypes.c_void_p()
         self._lt.call("cublasLtMatmulPreferenceCreate", ctypes.byref(preference))
-        numbers = [(_MOST_WORKSPACE, ctypes.c_uint64(self._lt.workspace.nbytes))]
+        numbers: list[tuple[int, Any]] = [(_MOST_WORKSPACE, ctypes.c_uint64(self._lt.workspace.nbytes))]
         numbers += [(attribute, ctypes.c_uint32(n)) for attribute, n in alignments.items()]
         for attribute, number in numbers:
             size = ctypes.c_size_t(ctypes.sizeof(number))

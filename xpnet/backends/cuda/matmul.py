@@ -142,15 +142,15 @@ class CUDAMatmul(KernelLauncher):
         product = Product(a, b, out, precision, epilogue)
         if not product.accepted() or self.products_unavailable:
             return False
-        ways = {name: functools.partial(self._whole, product, way) for name, way in self.products().ways(product).items()}
+        ways = self.products().ways(product)
         question = product.question()
         chosen = self.choices.get(question)
         if chosen not in ways:
             if self.xp.cuda.get_current_stream().is_capturing():  # although the rehearsal did not compute this product
                 return False
-            chosen = self.fastest(ways)
+            chosen = self.fastest({name: functools.partial(self._whole, product, way) for name, way in ways.items()})
             self.choices.set(question, chosen)
-        ways[chosen]()
+        self._whole(product, ways[chosen])
         return True
 
     def _whole(self, product: Product, way: Callable[[], Epilogue]) -> None:

@@ -1,6 +1,6 @@
 """Matrix products of a captured step: several ways to compute each of them, of which the fastest is chosen.
 
-The ways are cuBLAS, the algorithms of cuBLASLt, and kernels of our own (products.cu) with several tilings. The latter two
+The ways are cuBLAS, the algorithms of cuBLASLt, and kernels of our own (products.cu) with several tilings. The last two
 can also do what follows on a product (`Epilogue`).
 """
 
@@ -27,7 +27,7 @@ _ALGORITHMS = 6  # of cuBLASLt for a product
 
 
 class Epilogue(NamedTuple):
-    """What follows on out = a @ b: out += row, then out = relu(out); or out *= [mask ≠ 0]; and sums[j] = Σ_i b[i, j]."""
+    """What follows on out = a @ b: out += row and out = relu(out); or out *= [mask ≠ 0]; and sums[j] = Σ_i b[i, j]."""
 
     row: Array | None = None
     relu: bool = False
@@ -52,13 +52,13 @@ class Product(NamedTuple):
     def accepted(self) -> bool:
         """Whether the kernels and cuBLASLt accept these matrices."""
         matrices = (self.a, self.b, self.out)
-        layouts = [matrix_layout(x) for x in matrices if x.dtype == _FLOAT32]
-        if len(layouts) < 3 or None in layouts or layouts[2].operation:
+        layouts = [layout for x in matrices if x.dtype == _FLOAT32 and (layout := matrix_layout(x)) is not None]
+        if len(layouts) < len(matrices) or layouts[2].operation:
             return False
         others = [x for x in (self.epilogue.row, self.epilogue.mask, self.epilogue.sums) if x is not None]
         if any(x.dtype != _FLOAT32 or not x.flags.c_contiguous for x in others):
             return False
-        return 0 < min(self.sizes) and max(*self.sizes, *(layout.leading for layout in layouts)) < _LARGEST
+        return min(self.sizes) > 0 and max(*self.sizes, *(layout.leading for layout in layouts)) < _LARGEST
 
     def question(self) -> str:
         """The product, apart from the numbers in it, in words."""
@@ -98,9 +98,12 @@ TILINGS = {
 
 
 class StreamProducts:
-    """The kernels, the algorithms and the memory for the products on one stream. `multiply` computes by cuBLAS."""
+    """The kernels, the algorithms and the memory for the products on one stream.
 
-    def __init__(self, xp: Any, stream: int, lt: CublasLt | None, multiply: Callable[[Array, Array, Array], Any]) -> None:
+    multiply: a function (a, b, out) that computes a product by cuBLAS.
+    """
+
+    def __init__(self, xp: Any, stream: int, lt: CublasLt, multiply: Callable[[Array, Array, Array], Any]) -> None:
         self._xp, self._stream, self._lt, self._multiply = xp, stream, lt, multiply
         self._parts = xp.empty(_PART_BYTES // 4, dtype=numpy.float32)
         self._tickets = xp.zeros(_MOST_TICKETS, dtype=numpy.uint32)
@@ -110,7 +113,7 @@ class StreamProducts:
     def ways(self, product: Product) -> dict[str, Callable[[], Epilogue]]:
         """The ways to compute a product, by name. Each returns what it has left of the epilogue."""
         ways: dict[str, Callable[[], Epilogue]] = {"cublas": functools.partial(self._by_cublas, product)}
-        for i in range(min(self._lt_product(product).count, _ALGORITHMS) if self._lt else 0):
+        for i in range(self._lt_product(product).count):
             ways[f"cublasLt {i}"] = functools.partial(self._by_lt, product, i)
         for name, parts in _tilings(product):
             ways[f"{name} / {parts}"] = functools.partial(self.by_kernel, product, TILINGS[name], parts)
@@ -121,7 +124,6 @@ class StreamProducts:
         return product.epilogue
 
     def _lt_product(self, product: Product) -> LtProduct:
-        assert self._lt is not None
         question = product.question()
         if question not in self._lt_products:
             a, b, out, precision, epilogue = product
@@ -158,7 +160,7 @@ def _layout(a: Array) -> Any:
 
 def _tilings(product: Product) -> Iterator[tuple[str, int]]:
     """Tilings that may be the fastest for a product, and into how many parts to divide k."""
-    m, k, n = product.sizes
+    m, _, n = product.sizes
     for name, tiling in TILINGS.items():
         if tiling.tf32 and product.precision != "tf32":
             continue
