@@ -31,7 +31,7 @@ _MAX_KINDS = 8  # of a run: one for each kind of step, and each holds memory
 _MAX_UNUSED = 4  # captured steps that were never replayed, because attributes keep changing
 _CHECKED_EVERY = 100  # replays: so often attributes are checked if only other threads can change them
 #: How much a replay may differ from the eager step, of the largest change that it makes, by the precision of products.
-_TOLERANCES = {None: 1e-3, "float32": 1e-3, "tf32": 1e-2, "bfloat16": 5e-2, "float16": 5e-2}
+_TOLERANCES = {None: 1e-3, "tf32": 1e-2, "bfloat16": 5e-2, "float16": 5e-2}
 _ROUNDING = 1e-4  # of the largest element of a gradient: anything smaller may be rounding
 _FEW_ULPS = 8.0 * 2.0**-23  # 8 units in the last place of float32
 
