@@ -47,11 +47,11 @@ def check(gpu, work, given, expected):
 
 
 def test_a_bias_and_relu_are_fused(gpu):
-    def work(backend, x, w, b, y):
-        z = backend.matmul(x, w, out=backend.empty((6, 4), "float32"))
+    def work(backend, x, b, y):
+        z = backend.rescale(x, 2.0, 1.0, out=backend.empty((6, 4), "float32"))
         backend.relu(backend.add_to_rows(z, b), out=y)
 
-    check(gpu, work, arrays(gpu, (6, 5), (5, 4), (4,), (6, 4)), "matmul add_to_rows_relu")
+    check(gpu, work, arrays(gpu, (6, 4), (4,), (6, 4)), "rescale add_to_rows_relu")
 
 
 def test_images_get_the_bias_of_their_rows(gpu):
@@ -100,6 +100,98 @@ def half_of_the_rows(backend, z, b, y):
 ], ids=lambda a: getattr(a, "__name__", ""))  # fmt: skip
 def test_a_bias_whose_sum_is_needed_is_not_fused(gpu, work, expected):
     check(gpu, work, arrays(gpu, (6, 4), (4,), (6, 4)), expected)
+
+
+# Products ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_product_is_fused_with_its_bias_and_relu(gpu, relu):
+    def work(backend, x, w, b, y):
+        z = backend.matmul(x, w, out=backend.empty((6, 4), "float32") if relu else y)
+        backend.add_to_rows(z, b)
+        if relu:
+            backend.relu(z, out=y)
+
+    check(gpu, work, arrays(gpu, (6, 5), (5, 4), (4,), (6, 4)), "matmul_bias")
+
+
+def test_a_product_of_patches_gets_the_bias_of_its_images(gpu):
+    def work(backend, x, w, b, y):
+        z = backend.empty((2, 3, 4), "float32")
+        backend.matmul(x, w, out=z.reshape(-1, 4))
+        backend.add_to_rows(z.reshape(-1, 4), b)
+        backend.relu(z, out=y)
+
+    check(gpu, work, arrays(gpu, (6, 5), (5, 4), (4,), (2, 3, 4)), "matmul_bias")
+
+
+def test_the_gradient_of_relu_is_fused_with_the_product_before(gpu):
+    def work(backend, g, w, y, out):
+        grad = backend.matmul(g, w.T, out=backend.empty((6, 4), "float32"))
+        backend.relu_grad(grad, y, out=out)
+
+    check(gpu, work, arrays(gpu, (6, 5), (4, 5), (6, 4), (6, 4)), "matmul_relu_grad")
+
+
+def test_a_product_is_fused_with_the_sums_of_its_second_matrix(gpu):
+    def work(backend, x, g, w, grad_w, grad_b, grad_x):
+        backend.matmul(x.T, g, out=grad_w)
+        backend.matmul(g, w.T, out=grad_x)
+        backend.sum_rows(g, out=grad_b)
+
+    check(gpu, work, arrays(gpu, (6, 5), (6, 4), (5, 4), (5, 4), (4,), (6, 5)), "matmul_sum_rows matmul")
+
+
+def biases_some_rows(backend, x, w, b, y):
+    backend.matmul(x, w, out=y)
+    backend.add_to_rows(y[:3], b)
+
+
+def reads_the_product(backend, x, w, b, y):
+    z = backend.matmul(x, w, out=backend.empty((6, 4), "float32"))
+    y += z
+    backend.add_to_rows(z, b)
+    y += z
+
+
+def changes_the_bias(backend, x, w, b, y):
+    backend.matmul(x, w, out=y)
+    b += 1.0
+    backend.add_to_rows(y, b)
+
+
+def needs_the_gradient(backend, x, w, b, y):
+    grad = backend.matmul(x, w, out=backend.empty((6, 4), "float32"))
+    backend.relu_grad(grad, y, out=backend.empty((6, 4), "float32"))
+    out = backend.relu_grad(grad, y, out=backend.empty((6, 4), "float32"))
+    y += out + grad
+
+
+def overwrites_its_mask(backend, x, w, b, y):
+    grad = backend.matmul(x, w, out=backend.empty((6, 4), "float32"))
+    backend.relu_grad(grad, y, out=y)
+
+
+def sums_the_first_matrix(backend, x, w, b, y):
+    backend.matmul(x, w, out=y)
+    backend.sum_rows(y, out=b)
+
+
+def changes_the_second_matrix(backend, x, w, b, y):
+    backend.matmul(x, w, out=y)
+    w *= 2.0
+    backend.sum_rows(w, out=b)
+
+
+@pytest.mark.parametrize(("work", "expected"), [
+    (biases_some_rows, "matmul add_to_rows"), (reads_the_product, "matmul add add_to_rows add"),
+    (changes_the_bias, "matmul add add_to_rows"), (needs_the_gradient, "matmul relu_grad add add"),
+    (overwrites_its_mask, "matmul relu_grad"), (sums_the_first_matrix, "matmul sum_rows"),
+    (changes_the_second_matrix, "matmul multiply sum_rows"),
+], ids=lambda a: getattr(a, "__name__", ""))  # fmt: skip
+def test_other_products_are_not_fused(gpu, work, expected):
+    check(gpu, work, arrays(gpu, (6, 5), (5, 4), (4,), (6, 4)), expected)
 
 
 # Gradient of ReLU and of the bias ------------------------------------------------------------------------------------
@@ -311,7 +403,7 @@ def test_what_is_added_to_zeros_is_stored(gpu):
         xp.sum(products, axis=0, out=product)
         xp.sum(sums, axis=0, out=total)
 
-    check(gpu, work, arrays(gpu, (4, 5), (5, 3), (3,), (4, 3), (3,)), "matmul sum_rows")
+    check(gpu, work, arrays(gpu, (4, 5), (5, 3), (3,), (4, 3), (3,)), "matmul_sum_rows")
 
 
 def adds_twice(backend, a, b, out):
@@ -345,16 +437,17 @@ def test_other_sums_stay(gpu, work, expected):
 # Whole steps ---------------------------------------------------------------------------------------------------------
 
 STEP = (
-    "matmul add_to_rows_relu matmul add_to_rows cross_entropy_sums matmul sum_rows matmul "
-    "relu_grad_sum_rows matmul whole_update"
+    "matmul_bias matmul_bias cross_entropy_sums matmul_sum_rows matmul_relu_grad matmul_sum_rows "
+    "whole_update"
+)
+HALF_STEP = (
+    "cast cast matmul add_to_rows_relu cast cast matmul add_to_rows cross_entropy_sums cast matmul "
+    "sum_rows matmul relu_grad_sum_rows cast matmul whole_update"
 )
 STEPS = {
     "plain": ({}, {}, STEP),
-    "half precision": (
-        {"precision": "bfloat16"}, {},
-        "cast cast " + STEP.replace("relu matmul", "relu cast cast matmul")
-        .replace("sums matmul", "sums cast matmul").replace("rows matmul w", "rows cast matmul w"),
-    ),
+    "half precision": ({"precision": "bfloat16"}, {}, HALF_STEP),
+    "float64": ({"dtype": "float64"}, {}, HALF_STEP.replace("cast ", "")),
     "weighted": (
         {}, {"sample_weight": np.linspace(0.5, 2.0, 200), "metrics": []},
         None,
@@ -374,7 +467,9 @@ def test_the_step_of_an_mlp(gpu, model_options, options, expected):
     (step,) = captured_steps(model, X[:200], Y[:200], **{"optimizer": optimizers.SGD(0.1), **options})
     if expected is not None:
         assert names(step.calls) == expected.split()
-    assert names(step.calls).count("add_to_rows_relu") == options.get("accumulate", 1)
+    fused = {"matmul_bias": 2, "add_to_rows_relu": 1}
+    name = "matmul_bias" if model_options == {} else "add_to_rows_relu"
+    assert names(step.calls).count(name) == fused[name] * options.get("accumulate", 1)
 
 
 def test_convolutions_store_their_gradients_where_the_optimizer_reads_them(gpu):
@@ -382,7 +477,7 @@ def test_convolutions_store_their_gradients_where_the_optimizer_reads_them(gpu):
     model = xpnet.Sequential(stack, (8, 8, 1), backend=gpu, seed=3)
     (step,) = captured_steps(model, IMAGES[:200], Y[:200], optimizer="sgd")
     assert names(step.calls) == [
-        *["im2col", "matmul", "add_to_rows_relu", "im2col", "matmul", "add_to_rows"],
-        *["matmul", "add_to_rows", "cross_entropy_sums", "matmul", "sum_rows", "matmul"],
-        *["im2col", "matmul", "matmul", "col2im", "sum_rows", "relu_grad_sum_rows", "im2col", "matmul", "whole_update"],
+        *["im2col", "matmul_bias", "im2col", "matmul_bias", "matmul_bias", "cross_entropy_sums"],
+        *["matmul_sum_rows", "matmul", "im2col", "matmul_sum_rows", "matmul", "col2im", "relu_grad_sum_rows"],
+        *["im2col", "matmul", "whole_update"],
     ]

@@ -67,8 +67,8 @@ def _copy_of_one(call: Call, calls: Sequence[Call], memory: Memory) -> Call | No
 def fused(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
     """The calls with fused operators in place of the sequences that these replace."""
     for fuse in (
-        with_add_to_rows_relu, with_add_to_rows_max_pool, with_relu_grad_max_pool_grad, with_relu_grad_sum_rows,
-        with_cross_entropy_sums,
+        with_add_to_rows_relu, with_add_to_rows_max_pool, with_matmul_bias, with_relu_grad_max_pool_grad,
+        with_matmul_relu_grad, with_relu_grad_sum_rows, with_matmul_sum_rows, with_cross_entropy_sums,
     ):  # fmt: skip
         calls = fuse(calls, memory, backend)
     return calls
@@ -183,6 +183,72 @@ def with_relu_grad_max_pool_grad(calls: list[Call], memory: Memory, backend: Any
 
 def _between(calls: Sequence[Call], first: Call, last: Call) -> Sequence[Call]:
     return calls[_position(calls, first) + 1 : _position(calls, last)]
+
+
+def with_matmul_bias(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
+    """matmul(a, b, z); add_to_rows(z, row) or add_to_rows_relu(z, row, out) → matmul_bias(a, b, row, relu, out)."""
+    for product in _products(calls, backend):
+        a, b, z = given_by_name(product).values()
+        add = _next_use(calls, product, z, memory)
+        if add is None or add.function not in (backend.add_to_rows, backend.add_to_rows_relu):
+            continue
+        given = list(given_by_name(add).values())
+        relu = add.function == backend.add_to_rows_relu
+        out = _shaped(given[-1], z) if relu else z
+        if out is None or not _same_elements(given[0], z) or not _movable(calls, product, [add], memory):
+            continue
+        if relu and any(memory.overlap(out, x) for x in product.reads):
+            continue
+        row = given[1]
+        call = Call(backend.matmul_bias, (a, b, row, relu, out), reads=(*product.reads, row), writes=(out,))
+        calls = _joined(calls, product, [add], call)
+    return calls
+
+
+def _products(calls: Sequence[Call], backend: Any) -> list[Call]:
+    """The products of float32 matrices, with which GPUs can compute what follows."""
+    products = [call for call in calls if call.function == backend.matmul]
+    return [call for call in products if all(is_array(a) and a.dtype == "float32" for a in call.args)]
+
+
+def with_matmul_relu_grad(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
+    """matmul(a, b, grad); relu_grad(grad, y, out) → matmul_relu_grad(a, b, y, out), if nothing else needs grad."""
+    for product in _products(calls, backend):
+        a, b, grad = given_by_name(product).values()
+        relu_grad = _next_use(calls, product, grad, memory)
+        if relu_grad is None or relu_grad.function != backend.relu_grad:
+            continue
+        given, y, out = given_by_name(relu_grad).values()
+        y, out = _shaped(y, grad), _shaped(out, grad)
+        if y is None or out is None or not _same_elements(given, grad):
+            continue
+        if not _movable(calls, product, [relu_grad], memory) or _needed_after(calls, relu_grad, grad, memory):
+            continue
+        reads = (*product.reads, y)
+        if any(memory.overlap(out, x) for x in reads):
+            continue
+        call = Call(backend.matmul_relu_grad, (a, b, y, out), reads=reads, writes=(out,))
+        calls = _joined(calls, product, [relu_grad], call)
+    return calls
+
+
+def with_matmul_sum_rows(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
+    """matmul(a, b, out); sum_rows(b, sums) → matmul_sum_rows(a, b, out, sums)."""
+    for product in _products(calls, backend):
+        a, b, out = given_by_name(product).values()
+
+        def sums_up(call: Call, b: Array = b) -> bool:
+            return call.function == backend.sum_rows and same_view(given_by_name(call)["a"], b)
+
+        total = _next(calls, product, sums_up)
+        if total is None or not _movable(calls, product, [total], memory):
+            continue
+        sums = given_by_name(total)["out"]
+        if memory.touches(product, sums):
+            continue
+        call = Call(backend.matmul_sum_rows, (a, b, out, sums), reads=product.reads, writes=(out, sums))
+        calls = _joined(calls, product, [total], call)
+    return calls
 
 
 def with_cross_entropy_sums(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:

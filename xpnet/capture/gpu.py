@@ -32,7 +32,8 @@ _WRITES = {
     "add_matmul": ("out", "scratch"), "add_to_rows": ("a",), "add_to_rows_max_pool": ("x", "out", "choice"),
     "add_to_rows_relu": ("a", "out"),
     "clip_norm": ("grads",), "cross_entropy": ("losses", "grad"),
-    "cross_entropy_sums": ("losses", "grad", "loss_sum", "correct"), "max_pool": ("out", "choice"),
+    "cross_entropy_sums": ("losses", "grad", "loss_sum", "correct"), "matmul_sum_rows": ("out", "sums"),
+    "max_pool": ("out", "choice"),
     "normalize_rows": ("out", "sigma"), "relu_grad_sum_rows": ("out", "sums"), "whole_update": ("vectors",),
 }  # fmt: skip
 #: Those that they write after having read them, although their names are those of results.

@@ -30,8 +30,8 @@ _FEW_STEPS = 50  # on the CPU, capturing takes longer than so few replays of a s
 _MAX_KINDS = 8  # of a run: one for each kind of step, and each holds memory
 _MAX_UNUSED = 4  # captured steps that were never replayed, because attributes keep changing
 _CHECKED_EVERY = 100  # replays: so often attributes are checked if only other threads can change them
-_TOLERANCE = 1e-3  # of the largest change that a step makes
-_HALF_TOLERANCE = 5e-2  # in half precision, with its coarse rounding
+#: How much a replay may differ from the eager step, of the largest change that it makes, by the precision of products.
+_TOLERANCES = {None: 1e-3, "tf32": 1e-2, "bfloat16": 5e-2, "float16": 5e-2}
 _ROUNDING = 1e-4  # of the largest element of a gradient: anything smaller may be rounding
 _FEW_ULPS = 8.0 * 2.0**-23  # 8 units in the last place of float32
 
@@ -259,7 +259,7 @@ def _disagreement(step: TrainingStep, states: Snapshot, scales: dict[str, tuple[
     Elements whose gradient is only rounding error, such as of a bias before a BatchNorm, are ignored in the weights and
     in the optimizer's state, because Adam turns such gradients into full steps.
     """
-    xp, half = step.model.backend.xp, step.model.context.precision in ("float16", "bfloat16")
+    xp, tolerance = step.model.backend.xp, _TOLERANCES[step.model.context.precision]
     grads = xp.abs(states.copies[GRADIENT])
     significant = grads > _ROUNDING * grads.max()
     for name, (most, size) in scales.items():
@@ -267,7 +267,7 @@ def _disagreement(step: TrainingStep, states: Snapshot, scales: dict[str, tuple[
         if difference.shape == significant.shape:
             difference = difference * significant
         largest = float(difference.max())
-        if not largest <= (_HALF_TOLERANCE if half else _TOLERANCE) * most + _FEW_ULPS * size and most == most:
+        if not largest <= tolerance * most + _FEW_ULPS * size and most == most:
             return (
                 f"the replay and the eager step differ in {name} by {largest:.3g}; the eager step changed it by "
                 f"{most:.3g}"

@@ -12,13 +12,23 @@ static Dim gridDim, blockDim, blockIdx, threadIdx;
 #define __global__
 #define __device__ inline
 #define __shared__ static
+#define __align__(bytes) __attribute__((aligned(bytes)))
+#define __launch_bounds__(threads)
 
 static inline unsigned __float_as_uint(float x) { unsigned bits; memcpy(&bits, &x, 4); return bits; }
 static inline float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
 static inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned long long)a * b >> 32; }
 static inline void atomicAdd(unsigned long long* at, unsigned long long value) { *at += value; }
 static inline unsigned atomicInc(unsigned* at, unsigned last) { unsigned old = *at; *at = old >= last ? 0 : old + 1; return old; }
+static inline unsigned atomicAdd(unsigned* at, unsigned value) { unsigned old = *at; *at += value; return old; }
 static inline void __threadfence() {}
+static inline int min(int a, int b) { return a < b ? a : b; }
+static inline int max(int a, int b) { return a > b ? a : b; }
+
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+template <typename T> static inline T __ldcg(const T* at) { return *at; }
 
 static const int MAX_THREADS = 1024, STACK = 64 * 1024;
 struct Thread { Dim index; char* stack; jmp_buf place; bool started, done; };

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,9 +36,9 @@ class KernelArgument(NamedTuple):
 
 
 @functools.cache
-def signatures() -> dict[str, list[KernelArgument]]:
-    """{kernel: the arguments it declares}, parsed from kernels.cu."""
-    kernels = re.findall(r"^KERNEL (\w+)\(([^)]*)\)", SOURCE, re.MULTILINE)
+def signatures(source: str = SOURCE) -> dict[str, list[KernelArgument]]:
+    """{kernel: the arguments it declares}, parsed from a source file."""
+    kernels = re.findall(r"^KERNEL (\w+)\(([^)]*)\)", source, re.MULTILINE)
     return {
         name: [
             KernelArgument(kind, bool(pointer), argument)
@@ -49,10 +49,10 @@ def signatures() -> dict[str, list[KernelArgument]]:
 
 
 class Kernels:
-    """The kernels of one device."""
+    """The kernels of one source file on one device, compiled with these options."""
 
-    def __init__(self, xp: Any) -> None:
-        self._xp = xp
+    def __init__(self, xp: Any, source: str = SOURCE, options: Sequence[str] = ()) -> None:
+        self._xp, self._source, self._options = xp, source, tuple(options)
         self._compiled: dict[tuple[str, DType], Any] = {}
         self._modules: dict[DType, Any] = {}
 
@@ -65,7 +65,7 @@ class Kernels:
         number. TypeError for an array of another dtype or layout, which the kernel would misread.
         """
         kernel = self._compiled.get((name, real)) or self._kernel(name, real)
-        declared = signatures()[name]
+        declared = signatures(self._source)[name]
         missing = [argument.name for argument in declared if argument.name not in given]
         unknown = given.keys() - {argument.name for argument in declared} - _FILLED_IN
         if missing or unknown:
@@ -75,9 +75,11 @@ class Kernels:
 
     def _kernel(self, name: str, real: DType) -> Any:
         # A kernel without reals is taken from the float32 module, so that float64 is compiled only if it is used.
-        compiled = real if any(argument.type == "real" for argument in signatures()[name]) else next(iter(REALS))
+        has_reals = any(argument.type == "real" for argument in signatures(self._source)[name])
+        compiled = real if has_reals else next(iter(REALS))
         if compiled not in self._modules:
-            self._modules[compiled] = self._xp.RawModule(code=SOURCE, options=(f"-DREAL={REALS[compiled]}",))
+            options = (f"-DREAL={REALS[compiled]}", *self._options)
+            self._modules[compiled] = self._xp.RawModule(code=self._source, options=options)
         kernel = self._compiled[name, real] = self._modules[compiled].get_function(name)
         return kernel
 

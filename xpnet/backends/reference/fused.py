@@ -6,12 +6,15 @@ sequences, bit for bit on the CPU and up to rounding on a GPU.
 
 from xpnet.backends.arrays import Array
 from xpnet.backends.reference.elementwise import ElementwiseOperators
+from xpnet.backends.reference.matmul import MatmulOperators
 from xpnet.backends.reference.reductions import ReductionOperators
 from xpnet.backends.reference.rows import RowOperators
 from xpnet.backends.reference.windows import WindowOperators, Windows
 
 
-class FusedOperators(ElementwiseOperators, ReductionOperators, WindowOperators, RowOperators):
+class FusedOperators(
+    ElementwiseOperators, MatmulOperators, ReductionOperators, WindowOperators, RowOperators
+):  # fmt: skip
     def add_to_rows_relu(self, a: Array, row: Array, out: Array) -> Array:
         """out[i, j] = max(a[i, j] + row[j], 0). out may be a; if it is not, the values of a are undefined afterwards.
 
@@ -75,3 +78,28 @@ class FusedOperators(ElementwiseOperators, ReductionOperators, WindowOperators, 
         """
         masked = self.relu_grad(grad, y, self.xp.empty_like(grad))
         return self.max_pool_grad(masked, choice, windows, out)
+
+    def matmul_bias(self, a: Array, b: Array, row: Array, relu: bool, out: Array) -> Array:
+        """out = a @ b + row, or max(a @ b + row, 0), for matrices as in `matmul`.
+
+        Replaces matmul(a, b, out); add_to_rows(out, row); and relu(out, out) if `relu`.
+        """
+        self.add_to_rows(self.matmul(a, b, out), row)
+        return self.relu(out, out) if relu else out
+
+    def matmul_relu_grad(self, a: Array, b: Array, y: Array, out: Array) -> Array:
+        """out = (a @ b) · [y ≠ 0], for matrices as in `matmul`. out must not overlap y.
+
+        Replaces matmul(a, b, grad); relu_grad(grad, y, out).
+        """
+        self.matmul(a, b, out)
+        return self.xp.multiply(out, self.xp.not_equal(y, 0.0), out=out)
+
+    def matmul_sum_rows(self, a: Array, b: Array, out: Array, sums: Array) -> Array:
+        """out = a @ b, and sums[j] = Σ_i b[i, j], for matrices as in `matmul`. Returns out.
+
+        Replaces matmul(a, b, out); sum_rows(b, sums).
+        """
+        self.matmul(a, b, out)
+        self.sum_rows(b, sums)
+        return out
