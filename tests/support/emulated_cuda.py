@@ -469,7 +469,7 @@ def compile_for_host(code: str, real: str) -> ctypes.CDLL:
     """kernels.cu as a shared library of the host, with `run_NAME(dims, arguments)` for each kernel."""
     assert COMPILER, "the emulation needs g++"
     parts = ['#include "shim.h"', code]
-    for name, parameters in kernels.signatures().items():
+    for name, parameters in kernels.signatures(code).items():
         arguments = ", ".join(f"*({_c(p, real)}*)a[{i}]" for i, p in enumerate(parameters))
         parts.append(f"static void body_{name}(void** a) {{ {name}({arguments}); }}")
         parts.append(
@@ -507,7 +507,7 @@ def _synchronizes(code: str, name: str) -> bool:
         if "__syncthreads" in body:
             return True
         seen.add(current)
-        waiting += [called for called in re.findall(r"(\w+)\(", body) if called in bodies and called not in seen]
+        waiting += [called for called in re.findall(r"(\w+)(?:<[^;()]*>)?\(", body) if called in bodies and called not in seen]
     return False
 
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels of kernels.cu: compiled when first needed, launched with arguments that match their signatures."""
+"""The CUDA kernels of a source: compiled when first needed, launched with arguments that match their signatures."""
 
 import functools
 import re
@@ -33,9 +33,9 @@ class KernelArgument(NamedTuple):
 
 
 @functools.cache
-def signatures() -> dict[str, list[KernelArgument]]:
-    """{kernel: the arguments it declares}, parsed from kernels.cu."""
-    kernels = re.findall(r"^KERNEL (\w+)\(([^)]*)\)", SOURCE, re.MULTILINE)
+def signatures(source: str = SOURCE) -> dict[str, list[KernelArgument]]:
+    """{kernel: the arguments it declares}, parsed from the source, by default kernels.cu."""
+    kernels = re.findall(r"^KERNEL (?:__launch_bounds__\(\d+\) )?(\w+)\(([^)]*)\)", source, re.MULTILINE)
     return {
         name: [
             KernelArgument(kind, bool(pointer), argument)
@@ -46,10 +46,10 @@ def signatures() -> dict[str, list[KernelArgument]]:
 
 
 class Kernels:
-    """The kernels of one device."""
+    """The kernels of one source on one device."""
 
-    def __init__(self, xp: Any) -> None:
-        self._xp = xp
+    def __init__(self, xp: Any, source: str = SOURCE) -> None:
+        self._xp, self._source = xp, source
         self._compiled: dict[tuple[str, DType], Any] = {}
         self._modules: dict[DType, Any] = {}
 
@@ -62,7 +62,7 @@ class Kernels:
         number. TypeError for an array of another dtype or layout, which the kernel would misread.
         """
         kernel = self._compiled.get((name, real)) or self._kernel(name, real)
-        declared = signatures()[name]
+        declared = signatures(self._source)[name]
         missing = [argument.name for argument in declared if argument.name not in given]
         unknown = given.keys() - {argument.name for argument in declared} - _FILLED_IN
         if missing or unknown:
@@ -72,9 +72,10 @@ class Kernels:
 
     def _kernel(self, name: str, real: DType) -> Any:
         # A kernel without reals is taken from the float32 module, so that float64 is compiled only if it is used.
-        compiled = real if any(argument.type == "real" for argument in signatures()[name]) else next(iter(REALS))
+        compiled = real if any(argument.type == "real" for argument in signatures(self._source)[name]) else next(iter(REALS))
         if compiled not in self._modules:
-            self._modules[compiled] = self._xp.RawModule(code=SOURCE, options=(f"-DREAL={REALS[compiled]}",))
+            options = (f"-DREAL={REALS[compiled]}",)
+            self._modules[compiled] = self._xp.RawModule(code=self._source, options=options)
         kernel = self._compiled[name, real] = self._modules[compiled].get_function(name)
         return kernel
 
