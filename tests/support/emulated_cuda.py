@@ -507,7 +507,9 @@ def _synchronizes(code: str, name: str) -> bool:
         if "__syncthreads" in body:
             return True
         seen.add(current)
-        waiting += [called for called in re.findall(r"(\w+)(?:<[^;()]*>)?\(", body) if called in bodies and called not in seen]
+        waiting += [
+            called for called in re.findall(r"(\w+)(?:<[^;()]*>)?\(", body) if called in bodies and called not in seen
+        ]
     return False
 
 

@@ -571,7 +571,7 @@ KERNEL add_convolution_parts(const float* parts, int count, int depth, int colum
 }
 
 // For patches of CELLS columns: each thread adds the products of all of these with 4 columns of grad. channels may be
-// any number. A block has THREADS threads.
+// any number. A block has THREADS threads, and block (0, 0, k) computes part k.
 template <int CELLS, int THREADS>
 __device__ void convolve_weight_grad_few(const float* images, const float* grad, int count, int part_rows, int channels,
                                          int columns, const Windows& windows, float* parts, int* tickets,
@@ -579,7 +579,7 @@ __device__ void convolve_weight_grad_few(const float* images, const float* grad,
     __shared__ Four shared[THREADS * 9];  // of 9 rows of the results of all threads
     __shared__ Place cells[CELLS];
     int thread = threadIdx.x, quads = columns / 4, lanes = THREADS / quads, quad = thread % quads, lane = thread / quads;
-    int begin = blockIdx.x * part_rows, end = begin + part_rows < count ? begin + part_rows : count;
+    int begin = blockIdx.z * part_rows, end = begin + part_rows < count ? begin + part_rows : count;
     if (thread < CELLS) cells[thread] = cell_of(windows, thread, channels);
     __syncthreads();
     Four results[CELLS + 1];
@@ -595,9 +595,9 @@ __device__ void convolve_weight_grad_few(const float* images, const float* grad,
             results[k].x += x * g.x, results[k].y += x * g.y, results[k].z += x * g.z, results[k].w += x * g.w;
         }
     }
-    bool single = gridDim.x == 1;
+    bool single = gridDim.z == 1;
     Index size = (Index)(CELLS + 1) * columns;
-    float* own = parts + blockIdx.x * size;
+    float* own = parts + blockIdx.z * size;
 #pragma unroll
     for (int first = 0; first <= CELLS; first += 9) {
 #pragma unroll
@@ -617,13 +617,13 @@ __device__ void convolve_weight_grad_few(const float* images, const float* grad,
         }
         __syncthreads();
     }
-    if (single || !tickets || !last_block(tickets, gridDim.x)) return;
+    if (single || !tickets || !last_block(tickets, gridDim.z)) return;
     // The threads divide the parts of each 4 elements, and then add what they have.
     int many = (CELLS + 1) * quads, shares = THREADS / many;
     if (shares < 1) shares = 1;
-    int each = (gridDim.x + shares - 1) / shares;
+    int each = (gridDim.z + shares - 1) / shares;
     for (int i = thread; i < many * shares; i += THREADS) {
-        int share = i / many, from = share * each, to = from + each < (int)gridDim.x ? from + each : gridDim.x;
+        int share = i / many, from = share * each, to = from + each < (int)gridDim.z ? from + each : gridDim.z;
         Four none = {0, 0, 0, 0};
         shared[i] = from < to ? sum_of_parts(parts + from * size, i % many * 4, size, to - from) : none;
     }

@@ -1,11 +1,12 @@
-"""Convolutions whose kernels gather the patches themselves: which kernel computes which convolution, and its launch.
+"""Convolutions by kernels that gather the patches themselves: which kernel computes what, and its launch.
 
-The kernels are templates in convolutions.cu. This file instantiates them for the tiles that `_choose` uses, in one module
-for each precision, which is compiled when it is first needed.
+convolutions.cu has the templates of the kernels. Each instance that a network needs is a module of its own, which is
+compiled when it is first used.
 """
 
 import functools
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +14,16 @@ import numpy
 
 from xpnet.backends.arrays import Array
 from xpnet.backends.cuda.kernels import Kernels
+from xpnet.backends.cuda.matmul import CUDAMatmul
 from xpnet.backends.reference.windows import Windows
 
 TEMPLATES = Path(__file__).with_name("convolutions.cu").read_text(encoding="utf-8")
 
-FLOAT32 = numpy.dtype("float32")
-
+_FLOAT32 = numpy.dtype("float32")
+_ALIGNMENT = 16  # bytes: kernels load four numbers at once
+_MANY = 2**31  # elements: the kernels count in 32 bits
+_BLOCKS = 264  # that a weight gradient is divided over: two for each multiprocessor of an H200
+_TICKETS = 1024  # the most tiles of a weight gradient whose parts its kernel adds
 _CONVOLVE = (
     "const float* images, const float* weight, const float* bias, int relu, int count, int channels, int columns, "
     "Windows windows, float* out"
@@ -32,7 +37,8 @@ _WEIGHT_GRAD = (
 class Tile(NamedTuple):
     """What a block computes, of which each thread (float32), or each warp (tensor cores), has `tall` by `wide`.
 
-    rows, columns: of the result.  depth: the step along the inner axis.  across: the threads of a warp along the columns.
+    rows, columns: of the result.  depth: the step along the inner axis.  across: the threads of a warp along the
+    columns, or 0 for tensor cores.
     """
 
     rows: int
@@ -51,37 +57,201 @@ class Tile(NamedTuple):
     def name(self) -> str:
         return "_".join(str(number) for number in self if number)
 
-    def type(self, precision: str, inner_a: bool, inner_b: bool) -> str:
-        """The C++ type of the product."""
+    def product(self, precision: str, *inner: bool) -> str:
+        """The C++ type of the product. inner: whether each operand is copied along the inner axis."""
         if self.across:
-            return "Exact<{}, {}, {}, {}, {}, {}>".format(*self)
-        numbers = ", ".join(str(number) for number in self[:5])
-        return f"Tensor<{precision.upper()}, {numbers}, {str(inner_a).lower()}, {str(inner_b).lower()}>"
+            return f"Exact<{', '.join(map(str, self))}>"
+        numbers = [*self[:5], *(int(of_operand) for of_operand in inner)]
+        return f"Tensor<{precision.upper()}, {', '.join(map(str, numbers))}>"
 
 
-def forward_kernel(tile: Tile, precision: str, transposed: bool = False) -> str:
-    """The text of the kernel that convolves with this tile."""
-    name = f"{'convolve_transposed' if transposed else 'convolve'}_{tile.name}"
-    call = f"convolve<{tile.type(precision, True, transposed)}, {str(transposed).lower()}>"
-    return _kernel(name, tile.threads, _CONVOLVE, call)
+@dataclass(frozen=True)
+class Kernel:
+    """An instance of a template. A block computes `rows` by `columns` of the result, in steps of `depth`."""
+
+    name: str
+    arguments: str
+    function: str  # of C++, with its template arguments
+    threads: int
+    rows: int
+    columns: int
+    depth: int = 1
+
+    @property
+    def definition(self) -> str:
+        """Its text, which follows the templates."""
+        names = ", ".join(argument.split()[-1] for argument in self.arguments.split(","))
+        head = f"KERNEL __launch_bounds__({self.threads}) {self.name}({self.arguments})"
+        return f"\n{head} {{\n    {self.function}({names});\n}}\n"
+
+    def tiles(self, rows: int, columns: int) -> tuple[int, int]:
+        """The blocks for a result of this size."""
+        return -(-rows // self.rows), -(-columns // self.columns)
 
 
-def weight_grad_kernel(tile: Tile, precision: str) -> str:
-    return _kernel(
-        f"weight_grad_{tile.name}", tile.threads, _WEIGHT_GRAD,
-        f"convolve_weight_grad<{tile.type(precision, False, False)}>",
-    )  # fmt: skip
+def forward_kernel(tile: Tile, precision: str, transposed: bool = False) -> Kernel:
+    """`convolve`. transposed: for the gradient of the images."""
+    function = f"convolve<{tile.product(precision, True, transposed)}, {str(transposed).lower()}>"
+    name = f"convolve_{'transposed_' * transposed}{tile.name}"
+    return Kernel(name, _CONVOLVE, function, tile.threads, tile.rows, tile.columns, tile.depth)
 
 
-def few_kernel(pixels: int) -> str:
-    return _kernel(f"convolve_few_{pixels}", 1024, _CONVOLVE, f"convolve_few<{pixels}>")
+def weight_grad_kernel(tile: Tile, precision: str) -> Kernel:
+    function = f"convolve_weight_grad<{tile.product(precision, False, False)}>"
+    name = f"weight_grad_{tile.name}"
+    return Kernel(name, _WEIGHT_GRAD, function, tile.threads, tile.rows, tile.columns, tile.depth)
 
 
-def weight_grad_few_kernel(cells: int, threads: int) -> str:
-    call = f"convolve_weight_grad_few<{cells}, {threads}>"
-    return _kernel(f"weight_grad_few_{cells}_{threads}", threads, _WEIGHT_GRAD, call)
+def few_kernel(columns: int, pixels: int, threads: int) -> Kernel:
+    """`convolve` for few channels and cells."""
+    rows = threads // (columns // 4) * pixels
+    return Kernel(f"convolve_few_{pixels}", _CONVOLVE, f"convolve_few<{pixels}>", threads, rows, columns)
 
 
-def _kernel(name: str, threads: int, arguments: str, function: str) -> str:
-    names = ", ".join(argument.split()[-1] for argument in arguments.split(","))
-    return f"KERNEL __launch_bounds__({threads}) {name}({arguments}) {{\n    {function}({names});\n}}\n"
+def few_weight_grad_kernel(columns: int, cells: int, threads: int) -> Kernel:
+    function = f"convolve_weight_grad_few<{cells}, {threads}>"
+    return Kernel(f"weight_grad_few_{cells}", _WEIGHT_GRAD, function, threads, cells, columns)
+
+
+# Which kernel computes what ------------------------------------------------------------------------------------------
+# From measurements on an H200; None where im2col and a product are faster.
+
+_FEW = 16  # columns of the patches
+
+
+def choose_forward(precision: str, channels: int, cells: int, columns: int, transposed: bool = False) -> Kernel | None:
+    """The kernel for `columns` results of each window, from patches of `cells` pixels with `channels` each."""
+    if columns % 4:
+        return None
+    if channels % 4:
+        return few_kernel(columns, 2, 128) if cells * channels <= _FEW and not transposed and columns <= 256 else None
+    if precision == "float32":
+        tile = Tile(128, 16, 16, 8, 4, 4) if columns <= 16 else Tile(64, 32, 16, 8, 4, 8)
+        tile = Tile(128, 64, 16, 8, 8, 8) if columns > 32 else tile
+    else:
+        depth = 16 if precision == "tf32" else 32
+        tile = Tile(128, 16, depth, 32, 16) if columns <= 16 else Tile(128, 32, depth, 32, 32)
+        tile = Tile(128, 64, depth, 32, 32) if columns > 32 else tile
+    return forward_kernel(tile, precision, transposed)
+
+
+def choose_weight_grad(precision: str, channels: int, cells: int, columns: int) -> Kernel | None:
+    """The kernel for the gradient of a weight (cells · channels, columns)."""
+    if columns % 4:
+        return None
+    if channels % 4:
+        return few_weight_grad_kernel(columns, cells * channels, 256) if cells * channels <= _FEW else None
+    if precision == "float32":
+        tile = Tile(96, 16, 16, 4, 4, 4) if columns <= 16 else Tile(144, 32, 16, 12, 4, 8)
+        tile = Tile(144, 64, 8, 12, 8, 8) if columns > 32 else tile
+    else:
+        depth = 16 if precision == "tf32" else 32
+        tile = Tile(144, 16, depth, 48, 16) if columns <= 16 else Tile(144, 32, depth, 48, 32)
+        tile = Tile(144, 64, depth, 48, 32) if columns > 32 else tile
+    return weight_grad_kernel(tile, precision)
+
+
+# The operators -------------------------------------------------------------------------------------------------------
+
+
+class CUDAConvolutions(CUDAMatmul):
+    """Convolutions by kernels that gather the patches."""
+
+    index: int  # of the device
+
+    def __init__(self, name: str, xp: Any) -> None:
+        super().__init__(name, xp)
+        self._convolution_kernels: dict[Kernel, Kernels] = {}
+        self._tickets: dict[int, Array] = {}  # by stream; zeros between kernels
+
+    def convolve(self, x: Array, weight: Array, bias: Array | None, windows: Windows, relu: bool, out: Array) -> Array:
+        kernel = self.convolution_kernel("convolve", x, weight, windows, out)
+        if kernel is None or not self._can_load(*(() if bias is None else (bias,))):
+            return super().convolve(x, weight, bias, windows, relu, out)
+        return self._convolve(kernel, x, weight, bias, windows, relu, out)
+
+    def convolve_input_grad(self, grad: Array, weight: Array, windows: Windows, out: Array) -> Array:
+        kernel = self.convolution_kernel("convolve_input_grad", grad, weight, windows, out)
+        if kernel is None:
+            return super().convolve_input_grad(grad, weight, windows, out)
+        return self._convolve(kernel, grad, weight, None, _transposed(windows), False, out)
+
+    def convolve_weight_grad(self, x: Array, grad: Array, windows: Windows, out: Array, sums: Array | None) -> Array:
+        kernel = self.convolution_kernel("convolve_weight_grad", x, grad, windows, out)
+        if kernel is None or not (sums is None or sums.flags.c_contiguous):
+            return super().convolve_weight_grad(x, grad, windows, out, sums)
+        depth, columns = out.shape
+        count = grad.size // columns
+        tiles = kernel.tiles(depth, columns)
+        parts = max(1, min(_BLOCKS // math.prod(tiles), -(-count // kernel.depth)))
+        part_rows = -(-count // parts)
+        part_rows = -(-part_rows // kernel.depth) * kernel.depth
+        parts = -(-count // part_rows)
+        part_sums = self.xp.empty((parts, depth + 1, columns), dtype=_FLOAT32) if parts > 1 else None
+        arrays = {"images": x, "grad": grad, "parts": part_sums, "weight_grad": out, "sums": sums}
+        sizes = {"count": count, "part_rows": part_rows, "channels": x.shape[3], "columns": columns}
+        self._launch(kernel, (*tiles, parts), {**arrays, **sizes, "windows": windows, "tickets": self._own_tickets()})
+        return out
+
+    def convolution_kernel(
+        self, operator: str, images: Array, matrix: Array, windows: Windows, out: Array
+    ) -> Kernel | None:
+        """The kernel for one of the operators above with these arrays; None if another way is faster or needed.
+
+        matrix: its second argument.
+        """
+        precision = self.thread.precision or "float32"
+        sizes = images.size, matrix.size, out.size
+        if max(sizes) >= _MANY or not min(sizes) or not self._can_load(images, matrix, out):
+            return None
+        if precision != "float32" and not self._has_tensor_cores:
+            return None
+        cells, channels = math.prod(windows.kernel), images.shape[3]
+        if operator == "convolve_weight_grad":
+            return choose_weight_grad(precision, channels, cells, out.shape[-1])
+        if operator == "convolve":
+            return choose_forward(precision, channels, cells, out.shape[-1])
+        if windows.strides != (1, 1):
+            return None
+        return choose_forward(precision, channels, cells, out.shape[-1], transposed=True)
+
+    def _can_load(self, *arrays: Array) -> bool:
+        """Whether these are contiguous arrays of float32 at addresses from which kernels can load four numbers."""
+        if self.kernels_unavailable:
+            return False
+        return all(a.dtype == _FLOAT32 and a.flags.c_contiguous and a.data.ptr % _ALIGNMENT == 0 for a in arrays)
+
+    @functools.cached_property
+    def _has_tensor_cores(self) -> bool:
+        """Whether the device has the instructions that convolutions.cu uses."""
+        return int(self.xp.cuda.runtime.getDeviceProperties(self.index)["major"]) >= 8
+
+    def _convolve(
+        self, kernel: Kernel, images: Array, weight: Array, bias: Array | None, windows: Windows, relu: bool, out: Array
+    ) -> Array:
+        columns = out.shape[-1]
+        count = out.size // columns
+        arrays = {"images": images, "weight": weight, "bias": bias, "out": out}
+        sizes = {"count": count, "channels": images.shape[3], "columns": columns}
+        self._launch(kernel, kernel.tiles(count, columns), {**arrays, **sizes, "windows": windows, "relu": int(relu)})
+        return out
+
+    def _launch(self, kernel: Kernel, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+        kernels = self._convolution_kernels.get(kernel)
+        if kernels is None:
+            kernels = self._convolution_kernels[kernel] = Kernels(self.xp, TEMPLATES + kernel.definition)
+        kernels.launch(kernel.name, _FLOAT32, grid, (kernel.threads,), arguments)
+
+    def _own_tickets(self) -> Array:
+        """The tickets of the current stream."""
+        stream = self.xp.cuda.get_current_stream().ptr
+        if stream not in self._tickets:
+            with self.lasting_memory():
+                self._tickets[stream] = self.xp.zeros(_TICKETS, dtype=numpy.int32)
+        return self._tickets[stream]
+
+
+def _transposed(windows: Windows) -> Windows:
+    """The windows over the gradient of a convolution (strides 1) whose convolution is the gradient of the images."""
+    (a, b), (first, second) = windows.dilation, windows.before
+    return Windows(windows.grid, windows.image, windows.kernel, (1, 1), (-a, -b), (-first, -second))

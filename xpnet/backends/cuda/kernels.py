@@ -72,7 +72,9 @@ class Kernels:
 
     def _kernel(self, name: str, real: DType) -> Any:
         # A kernel without reals is taken from the float32 module, so that float64 is compiled only if it is used.
-        compiled = real if any(argument.type == "real" for argument in signatures(self._source)[name]) else next(iter(REALS))
+        compiled = (
+            real if any(argument.type == "real" for argument in signatures(self._source)[name]) else next(iter(REALS))
+        )
         if compiled not in self._modules:
             options = (f"-DREAL={REALS[compiled]}",)
             self._modules[compiled] = self._xp.RawModule(code=self._source, options=options)
