@@ -83,7 +83,7 @@ static const char* run(void (*kernel)(void**), void** args, Dim grid, Dim block,
 }
 
 // Tensor cores: what convolutions.cu has as instructions ---------------------------------------------------------------
-// precision: 0 for TF32, 1 for bfloat16, 2 for float16.
+// precision: 0 for float32, 1 for TF32, 2 for bfloat16, 3 for float16.
 
 static unsigned to_tf32(float x) {  // to the nearest, ties away from zero
     unsigned bits = __float_as_uint(x);
@@ -92,7 +92,7 @@ static unsigned to_tf32(float x) {  // to the nearest, ties away from zero
 
 static unsigned to_half(float x, int precision) {  // to the nearest, ties to even
     unsigned bits = __float_as_uint(x), sign = bits >> 16 & 0x8000u;
-    if (precision == 1) return x != x ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+    if (precision == 2) return x != x ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
     bits &= 0x7fffffffu;
     if (bits > 0x7f800000u) return 0x7fffu;
     if (bits >= 0x477ff000u) return sign | 0x7c00u;
@@ -105,15 +105,20 @@ static unsigned to_halves(float low, float high, int precision) {
 }
 
 static float from_half(unsigned bits, int precision) {
-    if (precision == 1) return __uint_as_float(bits << 16);
+    if (precision == 2) return __uint_as_float(bits << 16);
     unsigned exponent = bits >> 10 & 31, mantissa = bits & 0x3ffu;
     float size = exponent == 31 ? __uint_as_float(0x7f800000u | mantissa << 13)
                                 : ldexpf(mantissa + (exponent ? 1024 : 0), exponent ? (int)exponent - 25 : -24);
     return bits & 0x8000u ? -size : size;
 }
 
+static float rounded(float x, int precision) {
+    if (precision == 0) return x;
+    return precision == 1 ? __uint_as_float(to_tf32(x)) : from_half(to_half(x, precision), precision);
+}
+
 static float product_of_words(unsigned a, unsigned b, int precision) {
-    if (precision == 0) return __uint_as_float(a) * __uint_as_float(b);
+    if (precision == 1) return __uint_as_float(a) * __uint_as_float(b);
     return from_half(a & 0xffffu, precision) * from_half(b & 0xffffu, precision) +
            from_half(a >> 16, precision) * from_half(b >> 16, precision);
 }

@@ -52,11 +52,15 @@ __device__ bool on_image(const Windows& windows, Place pixel, Place cell) {
            (Word)(pixel.column + cell.column) < (Word)windows.image[1];
 }
 
+__device__ void add(Four& sum, float factor, Four a) {
+    sum.x += factor * a.x, sum.y += factor * a.y, sum.z += factor * a.z, sum.w += factor * a.w;
+}
+
 __device__ Four load(const float* a, bool wanted) { return wanted ? *(const Four*)a : Four{0, 0, 0, 0}; }
 
 // Rounded operands, as words of shared memory ------------------------------------------------------------------------
 
-enum Precision { TF32, BFLOAT16, FLOAT16 };
+enum Precision { FLOAT32, TF32, BFLOAT16, FLOAT16 };
 
 #if defined(__CUDA_ARCH__)
 __device__ Word to_tf32(float x) {
@@ -74,6 +78,16 @@ __device__ Word to_halves(float low, float high, Precision precision) {  // two 
     else asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
 #endif
     return bits;
+}
+
+__device__ float rounded(float x, Precision precision) {
+    if (precision == FLOAT32) return x;
+    if (precision == TF32) return __uint_as_float(to_tf32(x));
+    Word bits = to_halves(x, 0, precision);
+    if (precision == BFLOAT16) return __uint_as_float(bits << 16);
+    float result;
+    asm("{.reg .b16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, low;}" : "=f"(result) : "r"(bits));
+    return result;
 }
 
 // sum += a @ b for matrices of (16, 8) and (8, 8) words, spread over the threads of a warp as PTX describes for
@@ -357,13 +371,19 @@ __device__ void convolve(const float* images, const float* weight, const float* 
     });
 }
 
+__device__ Four rounded(Four a, Precision precision) {
+    return Four{rounded(a.x, precision), rounded(a.y, precision), rounded(a.z, precision), rounded(a.w, precision)};
+}
+
 // For few channels and cells: each thread computes 4 columns of PIXELS rows. channels may be any number.
-template <int PIXELS>
+template <int PIXELS, Precision precision>
 __device__ void convolve_few(const float* images, const float* weight, const float* bias, int relu, int count, int channels,
                              int columns, const Windows& windows, float* out) {
     __shared__ Four shared[1024];
     int depth = windows.kernel[0] * windows.kernel[1] * channels, quads = columns / 4;
-    for (int i = threadIdx.x; i < depth * quads; i += blockDim.x) shared[i] = ((const Four*)weight)[i];
+    for (int i = threadIdx.x; i < depth * quads; i += blockDim.x) {
+        shared[i] = rounded(((const Four*)weight)[i], precision);
+    }
     __syncthreads();
     int groups = blockDim.x / quads, quad = threadIdx.x % quads;
     int first = (blockIdx.x * groups + threadIdx.x / quads) * PIXELS;
@@ -385,7 +405,8 @@ __device__ void convolve_few(const float* images, const float* weight, const flo
 #pragma unroll
                 for (int p = 0; p < PIXELS; p++) {
                     float x = on_image(windows, pixels[p], cell) ? images[pixels[p].offset + cell.offset + c] : 0;
-                    sums[p].x += x * w.x, sums[p].y += x * w.y, sums[p].z += x * w.z, sums[p].w += x * w.w;
+                    x = rounded(x, precision);
+                    add(sums[p], x, w);
                 }
             }
         }
@@ -409,7 +430,7 @@ __device__ Four sum_of_parts(const float* parts, Index from, Index size, int cou
 #pragma unroll 8
     for (int k = 0; k < count; k++) {
         Four part = *(const Four*)(parts + k * size + from);
-        sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
+        add(sum, 1, part);
     }
     return sum;
 }
@@ -477,10 +498,7 @@ __device__ void convolve_weight_grad(const float* images, const float* grad, int
                 int row = begin + step * DEPTH + at / B_QUADS * PACK + half;
                 Four value = load(grad + (Index)row * columns + column, at < B_COUNT && row < end && column < columns);
                 b_values[i][half] = value;
-                if (has_sums) {
-                    column_sums.x += value.x, column_sums.y += value.y;
-                    column_sums.z += value.z, column_sums.w += value.w;
-                }
+                if (has_sums) add(column_sums, 1, value);
             }
         }
     };
@@ -532,10 +550,7 @@ __device__ void convolve_weight_grad(const float* images, const float* grad, int
         threads[thread] = column_sums;
         __syncthreads();
         if (thread < B_QUADS && column < columns) {
-            for (int i = thread + B_QUADS; i < THREADS; i += B_QUADS) {
-                column_sums.x += threads[i].x, column_sums.y += threads[i].y;
-                column_sums.z += threads[i].z, column_sums.w += threads[i].w;
-            }
+            for (int i = thread + B_QUADS; i < THREADS; i += B_QUADS) add(column_sums, 1, threads[i]);
             float* to = (single ? sums : own + (Index)depth * columns) + column;
             to[0] = column_sums.x, to[1] = column_sums.y, to[2] = column_sums.z, to[3] = column_sums.w;
         }
@@ -565,14 +580,14 @@ KERNEL add_convolution_parts(const float* parts, int count, int depth, int colum
     Four sum = shared[0][threadIdx.x];
     for (int k = 1; k < 8; k++) {
         Four part = shared[k][threadIdx.x];
-        sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
+        add(sum, 1, part);
     }
     put_result(weight_grad, sums, depth, columns, at / columns, at % columns, sum);
 }
 
 // For patches of CELLS columns: each thread adds the products of all of these with 4 columns of grad. channels may be
 // any number. A block has THREADS threads, and block (0, 0, k) computes part k.
-template <int CELLS, int THREADS>
+template <int CELLS, int THREADS, Precision precision>
 __device__ void convolve_weight_grad_few(const float* images, const float* grad, int count, int part_rows, int channels,
                                          int columns, const Windows& windows, float* parts, int* tickets,
                                          float* weight_grad, float* sums) {
@@ -588,11 +603,12 @@ __device__ void convolve_weight_grad_few(const float* images, const float* grad,
     for (int row = lane < lanes ? begin + lane : end; row < end; row += lanes) {
         Place pixel = first_pixel(windows, row, end, channels);
         Four g = ((const Four*)grad)[(Index)row * quads + quad];
+        add(results[CELLS], 1, g);
+        g = rounded(g, precision);
 #pragma unroll
-        for (int k = 0; k <= CELLS; k++) {
-            float x = 1;
-            if (k < CELLS) x = on_image(windows, pixel, cells[k]) ? images[pixel.offset + cells[k].offset] : 0;
-            results[k].x += x * g.x, results[k].y += x * g.y, results[k].z += x * g.z, results[k].w += x * g.w;
+        for (int k = 0; k < CELLS; k++) {
+            float x = on_image(windows, pixel, cells[k]) ? images[pixel.offset + cells[k].offset] : 0;
+            add(results[k], rounded(x, precision), g);
         }
     }
     bool single = gridDim.z == 1;
@@ -632,7 +648,7 @@ __device__ void convolve_weight_grad_few(const float* images, const float* grad,
         Four sum = shared[i];
         for (int share = 1; share < shares; share++) {
             Four part = shared[share * many + i];
-            sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
+            add(sum, 1, part);
         }
         put_result(weight_grad, sums, CELLS, columns, i * 4 / columns, i * 4 % columns, sum);
     }

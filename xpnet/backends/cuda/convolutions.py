@@ -102,14 +102,14 @@ def weight_grad_kernel(tile: Tile, precision: str) -> Kernel:
     return Kernel(name, _WEIGHT_GRAD, function, tile.threads, tile.rows, tile.columns, tile.depth)
 
 
-def few_kernel(columns: int, pixels: int, threads: int) -> Kernel:
+def few_kernel(precision: str, columns: int, pixels: int, threads: int) -> Kernel:
     """`convolve` for few channels and cells."""
-    rows = threads // (columns // 4) * pixels
-    return Kernel(f"convolve_few_{pixels}", _CONVOLVE, f"convolve_few<{pixels}>", threads, rows, columns)
+    rows, function = threads // (columns // 4) * pixels, f"convolve_few<{pixels}, {precision.upper()}>"
+    return Kernel(f"convolve_few_{pixels}", _CONVOLVE, function, threads, rows, columns)
 
 
-def few_weight_grad_kernel(columns: int, cells: int, threads: int) -> Kernel:
-    function = f"convolve_weight_grad_few<{cells}, {threads}>"
+def few_weight_grad_kernel(precision: str, columns: int, cells: int, threads: int) -> Kernel:
+    function = f"convolve_weight_grad_few<{cells}, {threads}, {precision.upper()}>"
     return Kernel(f"weight_grad_few_{cells}", _WEIGHT_GRAD, function, threads, cells, columns)
 
 
@@ -124,7 +124,8 @@ def choose_forward(precision: str, channels: int, cells: int, columns: int, tran
     if columns % 4:
         return None
     if channels % 4:
-        return few_kernel(columns, 2, 128) if cells * channels <= _FEW and not transposed and columns <= 256 else None
+        few = cells * channels <= _FEW and columns <= 256 and not transposed
+        return few_kernel(precision, columns, 2, 128) if few else None
     if precision == "float32":
         tile = Tile(128, 16, 16, 8, 4, 4) if columns <= 16 else Tile(64, 32, 16, 8, 4, 8)
         tile = Tile(128, 64, 16, 8, 8, 8) if columns > 32 else tile
@@ -140,7 +141,7 @@ def choose_weight_grad(precision: str, channels: int, cells: int, columns: int) 
     if columns % 4:
         return None
     if channels % 4:
-        return few_weight_grad_kernel(columns, cells * channels, 256) if cells * channels <= _FEW else None
+        return few_weight_grad_kernel(precision, columns, cells * channels, 256) if cells * channels <= _FEW else None
     if precision == "float32":
         tile = Tile(96, 16, 16, 4, 4, 4) if columns <= 16 else Tile(144, 32, 16, 12, 4, 8)
         tile = Tile(144, 64, 8, 12, 8, 8) if columns > 32 else tile
