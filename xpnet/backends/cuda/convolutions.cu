@@ -1,14 +1,15 @@
-// Convolutions of float32 images (N, H, W, channels) as matrix products whose first matrix, the patches, is gathered from
-// the images when it is needed. The rows of the patches are the windows of all images, and their columns the numbers
-// under a window, (kh, kw, channels), as the rows of the weight (kh·kw·channels, filters).
+// Convolutions of float32 images (N, H, W, channels) as matrix products whose first matrix, the patches, is gathered
+// from the images when it is needed. The rows of the patches are the windows of all images, and their columns the
+// numbers under a window, (kh, kw, channels), as the rows of the weight (kh·kw·channels, filters).
 //
 // Each block computes a tile of the result. In steps along the inner axis, it copies tiles of both matrices into shared
 // memory, and multiplies them while the loads of the next step are on their way. The products are made by ordinary
-// multiplications (`Exact`), or by tensor cores from numbers that were rounded on the way into shared memory (`Tensor`).
-// Sums are made in a fixed order, so that the same input gives the same bits.
+// multiplications (`Exact`), or by tensor cores from numbers that were rounded on the way into shared memory
+// (`Tensor`). Sums are made in a fixed order, so that the same input gives the same bits.
 //
-// The file is compiled by itself, in the same ways as kernels.cu. It needs channels and filters that are multiples of 4,
-// and arrays at multiples of 16 bytes, except where a kernel says otherwise.
+// The file is compiled by itself, in the same ways as kernels.cu, with the instances of the templates that
+// convolutions.py appends. Channels and filters must be multiples of 4, and arrays at multiples of 16 bytes, unless a
+// kernel says otherwise.
 
 typedef long long Index;
 typedef unsigned int Word;
@@ -17,6 +18,10 @@ typedef unsigned int Word;
 
 struct alignas(16) Four {
     float x, y, z, w;
+};
+
+struct alignas(8) Two {
+    float x, y;
 };
 
 struct alignas(16) Place {  // of a pixel or of a cell: its row and column, and its distance in elements
@@ -29,7 +34,7 @@ struct Windows {  // as in ../reference/windows.py: pairs are (vertical, horizon
 
 __device__ const int NOWHERE = 1 << 29;  // the row of a place on no image
 
-// The first pixel of a window, whose row and column may be outside of the image, for windows that are numbered across images.
+// The first pixel of a window, which may be outside of the image. The windows of all images are numbered.
 __device__ Place first_pixel(const Windows& windows, Word window, Word count, int channels) {
     if (window >= count) return Place{NOWHERE, 0, 0, 0};
     int j = window % (Word)windows.grid[1], i = window / (Word)windows.grid[1] % (Word)windows.grid[0];
@@ -48,8 +53,8 @@ __device__ Place cell_of(const Windows& windows, int column, int channels) {
 }
 
 __device__ bool on_image(const Windows& windows, Place pixel, Place cell) {
-    return (Word)(pixel.row + cell.row) < (Word)windows.image[0] &&
-           (Word)(pixel.column + cell.column) < (Word)windows.image[1];
+    return ((Word)(pixel.row + cell.row) < (Word)windows.image[0]) &  // not &&, which would be a branch
+           ((Word)(pixel.column + cell.column) < (Word)windows.image[1]);
 }
 
 __device__ void add(Four& sum, float factor, Four a) {
@@ -109,7 +114,8 @@ __device__ void multiply_words(float sum[4], const Word a[4], const Word b[2], P
 // The numbers of two neighbors along the inner axis as words: (x of both, …), or only the first for TF32.
 template <Precision precision> __device__ void pack(Four first, Four second, Word* words) {
     if (precision == TF32) {
-        words[0] = to_tf32(first.x), words[1] = to_tf32(first.y), words[2] = to_tf32(first.z), words[3] = to_tf32(first.w);
+        words[0] = to_tf32(first.x), words[1] = to_tf32(first.y);
+        words[2] = to_tf32(first.z), words[3] = to_tf32(first.w);
     } else {
         words[0] = to_halves(first.x, second.x, precision), words[1] = to_halves(first.y, second.y, precision);
         words[2] = to_halves(first.z, second.z, precision), words[3] = to_halves(first.w, second.w, precision);
@@ -125,8 +131,9 @@ struct alignas(8) TwoWords {
 };
 
 // How a block multiplies its tiles -----------------------------------------------------------------------------------
-// Of DEPTH elements along the inner axis; the result is (ROWS, COLUMNS). put_rows stores four elements of the inner axis
-// of one row, put_column four rows of one element of it (or of two, if a word has two); the same for the second matrix.
+// The tiles have DEPTH elements along the inner axis, and the result is (ROWS, COLUMNS). put_a_inner stores four
+// elements along the inner axis of one row, put_a_outer those of four rows at one place of it (or at two, if PACK is 2);
+// put_b_inner and put_b_outer do the same for the columns of the second matrix.
 
 // Each thread computes TALL rows and WIDE columns, in groups of 4. The threads of a warp are LANES across.
 template <int ROWS_, int COLUMNS_, int DEPTH_, int TALL, int WIDE, int LANES> struct Exact {
@@ -140,8 +147,15 @@ template <int ROWS_, int COLUMNS_, int DEPTH_, int TALL, int WIDE, int LANES> st
         int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         column = (warp % (ACROSS / LANES) * LANES + lane % LANES) * 4;
         row = (warp / (ACROSS / LANES) * (32 / LANES) + lane / LANES) * 4;
-        for (int i = 0; i < TALL; i++)
-            for (int j = 0; j < WIDE; j++) sums[i][j] = 0;
+    }
+    // Starts the sums of each column with value(column).
+    template <typename Value> __device__ void start(Value value) {
+#pragma unroll
+        for (int j = 0; j < WIDE; j++) {
+            float first = value(column + j / 4 * (ACROSS * 4) + j % 4);
+#pragma unroll
+            for (int i = 0; i < TALL; i++) sums[i][j] = first;
+        }
     }
     static __device__ void put_inner(float* tile, int pitch, int k, int outer, Four value) {
         tile[k * pitch + outer] = value.x, tile[(k + 1) * pitch + outer] = value.y;
@@ -164,7 +178,9 @@ template <int ROWS_, int COLUMNS_, int DEPTH_, int TALL, int WIDE, int LANES> st
 #pragma unroll
             for (int i = 0; i < TALL / 4; i++) a[i] = *(const Four*)(tile + k * A_PITCH + row + i * (ROWS / TALL * 4));
 #pragma unroll
-            for (int j = 0; j < WIDE / 4; j++) b[j] = *(const Four*)(tile + B + k * B_PITCH + column + j * (ACROSS * 4));
+            for (int j = 0; j < WIDE / 4; j++) {
+                b[j] = *(const Four*)(tile + B + k * B_PITCH + column + j * (ACROSS * 4));
+            }
 #pragma unroll
             for (int i = 0; i < TALL / 4; i++) {
 #pragma unroll
@@ -206,9 +222,14 @@ struct Tensor {
         int warp = threadIdx.x / 32;
         group = threadIdx.x % 32 / 4, place = threadIdx.x % 4;
         row = warp / ACROSS * TALL, column = warp % ACROSS * WIDE;
-        for (int i = 0; i < TALL / 16; i++)
-            for (int j = 0; j < WIDE / 8; j++)
-                for (int k = 0; k < 4; k++) sums[i][j][k] = 0;
+    }
+    template <typename Value> __device__ void start(Value value) {
+#pragma unroll
+        for (int j = 0; j < WIDE / 4; j++) {
+            float first = value(column + j / 2 * 8 + place * 2 + j % 2);
+#pragma unroll
+            for (int i = 0; i < TALL / 16; i++) sums[i][j / 2][j % 2] = sums[i][j / 2][j % 2 + 2] = first;
+        }
     }
     static __device__ void put_inner(Word* to, Four value) {
         if (PACK == 1) {
@@ -277,6 +298,11 @@ struct Tensor {
     }
 };
 
+__device__ void put(float* to, const float* values, int width) {
+    if (width == 4) *(Four*)to = Four{values[0], values[1], values[2], values[3]};
+    else *(Two*)to = Two{values[0], values[1]};
+}
+
 // out = patches @ weight + bias --------------------------------------------------------------------------------------
 // With TRANSPOSED, `weight` is (kh·kw, columns, channels): the gradient of the images is a convolution of the gradient
 // of the result with the transposed weight, for windows with negative dilation.
@@ -286,7 +312,8 @@ __device__ void convolve(const float* images, const float* weight, const float* 
                          int columns, const Windows& windows, float* out) {
     const int ROWS = Product::ROWS, COLUMNS = Product::COLUMNS, DEPTH = Product::DEPTH, THREADS = Product::THREADS;
     const int QUADS = DEPTH / 4, A_ROWS = THREADS / QUADS, A_LOADS = (ROWS + A_ROWS - 1) / A_ROWS;
-    const int B_QUADS = TRANSPOSED ? QUADS : COLUMNS / 4, B_ROWS = THREADS / B_QUADS, PACK = TRANSPOSED ? 1 : Product::PACK;
+    const int B_QUADS = TRANSPOSED ? QUADS : COLUMNS / 4, B_ROWS = THREADS / B_QUADS;
+    const int PACK = TRANSPOSED ? 1 : Product::PACK;  // elements of the inner axis that are stored together
     const int B_OUTER = TRANSPOSED ? COLUMNS : DEPTH / PACK, B_LOADS = (B_OUTER + B_ROWS - 1) / B_ROWS;
     __shared__ Four shared[2][(Product::SIZE + 3) / 4];
     int thread = threadIdx.x, first_row = blockIdx.x * ROWS, first_column = blockIdx.y * COLUMNS;
@@ -311,7 +338,7 @@ __device__ void convolve(const float* images, const float* weight, const float* 
         bool inside = a < windows.kernel[0];
 #pragma unroll
         for (int i = 0; i < A_LOADS; i++) {
-            a_values[i] = load(images + (pixels[i].offset + at.offset), inside && on_image(windows, pixels[i], at));
+            a_values[i] = load(images + (pixels[i].offset + at.offset), inside & on_image(windows, pixels[i], at));
         }
 #pragma unroll
         for (int i = 0; i < B_LOADS; i++) {
@@ -322,10 +349,10 @@ __device__ void convolve(const float* images, const float* weight, const float* 
                 if (TRANSPOSED) {
                     int c = first_column + outer;
                     b_values[i][half] = load(weight + ((Index)cell * columns + c) * channels + channel,
-                                             mine && inside && c < columns);
+                                             mine & inside & (c < columns));
                 } else {
                     int k = step * DEPTH + outer * PACK + half, c = first_column + b_quad * 4;
-                    b_values[i][half] = load(weight + (Index)k * columns + c, mine && k < depth && c < columns);
+                    b_values[i][half] = load(weight + (Index)k * columns + c, mine & (k < depth) & (c < columns));
                 }
             }
         }
@@ -347,6 +374,7 @@ __device__ void convolve(const float* images, const float* weight, const float* 
     };
 
     Product product;
+    product.start([&](int c) { return bias && first_column + c < columns ? bias[first_column + c] : 0; });
     int steps = (depth + DEPTH - 1) / DEPTH;
     fetch(0);
     store((float*)shared[0]);
@@ -361,13 +389,8 @@ __device__ void convolve(const float* images, const float* weight, const float* 
         r += first_row, c += first_column;
         if (r >= count || c >= columns) return;
 #pragma unroll
-        for (int j = 0; j < width; j++) {
-            float sum = bias ? sums[j] + bias[c + j] : sums[j];
-            sums[j] = relu && sum <= 0 ? 0 : sum;  // NaN stays
-        }
-        float* to = out + (Index)r * columns + c;
-        if (width == 4) *(Four*)to = Four{sums[0], sums[1], sums[2], sums[3]};
-        else to[0] = sums[0], to[1] = sums[1];
+        for (int j = 0; j < width; j++) sums[j] = relu && sums[j] <= 0 ? 0 : sums[j];  // NaN stays
+        put(out + (Index)r * columns + c, sums, width);
     });
 }
 
@@ -377,8 +400,8 @@ __device__ Four rounded(Four a, Precision precision) {
 
 // For few channels and cells: each thread computes 4 columns of PIXELS rows. channels may be any number.
 template <int PIXELS, Precision precision>
-__device__ void convolve_few(const float* images, const float* weight, const float* bias, int relu, int count, int channels,
-                             int columns, const Windows& windows, float* out) {
+__device__ void convolve_few(const float* images, const float* weight, const float* bias, int relu, int count,
+                             int channels, int columns, const Windows& windows, float* out) {
     __shared__ Four shared[1024];
     int depth = windows.kernel[0] * windows.kernel[1] * channels, quads = columns / 4;
     for (int i = threadIdx.x; i < depth * quads; i += blockDim.x) {
@@ -421,8 +444,9 @@ __device__ void convolve_few(const float* images, const float* weight, const flo
 }
 
 // weight_grad = patchesᵀ @ grad, and the sums of the columns of grad -------------------------------------------------
-// Block (i, j, k) computes tile (i, j) of part k, which are `part_rows` rows of grad. parts (parts, depth + 1, columns):
-// the last row is for the sums. If there are several parts and `tickets` is given, the last block of a tile adds them.
+// Block (i, j, k) computes tile (i, j) of part k, which is for `part_rows` rows of grad. parts (parts, depth + 1,
+// columns): the last row is for the sums. If there are several parts, the last block of a tile, by its ticket, adds them;
+// without tickets, add_convolution_parts does it.
 
 // Adds the parts of some elements, 4 at a time, in their order.
 __device__ Four sum_of_parts(const float* parts, Index from, Index size, int count) {
@@ -451,14 +475,16 @@ __device__ bool last_block(int* ticket, int blocks) {
 
 // Element (row, column) of the result: a row of weight_grad, or after its last the sums.
 __device__ void put_result(float* weight_grad, float* sums, int depth, int columns, int row, int column, Four value) {
-    float* to = row < depth ? weight_grad + (Index)row * columns + column : sums + column;
-    if (row < depth || sums) to[0] = value.x, to[1] = value.y, to[2] = value.z, to[3] = value.w;
+    if (row < depth) *(Four*)(weight_grad + (Index)row * columns + column) = value;
+    if (row < depth || !sums) return;
+    sums += column;  // which may be at any address
+    sums[0] = value.x, sums[1] = value.y, sums[2] = value.z, sums[3] = value.w;
 }
 
 template <typename Product>
 __device__ void convolve_weight_grad(const float* images, const float* grad, int count, int part_rows, int channels,
-                                     int columns, const Windows& windows, float* parts, int* tickets, float* weight_grad,
-                                     float* sums) {
+                                     int columns, const Windows& windows, float* parts, int* tickets,
+                                     float* weight_grad, float* sums) {
     const int ROWS = Product::ROWS, COLUMNS = Product::COLUMNS, DEPTH = Product::DEPTH, THREADS = Product::THREADS;
     const int PACK = Product::PACK, A_QUADS = ROWS / 4, B_QUADS = COLUMNS / 4;
     const int A_COUNT = A_QUADS * DEPTH / PACK, B_COUNT = B_QUADS * DEPTH / PACK;  // loads of a tile
@@ -496,7 +522,8 @@ __device__ void convolve_weight_grad(const float* images, const float* grad, int
 #pragma unroll
             for (int half = 0; half < PACK; half++) {
                 int row = begin + step * DEPTH + at / B_QUADS * PACK + half;
-                Four value = load(grad + (Index)row * columns + column, at < B_COUNT && row < end && column < columns);
+                bool wanted = (at < B_COUNT) & (row < end) & (column < columns);
+                Four value = load(grad + (Index)row * columns + column, wanted);
                 b_values[i][half] = value;
                 if (has_sums) add(column_sums, 1, value);
             }
@@ -505,21 +532,18 @@ __device__ void convolve_weight_grad(const float* images, const float* grad, int
     auto store = [&](float* tile) {
 #pragma unroll
         for (int i = 0; i < A_LOADS; i++) {
-            int at = thread + i * THREADS;
-            if (at < A_COUNT) {
-                Product::put_a_outer(tile, at / A_QUADS * PACK, at % A_QUADS * 4, a_values[i][0], a_values[i][PACK - 1]);
-            }
+            int at = thread + i * THREADS, inner = at / A_QUADS * PACK, outer = at % A_QUADS * 4;
+            if (at < A_COUNT) Product::put_a_outer(tile, inner, outer, a_values[i][0], a_values[i][PACK - 1]);
         }
 #pragma unroll
         for (int i = 0; i < B_LOADS; i++) {
-            int at = thread + i * THREADS;
-            if (at < B_COUNT) {
-                Product::put_b_outer(tile, at / B_QUADS * PACK, at % B_QUADS * 4, b_values[i][0], b_values[i][PACK - 1]);
-            }
+            int at = thread + i * THREADS, inner = at / B_QUADS * PACK, outer = at % B_QUADS * 4;
+            if (at < B_COUNT) Product::put_b_outer(tile, inner, outer, b_values[i][0], b_values[i][PACK - 1]);
         }
     };
 
     Product product;
+    product.start([](int) { return 0; });
     int steps = end > begin ? (end - begin + DEPTH - 1) / DEPTH : 0;
     find_pixels(0);
     find_pixels(1);
@@ -541,9 +565,7 @@ __device__ void convolve_weight_grad(const float* images, const float* grad, int
     product.each([&](int r, int c, float* values, int width) {
         r += first_row, c += first_column;
         if (r >= depth || c >= columns) return;
-        float* to = (single ? weight_grad : own) + (Index)r * columns + c;
-#pragma unroll
-        for (int j = 0; j < width; j++) to[j] = values[j];
+        put((single ? weight_grad : own) + (Index)r * columns + c, values, width);
     });
     if (has_sums) {
         Four* threads = shared[0];
@@ -593,7 +615,8 @@ __device__ void convolve_weight_grad_few(const float* images, const float* grad,
                                          float* weight_grad, float* sums) {
     __shared__ Four shared[THREADS * 9];  // of 9 rows of the results of all threads
     __shared__ Place cells[CELLS];
-    int thread = threadIdx.x, quads = columns / 4, lanes = THREADS / quads, quad = thread % quads, lane = thread / quads;
+    int thread = threadIdx.x, quads = columns / 4, lanes = THREADS / quads;
+    int quad = thread % quads, lane = thread / quads;
     int begin = blockIdx.z * part_rows, end = begin + part_rows < count ? begin + part_rows : count;
     if (thread < CELLS) cells[thread] = cell_of(windows, thread, channels);
     __syncthreads();

@@ -22,6 +22,7 @@ TEMPLATES = Path(__file__).with_name("convolutions.cu").read_text(encoding="utf-
 _FLOAT32 = numpy.dtype("float32")
 _ALIGNMENT = 16  # bytes: kernels load four numbers at once
 _MANY = 2**31  # elements: the kernels count in 32 bits
+_REGISTERS, _OTHER_REGISTERS = 2**16, 48  # of a multiprocessor; of a thread, besides those for numbers of tiles
 _BLOCKS = 264  # that a weight gradient is divided over: two for each multiprocessor of an H200
 _TICKETS = 1024  # the most tiles of a weight gradient whose parts its kernel adds
 _CONVOLVE = (
@@ -54,6 +55,15 @@ class Tile(NamedTuple):
         return units if self.across else 32 * units
 
     @property
+    def resident(self) -> int:
+        """How many blocks should fit into a multiprocessor, which limits the registers of a thread."""
+        sums, operands = self.tall * self.wide, self.tall + self.wide
+        if not self.across:
+            sums, operands = sums // 32, operands // 4
+        loaded = (2 * self.rows + self.columns) * self.depth // self.threads  # with the places of the rows
+        return max(1, _REGISTERS // (self.threads * (sums + operands + loaded + _OTHER_REGISTERS)))
+
+    @property
     def name(self) -> str:
         return "_".join(str(number) for number in self if number)
 
@@ -76,12 +86,13 @@ class Kernel:
     rows: int
     columns: int
     depth: int = 1
+    resident: int = 1  # the blocks that must fit into a multiprocessor
 
     @property
     def definition(self) -> str:
         """Its text, which follows the templates."""
         names = ", ".join(argument.split()[-1] for argument in self.arguments.split(","))
-        head = f"KERNEL __launch_bounds__({self.threads}) {self.name}({self.arguments})"
+        head = f"KERNEL __launch_bounds__({self.threads}, {self.resident}) {self.name}({self.arguments})"
         return f"\n{head} {{\n    {self.function}({names});\n}}\n"
 
     def tiles(self, rows: int, columns: int) -> tuple[int, int]:
@@ -93,13 +104,13 @@ def forward_kernel(tile: Tile, precision: str, transposed: bool = False) -> Kern
     """`convolve`. transposed: for the gradient of the images."""
     function = f"convolve<{tile.product(precision, True, transposed)}, {str(transposed).lower()}>"
     name = f"convolve_{'transposed_' * transposed}{tile.name}"
-    return Kernel(name, _CONVOLVE, function, tile.threads, tile.rows, tile.columns, tile.depth)
+    return Kernel(name, _CONVOLVE, function, tile.threads, *tile[:3], tile.resident)
 
 
 def weight_grad_kernel(tile: Tile, precision: str) -> Kernel:
     function = f"convolve_weight_grad<{tile.product(precision, False, False)}>"
     name = f"weight_grad_{tile.name}"
-    return Kernel(name, _WEIGHT_GRAD, function, tile.threads, tile.rows, tile.columns, tile.depth)
+    return Kernel(name, _WEIGHT_GRAD, function, tile.threads, *tile[:3], tile.resident)
 
 
 def few_kernel(precision: str, columns: int, pixels: int, threads: int) -> Kernel:

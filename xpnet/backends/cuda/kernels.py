@@ -35,7 +35,7 @@ class KernelArgument(NamedTuple):
 @functools.cache
 def signatures(source: str = SOURCE) -> dict[str, list[KernelArgument]]:
     """{kernel: the arguments it declares}, parsed from the source, by default kernels.cu."""
-    kernels = re.findall(r"^KERNEL (?:__launch_bounds__\(\d+\) )?(\w+)\(([^)]*)\)", source, re.MULTILINE)
+    kernels = re.findall(r"^KERNEL (?:__launch_bounds__\([\d, ]+\) )?(\w+)\(([^)]*)\)", source, re.MULTILINE)
     return {
         name: [
             KernelArgument(kind, bool(pointer), argument)
