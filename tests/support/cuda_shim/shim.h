@@ -17,8 +17,6 @@ static Dim gridDim, blockDim, blockIdx, threadIdx;
 static inline unsigned __float_as_uint(float x) { unsigned bits; memcpy(&bits, &x, 4); return bits; }
 static inline float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
 static inline void atomicAdd(unsigned long long* at, unsigned long long value) { *at += value; }
-static inline int atomicAdd(int* at, int value) { return (*at += value) - value; }
-static inline void __threadfence() {}
 
 static const int MAX_THREADS = 1024, STACK = 64 * 1024;
 struct Thread { Dim index; char* stack; jmp_buf place; bool started, done; };
@@ -141,3 +139,10 @@ static void multiply_words(float sum[4], const unsigned a[4], const unsigned b[2
         }
     }
 }
+
+// Copies to shared memory, which end at once here.
+static void copy(float* to, const float* from, bool wanted) {
+    for (int i = 0; i < 4; i++) to[i] = wanted ? from[i] : 0;
+}
+static void end_copies() {}
+template <int latest> void wait_for_copies() {}

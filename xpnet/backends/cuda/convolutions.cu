@@ -3,9 +3,8 @@
 // numbers under a window, (kh, kw, channels), as the rows of the weight (kh·kw·channels, filters).
 //
 // Each block computes a tile of the result. In steps along the inner axis, it copies tiles of both matrices into shared
-// memory, and multiplies them while the loads of the next step are on their way. The products are made by ordinary
-// multiplications (`Exact`), or by tensor cores from numbers that were rounded on the way into shared memory
-// (`Tensor`). Sums are made in a fixed order, so that the same input gives the same bits.
+// memory, several steps ahead, and multiplies them by ordinary multiplications (`Exact`), or by tensor cores after
+// rounding (`Tensor`). Sums are made in a fixed order, so that the same input gives the same bits.
 //
 // The file is compiled by itself, in the same ways as kernels.cu, with the instances of the templates that
 // convolutions.py appends. Channels and filters must be multiples of 4, and arrays at multiples of 16 bytes, unless a
@@ -34,14 +33,30 @@ struct Windows {  // as in ../reference/windows.py: pairs are (vertical, horizon
 
 __device__ const int NOWHERE = 1 << 29;  // the row of a place on no image
 
-// The first pixel of a window, which may be outside of the image. The windows of all images are numbered.
-__device__ Place first_pixel(const Windows& windows, Word window, Word count, int channels) {
-    if (window >= count) return Place{NOWHERE, 0, 0, 0};
-    int j = window % (Word)windows.grid[1], i = window / (Word)windows.grid[1] % (Word)windows.grid[0];
-    int image = window / ((Word)windows.grid[1] * (Word)windows.grid[0]);
-    int row = i * windows.strides[0] - windows.before[0], column = j * windows.strides[1] - windows.before[1];
-    int offset = ((image * windows.image[0] + row) * windows.image[1] + column) * channels;
-    return Place{row, column, offset, 0};
+struct Window {  // by its image, row and column in the grid; the windows of all images are numbered
+    int image, i, j;
+
+    __device__ Window(const Windows& windows, Word number) {
+        Word row = number / (Word)windows.grid[1];
+        j = number - row * windows.grid[1];
+        image = row / (Word)windows.grid[0];
+        i = row - image * windows.grid[0];
+    }
+    __device__ void advance(const Windows& windows) {
+        if (++j < windows.grid[1]) return;
+        j = 0;
+        if (++i < windows.grid[0]) return;
+        i = 0, image++;
+    }
+    // Its first pixel, which may be outside of the image.
+    __device__ Place first_pixel(const Windows& windows, int channels) const {
+        int row = i * windows.strides[0] - windows.before[0], column = j * windows.strides[1] - windows.before[1];
+        return Place{row, column, ((image * windows.image[0] + row) * windows.image[1] + column) * channels, 0};
+    }
+};
+
+__device__ Place first_pixel(const Windows& windows, int window, int count, int channels) {
+    return window < count ? Window(windows, window).first_pixel(windows, channels) : Place{NOWHERE, 0, 0, 0};
 }
 
 // A column of the patches, relative to the first pixel of the window.
@@ -61,9 +76,7 @@ __device__ void add(Four& sum, float factor, Four a) {
     sum.x += factor * a.x, sum.y += factor * a.y, sum.z += factor * a.z, sum.w += factor * a.w;
 }
 
-__device__ Four load(const float* a, bool wanted) { return wanted ? *(const Four*)a : Four{0, 0, 0, 0}; }
-
-// Rounded operands, as words of shared memory ------------------------------------------------------------------------
+// Instructions of newer devices, which tests/support/cuda_shim/shim.h has as functions -------------------------------
 
 enum Precision { FLOAT32, TF32, BFLOAT16, FLOAT16 };
 
@@ -101,120 +114,132 @@ __device__ void multiply_words(float sum[4], const Word a[4], const Word b[2], P
 #if __CUDA_ARCH__ >= 800
 #define MMA(TYPES)                                                                                              \
     asm("mma.sync.aligned." TYPES " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                      \
-                 : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                       \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                                \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
     if (precision == TF32) MMA("m16n8k8.row.col.f32.tf32.tf32.f32");
     else if (precision == BFLOAT16) MMA("m16n8k16.row.col.f32.bf16.bf16.f32");
     else MMA("m16n8k16.row.col.f32.f16.f16.f32");
 #undef MMA
 #endif
 }
-#endif
 
-// The numbers of two neighbors along the inner axis as words: (x of both, …), or only the first for TF32.
-template <Precision precision> __device__ void pack(Four first, Four second, Word* words) {
-    if (precision == TF32) {
-        words[0] = to_tf32(first.x), words[1] = to_tf32(first.y);
-        words[2] = to_tf32(first.z), words[3] = to_tf32(first.w);
-    } else {
-        words[0] = to_halves(first.x, second.x, precision), words[1] = to_halves(first.y, second.y, precision);
-        words[2] = to_halves(first.z, second.z, precision), words[3] = to_halves(first.w, second.w, precision);
-    }
+// Copies four numbers to shared memory, or zeros if they are not wanted. The copy may end as late as at wait_for_copies.
+__device__ void copy(float* to, const float* from, bool wanted) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("{.reg .u64 to; .reg .u32 place; cvta.to.shared.u64 to, %0; cvt.u32.u64 place, to;\n"
+                 "cp.async.ca.shared.global [place], [%1], 16, %2;}" ::"l"(to), "l"(from), "r"(wanted ? 16 : 0));
+#else
+    *(Four*)to = wanted ? *(const Four*)from : Four{0, 0, 0, 0};
+#endif
 }
 
-struct alignas(16) FourWords {
-    Word words[4];
-};
+// Ends a group of copies.
+__device__ void end_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;");
+#endif
+}
 
-struct alignas(8) TwoWords {
-    Word words[2];
-};
+// Waits for all copies of this thread but those of the latest groups.
+template <int latest> __device__ void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(latest) : "memory");
+#endif
+}
+#endif
 
 // How a block multiplies its tiles -----------------------------------------------------------------------------------
-// The tiles have DEPTH elements along the inner axis, and the result is (ROWS, COLUMNS). put_a_inner stores four
-// elements along the inner axis of one row, put_a_outer those of four rows at one place of it (or at two, if PACK is 2);
-// put_b_inner and put_b_outer do the same for the columns of the second matrix.
+// The tiles have DEPTH elements along the inner axis, and the result is (ROWS, COLUMNS). INNER_A, INNER_B: whether the
+// elements along the inner axis are adjacent in the tile of the first and of the second matrix; else those of a column
+// of the first, and those of a row of the second. Pitches are such that the threads of a warp read different banks.
 
-// Each thread computes TALL rows and WIDE columns, in groups of 4. The threads of a warp are LANES across.
-template <int ROWS_, int COLUMNS_, int DEPTH_, int TALL, int WIDE, int LANES> struct Exact {
-    static const int ROWS = ROWS_, COLUMNS = COLUMNS_, DEPTH = DEPTH_, PACK = 1;
-    static const int ACROSS = COLUMNS / WIDE, THREADS = ROWS / TALL * ACROSS, SIZE = DEPTH * (ROWS + 4 + COLUMNS + 4);
-    static const int A_PITCH = ROWS + 4, B_PITCH = COLUMNS + 4, B = DEPTH * A_PITCH;
+template <int ROWS_, int COLUMNS_, int DEPTH_, int STAGES_, bool INNER_A_, bool INNER_B_, int PAD_INNER, int PAD_OUTER>
+struct Tiles {
+    static const int ROWS = ROWS_, COLUMNS = COLUMNS_, DEPTH = DEPTH_, STAGES = STAGES_;
+    static const bool INNER_A = INNER_A_, INNER_B = INNER_B_;
+    static const int A_PITCH = INNER_A ? DEPTH + PAD_INNER : ROWS + PAD_OUTER;
+    static const int B_PITCH = INNER_B ? DEPTH + PAD_INNER : COLUMNS + PAD_OUTER;
+    static const int B = (INNER_A ? ROWS : DEPTH) * A_PITCH, SIZE = B + (INNER_B ? COLUMNS : DEPTH) * B_PITCH;
+
+    static __device__ int a(int k, int row) { return INNER_A ? row * A_PITCH + k : k * A_PITCH + row; }
+    static __device__ int b(int k, int column) { return B + (INNER_B ? column * B_PITCH + k : k * B_PITCH + column); }
+};
+
+// Each thread computes TALL rows and WIDE columns. The threads of a warp are LANES across.
+template <int ROWS, int COLUMNS, int DEPTH, int STAGES, bool INNER_A, bool INNER_B, int TALL, int WIDE, int LANES>
+struct Exact : Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 4, 0> {
+    typedef Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 4, 0> T;
+    static const int DOWN = ROWS / TALL, ACROSS = COLUMNS / WIDE, THREADS = DOWN * ACROSS;
     float sums[TALL][WIDE];
-    int row, column;
+    int x, y;  // of this thread
 
     __device__ Exact() {
         int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        column = (warp % (ACROSS / LANES) * LANES + lane % LANES) * 4;
-        row = (warp / (ACROSS / LANES) * (32 / LANES) + lane / LANES) * 4;
+        x = warp % (ACROSS / LANES) * LANES + lane % LANES;
+        y = warp / (ACROSS / LANES) * (32 / LANES) + lane / LANES;
     }
+    // The rows and columns of a thread are in groups of 4 where it can load these together, else apart.
+    __device__ int row(int i) const { return INNER_A ? y + i * DOWN : (y + i / 4 * DOWN) * 4 + i % 4; }
+    __device__ int column(int j) const { return INNER_B ? x + j * ACROSS : (x + j / 4 * ACROSS) * 4 + j % 4; }
+
     // Starts the sums of each column with value(column).
     template <typename Value> __device__ void start(Value value) {
 #pragma unroll
         for (int j = 0; j < WIDE; j++) {
-            float first = value(column + j / 4 * (ACROSS * 4) + j % 4);
+            float first = value(column(j));
 #pragma unroll
             for (int i = 0; i < TALL; i++) sums[i][j] = first;
         }
     }
-    static __device__ void put_inner(float* tile, int pitch, int k, int outer, Four value) {
-        tile[k * pitch + outer] = value.x, tile[(k + 1) * pitch + outer] = value.y;
-        tile[(k + 2) * pitch + outer] = value.z, tile[(k + 3) * pitch + outer] = value.w;
-    }
-    static __device__ void put_a_inner(float* tile, int k, int r, Four value) { put_inner(tile, A_PITCH, k, r, value); }
-    static __device__ void put_b_inner(float* tile, int k, int c, Four value) {
-        put_inner(tile + B, B_PITCH, k, c, value);
-    }
-    static __device__ void put_a_outer(float* tile, int k, int r, Four value, Four) {
-        *(Four*)(tile + k * A_PITCH + r) = value;
-    }
-    static __device__ void put_b_outer(float* tile, int k, int c, Four value, Four) {
-        *(Four*)(tile + B + k * B_PITCH + c) = value;
-    }
     __device__ void multiply(const float* tile) {
 #pragma unroll
-        for (int k = 0; k < DEPTH; k++) {
-            Four a[TALL / 4], b[WIDE / 4];
+        for (int k = 0; k < DEPTH; k += 4) {
+            float a[4][TALL], b[4][WIDE];
 #pragma unroll
-            for (int i = 0; i < TALL / 4; i++) a[i] = *(const Four*)(tile + k * A_PITCH + row + i * (ROWS / TALL * 4));
+            for (int i = 0; i < TALL; i += INNER_A ? 1 : 4) {
 #pragma unroll
-            for (int j = 0; j < WIDE / 4; j++) {
-                b[j] = *(const Four*)(tile + B + k * B_PITCH + column + j * (ACROSS * 4));
+                for (int q = 0; q < (INNER_A ? 1 : 4); q++) {
+                    Four four = *(const Four*)(tile + T::a(k + q, row(i)));
+                    if (INNER_A) a[0][i] = four.x, a[1][i] = four.y, a[2][i] = four.z, a[3][i] = four.w;
+                    else a[q][i] = four.x, a[q][i + 1] = four.y, a[q][i + 2] = four.z, a[q][i + 3] = four.w;
+                }
             }
 #pragma unroll
-            for (int i = 0; i < TALL / 4; i++) {
+            for (int j = 0; j < WIDE; j += INNER_B ? 1 : 4) {
 #pragma unroll
-                for (int j = 0; j < WIDE / 4; j++) {
-                    add(sums[4 * i] + 4 * j, a[i].x, b[j]), add(sums[4 * i + 1] + 4 * j, a[i].y, b[j]);
-                    add(sums[4 * i + 2] + 4 * j, a[i].z, b[j]), add(sums[4 * i + 3] + 4 * j, a[i].w, b[j]);
+                for (int q = 0; q < (INNER_B ? 1 : 4); q++) {
+                    Four four = *(const Four*)(tile + T::b(k + q, column(j)));
+                    if (INNER_B) b[0][j] = four.x, b[1][j] = four.y, b[2][j] = four.z, b[3][j] = four.w;
+                    else b[q][j] = four.x, b[q][j + 1] = four.y, b[q][j + 2] = four.z, b[q][j + 3] = four.w;
+                }
+            }
+#pragma unroll
+            for (int q = 0; q < 4; q++) {
+#pragma unroll
+                for (int i = 0; i < TALL; i++) {
+#pragma unroll
+                    for (int j = 0; j < WIDE; j++) sums[i][j] += a[q][i] * b[q][j];
                 }
             }
         }
     }
-    static __device__ void add(float* sum, float a, Four b) {
-        sum[0] += a * b.x, sum[1] += a * b.y, sum[2] += a * b.z, sum[3] += a * b.w;
-    }
-    // visit(row, column, sums of 4 columns)
+    // visit(row, column, sums, width) for every `width` columns.
     template <typename Visit> __device__ void each(Visit visit) {
+        const int WIDTH = INNER_B ? 1 : 4;
 #pragma unroll
         for (int i = 0; i < TALL; i++) {
 #pragma unroll
-            for (int j = 0; j < WIDE / 4; j++) {
-                float* s = sums[i] + 4 * j;
-                visit(row + i / 4 * (ROWS / TALL * 4) + i % 4, column + j * (ACROSS * 4), s, 4);
-            }
+            for (int j = 0; j < WIDE; j += WIDTH) visit(row(i), column(j), sums[i] + j, WIDTH);
         }
     }
 };
 
-// A warp computes TALL rows and WIDE columns.
-template <Precision precision, int ROWS_, int COLUMNS_, int DEPTH_, int TALL, int WIDE, bool INNER_A, bool INNER_B>
-struct Tensor {
-    static const int ROWS = ROWS_, COLUMNS = COLUMNS_, DEPTH = DEPTH_, PACK = precision == TF32 ? 1 : 2;
-    static const int ACROSS = COLUMNS / WIDE, THREADS = ROWS / TALL * ACROSS * 32, WORDS = DEPTH / PACK;
-    // Pitches for which the threads of a warp read different banks.
-    static const int A_PITCH = INNER_A ? WORDS + 4 : ROWS + 8, B_PITCH = INNER_B ? WORDS + 4 : COLUMNS + 8;
-    static const int B = (INNER_A ? ROWS : WORDS) * A_PITCH, SIZE = B + (INNER_B ? COLUMNS : WORDS) * B_PITCH;
+// A warp computes TALL rows and WIDE columns. A step of its instructions is along 8 or 16 elements of the inner axis,
+// in any order that is the same for both matrices: each thread reads pairs of neighbors.
+template <Precision precision, int ROWS, int COLUMNS, int DEPTH, int STAGES, bool INNER_A, bool INNER_B, int TALL, int WIDE>
+struct Tensor : Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 8, 4> {
+    typedef Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 8, 4> T;
+    static const int ACROSS = COLUMNS / WIDE, THREADS = ROWS / TALL * ACROSS * 32, STEP = precision == TF32 ? 8 : 16;
     float sums[TALL / 16][WIDE / 8][4];
     int row, column, group, place;
 
@@ -231,51 +256,38 @@ struct Tensor {
             for (int i = 0; i < TALL / 16; i++) sums[i][j / 2][j % 2] = sums[i][j / 2][j % 2 + 2] = first;
         }
     }
-    static __device__ void put_inner(Word* to, Four value) {
-        if (PACK == 1) {
-            FourWords packed;
-            pack<precision>(value, value, packed.words);
-            *(FourWords*)to = packed;
+    static __device__ Two pair(const float* tile, int first, int second, bool adjacent) {
+        return adjacent ? *(const Two*)(tile + first) : Two{tile[first], tile[second]};
+    }
+    // Word `place` and word `place` + 4 of an operand, from pairs 0 and 1 of neighbors.
+    template <typename Pair> static __device__ void words(Pair pair, Word& first, Word& second) {
+        Two low = pair(0);
+        if (precision == TF32) {
+            first = to_tf32(low.x), second = to_tf32(low.y);
         } else {
-            *(TwoWords*)to = TwoWords{{to_halves(value.x, value.y, precision), to_halves(value.z, value.w, precision)}};
+            Two high = pair(1);
+            first = to_halves(low.x, low.y, precision), second = to_halves(high.x, high.y, precision);
         }
     }
-    static __device__ void put_a_inner(float* tile, int k, int r, Four value) {
-        put_inner((Word*)tile + r * A_PITCH + k / PACK, value);
-    }
-    static __device__ void put_b_inner(float* tile, int k, int c, Four value) {
-        put_inner((Word*)tile + B + c * B_PITCH + k / PACK, value);
-    }
-    static __device__ void put_a_outer(float* tile, int k, int r, Four first, Four second) {
-        FourWords packed;
-        pack<precision>(first, second, packed.words);
-        *(FourWords*)((Word*)tile + k / PACK * A_PITCH + r) = packed;
-    }
-    static __device__ void put_b_outer(float* tile, int k, int c, Four first, Four second) {
-        FourWords packed;
-        pack<precision>(first, second, packed.words);
-        *(FourWords*)((Word*)tile + B + k / PACK * B_PITCH + c) = packed;
-    }
     __device__ void multiply(const float* tile) {
-        const Word *a_tile = (const Word*)tile, *b_tile = a_tile + B;
 #pragma unroll
-        for (int k = 0; k < WORDS; k += 8) {
+        for (int step = 0; step < DEPTH; step += STEP) {
             Word a[TALL / 16][4], b[WIDE / 8][2];
+            int k = step + place * 2;
 #pragma unroll
             for (int i = 0; i < TALL / 16; i++) {
 #pragma unroll
-                for (int part = 0; part < 4; part++) {
-                    int r = row + i * 16 + part % 2 * 8 + group, inner = k + part / 2 * 4 + place;
-                    a[i][part] = a_tile[INNER_A ? r * A_PITCH + inner : inner * A_PITCH + r];
+                for (int half = 0; half < 2; half++) {
+                    int r = row + i * 16 + half * 8 + group;
+                    words([=](int p) { return pair(tile, T::a(k + 8 * p, r), T::a(k + 8 * p + 1, r), INNER_A); },
+                          a[i][half], a[i][half + 2]);
                 }
             }
 #pragma unroll
             for (int j = 0; j < WIDE / 8; j++) {
-#pragma unroll
-                for (int part = 0; part < 2; part++) {
-                    int c = column + j * 8 + group, inner = k + part * 4 + place;
-                    b[j][part] = b_tile[INNER_B ? c * B_PITCH + inner : inner * B_PITCH + c];
-                }
+                int c = column + j * 8 + group;
+                words([=](int p) { return pair(tile, T::b(k + 8 * p, c), T::b(k + 8 * p + 1, c), INNER_B); },
+                      b[j][0], b[j][1]);
             }
 #pragma unroll
             for (int i = 0; i < TALL / 16; i++) {
@@ -284,7 +296,6 @@ struct Tensor {
             }
         }
     }
-    // visit(row, column, sums of 2 columns)
     template <typename Visit> __device__ void each(Visit visit) {
 #pragma unroll
         for (int i = 0; i < TALL / 16; i++) {
@@ -300,36 +311,53 @@ struct Tensor {
 
 __device__ void put(float* to, const float* values, int width) {
     if (width == 4) *(Four*)to = Four{values[0], values[1], values[2], values[3]};
-    else *(Two*)to = Two{values[0], values[1]};
+    else if (width == 2) *(Two*)to = Two{values[0], values[1]};
+    else *to = *values;
+}
+
+// Multiplies `steps` pairs of tiles. fetch(step, tile) begins to copy those of a step.
+template <typename Product, typename Fetch> __device__ void multiply_tiles(Product& product, int steps, Fetch fetch) {
+    const int STAGES = Product::STAGES;
+    __shared__ Four shared[STAGES][(Product::SIZE + 3) / 4];
+#pragma unroll
+    for (int step = 0; step < STAGES - 1; step++) {
+        if (step < steps) fetch(step, (float*)shared[step]);
+        end_copies();
+    }
+    for (int step = 0; step < steps; step++) {
+        wait_for_copies<STAGES - 2>();
+        __syncthreads();  // also, all threads have multiplied the tiles that are overwritten next
+        int next = step + STAGES - 1;
+        if (next < steps) fetch(next, (float*)shared[next % STAGES]);
+        end_copies();
+        product.multiply((const float*)shared[step % STAGES]);
+    }
 }
 
 // out = patches @ weight + bias --------------------------------------------------------------------------------------
-// With TRANSPOSED, `weight` is (kh·kw, columns, channels): the gradient of the images is a convolution of the gradient
-// of the result with the transposed weight, for windows with negative dilation.
+// If the tiles of the second matrix are INNER, `weight` is (kh·kw, columns, channels): the gradient of the images is a
+// convolution of the gradient of the result with the transposed weight, for windows with negative dilation.
 
-template <typename Product, bool TRANSPOSED>
+template <typename Product>
 __device__ void convolve(const float* images, const float* weight, const float* bias, int relu, int count, int channels,
                          int columns, const Windows& windows, float* out) {
     const int ROWS = Product::ROWS, COLUMNS = Product::COLUMNS, DEPTH = Product::DEPTH, THREADS = Product::THREADS;
+    const bool TRANSPOSED = Product::INNER_B;
     const int QUADS = DEPTH / 4, A_ROWS = THREADS / QUADS, A_LOADS = (ROWS + A_ROWS - 1) / A_ROWS;
     const int B_QUADS = TRANSPOSED ? QUADS : COLUMNS / 4, B_ROWS = THREADS / B_QUADS;
-    const int PACK = TRANSPOSED ? 1 : Product::PACK;  // elements of the inner axis that are stored together
-    const int B_OUTER = TRANSPOSED ? COLUMNS : DEPTH / PACK, B_LOADS = (B_OUTER + B_ROWS - 1) / B_ROWS;
-    __shared__ Four shared[2][(Product::SIZE + 3) / 4];
+    const int B_OUTER = TRANSPOSED ? COLUMNS : DEPTH, B_LOADS = (B_OUTER + B_ROWS - 1) / B_ROWS;
     int thread = threadIdx.x, first_row = blockIdx.x * ROWS, first_column = blockIdx.y * COLUMNS;
-    int inner = thread % QUADS * 4, a_row = thread / QUADS, b_quad = thread % B_QUADS, b_row = thread / B_QUADS;
+    int inner = thread % QUADS * 4, a_row = thread / QUADS, b_quad = thread % B_QUADS * 4, b_row = thread / B_QUADS;
     int depth = windows.kernel[0] * windows.kernel[1] * channels;
 
     Place pixels[A_LOADS];
 #pragma unroll
     for (int i = 0; i < A_LOADS; i++) {
-        int r = a_row + i * A_ROWS;
-        pixels[i] = first_pixel(windows, r < ROWS && a_row < A_ROWS ? first_row + r : count, count, channels);
+        pixels[i] = first_pixel(windows, first_row + a_row + i * A_ROWS, count, channels);
     }
     int cell = 0, a = 0, b = 0, channel = inner;  // of this thread's column of the patches
-    Four a_values[A_LOADS], b_values[B_LOADS][PACK];
 
-    auto fetch = [&](int step) {
+    auto fetch = [&](int step, float* tile) {
         for (; channel >= channels; channel -= channels, cell++) {
             if (++b == windows.kernel[1]) b = 0, a++;
         }
@@ -338,53 +366,30 @@ __device__ void convolve(const float* images, const float* weight, const float* 
         bool inside = a < windows.kernel[0];
 #pragma unroll
         for (int i = 0; i < A_LOADS; i++) {
-            a_values[i] = load(images + (pixels[i].offset + at.offset), inside & on_image(windows, pixels[i], at));
-        }
-#pragma unroll
-        for (int i = 0; i < B_LOADS; i++) {
-#pragma unroll
-            for (int half = 0; half < PACK; half++) {
-                int outer = b_row + i * B_ROWS;
-                bool mine = outer < B_OUTER && b_row < B_ROWS;
-                if (TRANSPOSED) {
-                    int c = first_column + outer;
-                    b_values[i][half] = load(weight + ((Index)cell * columns + c) * channels + channel,
-                                             mine & inside & (c < columns));
-                } else {
-                    int k = step * DEPTH + outer * PACK + half, c = first_column + b_quad * 4;
-                    b_values[i][half] = load(weight + (Index)k * columns + c, mine & (k < depth) & (c < columns));
-                }
-            }
-        }
-        channel += DEPTH;
-    };
-    auto store = [&](float* tile) {
-#pragma unroll
-        for (int i = 0; i < A_LOADS; i++) {
-            int r = a_row + i * A_ROWS;
-            if (r < ROWS && a_row < A_ROWS) Product::put_a_inner(tile, inner, r, a_values[i]);
+            int row = a_row + i * A_ROWS;
+            if (ROWS % A_ROWS && row >= ROWS) break;
+            bool wanted = inside & on_image(windows, pixels[i], at);
+            copy(tile + Product::a(inner, row), images + (pixels[i].offset + at.offset), wanted);
         }
 #pragma unroll
         for (int i = 0; i < B_LOADS; i++) {
             int outer = b_row + i * B_ROWS;
-            if (outer >= B_OUTER || b_row >= B_ROWS) continue;
-            if (TRANSPOSED) Product::put_b_inner(tile, b_quad * 4, outer, b_values[i][0]);
-            else Product::put_b_outer(tile, outer * PACK, b_quad * 4, b_values[i][0], b_values[i][PACK - 1]);
+            if (B_OUTER % B_ROWS && outer >= B_OUTER) break;
+            if (TRANSPOSED) {
+                int c = first_column + outer;
+                const float* from = weight + ((Index)cell * columns + c) * channels + channel;
+                copy(tile + Product::b(b_quad, outer), from, inside & (c < columns));
+            } else {
+                int k = step * DEPTH + outer, c = first_column + b_quad;
+                copy(tile + Product::b(outer, b_quad), weight + (Index)k * columns + c, (k < depth) & (c < columns));
+            }
         }
+        channel += DEPTH;
     };
 
     Product product;
     product.start([&](int c) { return bias && first_column + c < columns ? bias[first_column + c] : 0; });
-    int steps = (depth + DEPTH - 1) / DEPTH;
-    fetch(0);
-    store((float*)shared[0]);
-    __syncthreads();
-    for (int step = 0; step < steps; step++) {
-        if (step + 1 < steps) fetch(step + 1);
-        product.multiply((const float*)shared[step % 2]);
-        if (step + 1 < steps) store((float*)shared[(step + 1) % 2]);
-        __syncthreads();
-    }
+    multiply_tiles(product, (depth + DEPTH - 1) / DEPTH, fetch);
     product.each([&](int r, int c, float* sums, int width) {
         r += first_row, c += first_column;
         if (r >= count || c >= columns) return;
@@ -413,9 +418,11 @@ __device__ void convolve_few(const float* images, const float* weight, const flo
     if ((int)threadIdx.x >= groups * quads) return;
     Place pixels[PIXELS];
     Four start = bias ? ((const Four*)bias)[quad] : Four{0, 0, 0, 0}, sums[PIXELS];
+    Window window(windows, first);
 #pragma unroll
-    for (int p = 0; p < PIXELS; p++) {
-        pixels[p] = first_pixel(windows, first + p, count, channels);
+    for (int p = 0; p < PIXELS; p++, window.advance(windows)) {
+        pixels[p] = window.first_pixel(windows, channels);
+        if (first + p >= count) pixels[p].row = NOWHERE;
         sums[p] = start;
     }
     int k = 0;
@@ -428,8 +435,7 @@ __device__ void convolve_few(const float* images, const float* weight, const flo
 #pragma unroll
                 for (int p = 0; p < PIXELS; p++) {
                     float x = on_image(windows, pixels[p], cell) ? images[pixels[p].offset + cell.offset + c] : 0;
-                    x = rounded(x, precision);
-                    add(sums[p], x, w);
+                    add(sums[p], rounded(x, precision), w);
                 }
             }
         }
@@ -445,174 +451,87 @@ __device__ void convolve_few(const float* images, const float* weight, const flo
 
 // weight_grad = patchesᵀ @ grad, and the sums of the columns of grad -------------------------------------------------
 // Block (i, j, k) computes tile (i, j) of part k, which is for `part_rows` rows of grad. parts (parts, depth + 1,
-// columns): the last row is for the sums. If there are several parts, the last block of a tile, by its ticket, adds them;
-// without tickets, add_convolution_parts does it.
-
-// Adds the parts of some elements, 4 at a time, in their order.
-__device__ Four sum_of_parts(const float* parts, Index from, Index size, int count) {
-    Four sum = {0, 0, 0, 0};
-#pragma unroll 8
-    for (int k = 0; k < count; k++) {
-        Four part = *(const Four*)(parts + k * size + from);
-        add(sum, 1, part);
-    }
-    return sum;
-}
-
-// Whether this is the last block with this ticket, which sees what the others have written. Resets the ticket.
-__device__ bool last_block(int* ticket, int blocks) {
-    __shared__ int last;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        last = atomicAdd(ticket, 1) == blocks - 1;
-        if (last) *ticket = 0;
-    }
-    __syncthreads();
-    __threadfence();
-    return last;
-}
-
-// Element (row, column) of the result: a row of weight_grad, or after its last the sums.
-__device__ void put_result(float* weight_grad, float* sums, int depth, int columns, int row, int column, Four value) {
-    if (row < depth) *(Four*)(weight_grad + (Index)row * columns + column) = value;
-    if (row < depth || !sums) return;
-    sums += column;  // which may be at any address
-    sums[0] = value.x, sums[1] = value.y, sums[2] = value.z, sums[3] = value.w;
-}
+// columns): the last row is for the sums. A single part is stored as the result; else add_convolution_parts follows.
 
 template <typename Product>
 __device__ void convolve_weight_grad(const float* images, const float* grad, int count, int part_rows, int channels,
-                                     int columns, const Windows& windows, float* parts, int* tickets,
-                                     float* weight_grad, float* sums) {
+                                     int columns, const Windows& windows, float* parts, float* weight_grad,
+                                     float* sums) {
     const int ROWS = Product::ROWS, COLUMNS = Product::COLUMNS, DEPTH = Product::DEPTH, THREADS = Product::THREADS;
-    const int PACK = Product::PACK, A_QUADS = ROWS / 4, B_QUADS = COLUMNS / 4;
-    const int A_COUNT = A_QUADS * DEPTH / PACK, B_COUNT = B_QUADS * DEPTH / PACK;  // loads of a tile
+    const int STAGES = Product::STAGES, A_QUADS = ROWS / 4, B_QUADS = COLUMNS / 4;
+    const int A_COUNT = A_QUADS * DEPTH, B_COUNT = B_QUADS * DEPTH;  // copies of a step
     const int A_LOADS = (A_COUNT + THREADS - 1) / THREADS, B_LOADS = (B_COUNT + THREADS - 1) / THREADS;
-    static_assert(THREADS % B_QUADS == 0, "a thread must load the same columns of grad in every step");
-    __shared__ Four shared[2][(Product::SIZE + 3) / 4];
-    __shared__ Place cells[A_QUADS], pixels[2][DEPTH];
+    static_assert(THREADS % B_QUADS == 0, "a thread must add the same columns of grad in every step");
+    __shared__ Place cells[A_QUADS], pixels[STAGES][DEPTH];
+    __shared__ Four thread_sums[THREADS];
     int thread = threadIdx.x, first_row = blockIdx.x * ROWS, first_column = blockIdx.y * COLUMNS;
     int depth = windows.kernel[0] * windows.kernel[1] * channels;
     int begin = blockIdx.z * part_rows, end = begin + part_rows < count ? begin + part_rows : count;
     int column = first_column + thread % B_QUADS * 4;
     bool has_sums = sums && blockIdx.x == 0;
 
-    for (int i = thread; i < A_QUADS; i += THREADS) cells[i] = cell_of(windows, first_row + 4 * i, channels);
     auto find_pixels = [&](int step) {
         for (int i = thread; i < DEPTH; i += THREADS) {
-            pixels[step % 2][i] = first_pixel(windows, begin + step * DEPTH + i, end, channels);
+            pixels[step % STAGES][i] = first_pixel(windows, begin + step * DEPTH + i, end, channels);
         }
     };
-    Four a_values[A_LOADS][PACK], b_values[B_LOADS][PACK], column_sums = {0, 0, 0, 0};
-    auto fetch = [&](int step) {
+    for (int i = thread; i < A_QUADS; i += THREADS) cells[i] = cell_of(windows, first_row + 4 * i, channels);
+    for (int step = 0; step < STAGES; step++) find_pixels(step);
+    __syncthreads();
+    Four column_sums = {0, 0, 0, 0};
+    auto fetch = [&](int step, float* tile) {
 #pragma unroll
         for (int i = 0; i < A_LOADS; i++) {
-            int at = thread + i * THREADS;
-            Place cell = cells[at % A_QUADS];
-#pragma unroll
-            for (int half = 0; half < PACK; half++) {
-                Place pixel = at < A_COUNT ? pixels[step % 2][at / A_QUADS * PACK + half] : Place{NOWHERE, 0, 0, 0};
-                a_values[i][half] = load(images + (pixel.offset + cell.offset), on_image(windows, pixel, cell));
-            }
+            int at = thread + i * THREADS, k = at / A_QUADS;
+            if (A_COUNT % THREADS && at >= A_COUNT) break;
+            Place cell = cells[at % A_QUADS], pixel = pixels[step % STAGES][k];
+            bool wanted = on_image(windows, pixel, cell);
+            copy(tile + Product::a(k, at % A_QUADS * 4), images + (pixel.offset + cell.offset), wanted);
         }
 #pragma unroll
         for (int i = 0; i < B_LOADS; i++) {
-            int at = thread + i * THREADS;
-#pragma unroll
-            for (int half = 0; half < PACK; half++) {
-                int row = begin + step * DEPTH + at / B_QUADS * PACK + half;
-                bool wanted = (at < B_COUNT) & (row < end) & (column < columns);
-                Four value = load(grad + (Index)row * columns + column, wanted);
-                b_values[i][half] = value;
-                if (has_sums) add(column_sums, 1, value);
+            int at = thread + i * THREADS, k = at / B_QUADS, row = begin + step * DEPTH + k;
+            if (B_COUNT % THREADS && at >= B_COUNT) break;
+            bool wanted = (row < end) & (column < columns);
+            copy(tile + Product::b(k, at % B_QUADS * 4), grad + (Index)row * columns + column, wanted);
+        }
+        if (step >= STAGES - 1) find_pixels(step + 1);  // the next step that is fetched
+    };
+    struct WithSums : Product {  // also adds the columns of the tiles of grad
+        Four* column_sums;
+        __device__ void multiply(const float* tile) {
+            Product::multiply(tile);
+            if (!column_sums) return;
+            for (int k = threadIdx.x / B_QUADS; k < DEPTH; k += THREADS / B_QUADS) {
+                add(*column_sums, 1, *(const Four*)(tile + Product::b(k, threadIdx.x % B_QUADS * 4)));
             }
         }
-    };
-    auto store = [&](float* tile) {
-#pragma unroll
-        for (int i = 0; i < A_LOADS; i++) {
-            int at = thread + i * THREADS, inner = at / A_QUADS * PACK, outer = at % A_QUADS * 4;
-            if (at < A_COUNT) Product::put_a_outer(tile, inner, outer, a_values[i][0], a_values[i][PACK - 1]);
-        }
-#pragma unroll
-        for (int i = 0; i < B_LOADS; i++) {
-            int at = thread + i * THREADS, inner = at / B_QUADS * PACK, outer = at % B_QUADS * 4;
-            if (at < B_COUNT) Product::put_b_outer(tile, inner, outer, b_values[i][0], b_values[i][PACK - 1]);
-        }
-    };
-
-    Product product;
+    } product;
+    product.column_sums = has_sums ? &column_sums : 0;
     product.start([](int) { return 0; });
-    int steps = end > begin ? (end - begin + DEPTH - 1) / DEPTH : 0;
-    find_pixels(0);
-    find_pixels(1);
-    __syncthreads();
-    fetch(0);
-    store((float*)shared[0]);
-    __syncthreads();
-    for (int step = 0; step < steps; step++) {
-        if (step + 1 < steps) fetch(step + 1);
-        find_pixels(step + 2);
-        product.multiply((const float*)shared[step % 2]);
-        if (step + 1 < steps) store((float*)shared[(step + 1) % 2]);
-        __syncthreads();
-    }
+    multiply_tiles(product, end > begin ? (end - begin + DEPTH - 1) / DEPTH : 0, fetch);
 
     bool single = gridDim.z == 1;
-    Index size = (Index)(depth + 1) * columns;
-    float* own = parts + blockIdx.z * size;
+    float* own = parts + blockIdx.z * (Index)(depth + 1) * columns;
     product.each([&](int r, int c, float* values, int width) {
         r += first_row, c += first_column;
-        if (r >= depth || c >= columns) return;
-        put((single ? weight_grad : own) + (Index)r * columns + c, values, width);
+        if (r < depth && c < columns) put((single ? weight_grad : own) + (Index)r * columns + c, values, width);
     });
-    if (has_sums) {
-        Four* threads = shared[0];
-        threads[thread] = column_sums;
-        __syncthreads();
-        if (thread < B_QUADS && column < columns) {
-            for (int i = thread + B_QUADS; i < THREADS; i += B_QUADS) add(column_sums, 1, threads[i]);
-            float* to = (single ? sums : own + (Index)depth * columns) + column;
-            to[0] = column_sums.x, to[1] = column_sums.y, to[2] = column_sums.z, to[3] = column_sums.w;
-        }
-    }
-    if (single || !tickets || !last_block(tickets + blockIdx.y * gridDim.x + blockIdx.x, gridDim.z)) return;
-    int rows = has_sums ? ROWS + 1 : ROWS;  // the last for the sums
-    for (int i = thread; i < rows * B_QUADS; i += THREADS) {
-        int r = i / B_QUADS == ROWS ? depth : first_row + i / B_QUADS, c = first_column + i % B_QUADS * 4;
-        if ((r >= depth && i / B_QUADS != ROWS) || c >= columns) continue;
-        Four sum = sum_of_parts(parts, (Index)r * columns + c, size, gridDim.z);
-        put_result(weight_grad, sums, depth, columns, r, c, sum);
-    }
-}
-
-// Adds the parts: blocks of 32 × 8 threads, each of which adds an eighth of the parts of 4 elements.
-KERNEL add_convolution_parts(const float* parts, int count, int depth, int columns, float* weight_grad, float* sums) {
-    __shared__ Four shared[8][32];
-    Index size = (Index)(depth + 1) * columns, at = (blockIdx.x * (Index)32 + threadIdx.x) * 4;
-    int each = (count + 7) / 8, first = threadIdx.y * each, last = first + each < count ? first + each : count;
-    if (at < size && first < last) {
-        shared[threadIdx.y][threadIdx.x] = sum_of_parts(parts + first * size, at, size, last - first);
-    } else {
-        shared[threadIdx.y][threadIdx.x] = Four{0, 0, 0, 0};
-    }
+    if (!has_sums) return;
+    thread_sums[thread] = column_sums;
     __syncthreads();
-    if (threadIdx.y || at >= size) return;
-    Four sum = shared[0][threadIdx.x];
-    for (int k = 1; k < 8; k++) {
-        Four part = shared[k][threadIdx.x];
-        add(sum, 1, part);
-    }
-    put_result(weight_grad, sums, depth, columns, at / columns, at % columns, sum);
+    if (thread >= B_QUADS || column >= columns) return;
+    for (int i = thread + B_QUADS; i < THREADS; i += B_QUADS) add(column_sums, 1, thread_sums[i]);
+    float* to = (single ? sums : own + (Index)depth * columns) + column;  // sums may be at any address
+    to[0] = column_sums.x, to[1] = column_sums.y, to[2] = column_sums.z, to[3] = column_sums.w;
 }
 
-// For patches of CELLS columns: each thread adds the products of all of these with 4 columns of grad. channels may be
-// any number. A block has THREADS threads, and block (0, 0, k) computes part k.
-template <int CELLS, int THREADS, Precision precision>
+// For patches of CELLS columns: each thread adds the products of all of these with 4 columns of grad, of PIXELS rows at
+// a time. channels may be any number. A block has THREADS threads, and block (0, 0, k) computes part k.
+template <int CELLS, int THREADS, int PIXELS, Precision precision>
 __device__ void convolve_weight_grad_few(const float* images, const float* grad, int count, int part_rows, int channels,
-                                         int columns, const Windows& windows, float* parts, int* tickets,
-                                         float* weight_grad, float* sums) {
+                                         int columns, const Windows& windows, float* parts, float* weight_grad,
+                                         float* sums) {
     __shared__ Four shared[THREADS * 9];  // of 9 rows of the results of all threads
     __shared__ Place cells[CELLS];
     int thread = threadIdx.x, quads = columns / 4, lanes = THREADS / quads;
@@ -623,20 +542,32 @@ __device__ void convolve_weight_grad_few(const float* images, const float* grad,
     Four results[CELLS + 1];
 #pragma unroll
     for (int k = 0; k <= CELLS; k++) results[k] = Four{0, 0, 0, 0};
-    for (int row = lane < lanes ? begin + lane : end; row < end; row += lanes) {
-        Place pixel = first_pixel(windows, row, end, channels);
-        Four g = ((const Four*)grad)[(Index)row * quads + quad];
-        add(results[CELLS], 1, g);
-        g = rounded(g, precision);
+    for (int row = lane < lanes ? begin + lane * PIXELS : end; row < end; row += lanes * PIXELS) {
+        Place pixels[PIXELS];
+        Four g[PIXELS];
+        Window window(windows, row);
+#pragma unroll
+        for (int p = 0; p < PIXELS; p++, window.advance(windows)) {
+            pixels[p] = window.first_pixel(windows, channels);
+            if (row + p >= end) pixels[p].row = NOWHERE;
+            g[p] = row + p < end ? ((const Four*)grad)[(Index)(row + p) * quads + quad] : Four{0, 0, 0, 0};
+        }
+#pragma unroll
+        for (int p = 0; p < PIXELS; p++) {
+            add(results[CELLS], 1, g[p]);
+            g[p] = rounded(g[p], precision);
+        }
 #pragma unroll
         for (int k = 0; k < CELLS; k++) {
-            float x = on_image(windows, pixel, cells[k]) ? images[pixel.offset + cells[k].offset] : 0;
-            add(results[k], rounded(x, precision), g);
+#pragma unroll
+            for (int p = 0; p < PIXELS; p++) {
+                float x = on_image(windows, pixels[p], cells[k]) ? images[pixels[p].offset + cells[k].offset] : 0;
+                add(results[k], rounded(x, precision), g[p]);
+            }
         }
     }
     bool single = gridDim.z == 1;
-    Index size = (Index)(CELLS + 1) * columns;
-    float* own = parts + blockIdx.z * size;
+    float* own = parts + blockIdx.z * (Index)(CELLS + 1) * columns;
 #pragma unroll
     for (int first = 0; first <= CELLS; first += 9) {
 #pragma unroll
@@ -656,23 +587,23 @@ __device__ void convolve_weight_grad_few(const float* images, const float* grad,
         }
         __syncthreads();
     }
-    if (single || !tickets || !last_block(tickets, gridDim.z)) return;
-    // The threads divide the parts of each 4 elements, and then add what they have.
-    int many = (CELLS + 1) * quads, shares = THREADS / many;
-    if (shares < 1) shares = 1;
-    int each = (gridDim.z + shares - 1) / shares;
-    for (int i = thread; i < many * shares; i += THREADS) {
-        int share = i / many, from = share * each, to = from + each < (int)gridDim.z ? from + each : gridDim.z;
-        Four none = {0, 0, 0, 0};
-        shared[i] = from < to ? sum_of_parts(parts + from * size, i % many * 4, size, to - from) : none;
+}
+
+// Adds the parts: blocks of 8 × 32 threads, each of which adds a 32nd of the parts of 4 elements.
+__device__ void add_convolution_parts(const float* parts, int count, int depth, int columns, float* weight_grad,
+                                      float* sums) {
+    __shared__ Four shared[32][8];
+    Index size = (Index)(depth + 1) * columns, at = (blockIdx.x * (Index)8 + threadIdx.x) * 4;
+    Four sum = {0, 0, 0, 0};
+    if (at < size) {
+#pragma unroll 8
+        for (int k = threadIdx.y; k < count; k += 32) add(sum, 1, *(const Four*)(parts + k * size + at));
     }
+    shared[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
-    for (int i = thread; i < many; i += THREADS) {
-        Four sum = shared[i];
-        for (int share = 1; share < shares; share++) {
-            Four part = shared[share * many + i];
-            add(sum, 1, part);
-        }
-        put_result(weight_grad, sums, CELLS, columns, i * 4 / columns, i * 4 % columns, sum);
-    }
+    if (threadIdx.y || at >= size) return;
+    for (int k = 1; k < 32; k++) add(sum, 1, shared[k][threadIdx.x]);
+    Index from_sums = at - (Index)depth * columns;
+    if (from_sums < 0) *(Four*)(weight_grad + at) = sum;
+    else if (sums) sums += from_sums, sums[0] = sum.x, sums[1] = sum.y, sums[2] = sum.z, sums[3] = sum.w;
 }

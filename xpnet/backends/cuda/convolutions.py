@@ -22,29 +22,29 @@ TEMPLATES = Path(__file__).with_name("convolutions.cu").read_text(encoding="utf-
 _FLOAT32 = numpy.dtype("float32")
 _ALIGNMENT = 16  # bytes: kernels load four numbers at once
 _MANY = 2**31  # elements: the kernels count in 32 bits
-_REGISTERS, _OTHER_REGISTERS = 2**16, 48  # of a multiprocessor; of a thread, besides those for numbers of tiles
 _BLOCKS = 264  # that a weight gradient is divided over: two for each multiprocessor of an H200
-_TICKETS = 1024  # the most tiles of a weight gradient whose parts its kernel adds
 _CONVOLVE = (
     "const float* images, const float* weight, const float* bias, int relu, int count, int channels, int columns, "
     "Windows windows, float* out"
 )
 _WEIGHT_GRAD = (
     "const float* images, const float* grad, int count, int part_rows, int channels, int columns, Windows windows, "
-    "float* parts, int* tickets, float* weight_grad, float* sums"
+    "float* parts, float* weight_grad, float* sums"
 )
+_ADD_PARTS = "const float* parts, int count, int depth, int columns, float* weight_grad, float* sums"
 
 
 class Tile(NamedTuple):
     """What a block computes, of which each thread (float32), or each warp (tensor cores), has `tall` by `wide`.
 
-    rows, columns: of the result.  depth: the step along the inner axis.  across: the threads of a warp along the
-    columns, or 0 for tensor cores.
+    rows, columns: of the result.  depth, stages: a step along the inner axis, and how many steps are in shared memory.
+    across: the threads of a warp along the columns, or 0 for tensor cores.
     """
 
     rows: int
     columns: int
     depth: int
+    stages: int
     tall: int
     wide: int
     across: int = 0
@@ -55,24 +55,14 @@ class Tile(NamedTuple):
         return units if self.across else 32 * units
 
     @property
-    def resident(self) -> int:
-        """How many blocks should fit into a multiprocessor, which limits the registers of a thread."""
-        sums, operands = self.tall * self.wide, self.tall + self.wide
-        if not self.across:
-            sums, operands = sums // 32, operands // 4
-        loaded = (2 * self.rows + self.columns) * self.depth // self.threads  # with the places of the rows
-        return max(1, _REGISTERS // (self.threads * (sums + operands + loaded + _OTHER_REGISTERS)))
-
-    @property
     def name(self) -> str:
         return "_".join(str(number) for number in self if number)
 
-    def product(self, precision: str, *inner: bool) -> str:
-        """The C++ type of the product. inner: whether each operand is copied along the inner axis."""
-        if self.across:
-            return f"Exact<{', '.join(map(str, self))}>"
-        numbers = [*self[:5], *(int(of_operand) for of_operand in inner)]
-        return f"Tensor<{precision.upper()}, {', '.join(map(str, numbers))}>"
+    def product(self, precision: str, inner_a: bool, inner_b: bool) -> str:
+        """The C++ type of the product. inner_a, inner_b: how the operands are stored, see convolutions.cu."""
+        kind = "Exact<" if self.across else f"Tensor<{precision.upper()}, "
+        numbers = (*self[:4], int(inner_a), int(inner_b), *self[4 : 7 if self.across else 6])
+        return f"{kind}{', '.join(map(str, numbers))}>"
 
 
 @dataclass(frozen=True)
@@ -82,17 +72,16 @@ class Kernel:
     name: str
     arguments: str
     function: str  # of C++, with its template arguments
-    threads: int
+    block: tuple[int, ...]
     rows: int
     columns: int
     depth: int = 1
-    resident: int = 1  # the blocks that must fit into a multiprocessor
 
     @property
     def definition(self) -> str:
         """Its text, which follows the templates."""
         names = ", ".join(argument.split()[-1] for argument in self.arguments.split(","))
-        head = f"KERNEL __launch_bounds__({self.threads}, {self.resident}) {self.name}({self.arguments})"
+        head = f"KERNEL __launch_bounds__({math.prod(self.block)}) {self.name}({self.arguments})"
         return f"\n{head} {{\n    {self.function}({names});\n}}\n"
 
     def tiles(self, rows: int, columns: int) -> tuple[int, int]:
@@ -102,26 +91,29 @@ class Kernel:
 
 def forward_kernel(tile: Tile, precision: str, transposed: bool = False) -> Kernel:
     """`convolve`. transposed: for the gradient of the images."""
-    function = f"convolve<{tile.product(precision, True, transposed)}, {str(transposed).lower()}>"
-    name = f"convolve_{'transposed_' * transposed}{tile.name}"
-    return Kernel(name, _CONVOLVE, function, tile.threads, *tile[:3], tile.resident)
+    name, function = f"convolve_{'transposed_' * transposed}{tile.name}", tile.product(precision, True, transposed)
+    return Kernel(name, _CONVOLVE, f"convolve<{function}>", (tile.threads,), *tile[:3])
 
 
 def weight_grad_kernel(tile: Tile, precision: str) -> Kernel:
     function = f"convolve_weight_grad<{tile.product(precision, False, False)}>"
-    name = f"weight_grad_{tile.name}"
-    return Kernel(name, _WEIGHT_GRAD, function, tile.threads, *tile[:3], tile.resident)
+    return Kernel(f"weight_grad_{tile.name}", _WEIGHT_GRAD, function, (tile.threads,), *tile[:3])
 
 
 def few_kernel(precision: str, columns: int, pixels: int, threads: int) -> Kernel:
     """`convolve` for few channels and cells."""
     rows, function = threads // (columns // 4) * pixels, f"convolve_few<{pixels}, {precision.upper()}>"
-    return Kernel(f"convolve_few_{pixels}", _CONVOLVE, function, threads, rows, columns)
+    return Kernel(f"convolve_few_{pixels}", _CONVOLVE, function, (threads,), rows, columns)
 
 
-def few_weight_grad_kernel(precision: str, columns: int, cells: int, threads: int) -> Kernel:
-    function = f"convolve_weight_grad_few<{cells}, {threads}, {precision.upper()}>"
-    return Kernel(f"weight_grad_few_{cells}", _WEIGHT_GRAD, function, threads, cells, columns)
+def few_weight_grad_kernel(precision: str, columns: int, cells: int, pixels: int, threads: int) -> Kernel:
+    name = f"weight_grad_few_{cells}_{pixels}_{threads}"
+    function = f"convolve_weight_grad_few<{cells}, {threads}, {pixels}, {precision.upper()}>"
+    return Kernel(name, _WEIGHT_GRAD, function, (threads,), cells, columns)
+
+
+#: Follows the kernel of a weight gradient. A block adds the parts of 32 elements.
+ADD_PARTS = Kernel("convolution_parts", _ADD_PARTS, "add_convolution_parts", (8, 32), 1, 32)
 
 
 # Which kernel computes what ------------------------------------------------------------------------------------------
@@ -138,12 +130,12 @@ def choose_forward(precision: str, channels: int, cells: int, columns: int, tran
         few = cells * channels <= _FEW and columns <= 256 and not transposed
         return few_kernel(precision, columns, 2, 128) if few else None
     if precision == "float32":
-        tile = Tile(128, 16, 16, 8, 4, 4) if columns <= 16 else Tile(64, 32, 16, 8, 4, 8)
-        tile = Tile(128, 64, 16, 8, 8, 8) if columns > 32 else tile
+        tile = Tile(64, 16, 16, 3, 4, 4, 4) if columns <= 16 else Tile(64, 32, 16, 3, 4, 4, 8)
+        tile = Tile(64, 64, 16, 3, 8, 4, 8) if columns > 32 else tile
     else:
         depth = 16 if precision == "tf32" else 32
-        tile = Tile(128, 16, depth, 32, 16) if columns <= 16 else Tile(128, 32, depth, 32, 32)
-        tile = Tile(128, 64, depth, 32, 32) if columns > 32 else tile
+        tile = Tile(128, 16, depth, 2, 32, 16) if columns <= 16 else Tile(64, 32, depth, 2, 32, 16)
+        tile = Tile(64, 64, depth, 2, 32, 32) if columns > 32 else tile
     return forward_kernel(tile, precision, transposed)
 
 
@@ -152,14 +144,16 @@ def choose_weight_grad(precision: str, channels: int, cells: int, columns: int) 
     if columns % 4:
         return None
     if channels % 4:
-        return few_weight_grad_kernel(precision, columns, cells * channels, 256) if cells * channels <= _FEW else None
+        return (
+            few_weight_grad_kernel(precision, columns, cells * channels, 2, 256) if cells * channels <= _FEW else None
+        )
     if precision == "float32":
-        tile = Tile(96, 16, 16, 4, 4, 4) if columns <= 16 else Tile(144, 32, 16, 12, 4, 8)
-        tile = Tile(144, 64, 8, 12, 8, 8) if columns > 32 else tile
+        tile = Tile(160, 16, 16, 3, 4, 4, 4) if columns <= 16 else Tile(96, 32, 16, 3, 8, 4, 8)
+        tile = Tile(96, 64, 16, 3, 8, 8, 8) if columns > 32 else tile
     else:
         depth = 16 if precision == "tf32" else 32
-        tile = Tile(144, 16, depth, 48, 16) if columns <= 16 else Tile(144, 32, depth, 48, 32)
-        tile = Tile(144, 64, depth, 48, 32) if columns > 32 else tile
+        tile = Tile(144, 16, depth, 2, 48, 16) if columns <= 16 else Tile(96, 32, depth, 2, 48, 16)
+        tile = Tile(144, 64, depth, 2, 48, 32) if columns > 32 else tile
     return weight_grad_kernel(tile, precision)
 
 
@@ -174,7 +168,6 @@ class CUDAConvolutions(CUDAMatmul):
     def __init__(self, name: str, xp: Any) -> None:
         super().__init__(name, xp)
         self._convolution_kernels: dict[Kernel, Kernels] = {}
-        self._tickets: dict[int, Array] = {}  # by stream; zeros between kernels
 
     def convolve(self, x: Array, weight: Array, bias: Array | None, windows: Windows, relu: bool, out: Array) -> Array:
         kernel = self.convolution_kernel("convolve", x, weight, windows, out)
@@ -202,7 +195,11 @@ class CUDAConvolutions(CUDAMatmul):
         part_sums = self.xp.empty((parts, depth + 1, columns), dtype=_FLOAT32) if parts > 1 else None
         arrays = {"images": x, "grad": grad, "parts": part_sums, "weight_grad": out, "sums": sums}
         sizes = {"count": count, "part_rows": part_rows, "channels": x.shape[3], "columns": columns}
-        self._launch(kernel, (*tiles, parts), {**arrays, **sizes, "windows": windows, "tickets": self._own_tickets()})
+        self._launch(kernel, (*tiles, parts), {**arrays, **sizes, "windows": windows})
+        if parts > 1:
+            results = {"parts": part_sums, "weight_grad": out, "sums": sums}
+            blocks = ADD_PARTS.tiles(1, (depth + 1) * columns)
+            self._launch(ADD_PARTS, blocks[1:], {**results, "count": parts, "depth": depth, "columns": columns})
         return out
 
     def convolution_kernel(
@@ -252,15 +249,7 @@ class CUDAConvolutions(CUDAMatmul):
         kernels = self._convolution_kernels.get(kernel)
         if kernels is None:
             kernels = self._convolution_kernels[kernel] = Kernels(self.xp, TEMPLATES + kernel.definition)
-        kernels.launch(kernel.name, _FLOAT32, grid, (kernel.threads,), arguments)
-
-    def _own_tickets(self) -> Array:
-        """The tickets of the current stream."""
-        stream = self.xp.cuda.get_current_stream().ptr
-        if stream not in self._tickets:
-            with self.lasting_memory():
-                self._tickets[stream] = self.xp.zeros(_TICKETS, dtype=numpy.int32)
-        return self._tickets[stream]
+        kernels.launch(kernel.name, _FLOAT32, grid, kernel.block, arguments)
 
 
 def _transposed(windows: Windows) -> Windows:
