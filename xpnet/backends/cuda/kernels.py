@@ -1,4 +1,4 @@
-"""The CUDA kernels of kernels.cu: compiled when first needed, launched with arguments that match their signatures."""
+"""The CUDA kernels of a source: compiled when first needed, launched with arguments that match their signatures."""
 
 import functools
 import re
@@ -38,7 +38,7 @@ class KernelArgument(NamedTuple):
 @functools.cache
 def signatures(source: str = SOURCE) -> dict[str, list[KernelArgument]]:
     """{kernel: the arguments it declares}, parsed from a source file."""
-    kernels = re.findall(r"^KERNEL (\w+)\(([^)]*)\)", source, re.MULTILINE)
+    kernels = re.findall(r"^KERNEL (?:__launch_bounds__\([\d, ]+\) )?(\w+)\(([^)]*)\)", source, re.MULTILINE)
     return {
         name: [
             KernelArgument(kind, bool(pointer), argument)

@@ -12,9 +12,7 @@ from xpnet.backends.reference.rows import RowOperators
 from xpnet.backends.reference.windows import WindowOperators, Windows
 
 
-class FusedOperators(
-    ElementwiseOperators, MatmulOperators, ReductionOperators, WindowOperators, RowOperators
-):  # fmt: skip
+class FusedOperators(ElementwiseOperators, MatmulOperators, ReductionOperators, WindowOperators, RowOperators):
     def add_to_rows_relu(self, a: Array, row: Array, out: Array) -> Array:
         """out[i, j] = max(a[i, j] + row[j], 0). out may be a; if it is not, the values of a are undefined afterwards.
 
@@ -103,3 +101,41 @@ class FusedOperators(
         self.matmul(a, b, out)
         self.sum_rows(b, sums)
         return out
+
+    def convolve(self, x: Array, weight: Array, bias: Array | None, windows: Windows, relu: bool, out: Array) -> Array:
+        """A convolution of images x (N, H, W, in) with a weight (kh·kw·in, filters): out (N, rows, columns, filters).
+
+        out = patches @ weight + bias, or the positive part of that. bias (filters,) may be None.
+
+        Replaces im2col(x, windows, patches); matmul(patches, weight, out); add_to_rows(out, bias); relu(out, out).
+        """
+        rows, patches = out.reshape(-1, out.shape[-1]), self._empty_patches(x, windows)
+        self.matmul(self.im2col(x, windows, patches).reshape(-1, len(weight)), weight, rows)
+        if bias is not None:
+            self.add_to_rows(rows, bias)
+        return self.relu(out, out) if relu else out
+
+    def convolve_weight_grad(self, x: Array, grad: Array, windows: Windows, out: Array, sums: Array | None) -> Array:
+        """The gradient of the weight of `convolve`, out (kh·kw·in, filters), and of the bias, sums (filters,).
+
+        out = patchesᵀ @ grad, for grad (N, rows, columns, filters); sums = Σ_windows grad, unless it is None.
+
+        Replaces im2col(x, windows, patches); matmul(patchesᵀ, grad, out); sum_rows(grad, sums).
+        """
+        rows, patches = grad.reshape(-1, grad.shape[-1]), self._empty_patches(x, windows)
+        self.matmul(self.im2col(x, windows, patches).reshape(-1, len(out)).T, rows, out)
+        if sums is not None:
+            self.sum_rows(rows, sums)
+        return out
+
+    def convolve_input_grad(self, grad: Array, weight: Array, windows: Windows, out: Array) -> Array:
+        """The gradient of the images of `convolve`: out (N, H, W, in) = col2im(grad @ weightᵀ).
+
+        Replaces matmul(grad, weightᵀ, patches); col2im(patches, windows, out).
+        """
+        rows, patches = grad.reshape(-1, grad.shape[-1]), self._empty_patches(out, windows)
+        self.matmul(rows, weight.T, patches.reshape(-1, len(weight)))
+        return self.col2im(patches, windows, out)
+
+    def _empty_patches(self, images: Array, windows: Windows) -> Array:
+        return self.empty((len(images), *windows.grid, *windows.kernel, images.shape[3]), images.dtype)
