@@ -448,11 +448,16 @@ class EmulatedModule:
 
 
 class EmulatedKernel:
+    max_dynamic_shared_size_bytes = 48 * 2**10
+
     def __init__(self, cupy: EmulatedCupy, name: str, function: Any) -> None:
         self._cupy, self._name, self._function = cupy, name, function
         function.restype = ctypes.c_char_p
 
-    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
+    def __call__(
+        self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...], shared_mem: int = 0
+    ) -> None:
+        assert shared_mem <= self.max_dynamic_shared_size_bytes
         if any(n < 1 for n in (*grid, *block)):
             raise CUDARuntimeError(f"cudaErrorInvalidConfiguration: {self._name}, {grid}, {block}")
         graph = self._cupy.capturing
@@ -525,12 +530,12 @@ def _c(argument: kernels.KernelArgument, real: str) -> str:
 
 
 def _synchronizes(code: str, name: str) -> bool:
-    """Whether this kernel, or a function that it calls, contains __syncthreads."""
+    """Whether this kernel, or a function that it calls, contains __syncthreads or __syncwarp."""
     bodies = {m[1]: m[2] for m in re.finditer(r"(\w+)\([^()]*(?:\([^()]*\)[^()]*)*\) \{\n(.*?)\n\}", code, re.DOTALL)}
     seen, waiting = set(), [name]
     while waiting:
         body = bodies.get(current := waiting.pop(), "")
-        if "__syncthreads" in body:
+        if "__syncthreads" in body or "__syncwarp" in body:
             return True
         seen.add(current)
         waiting += [called for called in re.findall(r"(\w+)\(", body) if called in bodies and called not in seen]

@@ -13,7 +13,7 @@ static Dim gridDim, blockDim, blockIdx, threadIdx;
 #define __device__ inline
 #define __shared__ static
 #define __align__(bytes) __attribute__((aligned(bytes)))
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 static inline unsigned __float_as_uint(float x) { unsigned bits; memcpy(&bits, &x, 4); return bits; }
 static inline float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
@@ -43,6 +43,9 @@ static void __syncthreads() {
     if (!_setjmp(running->place)) _longjmp(scheduler, 1);
     threadIdx = running->index;
 }
+
+// All warps of a block have to call it equally often, because it waits for the whole block.
+static void __syncwarp() { __syncthreads(); }
 
 static void enter() {
     threadIdx = running->index;
