@@ -7,6 +7,13 @@ from traced_gpu_steps import captured_steps, listed
 
 import xpnet
 from xpnet import layers, losses, optimizers
+from xpnet.capture import branches
+
+
+@pytest.fixture(autouse=True)
+def in_order(monkeypatch):
+    """Calls stay in the order of the trace."""
+    monkeypatch.setattr(branches, "STREAMS", 1)
 
 
 def names(calls):

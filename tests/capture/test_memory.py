@@ -24,18 +24,32 @@ def overlap(a, b):
 def assert_apart(blocks):
     for i, a in enumerate(blocks):
         for b in blocks[:i]:
-            if a.first <= b.last and b.first <= a.last:
+            if a.users[0] <= b.users[-1] and b.users[0] <= a.users[-1]:
                 assert not overlap(a, b), (a, b)
 
 
 @settings(max_examples=300, deadline=None)
 @given(LIFETIMES)
 def test_blocks_that_are_in_use_at_the_same_time_do_not_overlap(lifetimes):
-    blocks = [Block(i, 0, size, min(a, b), max(a, b)) for i, (size, a, b) in enumerate(lifetimes)]
-    total = _place(blocks)
+    blocks = [Block(i, 0, size, sorted((a, b))) for i, (size, a, b) in enumerate(lifetimes)]
+    total = _place(blocks, None)
     assert_apart(blocks)
     assert all(block.offset % 64 == 0 and block.offset + block.size <= total for block in blocks)
     assert total <= sum(-(-block.size // 64) * 64 for block in blocks)
+
+
+@settings(max_examples=300, deadline=None)
+@given(LIFETIMES, st.integers(0, 2**13))
+def test_blocks_of_calls_that_run_beside_each_other_do_not_overlap(lifetimes, seed):
+    streams = np.random.default_rng(seed).integers(2, size=13)
+    before = [{i for i in range(j) if streams[i] == streams[j]} for j in range(13)]  # no stream waits for the other
+    blocks = [Block(i, 0, size, sorted((a, b))) for i, (size, a, b) in enumerate(lifetimes)]
+    _place(blocks, before)
+    for i, a in enumerate(blocks):
+        for b in blocks[:i]:
+            if {*streams[a.users]} != {*streams[b.users]} or len({*streams[a.users]}) > 1:
+                assert not overlap(a, b), (a, b)
+    assert_apart(blocks)
 
 
 @settings(max_examples=60, deadline=None)

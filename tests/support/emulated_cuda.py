@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import heapq
 import operator
 import re
 import shutil
@@ -92,6 +93,7 @@ class EmulatedCupy(FakeCupy):
         self.RawModule = functools.partial(EmulatedModule, self)
         #: The memory faults found so far. A test that leaves any here fails (see conftest.py).
         self.faults: list[str] = []
+        self.captures: list[Graph] = []  # in progress
         self.pools: weakref.WeakSet[Pool] = weakref.WeakSet()
         self._pools = [Pool(self), Pool(self)]
         self.get_default_memory_pool = lambda: self._pools[0]
@@ -148,8 +150,8 @@ class Slab:
 class Block:
     """The memory of one array, which returns to its pool with the last view of the array."""
 
-    def __init__(self, pool: "Pool", slab: Slab, address: int, size: int) -> None:
-        self.pool, self.slab, self.address, self.size = pool, slab, address, size
+    def __init__(self, pool: "Pool", slab: Slab, address: int, size: int, stream: int) -> None:
+        self.pool, self.slab, self.address, self.size, self.stream = pool, slab, address, size, stream
         #: The graphs that use this memory.
         self.graphs: list[weakref.ref[Graph]] = []
         slab.blocks.add(self)
@@ -165,24 +167,27 @@ class Block:
 class Pool:
     """cupy.cuda.MemoryPool: a freed block, filled with a poison pattern, is reused by the next allocation that fits.
 
-    The pattern is NaN as a float, the largest number as an unsigned integer and -1 as a signed one.
+    As in CuPy, only an allocation on the same stream reuses it. The pattern is NaN as a float, the largest number as an
+    unsigned integer and -1 as a signed one.
     """
 
     def __init__(self, cupy: "EmulatedCupy") -> None:
         self._cupy, self._lock = cupy, threading.RLock()
         self.slabs: list[Slab] = []
-        self._free: list[tuple[int, int, Slab, list[weakref.ref[Graph]]]] = []  # size, address, slab, graphs
+        #: Of each free chunk: its size, address, slab, graphs and stream.
+        self._free: list[tuple[int, int, Slab, list[weakref.ref[Graph]], int]] = []
         self._used = self.freed = 0
         cupy.pools.add(self)
 
     def malloc(self, size: int) -> Block:
         size = -(-max(size, 1) // _UNIT) * _UNIT
+        stream = self._cupy.thread.stream.ptr
         with self._lock:
-            fits = [i for i, chunk in enumerate(self._free) if chunk[0] >= size]
+            fits = [i for i, chunk in enumerate(self._free) if chunk[0] >= size and chunk[4] == stream]
             if fits:
-                whole, address, slab, graphs = self._free.pop(min(fits, key=lambda i: self._free[i][0]))
+                whole, address, slab, graphs, _ = self._free.pop(min(fits, key=lambda i: self._free[i][0]))
                 if whole > size:
-                    self._free.append((whole - size, address + size, slab, graphs))
+                    self._free.append((whole - size, address + size, slab, graphs, stream))
             else:
                 slab, graphs = Slab(size), []
                 self.slabs.append(slab)
@@ -191,7 +196,7 @@ class Pool:
             self._used += size
         if any(graph() is not None and graph().complete for graph in graphs):  # type: ignore[union-attr]
             self._cupy.fault("memory that a live graph uses is allocated again.")
-        block = Block(self, slab, address, size)
+        block = Block(self, slab, address, size, stream)
         block.graphs = list(graphs)
         return block
 
@@ -199,7 +204,7 @@ class Pool:
         ctypes.memset(block.address, _POISON, block.size)
         with self._lock:
             self._used -= block.size
-            self._free.append((block.size, block.address, block.slab, block.graphs))
+            self._free.append((block.size, block.address, block.slab, block.graphs, block.stream))
 
     def block_at(self, address: int) -> Block | None:
         """The block that contains this address now."""
@@ -241,14 +246,31 @@ class CapturingStream(Stream):
 
     def begin_capture(self) -> None:
         self.graph = Graph(self.cupy)
+        self.cupy.captures.append(self.graph)
 
     def end_capture(self) -> "Graph":
-        graph, self.graph = self.graph, None
+        graph: Graph = self.graph
+        self.cupy.captures.remove(graph)
+        for stream in (self, *graph.joined):
+            stream.graph = None
         if not graph.valid:
             raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated")
+        if not graph.all_before(self):
+            raise CUDARuntimeError("cudaErrorStreamCaptureUnjoined")
         graph.complete = True
-        captured: Graph = graph
-        return captured
+        return graph
+
+    def record(self) -> int:
+        event = super().record()
+        if self.graph is not None:
+            self.graph.events[event] = self.graph.before(self)
+        return event
+
+    def wait_event(self, event: int) -> None:
+        super().wait_event(event)
+        for graph in self.cupy.captures:
+            if event in graph.events:
+                graph.wait(self, event)
 
 
 class Event:
@@ -270,14 +292,59 @@ class Graph:
 
     def __init__(self, cupy: EmulatedCupy) -> None:
         self._cupy, self.valid, self.complete = cupy, True, False
-        self.work: list[Callable[[], None]] = []
+        #: Each piece of work, with the positions of those before it: that of its own stream, and those it waits for.
+        self.work: list[tuple[Callable[[], None], set[int]]] = []
+        self.joined: list[CapturingStream] = []  # the streams that the capture has spread to
+        self.events: dict[int, set[int]] = {}
+        self._before: dict[int, set[int]] = {}  # by stream
+        self._launches = 0
         allocator = cupy.thread.allocator
         self._pool = None if allocator is None else weakref.ref(allocator.__self__)
         self._slabs: dict[int, weakref.ref[Slab]] = {}
         self._needed: dict[int, weakref.ref[Any]] = {}
 
     def add(self, work: Callable[[], None]) -> None:
-        self.work.append(work)
+        stream = self._cupy.thread.stream
+        self.work.append((work, self.before(stream)))
+        self._before[stream.ptr] = {len(self.work) - 1}
+
+    def before(self, stream: Stream) -> set[int]:
+        """The work after which the next work on a stream begins."""
+        return set(self._before.get(stream.ptr, ()))
+
+    def wait(self, stream: CapturingStream, event: int) -> None:
+        if stream.graph is None:
+            stream.graph = self
+            self.joined.append(stream)
+        self._before[stream.ptr] = self.before(stream) | self.events[event]
+
+    def all_before(self, stream: Stream) -> bool:
+        """Whether all work comes before the next work on this stream."""
+        found, waiting = set[int](), self.before(stream)
+        while waiting:
+            position = waiting.pop()
+            found.add(position)
+            waiting |= self.work[position][1] - found
+        return len(found) == len(self.work)
+
+    def _order(self) -> Iterator[int]:
+        """The positions of all work, in an order that the device may choose: as captured, or as late as possible."""
+        self._launches += 1
+        sign = 1 if self._launches % 2 else -1
+        missing = {position: len(before) for position, (_, before) in enumerate(self.work)}
+        after: dict[int, list[int]] = {position: [] for position in missing}
+        for position, (_, before) in enumerate(self.work):
+            for other in before:
+                after[other].append(position)
+        ready = [sign * position for position, count in missing.items() if not count]
+        heapq.heapify(ready)
+        while ready:
+            position = sign * heapq.heappop(ready)
+            yield position
+            for other in after[position]:
+                missing[other] -= 1
+                if not missing[other]:
+                    heapq.heappush(ready, sign * other)
 
     def address(self, a: np.ndarray) -> np.ndarray:
         """The same array by its address alone, which does not keep its memory alive."""
@@ -310,8 +377,8 @@ class Graph:
             self._cupy.fault("a graph is replayed whose memory was freed.")
         self._cupy.launches.append("graph")
         with np.errstate(all="ignore"):
-            for work in self.work:
-                work()
+            for position in self._order():
+                self.work[position][0]()
 
 
 def _root(a: np.ndarray) -> np.ndarray:

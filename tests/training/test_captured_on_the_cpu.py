@@ -25,6 +25,8 @@ from small_models import StopAt
 
 import xpnet
 from xpnet import augment, callbacks, datasets, layers, losses, metrics, optimizers, schedules
+from xpnet.backends.cpu.backend import CPUBackend
+from xpnet.backends.cpu.operators import CPUOperators
 from xpnet.training import captured_step
 
 EPOCHS, BATCH = 6, 20  # 66 steps, of which 55 have 20 samples
@@ -1326,6 +1328,16 @@ VARIANTS = {
 def test_data_and_options(monkeypatch, name):
     watch = compare(monkeypatch, VARIANTS[name])
     assert watch.captured >= 1 and watch.fallback_reason is None
+
+
+@pytest.mark.parametrize(
+    "optimizer", ["sgd", "adam", optimizers.SGD(0.01, momentum=0.9), "adagrad", "rmsprop"], ids=str
+)
+def test_updates_in_pieces_without_compiled_loops(monkeypatch, optimizer):
+    monkeypatch.setattr(CPUOperators, "loops", lambda self, arguments: None)
+    monkeypatch.setattr(CPUBackend, "chunk_elements", 100)
+    watch = compare(monkeypatch, lambda: mlp(optimizer=copy.deepcopy(optimizer)))
+    assert watch.captured == 2
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -16,6 +16,7 @@ from fake_cupy import OutOfMemoryError
 
 import xpnet
 from xpnet import callbacks, datasets, errors, layers, losses, metrics, optimizers, schedules
+from xpnet.capture import branches
 from xpnet.capture.trace import Trace
 from xpnet.data.dataset import Dataset
 from xpnet.training import captured_step, epoch_metrics
@@ -243,8 +244,9 @@ def test_an_epoch_of_a_stream_may_have_more_batches_than_the_metrics_have_room_f
     assert results[0][2].captured == 2
 
 
-def test_windows_are_uploaded_on_a_separate_stream(gpu):
+def test_windows_are_uploaded_on_a_separate_stream(gpu, monkeypatch):
     cupy = emulated_cupy(gpu)
+    monkeypatch.setattr(branches, "STREAMS", 1)
     stream = datasets.Stream(X, Y, block=40, window_bytes=40 * 64 * 4)  # five windows of 40 samples; the last has 43
     cupy.waits.clear()
     fit(mlp(gpu), stream, None, epochs=1)

@@ -26,7 +26,7 @@ class TracedCPU(TracedDevice, CPUOperators):
 
     def __init__(self, real: CPUOperators, trace: Trace) -> None:
         self.__dict__.update(real.__dict__)
-        self.real, self.trace = real, trace
+        self.real, self.trace, self.chunk_elements = real, trace, real.chunk_elements
         self.xp = TracedModule(trace)
         self.threads = _TracedThreads(real.threads, trace)  # type: ignore[assignment]
         for name in operators_of(type(real)):

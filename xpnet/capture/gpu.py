@@ -1,13 +1,14 @@
 """TracedGPU: the backend of a GPU while a step is traced. CallList: the calls of the step, for its CUDA graph."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 from xpnet.backends import Array, Backend, DType
 from xpnet.backends.base import Device
 from xpnet.backends.step_numbers import current
 from xpnet.capture.array_module import TracedModule
+from xpnet.capture.branches import branches
 from xpnet.capture.calls import Call, address_of, arrays_in, is_array, mapped, memory_of
 from xpnet.capture.device import NOISE, TracedDevice, methods_of
 from xpnet.capture.fusion import fused, without_zeros
@@ -71,7 +72,8 @@ class CallList:
     """The simplified calls of a traced step, to be made while a CUDA graph captures, or before, as a rehearsal.
 
     arena: the memory of their temporary arrays.  temporary_bytes: of these without sharing.  What a call returns is new
-    in each run: it is used in place of what the call returned in the trace.
+    in each run: it is used in place of what the call returned in the trace. It is kept until the end, since calls on
+    several streams may use it.
     """
 
     def __init__(self, trace: Trace, backend: Any) -> None:
@@ -79,9 +81,10 @@ class CallList:
             raise CaptureError("the step uses its number")
         memory = Memory(trace)
         calls = simplified(without_zeros(trace.calls, memory, backend), memory)
-        self.calls = fused(calls, memory, backend)
+        self._backend, self._placed = backend, branches(fused(calls, memory, backend), memory)
+        self.calls = [place.call for place in self._placed]
         returned = {memory.owner(a) for call in self.calls for a in arrays_in(call.result)}
-        plan = MemoryPlan(self.calls, memory, elsewhere=returned)
+        plan = MemoryPlan(self.calls, memory, elsewhere=returned, before=[place.before for place in self._placed])
         self.arena, self.temporary_bytes = backend.empty((plan.size,), "uint8"), plan.unshared
         self.calls = plan.applied(self.calls, functools.partial(self._in_arena, memory))
 
@@ -104,30 +107,34 @@ class CallList:
             old, made = new.get(id(memory_of(value)), (None, None))
             return value if made is None else _view(made, address_of(value) - address_of(old), value)
 
-        for call, unused in zip(self.calls, _last_uses(self.calls), strict=True):
-            args, kwargs = mapped(now, call.args), mapped(now, call.kwargs)
-            if hasattr(call.function, "nin"):  # a ufunc
-                args, kwargs = args[:-1], {**kwargs, "out": args[-1]}
-            value = call.function(*args, **kwargs)
-            if call.result is not None:
-                for old, made in zip(arrays_in(call.result), arrays_in(value), strict=True):
-                    if (old.shape, old.strides, old.dtype) != (made.shape, made.strides, made.dtype):
-                        raise CaptureError(f"{call.name} returns another kind of array in each step")
-                    new[id(memory_of(old))] = old, made
-            for owner in unused:
-                new.pop(owner, None)
+        streams = self._backend.side_streams(max(place.stream for place in self._placed))
+        events: dict[int, Any] = {}  # after the calls that calls on other streams wait for
+        awaited = {position for place in self._placed for position in place.after}
+        main = self._backend.current_stream()
+        for stream in streams:
+            stream.wait_event(main.record())
+        for position, (call, place) in enumerate(zip(self.calls, self._placed, strict=True)):
+            stream = streams[place.stream - 1] if place.stream else main
+            for other in place.after:
+                stream.wait_event(events[other])
+            with stream:
+                self._make(call, now, new)
+            if position in awaited:
+                events[position] = stream.record()
+        for stream in streams:
+            main.wait_event(stream.record())
 
-
-def _last_uses(calls: Sequence[Call]) -> list[list[int]]:
-    """For each call, the owners of memory that no later call uses."""
-    last: dict[int, int] = {}
-    for position, call in enumerate(calls):
-        for a in (*call.reads, *call.writes):
-            last[id(memory_of(a))] = position
-    ends: list[list[int]] = [[] for _ in calls]
-    for owner, position in last.items():
-        ends[position].append(owner)
-    return ends
+    def _make(self, call: Call, now: Callable[[Any], Any], new: dict[int, tuple[Array, Array]]) -> None:
+        """Make a call with the arrays and numbers of `now`, and add the arrays that it returns to `new`."""
+        args, kwargs = mapped(now, call.args), mapped(now, call.kwargs)
+        if hasattr(call.function, "nin"):  # a ufunc
+            args, kwargs = args[:-1], {**kwargs, "out": args[-1]}
+        value = call.function(*args, **kwargs)
+        if call.result is not None:
+            for old, made in zip(arrays_in(call.result), arrays_in(value), strict=True):
+                if (old.shape, old.strides, old.dtype) != (made.shape, made.strides, made.dtype):
+                    raise CaptureError(f"{call.name} returns another kind of array in each step")
+                new[id(memory_of(old))] = old, made
 
 
 def _view(memory: Array, offset: int, like: Array) -> Array:

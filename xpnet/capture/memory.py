@@ -14,13 +14,12 @@ _ALIGNMENT = 64  # bytes
 
 @dataclass
 class Block:
-    """Memory of one owner: `size` bytes from its byte `start` on, in use from call `first` to call `last`."""
+    """Memory of one owner: `size` bytes from its byte `start` on.  users: the calls that use it, in their order."""
 
     owner: int
     start: int
     size: int
-    first: int
-    last: int
+    users: list[int]
     offset: int = 0  # in the shared memory
 
 
@@ -28,13 +27,20 @@ class MemoryPlan:
     """Where each temporary array of some calls is placed in one piece of memory.
 
     size: the bytes of that piece.  unshared: the bytes that the arrays would take without sharing.  elsewhere: the
-    owners of memory that is not placed in it.
+    owners of memory that is not placed in it.  before: for each call, those that have ended when it begins; None means
+    all calls before it.
     """
 
-    def __init__(self, calls: Sequence[Call], memory: Memory, elsewhere: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        calls: Sequence[Call],
+        memory: Memory,
+        elsewhere: Collection[int] = (),
+        before: Sequence[Collection[int]] | None = None,
+    ) -> None:
         self._memory = memory
         self.blocks = {owner: b for owner, b in _blocks(calls, memory).items() if owner not in elsewhere}
-        self.size = _place(list(self.blocks.values()))
+        self.size = _place(list(self.blocks.values()), before)
         self.unshared = sum(_rounded(block.size) for block in self.blocks.values())
 
     def applied(self, calls: Sequence[Call], view: Callable[[Array, int], Array]) -> list[Call]:
@@ -84,20 +90,27 @@ def _blocks(calls: Sequence[Call], memory: Memory) -> dict[int, Block]:
             _, owner, first, end = memory.extent(array)
             if owner not in written or not memory.reusable(array):
                 continue
-            block = blocks.setdefault(owner, Block(owner, first, end - first, position, position))
+            block = blocks.setdefault(owner, Block(owner, first, end - first, []))
             start, stop = min(block.start, first), max(block.start + block.size, end)
-            block.start, block.size, block.last = start, stop - start, position
+            block.start, block.size = start, stop - start
+            block.users.append(position)
     return blocks
 
 
-def _place(blocks: list[Block]) -> int:
+def _place(blocks: list[Block], before: Sequence[Collection[int]] | None) -> int:
     """Give each block an offset: the largest first, at the lowest offset that is free in its lifetime."""
+
+    def ends_before(block: Block, other: Block) -> bool:
+        if before is None or block.users[-1] >= other.users[0]:
+            return block.users[-1] < other.users[0]
+        return all(user in before[later] for user in block.users for later in other.users)
+
     placed: list[Block] = []
     total = 0
-    for block in sorted(blocks, key=lambda b: (-b.size, b.first, b.owner)):
+    for block in sorted(blocks, key=lambda b: (-b.size, b.users[0], b.owner)):
         offset = 0
         for other in sorted(placed, key=lambda b: b.offset):
-            if other.first > block.last or block.first > other.last:
+            if ends_before(block, other) or ends_before(other, block):
                 continue
             if offset + block.size <= other.offset:
                 break

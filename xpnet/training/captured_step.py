@@ -66,7 +66,7 @@ class StepExecutor:
     def __init__(self, step: TrainingStep, streaming: bool, user_code: bool = False) -> None:
         """user_code: whether code that is not part of xpnet runs after each step, and may change anything.
 
-        At the beginning of an epoch, and where the dataset changes, as in a stream, everything is checked anyway.
+        Where the dataset changes, as in a stream, everything is checked anyway.
         """
         self._step, self._streaming, self._user_code = step, streaming, user_code
         self._to_come: StepsToCome | None = None
@@ -98,9 +98,11 @@ class StepExecutor:
         """How many kinds of steps are replayed now; after `close`, how many were."""
         return self._captured or sum(not isinstance(kind, int) and kind.verified for kind in self._kinds.values())
 
-    def begin_epoch(self, to_come: StepsToCome | None) -> None:
-        """Begin an epoch, before which user code may have run. to_come: what is left of the run, if that is known."""
-        self._to_come, self._until_check = to_come, 0
+    def begin_epoch(self, to_come: StepsToCome | None, user_code: bool) -> None:
+        """Begin an epoch. to_come: what is left of the run, if that is known.  user_code: whether such code has run."""
+        self._to_come = to_come
+        if user_code:
+            self._until_check = 0
 
     def close(self) -> None:
         """Free the memory of all captured steps: the run is over."""

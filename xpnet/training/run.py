@@ -61,6 +61,9 @@ class Run:
         self.first_step = state.step
         #: Runs the steps; `executor.fallback_reason` says why none is captured.
         streaming = isinstance(dataset, StreamingDataset)
+        self._user_code = any(
+            is_custom(code) for c in self.callbacks for code in (type(c), c.on_epoch_begin, c.on_epoch_end)
+        )
         custom = is_custom(type(state.optimizer)) or any(is_custom(callback.on_step_end) for callback in self.callbacks)
         self.executor = StepExecutor(TrainingStep(model, state), streaming, custom)
         self._work = Workspace(model.context)
@@ -111,7 +114,7 @@ class Run:
         if self.samples is not None:
             rows, epochs = self.batch_size * self.accumulate, self.first_epoch + self.epochs - self.state.epoch
             to_come = StepsToCome(epochs, self.samples // rows, rows)
-        self.executor.begin_epoch(to_come)
+        self.executor.begin_epoch(to_come, self._user_code)
         steps = self.dataset.steps(self._work, self.batch_size, self.accumulate, key, self.seen, self.group)
         guard = self.model.context.guard
         with contextlib.closing(steps):

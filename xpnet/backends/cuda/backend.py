@@ -75,6 +75,13 @@ class GPUBackend(CUDAOperators):
     def current_stream(self) -> Any:
         return self.xp.cuda.get_current_stream()
 
+    def side_streams(self, count: int) -> list[Any]:
+        """Streams of this thread beside its own, for independent parts of a captured step."""
+        streams = self.thread.side_streams
+        while len(streams) < count:
+            streams.append(self.xp.cuda.Stream(non_blocking=True))
+        return streams[:count]
+
     def wait_for(self, stream: Any) -> None:
         own, other = self._two_streams(stream)
         if own.ptr != other.ptr:

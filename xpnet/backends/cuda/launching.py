@@ -87,6 +87,9 @@ class _ThreadState(threading.local):
     stream: Any = None  # of this thread's trainings
     uploads: Any = None  # that are in progress
 
+    def __init__(self) -> None:
+        self.side_streams: list[Any] = []
+
 
 class KernelLauncher(Backend):
     """A backend on CuPy. Whatever cannot be compiled or loaded falls back to the formulas, and is logged once."""

@@ -1,0 +1,88 @@
+"""Branches: which calls of a step a GPU makes beside each other, on several streams.
+
+The kernels of small nets occupy only part of a GPU. In a backward pass, the gradient of a weight and that of the input
+need the same array, but not each other.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from xpnet.capture.calls import Call
+from xpnet.capture.passes import Memory
+
+STREAMS = 2
+
+# An estimate of the seconds that a call takes, which decides only how calls are divided.
+_LAUNCH, _PER_BYTE, _PER_OPERATION = 1.2e-6, 1 / 2e12, 1 / 2e13
+_SWITCH = 0.8e-6  # until a stream sees that another one has finished a call
+
+
+class Placed(NamedTuple):
+    """A call on a stream, by number. after: the positions of the calls on other streams that it waits for.
+
+    before: the positions of all calls that have ended when it begins.
+    """
+
+    call: Call
+    stream: int
+    after: list[int]
+    before: frozenset[int]
+
+
+def branches(calls: Sequence[Call], memory: Memory, streams: int | None = None) -> list[Placed]:
+    """The calls in the order in which they are made, each on the stream where it can begin first.
+
+    Of the calls that can begin, the one from which the longest way leads to the end is next. Calls whose order matters
+    stay in their order.  streams: their number, by default `STREAMS`.
+    """
+    streams = streams or STREAMS
+    if streams == 1:
+        return [Placed(call, 0, [], frozenset(range(position))) for position, call in enumerate(calls)]
+    needed = [[i for i in range(position) if memory.depend(calls[i], call)] for position, call in enumerate(calls)]
+    ways = _ways_to_the_end(calls, needed)
+    placed: list[Placed] = []
+    position_of: dict[int, int] = {}  # among the placed calls
+    ends: list[float] = []  # of the placed calls, in estimated seconds
+    latest: list[int | None] = [None] * streams  # the latest call of each stream
+    while len(placed) < len(calls):
+        ready = [i for i in range(len(calls)) if i not in position_of and all(j in position_of for j in needed[i])]
+        number = max(ready, key=lambda i: (ways[i], -i))
+        before = [position_of[i] for i in needed[number]]
+        starts = []
+        for stream, last in enumerate(latest):
+            waits = [ends[i] + (_SWITCH if placed[i].stream != stream else 0.0) for i in before]
+            starts.append(max([0.0 if last is None else ends[last], *waits]))
+        stream = min(range(streams), key=starts.__getitem__)
+        placed.append(_placed(calls[number], stream, before, latest[stream], placed))
+        position_of[number] = latest[stream] = len(ends)
+        ends.append(starts[stream] + _seconds(calls[number]))
+    return placed
+
+
+def _ways_to_the_end(calls: Sequence[Call], needed: Sequence[Sequence[int]]) -> list[float]:
+    """For each call, the seconds that it and the longest chain of calls after it take."""
+    rest = [0.0] * len(calls)
+    ways = [0.0] * len(calls)
+    for position in reversed(range(len(calls))):
+        ways[position] = rest[position] + _seconds(calls[position])
+        for i in needed[position]:
+            rest[i] = max(rest[i], ways[position])
+    return ways
+
+
+def _placed(call: Call, stream: int, needed: Sequence[int], last: int | None, placed: Sequence[Placed]) -> Placed:
+    before = set() if last is None else {last, *placed[last].before}
+    after = []
+    for i in sorted(needed, reverse=True):  # later calls first, since they may have waited for earlier ones
+        if i not in before:
+            after.append(i)
+            before |= {i, *placed[i].before}
+    return Placed(call, stream, after, frozenset(before))
+
+
+def _seconds(call: Call) -> float:
+    operations = 0
+    if "matmul" in call.name and call.writes:
+        operations = 2 * int(call.writes[0].size) * int(call.reads[0].shape[-1])
+    size: int = sum(a.nbytes for a in (*call.reads, *call.writes))
+    return _LAUNCH + _PER_BYTE * size + _PER_OPERATION * operations
