@@ -7,6 +7,7 @@ from traced_gpu_steps import captured_steps, listed
 
 import xpnet
 from xpnet import layers, losses, optimizers
+from xpnet.backends.reference.windows import Windows
 from xpnet.capture import branches
 
 
@@ -26,7 +27,7 @@ def arrays(gpu, *shapes):
     return [gpu.asarray(rng.normal(size=shape).astype("float32")) for shape in shapes]
 
 
-def check(gpu, work, given, expected):
+def check(gpu, work, given, expected, tolerance=1e-6):
     """Assert that the list of work(backend, *given) has these calls, and computes what `work` computes."""
     with gpu.device():
         start = [gpu.to_numpy(a).copy() for a in given]
@@ -39,7 +40,7 @@ def check(gpu, work, given, expected):
             run()
             results.append([gpu.to_numpy(a).copy() for a in given])
         for got, want in zip(*results, strict=True):
-            np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+            np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
 
 
 # Bias and ReLU -------------------------------------------------------------------------------------------------------
@@ -243,6 +244,76 @@ def test_other_sums_are_not_fused(gpu, work, expected):
     check(gpu, work, arrays(gpu, (6, 4), (6, 4), (4,), (6, 4)), expected)
 
 
+# Max pooling ---------------------------------------------------------------------------------------------------------
+
+PAIRS = Windows((4, 4), (2, 2), (2, 2), (2, 2))
+
+
+def pooling(bias=True, relu=True, between=None, reshaped=False):
+    """A function that pools the result of a convolution."""
+
+    def work(backend, x, row, y):
+        z = backend.relu(x, out=backend.empty(x.shape, "float32"))
+        if bias:
+            backend.add_to_rows(z.reshape(-1, 3), row)
+        if between == "z":
+            y += z[:, ::2, ::2]
+        pooled, choice = backend.empty(y.shape, "float32"), backend.empty(y.shape, "uint8")
+        backend.max_pool(z, PAIRS, out=pooled, choice=choice)
+        if between == "pooled":
+            y += pooled
+        if relu:
+            out = backend.empty(y.shape, "float32")
+            pooled = backend.relu(*[a.reshape(2, -1) if reshaped else a for a in (pooled, out)]).reshape(y.shape)
+        y += pooled
+        y *= choice + 1.0
+        if between == "later":
+            y += z[:, ::2, ::2]
+
+    return work
+
+
+FUSED = "relu add_to_rows_max_pool add add multiply"
+
+
+@pytest.mark.parametrize(("options", "expected"), [
+    ({}, FUSED), ({"bias": False}, FUSED), ({"relu": False}, FUSED), ({"reshaped": True}, FUSED),
+    ({"bias": False, "relu": False}, FUSED.replace("add_to_rows_", "")),
+    ({"between": "z"}, "relu add_to_rows add add_to_rows_max_pool add add multiply"),
+    ({"between": "later"}, "relu add_to_rows add_to_rows_max_pool add add multiply add"),
+    ({"between": "pooled"}, "relu add_to_rows_max_pool add relu add add multiply"),
+], ids=str)  # fmt: skip
+def test_the_bias_and_relu_of_a_pooled_convolution_are_fused(gpu, options, expected):
+    check(gpu, pooling(**options), arrays(gpu, (2, 4, 4, 3), (3,), (2, 2, 2, 3)), expected)
+
+
+def unpooling(between=None):
+    """A function that passes a gradient through ReLU and pooling."""
+
+    def work(backend, grad, y, out):
+        masked, choice = backend.empty(y.shape, "float32"), backend.empty(y.shape, "uint8")
+        choice[...] = y > 0.5
+        backend.relu_grad(grad, y, out=masked)
+        if between == "masked":
+            masked *= 2.0
+        elif between == "y":
+            y *= 0.0
+        backend.max_pool_grad(masked, choice, PAIRS, out=out)
+        if between == "later":
+            y += masked
+
+    return work
+
+
+@pytest.mark.parametrize(("between", "expected"), [
+    (None, "relu_grad_max_pool_grad"), ("masked", "relu_grad multiply max_pool_grad"),
+    ("y", "relu_grad multiply max_pool_grad"), ("later", "relu_grad max_pool_grad add"),
+])  # fmt: skip
+def test_the_gradients_of_relu_and_pooling_are_fused(gpu, between, expected):
+    given = arrays(gpu, (2, 2, 2, 3), (2, 2, 2, 3), (2, 4, 4, 3))
+    check(gpu, unpooling(between), given, f"greater copyto {expected}")
+
+
 # Cross-entropy -------------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +389,116 @@ def test_counts_that_something_else_reads_are_not_fused(gpu):
     check(gpu, work, given, "cross_entropy_sums count_correct add subtract")
 
 
+# Convolutions --------------------------------------------------------------------------------------------------------
+
+SAME = Windows(image=(5, 6), grid=(5, 6), kernel=(3, 3), before=(1, 1))
+
+
+def convolution(between=None, bias=True, relu=True, patches_read=False, windows=SAME):
+    """A function that convolves as a layer does."""
+
+    def work(backend, x, w, b, y):
+        patches = backend.empty((len(x), *windows.grid, *windows.kernel, x.shape[3]), "float32")
+        z = backend.empty(y.shape, "float32") if relu else y
+        rows = z.reshape(-1, y.shape[3])
+        backend.im2col(x, windows, patches)
+        if between is not None:
+            between(x, w, b, y)
+        backend.matmul(patches.reshape(-1, len(w)), w, out=rows)
+        if bias:
+            backend.add_to_rows(rows, b)
+        if relu:
+            backend.relu(z, out=y)
+        if patches_read:
+            y += patches[:, :, :, 1, 1, :1]
+
+    return work
+
+
+def change_images(x, w, b, y):
+    x += 1.0
+
+
+def change_weight(x, w, b, y):
+    w += 1.0
+
+
+CONVOLUTIONS = {
+    "all": ({}, "convolve"),
+    "no bias": ({"bias": False}, "convolve relu"),
+    "neither": ({"bias": False, "relu": False}, "convolve"),
+    "no relu": ({"relu": False}, "convolve"),
+    "patches that are read": ({"patches_read": True}, "im2col matmul add_to_rows_relu add"),
+    "images that change afterwards": ({"between": change_images}, "convolve add"),
+    "a weight that changes": ({"between": change_weight}, "im2col add matmul add_to_rows_relu"),
+}
+
+
+@pytest.mark.parametrize(("options", "expected"), CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
+def test_a_convolution_gathers_its_patches(gpu, options, expected):
+    check(gpu, convolution(**options), arrays(gpu, (2, 5, 6, 4), (36, 8), (8,), (2, 5, 6, 8)), expected, 2e-5)
+
+
+@pytest.mark.parametrize(("channels", "filters"), [(4, 6), (5, 8)])
+def test_a_convolution_without_a_kernel_stays(gpu, channels, filters):
+    given = arrays(gpu, (2, 5, 6, channels), (9 * channels, filters), (filters,), (2, 5, 6, filters))
+    check(gpu, convolution(), given, "im2col matmul add_to_rows_relu")
+
+
+def test_a_relu_that_overwrites_the_images_stays(gpu):
+    def work(backend, x, w, b):
+        y = backend.empty(x.shape, "float32")
+        convolution(relu=False)(backend, x, w, b, y)
+        backend.relu(y, out=x)
+
+    check(gpu, work, arrays(gpu, (2, 5, 6, 4), (36, 4), (4,)), "convolve relu")
+
+
+def gradients(windows=SAME, between=None, sums=True):
+    """A function that computes the gradients of a convolution in the order of the operator."""
+
+    def work(backend, x, w, grad, grad_w, grad_b, grad_x):
+        patches = backend.empty((len(x), *windows.grid, *windows.kernel, x.shape[3]), "float32")
+        rows, grad_rows = patches.reshape(-1, len(w)), grad.reshape(-1, grad.shape[3])
+        backend.im2col(x, windows, patches)
+        backend.matmul(rows.T, grad_rows, out=grad_w)
+        backend.matmul(grad_rows, w.T, out=rows)
+        if between is not None:
+            between(x, grad, patches)
+        backend.col2im(patches, windows, out=grad_x)
+        if sums:
+            backend.sum_rows(grad_rows, out=grad_b)
+
+    return work
+
+
+def change_gradient(x, grad, patches):
+    grad *= 2.0
+
+
+def change_patches(x, grad, patches):
+    patches *= 2.0
+
+
+STRIDED = Windows(image=(5, 6), grid=(3, 3), kernel=(3, 3), strides=(2, 2), before=(1, 1))
+GRADIENTS = {
+    "all": ({}, "convolve_weight_grad convolve_input_grad"),
+    "no bias": ({"sums": False}, "convolve_weight_grad convolve_input_grad"),
+    "strides": ({"windows": STRIDED}, "convolve_weight_grad matmul col2im"),
+    "a gradient that changes": (
+        {"between": change_gradient}, "convolve_weight_grad convolve_input_grad multiply sum_rows",
+    ),
+    "patches that change": ({"between": change_patches}, "convolve_weight_grad matmul multiply col2im"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "expected"), GRADIENTS.values(), ids=GRADIENTS.keys())
+def test_the_gradients_of_a_convolution_gather_their_patches(gpu, options, expected):
+    grid = options.get("windows", SAME).grid
+    shapes = (2, 5, 6, 4), (36, 8), (2, *grid, 8), (36, 8), (8,), (2, 5, 6, 4)
+    check(gpu, gradients(**options), arrays(gpu, *shapes), expected, 2e-5)
+
+
 # Zeros ---------------------------------------------------------------------------------------------------------------
 
 
@@ -365,12 +546,9 @@ def test_other_sums_stay(gpu, work, expected):
 
 # Whole steps ---------------------------------------------------------------------------------------------------------
 
-STEP = (
-    "gather gather matmul_bias matmul_bias cross_entropy_sums matmul_sum_rows matmul_relu_grad matmul_sum_rows "
-    "whole_update"
-)
+STEP = "matmul_bias matmul_bias cross_entropy_sums matmul_sum_rows matmul_relu_grad matmul_sum_rows whole_update"
 HALF_STEP = (
-    "gather gather cast cast matmul add_to_rows_relu cast cast matmul add_to_rows cross_entropy_sums cast matmul "
+    "cast cast matmul add_to_rows_relu cast cast matmul add_to_rows cross_entropy_sums cast matmul "
     "sum_rows matmul relu_grad_sum_rows cast matmul whole_update"
 )
 STEPS = {
@@ -401,12 +579,28 @@ def test_the_step_of_an_mlp(gpu, model_options, options, expected):
     assert names(step.calls).count(name) == fused[name] * options.get("accumulate", 1)
 
 
+CONVOLUTIONAL = (
+    "gather gather convolve convolve matmul add_to_rows cross_entropy_sums matmul sum_rows matmul "
+    "convolve_weight_grad convolve_input_grad relu_grad convolve_weight_grad whole_update"
+)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_the_step_of_a_convolutional_network(gpu, precision):
+    if gpu.precision_unavailable(precision):
+        pytest.skip("this device has no such precision")
+    stack = [layers.Conv2D(4, 3), layers.ReLU(), layers.Conv2D(8, 3), layers.Flatten(), layers.Dense(10)]
+    model = xpnet.Sequential(stack, (8, 8, 1), backend=gpu, seed=3, precision=precision)
+    (step,) = captured_steps(model, IMAGES[:200], Y[:200], optimizer="sgd")
+    assert [name for name in names(step.calls) if name != "cast"] == CONVOLUTIONAL.split()
+
+
 def test_convolutions_store_their_gradients_where_the_optimizer_reads_them(gpu):
-    stack = [layers.Conv2D(4, 3), layers.ReLU(), layers.Conv2D(3, 3), layers.Flatten(), layers.Dense(10)]
+    stack = [layers.Conv2D(5, 3), layers.ReLU(), layers.Conv2D(3, 3), layers.Flatten(), layers.Dense(10)]
     model = xpnet.Sequential(stack, (8, 8, 1), backend=gpu, seed=3)
     (step,) = captured_steps(model, IMAGES[:200], Y[:200], optimizer="sgd")
     assert names(step.calls) == [
-        *["gather", "gather", "im2col", "matmul_bias", "im2col", "matmul_bias", "matmul_bias", "cross_entropy_sums"],
+        *["im2col", "matmul_bias", "im2col", "matmul_bias", "matmul_bias", "cross_entropy_sums"],
         *["matmul_sum_rows", "matmul", "im2col", "matmul_sum_rows", "matmul", "col2im", "relu_grad_sum_rows"],
         *["im2col", "matmul", "whole_update"],
     ]

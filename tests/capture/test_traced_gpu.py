@@ -18,6 +18,7 @@ from xpnet.capture.trace import Trace
 from xpnet.errors import CaptureError
 
 WINDOWS = Windows((4, 4), (2, 2), (2, 2), (2, 2))
+OVERLAPPING = Windows((4, 4), (3, 3), (2, 2))
 KEY = (1, 2, 3)
 
 
@@ -35,6 +36,8 @@ ZERO = np.zeros((), "float64")
 EXAMPLES = {
     "add_matmul": {"a": real(3, 4), "b": real(4, 5), "out": real(3, 5), "scratch": real(3, 5)},
     "add_to_rows": {"a": real(3, 5), "row": real(5)},
+    "add_to_rows_max_pool": {"x": real(2, 4, 4, 3), "row": real(3), "windows": WINDOWS, "relu": True,
+                             "out": real(2, 2, 2, 3), "choice": np.zeros((2, 2, 2, 3), "uint8")},
     "add_to_rows_relu": {"a": real(3, 5), "row": real(5), "out": real(3, 5)},
     "batched_matmul": {"a": real(2, 3, 4), "b": real(2, 4, 5), "out": real(2, 3, 5)},
     "cast": {"a": real(3, 4)},
@@ -42,6 +45,12 @@ EXAMPLES = {
     "col2im": {"patches": real(2, 2, 2, 2, 2, 3), "windows": WINDOWS, "out": real(2, 4, 4, 3)},
     "combine": {**{name: real(3, 5) for name in "gx"}, **{name: real(5) for name in ("a", "center", "b", "c")},
                 "out": real(3, 5) + 1},
+    "convolve": {"x": real(2, 4, 4, 4), "weight": real(16, 8), "bias": real(8), "windows": WINDOWS, "relu": True,
+                 "out": real(2, 2, 2, 8)},
+    "convolve_input_grad": {"grad": real(2, 3, 3, 8), "weight": real(16, 8), "windows": OVERLAPPING,
+                            "out": real(2, 4, 4, 4)},
+    "convolve_weight_grad": {"x": real(2, 4, 4, 4), "grad": real(2, 2, 2, 8), "windows": WINDOWS, "out": real(16, 8),
+                             "sums": real(8)},
     "count_correct": {"outputs": real(6, 3), "labels": integers(6)},
     "cross_entropy": {"logits": real(6, 3), "labels": integers(6), "smoothing": 0.1, "losses": real(6),
                       "grad": real(6, 3)},
@@ -65,6 +74,8 @@ EXAMPLES = {
     "random_bits": {"key": KEY, "rows": 3, "columns": 5},
     "relu": {"x": real(3, 5), "out": real(3, 5) + 1},
     "relu_grad": {"grad": real(3, 5), "y": real(3, 5), "out": real(3, 5)},
+    "relu_grad_max_pool_grad": {"grad": real(2, 2, 2, 3), "y": real(2, 2, 2, 3),
+                                "choice": np.zeros((2, 2, 2, 3), "uint8"), "windows": WINDOWS, "out": real(2, 4, 4, 3)},
     "relu_grad_sum_rows": {"grad": real(3, 5), "y": real(3, 5), "out": real(3, 5), "sums": real(5)},
     "rescale": {"x": real(3, 5), "scale": 2.0, "offset": 1.0, "out": real(3, 5)},
     "scale_shift": {"x": real(3, 5), **{name: real(5) for name in ("center", "scale", "shift")}, "out": real(3, 5)},

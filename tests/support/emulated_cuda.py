@@ -534,6 +534,9 @@ class EmulatedKernel:
             for a in arguments:
                 if isinstance(a, np.uint64) and a:
                     graph.use_address(int(a))
+                elif a.dtype.kind == "V" and a.nbytes % 8 == 0:  # a struct, perhaps with addresses
+                    for word in a.view("u8"):
+                        graph.use_address(int(word))
         remaining = iter(arrays)
         kept, pointers = [], (ctypes.c_void_p * len(arguments))()
         for i, a in enumerate(arguments):
@@ -597,15 +600,15 @@ def _c(argument: kernels.KernelArgument, real: str) -> str:
 
 
 def _synchronizes(code: str, name: str) -> bool:
-    """Whether this kernel, or a function that it calls, contains __syncthreads or __syncwarp."""
+    """Whether this kernel, or a function that it names, synchronizes threads."""
     bodies = {m[1]: m[2] for m in re.finditer(r"(\w+)\([^()]*(?:\([^()]*\)[^()]*)*\) \{\n(.*?)\n\}", code, re.DOTALL)}
     seen, waiting = set(), [name]
     while waiting:
         body = bodies.get(current := waiting.pop(), "")
-        if "__syncthreads" in body or "__syncwarp" in body:
+        if "__sync" in body:
             return True
         seen.add(current)
-        waiting += [called for called in re.findall(r"(\w+)\(", body) if called in bodies and called not in seen]
+        waiting += [called for called in re.findall(r"\w+", body) if called in bodies and called not in seen]
     return False
 
 

@@ -159,7 +159,7 @@ class Epochs(callbacks.Callback):
 def test_an_epoch_has_one_launch_per_step_and_no_transfer(gpu):
     epochs = Epochs(emulated_cupy(gpu))
     fit(mlp(gpu), X[:200], Y[:200], epochs=4, more=[epochs])
-    assert epochs.launches[-1] == ["graph"] * 10
+    assert epochs.launches[-1] == ["begin_step", *["graph"] * 10]
     assert epochs.host_reads[-1] == epochs.host_reads[-2] == 0
 
 
@@ -174,7 +174,7 @@ def test_attributes_are_not_compared_in_every_step(gpu, monkeypatch):
 def test_the_smaller_last_batch_has_its_own_graph(gpu):
     epochs = Epochs(emulated_cupy(gpu))
     _, watch = fit(mlp(gpu), epochs=5, more=[epochs])
-    assert epochs.launches[-1] == ["graph"] * STEPS
+    assert epochs.launches[-1] == ["begin_step", *["graph"] * (STEPS - 1), "begin_step", "graph"]
     assert watch.captured == 2
 
 

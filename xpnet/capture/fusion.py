@@ -3,6 +3,7 @@
 A pass changes only the calls that are exactly those that it looks for. What they compute is equal up to rounding.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,9 +68,10 @@ def _copy_of_one(call: Call, calls: Sequence[Call], memory: Memory) -> Call | No
 def fused(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
     """The calls with fused operators in place of the sequences that these replace."""
     for fuse in (
-        *(with_add_to_rows_relu, with_matmul_bias, with_matmul_relu_grad, with_relu_grad_sum_rows),
-        *(with_matmul_sum_rows, with_cross_entropy_sums),
-    ):
+        with_convolutions, with_add_to_rows_relu, with_add_to_rows_max_pool, with_matmul_bias,
+        with_relu_grad_max_pool_grad, with_matmul_relu_grad, with_relu_grad_sum_rows, with_matmul_sum_rows,
+        with_cross_entropy_sums,
+    ):  # fmt: skip
         calls = fuse(calls, memory, backend)
     return calls
 
@@ -111,6 +113,78 @@ def with_relu_grad_sum_rows(calls: list[Call], memory: Memory, backend: Any) -> 
         call = Call(backend.relu_grad_sum_rows, (grad, y, out, sums), reads=(grad, y), writes=(out, sums))
         calls = _joined(calls, first, [second], call)
     return calls
+
+
+def with_add_to_rows_max_pool(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
+    """add_to_rows(x, row); max_pool(x, windows, pooled, choice); relu(pooled, out) → add_to_rows_max_pool(…).
+
+    The first or the last may be missing. Nothing else needs x + row and what is pooled.
+    """
+    for pool in [call for call in calls if call.function == backend.max_pool]:
+        x, windows, pooled, choice = given_by_name(pool).values()
+        add = _sum_for(calls, pool, x, memory, backend)
+        relu = _relu_of(calls, pool, pooled, memory, backend)
+        first, others = (pool, []) if add is None else (add, [pool])
+        others += [] if relu is None else [relu]
+        if not others or not _movable(calls, first, others, memory):
+            continue
+        row = None if add is None else given_by_name(add)["row"]
+        out = pooled if relu is None else _shaped(given_by_name(relu)["out"], pooled)
+        if memory.overlap(out, x):
+            continue
+        reads, changed = ((x,), ()) if row is None else ((x, row), (x,))
+        call = Call(
+            backend.add_to_rows_max_pool, (x, row, windows, relu is not None, out, choice),
+            reads=reads, writes=(*changed, out, choice),
+        )  # fmt: skip
+        calls = _joined(calls, first, others, call)
+    return calls
+
+
+def _sum_for(calls: Sequence[Call], pool: Call, x: Array, memory: Memory, backend: Any) -> Call | None:
+    """The call add_to_rows(x, row) whose result only `pool` needs."""
+    for add in [call for call in calls if call.function == backend.add_to_rows]:
+        a, row = given_by_name(add).values()
+        if _next_use(calls, add, a, memory) is pool and _same_elements(a, x) and len(row) == x.shape[-1]:
+            return None if _needed_after(calls, pool, x, memory) else add
+    return None
+
+
+def _relu_of(calls: Sequence[Call], pool: Call, pooled: Array, memory: Memory, backend: Any) -> Call | None:
+    """The call relu(pooled, out) that is the only one that needs `pooled`."""
+    relu = _next_use(calls, pool, pooled, memory)
+    if relu is None or relu.function != backend.relu:
+        return None
+    x, out = given_by_name(relu).values()
+    out = _shaped(out, pooled)
+    if out is None or not _same_elements(x, pooled):
+        return None
+    return None if _needed_after(calls, relu, pooled, memory) and not same_view(out, pooled) else relu
+
+
+def with_relu_grad_max_pool_grad(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
+    """relu_grad(grad, y, masked); max_pool_grad(masked, choice, windows, out) → relu_grad_max_pool_grad(…)."""
+    for first in [call for call in calls if call.function == backend.relu_grad]:
+        masked = given_by_name(first)["out"]
+        second = _next_use(calls, first, masked, memory)
+        if second is None or second.function != backend.max_pool_grad:
+            continue
+        pooled, choice, windows, out = given_by_name(second).values()
+        arrays = [_shaped(given_by_name(first)[name], pooled) for name in ("grad", "y")]
+        if not _same_elements(masked, pooled) or any(a is None for a in arrays):
+            continue
+        if _needed_after(calls, second, masked, memory) or memory.touches(first, out):
+            continue
+        reads = (*arrays, choice)
+        if any(memory.writes(between, a) for a in reads for between in _between(calls, first, second)):
+            continue
+        call = Call(backend.relu_grad_max_pool_grad, (*reads, windows, out), reads=reads, writes=(out,))
+        calls = _joined(calls, second, [first], call)
+    return calls
+
+
+def _between(calls: Sequence[Call], first: Call, last: Call) -> Sequence[Call]:
+    return calls[_position(calls, first) + 1 : _position(calls, last)]
 
 
 def with_matmul_bias(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
@@ -245,6 +319,134 @@ def _counted(
     if counted is not count.result or not is_array(total) or not same_view(total, out):
         return None
     return [count, users[0]]
+
+
+# Convolutions --------------------------------------------------------------------------------------------------------
+
+
+def with_convolutions(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
+    """Convolutions whose kernels gather the patches, if the backend has such kernels and nothing else needs patches.
+
+    im2col(x, windows, patches); matmul(patches, weight, out); add_to_rows(out, bias); relu(out, y)
+    → convolve(x, weight, bias, windows, relu, y). The last two may be missing.
+    im2col(x, windows, patches); matmul(patchesᵀ, grad, out); sum_rows(grad, sums)
+    → convolve_weight_grad(x, grad, windows, out, sums). The last may be missing.
+    matmul(grad, weightᵀ, patches); col2im(patches, windows, out) → convolve_input_grad(grad, weight, windows, out).
+    """
+    for gather in [call for call in calls if call.function == backend.im2col]:
+        product = _only_use(calls, gather, memory)
+        if product is None or product.function != backend.matmul:
+            continue
+        call = _gathered(gather, product, backend)
+        if call is not None:
+            calls = _joined(calls, gather, [product], call)
+            calls = _with_bias(calls, call, memory, backend)
+            calls = _with_bias_grad(calls, call, memory, backend)
+    for product in [call for call in calls if call.function == backend.matmul]:
+        fold = _only_use(calls, product, memory)
+        if fold is None or fold.function != backend.col2im:
+            continue
+        call = _folded(product, fold, backend)
+        if call is not None:
+            calls = _joined(calls, product, [fold], call)
+    return calls
+
+
+def _only_use(calls: Sequence[Call], call: Call, memory: Memory) -> Call | None:
+    """The call that uses the result of this one, if it is the only one, and could be made directly after it."""
+    result = given_by_name(call)["out"]
+    user = _next_use(calls, call, result, memory)
+    if user is None or _needed_after(calls, user, result, memory) or not _movable(calls, call, [user], memory):
+        return None
+    return user
+
+
+def _gathered(gather: Call, product: Call, backend: Any) -> Call | None:
+    """The convolution, or gradient of its weight, that equals im2col and a product; None if they are neither."""
+    x, windows, patches = given_by_name(gather).values()
+    a, b, out = given_by_name(product).values()
+    if not (is_array(a) and is_array(b) and patches.flags.c_contiguous):
+        return None
+    rows = _rows(patches)
+    if same_view(a, rows):
+        images = _images(out, patches)
+        if images is not None and backend.convolution_kernel("convolve", x, b, windows, images):
+            arguments = (x, b, None, windows, False, images)
+            return Call(backend.convolve, arguments, reads=(x, b), writes=(images,))
+    elif same_view(a, rows.T):
+        grad = _images(b, patches)
+        if grad is not None and backend.convolution_kernel("convolve_weight_grad", x, grad, windows, out):
+            return Call(backend.convolve_weight_grad, (x, grad, windows, out, None), reads=(x, grad), writes=(out,))
+    return None
+
+
+def _folded(product: Call, fold: Call, backend: Any) -> Call | None:
+    """The gradient of a convolution's images that equals a product and col2im; None if they are not that."""
+    a, b, product_rows = given_by_name(product).values()
+    patches, windows, out = given_by_name(fold).values()
+    if not (is_array(a) and is_array(b) and patches.flags.c_contiguous and same_view(product_rows, _rows(patches))):
+        return None
+    grad, weight = _images(a, patches), b.T
+    if grad is None or not backend.convolution_kernel("convolve_input_grad", grad, weight, windows, out):
+        return None
+    return Call(backend.convolve_input_grad, (grad, weight, windows, out), reads=(grad, weight), writes=(out,))
+
+
+def _rows(patches: Array) -> Array:
+    """Contiguous patches (N, rows, columns, kh, kw, channels) as a matrix with a row for each window."""
+    return patches.reshape(math.prod(patches.shape[:3]), -1)
+
+
+def _images(rows: Array, patches: Array) -> Array | None:
+    """A matrix with a row for each window as images of the windows; None if it is not contiguous."""
+    return rows.reshape(*patches.shape[:3], -1) if rows.flags.c_contiguous else None
+
+
+def _with_bias(calls: list[Call], convolution: Call, memory: Memory, backend: Any) -> list[Call]:
+    """Let a convolution add the bias, and apply ReLU, if these follow it."""
+    if convolution.function != backend.convolve:
+        return calls
+    x, weight, _, windows, _, out = convolution.args
+    add = _next_use(calls, convolution, out, memory)
+    if add is None or add.function != backend.add_to_rows or not _movable(calls, convolution, [add], memory):
+        return calls
+    a, bias = given_by_name(add).values()
+    if not _same_elements(a, out) or bias.shape != out.shape[3:] or memory.overlap(bias, out):
+        return calls
+    call = Call(backend.convolve, (x, weight, bias, windows, False, out), reads=(x, weight, bias), writes=(out,))
+    calls = _joined(calls, convolution, [add], call)
+    relu = _next_use(calls, call, out, memory)
+    if relu is None or relu.function != backend.relu or not _movable(calls, call, [relu], memory):
+        return calls
+    before, after = given_by_name(relu).values()
+    after = _shaped(after, out)
+    if after is None or not _same_elements(before, out) or any(memory.overlap(after, b) for b in call.reads):
+        return calls
+    if _needed_after(calls, relu, out, memory) and not same_view(after, out):
+        return calls
+    active = Call(backend.convolve, (x, weight, bias, windows, True, after), reads=call.reads, writes=(after,))
+    return _joined(calls, call, [relu], active)
+
+
+def _with_bias_grad(calls: list[Call], convolution: Call, memory: Memory, backend: Any) -> list[Call]:
+    """Let the gradient of a weight also compute that of the bias, if that follows it."""
+    if convolution.function != backend.convolve_weight_grad:
+        return calls
+    x, grad, windows, out, _ = convolution.args
+
+    def sums_up(call: Call) -> bool:
+        return call.function == backend.sum_rows and _same_elements(given_by_name(call)["a"], grad)
+
+    total = _next(calls, convolution, sums_up)
+    if total is None or not _movable(calls, convolution, [total], memory):
+        return calls
+    sums = given_by_name(total)["out"]
+    if sums.shape != grad.shape[3:] or not sums.flags.c_contiguous:
+        return calls
+    if memory.touches(convolution, sums):
+        return calls
+    call = Call(backend.convolve_weight_grad, (x, grad, windows, out, sums), reads=(x, grad), writes=(out, sums))
+    return _joined(calls, convolution, [total], call)
 
 
 # What passes ask of calls and arrays ---------------------------------------------------------------------------------

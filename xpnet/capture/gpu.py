@@ -1,15 +1,25 @@
 """TracedGPU: the backend of a GPU while a step is traced. CallList: the calls of the step, for its CUDA graph."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from xpnet.backends import Array, Backend, DType
 from xpnet.backends.base import Device
+from xpnet.backends.cuda.graphs import MOST_GATHERS, gatherable
 from xpnet.backends.step_numbers import current
 from xpnet.capture.array_module import TracedModule
 from xpnet.capture.branches import branches
-from xpnet.capture.calls import Call, address_of, arrays_in, is_array, mapped, memory_of
+from xpnet.capture.calls import (
+    Call,
+    address_of,
+    arrays_in,
+    given_by_name,
+    is_array,
+    mapped,
+    memory_of,
+    same_view,
+)
 from xpnet.capture.device import NOISE, TracedDevice, methods_of
 from xpnet.capture.fusion import fused, without_zeros
 from xpnet.capture.memory import MemoryPlan
@@ -19,8 +29,9 @@ from xpnet.errors import CaptureError
 
 #: The parameters that operators write, if these are others than `out`.
 _WRITES = {
-    "add_matmul": ("out", "scratch"), "add_to_rows": ("a",), "add_to_rows_relu": ("a", "out"),
-    "clip_norm": ("grads",), "cross_entropy": ("losses", "grad"),
+    "add_matmul": ("out", "scratch"), "add_to_rows": ("a",), "add_to_rows_max_pool": ("x", "out", "choice"),
+    "add_to_rows_relu": ("a", "out"),
+    "clip_norm": ("grads",), "convolve_weight_grad": ("out", "sums"), "cross_entropy": ("losses", "grad"),
     "cross_entropy_sums": ("losses", "grad", "loss_sum", "correct"), "matmul_sum_rows": ("out", "sums"),
     "max_pool": ("out", "choice"),
     "normalize_rows": ("out", "sigma"), "relu_grad_sum_rows": ("out", "sums"), "whole_update": ("vectors",),
@@ -74,24 +85,38 @@ class CallList:
     arena: the memory of their temporary arrays.  temporary_bytes: of these without sharing.  What a call returns is new
     in each run: it is used in place of what the call returned in the trace. It is kept until the end, since calls on
     several streams may use it.
+
+    rows: the numbers of the step's samples; None if nothing is known about them.  gathers: (array, out) pairs. The list
+    leaves it to others to gather these rows of each array, before all calls; there are at most `MOST_GATHERS`.
     """
 
-    def __init__(self, trace: Trace, backend: Any) -> None:
+    def __init__(self, trace: Trace, backend: Any, rows: Array | None = None) -> None:
         if any(has_numbers(call) and call.function not in NOISE for call in trace.calls):
             raise CaptureError("the step uses its number")
         memory = Memory(trace)
         calls = simplified(without_zeros(trace.calls, memory, backend), memory)
-        self._backend, self._placed = backend, branches(fused(calls, memory, backend), memory)
-        self.calls = [place.call for place in self._placed]
-        returned = {memory.owner(a) for call in self.calls for a in arrays_in(call.result)}
-        plan = MemoryPlan(self.calls, memory, elsewhere=returned, before=[place.before for place in self._placed])
+        gathers, calls = _gathers_first(fused(calls, memory, backend), rows, memory, backend)
+        self._backend, self._placed = backend, branches(calls, memory)
+        first = len(gathers)
+        before: list[Collection[int]] = [range(i) for i in range(first)]
+        before += [{*range(first), *[first + other for other in place.before]} for place in self._placed]
+        calls = [*gathers, *[place.call for place in self._placed]]
+        returned = {memory.owner(a) for call in calls for a in arrays_in(call.result)}
+        plan = MemoryPlan(calls, memory, elsewhere=returned, before=before)
         self.arena, self.temporary_bytes = backend.empty((plan.size,), "uint8"), plan.unshared
-        self.calls = plan.applied(self.calls, functools.partial(self._in_arena, memory))
+        calls = plan.applied(calls, functools.partial(self._in_arena, memory))
+        self.gathers, self.calls = [_gathered(call) for call in calls[:first]], calls[first:]
 
     def _in_arena(self, memory: Memory, like: Array, offset: int) -> Array:
         """An array like another one, from this byte of the arena on."""
         _, _, lowest, _ = memory.extent(like)
         return _view(self.arena, offset + address_of(like) - lowest, like)
+
+    @property
+    def ends_with_update(self) -> bool:
+        """Whether the last call updates the weights, after all others."""
+        last = self._placed[-1]
+        return last.call.function == self._backend.whole_update and len(last.before) == len(self.calls) - 1
 
     @property
     def arrays(self) -> list[Array]:
@@ -135,6 +160,27 @@ class CallList:
                 if (old.shape, old.strides, old.dtype) != (made.shape, made.strides, made.dtype):
                     raise CaptureError(f"{call.name} returns another kind of array in each step")
                 new[id(memory_of(old))] = old, made
+
+
+def _gathers_first(
+    calls: list[Call], rows: Array | None, memory: Memory, backend: Any
+) -> tuple[list[Call], list[Call]]:
+    """The gathers of these rows that can be made at the same time before all other calls, and the other calls."""
+    gathers: list[Call] = []
+    for position, call in enumerate(calls):
+        if rows is None or len(gathers) == MOST_GATHERS or call.function != backend.gather:
+            continue
+        a, out = _gathered(call)
+        if not same_view(given_by_name(call)["rows"], rows) or not gatherable(a, out):
+            continue
+        if not any(memory.touches(other, out) for other in calls[:position]):
+            gathers.append(call)
+    return gathers, [call for call in calls if not any(call is gather for gather in gathers)]
+
+
+def _gathered(gather: Call) -> tuple[Array, Array]:
+    given = given_by_name(gather)
+    return given["a"], given["out"]
 
 
 def _view(memory: Array, offset: int, like: Array) -> Array:

@@ -69,10 +69,10 @@ class GraphStep:
         self._graph = capture.graph()
         before = snapshot(step, metrics)
         self._load(data, step.state.step, metrics.batches)
-        self._cells.indices[...] = self._cells.order[data.start : data.start + data.rows]
         try:
             with self._graph.memory_pool():
                 work = prepare(metrics)
+                self._cells.begin()
                 self._run(work)  # compiles all kernels and allocates all memory
         finally:
             before.restore()
@@ -84,9 +84,10 @@ class GraphStep:
         backend = self._step.model.backend
         with backend.lasting_memory():  # for constants
             trace = traced_step(self._step, self._data, metrics, self._cells.staged_sums, fixed=True)
-        self.calls = CallList(trace, backend)
+        self.calls = CallList(trace, backend, rows=self._cells.indices)
         trace.release()
         self._graph.hold(self.calls.arrays)
+        self._cells.gathers, self._cells.ends_with_update = self.calls.gathers, self.calls.ends_with_update
         return self.calls
 
     def _whole_step(self, metrics: EpochMetrics) -> Callable[[], None]:
@@ -136,6 +137,7 @@ class GraphStep:
 
     def _load(self, data: StepData, number: int, column: int) -> None:
         dataset, cells = data.dataset, self._cells
+        new_samples = dataset is not self._loaded or data.order is not self._order
         if dataset is not self._loaded:
             for target, array in zip(self._graph_data.arrays, dataset.arrays, strict=True):
                 target[: len(array)] = array
@@ -144,7 +146,7 @@ class GraphStep:
             xp = self._step.model.backend.xp
             cells.order[: len(dataset)] = xp.arange(len(dataset)) if data.order is None else data.order
             self._order = data.order
-        cells.set_position(number, data.start, column)
+        cells.set_position(number, data.start, column, new_samples)
 
 
 def listed_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, sums: Array, fixed: bool) -> PlannedStep:

@@ -13,6 +13,7 @@ from strict import StrictError
 
 import xpnet
 from xpnet import callbacks, layers, optimizers
+from xpnet.backends.cuda.graphs import gatherable
 
 
 class Do(callbacks.Callback):
@@ -126,6 +127,65 @@ def test_a_training_pass_in_a_callback_has_the_noise_of_the_step(gpu, monkeypatc
     monkeypatch.setenv("XPNET_CAPTURE", "0")
     for got, want in zip(captured, passes(), strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+# The samples and the numbers of a step -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ends_with_update", [False, True])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_the_last_kernel_of_a_step_prepares_the_next(gpu, rng, shift, ends_with_update):
+    """shift: of the arrays in memory, so that the widest copies are not possible."""
+    kinds = [("float32", (8,)), ("float32", (3, 2)), ("int64", ()), ("float64", (3,))]
+    if shift:
+        kinds = [("uint8", (5,)), ("bool", (16,)), ("float32", (4,)), ("int32", (1,))]
+    arrays = [rng.integers(2, size=(10, *shape)).astype(dtype) for dtype, shape in kinds]
+    order = rng.permutation(10)
+    with gpu.stream():
+        sums = gpu.zeros((3, 9), "float64")
+        cells = gpu.graph_capture().cells(10, 4, 1, sums)
+        outs = [gpu.zeros((4, *a.shape[1:]), "float32" if a.dtype == "uint8" else a.dtype) for a in arrays]
+        memory = [gpu.zeros((a.size + shift,), a.dtype) for a in arrays]
+        for whole, a in zip(memory, arrays, strict=True):
+            whole[shift:] = gpu.asarray(a.ravel())
+        sources = [whole[shift:].reshape(a.shape) for whole, a in zip(memory, arrays, strict=True)]
+        assert all(gatherable(*pair) for pair in zip(sources, outs, strict=True))
+        cells.gathers, cells.ends_with_update = list(zip(sources, outs, strict=True)), ends_with_update
+        cells.order[...] = gpu.asarray(order)
+        weights, gradient = gpu.zeros((9000,), "float32"), gpu.zeros((9000,), "float32")
+        gradient += 1.0
+        expected = 0.0
+
+        def run(number, first, prepared):
+            nonlocal expected
+            launched = len(getattr(gpu.xp, "launches", ()))
+            cells.set_position(number, first, number + 1)
+            assert gpu.name == "gpu" or ("begin_step" not in gpu.xp.launches[launched:]) == prepared
+            rows = order[first : first + 4]
+            np.testing.assert_array_equal(gpu.to_numpy(cells.indices)[: len(rows)], rows)
+            for a, out in zip(arrays, outs, strict=True):
+                np.testing.assert_array_equal(gpu.to_numpy(out)[: len(rows)], a[rows])
+            cells.staged_sums[...] = gpu.asarray([[number], [number + 10], [number + 20]])
+            with cells.step():
+                update = ("sgd", [slice(0, 8999)], [], [weights, gradient], lambda step: (1.0, 0.0, -1.0 - step))
+                assert gpu.whole_update(*update, number, None)
+            expected += 1.0 + number if number else 0.0  # the numbers of the first step are not known before it
+            np.testing.assert_array_equal(gpu.to_numpy(weights), [expected] * 8999 + [0.0])
+            assert gpu.to_numpy(sums[:, number + 1]).tolist() == [number, number + 10, number + 20]
+
+        run(0, 5, prepared=False)
+        run(1, 0, prepared=False)
+        run(2, 4, prepared=True)
+        run(3, 8, prepared=True)  # only two samples are left
+        run(4, 2, prepared=False)
+
+
+def test_other_arrays_are_not_gathered_by_the_last_kernel(gpu):
+    with gpu.device():
+        for source, out in [("int16", "int32"), ("uint8", "float64"), ("float64", "float32")]:
+            assert not gatherable(gpu.zeros((4, 3), source), gpu.zeros((2, 3), out))
+        assert not gatherable(gpu.zeros((4, 3), "float32")[:, :2], gpu.zeros((2, 2), "float32"))
+        assert not gatherable(gpu.zeros((4, 0), "float32"), gpu.zeros((2, 0), "float32"))
 
 
 # After the run -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """kernels.cu against the reference formulas for many sizes, compiled by g++ with a shim, and on a real GPU.
 
-Guards surround every array that a kernel writes, so that a write outside of the array is found.
+Guards surround every array that a kernel writes (see guarded.py), so that a write outside of the array is found.
 """
 
 import itertools
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from devices import flushes_subnormals
+from guarded import Guarded
 
 from xpnet import layers, optimizers
 from xpnet.backends import Backend
@@ -24,29 +25,6 @@ SIZES = [1, 2, 31, 255, 256, 257, 1025]  # around the edges of warps and blocks
 MATRICES = [(1, 1), (1, 300), (7, 10), (33, 31), (255, 33), (257, 32), (600, 3), (2, 1025)]
 SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-30, -1e30]
 ARCHITECTURES = [75, 80, 86, 89, 90, 100]
-GUARD = 64
-
-
-class Guarded:
-    """Makes arrays on the device with guards before and after, and checks the guards."""
-
-    def __init__(self, backend):
-        self.backend, self._whole = backend, []
-
-    def __call__(self, shape, dtype="float32", fill=None):
-        size = int(np.prod(shape))
-        values = np.full(size + 2 * GUARD, 77, dtype=dtype)
-        if fill is not None:
-            values[GUARD : GUARD + size] = np.asarray(fill).ravel()
-        whole = self.backend.asarray(values)
-        self._whole.append((whole, size))
-        return whole[GUARD : GUARD + size].reshape(shape)
-
-    def check(self):
-        for whole, size in self._whole:
-            values = self.backend.to_numpy(whole)
-            guards = np.concatenate([values[:GUARD], values[GUARD + size :]])
-            assert (guards == np.array(77).astype(values.dtype)).all(), "a kernel wrote outside of the array"
 
 
 @pytest.fixture
@@ -92,8 +70,20 @@ def test_signatures_are_parsed_from_the_source():
     signatures = kernels.signatures()
     assert set(signatures) == set(re.findall(r"^KERNEL (\w+)", kernels.SOURCE, re.MULTILINE))
     assert [tuple(p) for p in signatures["relu"]] == [("real", True, "x"), ("Index", False, "n"), ("real", True, "out")]
-    assert len(signatures["im2col"]) == 6 and signatures["im2col"][3] == ("Windows", False, "windows")
+    assert len(signatures["im2col"]) == 8 and signatures["im2col"][3] == ("Windows", False, "windows")
     assert signatures["to_float16"][2] == ("unsigned short", True, "out")
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 7, 28, 196, 641, 65535, 65537, 2**30, 2**31 - 1])
+def test_a_division_as_a_multiplication_is_exact(n, rng):
+    *_, (divisor, multiplier, shift) = kernels.axes(n)
+    i = np.unique(
+        np.concatenate([[0, 2**31 - 1], rng.integers(2**31, size=1000), n * rng.integers(2**31 // n, size=99)])
+    )
+    i = np.unique(np.concatenate([i, i[i > 0] - 1])).astype("uint64")
+    quotient = ((i * np.uint64(multiplier) >> np.uint64(32)) + i) >> np.uint64(shift)
+    np.testing.assert_array_equal(quotient, i // np.uint64(n))
+    assert divisor == n and multiplier < 2**32 and (quotient + i < 2**32).all()
 
 
 def test_invalid_arguments_of_a_kernel_are_refused(guarded):
@@ -155,11 +145,14 @@ def test_add_to_rows_and_sum_rows_equal_numpy(guarded, rng, shape, dtype):
     assert_close(guarded.backend, sums, a.sum(axis=0, dtype="float64"), dtype)
 
 
+@pytest.mark.parametrize("columns", [3, 4, 36, 300])
 @pytest.mark.parametrize("rows", [255, 256, 257, 5000, 70_000])
-def test_sums_of_many_rows_are_exact_and_reproducible(guarded, rng, rows):
-    a = numbers(rng, (rows, 3), "float32") + 100
-    device_array = guarded(a.shape, "float32", a)
-    first, second = (guarded.backend.to_numpy(guarded.backend.sum_rows(device_array, guarded((3,)))) for _ in range(2))
+def test_sums_of_many_rows_are_exact_and_reproducible(guarded, rng, rows, columns):
+    if rows * columns > 300_000:
+        pytest.skip("the emulation would take seconds")
+    a = numbers(rng, (rows, columns), "float32") + 100
+    backend, device_array = guarded.backend, guarded(a.shape, "float32", a)
+    first, second = (backend.to_numpy(backend.sum_rows(device_array, guarded((columns,)))) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     np.testing.assert_allclose(first, a.sum(axis=0, dtype="float64"), rtol=1e-7)
 
@@ -306,11 +299,11 @@ def test_add_to_rows_relu_is_one_kernel(guarded, rng, shape, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", MATRICES)
-def test_relu_grad_sum_rows_is_one_kernel_or_two(guarded, rng, shape, dtype):
+def test_relu_grad_sum_rows_is_one_kernel(guarded, rng, shape, dtype):
     grad, y = numbers(rng, shape, dtype), np.maximum(numbers(rng, shape, dtype), 0)
     out, sums = guarded(shape, dtype), guarded(shape[1:], dtype)
     guarded.backend.relu_grad_sum_rows(guarded(shape, dtype, grad), guarded(shape, dtype, y), out, sums)
-    assert_launched(guarded.backend, "relu_grad_sum_rows", *["add_parts"] * (shape[0] > 256))
+    assert_launched(guarded.backend, "relu_grad_sum_rows")
     want = grad * (y != 0)
     np.testing.assert_array_equal(guarded.backend.to_numpy(out), want)
     assert_close(guarded.backend, sums, want.sum(axis=0, dtype="float64"), dtype)
@@ -356,10 +349,11 @@ WINDOWS = [
     Windows(image=(5, 6), grid=(5, 6), kernel=(3, 3), before=(1, 1)),
     Windows(image=(7, 5), grid=(4, 3), kernel=(2, 3), strides=(2, 2), before=(0, 1)),
     Windows(image=(9, 8), grid=(3, 3), kernel=(2, 2), strides=(3, 3)),  # pixels between windows
+    Windows(image=(7, 9), grid=(3, 3), kernel=(2, 3), strides=(2, 3)),  # adjacent, with a row below the last
     Windows(image=(8, 9), grid=(4, 3), kernel=(3, 2), strides=(1, 2), dilation=(2, 3), before=(1, 0)),
     Windows(image=(4, 4), grid=(2, 2), kernel=(17, 16), strides=(1, 1), before=(13, 12)),  # more than 256 cells
 ]
-IMAGES = [(1, 1), (3, 2), (2, 33)]
+IMAGES = [(1, 1), (3, 2), (2, 33), (2, 12)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -375,10 +369,11 @@ def test_im2col_and_col2im_equal_the_reference(guarded, rng, windows, images, ch
     assert_close(backend, got, REFERENCE.col2im(grad, windows, np.empty_like(x)), dtype)
 
 
+@pytest.mark.parametrize(("channels", "first", "count"), [(7, 2, 3), (12, 4, 8), (12, 2, 8), (10, 0, 8)])
 @pytest.mark.parametrize("windows", WINDOWS[1:4], ids=str)
-def test_im2col_and_col2im_of_some_channels_equal_the_reference(guarded, rng, windows):
-    x, part = numbers(rng, (2, *windows.image, 7), "float32"), slice(2, 5)
-    shape, backend = (2, *windows.grid, *windows.kernel, 3), guarded.backend
+def test_im2col_and_col2im_of_some_channels_equal_the_reference(guarded, rng, windows, channels, first, count):
+    x, part = numbers(rng, (2, *windows.image, channels), "float32"), slice(first, first + count)
+    shape, backend = (2, *windows.grid, *windows.kernel, count), guarded.backend
     launched = getattr(backend.xp, "launches", [])
     whole = guarded(x.shape, "float32", x)
     got = backend.im2col(whole[..., part], windows, guarded(shape))
@@ -416,6 +411,62 @@ def test_pooling_and_its_gradient_equal_the_reference(guarded, rng, windows, ima
     assert_close(backend, got, REFERENCE.sum_pool(x, windows, np.empty(shape, dtype)), dtype)
     got = backend.sum_pool_grad(device_grad, windows, guarded(x.shape, dtype))
     assert_close(backend, got, REFERENCE.sum_pool_grad(grad, windows, np.empty_like(x)), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("images", "channels"), IMAGES)
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("windows", WINDOWS, ids=str)
+def test_fused_pooling_is_one_kernel(guarded, rng, windows, biased, relu, images, channels, dtype):
+    x = rng.integers(-4, 4, size=(images, *windows.image, channels)).astype(dtype)
+    x.reshape(-1)[::11] = np.nan
+    row = numbers(rng, channels, dtype) if biased else None
+    shape, cells = (images, *windows.grid, channels), windows.kernel[0] * windows.kernel[1]
+    choices, backend = np.dtype("uint8" if cells <= 256 else "int32"), guarded.backend
+    want, chosen = np.empty(shape, dtype), np.zeros(shape, choices)
+    arrays = guarded(x.shape, dtype, x), None if row is None else guarded(channels, dtype, row)
+    out, choice = guarded(shape, dtype), guarded(shape, choices)
+    backend.add_to_rows_max_pool(*arrays, windows, relu, out, choice)
+    assert_launched(backend, "max_pool")
+    REFERENCE.add_to_rows_max_pool(x, row, windows, relu, want, chosen)
+    np.testing.assert_array_equal(backend.to_numpy(out), want)
+    np.testing.assert_array_equal(backend.to_numpy(choice), chosen)
+    grad, grad_x = numbers(rng, shape, dtype), guarded(x.shape, dtype)
+    backend.relu_grad_max_pool_grad(guarded(shape, dtype, grad), out, choice, windows, grad_x)
+    want = REFERENCE.relu_grad_max_pool_grad(grad, want, chosen, windows, np.empty_like(x))
+    assert_close(backend, grad_x, want, dtype)
+
+
+@pytest.mark.parametrize("channels", [4, 8])
+def test_arrays_at_any_address_are_accepted(guarded, rng, channels):
+    """A thread loads four elements at a time only where their address allows that."""
+    backend, windows = guarded.backend, WINDOWS[2]
+
+    def shifted(values):
+        memory = guarded(values.size + 1, values.dtype)
+        memory[1:] = backend.asarray(values.ravel())
+        return memory[1:].reshape(values.shape)
+
+    x, row = numbers(rng, (3, *windows.image, channels), "float32"), numbers(rng, channels, "float32")
+    grad = numbers(rng, (3, *windows.grid, channels), "float32")
+    patches = np.empty((3, *windows.grid, *windows.kernel, channels), "float32")
+    choice = np.zeros(grad.shape, "uint8")
+    cases = {
+        "im2col": (x, windows, patches), "sum_pool": (x, windows, grad.copy()),
+        "max_pool_grad": (grad, choice, windows, x.copy()), "sum_pool_grad": (grad, windows, x.copy()),
+        "add_to_rows_max_pool": (x.copy(), row, windows, True, grad.copy(), choice.copy()),
+        "relu": (x, x.copy()), "relu_grad": (x, np.maximum(x, 0), x.copy()), "add_to_rows": (x.copy(), row),
+        "sum_rows": (x.reshape(-1, channels), row.copy()),
+        "relu_grad_sum_rows": (*[x.reshape(-1, channels)] * 2, x.reshape(-1, channels).copy(), row.copy()),
+    }  # fmt: skip
+    for name, given in cases.items():
+        device = [shifted(a) if isinstance(a, np.ndarray) else a for a in given]
+        getattr(backend, name)(*device)
+        getattr(REFERENCE, name)(*given)
+        for got, want in zip(device, given, strict=True):
+            if isinstance(want, np.ndarray) and not (name == "add_to_rows_max_pool" and want.shape == x.shape):
+                np.testing.assert_allclose(backend.to_numpy(got), want, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 # Random numbers -------------------------------------------------------------------------------------------------------

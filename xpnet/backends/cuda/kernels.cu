@@ -7,6 +7,8 @@
 // `launch_column_sums`. The blocks of a reduction need a power of two of threads, at most 256. Sums are made in a fixed
 // order, without atomics on floating-point numbers, so that the same input gives the same bits. Numbers that change from
 // step to step (`numbers`, `word`) are read from device memory, so that a captured step can be replayed.
+//
+// What memory bounds works on four neighboring elements at a time (WIDTH 4) where the addresses allow that, else on one.
 
 typedef REAL real;
 typedef long long Index;
@@ -14,8 +16,9 @@ typedef unsigned char Byte;
 typedef unsigned int Word;
 
 #define KERNEL extern "C" __global__ void
-#define FOR_EACH(i, n) \
-    for (Index i = blockIdx.x * (Index)blockDim.x + threadIdx.x; i < (n); i += gridDim.x * (Index)blockDim.x)
+#define FOR_EACH(i, n) FOR_EACH_OF_BLOCK(i, n, blockIdx.x, gridDim.x)
+#define FOR_EACH_OF_BLOCK(i, n, block, blocks) \
+    for (Index i = (block) * (Index)blockDim.x + threadIdx.x; i < (n); i += (blocks) * (Index)blockDim.x)
 #define FOR_EACH_ROW(row, rows) for (Index row = blockIdx.x; row < (rows); row += gridDim.x)
 #define FOR_EACH_COLUMN(j, columns) for (Index j = threadIdx.x; j < (columns); j += blockDim.x)
 
@@ -24,6 +27,67 @@ __device__ Index quotient(Index i, Index n) {
 }
 
 __device__ Index remainder_of(Index i, Index n) { return i - quotient(i, n) * n; }
+
+// Division of numbers below 2^31 by n, as a multiplication: see `_divisor` in kernels.py.
+struct Divisor {
+    Word n, multiplier, shift;
+};
+
+__device__ Word operator/(Word i, const Divisor& n) { return (__umulhi(i, n.multiplier) + i) >> n.shift; }
+
+// The sizes of the axes of an array, without the first.
+struct Axes {
+    Divisor sizes[5];
+};
+
+__device__ int pop(Word& i, const Divisor& n) {  // removes the last coordinate from the index i, and returns it
+    Word rest = i / n;
+    int last = i - rest * n.n;
+    i = rest;
+    return last;
+}
+
+// Neighboring elements, which one instruction loads or stores.
+template <typename T, int WIDTH> struct alignas(WIDTH * sizeof(T) < 16 ? WIDTH * sizeof(T) : 16) Vector {
+    T at[WIDTH];
+};
+
+template <int WIDTH, typename T> __device__ Vector<T, WIDTH> load(const T* from) {
+    return *(const Vector<T, WIDTH>*)from;
+}
+
+template <int WIDTH, typename T> __device__ void store(T* to, const Vector<T, WIDTH>& vector) {
+    *(Vector<T, WIDTH>*)to = vector;
+}
+
+// Whether vectors of four reals can begin here.
+__device__ bool aligned(const void* address) { return ((Index)address & 15) == 0; }
+
+// out[i] = function(x[i], y[i]).
+template <typename Function>
+__device__ void for_each_pair(const real* x, const real* y, Index n, real* out, Function function) {
+    Index vectors = aligned(x) && aligned(y) && aligned(out) ? n / 4 : 0;
+    FOR_EACH(i, vectors) {
+        Vector<real, 4> a = load<4>(x + 4 * i), b = load<4>(y + 4 * i);
+        for (int k = 0; k < 4; k++) a.at[k] = function(a.at[k], b.at[k]);
+        store(out + 4 * i, a);
+    }
+    FOR_EACH(i, n - 4 * vectors) out[4 * vectors + i] = function(x[4 * vectors + i], y[4 * vectors + i]);
+}
+
+// out[i, j] = function(x[i, j], row[j]).
+template <typename Function>
+__device__ void for_each_in_rows(const real* x, const real* row, Index n, Index columns, real* out, Function function) {
+    if (columns % 4 || !aligned(x) || !aligned(row) || !aligned(out)) {
+        FOR_EACH(i, n) out[i] = function(x[i], row[remainder_of(i, columns)]);
+        return;
+    }
+    FOR_EACH(i, n / 4) {
+        Vector<real, 4> a = load<4>(x + 4 * i), b = load<4>(row + 4 * remainder_of(i, columns / 4));
+        for (int k = 0; k < 4; k++) a.at[k] = function(a.at[k], b.at[k]);
+        store(out + 4 * i, a);
+    }
+}
 
 // Reductions over a block --------------------------------------------------------------------------------------------
 
@@ -35,18 +99,25 @@ struct Largest {  // NaN is larger than any number
     template <typename T> __device__ T operator()(T a, T b) const { return a >= b || a != a ? a : b; }
 };
 
+// Waits for the other threads of each group of `size`, a power of two. Those of a warp need not wait for the block.
+__device__ void wait_for_group(int size) {
+    if (size <= 32) __syncwarp();
+    else __syncthreads();
+}
+
 // The result of each group of `size` consecutive threads, a power of two. All threads of the block must call it.
 template <typename T, typename Operation> __device__ T over_group(T value, Operation operation, int size) {
     __shared__ T shared[256];
     int place = threadIdx.x % size;
     shared[threadIdx.x] = value;
-    __syncthreads();
+    wait_for_group(size);
     for (int half = size / 2; half > 0; half /= 2) {
         if (place < half) shared[threadIdx.x] = operation(shared[threadIdx.x], shared[threadIdx.x + half]);
-        __syncthreads();
+        wait_for_group(half);
     }
+    wait_for_group(size);
     T result = shared[threadIdx.x - place];
-    __syncthreads();
+    wait_for_group(size);
     return result;
 }
 
@@ -54,8 +125,7 @@ template <typename T, typename Operation> __device__ T over_block(T value, Opera
     return over_group(value, operation, blockDim.x);
 }
 
-// The first and the last kernel of a captured step: see StepCells in graphs.py ---------------------------------------
-// counters: the row of `table`, the first sample in `order`, the column of `batch_sums`.
+// The beginning and the end of captured steps: see StepCells in graphs.py --------------------------------------------
 
 struct Numbers {
     double values[8];
@@ -63,22 +133,102 @@ struct Numbers {
 
 KERNEL set_numbers(Numbers given, double* out) { FOR_EACH(i, 8) out[i] = given.values[i]; }
 
-// Fills the cells with the numbers of this step, and `indices` with its samples.
-KERNEL begin_step(const double* table, Index width, double* cells, const Index* order, Index rows, Index* indices,
-                  const Index* counters) {
-    FOR_EACH(i, width) cells[i] = table[counters[0] * width + i];
-    FOR_EACH(i, rows) indices[i] = order[counters[1] + i];
+struct Step {
+    const double* table;  // in each row the numbers of a step
+    double* cells;
+    Index width, used;  // of a row: its size, and how many numbers are copied into the cells
+    const Index* order;
+    Index samples, rows;  // in `order`, and in a step
+    Index* indices;
+    const double* staged;  // (3, batches)
+    double* batch_sums;    // (3, capacity)
+    Index batches, capacity;
+    Index* counters;  // row of the table, first sample in `order`, column of batch_sums; how many blocks have begun
+    // The rows of the step's samples that are gathered from arrays, by a group of threads each. A row has units of 1 to
+    // 16 bytes; 0 stands for bytes that become floats.
+    Index group, gathered, from[4], to[4], units[4], bytes[4];
+};
+
+// Copies the row of a sample, by the threads of a group from `first` on.
+template <typename From, typename To>
+__device__ void gather_row(const Step& step, int array, Index sample, Index row, int first) {
+    int units = step.units[array], group = step.group;
+    const From* from = (const From*)step.from[array] + sample * units;
+    To* to = (To*)step.to[array] + row * units;
+    for (int i = first; i < units; i += 2 * group) {
+        bool second = i + group < units;
+        From value = from[i], next = second ? from[i + group] : value;
+        to[i] = (To)value;
+        if (second) to[i + group] = (To)next;
+    }
 }
 
-// Copies the sums of this step, staged (3, batches), into batch_sums (3, capacity), and advances the counters.
-KERNEL end_step(const double* staged, Index batches, double* batch_sums, Index capacity, Index rows, Index* counters) {
-    FOR_EACH_COLUMN(i, 3 * batches) batch_sums[i / batches * capacity + counters[2] + i % batches] = staged[i];
+// Stores the samples from order[first] on in `indices`, and their rows in arrays. Only some blocks may do that.
+__device__ void gather_samples(const Step& step, Index first, int block, int blocks) {
+    int group = step.group, groups = blockDim.x / group, place = threadIdx.x % group;
+    Index rows = step.samples - first < step.rows ? step.samples - first : step.rows;
+    for (Index row = block * groups + threadIdx.x / group; row < rows; row += blocks * groups) {
+        Index sample = step.order[first + row];
+        if (place == group - 1) step.indices[row] = sample;
+        for (int array = 0; array < 4 && row < step.gathered && step.units[array]; array++) {
+            Index bytes = step.bytes[array];
+            int start = array % 2 ? group - 1 - place : place;  // other threads for the next array, if that is short
+            if (bytes == 16) gather_row<Vector<Word, 4>, Vector<Word, 4>>(step, array, sample, row, start);
+            else if (bytes == 8) gather_row<Index, Index>(step, array, sample, row, start);
+            else if (bytes == 4) gather_row<Word, Word>(step, array, sample, row, start);
+            else if (bytes == 1) gather_row<Byte, Byte>(step, array, sample, row, start);
+            else gather_row<Byte, float>(step, array, sample, row, start);
+        }
+    }
+}
+
+// By a single block.
+__device__ void fill_cells(const Step& step, Index row) {
+    FOR_EACH_COLUMN(i, step.used) step.cells[i] = step.table[row * step.width + i];
+}
+
+// Prepares the step at the counters.
+KERNEL begin_step(Step step) {
+    gather_samples(step, step.counters[1], blockIdx.x, gridDim.x);
+    if (blockIdx.x == 0) fill_cells(step, step.counters[0]);
+}
+
+// At the beginning of the last kernel of a step, after a thread has read what `finish_step` changes. What it returns is
+// for `finish_step`.
+__device__ Word begin_of_end(const Step& step) {
+    if (!step.counters) return 0;
+    __threadfence();
+    __syncthreads();
+    return threadIdx.x == 0 ? atomicInc((Word*)(step.counters + 3), gridDim.x - 1) : 0;
+}
+
+// The block that has begun last stores the sums of the step, fills the cells for the next step, and advances the
+// counters.
+__device__ void finish_step(const Step& step, Word begun) {
+    __shared__ bool last;
+    if (!step.counters) return;
+    if (threadIdx.x == 0) last = begun == gridDim.x - 1;
+    __syncthreads();
+    if (!last) return;
+    Index row = step.counters[0], column = step.counters[2], batches = step.batches;
+    FOR_EACH_COLUMN(i, 3 * batches) {
+        step.batch_sums[i / batches * step.capacity + column + i % batches] = step.staged[i];
+    }
+    fill_cells(step, row + 1);
     __syncthreads();
     if (threadIdx.x == 0) {
-        counters[0] += 1;
-        counters[1] += rows;
-        counters[2] += batches;
+        step.counters[0] = row + 1;
+        step.counters[1] += step.rows;
+        step.counters[2] = column + batches;
     }
+}
+
+// The last kernel of a step that does not end with an update.
+KERNEL end_step(Step step) {
+    Index next = step.counters[1] + step.rows;
+    Word begun = begin_of_end(step);
+    gather_samples(step, next, blockIdx.x, gridDim.x);
+    finish_step(step, begun);
 }
 
 // Gathering rows -----------------------------------------------------------------------------------------------------
@@ -107,12 +257,20 @@ KERNEL rescale(const real* x, Index n, real scale, real offset, real* out) {
     FOR_EACH(i, n) out[i] = scale * x[i] + offset;
 }
 
+struct PositivePart {  // NaN stays
+    __device__ real operator()(real x) const { return x <= 0 ? (real)0 : x; }
+};
+
+struct WhereNotZero {
+    __device__ real operator()(real grad, real y) const { return grad * (real)(y != 0); }
+};
+
 KERNEL relu(const real* x, Index n, real* out) {
-    FOR_EACH(i, n) out[i] = x[i] <= 0 ? (real)0 : x[i];  // NaN stays
+    for_each_pair(x, x, n, out, [](real a, real) { return PositivePart()(a); });
 }
 
 KERNEL relu_grad(const real* grad, const real* y, Index n, real* out) {
-    FOR_EACH(i, n) out[i] = grad[i] * (real)(y[i] != 0);
+    for_each_pair(grad, y, n, out, WhereNotZero());
 }
 
 KERNEL sigmoid(const real* x, Index n, real* out) {
@@ -124,14 +282,11 @@ KERNEL softplus(const real* x, Index n, real* out) {
 }
 
 KERNEL add_to_rows(const real* row, Index n, Index columns, real* out) {
-    FOR_EACH(i, n) out[i] += row[remainder_of(i, columns)];
+    for_each_in_rows(out, row, n, columns, out, Add());
 }
 
 KERNEL add_to_rows_relu(const real* a, const real* row, Index n, Index columns, real* out) {
-    FOR_EACH(i, n) {
-        real sum = a[i] + row[remainder_of(i, columns)];
-        out[i] = sum <= 0 ? (real)0 : sum;  // NaN stays
-    }
+    for_each_in_rows(a, row, n, columns, out, [](real x, real y) { return PositivePart()(x + y); });
 }
 
 KERNEL scale_shift(const real* x, const real* center, const real* scale, const real* shift, Index n, Index columns,
@@ -233,6 +388,15 @@ struct FirstLargest {  // NaN is larger than any number
     }
 };
 
+struct LossAndHits {
+    double loss;
+    Index hits;
+};
+
+struct AddBoth {
+    __device__ LossAndHits operator()(LossAndHits a, LossAndHits b) const { return {a.loss + b.loss, a.hits + b.hits}; }
+};
+
 // The sum of term(j) over the columns of a row: the part of thread `place` of a group. The sum over the group has the same
 // bits as that of a block with `lanes` threads, a power of two: each thread adds what several threads of that block would,
 // in the order of `over_group`.
@@ -257,8 +421,8 @@ template <typename Term> __device__ real over_lanes(Index place, int group, int 
 KERNEL cross_entropy_sums(const real* logits, const Index* labels, Index rows, Index columns, int group, int lanes,
                           real confidence, real share, real scale, real* losses, real* grad, double* loss_sum,
                           unsigned long long* correct) {
-    Index place = threadIdx.x % group, groups = blockDim.x / group, hits = 0;
-    double sum = 0;
+    Index place = threadIdx.x % group, groups = blockDim.x / group;
+    LossAndHits sums = {0, 0};
     for (Index first = blockIdx.x * groups; first < rows; first += gridDim.x * groups) {
         Index i = first + threadIdx.x / group, end = columns;
         if (i >= rows) i = end = 0;  // nothing to do but to wait at the barriers
@@ -282,16 +446,15 @@ KERNEL cross_entropy_sums(const real* logits, const Index* labels, Index rows, I
             real log_total = log(total), loss = confidence * (log_total - (z[label] - best.score));
             if (share != 0) loss += share * (columns * log_total - shifted);  // 0 · ∞ would be NaN
             losses[i] = loss;
-            sum += loss;
-            hits += best.index == label && best.score == best.score;
+            sums.loss += loss;
+            sums.hits += best.index == label && best.score == best.score;
         }
     }
-    hits = over_block(hits, Add());
-    if (gridDim.x == 1) sum = over_block(sum, Add());
+    sums = over_block(sums, AddBoth());
     if (threadIdx.x != 0) return;
-    if (gridDim.x == 1) *loss_sum = sum;
+    if (gridDim.x == 1) *loss_sum = sums.loss;
     if (!correct) return;
-    atomicAdd(correct, (unsigned long long)hits);  // of integers, whose sum is the same in any order
+    atomicAdd(correct, (unsigned long long)sums.hits);  // of integers, whose sum is the same in any order
     if (blockIdx.x == 0) atomicAdd(correct + 1, (unsigned long long)rows);
 }
 
@@ -324,91 +487,172 @@ KERNEL normalize_rows_grad(const real* grad, const real* normal, const real* sig
     }
 }
 
-// Sums over the rows: blocks of 32 × 8 threads, each of which sums part_rows rows of 32 columns ----------------------
+// Sums over the rows -------------------------------------------------------------------------------------------------
+// Each thread sums every blockDim.y-th of part_rows rows, of WIDTH columns. The block that finishes last of those with
+// the same columns adds the sums of all parts in their order. `tickets` counts the finished blocks; it is 0 between
+// kernels. A block has 256 threads, of which a power of two, at most 32, side by side.
 
-template <typename Term> __device__ double down_column(Index rows, Index columns, Index part_rows, Term term) {
-    __shared__ double shared[8][32];
-    Index j = blockIdx.x * 32 + threadIdx.x, first = blockIdx.y * part_rows;
+template <int COUNT> struct alignas(COUNT % 2 ? 8 : 16) Sums {
+    double at[COUNT];
+    __device__ void operator+=(const Sums& others) {
+        for (int k = 0; k < COUNT; k++) at[k] += others.at[k];
+    }
+};
+
+// The sums over threadIdx.y, complete where that is 0. All threads of the block must call it.
+template <int COUNT> __device__ Sums<COUNT> over_thread_rows(Sums<COUNT> sums) {
+    __shared__ Sums<COUNT> of_warps[8][32];
+    int thread = threadIdx.y * blockDim.x + threadIdx.x;
+    for (int lanes = blockDim.x; lanes < 32; lanes *= 2) {
+        for (int k = 0; k < COUNT; k++) sums.at[k] += __shfl_xor_sync(0xffffffff, sums.at[k], lanes);
+    }
+    if (thread % 32 < blockDim.x) of_warps[thread / 32][threadIdx.x] = sums;
+    __syncthreads();
+    for (int warp = 1; warp < 8 && thread < blockDim.x; warp++) sums += of_warps[warp][threadIdx.x];
+    __syncthreads();
+    return sums;
+}
+
+// Whether all other blocks of a column of blocks have ended, so that what they have stored can be read.
+__device__ bool is_last_block(Word* ticket) {
+    __shared__ bool last;
+    __syncthreads();
+    if (threadIdx.x == 0 && threadIdx.y == 0) last = atomicInc(ticket, gridDim.y - 1) == gridDim.y - 1;
+    __syncthreads();
+    __threadfence();
+    return last;
+}
+
+// finish(j, sums) with the sums of add(i, j, load(i, j), sums) over all rows i, for columns j to j + WIDTH - 1.
+template <int WIDTH, int COUNT, typename Load, typename AddRow, typename Finish>
+__device__ void sum_over_rows(Index rows, Index columns, Index part_rows, double* parts, Word* tickets, Load load,
+                              AddRow add, Finish finish) {
+    const int BATCH = 4;  // rows that are loaded before they are added
+    Index vector = blockIdx.x * (Index)blockDim.x + threadIdx.x, vectors = gridDim.x * (Index)blockDim.x;
+    Index j = vector * WIDTH, first = blockIdx.y * part_rows, step = blockDim.y;
     Index end = first + part_rows < rows ? first + part_rows : rows;
-    double sum = 0;
-    if (j < columns) {
-        for (Index i = first + threadIdx.y; i < end; i += 8) sum += term(i, j);
+    if (j >= columns) end = 0;
+    Sums<COUNT> sums = {};
+    for (Index i = first + threadIdx.y; i < end; i += BATCH * step) {
+        decltype(load(i, j)) loaded[BATCH];
+        for (int b = 0; b < BATCH; b++) {
+            if (i + b * step < end) loaded[b] = load(i + b * step, j);
+        }
+        for (int b = 0; b < BATCH; b++) {
+            if (i + b * step < end) add(i + b * step, j, loaded[b], sums);
+        }
     }
-    shared[threadIdx.y][threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.y == 0) {
-        for (int k = 1; k < 8; k++) sum += shared[k][threadIdx.x];
+    sums = over_thread_rows(sums);
+    if (gridDim.y > 1) {
+        Sums<COUNT>* part_sums = (Sums<COUNT>*)parts;
+        if (threadIdx.y == 0) {
+            part_sums[blockIdx.y * vectors + vector] = sums;
+            __threadfence();
+        }
+        if (!is_last_block(tickets + blockIdx.x)) return;
+        sums = Sums<COUNT>();
+        for (int i = threadIdx.y; i < gridDim.y; i += blockDim.y) sums += part_sums[i * vectors + vector];
+        sums = over_thread_rows(sums);
     }
-    __syncthreads();
-    return sum;  // complete in the threads whose threadIdx.y is 0
+    if (threadIdx.y == 0 && j < columns) finish(j, sums);
 }
 
-// Stores the sums of each part in parts (parts, columns); those of a single part in out.
-__device__ void store_sums(double sum, Index columns, double* parts, real* out) {
-    Index j = blockIdx.x * 32 + threadIdx.x;
-    if (threadIdx.y || j >= columns) return;
-    if (gridDim.y == 1) out[j] = sum;
-    else parts[blockIdx.y * columns + j] = sum;
+template <int WIDTH> __device__ void store_sums(real* to, const Sums<WIDTH>& sums) {
+    for (int k = 0; k < WIDTH; k++) to[k] = sums.at[k];
 }
 
-KERNEL sum_rows(const real* a, Index rows, Index columns, Index part_rows, double* parts, real* out) {
-    double sum = down_column(rows, columns, part_rows, [=](Index i, Index j) { return (double)a[i * columns + j]; });
-    store_sums(sum, columns, parts, out);
+// Calls a template with the width 4 or 1.
+#define WITH_WIDTH(width, function, ...) \
+    do { \
+        if (width == 4) function<4>(__VA_ARGS__); \
+        else function<1>(__VA_ARGS__); \
+    } while (0)
+
+template <int WIDTH>
+__device__ void sum_rows_by(const real* a, Index rows, Index columns, Index part_rows, double* parts, Word* tickets,
+                            real* out) {
+    auto load_row = [=](Index i, Index j) { return load<WIDTH>(a + i * columns + j); };
+    auto add = [](Index, Index, const Vector<real, WIDTH>& x, Sums<WIDTH>& sums) {
+        for (int k = 0; k < WIDTH; k++) sums.at[k] += x.at[k];
+    };
+    auto finish = [=](Index j, const Sums<WIDTH>& sums) { store_sums(out + j, sums); };
+    sum_over_rows<WIDTH, WIDTH>(rows, columns, part_rows, parts, tickets, load_row, add, finish);
 }
 
-KERNEL relu_grad_sum_rows(const real* grad, const real* y, Index rows, Index columns, Index part_rows, double* parts,
-                          real* out, real* sums) {
-    double sum = down_column(rows, columns, part_rows, [=](Index i, Index j) {
-        Index at = i * columns + j;
-        out[at] = grad[at] * (real)(y[at] != 0);
-        return (double)out[at];
-    });
-    store_sums(sum, columns, parts, sums);
+KERNEL sum_rows(const real* a, Index rows, Index columns, Index part_rows, int width, double* parts, Word* tickets,
+                real* out) {
+    WITH_WIDTH(width, sum_rows_by, a, rows, columns, part_rows, parts, tickets, out);
+}
+
+template <int WIDTH> struct Pair {
+    Vector<real, WIDTH> a, b;
+};
+
+template <int WIDTH> __device__ Pair<WIDTH> load_pair(const real* a, const real* b) {
+    return {load<WIDTH>(a), load<WIDTH>(b)};
+}
+
+template <int WIDTH>
+__device__ void relu_grad_sum_rows_by(const real* grad, const real* y, Index rows, Index columns, Index part_rows,
+                                      double* parts, Word* tickets, real* out, real* sums) {
+    auto load_row = [=](Index i, Index j) { return load_pair<WIDTH>(grad + i * columns + j, y + i * columns + j); };
+    auto add = [=](Index i, Index j, Pair<WIDTH>& g, Sums<WIDTH>& sums) {
+        for (int k = 0; k < WIDTH; k++) {
+            g.a.at[k] = WhereNotZero()(g.a.at[k], g.b.at[k]);
+            sums.at[k] += g.a.at[k];
+        }
+        store(out + i * columns + j, g.a);
+    };
+    auto finish = [=](Index j, const Sums<WIDTH>& total) { store_sums(sums + j, total); };
+    sum_over_rows<WIDTH, WIDTH>(rows, columns, part_rows, parts, tickets, load_row, add, finish);
+}
+
+KERNEL relu_grad_sum_rows(const real* grad, const real* y, Index rows, Index columns, Index part_rows, int width,
+                          double* parts, Word* tickets, real* out, real* sums) {
+    WITH_WIDTH(width, relu_grad_sum_rows_by, grad, y, rows, columns, part_rows, parts, tickets, out, sums);
+}
+
+template <int WIDTH>
+__device__ void sum_products_by(const real* a, const real* b, const real* center, Index rows, Index columns,
+                                Index part_rows, double* parts, Word* tickets, real* out) {
+    auto load_row = [=](Index i, Index j) { return load_pair<WIDTH>(a + i * columns + j, b + i * columns + j); };
+    auto add = [=](Index, Index j, const Pair<WIDTH>& x, Sums<WIDTH>& sums) {
+        for (int k = 0; k < WIDTH; k++) sums.at[k] += (double)x.a.at[k] * ((double)x.b.at[k] - center[j + k]);
+    };
+    auto finish = [=](Index j, const Sums<WIDTH>& sums) { store_sums(out + j, sums); };
+    sum_over_rows<WIDTH, WIDTH>(rows, columns, part_rows, parts, tickets, load_row, add, finish);
 }
 
 KERNEL sum_products(const real* a, const real* b, const real* center, Index rows, Index columns, Index part_rows,
-                    double* parts, real* out) {
-    double sum = down_column(rows, columns, part_rows, [=](Index i, Index j) {
-        return (double)a[i * columns + j] * ((double)b[i * columns + j] - center[j]);
-    });
-    store_sums(sum, columns, parts, out);
+                    int width, double* parts, Word* tickets, real* out) {
+    WITH_WIDTH(width, sum_products_by, a, b, center, rows, columns, part_rows, parts, tickets, out);
 }
 
-KERNEL add_parts(const double* parts, Index count, Index columns, real* out) {
-    FOR_EACH(j, columns) {
-        double sum = 0;
-        for (Index k = 0; k < count; k++) sum += parts[k * columns + j];
-        out[j] = sum;
-    }
-}
-
-// parts (parts, 2, columns) = Σ d and Σ d² with d = x - x[0]. x[0] is close enough to the mean for one pass.
-KERNEL sum_powers(const real* x, Index rows, Index columns, Index part_rows, double* parts) {
-    double sum = down_column(rows, columns, part_rows, [=](Index i, Index j) {
-        return (double)x[i * columns + j] - x[j];
-    });
-    double squares = down_column(rows, columns, part_rows, [=](Index i, Index j) {
-        double d = (double)x[i * columns + j] - x[j];
-        return d * d;
-    });
-    Index j = blockIdx.x * 32 + threadIdx.x;
-    if (threadIdx.y || j >= columns) return;
-    parts[2 * blockIdx.y * columns + j] = sum;
-    parts[(2 * blockIdx.y + 1) * columns + j] = squares;
-}
-
-KERNEL moments(const double* parts, Index count, const real* x, Index rows, Index columns, real* mean, real* variance) {
-    FOR_EACH(j, columns) {
-        double sum = 0, squares = 0;
-        for (Index k = 0; k < count; k++) {
-            sum += parts[2 * k * columns + j];
-            squares += parts[(2 * k + 1) * columns + j];
+// By Σ d and Σ d² with d = x - x[0]. x[0] is close enough to the mean for one pass.
+template <int WIDTH>
+__device__ void moments_by(const real* x, Index rows, Index columns, Index part_rows, double* parts, Word* tickets,
+                           real* mean, real* variance) {
+    auto load_row = [=](Index i, Index j) { return load<WIDTH>(x + i * columns + j); };
+    auto add = [=](Index, Index j, const Vector<real, WIDTH>& value, Sums<2 * WIDTH>& sums) {
+        for (int k = 0; k < WIDTH; k++) {
+            double d = (double)value.at[k] - x[j + k];
+            sums.at[k] += d;
+            sums.at[WIDTH + k] += d * d;
         }
-        sum /= rows;
-        double spread = squares / rows - sum * sum;
-        mean[j] = x[j] + sum;
-        variance[j] = spread < 0 ? 0 : spread;
-    }
+    };
+    auto finish = [=](Index j, const Sums<2 * WIDTH>& sums) {
+        for (int k = 0; k < WIDTH; k++) {
+            double d = sums.at[k] / rows, spread = sums.at[WIDTH + k] / rows - d * d;
+            mean[j + k] = x[j + k] + d;
+            variance[j + k] = spread < 0 ? 0 : spread;
+        }
+    };
+    sum_over_rows<WIDTH, 2 * WIDTH>(rows, columns, part_rows, parts, tickets, load_row, add, finish);
+}
+
+KERNEL moments(const real* x, Index rows, Index columns, Index part_rows, int width, double* parts, Word* tickets,
+               real* mean, real* variance) {
+    WITH_WIDTH(width, moments_by, x, rows, columns, part_rows, parts, tickets, mean, variance);
 }
 
 // out = Σ x in double, by a single block.
@@ -425,12 +669,6 @@ struct Windows {  // as in ../reference/windows.py: pairs are (vertical, horizon
     int image[2], grid[2], kernel[2], strides[2], dilation[2], before[2];
 };
 
-__device__ int pop(Word& i, int n) {  // removes the last coordinate, of n values, from the index i, and returns it
-    int last = i % (Word)n;
-    i /= (Word)n;
-    return last;
-}
-
 // The pixel under cell `a` of window i along one axis. It may be outside of the image.
 __device__ int pixel_under(const Windows& windows, int axis, int i, int a) {
     return i * windows.strides[axis] + a * windows.dilation[axis] - windows.before[axis];
@@ -438,28 +676,48 @@ __device__ int pixel_under(const Windows& windows, int axis, int i, int a) {
 
 // The window whose cell `a` covers pixel h along one axis, or -1.
 __device__ int window_over(const Windows& windows, int axis, int h, int a) {
-    int offset = h + windows.before[axis] - a * windows.dilation[axis], stride = windows.strides[axis];
-    if (offset < 0 || offset % stride) return -1;
-    return offset / stride < windows.grid[axis] ? offset / stride : -1;
+    int i = h + windows.before[axis] - a * windows.dilation[axis], stride = windows.strides[axis];
+    if (i < 0) return -1;
+    if (stride > 1) {
+        if (i % stride) return -1;
+        i /= stride;
+    }
+    return i < windows.grid[axis] ? i : -1;
 }
 
-// out[pixel] = Σ term(window, cell) over all cells of windows that cover the pixel, in each channel. `distance` is that
-// of neighboring pixels of out in elements, because out may be some channels of larger images.
-template <typename Term>
-__device__ void sum_over_cells(const Windows& windows, Word n, int channels, Index distance, real* out, Term term) {
+__device__ bool on_image(const Windows& windows, int h, int w) {
+    return 0 <= h && h < windows.image[0] && 0 <= w && w < windows.image[1];
+}
+
+// The kernels below count in vectors of `width` channels. axes: those of the array that a kernel makes, whose last is
+// the number of such vectors.
+
+// out[pixel] = Σ term(window, cell, first channel) over all cells of windows that cover the pixel. `distance` is that of
+// neighboring pixels of out in elements, because out may be some channels of larger images.
+template <int WIDTH, typename Term>
+__device__ void sum_over_cells(const Windows& windows, const Axes& axes, Word n, Index distance, real* out, Term term) {
+    const int BATCH = 3;  // cells whose terms are loaded before they are added
     FOR_EACH(element, n) {
         Word image = element;
-        int c = pop(image, channels), w = pop(image, windows.image[1]), h = pop(image, windows.image[0]);
-        real sum = 0;
+        int c = WIDTH * pop(image, axes.sizes[4]);
+        Word pixel = image;
+        int w = pop(image, axes.sizes[3]), h = pop(image, axes.sizes[2]);
+        Vector<real, WIDTH> sum = {};
         for (int a = 0; a < windows.kernel[0]; a++) {
             int i = window_over(windows, 0, h, a);
-            for (int b = 0; b < windows.kernel[1] && i >= 0; b++) {
-                int j = window_over(windows, 1, w, b);
-                Index window = ((Index)image * windows.grid[0] + i) * windows.grid[1] + j;
-                if (j >= 0) sum += term(window, a * windows.kernel[1] + b, c);
+            for (int first = 0; first < windows.kernel[1] && i >= 0; first += BATCH) {
+                Vector<real, WIDTH> terms[BATCH] = {};
+                for (int b = first; b < first + BATCH; b++) {
+                    int j = b < windows.kernel[1] ? window_over(windows, 1, w, b) : -1;
+                    Index window = ((Index)image * windows.grid[0] + i) * windows.grid[1] + j;
+                    if (j >= 0) terms[b - first] = term(window, a * windows.kernel[1] + b, c);
+                }
+                for (int b = 0; b < BATCH; b++) {
+                    for (int k = 0; k < WIDTH; k++) sum.at[k] += terms[b].at[k];
+                }
             }
         }
-        out[(((Index)image * windows.image[0] + h) * windows.image[1] + w) * distance + c] = sum;
+        store(out + pixel * distance + c, sum);
     }
 }
 
@@ -476,67 +734,187 @@ __device__ void pixels_under(const Windows& windows, Word image, int i, int j, V
     }
 }
 
-KERNEL im2col(const real* images, Index distance, Word n, Windows windows, int channels, real* out) {
-    FOR_EACH(element, n) {
-        Word image = element;
-        int c = pop(image, channels), b = pop(image, windows.kernel[1]), a = pop(image, windows.kernel[0]);
-        int j = pop(image, windows.grid[1]), i = pop(image, windows.grid[0]);
-        int h = pixel_under(windows, 0, i, a), w = pixel_under(windows, 1, j, b);
-        bool on_image = 0 <= h && h < windows.image[0] && 0 <= w && w < windows.image[1];
-        Index pixel = ((Index)image * windows.image[0] + h) * windows.image[1] + w;
-        out[element] = on_image ? images[pixel * distance + c] : (real)0;
+// Each thread makes COUNT neighboring vectors.
+template <int WIDTH, int COUNT>
+__device__ void im2col_by(const real* images, Index distance, Word n, const Windows& windows, const Axes& axes,
+                          real* out) {
+    FOR_EACH(group, n) {
+        Vector<real, WIDTH * COUNT> values = {};
+        for (int m = 0; m < COUNT; m++) {
+            Word image = COUNT * group + m;
+            int c = WIDTH * pop(image, axes.sizes[4]), b = pop(image, axes.sizes[3]), a = pop(image, axes.sizes[2]);
+            int j = pop(image, axes.sizes[1]), i = pop(image, axes.sizes[0]);
+            int h = pixel_under(windows, 0, i, a), w = pixel_under(windows, 1, j, b);
+            Index pixel = ((Index)image * windows.image[0] + h) * windows.image[1] + w;
+            if (!on_image(windows, h, w)) continue;
+            Vector<real, WIDTH> vector = load<WIDTH>(images + pixel * distance + c);
+            for (int k = 0; k < WIDTH; k++) values.at[m * WIDTH + k] = vector.at[k];
+        }
+        store(out + WIDTH * COUNT * group, values);
     }
 }
 
-KERNEL col2im(const real* patches, Word n, Windows windows, int channels, Index distance, real* images) {
-    int cells = windows.kernel[0] * windows.kernel[1];
-    sum_over_cells(windows, n, channels, distance, images, [=](Index window, int cell, int c) {
-        return patches[(window * cells + cell) * channels + c];
+KERNEL im2col(const real* images, Index distance, Word n, Windows windows, Axes axes, int width, int count, real* out) {
+    if (width == 4) im2col_by<4, 1>(images, distance, n, windows, axes, out);
+    else if (count == 4) im2col_by<1, 4>(images, distance, n, windows, axes, out);
+    else im2col_by<1, 1>(images, distance, n, windows, axes, out);
+}
+
+template <int WIDTH>
+__device__ void col2im_by(const real* patches, Word n, const Windows& windows, const Axes& axes, Index distance,
+                          real* images) {
+    int cells = windows.kernel[0] * windows.kernel[1], channels = WIDTH * axes.sizes[4].n;
+    sum_over_cells<WIDTH>(windows, axes, n, distance, images, [=](Index window, int cell, int c) {
+        return load<WIDTH>(patches + (window * cells + cell) * channels + c);
     });
+}
+
+KERNEL col2im(const real* patches, Word n, Windows windows, Axes axes, int width, Index distance, real* images) {
+    WITH_WIDTH(width, col2im_by, patches, n, windows, axes, distance, images);
+}
+
+// The largest pixels of x + row, or these made positive if `relu`. A null row adds nothing.
+template <int WIDTH, typename Choice>
+__device__ void max_pool_by(const real* x, const real* row, bool relu, Word n, const Windows& windows, const Axes& axes,
+                            real* out, Choice* choice) {
+    const int BATCH = 4;  // cells whose pixels are loaded before they are compared
+    int channels = WIDTH * axes.sizes[4].n;
+    FOR_EACH(element, n) {
+        Word image = element;
+        int c = WIDTH * pop(image, axes.sizes[4]), j = pop(image, axes.sizes[3]), i = pop(image, axes.sizes[2]);
+        Vector<real, WIDTH> best = {}, bias = {};
+        Vector<Choice, WIDTH> chosen = {};
+        if (row) bias = load<WIDTH>(row + c);
+        int cells = windows.kernel[0] * windows.kernel[1], a = 0, b = 0;
+        bool none = true;
+        for (int first = 0; first < cells; first += BATCH) {
+            Vector<real, WIDTH> values[BATCH];
+            bool covered[BATCH];
+            for (int m = 0; m < BATCH; m++) {
+                int h = pixel_under(windows, 0, i, a), w = pixel_under(windows, 1, j, b);
+                Index pixel = ((Index)image * windows.image[0] + h) * windows.image[1] + w;
+                covered[m] = first + m < cells && on_image(windows, h, w);
+                if (covered[m]) values[m] = load<WIDTH>(x + pixel * channels + c);
+                if (++b == windows.kernel[1]) b = 0, a++;
+            }
+            for (int m = 0; m < BATCH; m++) {
+                for (int k = 0; k < WIDTH && covered[m]; k++) {
+                    real value = row ? values[m].at[k] + bias.at[k] : values[m].at[k];  // -0 + 0 would be 0
+                    // NaN wins; of equals the first.
+                    if (none || (!(value <= best.at[k]) && best.at[k] == best.at[k])) {
+                        best.at[k] = value;
+                        chosen.at[k] = first + m;
+                    }
+                }
+                none = none && !covered[m];
+            }
+        }
+        for (int k = 0; k < WIDTH && relu; k++) best.at[k] = PositivePart()(best.at[k]);
+        store(out + WIDTH * element, best);
+        store(choice + WIDTH * element, chosen);
+    }
 }
 
 // `choice` has elements of 1 or 4 bytes.
-KERNEL max_pool(const real* x, Word n, Windows windows, int channels, real* out, void* choice, int choice_bytes) {
+KERNEL max_pool(const real* x, const real* row, int relu, Word n, Windows windows, Axes axes, int width, real* out,
+                void* choice, int choice_bytes) {
+    if (choice_bytes == 1) WITH_WIDTH(width, max_pool_by, x, row, relu, n, windows, axes, out, (Byte*)choice);
+    else WITH_WIDTH(width, max_pool_by, x, row, relu, n, windows, axes, out, (int*)choice);
+}
+
+// grad · [y ≠ 0], or grad if y is null.
+template <int WIDTH> __device__ Vector<real, WIDTH> masked(const real* grad, const real* y, Index at) {
+    Vector<real, WIDTH> g = load<WIDTH>(grad + at);
+    if (y) {
+        Vector<real, WIDTH> mask = load<WIDTH>(y + at);
+        for (int k = 0; k < WIDTH; k++) g.at[k] = WhereNotZero()(g.at[k], mask.at[k]);
+    }
+    return g;
+}
+
+template <int WIDTH, typename Choice>
+__device__ Vector<real, WIDTH> where_chosen(const Vector<real, WIDTH>& grad, const Vector<Choice, WIDTH>& chosen,
+                                            int cell) {
+    Vector<real, WIDTH> result;
+    for (int k = 0; k < WIDTH; k++) result.at[k] = chosen.at[k] == cell ? grad.at[k] : (real)0;
+    return result;
+}
+
+template <int WIDTH, typename Choice>
+__device__ void max_pool_grad_by(const real* grad, const real* y, const Choice* choice, Word n, const Windows& windows,
+                                 const Axes& axes, real* out) {
+    int channels = WIDTH * axes.sizes[4].n;
+    sum_over_cells<WIDTH>(windows, axes, n, channels, out, [=](Index window, int cell, int c) {
+        Index at = window * channels + c;
+        return where_chosen(masked<WIDTH>(grad, y, at), load<WIDTH>(choice + at), cell);
+    });
+}
+
+// The gradient of max_pool with respect to x, of its ReLU if y, what that returned, is given.
+KERNEL max_pool_grad(const real* grad, const real* y, const void* choice, int choice_bytes, Word n, Windows windows,
+                     Axes axes, int width, real* out) {
+    if (choice_bytes == 1) WITH_WIDTH(width, max_pool_grad_by, grad, y, (const Byte*)choice, n, windows, axes, out);
+    else WITH_WIDTH(width, max_pool_grad_by, grad, y, (const int*)choice, n, windows, axes, out);
+}
+
+template <int WIDTH, typename Choice>
+__device__ void adjacent_max_pool_grad_by(const real* grad, const real* y, const Choice* choice, Word n,
+                                          const Windows& windows, const Axes& axes, real* out) {
+    int channels = WIDTH * axes.sizes[4].n;
     FOR_EACH(element, n) {
         Word image = element;
-        int c = pop(image, channels), j = pop(image, windows.grid[1]), i = pop(image, windows.grid[0]), chosen = -1;
-        real best = 0;
+        int c = WIDTH * pop(image, axes.sizes[4]), j = pop(image, axes.sizes[3]), i = pop(image, axes.sizes[2]);
+        Vector<real, WIDTH> g = {};
+        Vector<Choice, WIDTH> chosen = {};
+        if (i < windows.grid[0] && j < windows.grid[1]) {
+            Index at = (((Index)image * windows.grid[0] + i) * windows.grid[1] + j) * channels + c;
+            g = masked<WIDTH>(grad, y, at);
+            chosen = load<WIDTH>(choice + at);
+        }
         pixels_under(windows, image, i, j, [&](Index pixel, int cell) {
-            real value = x[pixel * channels + c];
-            if (chosen < 0 || (!(value <= best) && best == best)) {  // NaN wins; of equals the first
-                best = value;
-                chosen = cell;
-            }
+            store(out + pixel * channels + c, where_chosen(g, chosen, cell));
         });
-        out[element] = best;
-        if (choice_bytes == 1) ((Byte*)choice)[element] = chosen;
-        else ((int*)choice)[element] = chosen;
     }
 }
 
-KERNEL max_pool_grad(const real* grad, const void* choice, int choice_bytes, Word n, Windows windows, int channels,
-                     real* out) {
-    sum_over_cells(windows, n, channels, channels, out, [=](Index window, int cell, int c) {
-        Index i = window * channels + c;
-        int chosen = choice_bytes == 1 ? ((const Byte*)choice)[i] : ((const int*)choice)[i];
-        return chosen == cell ? grad[i] : (real)0;
-    });
+// max_pool_grad for windows without gaps, overlap and padding. axes: the windows that cover the image, also in part,
+// for pixels beyond the last row and column of the grid.
+KERNEL adjacent_max_pool_grad(const real* grad, const real* y, const void* choice, int choice_bytes, Word n,
+                              Windows windows, Axes axes, int width, real* out) {
+    const Byte* choices = (const Byte*)choice;
+    if (choice_bytes == 1) WITH_WIDTH(width, adjacent_max_pool_grad_by, grad, y, choices, n, windows, axes, out);
+    else WITH_WIDTH(width, adjacent_max_pool_grad_by, grad, y, (const int*)choice, n, windows, axes, out);
 }
 
-KERNEL sum_pool(const real* x, Word n, Windows windows, int channels, real* out) {
+template <int WIDTH>
+__device__ void sum_pool_by(const real* x, Word n, const Windows& windows, const Axes& axes, real* out) {
+    int channels = WIDTH * axes.sizes[4].n;
     FOR_EACH(element, n) {
         Word image = element;
-        int c = pop(image, channels), j = pop(image, windows.grid[1]), i = pop(image, windows.grid[0]);
-        double sum = 0;
-        pixels_under(windows, image, i, j, [&](Index pixel, int) { sum += x[pixel * channels + c]; });
-        out[element] = sum;
+        int c = WIDTH * pop(image, axes.sizes[4]), j = pop(image, axes.sizes[3]), i = pop(image, axes.sizes[2]);
+        Sums<WIDTH> sums = {};
+        pixels_under(windows, image, i, j, [&](Index pixel, int) {
+            Vector<real, WIDTH> values = load<WIDTH>(x + pixel * channels + c);
+            for (int k = 0; k < WIDTH; k++) sums.at[k] += values.at[k];
+        });
+        store_sums(out + WIDTH * element, sums);
     }
 }
 
-KERNEL sum_pool_grad(const real* grad, Word n, Windows windows, int channels, real* out) {
-    sum_over_cells(windows, n, channels, channels, out, [=](Index window, int, int c) {
-        return grad[window * channels + c];
+KERNEL sum_pool(const real* x, Word n, Windows windows, Axes axes, int width, real* out) {
+    WITH_WIDTH(width, sum_pool_by, x, n, windows, axes, out);
+}
+
+template <int WIDTH>
+__device__ void sum_pool_grad_by(const real* grad, Word n, const Windows& windows, const Axes& axes, real* out) {
+    int channels = WIDTH * axes.sizes[4].n;
+    sum_over_cells<WIDTH>(windows, axes, n, channels, out, [=](Index window, int, int c) {
+        return load<WIDTH>(grad + window * channels + c);
     });
+}
+
+KERNEL sum_pool_grad(const real* grad, Word n, Windows windows, Axes axes, int width, real* out) {
+    WITH_WIDTH(width, sum_pool_grad_by, grad, n, windows, axes, out);
 }
 
 // Random numbers: the hash of ../reference/random.py, bit for bit ----------------------------------------------------
@@ -568,62 +946,96 @@ KERNEL dropout_mask(const double* word, Index first_row, Index n, Index columns,
 // Updates of the flat vectors, whose formulas are in optimizers.py ---------------------------------------------------
 // mask: 0 for a frozen element, 1 for a trained one, 2 with weight decay.  numbers: what decay multiplies the weight
 // by, what part of the weight it adds to the gradient, then the optimizer's own.  gate: 0 for no update at all.
+// The first `updating` blocks update; others gather the samples of the next step, if the update is the last kernel of a
+// captured step. Else step.counters is null.
 
-template <typename Rule>
-__device__ void update(real* w, const real* g, const Byte* mask, Index n, const double* numbers, const double* gate,
-                       Rule rule) {
-    if (gate && *gate == 0) return;
-    real shrink = numbers[0], decay = numbers[1];
-    FOR_EACH(i, n) {
-        if (!mask[i]) continue;
-        real weight = w[i], gradient = g[i];
-        if (mask[i] == 2) {
+// Updates WIDTH weights from w[at] on, and as many elements of `first` and `second` unless these are null.
+template <int WIDTH, typename Rule>
+__device__ void update_group(real* w, const real* g, real* first, real* second, const Byte* mask, Index at, real shrink,
+                             real decay, Rule rule) {
+    Vector<real, WIDTH> weights = load<WIDTH>(w + at), gradients = load<WIDTH>(g + at), a = {}, b = {};
+    Vector<Byte, WIDTH> kinds = load<WIDTH>(mask + at);
+    if (first) a = load<WIDTH>(first + at);
+    if (second) b = load<WIDTH>(second + at);
+    for (int k = 0; k < WIDTH; k++) {
+        if (!kinds.at[k]) continue;
+        real weight = weights.at[k], gradient = gradients.at[k];
+        if (kinds.at[k] == 2) {
             gradient += decay * weight;
             weight *= shrink;
         }
-        w[i] = weight - rule(i, gradient);
+        weights.at[k] = weight - rule(gradient, a.at[k], b.at[k]);
     }
+    store(w + at, weights);
+    if (first) store(first + at, a);
+    if (second) store(second + at, b);
 }
 
-KERNEL sgd(real* w, const real* g, const Byte* mask, Index n, const double* numbers, const double* gate) {
+template <typename Rule>
+__device__ void update(real* w, const real* g, real* first, real* second, const Byte* mask, Index n,
+                       const double* numbers, const double* gate, int updating, const Step& step, Rule rule) {
+    real shrink = numbers[0], decay = numbers[1];
+    bool skipped = gate && *gate == 0;
+    Index next = step.counters ? step.counters[1] + step.rows : 0;
+    Word begun = begin_of_end(step);
+    if (blockIdx.x >= updating) {
+        gather_samples(step, next, blockIdx.x - updating, gridDim.x - updating);
+    } else if (!skipped) {
+        bool vectors = aligned(w) && aligned(g) && aligned(first) && aligned(second) && aligned(mask);
+        Index whole = vectors ? n / 4 * 4 : 0;
+        FOR_EACH_OF_BLOCK(i, whole / 4, blockIdx.x, updating) {
+            update_group<4>(w, g, first, second, mask, 4 * i, shrink, decay, rule);
+        }
+        FOR_EACH_OF_BLOCK(i, n - whole, blockIdx.x, updating) {
+            update_group<1>(w, g, first, second, mask, whole + i, shrink, decay, rule);
+        }
+    }
+    finish_step(step, begun);
+}
+
+KERNEL sgd(real* w, const real* g, const Byte* mask, Index n, const double* numbers, const double* gate,
+           int updating, Step step) {
     real rate = numbers[2];
-    update(w, g, mask, n, numbers, gate, [=](Index i, real gradient) { return rate * gradient; });
+    auto rule = [=](real gradient, real&, real&) { return rate * gradient; };
+    update(w, g, 0, 0, mask, n, numbers, gate, updating, step, rule);
 }
 
 KERNEL momentum(real* w, const real* g, real* v, const Byte* mask, Index n, const double* numbers,
-                const double* gate) {
+                const double* gate, int updating, Step step) {
     real rate = numbers[2], mu = numbers[3];
     bool nesterov = numbers[4] != 0;
-    update(w, g, mask, n, numbers, gate, [=](Index i, real gradient) {
-        v[i] = mu * v[i] + gradient;
-        return rate * (nesterov ? gradient + mu * v[i] : v[i]);
+    update(w, g, v, 0, mask, n, numbers, gate, updating, step, [=](real gradient, real& v, real&) {
+        v = mu * v + gradient;
+        return rate * (nesterov ? gradient + mu * v : v);
     });
 }
 
-KERNEL adagrad(real* w, const real* g, real* s, const Byte* mask, Index n, const double* numbers, const double* gate) {
+KERNEL adagrad(real* w, const real* g, real* s, const Byte* mask, Index n, const double* numbers, const double* gate,
+               int updating, Step step) {
     real rate = numbers[2], epsilon = numbers[3];
-    update(w, g, mask, n, numbers, gate, [=](Index i, real gradient) {
-        s[i] += gradient * gradient;
-        return rate * (gradient / (sqrt(s[i]) + epsilon));
+    update(w, g, s, 0, mask, n, numbers, gate, updating, step, [=](real gradient, real& s, real&) {
+        s += gradient * gradient;
+        return rate * (gradient / (sqrt(s) + epsilon));
     });
 }
 
-KERNEL rmsprop(real* w, const real* g, real* s, const Byte* mask, Index n, const double* numbers, const double* gate) {
+KERNEL rmsprop(real* w, const real* g, real* s, const Byte* mask, Index n, const double* numbers, const double* gate,
+               int updating, Step step) {
     real rate = numbers[2], rho = numbers[3], rest = 1 - numbers[3], epsilon = numbers[4];
-    update(w, g, mask, n, numbers, gate, [=](Index i, real gradient) {
-        s[i] = rho * s[i] + rest * (gradient * gradient);
-        return rate * (gradient / (sqrt(s[i]) + epsilon));
+    update(w, g, s, 0, mask, n, numbers, gate, updating, step, [=](real gradient, real& s, real&) {
+        s = rho * s + rest * (gradient * gradient);
+        return rate * (gradient / (sqrt(s) + epsilon));
     });
 }
 
 // rate and epsilon include both bias corrections.
 KERNEL adam(real* w, const real* g, real* m, real* s, const Byte* mask, Index n, const double* numbers,
-            const double* gate) {
+            const double* gate, int updating, Step step) {
     real rate = numbers[2], rest1 = 1 - numbers[3], beta2 = numbers[4], rest2 = 1 - numbers[4], epsilon = numbers[5];
-    update(w, g, mask, n, numbers, gate, [=](Index i, real gradient) {
-        m[i] += rest1 * (gradient - m[i]);
-        s[i] = beta2 * s[i] + rest2 * (gradient * gradient);
-        return rate * (m[i] / (sqrt(s[i]) + epsilon));
+    update(w, g, m, s, mask, n, numbers, gate, updating, step, [=](real gradient, real& m, real& s) {
+        m += rest1 * (gradient - m);
+        s = beta2 * s + rest2 * (gradient * gradient);
+        return rate * (m / (sqrt(s) + epsilon));
     });
 }
 

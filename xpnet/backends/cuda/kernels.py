@@ -1,4 +1,4 @@
-"""The CUDA kernels of kernels.cu: compiled when first needed, launched with arguments that match their signatures."""
+"""The CUDA kernels of a source: compiled when first needed, launched with arguments that match their signatures."""
 
 import functools
 import re
@@ -14,12 +14,15 @@ SOURCE = Path(__file__).with_name("kernels.cu").read_text(encoding="utf-8")
 
 REALS = {numpy.dtype("float32"): "float", numpy.dtype("float64"): "double"}
 
+BLOCK = 256  # threads
 CELL_SIZE = 8  # numbers in one cell of a captured step, and in `Numbers` of kernels.cu
 
 _SIZES = {"Byte": 1, "unsigned short": 2, "int": 4, "Word": 4, "Index": 8, "unsigned long long": 8}
 _FLOATS = {"float": numpy.dtype("float32"), "double": numpy.dtype("float64")}
 _SCALARS = {"int": numpy.int32, "Word": numpy.uint32, "Index": numpy.int64, "double": numpy.float64}
-_STRUCTS = {"Windows": numpy.int32, "Numbers": numpy.float64}  # all fields have this type
+_STRUCTS = {  # all fields have this type
+    "Axes": numpy.uint32, "Numbers": numpy.float64, "Step": numpy.int64, "Windows": numpy.int32,
+}  # fmt: skip
 _NULL = numpy.uint64(0)
 _FILLED_IN = {"out", "n", "columns", "channels"}  # which `KernelLauncher.launch` gives to every kernel
 
@@ -35,7 +38,7 @@ class KernelArgument(NamedTuple):
 @functools.cache
 def signatures(source: str = SOURCE) -> dict[str, list[KernelArgument]]:
     """{kernel: the arguments it declares}, parsed from a source file."""
-    kernels = re.findall(r"^KERNEL (\w+)\(([^)]*)\)", source, re.MULTILINE)
+    kernels = re.findall(r"^KERNEL (?:__launch_bounds__\([\d, ]+\) )?(\w+)\(([^)]*)\)", source, re.MULTILINE)
     return {
         name: [
             KernelArgument(kind, bool(pointer), argument)
@@ -89,6 +92,20 @@ class Kernels:
             self._modules[compiled] = self._xp.RawModule(code=self._source, options=options)
         kernel = self._compiled[name, real] = self._modules[compiled].get_function(name)
         return kernel
+
+
+def axes(*sizes: int) -> list[list[int]]:
+    """The fields of a struct Axes with these last axes, at most five."""
+    return [_divisor(size) for size in (*[1] * (5 - len(sizes)), *sizes)]
+
+
+def _divisor(n: int) -> list[int]:
+    """The fields of a struct Divisor: i // n = (i · multiplier // 2^32 + i) >> shift for any i below 2^31.
+
+    Granlund and Montgomery 1994, "Division by invariant integers using multiplication".
+    """
+    shift = (n - 1).bit_length()
+    return [n, 2**32 * (2**shift - n) // n + 1, shift]
 
 
 def _convert(kernel: str, argument: KernelArgument, given: Any, real: DType) -> Any:

@@ -15,16 +15,18 @@ import numpy
 from xpnet.backends.arrays import Array
 from xpnet.backends.cuda.compiling import watch
 from xpnet.backends.cuda.graphs import CapturedGraph, StepCells
-from xpnet.backends.cuda.kernels import CELL_SIZE, REALS, Kernels
+from xpnet.backends.cuda.kernels import BLOCK, CELL_SIZE, REALS, Kernels
 from xpnet.backends.reference import Backend
 from xpnet.concurrency.interrupts import recoverable
 from xpnet.errors import CaptureError
 
 _log = logging.getLogger(__name__)
 
-BLOCK = 256  # threads
 MOST_BLOCKS = 4096  # of a grid that strides over the elements: enough to occupy any device
-_PART_ROWS, _MOST_PARTS = 256, 1024  # the rows that a block sums, and the most blocks of such a sum
+VECTOR = 4  # neighboring elements that a thread loads at a time, where their addresses allow that
+_FEW_ROWS = 1024  # are summed without parts, because adding these up would take longer
+_ROWS_EACH, _MOST_PARTS = 4, 264  # the rows that a thread sums at least, and the most blocks of such a sum
+_TICKETS = 1024  # column sums with more blocks side by side are not made in parts
 _INT64 = (numpy.dtype("int64"),)
 _OTHER_DTYPES = {  # of arguments that do not have the dtype of the others
     "labels": _INT64,
@@ -36,18 +38,18 @@ _OTHER_DTYPES = {  # of arguments that do not have the dtype of the others
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def by_kernel(formula: F, rowwise: bool = False, below: float = math.inf) -> F:
+def by_kernel(formula: F, rowwise: bool = False, below: float = math.inf, each: int = 1) -> F:
     """An operator that launches the kernel of the formula's name; for arrays that kernels do not accept, the formula.
 
     The kernel gets the operator's arguments, and the sizes that `KernelLauncher.launch` adds.  rowwise: the kernel uses
-    a block for each row, instead of a thread for each element.  below: as in `fused`.
+    a block for each row, instead of a thread for each element.  below: as in `fused`.  each: as in `launch`.
     """
     name = formula.__name__
 
     @functools.wraps(formula)
     def operator(self: "KernelLauncher", out: Array | None = None, **given: Any) -> Array:
         out = self.xp.empty_like(given["x"]) if out is None else out
-        return (self.launch_rows if rowwise else self.launch)(name, out, **given)
+        return self.launch_rows(name, out, **given) if rowwise else self.launch(name, out, each=each, **given)
 
     return fused(cast(F, operator), below)
 
@@ -89,6 +91,8 @@ class _ThreadState(threading.local):
 
     def __init__(self) -> None:
         self.side_streams: list[Any] = []
+        #: By stream, for the kernels that count their finished blocks. They are 0 between kernels.
+        self.tickets: dict[int, Array] = {}
 
 
 class KernelLauncher(Backend):
@@ -137,15 +141,18 @@ class KernelLauncher(Backend):
             return False
         return all(a.flags.c_contiguous and a.size and a.dtype == dtype for a in arrays)
 
-    def launch(self, name: str, array: Array, /, *, blocks: int = 0, threads: int = BLOCK, **given: Any) -> Array:
+    def launch(
+        self, name: str, array: Array, /, *, blocks: int = 0, threads: int = BLOCK, each: int = 1, **given: Any
+    ) -> Array:
         """Launch a kernel whose threads stride over the elements of `array`, and return the array.
 
         given: the arguments of the kernel by name. Unless they are given, `out` is the array, `n` its size, and
-        `columns` or `channels` the size of its last axis.  blocks: 0 means as many as the elements need.
+        `columns` or `channels` the size of its last axis.  blocks: 0 means as many as are needed if a thread computes
+        `each` of the n elements.
         """
         columns = array.shape[-1] if array.ndim else 1
         arguments = {"out": array, "n": array.size, "columns": columns, "channels": columns, **given}
-        blocks = blocks or min(-(-arguments["n"] // BLOCK), MOST_BLOCKS)
+        blocks = blocks or min(-(-arguments["n"] // (threads * each)), MOST_BLOCKS)
         self.kernels.launch(name, array.dtype, (blocks,), (threads,), arguments)
         return array
 
@@ -155,17 +162,43 @@ class KernelLauncher(Backend):
         rows, threads = array.size // columns, min(BLOCK, max(32, power_of_two(columns)))
         return self.launch(name, array, blocks=min(rows, 2**16), threads=threads, rows=rows, **given)
 
-    def launch_column_sums(self, name: str, array: Array, /, *, per_column: int = 1, **given: Any) -> tuple[Array, int]:
-        """Launch a kernel that sums over the rows, in parts: (float64 sums (parts · per_column, columns), parts)."""
+    def launch_column_sums(self, name: str, array: Array, /, *, per_column: int = 1, **given: Any) -> None:
+        """Launch a kernel that sums `per_column` numbers of each column of `array` over the rows.
+
+        given: the arguments of the kernel by name, besides sizes and memory for parts of the sums.
+        """
         rows, columns = array.shape
-        across = -(-columns // 32)
-        parts = min(-(-rows // _PART_ROWS), max(1, _MOST_PARTS // across))
+        width = self.width_of(columns, *[a for a in given.values() if isinstance(a, self.xp.ndarray)])
+        if rows < _FEW_ROWS:
+            width = 1
+        threads = min(8 if width > 1 or rows < _FEW_ROWS else 32, power_of_two(-(-columns // width)))
+        across = -(-columns // (width * threads))
+        most = min(_MOST_PARTS // across, rows * threads // (_ROWS_EACH * BLOCK))
+        parts = 1 if rows < _FEW_ROWS or across > _TICKETS else max(1, most)
         part_rows = -(-rows // parts)
         parts = -(-rows // part_rows)
-        part_sums = self.xp.empty((parts * per_column, columns), dtype=numpy.float64)
-        arguments = {**given, "rows": rows, "columns": columns, "part_rows": part_rows, "parts": part_sums}
-        self.kernels.launch(name, array.dtype, (across, parts), (32, 8), arguments)
-        return part_sums, parts
+        memory = None
+        if parts > 1:
+            memory = self.xp.empty((parts, across * threads * width * per_column), dtype=numpy.float64)
+        arguments = {**given, "rows": rows, "columns": columns, "part_rows": part_rows, "width": width}
+        arguments |= {"parts": memory, "tickets": None if memory is None else self._tickets()}
+        self.kernels.launch(name, array.dtype, (across, parts), (threads, BLOCK // threads), arguments)
+
+    def width_of(self, size: int, *arrays: Array) -> int:
+        """How many neighboring elements a kernel may load at a time: 4 or 1.
+
+        size: that of the last axis of all of these arrays, which are contiguous.
+        """
+        aligned = all(a.data.ptr % min(16, VECTOR * a.itemsize) == 0 for a in arrays)
+        return VECTOR if aligned and size % VECTOR == 0 else 1
+
+    def _tickets(self) -> Array:
+        """Zeros, in which kernels of the current stream count their finished blocks."""
+        stream, tickets = self.xp.cuda.get_current_stream().ptr, self.thread.tickets
+        if stream not in tickets:
+            with self.lasting_memory():
+                tickets[stream] = self.xp.zeros(_TICKETS, dtype=numpy.uint32)
+        return tickets[stream]
 
     def step_numbers(self, of_step: Callable[[int], Sequence[float]], step: int) -> Array:
         """The numbers of_step(step) in device memory; while a step is captured, a cell that each replay fills."""

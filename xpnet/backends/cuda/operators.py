@@ -1,15 +1,17 @@
 """The operators of a GPU: kernels of kernels.cu, or the reference formulas for arrays that these do not accept."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy
 
 from xpnet.backends.arrays import Array
-from xpnet.backends.cuda.kernels import REALS, signatures
-from xpnet.backends.cuda.launching import BLOCK, MOST_BLOCKS, by_kernel, fused, power_of_two
-from xpnet.backends.cuda.matmul import CUDAMatmul
+from xpnet.backends.cuda.convolutions import CUDAConvolutions
+from xpnet.backends.cuda.graphs import NO_STEP, STEP_THREADS
+from xpnet.backends.cuda.kernels import BLOCK, REALS, axes, signatures
+from xpnet.backends.cuda.launching import MOST_BLOCKS, VECTOR, by_kernel, fused, power_of_two
 from xpnet.backends.reference import Backend
 from xpnet.backends.reference.random import step_word
 from xpnet.backends.reference.updates import Numbers, Runs
@@ -22,7 +24,7 @@ _SINGLE_BLOCK = 2**13  # logits: for more, several blocks work, and another kern
 fused_windows = functools.partial(fused, below=_MANY)
 
 
-class CUDAOperators(CUDAMatmul):
+class CUDAOperators(CUDAConvolutions):
     """A backend on CuPy, with kernels."""
 
     def __init__(self, name: str, xp: Any) -> None:
@@ -31,8 +33,8 @@ class CUDAOperators(CUDAMatmul):
 
     # Elements --------------------------------------------------------------------------------------------------------
 
-    relu = by_kernel(Backend.relu)
-    relu_grad = by_kernel(Backend.relu_grad)
+    relu = by_kernel(Backend.relu, each=VECTOR)
+    relu_grad = by_kernel(Backend.relu_grad, each=VECTOR)
     sigmoid = by_kernel(Backend.sigmoid)
     softplus = by_kernel(Backend.softplus)
     scale_shift = by_kernel(Backend.scale_shift)
@@ -40,7 +42,7 @@ class CUDAOperators(CUDAMatmul):
 
     @fused
     def add_to_rows(self, a: Array, row: Array) -> Array:
-        return self.launch("add_to_rows", a, row=row)
+        return self.launch("add_to_rows", a, each=VECTOR, row=row)
 
     def rescale(self, x: Array, scale: float, offset: float, out: Array) -> Array:
         if x.dtype == numpy.uint8 and x.flags.c_contiguous and self.accepts(out):
@@ -84,20 +86,18 @@ class CUDAOperators(CUDAMatmul):
 
     @fused
     def sum_rows(self, a: Array, out: Array) -> Array:
-        return self._add_parts(*self.launch_column_sums("sum_rows", a, a=a, out=out), out)
+        self.launch_column_sums("sum_rows", a, a=a, out=out)
+        return out
 
     @fused
     def sum_products(self, a: Array, b: Array, center: Array, out: Array) -> Array:
-        return self._add_parts(*self.launch_column_sums("sum_products", a, a=a, b=b, center=center, out=out), out)
-
-    def _add_parts(self, part_sums: Array, parts: int, out: Array) -> Array:
-        return out if parts == 1 else self.launch("add_parts", out, parts=part_sums, count=parts)
+        self.launch_column_sums("sum_products", a, a=a, b=b, center=center, out=out)
+        return out
 
     @fused
     def moments(self, x: Array) -> tuple[Array, Array]:
-        part_sums, parts = self.launch_column_sums("sum_powers", x, per_column=2, x=x)
         mean, variance = (self.xp.empty(x.shape[1], dtype=x.dtype) for _ in range(2))
-        self.launch("moments", mean, parts=part_sums, count=parts, x=x, rows=len(x), mean=mean, variance=variance)
+        self.launch_column_sums("moments", x, per_column=2, x=x, mean=mean, variance=variance)
         return mean, variance
 
     def sum_to(self, x: Array, out: Array) -> None:
@@ -108,12 +108,11 @@ class CUDAOperators(CUDAMatmul):
 
     # Fused operators -------------------------------------------------------------------------------------------------
 
-    add_to_rows_relu = by_kernel(Backend.add_to_rows_relu)
+    add_to_rows_relu = by_kernel(Backend.add_to_rows_relu, each=VECTOR)
 
     @fused
     def relu_grad_sum_rows(self, grad: Array, y: Array, out: Array, sums: Array) -> Array:
-        arrays = {"grad": grad, "y": y, "out": out, "sums": sums}
-        self._add_parts(*self.launch_column_sums("relu_grad_sum_rows", out, **arrays), sums)
+        self.launch_column_sums("relu_grad_sum_rows", out, grad=grad, y=y, out=out, sums=sums)
         return out
 
     @fused
@@ -150,25 +149,68 @@ class CUDAOperators(CUDAMatmul):
         pixel = _pixel_stride(x)
         if pixel is None or x.dtype != out.dtype or out.size >= _MANY or not self.accepts(out):
             return super().im2col(x, windows, out)
-        return self.launch("im2col", out, images=_address(x), distance=pixel, windows=windows)
+        width = self.width_of(math.gcd(x.shape[3], pixel), x, out)
+        count = self.width_of(out.size, out) if width == 1 else 1
+        sizes = {"n": out.size // (width * count), "axes": axes(*out.shape[1:-1], out.shape[-1] // width)}
+        images = {"images": _address(x), "distance": pixel}
+        return self.launch("im2col", out, **images, windows=windows, width=width, count=count, **sizes)
 
     def col2im(self, patches: Array, windows: Windows, out: Array) -> Array:
         pixel = _pixel_stride(out)
         if pixel is None or patches.dtype != out.dtype or patches.size >= _MANY or not self.accepts(patches):
             return super().col2im(patches, windows, out)
-        return self.launch("col2im", out, images=_address(out), distance=pixel, patches=patches, windows=windows)
+        width = self.width_of(math.gcd(out.shape[3], pixel), patches, out)
+        images = {"images": _address(out), "distance": pixel}
+        return self._launch_windows("col2im", out, out.shape, width, patches=patches, **images, windows=windows)
 
     @fused_windows
     def max_pool(self, x: Array, windows: Windows, out: Array, choice: Array) -> Array:
-        return self.launch("max_pool", out, x=x, windows=windows, choice=choice, choice_bytes=choice.itemsize)
+        return self._max_pool(x, None, windows, False, out, choice)
+
+    @fused_windows
+    def add_to_rows_max_pool(
+        self, x: Array, row: Array | None, windows: Windows, relu: bool, out: Array, choice: Array
+    ) -> Array:
+        return self._max_pool(x, row, windows, relu, out, choice)
+
+    def _max_pool(self, x: Array, row: Array | None, windows: Windows, relu: bool, out: Array, choice: Array) -> Array:
+        arrays = [a for a in (x, row, out, choice) if a is not None]
+        width = self.width_of(x.shape[3], *arrays)
+        arguments = {"x": x, "row": row, "relu": relu, "choice": choice, "choice_bytes": choice.itemsize}
+        return self._launch_windows("max_pool", out, out.shape, width, **arguments, windows=windows)
 
     @fused_windows
     def max_pool_grad(self, grad: Array, choice: Array, windows: Windows, out: Array) -> Array:
-        arguments = {"grad": grad, "choice": choice, "choice_bytes": choice.itemsize, "windows": windows}
-        return self.launch("max_pool_grad", out, **arguments)
+        return self._max_pool_grad(grad, None, choice, windows, out)
 
-    sum_pool = by_kernel(Backend.sum_pool, below=_MANY)
-    sum_pool_grad = by_kernel(Backend.sum_pool_grad, below=_MANY)
+    @fused_windows
+    def relu_grad_max_pool_grad(self, grad: Array, y: Array, choice: Array, windows: Windows, out: Array) -> Array:
+        return self._max_pool_grad(grad, y, choice, windows, out)
+
+    def _max_pool_grad(self, grad: Array, y: Array | None, choice: Array, windows: Windows, out: Array) -> Array:
+        images, height, breadth, channels = out.shape
+        adjacent = windows.strides == windows.kernel and windows.dilation == (1, 1) and windows.before == (0, 0)
+        shape = (images, -(-height // windows.kernel[0]), -(-breadth // windows.kernel[1]), channels)
+        width = self.width_of(channels, *[a for a in (grad, y, choice, out) if a is not None])
+        arguments = {"grad": grad, "y": y, "choice": choice, "choice_bytes": choice.itemsize, "windows": windows}
+        if adjacent:
+            return self._launch_windows("adjacent_max_pool_grad", out, shape, width, **arguments)
+        return self._launch_windows("max_pool_grad", out, out.shape, width, **arguments)
+
+    @fused_windows
+    def sum_pool(self, x: Array, windows: Windows, out: Array) -> Array:
+        width = self.width_of(x.shape[3], x, out)
+        return self._launch_windows("sum_pool", out, out.shape, width, x=x, windows=windows)
+
+    @fused_windows
+    def sum_pool_grad(self, grad: Array, windows: Windows, out: Array) -> Array:
+        width = self.width_of(out.shape[3], grad, out)
+        return self._launch_windows("sum_pool_grad", out, out.shape, width, grad=grad, windows=windows)
+
+    def _launch_windows(self, name: str, out: Array, shape: tuple[int, ...], width: int, **given: Any) -> Array:
+        """Launch a kernel whose threads stride over an array of this shape, by vectors of `width` channels."""
+        sizes = axes(*shape[1:-1], shape[-1] // width)
+        return self.launch(name, out, n=math.prod(shape) // width, axes=sizes, width=width, **given)
 
     # Random numbers --------------------------------------------------------------------------------------------------
 
@@ -205,7 +247,13 @@ class CUDAOperators(CUDAMatmul):
             return False
         mask = self._parameter_mask(vectors[0].size, trained, decayed)
         given = {argument.name: vector for argument, vector in zip(signatures()[name], vectors, strict=False)}
-        self.launch(name, vectors[0], **given, mask=mask, numbers=self.step_numbers(numbers, step), gate=gate)
+        given |= {"mask": mask, "numbers": self.step_numbers(numbers, step), "gate": gate}
+        cells, n = self.thread.cells, vectors[0].size
+        updating, more, fields = min(-(-n // (VECTOR * STEP_THREADS)), MOST_BLOCKS), 0, NO_STEP
+        if cells is not None and cells.ends_with_update:
+            more, fields = cells.gathering_blocks, cells.fields()
+        grid = {"blocks": updating + more, "threads": STEP_THREADS}
+        self.launch(name, vectors[0], **grid, updating=updating, step=fields, **given)
         return True
 
     def _parameter_mask(self, size: int, trained: Runs, decayed: Runs) -> Array:

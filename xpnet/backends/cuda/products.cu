@@ -38,7 +38,7 @@ static_assert(TILE_K % STEP_K == 0 && STAGES > 1 && WARPS <= 32 && 4 * THREADS %
 // Copies into shared memory ------------------------------------------------------------------------------------------
 
 // to[0 … COUNT - 1] = from[0 … valid - 1], then zeros.
-template <int COUNT> __device__ void copy(float* to, const float* from, int valid) {
+template <int COUNT> __device__ void copy_async(float* to, const float* from, int valid) {
 #if __CUDA_ARCH__ >= 800
     Word address = (Word)__cvta_generic_to_shared(to);
     if (COUNT == 4) asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(4 * valid));
@@ -48,13 +48,13 @@ template <int COUNT> __device__ void copy(float* to, const float* from, int vali
 #endif
 }
 
-__device__ void end_of_copies() {
+__device__ void end_group_of_copies() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;");
 #endif
 }
 
-template <int PENDING> __device__ void wait_for_copies() {  // of this warp, except the latest ones
+template <int PENDING> __device__ void await_copies() {  // of this warp, except the latest ones
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING));
 #endif
@@ -74,7 +74,7 @@ __device__ void copy_lines(float* to, const float* from, int step, int lines, in
     UNROLL for (int line = 0; line < LINES; line += AT_ONCE) {
         UNROLL for (int i = 0; i < LENGTH; i += ALONG * COUNT) {
             int valid = line + first < lines ? min(max(length - at - i, 0), COUNT) : 0;
-            copy<COUNT>(to + line * PITCH + i, from + i, valid);
+            copy_async<COUNT>(to + line * PITCH + i, from + i, valid);
         }
         from += (Index)AT_ONCE * step;
     }
@@ -332,13 +332,13 @@ KERNEL product(const float* a, const float* b, int m, int n, int k, int a_step, 
     #pragma unroll 1
     for (int chunk = 0; chunk < STAGES - 1; chunk++) {
         if (chunk < chunks) load(chunk);
-        end_of_copies();
+        end_group_of_copies();
     }
     #pragma unroll 1
     for (int chunk = 0; chunk < chunks; chunk++) {
-        wait_for_copies<STAGES - 2>();
+        await_copies<STAGES - 2>();
         if (chunk + STAGES - 1 < chunks) load(chunk + STAGES - 1);
-        end_of_copies();
+        end_group_of_copies();
         const float *tile_a = buffers + chunk % STAGES * (SIZE_A + SIZE_B), *tile_b = tile_a + SIZE_A;
         UNROLL for (int at = 0; at < TILE_K; at += STEP_K) share.add_products(tile_a, tile_b, at);
         UNROLL for (int c = 0; summing && c < COLUMNS; c++) {

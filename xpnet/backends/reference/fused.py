@@ -9,9 +9,10 @@ from xpnet.backends.reference.elementwise import ElementwiseOperators
 from xpnet.backends.reference.matmul import MatmulOperators
 from xpnet.backends.reference.reductions import ReductionOperators
 from xpnet.backends.reference.rows import RowOperators
+from xpnet.backends.reference.windows import WindowOperators, Windows
 
 
-class FusedOperators(ElementwiseOperators, MatmulOperators, ReductionOperators, RowOperators):
+class FusedOperators(ElementwiseOperators, MatmulOperators, ReductionOperators, WindowOperators, RowOperators):
     def add_to_rows_relu(self, a: Array, row: Array, out: Array) -> Array:
         """out[i, j] = max(a[i, j] + row[j], 0). out may be a; if it is not, the values of a are undefined afterwards.
 
@@ -54,6 +55,28 @@ class FusedOperators(ElementwiseOperators, MatmulOperators, ReductionOperators, 
             correct += self.count_correct(logits, labels)
         return losses, grad
 
+    def add_to_rows_max_pool(
+        self, x: Array, row: Array | None, windows: Windows, relu: bool, out: Array, choice: Array
+    ) -> Array:
+        """out, choice = max_pool of x (N, H, W, C) + row (C,); with `relu`, out is then made positive. Returns out.
+
+        row: None adds nothing. If it is given, the values of x are undefined afterwards.
+
+        Replaces add_to_rows(x, row); max_pool(x, windows, pooled, choice); relu(pooled, out).
+        """
+        if row is not None:
+            self.add_to_rows(x.reshape(-1, x.shape[3]), row)
+        self.max_pool(x, windows, out, choice)
+        return self.relu(out, out) if relu else out
+
+    def relu_grad_max_pool_grad(self, grad: Array, y: Array, choice: Array, windows: Windows, out: Array) -> Array:
+        """out = max_pool_grad(grad · [y ≠ 0], choice, windows). Returns out.
+
+        Replaces relu_grad(grad, y, masked); max_pool_grad(masked, choice, windows, out).
+        """
+        masked = self.relu_grad(grad, y, self.xp.empty_like(grad))
+        return self.max_pool_grad(masked, choice, windows, out)
+
     def matmul_bias(self, a: Array, b: Array, row: Array, relu: bool, out: Array) -> Array:
         """out = a @ b + row, or max(a @ b + row, 0), for matrices as in `matmul`.
 
@@ -78,3 +101,41 @@ class FusedOperators(ElementwiseOperators, MatmulOperators, ReductionOperators, 
         self.matmul(a, b, out)
         self.sum_rows(b, sums)
         return out
+
+    def convolve(self, x: Array, weight: Array, bias: Array | None, windows: Windows, relu: bool, out: Array) -> Array:
+        """A convolution of images x (N, H, W, in) with a weight (kh·kw·in, filters): out (N, rows, columns, filters).
+
+        out = patches @ weight + bias, or the positive part of that. bias (filters,) may be None.
+
+        Replaces im2col(x, windows, patches); matmul(patches, weight, out); add_to_rows(out, bias); relu(out, out).
+        """
+        rows, patches = out.reshape(-1, out.shape[-1]), self._empty_patches(x, windows)
+        self.matmul(self.im2col(x, windows, patches).reshape(-1, len(weight)), weight, rows)
+        if bias is not None:
+            self.add_to_rows(rows, bias)
+        return self.relu(out, out) if relu else out
+
+    def convolve_weight_grad(self, x: Array, grad: Array, windows: Windows, out: Array, sums: Array | None) -> Array:
+        """The gradient of the weight of `convolve`, out (kh·kw·in, filters), and of the bias, sums (filters,).
+
+        out = patchesᵀ @ grad, for grad (N, rows, columns, filters); sums = Σ_windows grad, unless it is None.
+
+        Replaces im2col(x, windows, patches); matmul(patchesᵀ, grad, out); sum_rows(grad, sums).
+        """
+        rows, patches = grad.reshape(-1, grad.shape[-1]), self._empty_patches(x, windows)
+        self.matmul(self.im2col(x, windows, patches).reshape(-1, len(out)).T, rows, out)
+        if sums is not None:
+            self.sum_rows(rows, sums)
+        return out
+
+    def convolve_input_grad(self, grad: Array, weight: Array, windows: Windows, out: Array) -> Array:
+        """The gradient of the images of `convolve`: out (N, H, W, in) = col2im(grad @ weightᵀ).
+
+        Replaces matmul(grad, weightᵀ, patches); col2im(patches, windows, out).
+        """
+        rows, patches = grad.reshape(-1, grad.shape[-1]), self._empty_patches(out, windows)
+        self.matmul(rows, weight.T, patches.reshape(-1, len(weight)))
+        return self.col2im(patches, windows, out)
+
+    def _empty_patches(self, images: Array, windows: Windows) -> Array:
+        return self.empty((len(images), *windows.grid, *windows.kernel, images.shape[3]), images.dtype)
