@@ -515,11 +515,16 @@ class EmulatedModule:
 
 
 class EmulatedKernel:
+    max_dynamic_shared_size_bytes = 48 * 2**10
+
     def __init__(self, cupy: EmulatedCupy, name: str, function: Any) -> None:
         self._cupy, self._name, self._function = cupy, name, function
         function.restype = ctypes.c_char_p
 
-    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
+    def __call__(
+        self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...], shared_mem: int = 0
+    ) -> None:
+        assert shared_mem <= self.max_dynamic_shared_size_bytes
         if any(n < 1 for n in (*grid, *block)):
             raise CUDARuntimeError(f"cudaErrorInvalidConfiguration: {self._name}, {grid}, {block}")
         graph = self._cupy.capturing

@@ -46,7 +46,7 @@ static void __syncthreads() {
     threadIdx = running->index;
 }
 
-// All threads of a block call these.
+// All threads of a block call these equally often, because they wait for the whole block.
 static void __syncwarp() { __syncthreads(); }
 template <typename T> static T __shfl_xor_sync(unsigned, T value, int lanes) {
     static T given[MAX_THREADS];

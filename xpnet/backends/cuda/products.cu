@@ -1,11 +1,12 @@
 // Products of float32 matrices, out (m, n) = a (m, k) @ b (k, n), for sizes at which cuBLAS is slow. products.py compiles
 // this file for each tiling and layout, with these macros:
 //
-// TILE_M, TILE_N: the part of `out` that a block computes.  TILE_K: the k that it holds in shared memory at a time, in each
-// of STAGES buffers.  SHARE_M, SHARE_N: the part that a thread computes, or a warp with TF32.  SLICES: the groups of
-// threads that share the k of a buffer, all for the same part of `out`.  TF32: 1 to round the operands and multiply by
-// tensor cores.  A_BY_COLUMNS, B_BY_COLUMNS: 1 for a transposed view.  CLUSTER: the blocks that share the k of a tile, and
-// add their parts through shared memory, from compute capability 9.0 on; 0 for none.
+// TILE_M, TILE_N: the part of `out` that a block computes.  WARPS: the warps of a block. Each computes the whole tile for
+// some of the k, without waiting for the others, and at the end they add what they have.  TILE_K: the k that a warp holds
+// in shared memory at a time, in each of STAGES buffers.  LANE_M, LANE_N: the part of the tile that a thread computes.
+// TF32: 1 to round the operands and multiply by tensor cores instead.  A_BY_COLUMNS, B_BY_COLUMNS: 1 for a transposed
+// view.  CLUSTER: the blocks that share the k of a tile, and add their parts through shared memory, from compute
+// capability 9.0 on; 0 for none.
 //
 // Each sum is made in a fixed order, so that the same input gives the same bits.
 
@@ -14,26 +15,30 @@ typedef unsigned int Word;
 
 #define UNROLL _Pragma("unroll")
 
-constexpr int SHARES_M = TILE_M / SHARE_M, SHARES_N = TILE_N / SHARE_N, WIDTH = TF32 ? 32 : 1;  // threads of a share
-constexpr int GROUP = SHARES_M * SHARES_N * WIDTH, THREADS = GROUP * SLICES, SLICE_K = TILE_K / SLICES;
-constexpr int STEP_K = TF32 ? 8 : 4, PADDING = TF32 ? 8 : 0;  // so that the threads of a warp read from different banks
+constexpr int THREADS = 32 * WARPS, STEP_K = TF32 ? 8 : 4;
+constexpr int PADDING = TF32 ? 8 : 0;  // so that the threads of a warp read from different banks
 constexpr int PITCH_A = A_BY_COLUMNS ? TILE_M + PADDING : TILE_K + 4, SIZE_A = (A_BY_COLUMNS ? TILE_K : TILE_M) * PITCH_A;
 constexpr int PITCH_B = B_BY_COLUMNS ? TILE_K + 4 : TILE_N + PADDING, SIZE_B = (B_BY_COLUMNS ? TILE_N : TILE_K) * PITCH_B;
 constexpr int PART = TILE_M * TILE_N, PART_SUMS = PART + TILE_N;  // behind the part of out that of the sums of b's columns
-constexpr int BUFFERS = STAGES * (SIZE_A + SIZE_B), RESULTS = SLICES * PART_SUMS;
+constexpr int BUFFERS = WARPS * STAGES * (SIZE_A + SIZE_B), RESULTS = WARPS * PART_SUMS;
 constexpr int MEMORY = BUFFERS > RESULTS ? BUFFERS : RESULTS;
-static_assert(SLICE_K % STEP_K == 0 && GROUP >= TILE_N && THREADS <= 1024, "a tiling that the kernel does not support");
+#if __CUDA_ARCH__ >= 900 && CLUSTER
+constexpr int RANKS = CLUSTER;
+#else
+constexpr int RANKS = 1;
+#endif
+static_assert(TILE_K % STEP_K == 0 && STAGES > 1 && WARPS <= 32 && 4 * THREADS % TILE_N == 0, "a tiling that the kernel does not support");
 
 #if __CUDA_ARCH__ >= 900 && CLUSTER
-#define KERNEL extern "C" __global__ void __cluster_dims__(1, 1, CLUSTER) __launch_bounds__(THREADS)
+#define KERNEL extern "C" __global__ void __cluster_dims__(1, 1, CLUSTER) __launch_bounds__(THREADS, 1)
 #else
-#define KERNEL extern "C" __global__ void __launch_bounds__(THREADS)
+#define KERNEL extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #endif
 
 // Copies into shared memory ------------------------------------------------------------------------------------------
 
 // to[0 … COUNT - 1] = from[0 … valid - 1], then zeros.
-template <int COUNT> __device__ void copy(float* to, const float* from, int valid) {
+template <int COUNT> __device__ void copy_async(float* to, const float* from, int valid) {
 #if __CUDA_ARCH__ >= 800
     Word address = (Word)__cvta_generic_to_shared(to);
     if (COUNT == 4) asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(4 * valid));
@@ -43,28 +48,35 @@ template <int COUNT> __device__ void copy(float* to, const float* from, int vali
 #endif
 }
 
-__device__ void end_of_copies() {
+__device__ void end_group_of_copies() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;");
 #endif
 }
 
-template <int PENDING> __device__ void wait_for_copies() {
+template <int PENDING> __device__ void await_copies() {  // of this warp, except the latest ones
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING));
 #endif
-    __syncthreads();
+    __syncwarp();
 }
 
-// Copies (LINES, LENGTH) numbers, `step` apart from line to line, of which (lines, length) are those of the matrix.
+// Copies the tile of a warp, (LINES, LENGTH) numbers, COUNT of them at a time. They are `step` apart from line to line, and
+// (lines, length) of them are inside of the matrix; the others become 0.
 template <int LINES, int LENGTH, int PITCH, int COUNT>
 __device__ void copy_lines(float* to, const float* from, int step, int lines, int length) {
-    constexpr int PER_LINE = LENGTH / COUNT;
-    UNROLL for (int first = 0; first < LINES * PER_LINE; first += THREADS) {
-        int i = first + threadIdx.x, line = i / PER_LINE, at = i % PER_LINE * COUNT;
-        if (LINES * PER_LINE % THREADS && i >= LINES * PER_LINE) break;
-        int valid = line < lines ? min(max(length - at, 0), COUNT) : 0;
-        copy<COUNT>(to + line * PITCH + at, valid ? from + (Index)line * step + at : from, valid);
+    constexpr int PER_LINE = LENGTH / COUNT, ALONG = PER_LINE < 32 ? PER_LINE : 32, AT_ONCE = 32 / ALONG;
+    static_assert(32 % ALONG == 0 && PER_LINE % ALONG == 0, "a power of two");
+    int lane = threadIdx.x % 32, first = lane / ALONG, at = lane % ALONG * COUNT;
+    if (AT_ONCE > LINES && first >= LINES) return;
+    from += (Index)first * step + at;
+    to += first * PITCH + at;
+    UNROLL for (int line = 0; line < LINES; line += AT_ONCE) {
+        UNROLL for (int i = 0; i < LENGTH; i += ALONG * COUNT) {
+            int valid = line + first < lines ? min(max(length - at - i, 0), COUNT) : 0;
+            copy_async<COUNT>(to + line * PITCH + i, from + i, valid);
+        }
+        from += (Index)AT_ONCE * step;
     }
 }
 
@@ -74,7 +86,7 @@ __device__ void copy_tile(float* to, const float* from, int step, int lines, int
     else copy_lines<LINES, LENGTH, PITCH, 1>(to, from, step, lines, length);
 }
 
-// The share of a thread or a warp in a tile --------------------------------------------------------------------------
+// The share of a lane in the tile of its warp --------------------------------------------------------------------------
 
 #if TF32
 
@@ -88,28 +100,31 @@ __device__ float rounded(float x) {  // to TF32, to the nearest
 #endif
 }
 
-struct Share {  // of a warp: products of 16 × 8 by 8 × 8 numbers, in the order that mma.m16n8k8 expects
-    static constexpr int COUNT_M = SHARE_M / 16, COUNT_N = SHARE_N / 8;
-    int i0, j0, group, lane;
+struct Share {  // products of 16 × 8 by 8 × 8 numbers, in the order that mma.m16n8k8 expects
+    static constexpr int COUNT_M = TILE_M / 16, COUNT_N = TILE_N / 8;
+    int group, place;
     float total[COUNT_M][COUNT_N][4];
 
-    __device__ Share(int place)
-        : i0(place / 32 / SHARES_N * SHARE_M), j0(place / 32 % SHARES_N * SHARE_N), group(place % 32 / 4),
-          lane(place % 4), total() {}
+    __device__ Share(int lane) : group(lane / 4), place(lane % 4), total() {}
 
-    __device__ static float of_a(const float* a, int i, int k) { return rounded(a[A_BY_COLUMNS ? k * PITCH_A + i : i * PITCH_A + k]); }
-    __device__ static float of_b(const float* b, int k, int j) { return rounded(b[B_BY_COLUMNS ? j * PITCH_B + k : k * PITCH_B + j]); }
+    __device__ static float of_a(const float* a, int i, int k) {
+        return rounded(a[A_BY_COLUMNS ? k * PITCH_A + i : i * PITCH_A + k]);
+    }
 
-    __device__ int row(int x, int e) const { return i0 + 16 * x + group + e / 2 * 8; }
-    __device__ int column(int y, int e) const { return j0 + 8 * y + 2 * lane + e % 2; }
+    __device__ static float of_b(const float* b, int k, int j) {
+        return rounded(b[B_BY_COLUMNS ? j * PITCH_B + k : k * PITCH_B + j]);
+    }
+
+    __device__ int row(int x, int e) const { return 16 * x + group + e / 2 * 8; }
+    __device__ int column(int y, int e) const { return 8 * y + 2 * place + e % 2; }
 
     __device__ void add_products(const float* a, const float* b, int k) {
 #if __CUDA_ARCH__ >= 800
         float p[COUNT_M][4], q[COUNT_N][2];
         UNROLL for (int x = 0; x < COUNT_M; x++)
-            UNROLL for (int e = 0; e < 4; e++) p[x][e] = of_a(a, i0 + 16 * x + group + e % 2 * 8, k + lane + e / 2 * 4);
+            UNROLL for (int e = 0; e < 4; e++) p[x][e] = of_a(a, 16 * x + group + e % 2 * 8, k + place + e / 2 * 4);
         UNROLL for (int y = 0; y < COUNT_N; y++)
-            UNROLL for (int e = 0; e < 2; e++) q[y][e] = of_b(b, k + lane + 4 * e, j0 + 8 * y + group);
+            UNROLL for (int e = 0; e < 2; e++) q[y][e] = of_b(b, k + place + 4 * e, 8 * y + group);
         UNROLL for (int x = 0; x < COUNT_M; x++) UNROLL for (int y = 0; y < COUNT_N; y++) {
             float* t = total[x][y];
             asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -161,26 +176,28 @@ __device__ void read(const float* from, int k, int place, float (&values)[4][COU
     }
 }
 
-struct Share {  // of a thread
+struct Share {
+    static constexpr int LANES_M = TILE_M / LANE_M, LANES_N = TILE_N / LANE_N;
+    static_assert(LANES_M * LANES_N == 32, "a tile is shared by the lanes of a warp");
     int place_m, place_n;
-    float total[SHARE_M][SHARE_N];
+    float total[LANE_M][LANE_N];
 
-    __device__ Share(int place) : place_m(place / SHARES_N), place_n(place % SHARES_N), total() {}
+    __device__ Share(int lane) : place_m(lane / LANES_N), place_n(lane % LANES_N), total() {}
 
     __device__ void add_products(const float* a, const float* b, int k) {
-        float p[4][SHARE_M], q[4][SHARE_N];
-        read<SHARE_M, SHARES_M, PITCH_A, A_BY_COLUMNS>(a, k, place_m, p);
-        read<SHARE_N, SHARES_N, PITCH_B, !B_BY_COLUMNS>(b, k, place_n, q);
+        float p[4][LANE_M], q[4][LANE_N];
+        read<LANE_M, LANES_M, PITCH_A, A_BY_COLUMNS>(a, k, place_m, p);
+        read<LANE_N, LANES_N, PITCH_B, !B_BY_COLUMNS>(b, k, place_n, q);
         UNROLL for (int x = 0; x < 4; x++)
-            UNROLL for (int i = 0; i < SHARE_M; i++)
-                UNROLL for (int j = 0; j < SHARE_N; j++) total[i][j] += p[x][i] * q[x][j];
+            UNROLL for (int i = 0; i < LANE_M; i++)
+                UNROLL for (int j = 0; j < LANE_N; j++) total[i][j] += p[x][i] * q[x][j];
     }
 
     __device__ void store(float* part) const {
-        UNROLL for (int i = 0; i < SHARE_M; i++)
-            UNROLL for (int j = 0; j < SHARE_N; j++)
-                part[position<SHARE_M, SHARES_M, A_BY_COLUMNS>(i, place_m) * TILE_N +
-                     position<SHARE_N, SHARES_N, !B_BY_COLUMNS>(j, place_n)] = total[i][j];
+        UNROLL for (int i = 0; i < LANE_M; i++)
+            UNROLL for (int j = 0; j < LANE_N; j++)
+                part[position<LANE_M, LANES_M, A_BY_COLUMNS>(i, place_m) * TILE_N +
+                     position<LANE_N, LANES_N, !B_BY_COLUMNS>(j, place_n)] = total[i][j];
     }
 };
 
@@ -188,51 +205,72 @@ struct Share {  // of a thread
 
 // The end of a product -----------------------------------------------------------------------------------------------
 
-// What is done with each element: + row[j], then relu, or · [mask ≠ 0]. Pointers may be null.
+// The tile of `out` that begins at (i0, j0), and what is done with its elements: + row[j], relu, · [mask ≠ 0]. Pointers may
+// be null.
 struct Result {
     float *out, *sums;
-    const float *row, *mask;
-    int m, n, step;  // step: from one row of out to the next
-    bool relu, wide;
+    const float* mask;
+    int i0, j0, m, n, step;  // step: from one row of out to the next
+    bool biased, relu, wide;
+    float bias[4];  // of the columns of this thread, which are the same in each of its rows
 
-    __device__ float element(float value, int i, int j) const {
-        if (row) value += row[j];
-        if (relu) value = value <= 0 ? 0.0f : value;  // NaN stays
-        if (mask) value *= (float)(mask[(Index)i * n + j] != 0);
-        return value;
+    __device__ void load_bias(const float* row, int column) {
+        biased = row;
+        UNROLL for (int q = 0; q < 4; q++) bias[q] = row && j0 + column + q < n ? row[j0 + column + q] : 0.0f;
     }
 
-    // Four elements of a tile, at row r and column c of the tile that begins at (i, j).
-    __device__ void store(float4 v, int i, int j, int r, int c) const {
-        bool of_sums = r == TILE_M;
-        if (!of_sums && i + r >= m) return;
+    // Four elements of row r from column c on. Row TILE_M is that of the sums.
+    __device__ void store(float4 v, int r, int c) const {
+        int i = i0 + r, j = j0 + c;
         float values[4] = {v.x, v.y, v.z, v.w};
-        int left = n - j - c;
-        i += r, j += c;
-        if (of_sums) {
-            UNROLL for (int q = 0; q < 4; q++) if (q < left) sums[j + q] = values[q];
+        if (r == TILE_M) {
+            UNROLL for (int q = 0; q < 4; q++) if (j + q < n) sums[j + q] = values[q];
             return;
         }
-        float* to = out + (Index)i * step + j;
-        UNROLL for (int q = 0; q < 4; q++) if (q < left) values[q] = element(values[q], i, j + q);
-        if (wide && left >= 4) *(float4*)to = make_float4(values[0], values[1], values[2], values[3]);
-        else UNROLL for (int q = 0; q < 4; q++) if (q < left) to[q] = values[q];
+        if (i >= m || j >= n) return;
+        UNROLL for (int q = 0; q < 4; q++) {
+            if (biased) values[q] += bias[q];
+            if (relu) values[q] = values[q] <= 0 ? 0.0f : values[q];  // NaN stays
+        }
+        Index at = (Index)i * step + j, mask_at = (Index)i * n + j;
+        if (wide && j + 4 <= n) {
+            if (mask) {
+                float4 y = *(const float4*)(mask + mask_at);
+                values[0] *= (float)(y.x != 0), values[1] *= (float)(y.y != 0);
+                values[2] *= (float)(y.z != 0), values[3] *= (float)(y.w != 0);
+            }
+            *(float4*)(out + at) = make_float4(values[0], values[1], values[2], values[3]);
+        } else {
+            UNROLL for (int q = 0; q < 4; q++) {
+                if (j + q < n) out[at + q] = mask ? values[q] * (float)(mask[mask_at + q] != 0) : values[q];
+            }
+        }
     }
 };
 
 __device__ float4 plus(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 
+// The number of blocks that have drawn a ticket before. This one then sees what they have written, all threads of each.
+__device__ Word draw(Word* ticket) {
+#if __CUDA_ARCH__
+    Word number;
+    asm volatile("fence.acq_rel.gpu;\natom.relaxed.gpu.global.add.u32 %0, [%1], 1;\nfence.acq_rel.gpu;"
+                 : "=r"(number) : "l"(ticket) : "memory");
+    return number;
+#else
+    return atomicAdd(ticket, 1u);
+#endif
+}
+
 // Whether this block is the last one of its tile; `count` blocks call it, each after having written its part.
 __device__ bool is_last(Word* ticket, Word count) {
     __shared__ bool last;
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        last = atomicAdd(ticket, 1u) == count - 1;
+        last = draw(ticket) == count - 1;
         if (last) *ticket = 0;  // for the next product
     }
     __syncthreads();
-    __threadfence();
     return last;
 }
 
@@ -259,16 +297,28 @@ __device__ float4 read_of_block(const float* own, int rank) {  // the same place
 KERNEL product(const float* a, const float* b, int m, int n, int k, int a_step, int b_step, int wide_a, int wide_b,
                int part_k, float* parts, Word* tickets, const float* row, int relu, const float* mask, float* sums,
                float* out, int out_step, int wide_out) {
+#if __CUDA_ARCH__
+    extern __shared__ __align__(16) float memory[];  // of MEMORY numbers, which may be more than is allowed without asking
+#else
     __shared__ __align__(16) float memory[MEMORY];
-    int slice = threadIdx.x / GROUP, place = threadIdx.x % GROUP;
-    int i0 = blockIdx.x * TILE_M, j0 = blockIdx.y * TILE_N, k0 = blockIdx.z * part_k, length = min(part_k, k - k0);
-    int chunks = (length + TILE_K - 1) / TILE_K;
+#endif
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int i0 = blockIdx.x * TILE_M, j0 = blockIdx.y * TILE_N, block_k = min(part_k, k - (int)blockIdx.z * part_k);
+    int warp_k = (block_k + 4 * WARPS - 1) / (4 * WARPS) * 4, chunks = (warp_k + TILE_K - 1) / TILE_K;
+    int k0 = blockIdx.z * part_k + warp * warp_k, length = min(warp_k, block_k - warp * warp_k);  // of this warp
     bool summing = sums && blockIdx.x == 0;
     a += A_BY_COLUMNS ? (Index)k0 * a_step + i0 : (Index)i0 * a_step + k0;
     b += B_BY_COLUMNS ? (Index)j0 * b_step + k0 : (Index)k0 * b_step + j0;
+    // The blocks of a cluster share the elements of the tile.
+    int size = summing ? PART_SUMS : PART;
+    int rank = blockIdx.z % RANKS, part = blockIdx.z / RANKS, count = gridDim.z / RANKS;
+    int per_rank = (size / 4 + RANKS - 1) / RANKS, first = rank * per_rank, quads = min(per_rank, size / 4 - first);
+    Result result = {out, sums, mask, i0, j0, m, n, out_step, false, relu != 0, wide_out != 0};
+    result.load_bias(row, 4 * (first + threadIdx.x) % TILE_N);
+    float* buffers = memory + warp * STAGES * (SIZE_A + SIZE_B);
 
     auto load = [&](int chunk) {
-        float *to_a = memory + chunk % STAGES * (SIZE_A + SIZE_B), *to_b = to_a + SIZE_A;
+        float *to_a = buffers + chunk % STAGES * (SIZE_A + SIZE_B), *to_b = to_a + SIZE_A;
         int at = chunk * TILE_K, left = length - at;
         if (A_BY_COLUMNS) copy_tile<TILE_K, TILE_M, PITCH_A>(to_a, a + (Index)at * a_step, a_step, left, m - i0, wide_a);
         else copy_tile<TILE_M, TILE_K, PITCH_A>(to_a, a + at, a_step, m - i0, left, wide_a);
@@ -276,43 +326,43 @@ KERNEL product(const float* a, const float* b, int m, int n, int k, int a_step, 
         else copy_tile<TILE_K, TILE_N, PITCH_B>(to_b, b + (Index)at * b_step, b_step, left, n - j0, wide_b);
     };
 
-    Share share(place);
-    float column = 0;  // the sum of one column of b
-    UNROLL for (int chunk = 0; chunk < STAGES - 1; chunk++) {
+    Share share(lane);
+    constexpr int COLUMNS = (TILE_N + 31) / 32;
+    float columns[COLUMNS] = {};  // sums of columns of b
+    #pragma unroll 1
+    for (int chunk = 0; chunk < STAGES - 1; chunk++) {
         if (chunk < chunks) load(chunk);
-        end_of_copies();
+        end_group_of_copies();
     }
+    #pragma unroll 1
     for (int chunk = 0; chunk < chunks; chunk++) {
-        wait_for_copies<STAGES - 2>();
+        await_copies<STAGES - 2>();
         if (chunk + STAGES - 1 < chunks) load(chunk + STAGES - 1);
-        end_of_copies();
-        const float *tile_a = memory + chunk % STAGES * (SIZE_A + SIZE_B), *tile_b = tile_a + SIZE_A;
-        int first = slice * SLICE_K, left = length - chunk * TILE_K - first;
-        UNROLL for (int at = 0; at < SLICE_K; at += STEP_K) {
-            if (at < left) share.add_products(tile_a, tile_b, first + at);
-        }
-        if (summing && place < TILE_N) {
-            for (int at = first; at < first + SLICE_K; at++) {
-                column += tile_b[B_BY_COLUMNS ? place * PITCH_B + at : at * PITCH_B + place];
+        end_group_of_copies();
+        const float *tile_a = buffers + chunk % STAGES * (SIZE_A + SIZE_B), *tile_b = tile_a + SIZE_A;
+        UNROLL for (int at = 0; at < TILE_K; at += STEP_K) share.add_products(tile_a, tile_b, at);
+        UNROLL for (int c = 0; summing && c < COLUMNS; c++) {
+            int j = lane + 32 * c;
+            for (int at = 0; at < TILE_K && j < TILE_N; at++) {
+                columns[c] += tile_b[B_BY_COLUMNS ? j * PITCH_B + at : at * PITCH_B + j];
             }
         }
     }
     __syncthreads();  // all buffers have been read
 
-    int size = summing ? PART_SUMS : PART;
-    share.store(memory + slice * PART_SUMS);
-    if (summing && place < TILE_N) memory[slice * PART_SUMS + PART + place] = column;
+    share.store(memory + warp * PART_SUMS);
+    UNROLL for (int c = 0; summing && c < COLUMNS; c++) {
+        if (lane + 32 * c < TILE_N) memory[warp * PART_SUMS + PART + lane + 32 * c] = columns[c];
+    }
     __syncthreads();
 
-    Result result = {out, sums, row, mask, m, n, out_step, relu != 0, wide_out != 0};
-    auto over_slices = [&](int e) {
+    auto over_warps = [&](int e) {
         float4 sum = *(const float4*)(memory + e);
-        UNROLL for (int s = 1; s < SLICES; s++) sum = plus(sum, *(const float4*)(memory + s * PART_SUMS + e));
+        UNROLL for (int w = 1; w < WARPS; w++) sum = plus(sum, *(const float4*)(memory + w * PART_SUMS + e));
         return sum;
     };
 #if __CUDA_ARCH__ >= 900 && CLUSTER
-    constexpr int RANKS = CLUSTER;
-    for (int e = 4 * threadIdx.x; SLICES > 1 && e < size; e += 4 * THREADS) *(float4*)(memory + e) = over_slices(e);
+    for (int e = 4 * threadIdx.x; WARPS > 1 && e < size; e += 4 * THREADS) *(float4*)(memory + e) = over_warps(e);
     cluster_barrier();
     auto over_cluster = [&](int e) {
         float4 all[CLUSTER], sum;
@@ -322,18 +372,14 @@ KERNEL product(const float* a, const float* b, int m, int n, int k, int a_step, 
         return sum;
     };
 #else
-    constexpr int RANKS = 1;
-    auto over_cluster = over_slices;
+    auto over_cluster = over_warps;
 #endif
-    // The blocks of a cluster share the elements of the tile.
-    int rank = blockIdx.z % RANKS, part = blockIdx.z / RANKS, count = gridDim.z / RANKS;
-    int per_rank = (size / 4 + RANKS - 1) / RANKS, first = rank * per_rank, quads = min(per_rank, size / 4 - first);
     int tile = blockIdx.x * gridDim.y + blockIdx.y;
     parts += (Index)tile * count * PART_SUMS + 4 * first;
     for (int i = threadIdx.x; i < quads; i += THREADS) {
         int e = 4 * (first + i);
         float4 sum = over_cluster(e);
-        if (count == 1) result.store(sum, i0, j0, e / TILE_N, e % TILE_N);
+        if (count == 1) result.store(sum, e / TILE_N, e % TILE_N);
         else *(float4*)(parts + (Index)part * PART_SUMS + 4 * i) = sum;
     }
 #if __CUDA_ARCH__ >= 900 && CLUSTER
@@ -348,7 +394,7 @@ KERNEL product(const float* a, const float* b, int m, int n, int k, int a_step, 
         for (int k = group + groups; k < count; k += groups) {
             sum = plus(sum, __ldcg((const float4*)(parts + (Index)k * PART_SUMS + e)));
         }
-        if (groups == 1) result.store(sum, i0, j0, (4 * first + e) / TILE_N, (4 * first + e) % TILE_N);
+        if (groups == 1) result.store(sum, (4 * first + e) / TILE_N, (4 * first + e) % TILE_N);
         else *(float4*)(memory + 4 * i) = sum;
     }
     if (groups == 1) return;
@@ -356,6 +402,6 @@ KERNEL product(const float* a, const float* b, int m, int n, int k, int a_step, 
     for (int i = threadIdx.x; i < quads; i += THREADS) {
         float4 sum = *(const float4*)(memory + 4 * i);
         for (int group = 1; group < groups; group++) sum = plus(sum, *(const float4*)(memory + 4 * (group * quads + i)));
-        result.store(sum, i0, j0, 4 * (first + i) / TILE_N, 4 * (first + i) % TILE_N);
+        result.store(sum, 4 * (first + i) / TILE_N, 4 * (first + i) % TILE_N);
     }
 }

@@ -75,25 +75,32 @@ class Tiling(NamedTuple):
     tile_m: int
     tile_n: int
     tile_k: int
-    share_m: int
-    share_n: int
-    slices: int
+    lane_m: int
+    lane_n: int
+    warps: int
     stages: int
     cluster: int = 0
     tf32: int = 0
 
     @property
     def threads(self) -> int:
-        width = 32 if self.tf32 else 1
-        return self.tile_m // self.share_m * (self.tile_n // self.share_n) * self.slices * width
+        return 32 * self.warps
+
+    def shared_bytes(self, a_by_columns: int, b_by_columns: int) -> int:
+        """The bytes of MEMORY in products.cu."""
+        padding, pitch = (8 if self.tf32 else 0), self.tile_k + 4
+        a = self.tile_k * (self.tile_m + padding) if a_by_columns else self.tile_m * pitch
+        b = self.tile_n * pitch if b_by_columns else self.tile_k * (self.tile_n + padding)
+        return 4 * self.warps * max(self.stages * (a + b), (self.tile_m + 1) * self.tile_n)
 
 
 TILINGS = {
-    "16x16": Tiling(16, 16, 64, 4, 2, 8, 4),
-    "32x32": Tiling(32, 32, 32, 4, 4, 4, 4),
-    "64x64": Tiling(64, 64, 16, 8, 4, 2, 4),
-    "tf32 16x16": Tiling(16, 16, 64, 16, 16, 8, 3, tf32=1),
-    "tf32 32x32": Tiling(32, 32, 32, 16, 16, 2, 4, tf32=1),
+    "8x16": Tiling(8, 16, 16, 2, 2, 8, 3),
+    "16x16": Tiling(16, 16, 8, 4, 2, 8, 4),
+    "32x32": Tiling(32, 32, 8, 8, 4, 8, 2),
+    "32x64": Tiling(32, 64, 8, 8, 8, 4, 3),
+    "tf32 16x16": Tiling(16, 16, 16, 0, 0, 8, 2, tf32=1),
+    "tf32 32x32": Tiling(32, 32, 8, 0, 0, 8, 2, tf32=1),
 }
 
 
@@ -145,10 +152,12 @@ class StreamProducts:
         layout_a, layout_b, layout_out = map(_layout, (a, b, out))
         address = numpy.uint64
         kernels = self._kernels(tiling, layout_a.operation, layout_b.operation)
-        kernels.launch("product", _FLOAT32, (across_m, across_n, parts), (tiling.threads,), {
+        shared = tiling.shared_bytes(layout_a.operation, layout_b.operation)
+        kernels.launch("product", _FLOAT32, (across_m, across_n, parts), (tiling.threads,), shared_bytes=shared, given={
             "a": address(a.data.ptr), "b": address(b.data.ptr), "out": address(out.data.ptr), "m": m, "n": n, "k": k,
             "a_step": layout_a.leading, "b_step": layout_b.leading, "out_step": layout_out.leading,
-            "wide_a": _wide(a), "wide_b": _wide(b), "wide_out": _wide(out),
+            "wide_a": _wide(a), "wide_b": _wide(b),
+            "wide_out": _wide(out) and (epilogue.mask is None or _wide(epilogue.mask)),
             "part_k": part_k, "parts": self._parts, "tickets": self._tickets, **epilogue._asdict(),
         })  # fmt: skip
         return Epilogue()
