@@ -437,6 +437,15 @@ def test_the_step_of_a_convolutional_network(gpu, precision):
     assert [name for name in names(step.calls) if name != "cast"] == CONVOLUTIONAL.split()
 
 
+def test_parts_of_a_batch_add_to_the_gradient(gpu):
+    gpu.workspace_bytes = 12 * 36 * 9 * 4  # patches of 12 images
+    model = xpnet.Sequential([layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(10)], (8, 8, 1), backend=gpu, seed=3)
+    (step,) = captured_steps(model, IMAGES[:200], Y[:200], optimizer="sgd")
+    calls = names(step.calls)
+    assert calls.count("convolve") == 2 and "im2col" not in calls
+    assert [call.args[5] for call in step.calls.calls if call.name == "convolve_weight_grad"] == [False, True]
+
+
 def test_convolutions_store_their_gradients_where_the_optimizer_reads_them(gpu):
     stack = [layers.Conv2D(5, 3), layers.ReLU(), layers.Conv2D(3, 3), layers.Flatten(), layers.Dense(10)]
     model = xpnet.Sequential(stack, (8, 8, 1), backend=gpu, seed=3)
