@@ -324,13 +324,29 @@ def _next_use(calls: Sequence[Call], call: Call, array: Array, memory: Memory) -
 
 
 def _needed_after(calls: Sequence[Call], call: Call, array: Array, memory: Memory) -> bool:
-    """Whether anything reads elements of this array after a call, before they are all overwritten."""
+    """Whether anything reads elements of this array after a call, before they are overwritten."""
+    _, owner, first, end = memory.extent(array)
+    left = [(first, end)]  # the bytes that still belong to the array
     for later in calls[_position(calls, call) + 1 :]:
-        if later.opaque or any(memory.overlap(a, array) for a in later.reads):
+        if later.opaque:
             return True
-        if any(_same_elements(a, array) for a in later.writes):
+        for a in later.reads:
+            _, other, first, end = memory.extent(a)
+            if other == owner and any(first < stop and start < end for start, stop in left):
+                return True
+        for a in later.writes:
+            _, other, first, end = memory.extent(a)
+            if other == owner and a.flags.c_contiguous:
+                left = [part for piece in left for part in _without(piece, first, end)]
+        if not left:
             return False
     return not memory.temporary(array)
+
+
+def _without(piece: tuple[int, int], first: int, end: int) -> list[tuple[int, int]]:
+    """What is left of a range without another one."""
+    start, stop = piece
+    return [part for part in ((start, min(stop, first)), (max(start, end), stop)) if part[0] < part[1]]
 
 
 def _position(calls: Sequence[Call], call: Call) -> int:
