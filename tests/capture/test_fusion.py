@@ -27,7 +27,7 @@ def arrays(gpu, *shapes):
     return [gpu.asarray(rng.normal(size=shape).astype("float32")) for shape in shapes]
 
 
-def check(gpu, work, given, expected):
+def check(gpu, work, given, expected, tolerance=1e-6):
     """Assert that the list of work(backend, *given) has these calls, and computes what `work` computes."""
     with gpu.device():
         start = [gpu.to_numpy(a).copy() for a in given]
@@ -40,18 +40,18 @@ def check(gpu, work, given, expected):
             run()
             results.append([gpu.to_numpy(a).copy() for a in given])
         for got, want in zip(*results, strict=True):
-            np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+            np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
 
 
 # Bias and ReLU -------------------------------------------------------------------------------------------------------
 
 
 def test_a_bias_and_relu_are_fused(gpu):
-    def work(backend, x, w, b, y):
-        z = backend.matmul(x, w, out=backend.empty((6, 4), "float32"))
+    def work(backend, x, b, y):
+        z = backend.rescale(x, 2.0, 1.0, out=backend.empty((6, 4), "float32"))
         backend.relu(backend.add_to_rows(z, b), out=y)
 
-    check(gpu, work, arrays(gpu, (6, 5), (5, 4), (4,), (6, 4)), "matmul add_to_rows_relu")
+    check(gpu, work, arrays(gpu, (6, 4), (4,), (6, 4)), "rescale add_to_rows_relu")
 
 
 def test_images_get_the_bias_of_their_rows(gpu):
@@ -100,6 +100,98 @@ def half_of_the_rows(backend, z, b, y):
 ], ids=lambda a: getattr(a, "__name__", ""))  # fmt: skip
 def test_a_bias_whose_sum_is_needed_is_not_fused(gpu, work, expected):
     check(gpu, work, arrays(gpu, (6, 4), (4,), (6, 4)), expected)
+
+
+# Products ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_product_is_fused_with_its_bias_and_relu(gpu, relu):
+    def work(backend, x, w, b, y):
+        z = backend.matmul(x, w, out=backend.empty((6, 4), "float32") if relu else y)
+        backend.add_to_rows(z, b)
+        if relu:
+            backend.relu(z, out=y)
+
+    check(gpu, work, arrays(gpu, (6, 5), (5, 4), (4,), (6, 4)), "matmul_bias")
+
+
+def test_a_product_of_patches_gets_the_bias_of_its_images(gpu):
+    def work(backend, x, w, b, y):
+        z = backend.empty((2, 3, 4), "float32")
+        backend.matmul(x, w, out=z.reshape(-1, 4))
+        backend.add_to_rows(z.reshape(-1, 4), b)
+        backend.relu(z, out=y)
+
+    check(gpu, work, arrays(gpu, (6, 5), (5, 4), (4,), (2, 3, 4)), "matmul_bias")
+
+
+def test_the_gradient_of_relu_is_fused_with_the_product_before(gpu):
+    def work(backend, g, w, y, out):
+        grad = backend.matmul(g, w.T, out=backend.empty((6, 4), "float32"))
+        backend.relu_grad(grad, y, out=out)
+
+    check(gpu, work, arrays(gpu, (6, 5), (4, 5), (6, 4), (6, 4)), "matmul_relu_grad")
+
+
+def test_a_product_is_fused_with_the_sums_of_its_second_matrix(gpu):
+    def work(backend, x, g, w, grad_w, grad_b, grad_x):
+        backend.matmul(x.T, g, out=grad_w)
+        backend.matmul(g, w.T, out=grad_x)
+        backend.sum_rows(g, out=grad_b)
+
+    check(gpu, work, arrays(gpu, (6, 5), (6, 4), (5, 4), (5, 4), (4,), (6, 5)), "matmul_sum_rows matmul")
+
+
+def biases_some_rows(backend, x, w, b, y):
+    backend.matmul(x, w, out=y)
+    backend.add_to_rows(y[:3], b)
+
+
+def reads_the_product(backend, x, w, b, y):
+    z = backend.matmul(x, w, out=backend.empty((6, 4), "float32"))
+    y += z
+    backend.add_to_rows(z, b)
+    y += z
+
+
+def changes_the_bias(backend, x, w, b, y):
+    backend.matmul(x, w, out=y)
+    b += 1.0
+    backend.add_to_rows(y, b)
+
+
+def needs_the_gradient(backend, x, w, b, y):
+    grad = backend.matmul(x, w, out=backend.empty((6, 4), "float32"))
+    backend.relu_grad(grad, y, out=backend.empty((6, 4), "float32"))
+    out = backend.relu_grad(grad, y, out=backend.empty((6, 4), "float32"))
+    y += out + grad
+
+
+def overwrites_its_mask(backend, x, w, b, y):
+    grad = backend.matmul(x, w, out=backend.empty((6, 4), "float32"))
+    backend.relu_grad(grad, y, out=y)
+
+
+def sums_the_first_matrix(backend, x, w, b, y):
+    backend.matmul(x, w, out=y)
+    backend.sum_rows(y, out=b)
+
+
+def changes_the_second_matrix(backend, x, w, b, y):
+    backend.matmul(x, w, out=y)
+    w *= 2.0
+    backend.sum_rows(w, out=b)
+
+
+@pytest.mark.parametrize(("work", "expected"), [
+    (biases_some_rows, "matmul add_to_rows"), (reads_the_product, "matmul add add_to_rows add"),
+    (changes_the_bias, "matmul add add_to_rows"), (needs_the_gradient, "matmul relu_grad add add"),
+    (overwrites_its_mask, "matmul relu_grad"), (sums_the_first_matrix, "matmul sum_rows"),
+    (changes_the_second_matrix, "matmul multiply sum_rows"),
+], ids=lambda a: getattr(a, "__name__", ""))  # fmt: skip
+def test_other_products_are_not_fused(gpu, work, expected):
+    check(gpu, work, arrays(gpu, (6, 5), (5, 4), (4,), (6, 4)), expected)
 
 
 # Gradient of ReLU and of the bias ------------------------------------------------------------------------------------
@@ -333,7 +425,7 @@ def output_layer(bias=True, count=True, gradient=True, mask=True, between=None, 
     return work
 
 
-WHOLE = "dense_cross_entropy sum_to matmul sum_rows"
+WHOLE = "dense_cross_entropy sum_to matmul_sum_rows"
 OUTPUTS = {
     "all": ({}, WHOLE),
     "no bias": ({"bias": False}, WHOLE),
@@ -341,18 +433,18 @@ OUTPUTS = {
     "frozen layers before": ({"gradient": False}, WHOLE),
     "no mask": ({"mask": False}, WHOLE),
     "an unmasked gradient that is needed": ({"later": "grad_h"}, f"{WHOLE} relu_grad add"),
-    "another weight": ({"between": "weight"}, f"{WHOLE} multiply matmul relu_grad"),
+    "another weight": ({"between": "weight"}, f"{WHOLE} multiply matmul_relu_grad"),
     "another gradient": (
         {"between": "gradient"},
-        "dense_cross_entropy add multiply sum_to matmul sum_rows matmul relu_grad",
+        "dense_cross_entropy add multiply sum_to matmul_sum_rows matmul_relu_grad",
     ),
     "other logits": (
         {"between": "logits"},
-        "matmul add_to_rows multiply cross_entropy_sums matmul sum_rows matmul relu_grad",
+        "matmul_bias multiply cross_entropy_sums matmul_sum_rows matmul_relu_grad",
     ),
     "logits that are needed": (
         {"later": "logits"},
-        "matmul add_to_rows cross_entropy_sums matmul sum_rows matmul relu_grad add",
+        "matmul_bias cross_entropy_sums matmul_sum_rows matmul_relu_grad add",
     ),
 }
 
@@ -376,6 +468,120 @@ def test_large_output_layers_are_not_fused(gpu, sizes):
     check(gpu, output_layer(), given, OUTPUTS["logits that are needed"][1].removesuffix(" add"))
 
 
+# Convolutions --------------------------------------------------------------------------------------------------------
+
+SAME = Windows(image=(5, 6), grid=(5, 6), kernel=(3, 3), before=(1, 1))
+
+
+def convolution(between=None, bias=True, relu=True, patches_read=False, windows=SAME):
+    """A function that convolves as a layer does."""
+
+    def work(backend, x, w, b, y):
+        patches = backend.empty((len(x), *windows.grid, *windows.kernel, x.shape[3]), "float32")
+        z = backend.empty(y.shape, "float32") if relu else y
+        rows = z.reshape(-1, y.shape[3])
+        backend.im2col(x, windows, patches)
+        if between is not None:
+            between(x, w, b, y)
+        backend.matmul(patches.reshape(-1, len(w)), w, out=rows)
+        if bias:
+            backend.add_to_rows(rows, b)
+        if relu:
+            backend.relu(z, out=y)
+        if patches_read:
+            y += patches[:, :, :, 1, 1, :1]
+
+    return work
+
+
+def change_images(x, w, b, y):
+    x += 1.0
+
+
+def change_weight(x, w, b, y):
+    w += 1.0
+
+
+CONVOLUTIONS = {
+    "all": ({}, "convolve"),
+    "no bias": ({"bias": False}, "convolve relu"),
+    "neither": ({"bias": False, "relu": False}, "convolve"),
+    "no relu": ({"relu": False}, "convolve"),
+    "patches that are read": ({"patches_read": True}, "im2col matmul_bias add"),
+    "images that change afterwards": ({"between": change_images}, "convolve add"),
+    "a weight that changes": ({"between": change_weight}, "im2col add matmul_bias"),
+}
+
+
+@pytest.mark.parametrize(("options", "expected"), CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
+def test_a_convolution_gathers_its_patches(gpu, options, expected):
+    check(gpu, convolution(**options), arrays(gpu, (2, 5, 6, 4), (36, 8), (8,), (2, 5, 6, 8)), expected, 2e-5)
+
+
+@pytest.mark.parametrize(("channels", "filters"), [(4, 6), (5, 8)])
+def test_a_convolution_without_a_kernel_stays(gpu, channels, filters):
+    given = arrays(gpu, (2, 5, 6, channels), (9 * channels, filters), (filters,), (2, 5, 6, filters))
+    check(gpu, convolution(), given, "im2col matmul_bias")
+
+
+def test_a_relu_that_overwrites_the_images_stays(gpu):
+    def work(backend, x, w, b):
+        y = backend.empty(x.shape, "float32")
+        convolution(relu=False)(backend, x, w, b, y)
+        backend.relu(y, out=x)
+
+    check(gpu, work, arrays(gpu, (2, 5, 6, 4), (36, 4), (4,)), "convolve relu")
+
+
+def gradients(windows=SAME, between=None, sums=True, add=False):
+    """A function that computes the gradients of a convolution in the order of the operator."""
+
+    def work(backend, x, w, grad, grad_w, grad_b, grad_x):
+        patches = backend.empty((len(x), *windows.grid, *windows.kernel, x.shape[3]), "float32")
+        rows, grad_rows = patches.reshape(-1, len(w)), grad.reshape(-1, grad.shape[3])
+        backend.im2col(x, windows, patches)
+        if add:
+            backend.add_matmul(rows.T, grad_rows, grad_w, backend.empty(grad_w.shape, "float32"))
+        else:
+            backend.matmul(rows.T, grad_rows, out=grad_w)
+        backend.matmul(grad_rows, w.T, out=rows)
+        if between is not None:
+            between(x, grad, patches)
+        backend.col2im(patches, windows, out=grad_x)
+        if sums:
+            backend.sum_rows(grad_rows, out=grad_b)
+
+    return work
+
+
+def change_gradient(x, grad, patches):
+    grad *= 2.0
+
+
+def change_patches(x, grad, patches):
+    patches *= 2.0
+
+
+STRIDED = Windows(image=(5, 6), grid=(3, 3), kernel=(3, 3), strides=(2, 2), before=(1, 1))
+GRADIENTS = {
+    "all": ({}, "convolve_weight_grad convolve_input_grad"),
+    "no bias": ({"sums": False}, "convolve_weight_grad convolve_input_grad"),
+    "added": ({"add": True}, "convolve_weight_grad convolve_input_grad"),
+    "strides": ({"windows": STRIDED}, "convolve_weight_grad matmul col2im"),
+    "a gradient that changes": (
+        {"between": change_gradient}, "convolve_weight_grad convolve_input_grad multiply sum_rows",
+    ),
+    "patches that change": ({"between": change_patches}, "convolve_weight_grad matmul multiply col2im"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "expected"), GRADIENTS.values(), ids=GRADIENTS.keys())
+def test_the_gradients_of_a_convolution_gather_their_patches(gpu, options, expected):
+    grid = options.get("windows", SAME).grid
+    shapes = (2, 5, 6, 4), (36, 8), (2, *grid, 8), (36, 8), (8,), (2, 5, 6, 4)
+    check(gpu, gradients(**options), arrays(gpu, *shapes), expected, 2e-5)
+
+
 # Zeros ---------------------------------------------------------------------------------------------------------------
 
 
@@ -390,7 +596,7 @@ def test_what_is_added_to_zeros_is_stored(gpu):
         xp.sum(products, axis=0, out=product)
         xp.sum(sums, axis=0, out=total)
 
-    check(gpu, work, arrays(gpu, (4, 5), (5, 3), (3,), (4, 3), (3,)), "matmul sum_rows")
+    check(gpu, work, arrays(gpu, (4, 5), (5, 3), (3,), (4, 3), (3,)), "matmul_sum_rows")
 
 
 def adds_twice(backend, a, b, out):
@@ -423,18 +629,16 @@ def test_other_sums_stay(gpu, work, expected):
 
 # Whole steps ---------------------------------------------------------------------------------------------------------
 
-STEP = "matmul add_to_rows_relu dense_cross_entropy matmul sum_rows matmul sum_rows sum_to whole_update"
-UNFUSED_STEP = (
-    "matmul add_to_rows_relu matmul add_to_rows cross_entropy_sums matmul sum_rows matmul "
-    "relu_grad_sum_rows matmul whole_update"
+STEP = "matmul_bias dense_cross_entropy matmul_sum_rows matmul_sum_rows sum_to whole_update"
+HALF_STEP = (
+    "cast cast matmul add_to_rows_relu cast cast matmul add_to_rows cross_entropy_sums cast matmul "
+    "sum_rows matmul relu_grad_sum_rows cast matmul whole_update"
 )
+DOUBLE_STEP = "matmul add_to_rows_relu dense_cross_entropy matmul sum_rows matmul sum_rows sum_to whole_update"
 STEPS = {
     "plain": ({}, {}, STEP),
-    "half precision": (
-        {"precision": "bfloat16"}, {},
-        "cast cast " + UNFUSED_STEP.replace("relu matmul", "relu cast cast matmul")
-        .replace("sums matmul", "sums cast matmul").replace("rows matmul w", "rows cast matmul w"),
-    ),
+    "half precision": ({"precision": "bfloat16"}, {}, HALF_STEP),
+    "float64": ({"dtype": "float64"}, {}, DOUBLE_STEP),
     "weighted": (
         {}, {"sample_weight": np.linspace(0.5, 2.0, 200), "metrics": []},
         None,
@@ -454,15 +658,47 @@ def test_the_step_of_an_mlp(gpu, model_options, options, expected):
     (step,) = captured_steps(model, X[:200], Y[:200], **{"optimizer": optimizers.SGD(0.1), **options})
     if expected is not None:
         assert names(step.calls) == expected.split()
-    assert names(step.calls).count("add_to_rows_relu") == options.get("accumulate", 1)
+    name = "matmul_bias" if model_options == {} else "add_to_rows_relu"
+    assert names(step.calls).count(name) == options.get("accumulate", 1)
+
+
+CONVOLUTIONAL = (
+    "convolve convolve dense_cross_entropy matmul_sum_rows convolve_weight_grad convolve_input_grad "
+    "relu_grad convolve_weight_grad sum_to whole_update"
+)
+IN_TF32 = (
+    "convolve convolve matmul_bias cross_entropy_sums matmul_sum_rows matmul convolve_weight_grad convolve_input_grad "
+    "relu_grad convolve_weight_grad whole_update"
+)
+IN_HALF_PRECISION = IN_TF32.replace("matmul_bias", "matmul add_to_rows").replace("_sum_rows", " sum_rows")
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_the_step_of_a_convolutional_network(gpu, precision):
+    if gpu.precision_unavailable(precision):
+        pytest.skip("this device has no such precision")
+    stack = [layers.Conv2D(4, 3), layers.ReLU(), layers.Conv2D(8, 3), layers.Flatten(), layers.Dense(10)]
+    model = xpnet.Sequential(stack, (8, 8, 1), backend=gpu, seed=3, precision=precision)
+    (step,) = captured_steps(model, IMAGES[:200], Y[:200], optimizer="sgd")
+    expected = {"float32": CONVOLUTIONAL, "tf32": IN_TF32}.get(precision, IN_HALF_PRECISION)
+    assert [name for name in names(step.calls) if name != "cast"] == expected.split()
+
+
+def test_parts_of_a_batch_add_to_the_gradient(gpu):
+    gpu.workspace_bytes = 12 * 36 * 9 * 4  # patches of 12 images
+    model = xpnet.Sequential([layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(10)], (8, 8, 1), backend=gpu, seed=3)
+    (step,) = captured_steps(model, IMAGES[:200], Y[:200], optimizer="sgd")
+    calls = names(step.calls)
+    assert calls.count("convolve") == 2 and "im2col" not in calls
+    assert [call.args[5] for call in step.calls.calls if call.name == "convolve_weight_grad"] == [False, True]
 
 
 def test_convolutions_store_their_gradients_where_the_optimizer_reads_them(gpu):
-    stack = [layers.Conv2D(4, 3), layers.ReLU(), layers.Conv2D(3, 3), layers.Flatten(), layers.Dense(10)]
+    stack = [layers.Conv2D(5, 3), layers.ReLU(), layers.Conv2D(3, 3), layers.Flatten(), layers.Dense(10)]
     model = xpnet.Sequential(stack, (8, 8, 1), backend=gpu, seed=3)
     (step,) = captured_steps(model, IMAGES[:200], Y[:200], optimizer="sgd")
     assert names(step.calls) == [
-        *["im2col", "matmul", "add_to_rows_relu", "im2col", "matmul", "add_to_rows"],
-        *["dense_cross_entropy", "matmul", "sum_rows", "im2col", "matmul", "matmul", "col2im", "sum_rows"],
-        *["relu_grad_sum_rows", "im2col", "matmul", "sum_to", "whole_update"],
+        *["im2col", "matmul_bias", "im2col", "matmul_bias", "dense_cross_entropy", "matmul_sum_rows"],
+        *["im2col", "matmul_sum_rows", "matmul", "col2im", "relu_grad_sum_rows", "im2col", "matmul", "sum_to"],
+        *["whole_update"],
     ]

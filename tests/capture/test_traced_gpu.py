@@ -18,6 +18,7 @@ from xpnet.capture.trace import Trace
 from xpnet.errors import CaptureError
 
 WINDOWS = Windows((4, 4), (2, 2), (2, 2), (2, 2))
+OVERLAPPING = Windows((4, 4), (3, 3), (2, 2))
 KEY = (1, 2, 3)
 
 
@@ -44,6 +45,12 @@ EXAMPLES = {
     "col2im": {"patches": real(2, 2, 2, 2, 2, 3), "windows": WINDOWS, "out": real(2, 4, 4, 3)},
     "combine": {**{name: real(3, 5) for name in "gx"}, **{name: real(5) for name in ("a", "center", "b", "c")},
                 "out": real(3, 5) + 1},
+    "convolve": {"x": real(2, 4, 4, 4), "weight": real(16, 8), "bias": real(8), "windows": WINDOWS, "relu": True,
+                 "out": real(2, 2, 2, 8)},
+    "convolve_input_grad": {"grad": real(2, 3, 3, 8), "weight": real(16, 8), "windows": OVERLAPPING,
+                            "out": real(2, 4, 4, 4)},
+    "convolve_weight_grad": {"x": real(2, 4, 4, 4), "grad": real(2, 2, 2, 8), "windows": WINDOWS, "out": real(16, 8),
+                             "sums": real(8)},
     "count_correct": {"outputs": real(6, 3), "labels": integers(6)},
     "cross_entropy": {"logits": real(6, 3), "labels": integers(6), "smoothing": 0.1, "losses": real(6),
                       "grad": real(6, 3)},
@@ -57,6 +64,9 @@ EXAMPLES = {
     "im2col": {"x": real(2, 4, 4, 3), "windows": WINDOWS, "out": real(2, 2, 2, 2, 2, 3)},
     "log_softmax": {"x": real(3, 5)},
     "matmul": {"a": real(3, 4), "b": real(4, 5), "out": real(3, 5)},
+    "matmul_bias": {"a": real(3, 4), "b": real(4, 5), "row": real(5), "relu": True, "out": real(3, 5)},
+    "matmul_relu_grad": {"a": real(3, 4), "b": real(4, 5), "y": real(3, 5), "out": real(3, 5) + 1},
+    "matmul_sum_rows": {"a": real(3, 4), "b": real(4, 5), "out": real(3, 5), "sums": real(5)},
     "max_pool": {"x": real(2, 4, 4, 3), "windows": WINDOWS, "out": real(2, 2, 2, 3),
                  "choice": np.zeros((2, 2, 2, 3), "uint8")},
     "max_pool_grad": {"grad": real(2, 2, 2, 3), "choice": np.zeros((2, 2, 2, 3), "uint8"), "windows": WINDOWS,

@@ -22,8 +22,9 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, NoReturn
@@ -34,6 +35,7 @@ from strict import StrictArray, StrictBackend, StrictError
 
 from xpnet.backends.cuda import kernels
 from xpnet.backends.cuda.backend import GPUBackend
+from xpnet.backends.cuda.choosing import Choices
 
 COMPILER = shutil.which("g++")
 SHIM = Path(__file__).with_name("cuda_shim") / "shim.h"
@@ -46,6 +48,7 @@ class EmulatedGPU(GPUBackend):
         self.cupy = EmulatedCupy()
         super(GPUBackend, self).__init__("emulated", self.cupy)
         self.index = 0
+        self.choices = Choices("emulated", None)
 
     def __reduce__(self) -> Any:
         return EmulatedGPU._same, (id(self),)
@@ -64,9 +67,17 @@ class EmulatedGPU(GPUBackend):
     def _cublas_library(self) -> Any:
         return self.cupy.cublas
 
+    def _cublaslt_library(self) -> Any:
+        return self.cupy.cublaslt
+
+    def fastest(self, ways: Mapping[str, Callable[[], None]]) -> str:
+        """The first way, since an emulation cannot tell."""
+        return next(iter(ways))
+
     def close(self) -> None:
         """Free the workspaces of cuBLAS and all unused memory, since caches may keep the emulation alive."""
         self._handles.clear()
+        self._products.clear()
         for pool in list(self.cupy.pools):
             pool.free_all_blocks()
 
@@ -78,7 +89,7 @@ class EmulatedCupy(FakeCupy):
         super().__init__(devices=1)
         self.launches: list[str] = []
         self.device = self._backends[0] = CapturingBackend(self)
-        self.cublas = EmulatedCublas(self)
+        self.cublas, self.cublaslt = EmulatedCublas(self), EmulatedCublasLt(self)
         self.RawModule = functools.partial(EmulatedModule, self)
         #: The memory faults found so far. A test that leaves any here fails (see conftest.py).
         self.faults: list[str] = []
@@ -95,6 +106,8 @@ class EmulatedCupy(FakeCupy):
             using_allocator=self._using_allocator,
             get_allocator=lambda: self.thread.allocator or self._pools[0].malloc,
             alloc_pinned_memory=lambda size: bytearray(size),
+            Event=Event,
+            get_elapsed_time=lambda start, stop: stop.seconds - start.seconds,
         )
         self.cuda.runtime.getDeviceProperties = lambda i: {"name": b"Emulated", "major": 9, "minor": 0}
 
@@ -228,6 +241,9 @@ class CapturingStream(Stream):
         self.cupy.refuse("synchronize")
         super().synchronize()
 
+    def is_capturing(self) -> bool:
+        return self.graph is not None
+
     def begin_capture(self) -> None:
         self.graph = Graph(self.cupy)
         self.cupy.captures.append(self.graph)
@@ -255,6 +271,16 @@ class CapturingStream(Stream):
         for graph in self.cupy.captures:
             if event in graph.events:
                 graph.wait(self, event)
+
+
+class Event:
+    """A point in time of a stream."""
+
+    def record(self, stream: Stream) -> None:
+        self.seconds = time.perf_counter()
+
+    def synchronize(self) -> None:
+        """Nothing to do."""
 
 
 class Graph:
@@ -479,22 +505,26 @@ def _poisoned(like: np.ndarray) -> np.ndarray:
 
 
 class EmulatedModule:
-    """cupy.RawModule, for kernels.cu."""
+    """cupy.RawModule, for kernels.cu and the like."""
 
     def __init__(self, cupy: EmulatedCupy, code: str, options: Sequence[str]) -> None:
-        real = next(o.removeprefix("-DREAL=") for o in options if o.startswith("-DREAL="))
-        self._cupy, self._library = cupy, compile_for_host(code, real)
+        self._cupy, self._library = cupy, compile_for_host(code, tuple(options))
 
     def get_function(self, name: str) -> "EmulatedKernel":
         return EmulatedKernel(self._cupy, name, getattr(self._library, f"run_{name}"))
 
 
 class EmulatedKernel:
+    max_dynamic_shared_size_bytes = 48 * 2**10
+
     def __init__(self, cupy: EmulatedCupy, name: str, function: Any) -> None:
         self._cupy, self._name, self._function = cupy, name, function
         function.restype = ctypes.c_char_p
 
-    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
+    def __call__(
+        self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...], shared_mem: int = 0
+    ) -> None:
+        assert shared_mem <= self.max_dynamic_shared_size_bytes
         if any(n < 1 for n in (*grid, *block)):
             raise CUDARuntimeError(f"cudaErrorInvalidConfiguration: {self._name}, {grid}, {block}")
         graph = self._cupy.capturing
@@ -535,11 +565,12 @@ _one_at_a_time = threading.Lock()  # the shim has a single grid
 
 
 @functools.cache
-def compile_for_host(code: str, real: str) -> ctypes.CDLL:
-    """kernels.cu as a shared library of the host, with `run_NAME(dims, arguments)` for each kernel."""
+def compile_for_host(code: str, definitions: tuple[str, ...]) -> ctypes.CDLL:
+    """A source file as a shared library of the host, with `run_NAME(dims, arguments)` for each kernel."""
     assert COMPILER, "the emulation needs g++"
+    real = next(o.removeprefix("-DREAL=") for o in definitions if o.startswith("-DREAL="))
     parts = ['#include "shim.h"', code]
-    for name, parameters in kernels.signatures().items():
+    for name, parameters in kernels.signatures(code).items():
         arguments = ", ".join(f"*({_c(p, real)}*)a[{i}]" for i, p in enumerate(parameters))
         parts.append(f"static void body_{name}(void** a) {{ {name}({arguments}); }}")
         parts.append(
@@ -547,7 +578,7 @@ def compile_for_host(code: str, real: str) -> ctypes.CDLL:
             f"Dim{{d[0], d[1], d[2]}}, Dim{{d[3], d[4], d[5]}}, {str(_synchronizes(code, name)).lower()}); }}"
         )
     source = "\n".join(parts) + "\n"
-    options = ["-O2", "-std=c++17", "-shared", "-fPIC", f"-DREAL={real}", "-U_FORTIFY_SOURCE", f"-I{SHIM.parent}"]
+    options = ["-O2", "-std=c++17", "-shared", "-fPIC", *definitions, "-U_FORTIFY_SOURCE", f"-I{SHIM.parent}"]
     options.append("-fno-gnu-unique")  # else the libraries of float and double share the variables of templates
     digest = hashlib.sha256((source + SHIM.read_text() + " ".join(options)).encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"xpnet-kernels-{digest}"
@@ -656,9 +687,9 @@ class EmulatedCublas:
         if self._cupy.capturing is not None:
             for pointer in (a, b, c):
                 self._cupy.capturing.use_address(pointer.value)
-        left = self._by_columns(a, type_a, op_a, m, k, lda)
-        right = self._by_columns(b, type_b, op_b, k, n, ldb)
-        out = self._by_columns(c, type_c, 0, m, n, ldc)
+        left = _by_columns(a, type_a, op_a, m, k, lda)
+        right = _by_columns(b, type_b, op_b, k, n, ldb)
+        out = _by_columns(c, type_c, 0, m, n, ldc)
 
         def multiply() -> None:
             x, y = (decoded(v, t) if t in (2, 14) else v for v, t in ((left, type_a), (right, type_b)))
@@ -689,14 +720,105 @@ class EmulatedCublas:
             )  # fmt: skip
         return 0
 
-    @staticmethod
-    def _by_columns(address: Any, kind: int, operation: int, rows: int, columns: int, leading: int) -> np.ndarray:
-        """op(X), (rows, columns), for X in column-major order with `leading` elements from a column to the next."""
-        x_rows, x_columns = (rows, columns) if operation == 0 else (columns, rows)
-        dtype = np.dtype(_TYPES[kind])
-        interface = {
-            "data": (address.value, False), "shape": (x_rows, x_columns), "typestr": dtype.str, "version": 3,
-            "strides": (dtype.itemsize, leading * dtype.itemsize),
-        }  # fmt: skip
-        x = np.asarray(SimpleNamespace(__array_interface__=interface))
-        return x if operation == 0 else x.T
+
+def _by_columns(address: Any, kind: int, operation: int, rows: int, columns: int, leading: int) -> np.ndarray:
+    """op(X), (rows, columns), for X in column-major order with `leading` elements from a column to the next."""
+    x_rows, x_columns = (rows, columns) if operation == 0 else (columns, rows)
+    dtype = np.dtype(_TYPES[kind])
+    interface = {
+        "data": (address.value, False), "shape": (x_rows, x_columns), "typestr": dtype.str, "version": 3,
+        "strides": (dtype.itemsize, leading * dtype.itemsize),
+    }  # fmt: skip
+    x = np.asarray(SimpleNamespace(__array_interface__=interface))
+    return x if operation == 0 else x.T
+
+
+class EmulatedCublasLt:
+    """The functions of cuBLASLt that xpnet calls. Its heuristics propose two algorithms, which do the same.
+
+    calls: the sizes (m, n, k), compute type, epilogue and algorithm of each product.
+    """
+
+    def __init__(self, cupy: EmulatedCupy) -> None:
+        self._cupy = cupy
+        self.calls: list[tuple[int, ...]] = []
+        self._objects: list[Any] = [None]  # descriptions and layouts, by their handles
+
+    def _new(self, handle: Any, value: Any) -> int:
+        handle._obj.value = len(self._objects)
+        self._objects.append(value)
+        return 0
+
+    def cublasLtGetVersion(self) -> int:
+        return 130100
+
+    def cublasLtCreate(self, handle: Any) -> int:
+        self._cupy.refuse("cublasLtCreate")
+        return self._new(handle, "handle")
+
+    def cublasLtMatmulDescCreate(self, handle: Any, compute: int, scale: int) -> int:
+        return self._new(handle, {"compute": compute, 3: 0, 4: 0, 7: 1})
+
+    def cublasLtMatmulDescSetAttribute(self, handle: Any, attribute: int, value: Any, size: Any) -> int:
+        assert ctypes.sizeof(value._obj) == size.value
+        self._objects[handle.value][attribute] = value._obj.value
+        return 0
+
+    def cublasLtMatrixLayoutCreate(self, handle: Any, kind: int, rows: Any, columns: Any, leading: Any) -> int:
+        assert leading.value >= rows.value, "a leading dimension"
+        return self._new(handle, (kind, rows.value, columns.value, leading.value))
+
+    def cublasLtMatmulPreferenceCreate(self, handle: Any) -> int:
+        return self._new(handle, {})
+
+    def cublasLtMatmulPreferenceSetAttribute(self, handle: Any, attribute: int, value: Any, size: Any) -> int:
+        assert ctypes.sizeof(value._obj) == size.value
+        return 0
+
+    def cublasLtMatmulPreferenceDestroy(self, handle: Any) -> int:
+        return 0
+
+    def cublasLtMatmulAlgoGetHeuristic(self, lt, description, a, b, c, out, preference, most, found, count) -> int:
+        count._obj.value = min(2, most)
+        for i in range(count._obj.value):
+            found[i].algorithm[0], found[i].state = i + 1, 0
+        return 0
+
+    def cublasLtMatmul(
+        self, lt, description, alpha, a, layout_a, b, layout_b, beta, c, layout_c, out, layout_out, algorithm,
+        workspace, workspace_size, stream,
+    ) -> int:  # fmt: skip
+        if (stream.value or 0) != self._cupy.thread.stream.ptr:
+            raise StrictError("cuBLASLt uses another stream than the current one.")
+        given = self._objects[description.value]
+        x, y, to = (
+            self._matrix(*pair, operation)
+            for pair, operation in (((a, layout_a), given[3]), ((b, layout_b), given[4]), ((out, layout_out), 0))
+        )
+        assert x.shape[1] == y.shape[0] and to.shape == (x.shape[0], y.shape[1])
+        assert alpha._obj.value == 1 and beta._obj.value == 0 and algorithm._obj[0] in (1, 2)
+        epilogue, graph = given[7], self._cupy.capturing
+        row = _by_columns(ctypes.c_void_p(given[8]), 0, 0, len(to), 1, len(to)) if epilogue & 4 else None
+        self.calls.append((*to.shape, x.shape[1], given["compute"], epilogue, algorithm._obj[0]))
+        if graph is not None:
+            for pointer in (a, b, out, workspace, *([ctypes.c_void_p(given[8])] if row is not None else [])):
+                graph.use_address(pointer.value)
+
+        def multiply() -> None:
+            left, right = (to_tf32(v) if given["compute"] == 77 else v for v in (x, y))
+            product = np.matmul(left, right)
+            if row is not None:
+                product += row
+            to[...] = np.where(product <= 0, np.float32(0), product) if epilogue & 2 else product
+
+        if graph is not None:
+            graph.add(multiply)
+        else:
+            self._cupy.launches.append("lt")
+            multiply()
+        return 0
+
+    def _matrix(self, address: Any, layout: Any, operation: int) -> np.ndarray:
+        kind, rows, columns, leading = self._objects[layout.value]
+        matrix = _by_columns(address, kind, 0, rows, columns, leading)
+        return matrix.T if operation else matrix

@@ -3,6 +3,7 @@
 A pass changes only the calls that are exactly those that it looks for. What they compute is equal up to rounding.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,8 +68,9 @@ def _copy_of_one(call: Call, calls: Sequence[Call], memory: Memory) -> Call | No
 def fused(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
     """The calls with fused operators in place of the sequences that these replace."""
     for fuse in (
-        with_dense_cross_entropy, with_add_to_rows_relu, with_add_to_rows_max_pool, with_relu_grad_max_pool_grad,
-        with_relu_grad_sum_rows, with_cross_entropy_sums,
+        with_dense_cross_entropy, with_convolutions, with_add_to_rows_relu, with_add_to_rows_max_pool, with_matmul_bias,
+        with_relu_grad_max_pool_grad, with_matmul_relu_grad, with_relu_grad_sum_rows, with_matmul_sum_rows,
+        with_cross_entropy_sums,
     ):  # fmt: skip
         calls = fuse(calls, memory, backend)
     return calls
@@ -141,8 +143,8 @@ def with_dense_cross_entropy(calls: list[Call], memory: Memory, backend: Any) ->
         counted = _counted(calls, first, logits, labels, memory, backend)
         if counted is not None and _movable(calls, first, [*others, *counted], memory):
             others, correct = [*others, *counted], counted[1].args[2]
-        rest = [call for call in calls if call is not first and not any(call is other for other in others)]
-        if any(memory.touches(call, logits) for call in rest) or not _movable(calls, first, others, memory):
+        rest = [call for call in calls if not any(call is other for other in others)]
+        if _needed_after(rest, first, logits, memory) or not _movable(calls, first, others, memory):
             continue
         others, grad_h, masked = _with_grad_of_input(calls, first, loss, others, (h, weight, grad), memory, backend)
         reads = tuple(a for a in (h, weight, row, labels, correct) if a is not None)
@@ -268,6 +270,72 @@ def _between(calls: Sequence[Call], first: Call, last: Call) -> Sequence[Call]:
     return calls[_position(calls, first) + 1 : _position(calls, last)]
 
 
+def with_matmul_bias(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
+    """matmul(a, b, z); add_to_rows(z, row) or add_to_rows_relu(z, row, out) → matmul_bias(a, b, row, relu, out)."""
+    for product in _products(calls, backend):
+        a, b, z = given_by_name(product).values()
+        add = _next_use(calls, product, z, memory)
+        if add is None or add.function not in (backend.add_to_rows, backend.add_to_rows_relu):
+            continue
+        given = list(given_by_name(add).values())
+        relu = add.function == backend.add_to_rows_relu
+        out = _shaped(given[-1], z) if relu else z
+        if out is None or not _same_elements(given[0], z) or not _movable(calls, product, [add], memory):
+            continue
+        if relu and any(memory.overlap(out, x) for x in product.reads):
+            continue
+        row = given[1]
+        call = Call(backend.matmul_bias, (a, b, row, relu, out), reads=(*product.reads, row), writes=(out,))
+        calls = _joined(calls, product, [add], call)
+    return calls
+
+
+def _products(calls: Sequence[Call], backend: Any) -> list[Call]:
+    """The products of float32 matrices, with which GPUs can compute what follows."""
+    products = [call for call in calls if call.function == backend.matmul]
+    return [call for call in products if all(is_array(a) and a.dtype == "float32" for a in call.args)]
+
+
+def with_matmul_relu_grad(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
+    """matmul(a, b, grad); relu_grad(grad, y, out) → matmul_relu_grad(a, b, y, out), if nothing else needs grad."""
+    for product in _products(calls, backend):
+        a, b, grad = given_by_name(product).values()
+        relu_grad = _next_use(calls, product, grad, memory)
+        if relu_grad is None or relu_grad.function != backend.relu_grad:
+            continue
+        given, y, out = given_by_name(relu_grad).values()
+        y, out = _shaped(y, grad), _shaped(out, grad)
+        if y is None or out is None or not _same_elements(given, grad):
+            continue
+        if not _movable(calls, product, [relu_grad], memory) or _needed_after(calls, relu_grad, grad, memory):
+            continue
+        reads = (*product.reads, y)
+        if any(memory.overlap(out, x) for x in reads):
+            continue
+        call = Call(backend.matmul_relu_grad, (a, b, y, out), reads=reads, writes=(out,))
+        calls = _joined(calls, product, [relu_grad], call)
+    return calls
+
+
+def with_matmul_sum_rows(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
+    """matmul(a, b, out); sum_rows(b, sums) → matmul_sum_rows(a, b, out, sums)."""
+    for product in _products(calls, backend):
+        a, b, out = given_by_name(product).values()
+
+        def sums_up(call: Call, b: Array = b) -> bool:
+            return call.function == backend.sum_rows and same_view(given_by_name(call)["a"], b)
+
+        total = _next(calls, product, sums_up)
+        if total is None or not _movable(calls, product, [total], memory):
+            continue
+        sums = given_by_name(total)["out"]
+        if memory.touches(product, sums):
+            continue
+        call = Call(backend.matmul_sum_rows, (a, b, out, sums), reads=product.reads, writes=(out, sums))
+        calls = _joined(calls, product, [total], call)
+    return calls
+
+
 def with_cross_entropy_sums(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
     """Cross-entropy, the scale of its gradient, the sum of the losses and the correct predictions, in one call.
 
@@ -336,6 +404,137 @@ def _counted(
     return [count, users[0]]
 
 
+# Convolutions --------------------------------------------------------------------------------------------------------
+
+
+def with_convolutions(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
+    """Convolutions whose kernels gather the patches, if the backend has such kernels and nothing else needs patches.
+
+    im2col(x, windows, patches); matmul(patches, weight, out); add_to_rows(out, bias); relu(out, y)
+    → convolve(x, weight, bias, windows, relu, y). The last two may be missing.
+    im2col(x, windows, patches); matmul(patchesᵀ, grad, out); sum_rows(grad, sums)
+    → convolve_weight_grad(x, grad, windows, out, sums). The last may be missing. Likewise for add_matmul.
+    matmul(grad, weightᵀ, patches); col2im(patches, windows, out) → convolve_input_grad(grad, weight, windows, out).
+    """
+    for gather in [call for call in calls if call.function == backend.im2col]:
+        product = _only_use(calls, gather, memory)
+        if product is None or product.function not in (backend.matmul, backend.add_matmul):
+            continue
+        call = _gathered(gather, product, backend)
+        if call is not None:
+            calls = _joined(calls, gather, [product], call)
+            calls = _with_bias(calls, call, memory, backend)
+            calls = _with_bias_grad(calls, call, memory, backend)
+    for product in [call for call in calls if call.function == backend.matmul]:
+        fold = _only_use(calls, product, memory)
+        if fold is None or fold.function != backend.col2im:
+            continue
+        call = _folded(product, fold, backend)
+        if call is not None:
+            calls = _joined(calls, product, [fold], call)
+    return calls
+
+
+def _only_use(calls: Sequence[Call], call: Call, memory: Memory) -> Call | None:
+    """The call that uses the result of this one, if it is the only one, and could be made directly after it."""
+    result = given_by_name(call)["out"]
+    user = _next_use(calls, call, result, memory)
+    if user is None or _needed_after(calls, user, result, memory) or not _movable(calls, call, [user], memory):
+        return None
+    return user
+
+
+def _gathered(gather: Call, product: Call, backend: Any) -> Call | None:
+    """The convolution, or gradient of its weight, that equals im2col and a product; None if they are neither."""
+    x, windows, patches = given_by_name(gather).values()
+    a, b, out = list(given_by_name(product).values())[:3]
+    if not (is_array(a) and is_array(b) and patches.flags.c_contiguous):
+        return None
+    rows, add = _rows(patches), product.function == backend.add_matmul
+    if same_view(a, rows) and not add:
+        images = _images(out, patches)
+        if images is not None and backend.convolution_kernel("convolve", x, b, windows, images):
+            arguments = (x, b, None, windows, False, images)
+            return Call(backend.convolve, arguments, reads=(x, b), writes=(images,))
+    elif same_view(a, rows.T):
+        grad = _images(b, patches)
+        if grad is not None and backend.convolution_kernel("convolve_weight_grad", x, grad, windows, out):
+            reads = (x, grad, out) if add else (x, grad)
+            return Call(backend.convolve_weight_grad, (x, grad, windows, out, None, add), reads=reads, writes=(out,))
+    return None
+
+
+def _folded(product: Call, fold: Call, backend: Any) -> Call | None:
+    """The gradient of a convolution's images that equals a product and col2im; None if they are not that."""
+    a, b, product_rows = given_by_name(product).values()
+    patches, windows, out = given_by_name(fold).values()
+    if not (is_array(a) and is_array(b) and patches.flags.c_contiguous and same_view(product_rows, _rows(patches))):
+        return None
+    grad, weight = _images(a, patches), b.T
+    if grad is None or not backend.convolution_kernel("convolve_input_grad", grad, weight, windows, out):
+        return None
+    return Call(backend.convolve_input_grad, (grad, weight, windows, out), reads=(grad, weight), writes=(out,))
+
+
+def _rows(patches: Array) -> Array:
+    """Contiguous patches (N, rows, columns, kh, kw, channels) as a matrix with a row for each window."""
+    return patches.reshape(math.prod(patches.shape[:3]), -1)
+
+
+def _images(rows: Array, patches: Array) -> Array | None:
+    """A matrix with a row for each window as images of the windows; None if it is not contiguous."""
+    return rows.reshape(*patches.shape[:3], -1) if rows.flags.c_contiguous else None
+
+
+def _with_bias(calls: list[Call], convolution: Call, memory: Memory, backend: Any) -> list[Call]:
+    """Let a convolution add the bias, and apply ReLU, if these follow it."""
+    if convolution.function != backend.convolve:
+        return calls
+    x, weight, _, windows, _, out = convolution.args
+    add = _next_use(calls, convolution, out, memory)
+    if add is None or add.function != backend.add_to_rows or not _movable(calls, convolution, [add], memory):
+        return calls
+    a, bias = given_by_name(add).values()
+    if not _same_elements(a, out) or bias.shape != out.shape[3:] or memory.overlap(bias, out):
+        return calls
+    call = Call(backend.convolve, (x, weight, bias, windows, False, out), reads=(x, weight, bias), writes=(out,))
+    calls = _joined(calls, convolution, [add], call)
+    relu = _next_use(calls, call, out, memory)
+    if relu is None or relu.function != backend.relu or not _movable(calls, call, [relu], memory):
+        return calls
+    before, after = given_by_name(relu).values()
+    after = _shaped(after, out)
+    if after is None or not _same_elements(before, out) or any(memory.overlap(after, b) for b in call.reads):
+        return calls
+    if _needed_after(calls, relu, out, memory) and not same_view(after, out):
+        return calls
+    active = Call(backend.convolve, (x, weight, bias, windows, True, after), reads=call.reads, writes=(after,))
+    return _joined(calls, call, [relu], active)
+
+
+def _with_bias_grad(calls: list[Call], convolution: Call, memory: Memory, backend: Any) -> list[Call]:
+    """Let the gradient of a weight also compute that of the bias, if that follows it."""
+    if convolution.function != backend.convolve_weight_grad:
+        return calls
+    x, grad, windows, out, _, add = convolution.args
+
+    def sums_up(call: Call) -> bool:
+        return call.function == backend.sum_rows and _same_elements(given_by_name(call)["a"], grad)
+
+    total = _next(calls, convolution, sums_up)
+    if total is None or not _movable(calls, convolution, [total], memory):
+        return calls
+    sums = given_by_name(total)["out"]
+    if sums.shape != grad.shape[3:] or not sums.flags.c_contiguous:
+        return calls
+    if memory.touches(convolution, sums):
+        return calls
+    call = Call(
+        backend.convolve_weight_grad, (x, grad, windows, out, sums, add), reads=convolution.reads, writes=(out, sums)
+    )
+    return _joined(calls, convolution, [total], call)
+
+
 # What passes ask of calls and arrays ---------------------------------------------------------------------------------
 
 
@@ -350,13 +549,29 @@ def _next_use(calls: Sequence[Call], call: Call, array: Array, memory: Memory) -
 
 
 def _needed_after(calls: Sequence[Call], call: Call, array: Array, memory: Memory) -> bool:
-    """Whether anything reads elements of this array after a call, before they are all overwritten."""
+    """Whether anything reads elements of this array after a call, before they are overwritten."""
+    _, owner, first, end = memory.extent(array)
+    left = [(first, end)]  # the bytes that still belong to the array
     for later in calls[_position(calls, call) + 1 :]:
-        if later.opaque or any(memory.overlap(a, array) for a in later.reads):
+        if later.opaque:
             return True
-        if any(_same_elements(a, array) for a in later.writes):
+        for a in later.reads:
+            _, other, first, end = memory.extent(a)
+            if other == owner and any(first < stop and start < end for start, stop in left):
+                return True
+        for a in later.writes:
+            _, other, first, end = memory.extent(a)
+            if other == owner and a.flags.c_contiguous:
+                left = [part for piece in left for part in _without(piece, first, end)]
+        if not left:
             return False
     return not memory.temporary(array)
+
+
+def _without(piece: tuple[int, int], first: int, end: int) -> list[tuple[int, int]]:
+    """What is left of a range without another one."""
+    start, stop = piece
+    return [part for part in ((start, min(stop, first)), (max(start, end), stop)) if part[0] < part[1]]
 
 
 def _position(calls: Sequence[Call], call: Call) -> int:

@@ -31,13 +31,14 @@ from xpnet.errors import CaptureError
 _WRITES = {
     "add_matmul": ("out", "scratch"), "add_to_rows": ("a",), "add_to_rows_max_pool": ("x", "out", "choice"),
     "add_to_rows_relu": ("a", "out"),
-    "clip_norm": ("grads",), "cross_entropy": ("losses", "grad"),
+    "clip_norm": ("grads",), "convolve_weight_grad": ("out", "sums"), "cross_entropy": ("losses", "grad"),
+    "cross_entropy_sums": ("losses", "grad", "loss_sum", "correct"), "matmul_sum_rows": ("out", "sums"),
+    "max_pool": ("out", "choice"),
     "dense_cross_entropy": ("losses", "grad", "correct", "grad_h"),
-    "cross_entropy_sums": ("losses", "grad", "loss_sum", "correct"), "max_pool": ("out", "choice"),
     "normalize_rows": ("out", "sigma"), "relu_grad_sum_rows": ("out", "sums"), "whole_update": ("vectors",),
 }  # fmt: skip
 #: Those that they write after having read them, although their names are those of results.
-_UPDATES = {"add_matmul": ("out",)}
+_UPDATES = {"add_matmul": ("out",), "convolve_weight_grad": ("out",)}
 
 
 class TracedGPU(TracedDevice):

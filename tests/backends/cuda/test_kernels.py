@@ -1,6 +1,6 @@
 """kernels.cu against the reference formulas for many sizes, compiled by g++ with a shim, and on a real GPU.
 
-Guards surround every array that a kernel writes, so that a write outside of the array is found.
+Guards surround every array that a kernel writes (see guarded.py), so that a write outside of the array is found.
 """
 
 import itertools
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from devices import flushes_subnormals
+from guarded import Guarded
 
 from xpnet import layers, optimizers
 from xpnet.backends import Backend
@@ -24,29 +25,6 @@ SIZES = [1, 2, 31, 255, 256, 257, 1025]  # around the edges of warps and blocks
 MATRICES = [(1, 1), (1, 300), (7, 10), (33, 31), (255, 33), (257, 32), (600, 3), (2, 1025), (1030, 4)]
 SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-30, -1e30]
 ARCHITECTURES = [75, 80, 86, 89, 90, 100]
-GUARD = 64
-
-
-class Guarded:
-    """Makes arrays on the device with guards before and after, and checks the guards."""
-
-    def __init__(self, backend):
-        self.backend, self._whole = backend, []
-
-    def __call__(self, shape, dtype="float32", fill=None):
-        size = int(np.prod(shape))
-        values = np.full(size + 2 * GUARD, 77, dtype=dtype)
-        if fill is not None:
-            values[GUARD : GUARD + size] = np.asarray(fill).ravel()
-        whole = self.backend.asarray(values)
-        self._whole.append((whole, size))
-        return whole[GUARD : GUARD + size].reshape(shape)
-
-    def check(self):
-        for whole, size in self._whole:
-            values = self.backend.to_numpy(whole)
-            guards = np.concatenate([values[:GUARD], values[GUARD + size :]])
-            assert (guards == np.array(77).astype(values.dtype)).all(), "a kernel wrote outside of the array"
 
 
 @pytest.fixture

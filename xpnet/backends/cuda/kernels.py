@@ -1,8 +1,8 @@
-"""The CUDA kernels of kernels.cu: compiled when first needed, launched with arguments that match their signatures."""
+"""The CUDA kernels of a source: compiled when first needed, launched with arguments that match their signatures."""
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,9 +36,9 @@ class KernelArgument(NamedTuple):
 
 
 @functools.cache
-def signatures() -> dict[str, list[KernelArgument]]:
-    """{kernel: the arguments it declares}, parsed from kernels.cu."""
-    kernels = re.findall(r"^KERNEL (\w+)\(([^)]*)\)", SOURCE, re.MULTILINE)
+def signatures(source: str = SOURCE) -> dict[str, list[KernelArgument]]:
+    """{kernel: the arguments it declares}, parsed from a source file."""
+    kernels = re.findall(r"^KERNEL (?:__launch_bounds__\([\d, ]+\) )?(\w+)\(([^)]*)\)", source, re.MULTILINE)
     return {
         name: [
             KernelArgument(kind, bool(pointer), argument)
@@ -49,35 +49,47 @@ def signatures() -> dict[str, list[KernelArgument]]:
 
 
 class Kernels:
-    """The kernels of one device."""
+    """The kernels of one source file on one device, compiled with these options."""
 
-    def __init__(self, xp: Any) -> None:
-        self._xp = xp
+    def __init__(self, xp: Any, source: str = SOURCE, options: Sequence[str] = ()) -> None:
+        self._xp, self._source, self._options = xp, source, tuple(options)
         self._compiled: dict[tuple[str, DType], Any] = {}
         self._modules: dict[DType, Any] = {}
 
     def launch(
-        self, name: str, real: DType, grid: tuple[int, ...], block: tuple[int, ...], given: Mapping[str, Any]
+        self,
+        name: str,
+        real: DType,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        given: Mapping[str, Any],
+        shared_bytes: int = 0,
     ) -> None:
         """Launch the kernel `name`, with `real` as its type REAL. It takes its arguments from `given`, by their names.
 
         A pointer takes an array, an address (numpy.uint64) or None; a struct takes its fields; any other argument a
         number. TypeError for an array of another dtype or layout, which the kernel would misread.
+
+        shared_bytes: the shared memory whose size the kernel leaves open.
         """
         kernel = self._compiled.get((name, real)) or self._kernel(name, real)
-        declared = signatures()[name]
+        declared = signatures(self._source)[name]
         missing = [argument.name for argument in declared if argument.name not in given]
         unknown = given.keys() - {argument.name for argument in declared} - _FILLED_IN
         if missing or unknown:
             raise TypeError(f"{name}: missing arguments {missing}, unknown arguments {sorted(unknown)}.")
         arguments = [_convert(name, argument, given[argument.name], real) for argument in declared]
-        kernel(grid, block, tuple(arguments))
+        if shared_bytes:  # more than 48 KB have to be asked for
+            kernel.max_dynamic_shared_size_bytes = shared_bytes
+        kernel(grid, block, tuple(arguments), shared_mem=shared_bytes)
 
     def _kernel(self, name: str, real: DType) -> Any:
         # A kernel without reals is taken from the float32 module, so that float64 is compiled only if it is used.
-        compiled = real if any(argument.type == "real" for argument in signatures()[name]) else next(iter(REALS))
+        has_reals = any(argument.type == "real" for argument in signatures(self._source)[name])
+        compiled = real if has_reals else next(iter(REALS))
         if compiled not in self._modules:
-            self._modules[compiled] = self._xp.RawModule(code=SOURCE, options=(f"-DREAL={REALS[compiled]}",))
+            options = (f"-DREAL={REALS[compiled]}", *self._options)
+            self._modules[compiled] = self._xp.RawModule(code=self._source, options=options)
         kernel = self._compiled[name, real] = self._modules[compiled].get_function(name)
         return kernel
 

@@ -1,17 +1,24 @@
-"""Matrix products on a GPU, by cuBLAS, or by CuPy if cuBLAS does not accept the matrices."""
+"""Matrix products on a GPU, by cuBLAS, or by CuPy if cuBLAS does not accept the matrices.
+
+While a step is captured, a product is computed in the way that takes the least time on this device (see products.py).
+"""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy
 
+from xpnet._version import __version__
 from xpnet.backends.arrays import Array
-from xpnet.backends.cuda import cublas
+from xpnet.backends.cuda import choosing, cublas, cublaslt
+from xpnet.backends.cuda.choosing import Choices
 from xpnet.backends.cuda.cublas import Cublas, HalfMatrix
+from xpnet.backends.cuda.cublaslt import CublasLt
 from xpnet.backends.cuda.kernels import REALS
 from xpnet.backends.cuda.launching import KernelLauncher
+from xpnet.backends.cuda.products import Epilogue, Product, StreamProducts
 
 _HALF_PRECISIONS = ("float16", "bfloat16")
 
@@ -20,6 +27,7 @@ class CUDAMatmul(KernelLauncher):
     def __init__(self, name: str, xp: Any) -> None:
         super().__init__(name, xp)
         self._handles: dict[int, Cublas] = {}
+        self._products: dict[int, StreamProducts] = {}
 
     @functools.cached_property
     def cublas_unavailable(self) -> str | None:
@@ -44,6 +52,45 @@ class CUDAMatmul(KernelLauncher):
     def _cublas_library(self) -> Any:
         return cublas.load()
 
+    def _cublaslt_library(self) -> Any:
+        return cublaslt.load()
+
+    @functools.cached_property
+    def choices(self) -> Choices:
+        """How products are computed on this kind of device, by these versions."""
+        runtime = self.xp.cuda.runtime
+        name = runtime.getDeviceProperties(self.xp.cuda.runtime.getDevice())["name"].decode()
+        versions = [runtime.driverGetVersion(), runtime.runtimeGetVersion(), cublaslt.version(self._cublaslt_library())]
+        identity = f"{name}, CUDA {versions[0]} and {versions[1]}, cuBLASLt {versions[2]}, xpnet {__version__}"
+        return Choices(identity, choosing.cache_file("products.json"))
+
+    def products(self) -> StreamProducts:
+        """The products on the current stream."""
+        stream = self.xp.cuda.get_current_stream().ptr
+        products = self._products.get(stream)
+        if products is None:
+            with self.lasting_memory():
+                workspace = self.xp.empty(cublas.WORKSPACE_BYTES, dtype=numpy.uint8)
+                lt = CublasLt(self._cublaslt_library(), workspace)
+                products = self._products[stream] = StreamProducts(self.xp, stream, lt, self._multiply)
+        return products
+
+    @functools.cached_property
+    def products_unavailable(self) -> str | None:
+        """Why a product cannot be computed in other ways than by cuBLAS; None if it can."""
+        if self.kernels_unavailable or self.cublas_unavailable:
+            return self.kernels_unavailable or self.cublas_unavailable
+        try:
+            self.products()
+            self.choices.get("")
+        except Exception as error:
+            return self.log_unavailable("cuBLASLt cannot be called", error)
+        return None
+
+    def fastest(self, ways: Mapping[str, Callable[[], None]]) -> str:
+        """The name of the way that takes the least time."""
+        return choosing.fastest(self.xp, ways)
+
     @contextmanager
     def matmul_precision(self, precision: str) -> Iterator[None]:
         before, self.thread.precision = self.thread.precision, precision
@@ -63,6 +110,66 @@ class CUDAMatmul(KernelLauncher):
         return HalfMatrix(self.launch(f"to_{precision}", bits, x=a), precision)
 
     def matmul(self, a: Array, b: Array, out: Array) -> Array:
+        if self._in_chosen_way(a, b, out, Epilogue()):
+            return out
+        return self._multiply(a, b, out)
+
+    def matmul_bias(self, a: Array, b: Array, row: Array, relu: bool, out: Array) -> Array:
+        epilogue = Epilogue(row=row, relu=relu)
+        if not self._in_chosen_way(a, b, out, epilogue):
+            self._multiply(a, b, out)
+            self._finish(b, out, epilogue)
+        return out
+
+    def matmul_relu_grad(self, a: Array, b: Array, y: Array, out: Array) -> Array:
+        if self._in_chosen_way(a, b, out, Epilogue(mask=y)):
+            return out
+        return super().matmul_relu_grad(a, b, y, out)
+
+    def matmul_sum_rows(self, a: Array, b: Array, out: Array, sums: Array) -> Array:
+        if self._in_chosen_way(a, b, out, Epilogue(sums=sums)):
+            return out
+        return super().matmul_sum_rows(a, b, out, sums)
+
+    def _in_chosen_way(self, a: Array, b: Array, out: Array, epilogue: Epilogue) -> bool:
+        """Compute a product while a step is captured, in the way that takes the least time.
+
+        False, without doing anything, elsewhere, and for matrices that only cuBLAS or CuPy accept.
+        """
+        precision = self.thread.precision or "float32"
+        if self.thread.cells is None or precision not in ("float32", "tf32") or isinstance(a, HalfMatrix):
+            return False
+        product = Product(a, b, out, precision, epilogue)
+        if not product.accepted() or self.products_unavailable:
+            return False
+        ways = self.products().ways(product)
+        question = product.question()
+        chosen = self.choices.get(question)
+        if chosen not in ways:
+            if self.xp.cuda.get_current_stream().is_capturing():  # although the rehearsal did not compute this product
+                return False
+            chosen = self.fastest({name: functools.partial(self._whole, product, way) for name, way in ways.items()})
+            self.choices.set(question, chosen)
+        self._whole(product, ways[chosen])
+        return True
+
+    def _whole(self, product: Product, way: Callable[[], Epilogue]) -> None:
+        """Compute a product in this way, and what it leaves of the epilogue by other kernels."""
+        self._finish(product.b, product.out, way())
+
+    def _finish(self, b: Array, out: Array, epilogue: Epilogue) -> None:
+        row, relu, mask, sums = epilogue
+        if row is not None and relu:
+            self.add_to_rows_relu(out, row, out)
+        elif row is not None:
+            self.add_to_rows(out, row)
+        if mask is not None:
+            self.relu_grad(out, mask, out)
+        if sums is not None:
+            self.sum_rows(b, sums)
+
+    def _multiply(self, a: Array, b: Array, out: Array) -> Array:
+        """out = a @ b by cuBLAS, or else by CuPy."""
         if self._matmul(a, b, out, add=False):
             return out
         return super().matmul(a, b, out)

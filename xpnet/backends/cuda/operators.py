@@ -8,10 +8,10 @@ from typing import Any
 import numpy
 
 from xpnet.backends.arrays import Array
+from xpnet.backends.cuda.convolutions import CUDAConvolutions
 from xpnet.backends.cuda.graphs import NO_STEP, STEP_THREADS
 from xpnet.backends.cuda.kernels import BLOCK, REALS, axes, signatures
 from xpnet.backends.cuda.launching import MOST_BLOCKS, VECTOR, by_kernel, fused, power_of_two
-from xpnet.backends.cuda.matmul import CUDAMatmul
 from xpnet.backends.reference import Backend
 from xpnet.backends.reference.random import step_word
 from xpnet.backends.reference.updates import Numbers, Runs
@@ -25,7 +25,7 @@ _SINGLE_BLOCK = 2**13  # logits: for more, several blocks work, and another kern
 fused_windows = functools.partial(fused, below=_MANY)
 
 
-class CUDAOperators(CUDAMatmul):
+class CUDAOperators(CUDAConvolutions):
     """A backend on CuPy, with kernels."""
 
     def __init__(self, name: str, xp: Any) -> None:

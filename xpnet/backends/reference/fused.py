@@ -112,3 +112,73 @@ class FusedOperators(ElementwiseOperators, MatmulOperators, ReductionOperators, 
         """
         masked = self.relu_grad(grad, y, self.xp.empty_like(grad))
         return self.max_pool_grad(masked, choice, windows, out)
+
+    def matmul_bias(self, a: Array, b: Array, row: Array, relu: bool, out: Array) -> Array:
+        """out = a @ b + row, or max(a @ b + row, 0), for matrices as in `matmul`.
+
+        Replaces matmul(a, b, out); add_to_rows(out, row); and relu(out, out) if `relu`.
+        """
+        self.add_to_rows(self.matmul(a, b, out), row)
+        return self.relu(out, out) if relu else out
+
+    def matmul_relu_grad(self, a: Array, b: Array, y: Array, out: Array) -> Array:
+        """out = (a @ b) · [y ≠ 0], for matrices as in `matmul`. out must not overlap y.
+
+        Replaces matmul(a, b, grad); relu_grad(grad, y, out).
+        """
+        self.matmul(a, b, out)
+        return self.xp.multiply(out, self.xp.not_equal(y, 0.0), out=out)
+
+    def matmul_sum_rows(self, a: Array, b: Array, out: Array, sums: Array) -> Array:
+        """out = a @ b, and sums[j] = Σ_i b[i, j], for matrices as in `matmul`. Returns out.
+
+        Replaces matmul(a, b, out); sum_rows(b, sums).
+        """
+        self.matmul(a, b, out)
+        self.sum_rows(b, sums)
+        return out
+
+    def convolve(self, x: Array, weight: Array, bias: Array | None, windows: Windows, relu: bool, out: Array) -> Array:
+        """A convolution of images x (N, H, W, in) with a weight (kh·kw·in, filters): out (N, rows, columns, filters).
+
+        out = patches @ weight + bias, or the positive part of that. bias (filters,) may be None.
+
+        Replaces im2col(x, windows, patches); matmul(patches, weight, out); add_to_rows(out, bias); relu(out, out).
+        """
+        rows, patches = out.reshape(-1, out.shape[-1]), self._empty_patches(x, windows)
+        self.matmul(self.im2col(x, windows, patches).reshape(-1, len(weight)), weight, rows)
+        if bias is not None:
+            self.add_to_rows(rows, bias)
+        return self.relu(out, out) if relu else out
+
+    def convolve_weight_grad(
+        self, x: Array, grad: Array, windows: Windows, out: Array, sums: Array | None, add: bool = False
+    ) -> Array:
+        """The gradient of the weight of `convolve`, out (kh·kw·in, filters), and of the bias, sums (filters,).
+
+        out = patchesᵀ @ grad, for grad (N, rows, columns, filters), or with `add` out += patchesᵀ @ grad.
+        sums = Σ_windows grad, unless it is None.
+
+        Replaces im2col(x, windows, patches); matmul(patchesᵀ, grad, out) or add_matmul; sum_rows(grad, sums).
+        """
+        rows, patches = grad.reshape(-1, grad.shape[-1]), self._empty_patches(x, windows)
+        columns = self.im2col(x, windows, patches).reshape(-1, len(out)).T
+        if add:
+            self.add_matmul(columns, rows, out, self.empty(out.shape, out.dtype))
+        else:
+            self.matmul(columns, rows, out)
+        if sums is not None:
+            self.sum_rows(rows, sums)
+        return out
+
+    def convolve_input_grad(self, grad: Array, weight: Array, windows: Windows, out: Array) -> Array:
+        """The gradient of the images of `convolve`: out (N, H, W, in) = col2im(grad @ weightᵀ).
+
+        Replaces matmul(grad, weightᵀ, patches); col2im(patches, windows, out).
+        """
+        rows, patches = grad.reshape(-1, grad.shape[-1]), self._empty_patches(out, windows)
+        self.matmul(rows, weight.T, patches.reshape(-1, len(weight)))
+        return self.col2im(patches, windows, out)
+
+    def _empty_patches(self, images: Array, windows: Windows) -> Array:
+        return self.empty((len(images), *windows.grid, *windows.kernel, images.shape[3]), images.dtype)

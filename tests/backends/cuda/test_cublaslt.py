@@ -1,0 +1,77 @@
+"""Calls of cuBLASLt: layouts, precisions and epilogues, on an emulation and on a real GPU."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from matrices import LAYOUTS, SHAPES, in_layout
+
+from xpnet.backends.cuda import cublaslt
+from xpnet.backends.cuda.cublaslt import CublasLt, LtProduct, alignment
+
+
+@pytest.fixture
+def lt(gpu):
+    with gpu.device(), gpu.stream():
+        yield CublasLt(gpu._cublaslt_library(), gpu.empty((2**22,), "uint8"))
+
+
+def stream(gpu):
+    return gpu.xp.cuda.get_current_stream().ptr
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("first", "second"), list(itertools.product(LAYOUTS, LAYOUTS)))
+def test_every_algorithm_multiplies_matrices_of_every_layout(gpu, lt, rng, shape, first, second):
+    m, k, n = shape
+    a, b = rng.normal(size=(m, k)).astype("float32"), rng.normal(size=(k, n)).astype("float32")
+    x, y, out = in_layout(gpu, a, first), in_layout(gpu, b, second), gpu.empty((m, n), "float32")
+    product = LtProduct(lt, x, y, out, None, False, "float32", 3)
+    assert product.count > 0
+    for i in range(product.count):
+        out[...] = np.nan
+        product(i, x, y, out, None, stream(gpu))
+        np.testing.assert_allclose(gpu.to_numpy(out), a @ b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_a_row_is_added_to_some_columns(gpu, lt, rng, relu, precision):
+    if reason := gpu.precision_unavailable(precision):
+        pytest.skip(reason)
+    a, b, row = (rng.normal(size=s).astype("float32") for s in ((6, 20), (20, 5), (5,)))
+    x, y, r = map(gpu.asarray, (a, b, row))
+    out = gpu.asarray(np.full((6, 9), 7, "float32"))
+    LtProduct(lt, x, y, out[:, 4:], r, relu, precision, 1)(0, x, y, out[:, 4:], r, stream(gpu))
+    want = a @ b + row
+    tolerance = 1e-5 if precision == "float32" else 2e-2
+    got = gpu.to_numpy(out)
+    np.testing.assert_allclose(got[:, 4:], np.maximum(want, 0) if relu else want, rtol=tolerance, atol=tolerance)
+    assert (got[:, :4] == 7).all()
+    if precision == "tf32":
+        assert np.abs(got[:, 4:] - want)[want > 0].max() > 1e-6
+
+
+def test_the_addresses_may_differ_from_those_of_the_preparation(gpu, lt, rng):
+    matrices = [[gpu.asarray(rng.normal(size=(4, 4)).astype("float32")) for _ in range(3)] for _ in range(2)]
+    rows = [gpu.asarray(rng.normal(size=4).astype("float32")) for _ in range(2)]
+    product = LtProduct(lt, *matrices[0], rows[0], False, "float32", 1)
+    (a, b, out), row = matrices[1], rows[1]
+    product(0, a, b, out, row, stream(gpu))
+    want = gpu.to_numpy(a) @ gpu.to_numpy(b) + gpu.to_numpy(row)
+    np.testing.assert_allclose(gpu.to_numpy(out), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("address", "want"), [(0, 256), (4, 4), (1024, 256), (768, 256), (96, 32)])
+def test_alignment_of_an_address(address, want):
+    assert alignment(SimpleNamespace(data=SimpleNamespace(ptr=address))) == want
+
+
+def test_a_status_other_than_success_is_an_error():
+    with pytest.raises(RuntimeError, match="cublasLtCreate failed with status 3"):
+        CublasLt(SimpleNamespace(cublasLtCreate=lambda handle: 3), np.zeros(4))
+
+
+def test_the_version_is_that_of_the_library(gpu):
+    assert cublaslt.version(gpu._cublaslt_library()) > 100000

@@ -1,0 +1,261 @@
+"""Convolutions by kernels that gather the patches themselves: which kernel computes what, and its launch.
+
+convolutions.cu has the templates of the kernels. Each instance that a network needs is a module of its own, which is
+compiled when it is first used.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+
+from xpnet.backends.arrays import Array
+from xpnet.backends.cuda.kernels import Kernels
+from xpnet.backends.cuda.matmul import CUDAMatmul
+from xpnet.backends.reference.windows import Windows
+
+TEMPLATES = Path(__file__).with_name("convolutions.cu").read_text(encoding="utf-8")
+
+_FLOAT32 = numpy.dtype("float32")
+_ALIGNMENT = 16  # bytes: kernels load four numbers at once
+_MANY = 2**31  # elements: the kernels count in 32 bits
+_BLOCKS = 264  # that a weight gradient is divided over: two for each multiprocessor of an H200
+_CONVOLVE = (
+    "const float* images, const float* weight, const float* bias, int relu, int count, int channels, int columns, "
+    "Windows windows, float* out"
+)
+_WEIGHT_GRAD = (
+    "const float* images, const float* grad, int count, int part_rows, int channels, int columns, Windows windows, "
+    "float* parts, float* weight_grad, float* sums, int add"
+)
+_ADD_PARTS = "const float* parts, int count, int depth, int columns, float* weight_grad, float* sums, int add"
+
+
+class Tile(NamedTuple):
+    """What a block computes, of which each thread (float32), or each warp (tensor cores), has `tall` by `wide`.
+
+    rows, columns: of the result.  depth, stages: a step along the inner axis, and how many steps are in shared memory.
+    across: the threads of a warp along the columns, or 0 for tensor cores.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    stages: int
+    tall: int
+    wide: int
+    across: int = 0
+
+    @property
+    def threads(self) -> int:
+        units = self.rows // self.tall * (self.columns // self.wide)
+        return units if self.across else 32 * units
+
+    @property
+    def name(self) -> str:
+        return "_".join(str(number) for number in self if number)
+
+    def product(self, precision: str, inner_a: bool, inner_b: bool) -> str:
+        """The C++ type of the product. inner_a, inner_b: how the operands are stored, see convolutions.cu."""
+        kind = "Exact<" if self.across else f"Tensor<{precision.upper()}, "
+        numbers = (*self[:4], int(inner_a), int(inner_b), *self[4 : 7 if self.across else 6])
+        return f"{kind}{', '.join(map(str, numbers))}>"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An instance of a template. A block computes `rows` by `columns` of the result, in steps of `depth`."""
+
+    name: str
+    arguments: str
+    function: str  # of C++, with its template arguments
+    block: tuple[int, ...]
+    rows: int
+    columns: int
+    depth: int = 1
+
+    @property
+    def definition(self) -> str:
+        """Its text, which follows the templates."""
+        names = ", ".join(argument.split()[-1] for argument in self.arguments.split(","))
+        head = f"KERNEL __launch_bounds__({math.prod(self.block)}) {self.name}({self.arguments})"
+        return f"\n{head} {{\n    {self.function}({names});\n}}\n"
+
+    def tiles(self, rows: int, columns: int) -> tuple[int, int]:
+        """The blocks for a result of this size."""
+        return -(-rows // self.rows), -(-columns // self.columns)
+
+
+def forward_kernel(tile: Tile, precision: str, transposed: bool = False) -> Kernel:
+    """`convolve`. transposed: for the gradient of the images."""
+    name, function = f"convolve_{'transposed_' * transposed}{tile.name}", tile.product(precision, True, transposed)
+    return Kernel(name, _CONVOLVE, f"convolve<{function}>", (tile.threads,), *tile[:3])
+
+
+def weight_grad_kernel(tile: Tile, precision: str) -> Kernel:
+    function = f"convolve_weight_grad<{tile.product(precision, False, False)}>"
+    return Kernel(f"weight_grad_{tile.name}", _WEIGHT_GRAD, function, (tile.threads,), *tile[:3])
+
+
+def few_kernel(precision: str, columns: int, pixels: int, threads: int) -> Kernel:
+    """`convolve` for few channels and cells."""
+    rows, function = threads // (columns // 4) * pixels, f"convolve_few<{pixels}, {precision.upper()}>"
+    return Kernel(f"convolve_few_{pixels}", _CONVOLVE, function, (threads,), rows, columns)
+
+
+def few_weight_grad_kernel(precision: str, columns: int, cells: int, pixels: int, threads: int) -> Kernel:
+    name = f"weight_grad_few_{cells}_{pixels}_{threads}"
+    function = f"convolve_weight_grad_few<{cells}, {threads}, {pixels}, {precision.upper()}>"
+    return Kernel(name, _WEIGHT_GRAD, function, (threads,), cells, columns)
+
+
+#: Follows the kernel of a weight gradient. A block adds the parts of 32 elements.
+ADD_PARTS = Kernel("convolution_parts", _ADD_PARTS, "add_convolution_parts", (8, 32), 1, 32)
+
+
+# Which kernel computes what ------------------------------------------------------------------------------------------
+# From measurements on an H200; None where im2col and a product are faster.
+
+_FEW = 16  # columns of the patches
+
+
+def choose_forward(precision: str, channels: int, cells: int, columns: int, transposed: bool = False) -> Kernel | None:
+    """The kernel for `columns` results of each window, from patches of `cells` pixels with `channels` each."""
+    if columns % 4:
+        return None
+    if channels % 4:
+        few = cells * channels <= _FEW and columns <= 256 and not transposed
+        return few_kernel(precision, columns, 2, 128) if few else None
+    if precision == "float32":
+        tile = Tile(64, 16, 16, 3, 4, 4, 4) if columns <= 16 else Tile(64, 32, 16, 3, 4, 4, 8)
+        tile = Tile(64, 64, 16, 3, 8, 4, 8) if columns > 32 else tile
+    else:
+        depth = 16 if precision == "tf32" else 32
+        tile = Tile(128, 16, depth, 2, 32, 16) if columns <= 16 else Tile(64, 32, depth, 2, 32, 16)
+        tile = Tile(64, 64, depth, 2, 32, 32) if columns > 32 else tile
+    return forward_kernel(tile, precision, transposed)
+
+
+def choose_weight_grad(precision: str, channels: int, cells: int, columns: int) -> Kernel | None:
+    """The kernel for the gradient of a weight (cells · channels, columns)."""
+    if columns % 4:
+        return None
+    if channels % 4:
+        return (
+            few_weight_grad_kernel(precision, columns, cells * channels, 2, 256) if cells * channels <= _FEW else None
+        )
+    if precision == "float32":
+        tile = Tile(160, 16, 16, 3, 4, 4, 4) if columns <= 16 else Tile(96, 32, 16, 3, 8, 4, 8)
+        tile = Tile(96, 64, 16, 3, 8, 8, 8) if columns > 32 else tile
+    else:
+        depth = 16 if precision == "tf32" else 32
+        tile = Tile(144, 16, depth, 2, 48, 16) if columns <= 16 else Tile(96, 32, depth, 2, 48, 16)
+        tile = Tile(144, 64, depth, 2, 48, 32) if columns > 32 else tile
+    return weight_grad_kernel(tile, precision)
+
+
+# The operators -------------------------------------------------------------------------------------------------------
+
+
+class CUDAConvolutions(CUDAMatmul):
+    """Convolutions by kernels that gather the patches."""
+
+    index: int  # of the device
+
+    def __init__(self, name: str, xp: Any) -> None:
+        super().__init__(name, xp)
+        self._convolution_kernels: dict[Kernel, Kernels] = {}
+
+    def convolve(self, x: Array, weight: Array, bias: Array | None, windows: Windows, relu: bool, out: Array) -> Array:
+        kernel = self.convolution_kernel("convolve", x, weight, windows, out)
+        if kernel is None or not self._can_load(*(() if bias is None else (bias,))):
+            return super().convolve(x, weight, bias, windows, relu, out)
+        return self._convolve(kernel, x, weight, bias, windows, relu, out)
+
+    def convolve_input_grad(self, grad: Array, weight: Array, windows: Windows, out: Array) -> Array:
+        kernel = self.convolution_kernel("convolve_input_grad", grad, weight, windows, out)
+        if kernel is None:
+            return super().convolve_input_grad(grad, weight, windows, out)
+        return self._convolve(kernel, grad, weight, None, _transposed(windows), False, out)
+
+    def convolve_weight_grad(
+        self, x: Array, grad: Array, windows: Windows, out: Array, sums: Array | None, add: bool = False
+    ) -> Array:
+        kernel = self.convolution_kernel("convolve_weight_grad", x, grad, windows, out)
+        if kernel is None or not (sums is None or sums.flags.c_contiguous):
+            return super().convolve_weight_grad(x, grad, windows, out, sums, add)
+        depth, columns = out.shape
+        count = grad.size // columns
+        tiles = kernel.tiles(depth, columns)
+        parts = max(1, min(_BLOCKS // math.prod(tiles), -(-count // kernel.depth)))
+        part_rows = -(-count // parts)
+        part_rows = -(-part_rows // kernel.depth) * kernel.depth
+        parts = -(-count // part_rows)
+        part_sums = self.xp.empty((parts, depth + 1, columns), dtype=_FLOAT32) if parts > 1 else None
+        arrays = {"images": x, "grad": grad, "parts": part_sums, "weight_grad": out, "sums": sums}
+        sizes = {"count": count, "part_rows": part_rows, "channels": x.shape[3], "columns": columns}
+        self._launch(kernel, (*tiles, parts), {**arrays, **sizes, "windows": windows, "add": int(add)})
+        if parts > 1:
+            results = {"parts": part_sums, "weight_grad": out, "sums": sums}
+            blocks = ADD_PARTS.tiles(1, (depth + 1) * columns)
+            sizes = {"count": parts, "depth": depth, "columns": columns}
+            self._launch(ADD_PARTS, blocks[1:], {**results, **sizes, "add": int(add)})
+        return out
+
+    def convolution_kernel(
+        self, operator: str, images: Array, matrix: Array, windows: Windows, out: Array
+    ) -> Kernel | None:
+        """The kernel for one of the operators above with these arrays; None if another way is faster or needed.
+
+        matrix: its second argument.
+        """
+        precision = self.thread.precision or "float32"
+        sizes = images.size, matrix.size, out.size
+        if max(sizes) >= _MANY or not min(sizes) or not self._can_load(images, matrix, out):
+            return None
+        if precision != "float32" and not self._has_tensor_cores:
+            return None
+        cells, channels = math.prod(windows.kernel), images.shape[3]
+        if operator == "convolve_weight_grad":
+            return choose_weight_grad(precision, channels, cells, out.shape[-1])
+        if operator == "convolve":
+            return choose_forward(precision, channels, cells, out.shape[-1])
+        if windows.strides != (1, 1):
+            return None
+        return choose_forward(precision, channels, cells, out.shape[-1], transposed=True)
+
+    def _can_load(self, *arrays: Array) -> bool:
+        """Whether these are contiguous arrays of float32 at addresses from which kernels can load four numbers."""
+        if self.kernels_unavailable:
+            return False
+        return all(a.dtype == _FLOAT32 and a.flags.c_contiguous and a.data.ptr % _ALIGNMENT == 0 for a in arrays)
+
+    @functools.cached_property
+    def _has_tensor_cores(self) -> bool:
+        """Whether the device has the instructions that convolutions.cu uses."""
+        return int(self.xp.cuda.runtime.getDeviceProperties(self.index)["major"]) >= 8
+
+    def _convolve(
+        self, kernel: Kernel, images: Array, weight: Array, bias: Array | None, windows: Windows, relu: bool, out: Array
+    ) -> Array:
+        columns = out.shape[-1]
+        count = out.size // columns
+        arrays = {"images": images, "weight": weight, "bias": bias, "out": out}
+        sizes = {"count": count, "channels": images.shape[3], "columns": columns}
+        self._launch(kernel, kernel.tiles(count, columns), {**arrays, **sizes, "windows": windows, "relu": int(relu)})
+        return out
+
+    def _launch(self, kernel: Kernel, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+        kernels = self._convolution_kernels.get(kernel)
+        if kernels is None:
+            kernels = self._convolution_kernels[kernel] = Kernels(self.xp, TEMPLATES + kernel.definition)
+        kernels.launch(kernel.name, _FLOAT32, grid, kernel.block, arguments)
+
+
+def _transposed(windows: Windows) -> Windows:
+    """The windows over the gradient of a convolution (strides 1) whose convolution is the gradient of the images."""
+    (a, b), (first, second) = windows.dilation, windows.before
+    return Windows(windows.grid, windows.image, windows.kernel, (1, 1), (-a, -b), (-first, -second))

@@ -1,0 +1,407 @@
+// Products of float32 matrices, out (m, n) = a (m, k) @ b (k, n), for sizes at which cuBLAS is slow. products.py compiles
+// this file for each tiling and layout, with these macros:
+//
+// TILE_M, TILE_N: the part of `out` that a block computes.  WARPS: the warps of a block. Each computes the whole tile for
+// some of the k, without waiting for the others, and at the end they add what they have.  TILE_K: the k that a warp holds
+// in shared memory at a time, in each of STAGES buffers.  LANE_M, LANE_N: the part of the tile that a thread computes.
+// TF32: 1 to round the operands and multiply by tensor cores instead.  A_BY_COLUMNS, B_BY_COLUMNS: 1 for a transposed
+// view.  CLUSTER: the blocks that share the k of a tile, and add their parts through shared memory, from compute
+// capability 9.0 on; 0 for none.
+//
+// Each sum is made in a fixed order, so that the same input gives the same bits.
+
+typedef long long Index;
+typedef unsigned int Word;
+
+#define UNROLL _Pragma("unroll")
+
+constexpr int THREADS = 32 * WARPS, STEP_K = TF32 ? 8 : 4;
+constexpr int PADDING = TF32 ? 8 : 0;  // so that the threads of a warp read from different banks
+constexpr int PITCH_A = A_BY_COLUMNS ? TILE_M + PADDING : TILE_K + 4, SIZE_A = (A_BY_COLUMNS ? TILE_K : TILE_M) * PITCH_A;
+constexpr int PITCH_B = B_BY_COLUMNS ? TILE_K + 4 : TILE_N + PADDING, SIZE_B = (B_BY_COLUMNS ? TILE_N : TILE_K) * PITCH_B;
+constexpr int PART = TILE_M * TILE_N, PART_SUMS = PART + TILE_N;  // behind the part of out that of the sums of b's columns
+constexpr int BUFFERS = WARPS * STAGES * (SIZE_A + SIZE_B), RESULTS = WARPS * PART_SUMS;
+constexpr int MEMORY = BUFFERS > RESULTS ? BUFFERS : RESULTS;
+#if __CUDA_ARCH__ >= 900 && CLUSTER
+constexpr int RANKS = CLUSTER;
+#else
+constexpr int RANKS = 1;
+#endif
+static_assert(TILE_K % STEP_K == 0 && STAGES > 1 && WARPS <= 32 && 4 * THREADS % TILE_N == 0, "a tiling that the kernel does not support");
+
+#if __CUDA_ARCH__ >= 900 && CLUSTER
+#define KERNEL extern "C" __global__ void __cluster_dims__(1, 1, CLUSTER) __launch_bounds__(THREADS, 1)
+#else
+#define KERNEL extern "C" __global__ void __launch_bounds__(THREADS, 1)
+#endif
+
+// Copies into shared memory ------------------------------------------------------------------------------------------
+
+// to[0 … COUNT - 1] = from[0 … valid - 1], then zeros.
+template <int COUNT> __device__ void copy_async(float* to, const float* from, int valid) {
+#if __CUDA_ARCH__ >= 800
+    Word address = (Word)__cvta_generic_to_shared(to);
+    if (COUNT == 4) asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(4 * valid));
+    else asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(from), "r"(4 * valid));
+#else
+    for (int i = 0; i < COUNT; i++) to[i] = i < valid ? from[i] : 0.0f;
+#endif
+}
+
+__device__ void end_group_of_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;");
+#endif
+}
+
+template <int PENDING> __device__ void await_copies() {  // of this warp, except the latest ones
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING));
+#endif
+    __syncwarp();
+}
+
+// Copies the tile of a warp, (LINES, LENGTH) numbers, COUNT of them at a time. They are `step` apart from line to line, and
+// (lines, length) of them are inside of the matrix; the others become 0.
+template <int LINES, int LENGTH, int PITCH, int COUNT>
+__device__ void copy_lines(float* to, const float* from, int step, int lines, int length) {
+    constexpr int PER_LINE = LENGTH / COUNT, ALONG = PER_LINE < 32 ? PER_LINE : 32, AT_ONCE = 32 / ALONG;
+    static_assert(32 % ALONG == 0 && PER_LINE % ALONG == 0, "a power of two");
+    int lane = threadIdx.x % 32, first = lane / ALONG, at = lane % ALONG * COUNT;
+    if (AT_ONCE > LINES && first >= LINES) return;
+    from += (Index)first * step + at;
+    to += first * PITCH + at;
+    UNROLL for (int line = 0; line < LINES; line += AT_ONCE) {
+        UNROLL for (int i = 0; i < LENGTH; i += ALONG * COUNT) {
+            int valid = line + first < lines ? min(max(length - at - i, 0), COUNT) : 0;
+            copy_async<COUNT>(to + line * PITCH + i, from + i, valid);
+        }
+        from += (Index)AT_ONCE * step;
+    }
+}
+
+template <int LINES, int LENGTH, int PITCH>
+__device__ void copy_tile(float* to, const float* from, int step, int lines, int length, bool wide) {
+    if (wide) copy_lines<LINES, LENGTH, PITCH, 4>(to, from, step, lines, length);
+    else copy_lines<LINES, LENGTH, PITCH, 1>(to, from, step, lines, length);
+}
+
+// The share of a lane in the tile of its warp --------------------------------------------------------------------------
+
+#if TF32
+
+__device__ float rounded(float x) {  // to TF32, to the nearest
+#if __CUDA_ARCH__ >= 800
+    Word bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+    return __uint_as_float(bits);
+#else
+    return __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xffffe000u);
+#endif
+}
+
+struct Share {  // products of 16 × 8 by 8 × 8 numbers, in the order that mma.m16n8k8 expects
+    static constexpr int COUNT_M = TILE_M / 16, COUNT_N = TILE_N / 8;
+    int group, place;
+    float total[COUNT_M][COUNT_N][4];
+
+    __device__ Share(int lane) : group(lane / 4), place(lane % 4), total() {}
+
+    __device__ static float of_a(const float* a, int i, int k) {
+        return rounded(a[A_BY_COLUMNS ? k * PITCH_A + i : i * PITCH_A + k]);
+    }
+
+    __device__ static float of_b(const float* b, int k, int j) {
+        return rounded(b[B_BY_COLUMNS ? j * PITCH_B + k : k * PITCH_B + j]);
+    }
+
+    __device__ int row(int x, int e) const { return 16 * x + group + e / 2 * 8; }
+    __device__ int column(int y, int e) const { return 8 * y + 2 * place + e % 2; }
+
+    __device__ void add_products(const float* a, const float* b, int k) {
+#if __CUDA_ARCH__ >= 800
+        float p[COUNT_M][4], q[COUNT_N][2];
+        UNROLL for (int x = 0; x < COUNT_M; x++)
+            UNROLL for (int e = 0; e < 4; e++) p[x][e] = of_a(a, 16 * x + group + e % 2 * 8, k + place + e / 2 * 4);
+        UNROLL for (int y = 0; y < COUNT_N; y++)
+            UNROLL for (int e = 0; e < 2; e++) q[y][e] = of_b(b, k + place + 4 * e, 8 * y + group);
+        UNROLL for (int x = 0; x < COUNT_M; x++) UNROLL for (int y = 0; y < COUNT_N; y++) {
+            float* t = total[x][y];
+            asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                "{%0, %1, %2, %3};"
+                : "+f"(t[0]), "+f"(t[1]), "+f"(t[2]), "+f"(t[3])
+                : "r"(__float_as_uint(p[x][0])), "r"(__float_as_uint(p[x][1])), "r"(__float_as_uint(p[x][2])),
+                  "r"(__float_as_uint(p[x][3])), "r"(__float_as_uint(q[y][0])), "r"(__float_as_uint(q[y][1])));
+        }
+#else
+        for (int x = 0; x < COUNT_M; x++) for (int y = 0; y < COUNT_N; y++) for (int e = 0; e < 4; e++)
+            for (int i = k; i < k + 8; i++) total[x][y][e] += of_a(a, row(x, e), i) * of_b(b, i, column(y, e));
+#endif
+    }
+
+    __device__ void store(float* part) const {
+        UNROLL for (int x = 0; x < COUNT_M; x++) UNROLL for (int y = 0; y < COUNT_N; y++)
+            UNROLL for (int e = 0; e < 4; e++) part[row(x, e) * TILE_N + column(y, e)] = total[x][y][e];
+    }
+};
+
+#else
+
+// The row (or column) i of the thread at `place` of PLACES. Those that lie side by side in shared memory are read as
+// vectors.
+template <int COUNT, int PLACES, bool SIDE_BY_SIDE> __device__ int position(int i, int place) {
+    constexpr int VECTOR = COUNT % 4 == 0 ? 4 : COUNT % 2 == 0 ? 2 : 1;
+    return SIDE_BY_SIDE ? (i / VECTOR * PLACES + place) * VECTOR + i % VECTOR : i * PLACES + place;
+}
+
+// The numbers of four k, from k on, in the rows (or columns) of a thread.
+template <int COUNT, int PLACES, int PITCH, bool SIDE_BY_SIDE>
+__device__ void read(const float* from, int k, int place, float (&values)[4][COUNT]) {
+    constexpr int VECTOR = COUNT % 4 == 0 ? 4 : COUNT % 2 == 0 ? 2 : 1;
+    UNROLL for (int q = 0; SIDE_BY_SIDE && q < 4; q++) {
+        UNROLL for (int i = 0; i < COUNT; i += VECTOR) {
+            const float* at = from + (k + q) * PITCH + position<COUNT, PLACES, true>(i, place);
+            if (VECTOR == 4) {
+                float4 v = *(const float4*)at;
+                values[q][i] = v.x, values[q][i + 1] = v.y, values[q][i + 2] = v.z, values[q][i + 3] = v.w;
+            } else if (VECTOR == 2) {
+                float2 v = *(const float2*)at;
+                values[q][i] = v.x, values[q][i + 1] = v.y;
+            } else values[q][i] = *at;
+        }
+    }
+    UNROLL for (int i = 0; !SIDE_BY_SIDE && i < COUNT; i++) {
+        float4 v = *(const float4*)(from + position<COUNT, PLACES, false>(i, place) * PITCH + k);
+        values[0][i] = v.x, values[1][i] = v.y, values[2][i] = v.z, values[3][i] = v.w;
+    }
+}
+
+struct Share {
+    static constexpr int LANES_M = TILE_M / LANE_M, LANES_N = TILE_N / LANE_N;
+    static_assert(LANES_M * LANES_N == 32, "a tile is shared by the lanes of a warp");
+    int place_m, place_n;
+    float total[LANE_M][LANE_N];
+
+    __device__ Share(int lane) : place_m(lane / LANES_N), place_n(lane % LANES_N), total() {}
+
+    __device__ void add_products(const float* a, const float* b, int k) {
+        float p[4][LANE_M], q[4][LANE_N];
+        read<LANE_M, LANES_M, PITCH_A, A_BY_COLUMNS>(a, k, place_m, p);
+        read<LANE_N, LANES_N, PITCH_B, !B_BY_COLUMNS>(b, k, place_n, q);
+        UNROLL for (int x = 0; x < 4; x++)
+            UNROLL for (int i = 0; i < LANE_M; i++)
+                UNROLL for (int j = 0; j < LANE_N; j++) total[i][j] += p[x][i] * q[x][j];
+    }
+
+    __device__ void store(float* part) const {
+        UNROLL for (int i = 0; i < LANE_M; i++)
+            UNROLL for (int j = 0; j < LANE_N; j++)
+                part[position<LANE_M, LANES_M, A_BY_COLUMNS>(i, place_m) * TILE_N +
+                     position<LANE_N, LANES_N, !B_BY_COLUMNS>(j, place_n)] = total[i][j];
+    }
+};
+
+#endif
+
+// The end of a product -----------------------------------------------------------------------------------------------
+
+// The tile of `out` that begins at (i0, j0), and what is done with its elements: + row[j], relu, · [mask ≠ 0]. Pointers may
+// be null.
+struct Result {
+    float *out, *sums;
+    const float* mask;
+    int i0, j0, m, n, step;  // step: from one row of out to the next
+    bool biased, relu, wide;
+    float bias[4];  // of the columns of this thread, which are the same in each of its rows
+
+    __device__ void load_bias(const float* row, int column) {
+        biased = row;
+        UNROLL for (int q = 0; q < 4; q++) bias[q] = row && j0 + column + q < n ? row[j0 + column + q] : 0.0f;
+    }
+
+    // Four elements of row r from column c on. Row TILE_M is that of the sums.
+    __device__ void store(float4 v, int r, int c) const {
+        int i = i0 + r, j = j0 + c;
+        float values[4] = {v.x, v.y, v.z, v.w};
+        if (r == TILE_M) {
+            UNROLL for (int q = 0; q < 4; q++) if (j + q < n) sums[j + q] = values[q];
+            return;
+        }
+        if (i >= m || j >= n) return;
+        UNROLL for (int q = 0; q < 4; q++) {
+            if (biased) values[q] += bias[q];
+            if (relu) values[q] = values[q] <= 0 ? 0.0f : values[q];  // NaN stays
+        }
+        Index at = (Index)i * step + j, mask_at = (Index)i * n + j;
+        if (wide && j + 4 <= n) {
+            if (mask) {
+                float4 y = *(const float4*)(mask + mask_at);
+                values[0] *= (float)(y.x != 0), values[1] *= (float)(y.y != 0);
+                values[2] *= (float)(y.z != 0), values[3] *= (float)(y.w != 0);
+            }
+            *(float4*)(out + at) = make_float4(values[0], values[1], values[2], values[3]);
+        } else {
+            UNROLL for (int q = 0; q < 4; q++) {
+                if (j + q < n) out[at + q] = mask ? values[q] * (float)(mask[mask_at + q] != 0) : values[q];
+            }
+        }
+    }
+};
+
+__device__ float4 plus(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
+
+// The number of blocks that have drawn a ticket before. This one then sees what they have written, all threads of each.
+__device__ Word draw(Word* ticket) {
+#if __CUDA_ARCH__
+    Word number;
+    asm volatile("fence.acq_rel.gpu;\natom.relaxed.gpu.global.add.u32 %0, [%1], 1;\nfence.acq_rel.gpu;"
+                 : "=r"(number) : "l"(ticket) : "memory");
+    return number;
+#else
+    return atomicAdd(ticket, 1u);
+#endif
+}
+
+// Whether this block is the last one of its tile; `count` blocks call it, each after having written its part.
+__device__ bool is_last(Word* ticket, Word count) {
+    __shared__ bool last;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = draw(ticket) == count - 1;
+        if (last) *ticket = 0;  // for the next product
+    }
+    __syncthreads();
+    return last;
+}
+
+#if __CUDA_ARCH__ >= 900 && CLUSTER
+__device__ void cluster_barrier() {
+    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+__device__ float4 read_of_block(const float* own, int rank) {  // the same place in the shared memory of another block
+    Word address = (Word)__cvta_generic_to_shared(own);
+    float4 v;
+    asm volatile("{.reg .u32 there;\nmapa.shared::cluster.u32 there, %4, %5;\n"
+                 "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];}"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address), "r"(rank) : "memory");
+    return v;
+}
+#endif
+
+// The grid is (tiles along m, tiles along n, parts of k). a_step, b_step: from one line of a matrix in memory to the
+// next.  wide_a, wide_b, wide_out: whether their lines begin at multiples of 16 bytes.  part_k: the k of each part, a
+// multiple of 4.  parts: (tiles, parts, PART_SUMS); tickets: a 0 for each tile, and each rank in its clusters. Both are
+// used if there are several parts. The parts of a cluster are consecutive.
+// row, mask, sums: see `Result`, or null.
+KERNEL product(const float* a, const float* b, int m, int n, int k, int a_step, int b_step, int wide_a, int wide_b,
+               int part_k, float* parts, Word* tickets, const float* row, int relu, const float* mask, float* sums,
+               float* out, int out_step, int wide_out) {
+#if __CUDA_ARCH__
+    extern __shared__ __align__(16) float memory[];  // of MEMORY numbers, which may be more than is allowed without asking
+#else
+    __shared__ __align__(16) float memory[MEMORY];
+#endif
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int i0 = blockIdx.x * TILE_M, j0 = blockIdx.y * TILE_N, block_k = min(part_k, k - (int)blockIdx.z * part_k);
+    int warp_k = (block_k + 4 * WARPS - 1) / (4 * WARPS) * 4, chunks = (warp_k + TILE_K - 1) / TILE_K;
+    int k0 = blockIdx.z * part_k + warp * warp_k, length = min(warp_k, block_k - warp * warp_k);  // of this warp
+    bool summing = sums && blockIdx.x == 0;
+    a += A_BY_COLUMNS ? (Index)k0 * a_step + i0 : (Index)i0 * a_step + k0;
+    b += B_BY_COLUMNS ? (Index)j0 * b_step + k0 : (Index)k0 * b_step + j0;
+    // The blocks of a cluster share the elements of the tile.
+    int size = summing ? PART_SUMS : PART;
+    int rank = blockIdx.z % RANKS, part = blockIdx.z / RANKS, count = gridDim.z / RANKS;
+    int per_rank = (size / 4 + RANKS - 1) / RANKS, first = rank * per_rank, quads = min(per_rank, size / 4 - first);
+    Result result = {out, sums, mask, i0, j0, m, n, out_step, false, relu != 0, wide_out != 0};
+    result.load_bias(row, 4 * (first + threadIdx.x) % TILE_N);
+    float* buffers = memory + warp * STAGES * (SIZE_A + SIZE_B);
+
+    auto load = [&](int chunk) {
+        float *to_a = buffers + chunk % STAGES * (SIZE_A + SIZE_B), *to_b = to_a + SIZE_A;
+        int at = chunk * TILE_K, left = length - at;
+        if (A_BY_COLUMNS) copy_tile<TILE_K, TILE_M, PITCH_A>(to_a, a + (Index)at * a_step, a_step, left, m - i0, wide_a);
+        else copy_tile<TILE_M, TILE_K, PITCH_A>(to_a, a + at, a_step, m - i0, left, wide_a);
+        if (B_BY_COLUMNS) copy_tile<TILE_N, TILE_K, PITCH_B>(to_b, b + at, b_step, n - j0, left, wide_b);
+        else copy_tile<TILE_K, TILE_N, PITCH_B>(to_b, b + (Index)at * b_step, b_step, left, n - j0, wide_b);
+    };
+
+    Share share(lane);
+    constexpr int COLUMNS = (TILE_N + 31) / 32;
+    float columns[COLUMNS] = {};  // sums of columns of b
+    #pragma unroll 1
+    for (int chunk = 0; chunk < STAGES - 1; chunk++) {
+        if (chunk < chunks) load(chunk);
+        end_group_of_copies();
+    }
+    #pragma unroll 1
+    for (int chunk = 0; chunk < chunks; chunk++) {
+        await_copies<STAGES - 2>();
+        if (chunk + STAGES - 1 < chunks) load(chunk + STAGES - 1);
+        end_group_of_copies();
+        const float *tile_a = buffers + chunk % STAGES * (SIZE_A + SIZE_B), *tile_b = tile_a + SIZE_A;
+        UNROLL for (int at = 0; at < TILE_K; at += STEP_K) share.add_products(tile_a, tile_b, at);
+        UNROLL for (int c = 0; summing && c < COLUMNS; c++) {
+            int j = lane + 32 * c;
+            for (int at = 0; at < TILE_K && j < TILE_N; at++) {
+                columns[c] += tile_b[B_BY_COLUMNS ? j * PITCH_B + at : at * PITCH_B + j];
+            }
+        }
+    }
+    __syncthreads();  // all buffers have been read
+
+    share.store(memory + warp * PART_SUMS);
+    UNROLL for (int c = 0; summing && c < COLUMNS; c++) {
+        if (lane + 32 * c < TILE_N) memory[warp * PART_SUMS + PART + lane + 32 * c] = columns[c];
+    }
+    __syncthreads();
+
+    auto over_warps = [&](int e) {
+        float4 sum = *(const float4*)(memory + e);
+        UNROLL for (int w = 1; w < WARPS; w++) sum = plus(sum, *(const float4*)(memory + w * PART_SUMS + e));
+        return sum;
+    };
+#if __CUDA_ARCH__ >= 900 && CLUSTER
+    for (int e = 4 * threadIdx.x; WARPS > 1 && e < size; e += 4 * THREADS) *(float4*)(memory + e) = over_warps(e);
+    cluster_barrier();
+    auto over_cluster = [&](int e) {
+        float4 all[CLUSTER], sum;
+        UNROLL for (int rank = 0; rank < CLUSTER; rank++) all[rank] = read_of_block(memory + e, rank);
+        sum = all[0];
+        UNROLL for (int rank = 1; rank < CLUSTER; rank++) sum = plus(sum, all[rank]);
+        return sum;
+    };
+#else
+    auto over_cluster = over_warps;
+#endif
+    int tile = blockIdx.x * gridDim.y + blockIdx.y;
+    parts += (Index)tile * count * PART_SUMS + 4 * first;
+    for (int i = threadIdx.x; i < quads; i += THREADS) {
+        int e = 4 * (first + i);
+        float4 sum = over_cluster(e);
+        if (count == 1) result.store(sum, e / TILE_N, e % TILE_N);
+        else *(float4*)(parts + (Index)part * PART_SUMS + 4 * i) = sum;
+    }
+#if __CUDA_ARCH__ >= 900 && CLUSTER
+    cluster_barrier();  // no other block reads this one's memory any more
+#endif
+    if (count == 1 || !is_last(tickets + tile * RANKS + rank, count)) return;
+    int groups = max(1, min(count, THREADS / max(1, quads))); // each of which adds every groups-th part
+    for (int i = threadIdx.x; i < quads * groups; i += THREADS) {
+        int group = i / quads, e = 4 * (i % quads);
+        float4 sum = __ldcg((const float4*)(parts + (Index)group * PART_SUMS + e));
+        #pragma unroll 16
+        for (int k = group + groups; k < count; k += groups) {
+            sum = plus(sum, __ldcg((const float4*)(parts + (Index)k * PART_SUMS + e)));
+        }
+        if (groups == 1) result.store(sum, (4 * first + e) / TILE_N, (4 * first + e) % TILE_N);
+        else *(float4*)(memory + 4 * i) = sum;
+    }
+    if (groups == 1) return;
+    __syncthreads();
+    for (int i = threadIdx.x; i < quads; i += THREADS) {
+        float4 sum = *(const float4*)(memory + 4 * i);
+        for (int group = 1; group < groups; group++) sum = plus(sum, *(const float4*)(memory + 4 * (group * quads + i)));
+        result.store(sum, 4 * (first + i) / TILE_N, 4 * (first + i) % TILE_N);
+    }
+}

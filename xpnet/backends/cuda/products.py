@@ -1,0 +1,208 @@
+"""Matrix products of a captured step: several ways to compute each of them, of which the fastest is chosen.
+
+The ways are cuBLAS, the algorithms of cuBLASLt, and kernels of our own (products.cu) with several tilings. The last two
+can also do what follows on a product (`Epilogue`).
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+
+from xpnet.backends.arrays import Array
+from xpnet.backends.cuda.cublas import matrix_layout
+from xpnet.backends.cuda.cublaslt import CublasLt, LtProduct, alignment
+from xpnet.backends.cuda.kernels import Kernels
+
+SOURCE = Path(__file__).with_name("products.cu").read_text(encoding="utf-8")
+
+_FLOAT32 = numpy.dtype("float32")
+_PART_BYTES = 16 * 2**20  # of the memory for the parts of sums
+_MOST_TICKETS = 2**14
+_LARGEST = 2**30  # sizes and their sums are C ints
+_MOST_BLOCKS = 2**16 - 1  # along the second and third axis of a grid
+_ALGORITHMS = 6  # of cuBLASLt for a product
+
+
+class Epilogue(NamedTuple):
+    """What follows on out = a @ b: out += row and out = relu(out); or out *= [mask ≠ 0]; and sums[j] = Σ_i b[i, j]."""
+
+    row: Array | None = None
+    relu: bool = False
+    mask: Array | None = None
+    sums: Array | None = None
+
+
+class Product(NamedTuple):
+    """A product: its matrices, the precision "float32" or "tf32", and the epilogue."""
+
+    a: Array
+    b: Array
+    out: Array
+    precision: str
+    epilogue: Epilogue
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(m, k, n) for a (m, k) and b (k, n)."""
+        return (*self.a.shape, self.b.shape[1])
+
+    def accepted(self) -> bool:
+        """Whether the kernels and cuBLASLt accept these matrices."""
+        matrices = (self.a, self.b, self.out)
+        layouts = [layout for x in matrices if x.dtype == _FLOAT32 and (layout := matrix_layout(x)) is not None]
+        if len(layouts) < len(matrices) or layouts[2].operation:
+            return False
+        others = [x for x in (self.epilogue.row, self.epilogue.mask, self.epilogue.sums) if x is not None]
+        if any(x.dtype != _FLOAT32 or not x.flags.c_contiguous for x in others):
+            return False
+        return min(self.sizes) > 0 and max(*self.sizes, *(layout.leading for layout in layouts)) < _LARGEST
+
+    def question(self) -> str:
+        """The product, apart from the numbers in it, in words."""
+        m, k, n = self.sizes
+        stored = [f"{'T' if operation else 'N'}{leading}" for operation, leading in map(_layout, self[:3])]
+        aligned = [str(alignment(x)) for x in self[:3]]
+        follows = [name for name, value in self.epilogue._asdict().items() if value is not None and value is not False]
+        return " ".join([f"{m}x{k}x{n}", *stored, *aligned, self.precision, *follows])
+
+
+class Tiling(NamedTuple):
+    """How products.cu divides a product: see its macros, which have these names."""
+
+    tile_m: int
+    tile_n: int
+    tile_k: int
+    lane_m: int
+    lane_n: int
+    warps: int
+    stages: int
+    cluster: int = 0
+    tf32: int = 0
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps
+
+    def shared_bytes(self, a_by_columns: int, b_by_columns: int) -> int:
+        """The bytes of MEMORY in products.cu."""
+        padding, pitch = (8 if self.tf32 else 0), self.tile_k + 4
+        a = self.tile_k * (self.tile_m + padding) if a_by_columns else self.tile_m * pitch
+        b = self.tile_n * pitch if b_by_columns else self.tile_k * (self.tile_n + padding)
+        return 4 * self.warps * max(self.stages * (a + b), (self.tile_m + 1) * self.tile_n)
+
+
+TILINGS = {
+    "8x16": Tiling(8, 16, 16, 2, 2, 8, 3),
+    "16x16": Tiling(16, 16, 8, 4, 2, 8, 4),
+    "32x32": Tiling(32, 32, 8, 8, 4, 8, 2),
+    "32x64": Tiling(32, 64, 8, 8, 8, 4, 3),
+    "tf32 16x16": Tiling(16, 16, 16, 0, 0, 8, 2, tf32=1),
+    "tf32 32x32": Tiling(32, 32, 8, 0, 0, 8, 2, tf32=1),
+}
+
+
+class StreamProducts:
+    """The kernels, the algorithms and the memory for the products on one stream.
+
+    multiply: a function (a, b, out) that computes a product by cuBLAS.
+    """
+
+    def __init__(self, xp: Any, stream: int, lt: CublasLt, multiply: Callable[[Array, Array, Array], Any]) -> None:
+        self._xp, self._stream, self._lt, self._multiply = xp, stream, lt, multiply
+        self._parts = xp.empty(_PART_BYTES // 4, dtype=numpy.float32)
+        self._tickets = xp.zeros(_MOST_TICKETS, dtype=numpy.uint32)
+        self._kernels = functools.cache(functools.partial(_compiled, xp))
+        self._lt_products: dict[str, LtProduct] = {}
+
+    def ways(self, product: Product) -> dict[str, Callable[[], Epilogue]]:
+        """The ways to compute a product, by name. Each returns what it has left of the epilogue."""
+        ways: dict[str, Callable[[], Epilogue]] = {"cublas": functools.partial(self._by_cublas, product)}
+        for i in range(self._lt_product(product).count):
+            ways[f"cublasLt {i}"] = functools.partial(self._by_lt, product, i)
+        for name, parts in _tilings(product):
+            ways[f"{name} / {parts}"] = functools.partial(self.by_kernel, product, TILINGS[name], parts)
+        return ways
+
+    def _by_cublas(self, product: Product) -> Epilogue:
+        self._multiply(product.a, product.b, product.out)
+        return product.epilogue
+
+    def _lt_product(self, product: Product) -> LtProduct:
+        question = product.question()
+        if question not in self._lt_products:
+            a, b, out, precision, epilogue = product
+            made = LtProduct(self._lt, a, b, out, epilogue.row, epilogue.relu, precision, _ALGORITHMS)
+            self._lt_products[question] = made
+        return self._lt_products[question]
+
+    def _by_lt(self, product: Product, algorithm: int) -> Epilogue:
+        a, b, out, _, epilogue = product
+        self._lt_product(product)(algorithm, a, b, out, epilogue.row, self._stream)
+        return epilogue._replace(row=None, relu=False)
+
+    def by_kernel(self, product: Product, tiling: Tiling, parts: int) -> Epilogue:
+        """Compute a product by products.cu, with k divided into about so many parts."""
+        a, b, out, _, epilogue = product
+        (m, k, n), (across_m, across_n) = product.sizes, _tiles(product, tiling)
+        part_k = _multiple(4, -(-k // parts))
+        parts = _multiple(max(1, tiling.cluster), -(-k // part_k))
+        layout_a, layout_b, layout_out = map(_layout, (a, b, out))
+        address = numpy.uint64
+        kernels = self._kernels(tiling, layout_a.operation, layout_b.operation)
+        shared = tiling.shared_bytes(layout_a.operation, layout_b.operation)
+        kernels.launch("product", _FLOAT32, (across_m, across_n, parts), (tiling.threads,), shared_bytes=shared, given={
+            "a": address(a.data.ptr), "b": address(b.data.ptr), "out": address(out.data.ptr), "m": m, "n": n, "k": k,
+            "a_step": layout_a.leading, "b_step": layout_b.leading, "out_step": layout_out.leading,
+            "wide_a": _wide(a), "wide_b": _wide(b),
+            "wide_out": _wide(out) and (epilogue.mask is None or _wide(epilogue.mask)),
+            "part_k": part_k, "parts": self._parts, "tickets": self._tickets, **epilogue._asdict(),
+        })  # fmt: skip
+        return Epilogue()
+
+
+def _layout(a: Array) -> Any:
+    return matrix_layout(a)
+
+
+def _tilings(product: Product) -> Iterator[tuple[str, int]]:
+    """Tilings that may be the fastest for a product, and into how many parts to divide k."""
+    m, _, n = product.sizes
+    for name, tiling in TILINGS.items():
+        if tiling.tf32 and product.precision != "tf32":
+            continue
+        across_m, across_n = _tiles(product, tiling)
+        tiles, unit = across_m * across_n, max(1, tiling.cluster)
+        if tiles * tiling.tile_m * tiling.tile_n > _MOST_PADDING * m * n or across_n > _MOST_BLOCKS:
+            continue
+        wanted = {unit if unit > 1 or tiles < _BLOCKS else 1}
+        for parts in sorted(wanted):
+            size = tiles * parts * (tiling.tile_m + 1) * tiling.tile_n
+            if parts == 1 or (tiles * unit <= _MOST_TICKETS and 4 * size <= _PART_BYTES):
+                yield name, parts
+
+
+_MOST_PADDING = 2.2  # the computed elements for each one of out
+_BLOCKS = 132  # that keep a large GPU busy
+
+
+def _tiles(product: Product, tiling: Tiling) -> tuple[int, int]:
+    return -(-product.a.shape[0] // tiling.tile_m), -(-product.b.shape[1] // tiling.tile_n)
+
+
+def _wide(a: Array) -> bool:
+    """Whether each line of a matrix begins at a multiple of 16 bytes."""
+    return bool(_layout(a).leading % 4 == 0 and a.data.ptr % 16 == 0)
+
+
+def _multiple(unit: int, n: int) -> int:
+    """The smallest multiple of `unit` that is at least n."""
+    return -(-n // unit) * unit
+
+
+def _compiled(xp: Any, tiling: Tiling, a_by_columns: int, b_by_columns: int) -> Kernels:
+    options = [f"-D{name.upper()}={value}" for name, value in tiling._asdict().items()]
+    layouts = [f"-DA_BY_COLUMNS={a_by_columns}", f"-DB_BY_COLUMNS={b_by_columns}"]
+    return Kernels(xp, SOURCE, [*options, *layouts])
