@@ -174,9 +174,9 @@ class CUDAOperators(CUDAConvolutions):
         return losses, grad
 
     def fits_dense_cross_entropy(self, rows: int, depth: int, classes: int) -> bool:
-        """Whether `dense_cross_entropy` is one kernel: for few classes, in full precision."""
+        """Whether `dense_cross_entropy` is one kernel: for few classes. It computes TF32 products in float32."""
         small = classes <= _FEW_CLASSES and depth <= _MOST_DEPTH and rows * depth <= _MOST_INPUTS
-        return small and self.thread.precision in (None, "float32")
+        return small and self.thread.precision in (None, "float32", "tf32")
 
     # Windows ---------------------------------------------------------------------------------------------------------
 
@@ -286,7 +286,7 @@ class CUDAOperators(CUDAConvolutions):
         cells, n = self.thread.cells, vectors[0].size
         updating, more, fields = min(-(-n // (VECTOR * STEP_THREADS)), MOST_BLOCKS), 0, NO_STEP
         if cells is not None and cells.ends_with_update:
-            more, fields = cells.gathering_blocks, cells.fields()
+            more, fields = cells.gathering_blocks + 1, cells.fields()
         grid = {"blocks": updating + more, "threads": STEP_THREADS}
         self.launch(name, vectors[0], **grid, updating=updating, step=fields, **given)
         return True
