@@ -454,14 +454,17 @@ def test_a_relu_that_overwrites_the_images_stays(gpu):
     check(gpu, work, arrays(gpu, (2, 5, 6, 4), (36, 4), (4,)), "convolve relu")
 
 
-def gradients(windows=SAME, between=None, sums=True):
+def gradients(windows=SAME, between=None, sums=True, add=False):
     """A function that computes the gradients of a convolution in the order of the operator."""
 
     def work(backend, x, w, grad, grad_w, grad_b, grad_x):
         patches = backend.empty((len(x), *windows.grid, *windows.kernel, x.shape[3]), "float32")
         rows, grad_rows = patches.reshape(-1, len(w)), grad.reshape(-1, grad.shape[3])
         backend.im2col(x, windows, patches)
-        backend.matmul(rows.T, grad_rows, out=grad_w)
+        if add:
+            backend.add_matmul(rows.T, grad_rows, grad_w, backend.empty(grad_w.shape, "float32"))
+        else:
+            backend.matmul(rows.T, grad_rows, out=grad_w)
         backend.matmul(grad_rows, w.T, out=rows)
         if between is not None:
             between(x, grad, patches)
@@ -484,6 +487,7 @@ STRIDED = Windows(image=(5, 6), grid=(3, 3), kernel=(3, 3), strides=(2, 2), befo
 GRADIENTS = {
     "all": ({}, "convolve_weight_grad convolve_input_grad"),
     "no bias": ({"sums": False}, "convolve_weight_grad convolve_input_grad"),
+    "added": ({"add": True}, "convolve_weight_grad convolve_input_grad"),
     "strides": ({"windows": STRIDED}, "convolve_weight_grad matmul col2im"),
     "a gradient that changes": (
         {"between": change_gradient}, "convolve_weight_grad convolve_input_grad multiply sum_rows",
@@ -593,6 +597,15 @@ def test_the_step_of_a_convolutional_network(gpu, precision):
     model = xpnet.Sequential(stack, (8, 8, 1), backend=gpu, seed=3, precision=precision)
     (step,) = captured_steps(model, IMAGES[:200], Y[:200], optimizer="sgd")
     assert [name for name in names(step.calls) if name != "cast"] == CONVOLUTIONAL.split()
+
+
+def test_parts_of_a_batch_add_to_the_gradient(gpu):
+    gpu.workspace_bytes = 12 * 36 * 9 * 4  # patches of 12 images
+    model = xpnet.Sequential([layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(10)], (8, 8, 1), backend=gpu, seed=3)
+    (step,) = captured_steps(model, IMAGES[:200], Y[:200], optimizer="sgd")
+    calls = names(step.calls)
+    assert calls.count("convolve") == 2 and "im2col" not in calls
+    assert [call.args[5] for call in step.calls.calls if call.name == "convolve_weight_grad"] == [False, True]
 
 
 def test_convolutions_store_their_gradients_where_the_optimizer_reads_them(gpu):

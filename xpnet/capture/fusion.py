@@ -330,12 +330,12 @@ def with_convolutions(calls: list[Call], memory: Memory, backend: Any) -> list[C
     im2col(x, windows, patches); matmul(patches, weight, out); add_to_rows(out, bias); relu(out, y)
     → convolve(x, weight, bias, windows, relu, y). The last two may be missing.
     im2col(x, windows, patches); matmul(patchesᵀ, grad, out); sum_rows(grad, sums)
-    → convolve_weight_grad(x, grad, windows, out, sums). The last may be missing.
+    → convolve_weight_grad(x, grad, windows, out, sums). The last may be missing. Likewise for add_matmul.
     matmul(grad, weightᵀ, patches); col2im(patches, windows, out) → convolve_input_grad(grad, weight, windows, out).
     """
     for gather in [call for call in calls if call.function == backend.im2col]:
         product = _only_use(calls, gather, memory)
-        if product is None or product.function != backend.matmul:
+        if product is None or product.function not in (backend.matmul, backend.add_matmul):
             continue
         call = _gathered(gather, product, backend)
         if call is not None:
@@ -364,11 +364,11 @@ def _only_use(calls: Sequence[Call], call: Call, memory: Memory) -> Call | None:
 def _gathered(gather: Call, product: Call, backend: Any) -> Call | None:
     """The convolution, or gradient of its weight, that equals im2col and a product; None if they are neither."""
     x, windows, patches = given_by_name(gather).values()
-    a, b, out = given_by_name(product).values()
+    a, b, out = list(given_by_name(product).values())[:3]
     if not (is_array(a) and is_array(b) and patches.flags.c_contiguous):
         return None
-    rows = _rows(patches)
-    if same_view(a, rows):
+    rows, add = _rows(patches), product.function == backend.add_matmul
+    if same_view(a, rows) and not add:
         images = _images(out, patches)
         if images is not None and backend.convolution_kernel("convolve", x, b, windows, images):
             arguments = (x, b, None, windows, False, images)
@@ -376,7 +376,8 @@ def _gathered(gather: Call, product: Call, backend: Any) -> Call | None:
     elif same_view(a, rows.T):
         grad = _images(b, patches)
         if grad is not None and backend.convolution_kernel("convolve_weight_grad", x, grad, windows, out):
-            return Call(backend.convolve_weight_grad, (x, grad, windows, out, None), reads=(x, grad), writes=(out,))
+            reads = (x, grad, out) if add else (x, grad)
+            return Call(backend.convolve_weight_grad, (x, grad, windows, out, None, add), reads=reads, writes=(out,))
     return None
 
 
@@ -432,7 +433,7 @@ def _with_bias_grad(calls: list[Call], convolution: Call, memory: Memory, backen
     """Let the gradient of a weight also compute that of the bias, if that follows it."""
     if convolution.function != backend.convolve_weight_grad:
         return calls
-    x, grad, windows, out, _ = convolution.args
+    x, grad, windows, out, _, add = convolution.args
 
     def sums_up(call: Call) -> bool:
         return call.function == backend.sum_rows and _same_elements(given_by_name(call)["a"], grad)
@@ -445,7 +446,9 @@ def _with_bias_grad(calls: list[Call], convolution: Call, memory: Memory, backen
         return calls
     if memory.touches(convolution, sums):
         return calls
-    call = Call(backend.convolve_weight_grad, (x, grad, windows, out, sums), reads=(x, grad), writes=(out, sums))
+    call = Call(
+        backend.convolve_weight_grad, (x, grad, windows, out, sums, add), reads=convolution.reads, writes=(out, sums)
+    )
     return _joined(calls, convolution, [total], call)
 
 
@@ -463,13 +466,29 @@ def _next_use(calls: Sequence[Call], call: Call, array: Array, memory: Memory) -
 
 
 def _needed_after(calls: Sequence[Call], call: Call, array: Array, memory: Memory) -> bool:
-    """Whether anything reads elements of this array after a call, before they are all overwritten."""
+    """Whether anything reads elements of this array after a call, before they are overwritten."""
+    _, owner, first, end = memory.extent(array)
+    left = [(first, end)]  # the bytes that still belong to the array
     for later in calls[_position(calls, call) + 1 :]:
-        if later.opaque or any(memory.overlap(a, array) for a in later.reads):
+        if later.opaque:
             return True
-        if any(_same_elements(a, array) for a in later.writes):
+        for a in later.reads:
+            _, other, first, end = memory.extent(a)
+            if other == owner and any(first < stop and start < end for start, stop in left):
+                return True
+        for a in later.writes:
+            _, other, first, end = memory.extent(a)
+            if other == owner and a.flags.c_contiguous:
+                left = [part for piece in left for part in _without(piece, first, end)]
+        if not left:
             return False
     return not memory.temporary(array)
+
+
+def _without(piece: tuple[int, int], first: int, end: int) -> list[tuple[int, int]]:
+    """What is left of a range without another one."""
+    start, stop = piece
+    return [part for part in ((start, min(stop, first)), (max(start, end), stop)) if part[0] < part[1]]
 
 
 def _position(calls: Sequence[Call], call: Call) -> int:

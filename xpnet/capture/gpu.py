@@ -37,7 +37,7 @@ _WRITES = {
     "normalize_rows": ("out", "sigma"), "relu_grad_sum_rows": ("out", "sums"), "whole_update": ("vectors",),
 }  # fmt: skip
 #: Those that they write after having read them, although their names are those of results.
-_UPDATES = {"add_matmul": ("out",)}
+_UPDATES = {"add_matmul": ("out",), "convolve_weight_grad": ("out",)}
 
 
 class TracedGPU(TracedDevice):

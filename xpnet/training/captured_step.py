@@ -30,9 +30,9 @@ _FEW_STEPS = 50  # on the CPU, capturing takes longer than so few replays of a s
 _MAX_KINDS = 8  # of a run: one for each kind of step, and each holds memory
 _MAX_UNUSED = 4  # captured steps that were never replayed, because attributes keep changing
 _CHECKED_EVERY = 100  # replays: so often attributes are checked if only other threads can change them
-#: How much a replay may differ from the eager step, of the largest change that it makes, by the precision of products.
-_TOLERANCES = {None: 1e-3, "tf32": 1e-2, "bfloat16": 5e-2, "float16": 5e-2}
-_ROUNDING = 1e-4  # of the largest element of a gradient: anything smaller may be rounding
+#: By precision: how much two steps may differ, as a part of the largest change that a step makes; and the rounding
+#: error of a gradient, as a part of its largest element.
+_TOLERANCES = {"float32": (1e-3, 1e-6), "tf32": (1e-2, 1e-3), "bfloat16": (5e-2, 1e-2), "float16": (5e-2, 1e-2)}
 _FEW_ULPS = 8.0 * 2.0**-23  # 8 units in the last place of float32
 
 #: What CuPy and CUDA say about a call that cannot be captured, and what it means.
@@ -256,18 +256,19 @@ def _scales(step: TrainingStep, states: Snapshot) -> dict[str, tuple[float, floa
 def _disagreement(step: TrainingStep, states: Snapshot, scales: dict[str, tuple[float, float]]) -> str | None:
     """A sentence if arrays differ by more than rounding from their copies, after the eager step. Waits for the device.
 
-    Elements whose gradient is only rounding error, such as of a bias before a BatchNorm, are ignored in the weights and
-    in the optimizer's state, because Adam turns such gradients into full steps.
+    Adam turns a small gradient into a full step, and with it the rounding error of the gradient. So the weights and the
+    optimizer's state may differ more where the gradient is small, such as that of a bias before a BatchNorm.
     """
-    xp, tolerance = step.model.backend.xp, _TOLERANCES[step.model.context.precision]
+    xp, (tolerance, rounding) = step.model.backend.xp, _TOLERANCES[step.model.context.precision or "float32"]
     grads = xp.abs(states.copies[GRADIENT])
-    significant = grads > _ROUNDING * grads.max()
+    relative_error = rounding * grads.max() / xp.maximum(grads, 1e-30)
     for name, (most, size) in scales.items():
         difference = xp.abs(states.arrays()[name] - states.copies[name])
-        if difference.shape == significant.shape:
-            difference = difference * significant
-        largest = float(difference.max())
-        if not largest <= tolerance * most + _FEW_ULPS * size and most == most:
+        of_parameters = difference.shape == grads.shape and name != GRADIENT
+        part = tolerance + relative_error if of_parameters else tolerance
+        agree = difference <= part * most + _FEW_ULPS * size
+        if not bool(agree.all()) and most == most:
+            largest = float(xp.where(agree, 0.0, difference).max())
             return (
                 f"the replay and the eager step differ in {name} by {largest:.3g}; the eager step changed it by "
                 f"{most:.3g}"

@@ -71,6 +71,9 @@ def check(backend, convolution, arrays, precision):
             assert_near(backend, values, want, precision)
         got = backend.convolve_weight_grad(x, grad, windows, arrays(c.weight.shape), None)
         assert_near(backend, got, c.weight_grad()[0], precision)
+        weights = arrays(c.weight.shape, "float32", c.weight)
+        got = backend.convolve_weight_grad(x, grad, windows, weights, None, add=True)
+        assert_near(backend, got, c.weight + c.weight_grad()[0], precision)
         got = backend.convolve_input_grad(grad, weight, windows, arrays(c.x.shape))
         assert_near(backend, got, c.input_grad(), precision)
 

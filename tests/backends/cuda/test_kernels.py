@@ -22,7 +22,7 @@ from xpnet.parameters import ParameterStore
 REFERENCE = Backend("reference", np)
 DTYPES = ["float32", "float64"]
 SIZES = [1, 2, 31, 255, 256, 257, 1025]  # around the edges of warps and blocks
-MATRICES = [(1, 1), (1, 300), (7, 10), (33, 31), (255, 33), (257, 32), (600, 3), (2, 1025)]
+MATRICES = [(1, 1), (1, 300), (7, 10), (33, 31), (255, 33), (257, 32), (600, 3), (2, 1025), (1030, 4)]
 SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-30, -1e30]
 ARCHITECTURES = [75, 80, 86, 89, 90, 100]
 

@@ -72,7 +72,7 @@ __device__ bool on_image(const Windows& windows, Place pixel, Place cell) {
            ((Word)(pixel.column + cell.column) < (Word)windows.image[1]);
 }
 
-__device__ void add(Four& sum, float factor, Four a) {
+__device__ void plus(Four& sum, float factor, Four a) {
     sum.x += factor * a.x, sum.y += factor * a.y, sum.z += factor * a.z, sum.w += factor * a.w;
 }
 
@@ -435,7 +435,7 @@ __device__ void convolve_few(const float* images, const float* weight, const flo
 #pragma unroll
                 for (int p = 0; p < PIXELS; p++) {
                     float x = on_image(windows, pixels[p], cell) ? images[pixels[p].offset + cell.offset + c] : 0;
-                    add(sums[p], rounded(x, precision), w);
+                    plus(sums[p], rounded(x, precision), w);
                 }
             }
         }
@@ -452,11 +452,12 @@ __device__ void convolve_few(const float* images, const float* weight, const flo
 // weight_grad = patchesᵀ @ grad, and the sums of the columns of grad -------------------------------------------------
 // Block (i, j, k) computes tile (i, j) of part k, which is for `part_rows` rows of grad. parts (parts, depth + 1,
 // columns): the last row is for the sums. A single part is stored as the result; else add_convolution_parts follows.
+// With `add`, the products are added to what weight_grad contains.
 
 template <typename Product>
 __device__ void convolve_weight_grad(const float* images, const float* grad, int count, int part_rows, int channels,
                                      int columns, const Windows& windows, float* parts, float* weight_grad,
-                                     float* sums) {
+                                     float* sums, int add) {
     const int ROWS = Product::ROWS, COLUMNS = Product::COLUMNS, DEPTH = Product::DEPTH, THREADS = Product::THREADS;
     const int STAGES = Product::STAGES, A_QUADS = ROWS / 4, B_QUADS = COLUMNS / 4;
     const int A_COUNT = A_QUADS * DEPTH, B_COUNT = B_QUADS * DEPTH;  // copies of a step
@@ -503,7 +504,7 @@ __device__ void convolve_weight_grad(const float* images, const float* grad, int
             Product::multiply(tile);
             if (!column_sums) return;
             for (int k = threadIdx.x / B_QUADS; k < DEPTH; k += THREADS / B_QUADS) {
-                add(*column_sums, 1, *(const Four*)(tile + Product::b(k, threadIdx.x % B_QUADS * 4)));
+                plus(*column_sums, 1, *(const Four*)(tile + Product::b(k, threadIdx.x % B_QUADS * 4)));
             }
         }
     } product;
@@ -515,13 +516,17 @@ __device__ void convolve_weight_grad(const float* images, const float* grad, int
     float* own = parts + blockIdx.z * (Index)(depth + 1) * columns;
     product.each([&](int r, int c, float* values, int width) {
         r += first_row, c += first_column;
-        if (r < depth && c < columns) put((single ? weight_grad : own) + (Index)r * columns + c, values, width);
+        if (r >= depth || c >= columns) return;
+        float* to = (single ? weight_grad : own) + (Index)r * columns + c;
+#pragma unroll
+        for (int j = 0; j < width; j++) values[j] += add && single ? to[j] : 0;
+        put(to, values, width);
     });
     if (!has_sums) return;
     thread_sums[thread] = column_sums;
     __syncthreads();
     if (thread >= B_QUADS || column >= columns) return;
-    for (int i = thread + B_QUADS; i < THREADS; i += B_QUADS) add(column_sums, 1, thread_sums[i]);
+    for (int i = thread + B_QUADS; i < THREADS; i += B_QUADS) plus(column_sums, 1, thread_sums[i]);
     float* to = (single ? sums : own + (Index)depth * columns) + column;  // sums may be at any address
     to[0] = column_sums.x, to[1] = column_sums.y, to[2] = column_sums.z, to[3] = column_sums.w;
 }
@@ -531,7 +536,7 @@ __device__ void convolve_weight_grad(const float* images, const float* grad, int
 template <int CELLS, int THREADS, int PIXELS, Precision precision>
 __device__ void convolve_weight_grad_few(const float* images, const float* grad, int count, int part_rows, int channels,
                                          int columns, const Windows& windows, float* parts, float* weight_grad,
-                                         float* sums) {
+                                         float* sums, int add) {
     __shared__ Four shared[THREADS * 9];  // of 9 rows of the results of all threads
     __shared__ Place cells[CELLS];
     int thread = threadIdx.x, quads = columns / 4, lanes = THREADS / quads;
@@ -554,7 +559,7 @@ __device__ void convolve_weight_grad_few(const float* images, const float* grad,
         }
 #pragma unroll
         for (int p = 0; p < PIXELS; p++) {
-            add(results[CELLS], 1, g[p]);
+            plus(results[CELLS], 1, g[p]);
             g[p] = rounded(g[p], precision);
         }
 #pragma unroll
@@ -562,7 +567,7 @@ __device__ void convolve_weight_grad_few(const float* images, const float* grad,
 #pragma unroll
             for (int p = 0; p < PIXELS; p++) {
                 float x = on_image(windows, pixels[p], cells[k]) ? images[pixels[p].offset + cells[k].offset] : 0;
-                add(results[k], rounded(x, precision), g[p]);
+                plus(results[k], rounded(x, precision), g[p]);
             }
         }
     }
@@ -582,7 +587,7 @@ __device__ void convolve_weight_grad_few(const float* images, const float* grad,
             for (int l = 0; l < lanes; l++) sum += ((const float*)shared)[l * 9 * columns + i];
             int at = first * columns + i;
             if (!single) own[at] = sum;
-            else if (at < CELLS * columns) weight_grad[at] = sum;
+            else if (at < CELLS * columns) weight_grad[at] = add ? weight_grad[at] + sum : sum;
             else if (sums) sums[at - CELLS * columns] = sum;
         }
         __syncthreads();
@@ -591,19 +596,25 @@ __device__ void convolve_weight_grad_few(const float* images, const float* grad,
 
 // Adds the parts: blocks of 8 × 32 threads, each of which adds a 32nd of the parts of 4 elements.
 __device__ void add_convolution_parts(const float* parts, int count, int depth, int columns, float* weight_grad,
-                                      float* sums) {
+                                      float* sums, int add) {
     __shared__ Four shared[32][8];
     Index size = (Index)(depth + 1) * columns, at = (blockIdx.x * (Index)8 + threadIdx.x) * 4;
     Four sum = {0, 0, 0, 0};
     if (at < size) {
 #pragma unroll 8
-        for (int k = threadIdx.y; k < count; k += 32) add(sum, 1, *(const Four*)(parts + k * size + at));
+        for (int k = threadIdx.y; k < count; k += 32) plus(sum, 1, *(const Four*)(parts + k * size + at));
     }
     shared[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
     if (threadIdx.y || at >= size) return;
-    for (int k = 1; k < 32; k++) add(sum, 1, shared[k][threadIdx.x]);
+    for (int k = 1; k < 32; k++) plus(sum, 1, shared[k][threadIdx.x]);
     Index from_sums = at - (Index)depth * columns;
-    if (from_sums < 0) *(Four*)(weight_grad + at) = sum;
-    else if (sums) sums += from_sums, sums[0] = sum.x, sums[1] = sum.y, sums[2] = sum.z, sums[3] = sum.w;
+    if (from_sums < 0) {
+        Four* to = (Four*)(weight_grad + at);
+        if (add) plus(sum, 1, *to);
+        *to = sum;
+    } else if (sums) {
+        sums += from_sums;
+        sums[0] = sum.x, sums[1] = sum.y, sums[2] = sum.z, sums[3] = sum.w;
+    }
 }

@@ -29,9 +29,9 @@ _CONVOLVE = (
 )
 _WEIGHT_GRAD = (
     "const float* images, const float* grad, int count, int part_rows, int channels, int columns, Windows windows, "
-    "float* parts, float* weight_grad, float* sums"
+    "float* parts, float* weight_grad, float* sums, int add"
 )
-_ADD_PARTS = "const float* parts, int count, int depth, int columns, float* weight_grad, float* sums"
+_ADD_PARTS = "const float* parts, int count, int depth, int columns, float* weight_grad, float* sums, int add"
 
 
 class Tile(NamedTuple):
@@ -181,10 +181,12 @@ class CUDAConvolutions(CUDAMatmul):
             return super().convolve_input_grad(grad, weight, windows, out)
         return self._convolve(kernel, grad, weight, None, _transposed(windows), False, out)
 
-    def convolve_weight_grad(self, x: Array, grad: Array, windows: Windows, out: Array, sums: Array | None) -> Array:
+    def convolve_weight_grad(
+        self, x: Array, grad: Array, windows: Windows, out: Array, sums: Array | None, add: bool = False
+    ) -> Array:
         kernel = self.convolution_kernel("convolve_weight_grad", x, grad, windows, out)
         if kernel is None or not (sums is None or sums.flags.c_contiguous):
-            return super().convolve_weight_grad(x, grad, windows, out, sums)
+            return super().convolve_weight_grad(x, grad, windows, out, sums, add)
         depth, columns = out.shape
         count = grad.size // columns
         tiles = kernel.tiles(depth, columns)
@@ -195,11 +197,12 @@ class CUDAConvolutions(CUDAMatmul):
         part_sums = self.xp.empty((parts, depth + 1, columns), dtype=_FLOAT32) if parts > 1 else None
         arrays = {"images": x, "grad": grad, "parts": part_sums, "weight_grad": out, "sums": sums}
         sizes = {"count": count, "part_rows": part_rows, "channels": x.shape[3], "columns": columns}
-        self._launch(kernel, (*tiles, parts), {**arrays, **sizes, "windows": windows})
+        self._launch(kernel, (*tiles, parts), {**arrays, **sizes, "windows": windows, "add": int(add)})
         if parts > 1:
             results = {"parts": part_sums, "weight_grad": out, "sums": sums}
             blocks = ADD_PARTS.tiles(1, (depth + 1) * columns)
-            self._launch(ADD_PARTS, blocks[1:], {**results, "count": parts, "depth": depth, "columns": columns})
+            sizes = {"count": parts, "depth": depth, "columns": columns}
+            self._launch(ADD_PARTS, blocks[1:], {**results, **sizes, "add": int(add)})
         return out
 
     def convolution_kernel(

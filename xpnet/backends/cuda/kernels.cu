@@ -75,18 +75,29 @@ __device__ void for_each_pair(const real* x, const real* y, Index n, real* out, 
     FOR_EACH(i, n - 4 * vectors) out[4 * vectors + i] = function(x[4 * vectors + i], y[4 * vectors + i]);
 }
 
+template <int WIDTH> struct Width {
+    static const int value = WIDTH;
+};
+
+// work(width, i, j) for groups of elements from i on, in the columns from j on. fits: whether all arrays are aligned.
+template <typename Work> __device__ void for_each_in_rows(Index n, Index columns, bool fits, Work work) {
+    if (fits && columns % 4 == 0) {
+        FOR_EACH(i, n / 4) work(Width<4>(), 4 * i, 4 * remainder_of(i, columns / 4));
+    } else {
+        FOR_EACH(i, n) work(Width<1>(), i, remainder_of(i, columns));
+    }
+}
+
 // out[i, j] = function(x[i, j], row[j]).
 template <typename Function>
-__device__ void for_each_in_rows(const real* x, const real* row, Index n, Index columns, real* out, Function function) {
-    if (columns % 4 || !aligned(x) || !aligned(row) || !aligned(out)) {
-        FOR_EACH(i, n) out[i] = function(x[i], row[remainder_of(i, columns)]);
-        return;
-    }
-    FOR_EACH(i, n / 4) {
-        Vector<real, 4> a = load<4>(x + 4 * i), b = load<4>(row + 4 * remainder_of(i, columns / 4));
-        for (int k = 0; k < 4; k++) a.at[k] = function(a.at[k], b.at[k]);
-        store(out + 4 * i, a);
-    }
+__device__ void for_each_with_row(const real* x, const real* row, Index n, Index columns, real* out, Function function) {
+    bool fits = aligned(x) && aligned(row) && aligned(out);
+    for_each_in_rows(n, columns, fits, [=](auto width, Index i, Index j) {
+        const int WIDTH = decltype(width)::value;
+        Vector<real, WIDTH> a = load<WIDTH>(x + i), b = load<WIDTH>(row + j);
+        for (int k = 0; k < WIDTH; k++) a.at[k] = function(a.at[k], b.at[k]);
+        store(out + i, a);
+    });
 }
 
 // Reductions over a block --------------------------------------------------------------------------------------------
@@ -282,27 +293,37 @@ KERNEL softplus(const real* x, Index n, real* out) {
 }
 
 KERNEL add_to_rows(const real* row, Index n, Index columns, real* out) {
-    for_each_in_rows(out, row, n, columns, out, Add());
+    for_each_with_row(out, row, n, columns, out, Add());
 }
 
 KERNEL add_to_rows_relu(const real* a, const real* row, Index n, Index columns, real* out) {
-    for_each_in_rows(a, row, n, columns, out, [](real x, real y) { return PositivePart()(x + y); });
+    for_each_with_row(a, row, n, columns, out, [](real x, real y) { return PositivePart()(x + y); });
 }
 
 KERNEL scale_shift(const real* x, const real* center, const real* scale, const real* shift, Index n, Index columns,
                    real* out) {
-    FOR_EACH(i, n) {
-        Index j = remainder_of(i, columns);
-        out[i] = (x[i] - center[j]) * scale[j] + shift[j];
-    }
+    bool fits = aligned(x) && aligned(center) && aligned(scale) && aligned(shift) && aligned(out);
+    for_each_in_rows(n, columns, fits, [=](auto width, Index i, Index j) {
+        const int WIDTH = decltype(width)::value;
+        Vector<real, WIDTH> value = load<WIDTH>(x + i), m = load<WIDTH>(center + j);
+        Vector<real, WIDTH> a = load<WIDTH>(scale + j), b = load<WIDTH>(shift + j);
+        for (int k = 0; k < WIDTH; k++) value.at[k] = (value.at[k] - m.at[k]) * a.at[k] + b.at[k];
+        store(out + i, value);
+    });
 }
 
 KERNEL combine(const real* g, const real* a, const real* x, const real* center, const real* b, const real* c, Index n,
                Index columns, real* out) {
-    FOR_EACH(i, n) {
-        Index j = remainder_of(i, columns);
-        out[i] = g[i] * a[j] + (x[i] - center[j]) * b[j] + c[j];
-    }
+    bool fits = aligned(g) && aligned(a) && aligned(x) && aligned(center) && aligned(b) && aligned(c) && aligned(out);
+    for_each_in_rows(n, columns, fits, [=](auto width, Index i, Index j) {
+        const int WIDTH = decltype(width)::value;
+        Vector<real, WIDTH> grad = load<WIDTH>(g + i), value = load<WIDTH>(x + i), m = load<WIDTH>(center + j);
+        Vector<real, WIDTH> row_a = load<WIDTH>(a + j), row_b = load<WIDTH>(b + j), row_c = load<WIDTH>(c + j);
+        for (int k = 0; k < WIDTH; k++) {
+            grad.at[k] = grad.at[k] * row_a.at[k] + (value.at[k] - m.at[k]) * row_b.at[k] + row_c.at[k];
+        }
+        store(out + i, grad);
+    });
 }
 
 // Rows, one block for each -------------------------------------------------------------------------------------------
@@ -415,9 +436,18 @@ template <typename Term> __device__ real over_lanes(Index place, int group, int 
     return sums[0];
 }
 
+// The sum of 8 terms in the order of `over_lanes`.
+__device__ real over_terms(const real (&terms)[8]) {
+    real halves[4], quarters[2];
+    for (int k = 0; k < 4; k++) halves[k] = terms[k] + terms[k + 4];
+    for (int k = 0; k < 2; k++) quarters[k] = halves[k] + halves[k + 2];
+    return quarters[0] + quarters[1];
+}
+
 // cross_entropy with grad multiplied by `scale`, and count_correct, which is added to `correct` unless that is null.
-// `group` threads compute a row, and add as the `lanes` threads of cross_entropy do. A single block also stores the sum
-// of all losses in loss_sum.
+// `group` threads compute a row, and add as the `lanes` threads of cross_entropy do. If there are as many lanes as
+// columns, a thread has at most 8 of these, which it keeps in registers. A single block also stores the sum of all
+// losses in loss_sum.
 KERNEL cross_entropy_sums(const real* logits, const Index* labels, Index rows, Index columns, int group, int lanes,
                           real confidence, real share, real scale, real* losses, real* grad, double* loss_sum,
                           unsigned long long* correct) {
@@ -428,19 +458,40 @@ KERNEL cross_entropy_sums(const real* logits, const Index* labels, Index rows, I
         if (i >= rows) i = end = 0;  // nothing to do but to wait at the barriers
         const real* z = logits + i * columns;
         real* g = grad + i * columns;
-        Scored best = {z[0], 0};
-        for (Index j = place; j < end; j += group) best = FirstLargest()(best, Scored{z[j], (int)j});
-        best = over_group(best, FirstLargest(), group);
-        for (Index j = place; j < end; j += group) g[j] = exp(z[j] - best.score);
-        real total = over_lanes(place, group, lanes, end, [=](Index j) { return g[j]; }), shifted = 0;
-        total = over_group(total, Add(), group);
-        if (share != 0) {
-            shifted = over_lanes(place, group, lanes, end, [=](Index j) { return z[j] - best.score; });
-            shifted = over_group(shifted, Add(), group);
-        }
         Index label = labels[i];
-        for (Index j = place; j < end; j += group) {
-            g[j] = (g[j] / total - share - (j == label ? confidence : (real)0)) * scale;
+        Scored best = {z[0], 0};
+        real total, shifted = 0;
+        if (columns <= lanes) {
+            real differences[8] = {}, powers[8] = {};
+            for (int k = 0, j = place; k < 8; k++, j += group) {
+                if (j >= end) break;
+                differences[k] = z[j];
+                best = FirstLargest()(best, Scored{z[j], j});
+            }
+            best = over_group(best, FirstLargest(), group);
+            for (int k = 0, j = place; k < 8; k++, j += group) {
+                if (j >= end) break;
+                differences[k] -= best.score;
+                powers[k] = exp(differences[k]);
+            }
+            total = over_group(over_terms(powers), Add(), group);
+            if (share != 0) shifted = over_group(over_terms(differences), Add(), group);
+            for (int k = 0, j = place; k < 8; k++, j += group) {
+                if (j < end) g[j] = (powers[k] / total - share - (j == label ? confidence : (real)0)) * scale;
+            }
+        } else {
+            for (Index j = place; j < end; j += group) best = FirstLargest()(best, Scored{z[j], (int)j});
+            best = over_group(best, FirstLargest(), group);
+            for (Index j = place; j < end; j += group) g[j] = exp(z[j] - best.score);
+            total = over_lanes(place, group, lanes, end, [=](Index j) { return g[j]; });
+            total = over_group(total, Add(), group);
+            if (share != 0) {
+                shifted = over_lanes(place, group, lanes, end, [=](Index j) { return z[j] - best.score; });
+                shifted = over_group(shifted, Add(), group);
+            }
+            for (Index j = place; j < end; j += group) {
+                g[j] = (g[j] / total - share - (j == label ? confidence : (real)0)) * scale;
+            }
         }
         if (place == 0 && end > 0) {
             real log_total = log(total), loss = confidence * (log_total - (z[label] - best.score));

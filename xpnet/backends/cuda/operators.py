@@ -37,8 +37,8 @@ class CUDAOperators(CUDAConvolutions):
     relu_grad = by_kernel(Backend.relu_grad, each=VECTOR)
     sigmoid = by_kernel(Backend.sigmoid)
     softplus = by_kernel(Backend.softplus)
-    scale_shift = by_kernel(Backend.scale_shift)
-    combine = by_kernel(Backend.combine)
+    scale_shift = by_kernel(Backend.scale_shift, each=VECTOR)
+    combine = by_kernel(Backend.combine, each=VECTOR)
 
     @fused
     def add_to_rows(self, a: Array, row: Array) -> Array:
@@ -131,7 +131,7 @@ class CUDAOperators(CUDAConvolutions):
         lanes, blocks = min(BLOCK, power_of_two(columns)), 1
         group = lanes
         if logits.size <= _SINGLE_BLOCK:
-            group = min(lanes, max(1, BLOCK // power_of_two(rows)))
+            group = min(lanes, max(1, lanes // 8, BLOCK // power_of_two(rows)))
         else:
             blocks = min(-(-rows * group // BLOCK), MOST_BLOCKS)
         targets = {"labels": labels, "confidence": 1.0 - smoothing, "share": smoothing / columns}

@@ -115,15 +115,22 @@ class FusedOperators(ElementwiseOperators, MatmulOperators, ReductionOperators, 
             self.add_to_rows(rows, bias)
         return self.relu(out, out) if relu else out
 
-    def convolve_weight_grad(self, x: Array, grad: Array, windows: Windows, out: Array, sums: Array | None) -> Array:
+    def convolve_weight_grad(
+        self, x: Array, grad: Array, windows: Windows, out: Array, sums: Array | None, add: bool = False
+    ) -> Array:
         """The gradient of the weight of `convolve`, out (kh·kw·in, filters), and of the bias, sums (filters,).
 
-        out = patchesᵀ @ grad, for grad (N, rows, columns, filters); sums = Σ_windows grad, unless it is None.
+        out = patchesᵀ @ grad, for grad (N, rows, columns, filters), or with `add` out += patchesᵀ @ grad.
+        sums = Σ_windows grad, unless it is None.
 
-        Replaces im2col(x, windows, patches); matmul(patchesᵀ, grad, out); sum_rows(grad, sums).
+        Replaces im2col(x, windows, patches); matmul(patchesᵀ, grad, out) or add_matmul; sum_rows(grad, sums).
         """
         rows, patches = grad.reshape(-1, grad.shape[-1]), self._empty_patches(x, windows)
-        self.matmul(self.im2col(x, windows, patches).reshape(-1, len(out)).T, rows, out)
+        columns = self.im2col(x, windows, patches).reshape(-1, len(out)).T
+        if add:
+            self.add_matmul(columns, rows, out, self.empty(out.shape, out.dtype))
+        else:
+            self.matmul(columns, rows, out)
         if sums is not None:
             self.sum_rows(rows, sums)
         return out
