@@ -14,7 +14,7 @@ import numpy
 from xpnet.backends.arrays import Array
 from xpnet.backends.cuda.cublas import matrix_layout
 from xpnet.backends.cuda.cublaslt import CublasLt, LtProduct, alignment
-from xpnet.backends.cuda.kernels import Kernels
+from xpnet.backends.cuda.kernels import Kernels, Launch
 
 SOURCE = Path(__file__).with_name("products.cu").read_text(encoding="utf-8")
 
@@ -113,14 +113,16 @@ _LONG_K = 1024  # from which on parts of k are worth adding them
 class StreamProducts:
     """The kernels, the algorithms and the memory for the products on one stream.
 
-    multiply: a function (a, b, out) that computes a product by cuBLAS.
+    multiply: a function (a, b, out) that computes a product by cuBLAS.  launch: as for `Kernels`.
     """
 
-    def __init__(self, xp: Any, stream: int, lt: CublasLt, multiply: Callable[[Array, Array, Array], Any]) -> None:
+    def __init__(
+        self, xp: Any, stream: int, lt: CublasLt, multiply: Callable[[Array, Array, Array], Any], launch: Launch
+    ) -> None:
         self._xp, self._stream, self._lt, self._multiply = xp, stream, lt, multiply
         self._parts = xp.empty(_PART_BYTES // 4, dtype=numpy.float32)
         self._tickets = xp.zeros(_TICKETS, dtype=numpy.uint32)
-        self._kernels = functools.cache(functools.partial(_compiled, xp))
+        self._kernels = functools.cache(functools.partial(_compiled, xp, launch))
         self._lt_products: dict[str, LtProduct] = {}
 
     def ways(self, product: Product) -> dict[str, Callable[[], Epilogue]]:
@@ -200,7 +202,7 @@ def _multiple(unit: int, n: int) -> int:
     return -(-n // unit) * unit
 
 
-def _compiled(xp: Any, tiling: Tiling, a_by_columns: int, b_by_columns: int) -> Kernels:
+def _compiled(xp: Any, launch: Launch, tiling: Tiling, a_by_columns: int, b_by_columns: int) -> Kernels:
     options = [f"-D{name.upper()}={value}" for name, value in tiling._asdict().items()]
     layouts = [f"-DA_BY_COLUMNS={a_by_columns}", f"-DB_BY_COLUMNS={b_by_columns}"]
-    return Kernels(xp, SOURCE, [*options, *layouts])
+    return Kernels(xp, launch, SOURCE, [*options, *layouts])
