@@ -85,8 +85,9 @@ def test_a_replayed_step_equals_the_eager_step(both, options):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_replay_with_image_layers_equals_the_eager_step(both, dtype):
-    results = both(build=lambda backend: cnn(backend, dtype), x=IMAGES)
-    same(results)
+    # Adam would turn the rounding error of the gradient of a bias before a BatchNorm into full steps.
+    results = both(build=lambda backend: cnn(backend, dtype), x=IMAGES, optimizer=optimizers.SGD(0.01))
+    same(results, rtol=1e-4 if dtype == "float32" else 0.0)  # fused kernels in float32 sum in another order
     assert results[0][2].captured == 2  # full batches, and the smaller last batch of each epoch
 
 

@@ -14,7 +14,7 @@ from xpnet.capture.trace import SideEffectError
 from xpnet.data.dataset import Batch, Dataset, StepData
 from xpnet.layers.context import Workspace
 from xpnet.training.epoch_metrics import EpochMetrics
-from xpnet.training.replayed_step import PlannedStep
+from xpnet.training.replayed_step import PlannedStep, is_known
 from xpnet.training.side_effects import unchanged_python
 from xpnet.training.snapshots import snapshot
 from xpnet.training.step import TrainingStep
@@ -43,6 +43,7 @@ class GraphStep:
         # A window of a stream is freed after use, so later windows are copied into arrays that the graph reads.
         self._graph_data = _copy(dataset) if streaming else dataset
         self._metric_arrays = metrics.arrays
+        self._known_optimizer, self._rates = is_known(step.state.optimizer), _UNSET
         self.calls: CallList | None = None
         with unchanged_python(step):
             try:
@@ -146,7 +147,11 @@ class GraphStep:
             xp = self._step.model.backend.xp
             cells.order[: len(dataset)] = xp.arange(len(dataset)) if data.order is None else data.order
             self._order = data.order
-        cells.set_position(number, data.start, column, new_samples)
+        state = self._step.state
+        rates = state.optimizer.learning_rate, state.optimizer_state.constant_rate, state.rate_factor
+        new_numbers = rates != self._rates or not self._known_optimizer
+        cells.set_position(number, data.start, column, new_samples, new_numbers)
+        self._rates = rates
 
 
 def listed_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, sums: Array, fixed: bool) -> PlannedStep:

@@ -83,7 +83,7 @@ class ReplayedStep:
 
     def __init__(self, step: TrainingStep, data: StepData, metrics: EpochMetrics, streaming: bool) -> None:
         """Trace the step, and undo it. Raises what `planned_step` raises."""
-        self._step, self._runs_user_code = step, not _is_known(step.state.optimizer)
+        self._step, self._runs_user_code = step, not is_known(step.state.optimizer)
         self._state, self._context = step.state.optimizer_state, step.model.context
         self._backend, self._batch_sizes = step.model.backend, data.batch_sizes
         self._rows, self._weighted = data.rows, data.dataset.weights is not None
@@ -135,10 +135,11 @@ class ReplayedStep:
         self._program(number, place if order is None else order[place], *self._loaders)
 
 
-def _is_known(optimizer: Optimizer) -> bool:
+def is_known(optimizer: Optimizer) -> bool:
     """Whether an optimizer and its schedule are part of xpnet."""
     rate = optimizer.learning_rate
-    return not (is_custom(type(optimizer)) or is_custom(type(rate)) or isinstance(rate, FunctionType | MethodType))
+    own_schedule = callable(rate) and is_custom(rate if isinstance(rate, FunctionType | MethodType) else type(rate))
+    return not (is_custom(type(optimizer)) or own_schedule)
 
 
 def free_workspaces(model: Sequential) -> None:

@@ -165,14 +165,17 @@ class StepCells:
             self._host_table = self._host_table[:0]  # the table has no column for it yet
         return self._cells[number]
 
-    def set_position(self, step: int, sample: int, column: int, new_samples: bool = False) -> None:
+    def set_position(
+        self, step: int, sample: int, column: int, new_samples: bool = False, new_numbers: bool = True
+    ) -> None:
         """Prepare for this step, which trains on the samples from order[sample] and stores its sums in this column.
 
-        new_samples: whether the order or the arrays have changed since the last step.
+        new_samples: whether the order or the arrays have changed since the last step.  new_numbers: whether the
+        numbers of this step may be others than they were to be, as when a callback has changed the learning rate.
         """
         row = step - self._first_step
         prepared = not new_samples
-        if not 0 <= row < len(self._host_table) or self._outdated(step, row):
+        if not 0 <= row < len(self._host_table) or (new_numbers and self._outdated(step, row)):
             self._fill_table(step)
             row, prepared = 0, False
         if self._host_counters != (row, sample, column):
@@ -183,7 +186,7 @@ class StepCells:
         self._host_counters = (row + 1, sample + self._rows, column + self._batches)  # after the step
 
     def _outdated(self, step: int, row: int) -> bool:
-        """Whether the numbers of this step have changed, as when a callback changes the learning rate."""
+        """Whether the numbers of this step are others than those in the table."""
         numbers = self._functions[-1](step) if self._functions else ()  # the last function is the optimizer's
         column = (len(self._functions) - 1) * CELL_SIZE
         return any(a != b for a, b in zip(numbers, self._host_table[row, column:], strict=False))
