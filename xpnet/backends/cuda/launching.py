@@ -179,7 +179,7 @@ class KernelLauncher(Backend):
         """Launch a kernel of CuPy; in a graph, so that it may begin while the one before ends."""
         if self._driver is not None:
             stream = self.xp.cuda.get_current_stream()
-            if stream.is_capturing():
+            if stream.ptr and stream.is_capturing():  # a default stream cannot capture
                 self._driver.launch(kernel, grid, block, arguments, shared_bytes, stream.ptr)
                 return
         kernel(grid, block, arguments, shared_mem=shared_bytes)
