@@ -1,11 +1,16 @@
 """The products of captured steps: products.cu against NumPy, and the choice between it, cuBLAS and cuBLASLt."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 from captured_trainings import fit, mlp
 from matrices import LAYOUTS, in_layout
 
+import xpnet
 from xpnet.backends.cuda import products
+from xpnet.backends.cuda.backend import GPUBackend
 from xpnet.backends.cuda.choosing import Choices
 from xpnet.backends.cuda.products import TILINGS, Epilogue, Product, Tiling
 
@@ -255,3 +260,21 @@ def test_without_cublaslt_products_are_computed_by_cublas(gpu, monkeypatch, capl
     _, watch = fit(mlp(gpu))
     assert watch.captured and watch.fallback_reason is None
     assert caplog.text.count("cuBLASLt cannot be called (OSError") == 1
+
+
+def test_choices_are_those_of_the_device_and_the_versions(gpu, monkeypatch, tmp_path):
+    monkeypatch.setenv("XPNET_CACHE_DIR", str(tmp_path))
+    choices = type(gpu).choices.func(gpu)
+    choices.set("1x2x3", "cublas")
+    ((identity, chosen),) = json.loads((tmp_path / "products.json").read_text()).items()
+    assert chosen == {"1x2x3": "cublas"}
+    assert re.fullmatch(rf".+, CUDA \d+ and \d+, cuBLASLt \d+, xpnet {re.escape(xpnet.__version__)}", identity)
+
+
+def test_a_device_times_the_ways(gpu, rng):
+    with gpu.device(), gpu.stream():
+        a, b = map(gpu.asarray, matrices(rng, 64, 64, 64))
+        out = gpu.empty((64, 64), "float32")
+        product = Product(a, b, out, "float32", Epilogue())
+        names = gpu.products().ways(product)
+        assert GPUBackend.fastest(gpu, names) in names
