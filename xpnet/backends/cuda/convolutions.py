@@ -251,7 +251,9 @@ class CUDAConvolutions(CUDAMatmul):
     def _launch(self, kernel: Kernel, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
         kernels = self._convolution_kernels.get(kernel)
         if kernels is None:
-            kernels = self._convolution_kernels[kernel] = Kernels(self.xp, TEMPLATES + kernel.definition)
+            kernels = self._convolution_kernels[kernel] = Kernels(
+                self.xp, self.launch_kernel, TEMPLATES + kernel.definition
+            )
         kernels.launch(kernel.name, _FLOAT32, grid, kernel.block, arguments)
 
 
