@@ -167,8 +167,8 @@ def test_sums_over_many_blocks_have_the_same_bits(gpu, rng):
 
 def chosen(precision):
     """One kernel of each kind for this precision."""
-    kernels = [choose_forward(precision, 32, 9, 64, transposed) for transposed in (False, True)]
-    kernels += [choose_weight_grad(precision, 32, 9, 64), choose_forward(precision, 1, 9, 16)]
+    kernels = [choose_forward(precision, 100, 32, 9, 64, transposed) for transposed in (False, True)]
+    kernels += [choose_weight_grad(precision, 32, 9, 64), choose_forward(precision, 100, 1, 9, 16)]
     return [*kernels, choose_weight_grad(precision, 1, 9, 16)]
 
 

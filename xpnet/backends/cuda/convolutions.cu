@@ -169,6 +169,7 @@ struct Tiles {
 template <int ROWS, int COLUMNS, int DEPTH, int STAGES, bool INNER_A, bool INNER_B, int TALL, int WIDE, int LANES>
 struct Exact : Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 4, 0> {
     typedef Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 4, 0> T;
+    static const bool MAY_LOSE_INFINITY = false;
     static const int DOWN = ROWS / TALL, ACROSS = COLUMNS / WIDE, THREADS = DOWN * ACROSS;
     float sums[TALL][WIDE];
     int x, y;  // of this thread
@@ -236,10 +237,16 @@ struct Exact : Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 4, 0> {
 
 // A warp computes TALL rows and WIDE columns. A step of its instructions is along 8 or 16 elements of the inner axis,
 // in any order that is the same for both matrices: each thread reads pairs of neighbors.
+//
+// For float32, each number is the sum of two numbers of TF32, and three of the four products are made; the fourth is
+// smaller than the rounding error. The instructions do not round to nearest, so that their sums are added by others.
+// Ootomo and Yokota 2022, "Recovering single precision accuracy from tensor cores".
 template <Precision precision, int ROWS, int COLUMNS, int DEPTH, int STAGES, bool INNER_A, bool INNER_B, int TALL, int WIDE>
 struct Tensor : Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 8, 4> {
     typedef Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 8, 4> T;
-    static const int ACROSS = COLUMNS / WIDE, THREADS = ROWS / TALL * ACROSS * 32, STEP = precision == TF32 ? 8 : 16;
+    static const bool HALVES = precision == BFLOAT16 || precision == FLOAT16;
+    static const bool MAY_LOSE_INFINITY = precision == FLOAT32;  // the sum of two numbers of TF32 would be inf + NaN
+    static const int ACROSS = COLUMNS / WIDE, THREADS = ROWS / TALL * ACROSS * 32, STEP = HALVES ? 16 : 8;
     float sums[TALL / 16][WIDE / 8][4];
     int row, column, group, place;
 
@@ -264,10 +271,30 @@ struct Tensor : Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 8, 4> {
         Two low = pair(0);
         if (precision == TF32) {
             first = to_tf32(low.x), second = to_tf32(low.y);
-        } else {
+        } else if (HALVES) {
             Two high = pair(1);
             first = to_halves(low.x, low.y, precision), second = to_halves(high.x, high.y, precision);
+        } else {
+            first = __float_as_uint(low.x), second = __float_as_uint(low.y);
         }
+    }
+    static __device__ Word upper(Word x) { return to_tf32(__uint_as_float(x)); }
+    static __device__ Word lower(Word x) { return to_tf32(__uint_as_float(x) - __uint_as_float(upper(x))); }
+
+    static __device__ void multiply(float sum[4], const Word a[4], const Word b[2]) {
+        if (precision != FLOAT32) {
+            multiply_words(sum, a, b, precision);
+            return;
+        }
+        Word a_upper[4], a_lower[4], b_upper[2] = {upper(b[0]), upper(b[1])}, b_lower[2] = {lower(b[0]), lower(b[1])};
+#pragma unroll
+        for (int i = 0; i < 4; i++) a_upper[i] = upper(a[i]), a_lower[i] = lower(a[i]);
+        float products[4] = {0, 0, 0, 0};
+        multiply_words(products, a_lower, b_upper, TF32);
+        multiply_words(products, a_upper, b_lower, TF32);
+        multiply_words(products, a_upper, b_upper, TF32);
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum[i] += products[i];
     }
     __device__ void multiply(const float* tile) {
 #pragma unroll
@@ -292,7 +319,7 @@ struct Tensor : Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 8, 4> {
 #pragma unroll
             for (int i = 0; i < TALL / 16; i++) {
 #pragma unroll
-                for (int j = 0; j < WIDE / 8; j++) multiply_words(sums[i][j], a[i], b[j], precision);
+                for (int j = 0; j < WIDE / 8; j++) multiply(sums[i][j], a[i], b[j]);
             }
         }
     }
@@ -337,6 +364,19 @@ template <typename Product, typename Fetch> __device__ void multiply_tiles(Produ
 // out = patches @ weight + bias --------------------------------------------------------------------------------------
 // If the tiles of the second matrix are INNER, `weight` is (kh·kw, columns, channels): the gradient of the images is a
 // convolution of the gradient of the result with the transposed weight, for windows with negative dilation.
+
+// One element of the result, for one that is not a number.
+__device__ __noinline__ float convolved(const float* images, const float* weight, const float* bias, int row, int column,
+                                        int count, int channels, int columns, Windows windows, bool transposed) {
+    Place pixel = first_pixel(windows, row, count, channels);
+    float sum = bias ? bias[column] : 0;
+    for (int k = 0; k < windows.kernel[0] * windows.kernel[1] * channels; k++) {
+        Place cell = cell_of(windows, k, channels);
+        float x = on_image(windows, pixel, cell) ? images[pixel.offset + cell.offset] : 0;
+        sum += x * weight[transposed ? (k / channels * columns + column) * channels + k % channels : k * columns + column];
+    }
+    return sum;
+}
 
 template <typename Product>
 __device__ void convolve(const float* images, const float* weight, const float* bias, int relu, int count, int channels,
@@ -393,6 +433,12 @@ __device__ void convolve(const float* images, const float* weight, const float* 
     product.each([&](int r, int c, float* sums, int width) {
         r += first_row, c += first_column;
         if (r >= count || c >= columns) return;
+#pragma unroll
+        for (int j = 0; j < width; j++) {
+            if (Product::MAY_LOSE_INFINITY && sums[j] != sums[j]) {
+                sums[j] = convolved(images, weight, bias, r, c + j, count, channels, columns, windows, TRANSPOSED);
+            }
+        }
 #pragma unroll
         for (int j = 0; j < width; j++) sums[j] = relu && sums[j] <= 0 ? 0 : sums[j];  // NaN stays
         put(out + (Index)r * columns + c, sums, width);
@@ -453,6 +499,19 @@ __device__ void convolve_few(const float* images, const float* weight, const flo
 // Block (i, j, k) computes tile (i, j) of part k, which is for `part_rows` rows of grad. parts (parts, depth + 1,
 // columns): the last row is for the sums. A single part is stored as the result; else add_convolution_parts follows.
 // With `add`, the products are added to what weight_grad contains.
+
+// One element of the sum over the rows begin … end of grad, for one that is not a number.
+__device__ __noinline__ float weight_gradient(const float* images, const float* grad, int row, int column, int begin,
+                                              int end, int channels, int columns, Windows windows) {
+    Place cell = cell_of(windows, row, channels);
+    float sum = 0;
+    for (int i = begin; i < end; i++) {
+        Place pixel = first_pixel(windows, i, end, channels);
+        float x = on_image(windows, pixel, cell) ? images[pixel.offset + cell.offset] : 0;
+        sum += x * grad[(Index)i * columns + column];
+    }
+    return sum;
+}
 
 template <typename Product>
 __device__ void convolve_weight_grad(const float* images, const float* grad, int count, int part_rows, int channels,
@@ -517,6 +576,12 @@ __device__ void convolve_weight_grad(const float* images, const float* grad, int
     product.each([&](int r, int c, float* values, int width) {
         r += first_row, c += first_column;
         if (r >= depth || c >= columns) return;
+#pragma unroll
+        for (int j = 0; j < width; j++) {
+            if (Product::MAY_LOSE_INFINITY && values[j] != values[j]) {
+                values[j] = weight_gradient(images, grad, r, c + j, begin, end, channels, columns, windows);
+            }
+        }
         float* to = (single ? weight_grad : own) + (Index)r * columns + c;
 #pragma unroll
         for (int j = 0; j < width; j++) values[j] += add && single ? to[j] : 0;
