@@ -494,7 +494,13 @@ class EmulatedKernel:
         self._cupy, self._name, self._function = cupy, name, function
         function.restype = ctypes.c_char_p
 
-    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
+    max_dynamic_shared_size_bytes = 48 * 1024
+
+    def __call__(
+        self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...], *, shared_mem: int = 0
+    ) -> None:
+        if shared_mem > min(self.max_dynamic_shared_size_bytes, 227 * 1024):
+            raise CUDARuntimeError(f"cudaErrorInvalidValue: {self._name}, {shared_mem} bytes of shared memory")
         if any(n < 1 for n in (*grid, *block)):
             raise CUDARuntimeError(f"cudaErrorInvalidConfiguration: {self._name}, {grid}, {block}")
         graph = self._cupy.capturing

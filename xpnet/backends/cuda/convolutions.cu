@@ -14,6 +14,9 @@ typedef long long Index;
 typedef unsigned int Word;
 
 #define KERNEL extern "C" __global__ void
+#ifndef DYNAMIC_SHARED
+#define DYNAMIC_SHARED(name) extern __shared__ Four name[]  // as much as the launch asks for
+#endif
 
 struct alignas(16) Four {
     float x, y, z, w;
@@ -162,7 +165,7 @@ struct Tiles {
     static const int B = (INNER_A ? ROWS : DEPTH) * A_PITCH, SIZE = B + (INNER_B ? COLUMNS : DEPTH) * B_PITCH;
 
     static __device__ int a(int k, int row) { return INNER_A ? row * A_PITCH + k : k * A_PITCH + row; }
-    static __device__ int b(int k, int column) { return B + (INNER_B ? column * B_PITCH + k : k * B_PITCH + column); }
+    static __device__ int b(int k, int column) { return INNER_B ? column * B_PITCH + k : k * B_PITCH + column; }
 };
 
 // Each thread computes TALL rows and WIDE columns. The threads of a warp are LANES across.
@@ -209,7 +212,7 @@ struct Exact : Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 4, 0> {
             for (int j = 0; j < WIDE; j += INNER_B ? 1 : 4) {
 #pragma unroll
                 for (int q = 0; q < (INNER_B ? 1 : 4); q++) {
-                    Four four = *(const Four*)(tile + T::b(k + q, column(j)));
+                    Four four = *(const Four*)(tile + T::B + T::b(k + q, column(j)));
                     if (INNER_B) b[0][j] = four.x, b[1][j] = four.y, b[2][j] = four.z, b[3][j] = four.w;
                     else b[q][j] = four.x, b[q][j + 1] = four.y, b[q][j + 2] = four.z, b[q][j + 3] = four.w;
                 }
@@ -244,6 +247,7 @@ struct Exact : Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 4, 0> {
 template <Precision precision, int ROWS, int COLUMNS, int DEPTH, int STAGES, bool INNER_A, bool INNER_B, int TALL, int WIDE>
 struct Tensor : Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 8, 4> {
     typedef Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 8, 4> T;
+    static const int A_PAIRS = TALL / 16;
     static const bool HALVES = precision == BFLOAT16 || precision == FLOAT16;
     static const bool MAY_LOSE_INFINITY = precision == FLOAT32;  // the sum of two numbers of TF32 would be inf + NaN
     static const int ACROSS = COLUMNS / WIDE, THREADS = ROWS / TALL * ACROSS * 32, STEP = HALVES ? 16 : 8;
@@ -297,6 +301,14 @@ struct Tensor : Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 8, 4> {
         for (int i = 0; i < 4; i++) sum[i] += products[i];
     }
     __device__ void multiply(const float* tile) {
+        auto pair_of_row = [=](int k, int i, int half) {
+            int r = row + i * 16 + half * 8 + group;
+            return pair(tile, T::a(k, r), T::a(k + 1, r), INNER_A);
+        };
+        multiply(pair_of_row, tile + T::B);
+    }
+    // pair_of_row(k, i, half): elements k and k + 1 of row 16 i + 8 half + group of this warp.
+    template <typename PairOfRow> __device__ void multiply(PairOfRow pair_of_row, const float* tile) {
 #pragma unroll
         for (int step = 0; step < DEPTH; step += STEP) {
             Word a[TALL / 16][4], b[WIDE / 8][2];
@@ -305,9 +317,7 @@ struct Tensor : Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 8, 4> {
             for (int i = 0; i < TALL / 16; i++) {
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
-                    int r = row + i * 16 + half * 8 + group;
-                    words([=](int p) { return pair(tile, T::a(k + 8 * p, r), T::a(k + 8 * p + 1, r), INNER_A); },
-                          a[i][half], a[i][half + 2]);
+                    words([=](int p) { return pair_of_row(k + 8 * p, i, half); }, a[i][half], a[i][half + 2]);
                 }
             }
 #pragma unroll
@@ -378,6 +388,26 @@ __device__ __noinline__ float convolved(const float* images, const float* weight
     return sum;
 }
 
+// Stores the sums of a tile.
+template <typename Product>
+__device__ void finish(Product& product, const float* images, const float* weight, const float* bias, int relu,
+                       int count, int channels, int columns, const Windows& windows, float* out) {
+    int first_row = blockIdx.x * Product::ROWS, first_column = blockIdx.y * Product::COLUMNS;
+    product.each([&](int r, int c, float* sums, int width) {
+        r += first_row, c += first_column;
+        if (r >= count || c >= columns) return;
+#pragma unroll
+        for (int j = 0; j < width; j++) {
+            if (Product::MAY_LOSE_INFINITY && sums[j] != sums[j]) {
+                sums[j] = convolved(images, weight, bias, r, c + j, count, channels, columns, windows, Product::INNER_B);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < width; j++) sums[j] = relu && sums[j] <= 0 ? 0 : sums[j];  // NaN stays
+        put(out + (Index)r * columns + c, sums, width);
+    });
+}
+
 template <typename Product>
 __device__ void convolve(const float* images, const float* weight, const float* bias, int relu, int count, int channels,
                          int columns, const Windows& windows, float* out) {
@@ -418,10 +448,11 @@ __device__ void convolve(const float* images, const float* weight, const float* 
             if (TRANSPOSED) {
                 int c = first_column + outer;
                 const float* from = weight + ((Index)cell * columns + c) * channels + channel;
-                copy(tile + Product::b(b_quad, outer), from, inside & (c < columns));
+                copy(tile + Product::B + Product::b(b_quad, outer), from, inside & (c < columns));
             } else {
                 int k = step * DEPTH + outer, c = first_column + b_quad;
-                copy(tile + Product::b(outer, b_quad), weight + (Index)k * columns + c, (k < depth) & (c < columns));
+                const float* from = weight + (Index)k * columns + c;
+                copy(tile + Product::B + Product::b(outer, b_quad), from, (k < depth) & (c < columns));
             }
         }
         channel += DEPTH;
@@ -430,19 +461,113 @@ __device__ void convolve(const float* images, const float* weight, const float* 
     Product product;
     product.start([&](int c) { return bias && first_column + c < columns ? bias[first_column + c] : 0; });
     multiply_tiles(product, (depth + DEPTH - 1) / DEPTH, fetch);
-    product.each([&](int r, int c, float* sums, int width) {
-        r += first_row, c += first_column;
-        if (r >= count || c >= columns) return;
-#pragma unroll
-        for (int j = 0; j < width; j++) {
-            if (Product::MAY_LOSE_INFINITY && sums[j] != sums[j]) {
-                sums[j] = convolved(images, weight, bias, r, c + j, count, channels, columns, windows, TRANSPOSED);
+    finish(product, images, weight, bias, relu, count, channels, columns, windows, out);
+}
+
+// For images of few columns: the block copies all pixels under its windows once, in parts of CHANNELS channels, and
+// multiplies each cell of the windows by the part of the weight for this cell and these channels. Product::DEPTH is
+// CHANNELS, and Product::STAGES those of the weight. Needs shared memory for `most_rows` rows of pixels: see `strip_rows`
+// in convolutions.py.
+//
+// The rows of pixels of all images are numbered, with those that only padding fills, as the windows need them: window row
+// i of an image begins at row i · stride of its `height` rows.
+template <typename Product>
+__device__ void convolve_strips(const float* images, const float* weight, const float* bias, int relu, int count,
+                                int channels, int columns, const Windows& given, float* out) {
+    const int ROWS = Product::ROWS, COLUMNS = Product::COLUMNS, DEPTH = Product::DEPTH, THREADS = Product::THREADS;
+    const int STAGES = Product::STAGES, QUADS = DEPTH / 4, PITCH = DEPTH + 8;
+    const bool TRANSPOSED = Product::INNER_B;
+    const int B_QUADS = TRANSPOSED ? QUADS : COLUMNS / 4, B_ROWS = THREADS / B_QUADS, B_SIZE = Product::SIZE - Product::B;
+    const int B_OUTER = TRANSPOSED ? COLUMNS : DEPTH, B_LOADS = (B_OUTER + B_ROWS - 1) / B_ROWS;
+    DYNAMIC_SHARED(shared);
+    float *weights = (float*)shared, *pixels = weights + STAGES * B_SIZE;
+    int thread = threadIdx.x, first_row = blockIdx.x * ROWS, first_column = blockIdx.y * COLUMNS;
+    int b_quad = thread % B_QUADS * 4, b_row = thread / B_QUADS;
+    Windows windows = given;
+    int cells = windows.kernel[0] * windows.kernel[1], extent[2];
+    for (int axis = 0; axis < 2; axis++) {
+        if (windows.dilation[axis] < 0) {  // the last cell is the first pixel
+            windows.dilation[axis] = -windows.dilation[axis];
+            windows.before[axis] += (windows.kernel[axis] - 1) * windows.dilation[axis];
+        }
+        extent[axis] = (windows.kernel[axis] - 1) * windows.dilation[axis] + 1;
+    }
+    int height = (windows.grid[0] - 1) * windows.strides[0] + extent[0];
+    int width = (windows.grid[1] - 1) * windows.strides[1] + extent[1];
+    auto row_of = [&](int window, int& j) {
+        Window at(windows, window);
+        j = at.j;
+        return at.image * height + at.i * windows.strides[0];
+    };
+    int j, last = first_row + ROWS < count ? first_row + ROWS - 1 : count - 1;
+    int first_pixels = row_of(first_row, j), pixel_rows = row_of(last, j) - first_pixels + extent[0];
+
+    auto fetch_pixels = [&](int channel) {
+        for (int row = 0; row < pixel_rows; row++) {
+            int image = (first_pixels + row) / height, y = (first_pixels + row) % height - windows.before[0];
+            bool on = (Word)y < (Word)windows.image[0];
+            const float* from = images + (Index)((image * windows.image[0] + y) * windows.image[1]) * channels + channel;
+            for (int i = thread; i < width * QUADS; i += THREADS) {
+                int x = i / QUADS - windows.before[1], quad = i % QUADS * 4;
+                bool wanted = on & ((Word)x < (Word)windows.image[1]) & (channel + quad < channels);
+                copy(pixels + (row * width + i / QUADS) * PITCH + quad, from + x * channels + quad, wanted);
             }
         }
+    };
+    int step_channel = 0, step_cell = 0;  // of the next weights
+    auto fetch_weights = [&](float* tile) {
+        int cell = TRANSPOSED ? cells - 1 - step_cell : step_cell;
 #pragma unroll
-        for (int j = 0; j < width; j++) sums[j] = relu && sums[j] <= 0 ? 0 : sums[j];  // NaN stays
-        put(out + (Index)r * columns + c, sums, width);
-    });
+        for (int i = 0; i < B_LOADS; i++) {
+            int outer = b_row + i * B_ROWS;
+            if (B_OUTER % B_ROWS && outer >= B_OUTER) break;
+            int c = first_column + (TRANSPOSED ? outer : b_quad), k = step_channel + (TRANSPOSED ? b_quad : outer);
+            const float* from = weight + (TRANSPOSED ? ((Index)cell * columns + c) * channels + k
+                                                     : ((Index)cell * channels + k) * columns + c);
+            copy(tile + (TRANSPOSED ? Product::b(b_quad, outer) : Product::b(outer, b_quad)), from,
+                 (c < columns) & (k < channels));
+        }
+        if (++step_cell == cells) step_cell = 0, step_channel += DEPTH;
+    };
+
+    Product product;
+    product.start([&](int c) { return bias && first_column + c < columns ? bias[first_column + c] : 0; });
+    int places[Product::A_PAIRS][2];  // of the first pixels of this thread's windows
+#pragma unroll
+    for (int i = 0; i < Product::A_PAIRS; i++) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int window = first_row + product.row + i * 16 + half * 8 + product.group, x;
+            int y = row_of(window < count ? window : last, x) - first_pixels;
+            places[i][half] = (y * width + x * windows.strides[1]) * PITCH;
+        }
+    }
+    int steps = (channels + DEPTH - 1) / DEPTH * cells;
+#pragma unroll
+    for (int step = 0; step < STAGES - 1; step++) {
+        if (step < steps) fetch_weights(weights + step * B_SIZE);
+        end_copies();
+    }
+    int cell = 0, channel = 0, a = 0, b = 0;
+    for (int step = 0; step < steps; step++) {
+        if (cell == 0) {
+            __syncthreads();  // all threads have multiplied the pixels that are overwritten
+            fetch_pixels(channel);
+            end_copies();
+            wait_for_copies<0>();
+        } else {
+            wait_for_copies<STAGES - 2>();
+        }
+        __syncthreads();
+        if (step + STAGES - 1 < steps) fetch_weights(weights + (step + STAGES - 1) % STAGES * B_SIZE);
+        end_copies();
+        const float* shifted = pixels + (a * windows.dilation[0] * width + b * windows.dilation[1]) * PITCH;
+        auto pair_of_row = [&](int k, int i, int half) { return *(const Two*)(shifted + places[i][half] + k); };
+        product.multiply(pair_of_row, weights + step % STAGES * B_SIZE);
+        if (++b == windows.kernel[1]) b = 0, a++;
+        if (++cell == cells) cell = a = 0, channel += DEPTH;
+    }
+    finish(product, images, weight, bias, relu, count, channels, columns, given, out);
 }
 
 __device__ Four rounded(Four a, Precision precision) {
@@ -553,7 +678,7 @@ __device__ void convolve_weight_grad(const float* images, const float* grad, int
             int at = thread + i * THREADS, k = at / B_QUADS, row = begin + step * DEPTH + k;
             if (B_COUNT % THREADS && at >= B_COUNT) break;
             bool wanted = (row < end) & (column < columns);
-            copy(tile + Product::b(k, at % B_QUADS * 4), grad + (Index)row * columns + column, wanted);
+            copy(tile + Product::B + Product::b(k, at % B_QUADS * 4), grad + (Index)row * columns + column, wanted);
         }
         if (step >= STAGES - 1) find_pixels(step + 1);  // the next step that is fetched
     };
@@ -563,7 +688,7 @@ __device__ void convolve_weight_grad(const float* images, const float* grad, int
             Product::multiply(tile);
             if (!column_sums) return;
             for (int k = threadIdx.x / B_QUADS; k < DEPTH; k += THREADS / B_QUADS) {
-                plus(*column_sums, 1, *(const Four*)(tile + Product::b(k, threadIdx.x % B_QUADS * 4)));
+                plus(*column_sums, 1, *(const Four*)(tile + Product::B + Product::b(k, threadIdx.x % B_QUADS * 4)));
             }
         }
     } product;

@@ -77,6 +77,7 @@ class Kernel:
     columns: int
     depth: int = 1
     blocks: int = 2  # for each multiprocessor, of a weight gradient
+    shared_bytes: int = 0  # besides what it declares
 
     @property
     def definition(self) -> str:
@@ -94,6 +95,31 @@ def forward_kernel(tile: Tile, precision: str, transposed: bool = False) -> Kern
     """`convolve`. transposed: for the gradient of the images."""
     name, function = f"convolve_{'transposed_' * transposed}{tile.name}", tile.product(precision, True, transposed)
     return Kernel(name, _CONVOLVE, f"convolve<{function}>", (tile.threads,), *tile[:3])
+
+
+def strips_kernel(tile: Tile, precision: str, windows: Windows, transposed: bool = False) -> Kernel:
+    """`convolve_strips`, where tile.depth are the channels that are copied together."""
+    rows = strip_rows(tile.rows, windows)
+    width = (windows.grid[1] - 1) * windows.strides[1] + _extent(windows, 1)
+    pixels = rows * width * (tile.depth + 8)
+    weights = tile.columns * (tile.depth + 8) if transposed else tile.depth * (tile.columns + 4)
+    name, function = f"strips_{'transposed_' * transposed}{tile.name}", tile.product(precision, True, transposed)
+    shared_bytes = 4 * (pixels + tile.stages * weights)
+    return Kernel(
+        name, _CONVOLVE, f"convolve_strips<{function}>", (tile.threads,), *tile[:3], shared_bytes=shared_bytes
+    )
+
+
+def strip_rows(rows: int, windows: Windows) -> int:
+    """The most rows of pixels under any `rows` consecutive windows, with those that only padding fills."""
+    window_rows = -(-(rows - 1) // windows.grid[1])  # after the first
+    images, stride, extent = -(-window_rows // windows.grid[0]), windows.strides[0], _extent(windows, 0)
+    return window_rows * stride + images * max(0, extent - stride) + extent
+
+
+def _extent(windows: Windows, axis: int) -> int:
+    """The pixels from the first cell of a window to the last, along one axis."""
+    return (windows.kernel[axis] - 1) * abs(windows.dilation[axis]) + 1
 
 
 def weight_grad_kernel(tile: Tile, precision: str, blocks: int = 2) -> Kernel:
@@ -199,8 +225,8 @@ class CUDAConvolutions(CUDAMatmul):
         depth, columns = out.shape
         count = grad.size // columns
         tiles = kernel.tiles(depth, columns)
-        blocks = kernel.blocks * self._multiprocessors
-        parts = max(1, min(blocks // math.prod(tiles), -(-count // kernel.depth)))
+        most = kernel.blocks * self._multiprocessors // math.prod(tiles)
+        parts = max(1, min(most, -(-count // kernel.depth)))
         part_rows = -(-count // parts)
         part_rows = -(-part_rows // kernel.depth) * kernel.depth
         parts = -(-count // part_rows)
@@ -270,7 +296,7 @@ class CUDAConvolutions(CUDAMatmul):
         kernels = self._convolution_kernels.get(kernel)
         if kernels is None:
             kernels = self._convolution_kernels[kernel] = Kernels(self.xp, TEMPLATES + kernel.definition)
-        kernels.launch(kernel.name, _FLOAT32, grid, kernel.block, arguments)
+        kernels.launch(kernel.name, _FLOAT32, grid, kernel.block, arguments, kernel.shared_bytes)
 
 
 def _transposed(windows: Windows) -> Windows:
