@@ -76,6 +76,10 @@ def check(backend, convolution, arrays, precision):
         assert_near(backend, got, c.weight + c.weight_grad()[0], precision)
         got = backend.convolve_input_grad(grad, weight, windows, arrays(c.x.shape))
         assert_near(backend, got, c.input_grad(), precision)
+        y = np.maximum(c.x, 0)
+        y_and_out = arrays(y.shape, "float32", y)
+        got = backend.convolve_input_grad(grad, weight, windows, y_and_out, y_and_out)
+        assert_near(backend, got, c.input_grad() * (y != 0), precision)
 
 
 def assert_near(backend, got, want, precision):

@@ -372,6 +372,8 @@ template <typename Product, typename Fetch> __device__ void multiply_tiles(Produ
 }
 
 // out = patches @ weight + bias --------------------------------------------------------------------------------------
+// Then out = max(out, 0) with `relu`, and out · [mask ≠ 0] with `mask`.  Both bias and mask may be null.
+//
 // If the tiles of the second matrix are INNER, `weight` is (kh·kw, columns, channels): the gradient of the images is a
 // convolution of the gradient of the result with the transposed weight, for windows with negative dilation.
 
@@ -391,7 +393,7 @@ __device__ __noinline__ float convolved(const float* images, const float* weight
 // Stores the sums of a tile.
 template <typename Product>
 __device__ void finish(Product& product, const float* images, const float* weight, const float* bias, int relu,
-                       int count, int channels, int columns, const Windows& windows, float* out) {
+                       const float* mask, int count, int channels, int columns, const Windows& windows, float* out) {
     int first_row = blockIdx.x * Product::ROWS, first_column = blockIdx.y * Product::COLUMNS;
     product.each([&](int r, int c, float* sums, int width) {
         r += first_row, c += first_column;
@@ -402,15 +404,19 @@ __device__ void finish(Product& product, const float* images, const float* weigh
                 sums[j] = convolved(images, weight, bias, r, c + j, count, channels, columns, windows, Product::INNER_B);
             }
         }
+        Index at = (Index)r * columns + c;
 #pragma unroll
-        for (int j = 0; j < width; j++) sums[j] = relu && sums[j] <= 0 ? 0 : sums[j];  // NaN stays
-        put(out + (Index)r * columns + c, sums, width);
+        for (int j = 0; j < width; j++) {
+            if (relu) sums[j] = sums[j] <= 0 ? 0 : sums[j];  // NaN stays
+            if (mask) sums[j] *= mask[at + j] != 0 ? 1 : 0;  // NaN for infinity · 0
+        }
+        put(out + at, sums, width);
     });
 }
 
 template <typename Product>
-__device__ void convolve(const float* images, const float* weight, const float* bias, int relu, int count, int channels,
-                         int columns, const Windows& windows, float* out) {
+__device__ void convolve(const float* images, const float* weight, const float* bias, int relu, const float* mask,
+                         int count, int channels, int columns, const Windows& windows, float* out) {
     const int ROWS = Product::ROWS, COLUMNS = Product::COLUMNS, DEPTH = Product::DEPTH, THREADS = Product::THREADS;
     const bool TRANSPOSED = Product::INNER_B;
     const int QUADS = DEPTH / 4, A_ROWS = THREADS / QUADS, A_LOADS = (ROWS + A_ROWS - 1) / A_ROWS;
@@ -461,7 +467,7 @@ __device__ void convolve(const float* images, const float* weight, const float* 
     Product product;
     product.start([&](int c) { return bias && first_column + c < columns ? bias[first_column + c] : 0; });
     multiply_tiles(product, (depth + DEPTH - 1) / DEPTH, fetch);
-    finish(product, images, weight, bias, relu, count, channels, columns, windows, out);
+    finish(product, images, weight, bias, relu, mask, count, channels, columns, windows, out);
 }
 
 // For images of few columns: the block copies all pixels under its windows once, in parts of CHANNELS channels, and
@@ -472,8 +478,9 @@ __device__ void convolve(const float* images, const float* weight, const float* 
 // The rows of pixels of all images are numbered, with those that only padding fills, as the windows need them: window row
 // i of an image begins at row i · stride of its `height` rows.
 template <typename Product>
-__device__ void convolve_strips(const float* images, const float* weight, const float* bias, int relu, int count,
-                                int channels, int columns, const Windows& given, float* out) {
+__device__ void convolve_strips(const float* images, const float* weight, const float* bias, int relu,
+                                const float* mask, int count, int channels, int columns, const Windows& given,
+                                float* out) {
     const int ROWS = Product::ROWS, COLUMNS = Product::COLUMNS, DEPTH = Product::DEPTH, THREADS = Product::THREADS;
     const int STAGES = Product::STAGES, QUADS = DEPTH / 4, PITCH = DEPTH + 8;
     const bool TRANSPOSED = Product::INNER_B;
@@ -567,7 +574,7 @@ __device__ void convolve_strips(const float* images, const float* weight, const 
         if (++b == windows.kernel[1]) b = 0, a++;
         if (++cell == cells) cell = a = 0, channel += DEPTH;
     }
-    finish(product, images, weight, bias, relu, count, channels, columns, given, out);
+    finish(product, images, weight, bias, relu, mask, count, channels, columns, given, out);
 }
 
 __device__ Four rounded(Four a, Precision precision) {
@@ -576,8 +583,8 @@ __device__ Four rounded(Four a, Precision precision) {
 
 // For few channels and cells: each thread computes 4 columns of PIXELS rows. channels may be any number.
 template <int PIXELS, Precision precision>
-__device__ void convolve_few(const float* images, const float* weight, const float* bias, int relu, int count,
-                             int channels, int columns, const Windows& windows, float* out) {
+__device__ void convolve_few(const float* images, const float* weight, const float* bias, int relu, const float* mask,
+                             int count, int channels, int columns, const Windows& windows, float* out) {
     __shared__ Four shared[1024];
     int depth = windows.kernel[0] * windows.kernel[1] * channels, quads = columns / 4;
     for (int i = threadIdx.x; i < depth * quads; i += blockDim.x) {
@@ -616,7 +623,12 @@ __device__ void convolve_few(const float* images, const float* weight, const flo
         if (first + p >= count) break;
         Four s = sums[p];
         if (relu) s = Four{s.x <= 0 ? 0 : s.x, s.y <= 0 ? 0 : s.y, s.z <= 0 ? 0 : s.z, s.w <= 0 ? 0 : s.w};
-        ((Four*)out)[(Index)(first + p) * quads + quad] = s;
+        Index at = (Index)(first + p) * quads + quad;
+        if (mask) {
+            Four m = ((const Four*)mask)[at];
+            s = Four{s.x * (m.x != 0), s.y * (m.y != 0), s.z * (m.z != 0), s.w * (m.w != 0)};
+        }
+        ((Four*)out)[at] = s;
     }
 }
 

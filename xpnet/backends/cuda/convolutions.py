@@ -24,8 +24,8 @@ _ALIGNMENT = 16  # bytes: kernels load four numbers at once
 _MANY = 2**31  # elements: the kernels count in 32 bits
 _MULTIPROCESSORS = 132  # of an H200
 _CONVOLVE = (
-    "const float* images, const float* weight, const float* bias, int relu, int count, int channels, int columns, "
-    "Windows windows, float* out"
+    "const float* images, const float* weight, const float* bias, int relu, const float* mask, int count, "
+    "int channels, int columns, Windows windows, float* out"
 )
 _WEIGHT_GRAD = (
     "const float* images, const float* grad, int count, int part_rows, int channels, int columns, Windows windows, "
@@ -208,13 +208,15 @@ class CUDAConvolutions(CUDAMatmul):
         kernel = self.convolution_kernel("convolve", x, weight, windows, out)
         if kernel is None or not self._can_load(*(() if bias is None else (bias,))):
             return super().convolve(x, weight, bias, windows, relu, out)
-        return self._convolve(kernel, x, weight, bias, windows, relu, out)
+        return self._convolve(kernel, x, weight, windows, out, bias=bias, relu=relu)
 
-    def convolve_input_grad(self, grad: Array, weight: Array, windows: Windows, out: Array) -> Array:
+    def convolve_input_grad(
+        self, grad: Array, weight: Array, windows: Windows, out: Array, y: Array | None = None
+    ) -> Array:
         kernel = self.convolution_kernel("convolve_input_grad", grad, weight, windows, out)
-        if kernel is None:
-            return super().convolve_input_grad(grad, weight, windows, out)
-        return self._convolve(kernel, grad, weight, None, _transposed(windows), False, out)
+        if kernel is None or not self._can_load(*(() if y is None else (y,))):
+            return super().convolve_input_grad(grad, weight, windows, out, y)
+        return self._convolve(kernel, grad, weight, _transposed(windows), out, mask=y)
 
     def convolve_weight_grad(
         self, x: Array, grad: Array, windows: Windows, out: Array, sums: Array | None, add: bool = False
@@ -283,13 +285,21 @@ class CUDAConvolutions(CUDAMatmul):
         return properties
 
     def _convolve(
-        self, kernel: Kernel, images: Array, weight: Array, bias: Array | None, windows: Windows, relu: bool, out: Array
+        self,
+        kernel: Kernel,
+        images: Array,
+        weight: Array,
+        windows: Windows,
+        out: Array,
+        bias: Array | None = None,
+        relu: bool = False,
+        mask: Array | None = None,
     ) -> Array:
         columns = out.shape[-1]
         count = out.size // columns
-        arrays = {"images": images, "weight": weight, "bias": bias, "out": out}
-        sizes = {"count": count, "channels": images.shape[3], "columns": columns}
-        self._launch(kernel, kernel.tiles(count, columns), {**arrays, **sizes, "windows": windows, "relu": int(relu)})
+        arrays = {"images": images, "weight": weight, "bias": bias, "mask": mask, "out": out}
+        numbers = {"relu": int(relu), "count": count, "channels": images.shape[3], "columns": columns}
+        self._launch(kernel, kernel.tiles(count, columns), {**arrays, **numbers, "windows": windows})
         return out
 
     def _launch(self, kernel: Kernel, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
