@@ -470,57 +470,71 @@ __device__ void convolve(const float* images, const float* weight, const float* 
     finish(product, images, weight, bias, relu, mask, count, channels, columns, windows, out);
 }
 
-// For images of few columns: the block copies all pixels under its windows once, in parts of CHANNELS channels, and
-// multiplies each cell of the windows by the part of the weight for this cell and these channels. Product::DEPTH is
-// CHANNELS, and Product::STAGES those of the weight. Needs shared memory for `most_rows` rows of pixels: see `strip_rows`
-// in convolutions.py.
-//
-// The rows of pixels of all images are numbered, with those that only padding fills, as the windows need them: window row
-// i of an image begins at row i · stride of its `height` rows.
+// The rows of pixels under some consecutive windows, in shared memory, with the padding. The rows of all images are
+// numbered: each image has `height` of them, and those of window row i begin at row i · stride.
+struct Strips {
+    Windows windows;
+    int extent, height, width;  // the rows under a window; the rows and columns under all windows of an image
+
+    __device__ Strips(const Windows& given) : windows(given) {
+        for (int axis = 0; axis < 2; axis++) {
+            if (windows.dilation[axis] < 0) {  // the last cell is the first pixel
+                windows.dilation[axis] = -windows.dilation[axis];
+                windows.before[axis] += (windows.kernel[axis] - 1) * windows.dilation[axis];
+            }
+        }
+        extent = (windows.kernel[0] - 1) * windows.dilation[0] + 1;
+        height = (windows.grid[0] - 1) * windows.strides[0] + extent;
+        width = (windows.grid[1] - 1) * windows.strides[1] + (windows.kernel[1] - 1) * windows.dilation[1] + 1;
+    }
+    __device__ int first_row(const Window& window) const { return window.image * height + window.i * windows.strides[0]; }
+
+    // The place of a window's first pixel, in a strip that begins with row `first`.
+    __device__ int place(const Window& window, int first) const {
+        return (first_row(window) - first) * width + window.j * windows.strides[1];
+    }
+    // The most rows under so many consecutive windows, as in convolutions.py.
+    __device__ int most_rows(int count) const {
+        int down = (count + windows.grid[1] - 2) / windows.grid[1], images = (down + windows.grid[0] - 1) / windows.grid[0];
+        int stride = windows.strides[0];
+        return down * stride + images * (extent > stride ? extent - stride : 0) + extent;
+    }
+    // Begins to copy CHANNELS channels, from `channel` on, of the rows under the windows from `first` to `last`.
+    template <int CHANNELS, int PITCH, int THREADS>
+    __device__ void fetch(const float* images, int channel, int channels, int first, int last, float* to) const {
+        int begin = first_row(Window(windows, first)), rows = first_row(Window(windows, last)) - begin + extent;
+        for (int row = 0; row < rows; row++) {
+            int image = (begin + row) / height, y = (begin + row) % height - windows.before[0];
+            bool on = (Word)y < (Word)windows.image[0];
+            const float* from = images + (Index)((image * windows.image[0] + y) * windows.image[1]) * channels + channel;
+            for (int i = threadIdx.x; i < width * (CHANNELS / 4); i += THREADS) {
+                int x = i / (CHANNELS / 4) - windows.before[1], quad = i % (CHANNELS / 4) * 4;
+                bool wanted = on & ((Word)x < (Word)windows.image[1]) & (channel + quad < channels);
+                copy(to + (row * width + i / (CHANNELS / 4)) * PITCH + quad, from + x * channels + quad, wanted);
+            }
+        }
+    }
+};
+
+// As `convolve`, for images of few columns: the block copies all pixels under its windows once, Product::DEPTH channels
+// at a time, and multiplies the pixels under each cell by the part of the weight for this cell and these channels, of
+// which Product::STAGES are in shared memory.
 template <typename Product>
 __device__ void convolve_strips(const float* images, const float* weight, const float* bias, int relu,
                                 const float* mask, int count, int channels, int columns, const Windows& given,
                                 float* out) {
     const int ROWS = Product::ROWS, COLUMNS = Product::COLUMNS, DEPTH = Product::DEPTH, THREADS = Product::THREADS;
-    const int STAGES = Product::STAGES, QUADS = DEPTH / 4, PITCH = DEPTH + 8;
+    const int STAGES = Product::STAGES, PITCH = DEPTH + 8, B_SIZE = Product::SIZE - Product::B;
     const bool TRANSPOSED = Product::INNER_B;
-    const int B_QUADS = TRANSPOSED ? QUADS : COLUMNS / 4, B_ROWS = THREADS / B_QUADS, B_SIZE = Product::SIZE - Product::B;
+    const int B_QUADS = TRANSPOSED ? DEPTH / 4 : COLUMNS / 4, B_ROWS = THREADS / B_QUADS;
     const int B_OUTER = TRANSPOSED ? COLUMNS : DEPTH, B_LOADS = (B_OUTER + B_ROWS - 1) / B_ROWS;
     DYNAMIC_SHARED(shared);
     float *weights = (float*)shared, *pixels = weights + STAGES * B_SIZE;
     int thread = threadIdx.x, first_row = blockIdx.x * ROWS, first_column = blockIdx.y * COLUMNS;
     int b_quad = thread % B_QUADS * 4, b_row = thread / B_QUADS;
-    Windows windows = given;
-    int cells = windows.kernel[0] * windows.kernel[1], extent[2];
-    for (int axis = 0; axis < 2; axis++) {
-        if (windows.dilation[axis] < 0) {  // the last cell is the first pixel
-            windows.dilation[axis] = -windows.dilation[axis];
-            windows.before[axis] += (windows.kernel[axis] - 1) * windows.dilation[axis];
-        }
-        extent[axis] = (windows.kernel[axis] - 1) * windows.dilation[axis] + 1;
-    }
-    int height = (windows.grid[0] - 1) * windows.strides[0] + extent[0];
-    int width = (windows.grid[1] - 1) * windows.strides[1] + extent[1];
-    auto row_of = [&](int window, int& j) {
-        Window at(windows, window);
-        j = at.j;
-        return at.image * height + at.i * windows.strides[0];
-    };
-    int j, last = first_row + ROWS < count ? first_row + ROWS - 1 : count - 1;
-    int first_pixels = row_of(first_row, j), pixel_rows = row_of(last, j) - first_pixels + extent[0];
-
-    auto fetch_pixels = [&](int channel) {
-        for (int row = 0; row < pixel_rows; row++) {
-            int image = (first_pixels + row) / height, y = (first_pixels + row) % height - windows.before[0];
-            bool on = (Word)y < (Word)windows.image[0];
-            const float* from = images + (Index)((image * windows.image[0] + y) * windows.image[1]) * channels + channel;
-            for (int i = thread; i < width * QUADS; i += THREADS) {
-                int x = i / QUADS - windows.before[1], quad = i % QUADS * 4;
-                bool wanted = on & ((Word)x < (Word)windows.image[1]) & (channel + quad < channels);
-                copy(pixels + (row * width + i / QUADS) * PITCH + quad, from + x * channels + quad, wanted);
-            }
-        }
-    };
+    Strips strips(given);
+    const Windows& windows = strips.windows;
+    int cells = windows.kernel[0] * windows.kernel[1], last = first_row + ROWS < count ? first_row + ROWS - 1 : count - 1;
     int step_channel = 0, step_cell = 0;  // of the next weights
     auto fetch_weights = [&](float* tile) {
         int cell = TRANSPOSED ? cells - 1 - step_cell : step_cell;
@@ -539,14 +553,13 @@ __device__ void convolve_strips(const float* images, const float* weight, const 
 
     Product product;
     product.start([&](int c) { return bias && first_column + c < columns ? bias[first_column + c] : 0; });
-    int places[Product::A_PAIRS][2];  // of the first pixels of this thread's windows
+    int places[Product::A_PAIRS][2], begin = strips.first_row(Window(windows, first_row));
 #pragma unroll
     for (int i = 0; i < Product::A_PAIRS; i++) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            int window = first_row + product.row + i * 16 + half * 8 + product.group, x;
-            int y = row_of(window < count ? window : last, x) - first_pixels;
-            places[i][half] = (y * width + x * windows.strides[1]) * PITCH;
+            int row = first_row + product.row + i * 16 + half * 8 + product.group;
+            places[i][half] = strips.place(Window(windows, row < count ? row : last), begin) * PITCH;
         }
     }
     int steps = (channels + DEPTH - 1) / DEPTH * cells;
@@ -559,7 +572,7 @@ __device__ void convolve_strips(const float* images, const float* weight, const 
     for (int step = 0; step < steps; step++) {
         if (cell == 0) {
             __syncthreads();  // all threads have multiplied the pixels that are overwritten
-            fetch_pixels(channel);
+            strips.fetch<DEPTH, PITCH, THREADS>(images, channel, channels, first_row, last, pixels);
             end_copies();
             wait_for_copies<0>();
         } else {
@@ -568,7 +581,7 @@ __device__ void convolve_strips(const float* images, const float* weight, const 
         __syncthreads();
         if (step + STAGES - 1 < steps) fetch_weights(weights + (step + STAGES - 1) % STAGES * B_SIZE);
         end_copies();
-        const float* shifted = pixels + (a * windows.dilation[0] * width + b * windows.dilation[1]) * PITCH;
+        const float* shifted = pixels + (a * windows.dilation[0] * strips.width + b * windows.dilation[1]) * PITCH;
         auto pair_of_row = [&](int k, int i, int half) { return *(const Two*)(shifted + places[i][half] + k); };
         product.multiply(pair_of_row, weights + step % STAGES * B_SIZE);
         if (++b == windows.kernel[1]) b = 0, a++;
@@ -724,6 +737,131 @@ __device__ void convolve_weight_grad(const float* images, const float* grad, int
         for (int j = 0; j < width; j++) values[j] += add && single ? to[j] : 0;
         put(to, values, width);
     });
+    if (!has_sums) return;
+    thread_sums[thread] = column_sums;
+    __syncthreads();
+    if (thread >= B_QUADS || column >= columns) return;
+    for (int i = thread + B_QUADS; i < THREADS; i += B_QUADS) plus(column_sums, 1, thread_sums[i]);
+    float* to = (single ? sums : own + (Index)depth * columns) + column;  // sums may be at any address
+    to[0] = column_sums.x, to[1] = column_sums.y, to[2] = column_sums.z, to[3] = column_sums.w;
+}
+
+// As convolve_weight_grad, for windows of DOWN × 3 cells and images of few columns: the block copies the pixels under
+// PIXELS windows once, in two stages. Block (i, j, k) computes the gradient for CHANNELS channels; DOWN · ACROSS warps
+// compute that of a row of cells and of WIDE columns each.
+template <Precision precision, int CHANNELS, int PIXELS, int WIDE, int DOWN, int ACROSS>
+__device__ void weight_grad_strips(const float* images, const float* grad, int count, int part_rows, int channels,
+                                   int columns, const Windows& given, float* parts, float* weight_grad, float* sums,
+                                   int add) {
+    typedef Tensor<precision, 16, 8, 16, 2, false, false, 16, 8> Product;
+    const int THREADS = DOWN * ACROSS * 32, COLUMNS = ACROSS * WIDE, B_QUADS = COLUMNS / 4, STAGES = 2;
+    const int PITCH = CHANNELS + 4, GRAD_PITCH = COLUMNS + 4, TALL = CHANNELS / 16;
+    static_assert(THREADS % B_QUADS == 0, "a thread must add the same columns of grad in every step");
+    DYNAMIC_SHARED(shared);
+    __shared__ int places[STAGES][PIXELS];
+    __shared__ Four thread_sums[THREADS];
+    Strips strips(given);
+    const Windows& windows = strips.windows;
+    int thread = threadIdx.x, warp = thread / 32, group = thread % 32 / 4, place = thread % 4;
+    int cell_row = warp / ACROSS, wide = warp % ACROSS * WIDE, first_column = blockIdx.y * COLUMNS;
+    int channel = blockIdx.x * CHANNELS, depth = windows.kernel[0] * windows.kernel[1] * channels;
+    int begin = blockIdx.z * part_rows, end = begin + part_rows < count ? begin + part_rows : count;
+    int column = first_column + thread % B_QUADS * 4, size = strips.most_rows(PIXELS) * strips.width * PITCH;
+    float *grads = (float*)shared, *pixels = grads + STAGES * PIXELS * GRAD_PITCH;
+    bool has_sums = sums && blockIdx.x == 0;
+
+    auto fetch = [&](int step) {
+        int first = begin + step * PIXELS, last = first + PIXELS < end ? first + PIXELS - 1 : end - 1;
+        float *tile = pixels + step % STAGES * size, *grad_tile = grads + step % STAGES * (PIXELS * GRAD_PITCH);
+        strips.fetch<CHANNELS, PITCH, THREADS>(images, channel, channels, first, last, tile);
+        int first_row = strips.first_row(Window(windows, first));
+        for (int i = thread; i < PIXELS; i += THREADS) {
+            places[step % STAGES][i] = strips.place(Window(windows, first + i < end ? first + i : last), first_row) * PITCH;
+        }
+        for (int i = thread / B_QUADS; i < PIXELS; i += THREADS / B_QUADS) {
+            const float* from = grad + (Index)(first + i) * columns + column;
+            copy(grad_tile + i * GRAD_PITCH + thread % B_QUADS * 4, from, (first + i < end) & (column < columns));
+        }
+        end_copies();
+    };
+    float results[3][TALL][WIDE / 8][4];
+#pragma unroll
+    for (int b = 0; b < 3; b++)
+#pragma unroll
+        for (int i = 0; i < TALL; i++)
+#pragma unroll
+            for (int j = 0; j < WIDE / 8; j++)
+#pragma unroll
+                for (int k = 0; k < 4; k++) results[b][i][j][k] = 0;
+    Four column_sums = {0, 0, 0, 0};
+    int steps = end > begin ? (end - begin + PIXELS - 1) / PIXELS : 0;
+    if (steps) fetch(0);
+    for (int step = 0; step < steps; step++) {
+        wait_for_copies<0>();
+        __syncthreads();
+        if (step + 1 < steps) fetch(step + 1);
+        const float *tile = pixels + step % STAGES * size, *grad_tile = grads + step % STAGES * (PIXELS * GRAD_PITCH);
+        tile += cell_row * windows.dilation[0] * strips.width * PITCH;
+#pragma unroll 2
+        for (int k = 0; k < PIXELS; k += Product::STEP) {
+            Word right[WIDE / 8][2];
+            auto number = [=](int p) { return k + 8 * p + place * 2; };
+#pragma unroll
+            for (int j = 0; j < WIDE / 8; j++) {
+                const float* from = grad_tile + wide + j * 8 + group;
+                Product::words([=](int p) { return Two{from[number(p) * GRAD_PITCH], from[(number(p) + 1) * GRAD_PITCH]}; },
+                               right[j][0], right[j][1]);
+            }
+            const int* at = places[step % STAGES];
+#pragma unroll
+            for (int b = 0; b < 3; b++) {
+#pragma unroll
+                for (int i = 0; i < TALL; i++) {
+                    Word left[4];
+#pragma unroll
+                    for (int half = 0; half < 2; half++) {
+                        const float* from = tile + b * windows.dilation[1] * PITCH + i * 16 + half * 8 + group;
+                        Product::words([=](int p) { return Two{from[at[number(p)]], from[at[number(p) + 1]]}; },
+                                       left[half], left[half + 2]);
+                    }
+#pragma unroll
+                    for (int j = 0; j < WIDE / 8; j++) Product::multiply(results[b][i][j], left, right[j]);
+                }
+            }
+        }
+        if (has_sums) {
+            for (int i = thread / B_QUADS; i < PIXELS; i += THREADS / B_QUADS) {
+                plus(column_sums, 1, *(const Four*)(grad_tile + i * GRAD_PITCH + thread % B_QUADS * 4));
+            }
+        }
+    }
+
+    bool single = gridDim.z == 1;
+    float* own = parts + blockIdx.z * (Index)(depth + 1) * columns;
+#pragma unroll
+    for (int b = 0; b < 3; b++) {
+#pragma unroll
+        for (int i = 0; i < TALL; i++) {
+#pragma unroll
+            for (int j = 0; j < WIDE / 8; j++) {
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    int from = channel + i * 16 + half * 8 + group, c = first_column + wide + j * 8 + place * 2;
+                    if (from >= channels || c >= columns) continue;
+                    int r = (cell_row * 3 + b) * channels + from;
+                    float *values = results[b][i][j] + half * 2, *to = (single ? weight_grad : own) + (Index)r * columns + c;
+#pragma unroll
+                    for (int k = 0; k < 2; k++) {
+                        if (precision == FLOAT32 && values[k] != values[k]) {
+                            values[k] = weight_gradient(images, grad, r, c + k, begin, end, channels, columns, given);
+                        }
+                        values[k] += add && single ? to[k] : 0;
+                    }
+                    put(to, values, 2);
+                }
+            }
+        }
+    }
     if (!has_sums) return;
     thread_sums[thread] = column_sums;
     __syncthreads();

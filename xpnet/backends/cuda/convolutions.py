@@ -110,6 +110,29 @@ def strips_kernel(tile: Tile, precision: str, windows: Windows, transposed: bool
     )
 
 
+class Strips(NamedTuple):
+    """What a block of `weight_grad_strips` computes: see convolutions.cu. Only for windows of 3 cells across."""
+
+    channels: int
+    pixels: int
+    wide: int
+    across: int
+
+    @property
+    def name(self) -> str:
+        return "_".join(map(str, self))
+
+
+def weight_grad_strips_kernel(strips: Strips, precision: str, windows: Windows, blocks: int = 2) -> Kernel:
+    channels, pixels, wide, across = strips
+    columns, (down, _) = wide * across, windows.kernel
+    width = (windows.grid[1] - 1) * windows.strides[1] + _extent(windows, 1)
+    shared_bytes = 8 * (strip_rows(pixels, windows) * width * (channels + 4) + pixels * (columns + 4))
+    function = f"weight_grad_strips<{precision.upper()}, {channels}, {pixels}, {wide}, {down}, {across}>"
+    sizes = (32 * down * across,), math.prod(windows.kernel) * channels, columns, pixels, blocks
+    return Kernel(f"weight_grad_strips_{strips.name}_{down}", _WEIGHT_GRAD, function, *sizes, shared_bytes)
+
+
 def strip_rows(rows: int, windows: Windows) -> int:
     """The most rows of pixels under any `rows` consecutive windows, with those that only padding fills."""
     window_rows = -(-(rows - 1) // windows.grid[1])  # after the first
