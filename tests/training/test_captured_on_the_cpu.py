@@ -431,16 +431,7 @@ def noise_of_numpy_as_an_array():
 
 @layer(captured=True)
 def an_array_of_its_own():
-    def test_layers_may_be_frozen_between_epochs(monkeypatch):
-    class Freeze(callbacks.Callback):
-        def on_epoch_begin(self, model, epoch):
-            model.layers[0].trainable = epoch != 3
-
-    watch = compare(monkeypatch, lambda: mlp(x=X[:203], y=Y[:203], callbacks=[Freeze()]))  # 10 batches of 20, one of 3
-    assert watch.captured == 4
-
-
-class Scaled(Own):
+    class Scaled(Own):
         def __init__(self):
             self.scale = np.linspace(0.5, 1.5, 16).astype("float32")
 
@@ -1075,6 +1066,15 @@ def set_attribute(position, name, values):
         setattr(model.layers[position], name, values[callback.run.state.step % len(values)])
 
     return action
+
+
+def test_layers_may_be_frozen_between_epochs(monkeypatch):
+    class Freeze(callbacks.Callback):
+        def on_epoch_begin(self, model, epoch):
+            model.layers[0].trainable = epoch != 3
+
+    watch = compare(monkeypatch, lambda: mlp(x=X[:203], y=Y[:203], callbacks=[Freeze()]))  # 10 batches of 20, one of 3
+    assert watch.captured == 4
 
 
 class Scaled(Own):
