@@ -3,12 +3,12 @@
 // number of elements of the result, and `columns` the size of its last axis.
 //
 // The file is compiled with REAL=float and, if float64 is used, again with REAL=double. Elementwise and row kernels stride
-// over their work, so any grid works; end_step, sum_to and clip_scale need a single block, and column sums the grid of
-// `launch_column_sums`. The blocks of a reduction need a power of two of threads, at most 256. Sums are made in a fixed
+// over their work, so any grid works, except that sum_to and clip_scale need a single block, column sums the grid of
+// `launch_column_sums`, and the last kernel of a step that of `StepCells`. The blocks of a reduction need a power of two of threads, at most 256. Sums are made in a fixed
 // order, without atomics on floating-point numbers, so that the same input gives the same bits. Numbers that change from
 // step to step (`numbers`, `word`) are read from device memory, so that a captured step can be replayed.
 //
-// What memory bounds works on four neighboring elements at a time (WIDTH 4) where the addresses allow that, else on one.
+// Kernels that memory bounds load four neighboring elements at a time (WIDTH 4) where addresses allow that, else one.
 
 typedef REAL real;
 typedef long long Index;
