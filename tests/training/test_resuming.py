@@ -67,7 +67,7 @@ def whole_run(backend, **changed):
 
 @pytest.fixture
 def uncaptured(monkeypatch):
-    """Steps run eagerly on a GPU, because a resumed run begins with eager steps, and a replay is rounded differently."""
+    """A GPU runs all steps eagerly, as the first ones of a resumed run, because replays are rounded differently."""
     monkeypatch.setenv("XPNET_CAPTURE", "0")
 
 
