@@ -562,6 +562,50 @@ def change_patches(x, grad, patches):
     patches *= 2.0
 
 
+def through_relu(between=None, after=None):
+    """A function that computes the gradient of a convolution's images, and of the ReLU before it."""
+
+    def work(backend, w, grad, y, grad_z):
+        patches = backend.empty((len(y), *SAME.grid, *SAME.kernel, y.shape[3]), "float32")
+        grad_y = backend.empty(y.shape, "float32")
+        backend.matmul(grad.reshape(-1, grad.shape[3]), w.T, out=patches.reshape(-1, len(w)))
+        backend.col2im(patches, SAME, out=grad_y)
+        if between is not None:
+            between(y, grad_y)
+        backend.relu_grad(grad_y, y, out=grad_z)
+        if after is not None:
+            after(grad_y, grad_z)
+
+    return work
+
+
+def change_y(y, grad_y):
+    y *= 0.0
+
+
+def change_grad_y(y, grad_y):
+    grad_y += 1.0
+
+
+def read_grad_y(grad_y, grad_z):
+    grad_z += grad_y
+
+
+THROUGH_RELU = {
+    "alone": ({}, "convolve_input_grad"),
+    "another y": ({"between": change_y}, "convolve_input_grad multiply relu_grad"),
+    "another gradient": ({"between": change_grad_y}, "convolve_input_grad add relu_grad"),
+    "a gradient that is read": ({"after": read_grad_y}, "convolve_input_grad relu_grad add"),
+}
+
+
+@pytest.mark.parametrize(("options", "expected"), THROUGH_RELU.values(), ids=THROUGH_RELU.keys())
+def test_the_gradient_of_images_continues_through_relu(gpu, options, expected):
+    given = arrays(gpu, (36, 8), (2, 5, 6, 8), (2, 5, 6, 4), (2, 5, 6, 4))
+    given[2] *= given[2] > 0
+    check(gpu, through_relu(**options), given, expected, 2e-5)
+
+
 STRIDED = Windows(image=(5, 6), grid=(3, 3), kernel=(3, 3), strides=(2, 2), before=(1, 1))
 GRADIENTS = {
     "all": ({}, "convolve_weight_grad convolve_input_grad"),
@@ -664,11 +708,11 @@ def test_the_step_of_an_mlp(gpu, model_options, options, expected):
 
 CONVOLUTIONAL = (
     "convolve convolve dense_cross_entropy matmul_sum_rows convolve_weight_grad convolve_input_grad "
-    "relu_grad convolve_weight_grad sum_to whole_update"
+    "convolve_weight_grad sum_to whole_update"
 )
 IN_HALF_PRECISION = (
     "convolve convolve matmul add_to_rows cross_entropy_sums matmul sum_rows matmul convolve_weight_grad "
-    "convolve_input_grad relu_grad convolve_weight_grad whole_update"
+    "convolve_input_grad convolve_weight_grad whole_update"
 )
 
 

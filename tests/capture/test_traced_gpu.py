@@ -48,7 +48,7 @@ EXAMPLES = {
     "convolve": {"x": real(2, 4, 4, 4), "weight": real(16, 8), "bias": real(8), "windows": WINDOWS, "relu": True,
                  "out": real(2, 2, 2, 8)},
     "convolve_input_grad": {"grad": real(2, 3, 3, 8), "weight": real(16, 8), "windows": OVERLAPPING,
-                            "out": real(2, 4, 4, 4)},
+                            "out": real(2, 4, 4, 4), "y": abs(real(2, 4, 4, 4))},
     "convolve_weight_grad": {"x": real(2, 4, 4, 4), "grad": real(2, 2, 2, 8), "windows": WINDOWS, "out": real(16, 8),
                              "sums": real(8)},
     "count_correct": {"outputs": real(6, 3), "labels": integers(6)},

@@ -70,6 +70,9 @@ class EmulatedGPU(GPUBackend):
     def _cublaslt_library(self) -> Any:
         return self.cupy.cublaslt
 
+    def _driver_library(self) -> Any:
+        return self.cupy.driver
+
     def fastest(self, ways: Mapping[str, Callable[[], None]]) -> str:
         """The first way, since an emulation cannot tell."""
         return next(iter(ways))
@@ -90,6 +93,7 @@ class EmulatedCupy(FakeCupy):
         self.launches: list[str] = []
         self.device = self._backends[0] = CapturingBackend(self)
         self.cublas, self.cublaslt = EmulatedCublas(self), EmulatedCublasLt(self)
+        self.driver = EmulatedDriver(self)
         self.RawModule = functools.partial(EmulatedModule, self)
         #: The memory faults found so far. A test that leaves any here fails (see conftest.py).
         self.faults: list[str] = []
@@ -509,22 +513,31 @@ class EmulatedModule:
 
     def __init__(self, cupy: EmulatedCupy, code: str, options: Sequence[str]) -> None:
         self._cupy, self._library = cupy, compile_for_host(code, tuple(options))
+        self._counts = {name: len(arguments) for name, arguments in kernels.signatures(code).items()}
 
     def get_function(self, name: str) -> "EmulatedKernel":
-        return EmulatedKernel(self._cupy, name, getattr(self._library, f"run_{name}"))
+        sizes = (ctypes.c_ulong * self._counts[name]).in_dll(self._library, f"sizes_{name}")
+        return EmulatedKernel(self._cupy, name, getattr(self._library, f"run_{name}"), list(sizes))
 
 
 class EmulatedKernel:
     max_dynamic_shared_size_bytes = 48 * 2**10
 
-    def __init__(self, cupy: EmulatedCupy, name: str, function: Any) -> None:
-        self._cupy, self._name, self._function = cupy, name, function
+    def __init__(self, cupy: EmulatedCupy, name: str, function: Any, sizes: Sequence[int]) -> None:
+        self._cupy, self._name, self._function, self._sizes = cupy, name, function, sizes
         function.restype = ctypes.c_char_p
+        self.kernel = SimpleNamespace(ptr=cupy.driver.number_of(self))
+
+    def arguments_at(self, pointers: Sequence[int]) -> tuple[Any, ...]:
+        """Copies of the arguments at these addresses, as bytes without a type."""
+        pairs = zip(pointers, self._sizes, strict=True)
+        return tuple(np.frombuffer(ctypes.string_at(pointer, size), f"V{size}") for pointer, size in pairs)
 
     def __call__(
         self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...], shared_mem: int = 0
     ) -> None:
-        assert shared_mem <= self.max_dynamic_shared_size_bytes
+        if shared_mem > min(self.max_dynamic_shared_size_bytes, 227 * 2**10):
+            raise CUDARuntimeError(f"cudaErrorInvalidValue: {self._name}, {shared_mem} bytes of shared memory")
         if any(n < 1 for n in (*grid, *block)):
             raise CUDARuntimeError(f"cudaErrorInvalidConfiguration: {self._name}, {grid}, {block}")
         graph = self._cupy.capturing
@@ -561,6 +574,26 @@ class EmulatedKernel:
             run()
 
 
+class EmulatedDriver:
+    """The function of the CUDA driver that xpnet calls. launches: how many kernels it has launched."""
+
+    def __init__(self, cupy: EmulatedCupy) -> None:
+        self._cupy, self.launches = cupy, 0
+        self._kernels: list[EmulatedKernel] = []
+
+    def number_of(self, kernel: EmulatedKernel) -> int:
+        self._kernels.append(kernel)
+        return len(self._kernels) - 1
+
+    def cuLaunchKernelEx(self, configuration: Any, function: Any, pointers: Any, extra: None) -> int:
+        given, kernel = configuration._obj, self._kernels[function.value or 0]
+        assert given.stream == self._cupy.thread.stream.ptr and self._cupy.capturing is not None
+        assert given.attribute_count == 1 and given.attributes[0].id == 6 and given.attributes[0].value[0] == 1
+        self.launches += 1
+        kernel(tuple(given.grid), tuple(given.block), kernel.arguments_at(pointers), given.shared_bytes)
+        return 0
+
+
 _one_at_a_time = threading.Lock()  # the shim has a single grid
 
 
@@ -572,6 +605,8 @@ def compile_for_host(code: str, definitions: tuple[str, ...]) -> ctypes.CDLL:
     parts = ['#include "shim.h"', code]
     for name, parameters in kernels.signatures(code).items():
         arguments = ", ".join(f"*({_c(p, real)}*)a[{i}]" for i, p in enumerate(parameters))
+        sizes = ", ".join(f"sizeof({_c(p, real)})" for p in parameters)
+        parts.append(f'extern "C" const unsigned long sizes_{name}[] = {{{sizes}}};')
         parts.append(f"static void body_{name}(void** a) {{ {name}({arguments}); }}")
         parts.append(
             f'extern "C" const char* run_{name}(unsigned* d, void** a) {{ return run(body_{name}, a, '
@@ -601,7 +636,8 @@ def _c(argument: kernels.KernelArgument, real: str) -> str:
 
 def _synchronizes(code: str, name: str) -> bool:
     """Whether this kernel, or a function that it names, synchronizes threads."""
-    bodies = {m[1]: m[2] for m in re.finditer(r"(\w+)\([^()]*(?:\([^()]*\)[^()]*)*\) \{\n(.*?)\n\}", code, re.DOTALL)}
+    start = r"(\w+)\([^()]*(?:\([^()]*\)[^()]*)*\) \{(?: await_previous_kernel\(\);)?"
+    bodies = {m[1]: m[2] for m in re.finditer(rf"{start}\n(.*?)\n\}}", code, re.DOTALL)}
     seen, waiting = set(), [name]
     while waiting:
         body = bodies.get(current := waiting.pop(), "")

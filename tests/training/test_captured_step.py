@@ -249,6 +249,7 @@ def test_windows_are_uploaded_on_a_separate_stream(gpu, monkeypatch):
     cupy = emulated_cupy(gpu)
     monkeypatch.setattr(branches, "STREAMS", 1)
     stream = datasets.Stream(X, Y, block=40, window_bytes=40 * 64 * 4)  # five windows of 40 samples; the last has 43
+    assert gpu.driver is not None  # whose check waits for streams too
     cupy.waits.clear()
     fit(mlp(gpu), stream, None, epochs=1)
     own = next(ptr for _, ptr, _ in cupy.waits if ptr)  # of the training, which first waits for the caller's stream

@@ -414,7 +414,8 @@ def with_convolutions(calls: list[Call], memory: Memory, backend: Any) -> list[C
     → convolve(x, weight, bias, windows, relu, y). The last two may be missing.
     im2col(x, windows, patches); matmul(patchesᵀ, grad, out); sum_rows(grad, sums)
     → convolve_weight_grad(x, grad, windows, out, sums). The last may be missing. Likewise for add_matmul.
-    matmul(grad, weightᵀ, patches); col2im(patches, windows, out) → convolve_input_grad(grad, weight, windows, out).
+    matmul(grad, weightᵀ, patches); col2im(patches, windows, out); relu_grad(out, y, grad_x)
+    → convolve_input_grad(grad, weight, windows, grad_x, y). The last may be missing.
     """
     for gather in [call for call in calls if call.function == backend.im2col]:
         product = _only_use(calls, gather, memory)
@@ -432,6 +433,7 @@ def with_convolutions(calls: list[Call], memory: Memory, backend: Any) -> list[C
         call = _folded(product, fold, backend)
         if call is not None:
             calls = _joined(calls, product, [fold], call)
+            calls = _with_relu_grad(calls, call, memory, backend)
     return calls
 
 
@@ -510,6 +512,29 @@ def _with_bias(calls: list[Call], convolution: Call, memory: Memory, backend: An
         return calls
     active = Call(backend.convolve, (x, weight, bias, windows, True, after), reads=call.reads, writes=(after,))
     return _joined(calls, call, [relu], active)
+
+
+def _with_relu_grad(calls: list[Call], convolution: Call, memory: Memory, backend: Any) -> list[Call]:
+    """Let the gradient of images continue through the ReLU that made them, if that follows it."""
+    grad, weight, windows, out = convolution.args
+    relu_grad = _next_use(calls, convolution, out, memory)
+    if relu_grad is None or relu_grad.function != backend.relu_grad:
+        return calls
+    before, y, after = given_by_name(relu_grad).values()
+    y, after = _shaped(y, out), _shaped(after, out)
+    if y is None or after is None or not _same_elements(before, out):
+        return calls
+    if any(memory.overlap(after, read) for read in convolution.reads) or memory.overlap(y, out):
+        return calls
+    if memory.overlap(after, y) and not same_view(after, y):
+        return calls
+    if not _movable(calls, convolution, [relu_grad], memory):
+        return calls
+    if _needed_after(calls, relu_grad, out, memory) and not same_view(after, out):
+        return calls
+    arguments = (grad, weight, windows, after, y)
+    call = Call(backend.convolve_input_grad, arguments, reads=(*convolution.reads, y), writes=(after,))
+    return _joined(calls, convolution, [relu_grad], call)
 
 
 def _with_bias_grad(calls: list[Call], convolution: Call, memory: Memory, backend: Any) -> list[Call]:

@@ -1,11 +1,16 @@
 """The products of captured steps: products.cu against NumPy, and the choice between it, cuBLAS and cuBLASLt."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 from captured_trainings import fit, mlp
 from matrices import LAYOUTS, in_layout
 
+import xpnet
 from xpnet.backends.cuda import products
+from xpnet.backends.cuda.backend import GPUBackend
 from xpnet.backends.cuda.choosing import Choices
 from xpnet.backends.cuda.products import TILINGS, Epilogue, Product, Tiling
 
@@ -74,7 +79,7 @@ def test_every_tiling_multiplies(guarded, rng, name, layouts):
 @pytest.mark.parametrize("first", LAYOUTS)
 @pytest.mark.parametrize("second", LAYOUTS)
 def test_parts_of_larger_matrices_are_multiplied(guarded, rng, first, second):
-    gpu, tiling = guarded.gpu, TILINGS["16x16"]
+    gpu, tiling = guarded.gpu, TILINGS["8x16"]
     a, b = matrices(rng, 21, 37, 19)
     out = guarded((21, 30))
     product = Product(in_layout(gpu, a, first), in_layout(gpu, b, second), out[:, 4:23], "float32", Epilogue())
@@ -86,7 +91,7 @@ def test_parts_of_larger_matrices_are_multiplied(guarded, rng, first, second):
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("follows", ["row", "row relu", "mask", "mask in place"])
 def test_what_follows_on_a_product(guarded, rng, follows, parts):
-    gpu, tiling = guarded.gpu, TILINGS["16x16"]
+    gpu, tiling = guarded.gpu, TILINGS["8x16"]
     a, b = matrices(rng, 20, 30, 18)
     row, mask = rng.normal(size=18).astype("float32"), (rng.random((20, 18)) < 0.5).astype("float32")
     out, want = guarded((20, 18)), a.astype("float64") @ b
@@ -111,7 +116,7 @@ def test_numbers_that_are_not_finite_are_not_hidden(guarded):
             (Epilogue(mask=gpu.asarray(np.array([[0, 0, 1, np.nan, 1, -1, 0]], "float32"))),
              lambda x: x * np.array([[0, 0, 1, 1, 1, 1, 0]], "float32")),
         ):  # fmt: skip
-            gpu.products().by_kernel(Product(one, numbers, out, "float32", epilogue), TILINGS["16x16"], 1)
+            gpu.products().by_kernel(Product(one, numbers, out, "float32", epilogue), TILINGS["8x16"], 1)
             want = formula(np.array([SPECIAL], "float32"))
             np.testing.assert_allclose(gpu.to_numpy(out), want, rtol=1e-6)
 
@@ -121,7 +126,7 @@ def test_the_same_product_has_the_same_bits(guarded, rng):
     a, b = map(gpu.asarray, matrices(rng, 40, 300, 20))
     outs = [guarded((40, 20)) for _ in range(2)]
     for out in outs:
-        stream_products.by_kernel(Product(a, b, out, "float32", Epilogue()), TILINGS["16x16"], 7)
+        stream_products.by_kernel(Product(a, b, out, "float32", Epilogue()), TILINGS["8x16"], 7)
     np.testing.assert_array_equal(*map(gpu.to_numpy, outs))
     assert not gpu.to_numpy(stream_products._tickets).any()
 
@@ -131,7 +136,7 @@ def test_the_same_product_has_the_same_bits(guarded, rng):
 @pytest.mark.parametrize("architecture", [75, 80, 90, 100])
 def test_nvrtc_compiles_the_products(architecture, cluster, tf32):
     compiler = pytest.importorskip("cupy.cuda.compiler", reason="CuPy is not installed")
-    tiling = Tiling(32, 32, 32, *((16, 16, 2) if tf32 else (4, 4, 4)), 3, cluster, tf32)
+    tiling = Tiling(32, 32, 16, 8, 4, 4, 3, cluster, tf32)
     options = [f"-D{name.upper()}={value}" for name, value in tiling._asdict().items()]
     program = compiler._NVRTCProgram(products.SOURCE, "products.cu", method="cubin")
     try:
@@ -161,7 +166,7 @@ def choosing(gpu, monkeypatch):
     return choose
 
 
-@pytest.mark.parametrize("way", ["cublas", "cublasLt", "16x16"])
+@pytest.mark.parametrize("way", ["cublas", "cublasLt", "8x16"])
 def test_a_captured_training_uses_the_fastest_way(gpu, choosing, way):
     asked = choosing(way)
     model = mlp(gpu)
@@ -174,9 +179,9 @@ def test_a_captured_training_uses_the_fastest_way(gpu, choosing, way):
 
 
 def test_a_remembered_choice_is_not_timed_again(gpu, choosing):
-    first = choosing("16x16")
+    first = choosing("8x16")
     fit(mlp(gpu))
-    remembered, again = gpu.choices, choosing("16x16")
+    remembered, again = gpu.choices, choosing("8x16")
     gpu.choices = remembered
     fit(mlp(gpu))
     assert first and not again
@@ -193,7 +198,7 @@ def test_a_remembered_way_that_there_is_not_is_replaced(gpu, choosing):
 
 
 def test_eager_products_are_not_timed(gpu, choosing, rng):
-    asked = choosing("16x16")
+    asked = choosing("8x16")
     with gpu.device():
         a, b = map(gpu.asarray, matrices(rng, 20, 30, 18))
         gpu.matmul(a, b, gpu.empty((20, 18), "float32"))
@@ -204,7 +209,7 @@ def test_eager_products_are_not_timed(gpu, choosing, rng):
 
 
 def test_nothing_is_timed_during_a_capture(gpu, choosing, rng):
-    asked = choosing("16x16")
+    asked = choosing("8x16")
     with gpu.device(), gpu.stream(), gpu.step_cells(object()):
         a, b = map(gpu.asarray, matrices(rng, 20, 30, 18))
         out = gpu.empty((20, 18), "float32")
@@ -255,3 +260,21 @@ def test_without_cublaslt_products_are_computed_by_cublas(gpu, monkeypatch, capl
     _, watch = fit(mlp(gpu))
     assert watch.captured and watch.fallback_reason is None
     assert caplog.text.count("cuBLASLt cannot be called (OSError") == 1
+
+
+def test_choices_are_those_of_the_device_and_the_versions(gpu, monkeypatch, tmp_path):
+    monkeypatch.setenv("XPNET_CACHE_DIR", str(tmp_path))
+    choices = type(gpu).choices.func(gpu)
+    choices.set("1x2x3", "cublas")
+    ((identity, chosen),) = json.loads((tmp_path / "products.json").read_text()).items()
+    assert chosen == {"1x2x3": "cublas"}
+    assert re.fullmatch(rf".+, CUDA \d+ and \d+, cuBLASLt \d+, xpnet {re.escape(xpnet.__version__)}", identity)
+
+
+def test_a_device_times_the_ways(gpu, rng):
+    with gpu.device(), gpu.stream():
+        a, b = map(gpu.asarray, matrices(rng, 64, 64, 64))
+        out = gpu.empty((64, 64), "float32")
+        product = Product(a, b, out, "float32", Epilogue())
+        names = gpu.products().ways(product)
+        assert GPUBackend.fastest(gpu, names) in names

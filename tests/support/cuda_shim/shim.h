@@ -14,6 +14,8 @@ static Dim gridDim, blockDim, blockIdx, threadIdx;
 #define __shared__ static
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(...)
+#define __noinline__
+#define DYNAMIC_SHARED(name) static Four name[227 * 64]
 
 static inline unsigned __float_as_uint(float x) { unsigned bits; memcpy(&bits, &x, 4); return bits; }
 static inline float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }

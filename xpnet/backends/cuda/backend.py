@@ -111,6 +111,7 @@ class GPUBackend(CUDAOperators):
     def graph_capture(self) -> GraphCapture | None:
         if os.environ.get("XPNET_CAPTURE") == "0" or self.kernels_unavailable or self.cublas_unavailable:
             return None
+        _ = self.driver  # before anything is captured
         return GraphCapture(self)
 
     def precision_unavailable(self, precision: str) -> str | None:

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ SOURCE = Path(__file__).with_name("kernels.cu").read_text(encoding="utf-8")
 REALS = {numpy.dtype("float32"): "float", numpy.dtype("float64"): "double"}
 
 BLOCK = 256  # threads
+_STATIC_SHARED = 48 * 1024  # bytes; a kernel must ask for more
+
 CELL_SIZE = 8  # numbers in one cell of a captured step, and in `Numbers` of kernels.cu
 
 _SIZES = {"Byte": 1, "unsigned short": 2, "int": 4, "Word": 4, "Index": 8, "unsigned long long": 8}
@@ -23,6 +25,7 @@ _SCALARS = {"int": numpy.int32, "Word": numpy.uint32, "Index": numpy.int64, "dou
 _STRUCTS = {  # all fields have this type
     "Axes": numpy.uint32, "Numbers": numpy.float64, "Step": numpy.int64, "Windows": numpy.int32,
 }  # fmt: skip
+_KERNEL = r"KERNEL (?:__launch_bounds__\([\d, ]+\) )?(\w+)\(([^)]*)\)"  # its name and its arguments
 _NULL = numpy.uint64(0)
 _FILLED_IN = {"out", "n", "columns", "channels"}  # which `KernelLauncher.launch` gives to every kernel
 
@@ -38,7 +41,7 @@ class KernelArgument(NamedTuple):
 @functools.cache
 def signatures(source: str = SOURCE) -> dict[str, list[KernelArgument]]:
     """{kernel: the arguments it declares}, parsed from a source file."""
-    kernels = re.findall(r"^KERNEL (?:__launch_bounds__\([\d, ]+\) )?(\w+)\(([^)]*)\)", source, re.MULTILINE)
+    kernels = re.findall(rf"^{_KERNEL}", source, re.MULTILINE)
     return {
         name: [
             KernelArgument(kind, bool(pointer), argument)
@@ -48,11 +51,33 @@ def signatures(source: str = SOURCE) -> dict[str, list[KernelArgument]]:
     }
 
 
-class Kernels:
-    """The kernels of one source file on one device, compiled with these options."""
+#: The first statement of every kernel: see driver.py. A kernel that is launched otherwise does not wait here.
+_WAIT = "await_previous_kernel();"
+_PRELUDE = """\
+__device__ void await_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+"""
 
-    def __init__(self, xp: Any, source: str = SOURCE, options: Sequence[str] = ()) -> None:
-        self._xp, self._source, self._options = xp, source, tuple(options)
+Launch = Callable[[Any, tuple[int, ...], tuple[int, ...], tuple[Any, ...], int], None]
+
+
+@functools.cache
+def with_waits(source: str) -> str:
+    """The source with a wait for the kernel before at the beginning of each kernel."""
+    return _PRELUDE + re.sub(rf"^({_KERNEL} {{)", rf"\1 {_WAIT}", source, flags=re.MULTILINE)
+
+
+class Kernels:
+    """The kernels of one source file on one device, compiled with these options.
+
+    launch: a function that launches a kernel of CuPy, given (kernel, grid, block, arguments, shared_bytes).
+    """
+
+    def __init__(self, xp: Any, launch: Launch, source: str = SOURCE, options: Sequence[str] = ()) -> None:
+        self._xp, self._launch, self._source, self._options = xp, launch, with_waits(source), tuple(options)
         self._compiled: dict[tuple[str, DType], Any] = {}
         self._modules: dict[DType, Any] = {}
 
@@ -68,9 +93,8 @@ class Kernels:
         """Launch the kernel `name`, with `real` as its type REAL. It takes its arguments from `given`, by their names.
 
         A pointer takes an array, an address (numpy.uint64) or None; a struct takes its fields; any other argument a
-        number. TypeError for an array of another dtype or layout, which the kernel would misread.
-
-        shared_bytes: the shared memory whose size the kernel leaves open.
+        number. TypeError for an array of another dtype or layout, which the kernel would misread.  shared_bytes: the
+        shared memory of a block, besides what the kernel declares.
         """
         kernel = self._compiled.get((name, real)) or self._kernel(name, real)
         declared = signatures(self._source)[name]
@@ -79,9 +103,9 @@ class Kernels:
         if missing or unknown:
             raise TypeError(f"{name}: missing arguments {missing}, unknown arguments {sorted(unknown)}.")
         arguments = [_convert(name, argument, given[argument.name], real) for argument in declared]
-        if shared_bytes:  # more than 48 KB have to be asked for
+        if shared_bytes > _STATIC_SHARED:
             kernel.max_dynamic_shared_size_bytes = shared_bytes
-        kernel(grid, block, tuple(arguments), shared_mem=shared_bytes)
+        self._launch(kernel, grid, block, tuple(arguments), shared_bytes)
 
     def _kernel(self, name: str, real: DType) -> Any:
         # A kernel without reals is taken from the float32 module, so that float64 is compiled only if it is used.

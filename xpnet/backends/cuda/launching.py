@@ -14,6 +14,8 @@ import numpy
 
 from xpnet.backends.arrays import Array
 from xpnet.backends.cuda.compiling import watch
+from xpnet.backends.cuda.driver import FIRST_CAPABILITY, Driver
+from xpnet.backends.cuda.driver import load as load_driver
 from xpnet.backends.cuda.graphs import CapturedGraph, StepCells
 from xpnet.backends.cuda.kernels import BLOCK, CELL_SIZE, REALS, Kernels
 from xpnet.backends.reference import Backend
@@ -100,8 +102,9 @@ class KernelLauncher(Backend):
 
     def __init__(self, name: str, xp: Any) -> None:
         super().__init__(name, xp)
+        self._driver: Driver | None = None  # until `driver` has been asked for
         self._compile_watch = watch(xp)  # before any kernel is compiled
-        self.kernels = Kernels(xp)
+        self.kernels = Kernels(xp, self.launch_kernel)
         self.thread = _ThreadState()
         #: The live graphs, each of which has its own memory pool.
         self.graphs: weakref.WeakSet[CapturedGraph] = weakref.WeakSet()
@@ -128,6 +131,58 @@ class KernelLauncher(Backend):
         except Exception as error:  # no compiler, no headers, a device too old
             return self.log_unavailable("kernels.cu does not compile", error)
         return None
+
+    @functools.cached_property
+    def driver(self) -> Driver | None:
+        """The driver, if it can begin a kernel while the one before ends, which a small graph shows."""
+        major = int(self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.runtime.getDevice())["major"])
+        if major < FIRST_CAPABILITY:
+            return None
+        try:
+            with self.device():
+                self._driver = Driver(self._driver_library())
+                self._check_overlap()
+        except Exception as error:  # a driver that is too old
+            _log.info("%s: kernels of a graph begin one after the other (%s)", self.name, error)
+            self._driver = None
+        return self._driver
+
+    def _driver_library(self) -> Any:
+        return load_driver()
+
+    def _check_overlap(self) -> None:
+        """Compute on two streams in a graph. RuntimeError if the numbers are wrong."""
+        main, side = (self.xp.cuda.Stream(non_blocking=True) for _ in range(2))
+        with main:
+            arrays = [self.xp.full(2**16, i, dtype=numpy.float32) for i in range(5)]
+            main.synchronize()
+            a, b, c, d, e = arrays
+            main.begin_capture()
+            try:
+                self.launch("rescale", b, x=a, scale=1.0, offset=1.0)
+                side.wait_event(main.record())
+                with side:
+                    self.launch("rescale", c, x=b, scale=2.0, offset=1.0)
+                self.launch("rescale", d, x=b, scale=1.0, offset=-1.0)
+                self.launch("rescale", a, x=d, scale=1.0, offset=4.0)
+                main.wait_event(side.record())
+                self.launch("relu_grad", e, grad=c, y=a)
+            finally:
+                graph = main.end_capture()
+            graph.launch()
+            if bool((e != 3.0).any()):
+                raise RuntimeError("a small graph computes wrong numbers")
+
+    def launch_kernel(
+        self, kernel: Any, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...], shared_bytes: int
+    ) -> None:
+        """Launch a kernel of CuPy; in a graph, so that it may begin while the one before ends."""
+        if self._driver is not None:
+            stream = self.xp.cuda.get_current_stream()
+            if stream.ptr and stream.is_capturing():  # a default stream cannot capture
+                self._driver.launch(kernel, grid, block, arguments, shared_bytes, stream.ptr)
+                return
+        kernel(grid, block, arguments, shared_mem=shared_bytes)
 
     def log_unavailable(self, what: str, error: Exception) -> str:
         reason = f"{what} ({type(error).__name__}: {error})"

@@ -72,7 +72,9 @@ class CUDAMatmul(KernelLauncher):
             with self.lasting_memory():
                 workspace = self.xp.empty(cublas.WORKSPACE_BYTES, dtype=numpy.uint8)
                 lt = CublasLt(self._cublaslt_library(), workspace)
-                products = self._products[stream] = StreamProducts(self.xp, stream, lt, self._multiply)
+                products = self._products[stream] = StreamProducts(
+                    self.xp, stream, lt, self._multiply, self.launch_kernel
+                )
         return products
 
     @functools.cached_property

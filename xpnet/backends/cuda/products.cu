@@ -343,8 +343,8 @@ KERNEL product(const float* a, const float* b, int m, int n, int k, int a_step, 
         UNROLL for (int at = 0; at < TILE_K; at += STEP_K) share.add_products(tile_a, tile_b, at);
         UNROLL for (int c = 0; summing && c < COLUMNS; c++) {
             int j = lane + 32 * c;
-            for (int at = 0; at < TILE_K && j < TILE_N; at++) {
-                columns[c] += tile_b[B_BY_COLUMNS ? j * PITCH_B + at : at * PITCH_B + j];
+            UNROLL for (int at = 0; at < TILE_K; at++) {
+                if (j < TILE_N) columns[c] += tile_b[B_BY_COLUMNS ? j * PITCH_B + at : at * PITCH_B + j];
             }
         }
     }

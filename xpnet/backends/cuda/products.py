@@ -5,7 +5,7 @@ can also do what follows on a product (`Epilogue`).
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,15 +14,14 @@ import numpy
 from xpnet.backends.arrays import Array
 from xpnet.backends.cuda.cublas import matrix_layout
 from xpnet.backends.cuda.cublaslt import CublasLt, LtProduct, alignment
-from xpnet.backends.cuda.kernels import Kernels
+from xpnet.backends.cuda.kernels import Kernels, Launch
 
 SOURCE = Path(__file__).with_name("products.cu").read_text(encoding="utf-8")
 
 _FLOAT32 = numpy.dtype("float32")
-_PART_BYTES = 16 * 2**20  # of the memory for the parts of sums
-_MOST_TICKETS = 2**14
+_PART_BYTES = 4 * 2**20  # of the memory for the parts of sums
+_TICKETS = 2**10
 _LARGEST = 2**30  # sizes and their sums are C ints
-_MOST_BLOCKS = 2**16 - 1  # along the second and third axis of a grid
 _ALGORITHMS = 6  # of cuBLASLt for a product
 
 
@@ -94,27 +93,36 @@ class Tiling(NamedTuple):
         return 4 * self.warps * max(self.stages * (a + b), (self.tile_m + 1) * self.tile_n)
 
 
+#: Those that were the fastest for some product of a small net on an H200.
 TILINGS = {
-    "8x16": Tiling(8, 16, 16, 2, 2, 8, 3),
-    "16x16": Tiling(16, 16, 8, 4, 2, 8, 4),
-    "32x32": Tiling(32, 32, 8, 8, 4, 8, 2),
-    "32x64": Tiling(32, 64, 8, 8, 8, 4, 3),
-    "tf32 16x16": Tiling(16, 16, 16, 0, 0, 8, 2, tf32=1),
-    "tf32 32x32": Tiling(32, 32, 8, 0, 0, 8, 2, tf32=1),
+    "8x16": Tiling(8, 16, 16, 2, 2, 8, 4),
+    "16x32": Tiling(16, 32, 16, 4, 4, 4, 4),
+    "32x32": Tiling(32, 32, 16, 8, 4, 4, 3),
+    "32x64": Tiling(32, 64, 16, 8, 8, 4, 3),
+    "tf32 16x16": Tiling(16, 16, 32, 0, 0, 4, 2, tf32=1),
+    "tf32 16x32": Tiling(16, 32, 16, 0, 0, 8, 3, tf32=1),
+    "tf32 32x32": Tiling(32, 32, 16, 0, 0, 4, 3, tf32=1),
 }
+
+_BLOCKS = 132  # that keep an H200 busy
+_TRIED = 2  # tilings for a product, since each takes 0.4 s to compile on a new machine
+_MOST_PADDING = 2.0  # the computed elements for each one of out
+_LONG_K = 1024  # from which on parts of k are worth adding them
 
 
 class StreamProducts:
     """The kernels, the algorithms and the memory for the products on one stream.
 
-    multiply: a function (a, b, out) that computes a product by cuBLAS.
+    multiply: a function (a, b, out) that computes a product by cuBLAS.  launch: as for `Kernels`.
     """
 
-    def __init__(self, xp: Any, stream: int, lt: CublasLt, multiply: Callable[[Array, Array, Array], Any]) -> None:
+    def __init__(
+        self, xp: Any, stream: int, lt: CublasLt, multiply: Callable[[Array, Array, Array], Any], launch: Launch
+    ) -> None:
         self._xp, self._stream, self._lt, self._multiply = xp, stream, lt, multiply
         self._parts = xp.empty(_PART_BYTES // 4, dtype=numpy.float32)
-        self._tickets = xp.zeros(_MOST_TICKETS, dtype=numpy.uint32)
-        self._kernels = functools.cache(functools.partial(_compiled, xp))
+        self._tickets = xp.zeros(_TICKETS, dtype=numpy.uint32)
+        self._kernels = functools.cache(functools.partial(_compiled, xp, launch))
         self._lt_products: dict[str, LtProduct] = {}
 
     def ways(self, product: Product) -> dict[str, Callable[[], Epilogue]]:
@@ -167,25 +175,17 @@ def _layout(a: Array) -> Any:
     return matrix_layout(a)
 
 
-def _tilings(product: Product) -> Iterator[tuple[str, int]]:
-    """Tilings that may be the fastest for a product, and into how many parts to divide k."""
-    m, _, n = product.sizes
+def _tilings(product: Product) -> list[tuple[str, int]]:
+    """Tilings that may be the fastest for a product, the smallest first, and into how many parts to divide k."""
+    m, k, n = product.sizes
+    tilings: list[tuple[str, int]] = []
     for name, tiling in TILINGS.items():
-        if tiling.tf32 and product.precision != "tf32":
-            continue
         across_m, across_n = _tiles(product, tiling)
-        tiles, unit = across_m * across_n, max(1, tiling.cluster)
-        if tiles * tiling.tile_m * tiling.tile_n > _MOST_PADDING * m * n or across_n > _MOST_BLOCKS:
-            continue
-        wanted = {unit if unit > 1 or tiles < _BLOCKS else 1}
-        for parts in sorted(wanted):
-            size = tiles * parts * (tiling.tile_m + 1) * tiling.tile_n
-            if parts == 1 or (tiles * unit <= _MOST_TICKETS and 4 * size <= _PART_BYTES):
-                yield name, parts
-
-
-_MOST_PADDING = 2.2  # the computed elements for each one of out
-_BLOCKS = 132  # that keep a large GPU busy
+        tiles = across_m * across_n
+        padded = tiles > 1 and tiles * tiling.tile_m * tiling.tile_n > _MOST_PADDING * m * n
+        if bool(tiling.tf32) == (product.precision == "tf32") and tiles <= 2 * _BLOCKS and not padded:
+            tilings.append((name, max(1, _BLOCKS // tiles) if k >= _LONG_K else 1))
+    return tilings[:_TRIED]
 
 
 def _tiles(product: Product, tiling: Tiling) -> tuple[int, int]:
@@ -202,7 +202,7 @@ def _multiple(unit: int, n: int) -> int:
     return -(-n // unit) * unit
 
 
-def _compiled(xp: Any, tiling: Tiling, a_by_columns: int, b_by_columns: int) -> Kernels:
+def _compiled(xp: Any, launch: Launch, tiling: Tiling, a_by_columns: int, b_by_columns: int) -> Kernels:
     options = [f"-D{name.upper()}={value}" for name, value in tiling._asdict().items()]
     layouts = [f"-DA_BY_COLUMNS={a_by_columns}", f"-DB_BY_COLUMNS={b_by_columns}"]
-    return Kernels(xp, SOURCE, [*options, *layouts])
+    return Kernels(xp, launch, SOURCE, [*options, *layouts])

@@ -171,14 +171,18 @@ class FusedOperators(ElementwiseOperators, MatmulOperators, ReductionOperators, 
             self.sum_rows(rows, sums)
         return out
 
-    def convolve_input_grad(self, grad: Array, weight: Array, windows: Windows, out: Array) -> Array:
-        """The gradient of the images of `convolve`: out (N, H, W, in) = col2im(grad @ weightᵀ).
+    def convolve_input_grad(
+        self, grad: Array, weight: Array, windows: Windows, out: Array, y: Array | None = None
+    ) -> Array:
+        """The gradient of the images of `convolve`: out (N, H, W, in) = col2im(grad @ weightᵀ), or that · [y ≠ 0].
 
-        Replaces matmul(grad, weightᵀ, patches); col2im(patches, windows, out).
+        out may be y. Replaces matmul(grad, weightᵀ, patches); col2im(patches, windows, out); relu_grad(out, y, out).
         """
         rows, patches = grad.reshape(-1, grad.shape[-1]), self._empty_patches(out, windows)
         self.matmul(rows, weight.T, patches.reshape(-1, len(weight)))
-        return self.col2im(patches, windows, out)
+        if y is None:
+            return self.col2im(patches, windows, out)
+        return self.relu_grad(self.col2im(patches, windows, self.empty(out.shape, out.dtype)), y, out)
 
     def _empty_patches(self, images: Array, windows: Windows) -> Array:
         return self.empty((len(images), *windows.grid, *windows.kernel, images.shape[3]), images.dtype)
