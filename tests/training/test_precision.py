@@ -95,7 +95,7 @@ def test_training_is_close_to_float32_and_steps_are_replayed(gpu, precision, bui
     (full, _, _), (low, state, captured), (eager, want, _) = runs
     np.testing.assert_allclose(low, full, rtol=0.1)
     assert low != full and captured == 1
-    np.testing.assert_allclose(low, eager, rtol=1e-5)
+    np.testing.assert_allclose(low, eager, rtol=1e-4)
     for name, value in want.items():
         assert value.dtype == "float32"
         if build is mlp:  # the gradient of a bias before a BatchNorm is nothing but rounding errors

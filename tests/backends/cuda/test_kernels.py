@@ -70,7 +70,7 @@ def test_signatures_are_parsed_from_the_source():
     signatures = kernels.signatures()
     assert set(signatures) == set(re.findall(r"^KERNEL (\w+)", kernels.SOURCE, re.MULTILINE))
     assert [tuple(p) for p in signatures["relu"]] == [("real", True, "x"), ("Index", False, "n"), ("real", True, "out")]
-    assert len(signatures["im2col"]) == 8 and signatures["im2col"][3] == ("Windows", False, "windows")
+    assert len(signatures["im2col"]) == 7 and signatures["im2col"][3] == ("Windows", False, "windows")
     assert signatures["to_float16"][2] == ("unsigned short", True, "out")
 
 
@@ -409,7 +409,7 @@ def test_im2col_and_col2im_of_some_channels_equal_the_reference(guarded, rng, wi
     want = x.copy()
     REFERENCE.col2im(backend.to_numpy(got), windows, out=want[..., part])
     assert_close(backend, whole, want, "float32")
-    assert backend.name == "gpu" or {"im2col", "col2im"} <= set(launched)
+    assert backend.name == "gpu" or {"im2col", "col2im"} <= {name.removesuffix("_of_few") for name in launched}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -3,12 +3,12 @@
 // number of elements of the result, and `columns` the size of its last axis.
 //
 // The file is compiled with REAL=float and, if float64 is used, again with REAL=double. Elementwise and row kernels stride
-// over their work, so any grid works; end_step, sum_to and clip_scale need a single block, and column sums the grid of
-// `launch_column_sums`. The blocks of a reduction need a power of two of threads, at most 256. Sums are made in a fixed
+// over their work, so any grid works, except that sum_to and clip_scale need a single block, column sums the grid of
+// `launch_column_sums`, and the last kernel of a step that of `StepCells`. The blocks of a reduction need a power of two of threads, at most 256. Sums are made in a fixed
 // order, without atomics on floating-point numbers, so that the same input gives the same bits. Numbers that change from
 // step to step (`numbers`, `word`) are read from device memory, so that a captured step can be replayed.
 //
-// What memory bounds works on four neighboring elements at a time (WIDTH 4) where the addresses allow that, else on one.
+// Kernels that memory bounds load four neighboring elements at a time (WIDTH 4) where addresses allow that, else one.
 
 typedef REAL real;
 typedef long long Index;
@@ -838,12 +838,12 @@ __device__ bool on_image(const Windows& windows, int h, int w) {
 }
 
 // The kernels below count in vectors of `width` channels. axes: those of the array that a kernel makes, whose last is
-// the number of such vectors.
+// the number of such vectors. All arrays have fewer than 2^31 elements.
 
 // out[pixel] = Σ term(window, cell, first channel) over all cells of windows that cover the pixel. `distance` is that of
 // neighboring pixels of out in elements, because out may be some channels of larger images.
 template <int WIDTH, typename Term>
-__device__ void sum_over_cells(const Windows& windows, const Axes& axes, Word n, Index distance, real* out, Term term) {
+__device__ void sum_over_cells(const Windows& windows, const Axes& axes, Word n, Word distance, real* out, Term term) {
     const int BATCH = 3;  // cells whose terms are loaded before they are added
     FOR_EACH_WORD(element, n) {
         Word image = element;
@@ -857,7 +857,7 @@ __device__ void sum_over_cells(const Windows& windows, const Axes& axes, Word n,
                 Vector<real, WIDTH> terms[BATCH] = {};
                 for (int b = first; b < first + BATCH; b++) {
                     int j = b < windows.kernel[1] ? window_over(windows, 1, w, b) : -1;
-                    Index window = ((Index)image * windows.grid[0] + i) * windows.grid[1] + j;
+                    Word window = (image * windows.grid[0] + i) * windows.grid[1] + j;
                     if (j >= 0) terms[b - first] = term(window, a * windows.kernel[1] + b, c);
                 }
                 for (int b = 0; b < BATCH; b++) {
@@ -876,7 +876,7 @@ __device__ void pixels_under(const Windows& windows, Word image, int i, int j, V
         int h = pixel_under(windows, 0, i, a);
         for (int b = 0; b < windows.kernel[1] && 0 <= h && h < windows.image[0]; b++) {
             int w = pixel_under(windows, 1, j, b);
-            Index pixel = ((Index)image * windows.image[0] + h) * windows.image[1] + w;
+            Word pixel = (image * windows.image[0] + h) * windows.image[1] + w;
             if (0 <= w && w < windows.image[1]) visit(pixel, a * windows.kernel[1] + b);
         }
     }
@@ -884,7 +884,7 @@ __device__ void pixels_under(const Windows& windows, Word image, int i, int j, V
 
 // Each thread makes COUNT neighboring vectors.
 template <int WIDTH, int COUNT>
-__device__ void im2col_by(const real* images, Index distance, Word n, const Windows& windows, const Axes& axes,
+__device__ void im2col_by(const real* images, Word distance, Word n, const Windows& windows, const Axes& axes,
                           real* out) {
     FOR_EACH_WORD(group, n) {
         Vector<real, WIDTH * COUNT> values = {};
@@ -893,7 +893,7 @@ __device__ void im2col_by(const real* images, Index distance, Word n, const Wind
             int c = WIDTH * pop(image, axes.sizes[4]), b = pop(image, axes.sizes[3]), a = pop(image, axes.sizes[2]);
             int j = pop(image, axes.sizes[1]), i = pop(image, axes.sizes[0]);
             int h = pixel_under(windows, 0, i, a), w = pixel_under(windows, 1, j, b);
-            Index pixel = ((Index)image * windows.image[0] + h) * windows.image[1] + w;
+            Word pixel = (image * windows.image[0] + h) * windows.image[1] + w;
             if (!on_image(windows, h, w)) continue;
             Vector<real, WIDTH> vector = load<WIDTH>(images + pixel * distance + c);
             for (int k = 0; k < WIDTH; k++) values.at[m * WIDTH + k] = vector.at[k];
@@ -902,22 +902,26 @@ __device__ void im2col_by(const real* images, Index distance, Word n, const Wind
     }
 }
 
-KERNEL im2col(const real* images, Index distance, Word n, Windows windows, Axes axes, int width, int count, real* out) {
+KERNEL im2col(const real* images, Word distance, Word n, Windows windows, Axes axes, int width, real* out) {
     if (width == 4) im2col_by<4, 1>(images, distance, n, windows, axes, out);
-    else if (count == 4) im2col_by<1, 4>(images, distance, n, windows, axes, out);
     else im2col_by<1, 1>(images, distance, n, windows, axes, out);
 }
 
+// im2col where only the elements of out can be grouped, since there are few channels. n: these groups.
+KERNEL im2col_of_few(const real* images, Word distance, Word n, Windows windows, Axes axes, real* out) {
+    im2col_by<1, 4>(images, distance, n, windows, axes, out);
+}
+
 template <int WIDTH>
-__device__ void col2im_by(const real* patches, Word n, const Windows& windows, const Axes& axes, Index distance,
+__device__ void col2im_by(const real* patches, Word n, const Windows& windows, const Axes& axes, Word distance,
                           real* images) {
     int cells = windows.kernel[0] * windows.kernel[1], channels = WIDTH * axes.sizes[4].n;
-    sum_over_cells<WIDTH>(windows, axes, n, distance, images, [=](Index window, int cell, int c) {
+    sum_over_cells<WIDTH>(windows, axes, n, distance, images, [=](Word window, int cell, int c) {
         return load<WIDTH>(patches + (window * cells + cell) * channels + c);
     });
 }
 
-KERNEL col2im(const real* patches, Word n, Windows windows, Axes axes, int width, Index distance, real* images) {
+KERNEL col2im(const real* patches, Word n, Windows windows, Axes axes, int width, Word distance, real* images) {
     WITH_WIDTH(width, col2im_by, patches, n, windows, axes, distance, images);
 }
 
@@ -940,7 +944,7 @@ __device__ void max_pool_by(const real* x, const real* row, bool relu, Word n, c
             bool covered[BATCH];
             for (int m = 0; m < BATCH; m++) {
                 int h = pixel_under(windows, 0, i, a), w = pixel_under(windows, 1, j, b);
-                Index pixel = ((Index)image * windows.image[0] + h) * windows.image[1] + w;
+                Word pixel = (image * windows.image[0] + h) * windows.image[1] + w;
                 covered[m] = first + m < cells && on_image(windows, h, w);
                 if (covered[m]) values[m] = load<WIDTH>(x + pixel * channels + c);
                 if (++b == windows.kernel[1]) b = 0, a++;
@@ -971,7 +975,7 @@ KERNEL max_pool(const real* x, const real* row, int relu, Word n, Windows window
 }
 
 // grad · [y ≠ 0], or grad if y is null.
-template <int WIDTH> __device__ Vector<real, WIDTH> masked(const real* grad, const real* y, Index at) {
+template <int WIDTH> __device__ Vector<real, WIDTH> masked(const real* grad, const real* y, Word at) {
     Vector<real, WIDTH> g = load<WIDTH>(grad + at);
     if (y) {
         Vector<real, WIDTH> mask = load<WIDTH>(y + at);
@@ -992,8 +996,8 @@ template <int WIDTH, typename Choice>
 __device__ void max_pool_grad_by(const real* grad, const real* y, const Choice* choice, Word n, const Windows& windows,
                                  const Axes& axes, real* out) {
     int channels = WIDTH * axes.sizes[4].n;
-    sum_over_cells<WIDTH>(windows, axes, n, channels, out, [=](Index window, int cell, int c) {
-        Index at = window * channels + c;
+    sum_over_cells<WIDTH>(windows, axes, n, channels, out, [=](Word window, int cell, int c) {
+        Word at = window * channels + c;
         return where_chosen(masked<WIDTH>(grad, y, at), load<WIDTH>(choice + at), cell);
     });
 }
@@ -1015,11 +1019,11 @@ __device__ void adjacent_max_pool_grad_by(const real* grad, const real* y, const
         Vector<real, WIDTH> g = {};
         Vector<Choice, WIDTH> chosen = {};
         if (i < windows.grid[0] && j < windows.grid[1]) {
-            Index at = (((Index)image * windows.grid[0] + i) * windows.grid[1] + j) * channels + c;
+            Word at = ((image * windows.grid[0] + i) * windows.grid[1] + j) * channels + c;
             g = masked<WIDTH>(grad, y, at);
             chosen = load<WIDTH>(choice + at);
         }
-        pixels_under(windows, image, i, j, [&](Index pixel, int cell) {
+        pixels_under(windows, image, i, j, [&](Word pixel, int cell) {
             store(out + pixel * channels + c, where_chosen(g, chosen, cell));
         });
     }
@@ -1041,7 +1045,7 @@ __device__ void sum_pool_by(const real* x, Word n, const Windows& windows, const
         Word image = element;
         int c = WIDTH * pop(image, axes.sizes[4]), j = pop(image, axes.sizes[3]), i = pop(image, axes.sizes[2]);
         Sums<WIDTH> sums = {};
-        pixels_under(windows, image, i, j, [&](Index pixel, int) {
+        pixels_under(windows, image, i, j, [&](Word pixel, int) {
             Vector<real, WIDTH> values = load<WIDTH>(x + pixel * channels + c);
             for (int k = 0; k < WIDTH; k++) sums.at[k] += values.at[k];
         });
@@ -1056,7 +1060,7 @@ KERNEL sum_pool(const real* x, Word n, Windows windows, Axes axes, int width, re
 template <int WIDTH>
 __device__ void sum_pool_grad_by(const real* grad, Word n, const Windows& windows, const Axes& axes, real* out) {
     int channels = WIDTH * axes.sizes[4].n;
-    sum_over_cells<WIDTH>(windows, axes, n, channels, out, [=](Index window, int, int c) {
+    sum_over_cells<WIDTH>(windows, axes, n, channels, out, [=](Word window, int, int c) {
         return load<WIDTH>(grad + window * channels + c);
     });
 }

@@ -185,10 +185,10 @@ class CUDAOperators(CUDAConvolutions):
         if pixel is None or x.dtype != out.dtype or out.size >= _MANY or not self.accepts(out):
             return super().im2col(x, windows, out)
         width = self.width_of(math.gcd(x.shape[3], pixel), x, out)
-        count = self.width_of(out.size, out) if width == 1 else 1
-        sizes = {"n": out.size // (width * count), "axes": axes(*out.shape[1:-1], out.shape[-1] // width)}
-        images = {"images": _address(x), "distance": pixel}
-        return self.launch("im2col", out, **images, windows=windows, width=width, count=count, **sizes)
+        images = {"images": _address(x), "distance": pixel, "windows": windows}
+        if width == 1 and self.width_of(out.size, out) == VECTOR:
+            return self.launch("im2col_of_few", out, n=out.size // VECTOR, axes=axes(*out.shape[1:]), **images)
+        return self._launch_windows("im2col", out, out.shape, width, **images)
 
     def col2im(self, patches: Array, windows: Windows, out: Array) -> Array:
         pixel = _pixel_stride(out)
@@ -306,8 +306,11 @@ class CUDAOperators(CUDAConvolutions):
 
 
 def _pixel_stride(images: Array) -> int | None:
-    """The elements from a pixel to the next, if (N, H, W, C) are some channels of contiguous images; else None."""
-    _, height, width, channels = images.shape
+    """The elements from a pixel to the next, if (N, H, W, C) are some channels of contiguous images; else None.
+
+    None too for so many elements that a kernel cannot count them.
+    """
+    count, height, width, channels = images.shape
     per_image, per_row, per_pixel, per_channel = (stride // images.itemsize for stride in images.strides)
     regular = (
         (per_channel == 1 or channels == 1)
@@ -315,7 +318,7 @@ def _pixel_stride(images: Array) -> int | None:
         and (per_image == height * width * per_pixel or len(images) == 1)
         and per_pixel >= channels
     )
-    return per_pixel if regular and images.size else None
+    return per_pixel if regular and 0 < count * height * width * per_pixel < _MANY else None
 
 
 def _address(a: Array) -> Any:
