@@ -1,12 +1,12 @@
-// Products of float32 matrices, out (m, n) = a (m, k) @ b (k, n), for sizes at which cuBLAS is slow. products.py compiles
-// this file for each tiling and layout, with these macros:
+// Products of float32 matrices, out (m, n) = a (m, k) @ b (k, n), for sizes at which cuBLAS is slow. products.py
+// compiles this file for each tiling and layout, with these macros:
 //
-// TILE_M, TILE_N: the part of `out` that a block computes.  WARPS: the warps of a block. Each computes the whole tile for
-// some of the k, without waiting for the others, and at the end they add what they have.  TILE_K: the k that a warp holds
-// in shared memory at a time, in each of STAGES buffers.  LANE_M, LANE_N: the part of the tile that a thread computes.
-// TF32: 1 to round the operands and multiply by tensor cores instead.  A_BY_COLUMNS, B_BY_COLUMNS: 1 for a transposed
-// view.  CLUSTER: the blocks that share the k of a tile, and add their parts through shared memory, from compute
-// capability 9.0 on; 0 for none.
+// TILE_M, TILE_N: the part of `out` that a block computes.  WARPS: the warps of a block. Each computes the whole tile
+// for some of the k, without waiting for the others, and at the end they add what they have.  TILE_K: the k that a warp
+// holds in shared memory at a time, in each of STAGES buffers.  LANE_M, LANE_N: the part of the tile that a thread
+// computes.  TF32: 1 to round the operands and multiply by tensor cores instead.  A_BY_COLUMNS, B_BY_COLUMNS: 1 for a
+// transposed view.  CLUSTER: the blocks that share the k of a tile, and add their parts through shared memory, from
+// compute capability 9.0 on; 0 for none.
 //
 // Each sum is made in a fixed order, so that the same input gives the same bits.
 
@@ -17,9 +17,10 @@ typedef unsigned int Word;
 
 constexpr int THREADS = 32 * WARPS, STEP_K = TF32 ? 8 : 4;
 constexpr int PADDING = TF32 ? 8 : 0;  // so that the threads of a warp read from different banks
-constexpr int PITCH_A = A_BY_COLUMNS ? TILE_M + PADDING : TILE_K + 4, SIZE_A = (A_BY_COLUMNS ? TILE_K : TILE_M) * PITCH_A;
-constexpr int PITCH_B = B_BY_COLUMNS ? TILE_K + 4 : TILE_N + PADDING, SIZE_B = (B_BY_COLUMNS ? TILE_N : TILE_K) * PITCH_B;
-constexpr int PART = TILE_M * TILE_N, PART_SUMS = PART + TILE_N;  // behind the part of out that of the sums of b's columns
+constexpr int PITCH_A = A_BY_COLUMNS ? TILE_M + PADDING : TILE_K + 4;
+constexpr int PITCH_B = B_BY_COLUMNS ? TILE_K + 4 : TILE_N + PADDING;
+constexpr int SIZE_A = (A_BY_COLUMNS ? TILE_K : TILE_M) * PITCH_A, SIZE_B = (B_BY_COLUMNS ? TILE_N : TILE_K) * PITCH_B;
+constexpr int PART = TILE_M * TILE_N, PART_SUMS = PART + TILE_N;  // of out, and behind it of the sums of b's columns
 constexpr int SIZE_AB = SIZE_A + SIZE_B, BUFFERS = WARPS * STAGES * SIZE_AB, RESULTS = WARPS * PART_SUMS;
 constexpr int MEMORY = BUFFERS > RESULTS ? BUFFERS : RESULTS;
 #if __CUDA_ARCH__ >= 900 && CLUSTER
@@ -62,8 +63,8 @@ template <int PENDING> __device__ void await_copies() {  // of this warp, except
     __syncwarp();
 }
 
-// Copies the tiles of one operand, one after the other along k, for a warp. A line of the matrix in memory is a row of a,
-// or a column of b, if K_IN_LINES, and else has numbers of the same k. SIZE: TILE_M or TILE_N.
+// Copies the tiles of one operand, one after the other along k, for a warp. A line of the matrix in memory is a row of
+// a, or a column of b, if K_IN_LINES, and else has numbers of the same k. SIZE: TILE_M or TILE_N.
 template <int SIZE, int PITCH, bool K_IN_LINES> struct Copier {
     static constexpr int LINES = K_IN_LINES ? SIZE : TILE_K, LENGTH = K_IN_LINES ? TILE_K : SIZE;
     const float* from;  // what this lane copies first
@@ -104,7 +105,7 @@ template <int SIZE, int PITCH, bool K_IN_LINES> struct Copier {
     }
 };
 
-// The share of a lane in the tile of its warp --------------------------------------------------------------------------
+// The share of a lane in the tile of its warp -------------------------------------------------------------------------
 
 #if TF32
 
@@ -223,8 +224,8 @@ struct Share {
 
 // The end of a product -----------------------------------------------------------------------------------------------
 
-// The tile of `out` that begins at (i0, j0), and what is done with its elements: + row[j], relu, · [mask ≠ 0]. Pointers may
-// be null.
+// The tile of `out` that begins at (i0, j0), and what is done with its elements: + row[j], relu, · [mask ≠ 0]. Pointers
+// may be null.
 struct Result {
     float *out, *sums;
     const float* mask;
@@ -419,7 +420,9 @@ KERNEL product(const float* a, const float* b, int m, int n, int k, int a_step, 
     __syncthreads();
     for (int i = threadIdx.x; i < quads; i += THREADS) {
         float4 sum = *(const float4*)(memory + 4 * i);
-        for (int group = 1; group < groups; group++) sum = plus(sum, *(const float4*)(memory + 4 * (group * quads + i)));
+        for (int group = 1; group < groups; group++) {
+            sum = plus(sum, *(const float4*)(memory + 4 * (group * quads + i)));
+        }
         result.store(sum, 4 * (first + i) / TILE_N, 4 * (first + i) % TILE_N);
     }
 }
