@@ -389,6 +389,85 @@ def test_counts_that_something_else_reads_are_not_fused(gpu):
     check(gpu, work, given, "cross_entropy_sums count_correct add subtract")
 
 
+# The output layer of a classifier ------------------------------------------------------------------------------------
+
+
+def output_layer(bias=True, count=True, gradient=True, mask=True, between=None, later=None):
+    """A function that computes the output of a classifier with its loss and gradients."""
+
+    def work(backend, h, w, b, losses, grad, grad_w, grad_b, out, loss_sum, total, labels):
+        logits = backend.matmul(h, w, out=backend.empty(grad.shape, "float32"))
+        if bias:
+            backend.add_to_rows(logits, b)
+        if between == "logits":
+            logits *= 2.0
+        backend.cross_entropy(logits, labels, 0.1, losses, grad)
+        if between == "gradient":
+            grad += 1.0
+        grad *= 1 / 6
+        if count:
+            total += backend.count_correct(logits, labels)
+        backend.sum_to(losses, loss_sum)
+        backend.matmul(h.T, grad, out=grad_w)
+        backend.sum_rows(grad, out=grad_b)
+        if between == "weight":
+            w *= 2.0
+        if gradient:
+            grad_h = backend.empty(h.shape, "float32") if mask else out
+            backend.matmul(grad, w.T, out=grad_h)
+            if mask:
+                backend.relu_grad(grad_h, h, out=out)
+            if later == "grad_h":
+                out += grad_h
+        if later == "logits":
+            losses += logits[:, 0]
+
+    return work
+
+
+WHOLE = "dense_cross_entropy sum_to matmul_sum_rows"
+OUTPUTS = {
+    "all": ({}, WHOLE),
+    "no bias": ({"bias": False}, WHOLE),
+    "no accuracy": ({"count": False}, WHOLE),
+    "frozen layers before": ({"gradient": False}, WHOLE),
+    "no mask": ({"mask": False}, WHOLE),
+    "an unmasked gradient that is needed": ({"later": "grad_h"}, f"{WHOLE} relu_grad add"),
+    "another weight": ({"between": "weight"}, f"{WHOLE} multiply matmul_relu_grad"),
+    "another gradient": (
+        {"between": "gradient"},
+        "dense_cross_entropy add multiply sum_to matmul_sum_rows matmul_relu_grad",
+    ),
+    "other logits": (
+        {"between": "logits"},
+        "matmul_bias multiply cross_entropy_sums matmul_sum_rows matmul_relu_grad",
+    ),
+    "logits that are needed": (
+        {"later": "logits"},
+        "matmul_bias cross_entropy_sums matmul_sum_rows matmul_relu_grad add",
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "expected"), OUTPUTS.values(), ids=OUTPUTS.keys())
+def test_the_output_layer_of_a_classifier_is_fused(gpu, options, expected):
+    given = arrays(gpu, (6, 5), (5, 3), (3,), (6,), (6, 3), (5, 3), (3,), (6, 5))
+    given[0] *= given[0] > 0
+    given += [gpu.zeros((), "float64"), gpu.zeros((2,), "int64"), gpu.asarray(np.arange(6) % 3)]
+    check(gpu, output_layer(**options), given, expected)
+
+
+@pytest.mark.parametrize("sizes", [(6, 5, 17), (2, 2049, 3)])
+def test_large_output_layers_are_not_fused(gpu, sizes):
+    rows, depth, classes = sizes
+    given = arrays(
+        gpu, (rows, depth), (depth, classes), (classes,), (rows,), (rows, classes), (depth, classes), (classes,)
+    )
+    given += [gpu.zeros((rows, depth), "float32"), gpu.zeros((), "float64"), gpu.zeros((2,), "int64")]
+    given += [gpu.asarray(np.arange(rows) % classes)]
+    check(gpu, output_layer(), given, OUTPUTS["logits that are needed"][1].removesuffix(" add"))
+
+
 # Convolutions --------------------------------------------------------------------------------------------------------
 
 SAME = Windows(image=(5, 6), grid=(5, 6), kernel=(3, 3), before=(1, 1))
@@ -483,6 +562,50 @@ def change_patches(x, grad, patches):
     patches *= 2.0
 
 
+def through_relu(between=None, after=None):
+    """A function that computes the gradient of a convolution's images, and of the ReLU before it."""
+
+    def work(backend, w, grad, y, grad_z):
+        patches = backend.empty((len(y), *SAME.grid, *SAME.kernel, y.shape[3]), "float32")
+        grad_y = backend.empty(y.shape, "float32")
+        backend.matmul(grad.reshape(-1, grad.shape[3]), w.T, out=patches.reshape(-1, len(w)))
+        backend.col2im(patches, SAME, out=grad_y)
+        if between is not None:
+            between(y, grad_y)
+        backend.relu_grad(grad_y, y, out=grad_z)
+        if after is not None:
+            after(grad_y, grad_z)
+
+    return work
+
+
+def change_y(y, grad_y):
+    y *= 0.0
+
+
+def change_grad_y(y, grad_y):
+    grad_y += 1.0
+
+
+def read_grad_y(grad_y, grad_z):
+    grad_z += grad_y
+
+
+THROUGH_RELU = {
+    "alone": ({}, "convolve_input_grad"),
+    "another y": ({"between": change_y}, "convolve_input_grad multiply relu_grad"),
+    "another gradient": ({"between": change_grad_y}, "convolve_input_grad add relu_grad"),
+    "a gradient that is read": ({"after": read_grad_y}, "convolve_input_grad relu_grad add"),
+}
+
+
+@pytest.mark.parametrize(("options", "expected"), THROUGH_RELU.values(), ids=THROUGH_RELU.keys())
+def test_the_gradient_of_images_continues_through_relu(gpu, options, expected):
+    given = arrays(gpu, (36, 8), (2, 5, 6, 8), (2, 5, 6, 4), (2, 5, 6, 4))
+    given[2] *= given[2] > 0
+    check(gpu, through_relu(**options), given, expected, 2e-5)
+
+
 STRIDED = Windows(image=(5, 6), grid=(3, 3), kernel=(3, 3), strides=(2, 2), before=(1, 1))
 GRADIENTS = {
     "all": ({}, "convolve_weight_grad convolve_input_grad"),
@@ -550,15 +673,16 @@ def test_other_sums_stay(gpu, work, expected):
 
 # Whole steps ---------------------------------------------------------------------------------------------------------
 
-STEP = "matmul_bias matmul_bias cross_entropy_sums matmul_sum_rows matmul_relu_grad matmul_sum_rows whole_update"
+STEP = "matmul_bias dense_cross_entropy matmul_sum_rows matmul_sum_rows sum_to whole_update"
 HALF_STEP = (
     "cast cast matmul add_to_rows_relu cast cast matmul add_to_rows cross_entropy_sums cast matmul "
     "sum_rows matmul relu_grad_sum_rows cast matmul whole_update"
 )
+DOUBLE_STEP = "matmul add_to_rows_relu dense_cross_entropy matmul sum_rows matmul sum_rows sum_to whole_update"
 STEPS = {
     "plain": ({}, {}, STEP),
     "half precision": ({"precision": "bfloat16"}, {}, HALF_STEP),
-    "float64": ({"dtype": "float64"}, {}, HALF_STEP.replace("cast ", "")),
+    "float64": ({"dtype": "float64"}, {}, DOUBLE_STEP),
     "weighted": (
         {}, {"sample_weight": np.linspace(0.5, 2.0, 200), "metrics": []},
         None,
@@ -578,16 +702,18 @@ def test_the_step_of_an_mlp(gpu, model_options, options, expected):
     (step,) = captured_steps(model, X[:200], Y[:200], **{"optimizer": optimizers.SGD(0.1), **options})
     if expected is not None:
         assert names(step.calls) == expected.split()
-    fused = {"matmul_bias": 2, "add_to_rows_relu": 1}
     name = "matmul_bias" if model_options == {} else "add_to_rows_relu"
-    assert names(step.calls).count(name) == fused[name] * options.get("accumulate", 1)
+    assert names(step.calls).count(name) == options.get("accumulate", 1)
 
 
 CONVOLUTIONAL = (
-    "convolve convolve matmul_bias cross_entropy_sums matmul_sum_rows matmul convolve_weight_grad convolve_input_grad "
-    "relu_grad convolve_weight_grad whole_update"
+    "convolve convolve dense_cross_entropy matmul_sum_rows convolve_weight_grad convolve_input_grad "
+    "convolve_weight_grad sum_to whole_update"
 )
-IN_HALF_PRECISION = CONVOLUTIONAL.replace("matmul_bias", "matmul add_to_rows").replace("_sum_rows", " sum_rows")
+IN_HALF_PRECISION = (
+    "convolve convolve matmul add_to_rows cross_entropy_sums matmul sum_rows matmul convolve_weight_grad "
+    "convolve_input_grad convolve_weight_grad whole_update"
+)
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
@@ -615,7 +741,7 @@ def test_convolutions_store_their_gradients_where_the_optimizer_reads_them(gpu):
     model = xpnet.Sequential(stack, (8, 8, 1), backend=gpu, seed=3)
     (step,) = captured_steps(model, IMAGES[:200], Y[:200], optimizer="sgd")
     assert names(step.calls) == [
-        *["im2col", "matmul_bias", "im2col", "matmul_bias", "matmul_bias", "cross_entropy_sums"],
-        *["matmul_sum_rows", "matmul", "im2col", "matmul_sum_rows", "matmul", "col2im", "relu_grad_sum_rows"],
-        *["im2col", "matmul", "whole_update"],
+        *["im2col", "matmul_bias", "im2col", "matmul_bias", "dense_cross_entropy", "matmul_sum_rows"],
+        *["im2col", "matmul_sum_rows", "matmul", "col2im", "relu_grad_sum_rows", "im2col", "matmul", "sum_to"],
+        *["whole_update"],
     ]

@@ -536,7 +536,8 @@ class EmulatedKernel:
     def __call__(
         self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...], shared_mem: int = 0
     ) -> None:
-        assert shared_mem <= self.max_dynamic_shared_size_bytes
+        if shared_mem > min(self.max_dynamic_shared_size_bytes, 227 * 2**10):
+            raise CUDARuntimeError(f"cudaErrorInvalidValue: {self._name}, {shared_mem} bytes of shared memory")
         if any(n < 1 for n in (*grid, *block)):
             raise CUDARuntimeError(f"cudaErrorInvalidConfiguration: {self._name}, {grid}, {block}")
         graph = self._cupy.capturing

@@ -29,16 +29,21 @@ class Placed(NamedTuple):
     before: frozenset[int]
 
 
-def branches(calls: Sequence[Call], memory: Memory, streams: int | None = None) -> list[Placed]:
+def branches(
+    calls: Sequence[Call], memory: Memory, streams: int | None = None, last_waits: bool = False
+) -> list[Placed]:
     """The calls in the order in which they are made, each on the stream where it can begin first.
 
     Of the calls that can begin, the one from which the longest way leads to the end is next. Calls whose order matters
-    stay in their order.  streams: their number, by default `STREAMS`.
+    stay in their order.  streams: their number, by default `STREAMS`.  last_waits: whether the last call is made after
+    all others.
     """
     streams = streams or STREAMS
     if streams == 1:
         return [Placed(call, 0, [], frozenset(range(position))) for position, call in enumerate(calls)]
     needed = [[i for i in range(position) if memory.depend(calls[i], call)] for position, call in enumerate(calls)]
+    if last_waits:
+        needed[-1] = list(range(len(calls) - 1))
     ways = _ways_to_the_end(calls, needed)
     placed: list[Placed] = []
     position_of: dict[int, int] = {}  # among the placed calls

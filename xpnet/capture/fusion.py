@@ -68,7 +68,7 @@ def _copy_of_one(call: Call, calls: Sequence[Call], memory: Memory) -> Call | No
 def fused(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
     """The calls with fused operators in place of the sequences that these replace."""
     for fuse in (
-        with_convolutions, with_add_to_rows_relu, with_add_to_rows_max_pool, with_matmul_bias,
+        with_dense_cross_entropy, with_convolutions, with_add_to_rows_relu, with_add_to_rows_max_pool, with_matmul_bias,
         with_relu_grad_max_pool_grad, with_matmul_relu_grad, with_relu_grad_sum_rows, with_matmul_sum_rows,
         with_cross_entropy_sums,
     ):  # fmt: skip
@@ -113,6 +113,89 @@ def with_relu_grad_sum_rows(calls: list[Call], memory: Memory, backend: Any) -> 
         call = Call(backend.relu_grad_sum_rows, (grad, y, out, sums), reads=(grad, y), writes=(out, sums))
         calls = _joined(calls, first, [second], call)
     return calls
+
+
+def with_dense_cross_entropy(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
+    """The last Dense layer of a classifier, its cross-entropy and the gradient of the layer before it, in one call.
+
+    matmul(h, weight, logits); add_to_rows(logits, row); cross_entropy(logits, labels, smoothing, losses, grad);
+    grad *= scale; correct += count_correct(logits, labels); matmul(grad, weightᵀ, grad_h); relu_grad(grad_h, h, out)
+    → dense_cross_entropy(…), if nothing else needs the logits. All but the first and the third may be missing.
+    """
+    for first in [call for call in calls if call.function == backend.matmul]:
+        h, weight, logits = given_by_name(first).values()
+        if not all(is_array(a) and a.ndim == 2 and a.flags.c_contiguous for a in (h, weight, logits)):
+            continue
+        if not memory.temporary(logits) or not backend.fits_dense_cross_entropy(*h.shape, weight.shape[1]):
+            continue
+        others, row, loss = list[Call](), None, _next_use(calls, first, logits, memory)
+        if loss is not None and loss.function == backend.add_to_rows and same_view(given_by_name(loss)["a"], logits):
+            others, row, loss = [loss], given_by_name(loss)["row"], _next_use(calls, loss, logits, memory)
+        if loss is None or loss.function != backend.cross_entropy:
+            continue
+        outputs, labels, smoothing, losses, grad = given_by_name(loss).values()
+        if not same_view(outputs, logits):
+            continue
+        others, scale, correct = [*others, loss], 1.0, None
+        scaled = _next_use(calls, loss, grad, memory)
+        if scaled is not None and _is_scale(scaled, grad, memory):
+            others, scale, loss = [*others, scaled], float(scaled.args[1]), scaled
+        counted = _counted(calls, first, logits, labels, memory, backend)
+        if counted is not None and _movable(calls, first, [*others, *counted], memory):
+            others, correct = [*others, *counted], counted[1].args[2]
+        rest = [call for call in calls if not any(call is other for other in others)]
+        if _needed_after(rest, first, logits, memory) or not _movable(calls, first, others, memory):
+            continue
+        others, grad_h, masked = _with_grad_of_input(calls, first, loss, others, (h, weight, grad), memory, backend)
+        reads = tuple(a for a in (h, weight, row, labels, correct) if a is not None)
+        writes = tuple(a for a in (losses, grad, correct, grad_h) if a is not None)
+        arguments = (h, weight, row, labels, smoothing, scale, losses, grad, correct, grad_h, masked)
+        call = Call(backend.dense_cross_entropy, arguments, reads=reads, writes=writes)
+        calls = _joined(calls, first, others, call)
+    return calls
+
+
+def _with_grad_of_input(
+    calls: Sequence[Call],
+    first: Call,
+    last: Call,
+    others: list[Call],
+    arrays: tuple[Array, Array, Array],
+    memory: Memory,
+    backend: Any,
+) -> tuple[list[Call], Array | None, bool]:
+    """The calls with those for the gradient of h; the array with it, or None; whether it is masked.
+
+    Those are matmul(grad, weightᵀ, grad_h), and perhaps relu_grad(grad_h, h, out).  last: the call that completes grad.
+    others: the calls that are made directly after the first.  arrays: h, weight and grad.
+    """
+    h, weight, grad = arrays
+
+    def is_grad_of_input(call: Call) -> bool:
+        if call.function != backend.matmul:
+            return False
+        a, b, _ = given_by_name(call).values()
+        return is_array(a) and is_array(b) and same_view(a, grad) and b.ndim == 2 and same_view(b.T, weight)
+
+    product = _next(calls, last, is_grad_of_input)
+    if product is None or not _movable(calls, first, [*others, product], memory):
+        return others, None, False
+    grad_h = given_by_name(product)["out"]
+    if not grad_h.flags.c_contiguous or memory.overlap(grad_h, h):
+        return others, None, False
+    masks = _next_use(calls, product, grad_h, memory)
+    if masks is not None and masks.function == backend.relu_grad:
+        incoming, y, out = given_by_name(masks).values()
+        needed = _needed_after(calls, masks, grad_h, memory)
+        whole = _same_elements(incoming, grad_h) and _same_elements(y, h) and out.flags.c_contiguous
+        if (
+            whole
+            and not needed
+            and not memory.overlap(out, h)
+            and _movable(calls, first, [*others, product, masks], memory)
+        ):
+            return [*others, product, masks], _shaped(out, h), True
+    return [*others, product], grad_h, False
 
 
 def with_add_to_rows_max_pool(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
@@ -331,7 +414,8 @@ def with_convolutions(calls: list[Call], memory: Memory, backend: Any) -> list[C
     → convolve(x, weight, bias, windows, relu, y). The last two may be missing.
     im2col(x, windows, patches); matmul(patchesᵀ, grad, out); sum_rows(grad, sums)
     → convolve_weight_grad(x, grad, windows, out, sums). The last may be missing. Likewise for add_matmul.
-    matmul(grad, weightᵀ, patches); col2im(patches, windows, out) → convolve_input_grad(grad, weight, windows, out).
+    matmul(grad, weightᵀ, patches); col2im(patches, windows, out); relu_grad(out, y, grad_x)
+    → convolve_input_grad(grad, weight, windows, grad_x, y). The last may be missing.
     """
     for gather in [call for call in calls if call.function == backend.im2col]:
         product = _only_use(calls, gather, memory)
@@ -349,6 +433,7 @@ def with_convolutions(calls: list[Call], memory: Memory, backend: Any) -> list[C
         call = _folded(product, fold, backend)
         if call is not None:
             calls = _joined(calls, product, [fold], call)
+            calls = _with_relu_grad(calls, call, memory, backend)
     return calls
 
 
@@ -427,6 +512,29 @@ def _with_bias(calls: list[Call], convolution: Call, memory: Memory, backend: An
         return calls
     active = Call(backend.convolve, (x, weight, bias, windows, True, after), reads=call.reads, writes=(after,))
     return _joined(calls, call, [relu], active)
+
+
+def _with_relu_grad(calls: list[Call], convolution: Call, memory: Memory, backend: Any) -> list[Call]:
+    """Let the gradient of images continue through the ReLU that made them, if that follows it."""
+    grad, weight, windows, out = convolution.args
+    relu_grad = _next_use(calls, convolution, out, memory)
+    if relu_grad is None or relu_grad.function != backend.relu_grad:
+        return calls
+    before, y, after = given_by_name(relu_grad).values()
+    y, after = _shaped(y, out), _shaped(after, out)
+    if y is None or after is None or not _same_elements(before, out):
+        return calls
+    if any(memory.overlap(after, read) for read in convolution.reads) or memory.overlap(y, out):
+        return calls
+    if memory.overlap(after, y) and not same_view(after, y):
+        return calls
+    if not _movable(calls, convolution, [relu_grad], memory):
+        return calls
+    if _needed_after(calls, relu_grad, out, memory) and not same_view(after, out):
+        return calls
+    arguments = (grad, weight, windows, after, y)
+    call = Call(backend.convolve_input_grad, arguments, reads=(*convolution.reads, y), writes=(after,))
+    return _joined(calls, convolution, [relu_grad], call)
 
 
 def _with_bias_grad(calls: list[Call], convolution: Call, memory: Memory, backend: Any) -> list[Call]:

@@ -34,6 +34,7 @@ _WRITES = {
     "clip_norm": ("grads",), "convolve_weight_grad": ("out", "sums"), "cross_entropy": ("losses", "grad"),
     "cross_entropy_sums": ("losses", "grad", "loss_sum", "correct"), "matmul_sum_rows": ("out", "sums"),
     "max_pool": ("out", "choice"),
+    "dense_cross_entropy": ("losses", "grad", "correct", "grad_h"),
     "normalize_rows": ("out", "sigma"), "relu_grad_sum_rows": ("out", "sums"), "whole_update": ("vectors",),
 }  # fmt: skip
 #: Those that they write after having read them, although their names are those of results.
@@ -96,7 +97,9 @@ class CallList:
         memory = Memory(trace)
         calls = simplified(without_zeros(trace.calls, memory, backend), memory)
         gathers, calls = _gathers_first(fused(calls, memory, backend), rows, memory, backend)
-        self._backend, self._placed = backend, branches(calls, memory)
+        #: Whether the last call, which waits for all others, updates the weights.
+        self.ends_with_update = bool(calls) and calls[-1].function == backend.whole_update
+        self._backend, self._placed = backend, branches(calls, memory, last_waits=self.ends_with_update)
         first = len(gathers)
         before: list[Collection[int]] = [range(i) for i in range(first)]
         before += [{*range(first), *[first + other for other in place.before]} for place in self._placed]
@@ -111,12 +114,6 @@ class CallList:
         """An array like another one, from this byte of the arena on."""
         _, _, lowest, _ = memory.extent(like)
         return _view(self.arena, offset + address_of(like) - lowest, like)
-
-    @property
-    def ends_with_update(self) -> bool:
-        """Whether the last call updates the weights, after all others."""
-        last = self._placed[-1]
-        return last.call.function == self._backend.whole_update and len(last.before) == len(self.calls) - 1
 
     @property
     def arrays(self) -> list[Array]:

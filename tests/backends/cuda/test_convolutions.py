@@ -76,6 +76,10 @@ def check(backend, convolution, arrays, precision):
         assert_near(backend, got, c.weight + c.weight_grad()[0], precision)
         got = backend.convolve_input_grad(grad, weight, windows, arrays(c.x.shape))
         assert_near(backend, got, c.input_grad(), precision)
+        y = np.maximum(c.x, 0)
+        y_and_out = arrays(y.shape, "float32", y)
+        got = backend.convolve_input_grad(grad, weight, windows, y_and_out, y_and_out)
+        assert_near(backend, got, c.input_grad() * (y != 0), precision)
 
 
 def assert_near(backend, got, want, precision):
@@ -167,8 +171,8 @@ def test_sums_over_many_blocks_have_the_same_bits(gpu, rng):
 
 def chosen(precision):
     """One kernel of each kind for this precision."""
-    kernels = [choose_forward(precision, 32, 9, 64, transposed) for transposed in (False, True)]
-    kernels += [choose_weight_grad(precision, 32, 9, 64), choose_forward(precision, 1, 9, 16)]
+    kernels = [choose_forward(precision, 100, 32, 9, 64, transposed) for transposed in (False, True)]
+    kernels += [choose_weight_grad(precision, 32, 9, 64), choose_forward(precision, 100, 1, 9, 16)]
     return [*kernels, choose_weight_grad(precision, 1, 9, 16)]
 
 

@@ -329,6 +329,31 @@ def test_cross_entropy_sums_is_one_kernel_or_two(guarded, rng, shape, smoothing,
     np.testing.assert_array_equal(backend.to_numpy(correct), [3 + hits, 2**40 + rows])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 31, 2), (9, 128, 10), (5, 300, 16), (3, 520, 3), (20, 1100, 10)])
+@pytest.mark.parametrize("options", ["all", "no bias", "no gradient", "no mask"])
+def test_dense_cross_entropy_is_one_kernel(guarded, rng, options, shape, smoothing, dtype):
+    (rows, depth, classes), backend = shape, guarded.backend
+    h, weight = np.maximum(numbers(rng, (rows, depth), dtype), 0), numbers(rng, (depth, classes), dtype)
+    row, labels = numbers(rng, classes, dtype) if options != "no bias" else None, rng.integers(classes, size=rows)
+    weight[0] = np.where(np.arange(classes) == 1, np.inf, weight[0]) if options == "no bias" else weight[0]
+    want = [np.empty(rows, dtype), np.empty((rows, classes), dtype), np.array([3, 2**40]), np.empty_like(h)]
+    want[3] = None if options == "no gradient" else want[3]
+    inputs = [None if a is None else guarded(a.shape, dtype, a) for a in (h, weight, row)]
+    got = [None if a is None else guarded(a.shape, a.dtype, a) for a in want]
+    targets = (smoothing, 1 / rows)
+    masked = options != "no mask"
+    backend.dense_cross_entropy(*inputs, guarded(rows, "int64", labels), *targets, *got, masked)
+    assert_launched(backend, "dense_cross_entropy")
+    with np.errstate(invalid="ignore"):
+        REFERENCE.dense_cross_entropy(h, weight, row, labels, *targets, *want, masked)
+    np.testing.assert_array_equal(backend.to_numpy(got[2]), want[2])
+    for mine, reference in zip(got, want, strict=True):
+        if mine is not None:
+            assert_close(backend, mine, reference, dtype, 500)
+
+
 @pytest.mark.parametrize("rows", [100, 5000])
 def test_cross_entropy_sums_is_reproducible(guarded, rng, rows):
     logits, labels = guarded((rows, 7), "float32", rng.normal(size=(rows, 7))), guarded(rows, "int64")

@@ -14,6 +14,8 @@ static Dim gridDim, blockDim, blockIdx, threadIdx;
 #define __shared__ static
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(...)
+#define __noinline__
+#define DYNAMIC_SHARED(name) static Four name[227 * 64]
 
 static inline unsigned __float_as_uint(float x) { unsigned bits; memcpy(&bits, &x, 4); return bits; }
 static inline float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
@@ -48,14 +50,20 @@ static void __syncthreads() {
 
 // All threads of a block call these equally often, because they wait for the whole block.
 static void __syncwarp() { __syncthreads(); }
-template <typename T> static T __shfl_xor_sync(unsigned, T value, int lanes) {
+template <typename T> static T of_thread(T value, int thread) {
     static T given[MAX_THREADS];
-    int self = running - threads;
-    given[self] = value;
+    given[running - threads] = value;
     __syncthreads();
-    value = given[self ^ lanes];
+    value = given[thread];
     __syncthreads();
     return value;
+}
+template <typename T> static T __shfl_xor_sync(unsigned, T value, int lanes) {
+    return of_thread(value, (int)(running - threads) ^ lanes);
+}
+template <typename T> static T __shfl_sync(unsigned, T value, int lane) {
+    int self = running - threads;
+    return of_thread(value, self - self % 32 + lane % 32);
 }
 
 static void enter() {

@@ -22,10 +22,10 @@ TEMPLATES = Path(__file__).with_name("convolutions.cu").read_text(encoding="utf-
 _FLOAT32 = numpy.dtype("float32")
 _ALIGNMENT = 16  # bytes: kernels load four numbers at once
 _MANY = 2**31  # elements: the kernels count in 32 bits
-_BLOCKS = 264  # that a weight gradient is divided over: two for each multiprocessor of an H200
+_MULTIPROCESSORS = 132  # of an H200
 _CONVOLVE = (
-    "const float* images, const float* weight, const float* bias, int relu, int count, int channels, int columns, "
-    "Windows windows, float* out"
+    "const float* images, const float* weight, const float* bias, int relu, const float* mask, int count, "
+    "int channels, int columns, Windows windows, float* out"
 )
 _WEIGHT_GRAD = (
     "const float* images, const float* grad, int count, int part_rows, int channels, int columns, Windows windows, "
@@ -76,6 +76,8 @@ class Kernel:
     rows: int
     columns: int
     depth: int = 1
+    blocks: int = 2  # for each multiprocessor, of a weight gradient
+    shared_bytes: int = 0  # besides what it declares
 
     @property
     def definition(self) -> str:
@@ -95,9 +97,58 @@ def forward_kernel(tile: Tile, precision: str, transposed: bool = False) -> Kern
     return Kernel(name, _CONVOLVE, f"convolve<{function}>", (tile.threads,), *tile[:3])
 
 
-def weight_grad_kernel(tile: Tile, precision: str) -> Kernel:
+def strips_kernel(tile: Tile, precision: str, windows: Windows, transposed: bool = False) -> Kernel:
+    """`convolve_strips`, where tile.depth are the channels that are copied together."""
+    rows = strip_rows(tile.rows, windows)
+    width = (windows.grid[1] - 1) * windows.strides[1] + _extent(windows, 1)
+    pixels = rows * width * (tile.depth + 8)
+    weights = tile.columns * (tile.depth + 8) if transposed else tile.depth * (tile.columns + 4)
+    name, function = f"strips_{'transposed_' * transposed}{tile.name}", tile.product(precision, True, transposed)
+    shared_bytes = 4 * (pixels + tile.stages * weights)
+    return Kernel(
+        name, _CONVOLVE, f"convolve_strips<{function}>", (tile.threads,), *tile[:3], shared_bytes=shared_bytes
+    )
+
+
+class Strips(NamedTuple):
+    """What a block of `weight_grad_strips` computes: see convolutions.cu. Only for windows of 3 cells across."""
+
+    channels: int
+    pixels: int
+    wide: int
+    across: int
+
+    @property
+    def name(self) -> str:
+        return "_".join(map(str, self))
+
+
+def weight_grad_strips_kernel(strips: Strips, precision: str, windows: Windows, blocks: int = 2) -> Kernel:
+    channels, pixels, wide, across = strips
+    columns, (down, _) = wide * across, windows.kernel
+    width = (windows.grid[1] - 1) * windows.strides[1] + _extent(windows, 1)
+    shared_bytes = 8 * (strip_rows(pixels, windows) * width * (channels + 4) + pixels * (columns + 4))
+    function = f"weight_grad_strips<{precision.upper()}, {channels}, {pixels}, {wide}, {down}, {across}>"
+    sizes = (32 * down * across,), math.prod(windows.kernel) * channels, columns, pixels, blocks
+    return Kernel(f"weight_grad_strips_{strips.name}_{down}", _WEIGHT_GRAD, function, *sizes, shared_bytes)
+
+
+def strip_rows(rows: int, windows: Windows) -> int:
+    """The most rows of pixels under any `rows` consecutive windows, with those that only padding fills."""
+    window_rows = -(-(rows - 1) // windows.grid[1])  # after the first
+    images, stride, extent = -(-window_rows // windows.grid[0]), windows.strides[0], _extent(windows, 0)
+    return window_rows * stride + images * max(0, extent - stride) + extent
+
+
+def _extent(windows: Windows, axis: int) -> int:
+    """The pixels from the first cell of a window to the last, along one axis."""
+    return (windows.kernel[axis] - 1) * abs(windows.dilation[axis]) + 1
+
+
+def weight_grad_kernel(tile: Tile, precision: str, blocks: int = 2) -> Kernel:
+    """`convolve_weight_grad`, with so many blocks for each multiprocessor."""
     function = f"convolve_weight_grad<{tile.product(precision, False, False)}>"
-    return Kernel(f"weight_grad_{tile.name}", _WEIGHT_GRAD, function, (tile.threads,), *tile[:3])
+    return Kernel(f"weight_grad_{tile.name}", _WEIGHT_GRAD, function, (tile.threads,), *tile[:3], blocks)
 
 
 def few_kernel(precision: str, columns: int, pixels: int, threads: int) -> Kernel:
@@ -117,44 +168,51 @@ ADD_PARTS = Kernel("convolution_parts", _ADD_PARTS, "add_convolution_parts", (8,
 
 
 # Which kernel computes what ------------------------------------------------------------------------------------------
-# From measurements on an H200; None where im2col and a product are faster.
+# From measurements on an H200 (see benchmarks/results), with 64 to 512 images of 7 to 28 pixels and 1 to 64 channels. A
+# convolution without a kernel is computed by im2col and a product.
 
 _FEW = 16  # columns of the patches
+_SMALL = 2**15  # rows: for fewer, small tiles occupy more of the device
 
 
-def choose_forward(precision: str, channels: int, cells: int, columns: int, transposed: bool = False) -> Kernel | None:
-    """The kernel for `columns` results of each window, from patches of `cells` pixels with `channels` each."""
+def choose_forward(
+    precision: str, count: int, channels: int, cells: int, columns: int, transposed: bool = False
+) -> Kernel | None:
+    """The kernel for `columns` results of `count` windows, from patches of `cells` pixels with `channels` each."""
     if columns % 4:
         return None
     if channels % 4:
         few = cells * channels <= _FEW and columns <= 256 and not transposed
-        return few_kernel(precision, columns, 2, 128) if few else None
+        return few_kernel(precision, columns, 4, 128) if few else None
     if precision == "float32":
-        tile = Tile(64, 16, 16, 3, 4, 4, 4) if columns <= 16 else Tile(64, 32, 16, 3, 4, 4, 8)
-        tile = Tile(64, 64, 16, 3, 8, 4, 8) if columns > 32 else tile
+        narrow = Tile(64, 16, 32, 2, 4, 4, 4) if count < _SMALL else Tile(128, 16, 16, 2, 4, 4, 4)
+        tile = _by_columns(columns, narrow, Tile(64, 32, 32, 2, 4, 4, 8), Tile(64, 64, 32, 2, 8, 4, 8))
     else:
-        depth = 16 if precision == "tf32" else 32
-        tile = Tile(128, 16, depth, 2, 32, 16) if columns <= 16 else Tile(64, 32, depth, 2, 32, 16)
-        tile = Tile(64, 64, depth, 2, 32, 32) if columns > 32 else tile
+        narrow = Tile(64 if count < _SMALL else 128, 16, 32, 2, 32, 16)
+        tile = _by_columns(columns, narrow, Tile(64, 32, 32, 2, 32, 16), Tile(64, 64, 32, 2, 32, 32))
     return forward_kernel(tile, precision, transposed)
 
 
 def choose_weight_grad(precision: str, channels: int, cells: int, columns: int) -> Kernel | None:
     """The kernel for the gradient of a weight (cells · channels, columns)."""
+    depth = cells * channels
     if columns % 4:
         return None
     if channels % 4:
-        return (
-            few_weight_grad_kernel(precision, columns, cells * channels, 2, 256) if cells * channels <= _FEW else None
-        )
+        few = depth <= _FEW and columns <= 256
+        return few_weight_grad_kernel(precision, columns, depth, 2, 256) if few else None
     if precision == "float32":
-        tile = Tile(160, 16, 16, 3, 4, 4, 4) if columns <= 16 else Tile(96, 32, 16, 3, 8, 4, 8)
-        tile = Tile(96, 64, 16, 3, 8, 8, 8) if columns > 32 else tile
-    else:
-        depth = 16 if precision == "tf32" else 32
-        tile = Tile(144, 16, depth, 2, 48, 16) if columns <= 16 else Tile(96, 32, depth, 2, 48, 16)
-        tile = Tile(144, 64, depth, 2, 48, 32) if columns > 32 else tile
-    return weight_grad_kernel(tile, precision)
+        tile = _by_columns(
+            columns, Tile(160, 16, 16, 2, 4, 4, 4), Tile(144, 32, 16, 3, 12, 4, 8), Tile(144, 64, 16, 2, 12, 8, 8)
+        )
+        return weight_grad_kernel(tile, precision, blocks=4)
+    middle = Tile(96, 32, 32, 2, 48, 16) if depth % 96 == 0 else Tile(144, 32, 16, 3, 48, 16)
+    tile = _by_columns(columns, Tile(144, 16, 32, 2, 48, 16), middle, Tile(96, 64, 32, 2, 48, 32))
+    return weight_grad_kernel(tile, precision, blocks=4 if tile.columns == 16 else 2 if tile.rows == 144 else 3)
+
+
+def _by_columns(columns: int, narrow: Tile, middle: Tile, wide: Tile) -> Tile:
+    return narrow if columns <= narrow.columns else middle if columns <= middle.columns else wide
 
 
 # The operators -------------------------------------------------------------------------------------------------------
@@ -173,13 +231,15 @@ class CUDAConvolutions(CUDAMatmul):
         kernel = self.convolution_kernel("convolve", x, weight, windows, out)
         if kernel is None or not self._can_load(*(() if bias is None else (bias,))):
             return super().convolve(x, weight, bias, windows, relu, out)
-        return self._convolve(kernel, x, weight, bias, windows, relu, out)
+        return self._convolve(kernel, x, weight, windows, out, bias=bias, relu=relu)
 
-    def convolve_input_grad(self, grad: Array, weight: Array, windows: Windows, out: Array) -> Array:
+    def convolve_input_grad(
+        self, grad: Array, weight: Array, windows: Windows, out: Array, y: Array | None = None
+    ) -> Array:
         kernel = self.convolution_kernel("convolve_input_grad", grad, weight, windows, out)
-        if kernel is None:
-            return super().convolve_input_grad(grad, weight, windows, out)
-        return self._convolve(kernel, grad, weight, None, _transposed(windows), False, out)
+        if kernel is None or not self._can_load(*(() if y is None else (y,))):
+            return super().convolve_input_grad(grad, weight, windows, out, y)
+        return self._convolve(kernel, grad, weight, _transposed(windows), out, mask=y)
 
     def convolve_weight_grad(
         self, x: Array, grad: Array, windows: Windows, out: Array, sums: Array | None, add: bool = False
@@ -190,7 +250,8 @@ class CUDAConvolutions(CUDAMatmul):
         depth, columns = out.shape
         count = grad.size // columns
         tiles = kernel.tiles(depth, columns)
-        parts = max(1, min(_BLOCKS // math.prod(tiles), -(-count // kernel.depth)))
+        most = kernel.blocks * self._multiprocessors // math.prod(tiles)
+        parts = max(1, min(most, -(-count // kernel.depth)))
         part_rows = -(-count // parts)
         part_rows = -(-part_rows // kernel.depth) * kernel.depth
         parts = -(-count // part_rows)
@@ -218,14 +279,13 @@ class CUDAConvolutions(CUDAMatmul):
             return None
         if precision != "float32" and not self._has_tensor_cores:
             return None
-        cells, channels = math.prod(windows.kernel), images.shape[3]
+        cells, channels, columns = math.prod(windows.kernel), images.shape[3], out.shape[-1]
         if operator == "convolve_weight_grad":
-            return choose_weight_grad(precision, channels, cells, out.shape[-1])
-        if operator == "convolve":
-            return choose_forward(precision, channels, cells, out.shape[-1])
-        if windows.strides != (1, 1):
+            return choose_weight_grad(precision, channels, cells, columns)
+        transposed = operator == "convolve_input_grad"
+        if transposed and windows.strides != (1, 1):
             return None
-        return choose_forward(precision, channels, cells, out.shape[-1], transposed=True)
+        return choose_forward(precision, out.size // columns, channels, cells, columns, transposed)
 
     def _can_load(self, *arrays: Array) -> bool:
         """Whether these are contiguous arrays of float32 at addresses from which kernels can load four numbers."""
@@ -236,16 +296,33 @@ class CUDAConvolutions(CUDAMatmul):
     @functools.cached_property
     def _has_tensor_cores(self) -> bool:
         """Whether the device has the instructions that convolutions.cu uses."""
-        return int(self.xp.cuda.runtime.getDeviceProperties(self.index)["major"]) >= 8
+        return int(self._properties["major"]) >= 8
+
+    @functools.cached_property
+    def _multiprocessors(self) -> int:
+        return int(self._properties.get("multiProcessorCount", _MULTIPROCESSORS))
+
+    @functools.cached_property
+    def _properties(self) -> dict[str, Any]:
+        properties: dict[str, Any] = self.xp.cuda.runtime.getDeviceProperties(self.index)
+        return properties
 
     def _convolve(
-        self, kernel: Kernel, images: Array, weight: Array, bias: Array | None, windows: Windows, relu: bool, out: Array
+        self,
+        kernel: Kernel,
+        images: Array,
+        weight: Array,
+        windows: Windows,
+        out: Array,
+        bias: Array | None = None,
+        relu: bool = False,
+        mask: Array | None = None,
     ) -> Array:
         columns = out.shape[-1]
         count = out.size // columns
-        arrays = {"images": images, "weight": weight, "bias": bias, "out": out}
-        sizes = {"count": count, "channels": images.shape[3], "columns": columns}
-        self._launch(kernel, kernel.tiles(count, columns), {**arrays, **sizes, "windows": windows, "relu": int(relu)})
+        arrays = {"images": images, "weight": weight, "bias": bias, "mask": mask, "out": out}
+        numbers = {"relu": int(relu), "count": count, "channels": images.shape[3], "columns": columns}
+        self._launch(kernel, kernel.tiles(count, columns), {**arrays, **numbers, "windows": windows})
         return out
 
     def _launch(self, kernel: Kernel, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
@@ -254,7 +331,7 @@ class CUDAConvolutions(CUDAMatmul):
             kernels = self._convolution_kernels[kernel] = Kernels(
                 self.xp, self.launch_kernel, TEMPLATES + kernel.definition
             )
-        kernels.launch(kernel.name, _FLOAT32, grid, kernel.block, arguments)
+        kernels.launch(kernel.name, _FLOAT32, grid, kernel.block, arguments, kernel.shared_bytes)
 
 
 def _transposed(windows: Windows) -> Windows:

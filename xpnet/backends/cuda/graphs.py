@@ -23,7 +23,7 @@ from xpnet.errors import CaptureError
 _CELLS = 64  # the most cells of a step
 _TABLE_STEPS = 256  # rows of the table
 MOST_GATHERS = 4  # of a step: arrays of samples
-STEP_THREADS, _MOST_GATHERING_BLOCKS = 128, 1024  # of the kernels that gather samples
+STEP_THREADS, _MOST_GATHERING_BLOCKS = 256, 1024  # of the kernels that gather samples
 NO_STEP = [0] * (15 + 4 * MOST_GATHERS)  # the fields of a struct Step for a kernel that does not end a captured step
 
 
@@ -102,7 +102,7 @@ class StepCells:
         self.staged_sums = backend.zeros((3, batches), "float64")
         self._table = backend.zeros((_TABLE_STEPS + 1, _CELLS * CELL_SIZE), "float64")  # the last row has no numbers
         self._cells = backend.zeros((_CELLS, CELL_SIZE), "float64")
-        #: Row of the table, first sample, column of batch_sums; how many blocks of the last kernel have begun.
+        #: Row of the table, first sample, column of batch_sums; how many blocks of the last kernel have ended.
         self._counters = backend.zeros((4,), "int64")
         self.gathers: list[tuple[Array, Array]] = []
         self.ends_with_update = False
@@ -118,14 +118,14 @@ class StepCells:
         with self._backend.step_cells(self):
             yield
         if not self.ends_with_update:
-            self._launch("end_step")
+            self._launch("end_step", more_blocks=1)
 
     def begin(self) -> None:
         """Fill the cells with the numbers of the step at the counters, and gather its samples."""
         self._launch("begin_step")
 
-    def _launch(self, kernel: str) -> None:
-        grid = {"blocks": self.gathering_blocks, "threads": STEP_THREADS}
+    def _launch(self, kernel: str, more_blocks: int = 0) -> None:
+        grid = {"blocks": self.gathering_blocks + more_blocks, "threads": STEP_THREADS}
         self._backend.launch(kernel, self._counters, **grid, step=self.fields())
 
     @property

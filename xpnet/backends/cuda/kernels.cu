@@ -19,6 +19,8 @@ typedef unsigned int Word;
 #define FOR_EACH(i, n) FOR_EACH_OF_BLOCK(i, n, blockIdx.x, gridDim.x)
 #define FOR_EACH_OF_BLOCK(i, n, block, blocks) \
     for (Index i = (block) * (Index)blockDim.x + threadIdx.x; i < (n); i += (blocks) * (Index)blockDim.x)
+#define FOR_EACH_WORD(i, n) /* for n below 2^31, in fewer instructions */ \
+    for (Word i = blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += gridDim.x * blockDim.x)
 #define FOR_EACH_ROW(row, rows) for (Index row = blockIdx.x; row < (rows); row += gridDim.x)
 #define FOR_EACH_COLUMN(j, columns) for (Index j = threadIdx.x; j < (columns); j += blockDim.x)
 
@@ -154,7 +156,7 @@ struct Step {
     const double* staged;  // (3, batches)
     double* batch_sums;    // (3, capacity)
     Index batches, capacity;
-    Index* counters;  // row of the table, first sample in `order`, column of batch_sums; how many blocks have begun
+    Index* counters;  // row of the table, first sample in `order`, column of batch_sums; how many blocks have ended
     // The rows of the step's samples that are gathered from arrays, by a group of threads each. A row has units of 1 to
     // 16 bytes; 0 stands for bytes that become floats.
     Index group, gathered, from[4], to[4], units[4], bytes[4];
@@ -204,42 +206,46 @@ KERNEL begin_step(Step step) {
     if (blockIdx.x == 0) fill_cells(step, step.counters[0]);
 }
 
-// At the beginning of the last kernel of a step, after a thread has read what `finish_step` changes. What it returns is
-// for `finish_step`.
-__device__ Word begin_of_end(const Step& step) {
-    if (!step.counters) return 0;
-    __threadfence();
+// The end of the last kernel of a step, for all of its blocks but the last: tells that one that it has read what
+// `finish_step` changes.
+__device__ void end_of_block(const Step& step) {
     __syncthreads();
-    return threadIdx.x == 0 ? atomicInc((Word*)(step.counters + 3), gridDim.x - 1) : 0;
+    if (threadIdx.x == 0 && step.counters) atomicAdd((Word*)(step.counters + 3), 1u);
 }
 
-// The block that has begun last stores the sums of the step, fills the cells for the next step, and advances the
-// counters.
-__device__ void finish_step(const Step& step, Word begun) {
-    __shared__ bool last;
-    if (!step.counters) return;
-    if (threadIdx.x == 0) last = begun == gridDim.x - 1;
-    __syncthreads();
-    if (!last) return;
-    Index row = step.counters[0], column = step.counters[2], batches = step.batches;
+// The last block of the last kernel of a step stores the sums of the step, fills the cells for the next step, and
+// advances the counters.
+__device__ void finish_step(const Step& step) {
+    Index row = step.counters[0], first = step.counters[1], column = step.counters[2], batches = step.batches;
+    double number = threadIdx.x < step.used ? step.table[(row + 1) * step.width + threadIdx.x] : 0;
     FOR_EACH_COLUMN(i, 3 * batches) {
         step.batch_sums[i / batches * step.capacity + column + i % batches] = step.staged[i];
     }
-    fill_cells(step, row + 1);
+    if (threadIdx.x == 0) {
+        volatile Word* ended = (volatile Word*)(step.counters + 3);
+        while (*ended != gridDim.x - 1) {}
+        *ended = 0;
+    }
     __syncthreads();
+    if (threadIdx.x < step.used) step.cells[threadIdx.x] = number;
+    for (Index i = threadIdx.x + blockDim.x; i < step.used; i += blockDim.x) {
+        step.cells[i] = step.table[(row + 1) * step.width + i];
+    }
     if (threadIdx.x == 0) {
         step.counters[0] = row + 1;
-        step.counters[1] += step.rows;
+        step.counters[1] = first + step.rows;
         step.counters[2] = column + batches;
     }
 }
 
 // The last kernel of a step that does not end with an update.
 KERNEL end_step(Step step) {
-    Index next = step.counters[1] + step.rows;
-    Word begun = begin_of_end(step);
-    gather_samples(step, next, blockIdx.x, gridDim.x);
-    finish_step(step, begun);
+    if (blockIdx.x == gridDim.x - 1) {
+        finish_step(step);
+        return;
+    }
+    gather_samples(step, step.counters[1] + step.rows, blockIdx.x, gridDim.x - 1);
+    end_of_block(step);
 }
 
 // Gathering rows -----------------------------------------------------------------------------------------------------
@@ -509,6 +515,97 @@ KERNEL cross_entropy_sums(const real* logits, const Index* labels, Index rows, I
     if (blockIdx.x == 0) atomicAdd(correct + 1, (unsigned long long)rows);
 }
 
+// The last Dense layer of a classifier with its loss, for few classes: cross_entropy with the logits h @ weight + row,
+// whose gradient is multiplied by `scale`; count_correct, which is added to `correct` unless that is null; and
+// grad_h = grad @ weightᵀ, where h is not 0 if `masked`, unless grad_h is null. A block has 256 threads, of which `warps`
+// warps compute a row. The lanes of a warp have different parts of `depth`, the columns of h; then two lanes each have
+// one class.
+const int MOST_CLASSES = 16;
+
+template <typename T> __device__ T other_lane(T value, int distance) {
+    return __shfl_xor_sync(0xffffffff, value, distance);
+}
+
+// Of twice COUNT sums, the half that belongs to this lane, over two lanes.
+template <int COUNT> __device__ void halve_sums(real (&sums)[MOST_CLASSES], int lane) {
+    bool upper = lane & 2 * COUNT;
+#pragma unroll
+    for (int c = 0; c < COUNT; c++) {
+        real given = upper ? sums[c] : sums[c + COUNT];
+        sums[c] = (upper ? sums[c + COUNT] : sums[c]) + other_lane(given, 2 * COUNT);
+    }
+}
+
+// The sum of sums[c] over the lanes of a warp, in lanes 2c and 2c + 1.
+__device__ real class_sum(real (&sums)[MOST_CLASSES], int lane) {
+    halve_sums<8>(sums, lane);
+    halve_sums<4>(sums, lane);
+    halve_sums<2>(sums, lane);
+    halve_sums<1>(sums, lane);
+    return sums[0] + other_lane(sums[0], 1);
+}
+
+// The sum over all classes, from the two lanes of each.
+__device__ real over_classes(real value) {
+    for (int distance = 2; distance < 32; distance *= 2) value += other_lane(value, distance);
+    return value;
+}
+
+KERNEL dense_cross_entropy(const real* h, const real* weight, const real* row, const Index* labels, Index rows,
+                           int depth, int classes, int warps, real confidence, real share, real scale, real* losses,
+                           real* grad, unsigned long long* correct, real* grad_h, int masked) {
+    __shared__ real parts[8][MOST_CLASSES];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, part = warp % warps, c = lane / 2;
+    Index i = blockIdx.x * (Index)(8 / warps) + warp / warps;
+    int end = i < rows ? depth : 0;  // the warps of a row that is missing only wait for the others
+    const real* x = h + i * depth;
+    real sums[MOST_CLASSES] = {};
+#pragma unroll 4
+    for (int k = 32 * part + lane; k < end; k += 32 * warps) {
+        real value = x[k];
+#pragma unroll
+        for (int m = 0; m < MOST_CLASSES; m++) sums[m] += value * (m < classes ? weight[k * classes + m] : (real)0);
+    }
+    real logit = class_sum(sums, lane);
+    if (warps > 1) {
+        parts[warp][c] = logit;
+        __syncthreads();
+        logit = 0;
+        for (int other = warp - part; other < warp - part + warps; other++) logit += parts[other][c];
+    }
+    bool used = end > 0 && c < classes;
+    if (used && row) logit += row[c];
+    int label = end > 0 ? labels[i] : 0;
+    real of_first = __shfl_sync(0xffffffff, logit, 0);
+    Scored best = {used ? logit : of_first, used ? c : 0};
+    for (int distance = 2; distance < 32; distance *= 2) {
+        best = FirstLargest()(best, Scored{other_lane(best.score, distance), other_lane(best.index, distance)});
+    }
+    real difference = used ? logit - best.score : (real)0, power = used ? exp(difference) : (real)0;
+    real total = over_classes(power), shifted = share != 0 ? over_classes(difference) : (real)0;
+    real gradient = used ? (power / total - share - (c == label ? confidence : (real)0)) * scale : (real)0;
+    real of_label = __shfl_sync(0xffffffff, difference, 2 * label);
+    if (used && part == 0 && lane % 2 == 0) grad[i * classes + c] = gradient;
+    if (end > 0 && part == 0 && lane == 0) {
+        real log_total = log(total), loss = confidence * (log_total - of_label);
+        losses[i] = share != 0 ? loss + share * (classes * log_total - shifted) : loss;  // 0 · ∞ would be NaN
+        bool hit = best.index == label && best.score == best.score;
+        if (correct && hit) atomicAdd(correct, 1ull);  // of integers, whose sum is the same in any order
+        if (correct && i == 0) atomicAdd(correct + 1, (unsigned long long)rows);
+    }
+    if (!grad_h) return;
+    real gradients[MOST_CLASSES];
+#pragma unroll
+    for (int m = 0; m < MOST_CLASSES; m++) gradients[m] = __shfl_sync(0xffffffff, gradient, 2 * m);
+#pragma unroll 4
+    for (int k = 32 * part + lane; k < end; k += 32 * warps) {
+        real sum = 0;
+#pragma unroll
+        for (int m = 0; m < MOST_CLASSES; m++) sum += gradients[m] * (m < classes ? weight[k * classes + m] : (real)0);
+        grad_h[i * depth + k] = masked ? WhereNotZero()(sum, x[k]) : sum;
+    }
+}
+
 // out = (x - μ) / σ in each row, with σ = √(variance + epsilon).
 KERNEL normalize_rows(const real* x, Index rows, Index columns, double epsilon, real* out, real* sigma) {
     FOR_EACH_ROW(i, rows) {
@@ -748,7 +845,7 @@ __device__ bool on_image(const Windows& windows, int h, int w) {
 template <int WIDTH, typename Term>
 __device__ void sum_over_cells(const Windows& windows, const Axes& axes, Word n, Index distance, real* out, Term term) {
     const int BATCH = 3;  // cells whose terms are loaded before they are added
-    FOR_EACH(element, n) {
+    FOR_EACH_WORD(element, n) {
         Word image = element;
         int c = WIDTH * pop(image, axes.sizes[4]);
         Word pixel = image;
@@ -789,7 +886,7 @@ __device__ void pixels_under(const Windows& windows, Word image, int i, int j, V
 template <int WIDTH, int COUNT>
 __device__ void im2col_by(const real* images, Index distance, Word n, const Windows& windows, const Axes& axes,
                           real* out) {
-    FOR_EACH(group, n) {
+    FOR_EACH_WORD(group, n) {
         Vector<real, WIDTH * COUNT> values = {};
         for (int m = 0; m < COUNT; m++) {
             Word image = COUNT * group + m;
@@ -830,7 +927,7 @@ __device__ void max_pool_by(const real* x, const real* row, bool relu, Word n, c
                             real* out, Choice* choice) {
     const int BATCH = 4;  // cells whose pixels are loaded before they are compared
     int channels = WIDTH * axes.sizes[4].n;
-    FOR_EACH(element, n) {
+    FOR_EACH_WORD(element, n) {
         Word image = element;
         int c = WIDTH * pop(image, axes.sizes[4]), j = pop(image, axes.sizes[3]), i = pop(image, axes.sizes[2]);
         Vector<real, WIDTH> best = {}, bias = {};
@@ -912,7 +1009,7 @@ template <int WIDTH, typename Choice>
 __device__ void adjacent_max_pool_grad_by(const real* grad, const real* y, const Choice* choice, Word n,
                                           const Windows& windows, const Axes& axes, real* out) {
     int channels = WIDTH * axes.sizes[4].n;
-    FOR_EACH(element, n) {
+    FOR_EACH_WORD(element, n) {
         Word image = element;
         int c = WIDTH * pop(image, axes.sizes[4]), j = pop(image, axes.sizes[3]), i = pop(image, axes.sizes[2]);
         Vector<real, WIDTH> g = {};
@@ -940,7 +1037,7 @@ KERNEL adjacent_max_pool_grad(const real* grad, const real* y, const void* choic
 template <int WIDTH>
 __device__ void sum_pool_by(const real* x, Word n, const Windows& windows, const Axes& axes, real* out) {
     int channels = WIDTH * axes.sizes[4].n;
-    FOR_EACH(element, n) {
+    FOR_EACH_WORD(element, n) {
         Word image = element;
         int c = WIDTH * pop(image, axes.sizes[4]), j = pop(image, axes.sizes[3]), i = pop(image, axes.sizes[2]);
         Sums<WIDTH> sums = {};
@@ -997,8 +1094,8 @@ KERNEL dropout_mask(const double* word, Index first_row, Index n, Index columns,
 // Updates of the flat vectors, whose formulas are in optimizers.py ---------------------------------------------------
 // mask: 0 for a frozen element, 1 for a trained one, 2 with weight decay.  numbers: what decay multiplies the weight
 // by, what part of the weight it adds to the gradient, then the optimizer's own.  gate: 0 for no update at all.
-// The first `updating` blocks update; others gather the samples of the next step, if the update is the last kernel of a
-// captured step. Else step.counters is null.
+// The first `updating` blocks update; others prepare the next step, if the update is the last kernel of a captured step.
+// Else step.counters is null.
 
 // Updates WIDTH weights from w[at] on, and as many elements of `first` and `second` unless these are null.
 template <int WIDTH, typename Rule>
@@ -1025,13 +1122,14 @@ __device__ void update_group(real* w, const real* g, real* first, real* second, 
 template <typename Rule>
 __device__ void update(real* w, const real* g, real* first, real* second, const Byte* mask, Index n,
                        const double* numbers, const double* gate, int updating, const Step& step, Rule rule) {
+    if (step.counters && blockIdx.x == gridDim.x - 1) {
+        finish_step(step);
+        return;
+    }
     real shrink = numbers[0], decay = numbers[1];
-    bool skipped = gate && *gate == 0;
-    Index next = step.counters ? step.counters[1] + step.rows : 0;
-    Word begun = begin_of_end(step);
     if (blockIdx.x >= updating) {
-        gather_samples(step, next, blockIdx.x - updating, gridDim.x - updating);
-    } else if (!skipped) {
+        gather_samples(step, step.counters[1] + step.rows, blockIdx.x - updating, gridDim.x - 1 - updating);
+    } else if (!gate || *gate != 0) {
         bool vectors = aligned(w) && aligned(g) && aligned(first) && aligned(second) && aligned(mask);
         Index whole = vectors ? n / 4 * 4 : 0;
         FOR_EACH_OF_BLOCK(i, whole / 4, blockIdx.x, updating) {
@@ -1041,7 +1139,7 @@ __device__ void update(real* w, const real* g, real* first, real* second, const 
             update_group<1>(w, g, first, second, mask, whole + i, shrink, decay, rule);
         }
     }
-    finish_step(step, begun);
+    end_of_block(step);
 }
 
 KERNEL sgd(real* w, const real* g, const Byte* mask, Index n, const double* numbers, const double* gate,

@@ -15,6 +15,8 @@ SOURCE = Path(__file__).with_name("kernels.cu").read_text(encoding="utf-8")
 REALS = {numpy.dtype("float32"): "float", numpy.dtype("float64"): "double"}
 
 BLOCK = 256  # threads
+_STATIC_SHARED = 48 * 1024  # bytes; a kernel must ask for more
+
 CELL_SIZE = 8  # numbers in one cell of a captured step, and in `Numbers` of kernels.cu
 
 _SIZES = {"Byte": 1, "unsigned short": 2, "int": 4, "Word": 4, "Index": 8, "unsigned long long": 8}
@@ -91,9 +93,8 @@ class Kernels:
         """Launch the kernel `name`, with `real` as its type REAL. It takes its arguments from `given`, by their names.
 
         A pointer takes an array, an address (numpy.uint64) or None; a struct takes its fields; any other argument a
-        number. TypeError for an array of another dtype or layout, which the kernel would misread.
-
-        shared_bytes: the shared memory whose size the kernel leaves open.
+        number. TypeError for an array of another dtype or layout, which the kernel would misread.  shared_bytes: the
+        shared memory of a block, besides what the kernel declares.
         """
         kernel = self._compiled.get((name, real)) or self._kernel(name, real)
         declared = signatures(self._source)[name]
@@ -102,7 +103,7 @@ class Kernels:
         if missing or unknown:
             raise TypeError(f"{name}: missing arguments {missing}, unknown arguments {sorted(unknown)}.")
         arguments = [_convert(name, argument, given[argument.name], real) for argument in declared]
-        if shared_bytes:  # more than 48 KB have to be asked for
+        if shared_bytes > _STATIC_SHARED:
             kernel.max_dynamic_shared_size_bytes = shared_bytes
         self._launch(kernel, grid, block, tuple(arguments), shared_bytes)
 

@@ -19,6 +19,7 @@ from xpnet.backends.reference.windows import Windows
 
 _INT64 = numpy.dtype("int64")
 _MANY = 2**31  # elements: the kernels of windows count in 32 bits
+_FEW_CLASSES, _MOST_DEPTH, _MOST_INPUTS = 16, 2**11, 2**20  # of `dense_cross_entropy`: more make the products too slow
 _SINGLE_BLOCK = 2**13  # logits: for more, several blocks work, and another kernel sums the losses
 
 fused_windows = functools.partial(fused, below=_MANY)
@@ -143,6 +144,40 @@ class CUDAOperators(CUDAConvolutions):
             self.sum_to(losses, loss_sum)
         return losses, grad
 
+    @fused
+    def dense_cross_entropy(
+        self,
+        h: Array,
+        weight: Array,
+        row: Array | None,
+        labels: Array,
+        smoothing: float,
+        scale: float,
+        losses: Array,
+        grad: Array,
+        correct: Array | None,
+        grad_h: Array | None,
+        masked: bool,
+    ) -> tuple[Array, Array]:
+        (rows, depth), classes = h.shape, weight.shape[1]
+        if not self.fits_dense_cross_entropy(rows, depth, classes):
+            return Backend.dense_cross_entropy(
+                self, h, weight, row, labels, smoothing, scale, losses, grad, correct, grad_h, masked
+            )
+        warps = min(8, power_of_two(-(-depth // 128)))
+        arrays = {"h": h, "weight": weight, "row": row, "labels": labels}
+        targets = {"confidence": 1.0 - smoothing, "share": smoothing / classes, "scale": scale}
+        results = {"losses": losses, "grad": grad, "correct": correct, "grad_h": grad_h, "masked": masked}
+        sizes = {"rows": rows, "depth": depth, "classes": classes, "warps": warps}
+        blocks = -(-rows * warps // 8)
+        self.launch("dense_cross_entropy", grad, blocks=blocks, **arrays, **targets, **results, **sizes)
+        return losses, grad
+
+    def fits_dense_cross_entropy(self, rows: int, depth: int, classes: int) -> bool:
+        """Whether `dense_cross_entropy` is one kernel: for few classes. It computes TF32 products in float32."""
+        small = classes <= _FEW_CLASSES and depth <= _MOST_DEPTH and rows * depth <= _MOST_INPUTS
+        return small and self.thread.precision in (None, "float32", "tf32")
+
     # Windows ---------------------------------------------------------------------------------------------------------
 
     def im2col(self, x: Array, windows: Windows, out: Array) -> Array:
@@ -251,7 +286,7 @@ class CUDAOperators(CUDAConvolutions):
         cells, n = self.thread.cells, vectors[0].size
         updating, more, fields = min(-(-n // (VECTOR * STEP_THREADS)), MOST_BLOCKS), 0, NO_STEP
         if cells is not None and cells.ends_with_update:
-            more, fields = cells.gathering_blocks, cells.fields()
+            more, fields = cells.gathering_blocks + 1, cells.fields()
         grid = {"blocks": updating + more, "threads": STEP_THREADS}
         self.launch(name, vectors[0], **grid, updating=updating, step=fields, **given)
         return True

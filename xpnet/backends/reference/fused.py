@@ -55,6 +55,42 @@ class FusedOperators(ElementwiseOperators, MatmulOperators, ReductionOperators, 
             correct += self.count_correct(logits, labels)
         return losses, grad
 
+    def dense_cross_entropy(
+        self,
+        h: Array,
+        weight: Array,
+        row: Array | None,
+        labels: Array,
+        smoothing: float,
+        scale: float,
+        losses: Array,
+        grad: Array,
+        correct: Array | None,
+        grad_h: Array | None,
+        masked: bool,
+    ) -> tuple[Array, Array]:
+        """Cross-entropy of the logits h @ weight + row, with the gradient with respect to h: (losses, grad).
+
+        h (N, depth), weight (depth, K), row (K,) or None.  labels, losses, grad, scale, correct: as in
+        `cross_entropy_sums`.  grad_h (N, depth) = grad @ weightᵀ, or None; `masked` makes it 0 where h is 0.
+
+        Replaces matmul(h, weight, logits); add_to_rows(logits, row); cross_entropy(logits, labels, smoothing, losses,
+        grad); grad *= scale; correct += count_correct(logits, labels); matmul(grad, weightᵀ, grad_h);
+        relu_grad(grad_h, h, grad_h).
+        """
+        logits = self.matmul(h, weight, self.xp.empty_like(grad))
+        if row is not None:
+            self.add_to_rows(logits, row)
+        self.cross_entropy(logits, labels, smoothing, losses, grad)
+        grad *= scale
+        if correct is not None:
+            correct += self.count_correct(logits, labels)
+        if grad_h is not None:
+            self.matmul(grad, weight.T, grad_h)
+            if masked:
+                grad_h *= h != 0
+        return losses, grad
+
     def add_to_rows_max_pool(
         self, x: Array, row: Array | None, windows: Windows, relu: bool, out: Array, choice: Array
     ) -> Array:
@@ -135,14 +171,18 @@ class FusedOperators(ElementwiseOperators, MatmulOperators, ReductionOperators, 
             self.sum_rows(rows, sums)
         return out
 
-    def convolve_input_grad(self, grad: Array, weight: Array, windows: Windows, out: Array) -> Array:
-        """The gradient of the images of `convolve`: out (N, H, W, in) = col2im(grad @ weightᵀ).
+    def convolve_input_grad(
+        self, grad: Array, weight: Array, windows: Windows, out: Array, y: Array | None = None
+    ) -> Array:
+        """The gradient of the images of `convolve`: out (N, H, W, in) = col2im(grad @ weightᵀ), or that · [y ≠ 0].
 
-        Replaces matmul(grad, weightᵀ, patches); col2im(patches, windows, out).
+        out may be y. Replaces matmul(grad, weightᵀ, patches); col2im(patches, windows, out); relu_grad(out, y, out).
         """
         rows, patches = grad.reshape(-1, grad.shape[-1]), self._empty_patches(out, windows)
         self.matmul(rows, weight.T, patches.reshape(-1, len(weight)))
-        return self.col2im(patches, windows, out)
+        if y is None:
+            return self.col2im(patches, windows, out)
+        return self.relu_grad(self.col2im(patches, windows, self.empty(out.shape, out.dtype)), y, out)
 
     def _empty_patches(self, images: Array, windows: Windows) -> Array:
         return self.empty((len(images), *windows.grid, *windows.kernel, images.shape[3]), images.dtype)
