@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from captured_trainings import fit, mlp
 from matrices import LAYOUTS, in_layout
+from nvrtc import ARCHITECTURES, compiled
 
 import xpnet
 from xpnet.backends.cuda import products
@@ -278,3 +279,12 @@ def test_a_device_times_the_ways(gpu, rng):
         product = Product(a, b, out, "float32", Epilogue())
         names = gpu.products().ways(product)
         assert GPUBackend.fastest(gpu, names) in names
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", TILINGS)
+def test_nvrtc_compiles_every_tiling(architecture, name):
+    tiling = [f"-D{field.upper()}={value}" for field, value in TILINGS[name]._asdict().items()]
+    for a, b in [(0, 0), (1, 0), (0, 1)]:
+        layouts = [f"-DA_BY_COLUMNS={a}", f"-DB_BY_COLUMNS={b}"]
+        assert b"product" in compiled(products.SOURCE, architecture, "-DREAL=float", *tiling, *layouts)

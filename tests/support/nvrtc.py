@@ -1,0 +1,18 @@
+"""Compiles kernels as CuPy does, for GPUs that this machine need not have."""
+
+import pytest
+
+from xpnet.backends.cuda.kernels import with_waits
+
+ARCHITECTURES = [75, 80, 86, 89, 90, 100]  # compute capabilities
+
+
+def compiled(source, architecture, *options):
+    """The machine code of the kernels in a source file. Skips the test if there is no compiler."""
+    compiler = pytest.importorskip("cupy.cuda.compiler", reason="CuPy is not installed")
+    program = compiler._NVRTCProgram(with_waits(source), "kernels.cu", method="cubin")
+    try:
+        cubin, _ = program.compile([f"-arch=sm_{architecture}", *options])
+    except ImportError as error:  # CuPy's wheel does not include the compiler
+        pytest.skip(f"NVRTC is not installed: {str(error).splitlines()[0]}")
+    return cubin
