@@ -306,16 +306,23 @@ class Snapshot:
     """
 
     def __init__(self, store: ParameterStore, more: Callable[[], Mapping[str, Array]] = dict) -> None:
-        self._store, self._more = store, more
+        self._store, self._more, self._replaced = store, more, dict[str, Array]()
         #: {name: copy}, in the order of `arrays`.
         self.copies = {name: array.copy() for name, array in self.arrays().items()}
 
     def arrays(self) -> dict[str, Array]:
         """The arrays themselves, by name: the values, `more`, the buffers."""
-        arrays = {"the weights": self._store.values, **self._more()}
+        arrays = {"the weights": self._store.values, **self._more(), **self._replaced}
         for buffer in self._store.buffers:
             arrays[f"the buffer {buffer.name}"] = buffer.value
         return arrays
+
+    def replace(self, name: str, array: Array) -> None:
+        """Restore this array in place of the one with this name; with zeros, if there was none."""
+        old = self.copies.get(name)
+        self.copies[name] = array.copy()
+        self.copies[name][...] = 0 if old is None else old
+        self._replaced[name] = array
 
     def take(self) -> None:
         """Copy the arrays again."""

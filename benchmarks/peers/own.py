@@ -49,7 +49,7 @@ class Own:
         batches = 1 if self.model.backend.name == "cpu" else BATCHES
         data = prepare(self.model, *batch_of(net, batch * batches, dtype), loss)
         self.executor = StepExecutor(TrainingStep(self.model, state), streaming=False)
-        self.executor.begin_epoch(StepsToCome(epochs=1, steps=self._steps, rows=batch), user_code=False)
+        self.executor.begin_epoch(StepsToCome(epochs=1, all_epochs=1, steps=self._steps, rows=batch), user_code=False)
         work = Workspace(self.model.context)
         self._steps_data = [StepData(data, work, None, i * batch, batch, batch) for i in range(batches)]
         self._next = itertools.cycle(self._steps_data)

@@ -1068,6 +1068,15 @@ def set_attribute(position, name, values):
     return action
 
 
+def test_layers_may_be_frozen_between_epochs(monkeypatch):
+    class Freeze(callbacks.Callback):
+        def on_epoch_begin(self, model, epoch):
+            model.layers[0].trainable = epoch != 3
+
+    watch = compare(monkeypatch, lambda: mlp(x=X[:203], y=Y[:203], callbacks=[Freeze()]))  # 10 batches of 20, one of 3
+    assert watch.captured == 3
+
+
 class Scaled(Own):
     def __init__(self):
         self.scale = np.linspace(0.5, 1.5, 16).astype("float32")

@@ -4,7 +4,9 @@ To capture a step, its layers, loss and optimizer are run once while their calls
 in that run is a constant of the record. So a captured step is used only after a replay, one step later, did the same as
 the eager step: with another batch, another learning rate and other noise. All other steps run eagerly.
 
-On the CPU a captured step is a list of calls (`replayed_step.py`), on a GPU a CUDA graph (`graph_step.py`).
+On the CPU a captured step is a list of calls (`replayed_step.py`). On a GPU it is a CUDA graph (`graph_step.py`), which
+rounds differently from an eager step. So there, the first step of a kind is replayed too, in place of the eager step: a
+run that resumes computes the same bits as one that never stopped.
 """
 
 import logging
@@ -21,12 +23,13 @@ from xpnet.training.audit import audited_step
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.graph_step import GraphStep
 from xpnet.training.replayed_step import ReplayedStep, free_workspaces
-from xpnet.training.snapshots import GRADIENT, snapshot
+from xpnet.training.snapshots import GRADIENT, follow_new_sums, snapshot
 from xpnet.training.step import TrainingStep
 
 _log = logging.getLogger(__name__)
 
 _FEW_STEPS = 50  # on the CPU, capturing takes longer than so few replays of a small model save
+_MIN_STEPS = 3  # of a kind in a run on a GPU: with fewer, capturing them never pays
 _MAX_KINDS = 8  # of a run: one for each kind of step, and each holds memory
 _MAX_UNUSED = 4  # captured steps that were never replayed, because attributes keep changing
 _CHECKED_EVERY = 100  # replays: so often attributes are checked if only other threads can change them
@@ -46,15 +49,26 @@ _CAPTURE_ERRORS = {
 
 
 class StepsToCome(NamedTuple):
-    """What is left of a run: so many epochs, with so many steps of `rows` rows and at most one other step in each."""
+    """What is left of a run: so many epochs, with so many steps of `rows` rows and at most one other step in each.
+
+    all_epochs: of the whole run, with those before it was resumed.
+    """
 
     epochs: int
+    all_epochs: int
     steps: int
     rows: int
 
     def of(self, rows: int) -> int:
         """How many steps with this number of rows are left, about."""
-        return self.epochs * (self.steps if rows == self.rows else 1)
+        return self.epochs * self._in_an_epoch(rows)
+
+    def in_all(self, rows: int) -> int:
+        """How many steps with this number of rows the whole run has, about."""
+        return self.all_epochs * self._in_an_epoch(rows)
+
+    def _in_an_epoch(self, rows: int) -> int:
+        return self.steps if rows == self.rows else 1
 
 
 class StepExecutor:
@@ -124,6 +138,8 @@ class StepExecutor:
             ready.replay(data, metrics)
 
     def _run(self, data: StepData, metrics: EpochMetrics) -> None:
+        if self._until_check <= 0:
+            self._ready.clear()  # also those of other kinds, for which something else may have changed
         if self.fallback_reason is not None:
             self._run_eagerly(data, metrics)
             return
@@ -137,7 +153,7 @@ class StepExecutor:
                 captured.replay(data, metrics)
                 self._unused = 0
             else:
-                uninterrupted(self._verify, captured, data, metrics)
+                uninterrupted(self._compare, captured, data, metrics)
         if captured is not None and captured.verified and not self._user_code:
             self._ready[data.rows] = captured
         else:
@@ -152,10 +168,7 @@ class StepExecutor:
         self._step(data.batches(), data.total_weight(), metrics.add, data.batch_count)
 
     def _captured_step(self, data: StepData, metrics: EpochMetrics) -> "ReplayedStep | GraphStep | None":
-        """The captured step of this kind, or None. Captures the second of a kind, and again if its arrays changed.
-
-        On the CPU, the steps of a short run are not captured.
-        """
+        """The captured step of this kind, or None."""
         self._until_check = _CHECKED_EVERY
         if self._attributes is not None and (changed := self._attributes.changed()):
             self._forget(changed)
@@ -167,26 +180,30 @@ class StepExecutor:
         captured = self._kinds.get(kind, 0)
         if not isinstance(captured, int) and captured.fits(data, metrics):
             return captured
-        # The first step of a kind allocates all buffers.
         if captured == 0 and len(self._kinds) >= _MAX_KINDS:
             return None
-        if isinstance(captured, int) and (captured == 0 or not self._pays(data.rows, captured)):
-            self._kinds[kind] = captured + 1
-            return None
-        try:
-            if self._on_cpu:
-                captured = ReplayedStep(self._step, data, metrics, self._streaming)
-            else:
-                captured = GraphStep(self._capture, self._step, data, metrics, self._streaming)
-            self._kinds[kind] = captured
-            self._attributes = Attributes(self._step)
-        except Exception as error:  # of the device, of CuPy or of a user's layer
-            self._fall_back(_reason(error))
-        return None
+        return (self._captured_on_cpu if self._on_cpu else self._captured_on_gpu)(kind, data, metrics)
 
-    def _pays(self, rows: int, eager: int) -> bool:
-        """Whether capturing a kind of step pays, after so many eager steps."""
-        return not self._on_cpu or (eager if self._to_come is None else self._to_come.of(rows)) >= _FEW_STEPS
+    def _captured_on_cpu(self, kind: tuple[Any, ...], data: StepData, metrics: EpochMetrics) -> None:
+        """Capture the second step of a kind, and again if its arrays have changed, if that pays. The step is eager."""
+        eager = self._kinds.get(kind, 0)
+        if isinstance(eager, int):
+            steps = eager if self._to_come is None else self._to_come.of(data.rows)
+            if eager == 0 or steps < _FEW_STEPS:  # the first step of a kind allocates all buffers
+                self._kinds[kind] = eager + 1
+                return
+        try:
+            self._kinds[kind] = ReplayedStep(self._step, data, metrics, self._streaming)
+            self._attributes = Attributes(self._step)
+        except Exception as error:  # of a user's layer
+            self._fall_back(_reason(error))
+
+    def _captured_on_gpu(self, kind: tuple[Any, ...], data: StepData, metrics: EpochMetrics) -> GraphStep | None:
+        """A step of this kind that `launch` will capture; None if capturing it does not pay."""
+        if self._to_come is not None and self._to_come.in_all(data.rows) < _MIN_STEPS:
+            return None
+        captured = self._kinds[kind] = GraphStep(self._capture, self._step, data, metrics, self._streaming)
+        return captured
 
     def _forget(self, changed: str) -> None:
         """Drop all captured steps, which were captured before this attribute was changed."""
@@ -197,11 +214,12 @@ class StepExecutor:
         if self._unused > _MAX_UNUSED:
             self._fall_back(f"{changed} keeps changing between steps")
 
-    def _verify(self, captured: "ReplayedStep | GraphStep", data: StepData, metrics: EpochMetrics) -> None:
-        """Run the step eagerly and undo it; then replay it, see whether both did the same, and keep the former."""
+    def _compare(self, captured: "ReplayedStep | GraphStep", data: StepData, metrics: EpochMetrics) -> None:
+        """Run the step eagerly and undo it; then replay it. Undo the replay unless both did the same."""
         step, reason = self._step, None
         states, number, column = snapshot(step, metrics), step.state.step, metrics.batches
         self._run_eagerly(data, metrics)
+        follow_new_sums(states, metrics)
         scales = {} if self._on_cpu else _scales(step, states)
         states.swap()  # the copies are now those after the eager step
         try:
@@ -209,12 +227,14 @@ class StepExecutor:
                 free_workspaces(step.model)
             captured.launch(data, number, column, metrics)
             reason = _difference(states) if self._on_cpu else _disagreement(step, states, scales)
-        except Exception as error:
+            if captured.comparisons == 0:
+                self._attributes = Attributes(step)
+        except Exception as error:  # of the device, of CuPy or of a user's layer
             reason = _reason(error)
-        states.restore()
-        if reason is None:
-            captured.verified = True
-        else:
+        step.model.context.begin_step(number)  # for passes in callbacks, since the capture was a step too
+        captured.comparisons += 1
+        if reason is not None:
+            states.restore()
             self._fall_back(reason)
 
     def _fall_back(self, reason: str) -> None:

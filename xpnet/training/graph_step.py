@@ -30,46 +30,62 @@ class GraphStep:
     The graph is captured from the list of the step's operators. A step that cannot be traced, such as one with a layer
     that writes into an array of its own, is run itself while it is captured. A step with side effects is not captured.
 
-    calls: the list, or None.
+    The first launch captures the graph.
+
+    calls: the list, or None.  comparisons: how many replays did the same as the eager step.
     """
 
-    verified = False
+    comparisons = 0
+
+    @property
+    def verified(self) -> bool:
+        """Whether another step than the one that was captured has been replayed as it should be."""
+        return self.comparisons >= 2
 
     def __init__(
         self, capture: Any, step: TrainingStep, data: StepData, metrics: EpochMetrics, streaming: bool
     ) -> None:
-        """Capture the step, after a warm-up run whose changes are undone."""
-        self._step, dataset = step, data.dataset
+        self._step, self._capture, dataset = step, capture, data.dataset
         # A window of a stream is freed after use, so later windows are copied into arrays that the graph reads.
         self._graph_data = _copy(dataset) if streaming else dataset
         self._metric_arrays = metrics.arrays
         self._known_optimizer, self._rates = is_known(step.state.optimizer), _UNSET
+        self._loaded, self._order = dataset, _UNSET
         self.calls: CallList | None = None
-        with unchanged_python(step):
+        self._graph: Any = None
+
+    def _capture_step(self, data: StepData, number: int, column: int, metrics: EpochMetrics) -> None:
+        """Capture the step, after a warm-up run as step `number`, whose changes are undone."""
+        with unchanged_python(self._step):
             try:
-                self._capture_work(capture, data, metrics, self._trace)
+                self._capture_work(data, number, column, metrics, self._trace)
                 return
             except SideEffectError:
                 raise
             except Exception as error:  # of the trace, of CuPy or of a user's layer
                 self.calls = None
                 _log.info("the operators of a step cannot be listed: %s", str(error))
-        with unchanged_python(step):
-            self._capture_work(capture, data, metrics, self._whole_step)
+        with unchanged_python(self._step):
+            self._capture_work(data, number, column, metrics, self._whole_step)
 
     def _capture_work(
-        self, capture: Any, data: StepData, metrics: EpochMetrics, prepare: Callable[[EpochMetrics], Callable[[], None]]
+        self,
+        data: StepData,
+        number: int,
+        column: int,
+        metrics: EpochMetrics,
+        prepare: Callable[[EpochMetrics], Callable[[], None]],
     ) -> None:
         """Capture the work that `prepare` returns."""
         step, dataset = self._step, data.dataset
-        self._cells = capture.cells(len(dataset), data.rows, data.batch_count, metrics.batch_sums)
+        self._cells = self._capture.cells(len(dataset), data.rows, data.batch_count, metrics.batch_sums)
         self._data = StepData(
             self._graph_data, Workspace(step.model.context), self._cells.indices, 0, data.rows, data.batch_size
         )
         self._loaded, self._order = dataset, _UNSET
-        self._graph = capture.graph()
+        self._graph = self._capture.graph()
         before = snapshot(step, metrics)
-        self._load(data, step.state.step, metrics.batches)
+        self._load(data, number, column)
         try:
             with self._graph.memory_pool():
                 work = prepare(metrics)
@@ -133,6 +149,8 @@ class GraphStep:
 
     def launch(self, data: StepData, number: int, column: int, metrics: EpochMetrics) -> None:
         """Launch the graph for step `number`, whose sums go into this column of the metrics, without counting it."""
+        if self._graph is None:
+            self._capture_step(data, number, column, metrics)
         self._load(data, number, column)
         self._graph.replay()
 

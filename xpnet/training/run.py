@@ -113,7 +113,7 @@ class Run:
         to_come = None
         if self.samples is not None:
             rows, epochs = self.batch_size * self.accumulate, self.first_epoch + self.epochs - self.state.epoch
-            to_come = StepsToCome(epochs, self.samples // rows, rows)
+            to_come = StepsToCome(epochs, self.epochs, self.samples // rows, rows)
         self.executor.begin_epoch(to_come, self._user_code)
         steps = self.dataset.steps(self._work, self.batch_size, self.accumulate, key, self.seen, self.group)
         guard = self.model.context.guard

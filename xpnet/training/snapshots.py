@@ -17,3 +17,11 @@ def snapshot(step: TrainingStep, metrics: EpochMetrics) -> Snapshot:
     if scale is not None:
         arrays |= {"the loss scale": scale.state, "its gate": scale.gate}
     return Snapshot(store, lambda: arrays)
+
+
+def follow_new_sums(states: Snapshot, metrics: EpochMetrics) -> None:
+    """Let a snapshot also undo sums in arrays that were made since: in the first step, or for the first weights."""
+    known = states.arrays()
+    for name, array in metrics.arrays.items():
+        if known.get(f"the {name}") is not array:
+            states.replace(f"the {name}", array)

@@ -5,7 +5,18 @@ import pytest
 from guarded import Guarded
 
 from xpnet.backends import Backend
-from xpnet.backends.cuda.convolutions import TEMPLATES, choose_forward, choose_weight_grad
+from xpnet.backends.cuda import convolutions
+from xpnet.backends.cuda.convolutions import (
+    TEMPLATES,
+    Strips,
+    Tile,
+    choose_forward,
+    choose_weight_grad,
+    forward_kernel,
+    strips_kernel,
+    weight_grad_kernel,
+    weight_grad_strips_kernel,
+)
 from xpnet.backends.reference.windows import Windows
 
 REFERENCE = Backend("reference", np)
@@ -109,6 +120,35 @@ def test_many_filters_and_windows_take_several_blocks(guarded, rng, precision):
     check(guarded.backend, Convolution(rng, windows, 3, 20, 72), guarded, precision)
 
 
+TILES = [Tile(64, 16, 16, 3, 16, 16), Tile(128, 32, 32, 2, 32, 32), Tile(64, 16, 16, 2, 4, 4, 4)]
+THREE_ACROSS = [windows for windows in (*WINDOWS, Windows((9, 9), (4, 4), (3, 3), (2, 2))) if windows.kernel[1] == 3]
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize(
+    "tile", [Tile(64, 16, 16, 3, 16, 16), Tile(128, 32, 32, 2, 32, 32), Tile(64, 16, 16, 2, 4, 4, 4)]
+)
+@pytest.mark.parametrize("strips", [False, True], ids=["patches", "strips"])
+def test_every_kind_of_kernel_equals_the_reference(guarded, rng, monkeypatch, precision, tile, strips):
+    if guarded.backend.precision_unavailable(precision) or (tile.across and (strips or precision != "float32")):
+        pytest.skip("there is no such kernel")
+
+    def forward(precision, windows, count, channels, columns, transposed=False):
+        if strips:
+            return strips_kernel(tile, precision, windows, transposed)
+        return forward_kernel(tile, precision, transposed)
+
+    def weight_grad(precision, windows, channels, columns):
+        if strips:
+            return weight_grad_strips_kernel(Strips(16, 32, 16, 1), precision, windows)
+        return weight_grad_kernel(tile, precision)
+
+    monkeypatch.setattr(convolutions, "choose_forward", forward)
+    monkeypatch.setattr(convolutions, "choose_weight_grad", weight_grad)
+    for windows in THREE_ACROSS:
+        check(guarded.backend, Convolution(rng, windows, 3, 20, 36), guarded, precision)
+
+
 def test_kernels_compute_them(gpu, rng):
     if gpu.name != "emulated":
         pytest.skip("the launches of a real GPU are not counted")
@@ -171,9 +211,10 @@ def test_sums_over_many_blocks_have_the_same_bits(gpu, rng):
 
 def chosen(precision):
     """One kernel of each kind for this precision."""
-    kernels = [choose_forward(precision, 100, 32, 9, 64, transposed) for transposed in (False, True)]
-    kernels += [choose_weight_grad(precision, 32, 9, 64), choose_forward(precision, 100, 1, 9, 16)]
-    return [*kernels, choose_weight_grad(precision, 1, 9, 16)]
+    windows = WINDOWS[1]
+    kernels = [choose_forward(precision, windows, 100, 32, 64, transposed) for transposed in (False, True)]
+    kernels += [choose_weight_grad(precision, windows, 32, 64), choose_forward(precision, windows, 100, 1, 16)]
+    return [*kernels, choose_weight_grad(precision, windows, 1, 16)]
 
 
 @pytest.mark.parametrize("architecture", [75, 80, 90])

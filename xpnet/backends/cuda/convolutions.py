@@ -176,13 +176,13 @@ _SMALL = 2**15  # rows: for fewer, small tiles occupy more of the device
 
 
 def choose_forward(
-    precision: str, count: int, channels: int, cells: int, columns: int, transposed: bool = False
+    precision: str, windows: Windows, count: int, channels: int, columns: int, transposed: bool = False
 ) -> Kernel | None:
-    """The kernel for `columns` results of `count` windows, from patches of `cells` pixels with `channels` each."""
+    """The kernel for `columns` results of `count` windows on images with these channels."""
     if columns % 4:
         return None
     if channels % 4:
-        few = cells * channels <= _FEW and columns <= 256 and not transposed
+        few = math.prod(windows.kernel) * channels <= _FEW and columns <= 256 and not transposed
         return few_kernel(precision, columns, 4, 128) if few else None
     if precision == "float32":
         narrow = Tile(64, 16, 32, 2, 4, 4, 4) if count < _SMALL else Tile(128, 16, 16, 2, 4, 4, 4)
@@ -193,9 +193,9 @@ def choose_forward(
     return forward_kernel(tile, precision, transposed)
 
 
-def choose_weight_grad(precision: str, channels: int, cells: int, columns: int) -> Kernel | None:
+def choose_weight_grad(precision: str, windows: Windows, channels: int, columns: int) -> Kernel | None:
     """The kernel for the gradient of a weight (cells · channels, columns)."""
-    depth = cells * channels
+    depth = math.prod(windows.kernel) * channels
     if columns % 4:
         return None
     if channels % 4:
@@ -279,13 +279,14 @@ class CUDAConvolutions(CUDAMatmul):
             return None
         if precision != "float32" and not self._has_tensor_cores:
             return None
-        cells, channels, columns = math.prod(windows.kernel), images.shape[3], out.shape[-1]
+        channels, columns = images.shape[3], out.shape[-1]
         if operator == "convolve_weight_grad":
-            return choose_weight_grad(precision, channels, cells, columns)
-        transposed = operator == "convolve_input_grad"
-        if transposed and windows.strides != (1, 1):
+            return choose_weight_grad(precision, windows, channels, columns)
+        if operator == "convolve":
+            return choose_forward(precision, windows, out.size // columns, channels, columns)
+        if windows.strides != (1, 1):
             return None
-        return choose_forward(precision, out.size // columns, channels, cells, columns, transposed)
+        return choose_forward(precision, _transposed(windows), out.size // columns, channels, columns, transposed=True)
 
     def _can_load(self, *arrays: Array) -> bool:
         """Whether these are contiguous arrays of float32 at addresses from which kernels can load four numbers."""

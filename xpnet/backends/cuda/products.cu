@@ -1,12 +1,12 @@
-// Products of float32 matrices, out (m, n) = a (m, k) @ b (k, n), for sizes at which cuBLAS is slow. products.py compiles
-// this file for each tiling and layout, with these macros:
+// Products of float32 matrices, out (m, n) = a (m, k) @ b (k, n), for sizes at which cuBLAS is slow. products.py
+// compiles this file for each tiling and layout, with these macros:
 //
-// TILE_M, TILE_N: the part of `out` that a block computes.  WARPS: the warps of a block. Each computes the whole tile for
-// some of the k, without waiting for the others, and at the end they add what they have.  TILE_K: the k that a warp holds
-// in shared memory at a time, in each of STAGES buffers.  LANE_M, LANE_N: the part of the tile that a thread computes.
-// TF32: 1 to round the operands and multiply by tensor cores instead.  A_BY_COLUMNS, B_BY_COLUMNS: 1 for a transposed
-// view.  CLUSTER: the blocks that share the k of a tile, and add their parts through shared memory, from compute
-// capability 9.0 on; 0 for none.
+// TILE_M, TILE_N: the part of `out` that a block computes.  WARPS: the warps of a block. Each computes the whole tile
+// for some of the k, without waiting for the others, and at the end they add what they have.  TILE_K: the k that a warp
+// holds in shared memory at a time, in each of STAGES buffers.  LANE_M, LANE_N: the part of the tile that a thread
+// computes.  TF32: 1 to round the operands and multiply by tensor cores instead.  A_BY_COLUMNS, B_BY_COLUMNS: 1 for a
+// transposed view.  CLUSTER: the blocks that share the k of a tile, and add their parts through shared memory, from
+// compute capability 9.0 on; 0 for none.
 //
 // Each sum is made in a fixed order, so that the same input gives the same bits.
 
@@ -17,17 +17,18 @@ typedef unsigned int Word;
 
 constexpr int THREADS = 32 * WARPS, STEP_K = TF32 ? 8 : 4;
 constexpr int PADDING = TF32 ? 8 : 0;  // so that the threads of a warp read from different banks
-constexpr int PITCH_A = A_BY_COLUMNS ? TILE_M + PADDING : TILE_K + 4, SIZE_A = (A_BY_COLUMNS ? TILE_K : TILE_M) * PITCH_A;
-constexpr int PITCH_B = B_BY_COLUMNS ? TILE_K + 4 : TILE_N + PADDING, SIZE_B = (B_BY_COLUMNS ? TILE_N : TILE_K) * PITCH_B;
-constexpr int PART = TILE_M * TILE_N, PART_SUMS = PART + TILE_N;  // behind the part of out that of the sums of b's columns
-constexpr int BUFFERS = WARPS * STAGES * (SIZE_A + SIZE_B), RESULTS = WARPS * PART_SUMS;
+constexpr int PITCH_A = A_BY_COLUMNS ? TILE_M + PADDING : TILE_K + 4;
+constexpr int PITCH_B = B_BY_COLUMNS ? TILE_K + 4 : TILE_N + PADDING;
+constexpr int SIZE_A = (A_BY_COLUMNS ? TILE_K : TILE_M) * PITCH_A, SIZE_B = (B_BY_COLUMNS ? TILE_N : TILE_K) * PITCH_B;
+constexpr int PART = TILE_M * TILE_N, PART_SUMS = PART + TILE_N;  // of out, and behind it of the sums of b's columns
+constexpr int SIZE_AB = SIZE_A + SIZE_B, BUFFERS = WARPS * STAGES * SIZE_AB, RESULTS = WARPS * PART_SUMS;
 constexpr int MEMORY = BUFFERS > RESULTS ? BUFFERS : RESULTS;
 #if __CUDA_ARCH__ >= 900 && CLUSTER
 constexpr int RANKS = CLUSTER;
 #else
 constexpr int RANKS = 1;
 #endif
-static_assert(TILE_K % STEP_K == 0 && STAGES > 1 && WARPS <= 32 && 4 * THREADS % TILE_N == 0, "a tiling that the kernel does not support");
+static_assert(TILE_K % STEP_K == 0 && STAGES > 1 && WARPS <= 32 && 4 * THREADS % TILE_N == 0, "not supported");
 
 #if __CUDA_ARCH__ >= 900 && CLUSTER
 #define KERNEL extern "C" __global__ void __cluster_dims__(1, 1, CLUSTER) __launch_bounds__(THREADS, 1)
@@ -41,8 +42,9 @@ static_assert(TILE_K % STEP_K == 0 && STAGES > 1 && WARPS <= 32 && 4 * THREADS %
 template <int COUNT> __device__ void copy_async(float* to, const float* from, int valid) {
 #if __CUDA_ARCH__ >= 800
     Word address = (Word)__cvta_generic_to_shared(to);
-    if (COUNT == 4) asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(4 * valid));
-    else asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(from), "r"(4 * valid));
+    int bytes = 4 * valid;
+    if (COUNT == 4) asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes));
+    else asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(from), "r"(bytes));
 #else
     for (int i = 0; i < COUNT; i++) to[i] = i < valid ? from[i] : 0.0f;
 #endif
@@ -61,32 +63,49 @@ template <int PENDING> __device__ void await_copies() {  // of this warp, except
     __syncwarp();
 }
 
-// Copies the tile of a warp, (LINES, LENGTH) numbers, COUNT of them at a time. They are `step` apart from line to line, and
-// (lines, length) of them are inside of the matrix; the others become 0.
-template <int LINES, int LENGTH, int PITCH, int COUNT>
-__device__ void copy_lines(float* to, const float* from, int step, int lines, int length) {
-    constexpr int PER_LINE = LENGTH / COUNT, ALONG = PER_LINE < 32 ? PER_LINE : 32, AT_ONCE = 32 / ALONG;
-    static_assert(32 % ALONG == 0 && PER_LINE % ALONG == 0, "a power of two");
-    int lane = threadIdx.x % 32, first = lane / ALONG, at = lane % ALONG * COUNT;
-    if (AT_ONCE > LINES && first >= LINES) return;
-    from += (Index)first * step + at;
-    to += first * PITCH + at;
-    UNROLL for (int line = 0; line < LINES; line += AT_ONCE) {
-        UNROLL for (int i = 0; i < LENGTH; i += ALONG * COUNT) {
-            int valid = line + first < lines ? min(max(length - at - i, 0), COUNT) : 0;
-            copy_async<COUNT>(to + line * PITCH + i, from + i, valid);
-        }
-        from += (Index)AT_ONCE * step;
+// Copies the tiles of one operand, one after the other along k, for a warp. A line of the matrix in memory is a row of
+// a, or a column of b, if K_IN_LINES, and else has numbers of the same k. SIZE: TILE_M or TILE_N.
+template <int SIZE, int PITCH, bool K_IN_LINES> struct Copier {
+    static constexpr int LINES = K_IN_LINES ? SIZE : TILE_K, LENGTH = K_IN_LINES ? TILE_K : SIZE;
+    const float* from;  // what this lane copies first
+    int step, lines, length, to_lane;  // from line to line; the lines and the numbers in a line that are left
+    bool wide;
+
+    // The lanes that copy a line together, if each copies `count` numbers at a time.
+    __device__ static constexpr int along(int count) { return LENGTH / count < 32 ? LENGTH / count : 32; }
+
+    __device__ Copier(const float* matrix, int step, int rows_left, int k_left, bool wide) : step(step), wide(wide) {
+        static_assert(32 % along(4) == 0 && LENGTH % (4 * along(4)) == 0 && LENGTH % along(1) == 0, "a power of two");
+        int lane = threadIdx.x % 32, line = wide ? lane / along(4) : lane / along(1);
+        int at = wide ? lane % along(4) * 4 : lane % along(1);
+        from = matrix + (Index)line * step + at;
+        to_lane = line * PITCH + at;
+        lines = (K_IN_LINES ? rows_left : k_left) - line;
+        length = (K_IN_LINES ? k_left : rows_left) - at;
     }
-}
 
-template <int LINES, int LENGTH, int PITCH>
-__device__ void copy_tile(float* to, const float* from, int step, int lines, int length, bool wide) {
-    if (wide) copy_lines<LINES, LENGTH, PITCH, 4>(to, from, step, lines, length);
-    else copy_lines<LINES, LENGTH, PITCH, 1>(to, from, step, lines, length);
-}
+    template <int COUNT> __device__ void copy_tile(float* to) const {
+        constexpr int AT_ONCE = 32 / along(COUNT);  // lines
+        const float* line_from = from;
+        UNROLL for (int line = 0; line < LINES; line += AT_ONCE) {
+            UNROLL for (int i = 0; i < LENGTH; i += along(COUNT) * COUNT) {
+                if (AT_ONCE > LINES && to_lane >= LINES * PITCH) break;
+                int valid = line < lines ? min(max(length - i, 0), COUNT) : 0;
+                copy_async<COUNT>(to + line * PITCH + i, line_from + i, valid);
+            }
+            line_from += (Index)AT_ONCE * step;
+        }
+    }
 
-// The share of a lane in the tile of its warp --------------------------------------------------------------------------
+    __device__ void copy_next(float* to) {
+        if (wide) copy_tile<4>(to + to_lane);
+        else copy_tile<1>(to + to_lane);
+        from += K_IN_LINES ? (Index)TILE_K : (Index)TILE_K * step;
+        (K_IN_LINES ? length : lines) -= TILE_K;
+    }
+};
+
+// The share of a lane in the tile of its warp -------------------------------------------------------------------------
 
 #if TF32
 
@@ -205,8 +224,8 @@ struct Share {
 
 // The end of a product -----------------------------------------------------------------------------------------------
 
-// The tile of `out` that begins at (i0, j0), and what is done with its elements: + row[j], relu, · [mask ≠ 0]. Pointers may
-// be null.
+// The tile of `out` that begins at (i0, j0), and what is done with its elements: + row[j], relu, · [mask ≠ 0]. Pointers
+// may be null.
 struct Result {
     float *out, *sums;
     const float* mask;
@@ -298,7 +317,7 @@ KERNEL product(const float* a, const float* b, int m, int n, int k, int a_step, 
                int part_k, float* parts, Word* tickets, const float* row, int relu, const float* mask, float* sums,
                float* out, int out_step, int wide_out) {
 #if __CUDA_ARCH__
-    extern __shared__ __align__(16) float memory[];  // of MEMORY numbers, which may be more than is allowed without asking
+    extern __shared__ __align__(16) float memory[];  // of MEMORY numbers, which the launch has to ask for
 #else
     __shared__ __align__(16) float memory[MEMORY];
 #endif
@@ -306,40 +325,39 @@ KERNEL product(const float* a, const float* b, int m, int n, int k, int a_step, 
     int i0 = blockIdx.x * TILE_M, j0 = blockIdx.y * TILE_N, block_k = min(part_k, k - (int)blockIdx.z * part_k);
     int warp_k = (block_k + 4 * WARPS - 1) / (4 * WARPS) * 4, chunks = (warp_k + TILE_K - 1) / TILE_K;
     int k0 = blockIdx.z * part_k + warp * warp_k, length = min(warp_k, block_k - warp * warp_k);  // of this warp
-    bool summing = sums && blockIdx.x == 0;
     a += A_BY_COLUMNS ? (Index)k0 * a_step + i0 : (Index)i0 * a_step + k0;
     b += B_BY_COLUMNS ? (Index)j0 * b_step + k0 : (Index)k0 * b_step + j0;
+    Copier<TILE_M, PITCH_A, !A_BY_COLUMNS> copier_a(a, a_step, m - i0, length, wide_a);
+    Copier<TILE_N, PITCH_B, B_BY_COLUMNS> copier_b(b, b_step, n - j0, length, wide_b);
+    float *buffers = memory + warp * STAGES * SIZE_AB, *end = buffers + STAGES * SIZE_AB, *to = buffers;
+    auto copy_next = [&]() {
+        copier_a.copy_next(to);
+        copier_b.copy_next(to + SIZE_A);
+        to = to + SIZE_AB < end ? to + SIZE_AB : buffers;
+    };
+    #pragma unroll 1
+    for (int chunk = 0; chunk < STAGES - 1; chunk++) {
+        if (chunk < chunks) copy_next();
+        end_group_of_copies();
+    }
+
     // The blocks of a cluster share the elements of the tile.
+    bool summing = sums && blockIdx.x == 0;
     int size = summing ? PART_SUMS : PART;
     int rank = blockIdx.z % RANKS, part = blockIdx.z / RANKS, count = gridDim.z / RANKS;
     int per_rank = (size / 4 + RANKS - 1) / RANKS, first = rank * per_rank, quads = min(per_rank, size / 4 - first);
     Result result = {out, sums, mask, i0, j0, m, n, out_step, false, relu != 0, wide_out != 0};
     result.load_bias(row, 4 * (first + threadIdx.x) % TILE_N);
-    float* buffers = memory + warp * STAGES * (SIZE_A + SIZE_B);
-
-    auto load = [&](int chunk) {
-        float *to_a = buffers + chunk % STAGES * (SIZE_A + SIZE_B), *to_b = to_a + SIZE_A;
-        int at = chunk * TILE_K, left = length - at;
-        if (A_BY_COLUMNS) copy_tile<TILE_K, TILE_M, PITCH_A>(to_a, a + (Index)at * a_step, a_step, left, m - i0, wide_a);
-        else copy_tile<TILE_M, TILE_K, PITCH_A>(to_a, a + at, a_step, m - i0, left, wide_a);
-        if (B_BY_COLUMNS) copy_tile<TILE_N, TILE_K, PITCH_B>(to_b, b + at, b_step, n - j0, left, wide_b);
-        else copy_tile<TILE_K, TILE_N, PITCH_B>(to_b, b + (Index)at * b_step, b_step, left, n - j0, wide_b);
-    };
-
-    Share share(lane);
     constexpr int COLUMNS = (TILE_N + 31) / 32;
     float columns[COLUMNS] = {};  // sums of columns of b
-    #pragma unroll 1
-    for (int chunk = 0; chunk < STAGES - 1; chunk++) {
-        if (chunk < chunks) load(chunk);
-        end_group_of_copies();
-    }
+    Share share(lane);
+    const float* tile_a = buffers;
     #pragma unroll 1
     for (int chunk = 0; chunk < chunks; chunk++) {
         await_copies<STAGES - 2>();
-        if (chunk + STAGES - 1 < chunks) load(chunk + STAGES - 1);
+        if (chunk + STAGES - 1 < chunks) copy_next();
         end_group_of_copies();
-        const float *tile_a = buffers + chunk % STAGES * (SIZE_A + SIZE_B), *tile_b = tile_a + SIZE_A;
+        const float* tile_b = tile_a + SIZE_A;
         UNROLL for (int at = 0; at < TILE_K; at += STEP_K) share.add_products(tile_a, tile_b, at);
         UNROLL for (int c = 0; summing && c < COLUMNS; c++) {
             int j = lane + 32 * c;
@@ -347,6 +365,7 @@ KERNEL product(const float* a, const float* b, int m, int n, int k, int a_step, 
                 if (j < TILE_N) columns[c] += tile_b[B_BY_COLUMNS ? j * PITCH_B + at : at * PITCH_B + j];
             }
         }
+        tile_a = tile_a + SIZE_AB < end ? tile_a + SIZE_AB : buffers;
     }
     __syncthreads();  // all buffers have been read
 
@@ -386,7 +405,7 @@ KERNEL product(const float* a, const float* b, int m, int n, int k, int a_step, 
     cluster_barrier();  // no other block reads this one's memory any more
 #endif
     if (count == 1 || !is_last(tickets + tile * RANKS + rank, count)) return;
-    int groups = max(1, min(count, THREADS / max(1, quads))); // each of which adds every groups-th part
+    int groups = max(1, min(count, THREADS / max(1, quads)));  // each of which adds every groups-th part
     for (int i = threadIdx.x; i < quads * groups; i += THREADS) {
         int group = i / quads, e = 4 * (i % quads);
         float4 sum = __ldcg((const float4*)(parts + (Index)group * PART_SUMS + e));
@@ -401,7 +420,9 @@ KERNEL product(const float* a, const float* b, int m, int n, int k, int a_step, 
     __syncthreads();
     for (int i = threadIdx.x; i < quads; i += THREADS) {
         float4 sum = *(const float4*)(memory + 4 * i);
-        for (int group = 1; group < groups; group++) sum = plus(sum, *(const float4*)(memory + 4 * (group * quads + i)));
+        for (int group = 1; group < groups; group++) {
+            sum = plus(sum, *(const float4*)(memory + 4 * (group * quads + i)));
+        }
         result.store(sum, 4 * (first + i) / TILE_N, 4 * (first + i) % TILE_N);
     }
 }
