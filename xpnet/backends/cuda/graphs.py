@@ -102,7 +102,7 @@ class StepCells:
         self.staged_sums = backend.zeros((3, batches), "float64")
         self._table = backend.zeros((_TABLE_STEPS + 1, _CELLS * CELL_SIZE), "float64")  # the last row has no numbers
         self._cells = backend.zeros((_CELLS, CELL_SIZE), "float64")
-        #: Row of the table, first sample, column of batch_sums; how many blocks of the last kernel have ended.
+        #: Row of the table, first sample, column of batch_sums; how many blocks of the last kernel have begun.
         self._counters = backend.zeros((4,), "int64")
         self.gathers: list[tuple[Array, Array]] = []
         self.ends_with_update = False
@@ -118,14 +118,14 @@ class StepCells:
         with self._backend.step_cells(self):
             yield
         if not self.ends_with_update:
-            self._launch("end_step", more_blocks=1)
+            self._launch("end_step")
 
     def begin(self) -> None:
         """Fill the cells with the numbers of the step at the counters, and gather its samples."""
         self._launch("begin_step")
 
-    def _launch(self, kernel: str, more_blocks: int = 0) -> None:
-        grid = {"blocks": self.gathering_blocks + more_blocks, "threads": STEP_THREADS}
+    def _launch(self, kernel: str) -> None:
+        grid = {"blocks": self.gathering_blocks, "threads": STEP_THREADS}
         self._backend.launch(kernel, self._counters, **grid, step=self.fields())
 
     @property

@@ -156,7 +156,7 @@ struct Step {
     const double* staged;  // (3, batches)
     double* batch_sums;    // (3, capacity)
     Index batches, capacity;
-    Index* counters;  // row of the table, first sample in `order`, column of batch_sums; how many blocks have ended
+    Index* counters;  // row of the table, first sample in `order`, column of batch_sums; how many blocks have begun
     // The rows of the step's samples that are gathered from arrays, by a group of threads each. A row has units of 1 to
     // 16 bytes; 0 stands for bytes that become floats.
     Index group, gathered, from[4], to[4], units[4], bytes[4];
@@ -206,46 +206,42 @@ KERNEL begin_step(Step step) {
     if (blockIdx.x == 0) fill_cells(step, step.counters[0]);
 }
 
-// The end of the last kernel of a step, for all of its blocks but the last: tells that one that it has read what
-// `finish_step` changes.
-__device__ void end_of_block(const Step& step) {
+// At the beginning of the last kernel of a step, after a thread has read what `finish_step` changes. What it returns is
+// for `finish_step`.
+__device__ Word begin_of_end(const Step& step) {
+    if (!step.counters) return 0;
+    __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0 && step.counters) atomicAdd((Word*)(step.counters + 3), 1u);
+    return threadIdx.x == 0 ? atomicInc((Word*)(step.counters + 3), gridDim.x - 1) : 0;
 }
 
-// The last block of the last kernel of a step stores the sums of the step, fills the cells for the next step, and
-// advances the counters.
-__device__ void finish_step(const Step& step) {
-    Index row = step.counters[0], first = step.counters[1], column = step.counters[2], batches = step.batches;
-    double number = threadIdx.x < step.used ? step.table[(row + 1) * step.width + threadIdx.x] : 0;
+// The block that has begun last stores the sums of the step, fills the cells for the next step, and advances the
+// counters.
+__device__ void finish_step(const Step& step, Word begun) {
+    __shared__ bool last;
+    if (!step.counters) return;
+    if (threadIdx.x == 0) last = begun == gridDim.x - 1;
+    __syncthreads();
+    if (!last) return;
+    Index row = step.counters[0], column = step.counters[2], batches = step.batches;
     FOR_EACH_COLUMN(i, 3 * batches) {
         step.batch_sums[i / batches * step.capacity + column + i % batches] = step.staged[i];
     }
-    if (threadIdx.x == 0) {
-        volatile Word* ended = (volatile Word*)(step.counters + 3);
-        while (*ended != gridDim.x - 1) {}
-        *ended = 0;
-    }
+    fill_cells(step, row + 1);
     __syncthreads();
-    if (threadIdx.x < step.used) step.cells[threadIdx.x] = number;
-    for (Index i = threadIdx.x + blockDim.x; i < step.used; i += blockDim.x) {
-        step.cells[i] = step.table[(row + 1) * step.width + i];
-    }
     if (threadIdx.x == 0) {
         step.counters[0] = row + 1;
-        step.counters[1] = first + step.rows;
+        step.counters[1] += step.rows;
         step.counters[2] = column + batches;
     }
 }
 
 // The last kernel of a step that does not end with an update.
 KERNEL end_step(Step step) {
-    if (blockIdx.x == gridDim.x - 1) {
-        finish_step(step);
-        return;
-    }
-    gather_samples(step, step.counters[1] + step.rows, blockIdx.x, gridDim.x - 1);
-    end_of_block(step);
+    Index next = step.counters[1] + step.rows;
+    Word begun = begin_of_end(step);
+    gather_samples(step, next, blockIdx.x, gridDim.x);
+    finish_step(step, begun);
 }
 
 // Gathering rows -----------------------------------------------------------------------------------------------------
@@ -1110,8 +1106,8 @@ KERNEL dropout_mask(const double* word, Index first_row, Index n, Index columns,
 // Updates of the flat vectors, whose formulas are in optimizers.py ---------------------------------------------------
 // mask: 0 for a frozen element, 1 for a trained one, 2 with weight decay.  numbers: what decay multiplies the weight
 // by, what part of the weight it adds to the gradient, then the optimizer's own.  gate: 0 for no update at all.
-// The first `updating` blocks update; others prepare the next step, if the update is the last kernel of a captured step.
-// Else step.counters is null.
+// The first `updating` blocks update; others gather the samples of the next step, if the update is the last kernel of a
+// captured step. Else step.counters is null.
 
 // Updates WIDTH weights from w[at] on, and as many elements of `first` and `second` unless these are null.
 template <int WIDTH, typename Rule>
@@ -1138,14 +1134,13 @@ __device__ void update_group(real* w, const real* g, real* first, real* second, 
 template <typename Rule>
 __device__ void update(real* w, const real* g, real* first, real* second, const Byte* mask, Index n,
                        const double* numbers, const double* gate, int updating, const Step& step, Rule rule) {
-    if (step.counters && blockIdx.x == gridDim.x - 1) {
-        finish_step(step);
-        return;
-    }
     real shrink = numbers[0], decay = numbers[1];
+    bool skipped = gate && *gate == 0;
+    Index next = step.counters ? step.counters[1] + step.rows : 0;
+    Word begun = begin_of_end(step);
     if (blockIdx.x >= updating) {
-        gather_samples(step, step.counters[1] + step.rows, blockIdx.x - updating, gridDim.x - 1 - updating);
-    } else if (!gate || *gate != 0) {
+        gather_samples(step, next, blockIdx.x - updating, gridDim.x - updating);
+    } else if (!skipped) {
         bool vectors = aligned(w) && aligned(g) && aligned(first) && aligned(second) && aligned(mask);
         Index whole = vectors ? n / 4 * 4 : 0;
         FOR_EACH_OF_BLOCK(i, whole / 4, blockIdx.x, updating) {
@@ -1155,7 +1150,7 @@ __device__ void update(real* w, const real* g, real* first, real* second, const 
             update_group<1>(w, g, first, second, mask, whole + i, shrink, decay, rule);
         }
     }
-    end_of_block(step);
+    finish_step(step, begun);
 }
 
 KERNEL sgd(real* w, const real* g, const Byte* mask, Index n, const double* numbers, const double* gate,

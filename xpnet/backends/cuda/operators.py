@@ -288,7 +288,7 @@ class CUDAOperators(CUDAConvolutions):
         cells, n = self.thread.cells, vectors[0].size
         updating, more, fields = min(-(-n // (VECTOR * STEP_THREADS)), MOST_BLOCKS), 0, NO_STEP
         if cells is not None and cells.ends_with_update:
-            more, fields = cells.gathering_blocks + 1, cells.fields()
+            more, fields = cells.gathering_blocks, cells.fields()
         grid = {"blocks": updating + more, "threads": STEP_THREADS}
         self.launch(name, vectors[0], **grid, updating=updating, step=fields, **given)
         return True
