@@ -671,6 +671,25 @@ def test_other_sums_stay(gpu, work, expected):
     check(gpu, work, arrays(gpu, (4, 5), (5, 3), (4, 3)), expected)
 
 
+# Elements ------------------------------------------------------------------------------------------------------------
+
+
+def combines(backend, a, b, out):
+    xp = backend.xp
+    xp.multiply(a, b, out=out)
+    out += a
+    xp.multiply(out, 2.0, out=out)
+    xp.add(out, b[0], out=out)
+    xp.add(a[:1], b[:1], out=out[:1])
+
+
+@pytest.mark.parametrize(("rows", "expected"), [
+    (128, "multiply add multiply add add"), (256, "multiply_arrays add_arrays multiply add add"),
+])  # fmt: skip
+def test_large_arrays_are_combined_by_kernels(gpu, rows, expected):
+    check(gpu, combines, arrays(gpu, *[(rows, 256)] * 3), expected)
+
+
 # Whole steps ---------------------------------------------------------------------------------------------------------
 
 STEP = "matmul_bias dense_cross_entropy matmul_sum_rows matmul_sum_rows sum_to whole_update"

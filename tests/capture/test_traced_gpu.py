@@ -34,6 +34,7 @@ ZERO = np.zeros((), "float64")
 
 #: The arguments of each operator that is recorded as a whole.
 EXAMPLES = {
+    "add_arrays": {name: real(3, 4) for name in ("a", "b", "out")},
     "add_matmul": {"a": real(3, 4), "b": real(4, 5), "out": real(3, 5), "scratch": real(3, 5)},
     "add_to_rows": {"a": real(3, 5), "row": real(5)},
     "add_to_rows_max_pool": {"x": real(2, 4, 4, 3), "row": real(3), "windows": WINDOWS, "relu": True,
@@ -72,6 +73,7 @@ EXAMPLES = {
     "max_pool_grad": {"grad": real(2, 2, 2, 3), "choice": np.zeros((2, 2, 2, 3), "uint8"), "windows": WINDOWS,
                       "out": real(2, 4, 4, 3)},
     "moments": {"x": real(6, 3)},
+    "multiply_arrays": {name: real(3, 4) for name in ("a", "b", "out")},
     "normalize_rows": {"x": real(3, 5), "epsilon": 1e-3, "out": real(3, 5), "sigma": real(3, 1)},
     "normalize_rows_grad": {"grad": real(3, 5), "normal": real(3, 5), "sigma": abs(real(3, 1)), "out": real(3, 5)},
     "random_bits": {"key": KEY, "rows": 3, "columns": 5},

@@ -293,6 +293,7 @@ def test_a_captured_training_equals_the_eager_one_on_the_cpu(monkeypatch, seed):
     compare(monkeypatch, lambda: trained(xpnet.get_backend("cpu"), seed))
 
 
+@pytest.mark.usefixtures("exact_replays")
 @pytest.mark.parametrize("seed", seeds(200))
 def test_a_captured_training_equals_the_eager_one_on_a_gpu(gpu, monkeypatch, seed):
     compare(monkeypatch, lambda: trained(gpu, seed))

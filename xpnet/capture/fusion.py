@@ -11,6 +11,8 @@ from xpnet.backends import Array
 from xpnet.capture.calls import Call, address_of, given_by_name, is_array, same_view
 from xpnet.capture.passes import Memory
 
+_LARGE = 2**16  # elements: for fewer, all kernels take the same time
+
 
 def without_zeros(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
     """Store a result in place of adding it to zeros; copy in place of a sum over an axis of length 1.
@@ -70,7 +72,7 @@ def fused(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
     for fuse in (
         with_dense_cross_entropy, with_convolutions, with_add_to_rows_relu, with_add_to_rows_max_pool, with_matmul_bias,
         with_relu_grad_max_pool_grad, with_matmul_relu_grad, with_relu_grad_sum_rows, with_matmul_sum_rows,
-        with_cross_entropy_sums,
+        with_cross_entropy_sums, with_elementwise_kernels,
     ):  # fmt: skip
         calls = fuse(calls, memory, backend)
     return calls
@@ -558,6 +560,23 @@ def _with_bias_grad(calls: list[Call], convolution: Call, memory: Memory, backen
         backend.convolve_weight_grad, (x, grad, windows, out, sums, add), reads=convolution.reads, writes=(out, sums)
     )
     return _joined(calls, convolution, [total], call)
+
+
+def with_elementwise_kernels(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
+    """xp.add(a, b, out), xp.multiply(a, b, out) of large arrays → add_arrays, multiply_arrays, which take less time."""
+    operators = {memory.xp.add: backend.add_arrays, memory.xp.multiply: backend.multiply_arrays}
+    return [_elementwise(call, operators) or call for call in calls]
+
+
+def _elementwise(call: Call, operators: dict[Any, Any]) -> Call | None:
+    operator = operators.get(call.function)
+    if operator is None or len(call.args) != 3 or call.kwargs or not all(is_array(a) for a in call.args):
+        return None
+    *terms, out = call.args
+    alike = all((a.shape, a.dtype) == (out.shape, out.dtype) and a.flags.c_contiguous for a in call.args)
+    if not alike or out.size < _LARGE or out.dtype.kind != "f":
+        return None
+    return _in_place_of(call, Call(operator, (*terms, out), reads=tuple(terms), writes=(out,)))
 
 
 # What passes ask of calls and arrays ---------------------------------------------------------------------------------

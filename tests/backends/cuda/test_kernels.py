@@ -293,6 +293,17 @@ def test_add_to_rows_relu_is_one_kernel(guarded, rng, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("name", "formula"), [("add_arrays", np.add), ("multiply_arrays", np.multiply)])
+def test_arrays_are_combined_by_one_kernel(guarded, rng, name, formula, size, dtype):
+    a, b = numbers(rng, (size,), dtype, special=True), numbers(rng, (size,), dtype)
+    device_array = guarded(size, dtype, a)
+    getattr(guarded.backend, name)(device_array, guarded(size, dtype, b), device_array)
+    assert_launched(guarded.backend, name)
+    np.testing.assert_array_equal(guarded.backend.to_numpy(device_array), formula(a, b))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", MATRICES)
 def test_relu_grad_sum_rows_is_one_kernel(guarded, rng, shape, dtype):
     grad, y = numbers(rng, shape, dtype), np.maximum(numbers(rng, shape, dtype), 0)

@@ -286,6 +286,18 @@ KERNEL relu_grad(const real* grad, const real* y, Index n, real* out) {
     for_each_pair(grad, y, n, out, WhereNotZero());
 }
 
+struct Multiply {
+    __device__ real operator()(real a, real b) const { return a * b; }
+};
+
+KERNEL add_arrays(const real* a, const real* b, Index n, real* out) {
+    for_each_pair(a, b, n, out, Add());
+}
+
+KERNEL multiply_arrays(const real* a, const real* b, Index n, real* out) {
+    for_each_pair(a, b, n, out, Multiply());
+}
+
 KERNEL sigmoid(const real* x, Index n, real* out) {
     FOR_EACH(i, n) out[i] = exp(x[i] < 0 ? x[i] : (real)0) / (1 + exp(-fabs(x[i])));
 }

@@ -110,6 +110,8 @@ class CUDAOperators(CUDAConvolutions):
     # Fused operators -------------------------------------------------------------------------------------------------
 
     add_to_rows_relu = by_kernel(Backend.add_to_rows_relu, each=VECTOR)
+    add_arrays = by_kernel(Backend.add_arrays, each=VECTOR)
+    multiply_arrays = by_kernel(Backend.multiply_arrays, each=VECTOR)
 
     @fused
     def relu_grad_sum_rows(self, grad: Array, y: Array, out: Array, sums: Array) -> Array:

@@ -13,6 +13,14 @@ from xpnet.backends.reference.windows import WindowOperators, Windows
 
 
 class FusedOperators(ElementwiseOperators, MatmulOperators, ReductionOperators, WindowOperators, RowOperators):
+    def add_arrays(self, a: Array, b: Array, out: Array) -> Array:
+        """out = a + b, for arrays of one shape. Replaces xp.add(a, b, out). out may be a or b."""
+        return self.xp.add(a, b, out=out)
+
+    def multiply_arrays(self, a: Array, b: Array, out: Array) -> Array:
+        """out = a · b, for arrays of one shape. Replaces xp.multiply(a, b, out). out may be a or b."""
+        return self.xp.multiply(a, b, out=out)
+
     def add_to_rows_relu(self, a: Array, row: Array, out: Array) -> Array:
         """out[i, j] = max(a[i, j] + row[j], 0). out may be a; if it is not, the values of a are undefined afterwards.
 
