@@ -65,7 +65,6 @@ def whole_run(backend, **changed):
     return everything(model, history), with_state
 
 
-@pytest.mark.usefixtures("exact_replays")
 @pytest.mark.parametrize("stop", [2, 3, 5, 6, 7, 12, 23])  # an epoch has 6 updates
 def test_a_run_stopped_at_any_step_resumes_bit_for_bit(backend, tmp_path, stop):
     want, before = whole_run(backend)
@@ -92,7 +91,6 @@ def test_a_run_with_accumulated_gradients_resumes_bit_for_bit(tmp_path, accumula
     assert_same_state(everything(model, history), want)
 
 
-@pytest.mark.usefixtures("exact_replays")
 @pytest.mark.parametrize("optimizer", every.OPTIMIZERS, ids=repr)
 def test_a_run_with_every_optimizer_resumes_bit_for_bit(backend, tmp_path, optimizer):
     want, _ = whole_run(backend, optimizer=optimizer)
