@@ -32,7 +32,7 @@ _FEW_STEPS = 50  # on the CPU, capturing takes longer than so few replays of a s
 _MIN_STEPS = 3  # of a kind in a run on a GPU: with fewer, capturing them never pays
 _MAX_KINDS = 8  # of a run: one for each kind of step, and each holds memory
 _MAX_UNUSED = 4  # captured steps that were never replayed, because attributes keep changing
-_CHECKED_EVERY = 100  # replays: so often attributes are checked if only other threads can change them
+_CHECKED_EVERY = 100  # replays between two checks of the attributes, if only other threads can change them
 #: By precision: how much two steps may differ, as a part of the largest change that a step makes; and the rounding
 #: error of a gradient, as a part of its largest element.
 _TOLERANCES = {"float32": (1e-3, 1e-6), "tf32": (1e-2, 1e-3), "bfloat16": (5e-2, 1e-2), "float16": (5e-2, 1e-2)}
@@ -60,11 +60,11 @@ class StepsToCome(NamedTuple):
     rows: int
 
     def of(self, rows: int) -> int:
-        """How many steps with this number of rows are left, about."""
+        """About how many steps with this number of rows are left."""
         return self.epochs * self._in_an_epoch(rows)
 
     def in_all(self, rows: int) -> int:
-        """How many steps with this number of rows the whole run has, about."""
+        """About how many steps with this number of rows the whole run has."""
         return self.all_epochs * self._in_an_epoch(rows)
 
     def _in_an_epoch(self, rows: int) -> int:
@@ -78,7 +78,9 @@ class StepExecutor:
     """
 
     def __init__(self, step: TrainingStep, streaming: bool, user_code: bool = False) -> None:
-        """user_code: whether code that is not part of xpnet runs after each step, and may change anything.
+        """step: what to run.  streaming: whether the dataset is a stream.
+
+        user_code: whether code that is not part of xpnet runs after each step, and may change anything.
 
         Where the dataset changes, as in a stream, everything is checked anyway.
         """

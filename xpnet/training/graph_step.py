@@ -175,8 +175,7 @@ class GraphStep:
 def listed_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, sums: Array, fixed: bool) -> PlannedStep:
     """As `planned_step`, on a GPU."""
     trace = traced_step(step, data, metrics, sums, fixed)
-    calls, state = CallList(trace, step.model.backend), step.state.optimizer_state
-    slots = sum(vector.nbytes for vector in (*state.slots.values(), state.scratch))
+    calls, slots = CallList(trace, step.model.backend), step.state.optimizer_state.nbytes
     return PlannedStep(
         trace, calls.calls, calls.arena.nbytes, calls.temporary_bytes, slots, metrics, rows=None, loaders=[]
     )

@@ -36,6 +36,7 @@ class PlannedStep:
 
     trace: with the recorded calls.  calls: those after all passes.  shared_bytes: of the memory of temporary arrays.
     temporary_bytes: the same without sharing.  slot_bytes: of the vectors that the optimizer keeps.
+    metrics: those that the step adds to.  rows: the rows of the traced step.  loaders: see `program.compiled`.
     """
 
     trace: Trace
@@ -55,7 +56,6 @@ def planned_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, sums
     Raises CaptureError, or an error of the user's code, if the step cannot be traced.
     """
     backend: Any = step.model.backend
-    state = step.state.optimizer_state
     trace = traced_step(step, data, metrics, sums, fixed)
     memory = Memory(trace)
     calls, loops = simplified(trace.calls, memory), backend.loops(())
@@ -69,7 +69,7 @@ def planned_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, sums
         for_numpy(plan.applied(calls, functools.partial(_view, shared))),
         plan.size,
         plan.unshared,
-        sum(vector.nbytes for vector in (*state.slots.values(), state.scratch)),
+        step.state.optimizer_state.nbytes,
         metrics,
         place if data.order is None else data.order[place],
         loaders_of(backend, data.dataset, data.order is not None),
@@ -98,8 +98,9 @@ class ReplayedStep:
         self._sums = step.model.backend.zeros((3, data.batch_count), "float64")
         self._metric_arrays = {name: a for name, a in metrics.arrays.items() if name != "losses"}
         before = snapshot(step, metrics)
-        if not any(is_custom(type(thing)) for thing in things_of(step)):  # others might use what a step before kept
-            free_workspaces(step.model)  # the traced step has its own
+        # The traced step has its own workspaces, but custom code may use what an earlier step kept.
+        if not any(is_custom(type(thing)) for thing in things_of(step)):
+            free_workspaces(step.model)
         try:
             plan = planned_step(step, data, metrics, self._sums, fixed=not streaming)
         finally:
@@ -153,7 +154,7 @@ def is_known(optimizer: Optimizer) -> bool:
 def free_workspaces(model: Sequential) -> None:
     """Free what the layers keep from a training step, which a replay does not use.
 
-    Layers of users keep it, since they may use it in a later step, though they should not.
+    Custom layers keep it, since they may use it in a later step, though they should not.
     """
     context, freed = model.context, 0
     for layer in every_layer(model):

@@ -15,7 +15,7 @@ from xpnet.capture.calls import memory_of
 from xpnet.capture.program import every_call
 from xpnet.capture.trace import SideEffectError, Trace, TracedArray
 from xpnet.layers.context import Workspace
-from xpnet.training.attributes import Attributes, is_array, things_of
+from xpnet.training.attributes import Attributes, holds_array, things_of
 from xpnet.training.step import TrainingStep
 
 
@@ -55,7 +55,7 @@ def unchanged_python(step: TrainingStep) -> Iterator[None]:
 def refusing_the_outside(things: Sequence[Any]) -> Iterator[None]:
     """A context that raises CaptureError at its end if user code has printed, used files or read the clock.
 
-    things: whose code is watched, and Python's own modules where it calls them; not what garbage collection calls.
+    things: the objects whose code is watched, with the functions of Python's standard library that it calls.
     """
     packages, found = {type(thing).__module__.partition(".")[0] for thing in things}, list[str]()
 
@@ -105,7 +105,7 @@ def _set_randomness(states: tuple[Any, ...]) -> None:
 
 
 class OneStepWorkspace(Workspace):
-    """The workspace of a layer of users, which must not use what an earlier step kept in it."""
+    """The workspace of a custom layer, which must not use what an earlier step kept in it."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -114,7 +114,7 @@ class OneStepWorkspace(Workspace):
 
 
 class KeptArrays:
-    """The arrays that things of users keep as attributes, or in lists, tuples and dictionaries there.
+    """The arrays that custom layers, losses and metrics keep as attributes, or in lists, tuples and dictionaries there.
 
     They are traced, and the step must not write into them.
     """
@@ -124,7 +124,7 @@ class KeptArrays:
         self._kept: list[tuple[Any, str, Any, list[Any], list[TracedArray]]] = []
         for thing in things:
             for name, value in vars(thing).items():
-                if name != "_workspaces" and is_array(value):
+                if name != "_workspaces" and holds_array(value):
                     wrapped: list[TracedArray] = []
                     vars(thing)[name] = traced = self._wrapped(value, wrapped)
                     self._kept.append((thing, name, traced, _contents(traced), wrapped))
