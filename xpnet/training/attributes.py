@@ -24,6 +24,7 @@ from typing import Any
 import numpy
 
 from xpnet.backends import Backend
+from xpnet.capture.calls import is_array
 from xpnet.config import is_custom
 from xpnet.errors import CaptureError
 from xpnet.training.audit import every_layer
@@ -320,4 +321,9 @@ def holds_array(value: Any) -> bool:
         items = value
     elif isinstance(value, dict):
         items = value.values()
-    return any(hasattr(item, "dtype") and hasattr(item, "shape") for item in items)
+    return any(map(is_array_or_number, items))
+
+
+def is_array_or_number(value: Any) -> bool:
+    """Whether this is an array or a number of the array module."""
+    return is_array(value) or isinstance(value, numpy.generic)
