@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -1381,6 +1382,44 @@ def test_batches_of_an_iterator_with_weights_and_without(monkeypatch):
         history = model.fit(batches, epochs=4, callbacks=[watch], verbose=0)
         results.append((model.state_dict(), dict(history), watch, None))
     assert differences(*results) == []
+
+
+def test_a_kind_of_step_keeps_no_window_of_a_stream_that_is_over(monkeypatch):
+    def batches():
+        for i in range(60):
+            yield X[:20][i % 3 :], Y[:20][i % 3 :]
+
+    model, watch = xpnet.Sequential(mlp()[0], (64,), backend="cpu", seed=3), Watch()
+    seen, alive = [], []
+    call = captured_step.StepExecutor.__call__
+
+    def counted(self, data, metrics):
+        call(self, data, metrics)
+        seen.append(weakref.ref(data.dataset))
+        alive.append(len({id(window()) for window in seen} - {id(None)}))
+
+    monkeypatch.setattr(captured_step.StepExecutor, "__call__", counted)
+    model.fit(batches, epochs=2, callbacks=[watch], verbose=0)
+    assert watch.captured == 3 and max(alive) <= 2
+
+
+def test_a_run_that_is_over_keeps_no_attributes():
+    for layer in (Own(), LAYERS["a_global"]()):
+        watch = trained(lambda layer=layer: mlp(layer))[2]
+        assert watch.run.executor._attributes is None
+
+
+def test_the_reason_tells_that_captures_are_turned_off(monkeypatch):
+    monkeypatch.setenv("XPNET_CAPTURE", "0")
+    assert trained(mlp)[2].fallback_reason == "the environment variable XPNET_CAPTURE=0 turns captures off"
+
+
+@pytest.mark.parametrize(("replayed", "eager", "same"), [
+    (0.0, -0.0, False), (-0.0, -0.0, True), (np.nan, -np.nan, True), (1.0, np.nextafter(1.0, 2.0), False),
+])  # fmt: skip
+def test_a_replay_is_compared_with_the_eager_step_bit_by_bit(replayed, eager, same):
+    states = SimpleNamespace(copies={"a": np.array([eager, 2.0])}, arrays=lambda: {"a": np.array([replayed, 2.0])})
+    assert (captured_step._difference(states) is None) == same
 
 
 # Stops, copies, threads ----------------------------------------------------------------------------------------------

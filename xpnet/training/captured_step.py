@@ -89,7 +89,7 @@ class StepExecutor:
         backend, model = step.model.backend, step.model
         single = model.context.group.size == 1
         self._capture = backend.graph_capture() if single else None
-        self._on_cpu = single and backend.replays_calls and os.environ.get("XPNET_CAPTURE") != "0"
+        self._on_cpu = single and backend.replays_calls and not _is_turned_off()
         region = model.execution_context() if self._on_cpu else None  # outside of any other
         self._region = None if isinstance(region, nullcontext) else region
         self._kinds: dict[tuple[Any, ...], ReplayedStep | GraphStep | int] = {}  # or how many steps ran eagerly
@@ -101,6 +101,8 @@ class StepExecutor:
         own = [metric for metric in step.state.metrics if not metric.starts_from_zeros]
         if not single:
             self.fallback_reason = "several ranks sum their gradients"
+        elif self._capture is None and _is_turned_off():
+            self.fallback_reason = "the environment variable XPNET_CAPTURE=0 turns captures off"
         elif self._capture is None and not self._on_cpu:
             self.fallback_reason = "this device does not capture steps"
         elif own:
@@ -123,8 +125,7 @@ class StepExecutor:
     def close(self) -> None:
         """Free the memory of all captured steps: the run is over."""
         self._captured = self.captured
-        self._kinds.clear()
-        self._ready.clear()
+        self._drop()
 
     def __call__(self, data: StepData, metrics: EpochMetrics) -> None:
         """Train on these samples, and add to these metrics."""
@@ -145,6 +146,10 @@ class StepExecutor:
         if self.fallback_reason is not None:
             self._run_eagerly(data, metrics)
             return
+        if self._streaming:
+            for kind in self._kinds.values():
+                if not isinstance(kind, int):
+                    kind.keep_only(data.dataset)
         metrics.reserve(data.batch_count)  # a graph writes into the array that it was captured with
         with self._step.model.execution_context():
             # A device that is left capturing, or a step that is undone in part, cannot be used.
@@ -209,9 +214,7 @@ class StepExecutor:
 
     def _forget(self, changed: str) -> None:
         """Drop all captured steps, which were captured before this attribute was changed."""
-        self._kinds.clear()
-        self._ready.clear()
-        self._attributes = None
+        self._drop()
         self._unused += 1
         if self._unused > _MAX_UNUSED:
             self._fall_back(f"{changed} keeps changing between steps")
@@ -239,13 +242,22 @@ class StepExecutor:
             states.restore()
             self._fall_back(reason)
 
-    def _fall_back(self, reason: str) -> None:
+    def _drop(self) -> None:
+        """Forget all captured steps, and the attributes with which they were captured."""
         self._kinds.clear()
         self._ready.clear()
+        self._attributes = None
+
+    def _fall_back(self, reason: str) -> None:
+        self._drop()
         self.fallback_reason = reason
         if self._capture is not None or reason not in _told:
             _told.add(reason)
             _warn(reason)
+
+
+def _is_turned_off() -> bool:
+    return os.environ.get("XPNET_CAPTURE") == "0"
 
 
 def _warn(reason: str) -> None:
@@ -256,10 +268,13 @@ _told: set[str] = set()  # reasons on the CPU, where an eager step costs little:
 
 
 def _difference(states: Snapshot) -> str | None:
-    """A sentence if the arrays differ in a single bit from their copies, after the eager step, else None."""
+    """A sentence if the arrays differ in a single bit from their copies, after the eager step, else None.
+
+    Only the bits of a NaN may differ.
+    """
     for name, array in states.arrays().items():
-        eager = states.copies[name]
-        if not bool(((array == eager) | ((array != array) & (eager != eager))).all()):
+        eager, bits = states.copies[name], f"u{array.itemsize}"
+        if not bool(((array.view(bits) == eager.view(bits)) | ((array != array) & (eager != eager))).all()):
             return f"the replay and the eager step differ in {name}"
     return None
 

@@ -50,7 +50,8 @@ class GraphStep:
         self._graph_data = _copy(dataset) if streaming else dataset
         self._metric_arrays = metrics.arrays
         self._known_optimizer, self._rates = is_known(step.state.optimizer), _UNSET
-        self._loaded, self._order = dataset, _UNSET
+        self._loaded: Dataset | None = dataset  # the latest samples
+        self._order: Any = _UNSET
         self.calls: CallList | None = None
         self._graph: Any = None
 
@@ -139,6 +140,11 @@ class GraphStep:
         sums = metrics.batch_sums
         room = sums.shape[1] - metrics.batches >= data.batch_count
         return data.dataset is self._loaded and sums is self._metric_arrays["losses"] and room
+
+    def keep_only(self, dataset: Dataset) -> None:
+        """Let go of the latest samples, unless they are from this dataset: windows of a stream are large."""
+        if self._loaded is not dataset:
+            self._loaded, self._order = None, _UNSET
 
     def replay(self, data: StepData, metrics: EpochMetrics) -> None:
         self.launch(data, self._step.state.step, metrics.batches, metrics)

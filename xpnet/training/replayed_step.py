@@ -106,7 +106,7 @@ class ReplayedStep:
         finally:
             before.restore()
         self._program = compiled(plan.calls)
-        self.dataset: Dataset = data.dataset
+        self._dataset: Dataset | None = data.dataset
         self._loaders = plan.loaders
         plan.trace.release()
 
@@ -117,7 +117,12 @@ class ReplayedStep:
 
     def is_ready(self, data: StepData, metrics: EpochMetrics) -> bool:
         """Whether these samples are from the same dataset as those before."""
-        return data.dataset is self.dataset
+        return data.dataset is self._dataset
+
+    def keep_only(self, dataset: Dataset) -> None:
+        """Let go of the latest samples, unless they are from this dataset: windows of a stream are large."""
+        if self._dataset is not dataset:
+            self._dataset, self._loaders = None, []
 
     def launch(self, data: StepData, number: int, column: int, metrics: EpochMetrics) -> None:
         """Make the calls of step `number`, whose sums go into this column of the metrics, without counting it."""
@@ -137,8 +142,8 @@ class ReplayedStep:
         metrics.add_replayed(self._sums, self._batch_sizes, self._weighted)
 
     def _compute(self, data: StepData, number: int) -> None:
-        if data.dataset is not self.dataset:
-            self.dataset, self._loaders = data.dataset, loaders_of(self._backend, data.dataset, data.order is not None)
+        if data.dataset is not self._dataset:
+            self._dataset, self._loaders = data.dataset, loaders_of(self._backend, data.dataset, data.order is not None)
         order, place = data.order, slice(data.start, data.start + self._rows)
         self._context.begin_step(number)
         self._program(number, place if order is None else order[place], *self._loaders)
