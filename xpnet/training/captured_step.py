@@ -203,7 +203,7 @@ class StepExecutor:
             self._kinds[kind] = ReplayedStep(self._step, data, metrics, self._streaming)
             self._attributes = Attributes(self._step)
         except Exception as error:  # of a user's layer
-            self._fall_back(_reason(error))
+            self._fall_back(reason_of(error))
 
     def _captured_on_gpu(self, kind: tuple[Any, ...], data: StepData, metrics: EpochMetrics) -> GraphStep | None:
         """A step of this kind that `launch` will capture; None if capturing it does not pay."""
@@ -235,7 +235,7 @@ class StepExecutor:
             if captured.comparisons == 0:
                 self._attributes = Attributes(step)
         except Exception as error:  # of the device, of CuPy or of a user's layer
-            reason = _reason(error)
+            reason = reason_of(error)
         step.model.context.begin_step(number)  # for passes in callbacks, since the capture was a step too
         captured.comparisons += 1
         if reason is not None:
@@ -313,7 +313,8 @@ def _disagreement(step: TrainingStep, states: Snapshot, scales: dict[str, tuple[
     return None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a step that raises this error cannot be captured."""
     if isinstance(error, CaptureError):
         return str(error)
     text = f"{type(error).__name__}: {error}"
