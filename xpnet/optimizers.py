@@ -44,6 +44,11 @@ class OptimizerState:
         for name, vector in old.items():
             self.slots[name][...] = store.backend.asarray(vector, dtype=store.dtype)
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all vectors, and of the scratch array."""
+        return sum(vector.nbytes for vector in (*self.slots.values(), self.scratch))
+
     def _allocate(self, store: ParameterStore, names: Iterable[str]) -> None:
         """Make the vectors, all 0, and a scratch array for one piece of them."""
         backend, size = store.backend, int(store.values.size)

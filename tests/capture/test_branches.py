@@ -8,7 +8,9 @@ from captured_trainings import IMAGES, X, cnn, fit, mlp
 from traced_gpu_steps import captured_steps, listed
 
 from xpnet.capture import branches
+from xpnet.capture.array_module import TracedModule
 from xpnet.capture.passes import Memory
+from xpnet.capture.trace import Trace
 
 
 def test_the_gradients_of_a_weight_and_of_the_input_are_computed_beside_each_other(gpu):
@@ -48,3 +50,18 @@ def test_a_missing_dependency_is_found_by_the_emulation(gpu, monkeypatch):
     monkeypatch.setattr(Memory, "depend", lambda self, a, b: False)
     _, watch = fit(mlp(gpu))
     assert "differ" in watch.fallback_reason
+
+
+def test_the_time_to_divide_calls_grows_with_their_number_not_with_its_square(monkeypatch):
+    trace = Trace(np)
+    xp, counted, depend = TracedModule(trace), [], Memory.depend
+    values = [trace.wrap(np.ones(4), writable=True)]
+    for _ in range(100):
+        values.append(xp.tanh(values[-1]))
+    grad = values[-1]
+    for value in reversed(values):
+        grad = grad * value
+    monkeypatch.setattr(Memory, "depend", lambda self, a, b: counted.append(a) or depend(self, a, b))
+    placed = branches.branches(trace.calls, Memory(trace))
+    assert len(placed) == len(trace.calls) == 201
+    assert len(counted) < 3 * len(placed)

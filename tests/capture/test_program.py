@@ -5,7 +5,7 @@ import pytest
 
 from xpnet.backends.step_numbers import StepNumber, current, of_step
 from xpnet.capture.calls import Call
-from xpnet.capture.program import INPUTS, Cell, Load, arrays_of, compiled, every_call, part_of
+from xpnet.capture.program import INPUTS, Cell, Load, compiled, every_call, part_of
 from xpnet.errors import CaptureError
 
 NO_LOADERS = (None,) * len(INPUTS)
@@ -190,7 +190,7 @@ def test_parallel_parts_are_given_to_the_function_that_runs_them():
     assert a.tolist() == [0.5 + 4 + 1 + 4] * 6
     assert order == [2, 1, 0, 3, "third"]
     assert len(list(every_call(calls))) == 2 + 4 + 3
-    assert sum(array is a for array in arrays_of(calls)) == 4
+    assert sum(array is a for call in every_call(calls) for array in (*call.reads, *call.writes)) == 4
 
 
 def test_parts_inside_parts():

@@ -9,13 +9,16 @@ import itertools
 import logging
 import os
 import pickle
+import queue
 import random
 import signal
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,6 +31,10 @@ from xpnet import augment, callbacks, datasets, layers, losses, metrics, optimiz
 from xpnet.backends.cpu.backend import CPUBackend
 from xpnet.backends.cpu.operators import CPUOperators
 from xpnet.training import captured_step
+from xpnet.training.attributes import Attributes
+from xpnet.training.side_effects import PythonState
+from xpnet.training.state import TrainingState
+from xpnet.training.step import TrainingStep
 
 EPOCHS, BATCH = 6, 20  # 66 steps, of which 55 have 20 samples
 RARELY = 23  # a step long after the capture and its verification
@@ -1377,6 +1384,44 @@ def test_batches_of_an_iterator_with_weights_and_without(monkeypatch):
     assert differences(*results) == []
 
 
+def test_a_kind_of_step_keeps_no_window_of_a_stream_that_is_over(monkeypatch):
+    def batches():
+        for i in range(60):
+            yield X[:20][i % 3 :], Y[:20][i % 3 :]
+
+    model, watch = xpnet.Sequential(mlp()[0], (64,), backend="cpu", seed=3), Watch()
+    seen, alive = [], []
+    call = captured_step.StepExecutor.__call__
+
+    def counted(self, data, metrics):
+        call(self, data, metrics)
+        seen.append(weakref.ref(data.dataset))
+        alive.append(len({id(window()) for window in seen} - {id(None)}))
+
+    monkeypatch.setattr(captured_step.StepExecutor, "__call__", counted)
+    model.fit(batches, epochs=2, callbacks=[watch], verbose=0)
+    assert watch.captured == 3 and max(alive) <= 2
+
+
+def test_a_run_that_is_over_keeps_no_attributes():
+    for layer in (Own(), LAYERS["a_global"]()):
+        watch = trained(lambda layer=layer: mlp(layer))[2]
+        assert watch.run.executor._attributes is None
+
+
+def test_the_reason_tells_that_captures_are_turned_off(monkeypatch):
+    monkeypatch.setenv("XPNET_CAPTURE", "0")
+    assert trained(mlp)[2].fallback_reason == "the environment variable XPNET_CAPTURE=0 turns captures off"
+
+
+@pytest.mark.parametrize(("replayed", "eager", "same"), [
+    (0.0, -0.0, False), (-0.0, -0.0, True), (np.nan, -np.nan, True), (1.0, np.nextafter(1.0, 2.0), False),
+])  # fmt: skip
+def test_a_replay_is_compared_with_the_eager_step_bit_by_bit(replayed, eager, same):
+    states = SimpleNamespace(copies={"a": np.array([eager, 2.0])}, arrays=lambda: {"a": np.array([replayed, 2.0])})
+    assert (captured_step._difference(states) is None) == same
+
+
 # Stops, copies, threads ----------------------------------------------------------------------------------------------
 
 
@@ -1545,3 +1590,107 @@ def test_ctrl_c_in_any_pass_leaves_the_model_trainable(monkeypatch, at):
     assert type(model.layers[0].weight.value) is np.ndarray
     model.fit(X, Y, epochs=2, batch_size=BATCH, verbose=0)
     assert np.isfinite(model.predict(X)).all()
+
+
+# What a trace leaves behind ------------------------------------------------------------------------------------------
+
+
+class OfAnotherLibrary:
+    """Looks like an array, and cannot be converted to one."""
+
+    shape, strides, dtype = (16,), (4,), "float32"
+
+    def __array__(self, *_, **__):
+        raise RuntimeError("cannot be converted")
+
+
+def test_a_trace_that_cannot_begin_leaves_no_trace(monkeypatch):
+    class Holding(Own):
+        def __init__(self):
+            self.table, self.tensor = np.ones(16, "float32"), OfAnotherLibrary()
+
+        def factor(self, x):
+            return self.xp.asarray(self.table)
+
+    holding = Holding()
+    model = xpnet.Sequential(mlp(holding)[0], (64,), backend="cpu", seed=3)
+    watch = Watch()
+    model.fit(X, Y, epochs=2, batch_size=BATCH, callbacks=[watch], verbose=0)
+    assert watch.fallback_reason == "RuntimeError: cannot be converted"
+    for thing in (model, *model.layers):
+        assert {"forward", "backward", "_run_forward", "_run_backward"}.isdisjoint(vars(thing))
+    assert type(holding.table) is np.ndarray and type(model.backend).__name__ == "CPUBackend"
+
+
+@dataclass
+class Spec:
+    """Has the attributes of an array, but is none."""
+
+    shape: tuple
+    dtype: str
+
+
+def test_an_object_with_a_shape_and_a_dtype_need_not_be_an_array(monkeypatch):
+    class Specified(Own):
+        def __init__(self):
+            self.spec = Spec((16,), "float32")
+
+        def factor(self, x):
+            return self.xp.ones(self.spec.shape, self.spec.dtype)
+
+    watch = compare(monkeypatch, lambda: mlp(Specified()))
+    assert watch.captured == 2 and watch.fallback_reason is None
+
+
+def test_a_backend_that_another_thread_gets_during_a_trace_stays_usable():
+    class Asking(Own):
+        def factor(self, x):
+            got = []
+            thread = threading.Thread(target=lambda: got.append(self.context.backend))
+            thread.start()
+            thread.join()
+            BACKENDS.put(got[0])
+            return 1.0
+
+    watch = trained(lambda: mlp(Asking()))[2]
+    assert watch.captured == 2, watch.fallback_reason
+    backends = [BACKENDS.get() for _ in range(BACKENDS.qsize())]
+    assert {type(backend).__name__ for backend in backends} == {"CPUBackend", "TracedCPU"}
+    for backend in backends:
+        assert backend.zeros((2,), "float32").tolist() == [0.0, 0.0]
+        assert backend.asarray([1, 2]).tolist() == [1, 2]
+
+
+BACKENDS = queue.SimpleQueue()  # not in a list, whose contents would be restored
+
+
+def test_attributes_are_never_missing_while_they_are_restored():
+    model = xpnet.Sequential(mlp()[0], (64,), backend="cpu", seed=3)
+    state = TrainingState(model.context, losses.SoftmaxCrossEntropy(), [], optimizers.SGD(0.1))
+    step = TrainingStep(model, state)
+    python, layer, missing = PythonState(step, Attributes(step, live=False)), model.layers[0], []
+    units = layer.units
+    vars(layer).update(units=None, extra=1)
+
+    def trace(frame, event, argument):
+        missing.append("units" not in vars(layer))
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        python.restore()
+    finally:
+        sys.settrace(before)
+    assert layer.units is units and "extra" not in vars(layer)
+    assert len(missing) > 10 and not any(missing)
+
+
+def test_beside_a_profiler_steps_with_custom_code_run_eagerly():
+    sys.setprofile(lambda *_: None)
+    try:
+        watches = [trained(make)[2] for make in (lambda: mlp(Own()), mlp)]
+    finally:
+        sys.setprofile(None)
+    assert watches[0].fallback_reason == "a profiler runs, so that side effects cannot be seen"
+    assert watches[0].captured == 0 and watches[1].captured == 2

@@ -1,10 +1,14 @@
 """explain_step and summary(batch_size=): the calls of a step, what they cost, and that the model stays as it was."""
 
+import queue
+import re
+
 import numpy as np
 import pytest
 
 import xpnet
 from xpnet import errors, layers, losses, optimizers
+from xpnet.training import explanation
 
 X, Y = np.random.default_rng(0).normal(size=(96, 6)).astype("float32"), np.arange(96) % 3
 
@@ -119,6 +123,133 @@ def test_a_model_that_runs_eagerly_says_why():
     assert model.summary(batch_size=4).endswith(
         "memory of a training step: not known, because the step reads values on the host"
     )
+
+
+class Own(layers.Layer):
+    """y = factor(x) · x. Subclasses say what the factor is."""
+
+    def forward(self, x):
+        self.work.factor = self.factor(x)
+        return x * self.work.factor
+
+    def backward(self, grad_y):
+        return grad_y * self.work.factor
+
+
+EXPLAIN = {
+    "explain_step": lambda model: xpnet.explain_step(model, 8),
+    "summary": lambda model: model.summary(batch_size=8),
+}
+
+
+@pytest.mark.parametrize("explain", EXPLAIN.values(), ids=EXPLAIN.keys())
+def test_no_backward_follows_an_explanation_whose_steps_have_overwritten_the_workspaces(explain):
+    model = net(layers.Dense(8), layers.Tanh(), layers.Dense(3))
+    model.forward(X[:8], training=True)
+    explain(model)
+    with pytest.raises(errors.StateError, match="backward needs a forward pass before it"):
+        model.backward(np.ones((8, 3), "float32"))
+
+
+@pytest.mark.parametrize("explain", EXPLAIN.values(), ids=EXPLAIN.keys())
+def test_the_noise_of_passes_by_hand_is_that_without_an_explanation(explain):
+    outputs = []
+    for between in (lambda _: None, explain):
+        model = mlp()
+        model.forward(X[:8], training=True)
+        between(model)
+        outputs.append(model.forward(X[:8], training=True))
+    np.testing.assert_array_equal(*outputs)
+
+
+def test_an_explanation_frees_its_memory():
+    model = mlp()
+    xpnet.explain_step(model, 4096)
+    assert not any(work.nbytes for layer in model.layers for work in layer._workspaces.values())
+
+
+def test_a_failure_while_calls_are_measured_leaves_the_model_as_it_was():
+    asked = queue.SimpleQueue()
+
+    def rate(step):
+        asked.put(step)
+        if asked.qsize() > 12:
+            raise KeyboardInterrupt
+        return 0.1
+
+    model = mlp()
+    before = model.state_dict()
+    with pytest.raises(KeyboardInterrupt):
+        xpnet.explain_step(model, 8, optimizer=optimizers.SGD(rate), times=True)
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
+def test_calls_are_measured_while_other_threads_wait(monkeypatch):
+    model, held = mlp(), []
+    measured = explanation._seconds
+
+    def seconds(plan, step):
+        held.append(model.context.guard.lock._is_owned())
+        return measured(plan, step)
+
+    monkeypatch.setattr(explanation, "_seconds", seconds)
+    xpnet.explain_step(model, 8, times=True)
+    assert held == [True]
+
+
+def test_an_explanation_undoes_what_custom_layers_change():
+    class Counting(Own):
+        count = 0
+
+        def factor(self, x):
+            self.count += 1
+            return 1.0
+
+    counting = Counting()
+    model = net(layers.Dense(4), counting, layers.Dense(3))
+    model.predict(X[:1])
+    before = counting.count
+    with pytest.raises(errors.CaptureError, match="each step changes the attribute 'count'"):
+        xpnet.explain_step(model, 8)
+    assert counting.count == before
+
+
+def test_an_error_of_any_kind_is_a_reason():
+    class Checking(Own):
+        def factor(self, x):
+            if type(x) is not np.ndarray:
+                raise TypeError("x is not an array of NumPy")
+            return 1.0
+
+    class Refusing(Own):
+        def factor(self, x):
+            if not self.backend.to_numpy(x).any():
+                raise ValueError("x is 0")
+            return 1.0
+
+    for layer, reason in ((Checking(), "TypeError: x is not an array"), (Refusing(), "ValueError: x is 0")):
+        model = net(layer, layers.Dense(3))
+        with pytest.raises(errors.CaptureError, match=f"^{reason}"):
+            xpnet.explain_step(model, 8)
+        line = model.summary(batch_size=8).splitlines()[-1]
+        assert re.match(f"memory of a training step: not known, because {reason}", line)
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_may_overflow_as_in_a_training():
+    class Dividing(Own):
+        def factor(self, x):
+            return self.xp.where(x != 0, abs(x) / x, 1.0).astype(x.dtype)
+
+    class Guarded(Dividing):
+        def factor(self, x):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return super().factor(x)
+
+    for layer in (Dividing(), Guarded()):
+        calls = xpnet.explain_step(net(layer, layers.Dense(3)), 8).replayed
+        assert any(call.place == f"0 {type(layer).__name__}.forward" for call in calls)
 
 
 @pytest.mark.parametrize("batch_size", [0, -3, 2.5, "32", None])

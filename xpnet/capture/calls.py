@@ -1,8 +1,8 @@
-"""Call: one call of a step, and what is asked of its arguments and arrays."""
+"""Call: one call of a step; and functions that inspect its arguments and arrays."""
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +62,11 @@ def same_view(a: Array, b: Array) -> bool:
     return bool(address_of(a) == address_of(b) and a.shape == b.shape and a.strides == b.strides and a.dtype == b.dtype)
 
 
+def position_of(calls: Sequence[Call], call: Call) -> int:
+    """The index of a call in a list, where equal calls are not the same."""
+    return next(i for i, other in enumerate(calls) if other is call)
+
+
 def mapped(function: Callable[[Any], Any], value: Any) -> Any:
     """A value with function(item) in place of each item of the lists, tuples and dictionaries in it."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -114,6 +119,7 @@ def _function_signature(function: Any) -> inspect.Signature:
 
 @functools.lru_cache(256)
 def has_out(function: Any) -> bool:
+    """Whether a function has the parameter `out`."""
     try:
         return "out" in signature_of(function).parameters
     except (TypeError, ValueError):

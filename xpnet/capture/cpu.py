@@ -7,7 +7,7 @@ from typing import Any
 
 from xpnet.backends import Array, Backend, DType
 from xpnet.backends.cpu.operators import CPUOperators
-from xpnet.backends.step_numbers import StepNumber, of_step
+from xpnet.backends.step_numbers import StepNumber
 from xpnet.capture.array_module import TracedModule
 from xpnet.capture.calls import Call
 from xpnet.capture.device import TracedDevice, operators_of
@@ -66,10 +66,6 @@ class TracedCPU(TracedDevice, CPUOperators):
 
     def count_pairs(self, a: Array, b: Array, shape: tuple[int, int], weights: Array | None) -> Array:
         return self.trace.operator(self.real.count_pairs, (a, b, shape, weights), {})
-
-    def fused_update(self, name: str, runs: Any, vectors: Sequence[Array], numbers: Sequence[Any]) -> bool:
-        number = vectors[0].dtype.type
-        return super().fused_update(name, runs, vectors, [of_step(number, n) for n in numbers])
 
 
 class _TracedLoops:

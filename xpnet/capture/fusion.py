@@ -9,6 +9,7 @@ from typing import Any
 
 from xpnet.backends import Array
 from xpnet.capture.calls import Call, address_of, given_by_name, is_array, same_view
+from xpnet.capture.calls import position_of as _position
 from xpnet.capture.passes import Memory
 
 _LARGE = 2**16  # elements: for fewer, all kernels take the same time
@@ -579,7 +580,7 @@ def _elementwise(call: Call, operators: dict[Any, Any]) -> Call | None:
     return _in_place_of(call, Call(operator, (*terms, out), reads=tuple(terms), writes=(out,)))
 
 
-# What passes ask of calls and arrays ---------------------------------------------------------------------------------
+# Properties of calls and arrays ---------------------------------------------------------------------------------------
 
 
 def _next(calls: Sequence[Call], call: Call, wanted: Any) -> Call | None:
@@ -616,10 +617,6 @@ def _without(piece: tuple[int, int], first: int, end: int) -> list[tuple[int, in
     """What is left of a range without another one."""
     start, stop = piece
     return [part for part in ((start, min(stop, first)), (max(start, end), stop)) if part[0] < part[1]]
-
-
-def _position(calls: Sequence[Call], call: Call) -> int:
-    return next(i for i, other in enumerate(calls) if other is call)
 
 
 def _movable(calls: Sequence[Call], first: Call, others: Sequence[Call], memory: Memory) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy
 
 from xpnet.backends import Array
-from xpnet.capture.calls import Call, same_view
+from xpnet.capture.calls import Call, position_of, same_view
 from xpnet.capture.passes import Memory
 from xpnet.capture.program import every_call
 
@@ -58,7 +58,7 @@ def _with_whole_loss(calls: list[Call], memory: Memory, loops: Any) -> list[Call
     if parts is not None:
         total, count, addition = parts
         loss_sum, correct = total.args[3], addition.args[0]
-        between = rest[: _position(rest, addition)]
+        between = rest[: position_of(rest, addition)]
         moved = [call for call in between if call is not total and call is not count]
         if not any(
             any(memory.writes(call, a) for a in (logits, labels, losses))
@@ -103,10 +103,6 @@ def _sum_and_count(calls: list[Call], logits: Array, labels: Array, losses: Arra
                 uses = [other for other in calls if any(x is b for x in (*other.reads, *other.writes))]
                 return (total, count, call) if len(uses) == 2 else None
     return None
-
-
-def _position(calls: list[Call], call: Call) -> int:
-    return next(i for i, other in enumerate(calls) if other is call)
 
 
 def _loss_and_sums(

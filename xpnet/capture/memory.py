@@ -14,7 +14,10 @@ _ALIGNMENT = 64  # bytes
 
 @dataclass
 class Block:
-    """Memory of one owner: `size` bytes from its byte `start` on.  users: the calls that use it, in their order."""
+    """Memory of one owner: `size` bytes from its byte `start` on.
+
+    owner: the id of the owner.  users: the positions of the calls that use it, in ascending order.
+    """
 
     owner: int
     start: int

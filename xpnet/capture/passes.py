@@ -11,7 +11,7 @@ import numpy
 
 from xpnet.backends import Array
 from xpnet.backends.step_numbers import StepNumber
-from xpnet.capture.calls import Call, address_of, is_array, mapped, memory_of, same_view
+from xpnet.capture.calls import Call, address_of, is_array, mapped, memory_of, position_of, same_view
 from xpnet.capture.program import Cell, Load
 from xpnet.capture.trace import Trace
 
@@ -73,7 +73,7 @@ class Memory:
         return self.extent(array)[1] in self._temporary
 
     def hold(self, call: Call) -> None:
-        """Keep what this call has written, since it is not made again."""
+        """Mark what this call has written as constant: the call is not replayed, so its results must be kept."""
         self._constant.update(self.extent(a)[1] for a in call.writes)
 
     def reusable(self, array: Array) -> bool:
@@ -81,6 +81,7 @@ class Memory:
         return self.temporary(array) and self.extent(array)[1] not in self._constant
 
     def touches(self, call: Call, array: Array) -> bool:
+        """Whether a call reads or writes elements of this array."""
         return call.opaque or any(self.overlap(a, array) for a in _arrays(call))
 
     def depend(self, a: Call, b: Call) -> bool:
@@ -92,6 +93,7 @@ class Memory:
         )
 
     def writes(self, call: Call, array: Array) -> bool:
+        """Whether a call writes elements of this array."""
         return call.opaque or any(self.overlap(a, array) for a in call.writes)
 
 
@@ -202,7 +204,7 @@ def without_copies(calls: list[Call], memory: Memory) -> list[Call]:
         if len(others) != 1 or not _makes(others[0], source):
             continue
         (maker,), target = others, copy.args[0]
-        first, last = _position(calls, maker), _position(calls, copy)
+        first, last = position_of(calls, maker), position_of(calls, copy)
         if first > last or not _can_write(maker, source, target, memory):
             continue
         if any(memory.touches(call, target) for call in calls[first + 1 : last]):
@@ -212,10 +214,6 @@ def without_copies(calls: list[Call], memory: Memory) -> list[Call]:
         for owner in {memory.owner(a) for a in _arrays(calls[first])}:
             users[owner] = [c for c in users[owner] if c is not copy and c is not maker] + [calls[first]]
     return calls
-
-
-def _position(calls: list[Call], call: Call) -> int:
-    return next(i for i, other in enumerate(calls) if other is call)
 
 
 def _copied(call: Call, memory: Memory) -> Array | None:
@@ -332,7 +330,7 @@ def _columns(call: Call) -> list[Call] | None:
     columns, out = a.T, target.reshape(-1)
     if not numpy.shares_memory(out, target):
         return None
-    # A sum starts from 0, which makes -0 to 0.
+    # A sum starts from 0, which turns -0 into 0.
     first: Any = numpy.zeros((), a.dtype) if ufunc is numpy.add else columns[1]
     pairs = [(columns[0], first), *((out, column) for column in columns[1 if ufunc is numpy.add else 2 :])]
     return [
@@ -387,10 +385,11 @@ def _array_numbers(call: Call) -> Call:
     return replace(call, args=(*given, *call.args[call.function.nin :]))
 
 
-# What passes ask of calls and arrays ---------------------------------------------------------------------------------
+# Properties of calls and arrays --------------------------------------------------------------------------------------
 
 
 def has_numbers(call: Call) -> bool:
+    """Whether an argument changes from step to step."""
     return any(isinstance(a, StepNumber) for a in call.args)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy
 
-from xpnet.backends import Array
 from xpnet.backends.step_numbers import StepNumber
 from xpnet.capture.calls import Call
 
@@ -23,7 +22,10 @@ class Cell:
 
 
 class Load:
-    """Loads `count` rows of one of the INPUTS, from row `first` of the step on, into an array."""
+    """Loads `count` rows of one of the INPUTS, from row `first` of the step on, into an array.
+
+    whole: whether these are all rows of the step.
+    """
 
     def __init__(self, name: str, first: int, count: int, whole: bool) -> None:
         self.name, self.first, self.count, self.whole = name, first, count, whole
@@ -149,8 +151,3 @@ class _Source:
         name = self._known[key] = f"s{len(self._known)}"
         self.numbers.append(f" {name} = {text}")
         return name
-
-
-def arrays_of(calls: Iterable[Call]) -> list[Array]:
-    """Every array that these calls read or write."""
-    return [a for call in every_call(calls) for a in (*call.reads, *call.writes)]

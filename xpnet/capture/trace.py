@@ -113,6 +113,7 @@ class Trace:
             self._operator, self._place = before
 
     def record(self, call: Call) -> None:
+        """Append a call, with its operator and place. Raises CaptureError if NumPy's handling of errors was changed."""
         if numpy.geterr() != self._errors:
             raise CaptureError("the step changes how NumPy handles floating-point errors")
         call.operator, call.place = self._operator, self._place

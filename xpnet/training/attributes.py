@@ -1,6 +1,6 @@
-"""Attributes: what a captured step takes for granted of the model, the loss, the optimizer and the metrics.
+"""Attributes: what a captured step depends on: the model, the loss, the optimizer and the metrics.
 
-Code of users may compute with whatever it can reach: attributes and what is in them, class attributes, variables of
+User code may compute with whatever it can reach: attributes and what is in them, class attributes, variables of
 enclosing functions, and globals. `Reached` finds these, tells whether they were changed, and changes them back.
 """
 
@@ -24,6 +24,7 @@ from typing import Any
 import numpy
 
 from xpnet.backends import Backend
+from xpnet.capture.calls import is_array
 from xpnet.config import is_custom
 from xpnet.errors import CaptureError
 from xpnet.training.audit import every_layer
@@ -43,7 +44,7 @@ _replaced: "weakref.WeakKeyDictionary[TrainingStep, set[tuple[int, str]]]" = wea
 class Attributes:
     """The attributes of everything that takes part in a step, as they were at one time.
 
-    live: whether to leave out what a replay asks anew: schedules, and an optimizer of the user's.  arrays: whether to
+    live: whether to leave out what each replay reads anew: schedules, and a custom optimizer.  arrays: whether to
     compare attributes that are arrays, by identity: what is in them is read anew in each replay.  traced: as in
     `Reached`.
     """
@@ -84,7 +85,7 @@ class Attributes:
             value = _untraced(attribute)
             if name in self._ignored or (value is None and name in _METHODS):
                 continue
-            if is_array(value) and not (compared and (id(thing), name) not in self._replaced):
+            if holds_array(value) and not (compared and (id(thing), name) not in self._replaced):
                 continue
             yield name, value
 
@@ -313,11 +314,16 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(isinstance(a, bool | int | float | str | numpy.generic) and repr(a) == repr(b))
 
 
-def is_array(value: Any) -> bool:
+def holds_array(value: Any) -> bool:
     """Whether this is an array or a number of the array module, or a list, tuple or dictionary with one in it."""
     items: Iterable[Any] = [value]
     if isinstance(value, list | tuple):
         items = value
     elif isinstance(value, dict):
         items = value.values()
-    return any(hasattr(item, "dtype") and hasattr(item, "shape") for item in items)
+    return any(map(is_array_or_number, items))
+
+
+def is_array_or_number(value: Any) -> bool:
+    """Whether this is an array or a number of the array module."""
+    return is_array(value) or isinstance(value, numpy.generic)

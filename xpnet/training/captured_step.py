@@ -32,7 +32,7 @@ _FEW_STEPS = 50  # on the CPU, capturing takes longer than so few replays of a s
 _MIN_STEPS = 3  # of a kind in a run on a GPU: with fewer, capturing them never pays
 _MAX_KINDS = 8  # of a run: one for each kind of step, and each holds memory
 _MAX_UNUSED = 4  # captured steps that were never replayed, because attributes keep changing
-_CHECKED_EVERY = 100  # replays: so often attributes are checked if only other threads can change them
+_CHECKED_EVERY = 100  # replays between two checks of the attributes, if only other threads can change them
 #: By precision: how much two steps may differ, as a part of the largest change that a step makes; and the rounding
 #: error of a gradient, as a part of its largest element.
 _TOLERANCES = {"float32": (1e-3, 1e-6), "tf32": (1e-2, 1e-3), "bfloat16": (5e-2, 1e-2), "float16": (5e-2, 1e-2)}
@@ -60,11 +60,11 @@ class StepsToCome(NamedTuple):
     rows: int
 
     def of(self, rows: int) -> int:
-        """How many steps with this number of rows are left, about."""
+        """About how many steps with this number of rows are left."""
         return self.epochs * self._in_an_epoch(rows)
 
     def in_all(self, rows: int) -> int:
-        """How many steps with this number of rows the whole run has, about."""
+        """About how many steps with this number of rows the whole run has."""
         return self.all_epochs * self._in_an_epoch(rows)
 
     def _in_an_epoch(self, rows: int) -> int:
@@ -78,7 +78,9 @@ class StepExecutor:
     """
 
     def __init__(self, step: TrainingStep, streaming: bool, user_code: bool = False) -> None:
-        """user_code: whether code that is not part of xpnet runs after each step, and may change anything.
+        """step: what to run.  streaming: whether the dataset is a stream.
+
+        user_code: whether code that is not part of xpnet runs after each step, and may change anything.
 
         Where the dataset changes, as in a stream, everything is checked anyway.
         """
@@ -87,7 +89,7 @@ class StepExecutor:
         backend, model = step.model.backend, step.model
         single = model.context.group.size == 1
         self._capture = backend.graph_capture() if single else None
-        self._on_cpu = single and backend.replays_calls and os.environ.get("XPNET_CAPTURE") != "0"
+        self._on_cpu = single and backend.replays_calls and not _is_turned_off()
         region = model.execution_context() if self._on_cpu else None  # outside of any other
         self._region = None if isinstance(region, nullcontext) else region
         self._kinds: dict[tuple[Any, ...], ReplayedStep | GraphStep | int] = {}  # or how many steps ran eagerly
@@ -99,6 +101,8 @@ class StepExecutor:
         own = [metric for metric in step.state.metrics if not metric.starts_from_zeros]
         if not single:
             self.fallback_reason = "several ranks sum their gradients"
+        elif self._capture is None and _is_turned_off():
+            self.fallback_reason = "the environment variable XPNET_CAPTURE=0 turns captures off"
         elif self._capture is None and not self._on_cpu:
             self.fallback_reason = "this device does not capture steps"
         elif own:
@@ -121,8 +125,7 @@ class StepExecutor:
     def close(self) -> None:
         """Free the memory of all captured steps: the run is over."""
         self._captured = self.captured
-        self._kinds.clear()
-        self._ready.clear()
+        self._drop()
 
     def __call__(self, data: StepData, metrics: EpochMetrics) -> None:
         """Train on these samples, and add to these metrics."""
@@ -143,6 +146,10 @@ class StepExecutor:
         if self.fallback_reason is not None:
             self._run_eagerly(data, metrics)
             return
+        if self._streaming:
+            for kind in self._kinds.values():
+                if not isinstance(kind, int):
+                    kind.keep_only(data.dataset)
         metrics.reserve(data.batch_count)  # a graph writes into the array that it was captured with
         with self._step.model.execution_context():
             # A device that is left capturing, or a step that is undone in part, cannot be used.
@@ -196,7 +203,7 @@ class StepExecutor:
             self._kinds[kind] = ReplayedStep(self._step, data, metrics, self._streaming)
             self._attributes = Attributes(self._step)
         except Exception as error:  # of a user's layer
-            self._fall_back(_reason(error))
+            self._fall_back(reason_of(error))
 
     def _captured_on_gpu(self, kind: tuple[Any, ...], data: StepData, metrics: EpochMetrics) -> GraphStep | None:
         """A step of this kind that `launch` will capture; None if capturing it does not pay."""
@@ -207,9 +214,7 @@ class StepExecutor:
 
     def _forget(self, changed: str) -> None:
         """Drop all captured steps, which were captured before this attribute was changed."""
-        self._kinds.clear()
-        self._ready.clear()
-        self._attributes = None
+        self._drop()
         self._unused += 1
         if self._unused > _MAX_UNUSED:
             self._fall_back(f"{changed} keeps changing between steps")
@@ -230,20 +235,29 @@ class StepExecutor:
             if captured.comparisons == 0:
                 self._attributes = Attributes(step)
         except Exception as error:  # of the device, of CuPy or of a user's layer
-            reason = _reason(error)
+            reason = reason_of(error)
         step.model.context.begin_step(number)  # for passes in callbacks, since the capture was a step too
         captured.comparisons += 1
         if reason is not None:
             states.restore()
             self._fall_back(reason)
 
-    def _fall_back(self, reason: str) -> None:
+    def _drop(self) -> None:
+        """Forget all captured steps, and the attributes with which they were captured."""
         self._kinds.clear()
         self._ready.clear()
+        self._attributes = None
+
+    def _fall_back(self, reason: str) -> None:
+        self._drop()
         self.fallback_reason = reason
         if self._capture is not None or reason not in _told:
             _told.add(reason)
             _warn(reason)
+
+
+def _is_turned_off() -> bool:
+    return os.environ.get("XPNET_CAPTURE") == "0"
 
 
 def _warn(reason: str) -> None:
@@ -254,10 +268,13 @@ _told: set[str] = set()  # reasons on the CPU, where an eager step costs little:
 
 
 def _difference(states: Snapshot) -> str | None:
-    """A sentence if the arrays differ in a single bit from their copies, after the eager step, else None."""
+    """A sentence if the arrays differ in a single bit from their copies, after the eager step, else None.
+
+    Only the bits of a NaN may differ.
+    """
     for name, array in states.arrays().items():
-        eager = states.copies[name]
-        if not bool(((array == eager) | ((array != array) & (eager != eager))).all()):
+        eager, bits = states.copies[name], f"u{array.itemsize}"
+        if not bool(((array.view(bits) == eager.view(bits)) | ((array != array) & (eager != eager))).all()):
             return f"the replay and the eager step differ in {name}"
     return None
 
@@ -296,7 +313,8 @@ def _disagreement(step: TrainingStep, states: Snapshot, scales: dict[str, tuple[
     return None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a step that raises this error cannot be captured."""
     if isinstance(error, CaptureError):
         return str(error)
     text = f"{type(error).__name__}: {error}"

@@ -17,12 +17,14 @@ from xpnet.layers.containers import Sequential
 from xpnet.layers.context import Workspace
 from xpnet.losses import Loss
 from xpnet.training.arguments import choose_loss_and_metrics
+from xpnet.training.captured_step import reason_of
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.graph_step import listed_step
-from xpnet.training.replayed_step import PlannedStep, planned_step
+from xpnet.training.replayed_step import PlannedStep, free_workspaces, planned_step
+from xpnet.training.side_effects import unchanged_python
 from xpnet.training.snapshots import snapshot
 from xpnet.training.state import TrainingState
-from xpnet.training.step import TrainingStep
+from xpnet.training.step import TrainingStep, ignoring_float_errors
 
 _TIMED_REPLAYS = 30
 _PRODUCTS = ("matmul", "dot")
@@ -66,7 +68,7 @@ def explain(
     plan, step = _planned(model, batch_size, loss, metrics, optimizer)
     if times and not model.backend.replays_calls:
         raise ArgumentError("explain_step: times are measured on the CPU only; for a GPU see benchmarks.profile.")
-    seconds = _seconds(plan, step) if times else [None] * len(plan.calls)
+    seconds = model.context.exclusively(_seconds, plan, step) if times else [None] * len(plan.calls)
     recorded = [_explained(call, None) for call in plan.trace.calls]
     replayed = [_explained(call, s) for call, s in zip(plan.calls, seconds, strict=True)]
     text = f"{_table('Recorded', recorded)}\n\n{_table('Replayed', replayed)}\n\n{_memory_text(plan, model)}"
@@ -104,19 +106,20 @@ def _trace(
     model: Sequential, batch_size: int, loss: Any, metrics: list[Any], optimizer: Any
 ) -> tuple[PlannedStep, TrainingStep]:
     context, backend = model.context, model.backend
-    with _unchanged(context):
+    with _unchanged(model):
         state = TrainingState(context, loss, metrics, optimizer)
         step = TrainingStep(model, state)
         data = _zeros(model, loss, batch_size)
         sums, epoch = backend.zeros((3, 1), "float64"), EpochMetrics(model, metrics, 1)
-        before = snapshot(step, epoch)
-        with model.execution_context():
+        with _undone(step, epoch):
             try:
                 step(data.batches(), data.total_weight(), epoch.add)  # makes the sums of the metrics
                 data = data._replace(work=Workspace(context))  # without buffers
                 plan = (planned_step if backend.replays_calls else listed_step)(step, data, epoch, sums, fixed=True)
-            finally:
-                before.restore()
+            except CaptureError:
+                raise
+            except Exception as error:  # of a user's layer, on zeros or on traced arrays
+                raise CaptureError(reason_of(error)) from error
     return plan, step
 
 
@@ -134,26 +137,40 @@ def _zeros(model: Sequential, loss: Any, batch_size: int) -> StepData:
 
 
 @contextlib.contextmanager
-def _unchanged(context: Any) -> Iterator[None]:
-    """A context after which the numbers and modes of the passes are as before."""
-    before = {name: value for name, value in vars(context).items() if isinstance(value, bool | int)}
+def _unchanged(model: Sequential) -> Iterator[None]:
+    """A context after which the numbers and modes of the passes are as before.
+
+    No `backward` may follow, since the workspaces are overwritten. They are freed.
+    """
+    numbers = {name: value for name, value in vars(model.context).items() if isinstance(value, bool | int)}
     try:
         yield
     finally:
-        vars(context).update(before)
+        vars(model.context).update(numbers)
+        free_workspaces(model)
+
+
+@contextlib.contextmanager
+def _undone(step: TrainingStep, metrics: EpochMetrics) -> Iterator[None]:
+    """A context in which a step runs, and after which all that it has changed is as before."""
+    before = snapshot(step, metrics)
+    try:
+        with unchanged_python(step), ignoring_float_errors(), step.model.execution_context():
+            yield
+    finally:
+        before.restore()
 
 
 def _seconds(plan: PlannedStep, step: TrainingStep) -> list[float]:
     """The median time of each call. The calls change the model, which is put back."""
     functions = [compiled([call]) for call in plan.calls]
-    before, times = snapshot(step, plan.metrics), [list[float]() for _ in functions]
-    with step.model.execution_context():
+    times = [list[float]() for _ in functions]
+    with _undone(step, plan.metrics):
         for _ in range(_TIMED_REPLAYS):
             for function, taken in zip(functions, times, strict=True):
                 start = time.perf_counter()
                 function(0, plan.rows, *plan.loaders)
                 taken.append(time.perf_counter() - start)
-    before.restore()
     return [statistics.median(taken) for taken in times]
 
 

@@ -50,7 +50,8 @@ class GraphStep:
         self._graph_data = _copy(dataset) if streaming else dataset
         self._metric_arrays = metrics.arrays
         self._known_optimizer, self._rates = is_known(step.state.optimizer), _UNSET
-        self._loaded, self._order = dataset, _UNSET
+        self._loaded: Dataset | None = dataset  # the latest samples
+        self._order: Any = _UNSET
         self.calls: CallList | None = None
         self._graph: Any = None
 
@@ -140,6 +141,11 @@ class GraphStep:
         room = sums.shape[1] - metrics.batches >= data.batch_count
         return data.dataset is self._loaded and sums is self._metric_arrays["losses"] and room
 
+    def keep_only(self, dataset: Dataset) -> None:
+        """Let go of the latest samples, unless they are from this dataset: windows of a stream are large."""
+        if self._loaded is not dataset:
+            self._loaded, self._order = None, _UNSET
+
     def replay(self, data: StepData, metrics: EpochMetrics) -> None:
         self.launch(data, self._step.state.step, metrics.batches, metrics)
         state, context = self._step.state, self._step.model.context
@@ -175,8 +181,7 @@ class GraphStep:
 def listed_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, sums: Array, fixed: bool) -> PlannedStep:
     """As `planned_step`, on a GPU."""
     trace = traced_step(step, data, metrics, sums, fixed)
-    calls, state = CallList(trace, step.model.backend), step.state.optimizer_state
-    slots = sum(vector.nbytes for vector in (*state.slots.values(), state.scratch))
+    calls, slots = CallList(trace, step.model.backend), step.state.optimizer_state.nbytes
     return PlannedStep(
         trace, calls.calls, calls.arena.nbytes, calls.temporary_bytes, slots, metrics, rows=None, loaders=[]
     )

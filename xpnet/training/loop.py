@@ -8,8 +8,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import numpy
-
 from xpnet import optimizers
 from xpnet.backends import Array
 from xpnet.callbacks import Callback
@@ -30,7 +28,7 @@ from xpnet.training.evaluation import evaluate
 from xpnet.training.resuming import Rollback, refuse_unequal_settings
 from xpnet.training.run import INTERRUPTED, Run
 from xpnet.training.state import TrainingState
-from xpnet.training.step import TrainingStep
+from xpnet.training.step import TrainingStep, ignoring_float_errors
 
 _log = logging.getLogger(__name__)
 
@@ -117,7 +115,7 @@ def _train(
     """The epochs of a run, and what callbacks do before and after them. `accepted` is called before the first epoch."""
     model, callbacks, begun = run.model, run.callbacks, list[Callback]()
     model.history = run.history
-    with _ignoring_float_errors(), model.backend.on_compile(functools.partial(_call_on_compile, callbacks)):
+    with ignoring_float_errors(), model.backend.on_compile(functools.partial(_call_on_compile, callbacks)):
         try:
             _attach(run)
             for callback, state in states or [(callback, None) for callback in callbacks]:
@@ -226,7 +224,7 @@ def train_on_batch(model: Sequential, state: TrainingState, dataset: Dataset) ->
     total = len(dataset) if dataset.weights is None else total_weight(model.backend.xp, dataset.weights)
     batches = dataset.batches(Workspace(model.context), len(dataset))
     step, before = TrainingStep(model, state), [buffer.value.copy() for buffer in model.context.store.buffers]
-    with _ignoring_float_errors(), model.execution_context(), audited_step(step):
+    with ignoring_float_errors(), model.execution_context(), audited_step(step):
         try:
             step.gradients(batches, total, metrics.add)
             logs = metrics.result(as_sum=step.loss.reduction == "sum")
@@ -260,7 +258,7 @@ def apply_gradients(model: Sequential, begin: Callable[[], TrainingState]) -> No
                 f"the gradient of {p.name} contains NaN or infinity, so nothing was updated: scale the inputs, or "
                 "start afresh with a lower learning rate."
             )
-    with _ignoring_float_errors(), model.execution_context():
+    with ignoring_float_errors(), model.execution_context():
         grads, state = store.grads.copy(), begin()
         model.context.begin_step(state.step)  # with it, the noise of the next pass is that of the next step
         try:
@@ -317,8 +315,3 @@ def _first_non_finite_buffer(model: Sequential) -> str | None:
     """The name of a buffer, such as a running variance, that contains NaN or infinity. Reads the device."""
     isfinite = model.backend.xp.isfinite
     return next((b.name for b in model.context.store.buffers if not bool(isfinite(b.value).all())), None)
-
-
-def _ignoring_float_errors() -> numpy.errstate:
-    """No warnings of overflow, as on a GPU: the loss is checked instead."""
-    return numpy.errstate(over="ignore", invalid="ignore", divide="ignore")

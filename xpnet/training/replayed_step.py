@@ -36,6 +36,7 @@ class PlannedStep:
 
     trace: with the recorded calls.  calls: those after all passes.  shared_bytes: of the memory of temporary arrays.
     temporary_bytes: the same without sharing.  slot_bytes: of the vectors that the optimizer keeps.
+    metrics: those that the step adds to.  rows: the rows of the traced step.  loaders: see `program.compiled`.
     """
 
     trace: Trace
@@ -55,7 +56,6 @@ def planned_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, sums
     Raises CaptureError, or an error of the user's code, if the step cannot be traced.
     """
     backend: Any = step.model.backend
-    state = step.state.optimizer_state
     trace = traced_step(step, data, metrics, sums, fixed)
     memory = Memory(trace)
     calls, loops = simplified(trace.calls, memory), backend.loops(())
@@ -69,7 +69,7 @@ def planned_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, sums
         for_numpy(plan.applied(calls, functools.partial(_view, shared))),
         plan.size,
         plan.unshared,
-        sum(vector.nbytes for vector in (*state.slots.values(), state.scratch)),
+        step.state.optimizer_state.nbytes,
         metrics,
         place if data.order is None else data.order[place],
         loaders_of(backend, data.dataset, data.order is not None),
@@ -98,14 +98,15 @@ class ReplayedStep:
         self._sums = step.model.backend.zeros((3, data.batch_count), "float64")
         self._metric_arrays = {name: a for name, a in metrics.arrays.items() if name != "losses"}
         before = snapshot(step, metrics)
-        if not any(is_custom(type(thing)) for thing in things_of(step)):  # others might use what a step before kept
-            free_workspaces(step.model)  # the traced step has its own
+        # The traced step has its own workspaces, but custom code may use what an earlier step kept.
+        if not any(is_custom(type(thing)) for thing in things_of(step)):
+            free_workspaces(step.model)
         try:
             plan = planned_step(step, data, metrics, self._sums, fixed=not streaming)
         finally:
             before.restore()
         self._program = compiled(plan.calls)
-        self.dataset: Dataset = data.dataset
+        self._dataset: Dataset | None = data.dataset
         self._loaders = plan.loaders
         plan.trace.release()
 
@@ -116,7 +117,12 @@ class ReplayedStep:
 
     def is_ready(self, data: StepData, metrics: EpochMetrics) -> bool:
         """Whether these samples are from the same dataset as those before."""
-        return data.dataset is self.dataset
+        return data.dataset is self._dataset
+
+    def keep_only(self, dataset: Dataset) -> None:
+        """Let go of the latest samples, unless they are from this dataset: windows of a stream are large."""
+        if self._dataset is not dataset:
+            self._dataset, self._loaders = None, []
 
     def launch(self, data: StepData, number: int, column: int, metrics: EpochMetrics) -> None:
         """Make the calls of step `number`, whose sums go into this column of the metrics, without counting it."""
@@ -136,8 +142,8 @@ class ReplayedStep:
         metrics.add_replayed(self._sums, self._batch_sizes, self._weighted)
 
     def _compute(self, data: StepData, number: int) -> None:
-        if data.dataset is not self.dataset:
-            self.dataset, self._loaders = data.dataset, loaders_of(self._backend, data.dataset, data.order is not None)
+        if data.dataset is not self._dataset:
+            self._dataset, self._loaders = data.dataset, loaders_of(self._backend, data.dataset, data.order is not None)
         order, place = data.order, slice(data.start, data.start + self._rows)
         self._context.begin_step(number)
         self._program(number, place if order is None else order[place], *self._loaders)
@@ -153,7 +159,7 @@ def is_known(optimizer: Optimizer) -> bool:
 def free_workspaces(model: Sequential) -> None:
     """Free what the layers keep from a training step, which a replay does not use.
 
-    Layers of users keep it, since they may use it in a later step, though they should not.
+    Custom layers keep it, since they may use it in a later step, though they should not.
     """
     context, freed = model.context, 0
     for layer in every_layer(model):

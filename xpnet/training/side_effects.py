@@ -15,7 +15,7 @@ from xpnet.capture.calls import memory_of
 from xpnet.capture.program import every_call
 from xpnet.capture.trace import SideEffectError, Trace, TracedArray
 from xpnet.layers.context import Workspace
-from xpnet.training.attributes import Attributes, is_array, things_of
+from xpnet.training.attributes import Attributes, holds_array, is_array_or_number, things_of
 from xpnet.training.step import TrainingStep
 
 
@@ -34,8 +34,10 @@ class PythonState:
     def restore(self) -> None:
         """Undo the changes."""
         for thing, own in self._things:
-            vars(thing).clear()
-            vars(thing).update(own)
+            now = vars(thing)
+            now.update(own)  # without a moment in which they are missing, since other threads may read them
+            for name in now.keys() - own.keys():
+                del now[name]
         self._reached.restore()
         _set_randomness(self._randomness)
 
@@ -53,16 +55,19 @@ def unchanged_python(step: TrainingStep) -> Iterator[None]:
 
 @contextlib.contextmanager
 def refusing_the_outside(things: Sequence[Any]) -> Iterator[None]:
-    """A context that raises CaptureError at its end if user code has printed, used files or read the clock.
+    """A context that raises SideEffectError at its end if user code has printed, used files or read the clock.
 
-    things: whose code is watched, and Python's own modules where it calls them; not what garbage collection calls.
+    things: the objects whose code is watched, with the functions of Python's standard library that it calls.
     """
+    if sys.getprofile() is not None:
+        raise SideEffectError("a profiler runs, so that side effects cannot be seen")
     packages, found = {type(thing).__module__.partition(".")[0] for thing in things}, list[str]()
+    standard = sys.stdlib_module_names - packages
 
     def watch(frame: Any, event: str, function: Any) -> None:
         if event != "c_call":
             return
-        while frame is not None and _package(frame) in sys.stdlib_module_names - packages:
+        while frame is not None and _package(frame) in standard:
             frame = frame.f_back
         if frame is not None and _package(frame) in packages:
             owner = getattr(function, "__self__", None)
@@ -71,14 +76,11 @@ def refusing_the_outside(things: Sequence[Any]) -> Iterator[None]:
             if function in _OUTSIDE or not _OUTSIDE_MODULES.isdisjoint(modules):
                 found.append(function.__name__)
 
-    before = sys.getprofile()
-    if before is None:
-        sys.setprofile(watch)
+    sys.setprofile(watch)
     try:
         yield
     finally:
-        if before is None:
-            sys.setprofile(None)
+        sys.setprofile(None)
     if found:
         raise SideEffectError(f"each step calls {found[0]}, which a replay would not do")
 
@@ -105,7 +107,7 @@ def _set_randomness(states: tuple[Any, ...]) -> None:
 
 
 class OneStepWorkspace(Workspace):
-    """The workspace of a layer of users, which must not use what an earlier step kept in it."""
+    """The workspace of a custom layer, which must not use what an earlier step kept in it."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -114,7 +116,7 @@ class OneStepWorkspace(Workspace):
 
 
 class KeptArrays:
-    """The arrays that things of users keep as attributes, or in lists, tuples and dictionaries there.
+    """The arrays that custom layers, losses and metrics keep as attributes, or in lists, tuples and dictionaries there.
 
     They are traced, and the step must not write into them.
     """
@@ -124,7 +126,7 @@ class KeptArrays:
         self._kept: list[tuple[Any, str, Any, list[Any], list[TracedArray]]] = []
         for thing in things:
             for name, value in vars(thing).items():
-                if name != "_workspaces" and is_array(value):
+                if name != "_workspaces" and holds_array(value):
                     wrapped: list[TracedArray] = []
                     vars(thing)[name] = traced = self._wrapped(value, wrapped)
                     self._kept.append((thing, name, traced, _contents(traced), wrapped))
@@ -134,7 +136,7 @@ class KeptArrays:
             return type(value)(self._wrapped(item, found) for item in value)
         if type(value) is dict:
             return {name: self._wrapped(item, found) for name, item in value.items()}
-        if not hasattr(value, "dtype") or isinstance(value, TracedArray):
+        if isinstance(value, TracedArray) or not is_array_or_number(value):
             return value
         found.append(self._trace.wrap(self._trace.xp.asarray(value)))
         return found[-1]

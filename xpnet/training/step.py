@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+import numpy
+
 from xpnet.backends import Array
 from xpnet.data.dataset import Batch
 from xpnet.layers.containers import Sequential
@@ -108,3 +110,8 @@ def weighted_gradient(loss: Loss, grad: Array, batch: Batch, total: Any) -> Arra
     elif loss.reduction != "sum":
         grad *= 1.0 / total
     return grad
+
+
+def ignoring_float_errors() -> numpy.errstate:
+    """No warnings of overflow, as on a GPU: the loss is checked instead."""
+    return numpy.errstate(over="ignore", invalid="ignore", divide="ignore")

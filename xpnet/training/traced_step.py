@@ -162,6 +162,8 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
     things, attributes = things_of(step), Attributes(step, live=False, arrays=False)
     python = PythonState(step, attributes)
     with contextlib.ExitStack() as undo:
+        undo.callback(_keep_only, backend, "real", "trace")
+        undo.callback(python.restore)
 
         def replace(thing: Any, **attributes: Any) -> None:
             for name, value in attributes.items():
@@ -191,19 +193,25 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
             _name_calls(layer, layer is model, trace)
         custom = [thing for thing in things if is_custom(type(thing)) and thing is not state.optimizer]
         kept = KeptArrays(trace, custom)
-        try:
-            with refusing_the_outside(custom) if custom else contextlib.nullcontext():
-                yield
-            if changed := attributes.changed():
-                raise SideEffectError(f"each step changes {changed}")
-            python.refuse_random_numbers()
-            if metrics._sums != sums:  # compared by identity
-                raise CaptureError("a metric makes new arrays for its sums in each step")
-            for thing, name in kept.replaced():
-                replaced_by(step, thing, name)
-        finally:
-            python.restore()
-            vars(backend).clear()  # it refers to its own methods, and so would be freed only by the garbage collector
+        with refusing_the_outside(custom) if custom else contextlib.nullcontext():
+            yield
+        if changed := attributes.changed():
+            raise SideEffectError(f"each step changes {changed}")
+        python.refuse_random_numbers()
+        if metrics._sums != sums:  # compared by identity
+            raise CaptureError("a metric makes new arrays for its sums in each step")
+        for thing, name in kept.replaced():
+            replaced_by(step, thing, name)
+
+
+def _keep_only(backend: Any, *names: str) -> None:
+    """Delete all other attributes of a traced backend.
+
+    Its methods refer to it, so only the garbage collector would free it. Another thread may still use it: it then finds
+    what the real backend has.
+    """
+    for name in vars(backend).keys() - set(names):
+        del vars(backend)[name]
 
 
 def _scratch_by_place(scratch: Callable[..., Array], trace: Trace) -> Callable[..., Array]:

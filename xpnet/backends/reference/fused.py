@@ -22,14 +22,18 @@ class FusedOperators(ElementwiseOperators, MatmulOperators, ReductionOperators, 
         return self.xp.multiply(a, b, out=out)
 
     def add_to_rows_relu(self, a: Array, row: Array, out: Array) -> Array:
-        """out[i, j] = max(a[i, j] + row[j], 0). out may be a; if it is not, the values of a are undefined afterwards.
+        """a, out (rows, columns), row (columns,): out[i, j] = max(a[i, j] + row[j], 0). Returns out.
+
+        out may be a; otherwise the values of a are undefined afterwards.
 
         Replaces add_to_rows(a, row); relu(a, out).
         """
         return self.relu(self.add_to_rows(a, row), out)
 
     def relu_grad_sum_rows(self, grad: Array, y: Array, out: Array, sums: Array) -> Array:
-        """out (rows, columns) = grad · [y ≠ 0], and sums[j] = Σ_i out[i, j]. out may be y, but not grad. Returns out.
+        """grad, y, out (rows, columns), sums (columns,): out = grad · [y ≠ 0], sums[j] = Σ_i out[i, j]. Returns out.
+
+        out may be y, but not grad.
 
         Replaces relu_grad(grad, y, out); sum_rows(out, sums).
         """
@@ -50,8 +54,9 @@ class FusedOperators(ElementwiseOperators, MatmulOperators, ReductionOperators, 
     ) -> tuple[Array, Array]:
         """Cross-entropy with its sum and the correct predictions: (losses, grad), with grad multiplied by `scale`.
 
-        losses (N,), grad (N, K): as in `cross_entropy`; grad must not be logits.  loss_sum: a float64 array without
-        axes, set to Σ losses.  correct (2,): int64, to which `count_correct` is added; None counts nothing.
+        logits (N, K), labels (N,): integers.  smoothing: as in `cross_entropy`.  scale: a number.  losses (N,),
+        grad (N, K): as in `cross_entropy`; grad must not be logits.  loss_sum: a float64 array without axes, set to
+        Σ losses.  correct (2,): int64, to which `count_correct` is added; None counts nothing.
 
         Replaces cross_entropy(logits, labels, smoothing, losses, grad); grad *= scale; sum_to(losses, loss_sum);
         correct += count_correct(logits, labels).
