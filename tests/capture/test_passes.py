@@ -231,6 +231,17 @@ def test_results_of_another_dtype_are_not_equal():
     assert len(passed.calls) == len(passed.before) and passed.same
 
 
+def test_results_of_another_shape_are_not_equal():
+    def function(xp, a, b, v):
+        p, q = xp.empty((2, 3, 2), "f4"), xp.empty((4, 3, 1), "f4")
+        column = v.reshape(3, 1)
+        xp.copyto(p, column)
+        xp.copyto(q, column)
+        xp.add(q, p.sum(), out=a.reshape(4, 3, 1))
+
+    check(function, passes.without_repetitions, left=["copyto", "copyto", "reduce", "add"])
+
+
 def test_results_with_other_strides_are_not_reshaped():
     def function(xp, a, b, v):
         cube = (a[:, :, None] * v).transpose(2, 1, 0)

@@ -74,7 +74,9 @@ FUNCTIONS = {
     "diff": [lambda xp, a, b, v, s, n: xp.diff(a, axis=0)],
     "dot": [lambda xp, a, b, v, s, n: xp.dot(a, v), lambda xp, a, b, v, s, n: xp.dot(s, a)],
     "dstack": [lambda xp, a, b, v, s, n: xp.dstack([a, b])],
-    "einsum": [lambda xp, a, b, v, s, n: xp.einsum("ij,ij->i", a, b)],
+    "einsum": [
+        lambda xp, a, b, v, s, n: xp.einsum("ij,ij->i", a, b), lambda xp, a, b, v, s, n: xp.einsum("ii->i", s) * 2,
+    ],
     "expand_dims": [lambda xp, a, b, v, s, n: xp.expand_dims(a, 1) * 2],
     "flip": [lambda xp, a, b, v, s, n: xp.flip(a, 1) * 2],
     "fliplr": [lambda xp, a, b, v, s, n: xp.fliplr(a) * 2],
@@ -140,16 +142,28 @@ FUNCTIONS = {
     "zeros": [lambda xp, a, b, v, s, n: _plus(xp.zeros((3, 4)), a), lambda xp, a, b, v, s, n: xp.zeros((0, 3))],
     "empty": [lambda xp, a, b, v, s, n: _filled(xp.empty((2, 3), "f4"), 3.0)],
     "empty_like": [lambda xp, a, b, v, s, n: _filled(xp.empty_like(a), -1.0)],
-    "zeros_like": [lambda xp, a, b, v, s, n: _plus(xp.zeros_like(a), a)],
-    "ones_like": [lambda xp, a, b, v, s, n: _plus(xp.ones_like(a), a)],
-    "full_like": [lambda xp, a, b, v, s, n: _plus(xp.full_like(a, 2.0), a)],
+    "zeros_like": [
+        lambda xp, a, b, v, s, n: _plus(xp.zeros_like(a), a), lambda xp, a, b, v, s, n: xp.zeros_like(a, "f8") + a,
+        lambda xp, a, b, v, s, n: xp.zeros_like(np.ones(4)) + v,
+    ],
+    "ones_like": [
+        lambda xp, a, b, v, s, n: _plus(xp.ones_like(a), a), lambda xp, a, b, v, s, n: xp.ones_like(a, "f8") + a,
+    ],
+    "full_like": [
+        lambda xp, a, b, v, s, n: _plus(xp.full_like(a, 2.0), a),
+        lambda xp, a, b, v, s, n: xp.full_like(a, 2, "f8") + a,
+    ],
     "copyto": [lambda xp, a, b, v, s, n: xp.copyto(a, b), lambda xp, a, b, v, s, n: xp.copyto(a, v, where=b > 0)],
     "asarray": [
         lambda xp, a, b, v, s, n: xp.asarray(a), lambda xp, a, b, v, s, n: xp.asarray(a, "f8") * 2,
         lambda xp, a, b, v, s, n: _plus(xp.asarray([[1.0], [2.0], [3.0]]), s[:, :1]),
         lambda xp, a, b, v, s, n: xp.copysign(v[:2], xp.asarray([0.0, -0.0], "f4")),
+        lambda xp, a, b, v, s, n: (xp.asarray(a, order="C"), xp.asarray(a.T, order="C").reshape(-1)),
     ],
-    "array": [lambda xp, a, b, v, s, n: _plus(xp.array(a), b), lambda xp, a, b, v, s, n: xp.array([1, 2, 3]) * 2],
+    "array": [
+        lambda xp, a, b, v, s, n: _plus(xp.array(a), b), lambda xp, a, b, v, s, n: xp.array([1, 2, 3]) * 2,
+        lambda xp, a, b, v, s, n: (_plus(xp.array(a, copy=True), b), xp.array(a, copy=None) * 2),
+    ],
     "ascontiguousarray": [
         lambda xp, a, b, v, s, n: xp.ascontiguousarray(a.T), lambda xp, a, b, v, s, n: xp.ascontiguousarray(a),
         lambda xp, a, b, v, s, n: xp.ascontiguousarray(a, dtype="f8"),
@@ -280,6 +294,7 @@ METHODS = {
     "getitem by arrays": lambda a, b, v, s: (a[[0, 2]], a[[0, 1], [1, 2]], a[np.array([1]), 1:]),
     "getitem by a list of conditions": lambda a, b, v, s: a[:, [True, False, True, False]],
     "getitem by traced arrays": lambda a, b, v, s: a[a.argmax(axis=0)],
+    "getitem by arrays without axes": lambda a, b, v, s: (a[np.array(1), np.array(2)], v[v.argmax()] * 2),
     "iteration": lambda a, b, v, s: [row * 2 for row in a],
     "len": lambda a, b, v, s: a * len(a), "shape": lambda a, b, v, s: a / a.shape[1],
 }  # fmt: skip
@@ -346,6 +361,8 @@ def test_other_operators():
     for exponent in (2, 3, 0.5, -1, 0, 2.0, 1):
         check(lambda xp, a, b, v, s, n, e=exponent: a**e)
         check(lambda xp, a, b, v, s, n, e=exponent: abs(a) ** (b * e))
+        check(lambda xp, a, b, v, s, n, e=exponent: (operator.ipow(a, e), operator.ipow(b[0], v)) if e > 0 else a)
+    check(lambda xp, a, b, v, s, n: operator.ipow(abs(a), n))
     check(lambda xp, a, b, v, s, n: 2.0**a)
     check(lambda xp, a, b, v, s, n: abs(a) ** n)
 
@@ -389,6 +406,13 @@ REFUSED = {
     "a slice": lambda xp, a, b: a[: xp.argmax(b)],
     "shares_memory": lambda xp, a, b: np.shares_memory(a, b),
     "a power of a number": lambda xp, a, b: a.sum() ** 2,
+    "a power of a number in place": lambda xp, a, b: operator.ipow(a.sum(), 2),
+    "a change in place": lambda xp, a, b: xp.nan_to_num(a, copy=False),
+    "a median that may sort its input": lambda xp, a, b: xp.median(a, axis=0, overwrite_input=True),
+    "a rotation by values": lambda xp, a, b: xp.rot90(a, xp.argmax(b)),
+    "a diagonal by values": lambda xp, a, b: xp.diagonal(a, xp.argmax(b) * 0),
+    "an order": lambda xp, a, b: a.reshape(-1, order="F"),
+    "an array in an order": lambda xp, a, b: xp.asarray(a, order="F"),
     "initial": lambda xp, a, b: xp.sum(a, initial=3.0),
     "writing into another array": lambda xp, a, b: xp.add(a, b, out=np.empty((3, 4), "f4")),
     "adding to another array": lambda xp, a, b: operator.iadd(np.empty((3, 4), "f4"), a),
@@ -430,6 +454,7 @@ def test_only_arrays_of_the_model_and_of_the_step_are_written():
         lambda: x.fill(0), lambda: operator.iadd(x, 1), lambda: x.__setitem__(0, 1.0), lambda: xp.negative(x, out=x),
         lambda: x.__setitem__([0, 1], 2.0), lambda: xp.copyto(x, 1.0), lambda: xp.sum(x, axis=0, out=x[0]),
         lambda: xp.add.at(x, [0], 1.0), lambda: x.T[0].fill(3.0), lambda: xp.clip(x, 0, 1, out=x),
+        lambda: xp.copyto(np.empty((3, 4)), x), lambda: operator.ipow(x, 2),
     ):  # fmt: skip
         with pytest.raises(CaptureError, match="neither the model's nor made"):
             write()

@@ -696,6 +696,33 @@ def the_number_of_the_step_in_its_noise_key():
 
 
 @layer()
+def the_number_of_the_step_compared_for_equality():
+    class Annealed(Own):
+        def factor(self, x):
+            return 0.5 if self.noise_key[2] == RARELY else 1.0
+
+    return Annealed()
+
+
+@layer()
+def the_number_of_the_step_in_a_text():
+    class Annealed(Own):
+        def factor(self, x):
+            return 0.5 if str(self.noise_key[2]) == str(RARELY) else 1.0
+
+    return Annealed()
+
+
+@layer()
+def the_number_of_the_step_as_a_key():
+    class Annealed(Own):
+        def factor(self, x):
+            return {RARELY: 0.5}.get(self.context.current_step, 1.0)
+
+    return Annealed()
+
+
+@layer()
 def the_number_of_the_step_of_the_state():
     class Annealed(Own):
         def factor(self, x):

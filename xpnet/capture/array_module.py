@@ -142,20 +142,20 @@ class _Special:
     """Functions of the array module that need care."""
 
     @staticmethod
-    def copyto(trace: Trace, dst: TracedArray, src: Any, casting: str = "same_kind", where: Any = True) -> None:
-        trace.write(dst.values, src, **({} if where is True else {"where": where}))
+    def copyto(trace: Trace, dst: Any, src: Any, casting: str = "same_kind", where: Any = True) -> None:
+        trace.write(unwrapped(dst), src, **({} if where is True else {"where": where}))
 
     @staticmethod
-    def zeros_like(trace: Trace, a: TracedArray, **kwargs: Any) -> TracedArray:
-        return _created(trace, trace.xp.zeros_like, a.values, **kwargs)
+    def zeros_like(trace: Trace, a: Any, *args: Any, **kwargs: Any) -> TracedArray:
+        return _created(trace, trace.xp.zeros_like, unwrapped(a), *args, **kwargs)
 
     @staticmethod
-    def ones_like(trace: Trace, a: TracedArray, **kwargs: Any) -> TracedArray:
-        return _created(trace, trace.xp.ones_like, a.values, **kwargs)
+    def ones_like(trace: Trace, a: Any, *args: Any, **kwargs: Any) -> TracedArray:
+        return _created(trace, trace.xp.ones_like, unwrapped(a), *args, **kwargs)
 
     @staticmethod
-    def full_like(trace: Trace, a: TracedArray, fill_value: Any, **kwargs: Any) -> TracedArray:
-        return _created(trace, trace.xp.full_like, a.values, fill_value, **kwargs)
+    def full_like(trace: Trace, a: Any, fill_value: Any, *args: Any, **kwargs: Any) -> TracedArray:
+        return _created(trace, trace.xp.full_like, unwrapped(a), fill_value, *args, **kwargs)
 
     @staticmethod
     def count_nonzero(trace: Trace, a: TracedArray, axis: Any = None, keepdims: bool = False) -> Any:
@@ -163,16 +163,21 @@ class _Special:
         return trace.module.sum(nonzero, axis=axis, dtype=trace.xp.int64, keepdims=keepdims)
 
     @staticmethod
-    def asarray(trace: Trace, a: Any, dtype: Any = None) -> Any:
+    def asarray(trace: Trace, a: Any, dtype: Any = None, order: Any = None) -> Any:
+        if order not in (None, "C"):
+            raise CaptureError("the step makes an array in another order than that of C")
         if isinstance(a, TracedArray):
-            return a if dtype is None else a.astype(dtype, copy=False)
-        value = trace.xp.asarray(_for_device(trace, a), dtype=dtype)
+            same = a if dtype is None else a.astype(dtype, copy=False)
+            return same if order is None or same.flags.c_contiguous else same.copy()
+        value = trace.xp.asarray(_for_device(trace, a), dtype=dtype, order=order)
         if is_array(a) and memory_of(value) is memory_of(a):
             return trace.wrap(value)
-        return _created(trace, trace.xp.asarray, a, dtype=dtype)
+        return _created(trace, trace.xp.asarray, a, dtype=dtype, order=order)
 
     @staticmethod
-    def array(trace: Trace, a: Any, dtype: Any = None) -> Any:
+    def array(trace: Trace, a: Any, dtype: Any = None, copy: Any = True) -> Any:
+        if not copy:
+            return _Special.asarray(trace, a, dtype)
         if isinstance(a, TracedArray):
             return a.astype(a.dtype if dtype is None else dtype)
         return _created(trace, trace.xp.array, _for_device(trace, a), dtype=dtype)

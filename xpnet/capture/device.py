@@ -17,6 +17,12 @@ class StepPosition:
     def __init__(self, number: StepNumber) -> None:
         self.number = number
 
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise CaptureError("a layer reads the number of the step")
+
+    __int__ = __index__ = __float__ = __bool__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _refuse
+    __hash__ = __str__ = _refuse
+
 
 class TracedDevice(Backend):
     """A backend whose arrays are traced. It computes what the backend `real` does."""

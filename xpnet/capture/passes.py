@@ -177,6 +177,8 @@ def _same_computation(a: Call, b: Call) -> bool:
         return False
     if a.writes[0].dtype != b.writes[0].dtype or (a.result is None) != (b.result is None):
         return False
+    if a.writes[0].shape != b.writes[0].shape and not _is_reduction(a):
+        return False
     pairs = [*zip(a.args, b.args, strict=True), *((a.kwargs[name], b.kwargs[name]) for name in a.kwargs)]
     if _is_reduction(a):
         del pairs[4]

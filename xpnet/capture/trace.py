@@ -37,6 +37,8 @@ class SideEffectError(CaptureError):
 _OUTS = frozenset(("out", "losses", "choice", "sums", "sigma"))
 #: Functions whose second argument decides the shape of the result.
 _SHAPING = frozenset(("array_split", "broadcast_to", "pad", "repeat", "reshape", "split", "tile"))
+#: Functions that may return views of their second argument.
+_VIEWING = frozenset(("atleast_1d", "atleast_2d", "atleast_3d", "broadcast_arrays", "einsum"))
 
 
 class Trace:
@@ -150,7 +152,10 @@ class Trace:
             raise CaptureError(f"xp.{name} is given a shape that depends on values")
         if any(isinstance(n, StepNumber) for n in (*args, *kwargs.values())):
             raise CaptureError(f"xp.{name} is given a number that changes from step to step")
-        bound = signature_of(function).bind(*now, **now_kwargs).arguments if has_out(function) else {}
+        named = has_out(function) or name == "nan_to_num"
+        bound = signature_of(function).bind(*now, **now_kwargs).arguments if named else {}
+        if not bound.get("copy", True) or bound.get("overwrite_input", False):
+            raise CaptureError(f"xp.{name} changes the array that it is given")
         reads = tuple(
             arrays_in([value for key, value in bound.items() if key != "out"] if bound else (now, now_kwargs))
         )
@@ -167,6 +172,8 @@ class Trace:
             return type(value)(TracedArray(self, a) for a in value)
         value = self.xp.asarray(value)
         if self._is_view(value, reads):
+            if name not in _VIEWING and has_traced((args[1:], kwargs)):
+                raise CaptureError(f"xp.{name} is given an axis that depends on values")
             return TracedArray(self, value)
         result = self.own(value)
         # NumPy's take copies twice into `out`, unless its mode is given.
@@ -336,6 +343,7 @@ class TracedArray:
         value = self.values[given]
         if not trace.active:
             return value
+        value = trace.xp.asarray(value)  # which NumPy makes a number if it has no axes
         reads = (self.values, *arrays_in(given))
         trace.record(Call(operator.getitem, (self.values, given), result=value, reads=reads, writes=(value,)))
         return trace.own(value)
@@ -358,6 +366,8 @@ class TracedArray:
             trace.record(Call(operator.setitem, (self.values, given, source), reads=reads, writes=(self.values,)))
 
     def reshape(self, *shape: Any, **kwargs: Any) -> Any:
+        if kwargs.get("order", "C") != "C" and self.trace.active:
+            raise CaptureError("the step reshapes an array in another order than that of C")
         view = self.values.reshape(*shape, **kwargs)
         return self._view_or_copy(view)
 
@@ -431,20 +441,22 @@ def _operator(name: str, reflected: bool = False, in_place: bool = False) -> Any
         if other and not (isinstance(other[0], _OPERANDS) or is_array(other[0])):
             return NotImplemented
         args = (*other, self) if reflected else (self, *other)
-        if name == "power" and not isinstance(other[0], StepNumber) and not reflected and not in_place:
-            return _power(self, other[0])
+        if name == "power" and not isinstance(other[0], StepNumber) and not reflected:
+            return _power(self, other[0], in_place)
         ufunc = function if self.trace.xp is numpy else getattr(self.trace.xp, name)
         return self.trace.ufunc(ufunc, args, self if in_place else None)
 
     return method
 
 
-def _power(a: TracedArray, exponent: Any) -> Any:
+def _power(a: TracedArray, exponent: Any, in_place: bool) -> Any:
     """a ** exponent as the array computes it, which is not the ufunc `power` for some exponents."""
-    values, other = a.values, unwrapped(exponent)
-    if not values.ndim:
+    function: Any = operator.ipow if in_place else operator.pow
+    if not a.ndim:
         raise CaptureError("the step raises a number on the device to a power: multiply it, or use xp.square")
-    return a.trace.operator(operator.pow, (a, exponent), {}, ()) if a.trace.active else values**other
+    if not a.trace.active:
+        return function(a.values, unwrapped(exponent))
+    return a.trace.operator(function, (a, exponent), {}, ("a",) if in_place else ())
 
 
 _OPERANDS = (bool, int, float, numpy.generic, numpy.ndarray, TracedArray, StepNumber)
@@ -455,7 +467,7 @@ for _name, _function in {
 }.items():  # fmt: skip
     setattr(TracedArray, f"__{_name}__", _operator(_function))
     setattr(TracedArray, f"__r{_name}__", _operator(_function, reflected=True))
-    if _name not in ("pow", "matmul"):
+    if _name != "matmul":
         setattr(TracedArray, f"__i{_name}__", _operator(_function, in_place=True))
 for _name, _function in {
     "lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal", "eq": "equal", "ne": "not_equal",

@@ -237,8 +237,9 @@ class StepExecutor:
         except Exception as error:  # of the device, of CuPy or of a user's layer
             reason = reason_of(error)
         step.model.context.begin_step(number)  # for passes in callbacks, since the capture was a step too
-        captured.comparisons += 1
-        if reason is not None:
+        if reason is None:
+            captured.comparisons += 1
+        else:
             states.restore()
             self._fall_back(reason)
 
