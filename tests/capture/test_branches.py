@@ -44,6 +44,16 @@ def test_a_chain_of_calls_stays_on_one_stream(gpu):
     assert {place.stream for place in calls._placed} == {0}
 
 
+@pytest.mark.parametrize(("size", "streams"), [(2**10, {0, 1}), (2**22, {0})])
+def test_only_short_calls_share_the_gpu(gpu, size, streams):
+    def work(backend, x, y, z):
+        backend.relu(x, out=y)
+        backend.softplus(x, out=z)
+
+    calls = listed(gpu, work, *[gpu.asarray(np.ones(size, "float32")) for _ in range(3)])
+    assert {place.stream for place in calls._placed} == streams
+
+
 def test_a_missing_dependency_is_found_by_the_emulation(gpu, monkeypatch):
     if gpu.name != "emulated":
         pytest.skip("a real GPU may or may not show it")

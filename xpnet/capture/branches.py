@@ -36,9 +36,10 @@ def branches(
 ) -> list[Placed]:
     """The calls in the order in which they are made, each on the stream where it can begin first.
 
-    Long calls are on the first stream, so that no two of them share the GPU. Of the calls that can begin, the one that starts the longest path to the end is next. Calls whose order matters
-    stay in their order.  streams: their number, by default `STREAMS`.  last_waits: whether the last call is made after
-    all others.
+    Long calls are on the first stream, so that no two of them share the GPU. Of the calls that can begin, the one that
+    starts the longest path to the end is next. Calls whose order matters stay in their order.
+
+    streams: their number, by default `STREAMS`.  last_waits: whether the last call is made after all others.
     """
     streams = streams or STREAMS
     if streams == 1:
