@@ -9,14 +9,11 @@ from xpnet.backends import Backend
 from xpnet.backends.cuda import convolutions
 from xpnet.backends.cuda.convolutions import (
     TEMPLATES,
-    Strips,
     Tile,
     choose_forward,
     choose_weight_grad,
     forward_kernel,
-    strips_kernel,
     weight_grad_kernel,
-    weight_grad_strips_kernel,
 )
 from xpnet.backends.reference.windows import Windows
 
@@ -114,39 +111,31 @@ def test_convolutions_by_tensor_cores_equal_the_reference(guarded, rng, windows,
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32"])
-def test_many_filters_and_windows_take_several_blocks(guarded, rng, precision):
+def test_many_channels_and_windows_take_several_blocks(guarded, rng, precision):
     if guarded.backend.precision_unavailable(precision):
         pytest.skip("this device has no such precision")
     windows = Windows(image=(16, 17), grid=(16, 17), kernel=(3, 3), before=(1, 1))
-    check(guarded.backend, Convolution(rng, windows, 3, 20, 72), guarded, precision)
+    check(guarded.backend, Convolution(rng, windows, 3, 72, 20), guarded, precision)
 
 
 TILES = [Tile(64, 16, 16, 3, 16, 16), Tile(128, 32, 32, 2, 32, 32), Tile(64, 16, 16, 2, 4, 4, 4)]
-THREE_ACROSS = [windows for windows in (*WINDOWS, Windows((9, 9), (4, 4), (3, 3), (2, 2))) if windows.kernel[1] == 3]
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
-@pytest.mark.parametrize(
-    "tile", [Tile(64, 16, 16, 3, 16, 16), Tile(128, 32, 32, 2, 32, 32), Tile(64, 16, 16, 2, 4, 4, 4)]
-)
-@pytest.mark.parametrize("strips", [False, True], ids=["patches", "strips"])
-def test_every_kind_of_kernel_equals_the_reference(guarded, rng, monkeypatch, precision, tile, strips):
-    if guarded.backend.precision_unavailable(precision) or (tile.across and (strips or precision != "float32")):
+@pytest.mark.parametrize("tile", TILES)
+def test_every_kind_of_tile_equals_the_reference(guarded, rng, monkeypatch, precision, tile):
+    if guarded.backend.precision_unavailable(precision) or (tile.across > 0) is not (precision == "float32"):
         pytest.skip("there is no such kernel")
 
     def forward(precision, windows, count, channels, columns, transposed=False):
-        if strips:
-            return strips_kernel(tile, precision, windows, transposed)
         return forward_kernel(tile, precision, transposed)
 
     def weight_grad(precision, windows, channels, columns):
-        if strips:
-            return weight_grad_strips_kernel(Strips(16, 32, 16, 1), precision, windows)
         return weight_grad_kernel(tile, precision)
 
     monkeypatch.setattr(convolutions, "choose_forward", forward)
     monkeypatch.setattr(convolutions, "choose_weight_grad", weight_grad)
-    for windows in THREE_ACROSS:
+    for windows in WINDOWS[1:]:
         check(guarded.backend, Convolution(rng, windows, 3, 20, 36), guarded, precision)
 
 
@@ -159,12 +148,16 @@ def test_kernels_compute_them(gpu, rng):
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
-@pytest.mark.parametrize(("channels", "filters", "dtype"), [(4, 3, "float32"), (6, 4, "float32"), (4, 4, "float64")])
+@pytest.mark.parametrize(
+    ("channels", "filters", "dtype"), [(4, 3, "float32"), (6, 4, "float32"), (4, 68, "float32"), (4, 4, "float64")]
+)
 def test_other_convolutions_use_the_formulas(gpu, rng, channels, filters, dtype, strides):
     grid = (5, 4) if strides == (1, 1) else (3, 4)
     c = Convolution(rng, Windows((6, 5), grid, (2, 2), strides), 2, channels, filters)
     with gpu.device():
         x, weight, bias, grad = (gpu.asarray(a.astype(dtype)) for a in (c.x, c.weight, c.bias, c.grad))
+        assert gpu.convolution_kernel("convolve", x, weight, c.windows, grad) is None
+        assert gpu.convolution_kernel("convolve_weight_grad", x, grad, c.windows, weight) is None
         got = gpu.convolve(x, weight, bias, c.windows, True, gpu.empty(grad.shape, dtype))
         assert_near(gpu, got, c.forward(True), "float32")
         got = gpu.convolve_input_grad(grad, weight, c.windows, gpu.empty(x.shape, dtype))

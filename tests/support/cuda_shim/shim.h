@@ -14,8 +14,6 @@ static Dim gridDim, blockDim, blockIdx, threadIdx;
 #define __shared__ static
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(...)
-#define __noinline__
-#define DYNAMIC_SHARED(name) static Four name[227 * 64]
 
 static inline unsigned __float_as_uint(float x) { unsigned bits; memcpy(&bits, &x, 4); return bits; }
 static inline float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
@@ -112,7 +110,7 @@ static const char* run(void (*kernel)(void**), void** args, Dim grid, Dim block,
     return 0;
 }
 
-// Tensor cores: what convolutions.cu has as instructions ---------------------------------------------------------------
+// Tensor cores: what convolutions.cu has as instructions --------------------------------------------------------------
 // precision: 0 for float32, 1 for TF32, 2 for bfloat16, 3 for float16.
 
 static unsigned to_tf32(float x) {  // to the nearest, ties away from zero

@@ -14,9 +14,6 @@ typedef long long Index;
 typedef unsigned int Word;
 
 #define KERNEL extern "C" __global__ void
-#ifndef DYNAMIC_SHARED
-#define DYNAMIC_SHARED(name) extern __shared__ Four name[]  // as much as the launch asks for
-#endif
 
 struct alignas(16) Four {
     float x, y, z, w;
@@ -126,7 +123,7 @@ __device__ void multiply_words(float sum[4], const Word a[4], const Word b[2], P
 #endif
 }
 
-// Copies four numbers to shared memory, or zeros if they are not wanted. The copy may end as late as at wait_for_copies.
+// Copies four numbers to shared memory, or zeros if they are not wanted. The copy may last until wait_for_copies.
 __device__ void copy(float* to, const float* from, bool wanted) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("{.reg .u64 to; .reg .u32 place; cvta.to.shared.u64 to, %0; cvt.u32.u64 place, to;\n"
@@ -172,7 +169,6 @@ struct Tiles {
 template <int ROWS, int COLUMNS, int DEPTH, int STAGES, bool INNER_A, bool INNER_B, int TALL, int WIDE, int LANES>
 struct Exact : Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 4, 0> {
     typedef Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 4, 0> T;
-    static const bool MAY_LOSE_INFINITY = false;
     static const int DOWN = ROWS / TALL, ACROSS = COLUMNS / WIDE, THREADS = DOWN * ACROSS;
     float sums[TALL][WIDE];
     int x, y;  // of this thread
@@ -240,17 +236,11 @@ struct Exact : Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 4, 0> {
 
 // A warp computes TALL rows and WIDE columns. A step of its instructions is along 8 or 16 elements of the inner axis,
 // in any order that is the same for both matrices: each thread reads pairs of neighbors.
-//
-// For float32, each number is the sum of two numbers of TF32, and three of the four products are made; the fourth is
-// smaller than the rounding error. The instructions do not round to nearest, so that their sums are added by others.
-// Ootomo and Yokota 2022, "Recovering single precision accuracy from tensor cores".
-template <Precision precision, int ROWS, int COLUMNS, int DEPTH, int STAGES, bool INNER_A, bool INNER_B, int TALL, int WIDE>
+template <Precision precision, int ROWS, int COLUMNS, int DEPTH, int STAGES, bool INNER_A, bool INNER_B, int TALL,
+          int WIDE>
 struct Tensor : Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 8, 4> {
     typedef Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 8, 4> T;
-    static const int A_PAIRS = TALL / 16;
-    static const bool HALVES = precision == BFLOAT16 || precision == FLOAT16;
-    static const bool MAY_LOSE_INFINITY = precision == FLOAT32;  // the sum of two numbers of TF32 would be inf + NaN
-    static const int ACROSS = COLUMNS / WIDE, THREADS = ROWS / TALL * ACROSS * 32, STEP = HALVES ? 16 : 8;
+    static const int ACROSS = COLUMNS / WIDE, THREADS = ROWS / TALL * ACROSS * 32, STEP = precision == TF32 ? 8 : 16;
     float sums[TALL / 16][WIDE / 8][4];
     int row, column, group, place;
 
@@ -275,40 +265,13 @@ struct Tensor : Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 8, 4> {
         Two low = pair(0);
         if (precision == TF32) {
             first = to_tf32(low.x), second = to_tf32(low.y);
-        } else if (HALVES) {
+        } else {
             Two high = pair(1);
             first = to_halves(low.x, low.y, precision), second = to_halves(high.x, high.y, precision);
-        } else {
-            first = __float_as_uint(low.x), second = __float_as_uint(low.y);
         }
     }
-    static __device__ Word upper(Word x) { return to_tf32(__uint_as_float(x)); }
-    static __device__ Word lower(Word x) { return to_tf32(__uint_as_float(x) - __uint_as_float(upper(x))); }
-
-    static __device__ void multiply(float sum[4], const Word a[4], const Word b[2]) {
-        if (precision != FLOAT32) {
-            multiply_words(sum, a, b, precision);
-            return;
-        }
-        Word a_upper[4], a_lower[4], b_upper[2] = {upper(b[0]), upper(b[1])}, b_lower[2] = {lower(b[0]), lower(b[1])};
-#pragma unroll
-        for (int i = 0; i < 4; i++) a_upper[i] = upper(a[i]), a_lower[i] = lower(a[i]);
-        float products[4] = {0, 0, 0, 0};
-        multiply_words(products, a_lower, b_upper, TF32);
-        multiply_words(products, a_upper, b_lower, TF32);
-        multiply_words(products, a_upper, b_upper, TF32);
-#pragma unroll
-        for (int i = 0; i < 4; i++) sum[i] += products[i];
-    }
-    __device__ void multiply(const float* tile) {
-        auto pair_of_row = [=](int k, int i, int half) {
-            int r = row + i * 16 + half * 8 + group;
-            return pair(tile, T::a(k, r), T::a(k + 1, r), INNER_A);
-        };
-        multiply(pair_of_row, tile + T::B);
-    }
-    // pair_of_row(k, i, half): elements k and k + 1 of row 16 i + 8 half + group of this warp.
-    template <typename PairOfRow> __device__ void multiply(PairOfRow pair_of_row, const float* tile) {
+    __device__ void multiply(const float* a_tile) {
+        const float* b_tile = a_tile + T::B;
 #pragma unroll
         for (int step = 0; step < DEPTH; step += STEP) {
             Word a[TALL / 16][4], b[WIDE / 8][2];
@@ -317,19 +280,21 @@ struct Tensor : Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 8, 4> {
             for (int i = 0; i < TALL / 16; i++) {
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
-                    words([=](int p) { return pair_of_row(k + 8 * p, i, half); }, a[i][half], a[i][half + 2]);
+                    int r = row + i * 16 + half * 8 + group;
+                    words([=](int p) { return pair(a_tile, T::a(k + 8 * p, r), T::a(k + 8 * p + 1, r), INNER_A); },
+                          a[i][half], a[i][half + 2]);
                 }
             }
 #pragma unroll
             for (int j = 0; j < WIDE / 8; j++) {
                 int c = column + j * 8 + group;
-                words([=](int p) { return pair(tile, T::b(k + 8 * p, c), T::b(k + 8 * p + 1, c), INNER_B); },
+                words([=](int p) { return pair(b_tile, T::b(k + 8 * p, c), T::b(k + 8 * p + 1, c), INNER_B); },
                       b[j][0], b[j][1]);
             }
 #pragma unroll
             for (int i = 0; i < TALL / 16; i++) {
 #pragma unroll
-                for (int j = 0; j < WIDE / 8; j++) multiply(sums[i][j], a[i], b[j]);
+                for (int j = 0; j < WIDE / 8; j++) multiply_words(sums[i][j], a[i], b[j], precision);
             }
         }
     }
@@ -376,43 +341,6 @@ template <typename Product, typename Fetch> __device__ void multiply_tiles(Produ
 //
 // If the tiles of the second matrix are INNER, `weight` is (kh·kw, columns, channels): the gradient of the images is a
 // convolution of the gradient of the result with the transposed weight, for windows with negative dilation.
-
-// One element of the result, for one that is not a number.
-__device__ __noinline__ float convolved(const float* images, const float* weight, const float* bias, int row, int column,
-                                        int count, int channels, int columns, Windows windows, bool transposed) {
-    Place pixel = first_pixel(windows, row, count, channels);
-    float sum = bias ? bias[column] : 0;
-    for (int k = 0; k < windows.kernel[0] * windows.kernel[1] * channels; k++) {
-        Place cell = cell_of(windows, k, channels);
-        float x = on_image(windows, pixel, cell) ? images[pixel.offset + cell.offset] : 0;
-        sum += x * weight[transposed ? (k / channels * columns + column) * channels + k % channels : k * columns + column];
-    }
-    return sum;
-}
-
-// Stores the sums of a tile.
-template <typename Product>
-__device__ void finish(Product& product, const float* images, const float* weight, const float* bias, int relu,
-                       const float* mask, int count, int channels, int columns, const Windows& windows, float* out) {
-    int first_row = blockIdx.x * Product::ROWS, first_column = blockIdx.y * Product::COLUMNS;
-    product.each([&](int r, int c, float* sums, int width) {
-        r += first_row, c += first_column;
-        if (r >= count || c >= columns) return;
-#pragma unroll
-        for (int j = 0; j < width; j++) {
-            if (Product::MAY_LOSE_INFINITY && sums[j] != sums[j]) {
-                sums[j] = convolved(images, weight, bias, r, c + j, count, channels, columns, windows, Product::INNER_B);
-            }
-        }
-        Index at = (Index)r * columns + c;
-#pragma unroll
-        for (int j = 0; j < width; j++) {
-            if (relu) sums[j] = sums[j] <= 0 ? 0 : sums[j];  // NaN stays
-            if (mask) sums[j] *= mask[at + j] != 0 ? 1 : 0;  // NaN for infinity · 0
-        }
-        put(out + at, sums, width);
-    });
-}
 
 template <typename Product>
 __device__ void convolve(const float* images, const float* weight, const float* bias, int relu, const float* mask,
@@ -467,127 +395,17 @@ __device__ void convolve(const float* images, const float* weight, const float* 
     Product product;
     product.start([&](int c) { return bias && first_column + c < columns ? bias[first_column + c] : 0; });
     multiply_tiles(product, (depth + DEPTH - 1) / DEPTH, fetch);
-    finish(product, images, weight, bias, relu, mask, count, channels, columns, windows, out);
-}
-
-// The rows of pixels under some consecutive windows, in shared memory, with the padding. The rows of all images are
-// numbered: each image has `height` of them, and those of window row i begin at row i · stride.
-struct Strips {
-    Windows windows;
-    int extent, height, width;  // the rows under a window; the rows and columns under all windows of an image
-
-    __device__ Strips(const Windows& given) : windows(given) {
-        for (int axis = 0; axis < 2; axis++) {
-            if (windows.dilation[axis] < 0) {  // the last cell is the first pixel
-                windows.dilation[axis] = -windows.dilation[axis];
-                windows.before[axis] += (windows.kernel[axis] - 1) * windows.dilation[axis];
-            }
-        }
-        extent = (windows.kernel[0] - 1) * windows.dilation[0] + 1;
-        height = (windows.grid[0] - 1) * windows.strides[0] + extent;
-        width = (windows.grid[1] - 1) * windows.strides[1] + (windows.kernel[1] - 1) * windows.dilation[1] + 1;
-    }
-    __device__ int first_row(const Window& window) const { return window.image * height + window.i * windows.strides[0]; }
-
-    // The place of a window's first pixel, in a strip that begins with row `first`.
-    __device__ int place(const Window& window, int first) const {
-        return (first_row(window) - first) * width + window.j * windows.strides[1];
-    }
-    // The most rows under so many consecutive windows, as in convolutions.py.
-    __device__ int most_rows(int count) const {
-        int down = (count + windows.grid[1] - 2) / windows.grid[1], images = (down + windows.grid[0] - 1) / windows.grid[0];
-        int stride = windows.strides[0];
-        return down * stride + images * (extent > stride ? extent - stride : 0) + extent;
-    }
-    // Begins to copy CHANNELS channels, from `channel` on, of the rows under the windows from `first` to `last`.
-    template <int CHANNELS, int PITCH, int THREADS>
-    __device__ void fetch(const float* images, int channel, int channels, int first, int last, float* to) const {
-        int begin = first_row(Window(windows, first)), rows = first_row(Window(windows, last)) - begin + extent;
-        for (int row = 0; row < rows; row++) {
-            int image = (begin + row) / height, y = (begin + row) % height - windows.before[0];
-            bool on = (Word)y < (Word)windows.image[0];
-            const float* from = images + (Index)((image * windows.image[0] + y) * windows.image[1]) * channels + channel;
-            for (int i = threadIdx.x; i < width * (CHANNELS / 4); i += THREADS) {
-                int x = i / (CHANNELS / 4) - windows.before[1], quad = i % (CHANNELS / 4) * 4;
-                bool wanted = on & ((Word)x < (Word)windows.image[1]) & (channel + quad < channels);
-                copy(to + (row * width + i / (CHANNELS / 4)) * PITCH + quad, from + x * channels + quad, wanted);
-            }
-        }
-    }
-};
-
-// As `convolve`, for images of few columns: the block copies all pixels under its windows once, Product::DEPTH channels
-// at a time, and multiplies the pixels under each cell by the part of the weight for this cell and these channels, of
-// which Product::STAGES are in shared memory.
-template <typename Product>
-__device__ void convolve_strips(const float* images, const float* weight, const float* bias, int relu,
-                                const float* mask, int count, int channels, int columns, const Windows& given,
-                                float* out) {
-    const int ROWS = Product::ROWS, COLUMNS = Product::COLUMNS, DEPTH = Product::DEPTH, THREADS = Product::THREADS;
-    const int STAGES = Product::STAGES, PITCH = DEPTH + 8, B_SIZE = Product::SIZE - Product::B;
-    const bool TRANSPOSED = Product::INNER_B;
-    const int B_QUADS = TRANSPOSED ? DEPTH / 4 : COLUMNS / 4, B_ROWS = THREADS / B_QUADS;
-    const int B_OUTER = TRANSPOSED ? COLUMNS : DEPTH, B_LOADS = (B_OUTER + B_ROWS - 1) / B_ROWS;
-    DYNAMIC_SHARED(shared);
-    float *weights = (float*)shared, *pixels = weights + STAGES * B_SIZE;
-    int thread = threadIdx.x, first_row = blockIdx.x * ROWS, first_column = blockIdx.y * COLUMNS;
-    int b_quad = thread % B_QUADS * 4, b_row = thread / B_QUADS;
-    Strips strips(given);
-    const Windows& windows = strips.windows;
-    int cells = windows.kernel[0] * windows.kernel[1], last = first_row + ROWS < count ? first_row + ROWS - 1 : count - 1;
-    int step_channel = 0, step_cell = 0;  // of the next weights
-    auto fetch_weights = [&](float* tile) {
-        int cell = TRANSPOSED ? cells - 1 - step_cell : step_cell;
+    product.each([&](int r, int c, float* sums, int width) {
+        r += first_row, c += first_column;
+        if (r >= count || c >= columns) return;
+        Index at = (Index)r * columns + c;
 #pragma unroll
-        for (int i = 0; i < B_LOADS; i++) {
-            int outer = b_row + i * B_ROWS;
-            if (B_OUTER % B_ROWS && outer >= B_OUTER) break;
-            int c = first_column + (TRANSPOSED ? outer : b_quad), k = step_channel + (TRANSPOSED ? b_quad : outer);
-            const float* from = weight + (TRANSPOSED ? ((Index)cell * columns + c) * channels + k
-                                                     : ((Index)cell * channels + k) * columns + c);
-            copy(tile + (TRANSPOSED ? Product::b(b_quad, outer) : Product::b(outer, b_quad)), from,
-                 (c < columns) & (k < channels));
+        for (int j = 0; j < width; j++) {
+            if (relu) sums[j] = sums[j] <= 0 ? 0 : sums[j];  // NaN stays
+            if (mask) sums[j] *= mask[at + j] != 0 ? 1 : 0;  // NaN for infinity · 0
         }
-        if (++step_cell == cells) step_cell = 0, step_channel += DEPTH;
-    };
-
-    Product product;
-    product.start([&](int c) { return bias && first_column + c < columns ? bias[first_column + c] : 0; });
-    int places[Product::A_PAIRS][2], begin = strips.first_row(Window(windows, first_row));
-#pragma unroll
-    for (int i = 0; i < Product::A_PAIRS; i++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int row = first_row + product.row + i * 16 + half * 8 + product.group;
-            places[i][half] = strips.place(Window(windows, row < count ? row : last), begin) * PITCH;
-        }
-    }
-    int steps = (channels + DEPTH - 1) / DEPTH * cells;
-#pragma unroll
-    for (int step = 0; step < STAGES - 1; step++) {
-        if (step < steps) fetch_weights(weights + step * B_SIZE);
-        end_copies();
-    }
-    int cell = 0, channel = 0, a = 0, b = 0;
-    for (int step = 0; step < steps; step++) {
-        if (cell == 0) {
-            __syncthreads();  // all threads have multiplied the pixels that are overwritten
-            strips.fetch<DEPTH, PITCH, THREADS>(images, channel, channels, first_row, last, pixels);
-            end_copies();
-            wait_for_copies<0>();
-        } else {
-            wait_for_copies<STAGES - 2>();
-        }
-        __syncthreads();
-        if (step + STAGES - 1 < steps) fetch_weights(weights + (step + STAGES - 1) % STAGES * B_SIZE);
-        end_copies();
-        const float* shifted = pixels + (a * windows.dilation[0] * strips.width + b * windows.dilation[1]) * PITCH;
-        auto pair_of_row = [&](int k, int i, int half) { return *(const Two*)(shifted + places[i][half] + k); };
-        product.multiply(pair_of_row, weights + step % STAGES * B_SIZE);
-        if (++b == windows.kernel[1]) b = 0, a++;
-        if (++cell == cells) cell = a = 0, channel += DEPTH;
-    }
-    finish(product, images, weight, bias, relu, mask, count, channels, columns, given, out);
+        put(out + at, sums, width);
+    });
 }
 
 __device__ Four rounded(Four a, Precision precision) {
@@ -649,19 +467,6 @@ __device__ void convolve_few(const float* images, const float* weight, const flo
 // Block (i, j, k) computes tile (i, j) of part k, which is for `part_rows` rows of grad. parts (parts, depth + 1,
 // columns): the last row is for the sums. A single part is stored as the result; else add_convolution_parts follows.
 // With `add`, the products are added to what weight_grad contains.
-
-// One element of the sum over the rows begin … end of grad, for one that is not a number.
-__device__ __noinline__ float weight_gradient(const float* images, const float* grad, int row, int column, int begin,
-                                              int end, int channels, int columns, Windows windows) {
-    Place cell = cell_of(windows, row, channels);
-    float sum = 0;
-    for (int i = begin; i < end; i++) {
-        Place pixel = first_pixel(windows, i, end, channels);
-        float x = on_image(windows, pixel, cell) ? images[pixel.offset + cell.offset] : 0;
-        sum += x * grad[(Index)i * columns + column];
-    }
-    return sum;
-}
 
 template <typename Product>
 __device__ void convolve_weight_grad(const float* images, const float* grad, int count, int part_rows, int channels,
@@ -726,142 +531,11 @@ __device__ void convolve_weight_grad(const float* images, const float* grad, int
     product.each([&](int r, int c, float* values, int width) {
         r += first_row, c += first_column;
         if (r >= depth || c >= columns) return;
-#pragma unroll
-        for (int j = 0; j < width; j++) {
-            if (Product::MAY_LOSE_INFINITY && values[j] != values[j]) {
-                values[j] = weight_gradient(images, grad, r, c + j, begin, end, channels, columns, windows);
-            }
-        }
         float* to = (single ? weight_grad : own) + (Index)r * columns + c;
 #pragma unroll
         for (int j = 0; j < width; j++) values[j] += add && single ? to[j] : 0;
         put(to, values, width);
     });
-    if (!has_sums) return;
-    thread_sums[thread] = column_sums;
-    __syncthreads();
-    if (thread >= B_QUADS || column >= columns) return;
-    for (int i = thread + B_QUADS; i < THREADS; i += B_QUADS) plus(column_sums, 1, thread_sums[i]);
-    float* to = (single ? sums : own + (Index)depth * columns) + column;  // sums may be at any address
-    to[0] = column_sums.x, to[1] = column_sums.y, to[2] = column_sums.z, to[3] = column_sums.w;
-}
-
-// As convolve_weight_grad, for windows of DOWN × 3 cells and images of few columns: the block copies the pixels under
-// PIXELS windows once, in two stages. Block (i, j, k) computes the gradient for CHANNELS channels; DOWN · ACROSS warps
-// compute that of a row of cells and of WIDE columns each.
-template <Precision precision, int CHANNELS, int PIXELS, int WIDE, int DOWN, int ACROSS>
-__device__ void weight_grad_strips(const float* images, const float* grad, int count, int part_rows, int channels,
-                                   int columns, const Windows& given, float* parts, float* weight_grad, float* sums,
-                                   int add) {
-    typedef Tensor<precision, 16, 8, 16, 2, false, false, 16, 8> Product;
-    const int THREADS = DOWN * ACROSS * 32, COLUMNS = ACROSS * WIDE, B_QUADS = COLUMNS / 4, STAGES = 2;
-    const int PITCH = CHANNELS + 4, GRAD_PITCH = COLUMNS + 4, TALL = CHANNELS / 16;
-    static_assert(THREADS % B_QUADS == 0, "a thread must add the same columns of grad in every step");
-    DYNAMIC_SHARED(shared);
-    __shared__ int places[STAGES][PIXELS];
-    __shared__ Four thread_sums[THREADS];
-    Strips strips(given);
-    const Windows& windows = strips.windows;
-    int thread = threadIdx.x, warp = thread / 32, group = thread % 32 / 4, place = thread % 4;
-    int cell_row = warp / ACROSS, wide = warp % ACROSS * WIDE, first_column = blockIdx.y * COLUMNS;
-    int channel = blockIdx.x * CHANNELS, depth = windows.kernel[0] * windows.kernel[1] * channels;
-    int begin = blockIdx.z * part_rows, end = begin + part_rows < count ? begin + part_rows : count;
-    int column = first_column + thread % B_QUADS * 4, size = strips.most_rows(PIXELS) * strips.width * PITCH;
-    float *grads = (float*)shared, *pixels = grads + STAGES * PIXELS * GRAD_PITCH;
-    bool has_sums = sums && blockIdx.x == 0;
-
-    auto fetch = [&](int step) {
-        int first = begin + step * PIXELS, last = first + PIXELS < end ? first + PIXELS - 1 : end - 1;
-        float *tile = pixels + step % STAGES * size, *grad_tile = grads + step % STAGES * (PIXELS * GRAD_PITCH);
-        strips.fetch<CHANNELS, PITCH, THREADS>(images, channel, channels, first, last, tile);
-        int first_row = strips.first_row(Window(windows, first));
-        for (int i = thread; i < PIXELS; i += THREADS) {
-            places[step % STAGES][i] = strips.place(Window(windows, first + i < end ? first + i : last), first_row) * PITCH;
-        }
-        for (int i = thread / B_QUADS; i < PIXELS; i += THREADS / B_QUADS) {
-            const float* from = grad + (Index)(first + i) * columns + column;
-            copy(grad_tile + i * GRAD_PITCH + thread % B_QUADS * 4, from, (first + i < end) & (column < columns));
-        }
-        end_copies();
-    };
-    float results[3][TALL][WIDE / 8][4];
-#pragma unroll
-    for (int b = 0; b < 3; b++)
-#pragma unroll
-        for (int i = 0; i < TALL; i++)
-#pragma unroll
-            for (int j = 0; j < WIDE / 8; j++)
-#pragma unroll
-                for (int k = 0; k < 4; k++) results[b][i][j][k] = 0;
-    Four column_sums = {0, 0, 0, 0};
-    int steps = end > begin ? (end - begin + PIXELS - 1) / PIXELS : 0;
-    if (steps) fetch(0);
-    for (int step = 0; step < steps; step++) {
-        wait_for_copies<0>();
-        __syncthreads();
-        if (step + 1 < steps) fetch(step + 1);
-        const float *tile = pixels + step % STAGES * size, *grad_tile = grads + step % STAGES * (PIXELS * GRAD_PITCH);
-        tile += cell_row * windows.dilation[0] * strips.width * PITCH;
-#pragma unroll 2
-        for (int k = 0; k < PIXELS; k += Product::STEP) {
-            Word right[WIDE / 8][2];
-            auto number = [=](int p) { return k + 8 * p + place * 2; };
-#pragma unroll
-            for (int j = 0; j < WIDE / 8; j++) {
-                const float* from = grad_tile + wide + j * 8 + group;
-                Product::words([=](int p) { return Two{from[number(p) * GRAD_PITCH], from[(number(p) + 1) * GRAD_PITCH]}; },
-                               right[j][0], right[j][1]);
-            }
-            const int* at = places[step % STAGES];
-#pragma unroll
-            for (int b = 0; b < 3; b++) {
-#pragma unroll
-                for (int i = 0; i < TALL; i++) {
-                    Word left[4];
-#pragma unroll
-                    for (int half = 0; half < 2; half++) {
-                        const float* from = tile + b * windows.dilation[1] * PITCH + i * 16 + half * 8 + group;
-                        Product::words([=](int p) { return Two{from[at[number(p)]], from[at[number(p) + 1]]}; },
-                                       left[half], left[half + 2]);
-                    }
-#pragma unroll
-                    for (int j = 0; j < WIDE / 8; j++) Product::multiply(results[b][i][j], left, right[j]);
-                }
-            }
-        }
-        if (has_sums) {
-            for (int i = thread / B_QUADS; i < PIXELS; i += THREADS / B_QUADS) {
-                plus(column_sums, 1, *(const Four*)(grad_tile + i * GRAD_PITCH + thread % B_QUADS * 4));
-            }
-        }
-    }
-
-    bool single = gridDim.z == 1;
-    float* own = parts + blockIdx.z * (Index)(depth + 1) * columns;
-#pragma unroll
-    for (int b = 0; b < 3; b++) {
-#pragma unroll
-        for (int i = 0; i < TALL; i++) {
-#pragma unroll
-            for (int j = 0; j < WIDE / 8; j++) {
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    int from = channel + i * 16 + half * 8 + group, c = first_column + wide + j * 8 + place * 2;
-                    if (from >= channels || c >= columns) continue;
-                    int r = (cell_row * 3 + b) * channels + from;
-                    float *values = results[b][i][j] + half * 2, *to = (single ? weight_grad : own) + (Index)r * columns + c;
-#pragma unroll
-                    for (int k = 0; k < 2; k++) {
-                        if (precision == FLOAT32 && values[k] != values[k]) {
-                            values[k] = weight_gradient(images, grad, r, c + k, begin, end, channels, columns, given);
-                        }
-                        values[k] += add && single ? to[k] : 0;
-                    }
-                    put(to, values, 2);
-                }
-            }
-        }
-    }
     if (!has_sums) return;
     thread_sums[thread] = column_sums;
     __syncthreads();

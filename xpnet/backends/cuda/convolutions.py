@@ -77,7 +77,6 @@ class Kernel:
     columns: int
     depth: int = 1
     blocks: int = 2  # for each multiprocessor, of a weight gradient
-    shared_bytes: int = 0  # besides what it declares
 
     @property
     def definition(self) -> str:
@@ -95,54 +94,6 @@ def forward_kernel(tile: Tile, precision: str, transposed: bool = False) -> Kern
     """`convolve`. transposed: for the gradient of the images."""
     name, function = f"convolve_{'transposed_' * transposed}{tile.name}", tile.product(precision, True, transposed)
     return Kernel(name, _CONVOLVE, f"convolve<{function}>", (tile.threads,), *tile[:3])
-
-
-def strips_kernel(tile: Tile, precision: str, windows: Windows, transposed: bool = False) -> Kernel:
-    """`convolve_strips`, where tile.depth are the channels that are copied together."""
-    rows = strip_rows(tile.rows, windows)
-    width = (windows.grid[1] - 1) * windows.strides[1] + _extent(windows, 1)
-    pixels = rows * width * (tile.depth + 8)
-    weights = tile.columns * (tile.depth + 8) if transposed else tile.depth * (tile.columns + 4)
-    name, function = f"strips_{'transposed_' * transposed}{tile.name}", tile.product(precision, True, transposed)
-    shared_bytes = 4 * (pixels + tile.stages * weights)
-    return Kernel(
-        name, _CONVOLVE, f"convolve_strips<{function}>", (tile.threads,), *tile[:3], shared_bytes=shared_bytes
-    )
-
-
-class Strips(NamedTuple):
-    """What a block of `weight_grad_strips` computes: see convolutions.cu. Only for windows of 3 cells across."""
-
-    channels: int
-    pixels: int
-    wide: int
-    across: int
-
-    @property
-    def name(self) -> str:
-        return "_".join(map(str, self))
-
-
-def weight_grad_strips_kernel(strips: Strips, precision: str, windows: Windows, blocks: int = 2) -> Kernel:
-    channels, pixels, wide, across = strips
-    columns, (down, _) = wide * across, windows.kernel
-    width = (windows.grid[1] - 1) * windows.strides[1] + _extent(windows, 1)
-    shared_bytes = 8 * (strip_rows(pixels, windows) * width * (channels + 4) + pixels * (columns + 4))
-    function = f"weight_grad_strips<{precision.upper()}, {channels}, {pixels}, {wide}, {down}, {across}>"
-    sizes = (32 * down * across,), math.prod(windows.kernel) * channels, columns, pixels, blocks
-    return Kernel(f"weight_grad_strips_{strips.name}_{down}", _WEIGHT_GRAD, function, *sizes, shared_bytes)
-
-
-def strip_rows(rows: int, windows: Windows) -> int:
-    """The most rows of pixels under any `rows` consecutive windows, with those that only padding fills."""
-    window_rows = -(-(rows - 1) // windows.grid[1])  # after the first
-    images, stride, extent = -(-window_rows // windows.grid[0]), windows.strides[0], _extent(windows, 0)
-    return window_rows * stride + images * max(0, extent - stride) + extent
-
-
-def _extent(windows: Windows, axis: int) -> int:
-    """The pixels from the first cell of a window to the last, along one axis."""
-    return (windows.kernel[axis] - 1) * abs(windows.dilation[axis]) + 1
 
 
 def weight_grad_kernel(tile: Tile, precision: str, blocks: int = 2) -> Kernel:
@@ -168,9 +119,11 @@ ADD_PARTS = Kernel("convolution_parts", _ADD_PARTS, "add_convolution_parts", (8,
 
 
 # Which kernel computes what ------------------------------------------------------------------------------------------
-# From measurements on an H200 (see benchmarks/results), with 64 to 512 images of 7 to 28 pixels and 1 to 64 channels. A
-# convolution without a kernel is computed by im2col and a product.
+# From measurements on an H200, with 128 and 512 images of 14 to 28 pixels and 1 to 64 channels and filters. A
+# convolution without a kernel is computed by im2col and a product, whose patches cost the less in comparison, the more
+# filters use them.
 
+_MOST_FILTERS = 64
 _FEW = 16  # columns of the patches
 _SMALL = 2**15  # rows: for fewer, small tiles occupy more of the device
 
@@ -179,10 +132,10 @@ def choose_forward(
     precision: str, windows: Windows, count: int, channels: int, columns: int, transposed: bool = False
 ) -> Kernel | None:
     """The kernel for `columns` results of `count` windows on images with these channels."""
-    if columns % 4:
+    if columns % 4 or (channels if transposed else columns) > _MOST_FILTERS:
         return None
     if channels % 4:
-        few = math.prod(windows.kernel) * channels <= _FEW and columns <= 256 and not transposed
+        few = math.prod(windows.kernel) * channels <= _FEW and not transposed
         return few_kernel(precision, columns, 4, 128) if few else None
     if precision == "float32":
         narrow = Tile(64, 16, 32, 2, 4, 4, 4) if count < _SMALL else Tile(128, 16, 16, 2, 4, 4, 4)
@@ -196,11 +149,10 @@ def choose_forward(
 def choose_weight_grad(precision: str, windows: Windows, channels: int, columns: int) -> Kernel | None:
     """The kernel for the gradient of a weight (cells · channels, columns)."""
     depth = math.prod(windows.kernel) * channels
-    if columns % 4:
+    if columns % 4 or columns > _MOST_FILTERS:
         return None
     if channels % 4:
-        few = depth <= _FEW and columns <= 256
-        return few_weight_grad_kernel(precision, columns, depth, 2, 256) if few else None
+        return few_weight_grad_kernel(precision, columns, depth, 2, 256) if depth <= _FEW else None
     if precision == "float32":
         tile = _by_columns(
             columns, Tile(160, 16, 16, 2, 4, 4, 4), Tile(144, 32, 16, 3, 12, 4, 8), Tile(144, 64, 16, 2, 12, 8, 8)
@@ -332,7 +284,7 @@ class CUDAConvolutions(CUDAMatmul):
             kernels = self._convolution_kernels[kernel] = Kernels(
                 self.xp, self.launch_kernel, TEMPLATES + kernel.definition
             )
-        kernels.launch(kernel.name, _FLOAT32, grid, kernel.block, arguments, kernel.shared_bytes)
+        kernels.launch(kernel.name, _FLOAT32, grid, kernel.block, arguments)
 
 
 def _transposed(windows: Windows) -> Windows:
