@@ -8,6 +8,7 @@ import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from xpnet.backends import Array
 from xpnet.capture.calls import Call
 from xpnet.capture.passes import Memory
 
@@ -120,8 +121,17 @@ def _placed(call: Call, stream: int, needed: Sequence[int], last: int | None, pl
 
 
 def _seconds(call: Call) -> float:
-    operations = 0
+    arrays = (*call.reads, *call.writes)
+    size: int = sum(a.nbytes for a in arrays)
+    return _LAUNCH + _PER_BYTE * size + _PER_OPERATION * _operations(call, arrays)
+
+
+def _operations(call: Call, arrays: Sequence[Array]) -> int:
+    """The arithmetic of a product or a convolution, whose weight has a row for each number of a patch; 0 for others."""
     if "matmul" in call.name and call.writes:
-        operations = 2 * int(call.writes[0].size) * int(call.reads[0].shape[-1])
-    size: int = sum(a.nbytes for a in (*call.reads, *call.writes))
-    return _LAUNCH + _PER_BYTE * size + _PER_OPERATION * operations
+        return 2 * int(call.writes[0].size) * int(call.reads[0].shape[-1])
+    if "convolve" in call.name:
+        rows, filters = next(a.shape for a in arrays if a.ndim == 2)
+        outputs = next(a for a in arrays if a.ndim == 4 and a.shape[3] == filters)
+        return 2 * int(outputs.size) * int(rows)
+    return 0
