@@ -15,7 +15,7 @@ from xpnet.capture.calls import memory_of
 from xpnet.capture.program import every_call
 from xpnet.capture.trace import SideEffectError, Trace, TracedArray
 from xpnet.layers.context import Workspace
-from xpnet.training.attributes import Attributes, is_array, things_of
+from xpnet.training.attributes import Attributes, holds_array, things_of
 from xpnet.training.step import TrainingStep
 
 
@@ -24,11 +24,13 @@ class PythonState:
 
     def __init__(self, step: TrainingStep, attributes: Attributes) -> None:
         self._things = [(thing, dict(vars(thing))) for thing in things_of(step)]
-        self._reached, self._randomness = attributes.reached, _randomness()
+        self._reached = attributes.reached
+        #: None if no code of the user takes part in the step: then it is other threads that draw.
+        self._randomness = _randomness() if attributes.user_code else None
 
     def refuse_random_numbers(self) -> None:
         """Raise SideEffectError if random numbers of NumPy or Python were drawn that all code shares."""
-        if _randomness() != self._randomness:
+        if self._randomness is not None and _randomness() != self._randomness:
             raise SideEffectError("the step draws random numbers that are not the library's")
 
     def restore(self) -> None:
@@ -37,7 +39,8 @@ class PythonState:
             vars(thing).clear()
             vars(thing).update(own)
         self._reached.restore()
-        _set_randomness(self._randomness)
+        if self._randomness is not None:
+            _set_randomness(self._randomness)
 
 
 @contextlib.contextmanager
@@ -124,7 +127,7 @@ class KeptArrays:
         self._kept: list[tuple[Any, str, Any, list[Any], list[TracedArray]]] = []
         for thing in things:
             for name, value in vars(thing).items():
-                if name != "_workspaces" and is_array(value):
+                if name != "_workspaces" and holds_array(value):
                     wrapped: list[TracedArray] = []
                     vars(thing)[name] = traced = self._wrapped(value, wrapped)
                     self._kept.append((thing, name, traced, _contents(traced), wrapped))
