@@ -578,6 +578,19 @@ def much_of_python():
     return Much()
 
 
+x = np.zeros(2**18)  # 2 MiB, which code with `work.x` does not mean
+
+
+@layer(captured=True)
+def an_attribute_with_the_name_of_a_global():
+    class Named(Own):
+        def factor(self, x):
+            self.work.x = x
+            return 1.0 + 0.0 * self.work.x
+
+    return Named()
+
+
 @layer()
 def a_counter_in_backward():
     class Counting(Own):

@@ -6,6 +6,7 @@ enclosing functions, and globals. `Reached` finds these, tells whether they were
 
 import datetime
 import decimal
+import dis
 import functools
 import logging
 import pathlib
@@ -18,7 +19,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FunctionType, MappingProxyType, MemberDescriptorType, MethodType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -70,6 +71,8 @@ class Attributes:
         roots = [type(thing) for thing, _ in custom]
         roots += [value for _, values in self._things for value in values.values() if _may_run(value)]
         kept = [value for _, attributes in custom for value in attributes.values()]
+        #: All names of built-in things, for a quick look for new attributes.
+        self._names = [frozenset() if is_custom(type(thing)) else frozenset(vars(thing)) for thing in things]
         #: Whether code of the user takes part in the step.
         self.user_code = bool(roots)
         known = (*things_of(step), *step.model.context.store.buffers)
@@ -77,13 +80,13 @@ class Attributes:
 
     def changed(self) -> str | None:
         """The name of an attribute that has another value now, or None."""
-        for thing, before in self._things:
+        for (thing, before), names in zip(self._things, self._names, strict=True):
             now = vars(thing)
             for name, value in before.items():
-                current = _untraced(now.get(name))
-                if current is not value and not _equal(current, value):
+                current = now.get(name)
+                if current is not value and not _same_item(_untraced(current), value):
                     return f"the attribute {name!r} of {type(thing).__name__}"
-            if any(name not in before for name, _ in self._constants(thing)):
+            if now.keys() != names and any(name not in before for name, _ in self._constants(thing)):
                 return f"a new attribute of {type(thing).__name__}"
         return "the seed" if self._context.seed != self._seed else self.reached.changed()
 
@@ -264,6 +267,8 @@ class Reached:
         return ()
 
     def _enter_attributes(self, value: Any) -> Iterable[Any]:
+        if type(value).__module__ == "builtins":
+            return ()
         own = getattr(value, "__dict__", None)
         found: list[Any] = [] if own is None else [own]
         for member in _slots(type(value)):
@@ -302,8 +307,7 @@ class Reached:
             member = type(cell).cell_contents
             contents, fill = functools.partial(_slot, member, cell), functools.partial(_fill_slot, member, cell)
             found += self._add(function, contents, fill)
-        names = set(_names(function.__code__))
-        for variables in _namespaces(function, names):
+        for variables, names in _namespaces(function):
             used = self._enter_variables(function, variables, [name for name in names if name in variables])
             found += [value for value in used if not isinstance(value, ModuleType)]
         return found
@@ -332,20 +336,43 @@ def _hides_state(kind: type) -> bool:
     return kind.__itemsize__ > 0 or kind.__basicsize__ > object.__basicsize__ + pointers * struct.calcsize("P")
 
 
-def _namespaces(function: FunctionType, names: set[str]) -> list[dict[str, Any]]:
-    """The variables of the module of a function, and of the modules that names in its code may mean."""
-    parts = str(function.__globals__.get("__package__") or "").split(".")
+def _namespaces(function: FunctionType) -> list[tuple[dict[str, Any], set[str]]]:
+    """The variables of the modules that a function uses, and the names of those that it may mean."""
+    variables, names = function.__globals__, _names(function.__code__)
+    parts = str(variables.get("__package__") or "").split(".")
     packages = ["", *(".".join(parts[: i + 1]) + "." for i in range(len(parts)) if parts[0])]
-    imported = {f"{package}{name}": sys.modules.get(f"{package}{name}") for package in packages for name in names}
-    waiting, found = [function.__globals__, imported], list[dict[str, Any]]()
+    waiting = [sys.modules.get(f"{package}{name}") for package in packages for name in names.imports]
+    waiting += [variables.get(name) for name in names.globals]
+    found = {id(variables): (variables, names.globals)}
     while waiting:
-        variables = waiting.pop()
-        if any(variables is other for other in found):
-            continue
-        found.append(variables)
-        modules = [variables.get(name) for name in (imported if variables is imported else names)]
-        waiting += [vars(module) for module in modules if isinstance(module, ModuleType) and _is_of_user(module)]
-    return [variables for variables in found if variables is not imported]
+        module = waiting.pop()
+        if isinstance(module, ModuleType) and _is_of_user(module) and id(vars(module)) not in found:
+            found[id(vars(module))] = vars(module), names.all
+            waiting += [vars(module).get(name) for name in names.all]
+    return list(found.values())
+
+
+class _Names(NamedTuple):
+    """The names in the code of a function and of the functions in it: all, those of globals, those after `import`."""
+
+    all: set[str]
+    globals: set[str]
+    imports: set[str]
+
+
+@functools.lru_cache(4096)
+def _names(code: CodeType) -> _Names:
+    found = _Names(set(code.co_names), set(), set())
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME"):
+            found.globals.add(instruction.argval)
+        elif instruction.opname in ("IMPORT_NAME", "IMPORT_FROM"):
+            found.imports.add(instruction.argval)
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            for names, more in zip(found, _names(inner), strict=True):
+                names |= more
+    return found
 
 
 def _slot(descriptor: Any, owner: Any) -> list[Any]:
@@ -380,14 +407,6 @@ def _fill_variables(variables: dict[str, Any], names: list[str], old: list[Any])
 
 def _variables(variables: dict[str, Any], names: list[str]) -> list[Any]:
     return [variables.get(name) for name in names]
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    """The names of globals and attributes in the code of a function, and of the functions in it."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
 
 
 def _is_of_user(thing: Any) -> bool:
