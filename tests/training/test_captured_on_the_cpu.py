@@ -3,23 +3,34 @@
 Each case is a layer, a loss, a metric, an optimizer, a schedule or a callback that a user may write. Some are unwise.
 """
 
+import abc
+import array
+import collections
 import copy
+import dataclasses
+import enum
+import fractions
 import functools
 import itertools
 import logging
+import math
+import operator
 import os
+import pathlib
 import pickle
 import queue
 import random
+import re
 import signal
 import sys
 import threading
 import time
+import typing
 import weakref
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -361,6 +372,229 @@ def a_set():
             return 1.0 if len(self.seen) < RARELY else 0.5
 
     return Collecting()
+
+
+def counting(count, state):
+    """A layer with this state, in which count(state) counts the steps."""
+
+    class Counting(Own):
+        def __init__(self):
+            self.state = state
+
+        def factor(self, x):
+            return 1.0 if count(self.state) < RARELY else 0.5
+
+    return Counting()
+
+
+def increased(items, key):
+    items[key] += 1
+    return items[key]
+
+
+def increased_attribute(owner):
+    owner.n += 1
+    return owner.n
+
+
+def filled(items):
+    items.put(1)
+    return items.qsize()
+
+
+class DictWithAttribute(dict):
+    n = 0
+
+
+class ListWithAttribute(list):
+    n = 0
+
+
+LOCAL = threading.local()
+PACKAGE, MODULE = ModuleType("a_package"), ModuleType("a_package.a_module")
+PACKAGE.a_module = MODULE
+
+
+@pytest.fixture(autouse=True)
+def a_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "a_package", PACKAGE)
+    monkeypatch.setitem(sys.modules, "a_package.a_module", MODULE)
+
+
+@functools.lru_cache(maxsize=0)
+def _counted_behind_a_cache():
+    return _counted()
+
+
+@layer()
+def a_user_dictionary():
+    return counting(lambda state: increased(state, "n"), collections.UserDict(n=0))
+
+
+@layer()
+def a_queue():
+    return counting(filled, queue.Queue())
+
+
+@layer()
+def a_simple_queue():
+    return counting(filled, queue.SimpleQueue())
+
+
+@layer()
+def an_array_of_python():
+    return counting(lambda state: increased(state, 0), array.array("i", [0]))
+
+
+@layer()
+def an_array_of_objects():
+    return counting(lambda state: increased(state, 0), [np.array([0], object)])
+
+
+@layer()
+def an_attribute_of_a_dictionary():
+    return counting(increased_attribute, DictWithAttribute())
+
+
+@layer()
+def an_attribute_of_a_list():
+    return counting(increased_attribute, ListWithAttribute())
+
+
+@layer()
+def a_variable_of_a_thread():
+    LOCAL.n = 0
+    return counting(lambda _: increased_attribute(LOCAL), None)
+
+
+@layer()
+def a_method_of_an_iterator():
+    return counting(lambda count: count(), itertools.count().__next__)
+
+
+@layer()
+def a_module_as_an_attribute():
+    MODULE.n = 0
+    return counting(increased_attribute, MODULE)
+
+
+@layer()
+def a_variable_of_a_module_in_a_package():
+    MODULE.n = 0
+
+    class Dotted(Own):
+        def factor(self, x):
+            PACKAGE.a_module.n += 1
+            return 1.0 if PACKAGE.a_module.n < RARELY else 0.5
+
+    return Dotted()
+
+
+@layer()
+def a_module_imported_in_a_function():
+    MODULE.n = 0
+
+    class Importing(Own):
+        def factor(self, x):
+            from a_package import a_module
+
+            a_module.n += 1
+            return 1.0 if a_module.n < RARELY else 0.5
+
+    return Importing()
+
+
+@layer()
+def a_function_with_a_cache():
+    COUNTS["n"] = 0
+
+    class Cached(Own):
+        def factor(self, x):
+            return _counted_behind_a_cache()
+
+    return Cached()
+
+
+class Mode(enum.Enum):
+    HALF = 1
+    WHOLE = 2
+
+
+class Pair(typing.NamedTuple):
+    first: float = 1.0
+    second: int = 2
+
+
+@dataclasses.dataclass(slots=True)
+class Options:
+    mode: Mode = Mode.WHOLE
+    pair: Pair = dataclasses.field(default_factory=Pair)
+
+
+class Scaling(abc.ABC):
+    @abc.abstractmethod
+    def scale(self): ...
+
+
+@functools.singledispatch
+def one(x):
+    return 1.0
+
+
+def passing_on(method):
+    @functools.wraps(method)
+    def wrapper(*args):
+        return method(*args)
+
+    return wrapper
+
+
+LOGGER, WORD, HERE, HALF = logging.getLogger(__name__), re.compile("a"), pathlib.Path(), fractions.Fraction(1, 2)
+first_of = operator.itemgetter(0)
+
+
+@layer(captured=True)
+def much_of_python():
+    class Much(Own, Scaling):
+        def __init__(self):
+            self.options, self.words = Options(), collections.Counter("ab")
+            self.numbers = collections.defaultdict(list, {"n": [1.0]})
+            self.functions = [math.sqrt, np.tanh, len, str.upper, "x".join, functools.partial(pow, 1.0)]
+            self.lock, self.inner, self.loss = threading.Lock(), layers.Tanh(), losses.SoftmaxCrossEntropy()
+
+        @functools.cached_property
+        def cached(self):
+            return 1.0
+
+        @property
+        def half(self):
+            return float(HALF)
+
+        @staticmethod
+        def scale():
+            return 2.0
+
+        @passing_on
+        def factor(self, x):
+            if len(x) == 0:
+                LOGGER.info("no rows in %s", WORD.match(str(HERE)))
+            with self.lock:
+                return self.cached * self.half * self.scale() * one(1) * first_of(self.numbers["n"])
+
+    return Much()
+
+
+x = np.zeros(2**18)  # 2 MiB, which code with `work.x` does not mean
+
+
+@layer(captured=True)
+def an_attribute_with_the_name_of_a_global():
+    class Named(Own):
+        def factor(self, x):
+            self.work.x = x
+            return 1.0 + 0.0 * self.work.x
+
+    return Named()
 
 
 @layer()
@@ -937,6 +1171,24 @@ class LossThatRemembers(OwnLoss):
         return outputs - targets if last is None or last.shape != outputs.shape else outputs - targets + 0.01 * last
 
 
+class LossOfALoss(losses.Loss):
+    """A loss of the library inside one's own."""
+
+    classifies = True
+
+    def __init__(self):
+        self.inner = losses.SoftmaxCrossEntropy(label_smoothing=0.1)
+
+    def check_targets(self, *args):
+        return self.inner.check_targets(*args)
+
+    def samples(self, backend, outputs, targets):
+        return self.inner.samples_and_gradient(backend, outputs, targets)[0]
+
+    def gradient(self, backend, outputs, targets):
+        return self.inner.samples_and_gradient(backend, outputs, targets)[1]
+
+
 class OwnMetric(metrics.Metric):
     name = "own"
 
@@ -1077,6 +1329,111 @@ def a_schedule_that_halves():
 def test_a_loss_a_metric_an_optimizer_or_a_schedule_of_ones_own(monkeypatch, name):
     watch = compare(monkeypatch, lambda: mlp(Own(), **OTHERS[name]()))
     assert watch.captured >= 1 or watch.fallback_reason
+
+
+def test_a_schedule_that_changes_a_layer(monkeypatch):
+    def make():
+        dropout = layers.Dropout(0.1)
+
+        def schedule(step):
+            if step == RARELY:
+                dropout.rate = 0.6
+            return 0.01
+
+        return mlp(dropout, optimizer=optimizers.SGD(schedule))
+
+    assert compare(monkeypatch, make).captured >= 1
+
+
+def test_a_schedule_that_changes_what_a_layer_reads(monkeypatch):
+    def schedule(step):
+        if step == RARELY:
+            COUNTS["n"] = 1
+        return 0.01
+
+    class Reading(Own):
+        def factor(self, x):
+            return 1.0 / (1 + COUNTS["n"])
+
+    def make():
+        COUNTS["n"] = 0
+        return mlp(Reading(), optimizer=optimizers.SGD(schedule))
+
+    assert compare(monkeypatch, make).captured >= 1
+
+
+def test_steps_are_checked_only_if_a_schedule_can_reach_the_model():
+    dropout = layers.Dropout(0.1)
+    for schedule in (cyclic, schedules.CosineDecay(0.1, steps=9)):
+        watch = trained(lambda schedule=schedule: mlp(optimizer=optimizers.SGD(schedule)))[2]
+        assert watch.run.executor._user_code is False
+    watch = trained(lambda: mlp(dropout, optimizer=optimizers.SGD(lambda step: 0.1 * dropout.rate)))[2]
+    assert watch.run.executor._user_code is True
+
+
+@pytest.mark.parametrize("validates", [False, True])
+def test_a_layer_that_validation_changes(monkeypatch, validates):
+    class Counting(Own):
+        count = 0
+
+        def forward(self, x):
+            if not self.context.training:
+                self.count += 1
+            return super().forward(x)
+
+        def factor(self, x):
+            return 1.0 / (1 + self.count)
+
+    monkeypatch.setattr(Watch, "__module__", "xpnet")  # other callbacks may change anything between epochs
+    watch = compare(monkeypatch, lambda: mlp(Counting(), validation_split=0.2 if validates else 0.0))
+    assert validates or watch.captured >= 1
+
+
+ROWS = np.random.default_rng(0).normal(size=(2**15, 16)).astype("float32")  # 2 MiB
+
+
+class RowsOfATable(Own):
+    def __init__(self, table):
+        self.table = table
+
+    def factor(self, x):
+        table = self.xp.asarray(ROWS if self.table is None else self.table)
+        return self.xp.take(table, self.xp.argmax(x, axis=1), axis=0)
+
+
+class EachStep(callbacks.Callback):
+    def on_step_end(self, model, step):
+        pass
+
+
+@pytest.mark.parametrize("where", ["global", "read-only", "attribute"])
+def test_large_arrays_are_not_compared(monkeypatch, where):
+    def make():
+        ROWS.flags.writeable = where == "global"
+        return mlp(RowsOfATable(ROWS.copy() if where == "attribute" else None), callbacks=[EachStep()])
+
+    watch = compare(monkeypatch, make)
+    if where == "global":
+        assert watch.fallback_reason.startswith("the user's code can reach too many bytes of arrays")
+    else:
+        assert watch.captured >= 1, watch.fallback_reason
+
+
+def test_random_numbers_that_another_thread_draws_do_not_prevent_replays(monkeypatch):
+    drawn, stop = [], threading.Event()
+
+    def draw():
+        while not stop.wait(1e-4):
+            drawn.append((np.random.random(), random.random()))
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        watch = trained(mlp)[2]
+    finally:
+        stop.set()
+        thread.join()
+    assert watch.captured >= 1, watch.fallback_reason
 
 
 # Callbacks -----------------------------------------------------------------------------------------------------------
@@ -1287,6 +1644,13 @@ ACTIONS = {
     "beta1": (Own, set_optimizer("beta1", 0.5)),
     "smoothing": (Own, change_the_loss),
 }  # fmt: skip
+
+
+def test_a_callback_that_changes_a_loss_inside_a_loss(monkeypatch):
+    def smooth(model, callback):
+        callback.run.state.loss.inner.label_smoothing = 0.5
+
+    assert compare(monkeypatch, lambda: mlp(loss=LossOfALoss(), callbacks=[At(smooth)])).captured >= 1
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

@@ -4,28 +4,28 @@ User code may compute with whatever it can reach: attributes and what is in them
 enclosing functions, and globals. `Reached` finds these, tells whether they were changed, and changes them back.
 """
 
+import datetime
+import decimal
+import dis
 import functools
+import logging
+import pathlib
 import random
+import re
+import struct
 import sys
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from types import (
-    BuiltinFunctionType,
-    CodeType,
-    FunctionType,
-    MemberDescriptorType,
-    MethodType,
-    ModuleType,
-    SimpleNamespace,
-)
-from typing import Any
+from types import CodeType, FunctionType, MappingProxyType, MemberDescriptorType, MethodType, ModuleType
+from typing import Any, NamedTuple
 
 import numpy
 
 from xpnet.backends import Backend
 from xpnet.capture.calls import is_array
-from xpnet.config import is_custom
+from xpnet.config import Configured, is_custom
 from xpnet.errors import CaptureError
 from xpnet.training.audit import every_layer
 from xpnet.training.step import TrainingStep
@@ -34,7 +34,16 @@ from xpnet.training.step import TrainingStep
 _IGNORED = frozenset(("_trainable", "_workspaces", "trainable", "wants_input_grad"))
 _METHODS = ("forward", "backward", "_run_forward", "_run_backward")  # which a trace replaces by its own
 _MOST = 20_000  # objects that the code of users may reach in a captured step
-_LEAVES = (bool, int, float, complex, str, bytes, range, slice, type(None), type(...), BuiltinFunctionType, ModuleType)
+_MOST_BYTES = 2**20  # of arrays that it may reach: comparing them takes about 50 µs
+#: Types of what does not change, or does not matter.
+_LEAVES = (
+    bool, int, float, complex, str, bytes, range, slice, type(None), type(...), type(NotImplemented), CodeType,
+    numpy.generic, numpy.dtype, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo,
+    re.Pattern, pathlib.PurePath, logging.Logger, weakref.ref, type(threading.Lock()), type(threading.RLock()),
+)  # fmt: skip
+#: What functions and descriptors that are not written in Python consist of.
+_PARTS = ("__self__", "__func__", "__wrapped__", "func", "args", "keywords", "fget", "fset")
+_SHARED_RANDOMNESS: Any = (random.random, numpy.random.random)  # `PythonState` compares the numbers that these draw
 _OF_LIBRARIES = frozenset(("xpnet", "numpy", "cupy", "numba", *sys.stdlib_module_names))
 
 #: The array attributes that each step replaces before it reads them, by step: (id of the object, name).
@@ -59,23 +68,26 @@ class Attributes:
         if live and is_custom(type(optimizer)) and not on_gpu:
             things = [thing for thing in things if thing is not optimizer]
         self._things = [(thing, dict(self._constants(thing))) for thing in things]
-        roots = (
-            value
-            for thing, attributes in self._things
-            for value in (*([type(thing)] if is_custom(type(thing)) else ()), *attributes.values())
-            if is_custom(type(thing)) or isinstance(value, FunctionType) or _is_of_user(type(value))
-        )
-        self.reached = Reached(roots, known=things_of(step), traced=traced and not (live and on_gpu))
+        custom = [(thing, attributes) for thing, attributes in self._things if is_custom(type(thing))]
+        roots = [type(thing) for thing, _ in custom]
+        roots += [value for _, values in self._things for value in values.values() if _may_run(value)]
+        kept = [value for _, attributes in custom for value in attributes.values()]
+        #: All names of built-in things, for a quick look for new attributes.
+        self._names = [frozenset() if is_custom(type(thing)) else frozenset(vars(thing)) for thing in things]
+        #: Whether code of the user takes part in the step.
+        self.user_code = bool(roots)
+        known = (*things_of(step), *step.model.context.store.buffers)
+        self.reached = Reached(roots, kept, known, traced=traced and not (live and on_gpu))
 
     def changed(self) -> str | None:
         """The name of an attribute that has another value now, or None."""
-        for thing, before in self._things:
+        for (thing, before), names in zip(self._things, self._names, strict=True):
             now = vars(thing)
             for name, value in before.items():
-                current = _untraced(now.get(name))
-                if current is not value and not _equal(current, value):
+                current = now.get(name)
+                if current is not value and not _same_item(_untraced(current), value):
                     return f"the attribute {name!r} of {type(thing).__name__}"
-            if any(name not in before for name, _ in self._constants(thing)):
+            if now.keys() != names and any(name not in before for name, _ in self._constants(thing)):
                 return f"a new attribute of {type(thing).__name__}"
         return "the seed" if self._context.seed != self._seed else self.reached.changed()
 
@@ -97,6 +109,19 @@ def things_of(step: TrainingStep) -> list[Any]:
     return [*every_layer(step.model), *parameters, step.loss, state.optimizer, *state.metrics]
 
 
+def schedule_may_change(step: TrainingStep) -> bool:
+    """Whether a schedule of the user may change what the steps depend on, besides the learning rate."""
+    rate = step.state.optimizer.learning_rate
+    if not (callable(rate) and _may_run(rate)):
+        return False
+    if any(is_custom(type(thing)) for thing in things_of(step)):
+        return True
+    try:
+        return Reached([rate], (), things_of(step), traced=True).reaches_model
+    except CaptureError:
+        return True
+
+
 def replaced_by(step: TrainingStep, thing: Any, name: str) -> None:
     """Each step replaces this attribute, an array or arrays, before it reads it."""
     _replaced.setdefault(step, set()).add((id(thing), name))
@@ -110,25 +135,45 @@ def _untraced(value: Any) -> Any:
 class Reached:
     """What can be reached from some objects and be changed, as it was at one time."""
 
-    def __init__(self, roots: Iterable[Any], known: Iterable[Any], traced: bool) -> None:
-        """known: objects to leave out.  traced: whether to raise CaptureError for what prevents a trace of the step.
+    def __init__(self, roots: Iterable[Any], kept: Iterable[Any], known: Iterable[Any], traced: bool) -> None:
+        """kept: attributes, which are roots too, but replays read anew what is in their arrays.  known: objects of the
+        step, to leave out.  traced: whether to raise CaptureError for what prevents a trace of the step.
 
         On a GPU, a step that cannot be traced is captured as it runs. Its arrays are then part of the graph, so their
         contents do not matter.
         """
-        self._traced = traced
+        self._traced, self._bytes = traced, 0
         #: For each: the object, a function that returns its contents, these contents, and a function that sets them.
         self._contents: list[tuple[Any, Callable[[], Any], Any, Callable[[Any], object]]] = []
-        self._seen: dict[int, Any] = {id(thing): thing for thing in known}
-        waiting = list(roots)
-        while waiting:
-            value = waiting.pop()
-            if isinstance(value, _LEAVES) or id(value) in self._seen:
-                continue
-            self._seen[id(value)] = value
-            if len(self._seen) > _MOST and traced:
-                raise CaptureError("the user's code can reach too many objects to see whether it changes them")
-            waiting.extend(self._enter(value))
+        self._known = {id(thing): thing for thing in known}
+        self._seen: dict[int, Any] = {id(f.__self__): f for f in _SHARED_RANDOMNESS} | self._known
+        self._waiting = list(roots)
+        #: Whether the model, or what belongs to it or to the run, can be reached.
+        self.reaches_model = False
+        for value in kept:
+            self._enter_kept(value)
+        while self._waiting:
+            value = self._waiting.pop()
+            self.reaches_model |= id(value) in self._known
+            if self._is_new(value):
+                self._waiting.extend(self._enter(value))
+
+    def _is_new(self, value: Any) -> bool:
+        """Whether to enter an object, which has not been entered before."""
+        if isinstance(value, _LEAVES) or id(value) in self._seen:
+            return False
+        self._seen[id(value)] = value
+        if len(self._seen) > _MOST and self._traced:
+            raise CaptureError("the user's code can reach too many objects to see whether it changes them")
+        return True
+
+    def _enter_kept(self, value: Any) -> None:
+        """Enter an attribute, but not an array that it is or holds."""
+        if type(value) in (list, tuple, dict):
+            for item in self._enter(value) if self._is_new(value) else ():
+                self._enter_kept(item)
+        elif not holds_array(value):
+            self._waiting.append(value)
 
     def changed(self) -> str | None:
         """The type of an object that has other contents now, or None."""
@@ -151,16 +196,8 @@ class Reached:
 
     def _enter(self, value: Any) -> Iterable[Any]:
         """Note the contents of an object, and return what is in it."""
-        if isinstance(value, numpy.ndarray):
-            if not value.dtype.hasobject:
-                self._add(value, value.copy, functools.partial(_write, value))
-            return ()
-        if isinstance(value, Backend):
-            return ()
-        if hasattr(value, "dtype") and hasattr(value, "strides"):
-            if self._traced and hasattr(value, "__cuda_array_interface__"):
-                self._add(value, value.copy, functools.partial(_write, value))
-            return ()
+        if isinstance(value, numpy.ndarray) or hasattr(value, "__cuda_array_interface__"):
+            return self._enter_array(value)
         if isinstance(value, numpy.random.Generator):
             bits = value.bit_generator
             self._add(value, lambda: repr(bits.state), functools.partial(_set_state, bits, bits.state))
@@ -171,50 +208,90 @@ class Reached:
             return ()
         if isinstance(value, random.Random):
             self._add(value, value.getstate, value.setstate)
-            return self._enter_object(value)
+            return self._enter_attributes(value)
         if isinstance(value, tuple | frozenset):
-            return value
+            return (*value, *self._enter_attributes(value))
         if isinstance(value, list | deque):
-            return list(self._add(value, lambda: list(value), functools.partial(_fill, value)))
+            items = self._add(value, lambda: list(value), functools.partial(_fill, value))
+            return (*items, *self._enter_attributes(value))
         if isinstance(value, set | bytearray):
-            return list(self._add(value, value.copy, functools.partial(_fill, value)))
+            return (*self._add(value, value.copy, functools.partial(_fill, value)), *self._enter_attributes(value))
         if isinstance(value, dict):
-            return list(self._add(value, lambda: dict(value), functools.partial(_fill, value)).values())
+            contents = self._add(value, lambda: dict(value), functools.partial(_fill, value))
+            return (*contents.values(), *self._enter_attributes(value))
+        if isinstance(value, MappingProxyType):
+            return list(self._add(value, lambda: dict(value), lambda _: None).values())
         if isinstance(value, FunctionType):
             return self._enter_function(value) if _is_of_user(value) else ()
-        if isinstance(value, MethodType):
-            return (value.__self__, value.__func__)
-        if isinstance(value, functools.partial):
-            return (value.func, value.args, value.keywords)
-        if isinstance(value, staticmethod | classmethod):
-            return (value.__func__,)
-        if isinstance(value, property):
-            return (value.fget, value.fset)
         if isinstance(value, type):
             return self._enter_class(value) if _is_of_user(value) else ()
-        if hasattr(type(value), "__next__") and self._traced:
-            kind = type(value).__name__
-            raise CaptureError(f"the user's code can reach an iterator ({kind}), which steps may advance")
-        if isinstance(value, SimpleNamespace) or _is_of_user(type(value)):
-            return (type(value), *self._enter_object(value))
+        if isinstance(value, ModuleType):
+            return self._enter_variables(value, vars(value), [name for name in vars(value) if name[:2] != "__"])
+        return self._enter_object(value)
+
+    def _enter_array(self, array: Any) -> Iterable[Any]:
+        on_gpu = not isinstance(array, numpy.ndarray)
+        if on_gpu and not self._traced:
+            return ()
+        if not on_gpu and not array.flags.writeable:
+            return (array.base,) if isinstance(array.base, numpy.ndarray) else ()
+        if array.dtype.hasobject:
+            return self._refuse("an array of objects, whose contents cannot be compared")
+        self._bytes += array.nbytes
+        if self._bytes > _MOST_BYTES and self._traced:
+            raise CaptureError(
+                "the user's code can reach too many bytes of arrays to see whether it changes them; "
+                "they may be read-only (array.flags.writeable = False), or attributes of the layer"
+            )
+        self._contents.append((array, lambda: array, array.copy(), functools.partial(_write, array)))
         return ()
 
     def _enter_object(self, value: Any) -> Iterable[Any]:
+        kind = type(value)
+        if isinstance(value, Backend) or not is_custom(kind):
+            if isinstance(value, Configured):
+                return self._enter_configured(value)
+            self.reaches_model = True
+            return ()
+        if hasattr(kind, "__next__"):
+            return self._refuse(f"an iterator ({kind.__name__}), which steps may advance")
+        if not _hides_state(kind):
+            return (kind, *self._enter_attributes(value))
+        if callable(value) or hasattr(kind, "__get__"):
+            parts = [getattr(value, name, None) for name in _PARTS]
+            return [part for part in parts if not isinstance(part, ModuleType)]
+        return self._refuse(f"an object ({kind.__name__}) whose contents cannot be compared")
+
+    def _refuse(self, what: str) -> Iterable[Any]:
+        if self._traced:
+            raise CaptureError(f"the user's code can reach {what}")
+        return ()
+
+    def _enter_attributes(self, value: Any) -> Iterable[Any]:
+        if type(value).__module__ == "builtins":
+            return ()
         own = getattr(value, "__dict__", None)
         found: list[Any] = [] if own is None else [own]
-        for kind in filter(_is_of_user, type(value).__mro__):
-            for name, member in vars(kind).items():
-                if type(member) is MemberDescriptorType and name[:2] != "__":
-                    contents, fill = (
-                        functools.partial(_slot, member, value),
-                        functools.partial(_fill_slot, member, value),
-                    )
-                    found += self._add(value, contents, fill)
+        for member in _slots(type(value)):
+            contents, fill = functools.partial(_slot, member, value), functools.partial(_fill_slot, member, value)
+            found += self._add(value, contents, fill)
         return found
+
+    def _enter_configured(self, value: Any) -> Iterable[Any]:
+        def contents() -> dict[str, Any]:
+            return {name: attribute for name, attribute in vars(value).items() if name not in _IGNORED}
+
+        def set_contents(old: dict[str, Any]) -> None:
+            for name in contents().keys() - old.keys():
+                del vars(value)[name]
+            vars(value).update(old)
+
+        return list(self._add(value, contents, set_contents).values())
 
     def _enter_class(self, kind: type) -> Iterable[Any]:
         def contents() -> dict[str, Any]:
-            return {name: value for name, value in vars(kind).items() if name[:2] != "__" or name == "__call__"}
+            own = vars(kind).items()
+            return {name: v for name, v in own if name == "__call__" or (name[:2] != "__" and name != "_abc_impl")}
 
         def set_contents(old: dict[str, Any]) -> None:
             for name in contents().keys() - old.keys():
@@ -231,15 +308,72 @@ class Reached:
             member = type(cell).cell_contents
             contents, fill = functools.partial(_slot, member, cell), functools.partial(_fill_slot, member, cell)
             found += self._add(function, contents, fill)
-        names, variables = set(_names(function.__code__)), function.__globals__
-        for module in [variables, *(vars(m) for n in names if isinstance(m := variables.get(n), ModuleType))]:
-            if module is not variables and module.get("__name__", "").partition(".")[0] in _OF_LIBRARIES:
-                continue
-            used = [name for name in names if name in module]
-            found += self._add(
-                function, functools.partial(_variables, module, used), functools.partial(_fill_variables, module, used)
-            )
+        for variables, names in _namespaces(function):
+            used = self._enter_variables(function, variables, [name for name in names if name in variables])
+            found += [value for value in used if not isinstance(value, ModuleType)]
         return found
+
+    def _enter_variables(self, owner: Any, variables: dict[str, Any], names: list[str]) -> Iterable[Any]:
+        if variables.get("__name__", "").partition(".")[0] in _OF_LIBRARIES:
+            return ()
+        contents, fill = (functools.partial(f, variables, names) for f in (_variables, _fill_variables))
+        values: list[Any] = self._add(owner, contents, fill)
+        return values
+
+
+def _slots(kind: type) -> list[MemberDescriptorType]:
+    """The slots of the objects of a class."""
+    return [
+        member
+        for base in kind.__mro__
+        for name, member in vars(base).items()
+        if type(member) is MemberDescriptorType and name[:2] != "__"
+    ]
+
+
+def _hides_state(kind: type) -> bool:
+    """Whether objects of a class are larger than their attributes, as those of classes that are written in C."""
+    pointers = (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0) + len(_slots(kind))
+    return kind.__itemsize__ > 0 or kind.__basicsize__ > object.__basicsize__ + pointers * struct.calcsize("P")
+
+
+def _namespaces(function: FunctionType) -> list[tuple[dict[str, Any], set[str]]]:
+    """The variables of the modules that a function uses, and the names of those that it may mean."""
+    variables, names = function.__globals__, _names(function.__code__)
+    parts = str(variables.get("__package__") or "").split(".")
+    packages = ["", *(".".join(parts[: i + 1]) + "." for i in range(len(parts)) if parts[0])]
+    waiting = [sys.modules.get(f"{package}{name}") for package in packages for name in names.imports]
+    waiting += [variables.get(name) for name in names.globals]
+    found = {id(variables): (variables, names.globals)}
+    while waiting:
+        module = waiting.pop()
+        if isinstance(module, ModuleType) and _is_of_user(module) and id(vars(module)) not in found:
+            found[id(vars(module))] = vars(module), names.all
+            waiting += [vars(module).get(name) for name in names.all]
+    return list(found.values())
+
+
+class _Names(NamedTuple):
+    """The names in the code of a function and of the functions in it: all, those of globals, those after `import`."""
+
+    all: set[str]
+    globals: set[str]
+    imports: set[str]
+
+
+@functools.lru_cache(4096)
+def _names(code: CodeType) -> _Names:
+    found = _Names(set(code.co_names), set(), set())
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME"):
+            found.globals.add(instruction.argval)
+        elif instruction.opname in ("IMPORT_NAME", "IMPORT_FROM"):
+            found.imports.add(instruction.argval)
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            for names, more in zip(found, _names(inner), strict=True):
+                names |= more
+    return found
 
 
 def _slot(descriptor: Any, owner: Any) -> list[Any]:
@@ -276,23 +410,23 @@ def _variables(variables: dict[str, Any], names: list[str]) -> list[Any]:
     return [variables.get(name) for name in names]
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    """The names of globals and attributes in the code of a function, and of the functions in it."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
-
-
 def _is_of_user(thing: Any) -> bool:
-    """Whether a class or a function is not part of xpnet, of Python or of its array modules."""
-    return (thing.__module__ or "").partition(".")[0] not in _OF_LIBRARIES
+    """Whether a class, a function or a module is not part of xpnet, of Python or of its array modules."""
+    name = thing.__name__ if isinstance(thing, ModuleType) else thing.__module__
+    return (name or "").partition(".")[0] not in _OF_LIBRARIES
+
+
+def _may_run(value: Any) -> bool:
+    """Whether an attribute is code of the user, or an object that may have such."""
+    if isinstance(value, MethodType | functools.partial):
+        return _may_run(value.__func__ if isinstance(value, MethodType) else value.func)
+    return _is_of_user(value if isinstance(value, FunctionType) else type(value)) and not isinstance(value, Backend)
 
 
 def _same(a: Any, b: Any) -> bool:
     """Whether contents are the same: the same objects, equal numbers and texts, or the bits of an array."""
     if isinstance(a, numpy.ndarray):
-        return bool(a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes())
+        return a.shape == b.shape and a.dtype == b.dtype and numpy.array_equal(_bytes_of(a), _bytes_of(b))
     if hasattr(a, "__cuda_array_interface__"):
         return bool(((a == b) | ((a != a) & (b != b))).all())
     if isinstance(a, list):
@@ -300,6 +434,11 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(map(_same_item, a.values(), map(b.__getitem__, a)))
     return bool(a == b)  # of sets, texts, and states of generators
+
+
+def _bytes_of(array: Any) -> Any:
+    """The bytes of an array, in place if it is contiguous."""
+    return numpy.ascontiguousarray(array).reshape(-1).view("uint8")
 
 
 def _same_item(a: Any, b: Any) -> bool:

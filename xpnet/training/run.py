@@ -21,6 +21,7 @@ from xpnet.layers.context import Workspace
 from xpnet.parameters import Snapshot
 from xpnet.training import checkpoints
 from xpnet.training.arguments import FitOptions, warn
+from xpnet.training.attributes import schedule_may_change, things_of
 from xpnet.training.captured_step import StepExecutor, StepsToCome
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.model_files import architecture, names_of, refusing_damage
@@ -64,8 +65,12 @@ class Run:
         self._user_code = any(
             is_custom(code) for c in self.callbacks for code in (type(c), c.on_epoch_begin, c.on_epoch_end)
         )
-        custom = is_custom(type(state.optimizer)) or any(is_custom(callback.on_step_end) for callback in self.callbacks)
-        self.executor = StepExecutor(TrainingStep(model, state), streaming, custom)
+        step = TrainingStep(model, state)
+        self._user_code |= options.validates and any(is_custom(type(thing)) for thing in things_of(step))
+        in_steps = is_custom(type(state.optimizer)) or any(
+            is_custom(callback.on_step_end) for callback in self.callbacks
+        )
+        self.executor = StepExecutor(step, streaming, in_steps or schedule_may_change(step))
         self._work = Workspace(model.context)
         self.resumed_from: Any = None  # the path of a checkpoint
         self.start_clock()

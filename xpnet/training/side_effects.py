@@ -24,11 +24,13 @@ class PythonState:
 
     def __init__(self, step: TrainingStep, attributes: Attributes) -> None:
         self._things = [(thing, dict(vars(thing))) for thing in things_of(step)]
-        self._reached, self._randomness = attributes.reached, _randomness()
+        self._reached = attributes.reached
+        #: None if no code of the user takes part in the step: then it is other threads that draw.
+        self._randomness = _randomness() if attributes.user_code else None
 
     def refuse_random_numbers(self) -> None:
         """Raise SideEffectError if random numbers of NumPy or Python were drawn that all code shares."""
-        if _randomness() != self._randomness:
+        if self._randomness is not None and _randomness() != self._randomness:
             raise SideEffectError("the step draws random numbers that are not the library's")
 
     def restore(self) -> None:
@@ -39,7 +41,8 @@ class PythonState:
             for name in now.keys() - own.keys():
                 del now[name]
         self._reached.restore()
-        _set_randomness(self._randomness)
+        if self._randomness is not None:
+            _set_randomness(self._randomness)
 
 
 @contextlib.contextmanager
