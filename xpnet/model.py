@@ -507,7 +507,7 @@ class Sequential(layers_.Sequential):
 
         It is a string to print, which a notebook shows as a table. With a batch size it also says how much memory a
         training step needs, with the loss and the optimizer of the latest `fit`; before any, with SGD and a loss that
-        fits the outputs.
+        fits the outputs. `backward` then needs another `forward`.
         """
         rows = []
         for layer in self.layers:
@@ -676,7 +676,7 @@ def explain_step(
     placed in memory; on a GPU as a CUDA graph. This function records a step on samples of zeros, and returns the list
     before and after: a string to print, which a notebook shows as a table. Its attributes `recorded` and `replayed` are
     lists of calls, with the place in the model, the arrays, the bytes and the operations of each. The model does not
-    change.
+    change, but `backward` then needs another `forward`.
 
     batch_size: the samples of the step.  loss, optimizer, metrics: as in `fit`. None means that of the latest `fit`, or
     before any, SGD and a loss that fits the outputs.  times: also measure each call, in several replays, on the CPU.
