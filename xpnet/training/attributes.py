@@ -195,6 +195,8 @@ class Reached:
 
     def _enter(self, value: Any) -> Iterable[Any]:
         """Note the contents of an object, and return what is in it."""
+        if isinstance(value, type):
+            return self._enter_class(value) if _is_of_user(value) else ()
         if isinstance(value, numpy.ndarray) or hasattr(value, "__cuda_array_interface__"):
             return self._enter_array(value)
         if isinstance(value, numpy.random.Generator):
@@ -222,8 +224,6 @@ class Reached:
             return list(self._add(value, lambda: dict(value), lambda _: None).values())
         if isinstance(value, FunctionType):
             return self._enter_function(value) if _is_of_user(value) else ()
-        if isinstance(value, type):
-            return self._enter_class(value) if _is_of_user(value) else ()
         if isinstance(value, ModuleType):
             return self._enter_variables(value, vars(value), [name for name in vars(value) if name[:2] != "__"])
         return self._enter_object(value)
@@ -364,7 +364,7 @@ class _Names(NamedTuple):
 def _names(code: CodeType) -> _Names:
     found = _Names(set(code.co_names), set(), set())
     for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME"):
+        if "GLOBAL" in instruction.opname or instruction.opname == "LOAD_NAME":
             found.globals.add(instruction.argval)
         elif instruction.opname in ("IMPORT_NAME", "IMPORT_FROM"):
             found.imports.add(instruction.argval)
@@ -417,6 +417,8 @@ def _is_of_user(thing: Any) -> bool:
 
 def _may_run(value: Any) -> bool:
     """Whether an attribute is code of the user, or an object that may have such."""
+    if isinstance(value, _LEAVES):
+        return False
     if isinstance(value, MethodType | functools.partial):
         return _may_run(value.__func__ if isinstance(value, MethodType) else value.func)
     return _is_of_user(value if isinstance(value, FunctionType) else type(value)) and not isinstance(value, Backend)
