@@ -269,8 +269,9 @@ class Reached:
     def _enter_attributes(self, value: Any) -> Iterable[Any]:
         if type(value).__module__ == "builtins":
             return ()
-        own = getattr(value, "__dict__", None)
-        found: list[Any] = [] if own is None else [own]
+        own, found = getattr(value, "__dict__", None), list[Any]()
+        if own is not None and self._is_new(own):
+            found += self._add(value, lambda: dict(own), functools.partial(_fill, own)).values()
         for member in _slots(type(value)):
             contents, fill = functools.partial(_slot, member, value), functools.partial(_fill_slot, member, value)
             found += self._add(value, contents, fill)
