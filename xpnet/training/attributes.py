@@ -196,6 +196,8 @@ class Reached:
 
     def _enter(self, value: Any) -> Iterable[Any]:
         """Note the contents of an object, and return what is in it."""
+        if isinstance(value, type):
+            return self._enter_class(value) if _is_of_user(value) else ()
         if isinstance(value, numpy.ndarray) or hasattr(value, "__cuda_array_interface__"):
             return self._enter_array(value)
         if isinstance(value, numpy.random.Generator):
@@ -223,8 +225,6 @@ class Reached:
             return list(self._add(value, lambda: dict(value), lambda _: None).values())
         if isinstance(value, FunctionType):
             return self._enter_function(value) if _is_of_user(value) else ()
-        if isinstance(value, type):
-            return self._enter_class(value) if _is_of_user(value) else ()
         if isinstance(value, ModuleType):
             return self._enter_variables(value, vars(value), [name for name in vars(value) if name[:2] != "__"])
         return self._enter_object(value)
@@ -270,8 +270,9 @@ class Reached:
     def _enter_attributes(self, value: Any) -> Iterable[Any]:
         if type(value).__module__ == "builtins":
             return ()
-        own = getattr(value, "__dict__", None)
-        found: list[Any] = [] if own is None else [own]
+        own, found = getattr(value, "__dict__", None), list[Any]()
+        if own is not None and self._is_new(own):
+            found += self._add(value, lambda: dict(own), functools.partial(_fill, own)).values()
         for member in _slots(type(value)):
             contents, fill = functools.partial(_slot, member, value), functools.partial(_fill_slot, member, value)
             found += self._add(value, contents, fill)
@@ -365,7 +366,7 @@ class _Names(NamedTuple):
 def _names(code: CodeType) -> _Names:
     found = _Names(set(code.co_names), set(), set())
     for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME"):
+        if "GLOBAL" in instruction.opname or instruction.opname == "LOAD_NAME":
             found.globals.add(instruction.argval)
         elif instruction.opname in ("IMPORT_NAME", "IMPORT_FROM"):
             found.imports.add(instruction.argval)
@@ -418,6 +419,8 @@ def _is_of_user(thing: Any) -> bool:
 
 def _may_run(value: Any) -> bool:
     """Whether an attribute is code of the user, or an object that may have such."""
+    if isinstance(value, _LEAVES):
+        return False
     if isinstance(value, MethodType | functools.partial):
         return _may_run(value.__func__ if isinstance(value, MethodType) else value.func)
     return _is_of_user(value if isinstance(value, FunctionType) else type(value)) and not isinstance(value, Backend)
