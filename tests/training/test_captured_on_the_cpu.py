@@ -18,6 +18,7 @@ import operator
 import os
 import pathlib
 import pickle
+import queue
 import random
 import re
 import signal
