@@ -160,6 +160,7 @@ def approximately(logs):
     return {name: pytest.approx(values, rel=1e-12) for name, values in logs.items()}
 
 
+@pytest.mark.usefixtures("exact_replays")
 @pytest.mark.parametrize("source", ["list", "function"])
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 def test_an_iterable_of_batches_trains_like_arrays(backend, source, weights):

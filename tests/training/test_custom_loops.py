@@ -184,6 +184,7 @@ def test_the_history_follows_reductions_and_later_fits():
     assert model.fit(SAMPLES, LABELS, optimizer=sgd, **QUIET)["learning_rate"] == [0.125]
 
 
+@pytest.mark.usefixtures("exact_replays")
 def test_a_callback_sets_a_constant_rate(backend):
     rates, sgd = Rates({2: 0.3, 5: 0.01, 8: 0.7}), optimizers.SGD(0.1)
     model, by_hand = net(backend, dropout=0.0), net(backend, dropout=0.0)

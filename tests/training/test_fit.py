@@ -586,6 +586,7 @@ def test_one_parameter_of_a_layer_can_be_frozen(backend):
     assert [n for n in before if np.array_equal(before[n], after[n])] == ["0.weight"]
 
 
+@pytest.mark.usefixtures("exact_replays")
 def test_train_on_batch_is_one_step_of_fit(backend):
     a, b = mlp(backend, dropout=0.5), mlp(backend, dropout=0.5)
     history = a.fit(X, Y, optimizer="adam", batch_size=None, epochs=3, verbose=0)
