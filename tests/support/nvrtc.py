@@ -4,8 +4,6 @@ import pytest
 
 from xpnet.backends.cuda.kernels import with_waits
 
-ARCHITECTURES = [75, 80, 86, 89, 90, 100]  # compute capabilities
-
 
 def compiled(source, architecture, *options):
     """The machine code of the kernels in a source file. Skips the test if there is no compiler."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from guarded import Guarded
-from nvrtc import ARCHITECTURES, compiled
+from nvrtc import compiled
 
 from xpnet.backends import Backend
 from xpnet.backends.cuda import convolutions
@@ -211,7 +211,7 @@ def chosen(precision):
     return [*kernels, choose_weight_grad(precision, windows, 1, 16)]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [75, 80, 90])
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16", "float16"])
 def test_nvrtc_compiles_the_kernels(architecture, precision):
     kernels = {kernel.name: kernel for kernel in chosen(precision)}

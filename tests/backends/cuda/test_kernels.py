@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from devices import flushes_subnormals
 from guarded import Guarded
-from nvrtc import ARCHITECTURES, compiled
+from nvrtc import compiled
 
 from xpnet import layers, optimizers
 from xpnet.backends import Backend
@@ -54,7 +54,7 @@ def numbers(rng, shape, dtype, special=False):
 
 
 @pytest.mark.parametrize("real", ["float", "double"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [75, 80, 86, 89, 90, 100])
 def test_nvrtc_compiles_every_kernel(architecture, real):
     cubin = compiled(kernels.SOURCE, architecture, f"-DREAL={real}")
     for name in kernels.signatures():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from captured_trainings import fit, mlp
 from matrices import LAYOUTS, in_layout
-from nvrtc import ARCHITECTURES, compiled
+from nvrtc import compiled
 
 import xpnet
 from xpnet.backends.cuda import products
@@ -281,7 +281,7 @@ def test_a_device_times_the_ways(gpu, rng):
         assert GPUBackend.fastest(gpu, names) in names
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [75, 80, 90])
 @pytest.mark.parametrize("name", TILINGS)
 def test_nvrtc_compiles_every_tiling(architecture, name):
     tiling = [f"-D{field.upper()}={value}" for field, value in TILINGS[name]._asdict().items()]
