@@ -30,12 +30,11 @@ from xpnet.errors import CaptureError
 #: The parameters that operators write, if these are others than `out`.
 _WRITES = {
     "add_matmul": ("out", "scratch"), "add_to_rows": ("a",), "add_to_rows_max_pool": ("x", "out", "choice"),
-    "add_to_rows_relu": ("a", "out"),
-    "clip_norm": ("grads",), "convolve_weight_grad": ("out", "sums"), "cross_entropy": ("losses", "grad"),
-    "cross_entropy_sums": ("losses", "grad", "loss_sum", "correct"), "matmul_sum_rows": ("out", "sums"),
-    "max_pool": ("out", "choice"),
-    "dense_cross_entropy": ("losses", "grad", "correct", "grad_h"),
-    "normalize_rows": ("out", "sigma"), "relu_grad_sum_rows": ("out", "sums"), "whole_update": ("vectors",),
+    "add_to_rows_relu": ("a", "out"), "clip_norm": ("grads",), "convolve_weight_grad": ("out", "sums"),
+    "cross_entropy": ("losses", "grad"), "cross_entropy_sums": ("losses", "grad", "loss_sum", "correct"),
+    "dense_cross_entropy": ("losses", "grad", "correct", "grad_h"), "matmul_sum_rows": ("out", "sums"),
+    "max_pool": ("out", "choice"), "normalize_rows": ("out", "sigma"), "relu_grad_sum_rows": ("out", "sums"),
+    "whole_update": ("vectors",),
 }  # fmt: skip
 #: Those that they write after having read them, although their names are those of results.
 _UPDATES = {"add_matmul": ("out",), "convolve_weight_grad": ("out",)}
@@ -81,14 +80,14 @@ def whole_operators(gpu: type) -> list[str]:
 
 
 class CallList:
-    """The simplified calls of a traced step, to be made while a CUDA graph captures, or before, as a rehearsal.
+    """The simplified and fused calls of a traced step. They are made once to warm up, and then while a graph captures.
 
-    arena: the memory of their temporary arrays.  temporary_bytes: of these without sharing.  What a call returns is new
-    in each run: it is used in place of what the call returned in the trace. It is kept until the end, since calls on
-    several streams may use it.
+    rows: the array with the numbers of the step's samples, or None.
+    arena: the memory of the temporary arrays.  temporary_bytes: their bytes if they did not share memory.  gathers:
+    (array, out) pairs, at most `MOST_GATHERS`. Before the calls are made, `out` must have these rows of the array.
 
-    rows: the numbers of the step's samples; None if nothing is known about them.  gathers: (array, out) pairs. The list
-    leaves it to others to gather these rows of each array, before all calls; there are at most `MOST_GATHERS`.
+    What a call returns is new in each run, and is used in place of what it returned in the trace. It is kept until all
+    calls are made, since calls on several streams may use it.
     """
 
     def __init__(self, trace: Trace, backend: Any, rows: Array | None = None) -> None:
