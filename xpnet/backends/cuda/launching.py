@@ -215,11 +215,11 @@ class KernelLauncher(Backend):
         """Launch a kernel whose threads stride over the elements of `array`, and return the array.
 
         given: the arguments of the kernel by name. Unless they are given, `out` is the array, `n` its size, and
-        `columns` or `channels` the size of its last axis.  blocks: 0 means as many as are needed if a thread computes
-        `each` of the n elements.
+        `columns` the size of its last axis.  blocks: 0 means as many as are needed if a thread computes `each` of the n
+        elements.
         """
         columns = array.shape[-1] if array.ndim else 1
-        arguments = {"out": array, "n": array.size, "columns": columns, "channels": columns, **given}
+        arguments = {"out": array, "n": array.size, "columns": columns, **given}
         blocks = blocks or min(-(-arguments["n"] // (threads * each)), MOST_BLOCKS)
         self.kernels.launch(name, array.dtype, (blocks,), (threads,), arguments)
         return array
