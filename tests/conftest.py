@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from emulated_cuda import COMPILER, EmulatedGPU
+from guarded import Guarded
 from strict import StrictBackend
 
 import xpnet
@@ -77,6 +78,16 @@ def gpu(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """The backend of the emulated GPU, and of a real one if there is one."""
     with no_memory_faults(make_backend(request.param)) as backend:
         yield backend
+
+
+@pytest.fixture
+def guarded(gpu: Backend) -> Iterator[Guarded]:
+    """Makes arrays on the GPU, and fails if a kernel has written outside of them."""
+    assert gpu.kernels_unavailable is None and gpu.cublas_unavailable is None
+    arrays = Guarded(gpu)
+    with gpu.device():
+        yield arrays
+        arrays.check()
 
 
 @contextlib.contextmanager

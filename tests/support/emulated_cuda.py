@@ -1,6 +1,6 @@
 """An emulation of CuPy on the host: its kernels run, its streams capture, and its cuBLAS multiplies.
 
-kernels.cu is compiled by g++ with a small shim (cuda_shim/shim.h). A capture refuses what a real one refuses: CuPy's
+The kernels are compiled by g++ with a small shim (cuda_shim/shim.h). A capture refuses what a real one refuses: CuPy's
 own matrix products, copies from and to the host, memory of the default pool, the default stream. It executes nothing,
 and a replay uses addresses only.
 

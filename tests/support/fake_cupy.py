@@ -34,7 +34,6 @@ class FakeCupy(types.ModuleType):
         self._backends = [StrictBackend(i) for i in range(devices)]
         self._current = [0]
         runtime = SimpleNamespace(
-            getDevice=lambda: self._current[-1],
             getDeviceCount=self._count,
             getDeviceProperties=lambda i: {"name": f"Fake {i}".encode(), "major": 9, "minor": i},
             memGetInfo=lambda: (2**30 * (3 + self._current[-1]), 2**30 * 8),

@@ -1,4 +1,4 @@
-"""Arrays with guards around them, by which a kernel that writes outside of its arrays is found."""
+"""Arrays between guards, which show whether a kernel writes outside of its arrays."""
 
 import numpy as np
 
@@ -6,7 +6,10 @@ GUARD = 64
 
 
 class Guarded:
-    """Makes arrays on the device with guards before and after, and checks the guards."""
+    """Makes arrays on the device with guards before and after, and checks the guards.
+
+    An array of floats contains NaN until it is filled, so that a test finds what a kernel leaves out.
+    """
 
     def __init__(self, backend):
         self.backend, self._whole = backend, []
@@ -14,6 +17,8 @@ class Guarded:
     def __call__(self, shape, dtype="float32", fill=None):
         size = int(np.prod(shape))
         values = np.full(size + 2 * GUARD, 77, dtype=dtype)
+        if fill is None and values.dtype.kind == "f":
+            fill = np.nan
         if fill is not None:
             values[GUARD : GUARD + size] = np.asarray(fill).ravel()
         whole = self.backend.asarray(values)

@@ -1,4 +1,4 @@
-"""Compiles kernels as CuPy does, for GPUs that this machine need not have."""
+"""Compiles kernels as CuPy does, for any GPU, whether or not this machine has one."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from xpnet.backends.cuda.kernels import with_waits
 
 
 def compiled(source, architecture, *options):
-    """The machine code of the kernels in a source file. Skips the test if there is no compiler."""
+    """The machine code of the kernels in a source, for an architecture like 90. Skips the test without a compiler."""
     compiler = pytest.importorskip("cupy.cuda.compiler", reason="CuPy is not installed")
     program = compiler._NVRTCProgram(with_waits(source), "kernels.cu", method="cubin")
     try:

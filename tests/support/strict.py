@@ -183,7 +183,7 @@ class StrictBackend(Backend):
 
 
 def _take_wrapped(a: HostArray, indices: Any, axis: Any, out: Any) -> Any:
-    """numpy.take, which itself would subtract the length from an index until it is in range, even from 2**62."""
+    """numpy.take with mode="wrap", which alone would take years for 2**62: it subtracts the length again and again."""
     length = a.size if axis is None else a.shape[axis]
     return numpy.take(a, numpy.asarray(indices) % length if length else indices, axis, out, mode="wrap")
 

@@ -1,4 +1,4 @@
-"""Choices between several ways to compute the same: what is timed, remembered, and read by later processes."""
+"""Choices between several ways to compute a result: what is timed, remembered, and read by later processes."""
 
 import json
 

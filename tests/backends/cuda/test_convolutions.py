@@ -29,15 +29,6 @@ SHAPES = [(1, 4, 4), (3, 20, 12), (2, 12, 36)]  # images, channels, filters
 FEW = [(3, 1, 8), (2, 3, 20)]
 
 
-@pytest.fixture
-def guarded(gpu):
-    assert gpu.kernels_unavailable is None and gpu.cublas_unavailable is None
-    arrays = Guarded(gpu)
-    with gpu.device():
-        yield arrays
-        arrays.check()
-
-
 def normal(rng, *shape):
     return rng.normal(size=shape).astype("float32")
 

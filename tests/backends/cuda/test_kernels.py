@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from devices import flushes_subnormals
-from guarded import Guarded
 from nvrtc import compiled
 
 from xpnet import layers, optimizers
@@ -25,15 +24,6 @@ DTYPES = ["float32", "float64"]
 SIZES = [1, 2, 31, 255, 256, 257, 1025]  # around the edges of warps and blocks
 MATRICES = [(1, 1), (1, 300), (7, 10), (33, 31), (255, 33), (257, 32), (600, 3), (2, 1025), (1030, 4)]
 SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-30, -1e30]
-
-
-@pytest.fixture
-def guarded(gpu):
-    assert gpu.kernels_unavailable is None and gpu.cublas_unavailable is None
-    arrays = Guarded(gpu)
-    with gpu.device():
-        yield arrays
-        arrays.check()
 
 
 def assert_close(backend, got, want, dtype, times=20):

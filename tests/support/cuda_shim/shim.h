@@ -1,5 +1,5 @@
-// The parts of CUDA that kernels.cu needs, for a C++ compiler. The threads of a block run one after the other, each on its
-// own stack, and switch at __syncthreads.
+// The parts of CUDA that the kernels need, for a C++ compiler. The threads of a block run one after the other, each on
+// its own stack, and switch at __syncthreads.
 #include <math.h>
 #include <setjmp.h>
 #include <stdlib.h>
@@ -19,8 +19,12 @@ static inline unsigned __float_as_uint(float x) { unsigned bits; memcpy(&bits, &
 static inline float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
 static inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned long long)a * b >> 32; }
 static inline void atomicAdd(unsigned long long* at, unsigned long long value) { *at += value; }
-static inline unsigned atomicInc(unsigned* at, unsigned last) { unsigned old = *at; *at = old >= last ? 0 : old + 1; return old; }
 static inline unsigned atomicAdd(unsigned* at, unsigned value) { unsigned old = *at; *at += value; return old; }
+static inline unsigned atomicInc(unsigned* at, unsigned last) {
+    unsigned old = *at;
+    *at = old >= last ? 0 : old + 1;
+    return old;
+}
 static inline void __threadfence() {}
 static inline int min(int a, int b) { return a < b ? a : b; }
 static inline int max(int a, int b) { return a > b ? a : b; }
@@ -46,7 +50,7 @@ static void __syncthreads() {
     threadIdx = running->index;
 }
 
-// All threads of a block call these equally often, because they wait for the whole block.
+// These wait for the whole block, so all of its threads must call them equally often.
 static void __syncwarp() { __syncthreads(); }
 template <typename T> static T of_thread(T value, int thread) {
     static T given[MAX_THREADS];
@@ -102,7 +106,8 @@ static const char* run(void (*kernel)(void**), void** args, Dim grid, Dim block,
                 if (!threads[i].done) resume(threads[i]);
                 ended_now += threads[i].done;
             }
-            if (ended_now != 0 && ended_now != count) return "some threads of a block wait at __syncthreads, and others have ended";
+            if (ended_now != 0 && ended_now != count)
+                return "some threads of a block wait at __syncthreads, and others have ended";
             ended = ended_now;
         }
         if (error) return error;
@@ -110,7 +115,7 @@ static const char* run(void (*kernel)(void**), void** args, Dim grid, Dim block,
     return 0;
 }
 
-// Tensor cores: what convolutions.cu has as instructions --------------------------------------------------------------
+// What convolutions.cu does by instructions: roundings, products by tensor cores, copies ------------------------------
 // precision: 0 for float32, 1 for TF32, 2 for bfloat16, 3 for float16.
 
 static unsigned to_tf32(float x) {  // to the nearest, ties away from zero

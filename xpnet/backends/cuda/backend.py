@@ -76,7 +76,7 @@ class GPUBackend(CUDAOperators):
         return self.xp.cuda.get_current_stream()
 
     def side_streams(self, count: int) -> list[Any]:
-        """Streams of this thread beside its own, for independent parts of a captured step."""
+        """So many streams of this thread besides its own, for independent parts of a captured step."""
         streams = self.thread.side_streams
         while len(streams) < count:
             streams.append(self.xp.cuda.Stream(non_blocking=True))
@@ -111,15 +111,14 @@ class GPUBackend(CUDAOperators):
     def graph_capture(self) -> GraphCapture | None:
         if os.environ.get("XPNET_CAPTURE") == "0" or self.kernels_unavailable or self.cublas_unavailable:
             return None
-        _ = self.driver  # before anything is captured
+        _ = self.driver  # checks it, which is not possible during a capture
         return GraphCapture(self)
 
     def precision_unavailable(self, precision: str) -> str | None:
         if precision == "float32":
             return None
-        major = int(self.xp.cuda.runtime.getDeviceProperties(self.index)["major"])
-        if major < _TENSOR_CORES[precision]:
-            return f"it needs compute capability {_TENSOR_CORES[precision]}.0, and this device has {major}"
+        if self.capability < _TENSOR_CORES[precision]:
+            return f"it needs compute capability {_TENSOR_CORES[precision]}.0, and this device has {self.capability}"
         return self.cublas_unavailable or self.kernels_unavailable
 
     def memory(self) -> Memory:
@@ -139,13 +138,12 @@ class GPUBackend(CUDAOperators):
 
     def describe(self) -> list[tuple[str, str]]:
         runtime = self.xp.cuda.runtime
-        properties = runtime.getDeviceProperties(self.index)
-        capability = f"{properties['major']}.{properties['minor']}"
+        capability = f"{self.properties['major']}.{self.properties['minor']}"
         driver, own = (format_version(ask()) for ask in (runtime.driverGetVersion, runtime.runtimeGetVersion))
         with self.device():
             free, total = runtime.memGetInfo()
         return [
-            ("device", f"{properties['name'].decode()}, compute capability {capability}"),
+            ("device", f"{self.properties['name'].decode()}, compute capability {capability}"),
             ("memory", f"{free / 2**30:.1f} GiB free of {total / 2**30:.1f} GiB"),
             ("driver", f"for CUDA {driver}; runtime {own}"),
         ]

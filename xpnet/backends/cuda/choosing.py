@@ -1,7 +1,7 @@
-"""Choices between several ways to compute the same: each is timed once on this device, and the fastest is remembered.
+"""Choices between several ways to compute a result: each is timed once on this device, and the fastest is remembered.
 
-The ways round differently. So the choices are kept in a file in the user's cache: later processes make the same ones,
-and compute the same bits.
+The ways round differently. So the choices are kept in a file in the user's cache, from which later processes make the
+same choices, and compute the same bits.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import Any
 
 _log = logging.getLogger(__name__)
 
-_CALLS, _ROUNDS = 20, 4  # of a way that is timed
+_CALLS, _ROUNDS = 20, 4  # the calls of a way in a graph, and how often the graph is timed
 
 Way = Callable[[], None]
 
@@ -31,7 +31,7 @@ class Choices:
         self._chosen = self._read().get(identity, {})
 
     def get(self, question: str) -> str | None:
-        """The name of the way that was chosen; None if it has not been yet."""
+        """The name of the way that was chosen; None if there is no choice yet."""
         return self._chosen.get(question)
 
     def set(self, question: str, name: str) -> None:
@@ -47,7 +47,7 @@ class Choices:
                     _log.info("%s: cannot be written, so other processes choose anew: %s", self._path, error)
 
     def _read(self) -> dict[str, dict[str, str]]:
-        """{identity: choices} in the file, without anything that is not of this kind."""
+        """{identity: {question: name}} in the file, without anything that has another form."""
         if self._path is None:
             return {}
         try:
@@ -63,12 +63,12 @@ class Choices:
 
 
 def fastest(xp: Any, ways: Mapping[str, Way]) -> str:
-    """The name of the way that takes the least time on the current stream; the first one if none works."""
+    """The name of the way that takes the least time on the current stream; the first name if no way works."""
     graphs = {name: graph for name, way in ways.items() if (graph := _graph(xp, way)) is not None}
     times = dict.fromkeys(graphs, float("inf"))
     start, end = xp.cuda.Event(), xp.cuda.Event()
     stream = xp.cuda.get_current_stream()
-    for _ in range(_ROUNDS):  # of all ways in turn, because a GPU that has been idle is slow at first
+    for _ in range(_ROUNDS):  # each of which times every way, because a GPU that has been idle is slow at first
         for name, graph in graphs.items():
             start.record(stream)
             graph.launch()
@@ -79,7 +79,7 @@ def fastest(xp: Any, ways: Mapping[str, Way]) -> str:
 
 
 def _graph(xp: Any, way: Way) -> Any:
-    """A CUDA graph of several calls; None if they fail."""
+    """A CUDA graph of several calls of a way; None if the way fails."""
     stream = xp.cuda.get_current_stream()
     try:
         way()
@@ -90,7 +90,7 @@ def _graph(xp: Any, way: Way) -> Any:
         finally:
             graph = stream.end_capture()
         graph.launch()
-    except Exception as error:  # of a library that does not support this product, or of a compiler
+    except Exception as error:  # from a library that does not support the product, or from a compiler
         _log.info("one of several ways to compute a product fails: %s", error)
         return None
     return graph

@@ -3,12 +3,11 @@
 // numbers under a window, (kh, kw, channels), as the rows of the weight (kh·kw·channels, filters).
 //
 // Each block computes a tile of the result. In steps along the inner axis, it copies tiles of both matrices into shared
-// memory, several steps ahead, and multiplies them by ordinary multiplications (`Exact`), or by tensor cores after
-// rounding (`Tensor`). Sums are made in a fixed order, so that the same input gives the same bits.
+// memory, several steps ahead, and multiplies them by ordinary arithmetic (`Exact`), or by tensor cores after rounding
+// (`Tensor`). Sums are made in a fixed order, so that the same input gives the same bits.
 //
-// The file is compiled by itself, in the same ways as kernels.cu, with the instances of the templates that
-// convolutions.py appends. Channels and filters must be multiples of 4, and arrays at multiples of 16 bytes, unless a
-// kernel says otherwise.
+// convolutions.py appends the instances of the templates that it needs, and compiles the result like kernels.cu. Unless
+// a kernel says otherwise, channels and filters must be multiples of 4, and arrays begin at multiples of 16 bytes.
 
 typedef long long Index;
 typedef unsigned int Word;
@@ -24,7 +23,7 @@ struct alignas(8) Two {
 };
 
 struct alignas(16) Place {  // of a pixel or of a cell: its row and column, and its distance in elements
-    int row, column, offset, unused;
+    int row, column, offset, unused;  // four, so that one instruction loads all
 };
 
 struct Windows {  // as in ../reference/windows.py: pairs are (vertical, horizontal)
@@ -59,7 +58,7 @@ __device__ Place first_pixel(const Windows& windows, int window, int count, int 
     return window < count ? Window(windows, window).first_pixel(windows, channels) : Place{NOWHERE, 0, 0, 0};
 }
 
-// A column of the patches, relative to the first pixel of the window.
+// The place of a column of the patches, relative to the first pixel of the window.
 __device__ Place cell_of(const Windows& windows, int column, int channels) {
     int cell = column / channels, a = cell / windows.kernel[1], b = cell % windows.kernel[1];
     if (a >= windows.kernel[0]) return Place{NOWHERE, 0, 0, 0};
@@ -76,7 +75,7 @@ __device__ void plus(Four& sum, float factor, Four a) {
     sum.x += factor * a.x, sum.y += factor * a.y, sum.z += factor * a.z, sum.w += factor * a.w;
 }
 
-// Instructions of newer devices, which tests/support/cuda_shim/shim.h has as functions -------------------------------
+// Instructions of newer devices, which tests/support/cuda_shim/shim.h replaces by functions --------------------------
 
 enum Precision { FLOAT32, TF32, BFLOAT16, FLOAT16 };
 
@@ -150,8 +149,9 @@ template <int latest> __device__ void wait_for_copies() {
 
 // How a block multiplies its tiles -----------------------------------------------------------------------------------
 // The tiles have DEPTH elements along the inner axis, and the result is (ROWS, COLUMNS). INNER_A, INNER_B: whether the
-// elements along the inner axis are adjacent in the tile of the first and of the second matrix; else those of a column
-// of the first, and those of a row of the second. Pitches are such that the threads of a warp read different banks.
+// elements along the inner axis are adjacent in the tile of the first and of the second matrix. Otherwise, those of a
+// column of the first are, and those of a row of the second. The pitches let the threads of a warp read different
+// banks.
 
 template <int ROWS_, int COLUMNS_, int DEPTH_, int STAGES_, bool INNER_A_, bool INNER_B_, int PAD_INNER, int PAD_OUTER>
 struct Tiles {
@@ -260,7 +260,7 @@ struct Tensor : Tiles<ROWS, COLUMNS, DEPTH, STAGES, INNER_A, INNER_B, 8, 4> {
     static __device__ Two pair(const float* tile, int first, int second, bool adjacent) {
         return adjacent ? *(const Two*)(tile + first) : Two{tile[first], tile[second]};
     }
-    // Word `place` and word `place` + 4 of an operand, from pairs 0 and 1 of neighbors.
+    // Words `place` and `place` + 4 of an operand, from one pair of neighbors (TF32) or two.
     template <typename Pair> static __device__ void words(Pair pair, Word& first, Word& second) {
         Two low = pair(0);
         if (precision == TF32) {
@@ -328,7 +328,7 @@ template <typename Product, typename Fetch> __device__ void multiply_tiles(Produ
     }
     for (int step = 0; step < steps; step++) {
         wait_for_copies<STAGES - 2>();
-        __syncthreads();  // also, all threads have multiplied the tiles that are overwritten next
+        __syncthreads();  // also because all threads must have read the tiles that are overwritten next
         int next = step + STAGES - 1;
         if (next < steps) fetch(next, (float*)shared[next % STAGES]);
         end_copies();

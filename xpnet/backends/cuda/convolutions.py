@@ -4,7 +4,6 @@ convolutions.cu has the templates of the kernels. Each instance that a network n
 compiled when it is first used.
 """
 
-import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ _FLOAT32 = numpy.dtype("float32")
 _ALIGNMENT = 16  # bytes: kernels load four numbers at once
 _MANY = 2**31  # elements: the kernels count in 32 bits
 _MULTIPROCESSORS = 132  # of an H200
+_FIRST_CAPABILITY = 8  # with the tensor cores that convolutions.cu uses
 _CONVOLVE = (
     "const float* images, const float* weight, const float* bias, int relu, const float* mask, int count, "
     "int channels, int columns, Windows windows, float* out"
@@ -35,10 +35,10 @@ _ADD_PARTS = "const float* parts, int count, int depth, int columns, float* weig
 
 
 class Tile(NamedTuple):
-    """What a block computes, of which each thread (float32), or each warp (tensor cores), has `tall` by `wide`.
+    """What a block computes of the result: each thread (float32) or warp (tensor cores) `tall` by `wide` elements.
 
-    rows, columns: of the result.  depth, stages: a step along the inner axis, and how many steps are in shared memory.
-    across: the threads of a warp along the columns, or 0 for tensor cores.
+    rows, columns: of all of these.  depth, stages: the size of a step along the inner axis, and how many steps are
+    in shared memory at a time.  across: the threads of a warp along the columns, or 0 for tensor cores.
     """
 
     rows: int
@@ -76,17 +76,17 @@ class Kernel:
     rows: int
     columns: int
     depth: int = 1
-    blocks: int = 2  # for each multiprocessor, of a weight gradient
+    blocks: int = 2  # of a weight gradient, at most, for each multiprocessor
 
     @property
     def definition(self) -> str:
-        """Its text, which follows the templates."""
+        """The C++ text that follows the templates."""
         names = ", ".join(argument.split()[-1] for argument in self.arguments.split(","))
         head = f"KERNEL __launch_bounds__({math.prod(self.block)}) {self.name}({self.arguments})"
         return f"\n{head} {{\n    {self.function}({names});\n}}\n"
 
     def tiles(self, rows: int, columns: int) -> tuple[int, int]:
-        """The blocks for a result of this size."""
+        """How many blocks compute a result of this size: (along the rows, along the columns)."""
         return -(-rows // self.rows), -(-columns // self.columns)
 
 
@@ -97,18 +97,19 @@ def forward_kernel(tile: Tile, precision: str, transposed: bool = False) -> Kern
 
 
 def weight_grad_kernel(tile: Tile, precision: str, blocks: int = 2) -> Kernel:
-    """`convolve_weight_grad`, with so many blocks for each multiprocessor."""
+    """`convolve_weight_grad`, with at most so many blocks for each multiprocessor."""
     function = f"convolve_weight_grad<{tile.product(precision, False, False)}>"
     return Kernel(f"weight_grad_{tile.name}", _WEIGHT_GRAD, function, (tile.threads,), *tile[:3], blocks)
 
 
 def few_kernel(precision: str, columns: int, pixels: int, threads: int) -> Kernel:
-    """`convolve` for few channels and cells."""
+    """`convolve_few`: each thread computes 4 columns for so many pixels."""
     rows, function = threads // (columns // 4) * pixels, f"convolve_few<{pixels}, {precision.upper()}>"
     return Kernel(f"convolve_few_{pixels}", _CONVOLVE, function, (threads,), rows, columns)
 
 
 def few_weight_grad_kernel(precision: str, columns: int, cells: int, pixels: int, threads: int) -> Kernel:
+    """`convolve_weight_grad_few`, for patches with `cells` columns. Each thread adds so many pixels at a time."""
     name = f"weight_grad_few_{cells}_{pixels}_{threads}"
     function = f"convolve_weight_grad_few<{cells}, {threads}, {pixels}, {precision.upper()}>"
     return Kernel(name, _WEIGHT_GRAD, function, (threads,), cells, columns)
@@ -119,9 +120,8 @@ ADD_PARTS = Kernel("convolution_parts", _ADD_PARTS, "add_convolution_parts", (8,
 
 
 # Which kernel computes what ------------------------------------------------------------------------------------------
-# From measurements on an H200, with 128 and 512 images of 14 to 28 pixels and 1 to 64 channels and filters. A
-# convolution without a kernel is computed by im2col and a product, whose patches cost the less in comparison, the more
-# filters use them.
+# From measurements on an H200, with 128 and 512 images of 14 to 28 pixels and 1 to 64 channels and filters. Other
+# convolutions are computed by im2col and a product: the more filters share the patches, the less these cost.
 
 _MOST_FILTERS = 64
 _FEW = 16  # columns of the patches
@@ -171,9 +171,7 @@ def _by_columns(columns: int, narrow: Tile, middle: Tile, wide: Tile) -> Tile:
 
 
 class CUDAConvolutions(CUDAMatmul):
-    """Convolutions by kernels that gather the patches."""
-
-    index: int  # of the device
+    """A backend on CuPy whose kernels for convolutions gather the patches themselves."""
 
     def __init__(self, name: str, xp: Any) -> None:
         super().__init__(name, xp)
@@ -181,7 +179,7 @@ class CUDAConvolutions(CUDAMatmul):
 
     def convolve(self, x: Array, weight: Array, bias: Array | None, windows: Windows, relu: bool, out: Array) -> Array:
         kernel = self.convolution_kernel("convolve", x, weight, windows, out)
-        if kernel is None or not self._can_load(*(() if bias is None else (bias,))):
+        if kernel is None or not self._can_load(bias):
             return super().convolve(x, weight, bias, windows, relu, out)
         return self._convolve(kernel, x, weight, windows, out, bias=bias, relu=relu)
 
@@ -189,7 +187,7 @@ class CUDAConvolutions(CUDAMatmul):
         self, grad: Array, weight: Array, windows: Windows, out: Array, y: Array | None = None
     ) -> Array:
         kernel = self.convolution_kernel("convolve_input_grad", grad, weight, windows, out)
-        if kernel is None or not self._can_load(*(() if y is None else (y,))):
+        if kernel is None or not self._can_load(y):
             return super().convolve_input_grad(grad, weight, windows, out, y)
         return self._convolve(kernel, grad, weight, _transposed(windows), out, mask=y)
 
@@ -202,7 +200,8 @@ class CUDAConvolutions(CUDAMatmul):
         depth, columns = out.shape
         count = grad.size // columns
         tiles = kernel.tiles(depth, columns)
-        most = kernel.blocks * self._multiprocessors // math.prod(tiles)
+        multiprocessors = int(self.properties.get("multiProcessorCount", _MULTIPROCESSORS))
+        most = kernel.blocks * multiprocessors // math.prod(tiles)
         parts = max(1, min(most, -(-count // kernel.depth)))
         part_rows = -(-count // parts)
         part_rows = -(-part_rows // kernel.depth) * kernel.depth
@@ -229,7 +228,7 @@ class CUDAConvolutions(CUDAMatmul):
         sizes = images.size, matrix.size, out.size
         if max(sizes) >= _MANY or not min(sizes) or not self._can_load(images, matrix, out):
             return None
-        if precision != "float32" and not self._has_tensor_cores:
+        if precision != "float32" and self.capability < _FIRST_CAPABILITY:
             return None
         channels, columns = images.shape[3], out.shape[-1]
         if operator == "convolve_weight_grad":
@@ -240,25 +239,12 @@ class CUDAConvolutions(CUDAMatmul):
             return None
         return choose_forward(precision, _transposed(windows), out.size // columns, channels, columns, transposed=True)
 
-    def _can_load(self, *arrays: Array) -> bool:
-        """Whether these are contiguous arrays of float32 at addresses from which kernels can load four numbers."""
+    def _can_load(self, *arrays: Array | None) -> bool:
+        """Whether kernels can load four numbers at once from these arrays, which must be contiguous and float32."""
         if self.kernels_unavailable:
             return False
-        return all(a.dtype == _FLOAT32 and a.flags.c_contiguous and a.data.ptr % _ALIGNMENT == 0 for a in arrays)
-
-    @functools.cached_property
-    def _has_tensor_cores(self) -> bool:
-        """Whether the device has the instructions that convolutions.cu uses."""
-        return int(self._properties["major"]) >= 8
-
-    @functools.cached_property
-    def _multiprocessors(self) -> int:
-        return int(self._properties.get("multiProcessorCount", _MULTIPROCESSORS))
-
-    @functools.cached_property
-    def _properties(self) -> dict[str, Any]:
-        properties: dict[str, Any] = self.xp.cuda.runtime.getDeviceProperties(self.index)
-        return properties
+        given = [a for a in arrays if a is not None]
+        return all(a.dtype == _FLOAT32 and a.flags.c_contiguous and a.data.ptr % _ALIGNMENT == 0 for a in given)
 
     def _convolve(
         self,

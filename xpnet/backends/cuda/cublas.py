@@ -70,7 +70,7 @@ class Cublas:
     """
 
     def __init__(self, library: Any, stream: int, workspace: Array) -> None:
-        self._library, self._workspace = library, workspace
+        self._call, self._workspace = functools.partial(call, library), workspace
         self._handle = ctypes.c_void_p()
         self._call("cublasCreate_v2", ctypes.byref(self._handle))
         self._call("cublasSetStream_v2", self._handle, ctypes.c_void_p(stream))
@@ -132,18 +132,20 @@ class Cublas:
             return _FLOAT64, _COMPUTE_FLOAT64, zero, one
         return _FLOAT32, _COMPUTE_TF32 if tf32 else _COMPUTE_FLOAT32, zero, one
 
-    def _call(self, name: str, *given: Any) -> None:
-        status = getattr(self._library, name)(*given)
-        if status:
-            raise RuntimeError(f"{name} failed with status {status}")
+
+def call(library: Any, name: str, *given: Any) -> None:
+    """Call a function of a library. RuntimeError if its status is not success."""
+    status = getattr(library, name)(*given)
+    if status:
+        raise RuntimeError(f"{name} failed with status {status}")
 
 
 @functools.cache
-def load() -> ctypes.CDLL:
-    """NVIDIA's cuBLAS library, found as CuPy finds it. Raises if there is none."""
+def load(name: str) -> ctypes.CDLL:
+    """NVIDIA's library "cublas" or "cublasLt", found as CuPy finds it. Raises if there is none."""
     from cuda import pathfinder  # a dependency of CuPy
 
-    path = pathfinder.load_nvidia_dynamic_lib("cublas").abs_path
+    path = pathfinder.load_nvidia_dynamic_lib(name).abs_path
     if path is None:
-        raise OSError("the file of libcublas is not known")
+        raise OSError(f"the file of lib{name} is not known")
     return ctypes.CDLL(path)

@@ -1,4 +1,4 @@
-"""Matrix products by cuBLASLt, whose heuristics propose several algorithms for a product, and which can add a bias.
+"""Matrix products by cuBLASLt, which proposes several algorithms for a product, and can add a bias and apply ReLU.
 
 https://docs.nvidia.com/cuda/cublas/#using-the-cublaslt-api
 """
@@ -8,7 +8,7 @@ import functools
 from typing import Any
 
 from xpnet.backends.arrays import Array
-from xpnet.backends.cuda.cublas import matrix_layout
+from xpnet.backends.cuda.cublas import call, matrix_layout
 
 _COMPUTE_TYPES = {"float32": 68, "tf32": 77}  # cublasComputeType_t
 _FLOAT32 = 0  # cudaDataType_t
@@ -29,22 +29,18 @@ class CublasLt:
     """One handle, with a workspace that products of one stream share."""
 
     def __init__(self, library: Any, workspace: Array) -> None:
-        self._library, self.workspace = library, workspace
+        self.call, self.workspace = functools.partial(call, library), workspace
         self.handle = ctypes.c_void_p()
         self.call("cublasLtCreate", ctypes.byref(self.handle))
 
-    def call(self, name: str, *given: Any) -> None:
-        status = getattr(self._library, name)(*given)
-        if status:
-            raise RuntimeError(f"{name} failed with status {status}")
-
 
 class LtProduct:
-    """out = a @ b of float32 matrices like these, perhaps + row, and then relu. RuntimeError if there is no algorithm.
+    """out = a @ b, or relu(a @ b + row), or a @ b + row, for float32 matrices like these. RuntimeError if it cannot.
 
-    cuBLASLt stores matrices by columns, so it computes outᵀ = bᵀ aᵀ, as cublas.py does.
+    cuBLASLt stores matrices by columns, so it computes outᵀ = bᵀ aᵀ, like `Cublas`.
 
-    a, b, out, row: as in `__call__`, with the sizes, layouts and alignments of all later calls.  count: the algorithms.
+    a (m, k), b (k, n), out (m, n), row (n,) or None: arrays with the sizes, layouts and alignments of all later calls.
+    precision: "float32" or "tf32".  most: how many algorithms to ask for; count: how many there are.
     """
 
     def __init__(
@@ -96,7 +92,7 @@ class LtProduct:
         return [found[i] for i in range(count.value) if found[i].state == 0]
 
     def __call__(self, number: int, a: Array, b: Array, out: Array, row: Array | None, stream: int) -> None:
-        """Compute the product by the algorithm of this number."""
+        """Compute the product on a stream by the algorithm of this number, from 0 to count - 1."""
         if row is not None:
             self._set(_BIAS_POINTER, ctypes.c_void_p(row.data.ptr))
         address, workspace = ctypes.c_void_p, self._lt.workspace
@@ -117,14 +113,3 @@ def alignment(a: Array) -> int:
 def version(library: Any) -> int:
     """The version of the library, such as 130100."""
     return int(library.cublasLtGetVersion())
-
-
-@functools.cache
-def load() -> ctypes.CDLL:
-    """NVIDIA's cuBLASLt library, found as CuPy finds it. Raises if there is none."""
-    from cuda import pathfinder  # a dependency of CuPy
-
-    path = pathfinder.load_nvidia_dynamic_lib("cublasLt").abs_path
-    if path is None:
-        raise OSError("the file of libcublasLt is not known")
-    return ctypes.CDLL(path)

@@ -1,8 +1,8 @@
-"""Launches by the CUDA driver that begin a kernel while the one before still ends.
+"""Launches by the CUDA driver that let a kernel begin before the previous one has ended.
 
-Between two kernels of a CUDA graph pass about 0.5 µs in which a GPU does nothing. "Programmatic dependent launch" saves
-most of them: the blocks of a kernel are placed on the GPU as soon as those of the kernel before have left it, and then
-wait until everything that it has written is visible (`await_previous_kernel` in kernels.py). CuPy cannot do it.
+Between two kernels of a CUDA graph, a GPU is idle for about 0.5 µs. "Programmatic dependent launch" saves most of that:
+the blocks of a kernel are placed on the GPU as soon as those of the previous kernel leave it, and then wait until
+everything that it has written is visible (`await_previous_kernel` in kernels.py). CuPy cannot launch kernels like this.
 https://docs.nvidia.com/cuda/cuda-c-programming-guide/#programmatic-dependent-launch-and-synchronization
 """
 
@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy
 
-FIRST_CAPABILITY = 9  # the first compute capability (major) that has it
+from xpnet.backends.cuda.cublas import call
+
+FIRST_CAPABILITY = 9  # the first compute capability with programmatic dependent launch
 
 _PROGRAMMATIC_SERIALIZATION = 6  # CUlaunchAttributeID
 
@@ -50,9 +52,7 @@ class Driver:
             (*grid, 1, 1)[:3], (*block, 1, 1)[:3], shared_bytes, stream, ctypes.pointer(self._attribute), 1
         )
         function = ctypes.c_void_p(kernel.kernel.ptr)
-        status = self._library.cuLaunchKernelEx(ctypes.byref(configuration), function, pointers, None)
-        if status:
-            raise RuntimeError(f"cuLaunchKernelEx failed with status {status}")
+        call(self._library, "cuLaunchKernelEx", ctypes.byref(configuration), function, pointers, None)
 
 
 @functools.cache

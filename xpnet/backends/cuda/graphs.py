@@ -171,7 +171,8 @@ class StepCells:
         """Prepare for this step, which trains on the samples from order[sample] and stores its sums in this column.
 
         new_samples: whether the order or the arrays have changed since the last step.  new_numbers: whether the
-        numbers of this step may be others than they were to be, as when a callback has changed the learning rate.
+        numbers of this step may differ from those in the table, for example because a callback has changed the learning
+        rate.
         """
         row = step - self._first_step
         prepared = not new_samples
@@ -186,7 +187,7 @@ class StepCells:
         self._host_counters = (row + 1, sample + self._rows, column + self._batches)  # after the step
 
     def _outdated(self, step: int, row: int) -> bool:
-        """Whether the numbers of this step are others than those in the table."""
+        """Whether the numbers of this step differ from those in the table."""
         numbers = self._functions[-1](step) if self._functions else ()  # the last function is the optimizer's
         column = (len(self._functions) - 1) * CELL_SIZE
         return any(a != b for a, b in zip(numbers, self._host_table[row, column:], strict=False))

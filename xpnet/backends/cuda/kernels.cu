@@ -1,14 +1,16 @@
-// The operators of ../reference as CUDA kernels, in plain C++ without headers. A kernel has the name of its operator; one
-// that operators.py launches by `by_kernel` also has the names of its arguments. Unless a kernel says otherwise, `n` is the
-// number of elements of the result, and `columns` the size of its last axis.
+// The operators of ../reference as CUDA kernels, in plain C++ without headers. A kernel has the name of its operator;
+// one that operators.py launches by `by_kernel` also has the names of its arguments. Unless a kernel says otherwise,
+// `n` is the number of elements that its threads stride over, and `columns` the size of the last axis.
 //
-// The file is compiled with REAL=float and, if float64 is used, again with REAL=double. Elementwise and row kernels stride
-// over their work, so any grid works, except that sum_to and clip_scale need a single block, column sums the grid of
-// `launch_column_sums`, and the last kernel of a step that of `StepCells`. The blocks of a reduction need a power of two of threads, at most 256. Sums are made in a fixed
-// order, without atomics on floating-point numbers, so that the same input gives the same bits. Numbers that change from
-// step to step (`numbers`, `word`) are read from device memory, so that a captured step can be replayed.
+// The file is compiled with REAL=float and, if float64 is used, again with REAL=double. Sums are made in a fixed order,
+// without atomics on floating-point numbers, so that the same input gives the same bits. Numbers that change from step
+// to step (`numbers`, `word`) are read from device memory, so that a captured step can be replayed.
 //
-// Kernels that memory bounds load four neighboring elements at a time (WIDTH 4) where addresses allow that, else one.
+// Kernels stride over their work, so any grid works, with these exceptions: sum_to and clip_scale need a single block,
+// dense_cross_entropy enough threads for all rows, column sums the grid of `launch_column_sums`, and an update that
+// ends a step more than `updating` blocks. The blocks of a reduction have a power of two of threads, at most 256.
+//
+// Most memory-bound kernels load four neighboring elements at a time (WIDTH 4) where addresses and sizes allow that.
 
 typedef REAL real;
 typedef long long Index;
@@ -81,7 +83,8 @@ template <int WIDTH> struct Width {
     static const int value = WIDTH;
 };
 
-// work(width, i, j) for groups of elements from i on, in the columns from j on. fits: whether all arrays are aligned.
+// work(width, i, j) for each group of width.value elements, of which the first is element i, in column j.
+// fits: whether all arrays are aligned.
 template <typename Work> __device__ void for_each_in_rows(Index n, Index columns, bool fits, Work work) {
     if (fits && columns % 4 == 0) {
         FOR_EACH(i, n / 4) work(Width<4>(), 4 * i, 4 * remainder_of(i, columns / 4));
@@ -92,7 +95,8 @@ template <typename Work> __device__ void for_each_in_rows(Index n, Index columns
 
 // out[i, j] = function(x[i, j], row[j]).
 template <typename Function>
-__device__ void for_each_with_row(const real* x, const real* row, Index n, Index columns, real* out, Function function) {
+__device__ void for_each_with_row(const real* x, const real* row, Index n, Index columns, real* out,
+                                  Function function) {
     bool fits = aligned(x) && aligned(row) && aligned(out);
     for_each_in_rows(n, columns, fits, [=](auto width, Index i, Index j) {
         const int WIDTH = decltype(width)::value;
@@ -157,12 +161,12 @@ struct Step {
     double* batch_sums;    // (3, capacity)
     Index batches, capacity;
     Index* counters;  // row of the table, first sample in `order`, column of batch_sums; how many blocks have begun
-    // The rows of the step's samples that are gathered from arrays, by a group of threads each. A row has units of 1 to
-    // 16 bytes; 0 stands for bytes that become floats.
-    Index group, gathered, from[4], to[4], units[4], bytes[4];
+    Index group, gathered;  // the threads that copy the rows of a sample; the rows of each array in `to`
+    Index from[4], to[4];  // the addresses of up to four arrays, and of where the rows of the step's samples are copied
+    Index units[4], bytes[4];  // how many units a row has, and their bytes: 1 to 16, or 0 for bytes that become floats
 };
 
-// Copies the row of a sample, by the threads of a group from `first` on.
+// Copies the row of a sample. `first` is the first unit of this thread, of a group.
 template <typename From, typename To>
 __device__ void gather_row(const Step& step, int array, Index sample, Index row, int first) {
     int units = step.units[array], group = step.group;
@@ -176,7 +180,8 @@ __device__ void gather_row(const Step& step, int array, Index sample, Index row,
     }
 }
 
-// Stores the samples from order[first] on in `indices`, and their rows in arrays. Only some blocks may do that.
+// Stores the samples from order[first] on in `indices`, and copies their rows. This is block number `block` of `blocks`
+// that share the work.
 __device__ void gather_samples(const Step& step, Index first, int block, int blocks) {
     int group = step.group, groups = blockDim.x / group, place = threadIdx.x % group;
     Index rows = step.samples - first < step.rows ? step.samples - first : step.rows;
@@ -185,7 +190,7 @@ __device__ void gather_samples(const Step& step, Index first, int block, int blo
         if (place == group - 1) step.indices[row] = sample;
         for (int array = 0; array < 4 && row < step.gathered && step.units[array]; array++) {
             Index bytes = step.bytes[array];
-            int start = array % 2 ? group - 1 - place : place;  // other threads for the next array, if that is short
+            int start = array % 2 ? group - 1 - place : place;  // short rows of two arrays have different threads
             if (bytes == 16) gather_row<Vector<Word, 4>, Vector<Word, 4>>(step, array, sample, row, start);
             else if (bytes == 8) gather_row<Index, Index>(step, array, sample, row, start);
             else if (bytes == 4) gather_row<Word, Word>(step, array, sample, row, start);
@@ -195,7 +200,7 @@ __device__ void gather_samples(const Step& step, Index first, int block, int blo
     }
 }
 
-// By a single block.
+// Copies a row of the table into the cells. Only one block may call it.
 __device__ void fill_cells(const Step& step, Index row) {
     FOR_EACH_COLUMN(i, step.used) step.cells[i] = step.table[row * step.width + i];
 }
@@ -206,21 +211,21 @@ KERNEL begin_step(Step step) {
     if (blockIdx.x == 0) fill_cells(step, step.counters[0]);
 }
 
-// At the beginning of the last kernel of a step, after a thread has read what `finish_step` changes. What it returns is
-// for `finish_step`.
-__device__ Word begin_of_end(const Step& step) {
+// In thread 0, the number of blocks that have called this before, in the last kernel of a step. A block calls it when
+// all of its threads have read what `finish_step` changes.
+__device__ Word blocks_before(const Step& step) {
     if (!step.counters) return 0;
     __threadfence();
     __syncthreads();
     return threadIdx.x == 0 ? atomicInc((Word*)(step.counters + 3), gridDim.x - 1) : 0;
 }
 
-// The block that has begun last stores the sums of the step, fills the cells for the next step, and advances the
-// counters.
-__device__ void finish_step(const Step& step, Word begun) {
+// The last block to call `blocks_before`, which returned `before`, stores the sums of the step, fills the cells for the
+// next step, and advances the counters.
+__device__ void finish_step(const Step& step, Word before) {
     __shared__ bool last;
     if (!step.counters) return;
-    if (threadIdx.x == 0) last = begun == gridDim.x - 1;
+    if (threadIdx.x == 0) last = before == gridDim.x - 1;
     __syncthreads();
     if (!last) return;
     Index row = step.counters[0], column = step.counters[2], batches = step.batches;
@@ -239,9 +244,9 @@ __device__ void finish_step(const Step& step, Word begun) {
 // The last kernel of a step that does not end with an update.
 KERNEL end_step(Step step) {
     Index next = step.counters[1] + step.rows;
-    Word begun = begin_of_end(step);
+    Word before = blocks_before(step);
     gather_samples(step, next, blockIdx.x, gridDim.x);
-    finish_step(step, begun);
+    finish_step(step, before);
 }
 
 // Gathering rows -----------------------------------------------------------------------------------------------------
@@ -340,7 +345,8 @@ KERNEL combine(const real* g, const real* a, const real* x, const real* center, 
     });
 }
 
-// Rows, one block for each -------------------------------------------------------------------------------------------
+// Rows ---------------------------------------------------------------------------------------------------------------
+// A block computes one row at a time, unless a kernel says otherwise.
 
 // out = z - max(z). Returns Σ e^out.
 __device__ real shift_and_sum(const real* z, Index columns, real* out) {
@@ -392,8 +398,8 @@ KERNEL cross_entropy(const real* logits, const Index* labels, Index rows, Index 
     }
 }
 
-// correct[0] += the rows whose largest number is at the label; correct[1] += all rows. Of equals the first counts. A row
-// with NaN is not correct.
+// correct[0] += the rows whose largest number is at the label; correct[1] += all rows. If several numbers are the
+// largest, the first one counts. A row with NaN is not correct. n: the number of rows, one for each thread.
 KERNEL count_correct(const real* outputs, const Index* labels, Index n, Index columns, unsigned long long* correct) {
     Index count = 0;
     FOR_EACH(i, n) {
@@ -432,9 +438,9 @@ struct AddBoth {
     __device__ LossAndHits operator()(LossAndHits a, LossAndHits b) const { return {a.loss + b.loss, a.hits + b.hits}; }
 };
 
-// The sum of term(j) over the columns of a row: the part of thread `place` of a group. The sum over the group has the same
-// bits as that of a block with `lanes` threads, a power of two: each thread adds what several threads of that block would,
-// in the order of `over_group`.
+// The sum of term(j) over the columns of a row: the part of thread `place` of a group. The sum over the group has the
+// same bits as that over a block of `lanes` threads, a power of two: each thread adds what several threads of that
+// block would, in the order of `over_group`.
 template <typename Term> __device__ real over_lanes(Index place, int group, int lanes, Index columns, Term term) {
     real sums[8];  // of parts that wait for their other half
     int depth = 0, lane = 0, count = lanes / group;  // at most 256
@@ -524,17 +530,16 @@ KERNEL cross_entropy_sums(const real* logits, const Index* labels, Index rows, I
 }
 
 // The last Dense layer of a classifier with its loss, for few classes: cross_entropy with the logits h @ weight + row,
-// whose gradient is multiplied by `scale`; count_correct, which is added to `correct` unless that is null; and
-// grad_h = grad @ weightᵀ, where h is not 0 if `masked`, unless grad_h is null. A block has 256 threads, of which `warps`
-// warps compute a row. The lanes of a warp have different parts of `depth`, the columns of h; then two lanes each have
-// one class.
+// whose gradient is multiplied by `scale`; count_correct, which is added to `correct` unless that is null; and grad_h =
+// grad @ weightᵀ unless grad_h is null, 0 where h is 0 if `masked`. A block has 256 threads, and `warps` of its warps
+// compute a row. At first, the lanes of a warp share the columns of h (`depth`); later, each class has two lanes.
 const int MOST_CLASSES = 16;
 
 template <typename T> __device__ T other_lane(T value, int distance) {
     return __shfl_xor_sync(0xffffffff, value, distance);
 }
 
-// Of twice COUNT sums, the half that belongs to this lane, over two lanes.
+// Adds 2 · COUNT sums over two lanes, of which each keeps one half.
 template <int COUNT> __device__ void halve_sums(real (&sums)[MOST_CLASSES], int lane) {
     bool upper = lane & 2 * COUNT;
 #pragma unroll
@@ -669,7 +674,7 @@ template <int COUNT> __device__ Sums<COUNT> over_thread_rows(Sums<COUNT> sums) {
     return sums;
 }
 
-// Whether all other blocks of a column of blocks have ended, so that what they have stored can be read.
+// Whether all other blocks with the same columns have stored their parts, which can then be read.
 __device__ bool is_last_block(Word* ticket) {
     __shared__ bool last;
     __syncthreads();
@@ -845,11 +850,11 @@ __device__ bool on_image(const Windows& windows, int h, int w) {
     return 0 <= h && h < windows.image[0] && 0 <= w && w < windows.image[1];
 }
 
-// The kernels below count in vectors of `width` channels. axes: those of the array that a kernel makes, whose last is
-// the number of such vectors. All arrays have fewer than 2^31 elements.
+// The kernels below count in vectors of `width` channels. axes: of the array that a kernel makes, with the number of
+// vectors as the last one. All arrays have fewer than 2^31 elements.
 
-// out[pixel] = Σ term(window, cell, first channel) over all cells of windows that cover the pixel. `distance` is that of
-// neighboring pixels of out in elements, because out may be some channels of larger images.
+// out[pixel] = Σ term(window, cell, first channel) over all cells of windows that cover the pixel. distance: the
+// elements from one pixel of out to the next, since out may be some channels of larger images.
 template <int WIDTH, typename Term>
 __device__ void sum_over_cells(const Windows& windows, const Axes& axes, Word n, Word distance, real* out, Term term) {
     const int BATCH = 3;  // cells whose terms are loaded before they are added
@@ -915,7 +920,7 @@ KERNEL im2col(const real* images, Word distance, Word n, Windows windows, Axes a
     else im2col_by<1, 1>(images, distance, n, windows, axes, out);
 }
 
-// im2col where only the elements of out can be grouped, since there are few channels. n: these groups.
+// im2col for channels that cannot be loaded as vectors: only the stores are grouped. n: the number of groups.
 KERNEL im2col_of_few(const real* images, Word distance, Word n, Windows windows, Axes axes, real* out) {
     im2col_by<1, 4>(images, distance, n, windows, axes, out);
 }
@@ -933,7 +938,7 @@ KERNEL col2im(const real* patches, Word n, Windows windows, Axes axes, int width
     WITH_WIDTH(width, col2im_by, patches, n, windows, axes, distance, images);
 }
 
-// The largest pixels of x + row, or these made positive if `relu`. A null row adds nothing.
+// out: the largest number of x + row under each window, after ReLU if `relu`. choice: its cell. row may be null.
 template <int WIDTH, typename Choice>
 __device__ void max_pool_by(const real* x, const real* row, bool relu, Word n, const Windows& windows, const Axes& axes,
                             real* out, Choice* choice) {
@@ -960,7 +965,7 @@ __device__ void max_pool_by(const real* x, const real* row, bool relu, Word n, c
             for (int m = 0; m < BATCH; m++) {
                 for (int k = 0; k < WIDTH && covered[m]; k++) {
                     real value = row ? values[m].at[k] + bias.at[k] : values[m].at[k];  // -0 + 0 would be 0
-                    // NaN wins; of equals the first.
+                    // NaN wins; of equal numbers, the first.
                     if (none || (!(value <= best.at[k]) && best.at[k] == best.at[k])) {
                         best.at[k] = value;
                         chosen.at[k] = first + m;
@@ -1037,8 +1042,8 @@ __device__ void adjacent_max_pool_grad_by(const real* grad, const real* y, const
     }
 }
 
-// max_pool_grad for windows without gaps, overlap and padding. axes: the windows that cover the image, also in part,
-// for pixels beyond the last row and column of the grid.
+// max_pool_grad for windows without gaps, overlap or padding. n and axes include windows that the grid leaves out
+// because they are only partly on the image.
 KERNEL adjacent_max_pool_grad(const real* grad, const real* y, const void* choice, int choice_bytes, Word n,
                               Windows windows, Axes axes, int width, real* out) {
     const Byte* choices = (const Byte*)choice;
@@ -1104,10 +1109,10 @@ KERNEL dropout_mask(const double* word, Index first_row, Index n, Index columns,
 }
 
 // Updates of the flat vectors, whose formulas are in optimizers.py ---------------------------------------------------
-// mask: 0 for a frozen element, 1 for a trained one, 2 with weight decay.  numbers: what decay multiplies the weight
-// by, what part of the weight it adds to the gradient, then the optimizer's own.  gate: 0 for no update at all.
-// The first `updating` blocks update; others gather the samples of the next step, if the update is the last kernel of a
-// captured step. Else step.counters is null.
+// mask: 0 for a frozen element, 1 for a trained one, 2 for one with weight decay.  numbers: the factor of the weight
+// and the part of the weight that is added to the gradient, both for weight decay; then the optimizer's own.  gate: 0
+// for no update at all. The first `updating` blocks update. If the update is the last kernel of a captured step, the
+// others gather the samples of the next one; otherwise, step.counters is null.
 
 // Updates WIDTH weights from w[at] on, and as many elements of `first` and `second` unless these are null.
 template <int WIDTH, typename Rule>
@@ -1137,7 +1142,7 @@ __device__ void update(real* w, const real* g, real* first, real* second, const 
     real shrink = numbers[0], decay = numbers[1];
     bool skipped = gate && *gate == 0;
     Index next = step.counters ? step.counters[1] + step.rows : 0;
-    Word begun = begin_of_end(step);
+    Word before = blocks_before(step);
     if (blockIdx.x >= updating) {
         gather_samples(step, next, blockIdx.x - updating, gridDim.x - updating);
     } else if (!skipped) {
@@ -1150,7 +1155,7 @@ __device__ void update(real* w, const real* g, real* first, real* second, const 
             update_group<1>(w, g, first, second, mask, whole + i, shrink, decay, rule);
         }
     }
-    finish_step(step, begun);
+    finish_step(step, before);
 }
 
 KERNEL sgd(real* w, const real* g, const Byte* mask, Index n, const double* numbers, const double* gate,

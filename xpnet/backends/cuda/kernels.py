@@ -27,7 +27,7 @@ _STRUCTS = {  # all fields have this type
 }  # fmt: skip
 _KERNEL = r"KERNEL (?:__launch_bounds__\([\d, ]+\) )?(\w+)\(([^)]*)\)"  # its name and its arguments
 _NULL = numpy.uint64(0)
-_FILLED_IN = {"out", "n", "columns", "channels"}  # which `KernelLauncher.launch` gives to every kernel
+_FILLED_IN = {"out", "n", "columns"}  # which `KernelLauncher.launch` gives to every kernel
 
 
 class KernelArgument(NamedTuple):
@@ -51,7 +51,7 @@ def signatures(source: str = SOURCE) -> dict[str, list[KernelArgument]]:
     }
 
 
-#: The first statement of every kernel: see driver.py. A kernel that is launched otherwise does not wait here.
+#: The first statement of every kernel: see driver.py. A kernel that is not launched by the driver does not wait.
 _WAIT = "await_previous_kernel();"
 _PRELUDE = """\
 __device__ void await_previous_kernel() {
@@ -66,7 +66,7 @@ Launch = Callable[[Any, tuple[int, ...], tuple[int, ...], tuple[Any, ...], int],
 
 @functools.cache
 def with_waits(source: str) -> str:
-    """The source with a wait for the kernel before at the beginning of each kernel."""
+    """The source with a wait for the previous kernel at the beginning of each kernel."""
     return _PRELUDE + re.sub(rf"^({_KERNEL} {{)", rf"\1 {_WAIT}", source, flags=re.MULTILINE)
 
 

@@ -38,6 +38,7 @@ _OTHER_DTYPES = {  # of arguments that do not have the dtype of the others
 }
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 def by_kernel(formula: F, rowwise: bool = False, below: float = math.inf, each: int = 1) -> F:
@@ -100,6 +101,8 @@ class _ThreadState(threading.local):
 class KernelLauncher(Backend):
     """A backend on CuPy. Whatever cannot be compiled or loaded falls back to the formulas, and is logged once."""
 
+    index: int  # of the device
+
     def __init__(self, name: str, xp: Any) -> None:
         super().__init__(name, xp)
         self._driver: Driver | None = None  # until `driver` has been asked for
@@ -133,17 +136,27 @@ class KernelLauncher(Backend):
         return None
 
     @functools.cached_property
+    def properties(self) -> dict[str, Any]:
+        """What CUDA says about the device."""
+        properties: dict[str, Any] = self.xp.cuda.runtime.getDeviceProperties(self.index)
+        return properties
+
+    @property
+    def capability(self) -> int:
+        """The compute capability of the device, without the digit after the point."""
+        return int(self.properties["major"])
+
+    @functools.cached_property
     def driver(self) -> Driver | None:
-        """The driver, if it can begin a kernel while the one before ends, which a small graph shows."""
-        major = int(self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.runtime.getDevice())["major"])
-        if major < FIRST_CAPABILITY:
+        """The driver, if a small graph shows that it can begin a kernel before the previous one ends; else None."""
+        if self.capability < FIRST_CAPABILITY:
             return None
         try:
             with self.device():
                 self._driver = Driver(self._driver_library())
                 self._check_overlap()
         except Exception as error:  # a driver that is too old
-            _log.info("%s: kernels of a graph begin one after the other (%s)", self.name, error)
+            _log.info("%s: the kernels of a graph do not overlap (%s)", self.name, error)
             self._driver = None
         return self._driver
 
@@ -176,7 +189,7 @@ class KernelLauncher(Backend):
     def launch_kernel(
         self, kernel: Any, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...], shared_bytes: int
     ) -> None:
-        """Launch a kernel of CuPy; in a graph, so that it may begin while the one before ends."""
+        """Launch a kernel of CuPy; in a graph, by the driver, so that it may begin before the previous one ends."""
         if self._driver is not None:
             stream = self.xp.cuda.get_current_stream()
             if stream.ptr and stream.is_capturing():  # a default stream cannot capture
@@ -202,11 +215,11 @@ class KernelLauncher(Backend):
         """Launch a kernel whose threads stride over the elements of `array`, and return the array.
 
         given: the arguments of the kernel by name. Unless they are given, `out` is the array, `n` its size, and
-        `columns` or `channels` the size of its last axis.  blocks: 0 means as many as are needed if a thread computes
-        `each` of the n elements.
+        `columns` the size of its last axis.  blocks: 0 means as many as are needed if a thread computes `each` of the n
+        elements.
         """
         columns = array.shape[-1] if array.ndim else 1
-        arguments = {"out": array, "n": array.size, "columns": columns, "channels": columns, **given}
+        arguments = {"out": array, "n": array.size, "columns": columns, **given}
         blocks = blocks or min(-(-arguments["n"] // (threads * each)), MOST_BLOCKS)
         self.kernels.launch(name, array.dtype, (blocks,), (threads,), arguments)
         return array
@@ -249,11 +262,7 @@ class KernelLauncher(Backend):
 
     def _tickets(self) -> Array:
         """Zeros, in which kernels of the current stream count their finished blocks."""
-        stream, tickets = self.xp.cuda.get_current_stream().ptr, self.thread.tickets
-        if stream not in tickets:
-            with self.lasting_memory():
-                tickets[stream] = self.xp.zeros(_TICKETS, dtype=numpy.uint32)
-        return tickets[stream]
+        return self.once_per_stream(self.thread.tickets, lambda stream: self.xp.zeros(_TICKETS, dtype=numpy.uint32))
 
     def step_numbers(self, of_step: Callable[[int], Sequence[float]], step: int) -> Array:
         """The numbers of_step(step) in device memory; while a step is captured, a cell that each replay fills."""
@@ -285,6 +294,14 @@ class KernelLauncher(Backend):
                 yield
         finally:
             self.thread.lasting_allocator = before
+
+    def once_per_stream(self, made: dict[int, T], make: Callable[[int], T]) -> T:
+        """What make(stream) returns for the current stream, in lasting memory. It is kept in `made`."""
+        stream = self.xp.cuda.get_current_stream().ptr
+        if stream not in made:
+            with self.lasting_memory():
+                made[stream] = make(stream)
+        return made[stream]
 
     def lasting_memory(self) -> AbstractContextManager[Any]:
         allocator = self.thread.lasting_allocator

@@ -1,6 +1,6 @@
 """Matrix products on a GPU, by cuBLAS, or by CuPy if cuBLAS does not accept the matrices.
 
-While a step is captured, a product is computed in the way that takes the least time on this device (see products.py).
+A captured step computes each product in the way that takes the least time on this device (see products.py).
 """
 
 import functools
@@ -41,45 +41,40 @@ class CUDAMatmul(KernelLauncher):
 
     def cublas(self) -> Cublas:
         """The handle of the current stream."""
-        stream = self.xp.cuda.get_current_stream().ptr
-        handle = self._handles.get(stream)
-        if handle is None:
-            with self.lasting_memory():
-                workspace = self.xp.empty(cublas.WORKSPACE_BYTES, dtype=numpy.uint8)
-            handle = self._handles[stream] = Cublas(self._cublas_library(), stream, workspace)
-        return handle
+        return self.once_per_stream(
+            self._handles, lambda stream: Cublas(self._cublas_library(), stream, self._workspace())
+        )
+
+    def _workspace(self) -> Array:
+        return self.xp.empty(cublas.WORKSPACE_BYTES, dtype=numpy.uint8)
 
     def _cublas_library(self) -> Any:
-        return cublas.load()
+        return cublas.load("cublas")
 
     def _cublaslt_library(self) -> Any:
-        return cublaslt.load()
+        return cublas.load("cublasLt")
 
     @functools.cached_property
     def choices(self) -> Choices:
-        """How products are computed on this kind of device, by these versions."""
+        """The fastest way of each product, on devices of this name and with these versions."""
         runtime = self.xp.cuda.runtime
-        name = runtime.getDeviceProperties(self.xp.cuda.runtime.getDevice())["name"].decode()
+        name = self.properties["name"].decode()
         versions = [runtime.driverGetVersion(), runtime.runtimeGetVersion(), cublaslt.version(self._cublaslt_library())]
         identity = f"{name}, CUDA {versions[0]} and {versions[1]}, cuBLASLt {versions[2]}, xpnet {__version__}"
         return Choices(identity, choosing.cache_file("products.json"))
 
     def products(self) -> StreamProducts:
         """The products on the current stream."""
-        stream = self.xp.cuda.get_current_stream().ptr
-        products = self._products.get(stream)
-        if products is None:
-            with self.lasting_memory():
-                workspace = self.xp.empty(cublas.WORKSPACE_BYTES, dtype=numpy.uint8)
-                lt = CublasLt(self._cublaslt_library(), workspace)
-                products = self._products[stream] = StreamProducts(
-                    self.xp, stream, lt, self._multiply, self.launch_kernel
-                )
-        return products
+
+        def make(stream: int) -> StreamProducts:
+            lt = CublasLt(self._cublaslt_library(), self._workspace())
+            return StreamProducts(self.xp, stream, lt, self._multiply, self.launch_kernel)
+
+        return self.once_per_stream(self._products, make)
 
     @functools.cached_property
     def products_unavailable(self) -> str | None:
-        """Why a product cannot be computed in other ways than by cuBLAS; None if it can."""
+        """Why products are computed by cuBLAS only; None if there is a choice."""
         if self.kernels_unavailable or self.cublas_unavailable:
             return self.kernels_unavailable or self.cublas_unavailable
         try:
@@ -148,15 +143,15 @@ class CUDAMatmul(KernelLauncher):
         question = product.question()
         chosen = self.choices.get(question)
         if chosen not in ways:
-            if self.xp.cuda.get_current_stream().is_capturing():  # although the rehearsal did not compute this product
+            if self.xp.cuda.get_current_stream().is_capturing():  # too late for timing
                 return False
-            chosen = self.fastest({name: functools.partial(self._whole, product, way) for name, way in ways.items()})
+            chosen = self.fastest({name: functools.partial(self._compute, product, way) for name, way in ways.items()})
             self.choices.set(question, chosen)
-        self._whole(product, ways[chosen])
+        self._compute(product, ways[chosen])
         return True
 
-    def _whole(self, product: Product, way: Callable[[], Epilogue]) -> None:
-        """Compute a product in this way, and what it leaves of the epilogue by other kernels."""
+    def _compute(self, product: Product, way: Callable[[], Epilogue]) -> None:
+        """Compute a product in this way, and by other kernels what that leaves of the epilogue."""
         self._finish(product.b, product.out, way())
 
     def _finish(self, b: Array, out: Array, epilogue: Epilogue) -> None:

@@ -19,8 +19,8 @@ from xpnet.backends.reference.windows import Windows
 
 _INT64 = numpy.dtype("int64")
 _MANY = 2**31  # elements: the kernels of windows count in 32 bits
-_FEW_CLASSES, _MOST_DEPTH, _MOST_INPUTS = 16, 2**11, 2**20  # of `dense_cross_entropy`: more make the products too slow
-_SINGLE_BLOCK = 2**13  # logits: for more, several blocks work, and another kernel sums the losses
+_MOST_CLASSES, _MOST_DEPTH, _MOST_INPUTS = 16, 2**11, 2**20  # of `dense_cross_entropy`; for more, products are faster
+_SINGLE_BLOCK = 2**13  # logits of `cross_entropy_sums`; for more, several blocks work, and another kernel adds losses
 
 fused_windows = functools.partial(fused, below=_MANY)
 
@@ -120,16 +120,9 @@ class CUDAOperators(CUDAConvolutions):
 
     @fused
     def cross_entropy_sums(
-        self,
-        logits: Array,
-        labels: Array,
-        smoothing: float,
-        scale: float,
-        losses: Array,
-        grad: Array,
-        loss_sum: Array,
+        self, logits: Array, labels: Array, smoothing: float, scale: float, losses: Array, grad: Array, loss_sum: Array,
         correct: Array | None,
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Array, Array]:  # fmt: skip
         rows, columns = logits.shape
         lanes, blocks = min(BLOCK, power_of_two(columns)), 1
         group = lanes
@@ -148,36 +141,27 @@ class CUDAOperators(CUDAConvolutions):
 
     @fused
     def dense_cross_entropy(
-        self,
-        h: Array,
-        weight: Array,
-        row: Array | None,
-        labels: Array,
-        smoothing: float,
-        scale: float,
-        losses: Array,
-        grad: Array,
-        correct: Array | None,
-        grad_h: Array | None,
-        masked: bool,
-    ) -> tuple[Array, Array]:
+        self, h: Array, weight: Array, row: Array | None, labels: Array, smoothing: float, scale: float, losses: Array,
+        grad: Array, correct: Array | None, grad_h: Array | None, masked: bool,
+    ) -> tuple[Array, Array]:  # fmt: skip
         (rows, depth), classes = h.shape, weight.shape[1]
-        if not self.fits_dense_cross_entropy(rows, depth, classes):
-            return Backend.dense_cross_entropy(
-                self, h, weight, row, labels, smoothing, scale, losses, grad, correct, grad_h, masked
-            )
-        warps = min(8, power_of_two(-(-depth // 128)))
         arrays = {"h": h, "weight": weight, "row": row, "labels": labels}
-        targets = {"confidence": 1.0 - smoothing, "share": smoothing / classes, "scale": scale}
         results = {"losses": losses, "grad": grad, "correct": correct, "grad_h": grad_h, "masked": masked}
+        if not self.fits_dense_cross_entropy(rows, depth, classes):
+            return super().dense_cross_entropy(**arrays, smoothing=smoothing, scale=scale, **results)
+        warps = min(8, power_of_two(-(-depth // 128)))
+        targets = {"confidence": 1.0 - smoothing, "share": smoothing / classes, "scale": scale}
         sizes = {"rows": rows, "depth": depth, "classes": classes, "warps": warps}
         blocks = -(-rows * warps // 8)
         self.launch("dense_cross_entropy", grad, blocks=blocks, **arrays, **targets, **results, **sizes)
         return losses, grad
 
     def fits_dense_cross_entropy(self, rows: int, depth: int, classes: int) -> bool:
-        """Whether `dense_cross_entropy` is one kernel: for few classes. It computes TF32 products in float32."""
-        small = classes <= _FEW_CLASSES and depth <= _MOST_DEPTH and rows * depth <= _MOST_INPUTS
+        """Whether `dense_cross_entropy` is one kernel, for these sizes and the current precision.
+
+        That kernel computes TF32 products in float32.
+        """
+        small = classes <= _MOST_CLASSES and depth <= _MOST_DEPTH and rows * depth <= _MOST_INPUTS
         return small and self.thread.precision in (None, "float32", "tf32")
 
     # Windows ---------------------------------------------------------------------------------------------------------
@@ -226,11 +210,10 @@ class CUDAOperators(CUDAConvolutions):
 
     def _max_pool_grad(self, grad: Array, y: Array | None, choice: Array, windows: Windows, out: Array) -> Array:
         images, height, breadth, channels = out.shape
-        adjacent = windows.strides == windows.kernel and windows.dilation == (1, 1) and windows.before == (0, 0)
-        shape = (images, -(-height // windows.kernel[0]), -(-breadth // windows.kernel[1]), channels)
         width = self.width_of(channels, *[a for a in (grad, y, choice, out) if a is not None])
         arguments = {"grad": grad, "y": y, "choice": choice, "choice_bytes": choice.itemsize, "windows": windows}
-        if adjacent:
+        if windows.strides == windows.kernel and windows.dilation == (1, 1) and windows.before == (0, 0):
+            shape = (images, -(-height // windows.kernel[0]), -(-breadth // windows.kernel[1]), channels)
             return self._launch_windows("adjacent_max_pool_grad", out, shape, width, **arguments)
         return self._launch_windows("max_pool_grad", out, out.shape, width, **arguments)
 
@@ -310,7 +293,7 @@ class CUDAOperators(CUDAConvolutions):
 def _pixel_stride(images: Array) -> int | None:
     """The elements from a pixel to the next, if (N, H, W, C) are some channels of contiguous images; else None.
 
-    None too for so many elements that a kernel cannot count them.
+    Also None if there are more elements than a kernel can count, or none.
     """
     count, height, width, channels = images.shape
     per_image, per_row, per_pixel, per_channel = (stride // images.itemsize for stride in images.strides)

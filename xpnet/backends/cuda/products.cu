@@ -1,14 +1,15 @@
 // Products of float32 matrices, out (m, n) = a (m, k) @ b (k, n), for sizes at which cuBLAS is slow. products.py
 // compiles this file for each tiling and layout, with these macros:
 //
-// TILE_M, TILE_N: the part of `out` that a block computes.  WARPS: the warps of a block. Each computes the whole tile
-// for some of the k, without waiting for the others, and at the end they add what they have.  TILE_K: the k that a warp
-// holds in shared memory at a time, in each of STAGES buffers.  LANE_M, LANE_N: the part of the tile that a thread
-// computes.  TF32: 1 to round the operands and multiply by tensor cores instead.  A_BY_COLUMNS, B_BY_COLUMNS: 1 for a
-// transposed view.  CLUSTER: the blocks that share the k of a tile, and add their parts through shared memory, from
-// compute capability 9.0 on; 0 for none.
+// TILE_M, TILE_N: the size of the tile of `out` that a block computes.
+// WARPS: the warps of a block. Each computes the whole tile for its own range of k, without waiting for the others; at
+// the end, the block adds their results.
+// TILE_K, STAGES: a warp has STAGES buffers in shared memory, each for TILE_K values of k.
+// LANE_M, LANE_N: the size of the part of the tile that a thread computes; not used if TF32.
+// TF32: 1 to round the operands to TF32 and multiply them by tensor cores.
+// A_BY_COLUMNS, B_BY_COLUMNS: 1 if the matrix is a transposed view.
 //
-// Each sum is made in a fixed order, so that the same input gives the same bits.
+// Sums are made in a fixed order, so that the same input gives the same bits.
 
 typedef long long Index;
 typedef unsigned int Word;
@@ -20,21 +21,12 @@ constexpr int PADDING = TF32 ? 8 : 0;  // so that the threads of a warp read fro
 constexpr int PITCH_A = A_BY_COLUMNS ? TILE_M + PADDING : TILE_K + 4;
 constexpr int PITCH_B = B_BY_COLUMNS ? TILE_K + 4 : TILE_N + PADDING;
 constexpr int SIZE_A = (A_BY_COLUMNS ? TILE_K : TILE_M) * PITCH_A, SIZE_B = (B_BY_COLUMNS ? TILE_N : TILE_K) * PITCH_B;
-constexpr int PART = TILE_M * TILE_N, PART_SUMS = PART + TILE_N;  // of out, and behind it of the sums of b's columns
+constexpr int PART = TILE_M * TILE_N, PART_SUMS = PART + TILE_N;  // a tile of out, then the sums of b's columns
 constexpr int SIZE_AB = SIZE_A + SIZE_B, BUFFERS = WARPS * STAGES * SIZE_AB, RESULTS = WARPS * PART_SUMS;
 constexpr int MEMORY = BUFFERS > RESULTS ? BUFFERS : RESULTS;
-#if __CUDA_ARCH__ >= 900 && CLUSTER
-constexpr int RANKS = CLUSTER;
-#else
-constexpr int RANKS = 1;
-#endif
 static_assert(TILE_K % STEP_K == 0 && STAGES > 1 && WARPS <= 32 && 4 * THREADS % TILE_N == 0, "not supported");
 
-#if __CUDA_ARCH__ >= 900 && CLUSTER
-#define KERNEL extern "C" __global__ void __cluster_dims__(1, 1, CLUSTER) __launch_bounds__(THREADS, 1)
-#else
 #define KERNEL extern "C" __global__ void __launch_bounds__(THREADS, 1)
-#endif
 
 // Copies into shared memory ------------------------------------------------------------------------------------------
 
@@ -56,19 +48,20 @@ __device__ void end_group_of_copies() {
 #endif
 }
 
-template <int PENDING> __device__ void await_copies() {  // of this warp, except the latest ones
+template <int PENDING> __device__ void await_copies() {  // of this warp, except for the latest PENDING groups
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING));
 #endif
     __syncwarp();
 }
 
-// Copies the tiles of one operand, one after the other along k, for a warp. A line of the matrix in memory is a row of
-// a, or a column of b, if K_IN_LINES, and else has numbers of the same k. SIZE: TILE_M or TILE_N.
+// Copies the tiles of one operand, one after the other along k, for a warp. With K_IN_LINES, a line of the matrix in
+// memory is a row of a or a column of b; otherwise, all numbers of a line have the same k. SIZE: TILE_M or TILE_N.
 template <int SIZE, int PITCH, bool K_IN_LINES> struct Copier {
     static constexpr int LINES = K_IN_LINES ? SIZE : TILE_K, LENGTH = K_IN_LINES ? TILE_K : SIZE;
     const float* from;  // what this lane copies first
-    int step, lines, length, to_lane;  // from line to line; the lines and the numbers in a line that are left
+    int step, lines, length;  // elements from line to line; the lines and the numbers of a line that are left
+    int to_lane;  // where this lane copies to
     bool wide;
 
     // The lanes that copy a line together, if each copies `count` numbers at a time.
@@ -166,14 +159,14 @@ struct Share {  // products of 16 × 8 by 8 × 8 numbers, in the order that mma.
 
 #else
 
-// The row (or column) i of the thread at `place` of PLACES. Those that lie side by side in shared memory are read as
-// vectors.
+// Where the tile has row (or column) i of the thread at `place` of PLACES. Rows that lie side by side in shared memory
+// are assigned in groups, which are read as vectors.
 template <int COUNT, int PLACES, bool SIDE_BY_SIDE> __device__ int position(int i, int place) {
     constexpr int VECTOR = COUNT % 4 == 0 ? 4 : COUNT % 2 == 0 ? 2 : 1;
     return SIDE_BY_SIDE ? (i / VECTOR * PLACES + place) * VECTOR + i % VECTOR : i * PLACES + place;
 }
 
-// The numbers of four k, from k on, in the rows (or columns) of a thread.
+// values[q][i]: the number at k + q in row (or column) i of a thread.
 template <int COUNT, int PLACES, int PITCH, bool SIDE_BY_SIDE>
 __device__ void read(const float* from, int k, int place, float (&values)[4][COUNT]) {
     constexpr int VECTOR = COUNT % 4 == 0 ? 4 : COUNT % 2 == 0 ? 2 : 1;
@@ -224,8 +217,8 @@ struct Share {
 
 // The end of a product -----------------------------------------------------------------------------------------------
 
-// The tile of `out` that begins at (i0, j0), and what is done with its elements: + row[j], relu, · [mask ≠ 0]. Pointers
-// may be null.
+// The tile of `out` that begins at (i0, j0), and what is done with its elements: + row[j], relu, · [mask ≠ 0]. sums: of
+// the columns of b. Each of row, mask and sums may be null.
 struct Result {
     float *out, *sums;
     const float* mask;
@@ -269,7 +262,7 @@ struct Result {
 
 __device__ float4 plus(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 
-// The number of blocks that have drawn a ticket before. This one then sees what they have written, all threads of each.
+// The number of blocks that have drawn a ticket before this one, which then sees everything that they have written.
 __device__ Word draw(Word* ticket) {
 #if __CUDA_ARCH__
     Word number;
@@ -287,32 +280,20 @@ __device__ bool is_last(Word* ticket, Word count) {
     __syncthreads();
     if (threadIdx.x == 0) {
         last = draw(ticket) == count - 1;
-        if (last) *ticket = 0;  // for the next product
+        if (last) *ticket = 0;  // for the next kernel
     }
     __syncthreads();
     return last;
 }
 
-#if __CUDA_ARCH__ >= 900 && CLUSTER
-__device__ void cluster_barrier() {
-    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
-
-__device__ float4 read_of_block(const float* own, int rank) {  // the same place in the shared memory of another block
-    Word address = (Word)__cvta_generic_to_shared(own);
-    float4 v;
-    asm volatile("{.reg .u32 there;\nmapa.shared::cluster.u32 there, %4, %5;\n"
-                 "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];}"
-                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address), "r"(rank) : "memory");
-    return v;
-}
-#endif
-
-// The grid is (tiles along m, tiles along n, parts of k). a_step, b_step: from one line of a matrix in memory to the
-// next.  wide_a, wide_b, wide_out: whether their lines begin at multiples of 16 bytes.  part_k: the k of each part, a
-// multiple of 4.  parts: (tiles, parts, PART_SUMS); tickets: a 0 for each tile, and each rank in its clusters. Both are
-// used if there are several parts. The parts of a cluster are consecutive.
-// row, mask, sums: see `Result`, or null.
+// The grid is (tiles along m, tiles along n, parts of k).
+//
+// a_step, b_step, out_step: the elements from one line of a matrix in memory to the next.
+// wide_a, wide_b, wide_out: whether all lines begin at multiples of 16 bytes; wide_out is about `mask`, too.
+// part_k: the size of a part of k, a multiple of 4.
+// parts (tiles, parts, PART_SUMS), tickets (tiles): memory, used if there are several parts. Tickets are 0 between
+// kernels.
+// row, relu, mask, sums: see `Result`.
 KERNEL product(const float* a, const float* b, int m, int n, int k, int a_step, int b_step, int wide_a, int wide_b,
                int part_k, float* parts, Word* tickets, const float* row, int relu, const float* mask, float* sums,
                float* out, int out_step, int wide_out) {
@@ -341,13 +322,10 @@ KERNEL product(const float* a, const float* b, int m, int n, int k, int a_step, 
         end_group_of_copies();
     }
 
-    // The blocks of a cluster share the elements of the tile.
     bool summing = sums && blockIdx.x == 0;
-    int size = summing ? PART_SUMS : PART;
-    int rank = blockIdx.z % RANKS, part = blockIdx.z / RANKS, count = gridDim.z / RANKS;
-    int per_rank = (size / 4 + RANKS - 1) / RANKS, first = rank * per_rank, quads = min(per_rank, size / 4 - first);
+    int quads = (summing ? PART_SUMS : PART) / 4, count = gridDim.z;
     Result result = {out, sums, mask, i0, j0, m, n, out_step, false, relu != 0, wide_out != 0};
-    result.load_bias(row, 4 * (first + threadIdx.x) % TILE_N);
+    result.load_bias(row, 4 * threadIdx.x % TILE_N);
     constexpr int COLUMNS = (TILE_N + 31) / 32;
     float columns[COLUMNS] = {};  // sums of columns of b
     Share share(lane);
@@ -380,32 +358,15 @@ KERNEL product(const float* a, const float* b, int m, int n, int k, int a_step, 
         UNROLL for (int w = 1; w < WARPS; w++) sum = plus(sum, *(const float4*)(memory + w * PART_SUMS + e));
         return sum;
     };
-#if __CUDA_ARCH__ >= 900 && CLUSTER
-    for (int e = 4 * threadIdx.x; WARPS > 1 && e < size; e += 4 * THREADS) *(float4*)(memory + e) = over_warps(e);
-    cluster_barrier();
-    auto over_cluster = [&](int e) {
-        float4 all[CLUSTER], sum;
-        UNROLL for (int rank = 0; rank < CLUSTER; rank++) all[rank] = read_of_block(memory + e, rank);
-        sum = all[0];
-        UNROLL for (int rank = 1; rank < CLUSTER; rank++) sum = plus(sum, all[rank]);
-        return sum;
-    };
-#else
-    auto over_cluster = over_warps;
-#endif
     int tile = blockIdx.x * gridDim.y + blockIdx.y;
-    parts += (Index)tile * count * PART_SUMS + 4 * first;
-    for (int i = threadIdx.x; i < quads; i += THREADS) {
-        int e = 4 * (first + i);
-        float4 sum = over_cluster(e);
+    parts += (Index)tile * count * PART_SUMS;
+    for (int e = 4 * threadIdx.x; e < 4 * quads; e += 4 * THREADS) {
+        float4 sum = over_warps(e);
         if (count == 1) result.store(sum, e / TILE_N, e % TILE_N);
-        else *(float4*)(parts + (Index)part * PART_SUMS + 4 * i) = sum;
+        else *(float4*)(parts + (Index)blockIdx.z * PART_SUMS + e) = sum;
     }
-#if __CUDA_ARCH__ >= 900 && CLUSTER
-    cluster_barrier();  // no other block reads this one's memory any more
-#endif
-    if (count == 1 || !is_last(tickets + tile * RANKS + rank, count)) return;
-    int groups = max(1, min(count, THREADS / max(1, quads)));  // each of which adds every groups-th part
+    if (count == 1 || !is_last(tickets + tile, count)) return;
+    int groups = max(1, min(count, THREADS / quads));  // each of which adds every groups-th part
     for (int i = threadIdx.x; i < quads * groups; i += THREADS) {
         int group = i / quads, e = 4 * (i % quads);
         float4 sum = __ldcg((const float4*)(parts + (Index)group * PART_SUMS + e));
@@ -413,7 +374,7 @@ KERNEL product(const float* a, const float* b, int m, int n, int k, int a_step, 
         for (int k = group + groups; k < count; k += groups) {
             sum = plus(sum, __ldcg((const float4*)(parts + (Index)k * PART_SUMS + e)));
         }
-        if (groups == 1) result.store(sum, (4 * first + e) / TILE_N, (4 * first + e) % TILE_N);
+        if (groups == 1) result.store(sum, e / TILE_N, e % TILE_N);
         else *(float4*)(memory + 4 * i) = sum;
     }
     if (groups == 1) return;
@@ -423,6 +384,6 @@ KERNEL product(const float* a, const float* b, int m, int n, int k, int a_step, 
         for (int group = 1; group < groups; group++) {
             sum = plus(sum, *(const float4*)(memory + 4 * (group * quads + i)));
         }
-        result.store(sum, 4 * (first + i) / TILE_N, 4 * (first + i) % TILE_N);
+        result.store(sum, 4 * i / TILE_N, 4 * i % TILE_N);
     }
 }

@@ -1,7 +1,7 @@
 """Matrix products of a captured step: several ways to compute each of them, of which the fastest is chosen.
 
-The ways are cuBLAS, the algorithms of cuBLASLt, and kernels of our own (products.cu) with several tilings. The last two
-can also do what follows on a product (`Epilogue`).
+The ways are cuBLAS, the algorithms of cuBLASLt, and our own kernels (products.cu) with several tilings. The kernels
+can also compute what follows the product (`Epilogue`), and cuBLASLt a part of it.
 """
 
 import functools
@@ -26,7 +26,7 @@ _ALGORITHMS = 6  # of cuBLASLt for a product
 
 
 class Epilogue(NamedTuple):
-    """What follows on out = a @ b: out += row and out = relu(out); or out *= [mask ≠ 0]; and sums[j] = Σ_i b[i, j]."""
+    """What follows out = a @ b: out += row and out = relu(out); or out *= [mask ≠ 0]; and sums[j] = Σ_i b[i, j]."""
 
     row: Array | None = None
     relu: bool = False
@@ -60,7 +60,7 @@ class Product(NamedTuple):
         return min(self.sizes) > 0 and max(*self.sizes, *(layout.leading for layout in layouts)) < _LARGEST
 
     def question(self) -> str:
-        """The product, apart from the numbers in it, in words."""
+        """A key for `Choices`: sizes, layouts, alignments, precision and epilogue."""
         m, k, n = self.sizes
         stored = [f"{'T' if operation else 'N'}{leading}" for operation, leading in map(_layout, self[:3])]
         aligned = [str(alignment(x)) for x in self[:3]]
@@ -78,7 +78,6 @@ class Tiling(NamedTuple):
     lane_n: int
     warps: int
     stages: int
-    cluster: int = 0
     tf32: int = 0
 
     @property
@@ -93,7 +92,7 @@ class Tiling(NamedTuple):
         return 4 * self.warps * max(self.stages * (a + b), (self.tile_m + 1) * self.tile_n)
 
 
-#: Those that were the fastest for some product of a small net on an H200.
+#: By name. Each was the fastest for some product of a small net on an H200.
 TILINGS = {
     "8x16": Tiling(8, 16, 16, 2, 2, 8, 4),
     "16x32": Tiling(16, 32, 16, 4, 4, 4, 4),
@@ -106,8 +105,8 @@ TILINGS = {
 
 _BLOCKS = 132  # that keep an H200 busy
 _TRIED = 2  # tilings for a product, since each takes 0.4 s to compile on a new machine
-_MOST_PADDING = 2.0  # the computed elements for each one of out
-_LONG_K = 1024  # from which on parts of k are worth adding them
+_MOST_PADDING = 2.0  # elements that a tiling computes, per element of out
+_LONG_K = 1024  # a shorter k is not divided, because adding the parts would take longer
 
 
 class StreamProducts:
@@ -126,7 +125,7 @@ class StreamProducts:
         self._lt_products: dict[str, LtProduct] = {}
 
     def ways(self, product: Product) -> dict[str, Callable[[], Epilogue]]:
-        """The ways to compute a product, by name. Each returns what it has left of the epilogue."""
+        """The ways to compute a product, by name. Each returns what it has not computed of the epilogue."""
         ways: dict[str, Callable[[], Epilogue]] = {"cublas": functools.partial(self._by_cublas, product)}
         for i in range(self._lt_product(product).count):
             ways[f"cublasLt {i}"] = functools.partial(self._by_lt, product, i)
@@ -152,11 +151,11 @@ class StreamProducts:
         return epilogue._replace(row=None, relu=False)
 
     def by_kernel(self, product: Product, tiling: Tiling, parts: int) -> Epilogue:
-        """Compute a product by products.cu, with k divided into about so many parts."""
+        """Compute a product by products.cu, with k divided into at most so many parts."""
         a, b, out, _, epilogue = product
         (m, k, n), (across_m, across_n) = product.sizes, _tiles(product, tiling)
-        part_k = _multiple(4, -(-k // parts))
-        parts = _multiple(max(1, tiling.cluster), -(-k // part_k))
+        part_k = 4 * -(-k // (4 * parts))
+        parts = -(-k // part_k)
         layout_a, layout_b, layout_out = map(_layout, (a, b, out))
         address = numpy.uint64
         kernels = self._kernels(tiling, layout_a.operation, layout_b.operation)
@@ -176,7 +175,7 @@ def _layout(a: Array) -> Any:
 
 
 def _tilings(product: Product) -> list[tuple[str, int]]:
-    """Tilings that may be the fastest for a product, the smallest first, and into how many parts to divide k."""
+    """The tilings to try for a product, the smallest first, each with the number of parts of k."""
     m, k, n = product.sizes
     tilings: list[tuple[str, int]] = []
     for name, tiling in TILINGS.items():
@@ -195,11 +194,6 @@ def _tiles(product: Product, tiling: Tiling) -> tuple[int, int]:
 def _wide(a: Array) -> bool:
     """Whether each line of a matrix begins at a multiple of 16 bytes."""
     return bool(_layout(a).leading % 4 == 0 and a.data.ptr % 16 == 0)
-
-
-def _multiple(unit: int, n: int) -> int:
-    """The smallest multiple of `unit` that is at least n."""
-    return -(-n // unit) * unit
 
 
 def _compiled(xp: Any, launch: Launch, tiling: Tiling, a_by_columns: int, b_by_columns: int) -> Kernels:
