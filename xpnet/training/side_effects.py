@@ -15,7 +15,8 @@ from xpnet.capture.calls import memory_of
 from xpnet.capture.program import every_call
 from xpnet.capture.trace import SideEffectError, Trace, TracedArray
 from xpnet.layers.context import Workspace
-from xpnet.training.attributes import Attributes, holds_array, is_array_or_number, things_of
+from xpnet.training.attributes import Attributes, things_of
+from xpnet.training.reached import holds_array, is_array_or_number
 from xpnet.training.step import TrainingStep
 
 
