@@ -2054,7 +2054,7 @@ def test_attributes_are_never_missing_while_they_are_restored():
     model = xpnet.Sequential(mlp()[0], (64,), backend="cpu", seed=3)
     state = TrainingState(model.context, losses.SoftmaxCrossEntropy(), [], optimizers.SGD(0.1))
     step = TrainingStep(model, state)
-    python, layer, missing = PythonState(step, Attributes(step, live=False)), model.layers[0], []
+    python, layer, missing = PythonState(step, Attributes(step, skip_live=False)), model.layers[0], []
     units = layer.units
     vars(layer).update(units=None, extra=1)
 

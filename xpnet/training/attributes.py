@@ -1,8 +1,4 @@
-"""Attributes: what a captured step depends on: the model, the loss, the optimizer and the metrics.
-
-User code may compute with whatever it can reach: attributes and what is in them, class attributes, variables of
-enclosing functions, and globals. `Reached` finds these, tells whether they were changed, and changes them back.
-"""
+"""Attributes: those of the layers, parameters, loss, optimizer and metrics, on which a captured step depends."""
 
 import weakref
 from collections.abc import Iterator
@@ -15,7 +11,6 @@ from xpnet.training.reached import IGNORED, Reached, holds_array, may_run, same_
 from xpnet.training.step import TrainingStep
 
 _METHODS = ("forward", "backward", "_run_forward", "_run_backward")  # which a trace replaces by its own
-
 #: The array attributes that each step replaces before it reads them, by step: (id of the object, name).
 _replaced: "weakref.WeakKeyDictionary[TrainingStep, set[tuple[int, str]]]" = weakref.WeakKeyDictionary()
 
@@ -23,19 +18,18 @@ _replaced: "weakref.WeakKeyDictionary[TrainingStep, set[tuple[int, str]]]" = wea
 class Attributes:
     """The attributes of everything that takes part in a step, as they were at one time.
 
-    live: whether to leave out what each replay reads anew: schedules, and a custom optimizer.  arrays: whether to
-    compare attributes that are arrays, by identity: what is in them is read anew in each replay.  traced: as in
-    `Reached`.
+    skip_live: whether to leave out what each replay reads anew: the learning rate, and a custom optimizer.  arrays:
+    whether to compare arrays too, by identity, since replays read their elements anew.  traced: as in `Reached`.
     """
 
-    def __init__(self, step: TrainingStep, live: bool = True, arrays: bool = True, traced: bool = True) -> None:
+    def __init__(self, step: TrainingStep, skip_live: bool = True, arrays: bool = True, traced: bool = True) -> None:
         on_gpu = not step.model.backend.replays_calls  # where a graph keeps the arrays that it was captured with
         self._arrays, self._replaced = arrays and not on_gpu, _replaced.setdefault(step, set())
         optimizer = step.state.optimizer
-        self._ignored = IGNORED | {"learning_rate"} if live else IGNORED
+        self._ignored = IGNORED | {"learning_rate"} if skip_live else IGNORED
         things, self._context = things_of(step), step.model.context
         self._seed = self._context.seed
-        if live and is_custom(type(optimizer)) and not on_gpu:
+        if skip_live and is_custom(type(optimizer)) and not on_gpu:
             things = [thing for thing in things if thing is not optimizer]
         self._things = [(thing, dict(self._constants(thing))) for thing in things]
         custom = [(thing, attributes) for thing, attributes in self._things if is_custom(type(thing))]
@@ -47,10 +41,10 @@ class Attributes:
         #: Whether code of the user takes part in the step.
         self.user_code = bool(roots)
         known = (*things_of(step), *step.model.context.store.buffers)
-        self.reached = Reached(roots, kept, known, traced=traced and not (live and on_gpu))
+        self.reached = Reached(roots, kept, known, traced=traced and not (skip_live and on_gpu))
 
     def changed(self) -> str | None:
-        """The name of an attribute that has another value now, or None."""
+        """A description of something that has another value now, or None."""
         for (thing, before), names in zip(self._things, self._names, strict=True):
             now = vars(thing)
             for name, value in before.items():
@@ -73,7 +67,7 @@ class Attributes:
 
 
 def things_of(step: TrainingStep) -> list[Any]:
-    """Everything that takes part in a step, and whose attributes it may use."""
+    """All objects that take part in a step and whose attributes it may use."""
     state = step.state
     parameters = step.model.context.store.parameters
     return [*every_layer(step.model), *parameters, step.loss, state.optimizer, *state.metrics]
@@ -92,8 +86,8 @@ def schedule_may_change(step: TrainingStep) -> bool:
         return True
 
 
-def replaced_by(step: TrainingStep, thing: Any, name: str) -> None:
-    """Each step replaces this attribute, an array or arrays, before it reads it."""
+def mark_replaced(step: TrainingStep, thing: Any, name: str) -> None:
+    """Note that each step replaces this attribute, an array or several, before it reads it."""
     _replaced.setdefault(step, set()).add((id(thing), name))
 
 

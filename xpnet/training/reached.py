@@ -30,33 +30,51 @@ from xpnet.errors import CaptureError
 
 #: Attributes that passes set, and those for which steps of different kinds are captured.
 IGNORED = frozenset(("_trainable", "_workspaces", "trainable", "wants_input_grad"))
-_MOST = 20_000  # objects that the code of users may reach in a captured step
+_MOST_OBJECTS = 20_000  # that user code may reach in a captured step
 _MOST_BYTES = 2**20  # of arrays that it may reach: comparing them takes about 50 µs
-#: Types of what does not change, or does not matter.
+#: Types of objects that cannot change, or whose changes do not matter.
 _LEAVES = (
     bool, int, float, complex, str, bytes, range, slice, type(None), type(...), type(NotImplemented), CodeType,
     numpy.generic, numpy.dtype, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo,
     re.Pattern, pathlib.PurePath, logging.Logger, weakref.ref, type(threading.Lock()), type(threading.RLock()),
 )  # fmt: skip
-#: What functions and descriptors that are not written in Python consist of.
+#: Attributes of functions and descriptors that are not written in Python: what they consist of.
 _PARTS = ("__self__", "__func__", "__wrapped__", "func", "args", "keywords", "fget", "fset")
 _SHARED_RANDOMNESS: Any = (random.random, numpy.random.random)  # `PythonState` compares the numbers that these draw
-_OF_LIBRARIES = frozenset(("xpnet", "numpy", "cupy", "numba", *sys.stdlib_module_names))
+#: How to copy the items of containers, which `_fill` puts back.
+_COPIES: dict[type, Callable[[Any], Any]] = {list: list, deque: list, set: set, bytearray: bytes, dict: dict}
+_LIBRARIES = frozenset(("xpnet", "numpy", "cupy", "numba", *sys.stdlib_module_names))
+
+
+class _Entered(NamedTuple):
+    """An object, and what it held when it was entered.
+
+    contents: returns what it holds now.  set_contents: makes it hold what it is given.
+    """
+
+    thing: Any
+    contents: Callable[[], Any]
+    before: Any
+    set_contents: Callable[[Any], object]
+
+    def is_changed(self) -> bool:
+        return not _same(self.contents(), self.before)
 
 
 class Reached:
     """What can be reached from some objects and be changed, as it was at one time."""
 
     def __init__(self, roots: Iterable[Any], kept: Iterable[Any], known: Iterable[Any], traced: bool) -> None:
-        """kept: attributes, which are roots too, but replays read anew what is in their arrays.  known: objects of the
-        step, to leave out.  traced: whether to raise CaptureError for what prevents a trace of the step.
+        """roots: where to start.  kept: attributes to start from too, but replays read anew what their arrays contain.
+
+        known: objects of the step, which are not entered.  traced: whether the step is to be traced. Then anything that
+        prevents this raises CaptureError.
 
         On a GPU, a step that cannot be traced is captured as it runs. Its arrays are then part of the graph, so their
-        contents do not matter.
+        contents need not be compared.
         """
         self._traced, self._bytes = traced, 0
-        #: For each: the object, a function that returns its contents, these contents, and a function that sets them.
-        self._contents: list[tuple[Any, Callable[[], Any], Any, Callable[[Any], object]]] = []
+        self._entered: list[_Entered] = []
         self._known = {id(thing): thing for thing in known}
         self._seen: dict[int, Any] = {id(f.__self__): f for f in _SHARED_RANDOMNESS} | self._known
         self._waiting = list(roots)
@@ -71,16 +89,16 @@ class Reached:
                 self._waiting.extend(self._enter(value))
 
     def _is_new(self, value: Any) -> bool:
-        """Whether to enter an object, which has not been entered before."""
+        """Whether to enter an object: it can change, and has not been entered before."""
         if isinstance(value, _LEAVES) or id(value) in self._seen:
             return False
         self._seen[id(value)] = value
-        if len(self._seen) > _MOST and self._traced:
+        if len(self._seen) > _MOST_OBJECTS and self._traced:
             raise CaptureError("the user's code can reach too many objects to see whether it changes them")
         return True
 
     def _enter_kept(self, value: Any) -> None:
-        """Enter an attribute, but not an array that it is or holds."""
+        """Enter an attribute, unless it is an array, and what it contains, except arrays."""
         if type(value) in (list, tuple, dict):
             for item in self._enter(value) if self._is_new(value) else ():
                 self._enter_kept(item)
@@ -88,22 +106,22 @@ class Reached:
             self._waiting.append(value)
 
     def changed(self) -> str | None:
-        """The type of an object that has other contents now, or None."""
-        for thing, contents, before, _ in self._contents:
-            if not _same(contents(), before):
-                kind = type(thing).__name__
-                return f"the variables of {thing.__name__}" if isinstance(thing, FunctionType | type) else f"a {kind}"
-        return None
+        """A description of an object that has other contents now, or None."""
+        thing = next((entered.thing for entered in self._entered if entered.is_changed()), None)
+        if isinstance(thing, FunctionType | type):
+            return f"the variables of {thing.__name__}"
+        return None if thing is None else f"a {type(thing).__name__}"
 
     def restore(self) -> None:
         """Set the contents that have changed to what they were."""
-        for _, contents, before, set_contents in self._contents:
-            if not _same(contents(), before):
-                set_contents(before)
+        for entered in self._entered:
+            if entered.is_changed():
+                entered.set_contents(entered.before)
 
     def _add(self, thing: Any, contents: Callable[[], Any], set_contents: Callable[[Any], object]) -> Any:
+        """Note the contents of an object, and return them."""
         before = contents()
-        self._contents.append((thing, contents, before, set_contents))
+        self._entered.append(_Entered(thing, contents, before, set_contents))
         return before
 
     def _enter(self, value: Any) -> Iterable[Any]:
@@ -125,14 +143,10 @@ class Reached:
             return self._enter_attributes(value)
         if isinstance(value, tuple | frozenset):
             return (*value, *self._enter_attributes(value))
-        if isinstance(value, list | deque):
-            items = self._add(value, lambda: list(value), functools.partial(_fill, value))
-            return (*items, *self._enter_attributes(value))
-        if isinstance(value, set | bytearray):
-            return (*self._add(value, value.copy, functools.partial(_fill, value)), *self._enter_attributes(value))
-        if isinstance(value, dict):
-            contents = self._add(value, lambda: dict(value), functools.partial(_fill, value))
-            return (*contents.values(), *self._enter_attributes(value))
+        for kind, copy in _COPIES.items():
+            if isinstance(value, kind):
+                items = self._add(value, functools.partial(copy, value), functools.partial(_fill, value))
+                return (*(items.values() if kind is dict else items), *self._enter_attributes(value))
         if isinstance(value, MappingProxyType):
             return list(self._add(value, lambda: dict(value), lambda _: None).values())
         if isinstance(value, FunctionType):
@@ -155,7 +169,7 @@ class Reached:
                 "the user's code can reach too many bytes of arrays to see whether it changes them; "
                 "they may be read-only (array.flags.writeable = False), or attributes of the layer"
             )
-        self._contents.append((array, lambda: array, array.copy(), functools.partial(_write, array)))
+        self._entered.append(_Entered(array, lambda: array, array.copy(), functools.partial(array.__setitem__, ...)))
         return ()
 
     def _enter_object(self, value: Any) -> Iterable[Any]:
@@ -186,8 +200,13 @@ class Reached:
         if own is not None and self._is_new(own):
             found += self._add(value, lambda: dict(own), functools.partial(_fill, own)).values()
         for member in _slots(type(value)):
-            contents, fill = functools.partial(_slot, member, value), functools.partial(_fill_slot, member, value)
-            found += self._add(value, contents, fill)
+            found += self._enter_slot(value, member, value)
+        return found
+
+    def _enter_slot(self, thing: Any, member: Any, owner: Any) -> Iterable[Any]:
+        """Enter a slot of an object, or a cell of a function. owner: the object or the cell."""
+        contents, fill = (functools.partial(f, member, owner) for f in (_slot, _fill_slot))
+        found: list[Any] = self._add(thing, contents, fill)
         return found
 
     def _enter_configured(self, value: Any) -> Iterable[Any]:
@@ -218,16 +237,14 @@ class Reached:
     def _enter_function(self, function: Any) -> Iterable[Any]:
         found: list[Any] = [function.__defaults__, function.__kwdefaults__, function.__dict__]
         for cell in function.__closure__ or ():
-            member = type(cell).cell_contents
-            contents, fill = functools.partial(_slot, member, cell), functools.partial(_fill_slot, member, cell)
-            found += self._add(function, contents, fill)
+            found += self._enter_slot(function, type(cell).cell_contents, cell)
         for variables, names in _namespaces(function):
             used = self._enter_variables(function, variables, [name for name in names if name in variables])
             found += [value for value in used if not isinstance(value, ModuleType)]
         return found
 
     def _enter_variables(self, owner: Any, variables: dict[str, Any], names: list[str]) -> Iterable[Any]:
-        if variables.get("__name__", "").partition(".")[0] in _OF_LIBRARIES:
+        if _is_of_library(variables.get("__name__")):
             return ()
         contents, fill = (functools.partial(f, variables, names) for f in (_variables, _fill_variables))
         values: list[Any] = self._add(owner, contents, fill)
@@ -245,13 +262,13 @@ def _slots(kind: type) -> list[MemberDescriptorType]:
 
 
 def _hides_state(kind: type) -> bool:
-    """Whether objects of a class are larger than their attributes, as those of classes that are written in C."""
+    """Whether objects of a class are larger than their attributes need: then a class written in C keeps state there."""
     pointers = (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0) + len(_slots(kind))
     return kind.__itemsize__ > 0 or kind.__basicsize__ > object.__basicsize__ + pointers * struct.calcsize("P")
 
 
 def _namespaces(function: FunctionType) -> list[tuple[dict[str, Any], set[str]]]:
-    """The variables of the modules that a function uses, and the names of those that it may mean."""
+    """The variables of the modules that a function uses, each with the names that it may use there."""
     variables, names = function.__globals__, _names(function.__code__)
     parts = str(variables.get("__package__") or "").split(".")
     packages = ["", *(".".join(parts[: i + 1]) + "." for i in range(len(parts)) if parts[0])]
@@ -289,16 +306,12 @@ def _names(code: CodeType) -> _Names:
     return found
 
 
-def _slot(descriptor: Any, owner: Any) -> list[Any]:
+def _slot(member: Any, owner: Any) -> list[Any]:
     """What a slot or a cell holds, as a list of one; [] if it is empty."""
     try:
-        return [descriptor.__get__(owner, type(owner))]
+        return [member.__get__(owner, type(owner))]
     except (AttributeError, ValueError):
         return []
-
-
-def _write(array: Any, old: Any) -> None:
-    array[...] = old
 
 
 def _set_state(bits: Any, state: Any, _: Any) -> None:
@@ -310,27 +323,30 @@ def _fill(value: Any, old: Any) -> None:
     (value.update if isinstance(value, set | dict) else value.extend)(old)
 
 
-def _fill_slot(member: Any, thing: Any, old: list[Any]) -> None:
+def _fill_slot(member: Any, owner: Any, old: list[Any]) -> None:
     if old:
-        member.__set__(thing, old[0])
-
-
-def _fill_variables(variables: dict[str, Any], names: list[str], old: list[Any]) -> None:
-    variables.update(zip(names, old, strict=True))
+        member.__set__(owner, old[0])
 
 
 def _variables(variables: dict[str, Any], names: list[str]) -> list[Any]:
     return [variables.get(name) for name in names]
 
 
+def _fill_variables(variables: dict[str, Any], names: list[str], old: list[Any]) -> None:
+    variables.update(zip(names, old, strict=True))
+
+
 def _is_of_user(thing: Any) -> bool:
-    """Whether a class, a function or a module is not part of xpnet, of Python or of its array modules."""
-    name = thing.__name__ if isinstance(thing, ModuleType) else thing.__module__
-    return (name or "").partition(".")[0] not in _OF_LIBRARIES
+    """Whether a class, a function or a module is not part of xpnet, of Python or of an array module."""
+    return not _is_of_library(thing.__name__ if isinstance(thing, ModuleType) else thing.__module__)
+
+
+def _is_of_library(module: str | None) -> bool:
+    return (module or "").partition(".")[0] in _LIBRARIES
 
 
 def may_run(value: Any) -> bool:
-    """Whether an attribute is code of the user, or an object that may have such."""
+    """Whether an attribute is code of the user, or an object that may run such code."""
     if isinstance(value, _LEAVES):
         return False
     if isinstance(value, MethodType | functools.partial):
@@ -339,7 +355,7 @@ def may_run(value: Any) -> bool:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether contents are the same: the same objects, equal numbers and texts, or the bits of an array."""
+    """Whether contents are the same: the same objects, equal numbers and strings, or arrays with the same bits."""
     if isinstance(a, numpy.ndarray):
         return a.shape == b.shape and a.dtype == b.dtype and numpy.array_equal(_bytes_of(a), _bytes_of(b))
     if hasattr(a, "__cuda_array_interface__"):
@@ -348,7 +364,7 @@ def _same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(map(same_item, a, b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(map(same_item, a.values(), map(b.__getitem__, a)))
-    return bool(a == b)  # of sets, texts, and states of generators
+    return bool(a == b)  # sets, strings, bytes, and states of generators
 
 
 def _bytes_of(array: Any) -> Any:

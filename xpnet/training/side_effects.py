@@ -50,7 +50,7 @@ class PythonState:
 def unchanged_python(step: TrainingStep) -> Iterator[None]:
     """A context that undoes what user code changes in Python, apart from the arrays of the model."""
     on_cpu = step.model.backend.replays_calls  # a GPU captures what cannot be traced, too
-    python = PythonState(step, Attributes(step, live=False, traced=on_cpu))
+    python = PythonState(step, Attributes(step, skip_live=False, traced=on_cpu))
     try:
         yield
     finally:
