@@ -686,6 +686,21 @@ def an_array_in_a_list_that_it_writes():
 
 
 @layer()
+def an_array_in_a_nested_list_that_it_writes():
+    return LayerThatCounts(lambda state: increased(0)(state[0][0]), [[np.zeros(1)]])
+
+
+@layer()
+def an_array_in_an_ordered_dictionary_that_it_writes():
+    return LayerThatCounts(lambda state: increased(0)(state["n"]), collections.OrderedDict(n=np.zeros(1)))
+
+
+@layer()
+def an_array_in_a_named_tuple_that_it_writes():
+    return LayerThatCounts(lambda state: increased(0)(state.first), Pair(np.zeros(1)))
+
+
+@layer()
 def an_average_that_it_replaces():
     class Running(Own):
         def __init__(self):

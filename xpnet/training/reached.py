@@ -81,7 +81,10 @@ class Reached:
         #: Whether the model, or what belongs to it or to the run, can be reached.
         self.reaches_model = False
         for value in kept:
-            self._enter_kept(value)
+            if holds_array(value):
+                self._enter_kept(value)
+            else:
+                self._waiting.append(value)
         while self._waiting:
             value = self._waiting.pop()
             self.reaches_model |= id(value) in self._known
@@ -98,11 +101,11 @@ class Reached:
         return True
 
     def _enter_kept(self, value: Any) -> None:
-        """Enter an attribute, unless it is an array, and what it contains, except arrays."""
+        """Enter an attribute that is or holds an array, except the arrays: `KeptArrays` traces these."""
         if type(value) in (list, tuple, dict):
             for item in self._enter(value) if self._is_new(value) else ():
                 self._enter_kept(item)
-        elif not holds_array(value):
+        elif not is_array_or_number(value):
             self._waiting.append(value)
 
     def changed(self) -> str | None:
@@ -385,11 +388,14 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def holds_array(value: Any) -> bool:
-    """Whether this is an array or a number of the array module, or a list, tuple or dictionary with one in it."""
+    """Whether this is an array or a number of the array module, or a list, tuple or dictionary with one in it.
+
+    Subclasses of these, such as named tuples, do not count: they are compared like all other objects.
+    """
     items: Iterable[Any] = [value]
-    if isinstance(value, list | tuple):
+    if type(value) in (list, tuple):
         items = value
-    elif isinstance(value, dict):
+    elif type(value) is dict:
         items = value.values()
     return any(map(is_array_or_number, items))
 
