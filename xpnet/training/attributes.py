@@ -6,7 +6,7 @@ from typing import Any
 
 from xpnet.config import is_custom
 from xpnet.errors import CaptureError
-from xpnet.training.audit import every_layer
+from xpnet.layers.containers import every_layer
 from xpnet.training.reached import IGNORED, Reached, holds_array, may_run, same_item
 from xpnet.training.step import TrainingStep
 

@@ -113,7 +113,7 @@ class Reached:
         thing = next((entered.thing for entered in self._entered if entered.is_changed()), None)
         if isinstance(thing, FunctionType | type):
             return f"the variables of {thing.__name__}"
-        return None if thing is None else f"a {type(thing).__name__}"
+        return None if thing is None else f"an object of type {type(thing).__name__}"
 
     def restore(self) -> None:
         """Set the contents that have changed to what they were."""

@@ -17,10 +17,9 @@ from xpnet.capture.program import INPUTS, compiled
 from xpnet.capture.trace import Trace
 from xpnet.config import is_custom
 from xpnet.data.dataset import Dataset, StepData
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Sequential, every_layer
 from xpnet.optimizers import Optimizer
 from xpnet.training.attributes import things_of
-from xpnet.training.audit import every_layer
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.side_effects import unchanged_python
 from xpnet.training.snapshots import snapshot

@@ -62,6 +62,7 @@ class Run:
         self.first_step = state.step
         #: Runs the steps; `executor.fallback_reason` says why none is captured.
         streaming = isinstance(dataset, StreamingDataset)
+        #: Whether user code runs between epochs.
         self._user_code = any(
             is_custom(code) for c in self.callbacks for code in (type(c), c.on_epoch_begin, c.on_epoch_end)
         )

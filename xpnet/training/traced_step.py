@@ -16,9 +16,9 @@ from xpnet.config import is_custom
 from xpnet.data.dataset import Batch, Dataset, StepData, total_weight
 from xpnet.errors import CaptureError
 from xpnet.layers.base import Layer
+from xpnet.layers.containers import every_layer
 from xpnet.layers.context import Context, Workspace
 from xpnet.training.attributes import Attributes, mark_replaced, things_of
-from xpnet.training.audit import every_layer
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.side_effects import KeptArrays, OneStepWorkspace, PythonState, refusing_the_outside
 from xpnet.training.step import TrainingStep
@@ -173,7 +173,9 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
         def writable(array: Array) -> TracedArray:
             return trace.wrap(array, writable=True)
 
-        replace(context, backend=backend, _scratch={}, noise_step=context.noise_step, current_step=context.current_step)
+        # The step sets these two numbers: replacing each by itself restores it afterwards.
+        replace(context, noise_step=context.noise_step, current_step=context.current_step)
+        replace(context, backend=backend, _scratch={})
         undo.callback(vars(context).pop, "scratch", None)
         vars(context)["scratch"] = _scratch_by_place(context.scratch, trace)
         replace(store, backend=backend, values=writable(store.values), grads=writable(store.grads))
