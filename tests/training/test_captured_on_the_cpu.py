@@ -34,7 +34,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-from captured_trainings import IMAGES, Watch, X, Y
+from captured_trainings import IMAGES, Own, Watch, X, Y
 from small_models import StopAt
 
 import xpnet
@@ -95,20 +95,6 @@ def compare(monkeypatch, make):
     assert differences(got, want) == [], got[2].fallback_reason
     assert want[2].captured == 0
     return got[2]
-
-
-class Own(layers.Layer):
-    """y = factor(x) · x. Subclasses say what the factor is."""
-
-    def factor(self, x):
-        return 1.0
-
-    def forward(self, x):
-        self.work.factor = self.factor(x)
-        return x * self.work.factor
-
-    def backward(self, grad_y):
-        return grad_y * self.work.factor
 
 
 def mlp(*inner, **options):

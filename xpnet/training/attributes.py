@@ -73,12 +73,17 @@ def things_of(step: TrainingStep) -> list[Any]:
     return [*every_layer(step.model), *parameters, step.loss, state.optimizer, *state.metrics]
 
 
+def has_custom_code(step: TrainingStep) -> bool:
+    """Whether any object that takes part in a step is not part of xpnet."""
+    return any(is_custom(type(thing)) for thing in things_of(step))
+
+
 def schedule_may_change(step: TrainingStep) -> bool:
     """Whether a schedule of the user may change what the steps depend on, besides the learning rate."""
     rate = step.state.optimizer.learning_rate
     if not (callable(rate) and may_run(rate)):
         return False
-    if any(is_custom(type(thing)) for thing in things_of(step)):
+    if has_custom_code(step):
         return True
     try:
         return Reached([rate], (), things_of(step), traced=True).reaches_model
