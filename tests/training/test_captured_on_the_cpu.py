@@ -687,6 +687,22 @@ def an_array_in_a_named_tuple_that_it_writes():
 
 
 @layer()
+def an_array_in_a_named_tuple_beside_another_that_it_writes():
+    return LayerThatCounts(lambda state: increased(0)(state[1].first), [np.zeros(1), Pair(np.zeros(1))])
+
+
+@layer()
+def an_object_beside_an_array():
+    return LayerThatCounts(lambda state: increased_attribute(state[1]), [np.zeros(1), SimpleNamespace(n=0)])
+
+
+@layer()
+def a_set_beside_an_array():
+    state = {"array": np.zeros(1), "set": set()}
+    return LayerThatCounts(lambda state: state["set"].add(len(state["set"])) or len(state["set"]), state)
+
+
+@layer()
 def an_average_that_it_replaces():
     class Running(Own):
         def __init__(self):

@@ -32,10 +32,12 @@ class Attributes:
         if skip_live and is_custom(type(optimizer)) and not on_gpu:
             things = [thing for thing in things if thing is not optimizer]
         self._things = [(thing, dict(self._constants(thing))) for thing in things]
-        custom = [(thing, attributes) for thing, attributes in self._things if is_custom(type(thing))]
+        custom = [(thing, constants) for thing, constants in self._things if is_custom(type(thing))]
         roots = [type(thing) for thing, _ in custom]
         roots += [value for _, values in self._things for value in values.values() if may_run(value)]
-        kept = [value for _, attributes in custom for value in attributes.values()]
+        # Where arrays are not compared, the other items of a list with arrays still are.
+        attributes = [constants.items() if arrays else self._values(thing) for thing, constants in custom]
+        kept = [value for values in attributes for _, value in values]
         #: All names of built-in things, for a quick look for new attributes.
         self._names = [frozenset() if is_custom(type(thing)) else frozenset(vars(thing)) for thing in things]
         #: Whether code of the user takes part in the step.
@@ -56,14 +58,18 @@ class Attributes:
         return "the seed" if self._context.seed != self._seed else self.reached.changed()
 
     def _constants(self, thing: Any) -> Iterator[tuple[str, Any]]:
+        """The names and values of the attributes to compare."""
         compared = self._arrays and is_custom(type(thing))
+        for name, value in self._values(thing):
+            if not holds_array(value) or (compared and (id(thing), name) not in self._replaced):
+                yield name, value
+
+    def _values(self, thing: Any) -> Iterator[tuple[str, Any]]:
+        """The names and values of attributes, as they are without a trace."""
         for name, attribute in vars(thing).items():
             value = _untraced(attribute)
-            if name in self._ignored or (value is None and name in _METHODS):
-                continue
-            if holds_array(value) and not (compared and (id(thing), name) not in self._replaced):
-                continue
-            yield name, value
+            if name not in self._ignored and not (value is None and name in _METHODS):
+                yield name, value
 
 
 def things_of(step: TrainingStep) -> list[Any]:
