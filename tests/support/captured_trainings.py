@@ -1,4 +1,4 @@
-"""Training runs of small networks whose steps are captured as CUDA graphs, shared by several test modules."""
+"""Training runs of small networks whose steps are captured, shared by several test modules."""
 
 import pytest
 
@@ -25,6 +25,20 @@ def cnn(backend, dtype="float32"):
         *[layers.Dropout(0.2), layers.Dense(10, l1=1e-4)],
     ]
     return xpnet.Sequential(stack, (8, 8, 1), backend=backend, seed=3, dtype=dtype)
+
+
+class Own(layers.Layer):
+    """y = factor(x) · x. Subclasses say what the factor is."""
+
+    def factor(self, x):
+        return 1.0
+
+    def forward(self, x):
+        self.work.factor = self.factor(x)
+        return x * self.work.factor
+
+    def backward(self, grad_y):
+        return grad_y * self.work.factor
 
 
 class Watch(callbacks.Callback):

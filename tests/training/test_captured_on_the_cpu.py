@@ -34,7 +34,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-from captured_trainings import IMAGES, Watch, X, Y
+from captured_trainings import IMAGES, Own, Watch, X, Y
 from small_models import StopAt
 
 import xpnet
@@ -79,34 +79,38 @@ def differences(got, want):
     return names + ["random numbers"] * (got[3] != want[3])
 
 
+def with_and_without_captures(monkeypatch, run):
+    """What run() returns with captures, and what it returns without."""
+    results = []
+    for on in ("1", "0"):
+        monkeypatch.setenv("XPNET_CAPTURE", on)
+        results.append(run())
+    monkeypatch.delenv("XPNET_CAPTURE")
+    return results
+
+
 def compare(monkeypatch, make):
     """Assert that a training is the same with and without captures. Returns the watch of the former."""
-    got = trained(make)
-    monkeypatch.setenv("XPNET_CAPTURE", "0")
-    want = trained(make)
-    monkeypatch.delenv("XPNET_CAPTURE")
+    got, want = with_and_without_captures(monkeypatch, lambda: trained(make))
     assert differences(got, want) == [], got[2].fallback_reason
     assert want[2].captured == 0
     return got[2]
 
 
-class Own(layers.Layer):
-    """y = factor(x) · x. Subclasses say what the factor is."""
-
-    def factor(self, x):
-        return 1.0
-
-    def forward(self, x):
-        self.work.factor = self.factor(x)
-        return x * self.work.factor
-
-    def backward(self, grad_y):
-        return grad_y * self.work.factor
-
-
 def mlp(*inner, **options):
     stack = [layers.Dense(16), layers.ReLU(), *inner, layers.Dropout(0.2), layers.Dense(10)]
     return stack, options
+
+
+def net(*stack, seed=3):
+    return xpnet.Sequential(stack, (64,), backend="cpu", seed=seed)
+
+
+def fitted(model, *data, **options):
+    """(state, history, watch, None) of a training, as for `differences`. The watch is the first callback, if any."""
+    history = model.fit(*data, verbose=0, **options)
+    watch, *_ = options.get("callbacks", [None])
+    return model.state_dict(), dict(history), watch, None
 
 
 # Layers --------------------------------------------------------------------------------------------------------------
@@ -124,6 +128,29 @@ def layer(captured=False):
         return make
 
     return declare
+
+
+class LayerThatCounts(Own):
+    """Its factor changes after so many steps. count: called with the state in each step, returns their number."""
+
+    def __init__(self, count, state):
+        self.count, self.state = count, state
+
+    def factor(self, x):
+        return 1.0 if self.count(self.state) < RARELY else 0.5
+
+
+def increased(key):
+    def count(items):
+        items[key] += 1
+        return items[key]
+
+    return count
+
+
+def increased_attribute(owner):
+    owner.n += 1
+    return owner.n
 
 
 @layer(captured=True)
@@ -145,74 +172,36 @@ def a_counter():
 
 @layer()
 def a_counter_in_a_list():
-    class Counting(Own):
-        def __init__(self):
-            self.count = [0]
-
-        def factor(self, x):
-            self.count[0] += 1
-            return 1.0 if self.count[0] < RARELY else 0.5
-
-    return Counting()
+    return LayerThatCounts(increased(0), [0])
 
 
 @layer()
 def a_list_that_grows():
-    class Growing(Own):
-        def __init__(self):
-            self.seen = []
-
-        def factor(self, x):
-            self.seen.append(len(x))
-            return 1.0 if len(self.seen) < RARELY else 0.5
-
-    return Growing()
+    return LayerThatCounts(lambda state: state.append(1) or len(state), [])
 
 
 @layer()
 def nested_dictionaries():
-    class Nested(Own):
-        def __init__(self):
-            self.state = {"inner": {"numbers": [(1, [0])]}}
-
-        def factor(self, x):
-            self.state["inner"]["numbers"][0][1][0] += 1
-            return 1.0 if self.state["inner"]["numbers"][0][1][0] < RARELY else 0.5
-
-    return Nested()
+    state = {"inner": {"numbers": [(1, [0])]}}
+    return LayerThatCounts(lambda state: increased(0)(state["inner"]["numbers"][0][1]), state)
 
 
 @layer()
 def an_object_with_a_counter():
-    class Nested(Own):
-        def __init__(self):
-            self.state = SimpleNamespace(inner=SimpleNamespace(count=0))
-
-        def factor(self, x):
-            self.state.inner.count += 1
-            return 1.0 if self.state.inner.count < RARELY else 0.5
-
-    return Nested()
+    state = SimpleNamespace(inner=SimpleNamespace(n=0))
+    return LayerThatCounts(lambda state: increased_attribute(state.inner), state)
 
 
 class Slotted:
-    __slots__ = ("count",)
+    __slots__ = ("n",)
 
     def __init__(self):
-        self.count = 0
+        self.n = 0
 
 
 @layer()
 def an_object_with_slots():
-    class Nested(Own):
-        def __init__(self):
-            self.state = Slotted()
-
-        def factor(self, x):
-            self.state.count += 1
-            return 1.0 if self.state.count < RARELY else 0.5
-
-    return Nested()
+    return LayerThatCounts(increased_attribute, Slotted())
 
 
 @layer()
@@ -304,32 +293,12 @@ def an_attribute_of_a_function():
 
 @layer()
 def a_partial():
-    counts = [0]
-
-    def number(counts, limit):
-        counts[0] += 1
-        return 1.0 if counts[0] < limit else 0.5
-
-    class Partial(Own):
-        def __init__(self):
-            self.number = functools.partial(number, counts, RARELY)
-
-        def factor(self, x):
-            return self.number()
-
-    return Partial()
+    return LayerThatCounts(functools.partial(lambda counts, _: increased(0)(counts), [0]), None)
 
 
 @layer()
 def an_iterator():
-    class Iterating(Own):
-        def __init__(self):
-            self.numbers = itertools.count()
-
-        def factor(self, x):
-            return 1.0 if next(self.numbers) < RARELY else 0.5
-
-    return Iterating()
+    return LayerThatCounts(next, itertools.count())
 
 
 @layer()
@@ -363,38 +332,7 @@ def a_deque():
 
 @layer()
 def a_set():
-    class Collecting(Own):
-        def __init__(self):
-            self.seen = set()
-
-        def factor(self, x):
-            self.seen.add(len(self.seen))
-            return 1.0 if len(self.seen) < RARELY else 0.5
-
-    return Collecting()
-
-
-def counting(count, state):
-    """A layer with this state, in which count(state) counts the steps."""
-
-    class Counting(Own):
-        def __init__(self):
-            self.state = state
-
-        def factor(self, x):
-            return 1.0 if count(self.state) < RARELY else 0.5
-
-    return Counting()
-
-
-def increased(items, key):
-    items[key] += 1
-    return items[key]
-
-
-def increased_attribute(owner):
-    owner.n += 1
-    return owner.n
+    return LayerThatCounts(lambda state: state.add(len(state)) or len(state), set())
 
 
 def filled(items):
@@ -428,54 +366,54 @@ def _counted_behind_a_cache():
 
 @layer()
 def a_user_dictionary():
-    return counting(lambda state: increased(state, "n"), collections.UserDict(n=0))
+    return LayerThatCounts(increased("n"), collections.UserDict(n=0))
 
 
 @layer()
 def a_queue():
-    return counting(filled, queue.Queue())
+    return LayerThatCounts(filled, queue.Queue())
 
 
 @layer()
 def a_simple_queue():
-    return counting(filled, queue.SimpleQueue())
+    return LayerThatCounts(filled, queue.SimpleQueue())
 
 
 @layer()
 def an_array_of_python():
-    return counting(lambda state: increased(state, 0), array.array("i", [0]))
+    return LayerThatCounts(increased(0), array.array("i", [0]))
 
 
 @layer()
 def an_array_of_objects():
-    return counting(lambda state: increased(state, 0), [np.array([0], object)])
+    return LayerThatCounts(increased(0), [np.array([0], object)])
 
 
 @layer()
 def an_attribute_of_a_dictionary():
-    return counting(increased_attribute, DictWithAttribute())
+    return LayerThatCounts(increased_attribute, DictWithAttribute())
 
 
 @layer()
 def an_attribute_of_a_list():
-    return counting(increased_attribute, ListWithAttribute())
+    return LayerThatCounts(increased_attribute, ListWithAttribute())
 
 
 @layer()
 def a_variable_of_a_thread():
     LOCAL.n = 0
-    return counting(lambda _: increased_attribute(LOCAL), None)
+    return LayerThatCounts(lambda _: increased_attribute(LOCAL), None)
 
 
 @layer()
 def a_method_of_an_iterator():
-    return counting(lambda count: count(), itertools.count().__next__)
+    return LayerThatCounts(lambda count: count(), itertools.count().__next__)
 
 
 @layer()
 def a_module_as_an_attribute():
     MODULE.n = 0
-    return counting(increased_attribute, MODULE)
+    return LayerThatCounts(increased_attribute, MODULE)
 
 
 @layer()
@@ -731,6 +669,37 @@ def an_array_in_a_list_that_it_writes():
             return 1.0 if self.counts[0][0] < RARELY else 0.5
 
     return Running()
+
+
+@layer()
+def an_array_in_a_nested_list_that_it_writes():
+    return LayerThatCounts(lambda state: increased(0)(state[0][0]), [[np.zeros(1)]])
+
+
+@layer()
+def an_array_in_an_ordered_dictionary_that_it_writes():
+    return LayerThatCounts(lambda state: increased(0)(state["n"]), collections.OrderedDict(n=np.zeros(1)))
+
+
+@layer()
+def an_array_in_a_named_tuple_that_it_writes():
+    return LayerThatCounts(lambda state: increased(0)(state.first), Pair(np.zeros(1)))
+
+
+@layer()
+def an_array_in_a_named_tuple_beside_another_that_it_writes():
+    return LayerThatCounts(lambda state: increased(0)(state[1].first), [np.zeros(1), Pair(np.zeros(1))])
+
+
+@layer()
+def an_object_beside_an_array():
+    return LayerThatCounts(lambda state: increased_attribute(state[1]), [np.zeros(1), SimpleNamespace(n=0)])
+
+
+@layer()
+def a_set_beside_an_array():
+    state = {"array": np.zeros(1), "set": set()}
+    return LayerThatCounts(lambda state: state["set"].add(len(state["set"])) or len(state["set"]), state)
 
 
 @layer()
@@ -1532,7 +1501,7 @@ def evaluate(model, callback):
 
 
 def train_another(model, callback):
-    other = xpnet.Sequential(mlp(Own())[0], (64,), backend="cpu", seed=8)
+    other = net(*mlp(Own())[0], seed=8)
     other.fit(X[:40], Y[:40], epochs=4, batch_size=20, verbose=0)
 
 
@@ -1750,13 +1719,11 @@ def test_updates_in_pieces_without_compiled_loops(monkeypatch, optimizer):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_streams_of_several_windows(monkeypatch, weighted, shuffle):
-    results = []
-    for on in ("1", "0"):
-        monkeypatch.setenv("XPNET_CAPTURE", on)
+    def run():
         data = datasets.Stream(X, Y, WEIGHTS if weighted else None, block=16, window_bytes=64 * 64 * 4)
-        model, watch = xpnet.Sequential(mlp(Own())[0], (64,), backend="cpu", seed=3), Watch()
-        history = model.fit(data, epochs=5, batch_size=10, shuffle=shuffle, callbacks=[watch], verbose=0)
-        results.append((model.state_dict(), dict(history), watch, None))
+        return fitted(net(*mlp(Own())[0]), data, epochs=5, batch_size=10, shuffle=shuffle, callbacks=[Watch()])
+
+    results = with_and_without_captures(monkeypatch, run)
     assert differences(*results) == [] and results[0][2].captured >= 1
 
 
@@ -1766,12 +1733,10 @@ def test_batches_of_an_iterator_with_weights_and_without(monkeypatch):
             rows = slice(5 * i, 5 * i + 5 + i % 3)
             yield (X[rows], Y[rows]) if i % 4 else (X[rows], Y[rows], WEIGHTS[rows] + 0.1)
 
-    results = []
-    for on in ("1", "0"):
-        monkeypatch.setenv("XPNET_CAPTURE", on)
-        model, watch = xpnet.Sequential(mlp(Own())[0], (64,), backend="cpu", seed=3), Watch()
-        history = model.fit(batches, epochs=4, callbacks=[watch], verbose=0)
-        results.append((model.state_dict(), dict(history), watch, None))
+    def run():
+        return fitted(net(*mlp(Own())[0]), batches, epochs=4, callbacks=[Watch()])
+
+    results = with_and_without_captures(monkeypatch, run)
     assert differences(*results) == []
 
 
@@ -1780,7 +1745,6 @@ def test_a_kind_of_step_keeps_no_window_of_a_stream_that_is_over(monkeypatch):
         for i in range(60):
             yield X[:20][i % 3 :], Y[:20][i % 3 :]
 
-    model, watch = xpnet.Sequential(mlp()[0], (64,), backend="cpu", seed=3), Watch()
     seen, alive = [], []
     call = captured_step.StepExecutor.__call__
 
@@ -1790,7 +1754,7 @@ def test_a_kind_of_step_keeps_no_window_of_a_stream_that_is_over(monkeypatch):
         alive.append(len({id(window()) for window in seen} - {id(None)}))
 
     monkeypatch.setattr(captured_step.StepExecutor, "__call__", counted)
-    model.fit(batches, epochs=2, callbacks=[watch], verbose=0)
+    watch = fitted(net(*mlp()[0]), batches, epochs=2, callbacks=[Watch()])[2]
     assert watch.captured == 3 and max(alive) <= 2
 
 
@@ -1819,23 +1783,18 @@ def test_a_replay_is_compared_with_the_eager_step_bit_by_bit(replayed, eager, sa
 @pytest.mark.parametrize("stop", [3, 9, 24])
 @pytest.mark.parametrize(("first", "second"), [("1", "1"), ("1", "0"), ("0", "1")])
 def test_a_run_that_resumes_with_and_without_captures(monkeypatch, tmp_path, first, second, stop):
-    def run(**options):
-        stack = [layers.Dense(16), layers.BatchNorm(), Own(), layers.Dropout(0.2), layers.Dense(10)]
-        model = xpnet.Sequential(stack, (64,), backend="cpu", seed=3)
-        more, watch = options.pop("callbacks", []), Watch()
-        rate = schedules.CosineDecay(0.01, steps=60)
-        history = model.fit(
-            X, Y, epochs=5, batch_size=BATCH, optimizer=optimizers.AdamW(rate), metrics=["accuracy", "f1"],
-            callbacks=[watch, *more], verbose=0, **options
-        )  # fmt: skip
-        return model.state_dict(), dict(history), watch, None
+    def run(more=(), **options):
+        model = net(layers.Dense(16), layers.BatchNorm(), Own(), layers.Dropout(0.2), layers.Dense(10))
+        adam = optimizers.AdamW(schedules.CosineDecay(0.01, steps=60))
+        options = {"metrics": ["accuracy", "f1"], "epochs": 5, "batch_size": BATCH, "optimizer": adam, **options}
+        return fitted(model, X, Y, callbacks=[Watch(), *more], **options)
 
     monkeypatch.setenv("XPNET_CAPTURE", "0")
     want = run()
     path = tmp_path / "run.safetensors"
     monkeypatch.setenv("XPNET_CAPTURE", first)
     with pytest.raises(KeyboardInterrupt):
-        run(callbacks=[callbacks.Checkpoint(path, minutes=0), StopAt(stop)])
+        run([callbacks.Checkpoint(path, minutes=0), StopAt(stop)])
     monkeypatch.setenv("XPNET_CAPTURE", second)
     got = run(resume_from=path)
     assert differences(got, want) == []
@@ -1844,36 +1803,28 @@ def test_a_run_that_resumes_with_and_without_captures(monkeypatch, tmp_path, fir
 
 @pytest.mark.parametrize("twin", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), lambda m: m.to("cpu")])
 def test_copies_of_a_model_that_was_trained_by_replays_train_alike(monkeypatch, twin):
-    results = []
-    for on in ("1", "0"):
-        monkeypatch.setenv("XPNET_CAPTURE", on)
-        stack = [layers.Dense(16), layers.BatchNorm(), layers.Dropout(0.2), layers.Dense(10)]
-        model = xpnet.Sequential(stack, (64,), backend="cpu", seed=3)
-        options = {"epochs": 2, "batch_size": BATCH, "optimizer": "adam", "verbose": 0}
-        model.fit(X, Y, **options)
+    def run():
+        model = net(layers.Dense(16), layers.BatchNorm(), layers.Dropout(0.2), layers.Dense(10))
+        options = {"epochs": 2, "batch_size": BATCH, "optimizer": "adam"}
+        fitted(model, X, Y, **options)
         other = twin(model)
-        for net in (other, model) if other is not model else (model,):
-            history = net.fit(X, Y, **options)
-            results.append((net.state_dict(), dict(history), None, None))
+        results = [fitted(m, X, Y, **options) for m in ((other, model) if other is not model else (model,))]
         assert all(type(layer._context.backend).__name__ != "TracedCPU" for layer in model.layers)
-    half = len(results) // 2
-    for got, want in zip(results[:half], results[half:], strict=True):
+        return results
+
+    for got, want in zip(*with_and_without_captures(monkeypatch, run), strict=True):
         assert differences(got, want) == []
 
 
 def test_a_copy_in_the_middle_of_training(monkeypatch):
-    results = []
-    for on in ("1", "0"):
-        monkeypatch.setenv("XPNET_CAPTURE", on)
-        copies = []
-        model = xpnet.Sequential([layers.Dense(16), layers.Tanh(), layers.Dense(10)], (64,), backend="cpu", seed=3)
-        action = At(lambda model, callback, copies=copies: copies.append(copy.deepcopy(model)))
-        model.fit(X, Y, epochs=6, batch_size=BATCH, callbacks=[action], verbose=0)
-        for other in copies:
-            other.fit(X, Y, epochs=3, batch_size=BATCH, verbose=0)
-        results.append([m.state_dict() for m in (model, *copies)])
-    for got, want in zip(*results, strict=True):
-        assert differences((got, {}, None, None), (want, {}, None, None)) == []
+    def run():
+        copies, model = [], net(layers.Dense(16), layers.Tanh(), layers.Dense(10))
+        action = At(lambda model, callback: copies.append(copy.deepcopy(model)))
+        whole = fitted(model, X, Y, epochs=6, batch_size=BATCH, callbacks=[action])
+        return [whole, *[fitted(other, X, Y, epochs=3, batch_size=BATCH) for other in copies]]
+
+    for got, want in zip(*with_and_without_captures(monkeypatch, run), strict=True):
+        assert differences(got, want) == []
 
 
 @pytest.fixture
@@ -1885,7 +1836,7 @@ def frequent_switches():
 
 
 def test_threads_that_read_a_model_beside_fits_see_plain_arrays(monkeypatch, frequent_switches):
-    model = xpnet.Sequential(mlp(Own())[0], (64,), backend="cpu", seed=3)
+    model = net(*mlp(Own())[0])
     model.fit(X, Y, epochs=1, verbose=0)
     stop, errors_seen, kinds = threading.Event(), [], set()
 
@@ -1907,10 +1858,8 @@ def test_threads_that_read_a_model_beside_fits_see_plain_arrays(monkeypatch, fre
     threads = [threading.Thread(target=read) for _ in range(3)]
     for thread in threads:
         thread.start()
-    watches = []
-    for _ in range(12):  # each captures twice
-        watches.append(Watch())
-        model.fit(X, Y, epochs=4, batch_size=BATCH, callbacks=[watches[-1]], verbose=0)
+    options = {"epochs": 4, "batch_size": BATCH}
+    watches = [fitted(model, X, Y, callbacks=[Watch()], **options)[2] for _ in range(12)]  # each captures twice
     stop.set()
     for thread in threads:
         thread.join()
@@ -1922,7 +1871,7 @@ def test_threads_that_predict_do_not_change_a_training(monkeypatch, frequent_swi
     results = []
     for on, predicts in (("1", True), ("0", False)):
         monkeypatch.setenv("XPNET_CAPTURE", on)
-        model, stop = xpnet.Sequential(mlp(Own())[0], (64,), backend="cpu", seed=3), threading.Event()
+        model, stop = net(*mlp(Own())[0]), threading.Event()
         model.predict(X[:1])
 
         def predict(model=model, stop=stop):
@@ -1932,19 +1881,16 @@ def test_threads_that_predict_do_not_change_a_training(monkeypatch, frequent_swi
         thread = threading.Thread(target=predict)
         if predicts:
             thread.start()
-        history = model.fit(X, Y, epochs=8, batch_size=BATCH, verbose=0)
+        results.append(fitted(model, X, Y, epochs=8, batch_size=BATCH))
         stop.set()
         if predicts:
             thread.join()
-        results.append((model.state_dict(), dict(history), None, None))
     assert differences(*results) == []
 
 
 def test_two_fits_in_two_threads(monkeypatch, frequent_switches):
     def run(seed):
-        model = xpnet.Sequential(mlp(Own())[0], (64,), backend="cpu", seed=seed)
-        history = model.fit(X, Y, epochs=8, batch_size=BATCH, optimizer="adam", verbose=0)
-        return model.state_dict(), dict(history), None, None
+        return fitted(net(*mlp(Own())[0], seed=seed), X, Y, epochs=8, batch_size=BATCH, optimizer="adam")
 
     with ThreadPoolExecutor(2) as pool:
         got = list(pool.map(run, (1, 2, 3, 4)))
@@ -1973,7 +1919,7 @@ PASSES = []
 def test_ctrl_c_in_any_pass_leaves_the_model_trainable(monkeypatch, at):
     """The passes are those of eager steps, of the trace and of the verification."""
     PASSES.clear()
-    model = xpnet.Sequential(mlp(Interrupting(at))[0], (64,), backend="cpu", seed=3)
+    model = net(*mlp(Interrupting(at))[0])
     with pytest.raises(KeyboardInterrupt):
         model.fit(X, Y, epochs=6, batch_size=BATCH, verbose=0)
     steps = model.context.current_step
@@ -2004,9 +1950,8 @@ def test_a_trace_that_cannot_begin_leaves_no_trace(monkeypatch):
             return self.xp.asarray(self.table)
 
     holding = Holding()
-    model = xpnet.Sequential(mlp(holding)[0], (64,), backend="cpu", seed=3)
-    watch = Watch()
-    model.fit(X, Y, epochs=2, batch_size=BATCH, callbacks=[watch], verbose=0)
+    model = net(*mlp(holding)[0])
+    watch = fitted(model, X, Y, epochs=2, batch_size=BATCH, callbacks=[Watch()])[2]
     assert watch.fallback_reason == "RuntimeError: cannot be converted"
     for thing in (model, *model.layers):
         assert {"forward", "backward", "_run_forward", "_run_backward"}.isdisjoint(vars(thing))
@@ -2051,10 +1996,10 @@ def test_a_backend_that_another_thread_gets_during_a_trace_stays_usable(monkeypa
 
 
 def test_attributes_are_never_missing_while_they_are_restored():
-    model = xpnet.Sequential(mlp()[0], (64,), backend="cpu", seed=3)
+    model = net(*mlp()[0])
     state = TrainingState(model.context, losses.SoftmaxCrossEntropy(), [], optimizers.SGD(0.1))
     step = TrainingStep(model, state)
-    python, layer, missing = PythonState(step, Attributes(step, live=False)), model.layers[0], []
+    python, layer, missing = PythonState(step, Attributes(step, skip_live=False)), model.layers[0], []
     units = layer.units
     vars(layer).update(units=None, extra=1)
 

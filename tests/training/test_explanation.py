@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from captured_trainings import Own
 
 import xpnet
 from xpnet import errors, layers, losses, optimizers
@@ -123,17 +124,6 @@ def test_a_model_that_runs_eagerly_says_why():
     assert model.summary(batch_size=4).endswith(
         "memory of a training step: not known, because the step reads values on the host"
     )
-
-
-class Own(layers.Layer):
-    """y = factor(x) · x. Subclasses say what the factor is."""
-
-    def forward(self, x):
-        self.work.factor = self.factor(x)
-        return x * self.work.factor
-
-    def backward(self, grad_y):
-        return grad_y * self.work.factor
 
 
 EXPLAIN = {

@@ -32,7 +32,7 @@ class StepNumber:
 
     __float__ = __int__ = __index__ = __bool__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _refuse
     __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = __abs__ = __round__ = _refuse
-    __hash__ = __str__ = _refuse  # as of a key of a dictionary
+    __hash__ = __str__ = _refuse  # for keys of dictionaries, and in strings
 
 
 def of_step(function: Callable[..., Any], *numbers: Any) -> Any:

@@ -7,7 +7,7 @@ import numpy
 
 from xpnet.backends import Array
 from xpnet.capture.calls import is_array, memory_of
-from xpnet.capture.trace import Trace, TracedArray, has_traced, unwrapped
+from xpnet.capture.trace import Trace, TracedArray, has_traced, refuse_untraced, unwrapped
 from xpnet.errors import CaptureError
 
 
@@ -107,6 +107,8 @@ def _values_of(value: Array, creator: str) -> list[Any]:
 
 
 class _TracedUfunc:
+    """A ufunc whose calls are recorded."""
+
     def __init__(self, trace: Trace, ufunc: Any) -> None:
         self._trace, self._ufunc = trace, ufunc
         self.__name__ = ufunc.__name__
@@ -116,8 +118,7 @@ class _TracedUfunc:
             args, out = args[: self._ufunc.nin], args[self._ufunc.nin]
         if isinstance(out, tuple):
             (out,) = out
-        if out is not None and not isinstance(out, TracedArray):
-            raise CaptureError("the step writes into an array that is neither the model's nor made by self.xp")
+        refuse_untraced(out)
         return self._trace.ufunc(self._ufunc, args, out, **kwargs)
 
     def at(self, a: TracedArray, *args: Any) -> None:

@@ -63,8 +63,8 @@ def same_view(a: Array, b: Array) -> bool:
 
 
 def position_of(calls: Sequence[Call], call: Call) -> int:
-    """The index of a call in a list, where equal calls are not the same."""
-    return next(i for i, other in enumerate(calls) if other is call)
+    """The index of a call, which equals only itself."""
+    return calls.index(call)
 
 
 def mapped(function: Callable[[Any], Any], value: Any) -> Any:
@@ -106,6 +106,7 @@ def given_by_name(call: Call) -> dict[str, Any]:
 
 
 def signature_of(function: Any) -> inspect.Signature:
+    """The signature of a function, of a method without `self`, or of the Python function of a compiled loop."""
     if not inspect.ismethod(function):
         return _function_signature(function)
     signature = _function_signature(function.__func__)

@@ -112,7 +112,7 @@ def without_constants(calls: list[Call], memory: Memory) -> list[Call]:
             return calls
         for call in constant:
             memory.hold(call)
-        calls = [call for call in calls if not any(call is other for other in constant)]
+        calls = [call for call in calls if call not in constant]
 
 
 def _is_constant(call: Call, writers: dict[int, list[tuple[Call, Array]]], memory: Memory) -> bool:

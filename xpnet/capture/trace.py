@@ -2,7 +2,7 @@
 
 While a step is traced, the arrays that its layers, loss and optimizer see are `TracedArray` objects, and their array
 module is a `TracedModule` (array_module.py). Every operation is executed as usual, and recorded with the arrays that it
-reads and writes. Whatever would escape the record, such as reading a value on the host, raises CaptureError.
+reads and writes. Whatever cannot be recorded, such as reading a value on the host, raises CaptureError.
 """
 
 import operator
@@ -33,6 +33,7 @@ class SideEffectError(CaptureError):
     """A step does something besides computing with arrays, which no replay would do."""
 
 
+_FOREIGN = "the step writes into an array that is neither the model's nor made by self.xp"
 #: Parameters of operators that are written without being read.
 _OUTS = frozenset(("out", "losses", "choice", "sums", "sigma"))
 #: Functions whose second argument decides the shape of the result.
@@ -100,7 +101,7 @@ class Trace:
     def refuse_foreign(self, values: Array) -> None:
         """Raise CaptureError if the step must not write into this array."""
         if id(memory_of(values)) not in self._writable:
-            raise CaptureError("the step writes into an array that is neither the model's nor made by self.xp")
+            raise CaptureError(_FOREIGN)
 
     # Records ---------------------------------------------------------------------------------------------------------
 
@@ -266,7 +267,7 @@ class TracedArray:
     def __repr__(self) -> str:
         return f"<an array {self.shape} of {self.dtype} in a step that is being captured>"
 
-    # What would escape the record ------------------------------------------------------------------------------------
+    # What cannot be recorded -----------------------------------------------------------------------------------------
 
     def _read(name: str) -> Any:  # type: ignore[misc]  # noqa: N805
         def read(self: "TracedArray", *args: Any, **kwargs: Any) -> Any:
@@ -298,8 +299,7 @@ class TracedArray:
         if not self.trace.active:
             return getattr(function, method)(*unwrapped(args), **unwrapped(kwargs))
         out: Any = kwargs.pop("out", (None,))[0]
-        if out is not None and not isinstance(out, TracedArray):
-            raise CaptureError("the step writes into an array that is neither the model's nor made by self.xp")
+        refuse_untraced(out)
         if method == "__call__":
             return self.trace.ufunc(function, args, out, **kwargs)
         if method == "reduce":
@@ -496,6 +496,12 @@ def _has_booleans(key: Any) -> bool:
 def unwrapped(value: Any) -> Any:
     """A value with arrays in place of the TracedArrays in it."""
     return mapped(lambda item: item.values if isinstance(item, TracedArray) else item, value)
+
+
+def refuse_untraced(out: Any) -> None:
+    """Raise CaptureError if this is an array that is not traced."""
+    if out is not None and not isinstance(out, TracedArray):
+        raise CaptureError(_FOREIGN)
 
 
 def has_traced(value: Any) -> bool:

@@ -290,3 +290,10 @@ class Sequential(Layer):
 
     def get_config(self) -> dict[str, Any]:
         return self._with_name({"layers": list(self.layers)})
+
+
+def every_layer(layer: Layer) -> Iterator[Layer]:
+    """A layer and all layers inside it."""
+    yield layer
+    for inner in layer.layers if isinstance(layer, Sequential) else ():
+        yield from every_layer(inner)

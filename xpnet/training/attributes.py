@@ -1,51 +1,16 @@
-"""Attributes: what a captured step depends on: the model, the loss, the optimizer and the metrics.
+"""Attributes: those of the layers, parameters, loss, optimizer and metrics, on which a captured step depends."""
 
-User code may compute with whatever it can reach: attributes and what is in them, class attributes, variables of
-enclosing functions, and globals. `Reached` finds these, tells whether they were changed, and changes them back.
-"""
-
-import datetime
-import decimal
-import dis
-import functools
-import logging
-import pathlib
-import random
-import re
-import struct
-import sys
-import threading
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from types import CodeType, FunctionType, MappingProxyType, MemberDescriptorType, MethodType, ModuleType
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
-import numpy
-
-from xpnet.backends import Backend
-from xpnet.capture.calls import is_array
-from xpnet.config import Configured, is_custom
+from xpnet.config import is_custom
 from xpnet.errors import CaptureError
-from xpnet.training.audit import every_layer
+from xpnet.layers.containers import every_layer
+from xpnet.training.reached import IGNORED, Reached, holds_array, may_run, same_item
 from xpnet.training.step import TrainingStep
 
-#: Attributes that passes set, and those for which steps of different kinds are captured.
-_IGNORED = frozenset(("_trainable", "_workspaces", "trainable", "wants_input_grad"))
 _METHODS = ("forward", "backward", "_run_forward", "_run_backward")  # which a trace replaces by its own
-_MOST = 20_000  # objects that the code of users may reach in a captured step
-_MOST_BYTES = 2**20  # of arrays that it may reach: comparing them takes about 50 µs
-#: Types of what does not change, or does not matter.
-_LEAVES = (
-    bool, int, float, complex, str, bytes, range, slice, type(None), type(...), type(NotImplemented), CodeType,
-    numpy.generic, numpy.dtype, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo,
-    re.Pattern, pathlib.PurePath, logging.Logger, weakref.ref, type(threading.Lock()), type(threading.RLock()),
-)  # fmt: skip
-#: What functions and descriptors that are not written in Python consist of.
-_PARTS = ("__self__", "__func__", "__wrapped__", "func", "args", "keywords", "fget", "fset")
-_SHARED_RANDOMNESS: Any = (random.random, numpy.random.random)  # `PythonState` compares the numbers that these draw
-_OF_LIBRARIES = frozenset(("xpnet", "numpy", "cupy", "numba", *sys.stdlib_module_names))
-
 #: The array attributes that each step replaces before it reads them, by step: (id of the object, name).
 _replaced: "weakref.WeakKeyDictionary[TrainingStep, set[tuple[int, str]]]" = weakref.WeakKeyDictionary()
 
@@ -53,68 +18,78 @@ _replaced: "weakref.WeakKeyDictionary[TrainingStep, set[tuple[int, str]]]" = wea
 class Attributes:
     """The attributes of everything that takes part in a step, as they were at one time.
 
-    live: whether to leave out what each replay reads anew: schedules, and a custom optimizer.  arrays: whether to
-    compare attributes that are arrays, by identity: what is in them is read anew in each replay.  traced: as in
-    `Reached`.
+    skip_live: whether to leave out what each replay reads anew: the learning rate, and a custom optimizer.  arrays:
+    whether to compare arrays too, by identity, since replays read their elements anew.  traced: as in `Reached`.
     """
 
-    def __init__(self, step: TrainingStep, live: bool = True, arrays: bool = True, traced: bool = True) -> None:
+    def __init__(self, step: TrainingStep, skip_live: bool = True, arrays: bool = True, traced: bool = True) -> None:
         on_gpu = not step.model.backend.replays_calls  # where a graph keeps the arrays that it was captured with
         self._arrays, self._replaced = arrays and not on_gpu, _replaced.setdefault(step, set())
         optimizer = step.state.optimizer
-        self._ignored = _IGNORED | {"learning_rate"} if live else _IGNORED
+        self._ignored = IGNORED | {"learning_rate"} if skip_live else IGNORED
         things, self._context = things_of(step), step.model.context
         self._seed = self._context.seed
-        if live and is_custom(type(optimizer)) and not on_gpu:
+        if skip_live and is_custom(type(optimizer)) and not on_gpu:
             things = [thing for thing in things if thing is not optimizer]
         self._things = [(thing, dict(self._constants(thing))) for thing in things]
-        custom = [(thing, attributes) for thing, attributes in self._things if is_custom(type(thing))]
+        custom = [(thing, constants) for thing, constants in self._things if is_custom(type(thing))]
         roots = [type(thing) for thing, _ in custom]
-        roots += [value for _, values in self._things for value in values.values() if _may_run(value)]
-        kept = [value for _, attributes in custom for value in attributes.values()]
+        roots += [value for _, values in self._things for value in values.values() if may_run(value)]
+        # Where arrays are not compared, the other items of a list with arrays still are.
+        attributes = [constants.items() if arrays else self._values(thing) for thing, constants in custom]
+        kept = [value for values in attributes for _, value in values]
         #: All names of built-in things, for a quick look for new attributes.
         self._names = [frozenset() if is_custom(type(thing)) else frozenset(vars(thing)) for thing in things]
         #: Whether code of the user takes part in the step.
         self.user_code = bool(roots)
         known = (*things_of(step), *step.model.context.store.buffers)
-        self.reached = Reached(roots, kept, known, traced=traced and not (live and on_gpu))
+        self.reached = Reached(roots, kept, known, traced=traced and not (skip_live and on_gpu))
 
     def changed(self) -> str | None:
-        """The name of an attribute that has another value now, or None."""
+        """A description of something that has another value now, or None."""
         for (thing, before), names in zip(self._things, self._names, strict=True):
             now = vars(thing)
             for name, value in before.items():
                 current = now.get(name)
-                if current is not value and not _same_item(_untraced(current), value):
+                if current is not value and not same_item(_untraced(current), value):
                     return f"the attribute {name!r} of {type(thing).__name__}"
             if now.keys() != names and any(name not in before for name, _ in self._constants(thing)):
                 return f"a new attribute of {type(thing).__name__}"
         return "the seed" if self._context.seed != self._seed else self.reached.changed()
 
     def _constants(self, thing: Any) -> Iterator[tuple[str, Any]]:
+        """The names and values of the attributes to compare."""
         compared = self._arrays and is_custom(type(thing))
+        for name, value in self._values(thing):
+            if not holds_array(value) or (compared and (id(thing), name) not in self._replaced):
+                yield name, value
+
+    def _values(self, thing: Any) -> Iterator[tuple[str, Any]]:
+        """The names and values of attributes, as they are without a trace."""
         for name, attribute in vars(thing).items():
             value = _untraced(attribute)
-            if name in self._ignored or (value is None and name in _METHODS):
-                continue
-            if holds_array(value) and not (compared and (id(thing), name) not in self._replaced):
-                continue
-            yield name, value
+            if name not in self._ignored and not (value is None and name in _METHODS):
+                yield name, value
 
 
 def things_of(step: TrainingStep) -> list[Any]:
-    """Everything that takes part in a step, and whose attributes it may use."""
+    """All objects that take part in a step and whose attributes it may use."""
     state = step.state
     parameters = step.model.context.store.parameters
     return [*every_layer(step.model), *parameters, step.loss, state.optimizer, *state.metrics]
 
 
+def has_custom_code(step: TrainingStep) -> bool:
+    """Whether any object that takes part in a step is not part of xpnet."""
+    return any(is_custom(type(thing)) for thing in things_of(step))
+
+
 def schedule_may_change(step: TrainingStep) -> bool:
     """Whether a schedule of the user may change what the steps depend on, besides the learning rate."""
     rate = step.state.optimizer.learning_rate
-    if not (callable(rate) and _may_run(rate)):
+    if not (callable(rate) and may_run(rate)):
         return False
-    if any(is_custom(type(thing)) for thing in things_of(step)):
+    if has_custom_code(step):
         return True
     try:
         return Reached([rate], (), things_of(step), traced=True).reaches_model
@@ -122,350 +97,11 @@ def schedule_may_change(step: TrainingStep) -> bool:
         return True
 
 
-def replaced_by(step: TrainingStep, thing: Any, name: str) -> None:
-    """Each step replaces this attribute, an array or arrays, before it reads it."""
+def mark_replaced(step: TrainingStep, thing: Any, name: str) -> None:
+    """Note that each step replaces this attribute, an array or several, before it reads it."""
     _replaced.setdefault(step, set()).add((id(thing), name))
 
 
 def _untraced(value: Any) -> Any:
     """A method of a layer, in place of the one that names its calls in a trace; None if the class defines it."""
     return getattr(value, "untraced", value)
-
-
-class Reached:
-    """What can be reached from some objects and be changed, as it was at one time."""
-
-    def __init__(self, roots: Iterable[Any], kept: Iterable[Any], known: Iterable[Any], traced: bool) -> None:
-        """kept: attributes, which are roots too, but replays read anew what is in their arrays.  known: objects of the
-        step, to leave out.  traced: whether to raise CaptureError for what prevents a trace of the step.
-
-        On a GPU, a step that cannot be traced is captured as it runs. Its arrays are then part of the graph, so their
-        contents do not matter.
-        """
-        self._traced, self._bytes = traced, 0
-        #: For each: the object, a function that returns its contents, these contents, and a function that sets them.
-        self._contents: list[tuple[Any, Callable[[], Any], Any, Callable[[Any], object]]] = []
-        self._known = {id(thing): thing for thing in known}
-        self._seen: dict[int, Any] = {id(f.__self__): f for f in _SHARED_RANDOMNESS} | self._known
-        self._waiting = list(roots)
-        #: Whether the model, or what belongs to it or to the run, can be reached.
-        self.reaches_model = False
-        for value in kept:
-            self._enter_kept(value)
-        while self._waiting:
-            value = self._waiting.pop()
-            self.reaches_model |= id(value) in self._known
-            if self._is_new(value):
-                self._waiting.extend(self._enter(value))
-
-    def _is_new(self, value: Any) -> bool:
-        """Whether to enter an object, which has not been entered before."""
-        if isinstance(value, _LEAVES) or id(value) in self._seen:
-            return False
-        self._seen[id(value)] = value
-        if len(self._seen) > _MOST and self._traced:
-            raise CaptureError("the user's code can reach too many objects to see whether it changes them")
-        return True
-
-    def _enter_kept(self, value: Any) -> None:
-        """Enter an attribute, but not an array that it is or holds."""
-        if type(value) in (list, tuple, dict):
-            for item in self._enter(value) if self._is_new(value) else ():
-                self._enter_kept(item)
-        elif not holds_array(value):
-            self._waiting.append(value)
-
-    def changed(self) -> str | None:
-        """The type of an object that has other contents now, or None."""
-        for thing, contents, before, _ in self._contents:
-            if not _same(contents(), before):
-                kind = type(thing).__name__
-                return f"the variables of {thing.__name__}" if isinstance(thing, FunctionType | type) else f"a {kind}"
-        return None
-
-    def restore(self) -> None:
-        """Set the contents that have changed to what they were."""
-        for _, contents, before, set_contents in self._contents:
-            if not _same(contents(), before):
-                set_contents(before)
-
-    def _add(self, thing: Any, contents: Callable[[], Any], set_contents: Callable[[Any], object]) -> Any:
-        before = contents()
-        self._contents.append((thing, contents, before, set_contents))
-        return before
-
-    def _enter(self, value: Any) -> Iterable[Any]:
-        """Note the contents of an object, and return what is in it."""
-        if isinstance(value, type):
-            return self._enter_class(value) if _is_of_user(value) else ()
-        if isinstance(value, numpy.ndarray) or hasattr(value, "__cuda_array_interface__"):
-            return self._enter_array(value)
-        if isinstance(value, numpy.random.Generator):
-            bits = value.bit_generator
-            self._add(value, lambda: repr(bits.state), functools.partial(_set_state, bits, bits.state))
-            return ()
-        if isinstance(value, numpy.random.RandomState):
-            state = value.get_state()
-            self._add(value, lambda: repr(value.get_state(legacy=False)), lambda _: value.set_state(state))
-            return ()
-        if isinstance(value, random.Random):
-            self._add(value, value.getstate, value.setstate)
-            return self._enter_attributes(value)
-        if isinstance(value, tuple | frozenset):
-            return (*value, *self._enter_attributes(value))
-        if isinstance(value, list | deque):
-            items = self._add(value, lambda: list(value), functools.partial(_fill, value))
-            return (*items, *self._enter_attributes(value))
-        if isinstance(value, set | bytearray):
-            return (*self._add(value, value.copy, functools.partial(_fill, value)), *self._enter_attributes(value))
-        if isinstance(value, dict):
-            contents = self._add(value, lambda: dict(value), functools.partial(_fill, value))
-            return (*contents.values(), *self._enter_attributes(value))
-        if isinstance(value, MappingProxyType):
-            return list(self._add(value, lambda: dict(value), lambda _: None).values())
-        if isinstance(value, FunctionType):
-            return self._enter_function(value) if _is_of_user(value) else ()
-        if isinstance(value, ModuleType):
-            return self._enter_variables(value, vars(value), [name for name in vars(value) if name[:2] != "__"])
-        return self._enter_object(value)
-
-    def _enter_array(self, array: Any) -> Iterable[Any]:
-        on_gpu = not isinstance(array, numpy.ndarray)
-        if on_gpu and not self._traced:
-            return ()
-        if not on_gpu and not array.flags.writeable:
-            return (array.base,) if isinstance(array.base, numpy.ndarray) else ()
-        if array.dtype.hasobject:
-            return self._refuse("an array of objects, whose contents cannot be compared")
-        self._bytes += array.nbytes
-        if self._bytes > _MOST_BYTES and self._traced:
-            raise CaptureError(
-                "the user's code can reach too many bytes of arrays to see whether it changes them; "
-                "they may be read-only (array.flags.writeable = False), or attributes of the layer"
-            )
-        self._contents.append((array, lambda: array, array.copy(), functools.partial(_write, array)))
-        return ()
-
-    def _enter_object(self, value: Any) -> Iterable[Any]:
-        kind = type(value)
-        if isinstance(value, Backend) or not is_custom(kind):
-            if isinstance(value, Configured):
-                return self._enter_configured(value)
-            self.reaches_model = True
-            return ()
-        if hasattr(kind, "__next__"):
-            return self._refuse(f"an iterator ({kind.__name__}), which steps may advance")
-        if not _hides_state(kind):
-            return (kind, *self._enter_attributes(value))
-        if callable(value) or hasattr(kind, "__get__"):
-            parts = [getattr(value, name, None) for name in _PARTS]
-            return [part for part in parts if not isinstance(part, ModuleType)]
-        return self._refuse(f"an object ({kind.__name__}) whose contents cannot be compared")
-
-    def _refuse(self, what: str) -> Iterable[Any]:
-        if self._traced:
-            raise CaptureError(f"the user's code can reach {what}")
-        return ()
-
-    def _enter_attributes(self, value: Any) -> Iterable[Any]:
-        if type(value).__module__ == "builtins":
-            return ()
-        own, found = getattr(value, "__dict__", None), list[Any]()
-        if own is not None and self._is_new(own):
-            found += self._add(value, lambda: dict(own), functools.partial(_fill, own)).values()
-        for member in _slots(type(value)):
-            contents, fill = functools.partial(_slot, member, value), functools.partial(_fill_slot, member, value)
-            found += self._add(value, contents, fill)
-        return found
-
-    def _enter_configured(self, value: Any) -> Iterable[Any]:
-        def contents() -> dict[str, Any]:
-            return {name: attribute for name, attribute in vars(value).items() if name not in _IGNORED}
-
-        def set_contents(old: dict[str, Any]) -> None:
-            for name in contents().keys() - old.keys():
-                del vars(value)[name]
-            vars(value).update(old)
-
-        return list(self._add(value, contents, set_contents).values())
-
-    def _enter_class(self, kind: type) -> Iterable[Any]:
-        def contents() -> dict[str, Any]:
-            own = vars(kind).items()
-            return {name: v for name, v in own if name == "__call__" or (name[:2] != "__" and name != "_abc_impl")}
-
-        def set_contents(old: dict[str, Any]) -> None:
-            for name in contents().keys() - old.keys():
-                delattr(kind, name)
-            for name, value in old.items():
-                setattr(kind, name, value)
-
-        found = self._add(kind, contents, set_contents)
-        return (*kind.__mro__[1:], *found.values())
-
-    def _enter_function(self, function: Any) -> Iterable[Any]:
-        found: list[Any] = [function.__defaults__, function.__kwdefaults__, function.__dict__]
-        for cell in function.__closure__ or ():
-            member = type(cell).cell_contents
-            contents, fill = functools.partial(_slot, member, cell), functools.partial(_fill_slot, member, cell)
-            found += self._add(function, contents, fill)
-        for variables, names in _namespaces(function):
-            used = self._enter_variables(function, variables, [name for name in names if name in variables])
-            found += [value for value in used if not isinstance(value, ModuleType)]
-        return found
-
-    def _enter_variables(self, owner: Any, variables: dict[str, Any], names: list[str]) -> Iterable[Any]:
-        if variables.get("__name__", "").partition(".")[0] in _OF_LIBRARIES:
-            return ()
-        contents, fill = (functools.partial(f, variables, names) for f in (_variables, _fill_variables))
-        values: list[Any] = self._add(owner, contents, fill)
-        return values
-
-
-def _slots(kind: type) -> list[MemberDescriptorType]:
-    """The slots of the objects of a class."""
-    return [
-        member
-        for base in kind.__mro__
-        for name, member in vars(base).items()
-        if type(member) is MemberDescriptorType and name[:2] != "__"
-    ]
-
-
-def _hides_state(kind: type) -> bool:
-    """Whether objects of a class are larger than their attributes, as those of classes that are written in C."""
-    pointers = (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0) + len(_slots(kind))
-    return kind.__itemsize__ > 0 or kind.__basicsize__ > object.__basicsize__ + pointers * struct.calcsize("P")
-
-
-def _namespaces(function: FunctionType) -> list[tuple[dict[str, Any], set[str]]]:
-    """The variables of the modules that a function uses, and the names of those that it may mean."""
-    variables, names = function.__globals__, _names(function.__code__)
-    parts = str(variables.get("__package__") or "").split(".")
-    packages = ["", *(".".join(parts[: i + 1]) + "." for i in range(len(parts)) if parts[0])]
-    waiting = [sys.modules.get(f"{package}{name}") for package in packages for name in names.imports]
-    waiting += [variables.get(name) for name in names.globals]
-    found = {id(variables): (variables, names.globals)}
-    while waiting:
-        module = waiting.pop()
-        if isinstance(module, ModuleType) and _is_of_user(module) and id(vars(module)) not in found:
-            found[id(vars(module))] = vars(module), names.all
-            waiting += [vars(module).get(name) for name in names.all]
-    return list(found.values())
-
-
-class _Names(NamedTuple):
-    """The names in the code of a function and of the functions in it: all, those of globals, those after `import`."""
-
-    all: set[str]
-    globals: set[str]
-    imports: set[str]
-
-
-@functools.lru_cache(4096)
-def _names(code: CodeType) -> _Names:
-    found = _Names(set(code.co_names), set(), set())
-    for instruction in dis.get_instructions(code):
-        if "GLOBAL" in instruction.opname or instruction.opname == "LOAD_NAME":
-            found.globals.add(instruction.argval)
-        elif instruction.opname in ("IMPORT_NAME", "IMPORT_FROM"):
-            found.imports.add(instruction.argval)
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            for names, more in zip(found, _names(inner), strict=True):
-                names |= more
-    return found
-
-
-def _slot(descriptor: Any, owner: Any) -> list[Any]:
-    """What a slot or a cell holds, as a list of one; [] if it is empty."""
-    try:
-        return [descriptor.__get__(owner, type(owner))]
-    except (AttributeError, ValueError):
-        return []
-
-
-def _write(array: Any, old: Any) -> None:
-    array[...] = old
-
-
-def _set_state(bits: Any, state: Any, _: Any) -> None:
-    bits.state = state
-
-
-def _fill(value: Any, old: Any) -> None:
-    value.clear()
-    (value.update if isinstance(value, set | dict) else value.extend)(old)
-
-
-def _fill_slot(member: Any, thing: Any, old: list[Any]) -> None:
-    if old:
-        member.__set__(thing, old[0])
-
-
-def _fill_variables(variables: dict[str, Any], names: list[str], old: list[Any]) -> None:
-    variables.update(zip(names, old, strict=True))
-
-
-def _variables(variables: dict[str, Any], names: list[str]) -> list[Any]:
-    return [variables.get(name) for name in names]
-
-
-def _is_of_user(thing: Any) -> bool:
-    """Whether a class, a function or a module is not part of xpnet, of Python or of its array modules."""
-    name = thing.__name__ if isinstance(thing, ModuleType) else thing.__module__
-    return (name or "").partition(".")[0] not in _OF_LIBRARIES
-
-
-def _may_run(value: Any) -> bool:
-    """Whether an attribute is code of the user, or an object that may have such."""
-    if isinstance(value, _LEAVES):
-        return False
-    if isinstance(value, MethodType | functools.partial):
-        return _may_run(value.__func__ if isinstance(value, MethodType) else value.func)
-    return _is_of_user(value if isinstance(value, FunctionType) else type(value)) and not isinstance(value, Backend)
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether contents are the same: the same objects, equal numbers and texts, or the bits of an array."""
-    if isinstance(a, numpy.ndarray):
-        return a.shape == b.shape and a.dtype == b.dtype and numpy.array_equal(_bytes_of(a), _bytes_of(b))
-    if hasattr(a, "__cuda_array_interface__"):
-        return bool(((a == b) | ((a != a) & (b != b))).all())
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(_same_item, a, b))
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(map(_same_item, a.values(), map(b.__getitem__, a)))
-    return bool(a == b)  # of sets, texts, and states of generators
-
-
-def _bytes_of(array: Any) -> Any:
-    """The bytes of an array, in place if it is contiguous."""
-    return numpy.ascontiguousarray(array).reshape(-1).view("uint8")
-
-
-def _same_item(a: Any, b: Any) -> bool:
-    return a is b or _equal(a, b)
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, tuple):
-        return len(a) == len(b) and all(map(_same_item, a, b))
-    return bool(isinstance(a, bool | int | float | str | numpy.generic) and repr(a) == repr(b))
-
-
-def holds_array(value: Any) -> bool:
-    """Whether this is an array or a number of the array module, or a list, tuple or dictionary with one in it."""
-    items: Iterable[Any] = [value]
-    if isinstance(value, list | tuple):
-        items = value
-    elif isinstance(value, dict):
-        items = value.values()
-    return any(map(is_array_or_number, items))
-
-
-def is_array_or_number(value: Any) -> bool:
-    """Whether this is an array or a number of the array module."""
-    return is_array(value) or isinstance(value, numpy.generic)

@@ -14,7 +14,7 @@ from xpnet.backends import Array, Backend
 from xpnet.config import is_custom
 from xpnet.errors import ArgumentError, ArgumentTypeError, StateError
 from xpnet.layers.base import Layer, wrong_array
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Sequential, every_layer
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.parameters import Snapshot
@@ -23,13 +23,6 @@ from xpnet.training.step import TrainingStep
 
 _ABSENT: Any = object()
 _VISIBLE = 1e-6  # times a weight: a change that float32 does not round away
-
-
-def every_layer(layer: Layer) -> Iterator[Layer]:
-    """A layer and all layers inside it."""
-    yield layer
-    for inner in layer.layers if isinstance(layer, Sequential) else ():
-        yield from every_layer(inner)
 
 
 @contextlib.contextmanager

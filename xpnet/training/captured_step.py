@@ -1,8 +1,8 @@
-"""Captured steps: a training step is recorded once, and replayed from then on.
+"""Captured steps: a training step is captured once, and replayed from then on.
 
 To capture a step, its layers, loss and optimizer are run once while their calls are recorded. Whatever Python computes
-in that run is a constant of the record. So a captured step is used only after a replay, one step later, did the same as
-the eager step: with another batch, another learning rate and other noise. All other steps run eagerly.
+in that run is a constant in all replays. So a captured step is used only after a replay, one step later, did the same
+as the eager step: with another batch, another learning rate and other noise. All other steps run eagerly.
 
 On the CPU a captured step is a list of calls (`replayed_step.py`). On a GPU it is a CUDA graph (`graph_step.py`), which
 rounds differently from an eager step. So there, the first step of a kind is replayed too, in place of the eager step: a
@@ -80,9 +80,8 @@ class StepExecutor:
     def __init__(self, step: TrainingStep, streaming: bool, user_code: bool = False) -> None:
         """step: what to run.  streaming: whether the dataset is a stream.
 
-        user_code: whether code that is not part of xpnet runs after each step, and may change anything.
-
-        Where the dataset changes, as in a stream, everything is checked anyway.
+        user_code: whether code that is not part of xpnet runs after each step. It may change anything, so attributes
+        are compared before each step. For each new window of a stream they are compared anyway.
         """
         self._step, self._streaming, self._user_code = step, streaming, user_code
         self._to_come: StepsToCome | None = None
@@ -117,7 +116,10 @@ class StepExecutor:
         return self._captured or sum(not isinstance(kind, int) and kind.verified for kind in self._kinds.values())
 
     def begin_epoch(self, to_come: StepsToCome | None, user_code: bool) -> None:
-        """Begin an epoch. to_come: what is left of the run, if that is known.  user_code: whether such code has run."""
+        """Begin an epoch.
+
+        to_come: what is left of the run, if that is known.  user_code: whether user code has run since the last epoch.
+        """
         self._to_come = to_come
         if user_code:
             self._until_check = 0

@@ -131,9 +131,7 @@ def _zeros(model: Sequential, loss: Any, batch_size: int) -> StepData:
     y = backend.zeros(shape, "int64" if labels else dtype)
     rows = backend.asarray(range(batch_size), "int64")
     # In the shuffled order of an epoch, so that the rows are gathered as in most trainings.
-    return StepData(
-        Dataset(x, y, None, None, x.dtype), Workspace(model.context), rows, 0, batch_size, batch_size
-    )  # fmt: skip
+    return StepData(Dataset(x, y, None, None, x.dtype), Workspace(model.context), rows, 0, batch_size, batch_size)
 
 
 @contextlib.contextmanager

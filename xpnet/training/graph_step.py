@@ -10,6 +10,7 @@ from typing import Any
 
 from xpnet.backends import Array, Backend
 from xpnet.capture.gpu import CallList
+from xpnet.capture.program import INPUTS
 from xpnet.capture.trace import SideEffectError
 from xpnet.data.dataset import Batch, Dataset, StepData
 from xpnet.layers.context import Workspace
@@ -147,6 +148,7 @@ class GraphStep:
             self._loaded, self._order = None, _UNSET
 
     def replay(self, data: StepData, metrics: EpochMetrics) -> None:
+        """Launch the graph for the next step, and count it."""
         self.launch(data, self._step.state.step, metrics.batches, metrics)
         state, context = self._step.state, self._step.model.context
         context.begin_step(state.step)  # as an eager step does, for noise in callbacks
@@ -188,7 +190,7 @@ def listed_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, sums:
 
 
 def _copy(dataset: Dataset) -> Dataset:
-    arrays = {name: getattr(dataset, name) for name in ("x", "y", "weights", "counts")}
+    arrays = {name: getattr(dataset, name) for name in INPUTS}
     return replace(dataset, **{name: a.copy() for name, a in arrays.items() if a is not None})
 
 

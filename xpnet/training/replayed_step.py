@@ -17,10 +17,9 @@ from xpnet.capture.program import INPUTS, compiled
 from xpnet.capture.trace import Trace
 from xpnet.config import is_custom
 from xpnet.data.dataset import Dataset, StepData
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Sequential, every_layer
 from xpnet.optimizers import Optimizer
-from xpnet.training.attributes import things_of
-from xpnet.training.audit import every_layer
+from xpnet.training.attributes import has_custom_code
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.side_effects import unchanged_python
 from xpnet.training.snapshots import snapshot
@@ -99,7 +98,7 @@ class ReplayedStep:
         self._metric_arrays = {name: a for name, a in metrics.arrays.items() if name != "losses"}
         before = snapshot(step, metrics)
         # The traced step has its own workspaces, but custom code may use what an earlier step kept.
-        if not any(is_custom(type(thing)) for thing in things_of(step)):
+        if not has_custom_code(step):
             free_workspaces(step.model)
         try:
             plan = planned_step(step, data, metrics, self._sums, fixed=not streaming)

@@ -21,7 +21,7 @@ from xpnet.layers.context import Workspace
 from xpnet.parameters import Snapshot
 from xpnet.training import checkpoints
 from xpnet.training.arguments import FitOptions, warn
-from xpnet.training.attributes import schedule_may_change, things_of
+from xpnet.training.attributes import has_custom_code, schedule_may_change
 from xpnet.training.captured_step import StepExecutor, StepsToCome
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.model_files import architecture, names_of, refusing_damage
@@ -60,17 +60,14 @@ class Run:
         #: The model at the beginning of the epoch, and the number of steps that it had made.
         self.epoch_start = Snapshot(model.context.store, lambda: state.optimizer_state.slots)
         self.first_step = state.step
+        step, callbacks = TrainingStep(model, state), self.callbacks
+        between_epochs = [code for c in callbacks for code in (type(c), c.on_epoch_begin, c.on_epoch_end)]
+        #: Whether user code runs between epochs.
+        self._user_code = any(map(is_custom, between_epochs)) or (options.validates and has_custom_code(step))
+        after_steps = [type(state.optimizer), *[c.on_step_end for c in callbacks]]
+        user_code = any(map(is_custom, after_steps)) or schedule_may_change(step)
         #: Runs the steps; `executor.fallback_reason` says why none is captured.
-        streaming = isinstance(dataset, StreamingDataset)
-        self._user_code = any(
-            is_custom(code) for c in self.callbacks for code in (type(c), c.on_epoch_begin, c.on_epoch_end)
-        )
-        step = TrainingStep(model, state)
-        self._user_code |= options.validates and any(is_custom(type(thing)) for thing in things_of(step))
-        in_steps = is_custom(type(state.optimizer)) or any(
-            is_custom(callback.on_step_end) for callback in self.callbacks
-        )
-        self.executor = StepExecutor(step, streaming, in_steps or schedule_may_change(step))
+        self.executor = StepExecutor(step, isinstance(dataset, StreamingDataset), user_code)
         self._work = Workspace(model.context)
         self.resumed_from: Any = None  # the path of a checkpoint
         self.start_clock()

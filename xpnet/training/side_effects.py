@@ -15,7 +15,8 @@ from xpnet.capture.calls import memory_of
 from xpnet.capture.program import every_call
 from xpnet.capture.trace import SideEffectError, Trace, TracedArray
 from xpnet.layers.context import Workspace
-from xpnet.training.attributes import Attributes, holds_array, is_array_or_number, things_of
+from xpnet.training.attributes import Attributes, things_of
+from xpnet.training.reached import holds_array, is_array_or_number
 from xpnet.training.step import TrainingStep
 
 
@@ -49,7 +50,7 @@ class PythonState:
 def unchanged_python(step: TrainingStep) -> Iterator[None]:
     """A context that undoes what user code changes in Python, apart from the arrays of the model."""
     on_cpu = step.model.backend.replays_calls  # a GPU captures what cannot be traced, too
-    python = PythonState(step, Attributes(step, live=False, traced=on_cpu))
+    python = PythonState(step, Attributes(step, skip_live=False, traced=on_cpu))
     try:
         yield
     finally:

@@ -16,9 +16,9 @@ from xpnet.config import is_custom
 from xpnet.data.dataset import Batch, Dataset, StepData, total_weight
 from xpnet.errors import CaptureError
 from xpnet.layers.base import Layer
+from xpnet.layers.containers import every_layer
 from xpnet.layers.context import Context, Workspace
-from xpnet.training.attributes import Attributes, replaced_by, things_of
-from xpnet.training.audit import every_layer
+from xpnet.training.attributes import Attributes, mark_replaced, things_of
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.side_effects import KeptArrays, OneStepWorkspace, PythonState, refusing_the_outside
 from xpnet.training.step import TrainingStep
@@ -159,7 +159,7 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
     store, optimizer_state = context.store, state.optimizer_state
     real: Any = context.backend
     backend: Any = (TracedCPU if real.replays_calls else TracedGPU)(real, trace)
-    things, attributes = things_of(step), Attributes(step, live=False, arrays=False)
+    things, attributes = things_of(step), Attributes(step, skip_live=False, arrays=False)
     python = PythonState(step, attributes)
     with contextlib.ExitStack() as undo:
         undo.callback(_keep_only, backend, "real", "trace")
@@ -173,7 +173,9 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
         def writable(array: Array) -> TracedArray:
             return trace.wrap(array, writable=True)
 
-        replace(context, backend=backend, _scratch={}, noise_step=context.noise_step, current_step=context.current_step)
+        # The step sets these two numbers: replacing each by itself restores it afterwards.
+        replace(context, noise_step=context.noise_step, current_step=context.current_step)
+        replace(context, backend=backend, _scratch={})
         undo.callback(vars(context).pop, "scratch", None)
         vars(context)["scratch"] = _scratch_by_place(context.scratch, trace)
         replace(store, backend=backend, values=writable(store.values), grads=writable(store.grads))
@@ -201,7 +203,7 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
         if metrics._sums != sums:  # compared by identity
             raise CaptureError("a metric makes new arrays for its sums in each step")
         for thing, name in kept.replaced():
-            replaced_by(step, thing, name)
+            mark_replaced(step, thing, name)
 
 
 def _keep_only(backend: Any, *names: str) -> None:
