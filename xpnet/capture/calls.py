@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,11 +60,6 @@ def address_of(a: Array) -> int:
 def same_view(a: Array, b: Array) -> bool:
     """Whether two arrays are the same elements in the same order."""
     return bool(address_of(a) == address_of(b) and a.shape == b.shape and a.strides == b.strides and a.dtype == b.dtype)
-
-
-def position_of(calls: Sequence[Call], call: Call) -> int:
-    """The index of a call, which equals only itself."""
-    return calls.index(call)
 
 
 def mapped(function: Callable[[Any], Any], value: Any) -> Any:

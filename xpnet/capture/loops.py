@@ -6,7 +6,7 @@ from typing import Any
 import numpy
 
 from xpnet.backends import Array
-from xpnet.capture.calls import Call, position_of, same_view
+from xpnet.capture.calls import Call, same_view
 from xpnet.capture.passes import Memory
 from xpnet.capture.program import every_call
 
@@ -58,7 +58,7 @@ def _with_whole_loss(calls: list[Call], memory: Memory, loops: Any) -> list[Call
     if parts is not None:
         total, count, addition = parts
         loss_sum, correct = total.args[3], addition.args[0]
-        between = rest[: position_of(rest, addition)]
+        between = rest[: rest.index(addition)]
         moved = [call for call in between if call is not total and call is not count]
         if not any(
             any(memory.writes(call, a) for a in (logits, labels, losses))

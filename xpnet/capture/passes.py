@@ -11,7 +11,7 @@ import numpy
 
 from xpnet.backends import Array
 from xpnet.backends.step_numbers import StepNumber
-from xpnet.capture.calls import Call, address_of, is_array, mapped, memory_of, position_of, same_view
+from xpnet.capture.calls import Call, address_of, is_array, mapped, memory_of, same_view
 from xpnet.capture.program import Cell, Load
 from xpnet.capture.trace import Trace
 
@@ -206,7 +206,7 @@ def without_copies(calls: list[Call], memory: Memory) -> list[Call]:
         if len(others) != 1 or not _makes(others[0], source):
             continue
         (maker,), target = others, copy.args[0]
-        first, last = position_of(calls, maker), position_of(calls, copy)
+        first, last = calls.index(maker), calls.index(copy)
         if first > last or not _can_write(maker, source, target, memory):
             continue
         if any(memory.touches(call, target) for call in calls[first + 1 : last]):

@@ -145,6 +145,16 @@ def test_a_captured_training_uses_the_fastest_way(gpu, choosing, way):
     np.testing.assert_allclose(fit(mlp(gpu))[0]["loss"], history["loss"], rtol=1e-4)
 
 
+def test_a_product_for_which_cublaslt_has_no_algorithm_has_other_ways(gpu, choosing, monkeypatch):
+    if gpu.name != "emulated":
+        pytest.skip("a real cuBLASLt has algorithms for these products")
+    monkeypatch.setattr(gpu._cublaslt_library(), "cublasLtMatmulAlgoGetHeuristic", lambda *arguments: 15)
+    asked = choosing("cublas")
+    _, watch = fit(mlp(gpu))
+    assert watch.captured and watch.fallback_reason is None
+    assert asked and not any(name.startswith("cublasLt") for ways in asked for name in ways)
+
+
 def test_a_remembered_choice_is_not_timed_again(gpu, choosing):
     first = choosing("8x16")
     fit(mlp(gpu))

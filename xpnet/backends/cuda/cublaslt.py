@@ -5,10 +5,13 @@ https://docs.nvidia.com/cuda/cublas/#using-the-cublaslt-api
 
 import ctypes
 import functools
+import logging
 from typing import Any
 
 from xpnet.backends.arrays import Array
 from xpnet.backends.cuda.cublas import call, matrix_layout
+
+_log = logging.getLogger(__name__)
 
 _COMPUTE_TYPES = {"float32": 68, "tf32": 77}  # cublasComputeType_t
 _FLOAT32 = 0  # cudaDataType_t
@@ -40,7 +43,7 @@ class LtProduct:
     cuBLASLt stores matrices by columns, so it computes outᵀ = bᵀ aᵀ, like `Cublas`.
 
     a (m, k), b (k, n), out (m, n), row (n,) or None: arrays with the sizes, layouts and alignments of all later calls.
-    precision: "float32" or "tf32".  most: how many algorithms to ask for; count: how many there are.
+    precision: "float32" or "tf32".  most: how many algorithms to ask for; count: how many there are, perhaps none.
     """
 
     def __init__(
@@ -87,6 +90,9 @@ class LtProduct:
                 "cublasLtMatmulAlgoGetHeuristic", self._lt.handle, self._description, self._b, self._a, self._out,
                 self._out, preference, most, found, ctypes.byref(count),
             )  # fmt: skip
+        except RuntimeError as error:
+            _log.info("cuBLASLt has no algorithm for a product: %s", error)
+            return []
         finally:
             self._lt.call("cublasLtMatmulPreferenceDestroy", preference)
         return [found[i] for i in range(count.value) if found[i].state == 0]

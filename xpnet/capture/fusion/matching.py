@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from xpnet.backends import Array
-from xpnet.capture.calls import Call, address_of, given_by_name, position_of, same_view
+from xpnet.capture.calls import Call, address_of, given_by_name, same_view
 from xpnet.capture.passes import Memory
 
 
 def next_call(calls: Sequence[Call], call: Call, wanted: Any) -> Call | None:
     """The first later call that is wanted."""
-    return next((later for later in calls[position_of(calls, call) + 1 :] if wanted(later)), None)
+    return next((later for later in calls[calls.index(call) + 1 :] if wanted(later)), None)
 
 
 def next_use(calls: Sequence[Call], call: Call, array: Array, memory: Memory) -> Call | None:
@@ -44,14 +44,14 @@ def sum_of_rows(calls: Sequence[Call], call: Call, array: Array, backend: Any) -
 
 
 def calls_between(calls: Sequence[Call], first: Call, last: Call) -> Sequence[Call]:
-    return calls[position_of(calls, first) + 1 : position_of(calls, last)]
+    return calls[calls.index(first) + 1 : calls.index(last)]
 
 
 def needed_after(calls: Sequence[Call], call: Call, array: Array, memory: Memory) -> bool:
     """Whether anything reads elements of this array after a call, before they are overwritten."""
     _, owner, first, end = memory.extent(array)
     left = [(first, end)]  # the bytes that still belong to the array
-    for later in calls[position_of(calls, call) + 1 :]:
+    for later in calls[calls.index(call) + 1 :]:
         if later.opaque:
             return True
         for a in later.reads:
@@ -76,7 +76,7 @@ def _without(piece: tuple[int, int], first: int, end: int) -> list[tuple[int, in
 def movable(calls: Sequence[Call], first: Call, others: Sequence[Call], memory: Memory) -> bool:
     """Whether these later calls, in their order, could as well be made directly after the first."""
     for call in others:
-        for between in calls[position_of(calls, first) + 1 : position_of(calls, call)]:
+        for between in calls[calls.index(first) + 1 : calls.index(call)]:
             if any(between is other for other in others):
                 continue
             if any(memory.touches(between, a) for a in call.writes):
@@ -89,7 +89,7 @@ def movable(calls: Sequence[Call], first: Call, others: Sequence[Call], memory: 
 def joined(calls: Sequence[Call], first: Call, others: Sequence[Call], call: Call) -> list[Call]:
     """The calls with this one in place of the first, and without the others."""
     kept = [c for c in calls if not any(c is other for other in others)]
-    kept[position_of(kept, first)] = in_place_of(first, call)
+    kept[kept.index(first)] = in_place_of(first, call)
     return kept
 
 
