@@ -13,12 +13,12 @@ from xpnet.config import choice
 from xpnet.data.dataset import Dataset
 from xpnet.data.sources import array_like
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Container
 from xpnet.losses import Loss
 
 
 def prepare(
-    model: Sequential,
+    model: Container,
     x: Any,
     y: Any,
     loss: Loss,
@@ -61,7 +61,7 @@ def prepare(
     return Dataset(x, y, weights, counts, x_dtype)
 
 
-def prepare_inputs(model: Sequential, x: Any, name: str = "x", finite: bool = True) -> tuple[Array, DType]:
+def prepare_inputs(model: Container, x: Any, name: str = "x", finite: bool = True) -> tuple[Array, DType]:
     """(x on the model's device, the dtype that its first layer takes), checked. `finite` refuses NaN and infinity."""
     backend = model.backend
     x = as_numbers(backend, x, name)

@@ -16,7 +16,7 @@ from xpnet.data.sources import length
 from xpnet.data.streaming import AnyDataset, Stream, StreamingDataset, as_stream
 from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from xpnet.errors import ArgumentError, ArgumentTypeError
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Container
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
@@ -105,7 +105,7 @@ def checked_batch_size(batch_size: Any) -> int | None:
     return None if batch_size is None else integer("", "batch_size", batch_size, also="None")
 
 
-def choose_loss_and_metrics(model: Sequential, loss: Any, metrics_wanted: Any) -> tuple[Loss, list[Metric]]:
+def choose_loss_and_metrics(model: Container, loss: Any, metrics_wanted: Any) -> tuple[Loss, list[Metric]]:
     """The loss and metrics of these names or objects. Warns if the loss does not fit the last layer."""
     chosen = losses.get(loss)
     if chosen.takes_logits and model.gives_probabilities:
@@ -117,7 +117,7 @@ def choose_loss_and_metrics(model: Sequential, loss: Any, metrics_wanted: Any) -
 
 
 def load_dataset(
-    model: Sequential,
+    model: Container,
     x: Any,
     y: Any,
     loss: Loss,

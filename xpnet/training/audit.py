@@ -14,7 +14,7 @@ from xpnet.backends import Array, Backend
 from xpnet.config import is_custom
 from xpnet.errors import ArgumentError, ArgumentTypeError, StateError
 from xpnet.layers.base import Layer, wrong_array
-from xpnet.layers.containers import Sequential, every_layer
+from xpnet.layers.containers import Container, every_layer
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.parameters import Snapshot
@@ -47,7 +47,7 @@ def audited_step(step: TrainingStep) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def audited_update(model: Sequential, state: TrainingState) -> Iterator[None]:
+def audited_update(model: Container, state: TrainingState) -> Iterator[None]:
     """A context for `apply_gradients`. It checks a custom optimizer whose class was not checked before."""
     kinds = (type(state.optimizer),)
     if not is_custom(*kinds) or kinds in state.audited:
@@ -59,7 +59,7 @@ def audited_update(model: Sequential, state: TrainingState) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _unchanged_after_an_error(model: Sequential, state: TrainingState) -> Iterator[None]:
+def _unchanged_after_an_error(model: Container, state: TrainingState) -> Iterator[None]:
     optimizer_state = state.optimizer_state
     before, count = Snapshot(model.context.store, lambda: optimizer_state.slots), optimizer_state.step
     try:
@@ -71,7 +71,7 @@ def _unchanged_after_an_error(model: Sequential, state: TrainingState) -> Iterat
 
 
 @contextlib.contextmanager
-def _working_optimizer(model: Sequential, state: TrainingState) -> Iterator[None]:
+def _working_optimizer(model: Container, state: TrainingState) -> Iterator[None]:
     """Check that the update changes something, if it is that of a custom optimizer."""
     if not is_custom(type(state.optimizer)):
         yield
@@ -130,7 +130,7 @@ class _AuditedLoss:
 class Checks:
     """The checks of the layers of one model, and of metrics."""
 
-    def __init__(self, model: Sequential) -> None:
+    def __init__(self, model: Container) -> None:
         self._model, self._backend = model, model.backend
         self._inputs: dict[Layer, Array] = {}
         self._finite: dict[Layer, bool] = {}  # of layers whose backward was called: whether its inputs are finite

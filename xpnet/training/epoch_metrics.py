@@ -11,7 +11,7 @@ from xpnet.backends import Array
 from xpnet.data.dataset import Batch, total_weight
 from xpnet.distributed.process_group import ProcessGroup
 from xpnet.errors import ArgumentError, DataError, ShapeError
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Container
 from xpnet.metrics import Metric
 
 _CAPACITY = 1024  # batches, if their number is not known
@@ -24,7 +24,7 @@ class EpochMetrics:
     penalties. The first `batches` columns are used.
     """
 
-    def __init__(self, model: Sequential, metrics: Sequence[Metric], batches: int | None = None) -> None:
+    def __init__(self, model: Container, metrics: Sequence[Metric], batches: int | None = None) -> None:
         """`batches`: the number of batches to expect, if it is known."""
         self._model, self._metrics = model, metrics
         self.batch_sums = model.backend.zeros((3, batches or _CAPACITY), "float64")

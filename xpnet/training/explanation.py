@@ -13,7 +13,7 @@ from xpnet.capture.program import Load, compiled
 from xpnet.data.dataset import Dataset, StepData
 from xpnet.display.tables import Summary, html_table, text_table
 from xpnet.errors import ArgumentError, CaptureError
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
 from xpnet.losses import Loss
 from xpnet.training.arguments import choose_loss_and_metrics
@@ -62,7 +62,7 @@ class StepExplanation(Summary):
 
 
 def explain(
-    model: Sequential, batch_size: int, loss: Loss | None, metrics: Any, optimizer: Any, times: bool
+    model: Container, batch_size: int, loss: Loss | None, metrics: Any, optimizer: Any, times: bool
 ) -> StepExplanation:
     """What `model.explain_step` returns. loss: None means one that fits the outputs."""
     plan, step = _planned(model, batch_size, loss, metrics, optimizer)
@@ -80,7 +80,7 @@ def explain(
     return explanation
 
 
-def memory_of_a_step(model: Sequential, batch_size: int, loss: Loss | None, optimizer: Any) -> str:
+def memory_of_a_step(model: Container, batch_size: int, loss: Loss | None, optimizer: Any) -> str:
     """A sentence on the memory of a training step, or why it is not known."""
     try:
         plan, _ = _planned(model, batch_size, loss, [], optimizer)
@@ -90,7 +90,7 @@ def memory_of_a_step(model: Sequential, batch_size: int, loss: Loss | None, opti
 
 
 def _planned(
-    model: Sequential, batch_size: int, loss: Loss | None, metrics: Any, optimizer: Any
+    model: Container, batch_size: int, loss: Loss | None, metrics: Any, optimizer: Any
 ) -> tuple[PlannedStep, TrainingStep]:
     if not model.backend.replays_calls and model.backend.graph_capture() is None:
         raise CaptureError(f"{model.backend.name} does not capture steps")
@@ -103,7 +103,7 @@ def _planned(
 
 
 def _trace(
-    model: Sequential, batch_size: int, loss: Any, metrics: list[Any], optimizer: Any
+    model: Container, batch_size: int, loss: Any, metrics: list[Any], optimizer: Any
 ) -> tuple[PlannedStep, TrainingStep]:
     context, backend = model.context, model.backend
     with _unchanged(model):
@@ -123,7 +123,7 @@ def _trace(
     return plan, step
 
 
-def _zeros(model: Sequential, loss: Any, batch_size: int) -> StepData:
+def _zeros(model: Container, loss: Any, batch_size: int) -> StepData:
     backend, dtype = model.backend, model.context.dtype
     x = backend.zeros((batch_size, *model.input_shape), "int64" if model.accepts_integers else dtype)
     labels = loss.classifies and loss.decision_threshold is None
@@ -135,7 +135,7 @@ def _zeros(model: Sequential, loss: Any, batch_size: int) -> StepData:
 
 
 @contextlib.contextmanager
-def _unchanged(model: Sequential) -> Iterator[None]:
+def _unchanged(model: Container) -> Iterator[None]:
     """A context after which the numbers and modes of the passes are as before.
 
     No `backward` may follow, since the workspaces are overwritten. They are freed.
@@ -217,7 +217,7 @@ def _table(title: str, calls: Sequence[ExplainedCall]) -> str:
     return f"{title}: {len(calls)} calls, {operations:,} operations\n{text_table([header, *rows], 4)}"
 
 
-def _memory_text(plan: PlannedStep, model: Sequential) -> str:
+def _memory_text(plan: PlannedStep, model: Container) -> str:
     store = model.context.store
     kept = 2 * store.values.nbytes + plan.slot_bytes + sum(b.value.nbytes for b in store.buffers)
     return (

@@ -7,14 +7,14 @@ import numpy
 
 from xpnet.backends import Array, Backend
 from xpnet.data.dataset import Dataset
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
 from xpnet.losses import Loss
 from xpnet.training.step import weighted_gradient
 
 
 def relative_errors(
-    model: Sequential, dataset: Dataset, loss: Loss, samples: int, step: float, inputs: bool
+    model: Container, dataset: Dataset, loss: Loss, samples: int, step: float, inputs: bool
 ) -> dict[str, float]:
     """{parameter name: relative error} for a float64 model, as `xpnet.check_gradients` describes it."""
     batch = next(dataset.batches(Workspace(model.context), len(dataset)))

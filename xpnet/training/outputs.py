@@ -6,11 +6,11 @@ from typing import Any
 from xpnet.backends import Array, Backend
 from xpnet.errors import ArgumentError
 from xpnet.layers.activations import LogSoftmax
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Container
 from xpnet.losses import Loss
 
 
-def probabilities(model: Sequential, loss: Loss | None) -> Callable[[Array], Array]:
+def probabilities(model: Container, loss: Loss | None) -> Callable[[Array], Array]:
     """The function that turns outputs of the model into probabilities, as `Sequential.predict_proba` describes it.
 
     loss: that of the last training, or None. Raises ArgumentError if it is not for classes.

@@ -17,7 +17,7 @@ from xpnet.capture.program import INPUTS, compiled
 from xpnet.capture.trace import Trace
 from xpnet.config import is_custom
 from xpnet.data.dataset import Dataset, StepData
-from xpnet.layers.containers import Sequential, every_layer
+from xpnet.layers.containers import Container, every_layer
 from xpnet.optimizers import Optimizer
 from xpnet.training.attributes import has_custom_code
 from xpnet.training.epoch_metrics import EpochMetrics
@@ -155,7 +155,7 @@ def is_known(optimizer: Optimizer) -> bool:
     return not (is_custom(type(optimizer)) or own_schedule)
 
 
-def free_workspaces(model: Sequential) -> None:
+def free_workspaces(model: Container) -> None:
     """Free what the layers keep from a training step, which a replay does not use.
 
     Custom layers keep it, since they may use it in a later step, though they should not.

@@ -16,7 +16,7 @@ from xpnet.config import is_custom
 from xpnet.data.dataset import Dataset
 from xpnet.data.streaming import AnyDataset, StreamingDataset
 from xpnet.errors import ArgumentError, BackendError, FileError, XpnetError
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
 from xpnet.parameters import Snapshot
 from xpnet.training import checkpoints
@@ -38,7 +38,7 @@ INTERRUPTED = "interrupted"  # history.stopped after Ctrl-C
 class Run:
     """One call of `fit`. `callbacks.Run` lists what callbacks may use of it."""
 
-    def __init__(self, model: Sequential, state: TrainingState, dataset: AnyDataset, options: FitOptions) -> None:
+    def __init__(self, model: Container, state: TrainingState, dataset: AnyDataset, options: FitOptions) -> None:
         self.model, self.state, self.dataset, self.group = model, state, dataset, options.group
         self.callbacks: list[Callback] = options.all_callbacks()
         self.epochs, self.first_epoch, self.shuffle = options.epochs, state.epoch, options.shuffle

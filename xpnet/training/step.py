@@ -12,7 +12,7 @@ import numpy
 
 from xpnet.backends import Array
 from xpnet.data.dataset import Batch
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
 from xpnet.losses import Loss
 from xpnet.training.state import TrainingState
@@ -24,7 +24,7 @@ AddMetrics: TypeAlias = Callable[[Array, Batch, Array], None]
 class TrainingStep:
     """One step of a model, on one batch or on several whose gradients add up."""
 
-    def __init__(self, model: Sequential, state: TrainingState) -> None:
+    def __init__(self, model: Container, state: TrainingState) -> None:
         self.model, self.loss, self.state = model, state.loss, state
         self._work = Workspace(model.context)
 
