@@ -285,6 +285,16 @@ class Sequential(Container):
     def get_config(self) -> dict[str, Any]:
         return self._with_name({"layers": list(self.layers)})
 
+    @property
+    def input_names(self) -> list[str]:
+        """The name of the input, in a list as in xpnet.Model."""
+        return ["input_1"]
+
+    @property
+    def output_names(self) -> list[str]:
+        """The name or number of the last layer, in a list as in xpnet.Model."""
+        return self._keys()[-1:]
+
 
 def _is_whole_model(layer: Layer) -> bool:
     """Whether this is a built model that is not part of another one. Others can share its parameters."""

@@ -65,6 +65,22 @@ class Graph(Container):
         return [shapes[i] for i in given] if len(given) > 1 else shapes[given[0]]
 
     @property
+    def input_names(self) -> list[str]:
+        """The names of the inputs: those of Input, or "input_1", "input_2", …."""
+        return [tensor.name or f"input_{i}" for i, tensor in enumerate(self.inputs, 1)]
+
+    @property
+    def output_names(self) -> list[str]:
+        """The names or numbers of the layers that give the outputs. Further outputs of a layer have a suffix, "_2"."""
+        keys, names = dict(zip(self.layers, self._keys(), strict=True)), list[str]()
+        for tensor in self.outputs:
+            assert tensor.node is not None
+            key = keys[tensor.node.layer]
+            count = sum(name == key or name.startswith(f"{key}_") for name in names)
+            names.append(f"{key}_{count + 1}" if count else key)
+        return names
+
+    @property
     def accepts_integers(self) -> Any:  # type: ignore[override]
         """Whether integers stay integers; a tuple if there are several inputs."""
         kinds = []
