@@ -19,7 +19,7 @@ from xpnet.concurrency.interrupts import deferring
 from xpnet.config import choice, explain_arguments, flag, integer, number
 from xpnet.data.dataset import Dataset
 from xpnet.data.files import as_path
-from xpnet.data.preparation import as_numbers, prepare, prepare_inputs
+from xpnet.data.preparation import as_numbers, prepare, prepare_inputs, structure_of
 from xpnet.data.sources import length, read
 from xpnet.data.streaming import Stream, as_stream
 from xpnet.display.tables import Summary, summary
@@ -119,6 +119,14 @@ class Sequential(layers_.Sequential):
         self.history: History | None = None
         if input_shape is not None:
             self._build_on(input_shape)
+
+    @property
+    def input_names(self) -> list[str]:
+        return ["input_1"]
+
+    @property
+    def output_names(self) -> list[str]:
+        return [self._keys()[-1]]
 
     @explain_arguments
     def forward(self, x: Any, training: bool = False) -> Array:
@@ -258,7 +266,7 @@ class Sequential(layers_.Sequential):
         """
         group = SINGLE_PROCESS if distributed is False else process_group(distributed)
         try:
-            x, y, sample_weight = as_stream(x, y, sample_weight)
+            x, y, sample_weight = as_stream(structure_of(self), x, y, sample_weight)
             options = FitOptions(
                 loss=loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size, validation_data=validation_data,
                 validation_split=validation_split, metrics=metrics, callbacks=callbacks, shuffle=shuffle,
@@ -358,11 +366,11 @@ class Sequential(layers_.Sequential):
         reduction is "sum". batch_size affects memory and speed only; None takes all samples at once.
         """
         batch_size = checked_batch_size(batch_size)
-        x, y, sample_weight = as_stream(x, y, sample_weight)
+        x, y, sample_weight = as_stream(structure_of(self), x, y, sample_weight)
         with self._built_for(x), explaining_memory_errors(self, batch_size), self.backend.device():
             chosen, measured = self._chosen(loss, metrics)
             dataset = load_dataset(self, x, y, chosen, measured, sample_weight)
-            result = evaluate(self, dataset, chosen, measured, batch_size).final_result(chosen.reduction == "sum")
+            result = evaluate(self, dataset, chosen, measured, batch_size).final_result(reduced=True)
             if batch_size is None:  # buffers for the whole dataset are not kept
                 self.context.exclusively(self.drop_workspaces, inference_only=True)
             return result

@@ -184,7 +184,7 @@ class StepExecutor:
             if self.fallback_reason is not None:
                 return None
         trained = tuple(p.trainable for p in self._step.model.context.store.parameters)
-        arrays = tuple((a.dtype, a.shape[1:]) for a in data.dataset.arrays)
+        arrays = tuple((a.dtype, a.shape[1:]) for a in data.dataset.arrays.values())
         kind = (data.rows, data.batch_size, trained, arrays, data.order is None)
         captured = self._kinds.get(kind, 0)
         if not isinstance(captured, int) and captured.fits(data, metrics):
@@ -224,7 +224,7 @@ class StepExecutor:
     def _compare(self, captured: "ReplayedStep | GraphStep", data: StepData, metrics: EpochMetrics) -> None:
         """Run the step eagerly and undo it; then replay it. Undo the replay unless both did the same."""
         step, reason = self._step, None
-        states, number, column = snapshot(step, metrics), step.state.step, metrics.batches
+        states, number, column = snapshot(step, metrics), step.state.step, metrics.column
         self._run_eagerly(data, metrics)
         follow_new_sums(states, metrics)
         scales = {} if self._on_cpu else _scales(step, states)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from xpnet.data.dataset import Batch
 from xpnet.data.streaming import AnyDataset
 from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
@@ -13,7 +13,7 @@ from xpnet.training.epoch_metrics import EpochMetrics
 
 
 def evaluate(
-    model: Sequential,
+    model: Container,
     dataset: AnyDataset,
     loss: Loss,
     metrics: Sequence[Metric],
@@ -21,7 +21,7 @@ def evaluate(
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> EpochMetrics:
     """The loss and metrics over the samples of this rank, in a workspace separate from that of training."""
-    result = EpochMetrics(model, metrics)
+    result = EpochMetrics(model, loss, metrics)
 
     def add(batch: Batch) -> None:
         outputs = model.forward_pass(batch.x, inference=True)

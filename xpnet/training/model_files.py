@@ -32,7 +32,7 @@ class Contents(NamedTuple):
         return json.loads(self.texts["architecture"])  # type: ignore[no-any-return]
 
 
-def write(path: Any, model: layers.Sequential, run: Mapping[str, Any] | None = None, **texts: str) -> None:
+def write(path: Any, model: Container, run: Mapping[str, Any] | None = None, **texts: str) -> None:
     """Write a model atomically, together with arrays of a run and texts."""
     from safetensors.numpy import save as to_bytes
 
@@ -42,7 +42,7 @@ def write(path: Any, model: layers.Sequential, run: Mapping[str, Any] | None = N
     write_atomically(path, to_bytes(arrays, metadata={**texts, "sha256": _digest(arrays, texts)}))
 
 
-def architecture(model: layers.Sequential) -> dict[str, Any]:
+def architecture(model: Container) -> dict[str, Any]:
     """The arguments that make a model, including its layers, as values for JSON; and its frozen parameters."""
     frozen = [parameter.name for parameter in model.parameters if not parameter.trainable]
     return {name: _encode(value) for name, value in {**model.get_config(), "frozen": frozen}.items()}

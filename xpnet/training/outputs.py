@@ -6,11 +6,11 @@ from typing import Any
 from xpnet.backends import Array, Backend
 from xpnet.errors import ArgumentError
 from xpnet.layers.activations import LogSoftmax
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Container
 from xpnet.losses import Loss
 
 
-def probabilities(model: Sequential, loss: Loss | None) -> Callable[[Array], Array]:
+def probabilities(model: Container, loss: Loss | None) -> Callable[[Array], Array]:
     """The function that turns outputs of the model into probabilities, as `Sequential.predict_proba` describes it.
 
     loss: that of the last training, or None. Raises ArgumentError if it is not for classes.
@@ -33,11 +33,16 @@ def probabilities(model: Sequential, loss: Loss | None) -> Callable[[Array], Arr
     return (lambda z: _columns(backend, backend.sigmoid(-z), backend.sigmoid(z))) if single else backend.sigmoid
 
 
-def last_layer(layer: Any) -> Any:
-    """The innermost last layer, apart from layers such as Flatten that only pass numbers on; None if there is none.
+def last_layers(model: Any) -> list[Any]:
+    """For each output, the innermost last layer, apart from layers such as Flatten that only pass numbers on, or None.
 
     A container whose outputs are not those of its last layer, such as Residual, sets gives_probabilities itself.
     """
+    return [last_layer(model)]
+
+
+def last_layer(layer: Any) -> Any:
+    """The innermost last layer of a layer with one output, as in `last_layers`."""
     while isinstance(type(layer).gives_probabilities, property):
         found = [inner for inner in layer.layers if inner.accepts_integers is not None]
         if not found:
