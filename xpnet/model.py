@@ -1,4 +1,4 @@
-"""Sequential, a model of layers in a row, and two functions of models: load and check_gradients."""
+"""Sequential and Model, which can be trained; and functions of models: load, check_gradients and explain_step."""
 
 import contextlib
 import copy
@@ -6,7 +6,7 @@ import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy
 
@@ -37,7 +37,11 @@ from xpnet.errors import (
 )
 from xpnet.layers.base import Layer
 from xpnet.layers.building import build_alone, building
+from xpnet.layers.containers import Container
 from xpnet.layers.context import Context
+from xpnet.layers.graph import Graph
+from xpnet.layers.structure import as_tuple, mapped
+from xpnet.layers.tensors import Input, Tensor
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
@@ -56,57 +60,28 @@ from xpnet.training.state_dicts import LoadedState, load_state
 if TYPE_CHECKING:
     from xpnet.training.explanation import StepExplanation
 
-__all__ = ["LoadedState", "Sequential", "check_gradients", "explain_step", "load"]
+__all__ = ["Input", "LoadedState", "Model", "Sequential", "check_gradients", "explain_step", "load"]
 
 
 #: The model whose pass is running through the `forward` or `backward` that its subclass defines.
 _running: ContextVar[Any] = ContextVar("running", default=None)
 
 
-class Sequential(layers_.Sequential):
-    """A model of layers in a row, on one device.
-
-    layers: from the first to the last.
-    input_shape: the shape of one sample, without the batch: (784,), (28, 28, 1). Without it, the model is built when it
-        gets its first data.
-    backend: "auto" (a GPU if one can be used), "cpu", "gpu", "gpu:1", or a Backend.
-    seed: determines the initial weights, the order of batches and all noise. None draws one, stored in `model.seed`.
-    dtype: "float32" or "float64", of weights and arithmetic.
-    precision: the precision of matrix products: "tf32", "float16" or "bfloat16", on a GPU whose tensor cores support
-        it; None is "float32". All need dtype="float32": weights, gradients and everything else stay in float32; the
-        factors of a product are rounded, its sums are float32. With "float16" the loss is scaled, and steps whose
-        gradient overflows are skipped.
-
-    Attributes: `layers`; `parameters`, a list of `parameters.Parameter`; `trainable`, False to freeze all of them; and
-    `input_shape`, `output_shape`, `backend`, `seed`, `dtype`; and `history`, the History of the latest fit, or None.
-    `len(model)`, `model[i]` and `model.get_layer(name)` work as in layers.Sequential.
-
-    Several threads may predict and evaluate with one model, also while another thread trains it: they take turns, batch
-    by batch, and the results are exact. What would disturb the training raises StateError.
-    """
+class _BaseModel(Container):
+    """What Sequential and Model have in common: everything but their layers and how these are connected."""
 
     #: Whether a subclass has a forward or backward of its own.
     _overrides = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls._overrides = (cls.forward, cls.backward) != (Sequential.forward, Sequential.backward)
+        cls._overrides = (cls.forward, cls.backward) != (_BaseModel.forward, _BaseModel.backward)
         if cls._overrides:
             cls._run_forward = cls._run_own_forward  # type: ignore[assignment]
             cls._run_backward = cls._run_own_backward  # type: ignore[assignment]
 
-    def __init__(
-        self,
-        layers: Sequence[Layer],
-        input_shape: int | Sequence[int] | None = None,
-        backend: str | Backend = "auto",
-        seed: int | None = 0,
-        dtype: str = "float32",
-        precision: str | None = None,
-        *,
-        name: str | None = None,
-    ) -> None:
-        super().__init__(layers, name=name)
+    def _configure(self, backend: Any, seed: Any, dtype: Any, precision: Any) -> None:
+        """Check the arguments that all models take, and set what they start with."""
         self.seed = secrets.randbits(32) if seed is None else integer("", "seed", seed, at_least=0, also="None")
         self.dtype, self._wanted_backend = _dtype_name(dtype), get_backend(backend)
         self.precision = _checked_precision(precision, self._wanted_backend, self.dtype)
@@ -117,8 +92,6 @@ class Sequential(layers_.Sequential):
         self._checked = False  # whether they are done
         self._builder = 0  # the thread that has built the model for data that may still be refused
         self.history: History | None = None
-        if input_shape is not None:
-            self._build_on(input_shape)
 
     @property
     def input_names(self) -> list[str]:
@@ -186,7 +159,7 @@ class Sequential(layers_.Sequential):
 
     def _run_own_forward(self, x: Array) -> Array:
         if _running.get() is self:
-            return layers_.Sequential.forward(self, x)
+            return super().forward(x)
         with self._as_layers():
             y = self.forward(x)
             self.check_output(x, y)
@@ -194,7 +167,7 @@ class Sequential(layers_.Sequential):
 
     def _run_own_backward(self, grad_y: Array) -> Array | None:
         if _running.get() is self:
-            return layers_.Sequential.backward(self, grad_y)
+            return super().backward(grad_y)
         with self._as_layers():
             return self.backward(grad_y)
 
@@ -440,10 +413,11 @@ class Sequential(layers_.Sequential):
             before = context.training, context.inference
             context.training, context.inference = False, True
             try:
-                x = self._own(self.backend.asarray(x, dtype=dtype))
-                for layer in self.layers:
-                    x = layer.forward(x)
-                    outputs[layer.path] = numpy.array(self.backend.to_numpy(x))
+                values = dict(enumerate(as_tuple(self._own(mapped(self.backend.asarray, x, dtype)))))
+                for layer, inputs, numbers, _ in self._sites:
+                    y = layer.forward(values[inputs] if isinstance(inputs, int) else [values[i] for i in inputs])
+                    values.update(zip(as_tuple(numbers), as_tuple(y), strict=True))
+                    outputs[layer.path] = mapped(lambda array: numpy.array(self.backend.to_numpy(array)), y)
             finally:
                 context.training, context.inference = before
         return outputs
@@ -481,7 +455,7 @@ class Sequential(layers_.Sequential):
         model_files.write(path, self)
 
     @explain_arguments
-    def to(self, backend: str | Backend, dtype: str | None = None) -> "Sequential":
+    def to(self, backend: str | Backend, dtype: str | None = None) -> Self:
         """Move parameters, optimizer state and buffers to another device or dtype; returns the model.
 
         A `precision` that the device or the dtype does not support is dropped.
@@ -492,7 +466,7 @@ class Sequential(layers_.Sequential):
             return self._move(target, dtype)
         return self.context.exclusively(self._move, target, dtype)
 
-    def _move(self, target: Backend, dtype: str | None) -> "Sequential":
+    def _move(self, target: Backend, dtype: str | None) -> Self:
         if self.is_built:
             self.context.guard.refuse_during_training()
         self._wanted_backend, self.dtype = target, _dtype_name(dtype or self.dtype)
@@ -501,14 +475,24 @@ class Sequential(layers_.Sequential):
         if self.is_built:
             self.context.precision = self.precision
         if self.is_built and not (target is self.backend and self.dtype == self.context.dtype):
-            source = self.context.backend
             with target.device():
                 self.context.store.move(target, self.dtype)
-                self._state.move(source, self.context.store)
-            self.context.backend = target
-            self.drop_workspaces()
-            self.context.forward_thread = 0
+                for store in self.context.store.family:
+                    for model in store.models:
+                        model._follow_store()
         return self
+
+    def _follow_store(self) -> None:
+        """The store has moved to another device or dtype, perhaps with another model that shares it."""
+        store = self.context.store
+        self._wanted_backend, self.dtype, self.context.backend = store.backend, store.dtype.name, store.backend
+        if self.precision is not None and (
+            self.dtype != "float32" or store.backend.precision_unavailable(self.precision)
+        ):
+            self.precision = self.context.precision = None
+        self._state.follow(store)
+        self.drop_workspaces()
+        self.context.forward_thread = 0
 
     def summary(self, batch_size: int | None = None) -> Summary:
         """Return a table with the output shape and the number of parameters of each layer.
@@ -538,37 +522,34 @@ class Sequential(layers_.Sequential):
     def _repr_html_(self) -> str:
         return self.summary().html
 
-    def get_config(self) -> dict[str, Any]:
-        shape = self.input_shape if self.is_built else None
-        config = {"layers": self.layers, "input_shape": shape, "seed": self.seed, "dtype": self.dtype}
-        return self._with_name(config)
-
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_checks": None}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Sequential":
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self._context is not None and not self.path:
+            self._context.store.models.add(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # Between two passes, if other threads use the model.
         return self.context.exclusively(self._copy, memo) if self._is_complete() else self._copy(memo)
 
-    def _copy(self, memo: dict[int, Any]) -> "Sequential":
+    def _copy(self, memo: dict[int, Any]) -> Self:
         twin = memo[id(self)] = type(self).__new__(type(self))
-        vars(twin).update(copy.deepcopy(self.__getstate__(), memo))
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return twin
-
-    def __repr__(self) -> str:
-        where = f", backend={self.backend.name!r}" if self.is_built else ""
-        name = "" if self.name is None else f", name={self.name!r}"
-        return f"Sequential({list(self.layers)!r}, input_shape={self.input_shape or None}{where}{name})"
 
     def _build_on(self, input_shape: Any, state: Mapping[str, Any] | None = None) -> None:
         """Build the model, with these values and buffers if a state is given."""
         store = ParameterStore(self._wanted_backend, self.dtype)
         build_alone(self, Context(self._wanted_backend, store, self.seed, precision=self.precision), input_shape, state)
+        store.models.add(self)
 
     def _refuse_inside(self) -> None:
         """Raise StateError if this is a layer of another model, which has the parameters."""
         if self.path:
-            raise StateError(f"this Sequential is layer {self.path} of another model: call the whole model instead.")
+            kind = type(self).__name__
+            raise StateError(f"this {kind} is layer {self.path} of another model: call the whole model instead.")
 
     def _ensure_built(self, x: Any, on_trial: bool = False) -> None:
         """Build the model for x if it is not built. on_trial: this may be undone, unless another thread uses it too."""
@@ -626,8 +607,107 @@ class Sequential(layers_.Sequential):
         return choose_loss_and_metrics(self, self._state.loss if loss is None else loss, metrics)
 
 
+class Sequential(_BaseModel, layers_.Sequential):
+    """A model of layers in a row, on one device.
+
+    layers: from the first to the last.
+    input_shape: the shape of one sample, without the batch: (784,), (28, 28, 1). Without it, the model is built when it
+        gets its first data.
+    backend: "auto" (a GPU if one can be used), "cpu", "gpu", "gpu:1", or a Backend.
+    seed: determines the initial weights, the order of batches and all noise. None draws one, stored in `model.seed`.
+    dtype: "float32" or "float64", of weights and arithmetic.
+    precision: the precision of matrix products: "tf32", "float16" or "bfloat16", on a GPU whose tensor cores support
+        it; None is "float32". All need dtype="float32": weights, gradients and everything else stay in float32; the
+        factors of a product are rounded, its sums are float32. With "float16" the loss is scaled, and steps whose
+        gradient overflows are skipped.
+
+    Attributes: `layers`; `parameters`, a list of `parameters.Parameter`; `trainable`, False to freeze all of them; and
+    `input_shape`, `output_shape`, `backend`, `seed`, `dtype`; and `history`, the History of the latest fit, or None.
+    `len(model)`, `model[i]` and `model.get_layer(name)` work as in layers.Sequential.
+
+    Several threads may predict and evaluate with one model, also while another thread trains it: they take turns, batch
+    by batch, and the results are exact. What would disturb the training raises StateError.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        input_shape: int | Sequence[int] | None = None,
+        backend: str | Backend = "auto",
+        seed: int | None = 0,
+        dtype: str = "float32",
+        precision: str | None = None,
+        *,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(layers, name=name)
+        self._configure(backend, seed, dtype, precision)
+        if input_shape is not None:
+            self._build_on(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        shape = self.input_shape if self.is_built else None
+        config = {"layers": self.layers, "input_shape": shape, "seed": self.seed, "dtype": self.dtype}
+        return self._with_name(config)
+
+    def __repr__(self) -> str:
+        where = f", backend={self.backend.name!r}" if self.is_built else ""
+        name = "" if self.name is None else f", name={self.name!r}"
+        return f"Sequential({list(self.layers)!r}, input_shape={self.input_shape or None}{where}{name})"
+
+
+class Model(_BaseModel, Graph):
+    """A model of layers that are called on symbolic tensors: any graph without cycles, with several inputs and outputs.
+
+        image, meta = xpnet.Input((28, 28, 1), name="image"), xpnet.Input((5,), name="meta")
+        h = layers.Flatten()(layers.Conv2D(8, 3)(image))
+        h = layers.Dense(32)(layers.Concatenate()([h, meta]))
+        model = xpnet.Model([image, meta], layers.Dense(10, name="digit")(h))
+
+    inputs, outputs: a symbolic tensor or a list of them. The attributes are always lists.
+    backend, seed, dtype, precision: as in Sequential. Those of None, and "auto", are those of the models that it shares
+        layers with, if there are any.
+
+    A layer that is called several times has its parameters once, and the gradients of all uses add up. Models made from
+    the same tensors share parameters: to train one changes the other. `Model(model.inputs, tensor)`, with a tensor in
+    between, is the part of a trained model that computes it. A model is a layer: it can be called on tensors, and stays
+    usable by itself. Frozen layers (`layer.trainable = False`) are frozen in all models.
+
+    Layers are numbered in the order in which a depth-first walk from the outputs leaves them; `name=` replaces the
+    number. Names belong to each model: the same parameter may be "0.weight" in one and "3.weight" in another.
+
+    Methods and other attributes are those of Sequential, and `input_names`, `output_names`: the name of an Input, or
+    "input_1", …; and the name or number of the layer that gives an output. With several inputs `input_shape` is a list,
+    with several outputs `output_shape`.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor | Sequence[Tensor],
+        outputs: Tensor | Sequence[Tensor],
+        backend: str | Backend = "auto",
+        seed: int | None = 0,
+        dtype: str | None = None,
+        precision: str | None = None,
+        *,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(inputs, outputs, name=name)
+        shared = next((layer.context for layer in self.layers if layer.is_built), None)
+        if shared is not None:
+            backend = shared.store.backend if isinstance(backend, str) and backend == "auto" else backend
+            dtype = shared.store.dtype.name if dtype is None else dtype
+        self._configure(backend, seed, dtype or "float32", precision)
+        shapes = [tensor.shape for tensor in self.inputs]
+        self._build_on(shapes if len(shapes) > 1 else shapes[0])
+
+    def __repr__(self) -> str:
+        name = "" if self.name is None else f", name={self.name!r}"
+        return f"Model(inputs={self.inputs!r}, outputs={self.outputs!r}, backend={self.backend.name!r}{name})"
+
+
 @explain_arguments
-def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[type[Layer]] = ()) -> Sequential:
+def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[type[Layer]] = ()) -> _BaseModel:
     """Load the model that `Sequential.save` wrote, onto `backend`, whatever device it was saved from.
 
     custom_layers: the classes of your own layers in it. Raises FileError if the file is missing, damaged or not a model
@@ -648,7 +728,7 @@ def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[typ
 
 @explain_arguments
 def check_gradients(
-    model: Sequential, x: Any, y: Any, loss: str | Loss = "mse", samples: int = 40, step: float = 1e-5,
+    model: _BaseModel, x: Any, y: Any, loss: str | Loss = "mse", samples: int = 40, step: float = 1e-5,
     inputs: bool = False
 ) -> dict[str, float]:  # fmt: skip
     """Compare backward with finite differences, (L(w + h) - L(w - h)) / 2h. Returns {parameter name: relative error}.
@@ -675,7 +755,7 @@ def check_gradients(
 
 @explain_arguments
 def explain_step(
-    model: Sequential, batch_size: int = 32, *, loss: str | Loss | None = None,
+    model: _BaseModel, batch_size: int = 32, *, loss: str | Loss | None = None,
     optimizer: str | Optimizer | None = None, metrics: Sequence[str | Metric] | None = None, times: bool = False,
 ) -> "StepExplanation":  # fmt: skip
     """Explain what a training step of a built model computes: the calls that it makes, and the memory that they need.

@@ -3,23 +3,33 @@
 import functools
 import inspect
 import math
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from xpnet import initializers
-from xpnet.backends import Array, Backend
+from xpnet.backends import Array, Backend, get_backend
 from xpnet.backends.arrays import refuse_masked
 from xpnet.config import Configured, as_shape, flag, is_custom, missing_method
-from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, ShapeError, StateError, shape_text
-from xpnet.layers.building import standalone
+from xpnet.errors import ArgumentError, DeviceMemoryError, ShapeError, StateError, shape_text
+from xpnet.layers import tensors
+from xpnet.layers.building import building, standalone
 from xpnet.layers.context import Context, Shape, Workspace
-from xpnet.parameters import Buffer, ModelArray, Parameter
+from xpnet.layers.structure import first_of
+from xpnet.layers.tensors import check_name
+from xpnet.parameters import Buffer, ModelArray, Parameter, ParameterStore
 
 #: Attributes for models and containers only. dir() does not list them.
 _INTERNAL = frozenset((
     "backward_in_context", "backward_pass", "drop_workspaces", "execution_context", "forward_in_context",
-    "forward_pass", "gives_probabilities", "noise_key", "place", "splits_batch", "unplace",
+    "forward_pass", "gives_probabilities", "inner_layers", "noise_key", "place", "shape_for", "shared_copy",
+    "splits_batch", "unplace",
+))  # fmt: skip
+#: Attributes that each copy of a layer has for itself.
+_OWN = frozenset((
+    "_context", "_executor", "_parameters", "_placed", "_shared_copies", "_shared_with", "_sites", "_workspaces",
+    "has_custom_layers", "input_shape", "layers", "output_shape", "path", "splits_batch", "wants_input_grad",
 ))  # fmt: skip
 
 
@@ -37,6 +47,9 @@ class Layer(Configured):
 
     To use a layer outside a model, call `layer.build((4,), backend="cpu", seed=0, dtype="float32")`, then forward and
     backward. `layer.context.training = True` switches to training.
+
+    A layer with several inputs is called on a list of tensors. Its `build` takes a list of shapes, its `forward` a list
+    of arrays, and its `backward` returns a list of gradients, one for each input.
 
     Every layer takes `name=`, which replaces its number in the names of its parameters: "digit.weight" instead of
     "2.weight". A subclass need not declare it. Assigning an array to an attribute that is a parameter or a buffer, as
@@ -66,6 +79,8 @@ class Layer(Configured):
     _context: Context | None = None
     _parameters: tuple[Parameter, ...] = ()
     _trainable: bool = True
+    _shared_with: "Layer | None" = None  # the layer whose parameters this copy shares
+    _shared_copies: "tuple[weakref.ref[Layer], ...]" = ()  # which share the parameters of this layer
     _workspaces: dict[bool, Workspace]  # by context.inference
 
     __eq__ = object.__eq__  # unlike other configured objects: a layer has its own parameters
@@ -74,6 +89,14 @@ class Layer(Configured):
     def __init__(self, *, name: str | None = None) -> None:
         if name is not None:  # a subclass whose constructor does not take it has set it already
             self.name = name
+
+    def __call__(self, inputs: Any) -> Any:
+        """Return the symbolic output of this layer for a symbolic tensor, or for a list of them. See `xpnet.Model`.
+
+        A layer that is called several times has its parameters once, and the gradients of all uses add up. Raises
+        ShapeError if the layer does not accept the shape, and ArgumentTypeError for anything but symbolic tensors.
+        """
+        return tensors.call(self, inputs)
 
     # A subclass defines: -----------------------------------------------------------------------------------------
 
@@ -107,6 +130,10 @@ class Layer(Configured):
         `decay=False` exempts it from the optimizer's weight decay; `l1` and `l2` add l1·Σ|w| + l2·Σw² to the loss.
         """
         self._refuse_unless_building("add_parameter")
+        if self._shared_with is not None:
+            shared: Parameter = self._shared(name, tuple(shape))
+            self._parameters = (*self._parameters, shared)
+            return shared
         held = self.__dict__.get(name)
         if (hasattr(held, "shape") or isinstance(held, list)) and held is not initializer:
             raise StateError(
@@ -123,9 +150,24 @@ class Layer(Configured):
         """Declare an array that is saved and moved with the model but not trained."""
         self._refuse_unless_building("add_buffer")
         array = self.backend.asarray(value, dtype=self.context.dtype)
+        if self._shared_with is not None:
+            return self._shared(name, tuple(array.shape))  # type: ignore[no-any-return]
         buffer = Buffer(self._qualified(name), self.backend, array, self.context.guard)
         self.context.store.buffers.append(buffer)
         return buffer
+
+    def _shared(self, name: str, shape: Shape) -> Any:
+        """The parameter or buffer of this model that shares the memory of that of `_shared_with`."""
+        assert self._shared_with is not None
+        store, path = self._shared_with.context.store, self._shared_with.path
+        array = next((a for a in store.arrays() if a.name == (f"{path}.{name}" if path else name)), None)
+        if array is None or array.shape != shape:
+            has = f"has no {name}" if array is None else f"has a {name} of shape {array.shape}"
+            raise self.refuse(
+                f"inputs for which it can share its parameters, as it is called several times: it {has}, not {shape}",
+                self.input_shape,
+            )
+        return self.context.store.share(array, store, lambda: self._qualified(name))
 
     def _refuse_unless_building(self, method: str) -> None:
         if self.context.store.allocated:
@@ -171,12 +213,14 @@ class Layer(Configured):
         return self.backend.random_bits(self.noise_key, len(x), columns, self.context.first_row).reshape(x.shape)
 
     def refuse(self, expected: str, got: Any, hint: str = "") -> ShapeError:
-        """Return the ShapeError to raise for a wrong input. `got` is a shape without the batch, or a text."""
+        """Return the ShapeError to raise for a wrong input. `got` is a shape without the batch, or several, or text."""
         got = shape_text(got) if isinstance(got, tuple) else got
+        got = " and ".join(map(shape_text, got)) if isinstance(got, list) else got
         return ShapeError(f"{self._label} expects {expected}, but the input is {got}.{hint}")
 
     def check_output(self, x: Array, y: Any) -> None:
         """Raise ShapeError unless y, the outputs of x, has the dtype and the shape that `build` returned."""
+        x = first_of(x)
         dtype = x.dtype if self.accepts_integers is None and x.dtype.kind != "f" else self.context.dtype
         if not isinstance(y, self.xp.ndarray) or y.shape != (len(x), *self.output_shape) or y.dtype != dtype:
             raise self.wrong_output((len(x), *self.output_shape), dtype, y)
@@ -213,6 +257,10 @@ class Layer(Configured):
             held.assign(value.value if isinstance(value, ModelArray) else value, f"{self._label}: {name}")
             return
         super().__setattr__(name, self._checked_name(value) if name == "name" else value)
+        if self._shared_copies and name not in _OWN:
+            for reference in self._shared_copies:
+                if (twin := reference()) is not None:
+                    setattr(twin, name, value)
 
     def _checked_name(self, name: Any) -> str | None:
         """Return this name if a layer can have it: it takes the place of a number in dotted names."""
@@ -221,14 +269,8 @@ class Layer(Configured):
             raise StateError(f"{kind}: set the name before the layer is built; its parameters are named after it.")
         if name is None:
             return None
-        if not isinstance(name, str):
-            raise ArgumentTypeError(f"{kind}: name must be text, not {name!r}.")
-        if not name.strip() or not name.isprintable() or "." in name or "/" in name or name.isdigit():
-            raise ArgumentError(
-                f"{kind}: name must be text without dots and slashes, and not a number, since it takes the place of a "
-                f'number in names such as "1.0.weight"; not {name!r}.'
-            )
-        return name
+        check_name(kind, name)
+        return str(name)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, by name; `name` only if there is one."""
@@ -264,14 +306,41 @@ class Layer(Configured):
         """Whether `build` has been called."""
         return self._context is not None
 
-    def place(self, context: Context, path: str, input_shape: Shape) -> Shape:
+    def shape_for(self, input_shape: Any) -> Any:
+        """The output shape for an input shape, or for a list of shapes. The layer is built for that, and unbuilt."""
+        if self.is_built and input_shape == self.input_shape:
+            return self.output_shape
+        with building:
+            trial = self.shared_copy() if self.is_built else self
+            device, dtype = (self.backend, self.context.dtype) if self.is_built else (get_backend("cpu"), "float32")
+            try:
+                return trial.place(Context(device, ParameterStore(device, dtype), seed=0), "", input_shape)
+            finally:
+                trial.unplace()
+
+    def shared_copy(self) -> Self:
+        """A copy of this built layer for another place or model, where it is built with the same parameters.
+
+        It has its own shapes and workspaces. An attribute that is set later is set in the copies too.
+        """
+        twin = type(self).__new__(type(self))
+        state = {name: value for name, value in Layer.__getstate__(self).items() if name not in ("forward", "backward")}
+        vars(twin).update(state, _context=None, _shared_with=self)
+        twin.unplace()
+        self._shared_copies = (*(ref for ref in self._shared_copies if ref() is not None), weakref.ref(twin))
+        return twin
+
+    def place(self, context: Context, path: str, input_shape: Any) -> Any:
         """Used by the model: give this layer its place, and build it there."""
         if self._context is not None:
             raise StateError(
                 f"layer {path}, a {type(self).__name__}, is built already: a layer object can be used only once. "
                 "Make a new layer."
             )
-        self._context, self.path, self._workspaces, self.input_shape = context, path, {}, as_shape(input_shape)
+        several = isinstance(input_shape, list) and all(isinstance(shape, tuple) for shape in input_shape)
+        shapes: Any = list(map(as_shape, input_shape)) if several else as_shape(input_shape)
+        self.input_shape = shapes
+        self._context, self.path, self._workspaces = context, path, {}
         try:
             self._refuse_too_large("inputs", self.input_shape)
             self.output_shape = self.build(self.input_shape)
@@ -279,14 +348,17 @@ class Layer(Configured):
         except BaseException:
             self.unplace()
             raise
+        self._shared_with = None
         return self.output_shape
 
-    def _refuse_too_large(self, what: str, shape: Shape) -> None:
-        """Raise DeviceMemoryError if not even one sample of this shape fits into the device's memory."""
-        needed = math.prod(shape) * self.context.dtype.itemsize
+    def _refuse_too_large(self, what: str, shapes: Shape | list[Shape]) -> None:
+        """Raise DeviceMemoryError if not even one sample of these shapes fits into the device's memory."""
+        given = shapes if isinstance(shapes, list) else [shapes]
+        needed = sum(map(math.prod, given)) * self.context.dtype.itemsize
         if not self.backend.can_hold(needed):
+            text = " and ".join(map(shape_text, given))
             raise DeviceMemoryError(
-                f"{self._label}: one sample of its {what} {shape_text(shape)} takes {needed / 2**30:,.1f} GiB, more "
+                f"{self._label}: one sample of its {what} {text} takes {needed / 2**30:,.1f} GiB, more "
                 f"than the memory of {self.backend.name}. Choose smaller sizes."
             )
 
@@ -331,7 +403,7 @@ class Layer(Configured):
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: value for name, value in self.__dict__.items() if not getattr(value, "is_check", False)}
-        return {**own, "_workspaces": {}}
+        return {**own, "_workspaces": {}, "_shared_copies": (), "_shared_with": None}
 
 
 def _taking_name(init: Callable[..., None]) -> Callable[..., None]:

@@ -15,6 +15,7 @@ from xpnet import augment, initializers, layers
 from xpnet.config import Configured
 from xpnet.data.files import foreign_hint, memory_error, model_path, read_bytes, write_atomically
 from xpnet.errors import ArgumentError, ArgumentTypeError, BackendError, DeviceMemoryError, FileError
+from xpnet.layers.containers import Container
 
 _FORMAT = "xpnet-model-2"
 _TRAINING = "training/"  # the prefix of the names of arrays that belong to a run of fit

@@ -1,0 +1,194 @@
+"""Executor: runs the layers of a container, forward and backward, in a chain or any other acyclic graph."""
+
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from xpnet.backends import Array
+from xpnet.errors import ShapeError, shape_text
+from xpnet.layers.structure import Arrays, as_tuple, one_or_tuple
+from xpnet.parameters import Parameter
+
+_TRAINABLE = attrgetter("trainable")
+
+
+class CallSite(NamedTuple):
+    """One call of a layer: it takes some values of the graph, and gives others. Values are numbered, inputs first.
+
+    inputs, outputs: a number, or numbers if the layer takes or returns a list.  shape: of the output; () if the layer
+    returns a list, and so checks it itself.
+    """
+
+    layer: Any
+    inputs: int | tuple[int, ...]
+    outputs: int | tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+class _BackwardCall(NamedTuple):
+    """One call of backward.
+
+    outputs: the numbers of the values whose gradients it takes.  wanted: the numbers of its inputs whose gradients are
+    added up, each with whether a trained parameter needs it; by its position.  assigned: the parameters that an
+    earlier call of backward has assigned gradients to, since the layer is called at several places.
+    """
+
+    site: CallSite
+    outputs: tuple[int, ...]
+    wanted: list[tuple[int, int, bool]]
+    assigned: list[Parameter]
+
+
+class Executor:
+    """The calls of the layers of one container, in order.
+
+    sites: each after those that it depends on.  inputs: how many values are inputs.  outputs: the numbers of the values
+    that are outputs.
+    """
+
+    def __init__(self, container: Any, sites: Sequence[CallSite], inputs: int, outputs: Sequence[int]) -> None:
+        self._container, self.sites, self._inputs, self.outputs = container, list(sites), inputs, tuple(outputs)
+        self._values = inputs + sum(len(_numbers(site.outputs)) for site in sites)
+        used = {i for site in sites for i in _numbers(site.inputs)}
+        self._unused = [i for i in range(inputs) if i not in used]
+        self._parameters: list[Parameter] | None = None  # of all layers
+        self._plans: dict[tuple[bool, ...], list[_BackwardCall]] = {}
+
+    def forward(self, x: Any) -> Arrays:
+        """The outputs for one array, or for a list or tuple of arrays if there are several inputs."""
+        values: list[Any] = [None] * self._values
+        values[: self._inputs] = as_tuple(x)
+        for layer, inputs, outputs, shape in self.sites:
+            given = values[inputs] if isinstance(inputs, int) else [values[i] for i in inputs]
+            y = layer.forward(given)
+            if not isinstance(outputs, int):
+                for i, value in zip(outputs, y, strict=True):
+                    values[i] = value
+                continue
+            if getattr(y, "shape", (0,))[1:] != shape:
+                raise layer.wrong_output((len(values[0]), *shape), self._container.context.dtype, y)
+            if layer.is_custom:
+                layer.check_output(given, y)
+            values[outputs] = y
+        return one_or_tuple([values[i] for i in self.outputs])
+
+    def backward(self, grad_y: Any, input_grad: bool) -> Any:
+        """The gradients of the inputs, given those of the outputs; None if they are not wanted or do not exist.
+
+        Where a value is used several times, its gradient is the sum of the gradients of its uses.
+        """
+        if self._parameters is None:
+            self._parameters = list(dict.fromkeys(p for site in self.sites for p in site.layer.parameters))
+        parameters: list[Parameter] = self._parameters
+        key = (input_grad, *map(_TRAINABLE, parameters))
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = self._planned(input_grad)
+        grads: list[Array | None] = [None] * self._values
+        given = as_tuple(grad_y)
+        for i, grad in zip(self.outputs, given, strict=True):
+            self._add(grads, i, grad)
+        for site, outputs, wanted, assigned in plan:
+            layer = site.layer
+            if layer.wants_input_grad is not bool(wanted):  # an assignment takes longer than this test
+                layer.wants_input_grad = bool(wanted)
+            if isinstance(site.outputs, int):
+                grad = grads[site.outputs]
+            else:
+                grad = self._completed(grads, outputs, layer.output_shape)
+            if grad is None:  # only integers depend on it
+                continue
+            grad_x = self._backward_again(layer, grad, assigned) if assigned else layer.backward(grad)
+            if not wanted:
+                continue
+            if isinstance(site.inputs, int):
+                grad_x = [grad_x]
+            elif not isinstance(grad_x, list | tuple) or len(grad_x) != len(site.inputs):
+                raise _wrong_gradients(layer, site.inputs, grad_x)
+            for position, i, trained in wanted:
+                if grad_x[position] is not None:
+                    self._add(grads, i, grad_x[position])
+                elif trained or not (i < self._inputs or layer.accepts_integers):
+                    raise _missing_gradient(layer, site.inputs, position)
+        if not input_grad:
+            return None
+        for i in self._unused:
+            grads[i] = self._container.xp.zeros((len(given[0]), *self._container.input_shape[i]), given[0].dtype)
+        return one_or_tuple(grads[: self._inputs])
+
+    def _planned(self, input_grad: bool) -> list[_BackwardCall]:
+        """The calls of backward, last layer first, without those whose results nothing trained and no input needs."""
+        trained = [False] * self._values
+        for site in self.sites:
+            own = any(map(_TRAINABLE, site.layer.parameters))
+            for i in _numbers(site.outputs):
+                trained[i] = own or any(trained[j] for j in _numbers(site.inputs))
+        plan, assigned = list[_BackwardCall](), set[Parameter]()
+        for site in reversed(self.sites):
+            outputs = _numbers(site.outputs)
+            if not input_grad and not any(trained[i] for i in outputs):
+                continue
+            inputs = enumerate(_numbers(site.inputs))
+            wanted = [(position, i, trained[i]) for position, i in inputs if input_grad or trained[i]]
+            plan.append(_BackwardCall(site, outputs, wanted, [p for p in site.layer.parameters if p in assigned]))
+            assigned.update(site.layer.parameters)
+        return plan
+
+    def _add(self, grads: list[Array | None], i: int, grad: Array) -> None:
+        """Add a gradient to that of value i, in a buffer: the arrays that layers return belong to them."""
+        before = grads[i]
+        if before is None:
+            grads[i] = grad
+            return
+        container = self._container
+        grads[i] = container.xp.add(before, grad, out=container.work.buffer(f"gradient {i}", grad.shape))
+
+    def _completed(self, grads: list[Array | None], outputs: tuple[int, ...], shapes: Any) -> list[Array] | None:
+        """The gradients of all outputs of a layer, with zeros for those that have none; or None."""
+        found = [grads[i] for i in outputs]
+        known = next((grad for grad in found if grad is not None), None)
+        if known is None:
+            return None
+        zeros = self._container.xp.zeros
+        return [
+            zeros((len(known), *shape), known.dtype) if grad is None else grad
+            for grad, shape in zip(found, shapes, strict=True)
+        ]
+
+    def _backward_again(self, layer: Any, grad: Any, assigned: list[Parameter]) -> Any:
+        """Backward of a layer that is called at several places: its gradients of these parameters add up."""
+        xp, work = self._container.xp, self._container.work
+        kept = []
+        for i, p in enumerate(assigned):
+            before = work.buffer(f"{i} of {layer.path}", p.shape)
+            before[...] = p.grad
+            kept.append((p.grad, before))
+        grad_x = layer.backward(grad)
+        for now, before in kept:
+            xp.add(now, before, out=now)
+        return grad_x
+
+
+def _numbers(values: int | tuple[int, ...]) -> tuple[int, ...]:
+    return values if isinstance(values, tuple) else (values,)
+
+
+def _missing_gradient(layer: Any, inputs: Any, position: int) -> ShapeError:
+    several = isinstance(inputs, tuple)
+    shape, what = layer.input_shape, "∂L/∂x"
+    if several:
+        shape, what = shape[position], f"∂L/∂x of input {position}"
+    return ShapeError(
+        f"{layer._label}: backward must return {what}, {shape_text(shape)}, since wants_input_grad is True, but it "
+        "returned None."
+    )
+
+
+def _wrong_gradients(layer: Any, inputs: Any, got: Any) -> ShapeError:
+    what = (
+        f"{len(got)} of them" if isinstance(got, list | tuple) else "an array" if hasattr(got, "shape") else repr(got)
+    )
+    return ShapeError(
+        f"{layer._label}: backward must return a list of {len(inputs)} gradients, one for each input, but returned "
+        f"{what}."
+    )

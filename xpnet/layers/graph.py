@@ -1,0 +1,173 @@
+"""Graph: layers that are called on one another's outputs, as one layer. `xpnet.Model` is a graph to be trained."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from xpnet.backends import Array
+from xpnet.errors import ArgumentError, ArgumentTypeError
+from xpnet.layers.base import Layer
+from xpnet.layers.containers import Container
+from xpnet.layers.executor import CallSite
+from xpnet.layers.structure import as_tuple, one_or_tuple
+from xpnet.layers.tensors import Node, Tensor, nodes_between
+
+
+class Graph(Container):
+    """The layers between symbolic tensors, as one layer with one or several inputs and outputs.
+
+    Each layer is in `layers` once. A layer that is called several times, or that another model uses too, shares its
+    parameters; but each call has shapes, workspaces and noise of its own.
+    """
+
+    def __init__(self, inputs: Any, outputs: Any, *, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.inputs, self.outputs = _tensors("inputs", inputs), _tensors("outputs", outputs)
+        self._nodes = nodes_between(self.inputs, self.outputs)
+        if clash := next((tensor for tensor in self.outputs if tensor in self.inputs), None):
+            raise ArgumentError(
+                f"Model: {clash!r} is an input and an output. Give layers.Identity()(tensor) as output."
+            )
+        self.layers = tuple(dict.fromkeys(node.layer for node in self._nodes))
+        self._keys()
+        names = [tensor.name for tensor in self.inputs if tensor.name is not None]
+        if double := next((name for name in names if names.count(name) > 1), None):
+            raise ArgumentError(f"Model: two of the inputs have the name {double!r}. Rename one.")
+
+    def build(self, input_shape: Any) -> Any:
+        values = {tensor: i for i, tensor in enumerate(self.inputs)}
+        shapes = list(as_tuple(input_shape)) if isinstance(input_shape, list) else [input_shape]
+        if len(shapes) != len(self.inputs):
+            raise self.refuse(f"{len(self.inputs)} inputs", input_shape)
+        keys, calls, sites = dict(zip(self.layers, self._keys(), strict=True)), dict[Layer, int](), list[CallSite]()
+        for node in self._nodes:
+            layer = node.layer
+            calls[layer] = count = calls.get(layer, 0) + 1
+            path = self._qualified(keys[layer] if count == 1 else f"{keys[layer]}#{count}")
+            site = layer.shared_copy() if layer.is_built else layer
+            self._placed = (*self._placed, site)
+            inputs = tuple(values[tensor] for tensor in node.inputs)
+            shape = site.place(
+                self.context, path, [shapes[i] for i in inputs] if node.takes_list else shapes[inputs[0]]
+            )
+            outputs = tuple(range(len(shapes), len(shapes) + len(node.outputs)))
+            values.update(zip(node.outputs, outputs, strict=True))
+            shapes += shape if node.returns_list else [shape]
+            sites.append(
+                CallSite(
+                    site,
+                    inputs if node.takes_list else inputs[0],
+                    outputs if node.returns_list else outputs[0],
+                    () if node.returns_list else shape,
+                )
+            )
+        given = [values[tensor] for tensor in self.outputs]
+        self._execute(sites, len(self.inputs), given)
+        return [shapes[i] for i in given] if len(given) > 1 else shapes[given[0]]
+
+    @property
+    def input_names(self) -> list[str]:
+        """The names of the inputs: those of Input, or "input_1", "input_2", …."""
+        return [tensor.name or f"input_{i}" for i, tensor in enumerate(self.inputs, 1)]
+
+    @property
+    def output_names(self) -> list[str]:
+        """The names or numbers of the layers that give the outputs. Further outputs of a layer have a suffix, "_2"."""
+        keys, names = dict(zip(self.layers, self._keys(), strict=True)), list[str]()
+        for tensor in self.outputs:
+            assert tensor.node is not None
+            key = keys[tensor.node.layer]
+            count = sum(name == key or name.startswith(f"{key}_") for name in names)
+            names.append(f"{key}_{count + 1}" if count else key)
+        return names
+
+    @property
+    def accepts_integers(self) -> Any:  # type: ignore[override]
+        """Whether integers stay integers; a tuple if there are several inputs."""
+        kinds = []
+        for i in range(len(self.inputs)):
+            reader = next(self._readers(i), None)
+            kinds.append(None if reader is None else _kind(*reader))
+        return one_or_tuple(kinds)
+
+    @property
+    def gives_probabilities(self) -> Any:  # type: ignore[override]
+        """Whether the outputs are probabilities; a tuple if there are several outputs."""
+        last = [self.last_layer(i) for i in range(len(self.outputs))]
+        return one_or_tuple([layer is not None and layer.gives_probabilities for layer in last])
+
+    def check_inputs(self, x: Any, name: str) -> None:
+        for i, values in enumerate(as_tuple(x)):
+            self.check_input(i, values, name)
+
+    def check_input(self, index: int, x: Array, name: str) -> None:
+        """`check_inputs` for one of several inputs."""
+        for layer, position in self._readers(index):
+            if isinstance(layer, Graph):
+                layer.check_input(position, x, name)
+            else:
+                layer.check_inputs(x, name)
+
+    def last_layer(self, index: int = 0) -> Layer | None:
+        """The layer that gives output `index`, apart from layers such as Flatten that only pass numbers on."""
+        value = self._executor.outputs[index]
+        by_output = {i: site for site in self._sites for i in as_tuple(site.outputs)}
+        while (site := by_output.get(value)) is not None:
+            if site.layer.accepts_integers is not None:
+                return site.layer  # type: ignore[no-any-return]
+            value = as_tuple(site.inputs)[0]
+        return None
+
+    def _readers(self, value: int) -> Iterator[tuple[Layer, int]]:
+        """The layers that read a value and do not only pass numbers on, each with the position among its inputs."""
+        for site in self._sites:
+            for position, i in enumerate(as_tuple(site.inputs)):
+                if i == value and _kind(site.layer, position) is not None:
+                    yield site.layer, position
+                elif i == value:
+                    for output in as_tuple(site.outputs):
+                        yield from self._readers(output)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Symbolic tensors belong to all models made from them. A copy has tensors and layers of its own.
+        state, values = super().__getstate__(), {tensor: i for i, tensor in enumerate(self.inputs)}
+        first = {node.layer: k for k, node in reversed(list(enumerate(self._nodes)))}
+        calls = []
+        for node in self._nodes:
+            for tensor in node.outputs:
+                values[tensor] = len(values)
+            shape = [tensor.shape for tensor in node.outputs] if node.returns_list else node.outputs[0].shape
+            calls.append((first[node.layer], [values[tensor] for tensor in node.inputs], node.takes_list, shape))
+        for name in ("inputs", "outputs", "_nodes", "layers"):
+            del state[name]
+        inputs = [(tensor.shape, tensor.name) for tensor in self.inputs]
+        return {**state, "_graph": (inputs, calls, [values[tensor] for tensor in self.outputs])}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        inputs, calls, outputs = state.pop("_graph")
+        super().__setstate__(state)
+        self.inputs = [Tensor(shape, name=name) for shape, name in inputs]
+        tensors, self._nodes = [*self.inputs], []
+        for first, numbers, takes_list, shape in calls:
+            node = Node(self._placed[first], tuple(tensors[i] for i in numbers), takes_list, shape)
+            self._nodes.append(node)
+            tensors += node.outputs
+        self.outputs = [tensors[i] for i in outputs]
+        self.layers = tuple(dict.fromkeys(node.layer for node in self._nodes))
+
+
+def _tensors(name: str, given: Any) -> list[Tensor]:
+    tensors = list(given) if isinstance(given, list | tuple) else [given]
+    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+        raise ArgumentTypeError(
+            f"Model: {name} must be a symbolic tensor or a list of them, from xpnet.Input and from layers called on "
+            f"tensors, not {given!r}."
+        )
+    if len(set(tensors)) < len(tensors) and name == "inputs":
+        raise ArgumentError("Model: the same tensor is twice among the inputs.")
+    return tensors
+
+
+def _kind(layer: Layer, position: int) -> bool | None:
+    """Whether a layer takes integers at this position of its inputs."""
+    kinds: Any = layer.accepts_integers
+    return kinds[position] if isinstance(kinds, tuple) else kinds  # type: ignore[no-any-return]
