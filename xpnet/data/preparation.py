@@ -15,7 +15,7 @@ from xpnet.data.sources import array_like
 from xpnet.data.structure import Structure, items, label
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
 from xpnet.layers.containers import Container
-from xpnet.layers.structure import as_tuple
+from xpnet.layers.structure import as_tuple, one_or_tuple, shapes_of
 from xpnet.losses import Loss, of_outputs
 
 
@@ -43,7 +43,7 @@ def prepare(
     of_x = label(names[0], "input", structure.inputs, 0), count
     parts = [loss for loss, _ in of_outputs(loss)]
     labels = [label(names[1], "output", structure.outputs, k) for k in range(len(parts))]
-    shapes = model.output_shape if several else [model.output_shape]
+    shapes = shapes_of(model.output_shape)
     given = items(structure.of_outputs(y, names[1]))
     targets = tuple(_targets(model, *of_one, of_x) for of_one in zip(given, parts, shapes, labels, strict=True))
 
@@ -85,23 +85,38 @@ def prepare_inputs(model: Container, x: Any, name: str = "x", finite: bool = Tru
 
     With several inputs, x is a list or a dict of arrays, and both results are tuples.
     """
-    structure = structure_of(model)
-    x = structure.of_inputs(x, name)
-    if not isinstance(x, tuple):
-        x = _inputs(model, x, model.input_shape, name, finite)
-        model.check_inputs(x, name)
-        return x, x.dtype if model.accepts_integers else model.context.dtype
-    labels = tuple(label(name, "input", structure.inputs, k) for k in range(len(x)))
-    x = tuple(_inputs(model, *of_one, finite) for of_one in zip(x, model.input_shape, labels, strict=True))
-    for a, text in zip(x, labels, strict=True):
-        if len(a) != len(x[0]):
-            raise DataError(f"{labels[0]} has {len(x[0])} samples, but {text} has {len(a)}. They must match.")
-    model.check_inputs(x, labels)
-    integers = zip(x, model.accepts_integers, strict=True)
-    return x, tuple(a.dtype if takes_integers else model.context.dtype for a, takes_integers in integers)
+    structure, arrays = structure_of(model), []
+    for k, (given, shape) in enumerate(
+        zip(items(structure.of_inputs(x, name)), shapes_of(model.input_shape), strict=True)
+    ):
+        own_name = label(name, "input", structure.inputs, k)
+        array = _checked_input(model, given, shape, own_name, finite)
+        arrays.append(array)
+        if len(array) != len(arrays[0]):
+            first = label(name, "input", structure.inputs, 0)
+            raise DataError(f"{first} has {len(arrays[0])} samples, but {own_name} has {len(array)}. They must match.")
+        model.check_input(k, array, own_name)
+    kept = zip(arrays, as_tuple(model.accepts_integers), strict=True)
+    dtypes = [array.dtype if takes_integers else model.context.dtype for array, takes_integers in kept]
+    return one_or_tuple(arrays), one_or_tuple(dtypes)
 
 
-def _inputs(model: Container, x: Any, expected: tuple[int, ...], name: str, finite: bool) -> Array:
+def prepare_gradient(model: Container, grad_output: Any, rows: int) -> Any:
+    """The gradient with respect to the outputs of `rows` samples, checked, on the model's device."""
+    backend, names = model.backend, model.output_names
+
+    def checked(k: int, given: Any, shape: tuple[int, ...]) -> Array:
+        name = label("grad_output", "output", names, k)
+        grad = backend.asarray(as_numbers(backend, given, name), dtype=model.context.dtype)
+        if tuple(grad.shape) != (rows, *shape):
+            raise ShapeError(f"{name} must have the shape of the outputs, {(rows, *shape)}, not {grad.shape}.")
+        return grad
+
+    grads = items(structure_of(model).of_outputs(grad_output, "grad_output"))
+    return one_or_tuple([*map(checked, range(len(grads)), grads, shapes_of(model.output_shape))])
+
+
+def _checked_input(model: Container, x: Any, expected: tuple[int, ...], name: str, finite: bool) -> Array:
     """The array of one input, checked, on the model's device."""
     backend = model.backend
     x = as_numbers(backend, x, name)

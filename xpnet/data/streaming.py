@@ -462,10 +462,11 @@ def _as_batch(batch: Any, structure: Structure) -> list[Any]:
     given = [("x", structure.of_inputs(batch[0])), ("y", structure.of_outputs(batch[1]))]
     if len(batch) == 3 and batch[2] is not None:
         given.append(("weight", structure.of_weights(batch[2])))
-    arrays = [
-        each(lambda a, name=name: None if a is None else host_array(a, f"{name} of a batch"), value)
-        for name, value in given
-    ]
+
+    def converted(name: str, a: Any) -> Any:
+        return None if a is None else host_array(a, f"{name} of a batch")
+
+    arrays = [each(functools.partial(converted, name), value) for name, value in given]
     first = items(arrays[0])[0]
     if first.ndim == 0 or len(first) == 0:
         raise DataError("Stream: a batch is empty.")

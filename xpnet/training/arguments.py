@@ -20,6 +20,7 @@ from xpnet.data.structure import Structure, each, in_order, items
 from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from xpnet.errors import ArgumentError, ArgumentTypeError
 from xpnet.layers.containers import Container
+from xpnet.layers.structure import as_tuple, shapes_of
 from xpnet.losses import Loss, OutputLosses, of_outputs
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
@@ -188,15 +189,14 @@ def load_dataset(
     """The dataset of these arrays, checked; a stream is checked later. class_weight: None means that of the loss."""
     structure = structure_of(model)
     class_weight = class_weights(structure, loss, class_weight)
-    custom = [type(thing) for thing in (*[one for one, _ in of_outputs(loss)], *measured)]
-    private = model.has_custom_layers or any(map(is_custom, custom))
+    things = [*(one for one, _ in of_outputs(loss)), *measured]
+    private = model.has_custom_layers or any(is_custom(type(thing)) for thing in things)
 
     def checked(x: Any, y: Any, sample_weight: Any, names: tuple[str, str], whole: bool = False) -> Dataset:
         dataset = prepare(model, x, y, loss, sample_weight, class_weight, names, whole)
         for metric in measured:
-            k = metric.output
-            targets, shape = (dataset.y, model.output_shape) if k is None else (dataset.y[k], model.output_shape[k])
-            metric.check_targets(targets, (len(dataset), *shape))
+            k = metric.output or 0
+            metric.check_targets(as_tuple(dataset.y)[k], (len(dataset), *shapes_of(model.output_shape)[k]))
         if not measured:
             dataset.counts = None
         dataset.private = private

@@ -61,8 +61,7 @@ class EpochMetrics:
     @property
     def names(self) -> list[str]:
         """The names of the results."""
-        several = isinstance(self._loss, OutputLosses)
-        losses = [f"{name}_loss" for name in self._loss.losses] if several else []
+        losses = [f"{name}_loss" for name in self._loss.losses] if isinstance(self._loss, OutputLosses) else []
         return ["loss", *losses, *[metric.name for metric in self._metrics]]
 
     @property
@@ -90,7 +89,7 @@ class EpochMetrics:
             self.batch_sums = xp.concatenate([self.batch_sums, xp.zeros_like(self.batch_sums)], axis=1)
 
     def has_room_for(self, batches: int) -> bool:
-        return self.column + batches * self.columns_per_batch <= self.batch_sums.shape[1]
+        return self.column + batches * self.columns_per_batch <= int(self.batch_sums.shape[1])
 
     def add_replayed(self, sums: Array, sizes: Sequence[int], weighted: bool) -> None:
         """Add batches of these sizes, whose sums (3, columns) a replay has computed. weighted: they have weights."""

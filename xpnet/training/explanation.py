@@ -64,9 +64,7 @@ class StepExplanation(Summary):
     temporary_bytes: int
 
 
-def explain(
-    model: Container, batch_size: int, loss: Loss | None, metrics: Any, optimizer: Any, times: bool
-) -> StepExplanation:
+def explain(model: Container, batch_size: int, loss: Any, metrics: Any, optimizer: Any, times: bool) -> StepExplanation:
     """What `model.explain_step` returns. loss: None means one that fits the outputs."""
     plan, step = _planned(model, batch_size, loss, metrics, optimizer)
     if times and not model.backend.replays_calls:
@@ -83,7 +81,7 @@ def explain(
     return explanation
 
 
-def memory_of_a_step(model: Container, batch_size: int, loss: Loss | None, optimizer: Any) -> str:
+def memory_of_a_step(model: Container, batch_size: int, loss: Any, optimizer: Any) -> str:
     """A sentence on the memory of a training step, or why it is not known."""
     try:
         plan, _ = _planned(model, batch_size, loss, [], optimizer)
@@ -93,14 +91,13 @@ def memory_of_a_step(model: Container, batch_size: int, loss: Loss | None, optim
 
 
 def _planned(
-    model: Container, batch_size: int, loss: Loss | None, metrics: Any, optimizer: Any
+    model: Container, batch_size: int, loss: Any, metrics: Any, optimizer: Any
 ) -> tuple[PlannedStep, TrainingStep]:
     if not model.backend.replays_calls and model.backend.graph_capture() is None:
         raise CaptureError(f"{model.backend.name} does not capture steps")
     if loss is None:
-        loss = dict(
-            zip(model.output_names, map(_fitting_loss, shapes_of(model.output_shape), last_layers(model)), strict=True)
-        )
+        fitting = map(_fitting_loss, shapes_of(model.output_shape), last_layers(model))
+        loss = dict(zip(model.output_names, fitting, strict=True))
     chosen, measured = choose_loss_and_metrics(model, loss, metrics)
     optimizer = optimizers.get(optimizer)
     return model.context.exclusively(_trace, model, batch_size, chosen, measured, optimizer)

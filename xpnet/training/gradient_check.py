@@ -20,7 +20,7 @@ def relative_errors(
 ) -> dict[str, float]:
     """{parameter name: relative error} for a float64 model, as `xpnet.check_gradients` describes it."""
     batch, weights = next(dataset.batches(Workspace(model.context), len(dataset))), dataset.weights
-    summed = len(batch) if weights is None else weights.sum(axis=0)
+    summed: Any = len(batch) if weights is None else weights.sum(axis=0)
     asarray, isnan, several = model.backend.asarray, model.backend.xp.isnan, isinstance(batch.x, tuple)
 
     def value() -> float:

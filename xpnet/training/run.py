@@ -18,7 +18,7 @@ from xpnet.data.streaming import AnyDataset, StreamingDataset
 from xpnet.errors import ArgumentError, BackendError, FileError, XpnetError
 from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
-from xpnet.layers.structure import one_or_tuple
+from xpnet.layers.structure import one_or_tuple, shapes_of
 from xpnet.parameters import Snapshot
 from xpnet.training import checkpoints
 from xpnet.training.arguments import FitOptions, warn
@@ -217,8 +217,7 @@ class Run:
         if not isinstance(data, Dataset):
             return {}
         zeros, sample = model.backend.zeros, Batch(**data.replaced(lambda _, a: a[:1]))
-        shapes = model.output_shape if isinstance(model.output_shape, list) else [model.output_shape]
-        outputs = one_or_tuple([zeros((1, *shape), model.context.dtype) for shape in shapes])
+        outputs = one_or_tuple([zeros((1, *shape), model.context.dtype) for shape in shapes_of(model.output_shape)])
         sums = {}
         for metric in self.state.metrics:
             with contextlib.suppress(Exception):  # a custom metric that fails on such outputs is not compared

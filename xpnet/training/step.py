@@ -14,7 +14,7 @@ from xpnet.backends import Array
 from xpnet.data.dataset import Batch, mean_total, of_output
 from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
-from xpnet.layers.structure import as_tuple, mapped
+from xpnet.layers.structure import as_tuple, mapped, one_or_tuple
 from xpnet.losses import Loss, of_outputs
 from xpnet.training.state import TrainingState
 
@@ -105,23 +105,16 @@ class TrainingStep:
             weights = own + other
             scale = 1.0 / (weights + (weights == 0))
             own, other, batch = own * scale, other * scale, replace(batch, weights=weights)
-        mixed = [
-            _mix(*pair, of_output(own, k), of_output(other, k))
-            for k, pair in enumerate(zip(*map(as_tuple, (per_sample, other_losses, grad, other_grad)), strict=True))
-        ]
-        losses, grads = zip(*mixed, strict=True)
-        return (losses, grads, batch) if isinstance(grad, tuple) else (losses[0], grads[0], batch)
-
-
-def _mix(
-    losses: Array, other_losses: Array, grad: Array, other_grad: Array, own: Array, other: Array
-) -> tuple[Array, Array]:
-    """own · losses + other · other_losses, and the same of the gradients, in place."""
-    shape = (-1, *[1] * (grad.ndim - 1))
-    grad *= own.reshape(shape)
-    other_grad *= other.reshape(shape)
-    grad += other_grad
-    return losses * own + other_losses * other, grad
+        both = zip(*map(as_tuple, (per_sample, other_losses, grad, other_grad)), strict=True)
+        losses = []
+        for k, (losses_k, other_losses_k, grad_k, other_grad_k) in enumerate(both):
+            own_k, other_k = of_output(own, k), of_output(other, k)
+            shape = (-1, *[1] * (grad_k.ndim - 1))
+            grad_k *= own_k.reshape(shape)
+            other_grad_k *= other_k.reshape(shape)
+            grad_k += other_grad_k
+            losses.append(losses_k * own_k + other_losses_k * other_k)
+        return one_or_tuple(losses), grad, batch
 
 
 def weighted_gradient(loss: Loss, grad: Any, batch: Batch, total: Any) -> Any:
