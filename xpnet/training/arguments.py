@@ -130,7 +130,7 @@ def choose_loss_and_metrics(
                 f"{type(one).__name__} takes logits, but {what} probabilities: leave out its layer "
                 f"{type(last).__name__}, which the loss includes."
             )
-    return chosen, _metrics_of_outputs(metrics_wanted, chosen)
+    return chosen, _metrics_of_outputs(metrics_wanted, chosen, names)
 
 
 def _loss_of_outputs(spec: Any, loss_weights: Any, outputs: Sequence[str]) -> Loss:
@@ -154,11 +154,10 @@ def _loss_of_outputs(spec: Any, loss_weights: Any, outputs: Sequence[str]) -> Lo
     return OutputLosses(found, dict(zip(outputs, weights, strict=True)))
 
 
-def _metrics_of_outputs(spec: Any, loss: Loss) -> list[Metric]:
+def _metrics_of_outputs(spec: Any, loss: Loss, outputs: Sequence[str]) -> list[Metric]:
     """The metrics of a model; those of one with several outputs are named after their outputs."""
     if not isinstance(loss, OutputLosses):
-        return metrics.get(spec, loss)
-    outputs = list(loss.losses)
+        return metrics.get(in_order("metrics", spec, outputs, "output"), loss)
     for_all = spec is None or isinstance(spec, str | Metric) or (isinstance(spec, list | tuple) and not spec)
     specs = [spec] * len(outputs) if for_all else in_order("metrics", spec, outputs, "output", optional=True)
     if isinstance(spec, Mapping):

@@ -12,6 +12,7 @@ import numpy
 
 from xpnet.backends import Array
 from xpnet.data.dataset import Batch, mean_total, of_output
+from xpnet.errors import ArgumentError
 from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
 from xpnet.layers.structure import as_tuple, mapped, one_or_tuple
@@ -26,6 +27,11 @@ class TrainingStep:
     """One step of a model, on one batch or on several whose gradients add up."""
 
     def __init__(self, model: Container, state: TrainingState) -> None:
+        if model.context.mixup is not None and len(model.input_names) > 1:
+            raise ArgumentError(
+                f"augment.MixUp mixes samples of one input, but this model has {len(model.input_names)}: their targets "
+                "would be mixed, and the other inputs not. Leave it out."
+            )
         self.model, self.loss, self.state = model, state.loss, state
         self._work = Workspace(model.context)
 
