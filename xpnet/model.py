@@ -40,7 +40,7 @@ from xpnet.layers.base import Layer
 from xpnet.layers.building import build_alone, building
 from xpnet.layers.containers import Container
 from xpnet.layers.context import Context
-from xpnet.layers.graph import Graph
+from xpnet.layers.graph import Graph, tensors_of
 from xpnet.layers.structure import Arrays, as_list, as_tuple, first_of, mapped
 from xpnet.layers.tensors import Input, Tensor
 from xpnet.losses import Loss
@@ -518,10 +518,7 @@ class _BaseModel(Container):
         training step needs, with the loss and the optimizer of the latest `fit`; before any, with SGD and a loss that
         fits the outputs. `backward` then needs another `forward`.
         """
-        rows = []
-        for layer in self.layers:
-            shape = shape_text(layer.output_shape) if layer.is_built else "not built"
-            rows.append((repr(layer), shape, f"{sum(p.size for p in layer.parameters):,}"))
+        header, rows = self._table()
         total = sum(p.size for p in self.parameters)
         frozen = sum(p.size for p in self.parameters if not p.trainable)
         footer = f"{total:,} parameters" + (f", {frozen:,} of them frozen" if frozen else "")
@@ -534,7 +531,15 @@ class _BaseModel(Container):
             optimizer = "sgd" if isinstance(state, Untrained) else state.optimizer
             footer += f"\n{memory_of_a_step(self, batch_size, state.last_loss, optimizer)}"
         where = f"input {shape_text(self.input_shape)}, {self.backend.name}" if self.is_built else "not built"
-        return summary(f"{type(self).__name__}: {where}", ("layer", "output shape", "parameters"), rows, footer)
+        return summary(f"{type(self).__name__}: {where}", header, rows, footer)
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """The header and the rows of `summary`."""
+        rows: list[tuple[str, ...]] = []
+        for layer in self.layers:
+            shape = shape_text(layer.output_shape) if layer.is_built else "not built"
+            rows.append((repr(layer), shape, f"{sum(p.size for p in layer.parameters):,}"))
+        return ("layer", "output shape", "parameters"), rows
 
     def _repr_html_(self) -> str:
         return self.summary().html
@@ -660,8 +665,35 @@ class Sequential(_BaseModel, layers_.Sequential):
     ) -> None:
         super().__init__(layers, name=name)
         self._configure(backend, seed, dtype, precision)
+        self._tensors: list[Tensor] = []  # the symbolic input and the outputs of all layers
         if input_shape is not None:
             self._build_on(input_shape)
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The symbolic input, in a list. See `outputs`."""
+        return self._symbolic()[:1]
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """The symbolic output, in a list: `xpnet.Model` makes other models with it, which share the parameters."""
+        return self._symbolic()[-1:]
+
+    def output_of(self, name: str) -> Tensor:
+        """The symbolic output of the layer of this name or number."""
+        return self._symbolic()[1 + self.layers.index(self._layer_here(name))]
+
+    def _symbolic(self) -> list[Tensor]:
+        self._refuse_unless_complete("it has no symbolic tensors")
+        if self._overrides:
+            raise StateError(
+                f"{type(self).__name__} has a forward of its own, which no graph describes: call the whole model."
+            )
+        if not self._tensors:
+            self._tensors = [Input(self.input_shape)]
+            for layer in self.layers:
+                self._tensors.append(layer(self._tensors[-1]))
+        return self._tensors
 
     def get_config(self) -> dict[str, Any]:
         shape = self.input_shape if self.is_built else None
@@ -711,17 +743,46 @@ class Model(_BaseModel, Graph):
         name: str | None = None,
     ) -> None:
         super().__init__(inputs, outputs, name=name)
+        self._begin(backend, seed, dtype, precision)
+
+    def _begin(
+        self, backend: Any, seed: Any, dtype: Any, precision: Any, state: Mapping[str, Any] | None = None
+    ) -> None:
+        """Build the model, with these values if a state is given."""
         shared = next((layer.context for layer in self.layers if layer.is_built), None)
         if shared is not None:
             backend = shared.store.backend if isinstance(backend, str) and backend == "auto" else backend
             dtype = shared.store.dtype.name if dtype is None else dtype
         self._configure(backend, seed, dtype or "float32", precision)
         shapes = [tensor.shape for tensor in self.inputs]
-        self._build_on(shapes if len(shapes) > 1 else shapes[0])
+        self._build_on(shapes if len(shapes) > 1 else shapes[0], state)
 
-    def __repr__(self) -> str:
-        name = "" if self.name is None else f", name={self.name!r}"
-        return f"Model(inputs={self.inputs!r}, outputs={self.outputs!r}, backend={self.backend.name!r}{name})"
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "seed": self.seed, "dtype": self.dtype}
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], backend: str | Backend = "auto", state: Mapping[str, Any] | None = None
+    ) -> Self:
+        """A new model made from what `get_config` returned. state: {name: array}, used in place of initial values."""
+        model = cls.__new__(cls)
+        Graph.__init__(model, *tensors_of(config), name=config.get("name"))
+        model._begin(backend, config["seed"], config["dtype"], None, state)
+        return model
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        names = dict(enumerate(self.input_names))
+        rows: list[tuple[str, ...]] = [
+            (names[i], "Input", shape_text(tensor.shape), "0", "") for i, tensor in enumerate(self.inputs)
+        ]
+        for layer, inputs, values, _ in self._sites:
+            for k, i in enumerate(as_tuple(values)):
+                names[i] = layer.path if k == 0 else f"{layer.path}, output {k + 1}"
+            again = "#" in layer.path.rpartition(".")[2]
+            parameters = "shared" if again and layer.parameters else f"{sum(p.size for p in layer.parameters):,}"
+            before = ", ".join(names[i] for i in as_tuple(inputs))
+            rows.append((layer.path, repr(layer), shape_text(layer.output_shape), parameters, before))
+        return ("name", "layer", "output shape", "parameters", "inputs"), rows
 
 
 @explain_arguments
@@ -735,9 +796,14 @@ def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[typ
     path, custom_layers = as_path("load", "path", path), model_files.checked_custom_layers(custom_layers)
     with model_files.refusing_damage(path):
         architecture, state = model_files.read(path, custom_layers)
-        frozen, input_shape = architecture.pop("frozen"), architecture.pop("input_shape")
-        model = Sequential(backend=backend, **architecture)
-        model._build_on(input_shape, state)
+        frozen = architecture.pop("frozen")
+        model: _BaseModel
+        if "calls" in architecture:
+            model = Model.from_config(architecture, backend, state)
+        else:
+            input_shape = architecture.pop("input_shape")
+            model = Sequential(backend=backend, **architecture)
+            model._build_on(input_shape, state)
         frozen = model_files.names_of(frozen, "frozen parameters", (p.name for p in model.parameters))
         for parameter in model.parameters:
             parameter.trainable = parameter.name not in frozen

@@ -214,8 +214,7 @@ class Layer(Configured):
 
     def refuse(self, expected: str, got: Any, hint: str = "") -> ShapeError:
         """Return the ShapeError to raise for a wrong input. `got` is a shape without the batch, or several, or text."""
-        got = shape_text(got) if isinstance(got, tuple) else got
-        got = " and ".join(map(shape_text, got)) if isinstance(got, list) else got
+        got = shape_text(got) if isinstance(got, tuple | list) else got
         return ShapeError(f"{self._label} expects {expected}, but the input is {got}.{hint}")
 
     def check_output(self, x: Array, y: Any) -> None:
@@ -356,9 +355,8 @@ class Layer(Configured):
         given = shapes if isinstance(shapes, list) else [shapes]
         needed = sum(map(math.prod, given)) * self.context.dtype.itemsize
         if not self.backend.can_hold(needed):
-            text = " and ".join(map(shape_text, given))
             raise DeviceMemoryError(
-                f"{self._label}: one sample of its {what} {text} takes {needed / 2**30:,.1f} GiB, more "
+                f"{self._label}: one sample of its {what} {shape_text(shapes)} takes {needed / 2**30:,.1f} GiB, more "
                 f"than the memory of {self.backend.name}. Choose smaller sizes."
             )
 

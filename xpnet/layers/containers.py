@@ -94,6 +94,13 @@ class Container(Layer):
             found = inner[key]
         return found
 
+    def _layer_here(self, name: str) -> Layer:
+        """The layer of this name or number, which must not be inside another one."""
+        layer = self.get_layer(name)
+        if layer not in self.layers:
+            raise ArgumentError(f"layer {name!r} is inside another layer, which has symbolic tensors of its own.")
+        return layer
+
     def __len__(self) -> int:
         return len(self.layers)
 

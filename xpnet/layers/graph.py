@@ -1,15 +1,15 @@
 """Graph: layers that are called on one another's outputs, as one layer. `xpnet.Model` is a graph to be trained."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
 
 from xpnet.backends import Array
-from xpnet.errors import ArgumentError, ArgumentTypeError
+from xpnet.errors import ArgumentError, ArgumentTypeError, shape_text
 from xpnet.layers.base import Layer
 from xpnet.layers.containers import Container
 from xpnet.layers.executor import CallSite
 from xpnet.layers.structure import as_tuple, one_or_tuple
-from xpnet.layers.tensors import Node, Tensor, nodes_between
+from xpnet.layers.tensors import Input, Tensor, nodes_between
 
 
 class Graph(Container):
@@ -63,6 +63,15 @@ class Graph(Container):
         given = [values[tensor] for tensor in self.outputs]
         self._execute(sites, len(self.inputs), given)
         return [shapes[i] for i in given] if len(given) > 1 else shapes[given[0]]
+
+    def output_of(self, name: str) -> Tensor:
+        """The symbolic output of the layer of this name or number, where it is called first.
+
+        `xpnet.Model(model.inputs, model.output_of("2"))` is the part of a model up to layer 2, with its parameters.
+        """
+        layer = self._layer_here(name)
+        node = next(node for node in self._nodes if node.layer is layer)
+        return node.outputs[0]
 
     @property
     def input_names(self) -> list[str]:
@@ -127,32 +136,58 @@ class Graph(Container):
                     for output in as_tuple(site.outputs):
                         yield from self._readers(output)
 
+    def get_config(self) -> dict[str, Any]:
+        """The layers, and how they are connected: see `tensors_of`."""
+        return self._with_name({"layers": list(self.layers), **self._connections(self.layers.index)})
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        return cls(*tensors_of(config), name=config.get("name"))
+
+    def _connections(self, number_of: Callable[[Layer], int]) -> dict[str, list[Any]]:
+        values, calls = {tensor: i for i, tensor in enumerate(self.inputs)}, []
+        for node in self._nodes:
+            calls.append([number_of(node.layer), [values[tensor] for tensor in node.inputs], node.takes_list])
+            values.update((tensor, len(values)) for tensor in node.outputs)
+        inputs = [[list(tensor.shape), tensor.name] for tensor in self.inputs]
+        return {"inputs": inputs, "calls": calls, "outputs": [values[tensor] for tensor in self.outputs]}
+
+    def __repr__(self) -> str:
+        name, shapes = "" if self.name is None else f" {self.name!r}", [tensor.shape for tensor in self.inputs]
+        outputs = [tensor.shape for tensor in self.outputs]
+        return f"<{type(self).__name__}{name} of {len(self)} layers: {shape_text(shapes)} → {shape_text(outputs)}>"
+
     def __getstate__(self) -> dict[str, Any]:
         # Symbolic tensors belong to all models made from them. A copy has tensors and layers of its own.
-        state, values = super().__getstate__(), {tensor: i for i, tensor in enumerate(self.inputs)}
-        first = {node.layer: k for k, node in reversed(list(enumerate(self._nodes)))}
-        calls = []
-        for node in self._nodes:
-            for tensor in node.outputs:
-                values[tensor] = len(values)
-            shape = [tensor.shape for tensor in node.outputs] if node.returns_list else node.outputs[0].shape
-            calls.append((first[node.layer], [values[tensor] for tensor in node.inputs], node.takes_list, shape))
+        state = super().__getstate__()
+        if not self._placed:
+            return state
         for name in ("inputs", "outputs", "_nodes", "layers"):
             del state[name]
-        inputs = [(tensor.shape, tensor.name) for tensor in self.inputs]
-        return {**state, "_graph": (inputs, calls, [values[tensor] for tensor in self.outputs])}
+        first = {node.layer: k for k, node in reversed(list(enumerate(self._nodes)))}
+        return {**state, "_graph": self._connections(first.__getitem__)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        inputs, calls, outputs = state.pop("_graph")
+        graph = state.pop("_graph", None)
         super().__setstate__(state)
-        self.inputs = [Tensor(shape, name=name) for shape, name in inputs]
-        tensors, self._nodes = [*self.inputs], []
-        for first, numbers, takes_list, shape in calls:
-            node = Node(self._placed[first], tuple(tensors[i] for i in numbers), takes_list, shape)
-            self._nodes.append(node)
-            tensors += node.outputs
-        self.outputs = [tensors[i] for i in outputs]
-        self.layers = tuple(dict.fromkeys(node.layer for node in self._nodes))
+        if graph is not None:
+            self.inputs, self.outputs = tensors_of({"layers": self._placed, **graph})
+            self._nodes = nodes_between(self.inputs, self.outputs)
+            self.layers = tuple(dict.fromkeys(node.layer for node in self._nodes))
+
+
+def tensors_of(config: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """(the inputs, the outputs) of the graph that `Graph.get_config` describes.
+
+    inputs: [shape, name] of each.  calls: [the number of a layer, the numbers of the tensors that it is called on,
+    whether it takes a list].  outputs: numbers of tensors, which are counted from the inputs on.
+    """
+    inputs = [Input(shape, name=name) for shape, name in config["inputs"]]
+    tensors = [*inputs]
+    for number, positions, takes_list in config["calls"]:
+        given = [tensors[i] for i in positions]
+        tensors += as_tuple(config["layers"][number](given if takes_list else given[0]))
+    return inputs, [tensors[i] for i in config["outputs"]]
 
 
 def _tensors(name: str, given: Any) -> list[Tensor]:

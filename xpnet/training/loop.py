@@ -22,7 +22,7 @@ from xpnet.layers.context import Workspace
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
-from xpnet.training.arguments import FitOptions, choose_loss_and_metrics, load_dataset
+from xpnet.training.arguments import FitOptions, choose_loss_and_metrics, load_dataset, warn
 from xpnet.training.audit import audited_step, audited_update
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.evaluation import evaluate
@@ -83,6 +83,8 @@ def _prepare(
 ) -> tuple[Run, AnyDataset | None, CallbackStates | None]:
     """Check all arguments. Returns the run, the validation dataset, and callback states from a checkpoint."""
     options = options.checked()
+    if model.parameters and not any(parameter.trainable for parameter in model.parameters):
+        warn("nothing in this model is trainable, so fit changes no weights: set trainable = True on a layer.")
     loss, metrics = choose_loss_and_metrics(model, options.loss, options.metrics, options.loss_weights)
     if not all(metric.scalar for metric in metrics):
         raise ArgumentError("a history holds only numbers: use evaluate() for a confusion matrix.")
