@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import functools
+import operator
 import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy
 
 from xpnet import layers as layers_
-from xpnet import losses
 from xpnet import optimizers as optimizers_
 from xpnet.backends import Array, Backend, DType, get_backend
 from xpnet.callbacks import Callback, History
@@ -19,9 +20,10 @@ from xpnet.concurrency.interrupts import deferring
 from xpnet.config import choice, explain_arguments, flag, integer, number
 from xpnet.data.dataset import Dataset
 from xpnet.data.files import as_path
-from xpnet.data.preparation import as_numbers, prepare, prepare_inputs
+from xpnet.data.preparation import as_numbers, prepare, prepare_gradient, prepare_inputs, structure_of
 from xpnet.data.sources import length, read
 from xpnet.data.streaming import Stream, as_stream
+from xpnet.data.structure import each, items
 from xpnet.display.tables import Summary, summary
 from xpnet.distributed.mpi import process_group
 from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -31,7 +33,6 @@ from xpnet.errors import (
     DistributedError,
     DivergenceError,
     FileError,
-    ShapeError,
     StateError,
     shape_text,
 )
@@ -40,14 +41,20 @@ from xpnet.layers.building import build_alone, building
 from xpnet.layers.containers import Container
 from xpnet.layers.context import Context
 from xpnet.layers.graph import Graph, tensors_of
-from xpnet.layers.structure import as_tuple, mapped
+from xpnet.layers.structure import Arrays, as_list, as_tuple, first_of, mapped
 from xpnet.layers.tensors import Input, Tensor
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
 from xpnet.parameters import ParameterStore
 from xpnet.training import loop, model_files, outputs
-from xpnet.training.arguments import FitOptions, checked_batch_size, choose_loss_and_metrics, load_dataset
+from xpnet.training.arguments import (
+    FitOptions,
+    checked_batch_size,
+    choose_loss_and_metrics,
+    class_weights,
+    load_dataset,
+)
 from xpnet.training.audit import Checks
 from xpnet.training.device_memory import explaining_memory_errors
 from xpnet.training.evaluation import evaluate
@@ -94,51 +101,50 @@ class _BaseModel(Container):
         self.history: History | None = None
 
     @explain_arguments
-    def forward(self, x: Any, training: bool = False) -> Array:
+    def forward(self, x: Any, training: bool = False) -> Any:
         """Return the outputs (N, *output_shape) for inputs (N, *input_shape), as a new array on the model's device.
 
-        training=True turns dropout on, with other noise in each call. `backward` may follow in both cases.
+        With several inputs, x is a list or a dict of arrays; with several outputs, the result is a list. training=True
+        turns dropout on, with other noise in each call. `backward` may follow in both cases.
         """
         if self.path or _running.get() is self:  # as a layer of another model, or in a pass
             return super().forward(x)
         x, dtype = self._inputs(x)
         return self.context.exclusively(self._forward, x, dtype, training)
 
-    def _forward(self, x: Array, dtype: DType, training: bool) -> Array:
+    def _forward(self, x: Arrays, dtype: DType, training: bool) -> Any:
         if training:
             self.context.guard.refuse_beside_training()
         self.context.begin_forward(training)
-        x = self.backend.asarray(x, dtype=dtype).copy()  # backward reads it, and the caller may change the original
+        # A copy, since backward reads it, and the caller may change the original.
+        x = mapped(lambda a, dtype: self.backend.asarray(a, dtype=dtype).copy(), x, dtype)
         with self._by_hand():
             outputs = self.forward_pass(x, training=training)
-        self._rows_of_forward = len(outputs)
+        self._rows_of_forward = len(first_of(outputs))
         self.context.end_forward()
-        return outputs.copy()
+        return as_list(mapped(lambda a: a.copy(), outputs))
 
     @explain_arguments
-    def backward(self, grad_output: Any, input_grad: bool = True) -> Array | None:
+    def backward(self, grad_output: Any, input_grad: bool = True) -> Any:
         """Fill every parameter's `.grad`, given the gradient of a loss with respect to the latest outputs of `forward`.
 
-        grad_output: (N, *output_shape). Returns the gradient with respect to the inputs as a new array; None if
+        grad_output: (N, *output_shape), or a list or a dict of arrays if there are several outputs. Returns the
+        gradient with respect to the inputs as a new array, or a list of arrays if there are several; None if
         input_grad=False, which saves its computation. `forward` must have been called by the same thread.
         """
         if self.path or _running.get() is self:
             return super().backward(grad_output)
         return self.context.exclusively(self._backward, grad_output, input_grad)
 
-    def _backward(self, grad_output: Any, input_grad: bool) -> Array | None:
+    def _backward(self, grad_output: Any, input_grad: bool) -> Any:
         self.context.guard.refuse_beside_training()
         self.context.check_forward()
-        grad = as_numbers(self.backend, grad_output, "grad_output")
-        grad = self.backend.asarray(grad, dtype=self.context.dtype)
-        expected = (self._rows_of_forward, *self.output_shape)
-        if tuple(grad.shape) != expected:
-            raise ShapeError(f"grad_output must have the shape of the outputs, {expected}, not {grad.shape}.")
+        grad = prepare_gradient(self, grad_output, self._rows_of_forward)
         self._has_gradients = False  # until this pass is complete
         with self._by_hand():
             result = self.backward_pass(grad, input_grad)
         self._has_gradients, self._checked, self._checks = True, True, None
-        return None if result is None else result.copy()
+        return as_list(mapped(lambda a: None if a is None else a.copy(), result))
 
     def _by_hand(self) -> contextlib.AbstractContextManager[None]:
         """A context for a pass that a user calls. It checks custom layers, until `backward` was called once."""
@@ -177,7 +183,7 @@ class _BaseModel(Container):
         self,
         x: Any,
         y: Any = None,
-        loss: str | Loss = "softmax_cross_entropy",
+        loss: Any = "softmax_cross_entropy",
         optimizer: str | Optimizer = "adam",
         epochs: int = 1,
         batch_size: int | None = 128,
@@ -187,12 +193,14 @@ class _BaseModel(Container):
         callbacks: Sequence[Callback] = (),
         shuffle: bool = True,
         sample_weight: Any = None,
-        class_weight: Mapping[int, float] | Sequence[float] | str | None = None,
+        class_weight: Any = None,
         accumulate: int = 1,
         resume_from: Any = None,
         distributed: bool | ProcessGroup = False,
         on_interrupt: str = "raise",
         verbose: int = 1,
+        *,
+        loss_weights: Any = None,
     ) -> History:
         """Train on x (N, *input_shape) and y. Returns a History, with the loss and metrics of every epoch.
 
@@ -218,6 +226,12 @@ class _BaseModel(Container):
             KeyboardInterrupt; "stop" returns, and history.stopped is "interrupted".
         verbose: 1 shows a progress bar on a terminal or in a notebook, 2 prints a line per epoch, 0 is silent.
 
+        With several inputs, x is a list of arrays, or a dict by the names of the inputs. With several outputs, so are
+            y, loss, metrics, sample_weight, class_weight and loss_weights, by the names of the outputs; a single loss,
+            metric or array of weights is for all outputs.  loss_weights: the factor of the loss of each output in the
+            total, by default 1. The history has the total, "loss"; of an output "digit", "digit_loss"; and
+            "digit_accuracy".
+
         A second call with an equal optimizer continues: optimizer state, schedule and epochs belong to the model.
         A second Ctrl-C raises KeyboardInterrupt at once; the model can be used then, but may be in the middle of an
         update. If the program has its own handler of SIGINT, that handler decides.
@@ -231,12 +245,12 @@ class _BaseModel(Container):
         """
         group = SINGLE_PROCESS if distributed is False else process_group(distributed)
         try:
-            x, y, sample_weight = as_stream(x, y, sample_weight)
+            x, y, sample_weight = as_stream(structure_of(self), x, y, sample_weight)
             options = FitOptions(
                 loss=loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size, validation_data=validation_data,
                 validation_split=validation_split, metrics=metrics, callbacks=callbacks, shuffle=shuffle,
                 class_weight=class_weight, accumulate=accumulate, resume_from=resume_from, on_interrupt=on_interrupt,
-                verbose=verbose, group=group,
+                verbose=verbose, loss_weights=loss_weights, group=group,
             )  # fmt: skip
             run = deferring(self._fit, x, y, sample_weight, options)
         except (DistributedError, DivergenceError):
@@ -266,18 +280,20 @@ class _BaseModel(Container):
         self,
         x: Any,
         y: Any,
-        loss: str | Loss | None = None,
+        loss: Any = None,
         optimizer: str | Optimizer | None = None,
         metrics: Any = None,
         sample_weight: Any = None,
-        class_weight: Mapping[int, float] | Sequence[float] | None = None,
+        class_weight: Any = None,
+        *,
+        loss_weights: Any = None,
     ) -> dict[str, float]:
         """Make one training step on these samples. Returns {"loss": …} and metrics, computed before the update.
 
         Loss, optimizer and metrics default to those of the last training.
         """
         with self._built_for(x), explaining_memory_errors(self, None), self.backend.device():
-            chosen, measured = self._chosen(loss, metrics)
+            chosen, measured = self._chosen(loss, metrics, loss_weights)
             wanted = self._state.optimizer if optimizer is None else optimizers_.get(optimizer)
             dataset = load_dataset(self, x, y, chosen, measured, sample_weight, class_weight)
             if not isinstance(dataset, Dataset):
@@ -320,59 +336,68 @@ class _BaseModel(Container):
         self,
         x: Any,
         y: Any = None,
-        loss: str | Loss | None = None,
+        loss: Any = None,
         metrics: Any = None,
         batch_size: int | None = 1024,
         sample_weight: Any = None,
+        *,
+        loss_weights: Any = None,
     ) -> dict[str, Any]:
         """Return the loss and metrics of a dataset, {"loss": …, "accuracy": …}.
 
         By default they are those of the last training. The loss is a mean over the samples, or their sum if its
-        reduction is "sum". batch_size affects memory and speed only; None takes all samples at once.
+        reduction is "sum". batch_size affects memory and speed only; None takes all samples at once. Lists and dicts of
+        arrays, and the names of the results with several outputs: as in `fit`.
         """
         batch_size = checked_batch_size(batch_size)
-        x, y, sample_weight = as_stream(x, y, sample_weight)
+        x, y, sample_weight = as_stream(structure_of(self), x, y, sample_weight)
         with self._built_for(x), explaining_memory_errors(self, batch_size), self.backend.device():
-            chosen, measured = self._chosen(loss, metrics)
+            chosen, measured = self._chosen(loss, metrics, loss_weights)
             dataset = load_dataset(self, x, y, chosen, measured, sample_weight)
-            result = evaluate(self, dataset, chosen, measured, batch_size).final_result(chosen.reduction == "sum")
+            result = evaluate(self, dataset, chosen, measured, batch_size).final_result(reduced=True)
             if batch_size is None:  # buffers for the whole dataset are not kept
                 self.context.exclusively(self.drop_workspaces, inference_only=True)
             return result
 
     @explain_arguments
-    def predict(self, x: Any, batch_size: int | None = 1024, as_device: bool = False) -> Array:
+    def predict(self, x: Any, batch_size: int | None = 1024, as_device: bool = False) -> Any:
         """Return the outputs (N, *output_shape) for inputs (N, *input_shape), as a NumPy array on the host.
 
-        as_device=True returns an array of `backend.xp` on the model's device instead. An array on disk, or a Stream of
+        With several inputs, x is a list or a dict of arrays; with several outputs, the result is a list of arrays.
+        as_device=True returns arrays of `backend.xp` on the model's device instead. An array on disk, or a Stream of
         one, is read batch by batch.
         """
         batch_size = checked_batch_size(batch_size)
-        on_disk = isinstance(x, Stream | numpy.memmap)
+        given, streamed = x, isinstance(x, Stream)
+        x = structure_of(self).of_inputs(x.array if streamed else x)
+        on_disk = streamed or any(isinstance(a, numpy.memmap) for a in items(x))
         if on_disk:
-            self._ensure_built(x)
-            x, size = (x.array if isinstance(x, Stream) else x), batch_size or 1024
+            self._ensure_built(given)
+            size = batch_size or 1024
         else:
             x, dtype = self._inputs(x)
-            size = batch_size or len(x)
-        parts, count = [], length(x)
+            size = batch_size or len(first_of(x))
+        parts, count = [], length(items(x)[0])
         for start in range(0, count, size):
+            rows = slice(start, min(start + size, count))
             if on_disk:
-                batch, dtype = self._inputs(read(x, slice(start, min(start + size, count)), "x"))
+                batch, dtype = self._inputs(each(functools.partial(read, rows=rows, name="x"), x))
             else:
-                batch = x[start : start + size]
+                batch = mapped(operator.itemgetter(rows), x)
             with explaining_memory_errors(self, size):
                 parts.append(self.context.exclusively(self._predict_batch, batch, dtype, as_device))
+        if len(parts) == 1:
+            return as_list(parts[0])
         with self.backend.device():
             join = self.backend.xp.concatenate if as_device else numpy.concatenate
-            return parts[0] if len(parts) == 1 else join(parts)
+            return [join(column) for column in zip(*parts, strict=True)] if isinstance(parts[0], tuple) else join(parts)
 
-    def _predict_batch(self, x: Array, dtype: DType, as_device: bool) -> Array:
-        outputs = self.forward_pass(self._own(self.backend.asarray(x, dtype=dtype)), inference=True)
-        return outputs.copy() if as_device else numpy.array(self.backend.to_numpy(outputs))
+    def _predict_batch(self, x: Arrays, dtype: DType, as_device: bool) -> Arrays:
+        outputs = self.forward_pass(self._own(mapped(self.backend.asarray, x, dtype)), inference=True)
+        return mapped(lambda a: a.copy() if as_device else numpy.array(self.backend.to_numpy(a)), outputs)
 
     @explain_arguments
-    def predict_proba(self, x: Any, batch_size: int | None = 1024, as_device: bool = False) -> Array:
+    def predict_proba(self, x: Any, batch_size: int | None = 1024, as_device: bool = False) -> Any:
         """Return the probabilities of a classifier for inputs (N, *input_shape). Arguments: as in `predict`.
 
         Outputs that are probabilities already, of a last layer such as Softmax or Sigmoid, stay as they are; those of
@@ -388,7 +413,7 @@ class _BaseModel(Container):
         with self._built_for(x):
             probabilities = outputs.probabilities(self, self._state.last_loss)
         result = probabilities(self.predict(x, batch_size, as_device=True))
-        return result if as_device else numpy.array(self.backend.to_numpy(result))
+        return as_list(result if as_device else mapped(lambda a: numpy.array(self.backend.to_numpy(a)), result))
 
     @explain_arguments
     def activations(self, x: Any) -> dict[str, numpy.ndarray[Any, Any]]:
@@ -560,6 +585,7 @@ class _BaseModel(Container):
                 return
             self.unplace()
             stream = isinstance(x, Stream)
+            x = x if stream else structure_of(self).of_inputs(x)
             self._build_on(x.sample_shape if stream else as_numbers(self._wanted_backend, x, "x").shape[1:])
             self._builder = threading.get_ident() if on_trial else 0
 
@@ -588,20 +614,20 @@ class _BaseModel(Container):
             if self._builder == threading.get_ident():
                 self._builder = 0
 
-    def _own(self, x: Array) -> Array:
+    def _own(self, x: Arrays) -> Arrays:
         """x, as a copy if a custom layer might write into it."""
-        return x.copy() if self.has_custom_layers else x
+        return mapped(lambda a: a.copy(), x) if self.has_custom_layers else x
 
-    def _inputs(self, x: Any) -> tuple[Array, DType]:
+    def _inputs(self, x: Any) -> tuple[Arrays, Any]:
         with self._built_for(x), self.backend.device():
             return prepare_inputs(self, x, finite=False)
 
-    def _chosen(self, loss: Any, metrics: Any) -> tuple[Loss, list[Metric]]:
+    def _chosen(self, loss: Any, metrics: Any, loss_weights: Any = None) -> tuple[Loss, list[Metric]]:
         """The loss and metrics of these names or objects; None means those of the last training."""
-        if loss is None and metrics is None:
+        if loss is None and metrics is None and loss_weights is None:
             with self.context.guard.lock:  # both are set when fit begins
                 return self._state.loss, self._state.metrics
-        return choose_loss_and_metrics(self, self._state.loss if loss is None else loss, metrics)
+        return choose_loss_and_metrics(self, self._state.loss if loss is None else loss, metrics, loss_weights)
 
 
 class Sequential(_BaseModel, layers_.Sequential):
@@ -786,14 +812,15 @@ def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[typ
 
 @explain_arguments
 def check_gradients(
-    model: _BaseModel, x: Any, y: Any, loss: str | Loss = "mse", samples: int = 40, step: float = 1e-5,
-    inputs: bool = False
+    model: _BaseModel, x: Any, y: Any, loss: Any = "mse", samples: int = 40, step: float = 1e-5, inputs: bool = False,
+    *, loss_weights: Any = None
 ) -> dict[str, float]:  # fmt: skip
     """Compare backward with finite differences, (L(w + h) - L(w - h)) / 2h. Returns {parameter name: relative error}.
 
     It uses a float64 copy of the model, in training mode, with the same dropout masks in every pass. samples: how many
     elements of each parameter are tried, the same in every call.  step: h.  inputs: whether to check the gradient with
-    respect to x too, as the entry "inputs"; integers have none.
+    respect to x too, as the entry "inputs"; integers have none. With several inputs or outputs, the arguments are lists
+    or dicts, as in `fit`, and the entries are "inputs.image", ….
 
     The error is ‖a - n‖ / (‖a‖ + ‖n‖), with the gradients a of backward and n of the differences. Below 1e-6 the
     gradient is right, above 1e-4 it is wrong, unless the loss has a kink within h. It is infinite if backward does not
@@ -804,17 +831,17 @@ def check_gradients(
     number("", "step", step, above=0)
     model._ensure_built(x)
     twin = copy.deepcopy(model).to(model.backend, dtype="float64")
-    chosen, _ = choose_loss_and_metrics(twin, loss, [])
+    chosen, _ = choose_loss_and_metrics(twin, loss, [], loss_weights)
     with twin.backend.device():
-        dataset = prepare(twin, x, y, chosen, None, chosen.class_weight)
+        dataset = prepare(twin, x, y, chosen, None, class_weights(structure_of(twin), chosen, None))
         dataset.private = True  # elements of x are varied
         return relative_errors(twin, dataset, chosen, samples, step, inputs)
 
 
 @explain_arguments
 def explain_step(
-    model: _BaseModel, batch_size: int = 32, *, loss: str | Loss | None = None,
-    optimizer: str | Optimizer | None = None, metrics: Sequence[str | Metric] | None = None, times: bool = False,
+    model: _BaseModel, batch_size: int = 32, *, loss: Any = None, optimizer: str | Optimizer | None = None,
+    metrics: Any = None, times: bool = False,
 ) -> "StepExplanation":  # fmt: skip
     """Explain what a training step of a built model computes: the calls that it makes, and the memory that they need.
 
@@ -838,7 +865,7 @@ def explain_step(
         optimizer = "sgd" if isinstance(state, Untrained) else state.optimizer
     if loss is None and metrics is None and state.last_loss is not None:
         metrics = state.metrics
-    chosen = state.last_loss if loss is None else losses.get(loss)
+    chosen = state.last_loss if loss is None else loss
     return explain(model, batch_size, chosen, metrics, optimizer, flag("explain_step", "times", times))
 
 

@@ -63,6 +63,20 @@ class Container(Layer):
         """The layers that run. A layer that is called at several places is there once for each call, as a copy."""
         return self._placed or self.layers
 
+    @property
+    def input_names(self) -> list[str]:
+        """The name of the input, in a list as in xpnet.Model."""
+        return ["input_1"]
+
+    @property
+    def output_names(self) -> list[str]:
+        """The name or number of the last layer, in a list as in xpnet.Model."""
+        return self._keys()[-1:]
+
+    def check_input(self, index: int, x: Array, name: str) -> None:
+        """`check_inputs` for one of several inputs."""
+        self.check_inputs(x, name)
+
     def get_layer(self, name: str) -> Layer:
         """Return the layer of this name or number: "digit", "0", or "1.0" for layer 0 of layer 1.
 
@@ -291,16 +305,6 @@ class Sequential(Container):
 
     def get_config(self) -> dict[str, Any]:
         return self._with_name({"layers": list(self.layers)})
-
-    @property
-    def input_names(self) -> list[str]:
-        """The name of the input, in a list as in xpnet.Model."""
-        return ["input_1"]
-
-    @property
-    def output_names(self) -> list[str]:
-        """The name or number of the last layer, in a list as in xpnet.Model."""
-        return self._keys()[-1:]
 
 
 def _is_whole_model(layer: Layer) -> bool:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+#: The sizes of an array, without the batch.
+Shape: TypeAlias = tuple[int, ...]
 #: An array, or a tuple of arrays, one for each of several inputs or outputs.
 Arrays: TypeAlias = Any
 
@@ -22,6 +24,16 @@ def mapped(function: Callable[..., Any], *values: Any) -> Any:
     if isinstance(values[0], list | tuple):
         return tuple(map(function, *values))
     return function(*values)
+
+
+def as_list(values: Any) -> Any:
+    """Several values as a list, as users get them; a single value unchanged."""
+    return list(values) if isinstance(values, tuple) else values
+
+
+def shapes_of(shape: Any) -> list[Shape]:
+    """The shapes of the inputs or outputs of a model: it has a list of them if there are several, or else one shape."""
+    return shape if isinstance(shape, list) else [shape]
 
 
 def first_of(values: Any) -> Any:

@@ -188,7 +188,7 @@ class StepExecutor:
                 return None
         model = self._step.model  # a frozen BatchNorm computes otherwise, and may have no parameters
         trained = (*map(_TRAINABLE, model.context.store.parameters), *map(_FLAG, every_layer(model)))
-        arrays = tuple((a.dtype, a.shape[1:]) for a in data.dataset.arrays)
+        arrays = tuple((a.dtype, a.shape[1:]) for a in data.dataset.arrays.values())
         kind = (data.rows, data.batch_size, trained, arrays, data.order is None)
         captured = self._kinds.get(kind, 0)
         if not isinstance(captured, int) and captured.fits(data, metrics):
@@ -228,7 +228,7 @@ class StepExecutor:
     def _compare(self, captured: "ReplayedStep | GraphStep", data: StepData, metrics: EpochMetrics) -> None:
         """Run the step eagerly and undo it; then replay it. Undo the replay unless both did the same."""
         step, reason = self._step, None
-        states, number, column = snapshot(step, metrics), step.state.step, metrics.batches
+        states, number, column = snapshot(step, metrics), step.state.step, metrics.column
         self._run_eagerly(data, metrics)
         follow_new_sums(states, metrics)
         scales = {} if self._on_cpu else _scales(step, states)

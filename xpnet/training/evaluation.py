@@ -21,7 +21,7 @@ def evaluate(
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> EpochMetrics:
     """The loss and metrics over the samples of this rank, in a workspace separate from that of training."""
-    result = EpochMetrics(model, metrics)
+    result = EpochMetrics(model, loss, metrics)
 
     def add(batch: Batch) -> None:
         outputs = model.forward_pass(batch.x, inference=True)

@@ -13,6 +13,7 @@ from xpnet.backends import Array
 from xpnet.callbacks import Callback
 from xpnet.concurrency.interrupts import interrupts, take_press
 from xpnet.data.dataset import Dataset, total_weight
+from xpnet.data.preparation import structure_of
 from xpnet.data.streaming import EVALUATION_BATCH, AnyDataset, StreamingDataset
 from xpnet.distributed.process_group import SINGLE_PROCESS
 from xpnet.errors import ArgumentError, DataError, DivergenceError, StateError
@@ -84,10 +85,11 @@ def _prepare(
     options = options.checked()
     if model.parameters and not any(parameter.trainable for parameter in model.parameters):
         warn("nothing in this model is trainable, so fit changes no weights: set trainable = True on a layer.")
-    loss, metrics = choose_loss_and_metrics(model, options.loss, options.metrics)
+    loss, metrics = choose_loss_and_metrics(model, options.loss, options.metrics, options.loss_weights)
     if not all(metric.scalar for metric in metrics):
         raise ArgumentError("a history holds only numbers: use evaluate() for a confusion matrix.")
-    (x, y, sample_weight), held_out = options.split(x, y, sample_weight)
+    structure = structure_of(model)
+    (x, y, sample_weight), held_out = options.split(structure, x, y, sample_weight)
     dataset = load_dataset(model, x, y, loss, metrics, sample_weight, options.class_weight)
     validation = None
     if held_out is not None:
@@ -222,14 +224,14 @@ def train_on_batch(model: Container, state: TrainingState, dataset: Dataset) -> 
 
     Use it in `Context.exclusively`.
     """
-    metrics = EpochMetrics(model, state.metrics, batches=1)
+    metrics = EpochMetrics(model, state.loss, state.metrics, batches=1)
     total = len(dataset) if dataset.weights is None else total_weight(model.backend.xp, dataset.weights)
     batches = dataset.batches(Workspace(model.context), len(dataset))
     step, before = TrainingStep(model, state), [buffer.value.copy() for buffer in model.context.store.buffers]
     with ignoring_float_errors(), model.execution_context(), audited_step(step):
         try:
             step.gradients(batches, total, metrics.add)
-            logs = metrics.result(as_sum=step.loss.reduction == "sum")
+            logs = metrics.result(reduced=True)
             _refuse_divergent_batch(model, state, logs["loss"], before)
             step.update()
         finally:

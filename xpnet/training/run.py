@@ -13,17 +13,18 @@ import numpy
 from xpnet._version import __version__
 from xpnet.callbacks import Callback, History
 from xpnet.config import is_custom
-from xpnet.data.dataset import Dataset
+from xpnet.data.dataset import Batch, Dataset
 from xpnet.data.streaming import AnyDataset, StreamingDataset
 from xpnet.errors import ArgumentError, BackendError, FileError, XpnetError
 from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
+from xpnet.layers.structure import one_or_tuple, shapes_of
 from xpnet.parameters import Snapshot
 from xpnet.training import checkpoints
 from xpnet.training.arguments import FitOptions, warn
 from xpnet.training.attributes import has_custom_code, schedule_may_change
 from xpnet.training.captured_step import StepExecutor, StepsToCome
-from xpnet.training.epoch_metrics import EpochMetrics
+from xpnet.training.epoch_metrics import EpochMetrics, scored_by
 from xpnet.training.model_files import architecture, names_of, refusing_damage
 from xpnet.training.resuming import Settings, description, different_environment, refuse_another_run
 from xpnet.training.state import TrainingState
@@ -44,9 +45,6 @@ class Run:
         self.epochs, self.first_epoch, self.shuffle = options.epochs, state.epoch, options.shuffle
         self.history, self.on_interrupt = History(), options.on_interrupt
         self.running = self.interrupted = False
-        self.log_names = ["loss", *[metric.name for metric in state.metrics]]
-        if options.validates:
-            self.log_names += [f"val_{name}" for name in self.log_names]
         self.samples, self.batch_size, self.accumulate = dataset.samples, options.batch_size or 1, options.accumulate
         self.steps: int | None = None
         if dataset.samples is not None:
@@ -56,7 +54,10 @@ class Run:
         self.seen, self.complete = 0, False  # samples of this epoch, and whether these are all
         self.under_way = False
         self.last_rate = state.learning_rate  # of the latest step
-        self.metrics = EpochMetrics(model, state.metrics, self.steps)
+        self.metrics = EpochMetrics(model, state.loss, state.metrics, self.steps)
+        self.log_names = self.metrics.names
+        if options.validates:
+            self.log_names = [*self.log_names, *(f"val_{name}" for name in self.log_names)]
         #: The model at the beginning of the epoch, and the number of steps that it had made.
         self.epoch_start = Snapshot(model.context.store, lambda: state.optimizer_state.slots)
         self.first_step = state.step
@@ -202,7 +203,7 @@ class Run:
         if scale is not None and not (scale.shape == (2,) and numpy.isfinite(scale).all() and scale[0] >= 1):
             raise ArgumentError(f"its loss scale {scale} is invalid.")
         epochs, history = values["epoch"] - values["first_epoch"], values["history"]
-        measured = ["loss", *(metric.name for metric in self.state.metrics)]
+        measured = self.metrics.names
         for name in [*history, *(measured if epochs else [])]:
             own_name = name.removeprefix("val_") in [*measured, "learning_rate"]  # others are those of callbacks
             if own_name and not checkpoints.is_list_of_numbers(history.get(name), epochs):
@@ -215,18 +216,21 @@ class Run:
         data, model = self.dataset, self.model
         if not isinstance(data, Dataset):
             return {}
-        outputs = model.backend.zeros((1, *model.output_shape), model.context.dtype)
-        weight = None if data.counts is None else data.counts[:1]
+        zeros, sample = model.backend.zeros, Batch(**data.replaced(lambda _, a: a[:1]))
+        outputs = one_or_tuple([zeros((1, *shape), model.context.dtype) for shape in shapes_of(model.output_shape)])
         sums = {}
         for metric in self.state.metrics:
             with contextlib.suppress(Exception):  # a custom metric that fails on such outputs is not compared
-                sums[metric.name] = metric.sums(model.backend, outputs, data.y[:1], weight)
+                sums[metric.name] = metric.sums(model.backend, *scored_by(metric, outputs, sample))
         return sums
 
     def settings(self) -> Settings:
         """What must be equal for this run to continue."""
         state = self.state
-        what = {"optimizer": state.optimizer, "loss": state.loss, "metrics": state.metrics}
+        metrics: Any = state.metrics
+        if self.metrics.columns_per_batch > 1:  # of several outputs
+            metrics = {metric.name: metric for metric in metrics}
+        what = {"optimizer": state.optimizer, "loss": state.loss, "metrics": metrics}
         return Settings(
             architecture(self.model),
             {name: description(value) for name, value in what.items()},
