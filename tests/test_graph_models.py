@@ -8,10 +8,12 @@ import pytest
 import random_graphs
 from captured_trainings import Watch
 from small_models import QUIET, assert_same_state
+from strict import StrictBackend
 
 import xpnet
 from xpnet import callbacks, layers, optimizers
 from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError
+from xpnet.layers.structure import as_tuple
 
 X = np.random.default_rng(0).normal(size=(24, 4)).astype("float32")
 Y = np.random.default_rng(1).normal(size=(24, 2)).astype("float32")
@@ -91,41 +93,35 @@ def test_a_chain_as_model_trains_like_the_sequential_bit_for_bit(backend, rng, n
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_gradients_of_random_graphs_equal_finite_differences(backend, seed):
-    graph = random_graphs.random_graph(seed, single=True)
+    graph = random_graphs.random_graph(seed)
     model = random_graphs.model_of(graph, backend=backend)
-    x = np.random.default_rng(seed).normal(size=(5, *model.input_shape))
-    y = np.random.default_rng(seed + 1).normal(size=(5, *model.output_shape))
-    errors = xpnet.check_gradients(model, x, y, inputs=True)
-    assert errors.keys() == {*(p.name for p in model.parameters), "inputs"}
+    errors = xpnet.check_gradients(model, *random_graphs.data_of(graph, 5), inputs=True)
+    assert {*errors} > {p.name for p in model.parameters}
+    assert len(errors) == len(model.parameters) + len(graph.inputs)
     assert max(errors.values()) < 1e-5
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_random_graphs_are_bit_identical_on_the_strict_stand_in(seed):
-    from strict import StrictBackend
-
-    states = []
+    states, graph = [], random_graphs.random_graph(seed)
     for backend in (xpnet.get_backend("cpu"), StrictBackend()):
-        model = random_graphs.model_of(random_graphs.random_graph(seed, single=True), backend=backend)
-        x = np.random.default_rng(seed).normal(size=(12, *model.input_shape)).astype("float32")
-        model.fit(x, np.ones((12, *model.output_shape)), loss="mse", epochs=3, **QUIET)
+        model = random_graphs.model_of(graph, backend=backend)
+        model.fit(*random_graphs.data_of(graph, 12), loss="mse", epochs=3, **QUIET)
         states.append(model.state_dict())
     assert_same_state(*states)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_random_graph_is_replayed(backend, monkeypatch, exact_replays, seed):
-    """On the CPU to the bit, on a GPU up to rounding."""
-    states = []
+    """A replay equals eager steps up to rounding; on the CPU, fit itself compares the bits."""
+    states, graph = [], random_graphs.random_graph(seed)
     for capture in ("1", "0"):
         monkeypatch.setenv("XPNET_CAPTURE", capture)
-        model = random_graphs.model_of(random_graphs.random_graph(seed, single=True), backend=backend)
-        x = np.random.default_rng(seed).normal(size=(80, *model.input_shape)).astype("float32")
-        watch = Watch()
+        model, watch = random_graphs.model_of(graph, backend=backend), Watch()
         options = {"optimizer": optimizers.SGD(0.01, clip_norm=1.0), "epochs": 6, "callbacks": [watch], **QUIET}
-        model.fit(x, np.ones((80, *model.output_shape)), loss="mse", **options)
+        model.fit(*random_graphs.data_of(graph, 80), loss="mse", **options)
         captures = capture == "1" and (backend.replays_calls or backend.graph_capture() is not None)
-        assert bool(watch.run.executor.captured) == captures, watch.run.executor.fallback_reason
+        assert bool(watch.captured) == captures, watch.fallback_reason
         states.append(model.state_dict())
     for name, value in states[1].items():
         np.testing.assert_allclose(states[0][name], value, rtol=1e-4, atol=1e-5, err_msg=name)
@@ -133,8 +129,9 @@ def test_a_random_graph_is_replayed(backend, monkeypatch, exact_replays, seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_random_graph_resumes_to_the_bit(tmp_path, seed):
-    def new():
-        return random_graphs.model_of(random_graphs.random_graph(seed, single=True), backend="cpu")
+    graph, stop = random_graphs.random_graph(seed), int(np.random.default_rng(seed).integers(1, 16))
+    whole, first, second = (random_graphs.model_of(graph, backend="cpu") for _ in range(3))
+    x, y = random_graphs.data_of(graph, 20)
 
     class Stop(callbacks.Callback):
         def on_step_end(self, model, step):
@@ -142,12 +139,7 @@ def test_a_random_graph_resumes_to_the_bit(tmp_path, seed):
                 self.run.save(tmp_path / "state")
                 self.run.history.stopped = "test"
 
-    whole, first, second = new(), new(), new()
-    rng = np.random.default_rng(seed)
-    stop = int(rng.integers(1, 16))
-    x = rng.normal(size=(20, *whole.input_shape)).astype("float32")
     options = {"loss": "mse", "epochs": 4, **QUIET}
-    y = rng.normal(size=(20, *whole.output_shape))
     whole.fit(x, y, **options)
     first.fit(x, y, callbacks=[Stop()], **options)
     second.fit(x, y, resume_from=tmp_path / "state", **options)
@@ -221,6 +213,29 @@ def test_a_model_trains_alike_whether_its_store_has_grown_or_not(backend):
     assert_same_state(*results)
 
 
+def test_a_checkpoint_holds_the_own_parameters_only(tmp_path):
+    """So a run of a model that shares layers resumes in one that does not, as after `xpnet.load`."""
+
+    def model_alone():
+        x = xpnet.Input(4)
+        h = layers.BatchNorm()(layers.Dense(6, name="body")(x))
+        return xpnet.Model(x, layers.Dense(2)(h), backend="cpu")
+
+    class Stop(callbacks.Callback):
+        def on_step_end(self, model, step):
+            if step == 7:
+                self.run.save(tmp_path / "state")
+                self.run.history.stopped = "test"
+
+    whole = model_alone()
+    train(whole, epochs=3)
+    _, sharing, _ = heads()
+    train(sharing, epochs=3, callbacks=[Stop()])
+    for resumed in (model_alone(), heads()[1], xpnet.load(tmp_path / "state", backend="cpu")):
+        train(resumed, epochs=3, resume_from=tmp_path / "state")
+        assert_same_state(resumed.state_dict(), whole.state_dict())
+
+
 def test_an_autoencoder_trains_its_parts_which_stay_usable(backend):
     encoder, decoder, whole = autoencoder(backend)
     before = encoder.predict(X)
@@ -289,8 +304,6 @@ def test_models_that_share_layers_agree_on_backend_and_dtype():
 
 
 def test_models_that_share_layers_move_together():
-    from strict import StrictBackend
-
     body, model, _ = heads()
     train(model)
     expected = model.predict(X), body.predict(X)
@@ -339,13 +352,15 @@ def test_a_copy_continues_alone_and_alike(copied):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_file_restores_a_random_graph(tmp_path, seed):
-    model = random_graphs.model_of(random_graphs.random_graph(seed, single=True), backend="cpu")
-    x = np.random.default_rng(seed).normal(size=(5, *model.input_shape)).astype("float32")
+    graph = random_graphs.random_graph(seed)
+    model, (x, _) = random_graphs.model_of(graph, backend="cpu"), random_graphs.data_of(graph, 5)
+    expected = as_tuple(model.predict(x))
     for saved in (model, copy.deepcopy(model)):
         saved.save(tmp_path / "m.safetensors")
         loaded = xpnet.load(tmp_path / "m.safetensors", backend="cpu")
         assert [p.name for p in loaded.parameters] == [p.name for p in model.parameters]
-        np.testing.assert_array_equal(loaded.predict(x), model.predict(x))
+        for got, want in zip(as_tuple(loaded.predict(x)), expected, strict=True):
+            np.testing.assert_array_equal(got, want)
 
 
 def test_a_file_restores_nested_and_shared_models(tmp_path):

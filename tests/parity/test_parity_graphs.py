@@ -61,10 +61,10 @@ def test_a_random_graph_equals_autograd(seed, dtype):
     for parameter in model.parameters:  # so that gamma and beta take part
         parameter.value += 0.3 * rng.normal(size=parameter.shape).astype(dtype)
     x = [rng.normal(size=(7, size)).astype(dtype) for size in graph.inputs]
-    y = model.forward_pass(random_graphs.one_or_tuple(x), training=True)
+    y = model.forward_pass(random_graphs.one_or_list(x), training=True)
     outputs = [np.array(a) for a in (y if isinstance(y, tuple) else (y,))]
     grads = [rng.normal(size=a.shape).astype(dtype) for a in outputs]
-    grad_x = model.backward_pass(random_graphs.one_or_tuple(grads))
+    grad_x = model.backward_pass(random_graphs.one_or_list(grads))
     p = {a.name: torch.tensor(np.array(a.value), requires_grad=True) for a in model.parameters}
     inputs = [torch.tensor(a, requires_grad=True) for a in x]
     expected = twin(graph, inputs, p)

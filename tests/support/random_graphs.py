@@ -119,5 +119,13 @@ def model_of(graph, **kwargs):
     return xpnet.Model(*tensors_of(graph), **kwargs)
 
 
-def one_or_tuple(values):
-    return values[0] if len(values) == 1 else tuple(values)
+def data_of(graph, samples, seed=0):
+    """(x, y): random samples, as arrays or, if there are several, as lists of arrays."""
+    rng = np.random.default_rng(seed)
+    sizes = [graph.calls[i - len(graph.inputs)].size for i in graph.outputs]
+    x, y = ([rng.normal(size=(samples, size)).astype("float32") for size in given] for given in (graph.inputs, sizes))
+    return one_or_list(x), one_or_list(y)
+
+
+def one_or_list(values):
+    return values[0] if len(values) == 1 else list(values)
