@@ -262,7 +262,7 @@ class Sequential(Container):
             if first.setdefault(id(layer), i) < i:
                 raise StateError(
                     f"{type(self).__name__}: items {first[id(layer)]} and {i} are the same {type(layer).__name__} "
-                    "object; a layer object can be used only once. Make a second layer."
+                    "object; a layer object can be used only once. Make a second layer, or share it in an xpnet.Model."
                 )
         self._keys()
 
