@@ -71,7 +71,7 @@ class Container(Layer):
     @property
     def output_names(self) -> list[str]:
         """The name or number of the last layer, in a list as in xpnet.Model."""
-        return self._keys()[-1:]
+        return [self.layers[-1].name or str(len(self.layers) - 1)]
 
     def check_input(self, index: int, x: Array, name: str) -> None:
         """`check_inputs` for one of several inputs."""
