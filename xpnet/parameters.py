@@ -215,10 +215,9 @@ class ParameterStore:
             self.refuse_state(state)  # before memory is allocated for sizes that may be wrong
         self._refuse_too_large()
         new = [parameter for parameter in self.parameters if parameter.root is parameter]
-        end = 0
-        for parameter in new:
-            parameter.slot = slice(end, end + parameter.size)
-            end += _aligned(parameter.size)
+        slots, end = _slots(new)
+        for parameter, slot in zip(new, slots, strict=True):
+            parameter.slot = slot
         flat = numpy.zeros(end)
         for parameter in new:
             if state is None:
@@ -260,6 +259,21 @@ class ParameterStore:
             self._bind(
                 numpy.concatenate([*values, new_values]), numpy.concatenate([*grads, numpy.zeros_like(new_values)])
             )
+
+    def gathered(self, vector: Array) -> Array:
+        """The parts of a vector that belong to this model's own parameters, as they lie in a model that shares none."""
+        alone, size = _slots(self.parameters)
+        if alone == [parameter.slot for parameter in self.parameters] and size == len(vector):
+            return vector
+        own = self.backend.zeros((size,), vector.dtype)
+        for parameter, slot in zip(self.parameters, alone, strict=True):
+            own[slot] = vector[parameter.slot]
+        return own
+
+    def scatter(self, own: Array, vector: Array) -> None:
+        """Write what `gathered` returned into a vector."""
+        for parameter, slot in zip(self.parameters, _slots(self.parameters)[0], strict=True):
+            vector[parameter.slot] = own[slot]
 
     def _shift(self, elements: int) -> None:
         """Move the slots of all parameters by so many elements."""
@@ -393,18 +407,30 @@ class ParameterStore:
         if not self.allocated:
             return own
         with self.guard.lock:
-            values, grads = (numpy.array(self.backend.to_numpy(a)) for a in (self.values, self.grads))
+            values, grads = (numpy.array(self.backend.to_numpy(self.gathered(a))) for a in (self.values, self.grads))
             buffers = [(b, numpy.array(self.backend.to_numpy(b.value))) for b in self.buffers]
         return {**own, "values": values, "grads": grads, "buffers": buffers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, family=weakref.WeakSet([self]), models=weakref.WeakSet(), _sources=[])
         if self.allocated:
+            self._slices = {}
+            for parameter, slot in zip(self.parameters, _slots(self.parameters)[0], strict=True):
+                parameter.slot = slot
             self.buffers = []
             for buffer, value in state["buffers"]:
                 buffer.bind(self.backend, self.backend.asarray(value), self.guard)
                 self.buffers.append(buffer)
             self._bind(self.values, self.grads)
+
+
+def _slots(parameters: Sequence[Parameter]) -> tuple[list[slice], int]:
+    """The slots of parameters that lie one after the other, and the length of the vector."""
+    slots, end = [], 0
+    for parameter in parameters:
+        slots.append(slice(end, end + parameter.size))
+        end += _aligned(parameter.size)
+    return slots, end
 
 
 def _aligned(elements: int) -> int:

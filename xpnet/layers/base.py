@@ -162,10 +162,10 @@ class Layer(Configured):
         store, path = self._shared_with.context.store, self._shared_with.path
         array = next((a for a in store.arrays() if a.name == (f"{path}.{name}" if path else name)), None)
         if array is None or array.shape != shape:
-            has = f"has no {name}" if array is None else f"has a {name} of shape {array.shape}"
-            raise self.refuse(
-                f"inputs for which it can share its parameters, as it is called several times: it {has}, not {shape}",
-                self.input_shape,
+            has = "it has none" if array is None else f"it has one of shape {array.shape}"
+            raise ShapeError(
+                f"{self._shared_with._label} is called again, on inputs {shape_text(self.input_shape)}, which need a "
+                f"{name} of shape {shape}; but {has}. Call it on inputs like the first, or make another layer."
             )
         return self.context.store.share(array, store, lambda: self._qualified(name))
 

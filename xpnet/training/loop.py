@@ -291,10 +291,11 @@ def _refuse_divergence(run: Run, metrics: EpochMetrics) -> None:
     """If loss, weights or buffers are not finite, restore the start of the epoch and raise DivergenceError."""
     step, what = metrics.first_non_finite_batch(), "loss"
     if step is None:
-        values = run.model.context.store.values
+        store, isfinite = run.model.context.store, run.model.backend.xp.isfinite
+        parts = [store.values[part] for part in store.slices(lambda parameter: True)]
         overflowed = _first_non_finite_buffer(run.model)
         # A sum of squares is finite only if all terms are; it may overflow though they are.
-        if overflowed is None and (math.isfinite(values.dot(values)) or run.model.backend.xp.isfinite(values).all()):
+        if overflowed is None and all(math.isfinite(part.dot(part)) or isfinite(part).all() for part in parts):
             return
         what, step = overflowed or "weights", metrics.batches - 1  # it is known only at the end of the epoch
     state = run.state

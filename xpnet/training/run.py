@@ -187,10 +187,7 @@ class Run:
 
     def _refuse_state(self, arrays: Mapping[str, numpy.ndarray[Any, Any]], values: Mapping[str, Any]) -> None:
         """Raise ArgumentError unless these are arrays of this run that fit these values, which are valid."""
-        own = {f"slot {name}": vector for name, vector in self.state.optimizer_state.slots.items()}
-        if values["under_way"]:
-            own |= {f"start {i}": copy for i, copy in enumerate(self.epoch_start.copies.values())}
-        for name, array in own.items():
+        for name, array in self._state_arrays(values["under_way"]).items():
             if name not in arrays:
                 raise ArgumentError(f"it has no array {name!r}.")
             found, expected = arrays[name], (tuple(array.shape), numpy.dtype(array.dtype))
@@ -270,13 +267,12 @@ class Run:
         All ranks must call it; the first rank gets the metrics of all.
         """
         state, history, settings = self.state, self.history, self.settings()
-        arrays = {f"slot {name}": vector for name, vector in state.optimizer_state.slots.items()}
+        arrays = self._state_arrays()
         if state.loss_scale is not None:
             arrays["loss scale"] = state.loss_scale.state
         if self.under_way:
             metrics = self.metrics.over_ranks(self.group)
             arrays |= {f"figures {name}": a for name, a in metrics.state_dict().items()}  # named so in the file format
-            arrays |= {f"start {i}": copy for i, copy in enumerate(self.epoch_start.copies.values())}
         callback_values: dict[str, dict[str, Any]] = {}
         for key, callback in self.named_callbacks().items():
             callback_values[key] = {}
@@ -305,11 +301,24 @@ class Run:
             "callbacks": callback_values,
         }
 
+    def _state_arrays(self, under_way: bool | None = None) -> dict[str, Any]:
+        """The vectors of the optimizer and the copies from the start of the epoch, for this model's parameters only."""
+        gathered = self.model.context.store.gathered
+        arrays = {f"slot {name}": gathered(vector) for name, vector in self.state.optimizer_state.slots.items()}
+        if self.under_way if under_way is None else under_way:
+            for i, (name, copy) in enumerate(self.epoch_start.copies.items()):
+                arrays[f"start {i}"] = gathered(copy) if self._is_flat(name) else copy
+        return arrays
+
+    def _is_flat(self, name: str) -> bool:
+        """Whether this array of a snapshot is as long as the flat vectors: the weights, or of the optimizer."""
+        return name == "the weights" or name in self.state.optimizer_state.slots
+
     def load_state_dict(self, arrays: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         """Continue where a run with this state stopped. The states of callbacks are not loaded here."""
-        state, asarray = self.state, self.model.backend.asarray
+        state, store, asarray = self.state, self.model.context.store, self.model.backend.asarray
         for name, vector in state.optimizer_state.slots.items():
-            vector[...] = asarray(arrays[f"slot {name}"])
+            store.scatter(asarray(arrays[f"slot {name}"]), vector)
         if state.loss_scale is not None and "loss scale" in arrays:
             state.loss_scale.state[...] = asarray(arrays["loss scale"])
         state.optimizer_state.step, state.epoch = values["step"], values["epoch"]
@@ -329,8 +338,12 @@ class Run:
         self.metrics.load_state_dict(_with_prefix(arrays, "figures "))
         if self.group.rank:  # the first rank counts them
             self.metrics.drop_sums()
-        for i, copy in enumerate(self.epoch_start.copies.values()):
-            copy[...] = asarray(arrays[f"start {i}"])
+        for i, (name, copy) in enumerate(self.epoch_start.copies.items()):
+            start = asarray(arrays[f"start {i}"])
+            if self._is_flat(name):
+                store.scatter(start, copy)
+            else:
+                copy[...] = start
 
 
 def _with_prefix(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:

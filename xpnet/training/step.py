@@ -66,7 +66,8 @@ class TrainingStep:
         if accumulated is not None:
             store.grads[...] = accumulated
         if context.group.size > 1:
-            context.group.all_reduce(store.grads)
+            for part in store.slices(lambda parameter: True):  # other models may share the vector
+                context.group.all_reduce(store.grads[part])
         if self.state.loss_scale is not None:
             self.state.loss_scale.unscale(store)
         store.add_penalty_gradients(mean_total(total))
