@@ -117,7 +117,7 @@ def prepare_gradient(model: Container, grad_output: Any, rows: int) -> Any:
 
 
 def _checked_input(
-    model: Container, k: int, x: Any, expected: Any, name: str, finite: bool, takes_integers: bool
+    model: Container, k: int, x: Any, expected: Any, name: str, finite: bool, takes_integers: bool | None
 ) -> tuple[Array, DType]:
     """(the array of input k, checked, on the model's device; the dtype that the layer takes)."""
     backend = model.backend
