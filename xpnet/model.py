@@ -23,7 +23,7 @@ from xpnet.data.files import as_path
 from xpnet.data.preparation import as_numbers, prepare, prepare_gradient, prepare_inputs, structure_of
 from xpnet.data.sources import length, read
 from xpnet.data.streaming import Stream, as_stream
-from xpnet.data.structure import each, items
+from xpnet.data.structure import each, in_order, items
 from xpnet.display.tables import Summary, summary
 from xpnet.distributed.mpi import process_group
 from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -369,7 +369,7 @@ class _BaseModel(Container):
         """
         batch_size = checked_batch_size(batch_size)
         given, streamed = x, isinstance(x, Stream)
-        x = structure_of(self).of_inputs(x.array if streamed else x)
+        x = in_order("x", x.array if streamed else x, self.input_names, "input")
         on_disk = streamed or any(isinstance(a, numpy.memmap) for a in items(x))
         if on_disk:
             self._ensure_built(given)
@@ -585,7 +585,7 @@ class _BaseModel(Container):
                 return
             self.unplace()
             stream = isinstance(x, Stream)
-            x = x if stream else structure_of(self).of_inputs(x)
+            x = x if stream else in_order("x", x, self.input_names, "input")
             self._build_on(x.sample_shape if stream else as_numbers(self._wanted_backend, x, "x").shape[1:])
             self._builder = threading.get_ident() if on_trial else 0
 

@@ -8,6 +8,7 @@ from two_headed import DIGIT, LOSSES, META, SCENE, SIZE, WEIGHTS, N, X, Y, fitte
 
 import xpnet
 from xpnet import augment, callbacks, datasets, layers, losses, metrics, optimizers
+from xpnet.data.streaming import StreamingDataset
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, StateError
 from xpnet.training import captured_step
 from xpnet.training.captured_step import StepExecutor
@@ -251,6 +252,26 @@ def test_a_step_is_explained_without_and_with_a_loss():
     assert str(xpnet.explain_step(model, 8, loss=LOSSES)) == text
 
 
+def test_the_memory_of_a_step_is_known_before_any_training(gpu):
+    assert "memory of a training step" in two_headed().summary(batch_size=8)
+    assert "memory of a training step" in two_headed(gpu).summary(batch_size=8)
+
+
+def test_the_loss_scale_of_float16_multiplies_the_gradients_of_all_outputs(gpu):
+    if reason := gpu.precision_unavailable("float16"):
+        pytest.skip(reason)
+    states = []
+    for precision in (None, "float16"):
+        tensor = xpnet.Input((5,))
+        outputs = [layers.Dense(3, name="digit")(tensor), layers.Dense(1, name="size")(tensor)]
+        model = xpnet.Model(tensor, outputs, gpu, precision=precision)
+        # The gradients are below the smallest numbers of float16.
+        fitted(model, SCENE, Y, optimizer=optimizers.SGD(1e7), loss_weights=[1e-8, 1e-8])
+        states.append(model.state_dict())
+    for name, value in states[0].items():
+        np.testing.assert_allclose(states[1][name], value, rtol=0.01, atol=1e-3)
+
+
 # Runs ----------------------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +385,34 @@ def test_files_that_are_mapped_are_read_in_parts(tmp_path, monkeypatch):
     fitted(other, NAMED_X, NAMED_Y, batch_size=N)
     for a, b in zip(model.predict(x, batch_size=7), other.predict(X), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_one_mapped_input_of_several_outputs_is_used_where_it_is(monkeypatch):
+    rng = np.random.default_rng(0)
+    x, labels, numbers = rng.normal(size=(2048, 128)).astype("float32"), np.arange(2048) % 3, rng.normal(size=(2048, 1))
+    weights = rng.uniform(size=(2, 2048))
+
+    def history(*data, **options):
+        tensor = xpnet.Input((128,))
+        outputs = [layers.Dense(3, name="digit")(tensor), layers.Dense(1, name="size")(tensor)]
+        return fitted(xpnet.Model(tensor, outputs, "cpu"), *data, shuffle=False, batch_size=512, epochs=2, **options)
+
+    want = history(x, [labels, numbers], sample_weight=list(weights))
+    monkeypatch.setattr(StreamingDataset, "_read", None)  # which copies windows
+    got = history(datasets.Stream(x, [labels, numbers], list(weights), block=512), None)
+    for name, values in want.items():
+        assert got[name] == pytest.approx(values, rel=1e-6)
+
+
+def test_ranks_read_their_rows_of_a_stream_of_several_arrays():
+    def train(group):
+        stream = datasets.Stream(X, NAMED_Y, list(WEIGHTS), block=16)
+        return fitted(two_headed(), stream, None, shuffle=False, batch_size=8, distributed=group)
+
+    want = fitted(two_headed(), shuffle=False, batch_size=8, sample_weight=list(WEIGHTS))
+    for got in run_on_ranks(3, train):
+        for name, values in want.items():
+            assert got[name] == pytest.approx(values, rel=1e-5)
 
 
 def test_the_data_of_ranks_are_compared_for_all_inputs():

@@ -12,7 +12,7 @@ from xpnet.backends.arrays import to_host
 from xpnet.config import choice
 from xpnet.data.dataset import Dataset
 from xpnet.data.sources import array_like
-from xpnet.data.structure import Structure, items, label
+from xpnet.data.structure import Structure, in_order, items, label
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
 from xpnet.layers.containers import Container
 from xpnet.layers.structure import as_tuple, one_or_tuple, shapes_of
@@ -85,20 +85,20 @@ def prepare_inputs(model: Container, x: Any, name: str = "x", finite: bool = Tru
 
     With several inputs, x is a list or a dict of arrays, and both results are tuples.
     """
-    structure, arrays = structure_of(model), []
-    for k, (given, shape) in enumerate(
-        zip(items(structure.of_inputs(x, name)), shapes_of(model.input_shape), strict=True)
-    ):
-        own_name = label(name, "input", structure.inputs, k)
-        array = _checked_input(model, given, shape, own_name, finite)
-        arrays.append(array)
+    names = model.input_names
+    x = in_order(name, x, names, "input")
+    if len(names) == 1:  # without what several need, since a prediction of one sample is short
+        return _checked_input(model, 0, x, model.input_shape, name, finite, model.accepts_integers)
+    labels = [label(name, "input", names, k) for k in range(len(names))]
+    shapes, integers = model.input_shape, as_tuple(model.accepts_integers)
+    pairs = [_checked_input(model, k, x[k], shapes[k], labels[k], finite, integers[k]) for k in range(len(names))]
+    arrays, dtypes = zip(*pairs, strict=True)
+    for array, own_name in zip(arrays, labels, strict=True):
         if len(array) != len(arrays[0]):
-            first = label(name, "input", structure.inputs, 0)
-            raise DataError(f"{first} has {len(arrays[0])} samples, but {own_name} has {len(array)}. They must match.")
-        model.check_input(k, array, own_name)
-    kept = zip(arrays, as_tuple(model.accepts_integers), strict=True)
-    dtypes = [array.dtype if takes_integers else model.context.dtype for array, takes_integers in kept]
-    return one_or_tuple(arrays), one_or_tuple(dtypes)
+            raise DataError(
+                f"{labels[0]} has {len(arrays[0])} samples, but {own_name} has {len(array)}. They must match."
+            )
+    return arrays, dtypes
 
 
 def prepare_gradient(model: Container, grad_output: Any, rows: int) -> Any:
@@ -116,8 +116,10 @@ def prepare_gradient(model: Container, grad_output: Any, rows: int) -> Any:
     return one_or_tuple([*map(checked, range(len(grads)), grads, shapes_of(model.output_shape))])
 
 
-def _checked_input(model: Container, x: Any, expected: tuple[int, ...], name: str, finite: bool) -> Array:
-    """The array of one input, checked, on the model's device."""
+def _checked_input(
+    model: Container, k: int, x: Any, expected: Any, name: str, finite: bool, takes_integers: bool | None
+) -> tuple[Array, DType]:
+    """(the array of input k, checked, on the model's device; the dtype that the layer takes)."""
     backend = model.backend
     x = as_numbers(backend, x, name)
     if tuple(x.shape[1:]) != expected or x.ndim == 0:
@@ -137,8 +139,10 @@ def _checked_input(model: Container, x: Any, expected: tuple[int, ...], name: st
         x = _converted(backend, x, model.context.dtype)
     if finite:
         refuse_non_finite(backend, x, name)
+    model.check_input(k, x, name)
     # One memory layout for equal numbers, so that BLAS is used and gives the same result.
-    return backend.xp.ascontiguousarray(x)
+    x = backend.xp.ascontiguousarray(x)
+    return x, x.dtype if takes_integers else model.context.dtype
 
 
 def as_numbers(backend: Backend, a: Any, name: str) -> Array:
