@@ -9,6 +9,7 @@ import random_graphs
 from captured_trainings import Watch
 from small_models import QUIET, assert_same_state
 from strict import StrictBackend
+from threads_as_ranks import run_on_ranks
 
 import xpnet
 from xpnet import callbacks, layers, optimizers
@@ -247,6 +248,46 @@ def test_an_autoencoder_trains_its_parts_which_stay_usable(backend):
     assert whole.parameters[0].name == "encoder.0.weight"
     train(encoder)
     np.testing.assert_allclose(decoder.predict(encoder.predict(X)), whole.predict(X), rtol=1e-6, atol=1e-7)
+
+
+def test_models_that_were_built_apart_join_when_a_third_connects_them(backend):
+    a, b = xpnet.Input(4), xpnet.Input(4)
+    left = xpnet.Model(a, layers.Dense(3)(layers.BatchNorm()(a)), backend=backend)
+    right = xpnet.Model(b, layers.Dense(3)(b), backend=backend, seed=1)
+    kept, alone = [], []
+    for model in (left, right):
+        train(model, optimizer=optimizers.Adam(0.1))
+        alone.append(copy.deepcopy(model))
+        kept.append(model.predict(X))
+    x = xpnet.Input(4)
+    both = xpnet.Model(x, layers.Dense(1)(layers.Add()([left(x), right(x)])))
+    for model, twin, before in zip((left, right), alone, kept, strict=True):
+        np.testing.assert_array_equal(model.predict(X), before)
+        train(model, optimizer=optimizers.Adam(0.1))  # continues with its optimizer's state
+        train(twin, optimizer=optimizers.Adam(0.1))
+        assert_same_state(model.state_dict(), twin.state_dict())
+    before = left.predict(X), right.predict(X)
+    train(both)
+    assert abs(left.predict(X) - before[0]).max() > 0
+    assert abs(right.predict(X) - before[1]).max() > 0
+
+
+def test_ranks_share_the_gradients_of_a_model_that_shares_layers():
+    results = []
+    for ranks in (1, 2):
+
+        def work(group):
+            _, model, other = heads()
+            kept = other.state_dict()["head.weight"]
+            model.fit(
+                X, targets(model), loss="mse", epochs=2, distributed=group, optimizer=optimizers.SGD(0.1), **QUIET
+            )
+            np.testing.assert_array_equal(other.state_dict()["head.weight"], kept)
+            return model.state_dict()
+
+        results.append(run_on_ranks(ranks, work)[0])
+    for name, value in results[0].items():
+        np.testing.assert_allclose(results[1][name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_part_of_a_trained_model_is_a_model(backend):

@@ -126,7 +126,7 @@ class _BaseModel(Container):
 
     @explain_arguments
     def backward(self, grad_output: Any, input_grad: bool = True) -> Any:
-        """Fill every parameter's `.grad`, given the gradient of a loss with respect to the latest outputs of `forward`.
+        """Fill the `.grad` of every trainable parameter, given ∂L/∂y for the latest outputs y of `forward`.
 
         grad_output: (N, *output_shape), or a list or a dict of arrays if there are several outputs. Returns the
         gradient with respect to the inputs as a new array, or a list of arrays if there are several; None if
@@ -145,6 +145,11 @@ class _BaseModel(Container):
             result = self.backward_pass(grad, input_grad)
         self._has_gradients, self._checked, self._checks = True, True, None
         return as_list(mapped(lambda a: None if a is None else a.copy(), result))
+
+    def shared_copy(self) -> Self:
+        twin = super().shared_copy()  # a layer of another model: training belongs to that one
+        vars(twin).update(_state=Untrained(), history=None)
+        return twin
 
     def _by_hand(self) -> contextlib.AbstractContextManager[None]:
         """A context for a pass that a user calls. It checks custom layers, until `backward` was called once."""

@@ -61,7 +61,7 @@ class Graph(Container):
                 )
             )
         given = [values[tensor] for tensor in self.outputs]
-        self._execute(sites, len(self.inputs), given)
+        self._execute(self._with_floats(sites, shapes), len(self.inputs), given)
         return [shapes[i] for i in given] if len(given) > 1 else shapes[given[0]]
 
     def output_of(self, name: str) -> Tensor:
@@ -94,8 +94,8 @@ class Graph(Container):
         """Whether integers stay integers; a tuple if there are several inputs."""
         kinds = []
         for i in range(len(self.inputs)):
-            reader = next(self._readers(i), None)
-            kinds.append(None if reader is None else _kind(*reader))
+            found = [_kind(*reader) for reader in self._readers(i)]
+            kinds.append(any(found) if found else None)
         return one_or_tuple(kinds)
 
     @property
@@ -121,10 +121,37 @@ class Graph(Container):
         value = self._executor.outputs[index]
         by_output = {i: site for site in self._sites for i in as_tuple(site.outputs)}
         while (site := by_output.get(value)) is not None:
+            if isinstance(site.layer, Graph):
+                return site.layer.last_layer(as_tuple(site.outputs).index(value))
             if site.layer.accepts_integers is not None:
                 return site.layer  # type: ignore[no-any-return]
             value = as_tuple(site.inputs)[0]
         return None
+
+    def _with_floats(self, sites: list[CallSite], shapes: list[Any]) -> list[CallSite]:
+        """The calls, with a conversion of integers before each layer that takes floats where another takes integers."""
+        self._sites = sites
+        names, order, floats = dict(enumerate(self.input_names)), list[CallSite](), dict[int, int]()
+        for i in range(len(self.inputs)):
+            if not any(_kind(*reader) for reader in self._readers(i)):
+                del names[i]
+        for site in sites:
+            inputs = list(as_tuple(site.inputs))
+            for position, i in enumerate(inputs):
+                kind = _kind(site.layer, position) if i in names else True
+                if kind is None:
+                    names.update(dict.fromkeys(as_tuple(site.outputs), f"{names[i]}, rearranged"))
+                elif kind is False:
+                    if i not in floats:
+                        layer = _ToFloats()
+                        self._placed = (*self._placed, layer)
+                        layer.place(self.context, self._qualified(f"{names[i]}, as floats"), shapes[i])
+                        floats[i] = len(shapes)
+                        order.append(CallSite(layer, i, len(shapes), shapes[i]))
+                        shapes.append(shapes[i])
+                    inputs[position] = floats[i]
+            order.append(site._replace(inputs=tuple(inputs) if isinstance(site.inputs, tuple) else inputs[0]))
+        return order
 
     def _readers(self, value: int) -> Iterator[tuple[Layer, int]]:
         """The layers that read a value and do not only pass numbers on, each with the position among its inputs."""
@@ -188,6 +215,21 @@ def tensors_of(config: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
         given = [tensors[i] for i in positions]
         tensors += as_tuple(config["layers"][number](given if takes_list else given[0]))
     return inputs, [tensors[i] for i in config["outputs"]]
+
+
+class _ToFloats(Layer):
+    """y = x in the dtype of the model: (N, *shape) → (N, *shape). A graph puts it where integers are read as floats."""
+
+    accepts_integers = True
+
+    def forward(self, x: Array) -> Array:
+        y = self.work.buffer("y", x.shape)
+        y[...] = x
+        return y
+
+    def backward(self, grad_y: Array) -> Array:
+        """∂L/∂x = ∂L/∂y, if x are floats."""
+        return grad_y
 
 
 def _tensors(name: str, given: Any) -> list[Tensor]:
