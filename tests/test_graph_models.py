@@ -1,6 +1,7 @@
 """Models of graphs: training, sharing between models, names, copies, files, and what they refuse."""
 
 import copy
+import gc
 import pickle
 
 import numpy as np
@@ -248,6 +249,18 @@ def test_an_autoencoder_trains_its_parts_which_stay_usable(backend):
     assert whole.parameters[0].name == "encoder.0.weight"
     train(encoder)
     np.testing.assert_allclose(decoder.predict(encoder.predict(X)), whole.predict(X), rtol=1e-6, atol=1e-7)
+
+
+def test_the_parameters_of_models_that_are_gone_take_no_memory():
+    x = xpnet.Input(4)
+    h = layers.Dense(4)(x)
+    base = xpnet.Model(x, h, backend="cpu")
+    for _ in range(5):
+        head = xpnet.Model(x, layers.Dense(4)(h))
+    gc.collect()
+    last = xpnet.Model(x, layers.Dense(4)(h))
+    assert last.context.store.values is base.context.store.values is head.context.store.values
+    assert base.context.store.values.size == 3 * (16 + 16)  # the weights and biases, padded, of three layers
 
 
 def test_models_that_were_built_apart_join_when_a_third_connects_them(backend):

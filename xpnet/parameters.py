@@ -231,34 +231,31 @@ class ParameterStore:
         self._join(flat)
 
     def _join(self, new_values: Any) -> None:
-        """Append the values of new parameters to the vectors of the models that share parameters with this one."""
+        """Make new vectors for the parameters of this model and of all that share some with it, directly or not."""
         families = [list(family) for family in {id(s.family): s.family for s in self._sources}.values()]
-        values, grads, end, relatives = list[Any](), list[Any](), 0, [self]
+        stores = [store for family in families for store in family] + [self]
         with ExitStack() as locks:
             for family in families:
-                guard = family[0].guard
-                locks.enter_context(guard.lock)
-                guard.refuse_during_training()
+                locks.enter_context(family[0].guard.lock)
+                family[0].guard.refuse_during_training()
+            held: dict[Any, tuple[Any, Any]] = {
+                p.root: (new_values[p.slot], 0.0) for p in self.parameters if p.root is p
+            }
             for family in families:
-                for store in family:
-                    store._shift(end)
-                for vectors, vector in ((values, family[0].values), (grads, family[0].grads)):
-                    vectors.append(self.backend.to_numpy(vector))
-                end += len(values[-1])
-                relatives += family
-            self._shift(end)
-            for parameter in self.parameters:
-                if isinstance(parameter.root, Parameter):
-                    parameter.slot = parameter.root.slot
-            if families:
-                self.guard = families[0][0].guard
-            together = weakref.WeakSet(relatives)
-            for store in relatives:
-                store.family, store.guard = together, self.guard
+                values, grads = (self.backend.to_numpy(vector) for vector in (family[0].values, family[0].grads))
+                held |= {p.root: (values[p.slot], grads[p.slot]) for store in family for p in store.parameters}
+            roots: Any = list(dict.fromkeys(p.root for store in stores for p in store.parameters))
+            slots, end = _slots(roots)
+            values, grads, places = numpy.zeros(end), numpy.zeros(end), dict(zip(roots, slots, strict=True))
+            for root, slot in places.items():
+                values[slot], grads[slot] = held[root]
+            together, guard = weakref.WeakSet(stores), stores[0].guard
+            for store in stores:
+                store.family, store.guard, store._slices = together, guard, {}
+                for p in store.parameters:
+                    p.slot = places[p.root]
             self._sources = []
-            self._bind(
-                numpy.concatenate([*values, new_values]), numpy.concatenate([*grads, numpy.zeros_like(new_values)])
-            )
+            self._bind(values, grads)
 
     def gathered(self, vector: Array) -> Array:
         """The parts of a vector that belong to this model's own parameters, as they lie in a model that shares none."""
@@ -274,12 +271,6 @@ class ParameterStore:
         """Write what `gathered` returned into a vector."""
         for parameter, slot in zip(self.parameters, _slots(self.parameters)[0], strict=True):
             vector[parameter.slot] = own[slot]
-
-    def _shift(self, elements: int) -> None:
-        """Move the slots of all parameters by so many elements."""
-        self._slices.clear()
-        for parameter in self.parameters:
-            parameter.slot = slice(parameter.slot.start + elements, parameter.slot.stop + elements)
 
     def refuse_state(self, state: Mapping[str, numpy.ndarray[Any, Any]]) -> None:
         """Raise ArgumentError or ShapeError unless names, shapes and dtypes equal those of this store."""
