@@ -110,7 +110,7 @@ class Executor:
         if not input_grad:
             return None
         for i in self._unused:
-            grads[i] = self._container.xp.zeros((len(given[0]), *self._container.input_shape[i]), given[0].dtype)
+            grads[i] = self._zeros(i, (len(given[0]), *self._container.input_shape[i]))
         return grads[0] if self._inputs == 1 else tuple(grads[: self._inputs])
 
     def _planned(self, input_grad: bool) -> list[_BackwardCall]:
@@ -153,15 +153,17 @@ class Executor:
 
     def _completed(self, grads: list[Array | None], outputs: tuple[int, ...], shapes: Any) -> list[Array] | None:
         """The gradients of all outputs of a layer, with zeros for those that have none; or None."""
-        found = [grads[i] for i in outputs]
-        known = next((grad for grad in found if grad is not None), None)
+        known = next((grads[i] for i in outputs if grads[i] is not None), None)
         if known is None:
             return None
-        zeros = self._container.xp.zeros
-        return [
-            zeros((len(known), *shape), known.dtype) if grad is None else grad
-            for grad, shape in zip(found, shapes, strict=True)
-        ]
+        pairs = zip(outputs, shapes, strict=True)
+        return [self._zeros(i, (len(known), *shape)) if grads[i] is None else grads[i] for i, shape in pairs]
+
+    def _zeros(self, i: int, shape: tuple[int, ...]) -> Array:
+        """The gradient of a value that nothing depends on."""
+        zeros = self._container.work.buffer(f"gradient {i}", shape)
+        zeros[...] = 0.0
+        return zeros
 
     def _backward_again(self, layer: Any, grad: Any, assigned: list[Parameter]) -> Any:
         """Backward of a layer that is called at several places: its gradients of these parameters add up."""
