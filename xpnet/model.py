@@ -688,6 +688,9 @@ class Sequential(_BaseModel, layers_.Sequential):
         """The symbolic output of the layer of this name or number."""
         return self._symbolic()[1 + self.layers.index(self._layer_here(name))]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_tensors": []}  # which refer to the layers of all models made from them
+
     def _symbolic(self) -> list[Tensor]:
         self._refuse_unless_complete("it has no symbolic tensors")
         if self._overrides:
