@@ -526,7 +526,7 @@ MISTAKES = {
     "weights of another length": ({"sample_weight": [None, WEIGHTS[1][:3]]}, ShapeError,
                                   r"sample_weight \(output 'size'\) must have shape \(60,\)"),
     "weights of 0": ({"sample_weight": [None, 0 * WEIGHTS[1]]}, DataError, r"sample_weight \(output 'size'\) must not"),
-    "class weights for all": ({"class_weight": {0: 2.0}}, ArgumentTypeError, "class_weight: the model has 2 outputs"),
+    "class weights for all": ({"class_weight": {0: 2.0}}, ArgumentError, r"as in \{'digit': \{0: 2.0\}, …\}"),
     "class weights of numbers": ({"class_weight": {"size": {0: 2.0}}}, ArgumentError, "needs a classification loss"),
 }  # fmt: skip
 

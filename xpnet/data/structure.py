@@ -40,7 +40,10 @@ class Structure(NamedTuple):
             return in_order(name, weights, self.outputs, "output", optional=True) if by_name else weights
         if weights is None or isinstance(weights, str):
             return (weights,) * len(self.outputs)
-        return in_order(name, None if isinstance(weights, Mapping) else weights, self.outputs, "output")
+        if isinstance(weights, Mapping):
+            first = f"{{{self.outputs[0]!r}: {dict(weights)!r}, …}}"
+            raise ArgumentError(f"{name}: the model has several outputs, so give it by output, as in {first}.")
+        return in_order(name, weights, self.outputs, "output")
 
     def of_weights(self, weights: Any, name: str = "sample_weight") -> Any:
         """Weights for all outputs, or a tuple of those for each. An output may have None."""
