@@ -37,11 +37,11 @@ class OptimizerState:
         self.step = 0
         self._allocate(store, optimizer.slots)
 
-    def follow(self, store: ParameterStore) -> None:
-        """Follow the store, if it has moved to another device or dtype, or if its vectors have grown."""
+    def move(self, source: Backend, store: ParameterStore) -> None:
+        """Move to the device and dtype of the store, which was on `source` before, and to its slots if it has grown."""
         if self._layout == _layout(store):
             return
-        (source, _, _, slots), old = self._layout, self.slots
+        slots, old = self._layout[-1], self.slots
         host = {name: source.to_numpy(vector) for name, vector in old.items()}
         self._allocate(store, old)
         for name, vector in host.items():

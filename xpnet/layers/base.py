@@ -16,15 +16,15 @@ from xpnet.errors import ArgumentError, DeviceMemoryError, ShapeError, StateErro
 from xpnet.layers import tensors
 from xpnet.layers.building import building, standalone
 from xpnet.layers.context import Context, Shape, Workspace
-from xpnet.layers.structure import first_of
+from xpnet.layers.structure import as_tuple, first_of, mapped
 from xpnet.layers.tensors import check_name
 from xpnet.parameters import Buffer, ModelArray, Parameter, ParameterStore
 
 #: Attributes for models and containers only. dir() does not list them.
 _INTERNAL = frozenset((
-    "backward_in_context", "backward_pass", "drop_workspaces", "execution_context", "forward_in_context",
-    "forward_pass", "gives_probabilities", "inner_layers", "noise_key", "place", "shape_for", "shared_copy",
-    "splits_batch", "unplace",
+    "backward_in_context", "backward_pass", "check_input", "drop_workspaces", "execution_context",
+    "forward_in_context", "forward_pass", "gives_probabilities", "inner_layers", "last_layer", "noise_key", "place",
+    "shape_for", "shared_copy", "splits_batch", "unplace",
 ))  # fmt: skip
 #: Attributes that each copy of a layer has for itself.
 _OWN = frozenset((
@@ -336,7 +336,7 @@ class Layer(Configured):
                 f"layer {path}, a {type(self).__name__}, is built already: a layer object can be used only once. "
                 "Make a new layer."
             )
-        several = isinstance(input_shape, list) and all(isinstance(shape, tuple) for shape in input_shape)
+        several = isinstance(input_shape, list) and isinstance(first_of(input_shape or [None]), tuple)
         shapes: Any = list(map(as_shape, input_shape)) if several else as_shape(input_shape)
         self.input_shape = shapes
         self._context, self.path, self._workspaces = context, path, {}
@@ -377,8 +377,10 @@ class Layer(Configured):
     def _checked_forward(self, x: Array) -> Array:
         """`forward` of a layer outside a model, with the checks that a model makes. Returns a new array."""
         refuse_masked(x, "x")
-        if hasattr(x, "shape") and tuple(x.shape[1:]) != self.input_shape:
-            raise self.refuse(f"{shape_text(self.input_shape)}, the shape it was built for", f"{tuple(x.shape)}")
+        given: Any = [tuple(a.shape[1:]) for a in as_tuple(x) if hasattr(a, "shape")]
+        if given and (given if isinstance(x, list | tuple) else given[0]) != self.input_shape:
+            got = ", ".join(str(tuple(a.shape)) for a in as_tuple(x))
+            raise self.refuse(f"{shape_text(self.input_shape)}, the shape it was built for", got)
         self.check_inputs(x, "x")
         return self.context.exclusively(self._lone_forward, x)
 
@@ -387,7 +389,7 @@ class Layer(Configured):
         context.begin_forward(context.training)
         y = type(self).forward(self, x)
         context.end_forward()
-        return y.copy() if hasattr(y, "copy") else y
+        return mapped(lambda array: array.copy() if hasattr(array, "copy") else array, y)
 
     def _checked_backward(self, grad_y: Array) -> Array | None:
         """`backward` of a layer outside a model. Returns a new array."""
@@ -397,7 +399,7 @@ class Layer(Configured):
         if self.context.forward_thread:
             self.context.check_forward()
         grad_x = type(self).backward(self, grad_y)
-        return None if grad_x is None else grad_x.copy()
+        return mapped(lambda grad: None if grad is None else grad.copy(), grad_x)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: value for name, value in self.__dict__.items() if not getattr(value, "is_check", False)}

@@ -71,7 +71,7 @@ class Container(Layer):
     @property
     def output_names(self) -> list[str]:
         """The name or number of the last layer, in a list as in xpnet.Model."""
-        return self._keys()[-1:]
+        return [self.layers[-1].name or str(len(self.layers) - 1)]
 
     def check_input(self, index: int, x: Array, name: str) -> None:
         """`check_inputs` for one of several inputs."""
@@ -262,7 +262,7 @@ class Sequential(Container):
             if first.setdefault(id(layer), i) < i:
                 raise StateError(
                     f"{type(self).__name__}: items {first[id(layer)]} and {i} are the same {type(layer).__name__} "
-                    "object; a layer object can be used only once. Make a second layer."
+                    "object; a layer object can be used only once. Make a second layer, or share it in an xpnet.Model."
                 )
         self._keys()
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from xpnet.backends import Array
 from xpnet.errors import ShapeError, shape_text
-from xpnet.layers.structure import Arrays, as_tuple, one_or_tuple
+from xpnet.layers.structure import Arrays, as_tuple
 from xpnet.parameters import Parameter
 
 _TRAINABLE = attrgetter("trainable")
@@ -28,14 +28,17 @@ class CallSite(NamedTuple):
 class _BackwardCall(NamedTuple):
     """One call of backward.
 
-    outputs: the numbers of the values whose gradients it takes.  wanted: the numbers of its inputs whose gradients are
-    added up, each with whether a trained parameter needs it; by its position.  assigned: the parameters that an
-    earlier call of backward has assigned gradients to, since the layer is called at several places.
+    outputs: the number of the value whose gradient it takes, or the numbers.  inputs: of the value whose gradient it
+    returns, or of those.  wants: whether that is wanted.  required: by position in its inputs, True if a trained
+    parameter needs the gradient, False if only ∂L/∂x is wanted, None if it is not wanted.  assigned: the parameters to
+    which an earlier call of backward has assigned gradients, since the layer is called at several places.
     """
 
-    site: CallSite
-    outputs: tuple[int, ...]
-    wanted: list[tuple[int, int, bool]]
+    layer: Any
+    outputs: int | tuple[int, ...]
+    inputs: int | tuple[int, ...]
+    wants: bool
+    required: tuple[bool | None, ...]
     assigned: list[Parameter]
 
 
@@ -48,8 +51,8 @@ class Executor:
 
     def __init__(self, container: Any, sites: Sequence[CallSite], inputs: int, outputs: Sequence[int]) -> None:
         self._container, self.sites, self._inputs, self.outputs = container, list(sites), inputs, tuple(outputs)
-        self._values = inputs + sum(len(_numbers(site.outputs)) for site in sites)
-        used = {i for site in sites for i in _numbers(site.inputs)}
+        self._values = inputs + sum(len(as_tuple(site.outputs)) for site in sites)
+        used = {i for site in sites for i in as_tuple(site.inputs)}
         self._unused = [i for i in range(inputs) if i not in used]
         self._parameters: list[Parameter] | None = None  # of all layers
         self._plans: dict[tuple[bool, ...], list[_BackwardCall]] = {}
@@ -57,7 +60,10 @@ class Executor:
     def forward(self, x: Any) -> Arrays:
         """The outputs for one array, or for a list or tuple of arrays if there are several inputs."""
         values: list[Any] = [None] * self._values
-        values[: self._inputs] = as_tuple(x)
+        if self._inputs == 1:
+            values[0] = x
+        else:
+            values[: self._inputs] = x
         for layer, inputs, outputs, shape in self.sites:
             given = values[inputs] if isinstance(inputs, int) else [values[i] for i in inputs]
             y = layer.forward(given)
@@ -70,7 +76,7 @@ class Executor:
             if layer.is_custom:
                 layer.check_output(given, y)
             values[outputs] = y
-        return one_or_tuple([values[i] for i in self.outputs])
+        return values[self.outputs[0]] if len(self.outputs) == 1 else tuple(values[i] for i in self.outputs)
 
     def backward(self, grad_y: Any, input_grad: bool) -> Any:
         """The gradients of the inputs, given those of the outputs; None if they are not wanted or do not exist.
@@ -85,63 +91,65 @@ class Executor:
         if plan is None:
             plan = self._plans[key] = self._planned(input_grad)
         grads: list[Array | None] = [None] * self._values
-        given = as_tuple(grad_y)
+        given = grad_y if isinstance(grad_y, list | tuple) else (grad_y,)
         for i, grad in zip(self.outputs, given, strict=True):
-            self._add(grads, i, grad)
-        for site, outputs, wanted, assigned in plan:
-            layer = site.layer
-            if layer.wants_input_grad is not bool(wanted):  # an assignment takes longer than this test
-                layer.wants_input_grad = bool(wanted)
-            if isinstance(site.outputs, int):
-                grad = grads[site.outputs]
-            else:
-                grad = self._completed(grads, outputs, layer.output_shape)
+            grads[i] = grad if grads[i] is None else self._sum(i, grads[i], grad)
+        for layer, outputs, inputs, wants, required, assigned in plan:
+            if layer.wants_input_grad is not wants:  # an assignment takes longer than this test
+                layer.wants_input_grad = wants
+            grad = grads[outputs] if isinstance(outputs, int) else self._completed(grads, outputs, layer.output_shape)
             if grad is None:  # only integers depend on it
                 continue
             grad_x = self._backward_again(layer, grad, assigned) if assigned else layer.backward(grad)
-            if not wanted:
+            if not wants:
                 continue
-            if isinstance(site.inputs, int):
-                grad_x = [grad_x]
-            elif not isinstance(grad_x, list | tuple) or len(grad_x) != len(site.inputs):
-                raise _wrong_gradients(layer, site.inputs, grad_x)
-            for position, i, trained in wanted:
-                if grad_x[position] is not None:
-                    self._add(grads, i, grad_x[position])
-                elif trained or not (i < self._inputs or layer.accepts_integers):
-                    raise _missing_gradient(layer, site.inputs, position)
+            if isinstance(inputs, int) and grad_x is not None:
+                grads[inputs] = grad_x if grads[inputs] is None else self._sum(inputs, grads[inputs], grad_x)
+            else:
+                self._distribute(grads, layer, inputs, required, grad_x)
         if not input_grad:
             return None
         for i in self._unused:
             grads[i] = self._container.xp.zeros((len(given[0]), *self._container.input_shape[i]), given[0].dtype)
-        return one_or_tuple(grads[: self._inputs])
+        return grads[0] if self._inputs == 1 else tuple(grads[: self._inputs])
 
     def _planned(self, input_grad: bool) -> list[_BackwardCall]:
         """The calls of backward, last layer first, without those whose results nothing trained and no input needs."""
         trained = [False] * self._values
         for site in self.sites:
             own = any(map(_TRAINABLE, site.layer.parameters))
-            for i in _numbers(site.outputs):
-                trained[i] = own or any(trained[j] for j in _numbers(site.inputs))
+            for i in as_tuple(site.outputs):
+                trained[i] = own or any(trained[j] for j in as_tuple(site.inputs))
         plan, assigned = list[_BackwardCall](), set[Parameter]()
-        for site in reversed(self.sites):
-            outputs = _numbers(site.outputs)
-            if not input_grad and not any(trained[i] for i in outputs):
+        for layer, inputs, outputs, _ in reversed(self.sites):
+            if not input_grad and not any(trained[i] for i in as_tuple(outputs)):
                 continue
-            inputs = enumerate(_numbers(site.inputs))
-            wanted = [(position, i, trained[i]) for position, i in inputs if input_grad or trained[i]]
-            plan.append(_BackwardCall(site, outputs, wanted, [p for p in site.layer.parameters if p in assigned]))
-            assigned.update(site.layer.parameters)
+            required = tuple(trained[i] or (False if input_grad else None) for i in as_tuple(inputs))
+            again = [p for p in layer.parameters if p in assigned]
+            plan.append(_BackwardCall(layer, outputs, inputs, required.count(None) < len(required), required, again))
+            assigned.update(layer.parameters)
         return plan
 
-    def _add(self, grads: list[Array | None], i: int, grad: Array) -> None:
-        """Add a gradient to that of value i, in a buffer: the arrays that layers return belong to them."""
-        before = grads[i]
-        if before is None:
-            grads[i] = grad
-            return
+    def _distribute(
+        self, grads: list[Array | None], layer: Any, inputs: Any, required: tuple[bool | None, ...], grad_x: Any
+    ) -> None:
+        """Add the gradients that a layer returned to those of its inputs. Refuse a missing one that is needed."""
+        several = isinstance(inputs, tuple)
+        if several and not (isinstance(grad_x, list | tuple) and len(grad_x) == len(inputs)):
+            raise _wrong_gradients(layer, len(inputs), grad_x)
+        for position, (i, needed) in enumerate(zip(as_tuple(inputs), required, strict=True)):
+            grad = grad_x[position] if several else grad_x
+            if needed is None:
+                continue
+            if grad is not None:
+                grads[i] = grad if grads[i] is None else self._sum(i, grads[i], grad)
+            elif needed or not (i < self._inputs or layer.accepts_integers):
+                raise _missing_gradient(layer, position if several else None)
+
+    def _sum(self, i: int, before: Array, grad: Array) -> Array:
+        """The sum of two gradients of value i, in a buffer: the arrays that layers return belong to them."""
         container = self._container
-        grads[i] = container.xp.add(before, grad, out=container.work.buffer(f"gradient {i}", grad.shape))
+        return container.xp.add(before, grad, out=container.work.buffer(f"gradient {i}", grad.shape))
 
     def _completed(self, grads: list[Array | None], outputs: tuple[int, ...], shapes: Any) -> list[Array] | None:
         """The gradients of all outputs of a layer, with zeros for those that have none; or None."""
@@ -169,14 +177,9 @@ class Executor:
         return grad_x
 
 
-def _numbers(values: int | tuple[int, ...]) -> tuple[int, ...]:
-    return values if isinstance(values, tuple) else (values,)
-
-
-def _missing_gradient(layer: Any, inputs: Any, position: int) -> ShapeError:
-    several = isinstance(inputs, tuple)
+def _missing_gradient(layer: Any, position: int | None) -> ShapeError:
     shape, what = layer.input_shape, "∂L/∂x"
-    if several:
+    if position is not None:
         shape, what = shape[position], f"∂L/∂x of input {position}"
     return ShapeError(
         f"{layer._label}: backward must return {what}, {shape_text(shape)}, since wants_input_grad is True, but it "
@@ -184,11 +187,10 @@ def _missing_gradient(layer: Any, inputs: Any, position: int) -> ShapeError:
     )
 
 
-def _wrong_gradients(layer: Any, inputs: Any, got: Any) -> ShapeError:
+def _wrong_gradients(layer: Any, count: int, got: Any) -> ShapeError:
     what = (
         f"{len(got)} of them" if isinstance(got, list | tuple) else "an array" if hasattr(got, "shape") else repr(got)
     )
     return ShapeError(
-        f"{layer._label}: backward must return a list of {len(inputs)} gradients, one for each input, but returned "
-        f"{what}."
+        f"{layer._label}: backward must return a list of {count} gradients, one for each input, but returned {what}."
     )

@@ -5,6 +5,7 @@ overflows, the step is skipped and the scale is halved; after many steps without
 happens on the device. Micikevicius et al. 2018, "Mixed precision training".
 """
 
+from operator import attrgetter
 from typing import Any
 
 from xpnet.backends import Array, Backend
@@ -33,10 +34,13 @@ class LossScale:
         grad *= self.state[0].astype(grad.dtype)
 
     def unscale(self, store: ParameterStore) -> None:
-        """Divide all gradients by the scale, note whether any overflowed, and adapt the scale."""
+        """Divide all gradients that are used by the scale, note whether any overflowed, and adapt the scale."""
         xp: Any = self._backend.xp
-        store.grads *= (1.0 / self.state[0]).astype(store.dtype)
-        finite = xp.isfinite(store.grads).all()
+        inverse, finite = (1.0 / self.state[0]).astype(store.dtype), xp.asarray(True)
+        for part in store.slices(attrgetter("trainable")):
+            grad = store.grads[part]
+            grad *= inverse
+            finite = xp.logical_and(finite, xp.isfinite(grad).all())
         self.gate[...] = finite
         scale, since = self.state[0], (self.state[1] + 1.0) * self.gate
         due = since >= _GROWTH_INTERVAL

@@ -68,12 +68,13 @@ class TrainingState:
         return self
 
     def _start_afresh(self, store: ParameterStore) -> None:
-        self.optimizer_state = OptimizerState(self.optimizer, store)
+        self.optimizer_state, self._backend = OptimizerState(self.optimizer, store), store.backend
         self.epoch, self.rate_factor = 0, 1.0
 
     def follow(self, store: ParameterStore) -> None:
         """Follow the store, which has moved to another backend or dtype, or has grown."""
-        self.optimizer_state.follow(store)
+        self.optimizer_state.move(self._backend, store)
+        self._backend = store.backend
 
     @property
     def loss(self) -> Loss:
