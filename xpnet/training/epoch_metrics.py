@@ -266,12 +266,10 @@ class EpochMetrics:
         """The sums of the batches so far, (3, columns)."""
         if self._host is None:
             batch_sums = numpy.array(self._model.backend.to_numpy(self.batch_sums[:, : self.column]))
-            sizes = numpy.repeat(self._sizes, self.columns_per_batch)
-            if True in self._weighted:
-                weighted = numpy.repeat(self._weighted, self.columns_per_batch)
-                batch_sums[1] = numpy.where(weighted, batch_sums[1], sizes)
-            else:
-                batch_sums[1] = sizes
+            sizes, weighted = self._sizes, self._weighted
+            if self.columns_per_batch > 1:
+                sizes, weighted = (numpy.repeat(a, self.columns_per_batch).tolist() for a in (sizes, weighted))
+            batch_sums[1] = numpy.where(weighted, batch_sums[1], sizes) if True in weighted else sizes
             self._host = batch_sums
         return self._host
 
