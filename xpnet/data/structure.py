@@ -72,9 +72,10 @@ def in_order(argument: str, value: Any, names: Sequence[str], kind: str, optiona
     if not several:
         return list(value) if isinstance(value, tuple) else value
     if not isinstance(value, list | tuple):
+        given = f"an array of shape {tuple(value.shape)}" if hasattr(value, "shape") else f"{value!r:.80}"
         raise ArgumentTypeError(
             f"{argument}: the model has {len(names)} {kind}s, so give a list or a dict with {_for_each(names)}, not "
-            f"{_kind_of(value)}."
+            f"{given}."
         )
     if len(value) != len(names):
         raise ArgumentError(
@@ -91,9 +92,3 @@ def label(argument: str, kind: str, names: Sequence[str], k: int) -> str:
 
 def _for_each(names: Sequence[str]) -> str:
     return f"one item for each of {', '.join(map(repr, names))}"
-
-
-def _kind_of(value: Any) -> str:
-    shape = getattr(value, "shape", None)
-    kind = type(value).__name__
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}" + (f" of shape {tuple(shape)}" if shape is not None else "")
