@@ -411,7 +411,8 @@ class _BaseModel(Container):
         BinaryCrossEntropy, of separate yes-or-no answers, the sigmoid of each. Without a training, as after
         `xpnet.load`, several outputs are taken for classes, and one for a yes-or-no answer.
 
-        A single output (N, 1) gives two columns (N, 2): the probabilities 1 - p of no and p of yes.
+        A single output (N, 1) gives two columns (N, 2): the probabilities 1 - p of no and p of yes. Of a model with
+        several outputs, the result is a list.
 
         Raises ArgumentError if the model was trained with a loss that is not for classes, such as "mse".
         """
