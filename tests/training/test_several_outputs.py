@@ -525,6 +525,8 @@ MISTAKES = {
     "x of other lengths": ({"x": [SCENE, META[:-1]]}, DataError,
                            r"x \(input 'scene'\) has 60 samples, but x \(input 'meta'\) has 59"),
     "x with NaN": ({"x": [SCENE, META * np.nan]}, DataError, r"x \(input 'meta'\) contains NaN"),
+    "x without y": ({"y": None}, ArgumentTypeError, "y is missing: give targets"),
+    "x by name without y": ({"x": NAMED_X, "y": None}, ArgumentTypeError, "y is missing: give targets"),
     "y as one array": ({"y": DIGIT}, ArgumentTypeError, "y: the model has 2 outputs"),
     "y without a name": ({"y": {"size": SIZE}}, ArgumentError, "y: there is nothing for the output 'digit'"),
     "y of another length": ({"y": [DIGIT[:5], SIZE]}, DataError, r"but y \(output 'digit'\) has 5 targets"),
