@@ -780,17 +780,13 @@ class Model(_BaseModel, Graph):
         return model
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        names = dict(enumerate(self.input_names))
-        rows: list[tuple[str, ...]] = [
-            (names[i], "Input", shape_text(tensor.shape), "0", "") for i, tensor in enumerate(self.inputs)
-        ]
-        for layer, inputs, values, _ in self._sites:
-            for k, i in enumerate(as_tuple(values)):
-                names[i] = layer.path if k == 0 else f"{layer.path}, output {k + 1}"
-            again = "#" in layer.path.rpartition(".")[2]
-            parameters = "shared" if again and layer.parameters else f"{sum(p.size for p in layer.parameters):,}"
-            before = ", ".join(names[i] for i in as_tuple(inputs))
-            rows.append((layer.path, repr(layer), shape_text(layer.output_shape), parameters, before))
+        rows, counted = list[tuple[str, ...]](), set[Any]()
+        for name, layer, shape, inputs in self.connections():
+            parameters = [] if layer is None else layer.parameters
+            new = [p for p in parameters if p not in counted]
+            counted.update(new)
+            count = "shared" if parameters and not new else f"{sum(p.size for p in new):,}"
+            rows.append((name, repr(layer) if layer else "Input", shape_text(shape), count, ", ".join(inputs)))
         return ("name", "layer", "output shape", "parameters", "inputs"), rows
 
 
