@@ -15,7 +15,7 @@ SOURCE = Path(__file__).with_name("kernels.cu").read_text(encoding="utf-8")
 REALS = {numpy.dtype("float32"): "float", numpy.dtype("float64"): "double"}
 
 BLOCK = 256  # threads
-_STATIC_SHARED = 48 * 1024  # bytes; a kernel must ask for more
+_STATIC_SHARED = 48 * 1024  # bytes, of which a kernel declares `shared_size_bytes`; it must ask for more
 
 CELL_SIZE = 8  # numbers in one cell of a captured step, and in `Numbers` of kernels.cu
 
@@ -103,7 +103,7 @@ class Kernels:
         if missing or unknown:
             raise TypeError(f"{name}: missing arguments {missing}, unknown arguments {sorted(unknown)}.")
         arguments = [_convert(name, argument, given[argument.name], real) for argument in declared]
-        if shared_bytes > _STATIC_SHARED:
+        if shared_bytes and shared_bytes + kernel.shared_size_bytes > _STATIC_SHARED:
             kernel.max_dynamic_shared_size_bytes = shared_bytes
         self._launch(kernel, grid, block, tuple(arguments), shared_bytes)
 
