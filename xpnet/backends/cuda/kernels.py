@@ -23,7 +23,8 @@ _SIZES = {"Byte": 1, "unsigned short": 2, "int": 4, "Word": 4, "Index": 8, "unsi
 _FLOATS = {"float": numpy.dtype("float32"), "double": numpy.dtype("float64")}
 _SCALARS = {"int": numpy.int32, "Word": numpy.uint32, "Index": numpy.int64, "double": numpy.float64}
 _STRUCTS = {  # all fields have this type
-    "Axes": numpy.uint32, "Numbers": numpy.float64, "Step": numpy.int64, "Windows": numpy.int32,
+    "Axes": numpy.uint32, "Numbers": numpy.float64, "Operations": numpy.int64, "Step": numpy.int64,
+    "Windows": numpy.int32,
 }  # fmt: skip
 _KERNEL = r"KERNEL (?:__launch_bounds__\([\d, ]+\) )?(\w+)\(([^)]*)\)"  # its name and its arguments
 _NULL = numpy.uint64(0)
