@@ -481,6 +481,14 @@ def test_the_error_for_too_little_memory_suggests_a_batch_size(gpu, monkeypatch,
     assert isinstance(caught.value, MemoryError)
 
 
+def test_the_steps_of_short_runs_are_not_captured(gpu, monkeypatch):
+    monkeypatch.setattr(captured_step, "_MIN_STEPS", 12)
+    _, watch = fit(mlp(gpu), epochs=2)  # 20 steps with full batches, 2 with 3 samples
+    assert watch.captured == 1
+    _, watch = fit(mlp(gpu), epochs=1)
+    assert watch.captured == 0 and watch.fallback_reason is None
+
+
 # The comparison with the eager step ----------------------------------------------------------------------------------
 
 

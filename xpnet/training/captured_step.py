@@ -30,7 +30,7 @@ from xpnet.training.step import TrainingStep
 _log = logging.getLogger(__name__)
 
 _FEW_STEPS = 50  # on the CPU, capturing takes longer than so few replays of a small model save
-_MIN_STEPS = 3  # of a kind in a run on a GPU: with fewer, capturing them never pays
+_MIN_STEPS = 12  # of a kind in a run on a GPU: capturing one takes about as long as so many eager steps
 _MAX_KINDS = 8  # of a run: one for each kind of step, and each holds memory
 _MAX_UNUSED = 4  # captured steps that were never replayed, because attributes keep changing
 _CHECKED_EVERY = 100  # replays between two checks of the attributes, if only other threads can change them
@@ -284,11 +284,11 @@ def _difference(states: Snapshot) -> str | None:
 
 
 class _Change(NamedTuple):
-    """How a step changes an array: its largest change, its largest element before, and the norm of each part."""
+    """How a step changes an array: the changes, the largest one, and the largest element before."""
 
+    array: Array
     most: float
     size: float
-    norms: list[float]
 
 
 def _changes(step: TrainingStep, states: Snapshot) -> dict[str, _Change]:
@@ -297,9 +297,8 @@ def _changes(step: TrainingStep, states: Snapshot) -> dict[str, _Change]:
     for name, array in states.arrays().items():
         before, xp = states.copies[name], step.model.backend.xp
         if array.size:
-            change = array if name == GRADIENT else array - before
-            norms = [_norm(xp, part) for part in _parts(step, change)]
-            changes[name] = _Change(float(xp.abs(change).max()), float(xp.abs(before).max()), norms)
+            change = array.copy() if name == GRADIENT else array - before
+            changes[name] = _Change(change, float(xp.abs(change).max()), float(xp.abs(before).max()))
     return changes
 
 
@@ -327,16 +326,16 @@ def _disagreement(step: TrainingStep, states: Snapshot, changes: dict[str, _Chan
     xp, (tolerance, rounding) = step.model.backend.xp, _TOLERANCES[step.model.context.precision or "float32"]
     grads = xp.abs(states.copies[GRADIENT])
     relative_error = rounding * grads.max() / xp.maximum(grads, 1e-30)
-    for name, (most, size, norms) in changes.items():
+    for name, (change, most, size) in changes.items():
         difference = xp.abs(states.arrays()[name] - states.copies[name])
         of_parameters = difference.shape == grads.shape and name != GRADIENT
-        part = tolerance + relative_error if of_parameters else tolerance
-        allowed = part * most + _FEW_ULPS * size
+        share = tolerance + relative_error if of_parameters else tolerance
+        allowed = share * most + _FEW_ULPS * size
         if most != most or bool((difference <= allowed).all()):
             continue
         excess = xp.where(difference <= allowed, 0.0, difference - allowed)  # NaN stays
-        pairs = zip(_parts(step, excess), norms, strict=True)
-        if not all(_norm(xp, rest) <= tolerance * norm for rest, norm in pairs):
+        pairs = zip(_parts(step, excess), _parts(step, change), strict=True)
+        if not all(_norm(xp, rest) <= tolerance * _norm(xp, part) for rest, part in pairs):
             largest = float(xp.where(difference <= allowed, 0.0, difference).max())
             return (
                 f"the replay and the eager step differ in {name} by {largest:.3g}; the eager step changed it by "
