@@ -79,6 +79,20 @@ class EpochMetrics:
         self.batch_sums[:, first : first + batches] = sums
         self.count_batches(sizes, weighted)
 
+    def sums_of(self, per_sample: Array, batch: Batch, outputs: Array) -> list[Array]:
+        """The sums of a batch by itself: (3, 1), those of the loss; and for each metric, what `Metric.sums` returns."""
+        backend = self._model.backend
+        losses = backend.zeros((3, 1), "float64")
+        self._sum_losses(losses, 0, per_sample, batch)
+        return [losses, *[metric.sums(backend, outputs, batch.y, batch.counts) for metric in self._metrics]]
+
+    def add_sums(self, sums: Sequence[Array], batch: Batch) -> None:
+        """Add a batch whose sums, as `sums_of` returns them, a replay has computed."""
+        losses, *of_metrics = sums
+        self.add_replayed(losses, [len(batch)], batch.weights is not None)
+        for metric, own in zip(self._metrics, of_metrics, strict=True):
+            self._merge(metric, own.copy())  # the next replay overwrites it
+
     def count_batches(self, sizes: Sequence[int], weighted: bool) -> None:
         """Count batches of these sizes, which a replay has added on the device, with sample weights or without."""
         self._sizes += sizes
@@ -87,6 +101,11 @@ class EpochMetrics:
 
     def add_on_device(self, batch_sums: Array, column: int, per_sample: Array, batch: Batch, outputs: Array) -> None:
         """The part of `add` on the device: the loss goes into this column of `batch_sums`."""
+        self._sum_losses(batch_sums, column, per_sample, batch)
+        for metric in self._metrics:
+            self._merge(metric, metric.sums(self._model.backend, outputs, batch.y, batch.counts))
+
+    def _sum_losses(self, batch_sums: Array, column: int, per_sample: Array, batch: Batch) -> None:
         backend = self._model.backend
         if getattr(per_sample, "shape", None) != (len(batch),):
             got = tuple(per_sample.shape) if hasattr(per_sample, "shape") else repr(per_sample)
@@ -99,18 +118,19 @@ class EpochMetrics:
             batch_sums[2, column] = store.penalty(total)
         if batch.weights is not None:
             backend.sum_to(batch.weights, batch_sums[1, column, ...])
-        for metric in self._metrics:
-            sums = metric.sums(backend, outputs, batch.y, batch.counts)
-            if metric.collects:
-                self._rows.setdefault(metric.name, []).append(sums)
-                continue
-            before = self._sums.get(metric.name)
-            merged = sums if before is None else metric.merge(before, sums)
-            # Counts become floats with the first batch that has weights.
-            if before is not None and metric.starts_from_zeros and merged.dtype == before.dtype:
-                before[...] = merged
-            else:
-                self._sums[metric.name] = merged
+
+    def _merge(self, metric: Metric, sums: Array) -> None:
+        """Add the sums of a metric over a batch to those of the batches before."""
+        if metric.collects:
+            self._rows.setdefault(metric.name, []).append(sums)
+            return
+        before = self._sums.get(metric.name)
+        merged = sums if before is None else metric.merge(before, sums)
+        # Counts become floats with the first batch that has weights.
+        if before is not None and metric.starts_from_zeros and merged.dtype == before.dtype:
+            before[...] = merged
+        else:
+            self._sums[metric.name] = merged
 
     def over_ranks(self, group: ProcessGroup) -> "EpochMetrics":
         """The metrics over the samples of all ranks; every rank must call it. Waits for the device."""
