@@ -1,11 +1,13 @@
-"""Captured inference: on a GPU, the passes of predictions and evaluations are captured as CUDA graphs, and replayed.
+"""Captured inference: passes of predictions and evaluations are captured, and replayed from then on.
 
-The first passes of a kind run eagerly, since capturing takes as long as a few dozen replays save. Then one pass is
-captured while it runs, and the next one is run both ways: only if both give the same numbers is the graph used from
-then on. A graph contains the kernels of the eager pass, so replays do not change a bit of the results. It reads the
-weights where the model has them, and its inputs from arrays that each pass is copied to.
+On a GPU they are captured as CUDA graphs. A graph contains the kernels of the eager pass, reads the weights where the
+model has them, and its inputs from arrays that each batch is copied to. On the CPU, only predictions from few numbers
+are captured, as lists of calls, since elsewhere running the layers takes a small part of the time. In both cases a
+replay does not change a bit of the results.
 
-Only models of built-in layers are captured: other code may do anything in a pass. On the CPU passes stay eager.
+The first passes of a kind run eagerly, because capturing takes as long as many replays save: 4 of them on a GPU, 100 on
+the CPU. The next pass is also captured, and the one after it runs both ways: only if both give the same numbers is the
+capture used from then on. Models with code that is not part of xpnet stay eager: it may do anything in a pass.
 """
 
 import logging
@@ -14,7 +16,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from xpnet.backends import Array
-from xpnet.capture.program import INPUTS
+from xpnet.capture.program import INPUTS, compiled
 from xpnet.concurrency.interrupts import uninterrupted
 from xpnet.config import is_custom
 from xpnet.data.dataset import Batch
@@ -23,18 +25,20 @@ from xpnet.layers.containers import Sequential, every_layer
 from xpnet.layers.context import Workspace
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
-from xpnet.training.captured_step import reason_of
+from xpnet.training.captured_step import is_turned_off, reason_of
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.graph_step import reachable
 from xpnet.training.reached import IGNORED, holds_array, same_item
+from xpnet.training.replayed_step import planned
+from xpnet.training.traced_step import traced_outputs
 
 _log = logging.getLogger(__name__)
 
-_EAGER_PASSES = 4  # of a kind, before it is captured
+_EAGER_ON_GPU, _EAGER_ON_CPU = 4, 100  # passes of a kind, before it is captured
+_LARGEST_ON_GPU, _LARGEST_ON_CPU = 2**26, 2**16  # bytes of x: with more, a pass spends its time on computing
 _MAX_KINDS = 8  # of a model; the one that was used least recently is dropped
-_FEW_REPLAYS = 50  # a graph that is dropped after fewer did not pay
-_MAX_UNPAID = 4  # such graphs of a model, because sizes of batches or attributes keep changing
-_LARGEST_INPUT = 2**26  # bytes: computing on more takes longer than launching the kernels
+_FEW_REPLAYS = 200  # with fewer, a capture does not pay
+_MAX_UNPAID = 4  # captures of a model that failed or were dropped so early
 
 
 class InferencePass(NamedTuple):
@@ -60,100 +64,191 @@ class InferencePass(NamedTuple):
             return layers
         return [*layers, *self.model.context.store.parameters, self.loss, *self.metrics]
 
-    @property
-    def runs_user_code(self) -> bool:
-        """Whether code that is not part of xpnet takes part."""
-        things = [self.model, *self.things]
-        return any(is_custom(type(thing)) or _replaces_methods(thing) for thing in things)
-
 
 class CapturedInference:
-    """The captured passes of one model. `replayed` is called by one thread at a time, in `Context.exclusively`."""
+    """The captured passes of one model. Use it in `Context.exclusively`."""
 
     def __init__(self) -> None:
-        self._kinds: list[_Kind] = []  # the one that was used last is at the end
-        self._inputs: Workspace | None = None  # for all kinds, whose passes never run at the same time
-        self._unpaid, self._fallback_reason = 0, ""
+        self._kinds: list[_Kind] = []  # the one that was used last comes first
+        self._inputs: Workspace | None = None  # of all graphs: their passes never run at the same time
+        self._unpaid, self._reasons = 0, set[str]()
 
     def replayed(self, work: InferencePass, batch: Batch) -> list[Array] | None:
-        """The results of a pass, valid until the next one; None if it has to run eagerly.
-
-        batch.x may have another dtype than the layers compute in, as in `Backend.asarray`.
-        """
-        model = work.model
-        capture = model.backend.graph_capture()
-        if capture is None or self._fallback_reason or batch.has_no_rows or batch.x.nbytes > _LARGEST_INPUT:
+        """The results of a pass, valid until the next one; None if it has to run eagerly."""
+        context = work.model.context
+        on_cpu, x = context.backend.replays_calls, batch.x
+        if x.nbytes > (_LARGEST_ON_CPU if on_cpu else _LARGEST_ON_GPU) or self._unpaid > _MAX_UNPAID:
             return None
-        return uninterrupted(self._replayed, capture, work, batch) if model.context.group.size == 1 else None
+        if on_cpu:
+            return self._replayed(None, work, batch) if work.loss is None and not is_turned_off() else None
+        capture = context.backend.graph_capture()
+        if capture is None or batch.has_no_rows or context.group.size > 1:
+            return None
+        # A device that is left capturing, or a lock that is left locked, cannot be used.
+        return uninterrupted(self._replayed, capture, work, batch)
 
     def drop(self) -> None:
-        """Free the memory of all graphs."""
+        """Free the memory of all captured passes."""
         self._kinds.clear()
         self._inputs = None
 
     def _replayed(self, capture: Any, work: InferencePass, batch: Batch) -> list[Array] | None:
+        """As `replayed`. capture: makes graphs; None on the CPU."""
         kind = self._kind_of(work, batch)
         kind.passes += 1
-        if kind.passes <= _EAGER_PASSES:
+        if kind.captured is None and (kind.refused or kind.passes <= (_EAGER_ON_GPU if capture else _EAGER_ON_CPU)):
             return None
         try:
-            with capture.stream():
-                if kind.graph is None:
-                    if work.runs_user_code:
-                        raise CaptureError("code that is not part of xpnet takes part")
-                    self._inputs = self._inputs or Workspace(work.model.context)
-                    kind.graph = _PassGraph(capture, work, batch, self._inputs)
-                    return None
-                return kind.graph.replay(work, batch)
-        except Exception as error:  # of the device or of CuPy
-            if work.model.backend.out_of_memory(error):
-                self.drop()
-            self._fall_back(reason_of(error))
-            return None
+            if kind.captured is not None:
+                return kind.captured.replay(work, batch)
+            if _has_custom_code(work):
+                raise CaptureError("code that is not part of xpnet takes part")
+            if capture is None:
+                kind.captured = uninterrupted(_CallsOfPass, work, batch)
+            else:
+                self._inputs = self._inputs or Workspace(work.model.context)
+                kind.captured = _GraphOfPass(capture, work, batch, self._inputs)
+        except Exception as error:  # of the trace, of the device or of CuPy
+            kind.captured, kind.refused = None, True
+            self._count_unpaid(reason_of(error))
+        return None
 
     def _kind_of(self, work: InferencePass, batch: Batch) -> "_Kind":
-        """The kind of a pass, which becomes the one that was used last. Drops a graph that is out of date."""
-        described = _described(work, batch)
-        kind = next((kind for kind in self._kinds if kind.described == described), None)
-        if kind is None:
-            kind = _Kind(described)
-            if len(self._kinds) == _MAX_KINDS:
-                self._drop(self._kinds[0])
-        elif kind.graph is not None and kind.graph.is_outdated(work):
-            self._drop(kind)
-            kind = _Kind(described)
-        else:
-            self._kinds.remove(kind)
-        self._kinds.append(kind)
+        """The kind of a pass, which becomes the one that was used last. Forgets a capture that is out of date."""
+        layout = [a if a is None else (a.shape, a.dtype) for a in (batch.x, batch.y, batch.weights, batch.counts)]
+        described, kinds = (layout, work.loss, [*work.metrics]), self._kinds
+        position = next((i for i, kind in enumerate(kinds) if kind.described == described), None)
+        if position is None:
+            if len(kinds) == _MAX_KINDS and kinds.pop().is_unpaid:
+                self._count_unpaid("the sizes of batches keep changing")
+            kinds.insert(0, _Kind(described))
+        elif position > 0:
+            kinds.insert(0, kinds.pop(position))
+        kind = kinds[0]
+        if kind.captured is not None and kind.captured.is_outdated(work):
+            if kind.is_unpaid:
+                self._count_unpaid("attributes keep changing")
+            kind = kinds[0] = _Kind(described)
         return kind
 
-    def _drop(self, kind: "_Kind") -> None:
-        self._kinds.remove(kind)
-        self._unpaid += kind.graph is not None and kind.passes < _FEW_REPLAYS
+    def _count_unpaid(self, reason: str) -> None:
+        self._unpaid += 1
         if self._unpaid > _MAX_UNPAID:
-            self._fall_back("sizes of batches, or attributes, keep changing")
-
-    def _fall_back(self, reason: str) -> None:
-        self.drop()
-        self._fallback_reason = reason
-        _log.warning("predictions and evaluations are not captured and run eagerly, which is slower: %s", reason)
+            self.drop()
+        elif reason not in self._reasons:
+            self._reasons.add(reason)
+            _log.info("predictions or evaluations are not captured and run eagerly, which is slower: %s", reason)
 
 
 class _Kind:
     """Passes that compute the same from batches of one layout.
 
-    passes: how many there were.  graph: of a pass; None until it is captured.
+    passes: how many there were.  captured: such a pass, or None.  refused: whether it cannot be captured.
     """
 
     def __init__(self, described: tuple[Any, ...]) -> None:
-        self.described, self.passes = described, 0
-        self.graph: _PassGraph | None = None
+        self.described, self.passes, self.refused = described, 0, False
+        self.captured: _CapturedPass | None = None
+
+    @property
+    def is_unpaid(self) -> bool:
+        return self.captured is not None and self.passes < _FEW_REPLAYS
 
 
-def _described(work: InferencePass, batch: Batch) -> tuple[Any, ...]:
-    context = work.model.context
-    layout = [(name, a.shape, a.dtype) for name, a in _arrays_of(batch)]
-    return layout, context.dtype, context.precision, work.loss, list(work.metrics)
+class _CapturedPass:
+    """A captured pass, with what it depends on."""
+
+    def __init__(self, work: InferencePass) -> None:
+        context = work.model.context
+        self._values, self._precision = context.store.values, context.precision
+        self._attributes = [_attributes_of(thing) for thing in work.things]
+        self._batch: Batch | None = None  # that a replay reads; None if that is the batch itself
+        self._results: list[Array] = []
+        self._verified = False
+
+    def is_outdated(self, work: InferencePass) -> bool:
+        """Whether the model has moved, or an attribute that the pass may use has changed."""
+        context = work.model.context
+        if context.store.values is not self._values or context.precision != self._precision:
+            return True
+        for now, count, constants in self._attributes:
+            if len(now) != count:
+                return True
+            for name, value in constants:
+                current = now.get(name)
+                if current is not value and not same_item(current, value):
+                    return True
+        return False
+
+    def replay(self, work: InferencePass, batch: Batch) -> list[Array]:
+        """The results of this batch, valid until the next pass. Raises CaptureError if they are not those of `work`."""
+        self._run(work, batch)
+        if not self._verified:
+            results = [a.copy() for a in self._results]
+            eager = work(batch if self._batch is None else self._batch)
+            if not all(_same_numbers(a, b) for a, b in zip(results, eager, strict=True)):
+                raise CaptureError("the replay and the eager pass differ")
+            self._verified = True
+        return self._results
+
+    def _run(self, work: InferencePass, batch: Batch) -> None:
+        """Compute the results of this batch."""
+        raise NotImplementedError
+
+
+class _CallsOfPass(_CapturedPass):
+    """A prediction on the CPU, as a list of calls."""
+
+    def __init__(self, work: InferencePass, batch: Batch) -> None:
+        super().__init__(work)
+        model, backend = work.model, work.model.backend
+        self._results = [backend.empty((len(batch), *model.output_shape), model.context.dtype)]
+        with model.execution_context(len(batch)):
+            trace = traced_outputs(model, batch.x, self._results[0])
+            calls, _ = planned(trace, backend)
+        self._program = compiled(calls)
+        trace.release()
+
+    def _run(self, work: InferencePass, batch: Batch) -> None:
+        with work.model.execution_context(len(batch)):
+            self._program(0, batch.x, _load, None, None, None)
+
+
+def _load(x: Array, out: Array) -> None:
+    out[...] = x
+
+
+class _GraphOfPass(_CapturedPass):
+    """A pass on a GPU, as a CUDA graph, with the arrays that it reads and writes."""
+
+    def __init__(self, capture: Any, work: InferencePass, batch: Batch, inputs: Workspace) -> None:
+        """Capture a pass, after a warm-up run. inputs: holds the arrays that this and other graphs read."""
+        super().__init__(work)
+        self._capture, self._graph = capture, capture.graph()
+        self._batch = replace(batch, **{name: inputs.buffer(name, a.shape, a.dtype) for name, a in _arrays_of(batch)})
+        with capture.stream():
+            self._load(batch)
+            with self._graph.memory_pool():
+                work(self._batch)  # compiles all kernels and allocates all memory
+            self._graph.capture(lambda: self._results.extend(work(self._batch)))
+        self._graph.hold(self._arrays(work))
+
+    def _arrays(self, work: InferencePass) -> list[Array]:
+        """All arrays that the graph may use, apart from those that only it has used."""
+        context, layers = work.model.context, list(every_layer(work.model))
+        scratch = [array for key, array in context._scratch.items() if key[0]]  # of inference
+        of_training = [context, *[layer._workspaces.get(False) for layer in layers]]
+        roots = [*work.things, work.model._workspaces, self._values, self._batch, self._results, scratch]
+        return reachable(context.backend.xp.ndarray, *roots, without=of_training)
+
+    def _run(self, work: InferencePass, batch: Batch) -> None:
+        with self._capture.stream():
+            self._load(batch)
+            self._graph.replay()
+
+    def _load(self, batch: Batch) -> None:
+        for name, array in _arrays_of(batch):
+            getattr(self._batch, name)[...] = array
 
 
 def _arrays_of(batch: Batch) -> Iterator[tuple[str, Array]]:
@@ -163,68 +258,19 @@ def _arrays_of(batch: Batch) -> Iterator[tuple[str, Array]]:
             yield name, array
 
 
-class _PassGraph:
-    """The graph of an inference pass, with the arrays that it reads and writes."""
-
-    def __init__(self, capture: Any, work: InferencePass, batch: Batch, inputs: Workspace) -> None:
-        """Capture a pass, after a warm-up run. inputs: holds the arrays that this and other graphs read."""
-        self._values = work.model.context.store.values
-        self._attributes = [_attributes_of(thing) for thing in work.things]
-        self._batch = replace(batch, **{name: inputs.buffer(name, a.shape, a.dtype) for name, a in _arrays_of(batch)})
-        self._results: list[Array] = []
-        self._graph, self._verified = capture.graph(), False
-        self._load(batch)
-        with self._graph.memory_pool():
-            work(self._batch)  # compiles all kernels and allocates all memory
-        self._graph.capture(lambda: self._results.extend(work(self._batch)))
-        self._graph.hold(self._arrays(work))
-
-    def _arrays(self, work: InferencePass) -> list[Array]:
-        """All arrays that the graph may use, apart from those that it has allocated itself."""
-        context, layers = work.model.context, list(every_layer(work.model))
-        scratch = [array for key, array in context._scratch.items() if key[0]]  # of inference
-        of_training = [context, *[layer._workspaces.get(False) for layer in layers]]
-        roots = [*work.things, work.model._workspaces, self._values, self._batch, self._results, scratch]
-        return reachable(context.backend.xp.ndarray, *roots, without=of_training)
-
-    def is_outdated(self, work: InferencePass) -> bool:
-        """Whether the model has moved, or an attribute that the pass may use has changed."""
-        if work.model.context.store.values is not self._values:
-            return True
-        for now, count, constants in self._attributes:
-            if len(now) != count:
-                return True
-            for name, value in constants.items():
-                current = now.get(name)
-                if current is not value and not same_item(current, value):
-                    return True
-        return False
-
-    def replay(self, work: InferencePass, batch: Batch) -> list[Array]:
-        """The results of this batch, valid until the next pass. Raises CaptureError if they are not those of `work`."""
-        self._load(batch)
-        eager = None if self._verified else [a.copy() for a in work(self._batch)]
-        self._graph.replay()
-        if eager is not None:
-            if not all(_same_numbers(a, b) for a, b in zip(eager, self._results, strict=True)):
-                raise CaptureError("the replay and the eager pass differ")
-            self._verified = True
-        return self._results
-
-    def _load(self, batch: Batch) -> None:
-        for name, array in _arrays_of(batch):
-            getattr(self._batch, name)[...] = array
-
-
-def _attributes_of(thing: Any) -> tuple[dict[str, Any], int, dict[str, Any]]:
+def _attributes_of(thing: Any) -> tuple[dict[str, Any], int, list[tuple[str, Any]]]:
     """The attributes of an object, as they are at any time; their number now; and those that no pass sets, as now."""
     own = vars(thing)
-    return own, len(own), {name: v for name, v in own.items() if name not in IGNORED and not holds_array(v)}
+    return own, len(own), [(name, v) for name, v in own.items() if name not in IGNORED and not holds_array(v)]
 
 
-def _replaces_methods(thing: Any) -> bool:
-    """Whether an attribute of the object takes the place of a method of its class."""
-    return any(callable(value) and callable(getattr(type(thing), name, None)) for name, value in vars(thing).items())
+def _has_custom_code(work: InferencePass) -> bool:
+    """Whether a class that takes part, or a method that an object has in place of its class's, is not part of xpnet."""
+    return any(
+        is_custom(type(thing))
+        or any(callable(value) and callable(getattr(type(thing), name, None)) for name, value in vars(thing).items())
+        for thing in (work.model, *work.things)
+    )
 
 
 def _same_numbers(a: Array, b: Array) -> bool:

@@ -88,7 +88,7 @@ class StepExecutor:
         backend, model = step.model.backend, step.model
         single = model.context.group.size == 1
         self._capture = backend.graph_capture() if single else None
-        self._on_cpu = single and backend.replays_calls and not _is_turned_off()
+        self._on_cpu = single and backend.replays_calls and not is_turned_off()
         region = model.execution_context() if self._on_cpu else None  # outside of any other
         self._region = None if isinstance(region, nullcontext) else region
         self._kinds: dict[tuple[Any, ...], ReplayedStep | GraphStep | int] = {}  # or how many steps ran eagerly
@@ -100,7 +100,7 @@ class StepExecutor:
         own = [metric for metric in step.state.metrics if not metric.starts_from_zeros]
         if not single:
             self.fallback_reason = "several ranks sum their gradients"
-        elif self._capture is None and _is_turned_off():
+        elif self._capture is None and is_turned_off():
             self.fallback_reason = "the environment variable XPNET_CAPTURE=0 turns captures off"
         elif self._capture is None and not self._on_cpu:
             self.fallback_reason = "this device does not capture steps"
@@ -259,7 +259,8 @@ class StepExecutor:
             _warn(reason)
 
 
-def _is_turned_off() -> bool:
+def is_turned_off() -> bool:
+    """Whether the environment says that nothing is to be captured."""
     return os.environ.get("XPNET_CAPTURE") == "0"
 
 
