@@ -118,18 +118,18 @@ class CapturedInference:
         layout = [a if a is None else (a.shape, a.dtype) for a in (batch.x, batch.y, batch.weights, batch.counts)]
         described, kinds = (layout, work.loss, [*work.metrics]), self._kinds
         position = next((i for i, kind in enumerate(kinds) if kind.described == described), None)
-        if position is None:
-            if len(kinds) == _MAX_KINDS and kinds.pop().is_unpaid:
-                self._count_unpaid("the sizes of batches keep changing")
-            kinds.insert(0, _Kind(described))
-        elif position > 0:
-            kinds.insert(0, kinds.pop(position))
-        kind = kinds[0]
+        kind = _Kind(described) if position is None else kinds.pop(position)
         if kind.captured is not None and kind.captured.is_outdated(work):
-            if kind.is_unpaid:
-                self._count_unpaid("attributes keep changing")
-            kind = kinds[0] = _Kind(described)
+            self._count_dropped(kind, "attributes keep changing")
+            kind = _Kind(described)
+        if len(kinds) == _MAX_KINDS:
+            self._count_dropped(kinds.pop(), "the sizes of batches keep changing")
+        kinds.insert(0, kind)
         return kind
+
+    def _count_dropped(self, kind: "_Kind", reason: str) -> None:
+        if kind.captured is not None and kind.passes < _FEW_REPLAYS:
+            self._count_unpaid(reason)
 
     def _count_unpaid(self, reason: str) -> None:
         self._unpaid += 1
@@ -150,10 +150,6 @@ class _Kind:
         self.described, self.passes, self.refused = described, 0, False
         self.captured: _CapturedPass | None = None
 
-    @property
-    def is_unpaid(self) -> bool:
-        return self.captured is not None and self.passes < _FEW_REPLAYS
-
 
 class _CapturedPass:
     """A captured pass, with what it depends on."""
@@ -171,8 +167,8 @@ class _CapturedPass:
         context = work.model.context
         if context.store.values is not self._values or context.precision != self._precision:
             return True
-        for now, count, constants in self._attributes:
-            if len(now) != count:
+        for now, names, constants in self._attributes:
+            if not now.keys() <= names:
                 return True
             for name, value in constants:
                 current = now.get(name)
@@ -258,10 +254,11 @@ def _arrays_of(batch: Batch) -> Iterator[tuple[str, Array]]:
             yield name, array
 
 
-def _attributes_of(thing: Any) -> tuple[dict[str, Any], int, list[tuple[str, Any]]]:
-    """The attributes of an object, as they are at any time; their number now; and those that no pass sets, as now."""
+def _attributes_of(thing: Any) -> tuple[dict[str, Any], frozenset[str], list[tuple[str, Any]]]:
+    """The attributes of an object, as they are at any time; the names that it may have; those that no pass sets."""
     own = vars(thing)
-    return own, len(own), [(name, v) for name, v in own.items() if name not in IGNORED and not holds_array(v)]
+    constants = [(name, v) for name, v in own.items() if name not in IGNORED and not holds_array(v)]
+    return own, IGNORED.union(own), constants
 
 
 def _has_custom_code(work: InferencePass) -> bool:
