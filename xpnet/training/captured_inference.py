@@ -5,7 +5,7 @@ model has them, and its inputs from arrays that each batch is copied to. On the 
 are captured, as lists of calls, since elsewhere running the layers takes a small part of the time. In both cases a
 replay does not change a bit of the results.
 
-The first passes of a kind run eagerly, because capturing takes as long as many replays save: 4 of them on a GPU, 100 on
+The first passes of a kind run eagerly, because capturing takes as long as many replays save: 4 of them on a GPU, 300 on
 the CPU. The next pass is also captured, and the one after it runs both ways: only if both give the same numbers is the
 capture used from then on. Models with code that is not part of xpnet stay eager: it may do anything in a pass.
 """
@@ -34,11 +34,10 @@ from xpnet.training.traced_step import traced_outputs
 
 _log = logging.getLogger(__name__)
 
-_EAGER_ON_GPU, _EAGER_ON_CPU = 4, 100  # passes of a kind, before it is captured
+_EAGER_ON_GPU, _EAGER_ON_CPU = 4, 300  # passes of a kind, before it is captured
 _LARGEST_ON_GPU, _LARGEST_ON_CPU = 2**26, 2**16  # bytes of x: with more, a pass spends its time on computing
 _MAX_KINDS = 8  # of a model; the one that was used least recently is dropped
-_FEW_REPLAYS = 200  # with fewer, a capture does not pay
-_MAX_UNPAID = 4  # captures of a model that failed or were dropped so early
+_MAX_UNPAID = 4  # captures of a model that failed, or were dropped before they paid
 
 
 class InferencePass(NamedTuple):
@@ -71,7 +70,7 @@ class CapturedInference:
     def __init__(self) -> None:
         self._kinds: list[_Kind] = []  # the one that was used last comes first
         self._inputs: Workspace | None = None  # of all graphs: their passes never run at the same time
-        self._unpaid, self._reasons = 0, set[str]()
+        self._unpaid, self._logged = 0, False
 
     def replayed(self, work: InferencePass, batch: Batch) -> list[Array] | None:
         """The results of a pass, valid until the next one; None if it has to run eagerly."""
@@ -110,7 +109,8 @@ class CapturedInference:
                 kind.captured = _GraphOfPass(capture, work, batch, self._inputs)
         except Exception as error:  # of the trace, of the device or of CuPy
             kind.captured, kind.refused = None, True
-            self._count_unpaid(reason_of(error))
+            self._log(reason_of(error))
+            self._count_unpaid()
         return None
 
     def _kind_of(self, work: InferencePass, batch: Batch) -> "_Kind":
@@ -120,24 +120,27 @@ class CapturedInference:
         position = next((i for i, kind in enumerate(kinds) if kind.described == described), None)
         kind = _Kind(described) if position is None else kinds.pop(position)
         if kind.captured is not None and kind.captured.is_outdated(work):
-            self._count_dropped(kind, "attributes keep changing")
+            self._count_dropped(kind)
             kind = _Kind(described)
         if len(kinds) == _MAX_KINDS:
-            self._count_dropped(kinds.pop(), "the sizes of batches keep changing")
+            self._count_dropped(kinds.pop())
         kinds.insert(0, kind)
         return kind
 
-    def _count_dropped(self, kind: "_Kind", reason: str) -> None:
-        if kind.captured is not None and kind.passes < _FEW_REPLAYS:
-            self._count_unpaid(reason)
+    def _count_dropped(self, kind: "_Kind") -> None:
+        if kind.captured is not None and kind.passes < kind.captured.pays_after:
+            self._count_unpaid()
 
-    def _count_unpaid(self, reason: str) -> None:
+    def _count_unpaid(self) -> None:
         self._unpaid += 1
         if self._unpaid > _MAX_UNPAID:
             self.drop()
-        elif reason not in self._reasons:
-            self._reasons.add(reason)
+            self._log("attributes, or the sizes of batches, keep changing")
+
+    def _log(self, reason: str) -> None:
+        if not self._logged:
             _log.info("predictions or evaluations are not captured and run eagerly, which is slower: %s", reason)
+        self._logged = True
 
 
 class _Kind:
@@ -152,7 +155,12 @@ class _Kind:
 
 
 class _CapturedPass:
-    """A captured pass, with what it depends on."""
+    """A captured pass, with what it depends on.
+
+    pays_after: the passes after which capturing has saved time.
+    """
+
+    pays_after: int
 
     def __init__(self, work: InferencePass) -> None:
         context = work.model.context
@@ -195,6 +203,8 @@ class _CapturedPass:
 class _CallsOfPass(_CapturedPass):
     """A prediction on the CPU, as a list of calls."""
 
+    pays_after = 1000
+
     def __init__(self, work: InferencePass, batch: Batch) -> None:
         super().__init__(work)
         model, backend = work.model, work.model.backend
@@ -204,6 +214,10 @@ class _CallsOfPass(_CapturedPass):
             calls, _ = planned(trace, backend)
         self._program = compiled(calls)
         trace.release()
+        self._workers = _workers_of(model)
+
+    def is_outdated(self, work: InferencePass) -> bool:
+        return super().is_outdated(work) or _workers_of(work.model) != self._workers
 
     def _run(self, work: InferencePass, batch: Batch) -> None:
         with work.model.execution_context(len(batch)):
@@ -214,8 +228,15 @@ def _load(x: Array, out: Array) -> None:
     out[...] = x
 
 
+def _workers_of(model: Sequential) -> int:
+    """Into how many parts a pass divides the batch."""
+    return model.backend.workers if model.splits_batch else 1
+
+
 class _GraphOfPass(_CapturedPass):
     """A pass on a GPU, as a CUDA graph, with the arrays that it reads and writes."""
+
+    pays_after = 50
 
     def __init__(self, capture: Any, work: InferencePass, batch: Batch, inputs: Workspace) -> None:
         """Capture a pass, after a warm-up run. inputs: holds the arrays that this and other graphs read."""
