@@ -244,6 +244,15 @@ def test_a_change_of_an_attribute_is_noticed(backend, eager, thing):
     assert got[1] == want[1] != before[1]
 
 
+def test_another_number_of_workers_is_noticed(eager, monkeypatch):
+    model = cnn("cpu")
+    predict_often(model, IMAGES[:20])
+    (used,) = captured(model)
+    monkeypatch.setattr(type(model.backend), "workers", 3)
+    np.testing.assert_array_equal(predict_often(model, IMAGES[:20]), eager(lambda: model.predict(IMAGES[:20])))
+    assert len(captured(model)) == 1 and captured(model) != [used]
+
+
 @DEVICES
 def test_attributes_that_keep_changing_make_predictions_eager(backend, eager):
     model = xpnet.Sequential([layers.Dense(24), layers.LeakyReLU()], (64,), backend)
@@ -439,6 +448,24 @@ def test_a_graph_outlives_the_thread_that_captured_it(gpu, eager):
     gpu.free_memory()
     assert len(captured(model)) == 1
     np.testing.assert_array_equal(model.predict(X[:20]), eager(lambda: model.predict(X[:20])))
+
+
+@DEVICES
+def test_predictions_and_evaluations_by_callbacks_do_not_disturb_fit(backend, eager):
+    class Look(callbacks.Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_step_end(self, model, step):
+            self.seen.append((model.predict(X[:20]).tolist(), model.evaluate(X[:60], Y[:60], LOSS, batch_size=20)))
+
+    def run():
+        model, look = cnn_of_vectors(backend), Look()
+        history = model.fit(X, Y, epochs=2, batch_size=20, callbacks=[look], verbose=0)
+        return model, (dict(history), look.seen)
+
+    (model, got), (_, want) = run(), eager(run)
+    assert got == want and captured(model)
 
 
 def test_predictions_beside_fit_are_replayed_between_its_steps(gpu):
