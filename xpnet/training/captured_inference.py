@@ -48,12 +48,13 @@ class InferencePass(NamedTuple):
     metrics: Sequence[Metric] = ()
 
     def __call__(self, batch: Batch) -> list[Array]:
-        """The outputs, in a buffer; or what `EpochMetrics.sums_of` returns. Runs eagerly."""
+        """The outputs, in a buffer; or the `EpochMetrics.sums_of_batch`. Runs eagerly."""
         outputs = self.model.forward_pass(batch.x, inference=True)
         if self.loss is None:
             return [outputs]
-        per_sample = self.loss.samples(self.model.backend, outputs, batch.y)
-        return EpochMetrics(self.model, self.metrics, 1).sums_of(per_sample, batch, outputs)
+        sums = EpochMetrics(self.model, self.metrics, batches=1)
+        sums.add(self.loss.samples(self.model.backend, outputs, batch.y), batch, outputs)
+        return sums.sums_of_batch
 
     @property
     def things(self) -> list[Any]:

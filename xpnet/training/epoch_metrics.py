@@ -79,15 +79,14 @@ class EpochMetrics:
         self.batch_sums[:, first : first + batches] = sums
         self.count_batches(sizes, weighted)
 
-    def sums_of(self, per_sample: Array, batch: Batch, outputs: Array) -> list[Array]:
-        """The sums of a batch by itself: (3, 1), those of the loss; and for each metric, what `Metric.sums` returns."""
-        backend = self._model.backend
-        losses = backend.zeros((3, 1), "float64")
-        self._sum_losses(losses, 0, per_sample, batch)
-        return [losses, *[metric.sums(backend, outputs, batch.y, batch.counts) for metric in self._metrics]]
+    @property
+    def sums_of_batch(self) -> list[Array]:
+        """After one batch in metrics with room for one: `batch_sums`, and what each metric has summed."""
+        of_metrics = [self._rows[m.name][0] if m.collects else self._sums[m.name] for m in self._metrics]
+        return [self.batch_sums, *of_metrics]
 
     def add_sums(self, sums: Sequence[Array], batch: Batch) -> None:
-        """Add a batch whose sums, as `sums_of` returns them, a replay has computed."""
+        """Add a batch whose `sums_of_batch` a replay has computed."""
         losses, *of_metrics = sums
         self.add_replayed(losses, [len(batch)], batch.weights is not None)
         for metric, own in zip(self._metrics, of_metrics, strict=True):
@@ -101,11 +100,6 @@ class EpochMetrics:
 
     def add_on_device(self, batch_sums: Array, column: int, per_sample: Array, batch: Batch, outputs: Array) -> None:
         """The part of `add` on the device: the loss goes into this column of `batch_sums`."""
-        self._sum_losses(batch_sums, column, per_sample, batch)
-        for metric in self._metrics:
-            self._merge(metric, metric.sums(self._model.backend, outputs, batch.y, batch.counts))
-
-    def _sum_losses(self, batch_sums: Array, column: int, per_sample: Array, batch: Batch) -> None:
         backend = self._model.backend
         if getattr(per_sample, "shape", None) != (len(batch),):
             got = tuple(per_sample.shape) if hasattr(per_sample, "shape") else repr(per_sample)
@@ -118,6 +112,8 @@ class EpochMetrics:
             batch_sums[2, column] = store.penalty(total)
         if batch.weights is not None:
             backend.sum_to(batch.weights, batch_sums[1, column, ...])
+        for metric in self._metrics:
+            self._merge(metric, metric.sums(backend, outputs, batch.y, batch.counts))
 
     def _merge(self, metric: Metric, sums: Array) -> None:
         """Add the sums of a metric over a batch to those of the batches before."""
