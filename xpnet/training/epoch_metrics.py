@@ -90,7 +90,8 @@ class EpochMetrics:
         losses, *of_metrics = sums
         self.add_replayed(losses, [len(batch)], batch.weights is not None)
         for metric, own in zip(self._metrics, of_metrics, strict=True):
-            self._merge(metric, own.copy())  # the next replay overwrites it
+            kept = metric.collects or metric.name not in self._sums  # beyond the next replay, which overwrites it
+            self._merge(metric, own.copy() if kept else own)
 
     def count_batches(self, sizes: Sequence[int], weighted: bool) -> None:
         """Count batches of these sizes, which a replay has added on the device, with sample weights or without."""
