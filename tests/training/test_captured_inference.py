@@ -268,7 +268,7 @@ def test_attributes_that_keep_changing_make_predictions_eager(backend, eager):
 @DEVICES
 def test_a_replay_that_differs_is_not_used(backend, eager, monkeypatch, caplog):
     model = mlp(backend)
-    monkeypatch.setattr(captured_inference, "_same_numbers", lambda a, b: False)
+    monkeypatch.setattr(captured_inference, "same_bits", lambda a, b: False)
     with caplog.at_level(logging.INFO, logger="xpnet"):
         got = [predict_often(model, X[:rows]) for rows in (20, 19)]
     assert captured(model) == []

@@ -6,7 +6,7 @@ are captured, as lists of calls, since elsewhere running the layers takes a smal
 replay does not change a bit of the results.
 
 The first passes of a kind run eagerly, because capturing takes as long as many replays save: 4 of them on a GPU, 300 on
-the CPU. The next pass is also captured, and the one after it runs both ways: only if both give the same numbers is the
+the CPU. The next pass is also captured, and the one after it runs both ways: only if both give the same bits is the
 capture used from then on. Models with code that is not part of xpnet stay eager: it may do anything in a pass.
 """
 
@@ -25,7 +25,7 @@ from xpnet.layers.containers import Sequential, every_layer
 from xpnet.layers.context import Workspace
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
-from xpnet.training.captured_step import is_turned_off, reason_of
+from xpnet.training.captured_step import is_turned_off, reason_of, same_bits
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.graph_step import reachable
 from xpnet.training.reached import IGNORED, holds_array, same_item
@@ -191,7 +191,7 @@ class _CapturedPass:
         if not self._verified:
             results = [a.copy() for a in self._results]
             eager = work(batch if self._batch is None else self._batch)
-            if not all(_same_numbers(a, b) for a, b in zip(results, eager, strict=True)):
+            if not all(map(same_bits, results, eager)):
                 raise CaptureError("the replay and the eager pass differ")
             self._verified = True
         return self._results
@@ -290,8 +290,3 @@ def _has_custom_code(work: InferencePass) -> bool:
         or any(callable(value) and callable(getattr(type(thing), name, None)) for name, value in vars(thing).items())
         for thing in (work.model, *work.things)
     )
-
-
-def _same_numbers(a: Array, b: Array) -> bool:
-    """Whether two arrays are equal, where NaN equals NaN. Waits for the device."""
-    return bool(((a == b) | ((a != a) & (b != b))).all())

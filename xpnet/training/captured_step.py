@@ -14,6 +14,7 @@ import os
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
+from xpnet.backends import Array
 from xpnet.concurrency.interrupts import uninterrupted
 from xpnet.data.dataset import StepData
 from xpnet.errors import CaptureError
@@ -272,15 +273,17 @@ _told: set[str] = set()  # reasons on the CPU, where an eager step costs little:
 
 
 def _difference(states: Snapshot) -> str | None:
-    """A sentence if the arrays differ in a single bit from their copies, after the eager step, else None.
-
-    Only the bits of a NaN may differ.
-    """
+    """A sentence if the arrays differ in a single bit from their copies, after the eager step, else None."""
     for name, array in states.arrays().items():
-        eager, bits = states.copies[name], f"u{array.itemsize}"
-        if not bool(((array.view(bits) == eager.view(bits)) | ((array != array) & (eager != eager))).all()):
+        if not same_bits(array, states.copies[name]):
             return f"the replay and the eager step differ in {name}"
     return None
+
+
+def same_bits(a: Array, b: Array) -> bool:
+    """Whether two arrays have the same bits, apart from those of a NaN. Waits for the device."""
+    bits = f"u{a.itemsize}"
+    return bool(((a.view(bits) == b.view(bits)) | ((a != a) & (b != b))).all())
 
 
 def _scales(step: TrainingStep, states: Snapshot) -> dict[str, tuple[float, float]]:
