@@ -89,7 +89,7 @@ class StepExecutor:
         backend, model = step.model.backend, step.model
         single = model.context.group.size == 1
         self._capture = backend.graph_capture() if single else None
-        self._on_cpu = single and backend.replays_calls and not _is_turned_off()
+        self._on_cpu = single and backend.replays_calls and not is_turned_off()
         region = model.execution_context() if self._on_cpu else None  # outside of any other
         self._region = None if isinstance(region, nullcontext) else region
         self._kinds: dict[tuple[Any, ...], ReplayedStep | GraphStep | int] = {}  # or how many steps ran eagerly
@@ -101,7 +101,7 @@ class StepExecutor:
         own = [metric for metric in step.state.metrics if not metric.starts_from_zeros]
         if not single:
             self.fallback_reason = "several ranks sum their gradients"
-        elif self._capture is None and _is_turned_off():
+        elif self._capture is None and is_turned_off():
             self.fallback_reason = "the environment variable XPNET_CAPTURE=0 turns captures off"
         elif self._capture is None and not self._on_cpu:
             self.fallback_reason = "this device does not capture steps"
@@ -260,7 +260,8 @@ class StepExecutor:
             _warn(reason)
 
 
-def _is_turned_off() -> bool:
+def is_turned_off() -> bool:
+    """Whether the environment says that nothing is to be captured."""
     return os.environ.get("XPNET_CAPTURE") == "0"
 
 
@@ -272,15 +273,17 @@ _told: set[str] = set()  # reasons on the CPU, where an eager step costs little:
 
 
 def _difference(states: Snapshot) -> str | None:
-    """A sentence if the arrays differ in a single bit from their copies, after the eager step, else None.
-
-    Only the bits of a NaN may differ.
-    """
+    """A sentence if the arrays differ in a single bit from their copies, after the eager step, else None."""
     for name, array in states.arrays().items():
-        eager, bits = states.copies[name], f"u{array.itemsize}"
-        if not bool(((array.view(bits) == eager.view(bits)) | ((array != array) & (eager != eager))).all()):
+        if not same_bits(array, states.copies[name]):
             return f"the replay and the eager step differ in {name}"
     return None
+
+
+def same_bits(a: Array, b: Array) -> bool:
+    """Whether two arrays have the same bits, apart from those of a NaN. Waits for the device."""
+    bits = f"u{a.itemsize}"
+    return bool(((a.view(bits) == b.view(bits)) | ((a != a) & (b != b))).all())
 
 
 class _Change(NamedTuple):
