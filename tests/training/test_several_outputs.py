@@ -103,6 +103,16 @@ def test_a_step_descends_the_weighted_sum(backend):
     np.testing.assert_allclose(before[name] - model.state_dict()[name], numeric, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("weights", [None, WEIGHTS[0], list(WEIGHTS)], ids=["", "for all", "for each"])
+def test_accumulated_batches_equal_a_larger_batch(backend, weights):
+    one, other = two_headed(backend, "float64"), two_headed(backend, "float64")
+    options = {"sample_weight": weights, "loss_weights": [0.5, 2.0], "optimizer": "sgd"}
+    fitted(one, batch_size=8, accumulate=2, **options)
+    fitted(other, batch_size=16, **options)
+    for name, value in one.state_dict().items():
+        np.testing.assert_allclose(value, other.state_dict()[name], rtol=1e-12)
+
+
 def test_class_weights_belong_to_an_output(backend):
     table = {0: 3.0, 2: 0.25}
     by_class = np.array([3.0, 1.0, 0.25])[DIGIT]
