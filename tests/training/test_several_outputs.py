@@ -503,6 +503,39 @@ def test_custom_losses_metrics_and_layers_of_several_inputs(backend):
     assert max(xpnet.check_gradients(model, x, y, ["softmax_cross_entropy", Distance()], inputs=True).values()) < 1e-6
 
 
+class Annealed(Distance):
+    """Distance times a factor, which a callback changes."""
+
+    def __init__(self):
+        self.factor = 0.0
+
+    def samples(self, backend, outputs, targets):
+        return self.factor * super().samples(backend, outputs, targets)
+
+    def gradient(self, backend, outputs, targets):
+        return self.factor * super().gradient(backend, outputs, targets)
+
+
+class Anneal(callbacks.Callback):
+    def __init__(self, loss):
+        self.loss = loss
+
+    def on_epoch_begin(self, model, epoch):
+        self.loss.factor = 0.25 * epoch
+
+
+def test_a_custom_loss_that_a_callback_changes_is_captured_anew(executors, monkeypatch):
+    results = []
+    for capture in ("1", "0"):
+        monkeypatch.setenv("XPNET_CAPTURE", capture)
+        model, loss = two_headed(), Annealed()
+        losses_ = [LOSSES["digit"], loss]
+        results.append((fitted(model, loss=losses_, epochs=4, callbacks=[Anneal(loss)]), model.state_dict()))
+    assert executors[0][0] > 0
+    assert results[0][0] == results[1][0] and results[0][0]["size_loss"][0] == 0 < results[0][0]["size_loss"][1]
+    assert_same_state(results[0][1], results[1][1])
+
+
 def test_custom_code_that_misbehaves_is_named_and_nothing_changes(backend):
     model = two_headed(backend)
     before = model.state_dict()
@@ -525,6 +558,8 @@ MISTAKES = {
     "x of other lengths": ({"x": [SCENE, META[:-1]]}, DataError,
                            r"x \(input 'scene'\) has 60 samples, but x \(input 'meta'\) has 59"),
     "x with NaN": ({"x": [SCENE, META * np.nan]}, DataError, r"x \(input 'meta'\) contains NaN"),
+    "x without y": ({"y": None}, ArgumentTypeError, "y is missing: give targets"),
+    "x by name without y": ({"x": NAMED_X, "y": None}, ArgumentTypeError, "y is missing: give targets"),
     "y as one array": ({"y": DIGIT}, ArgumentTypeError, "y: the model has 2 outputs"),
     "y without a name": ({"y": {"size": SIZE}}, ArgumentError, "y: there is nothing for the output 'digit'"),
     "y of another length": ({"y": [DIGIT[:5], SIZE]}, DataError, r"but y \(output 'digit'\) has 5 targets"),

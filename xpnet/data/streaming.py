@@ -128,12 +128,7 @@ def as_stream(structure: Structure, x: Any, y: Any, sample_weight: Any) -> tuple
         if y is not None or sample_weight is not None:
             raise ArgumentError("a Stream includes its targets and weights: give y and sample_weight to the Stream.")
         return x, None, None
-    if (
-        y is None
-        and not hasattr(x, "shape")
-        and not isinstance(x, Mapping)
-        and (callable(x) or isinstance(x, Iterable))
-    ):
+    if y is None and not structure.has_arrays(x) and (callable(x) or isinstance(x, Iterable)):
         return Stream(x, y, sample_weight), None, None
     x = structure.of_inputs(x)
     if any(isinstance(a, numpy.memmap) and a.nbytes > _MAX_LOADED_BYTES for a in items(x)):

@@ -29,6 +29,11 @@ class Structure(NamedTuple):
         """x itself for one input, or its arrays as a tuple. Raises ArgumentError or ArgumentTypeError."""
         return in_order(name, x, self.inputs, "input")
 
+    def has_arrays(self, x: Any) -> bool:
+        """Whether x is the array of the input, or the arrays of several, rather than an iterable of batches."""
+        several = len(self.inputs) > 1 and isinstance(x, list | tuple)
+        return hasattr(x, "shape") or isinstance(x, Mapping) or (several and all(hasattr(a, "shape") for a in x))
+
     def of_outputs(self, y: Any, name: str = "y") -> Any:
         """y itself for one output, or its arrays as a tuple. Raises ArgumentError or ArgumentTypeError."""
         return in_order(name, y, self.outputs, "output")

@@ -89,7 +89,7 @@ class TrainingStep:
         return per_sample, outputs, batch
 
     def _like(self, name: str, arrays: Any) -> Any:
-        """Buffers in the shapes of the outputs, or for an array of another dtype, in its shape and dtype."""
+        """A buffer in the shape and dtype of an array, or one for each of several arrays."""
         if not isinstance(arrays, tuple):
             return self._work.buffer(name, arrays.shape, arrays.dtype)
         return tuple(self._work.buffer(f"{name} {k}", a.shape, a.dtype) for k, a in enumerate(arrays))
