@@ -817,8 +817,8 @@ def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[typ
 
 @explain_arguments
 def check_gradients(
-    model: Sequential | Model, x: Any, y: Any, loss: Any = "mse", samples: int = 40, step: float = 1e-5, inputs: bool = False,
-    *, loss_weights: Any = None
+    model: Sequential | Model, x: Any, y: Any, loss: Any = "mse", samples: int = 40, step: float = 1e-5,
+    inputs: bool = False, *, loss_weights: Any = None
 ) -> dict[str, float]:  # fmt: skip
     """Compare backward with finite differences, (L(w + h) - L(w - h)) / 2h. Returns {parameter name: relative error}.
 
