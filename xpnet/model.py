@@ -799,8 +799,8 @@ class Model(_BaseModel, Graph):
 
 
 @explain_arguments
-def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[type[Layer]] = ()) -> _BaseModel:
-    """Load the model that `Sequential.save` wrote, onto `backend`, whatever device it was saved from.
+def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[type[Layer]] = ()) -> Sequential | Model:
+    """Load the model that `save` wrote, a Sequential or a Model, onto `backend`, whatever device it was saved from.
 
     custom_layers: the classes of your own layers in it. Raises FileError if the file is missing, damaged or not a model
     file, and DeviceMemoryError if there is not enough memory for it. Code from the file is never run.
@@ -810,7 +810,7 @@ def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[typ
     with model_files.refusing_damage(path):
         architecture, state = model_files.read(path, custom_layers)
         frozen = architecture.pop("frozen")
-        model: _BaseModel
+        model: Sequential | Model
         if "calls" in architecture:
             model = Model.from_config(architecture, backend, state)
         else:
@@ -825,8 +825,8 @@ def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[typ
 
 @explain_arguments
 def check_gradients(
-    model: _BaseModel, x: Any, y: Any, loss: Any = "mse", samples: int = 40, step: float = 1e-5, inputs: bool = False,
-    *, loss_weights: Any = None
+    model: Sequential | Model, x: Any, y: Any, loss: Any = "mse", samples: int = 40, step: float = 1e-5,
+    inputs: bool = False, *, loss_weights: Any = None
 ) -> dict[str, float]:  # fmt: skip
     """Compare backward with finite differences, (L(w + h) - L(w - h)) / 2h. Returns {parameter name: relative error}.
 
@@ -853,7 +853,7 @@ def check_gradients(
 
 @explain_arguments
 def explain_step(
-    model: _BaseModel, batch_size: int = 32, *, loss: Any = None, optimizer: str | Optimizer | None = None,
+    model: Sequential | Model, batch_size: int = 32, *, loss: Any = None, optimizer: str | Optimizer | None = None,
     metrics: Any = None, times: bool = False,
 ) -> "StepExplanation":  # fmt: skip
     """Explain what a training step of a built model computes: the calls that it makes, and the memory that they need.
