@@ -150,7 +150,7 @@ class _BaseModel(Container):
 
     def shared_copy(self) -> Self:
         twin = super().shared_copy()  # a layer of another model: training belongs to that one
-        vars(twin).update(_state=Untrained(), history=None)
+        vars(twin).update(_state=Untrained(), _inference=CapturedInference(), history=None)
         return twin
 
     def _by_hand(self) -> contextlib.AbstractContextManager[None]:
