@@ -499,10 +499,16 @@ def test_activations_and_summary_name_every_call():
         (lambda: xpnet.Model([], []), ArgumentTypeError, "inputs must be a symbolic tensor or a list"),
         (lambda: xpnet.Model(xpnet.Input(3), "x"), ArgumentTypeError, "outputs must be a symbolic tensor"),
         (lambda: xpnet.Model(xpnet.Input(3), layers.ReLU()(xpnet.Input(3))), ArgumentError, "not among the inputs"),
+        (
+            lambda: layers.Dense(3)([xpnet.Input(4), xpnet.Input(4)]),
+            ShapeError,
+            "expects one input.* Concatenate",
+        ),
+        (lambda: chain(CHAINS["mlp"][1], 6, "cpu")[1]([xpnet.Input(6)] * 2), ShapeError, "Model expects 1 input"),
         (lambda: xpnet.Input((3, 0)), ArgumentError, "a shape must be"),
         (lambda: xpnet.Input(3, name="a.b"), ArgumentError, "Input: name must be text without dots"),
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_mistakes_are_explained(make, kind, text):
     with pytest.raises(kind, match=text):

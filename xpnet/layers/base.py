@@ -24,7 +24,7 @@ from xpnet.parameters import Buffer, ModelArray, Parameter, ParameterStore
 _INTERNAL = frozenset((
     "backward_in_context", "backward_pass", "check_input", "connections", "drop_workspaces", "execution_context",
     "forward_in_context", "forward_pass", "gives_probabilities", "inner_layers", "last_layer", "noise_key", "place",
-    "shape_for", "shared_copy", "splits_batch", "unplace",
+    "shape_for", "shared_copy", "splits_batch", "takes_list", "unplace",
 ))  # fmt: skip
 #: Attributes that each copy of a layer has for itself.
 _OWN = frozenset((
@@ -68,6 +68,8 @@ class Layer(Configured):
     gives_probabilities: ClassVar[bool] = False
     #: Whether its operators divide a batch among CPU threads. The BLAS must then use one thread. Only for speed.
     splits_batch: ClassVar[bool] = False
+    #: Whether it can have several inputs, and so be called on a list. A layer of one's own always can.
+    takes_list: ClassVar[bool] = False
     #: Whether its class is not part of xpnet, so that a model checks what it returns.
     is_custom: ClassVar[bool] = False
     #: Whether backward must return ∂L/∂x. The container sets it before each backward.
@@ -346,6 +348,8 @@ class Layer(Configured):
         self.input_shape = shapes
         self._context, self.path, self._workspaces = context, path, {}
         try:
+            if several and not (self.takes_list or self.is_custom):
+                raise self.refuse("one input", shapes, " Join them with a layer such as layers.Concatenate().")
             self._refuse_too_large("inputs", self.input_shape)
             self.output_shape = self.build(self.input_shape)
             self._refuse_too_large("outputs", self.output_shape)

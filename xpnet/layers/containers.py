@@ -36,12 +36,13 @@ class Connection(NamedTuple):
 class Container(Layer):
     """The base of Sequential and of xpnet.Model: layers that run as one layer, by an executor.
 
-    A subclass sets `layers`, defines `_keys`, and calls `_execute` in its build.
+    A subclass sets `layers`, places them in its `build`, and calls `_execute` there.
 
     `len(c)` is the number of layers, `c[i]` the layer at position i, `c[1:3]` a tuple of layers; iteration gives all. A
     position that does not exist raises PositionError.
     """
 
+    takes_list = True  # if its first layer does
     #: Whether any layer is not part of xpnet, so that the model checks its first training step.
     has_custom_layers: bool = False
     #: The layers, each once.

@@ -33,11 +33,15 @@ class Graph(Container):
         if double := next((name for name in names if names.count(name) > 1), None):
             raise ArgumentError(f"Model: two of the inputs have the name {double!r}. Rename one.")
 
+    def __call__(self, inputs: Any) -> Any:
+        single = isinstance(inputs, list | tuple) and len(inputs) == len(self.inputs) == 1
+        return super().__call__(inputs[0] if single else inputs)
+
     def build(self, input_shape: Any) -> Any:
         values = {tensor: i for i, tensor in enumerate(self.inputs)}
         shapes = list(list_of_shapes(input_shape))
         if len(shapes) != len(self.inputs):
-            raise self.refuse(f"{len(self.inputs)} inputs", input_shape)
+            raise self.refuse("1 input" if len(self.inputs) == 1 else f"{len(self.inputs)} inputs", input_shape)
         keys, calls, sites = dict(zip(self.layers, self._keys(), strict=True)), dict[Layer, int](), list[CallSite]()
         for node in self._nodes:
             layer = node.layer
