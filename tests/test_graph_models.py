@@ -502,7 +502,7 @@ def test_activations_and_summary_name_every_call():
         (
             lambda: layers.Dense(3)([xpnet.Input(4), xpnet.Input(4)]),
             ShapeError,
-            "expects one input.* Concatenate",
+            "expects one input.*Concatenate",
         ),
         (lambda: chain(CHAINS["mlp"][1], 6, "cpu")[1]([xpnet.Input(6)] * 2), ShapeError, "Model expects 1 input"),
         (lambda: xpnet.Input((3, 0)), ArgumentError, "a shape must be"),
