@@ -481,6 +481,19 @@ def test_the_error_for_too_little_memory_suggests_a_batch_size(gpu, monkeypatch,
     assert isinstance(caught.value, MemoryError)
 
 
+@pytest.mark.parametrize("metrics", [[], ["accuracy", "top_k_accuracy"]], ids=["no metrics", "metrics"])
+def test_each_kind_of_step_is_captured_once(gpu, monkeypatch, metrics):
+    captured, capture_step = [], GraphStep._capture_step
+
+    def recorded(self, data, *arguments):
+        captured.append(data.rows)
+        capture_step(self, data, *arguments)
+
+    monkeypatch.setattr(GraphStep, "_capture_step", recorded)
+    fit(mlp(gpu), metrics=metrics)
+    assert captured == [BATCH, len(X) % BATCH]
+
+
 def test_the_steps_of_short_runs_are_not_captured(gpu, monkeypatch):
     monkeypatch.setattr(captured_step, "_MIN_STEPS", 12)
     _, watch = fit(mlp(gpu), epochs=2)  # 20 steps with full batches, 2 with 3 samples
