@@ -9,6 +9,7 @@ import logging
 import re
 import threading
 
+import every
 import numpy as np
 import pytest
 from captured_trainings import BATCH, IMAGES, STEPS, X, Y, cnn, emulated_cupy, fit, mlp
@@ -121,6 +122,21 @@ def test_a_replay_with_an_embedding_equals_the_eager_step(both, rng):
         return xpnet.Sequential(stack, (4,), backend=backend, seed=0)
 
     results = both(build=build, x=rng.integers(50, size=(203, 4)))
+    same(results)
+    assert results[0][2].captured == 2
+
+
+@pytest.mark.parametrize("example", range(len(every.LAYERS)))
+def test_a_replay_with_any_layer_equals_the_eager_step(both, rng, example):
+    shape, layer = every.LAYERS[example]
+    if isinstance(layer, layers.Embedding):
+        pytest.skip("tested above")
+
+    def build(backend):
+        stack = [layers.Dense(shape[-1]), copy.deepcopy(layer), layers.Flatten(), layers.Dense(10)]
+        return xpnet.Sequential(stack, shape, backend=backend, seed=0)
+
+    results = both(build=build, x=rng.normal(size=(203, *shape)), optimizer=optimizers.SGD(0.01))
     same(results)
     assert results[0][2].captured == 2
 
