@@ -35,7 +35,9 @@ LAYERS = [
         for layer in (
             layers.Identity(), layers.ReLU(), layers.LeakyReLU(0.2), layers.ELU(0.7), layers.GELU(),
             layers.GELU("tanh"), layers.SiLU(), layers.Softplus(), layers.Sigmoid(), layers.Tanh(), layers.Softmax(),
-            layers.LogSoftmax(),
+            layers.LogSoftmax(), layers.PReLU(), layers.PReLU(shared=True), layers.ReLU6(), layers.HardTanh(),
+            layers.HardTanh(0.0, np.inf), layers.HardTanh(-np.inf, 0.5), layers.HardSigmoid(), layers.HardSwish(),
+            layers.Mish(), layers.GroupNorm(1), layers.GroupNorm(1, 0.1, center=False),
             layers.Step(0.3), layers.Dropout(0.5), layers.Rescale(0.5), layers.Rescale(2.0, -1.0), layers.Flatten(),
         )
     ],
@@ -64,6 +66,10 @@ LAYERS = [
     ],
     (IMAGE, layers.AvgPool2D(3, 2, "same", count_include_pad=False)),
     (IMAGE, layers.GlobalAveragePool2D()),
+    (IMAGE, layers.GlobalMaxPool2D()),
+    (IMAGE, layers.ZeroPadding2D(2)),
+    (IMAGE, layers.GroupNorm(2, 0.1, scale=False)),
+    *[(shape, layer) for shape in (IMAGE, (5, 6)) for layer in norms(layers.InstanceNorm)],
     *[(IMAGE, layers.Upsample2D(size, kind)) for size in (2, (1, 3)) for kind in ("nearest", "bilinear")],
     (IMAGE, layers.Residual(layers.Conv2D(4, 3, padding="same"), layers.BatchNorm(), layers.ReLU())),
     (IMAGE, layers.Residual(layers.Conv2D(6, 3, strides=2, padding="same"))),

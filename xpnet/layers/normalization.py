@@ -282,6 +282,11 @@ class InstanceNorm(GroupNorm):
     ) -> None:
         super().__init__(1, epsilon, center=center, scale=scale, name=name)
 
+    def build(self, input_shape: Shape) -> Shape:
+        if len(input_shape) < 2:
+            raise self.refuse("(N, ..., features) with axes in between, over which it normalizes", input_shape)
+        return super().build(input_shape)
+
     @property
     def _groups(self) -> int:
         return self.input_shape[-1]
