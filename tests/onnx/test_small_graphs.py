@@ -869,6 +869,18 @@ case(
     [*RELU6, op("Mul", "x c")],
     **NUMBERS | {"three": TWO},
 )
+BY_GROUP = [op("Reshape", "x to", "r"), op("InstanceNormalization", "r g b", "n", epsilon=0.1), op("Reshape", "n back")]
+GROUPS = {"to": ints(0, 2, -1), "back": ints(-1, 4, 3, 5), "g": np.ones(2, "f4"), "b": np.zeros(2, "f4")}
+for name, changed in {
+    "as exporters write it": {}, "with other sizes": {"back": ints(-1, 6, 2, 5)},
+    "with a scale": {"g": np.float32([1, 2])}, "with an offset": {"b": np.float32([1, 0])},
+    "of three parts": {"to": ints(0, 3, -1), "g": np.ones(3, "f4"), "b": np.zeros(3, "f4")},
+}.items():  # fmt: skip
+    case("equal", f"GroupNorm {name}", (4, 3, 5), BY_GROUP, **GROUPS | changed)
+scaled = [*BY_GROUP[:2], op("Reshape", "n back", "z"), *ops("m = Mul z scale; y = Add m offset")]
+case(
+    "equal", "GroupNorm with gamma and beta", (4, 3, 5), scaled, **GROUPS, scale=normal(4, 1, 1), offset=normal(4, 1, 1)
+)
 NORM = [
     op("ReduceMean", "x", "m", axes=[-1]),
     op("Sub", "x m", "c"),

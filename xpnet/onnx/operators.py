@@ -275,9 +275,9 @@ def _merged(x: Tensor, number: Constant, is_offset: bool) -> Tensor | None:
     weighted = layers.Dense, layers.Conv2D, layers.DepthwiseConv2D, layers.Conv2DTranspose
     if is_offset and isinstance(layer, weighted) and not layer.use_bias:
         return x.replace_last(type(layer).from_config(config | {"use_bias": True}), **loaded.weights, bias=vector)
-    if isinstance(layer, layers.LayerNorm) and not layer.center and (is_offset or not layer.scale):
+    if isinstance(layer, layers.LayerNorm | layers.GroupNorm) and not layer.center and (is_offset or not layer.scale):
         name, option = ("beta", "center") if is_offset else ("gamma", "scale")
-        return x.replace_last(layers.LayerNorm.from_config(config | {option: True}), **loaded.weights, **{name: vector})
+        return x.replace_last(type(layer).from_config(config | {option: True}), **loaded.weights, **{name: vector})
     return None
 
 
@@ -520,7 +520,7 @@ def _reshape(node: Node) -> Tensor:
         kept = batch[0] == -1 and math.prod(sizes) == features
     if not kept:
         raise node.error(f"of samples of shape {x.file_shape} to {target} changes the batch axis")
-    return _reshaped(node, x, sizes)
+    return patterns.group_norm(node, sizes) or _reshaped(node, x, sizes)
 
 
 @converts("Squeeze")

@@ -1,7 +1,7 @@
 """Patterns of several ONNX nodes that are one layer of xpnet, as exporters write them in older opsets."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from xpnet import layers
@@ -143,6 +143,23 @@ def quotient(node: Node) -> Tensor | None:
     if is_square or (square.operator == "Mul" and _Input(square, 1).equals(centered)):
         return x.tensor.in_file_order().add(layers.LayerNorm(epsilon=epsilon, center=False, scale=False))
     return None
+
+
+def group_norm(node: Node, sizes: Sequence[int]) -> Tensor | None:
+    """GroupNorm without gamma and beta, if this Reshape to samples of these sizes completes it.
+
+    Exporters write it as an InstanceNormalization of (N, groups, the numbers of a group), between two Reshapes.
+    """
+    norm = _source(_Input(node, 0), "InstanceNormalization")
+    before = _source(_Input(norm, 0), "Reshape") if norm else None
+    rows, x = (_Input(norm, 0).tensor, _Input(before, 0).tensor) if norm and before else (None, None)
+    if norm is None or rows is None or x is None or x.file_shape != tuple(sizes):
+        return None
+    groups, gamma, beta = rows.file_shape[0], norm.constant(1, "scale"), norm.constant(2, "bias")
+    if x.file_shape[0] % groups or (gamma != 1).any() or beta.any():
+        return None
+    layer = layers.GroupNorm(groups, epsilon=norm.attribute("epsilon"), center=False, scale=False)
+    return x.with_features_last().add(layer)
 
 
 def _source(value: _Input | None, operator: str) -> Node | None:
