@@ -122,6 +122,9 @@ _ELSEWHERE = {
     "BinaryCrossEntropy binary_cross_entropy": "bceloss bce bcewithlogitsloss binarycrossentropyloss logloss",
     "SoftmaxCrossEntropy softmax_cross_entropy": "crossentropyloss crossentropy categoricalcrossentropy "
                                                  "sparsecategoricalcrossentropy nllloss softmaxcrossentropyloss",
+    "KLDivergence kl_divergence": "kldivloss kld kldiv kullbackleiblerdivergence",
+    "CosineSimilarity cosine_similarity": "cosineembeddingloss cosineloss cosine",
+    "TripletMargin triplet_margin": "tripletmarginloss tripletloss triplet",
     "mse": "mseloss l2loss squarederror",
     "mae": "l1loss maeloss absoluteerror",
     # metrics

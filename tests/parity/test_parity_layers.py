@@ -368,6 +368,14 @@ def binary(z, t, e=0.0):
     return functional.binary_cross_entropy_with_logits(z, t * (1 - e) + e / 2, reduction="none").mean(1)
 
 
+def divergence(z, t):
+    return functional.kl_div(functional.log_softmax(z, -1), t, reduction="none").sum(1)
+
+
+def triplet(y, margin):
+    return functional.triplet_margin_loss(*y.chunk(3, 1), margin=margin, reduction="none")
+
+
 # loss, counterpart that computes the loss of each sample, kind of targets
 LOSSES = [
     (losses.MeanSquaredError(), lambda y, t: functional.mse_loss(y, t, reduction="none").mean(1), "real"),
@@ -379,6 +387,10 @@ LOSSES = [
     (losses.BinaryCrossEntropy(0.1), lambda z, t: binary(z, t, 0.1), "fractions"),
     (losses.SoftmaxCrossEntropy(), lambda z, t: functional.cross_entropy(z, t, reduction="none"), "labels"),
     (losses.SoftmaxCrossEntropy(), lambda z, t: functional.cross_entropy(z, t, reduction="none"), "probabilities"),
+    (losses.KLDivergence(), divergence, "probabilities"),
+    (losses.CosineSimilarity(), lambda y, t: 1 - functional.cosine_similarity(y, t), "real"),
+    (losses.TripletMargin(), lambda y, t: triplet(y, 1.0), "triplets"),
+    (losses.TripletMargin(0.3), lambda y, t: triplet(y, 0.3), "triplets"),
     *(
         (
             losses.SoftmaxCrossEntropy(0.1),
@@ -394,10 +406,11 @@ LOSSES = [
 @pytest.mark.parametrize(("loss", "twin", "kind"), LOSSES, ids=itertools.count())
 def test_losses_and_their_gradients_equal_those_of_pytorch(loss, twin, kind, dtype):
     rng, backend = np.random.default_rng(0), get_backend("cpu")
-    for n, k in ((1, 2), (7, 3), (20, 10)):
+    for n, k in ((1, 2), (7, 3), (20, 10)) if kind != "triplets" else ((1, 6), (7, 3), (20, 15)):
         outputs = (3 * rng.normal(size=(n, k))).astype(dtype)
         targets = {
             "real": lambda: rng.normal(size=(n, k)),  # noqa: B023
+            "triplets": lambda: np.zeros(n),  # noqa: B023
             "fractions": lambda: rng.random((n, k)),  # noqa: B023
             "probabilities": lambda: rng.dirichlet(np.ones(k), n),  # noqa: B023
             "labels": lambda: rng.integers(0, k, n),  # noqa: B023

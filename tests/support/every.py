@@ -83,14 +83,17 @@ LOSSES = examples_of(
     losses.Loss,
     {
         losses.BinaryCrossEntropy: [(losses.BinaryCrossEntropy(label_smoothing=0.1), "yes or no")],
+        losses.CosineSimilarity: [(losses.CosineSimilarity(), "real")],
         losses.HalfSquaredError: [
             (losses.HalfSquaredError(), "real"),
             (losses.HalfSquaredError(reduction="sum"), "real"),
         ],
         losses.Huber: [(losses.Huber(0.4), "real")],
+        losses.KLDivergence: [(losses.KLDivergence(), "probabilities")],
         losses.MeanAbsoluteError: [(losses.MeanAbsoluteError(), "real")],
         losses.MeanSquaredError: [(losses.MeanSquaredError(), "real")],
         losses.SoftmaxCrossEntropy: [(losses.SoftmaxCrossEntropy(label_smoothing=0.1), "probabilities")],
+        losses.TripletMargin: [(losses.TripletMargin(1.5), "real")],
     },
 )
 
