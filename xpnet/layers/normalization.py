@@ -1,5 +1,6 @@
 """BatchNorm, LayerNorm, GroupNorm and InstanceNorm: mean 0 and variance 1, over the batch or within each sample."""
 
+import math
 from typing import Any
 
 from xpnet.backends import Array
@@ -202,28 +203,19 @@ class GroupNorm(_Normalization):
 
     def build(self, input_shape: Shape) -> Shape:
         output_shape = super().build(input_shape)
-        if input_shape[-1] % self._groups:
-            raise self.refuse(f"a number of features that groups={self._groups} divides", input_shape)
+        if input_shape[-1] % self.groups:
+            raise self.refuse(f"a number of features that groups={self.groups} divides", input_shape)
         return output_shape
 
-    @property
-    def _groups(self) -> int:
-        return self.groups
-
     def forward(self, x: Array) -> Array:
-        """y = gamma · x̂ + beta. x̂ is that of rows (N · groups, P · F), of P positions and F features of a group."""
-        xp, backend, work = self.xp, self.backend, self.work
-        by_group = self._by_group(x)
-        copied = self.context.scratch("by_group", by_group.shape)
-        copied[...] = by_group
-        work.normalized = work.buffer("normalized", by_group.shape)
-        work.sigma = work.buffer("sigma", (len(x), self._groups, 1))
-        rows = copied.shape[0] * copied.shape[1], -1
-        backend.normalize_rows(
-            copied.reshape(rows), self.epsilon, work.normalized.reshape(rows), work.sigma.reshape(rows)
-        )
+        """y = gamma · x̂ + beta, where x̂ is computed of rows (N · groups, P · F): P positions, F features of a group."""
+        backend, work, by_group = self.backend, self.work, self._by_group(x)
+        rows = self.context.scratch("rows", (len(x) * self.groups, math.prod(self.input_shape) // self.groups))
+        rows.reshape(by_group.shape)[...] = by_group
+        work.normalized, work.sigma = work.buffer("normalized", rows.shape), work.buffer("sigma", (len(rows), 1))
+        backend.normalize_rows(rows, self.epsilon, work.normalized, work.sigma)
         y = work.buffer("y", x.shape)
-        xp.multiply(work.normalized, self._gamma_by_group(), out=self._by_group(y))
+        self.xp.multiply(work.normalized.reshape(by_group.shape), self._gamma_by_group(), out=self._by_group(y))
         if self.center:
             backend.add_to_rows(y.reshape(-1, x.shape[-1]), self.beta.value)
         return y
@@ -238,32 +230,29 @@ class GroupNorm(_Normalization):
         ∂L/∂x = (h - mean(h) - x̂ · mean(h·x̂)) / σ.
         """
         xp, backend, work, features = self.xp, self.backend, self.work, grad_y.shape[-1]
+        by_group, normalized = self._by_group(grad_y), work.normalized
         if self.center:
             backend.sum_rows(grad_y.reshape(-1, features), out=self.beta.grad)
-        by_group = self._by_group(grad_y)
         if self.scale:
             products = self.context.scratch("products", grad_y.shape)
-            xp.multiply(by_group, work.normalized, out=self._by_group(products))
+            xp.multiply(by_group, normalized.reshape(by_group.shape), out=self._by_group(products))
             backend.sum_rows(products.reshape(-1, features), out=self.gamma.grad)
         if not self.wants_input_grad:
             return None
-        grad = self.context.scratch("by_group", by_group.shape)
-        xp.multiply(by_group, self._gamma_by_group(), out=grad)
-        rows = grad.shape[0] * grad.shape[1], -1
-        backend.normalize_rows_grad(
-            grad.reshape(rows), work.normalized.reshape(rows), work.sigma.reshape(rows), out=grad.reshape(rows)
-        )
+        rows = self.context.scratch("rows", normalized.shape)
+        xp.multiply(by_group, self._gamma_by_group(), out=rows.reshape(by_group.shape))
+        backend.normalize_rows_grad(rows, normalized, work.sigma, out=rows)
         grad_x = work.buffer("grad_x", grad_y.shape)
-        self._by_group(grad_x)[...] = grad
+        self._by_group(grad_x)[...] = rows.reshape(by_group.shape)
         return grad_x
 
     def _by_group(self, x: Array) -> Array:
         """x (N, ..., features) as (N, groups, P, F), for P positions and F features of a group."""
-        return x.reshape(len(x), -1, self._groups, x.shape[-1] // self._groups).transpose(0, 2, 1, 3)
+        return x.reshape(len(x), -1, self.groups, x.shape[-1] // self.groups).transpose(0, 2, 1, 3)
 
     def _gamma_by_group(self) -> Any:
         """gamma as (groups, 1, F), or 1."""
-        return self.gamma.value.reshape(self._groups, 1, -1) if self.scale else 1.0
+        return self.gamma.value.reshape(self.groups, 1, -1) if self.scale else 1.0
 
 
 class InstanceNorm(GroupNorm):
@@ -285,8 +274,5 @@ class InstanceNorm(GroupNorm):
     def build(self, input_shape: Shape) -> Shape:
         if len(input_shape) < 2:
             raise self.refuse("(N, ..., features) with axes in between, over which it normalizes", input_shape)
+        self.groups = input_shape[-1]
         return super().build(input_shape)
-
-    @property
-    def _groups(self) -> int:
-        return self.input_shape[-1]
