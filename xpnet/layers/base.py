@@ -26,11 +26,6 @@ _INTERNAL = frozenset((
     "forward_in_context", "forward_pass", "gives_probabilities", "inner_layers", "last_layer", "noise_key", "place",
     "shape_for", "shared_copy", "splits_batch", "takes_list", "unplace",
 ))  # fmt: skip
-#: Attributes that each copy of a layer has for itself.
-_OWN = frozenset((
-    "_context", "_executor", "_parameters", "_placed", "_shared_copies", "_shared_with", "_sites", "_workspaces",
-    "has_custom_layers", "input_shape", "layers", "output_shape", "path", "splits_batch", "wants_input_grad",
-))  # fmt: skip
 
 
 class Layer(Configured):
@@ -75,6 +70,11 @@ class Layer(Configured):
     #: Whether backward must return ∂L/∂x. The container sets it before each backward.
     wants_input_grad: bool = True
 
+    #: What `shared_copy` does not share: attributes that each copy has for itself.
+    _own_attributes: ClassVar[frozenset[str]] = frozenset((
+        "_context", "_executor", "_parameters", "_placed", "_shared_copies", "_shared_with", "_sites", "_workspaces",
+        "has_custom_layers", "input_shape", "layers", "output_shape", "path", "splits_batch", "wants_input_grad",
+    ))  # fmt: skip
     name: str | None = None  # replaces the number in `path`
     path: str = ""  # the position of this layer in its model, such as "1.0" or "block.digit"
     input_shape: Shape = ()
@@ -263,7 +263,7 @@ class Layer(Configured):
             held.assign(value.value if isinstance(value, ModelArray) else value, f"{self._label}: {name}")
             return
         super().__setattr__(name, self._checked_name(value) if name == "name" else value)
-        if self._shared_copies and name not in _OWN:
+        if self._shared_copies and name not in self._own_attributes:
             for reference in self._shared_copies:
                 if (twin := reference()) is not None:
                     setattr(twin, name, value)
