@@ -16,7 +16,7 @@ from xpnet.errors import ArgumentError, DeviceMemoryError, ShapeError, StateErro
 from xpnet.layers import tensors
 from xpnet.layers.building import building, standalone
 from xpnet.layers.context import Context, Shape, Workspace
-from xpnet.layers.structure import as_tuple, first_of, list_of_shapes, mapped
+from xpnet.layers.structure import as_tuple, first_of, mapped, shapes_of
 from xpnet.layers.tensors import check_name
 from xpnet.parameters import Buffer, ModelArray, Parameter, ParameterStore
 
@@ -222,7 +222,7 @@ class Layer(Configured):
 
     def check_output(self, x: Array, y: Any) -> None:
         """Raise ShapeError unless y, the outputs of x, has the dtype and the shape that `build` returned."""
-        x, shapes = first_of(x), list_of_shapes(self.output_shape)
+        x, shapes = first_of(x), shapes_of(self.output_shape)
         dtype = x.dtype if self.accepts_integers is None and x.dtype.kind != "f" else self.context.dtype
         outputs = y if isinstance(y, list | tuple) and len(shapes) > 1 else [y]
         if len(outputs) != len(shapes):
@@ -361,7 +361,7 @@ class Layer(Configured):
 
     def _refuse_too_large(self, what: str, shapes: Shape | list[Shape]) -> None:
         """Raise DeviceMemoryError if not even one sample of these shapes fits into the device's memory."""
-        needed = sum(map(math.prod, list_of_shapes(shapes))) * self.context.dtype.itemsize
+        needed = sum(map(math.prod, shapes_of(shapes))) * self.context.dtype.itemsize
         if not self.backend.can_hold(needed):
             raise DeviceMemoryError(
                 f"{self._label}: one sample of its {what} {shape_text(shapes)} takes {needed / 2**30:,.1f} GiB, more "

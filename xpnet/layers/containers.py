@@ -13,7 +13,7 @@ from xpnet.layers.base import Layer
 from xpnet.layers.context import Context, Shape
 from xpnet.layers.executor import CallSite, Executor
 from xpnet.layers.pooling import MaxPool2D
-from xpnet.layers.structure import Arrays, as_tuple, first_of, list_of_shapes
+from xpnet.layers.structure import Arrays, as_tuple, first_of, shapes_of
 from xpnet.parameters import Parameter
 
 _NOTHING = nullcontext()
@@ -74,12 +74,12 @@ class Container(Layer):
 
     def connections(self) -> list[Connection]:
         """The inputs, and all outputs of the layers in order."""
-        shapes: Any = list_of_shapes(self.input_shape)
+        shapes: Any = shapes_of(self.input_shape)
         found = [Connection(name, None, shape, ()) for name, shape in zip(self.input_names, shapes, strict=True)]
         names = dict(enumerate(self.input_names))
         for layer, inputs, outputs, _ in self._sites:
             before = tuple(names[i] for i in as_tuple(inputs))
-            for k, (i, shape) in enumerate(zip(as_tuple(outputs), list_of_shapes(layer.output_shape), strict=True)):
+            for k, (i, shape) in enumerate(zip(as_tuple(outputs), shapes_of(layer.output_shape), strict=True)):
                 names[i] = layer.path if k == 0 else f"{layer.path}, output {k + 1}"
                 found.append(Connection(names[i], layer, shape, before))
         return found

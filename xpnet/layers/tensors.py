@@ -5,7 +5,7 @@ from typing import Any
 
 from xpnet.config import as_shape
 from xpnet.errors import ArgumentError, ArgumentTypeError, shape_text
-from xpnet.layers.structure import list_of_shapes
+from xpnet.layers.structure import shapes_of
 
 
 class Tensor:
@@ -36,7 +36,7 @@ class Node:
     def __init__(self, layer: Any, inputs: tuple[Tensor, ...], takes_list: bool, output_shape: Any) -> None:
         self.layer, self.inputs, self.takes_list = layer, inputs, takes_list
         self.returns_list = isinstance(output_shape, list)
-        self.outputs = tuple(Tensor(shape, node=self) for shape in list_of_shapes(output_shape))
+        self.outputs = tuple(Tensor(shape, node=self) for shape in shapes_of(output_shape))
 
 
 def Input(shape: int | Iterable[int], *, name: str | None = None) -> Tensor:  # noqa: N802  # reads like a layer
