@@ -62,7 +62,7 @@ class Container(Layer):
     def _execute(self, sites: Sequence[CallSite], inputs: int, outputs: Sequence[int]) -> None:
         """Run these calls of placed layers, see `Executor`."""
         self._sites = list(sites)
-        self._executor = Executor(self, _reordered(self._sites, outputs), inputs, outputs)
+        self._executor = Executor(_reordered(self._sites, outputs), inputs, outputs)
 
     def place(self, context: Context, path: str, input_shape: Any) -> Any:
         output_shape = super().place(context, path, input_shape)
@@ -165,7 +165,7 @@ class Container(Layer):
 
     def forward(self, x: Any) -> Any:
         """The outputs of the layers, each of which runs after those that it depends on."""
-        return self._executor.forward(x)
+        return self._executor.forward(self, x)
 
     def backward(self, grad_y: Any) -> Any:
         """The chain rule: each layer turns the gradient of its output into that of its input, last layer first.
@@ -174,7 +174,7 @@ class Container(Layer):
         out whose gradients no trained parameter needs.
         """
         # A subclass may need the gradient for parameters of its own.
-        return self._executor.backward(grad_y, self.wants_input_grad or bool(self._parameters))
+        return self._executor.backward(self, grad_y, self.wants_input_grad or bool(self._parameters))
 
     def forward_pass(self, x: Arrays, training: bool = False, inference: bool = False) -> Arrays:
         """A whole pass. The result is a buffer, valid until the next pass. For the modes see `Context`.
