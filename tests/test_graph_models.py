@@ -317,6 +317,18 @@ def test_ranks_share_the_gradients_of_a_model_that_shares_layers():
         np.testing.assert_allclose(results[1][name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+def test_a_copy_of_a_nested_model_does_not_train_like_that_model():
+    encoder, _, whole = autoencoder()
+    train(encoder)
+    nested = next(layer for layer in whole.inner_layers if layer.name == "encoder")
+    assert nested is not encoder
+    assert nested.history is None
+    assert encoder.history is not None
+    assert nested._state is not encoder._state
+    encoder.layers[0].l2 = 0.5  # of the layer; that of its parameters was set when they were built
+    assert nested.inner_layers[0].l2 == 0.5
+
+
 def test_part_of_a_trained_model_is_a_model(backend):
     row = xpnet.Sequential([layers.Dense(5), layers.Tanh(), layers.Dense(2)], 4, backend)
     train(row)
@@ -511,10 +523,16 @@ def test_activations_and_summary_name_every_call():
         (lambda: xpnet.Model([], []), ArgumentTypeError, "inputs must be a symbolic tensor or a list"),
         (lambda: xpnet.Model(xpnet.Input(3), "x"), ArgumentTypeError, "outputs must be a symbolic tensor"),
         (lambda: xpnet.Model(xpnet.Input(3), layers.ReLU()(xpnet.Input(3))), ArgumentError, "not among the inputs"),
+        (
+            lambda: layers.Dense(3)([xpnet.Input(4), xpnet.Input(4)]),
+            ShapeError,
+            "expects one input.*Concatenate",
+        ),
+        (lambda: chain(CHAINS["mlp"][1], 6, "cpu")[1]([xpnet.Input(6)] * 2), ShapeError, "Model expects 1 input"),
         (lambda: xpnet.Input((3, 0)), ArgumentError, "a shape must be"),
         (lambda: xpnet.Input(3, name="a.b"), ArgumentError, "Input: name must be text without dots"),
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_mistakes_are_explained(make, kind, text):
     with pytest.raises(kind, match=text):

@@ -5,20 +5,18 @@ from typing import Any
 
 from xpnet.config import as_shape
 from xpnet.errors import ArgumentError, ArgumentTypeError, shape_text
-from xpnet.layers.structure import list_of_shapes
+from xpnet.layers.structure import shapes_of
 
 
 class Tensor:
     """An input of a graph, or an output of a layer in it. It has a shape, but no values.
 
     shape: without the batch.  name: of an input, or None.  node: the call of a layer that computes it, or None for an
-    input.  index: its position among the outputs of that call.
+    input.
     """
 
-    def __init__(
-        self, shape: tuple[int, ...], *, name: str | None = None, node: "Node | None" = None, index: int = 0
-    ) -> None:
-        self.shape, self.name, self.node, self.index = shape, name, node, index
+    def __init__(self, shape: tuple[int, ...], *, name: str | None = None, node: "Node | None" = None) -> None:
+        self.shape, self.name, self.node = shape, name, node
 
     def __repr__(self) -> str:
         if self.node is None:
@@ -38,14 +36,7 @@ class Node:
     def __init__(self, layer: Any, inputs: tuple[Tensor, ...], takes_list: bool, output_shape: Any) -> None:
         self.layer, self.inputs, self.takes_list = layer, inputs, takes_list
         self.returns_list = isinstance(output_shape, list)
-        shapes = list_of_shapes(output_shape)
-        self.outputs = tuple(Tensor(shape, node=self, index=i) for i, shape in enumerate(shapes))
-
-    @property
-    def input_shape(self) -> Any:
-        """The shape of the input, or a list of shapes if the layer takes a list."""
-        shapes = [tensor.shape for tensor in self.inputs]
-        return shapes if self.takes_list else shapes[0]
+        self.outputs = tuple(Tensor(shape, node=self) for shape in shapes_of(output_shape))
 
 
 def Input(shape: int | Iterable[int], *, name: str | None = None) -> Tensor:  # noqa: N802  # reads like a layer
