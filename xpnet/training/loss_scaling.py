@@ -36,7 +36,7 @@ class LossScale:
     def unscale(self, store: ParameterStore) -> None:
         """Divide all gradients that are used by the scale, note whether any overflowed, and adapt the scale."""
         xp: Any = self._backend.xp
-        inverse, finite = (1.0 / self.state[0]).astype(store.dtype), xp.asarray(True)
+        inverse, finite = (1.0 / self.state[0]).astype(store.dtype), xp.ones((), dtype=bool)
         for part in store.slices(attrgetter("trainable")):
             grad = store.grads[part]
             grad *= inverse
