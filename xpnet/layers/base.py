@@ -434,7 +434,10 @@ def wrong_array(what: str, shape: tuple[int, ...], dtype: Any, xp: Any, got: Any
     """The error if `got` is no array of this shape (N, ...) and dtype. what: such as "Dense: forward must return"."""
     expected, hint = f"{what} {shape_text(shape[1:])} of {dtype}{why}", ""
     if not isinstance(got, xp.ndarray):
-        text = f"a {type(got).__module__}.{type(got).__name__}" if hasattr(got, "shape") else repr(got)
+        if isinstance(got, list | tuple):
+            text = f"a {type(got).__name__} of {len(got)}"
+        else:
+            text = f"a {type(got).__module__}.{type(got).__name__}" if hasattr(got, "shape") else repr(got)
         return ShapeError(f"{expected}, but returned {text}.")
     if got.shape[:1] != shape[:1]:
         expected += f", with N = {shape[0]}"
