@@ -13,7 +13,8 @@ from xpnet.backends.cuda.cublas import call, matrix_layout
 
 _log = logging.getLogger(__name__)
 
-_COMPUTE_TYPES = {"float32": 68, "tf32": 77}  # cublasComputeType_t
+#: cublasComputeType_t. For float32 matrices, TF32 is the precision that is at least as exact as 16 bits.
+_COMPUTE_TYPES = {"float32": 68, "tf32": 77, "bfloat16": 77, "float16": 77}
 _FLOAT32 = 0  # cudaDataType_t
 _TRANSPOSE_A, _TRANSPOSE_B, _EPILOGUE, _BIAS_POINTER = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
 _MOST_WORKSPACE, _ALIGNMENTS = 1, (5, 6, 7, 8)  # cublasLtMatmulPreferenceAttributes_t; of A, B, C and D
@@ -43,7 +44,7 @@ class LtProduct:
     cuBLASLt stores matrices by columns, so it computes outᵀ = bᵀ aᵀ, like `Cublas`.
 
     a (m, k), b (k, n), out (m, n), row (n,) or None: arrays with the sizes, layouts and alignments of all later calls.
-    precision: "float32" or "tf32".  most: how many algorithms to ask for; count: how many there are, perhaps none.
+    precision: of the model.  most: how many algorithms to ask for; count: how many there are, perhaps none.
     """
 
     def __init__(

@@ -133,10 +133,9 @@ class CUDAMatmul(KernelLauncher):
 
         False, without doing anything, elsewhere, and for matrices that only cuBLAS or CuPy accept.
         """
-        precision = self.thread.precision or "float32"
-        if self.thread.cells is None or precision not in ("float32", "tf32") or isinstance(a, HalfMatrix):
+        if self.thread.cells is None or isinstance(a, HalfMatrix) or isinstance(b, HalfMatrix):
             return False
-        product = Product(a, b, out, precision, epilogue)
+        product = Product(a, b, out, self.thread.precision or "float32", epilogue)
         if not product.accepted() or self.products_unavailable:
             return False
         ways = self.products().ways(product)

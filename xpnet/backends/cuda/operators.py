@@ -157,12 +157,8 @@ class CUDAOperators(CUDAConvolutions):
         return losses, grad
 
     def fits_dense_cross_entropy(self, rows: int, depth: int, classes: int) -> bool:
-        """Whether `dense_cross_entropy` is one kernel, for these sizes and the current precision.
-
-        That kernel computes TF32 products in float32.
-        """
-        small = classes <= _MOST_CLASSES and depth <= _MOST_DEPTH and rows * depth <= _MOST_INPUTS
-        return small and self.thread.precision in (None, "float32", "tf32")
+        """Whether `dense_cross_entropy` is one kernel for these sizes. It computes in float32, in any precision."""
+        return classes <= _MOST_CLASSES and depth <= _MOST_DEPTH and rows * depth <= _MOST_INPUTS
 
     # Windows ---------------------------------------------------------------------------------------------------------
 

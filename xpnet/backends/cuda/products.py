@@ -19,6 +19,7 @@ from xpnet.backends.cuda.kernels import Kernels, Launch
 SOURCE = Path(__file__).with_name("products.cu").read_text(encoding="utf-8")
 
 _FLOAT32 = numpy.dtype("float32")
+_PRECISIONS = ("float32", "tf32", "bfloat16", "float16")  # by their numbers in products.cu
 _PART_BYTES = 4 * 2**20  # of the memory for the parts of sums
 _TICKETS = 2**10
 _LARGEST = 2**30  # sizes and their sums are C ints
@@ -35,7 +36,7 @@ class Epilogue(NamedTuple):
 
 
 class Product(NamedTuple):
-    """A product: its matrices, the precision "float32" or "tf32", and the epilogue."""
+    """A product: its matrices, the precision to which it rounds them, and the epilogue."""
 
     a: Array
     b: Array
@@ -78,7 +79,7 @@ class Tiling(NamedTuple):
     lane_n: int
     warps: int
     stages: int
-    tf32: int = 0
+    tensor: int = 0  # 1 for tensor cores
 
     @property
     def threads(self) -> int:
@@ -86,7 +87,7 @@ class Tiling(NamedTuple):
 
     def shared_bytes(self, a_by_columns: int, b_by_columns: int) -> int:
         """The bytes of MEMORY in products.cu."""
-        padding, pitch = (8 if self.tf32 else 0), self.tile_k + 4
+        padding, pitch = (8 if self.tensor else 0), self.tile_k + 4
         a = self.tile_k * (self.tile_m + padding) if a_by_columns else self.tile_m * pitch
         b = self.tile_n * pitch if b_by_columns else self.tile_k * (self.tile_n + padding)
         return 4 * self.warps * max(self.stages * (a + b), (self.tile_m + 1) * self.tile_n)
@@ -98,9 +99,9 @@ TILINGS = {
     "16x32": Tiling(16, 32, 16, 4, 4, 4, 4),
     "32x32": Tiling(32, 32, 16, 8, 4, 4, 3),
     "32x64": Tiling(32, 64, 16, 8, 8, 4, 3),
-    "tf32 16x16": Tiling(16, 16, 32, 0, 0, 4, 2, tf32=1),
-    "tf32 16x32": Tiling(16, 32, 16, 0, 0, 8, 3, tf32=1),
-    "tf32 32x32": Tiling(32, 32, 16, 0, 0, 4, 3, tf32=1),
+    "tensor 16x16": Tiling(16, 16, 32, 0, 0, 4, 2, tensor=1),
+    "tensor 16x32": Tiling(16, 32, 16, 0, 0, 8, 3, tensor=1),
+    "tensor 32x32": Tiling(32, 32, 16, 0, 0, 4, 3, tensor=1),
 }
 
 _BLOCKS = 132  # that keep an H200 busy
@@ -158,7 +159,7 @@ class StreamProducts:
         parts = -(-k // part_k)
         layout_a, layout_b, layout_out = map(_layout, (a, b, out))
         address = numpy.uint64
-        kernels = self._kernels(tiling, layout_a.operation, layout_b.operation)
+        kernels = self._kernels(tiling, product.precision, layout_a.operation, layout_b.operation)
         shared = tiling.shared_bytes(layout_a.operation, layout_b.operation)
         kernels.launch("product", _FLOAT32, (across_m, across_n, parts), (tiling.threads,), shared_bytes=shared, given={
             "a": address(a.data.ptr), "b": address(b.data.ptr), "out": address(out.data.ptr), "m": m, "n": n, "k": k,
@@ -182,7 +183,7 @@ def _tilings(product: Product) -> list[tuple[str, int]]:
         across_m, across_n = _tiles(product, tiling)
         tiles = across_m * across_n
         padded = tiles > 1 and tiles * tiling.tile_m * tiling.tile_n > _MOST_PADDING * m * n
-        if bool(tiling.tf32) == (product.precision == "tf32") and tiles <= 2 * _BLOCKS and not padded:
+        if bool(tiling.tensor) == (product.precision != "float32") and tiles <= 2 * _BLOCKS and not padded:
             tilings.append((name, max(1, _BLOCKS // tiles) if k >= _LONG_K else 1))
     return tilings[:_TRIED]
 
@@ -196,7 +197,12 @@ def _wide(a: Array) -> bool:
     return bool(_layout(a).leading % 4 == 0 and a.data.ptr % 16 == 0)
 
 
-def _compiled(xp: Any, launch: Launch, tiling: Tiling, a_by_columns: int, b_by_columns: int) -> Kernels:
-    options = [f"-D{name.upper()}={value}" for name, value in tiling._asdict().items()]
+def macros(tiling: Tiling, precision: str, a_by_columns: int, b_by_columns: int) -> list[str]:
+    """The options that define the macros of products.cu."""
+    sizes = [f"-D{name.upper()}={value}" for name, value in tiling._asdict().items() if name != "tensor"]
     layouts = [f"-DA_BY_COLUMNS={a_by_columns}", f"-DB_BY_COLUMNS={b_by_columns}"]
-    return Kernels(xp, launch, SOURCE, [*options, *layouts])
+    return [*sizes, f"-DPRECISION={_PRECISIONS.index(precision)}", *layouts]
+
+
+def _compiled(xp: Any, launch: Launch, *given: Any) -> Kernels:
+    return Kernels(xp, launch, SOURCE, macros(*given))
