@@ -44,6 +44,15 @@ class HalfMatrix(NamedTuple):
         return HalfMatrix(self.bits[key], self.precision)
 
 
+#: cudaDataType_t by the precision of a `HalfMatrix`
+HALF_TYPES = {"float16": _FLOAT16, "bfloat16": _BFLOAT16}
+
+
+def elements(matrix: Any) -> Array:
+    """The array with the elements of a matrix, which are bits if it is a `HalfMatrix`."""
+    return matrix.bits if isinstance(matrix, HalfMatrix) else matrix
+
+
 class MatrixLayout(NamedTuple):
     """How a matrix is stored: whether transposed, and the elements from one row (or column) to the next."""
 
@@ -96,7 +105,7 @@ class Cublas:
         if max(*sizes, layout_a.leading, layout_b.leading, layout_out.leading) > _LARGEST or 0 in sizes:
             return False
         kind, compute, zero, one = self._types(out, tf32)
-        kind_in = {"float16": _FLOAT16, "bfloat16": _BFLOAT16, None: kind}[half]
+        kind_in = HALF_TYPES[half] if half else kind
         self._call(
             "cublasGemmEx", self._handle, layout_b.operation, layout_a.operation, *sizes, ctypes.byref(one),
             ctypes.c_void_p(b.data.ptr), kind_in, layout_b.leading,

@@ -64,6 +64,42 @@ template <int WIDTH, typename T> __device__ void store(T* to, const Vector<T, WI
     *(Vector<T, WIDTH>*)to = vector;
 }
 
+// How numbers are stored: as reals, or as the bits of float32 rounded to 16 bits, to the nearest, ties to even.
+
+struct Exact {
+    typedef real Stored;
+    static __device__ real value(Stored x) { return x; }
+    static __device__ Stored stored(real x) { return x; }
+};
+
+struct Bfloat16 {
+    typedef unsigned short Stored;
+    static __device__ float value(Stored x) { return __uint_as_float((Word)x << 16); }
+    static __device__ Stored stored(float x) {
+        Word bits = __float_as_uint(x);
+        bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+        return nan ? bits >> 16 | 0x40 : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+    }
+};
+
+struct Float16 {
+    typedef unsigned short Stored;
+    static __device__ float value(Stored x) {
+        Word sign = (x & 0x8000u) << 16, size = (x & 0x7fffu) << 13;
+        if (size >= 0x0f800000u) return __uint_as_float(sign | size | 0x7f800000u);  // infinity or NaN
+        return __uint_as_float(sign | __float_as_uint(__uint_as_float(size) * 0x1p112f));
+    }
+    static __device__ Stored stored(float x) {
+        Word bits = __float_as_uint(x), sign = bits >> 16 & 0x8000u, half;
+        bits &= 0x7fffffffu;
+        if (bits > 0x7f800000u) half = 0x7e00u;
+        else if (bits >= 0x477ff000u) half = 0x7c00u;  // 65520 and more become infinity
+        else if (bits < 0x38800000u) half = (Word)rintf(__uint_as_float(bits) * 16777216.0f);  // units of 2^-24
+        else half = (bits + 0xfffu + (bits >> 13 & 1) - 0x38000000u) >> 13;
+        return sign | half;
+    }
+};
+
 // Whether vectors of four reals can begin here.
 __device__ bool aligned(const void* address) { return ((Index)address & 15) == 0; }
 
@@ -753,24 +789,42 @@ template <int WIDTH> __device__ Pair<WIDTH> load_pair(const real* a, const real*
     return {load<WIDTH>(a), load<WIDTH>(b)};
 }
 
-template <int WIDTH>
-__device__ void relu_grad_sum_rows_by(const real* grad, const real* y, Index rows, Index columns, Index part_rows,
-                                      double* parts, Word* tickets, real* out, real* sums) {
-    auto load_row = [=](Index i, Index j) { return load_pair<WIDTH>(grad + i * columns + j, y + i * columns + j); };
-    auto add = [=](Index i, Index j, Pair<WIDTH>& g, Sums<WIDTH>& sums) {
-        for (int k = 0; k < WIDTH; k++) {
-            g.a.at[k] = WhereNotZero()(g.a.at[k], g.b.at[k]);
-            sums.at[k] += g.a.at[k];
-        }
-        store(out + i * columns + j, g.a);
-    };
-    auto finish = [=](Index j, const Sums<WIDTH>& total) { store_sums(sums + j, total); };
-    sum_over_rows<WIDTH, WIDTH>(rows, columns, part_rows, parts, tickets, load_row, add, finish);
-}
+template <typename Number> struct ReluGradSumRows {
+    typedef typename Number::Stored Stored;
+
+    template <int WIDTH>
+    static __device__ void by(const Stored* grad, const Stored* y, Index rows, Index columns, Index part_rows,
+                              double* parts, Word* tickets, Stored* out, real* sums) {
+        struct Loaded {
+            Vector<Stored, WIDTH> grad, y;
+        };
+        auto load_row = [=](Index i, Index j) {
+            return Loaded{load<WIDTH>(grad + i * columns + j), load<WIDTH>(y + i * columns + j)};
+        };
+        auto add = [=](Index i, Index j, Loaded& row, Sums<WIDTH>& sums) {
+            for (int k = 0; k < WIDTH; k++) {
+                real g = WhereNotZero()(Number::value(row.grad.at[k]), Number::value(row.y.at[k]));
+                sums.at[k] += g;
+                row.grad.at[k] = Number::stored(g);
+            }
+            store(out + i * columns + j, row.grad);
+        };
+        auto finish = [=](Index j, const Sums<WIDTH>& total) { store_sums(sums + j, total); };
+        sum_over_rows<WIDTH, WIDTH>(rows, columns, part_rows, parts, tickets, load_row, add, finish);
+    }
+};
 
 KERNEL relu_grad_sum_rows(const real* grad, const real* y, Index rows, Index columns, Index part_rows, int width,
                           double* parts, Word* tickets, real* out, real* sums) {
-    WITH_WIDTH(width, relu_grad_sum_rows_by, grad, y, rows, columns, part_rows, parts, tickets, out, sums);
+    WITH_WIDTH(width, ReluGradSumRows<Exact>::by, grad, y, rows, columns, part_rows, parts, tickets, out, sums);
+}
+
+KERNEL relu_grad_sum_rows_in_16_bits(const unsigned short* grad, const unsigned short* y, int bfloat16, Index rows,
+                                     Index columns, Index part_rows, int width, double* parts, Word* tickets,
+                                     unsigned short* out, real* sums) {
+    if (bfloat16)
+        WITH_WIDTH(width, ReluGradSumRows<Bfloat16>::by, grad, y, rows, columns, part_rows, parts, tickets, out, sums);
+    else WITH_WIDTH(width, ReluGradSumRows<Float16>::by, grad, y, rows, columns, part_rows, parts, tickets, out, sums);
 }
 
 template <int WIDTH>
@@ -1242,24 +1296,19 @@ KERNEL scale_trained(real* g, const Byte* mask, Index n, const double* scale) {
     }
 }
 
-// Half precision: float32 rounded to the nearest, ties to even -------------------------------------------------------
+// Rounding to 16 bits ------------------------------------------------------------------------------------------------
 
-KERNEL to_bfloat16(const float* x, Index n, unsigned short* out) {
-    FOR_EACH(i, n) {
-        Word bits = __float_as_uint(x[i]);
-        bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
-        out[i] = nan ? bits >> 16 | 0x40 : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+template <typename Number> __device__ void round_all(const float* x, Index n, unsigned short* out) {
+    Index vectors = aligned(x) && aligned(out) ? n / 4 : 0;
+    FOR_EACH(i, vectors) {
+        Vector<float, 4> numbers = load<4>(x + 4 * i);
+        Vector<unsigned short, 4> rounded;
+        for (int k = 0; k < 4; k++) rounded.at[k] = Number::stored(numbers.at[k]);
+        store(out + 4 * i, rounded);
     }
+    FOR_EACH(i, n - 4 * vectors) out[4 * vectors + i] = Number::stored(x[4 * vectors + i]);
 }
 
-KERNEL to_float16(const float* x, Index n, unsigned short* out) {
-    FOR_EACH(i, n) {
-        Word bits = __float_as_uint(x[i]), sign = bits >> 16 & 0x8000u, half;
-        bits &= 0x7fffffffu;
-        if (bits > 0x7f800000u) half = 0x7e00u;
-        else if (bits >= 0x477ff000u) half = 0x7c00u;  // 65520 and more become infinity
-        else if (bits < 0x38800000u) half = (Word)rintf(__uint_as_float(bits) * 16777216.0f);  // units of 2^-24
-        else half = (bits + 0xfffu + (bits >> 13 & 1) - 0x38000000u) >> 13;
-        out[i] = sign | half;
-    }
-}
+KERNEL to_bfloat16(const float* x, Index n, unsigned short* out) { round_all<Bfloat16>(x, n, out); }
+
+KERNEL to_float16(const float* x, Index n, unsigned short* out) { round_all<Float16>(x, n, out); }

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 import numpy
 
-from xpnet.backends.arrays import Array
+from xpnet.backends.arrays import Array, DType
 from xpnet.backends.cuda.compiling import watch
 from xpnet.backends.cuda.driver import FIRST_CAPABILITY, Driver
 from xpnet.backends.cuda.driver import load as load_driver
@@ -230,10 +230,13 @@ class KernelLauncher(Backend):
         rows, threads = array.size // columns, min(BLOCK, max(32, power_of_two(columns)))
         return self.launch(name, array, blocks=min(rows, 2**16), threads=threads, rows=rows, **given)
 
-    def launch_column_sums(self, name: str, array: Array, /, *, per_column: int = 1, **given: Any) -> None:
+    def launch_column_sums(
+        self, name: str, array: Array, /, *, per_column: int = 1, real: DType = None, **given: Any
+    ) -> None:
         """Launch a kernel that sums `per_column` numbers of each column of `array` over the rows.
 
-        given: the arguments of the kernel by name, besides sizes and memory for parts of the sums.
+        real: the dtype of the sums, if it is not that of the array.  given: the arguments of the kernel by name,
+        besides sizes and memory for parts of the sums.
         """
         rows, columns = array.shape
         width = self.width_of(columns, *[a for a in given.values() if isinstance(a, self.xp.ndarray)])
@@ -250,7 +253,7 @@ class KernelLauncher(Backend):
             memory = self.xp.empty((parts, across * threads * width * per_column), dtype=numpy.float64)
         arguments = {**given, "rows": rows, "columns": columns, "part_rows": part_rows, "width": width}
         arguments |= {"parts": memory, "tickets": None if memory is None else self._tickets()}
-        self.kernels.launch(name, array.dtype, (across, parts), (threads, BLOCK // threads), arguments)
+        self.kernels.launch(name, real or array.dtype, (across, parts), (threads, BLOCK // threads), arguments)
 
     def width_of(self, size: int, *arrays: Array) -> int:
         """How many neighboring elements a kernel may load at a time: 4 or 1.

@@ -9,6 +9,7 @@ import numpy
 
 from xpnet.backends.arrays import Array
 from xpnet.backends.cuda.convolutions import CUDAConvolutions
+from xpnet.backends.cuda.cublas import HalfMatrix
 from xpnet.backends.cuda.graphs import NO_STEP, STEP_THREADS
 from xpnet.backends.cuda.kernels import BLOCK, REALS, axes, signatures
 from xpnet.backends.cuda.launching import MOST_BLOCKS, VECTOR, by_kernel, fused, power_of_two
@@ -114,8 +115,13 @@ class CUDAOperators(CUDAConvolutions):
     multiply_arrays = by_kernel(Backend.multiply_arrays, each=VECTOR)
 
     @fused
-    def relu_grad_sum_rows(self, grad: Array, y: Array, out: Array, sums: Array) -> Array:
-        self.launch_column_sums("relu_grad_sum_rows", out, grad=grad, y=y, out=out, sums=sums)
+    def relu_grad_sum_rows(self, grad: Any, y: Any, out: Any, sums: Array) -> Any:
+        """In a captured step, grad, y and out may be of the class HalfMatrix."""
+        if isinstance(out, HalfMatrix):
+            halves = {"grad": grad.bits, "y": y.bits, "out": out.bits, "bfloat16": out.precision == "bfloat16"}
+            self.launch_column_sums("relu_grad_sum_rows_in_16_bits", out.bits, real=sums.dtype, **halves, sums=sums)
+        else:
+            self.launch_column_sums("relu_grad_sum_rows", out, grad=grad, y=y, out=out, sums=sums)
         return out
 
     @fused

@@ -1,7 +1,8 @@
 """Matrix products of a captured step: several ways to compute each of them, of which the fastest is chosen.
 
 The ways are cuBLAS, the algorithms of cuBLASLt, and our own kernels (products.cu) with several tilings. The kernels
-can also compute what follows the product (`Epilogue`), and cuBLASLt a part of it.
+can also compute what follows the product (`Epilogue`), and cuBLASLt a part of it. In a precision of 16 bits, matrices
+are float32, and each way rounds them to that precision or to TF32, or they have been rounded before.
 """
 
 import functools
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from xpnet.backends.arrays import Array
-from xpnet.backends.cuda.cublas import matrix_layout
+from xpnet.backends.cuda.cublas import HalfMatrix, elements, matrix_layout
 from xpnet.backends.cuda.cublaslt import CublasLt, LtProduct, alignment
 from xpnet.backends.cuda.kernels import Kernels, Launch
 
@@ -36,11 +37,14 @@ class Epilogue(NamedTuple):
 
 
 class Product(NamedTuple):
-    """A product: its matrices, the precision to which it rounds them, and the epilogue."""
+    """A product: its matrices, the precision to which it rounds them, and the epilogue.
 
-    a: Array
-    b: Array
-    out: Array
+    a, b: both float32 or both a `HalfMatrix`; out may be a `HalfMatrix` if they are, and epilogue.row is one if out is.
+    """
+
+    a: Any
+    b: Any
+    out: Any
     precision: str
     epilogue: Epilogue
 
@@ -49,24 +53,35 @@ class Product(NamedTuple):
         """(m, k, n) for a (m, k) and b (k, n)."""
         return (*self.a.shape, self.b.shape[1])
 
+    @property
+    def in_halves(self) -> bool:
+        """Whether the matrices have been rounded to 16 bits, so that only cuBLAS and cuBLASLt can multiply them."""
+        return isinstance(self.a, HalfMatrix)
+
     def accepted(self) -> bool:
-        """Whether the kernels and cuBLASLt accept these matrices."""
-        matrices = (self.a, self.b, self.out)
-        layouts = [layout for x in matrices if x.dtype == _FLOAT32 and (layout := matrix_layout(x)) is not None]
-        if len(layouts) < len(matrices) or layouts[2].operation:
+        """Whether the kernels or cuBLASLt accept these matrices."""
+        if self.in_halves != isinstance(self.b, HalfMatrix) or not all(map(_is_known, self[:3])):
+            return False
+        layouts = [layout for x in self[:3] if (layout := matrix_layout(elements(x))) is not None]
+        if len(layouts) < 3 or layouts[2].operation:
             return False
         others = [x for x in (self.epilogue.row, self.epilogue.mask, self.epilogue.sums) if x is not None]
-        if any(x.dtype != _FLOAT32 or not x.flags.c_contiguous for x in others):
+        if not all(_is_known(x) and elements(x).flags.c_contiguous for x in others):
             return False
         return min(self.sizes) > 0 and max(*self.sizes, *(layout.leading for layout in layouts)) < _LARGEST
 
     def question(self) -> str:
-        """A key for `Choices`: sizes, layouts, alignments, precision and epilogue."""
+        """A key for `Choices`: sizes, layouts, alignments, precision, which are in 16 bits, and epilogue."""
         m, k, n = self.sizes
         stored = [f"{'T' if operation else 'N'}{leading}" for operation, leading in map(_layout, self[:3])]
-        aligned = [str(alignment(x)) for x in self[:3]]
+        aligned = [str(alignment(elements(x))) for x in self[:3]]
+        halves = [name for name, x in zip(("a and b", "out"), self[1:3], strict=True) if isinstance(x, HalfMatrix)]
         follows = [name for name, value in self.epilogue._asdict().items() if value is not None and value is not False]
-        return " ".join([f"{m}x{k}x{n}", *stored, *aligned, self.precision, *follows])
+        return " ".join([f"{m}x{k}x{n}", *stored, *aligned, self.precision, *halves, *follows])
+
+
+def _is_known(a: Any) -> bool:
+    return isinstance(a, HalfMatrix) or a.dtype == _FLOAT32
 
 
 class Tiling(NamedTuple):
@@ -127,10 +142,12 @@ class StreamProducts:
 
     def ways(self, product: Product) -> dict[str, Callable[[], Epilogue]]:
         """The ways to compute a product, by name. Each returns what it has not computed of the epilogue."""
-        ways: dict[str, Callable[[], Epilogue]] = {"cublas": functools.partial(self._by_cublas, product)}
+        ways: dict[str, Callable[[], Epilogue]] = {}
+        if not isinstance(product.out, HalfMatrix):
+            ways["cublas"] = functools.partial(self._by_cublas, product)
         for i in range(self._lt_product(product).count):
             ways[f"cublasLt {i}"] = functools.partial(self._by_lt, product, i)
-        for name, parts in _tilings(product):
+        for name, parts in [] if product.in_halves else _tilings(product):
             ways[f"{name} / {parts}"] = functools.partial(self.by_kernel, product, TILINGS[name], parts)
         return ways
 
@@ -171,8 +188,8 @@ class StreamProducts:
         return Epilogue()
 
 
-def _layout(a: Array) -> Any:
-    return matrix_layout(a)
+def _layout(a: Any) -> Any:
+    return matrix_layout(elements(a))
 
 
 def _tilings(product: Product) -> list[tuple[str, int]]:

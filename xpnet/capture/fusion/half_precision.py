@@ -1,12 +1,16 @@
-"""Half precision: products that round their matrices themselves."""
+"""Half precision: small products round float32 matrices themselves, and large ones read matrices in 16 bits."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from xpnet.backends import Array
-from xpnet.capture.calls import Call, given_by_name, is_array, same_view
+from xpnet.backends.cuda.cublas import HalfMatrix, elements
+from xpnet.capture.calls import Call, address_of, given_by_name, is_array, mapped, same_view
 from xpnet.capture.fusion.matching import calls_between, in_place_of
 from xpnet.capture.passes import Memory, without_unused_results
+
+_Key = tuple[int, int, int]  # the owner of an array's memory, its first byte, and the byte after its last
 
 
 def without_casts(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
@@ -34,3 +38,110 @@ def _unrounded(calls: Sequence[Call], casts: Sequence[Call], user: Call, matrix:
             changed = any(memory.writes(call, x) for call in calls_between(calls, cast, user))
             return None if changed else source
     return None
+
+
+def with_half_matrices(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
+    """Let large products read and write matrices in 16 bits, if the model computes in such a precision.
+
+    An array that only such products and `relu_grad_sum_rows` use is stored in 16 bits. Of another array that such
+    products read, to_halves(x, copy) makes one copy for all of them; for weights that the step updates, it copies all.
+    """
+    precision = next((p for call in calls if (p := half_precision_of(call, backend)) is not None), None)
+    if precision is None:
+        return calls
+    flexible = [_flexible(call, backend) for call in calls]
+    stored = _stored_in_halves(calls, flexible, memory, backend)
+    weights = [given_by_name(call)["vectors"][0] for call in calls if call.function == backend.whole_update]
+    copies: list[tuple[Array, HalfMatrix]] = []  # of arrays that have not changed since
+    result: list[Call] = []
+
+    def in_halves(a: Array) -> HalfMatrix:
+        if not a.flags.c_contiguous:
+            return in_halves(a.T).T
+        if _key(a, memory) in stored:
+            return HalfMatrix(_bits_of(a), precision)
+        whole = next((w for w in weights if memory.overlap(a, w)), a)
+        copy = next((copy for x, copy in copies if same_view(x, whole)), None)
+        if copy is None:
+            copy = HalfMatrix(memory.own(backend.empty(whole.shape, "uint16")), precision)
+            copies.append((whole, copy))
+            rounds = Call(backend.to_halves, (whole, copy), reads=(whole,), writes=(copy.bits,))
+            result.append(in_place_of(call, rounds))
+        first = (address_of(a) - address_of(whole)) // a.itemsize
+        return HalfMatrix(copy.bits.reshape(-1)[first : first + a.size].reshape(a.shape), precision)
+
+    for call, arrays in zip(calls, flexible, strict=True):
+        needed = arrays[:2] if half_precision_of(call, backend) else ()
+        halves = {id(a): in_halves(a) for a in arrays if _key(a, memory) in stored or any(a is b for b in needed)}
+        result.append(_with(call, halves))
+        copies = [(x, copy) for x, copy in copies if not memory.writes(call, x)]
+    return result
+
+
+def half_precision_of(call: Call, backend: Any) -> str | None:
+    """The precision in which a product should read matrices in 16 bits; None if not, and for other calls."""
+    if call.function not in (backend.matmul, backend.matmul_bias, backend.matmul_relu_grad, backend.matmul_sum_rows):
+        return None
+    a, b = call.args[:2]
+    if not all(is_array(x) and x.dtype == "float32" and _is_contiguous(x) for x in (a, b)):
+        return None
+    precision: str | None = backend.half_precision_of(*a.shape, b.shape[1])
+    return precision
+
+
+def _is_contiguous(a: Array) -> bool:
+    return bool(a.flags.c_contiguous or a.T.flags.c_contiguous)
+
+
+def _flexible(call: Call, backend: Any) -> tuple[Array, ...]:
+    """The arrays that a call accepts in 16 bits. It is all or none of them for relu_grad_sum_rows."""
+    if half_precision_of(call, backend):
+        return (*call.args[:2], given_by_name(call)["out"])
+    return call.args[:3] if call.function == backend.relu_grad_sum_rows else ()
+
+
+def _stored_in_halves(
+    calls: Sequence[Call], flexible: Sequence[tuple[Array, ...]], memory: Memory, backend: Any
+) -> set[_Key]:
+    """The keys of arrays made in the step that all their users accept in 16 bits."""
+    uses: dict[int, set[tuple[_Key, bool]]] = {}  # by owner: the key, and whether it is accepted
+    for call, arrays in zip(calls, flexible, strict=True):
+        accepted = {id(a) for a in arrays if a.dtype == "float32" and _is_contiguous(a)}
+        for a in (*call.reads, *call.writes):
+            whole = id(a) in accepted and memory.reusable(a) and not call.opaque
+            uses.setdefault(memory.owner(a), set()).add((_key(a, memory), whole))
+    stored = {
+        key
+        for others in uses.values()
+        for key, _ in others
+        if all(accepted and other == key for other, accepted in others if other[1] < key[2] and key[1] < other[2])
+    }
+    all_or_none = [
+        {_key(a, memory) for a in arrays}
+        for call, arrays in zip(calls, flexible, strict=True)
+        if call.function == backend.relu_grad_sum_rows
+    ]
+    while (some := next((keys for keys in all_or_none if keys & stored and keys - stored), None)) is not None:
+        stored -= some
+    return stored
+
+
+def _key(a: Array, memory: Memory) -> _Key:
+    return memory.extent(a)[1:]
+
+
+def _bits_of(a: Array) -> Array:
+    """An array of uint16 in the memory of a contiguous float32 array, of the same shape."""
+    return a.reshape(-1).view("uint16")[: a.size].reshape(a.shape)
+
+
+def _with(call: Call, halves: dict[int, HalfMatrix]) -> Call:
+    """A call with matrices in 16 bits in place of the arrays with these ids."""
+
+    def swapped(a: Any) -> Any:
+        return halves.get(id(a), a)
+
+    reads, writes = (tuple(elements(swapped(a)) for a in arrays) for arrays in (call.reads, call.writes))
+    return replace(
+        call, args=mapped(swapped, call.args), kwargs=mapped(swapped, call.kwargs), reads=reads, writes=writes
+    )
