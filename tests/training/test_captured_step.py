@@ -499,3 +499,20 @@ def test_weights_may_differ_where_the_gradient_is_almost_rounding(gpu, monkeypat
     _, watch = fit(mlp(gpu), optimizer=optimizers.Adam(1e-3))
     assert watch.captured == captured
     assert captured or "differ in the weights" in watch.fallback_reason
+
+
+@pytest.mark.parametrize(("parameter", "elements", "captured"), [(0, 2, 2), (-1, None, 0)])
+def test_a_few_elements_of_a_gradient_may_differ_by_more(gpu, monkeypatch, parameter, elements, captured):
+    """elements: how many of this parameter's gradient differ, by 0.2 % of the largest gradient; None means all."""
+    launch = GraphStep.launch
+
+    def inexact(self, *arguments):
+        launch(self, *arguments)
+        model = self._step.model
+        largest = float(gpu.xp.abs(model.context.store.grads).max())
+        model.parameters[parameter].grad.reshape(-1)[:elements] += 0.002 * largest
+
+    monkeypatch.setattr(GraphStep, "launch", inexact)
+    _, watch = fit(mlp(gpu), optimizer="sgd")
+    assert watch.captured == captured
+    assert captured or "differ in the gradient" in watch.fallback_reason

@@ -32,8 +32,9 @@ _WRITES = {
     "add_matmul": ("out", "scratch"), "add_to_rows": ("a",), "add_to_rows_max_pool": ("x", "out", "choice"),
     "add_to_rows_relu": ("a", "out"), "clip_norm": ("grads",), "convolve_weight_grad": ("out", "sums"),
     "cross_entropy": ("losses", "grad"), "cross_entropy_sums": ("losses", "grad", "loss_sum", "correct"),
-    "dense_cross_entropy": ("losses", "grad", "correct", "grad_h"), "matmul_sum_rows": ("out", "sums"),
-    "max_pool": ("out", "choice"), "normalize_rows": ("out", "sigma"), "relu_grad_sum_rows": ("out", "sums"),
+    "dense_cross_entropy": ("losses", "grad", "correct", "grad_h"), "elementwise": ("outs",),
+    "matmul_sum_rows": ("out", "sums"), "max_pool": ("out", "choice"), "normalize_rows": ("out", "sigma"),
+    "relu_grad_sum_rows": ("out", "sums"), "sum_rows_and_products": ("sums", "products"),
     "whole_update": ("vectors",),
 }  # fmt: skip
 #: Those that they write after having read them, although their names are those of results.
