@@ -1245,12 +1245,25 @@ KERNEL dropout_mask(const double* word, Index first_row, Index n, Index columns,
 // mask: 0 for a frozen element, 1 for a trained one, 2 for one with weight decay.  numbers: the factor of the weight
 // and the part of the weight that is added to the gradient, both for weight decay; then the optimizer's own.  gate: 0
 // for no update at all. The first `updating` blocks update. If the update is the last kernel of a captured step, the
-// others gather the samples of the next one; otherwise, step.counters is null.
+// others gather the samples of the next one; otherwise, step.counters is null.  copy: the new weights in 16 bits, or null.
+
+struct Copy {
+    unsigned short* to;
+    bool bfloat16;
+
+    template <int WIDTH> __device__ void keep(Index at, const Vector<real, WIDTH>& weights) const {
+        Vector<unsigned short, WIDTH> bits;
+        for (int k = 0; k < WIDTH; k++) {
+            bits.at[k] = bfloat16 ? Bfloat16::stored(weights.at[k]) : Float16::stored(weights.at[k]);
+        }
+        store(to + at, bits);
+    }
+};
 
 // Updates WIDTH weights from w[at] on, and as many elements of `first` and `second` unless these are null.
 template <int WIDTH, typename Rule>
 __device__ void update_group(real* w, const real* g, real* first, real* second, const Byte* mask, Index at, real shrink,
-                             real decay, Rule rule) {
+                             real decay, const Copy& copy, Rule rule) {
     Vector<real, WIDTH> weights = load<WIDTH>(w + at), gradients = load<WIDTH>(g + at), a = {}, b = {};
     Vector<Byte, WIDTH> kinds = load<WIDTH>(mask + at);
     if (first) a = load<WIDTH>(first + at);
@@ -1265,13 +1278,15 @@ __device__ void update_group(real* w, const real* g, real* first, real* second, 
         weights.at[k] = weight - rule(gradient, a.at[k], b.at[k]);
     }
     store(w + at, weights);
+    if (copy.to) copy.keep(at, weights);
     if (first) store(first + at, a);
     if (second) store(second + at, b);
 }
 
 template <typename Rule>
 __device__ void update(real* w, const real* g, real* first, real* second, const Byte* mask, Index n,
-                       const double* numbers, const double* gate, int updating, const Step& step, Rule rule) {
+                       const double* numbers, const double* gate, const Copy& copy, int updating, const Step& step,
+                       Rule rule) {
     real shrink = numbers[0], decay = numbers[1];
     bool skipped = gate && *gate == 0;
     Index next = step.counters ? step.counters[1] + step.rows : 0;
@@ -1279,62 +1294,66 @@ __device__ void update(real* w, const real* g, real* first, real* second, const 
     if (blockIdx.x >= updating) {
         gather_samples(step, next, blockIdx.x - updating, gridDim.x - updating);
     } else if (!skipped) {
-        bool vectors = aligned(w) && aligned(g) && aligned(first) && aligned(second) && aligned(mask);
+        bool vectors = aligned(w) && aligned(g) && aligned(first) && aligned(second) && aligned(mask) && aligned(copy.to);
         Index whole = vectors ? n / 4 * 4 : 0;
         FOR_EACH_OF_BLOCK(i, whole / 4, blockIdx.x, updating) {
-            update_group<4>(w, g, first, second, mask, 4 * i, shrink, decay, rule);
+            update_group<4>(w, g, first, second, mask, 4 * i, shrink, decay, copy, rule);
         }
         FOR_EACH_OF_BLOCK(i, n - whole, blockIdx.x, updating) {
-            update_group<1>(w, g, first, second, mask, whole + i, shrink, decay, rule);
+            update_group<1>(w, g, first, second, mask, whole + i, shrink, decay, copy, rule);
         }
     }
     finish_step(step, before);
 }
 
 KERNEL sgd(real* w, const real* g, const Byte* mask, Index n, const double* numbers, const double* gate,
-           int updating, Step step) {
+           unsigned short* copy, int bfloat16, int updating, Step step) {
     real rate = numbers[2];
     auto rule = [=](real gradient, real&, real&) { return rate * gradient; };
-    update(w, g, 0, 0, mask, n, numbers, gate, updating, step, rule);
+    update(w, g, 0, 0, mask, n, numbers, gate, {copy, bfloat16 != 0}, updating, step, rule);
 }
 
-KERNEL momentum(real* w, const real* g, real* v, const Byte* mask, Index n, const double* numbers,
-                const double* gate, int updating, Step step) {
+KERNEL momentum(real* w, const real* g, real* v, const Byte* mask, Index n, const double* numbers, const double* gate,
+                unsigned short* copy, int bfloat16, int updating, Step step) {
     real rate = numbers[2], mu = numbers[3];
     bool nesterov = numbers[4] != 0;
-    update(w, g, v, 0, mask, n, numbers, gate, updating, step, [=](real gradient, real& v, real&) {
+    auto rule = [=](real gradient, real& v, real&) {
         v = mu * v + gradient;
         return rate * (nesterov ? gradient + mu * v : v);
-    });
+    };
+    update(w, g, v, 0, mask, n, numbers, gate, {copy, bfloat16 != 0}, updating, step, rule);
 }
 
 KERNEL adagrad(real* w, const real* g, real* s, const Byte* mask, Index n, const double* numbers, const double* gate,
-               int updating, Step step) {
+               unsigned short* copy, int bfloat16, int updating, Step step) {
     real rate = numbers[2], epsilon = numbers[3];
-    update(w, g, s, 0, mask, n, numbers, gate, updating, step, [=](real gradient, real& s, real&) {
+    auto rule = [=](real gradient, real& s, real&) {
         s += gradient * gradient;
         return rate * (gradient / (sqrt(s) + epsilon));
-    });
+    };
+    update(w, g, s, 0, mask, n, numbers, gate, {copy, bfloat16 != 0}, updating, step, rule);
 }
 
 KERNEL rmsprop(real* w, const real* g, real* s, const Byte* mask, Index n, const double* numbers, const double* gate,
-               int updating, Step step) {
+               unsigned short* copy, int bfloat16, int updating, Step step) {
     real rate = numbers[2], rho = numbers[3], rest = 1 - numbers[3], epsilon = numbers[4];
-    update(w, g, s, 0, mask, n, numbers, gate, updating, step, [=](real gradient, real& s, real&) {
+    auto rule = [=](real gradient, real& s, real&) {
         s = rho * s + rest * (gradient * gradient);
         return rate * (gradient / (sqrt(s) + epsilon));
-    });
+    };
+    update(w, g, s, 0, mask, n, numbers, gate, {copy, bfloat16 != 0}, updating, step, rule);
 }
 
 // rate and epsilon include both bias corrections.
 KERNEL adam(real* w, const real* g, real* m, real* s, const Byte* mask, Index n, const double* numbers,
-            const double* gate, int updating, Step step) {
+            const double* gate, unsigned short* copy, int bfloat16, int updating, Step step) {
     real rate = numbers[2], rest1 = 1 - numbers[3], beta2 = numbers[4], rest2 = 1 - numbers[4], epsilon = numbers[5];
-    update(w, g, m, s, mask, n, numbers, gate, updating, step, [=](real gradient, real& m, real& s) {
+    auto rule = [=](real gradient, real& m, real& s) {
         m += rest1 * (gradient - m);
         s = beta2 * s + rest2 * (gradient * gradient);
         return rate * (m / (sqrt(s) + epsilon));
-    });
+    };
+    update(w, g, m, s, mask, n, numbers, gate, {copy, bfloat16 != 0}, updating, step, rule);
 }
 
 // For the norm of the trained gradient: parts (blocks, 2) = Σ g², and Σ (g / 1e150)² of elements above 1e100.

@@ -281,13 +281,16 @@ class CUDAOperators(CUDAConvolutions):
         self.launch("scale_trained", grads, g=grads, mask=mask, scale=scale)
 
     def whole_update(
-        self, name: str, trained: Runs, decayed: Runs, vectors: list[Array], numbers: Numbers, step: int, gate: Array
-    ) -> bool:
+        self, name: str, trained: Runs, decayed: Runs, vectors: list[Array], numbers: Numbers, step: int, gate: Array,
+        copy: HalfMatrix | None = None,
+    ) -> bool:  # fmt: skip
+        """copy: where to write the new weights in 16 bits too, in a captured step; or None."""
         if not self.accepts(*vectors):
             return False
         mask = self._parameter_mask(vectors[0].size, trained, decayed)
         given = {argument.name: vector for argument, vector in zip(signatures()[name], vectors, strict=False)}
         given |= {"mask": mask, "numbers": self.step_numbers(numbers, step), "gate": gate}
+        given |= {"copy": copy and copy.bits, "bfloat16": copy is not None and copy.precision == "bfloat16"}
         cells, n = self.thread.cells, vectors[0].size
         updating, more, fields = min(-(-n // (VECTOR * STEP_THREADS)), MOST_BLOCKS), 0, NO_STEP
         if cells is not None and cells.ends_with_update:

@@ -16,13 +16,13 @@ from xpnet.capture.fusion.dense import (
     with_relu_grad_sum_rows,
 )
 from xpnet.capture.fusion.elements import with_elementwise_kernels, with_small_operations
-from xpnet.capture.fusion.half_precision import with_half_matrices, without_casts
+from xpnet.capture.fusion.half_precision import copied_weights, with_half_matrices, without_casts
 from xpnet.capture.fusion.normalization import with_scale_shift_relu, with_sum_rows_and_products
 from xpnet.capture.fusion.pooling import with_add_to_rows_max_pool, with_relu_grad_max_pool_grad
 from xpnet.capture.fusion.zeros import without_zeros
 from xpnet.capture.passes import Memory
 
-__all__ = ["fused", "without_zeros"]
+__all__ = ["copied_weights", "fused", "without_zeros"]
 
 
 def fused(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:

@@ -44,15 +44,16 @@ def with_half_matrices(calls: list[Call], memory: Memory, backend: Any) -> list[
     """Let large products read and write matrices in 16 bits, if the model computes in such a precision.
 
     An array that only such products and `relu_grad_sum_rows` use is stored in 16 bits. Of another array that such
-    products read, to_halves(x, copy) makes one copy for all of them; for weights that the step updates, it copies all.
+    products read, to_halves(x, copy) makes one copy for all of them. The copy of the weights is written by the update.
     """
     precision = next((p for call in calls if (p := half_precision_of(call, backend)) is not None), None)
     if precision is None:
         return calls
+    calls = _with_copied_weights(calls, precision, memory, backend)
     flexible = [_flexible(call, backend) for call in calls]
     stored = _stored_in_halves(calls, flexible, memory, backend)
-    weights = [given_by_name(call)["vectors"][0] for call in calls if call.function == backend.whole_update]
-    copies: list[tuple[Array, HalfMatrix]] = []  # of arrays that have not changed since
+    #: Arrays that have not changed since, and their copies
+    copies: list[tuple[Array, HalfMatrix]] = copied_weights(calls, backend)
     result: list[Call] = []
 
     def in_halves(a: Array) -> HalfMatrix:
@@ -60,14 +61,13 @@ def with_half_matrices(calls: list[Call], memory: Memory, backend: Any) -> list[
             return in_halves(a.T).T
         if _key(a, memory) in stored:
             return HalfMatrix(_bits_of(a), precision)
-        whole = next((w for w in weights if memory.overlap(a, w)), a)
-        copy = next((copy for x, copy in copies if same_view(x, whole)), None)
-        if copy is None:
-            copy = HalfMatrix(memory.own(backend.empty(whole.shape, "uint16")), precision)
-            copies.append((whole, copy))
-            rounds = Call(backend.to_halves, (whole, copy), reads=(whole,), writes=(copy.bits,))
+        x, copy = next(((x, copy) for x, copy in copies if memory.overlap(a, x)), (a, None))
+        if copy is None or not _within(a, x):
+            x, copy = a, HalfMatrix(memory.own(backend.empty(a.shape, "uint16")), precision)
+            copies.append((x, copy))
+            rounds = Call(backend.to_halves, (x, copy), reads=(x,), writes=(copy.bits,))
             result.append(in_place_of(call, rounds))
-        first = (address_of(a) - address_of(whole)) // a.itemsize
+        first = (address_of(a) - address_of(x)) // a.itemsize
         return HalfMatrix(copy.bits.reshape(-1)[first : first + a.size].reshape(a.shape), precision)
 
     for call, arrays in zip(calls, flexible, strict=True):
@@ -76,6 +76,29 @@ def with_half_matrices(calls: list[Call], memory: Memory, backend: Any) -> list[
         result.append(_with(call, halves))
         copies = [(x, copy) for x, copy in copies if not memory.writes(call, x)]
     return result
+
+
+def copied_weights(calls: Sequence[Call], backend: Any) -> list[tuple[Array, HalfMatrix]]:
+    """The vectors of weights that are updated by these calls, together with copies, which must be right before them."""
+    updates = [given_by_name(call) for call in calls if call.function == backend.whole_update]
+    return [(given["vectors"][0], given["copy"]) for given in updates if given.get("copy") is not None]
+
+
+def _with_copied_weights(calls: list[Call], precision: str, memory: Memory, backend: Any) -> list[Call]:
+    """Let the update write a copy of all weights, if only the update changes them, and large products read most."""
+    update = next((call for call in calls if call.function == backend.whole_update), None)
+    if update is None:
+        return calls
+    weights = given_by_name(update)["vectors"][0]
+    factors = [a for call in calls if half_precision_of(call, backend) for a in call.args[:2]]
+    sizes = {_key(a, memory): a.size for a in factors if memory.overlap(a, weights)}
+    changed = any(memory.writes(call, weights) for call in calls if call is not update)
+    if changed or 2 * sum(sizes.values()) < weights.size:
+        return calls
+    with backend.lasting_memory():
+        copy = HalfMatrix(backend.empty(weights.shape, "uint16"), precision)
+    updates = replace(update, kwargs={**update.kwargs, "copy": copy}, writes=(*update.writes, copy.bits))
+    return [updates if call is update else call for call in calls]
 
 
 def half_precision_of(call: Call, backend: Any) -> str | None:
@@ -128,6 +151,10 @@ def _stored_in_halves(
 
 def _key(a: Array, memory: Memory) -> _Key:
     return memory.extent(a)[1:]
+
+
+def _within(a: Array, x: Array) -> bool:
+    return bool(address_of(x) <= address_of(a) and address_of(a) + a.nbytes <= address_of(x) + x.nbytes)
 
 
 def _bits_of(a: Array) -> Array:
