@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from captured_trainings import IMAGES, X, Y
-from traced_gpu_steps import captured_steps, listed
+from traced_gpu_steps import arrays, captured_steps, listed, names
 
 import xpnet
 from xpnet import layers, losses, optimizers
@@ -15,16 +15,6 @@ from xpnet.capture import branches
 def in_order(monkeypatch):
     """Calls stay in the order of the trace."""
     monkeypatch.setattr(branches, "STREAMS", 1)
-
-
-def names(calls):
-    """The names of the operators and functions, without CuPy's prefix."""
-    return [call.name.removeprefix("cupy_") for call in calls.calls]
-
-
-def arrays(gpu, *shapes):
-    rng = np.random.default_rng(3)
-    return [gpu.asarray(rng.normal(size=shape).astype("float32")) for shape in shapes]
 
 
 def check(gpu, work, given, expected, tolerance=1e-6):

@@ -3,6 +3,7 @@
 Guards surround every array that a kernel writes (see guarded.py), so that a write outside of the array is found.
 """
 
+import functools
 import itertools
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ from nvrtc import compiled
 from xpnet import layers, optimizers
 from xpnet.backends import Backend
 from xpnet.backends.cuda import kernels
+from xpnet.backends.cuda.cublas import HalfMatrix
 from xpnet.backends.reference.fused import OPERATIONS
 from xpnet.backends.reference.windows import Windows
 from xpnet.optimizers import OptimizerState
@@ -183,6 +185,27 @@ def test_softmaxes_equal_the_reference(guarded, rng, name, shape, dtype):
         dtype,
         200,
     )
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("shape", MATRICES)
+def test_relu_grad_sum_rows_in_16_bits(guarded, rng, shape, precision):
+    gpu = guarded.backend
+    with gpu.device(), gpu.matmul_precision(precision):
+        a, b = numbers(rng, shape, "float32"), numbers(rng, shape, "float32")
+        a[:, ::2] *= 1e-6  # subnormal in float16
+        grad, y = gpu.cast(gpu.asarray(a)), gpu.cast(gpu.asarray(b))
+        y.bits[:, ::3] = 0
+        out, sums = HalfMatrix(guarded(shape, "uint16"), precision), guarded(shape[1:])
+        gpu.relu_grad_sum_rows(grad, y, out, sums)
+    assert_launched(gpu, *[f"to_{precision}"] * 2, "relu_grad_sum_rows_in_16_bits")
+    want = np.where(gpu.to_numpy(y.bits) == 0, 0, gpu.to_numpy(grad.bits))
+    np.testing.assert_array_equal(gpu.to_numpy(out.bits) & 0x7FFF, want & 0x7FFF)
+    if precision == "float16":
+        want = want.view("float16").astype("float64")
+    else:
+        want = (want.astype("uint32") << 16).view("float32").astype("float64")
+    assert_close(gpu, sums, want.sum(axis=0), "float32")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -651,6 +674,20 @@ def test_nan_stays_nan_in_half_precision(gpu):
                 bits = gpu.to_numpy(gpu.cast(gpu.asarray(x)).bits)
             as_float = bits.view("float16") if dtype == 2 else (bits.astype("uint32") << 16).view("float32")
             assert np.isnan(as_float).all()
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS[1:7:2], ids=lambda optimizer: type(optimizer).__name__)
+def test_an_update_writes_a_copy_of_the_new_weights(gpu, rng, precision, optimizer):
+    store = store_of(gpu, "float32")
+    with gpu.device(), gpu.matmul_precision(precision):
+        copy = HalfMatrix(gpu.empty(store.values.shape, "uint16"), precision)
+        store.grads[...] = gpu.asarray(rng.normal(size=store.grads.shape).astype("float32"))
+        whole_update, before = gpu.whole_update, gpu.to_numpy(store.values).copy()
+        gpu.whole_update = functools.partial(whole_update, copy=copy)
+        optimizer.apply(store, OptimizerState(optimizer, store), lambda: 0.5)
+        np.testing.assert_array_equal(gpu.to_numpy(copy.bits), gpu.to_numpy(gpu.cast(store.values).bits))
+    assert (gpu.to_numpy(store.values) != before).any()
 
 
 # Use of the kernels ---------------------------------------------------------------------------------------------------

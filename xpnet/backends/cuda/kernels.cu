@@ -85,9 +85,10 @@ struct Bfloat16 {
 struct Float16 {
     typedef unsigned short Stored;
     static __device__ float value(Stored x) {
-        Word sign = (x & 0x8000u) << 16, size = (x & 0x7fffu) << 13;
-        if (size >= 0x0f800000u) return __uint_as_float(sign | size | 0x7f800000u);  // infinity or NaN
-        return __uint_as_float(sign | __float_as_uint(__uint_as_float(size) * 0x1p112f));
+        Word sign = (x & 0x8000u) << 16, exponent = x >> 10 & 31, size = (x & 0x7fffu) << 13;
+        if (exponent == 0) size = __float_as_uint((x & 0x3ffu) * 0x1p-24f);
+        else size += exponent == 31 ? 0x70000000u : 0x38000000u;  // infinity or NaN, or a normal number
+        return __uint_as_float(sign | size);
     }
     static __device__ Stored stored(float x) {
         Word bits = __float_as_uint(x), sign = bits >> 16 & 0x8000u, half;
