@@ -679,7 +679,8 @@ def explain_step(
     change, but `backward` then needs another `forward`.
 
     batch_size: the samples of the step.  loss, optimizer, metrics: as in `fit`. None means that of the latest `fit`, or
-    before any, SGD and a loss that fits the outputs.  times: also measure each call, in several replays, on the CPU.
+    before any, SGD and a loss that fits the outputs.  times: also measure each call, in several
+        replays; on a GPU each by itself, although some run at the same time.
 
     Raises CaptureError, with the reason, for a model whose steps `fit` would run eagerly.
     """

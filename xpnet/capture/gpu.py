@@ -16,7 +16,6 @@ from xpnet.capture.calls import (
     arrays_in,
     given_by_name,
     is_array,
-    mapped,
     memory_of,
     same_view,
 )
@@ -153,10 +152,7 @@ class CallList:
 
     def _make(self, call: Call, now: Callable[[Any], Any], new: dict[int, tuple[Array, Array]]) -> None:
         """Make a call with the arrays and numbers of `now`, and add the arrays that it returns to `new`."""
-        args, kwargs = mapped(now, call.args), mapped(now, call.kwargs)
-        if hasattr(call.function, "nin"):  # a ufunc
-            args, kwargs = args[:-1], {**kwargs, "out": args[-1]}
-        value = call.function(*args, **kwargs)
+        value = call.make(now)
         if call.result is not None:
             for old, made in zip(arrays_in(call.result), arrays_in(value), strict=True):
                 if (old.shape, old.strides, old.dtype) != (made.shape, made.strides, made.dtype):
