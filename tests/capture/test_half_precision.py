@@ -113,7 +113,7 @@ def reads_the_result(backend, x, w, v, y, z):
 def overwrites_the_result(backend, x, w, v, y, z):
     h = backend.matmul(x, w, out=backend.empty((6, 5), "float32"))
     backend.matmul(h, v, out=y)
-    backend.relu(z, out=h)
+    backend.sigmoid(z, out=h)
     backend.matmul(h, v, out=y)
 
 
@@ -140,6 +140,21 @@ def test_a_result_that_is_only_a_factor_is_stored_in_16_bits(gpu, precision, lar
 
     calls = checked(gpu, precision, work, arrays(gpu, (6, 7), (7, 5), (5, 4), (6, 4)))
     assert [call.writes[0].dtype.name for call in calls.calls if call.name == "matmul"] == ["uint16", "float32"]
+
+
+@pytest.mark.parametrize("operator", ["relu", "relu_grad", "add_arrays", "multiply_arrays"])
+@pytest.mark.parametrize("shape", [(6, 5), (8, 4)])
+def test_operators_write_factors_in_16_bits(gpu, precision, large, operator, shape):
+    def work(backend, x, z, w, y):
+        h = backend.empty(shape, "float32")
+        getattr(backend, operator)(*[x, z][: 1 if operator == "relu" else 2], out=h)
+        backend.matmul(h, w, out=y)
+
+    rows, columns = shape
+    calls = checked(gpu, precision, work, arrays(gpu, shape, shape, (columns, 3), (rows, 3)))
+    assert sorted(names(calls)) == sorted([operator, "matmul", "to_halves"])  # of the second factor
+    (written,) = [call.writes for call in calls.calls if call.name == operator]
+    assert [a.dtype.name for a in written] == ["uint16"]
 
 
 @pytest.mark.parametrize("relu", [False, True])

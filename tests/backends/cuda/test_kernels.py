@@ -57,7 +57,9 @@ def test_nvrtc_compiles_every_kernel(architecture, real):
 def test_signatures_are_parsed_from_the_source():
     signatures = kernels.signatures()
     assert set(signatures) == set(re.findall(r"^KERNEL (\w+)", kernels.SOURCE, re.MULTILINE))
-    assert [tuple(p) for p in signatures["relu"]] == [("real", True, "x"), ("Index", False, "n"), ("real", True, "out")]
+    assert [tuple(p) for p in signatures["sigmoid"]] == [
+        ("real", True, "x"), ("Index", False, "n"), ("real", True, "out"),
+    ]  # fmt: skip
     assert len(signatures["im2col"]) == 7 and signatures["im2col"][3] == ("Windows", False, "windows")
     assert signatures["to_float16"][2] == ("unsigned short", True, "out")
 
@@ -77,14 +79,14 @@ def test_a_division_as_a_multiplication_is_exact(n, rng):
 def test_invalid_arguments_of_a_kernel_are_refused(guarded):
     launch = guarded.backend.kernels.launch
     x, y = guarded((4,)), guarded((4,), "float64")
-    with pytest.raises(TypeError, match="relu: out must be a contiguous array of real, not float64"):
-        launch("relu", np.dtype("float32"), (1,), (32,), {"x": x, "n": 4, "out": y})
-    with pytest.raises(TypeError, match="relu: x must be a contiguous array of real"):
-        launch("relu", np.dtype("float32"), (1,), (32,), {"x": x[::2], "n": 2, "out": x})
-    with pytest.raises(TypeError, match=r"relu: missing arguments \['n'\], unknown arguments \[\]"):
-        launch("relu", np.dtype("float32"), (1,), (32,), {"x": x, "out": x})
-    with pytest.raises(TypeError, match=r"relu: missing arguments \[\], unknown arguments \['y'\]"):
-        launch("relu", np.dtype("float32"), (1,), (32,), {"x": x, "y": x, "n": 4, "out": x})
+    with pytest.raises(TypeError, match="sigmoid: out must be a contiguous array of real, not float64"):
+        launch("sigmoid", np.dtype("float32"), (1,), (32,), {"x": x, "n": 4, "out": y})
+    with pytest.raises(TypeError, match="sigmoid: x must be a contiguous array of real"):
+        launch("sigmoid", np.dtype("float32"), (1,), (32,), {"x": x[::2], "n": 2, "out": x})
+    with pytest.raises(TypeError, match=r"sigmoid: missing arguments \['n'\], unknown arguments \[\]"):
+        launch("sigmoid", np.dtype("float32"), (1,), (32,), {"x": x, "out": x})
+    with pytest.raises(TypeError, match=r"sigmoid: missing arguments \[\], unknown arguments \['y'\]"):
+        launch("sigmoid", np.dtype("float32"), (1,), (32,), {"x": x, "y": x, "n": 4, "out": x})
 
 
 # Elements -------------------------------------------------------------------------------------------------------------

@@ -33,6 +33,11 @@ class HalfMatrix(NamedTuple):
         return HalfMatrix(self.bits.T, self.precision)
 
     @property
+    def as_copy(self) -> dict[str, Any]:
+        """The arguments of a kernel that writes it."""
+        return {"copy": self.bits, "bfloat16": self.precision == "bfloat16"}
+
+    @property
     def shape(self) -> tuple[int, ...]:
         shape: tuple[int, ...] = self.bits.shape
         return shape

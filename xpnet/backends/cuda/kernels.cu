@@ -101,19 +101,37 @@ struct Float16 {
     }
 };
 
+// Where numbers are stored in 16 bits, or null.
+struct Copy {
+    unsigned short* to;
+    bool bfloat16;
+
+    template <int WIDTH> __device__ void keep(Index at, const Vector<real, WIDTH>& numbers) const {
+        Vector<unsigned short, WIDTH> bits;
+        for (int k = 0; k < WIDTH; k++) {
+            bits.at[k] = bfloat16 ? Bfloat16::stored(numbers.at[k]) : Float16::stored(numbers.at[k]);
+        }
+        store(to + at, bits);
+    }
+};
+
 // Whether vectors of four reals can begin here.
 __device__ bool aligned(const void* address) { return ((Index)address & 15) == 0; }
 
-// out[i] = function(x[i], y[i]).
+template <int WIDTH, typename Function>
+__device__ void combine_pair(const real* x, const real* y, Index at, real* out, const Copy& copy, Function function) {
+    Vector<real, WIDTH> a = load<WIDTH>(x + at), b = load<WIDTH>(y + at);
+    for (int k = 0; k < WIDTH; k++) a.at[k] = function(a.at[k], b.at[k]);
+    if (copy.to) copy.keep(at, a);
+    else store(out + at, a);
+}
+
+// out[i] = function(x[i], y[i]), or copy[i], if that is not null.
 template <typename Function>
-__device__ void for_each_pair(const real* x, const real* y, Index n, real* out, Function function) {
-    Index vectors = aligned(x) && aligned(y) && aligned(out) ? n / 4 : 0;
-    FOR_EACH(i, vectors) {
-        Vector<real, 4> a = load<4>(x + 4 * i), b = load<4>(y + 4 * i);
-        for (int k = 0; k < 4; k++) a.at[k] = function(a.at[k], b.at[k]);
-        store(out + 4 * i, a);
-    }
-    FOR_EACH(i, n - 4 * vectors) out[4 * vectors + i] = function(x[4 * vectors + i], y[4 * vectors + i]);
+__device__ void for_each_pair(const real* x, const real* y, Index n, real* out, const Copy& copy, Function function) {
+    Index vectors = aligned(x) && aligned(y) && aligned(out) && aligned(copy.to) ? n / 4 : 0;
+    FOR_EACH(i, vectors) combine_pair<4>(x, y, 4 * i, out, copy, function);
+    FOR_EACH(i, n - 4 * vectors) combine_pair<1>(x, y, 4 * vectors + i, out, copy, function);
 }
 
 template <int WIDTH> struct Width {
@@ -320,24 +338,24 @@ struct WhereNotZero {
     __device__ real operator()(real grad, real y) const { return grad * (real)(y != 0); }
 };
 
-KERNEL relu(const real* x, Index n, real* out) {
-    for_each_pair(x, x, n, out, [](real a, real) { return PositivePart()(a); });
+KERNEL relu(const real* x, Index n, real* out, unsigned short* copy, int bfloat16) {
+    for_each_pair(x, x, n, out, {copy, bfloat16 != 0}, [](real a, real) { return PositivePart()(a); });
 }
 
-KERNEL relu_grad(const real* grad, const real* y, Index n, real* out) {
-    for_each_pair(grad, y, n, out, WhereNotZero());
+KERNEL relu_grad(const real* grad, const real* y, Index n, real* out, unsigned short* copy, int bfloat16) {
+    for_each_pair(grad, y, n, out, {copy, bfloat16 != 0}, WhereNotZero());
 }
 
 struct Multiply {
     __device__ real operator()(real a, real b) const { return a * b; }
 };
 
-KERNEL add_arrays(const real* a, const real* b, Index n, real* out) {
-    for_each_pair(a, b, n, out, Add());
+KERNEL add_arrays(const real* a, const real* b, Index n, real* out, unsigned short* copy, int bfloat16) {
+    for_each_pair(a, b, n, out, {copy, bfloat16 != 0}, Add());
 }
 
-KERNEL multiply_arrays(const real* a, const real* b, Index n, real* out) {
-    for_each_pair(a, b, n, out, Multiply());
+KERNEL multiply_arrays(const real* a, const real* b, Index n, real* out, unsigned short* copy, int bfloat16) {
+    for_each_pair(a, b, n, out, {copy, bfloat16 != 0}, Multiply());
 }
 
 // An operation of `elementwise`: its number in operators.py, how many elements it has, the addresses of its operands and
@@ -1247,19 +1265,6 @@ KERNEL dropout_mask(const double* word, Index first_row, Index n, Index columns,
 // and the part of the weight that is added to the gradient, both for weight decay; then the optimizer's own.  gate: 0
 // for no update at all. The first `updating` blocks update. If the update is the last kernel of a captured step, the
 // others gather the samples of the next one; otherwise, step.counters is null.  copy: the new weights in 16 bits, or null.
-
-struct Copy {
-    unsigned short* to;
-    bool bfloat16;
-
-    template <int WIDTH> __device__ void keep(Index at, const Vector<real, WIDTH>& weights) const {
-        Vector<unsigned short, WIDTH> bits;
-        for (int k = 0; k < WIDTH; k++) {
-            bits.at[k] = bfloat16 ? Bfloat16::stored(weights.at[k]) : Float16::stored(weights.at[k]);
-        }
-        store(to + at, bits);
-    }
-};
 
 // Updates WIDTH weights from w[at] on, and as many elements of `first` and `second` unless these are null.
 template <int WIDTH, typename Rule>

@@ -14,6 +14,7 @@ import numpy
 
 from xpnet.backends.arrays import Array, DType
 from xpnet.backends.cuda.compiling import watch
+from xpnet.backends.cuda.cublas import HalfMatrix
 from xpnet.backends.cuda.driver import FIRST_CAPABILITY, Driver
 from xpnet.backends.cuda.driver import load as load_driver
 from xpnet.backends.cuda.graphs import CapturedGraph, StepCells
@@ -50,7 +51,10 @@ def by_kernel(formula: F, rowwise: bool = False, below: float = math.inf, each: 
     name = formula.__name__
 
     @functools.wraps(formula)
-    def operator(self: "KernelLauncher", out: Array | None = None, **given: Any) -> Array:
+    def operator(self: "KernelLauncher", out: Any = None, **given: Any) -> Any:
+        if isinstance(out, HalfMatrix):  # in a captured step
+            self.launch(name, next(iter(given.values())), each=each, out=None, **out.as_copy, **given)
+            return out
         out = self.xp.empty_like(given["x"]) if out is None else out
         return self.launch_rows(name, out, **given) if rowwise else self.launch(name, out, each=each, **given)
 
@@ -214,12 +218,12 @@ class KernelLauncher(Backend):
     ) -> Array:
         """Launch a kernel whose threads stride over the elements of `array`, and return the array.
 
-        given: the arguments of the kernel by name. Unless they are given, `out` is the array, `n` its size, and
-        `columns` the size of its last axis.  blocks: 0 means as many as are needed if a thread computes `each` of the n
-        elements.
+        given: the arguments of the kernel by name. Unless they are given, `out` is the array, `n` its size, `columns`
+        the size of its last axis, and `copy` null.  blocks: 0 means as many as are needed if a thread computes `each`
+        of the n elements.
         """
         columns = array.shape[-1] if array.ndim else 1
-        arguments = {"out": array, "n": array.size, "columns": columns, **given}
+        arguments = {"out": array, "n": array.size, "columns": columns, "copy": None, "bfloat16": 0, **given}
         blocks = blocks or min(-(-arguments["n"] // (threads * each)), MOST_BLOCKS)
         self.kernels.launch(name, array.dtype, (blocks,), (threads,), arguments)
         return array

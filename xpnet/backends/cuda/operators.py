@@ -290,7 +290,7 @@ class CUDAOperators(CUDAConvolutions):
         mask = self._parameter_mask(vectors[0].size, trained, decayed)
         given = {argument.name: vector for argument, vector in zip(signatures()[name], vectors, strict=False)}
         given |= {"mask": mask, "numbers": self.step_numbers(numbers, step), "gate": gate}
-        given |= {"copy": copy and copy.bits, "bfloat16": copy is not None and copy.precision == "bfloat16"}
+        given |= {} if copy is None else copy.as_copy
         cells, n = self.thread.cells, vectors[0].size
         updating, more, fields = min(-(-n // (VECTOR * STEP_THREADS)), MOST_BLOCKS), 0, NO_STEP
         if cells is not None and cells.ends_with_update:

@@ -43,8 +43,8 @@ def _unrounded(calls: Sequence[Call], casts: Sequence[Call], user: Call, matrix:
 def with_half_matrices(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
     """Let large products read and write matrices in 16 bits, if the model computes in such a precision.
 
-    An array that only such products and `relu_grad_sum_rows` use is stored in 16 bits. Of another array that such
-    products read, to_halves(x, copy) makes one copy for all of them. The copy of the weights is written by the update.
+    An array that only such products read is stored in 16 bits, if the call that writes it can do that. Of another array
+    that they read, to_halves(x, copy) makes one copy for all of them. The copy of the weights is written by the update.
     """
     precision = next((p for call in calls if (p := half_precision_of(call, backend)) is not None), None)
     if precision is None:
@@ -90,7 +90,7 @@ def _with_copied_weights(calls: list[Call], precision: str, memory: Memory, back
     if update is None:
         return calls
     weights = given_by_name(update)["vectors"][0]
-    factors = [a for call in calls if half_precision_of(call, backend) for a in call.args[:2]]
+    factors = [a for call in calls if half_precision_of(call, backend) for a in _flexible(call, backend)[:2]]
     sizes = {_key(a, memory): a.size for a in factors if memory.overlap(a, weights)}
     changed = any(memory.writes(call, weights) for call in calls if call is not update)
     if changed or 2 * sum(sizes.values()) < weights.size:
@@ -105,7 +105,7 @@ def half_precision_of(call: Call, backend: Any) -> str | None:
     """The precision in which a product should read matrices in 16 bits; None if not, and for other calls."""
     if call.function not in (backend.matmul, backend.matmul_bias, backend.matmul_relu_grad, backend.matmul_sum_rows):
         return None
-    a, b = call.args[:2]
+    a, b, *_ = given_by_name(call).values()
     if not all(is_array(x) and x.dtype == "float32" and _is_contiguous(x) for x in (a, b)):
         return None
     precision: str | None = backend.half_precision_of(*a.shape, b.shape[1])
@@ -118,9 +118,17 @@ def _is_contiguous(a: Array) -> bool:
 
 def _flexible(call: Call, backend: Any) -> tuple[Array, ...]:
     """The arrays that a call accepts in 16 bits. It is all or none of them for relu_grad_sum_rows."""
+    arrays = (*call.reads, *call.writes)
+    plain = call.result is None and all(a.dtype == "float32" and a.flags.c_contiguous for a in arrays)
     if half_precision_of(call, backend):
-        return (*call.args[:2], given_by_name(call)["out"])
-    return call.args[:3] if call.function == backend.relu_grad_sum_rows else ()
+        a, b, *_ = given_by_name(call).values()
+        out = given_by_name(call)["out"]
+        return (a, b, out) if out.flags.c_contiguous else (a, b)
+    if call.function == backend.relu_grad_sum_rows and plain:
+        return call.args[:3]
+    if call.function in (backend.relu, backend.relu_grad, backend.add_arrays, backend.multiply_arrays) and plain:
+        return call.writes
+    return ()
 
 
 def _stored_in_halves(
