@@ -190,7 +190,7 @@ def test_softmaxes_equal_the_reference(guarded, rng, name, shape, dtype):
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
-@pytest.mark.parametrize("shape", MATRICES)
+@pytest.mark.parametrize("shape", [*MATRICES, (1030, 16), (1100, 72)])
 def test_relu_grad_sum_rows_in_16_bits(guarded, rng, shape, precision):
     gpu = guarded.backend
     with gpu.device(), gpu.matmul_precision(precision):

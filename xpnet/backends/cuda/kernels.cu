@@ -896,9 +896,14 @@ KERNEL relu_grad_sum_rows(const real* grad, const real* y, Index rows, Index col
 KERNEL relu_grad_sum_rows_in_16_bits(const unsigned short* grad, const unsigned short* y, int bfloat16, Index rows,
                                      Index columns, Index part_rows, int width, double* parts, Word* tickets,
                                      unsigned short* out, real* sums) {
-    if (bfloat16)
-        WITH_WIDTH(width, ReluGradSumRows<Bfloat16>::by, grad, y, rows, columns, part_rows, parts, tickets, out, sums);
-    else WITH_WIDTH(width, ReluGradSumRows<Float16>::by, grad, y, rows, columns, part_rows, parts, tickets, out, sums);
+    auto sum = [=](auto width, auto number) {
+        ReluGradSumRows<decltype(number)>::template by<decltype(width)::value>(grad, y, rows, columns, part_rows, parts,
+                                                                               tickets, out, sums);
+    };
+    if (bfloat16 && width == 8) sum(Width<8>(), Bfloat16());
+    else if (bfloat16) sum(Width<1>(), Bfloat16());
+    else if (width == 8) sum(Width<8>(), Float16());
+    else sum(Width<1>(), Float16());
 }
 
 template <int WIDTH>

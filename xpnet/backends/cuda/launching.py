@@ -239,11 +239,12 @@ class KernelLauncher(Backend):
     ) -> None:
         """Launch a kernel that sums `per_column` numbers of each column of `array` over the rows.
 
-        real: the dtype of the sums, if it is not that of the array.  given: the arguments of the kernel by name,
-        besides sizes and memory for parts of the sums.
+        real: the dtype of the sums, if the array has numbers of 16 bits, of which a thread then loads 8.  given: the
+        arguments of the kernel by name, besides sizes and memory for parts of the sums.
         """
         rows, columns = array.shape
-        width = self.width_of(columns, *[a for a in given.values() if isinstance(a, self.xp.ndarray)])
+        arrays = [a for a in given.values() if isinstance(a, self.xp.ndarray)]
+        width = self.width_of(columns, *arrays, most=VECTOR if real is None else 2 * VECTOR)
         if rows < _FEW_ROWS:
             width = 1
         threads = min(8 if width > 1 or rows < _FEW_ROWS else 32, power_of_two(-(-columns // width)))
@@ -259,13 +260,13 @@ class KernelLauncher(Backend):
         arguments |= {"parts": memory, "tickets": None if memory is None else self._tickets()}
         self.kernels.launch(name, real or array.dtype, (across, parts), (threads, BLOCK // threads), arguments)
 
-    def width_of(self, size: int, *arrays: Array) -> int:
-        """How many neighboring elements a kernel may load at a time: 4 or 1.
+    def width_of(self, size: int, *arrays: Array, most: int = VECTOR) -> int:
+        """How many neighboring elements a kernel may load at a time: `most` or 1.
 
         size: that of the last axis of all of these arrays, which are contiguous.
         """
-        aligned = all(a.data.ptr % min(16, VECTOR * a.itemsize) == 0 for a in arrays)
-        return VECTOR if aligned and size % VECTOR == 0 else 1
+        aligned = all(a.data.ptr % min(16, most * a.itemsize) == 0 for a in arrays)
+        return most if aligned and size % most == 0 else 1
 
     def _tickets(self) -> Array:
         """Zeros, in which kernels of the current stream count their finished blocks."""
