@@ -15,8 +15,10 @@ _Key = tuple[int, int, int]  # the owner of an array's memory, its first byte, a
 
 def without_casts(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
     """cast(x) → x16; matmul(x16, y16, out) → matmul(x, y, out), which rounds x and y, if these are still the same."""
-    calls = list(calls)
     casts = [call for call in calls if call.function == backend.cast and call.result is not None]
+    if not casts:
+        return calls
+    calls = list(calls)
     for i, call in enumerate(calls):
         if call.function != backend.matmul:
             continue
@@ -52,8 +54,7 @@ def with_half_matrices(calls: list[Call], memory: Memory, backend: Any) -> list[
     calls = _with_copied_weights(calls, precision, memory, backend)
     flexible = [_flexible(call, backend) for call in calls]
     stored = _stored_in_halves(calls, flexible, memory, backend)
-    #: Arrays that have not changed since, and their copies
-    copies: list[tuple[Array, HalfMatrix]] = copied_weights(calls, backend)
+    copies = copied_weights(calls, backend)  # (array that has not changed since, copy)
     result: list[Call] = []
 
     def in_halves(a: Array) -> HalfMatrix:
@@ -103,7 +104,7 @@ def _with_copied_weights(calls: list[Call], precision: str, memory: Memory, back
 
 def half_precision_of(call: Call, backend: Any) -> str | None:
     """The precision in which a product should read matrices in 16 bits; None if not, and for other calls."""
-    if call.function not in (backend.matmul, backend.matmul_bias, backend.matmul_relu_grad, backend.matmul_sum_rows):
+    if call.function not in (backend.matmul, backend.matmul_bias):
         return None
     a, b, *_ = given_by_name(call).values()
     if not all(is_array(x) and x.dtype == "float32" and _is_contiguous(x) for x in (a, b)):
@@ -135,11 +136,13 @@ def _stored_in_halves(
     calls: Sequence[Call], flexible: Sequence[tuple[Array, ...]], memory: Memory, backend: Any
 ) -> set[_Key]:
     """The keys of arrays made in the step that all their users accept in 16 bits."""
+    if any(call.opaque for call in calls):
+        return set()
     uses: dict[int, set[tuple[_Key, bool]]] = {}  # by owner: the key, and whether it is accepted
     for call, arrays in zip(calls, flexible, strict=True):
         accepted = {id(a) for a in arrays if a.dtype == "float32" and _is_contiguous(a)}
         for a in (*call.reads, *call.writes):
-            whole = id(a) in accepted and memory.reusable(a) and not call.opaque
+            whole = id(a) in accepted and memory.reusable(a)
             uses.setdefault(memory.owner(a), set()).add((_key(a, memory), whole))
     stored = {
         key
