@@ -17,7 +17,7 @@ from xpnet.backends import Array, Backend, DType, get_backend
 from xpnet.callbacks import Callback, History
 from xpnet.concurrency.interrupts import deferring
 from xpnet.config import choice, explain_arguments, flag, integer, number
-from xpnet.data.dataset import Dataset
+from xpnet.data.dataset import Batch, Dataset
 from xpnet.data.files import as_path
 from xpnet.data.preparation import as_numbers, prepare, prepare_inputs
 from xpnet.data.sources import length, read
@@ -45,6 +45,7 @@ from xpnet.parameters import ParameterStore
 from xpnet.training import loop, model_files, outputs
 from xpnet.training.arguments import FitOptions, checked_batch_size, choose_loss_and_metrics, load_dataset
 from xpnet.training.audit import Checks
+from xpnet.training.captured_inference import CapturedInference, InferencePass
 from xpnet.training.device_memory import explaining_memory_errors
 from xpnet.training.evaluation import evaluate
 from xpnet.training.gradient_check import relative_errors
@@ -116,6 +117,7 @@ class Sequential(layers_.Sequential):
         self._has_gradients = False
         self._checks: Checks | None = None  # of custom layers, from `forward` to `backward`
         self._checked = False  # whether they are done
+        self._inference = CapturedInference()
         self._builder = 0  # the thread that has built the model for data that may still be refused
         self.history: History | None = None
         if input_shape is not None:
@@ -396,7 +398,9 @@ class Sequential(layers_.Sequential):
             return parts[0] if len(parts) == 1 else join(parts)
 
     def _predict_batch(self, x: Array, dtype: DType, as_device: bool) -> Array:
-        outputs = self.forward_pass(self._own(self.backend.asarray(x, dtype=dtype)), inference=True)
+        x = self.backend.asarray(x, dtype=dtype)
+        replayed = self._inference.replayed(InferencePass(self), Batch(x, None, None, None))
+        outputs = self.forward_pass(self._own(x), inference=True) if replayed is None else replayed[0]
         return outputs.copy() if as_device else numpy.array(self.backend.to_numpy(outputs))
 
     @explain_arguments
@@ -503,6 +507,10 @@ class Sequential(layers_.Sequential):
             self.context.forward_thread = 0
         return self
 
+    def drop_workspaces(self, inference_only: bool = False) -> None:
+        super().drop_workspaces(inference_only)
+        self._inference.drop()
+
     def summary(self, batch_size: int | None = None) -> Summary:
         """Return a table with the output shape and the number of parameters of each layer.
 
@@ -537,7 +545,7 @@ class Sequential(layers_.Sequential):
         return self._with_name(config)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_checks": None}
+        return {**super().__getstate__(), "_checks": None, "_inference": CapturedInference()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Sequential":
         # Between two passes, if other threads use the model.

@@ -822,8 +822,8 @@ def test_the_step_of_a_convolutional_network(gpu, precision):
     assert names(step.calls) == CONVOLUTIONAL.split()
 
 
-def test_parts_of_a_batch_add_to_the_gradient(gpu):
-    gpu.workspace_bytes = 12 * 36 * 9 * 4  # patches of 12 images
+def test_parts_of_a_batch_add_to_the_gradient(gpu, monkeypatch):
+    monkeypatch.setattr(gpu, "workspace_bytes", 12 * 36 * 9 * 4)  # patches of 12 images
     model = xpnet.Sequential([layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(10)], (8, 8, 1), backend=gpu, seed=3)
     (step,) = captured_steps(model, IMAGES[:200], Y[:200], optimizer="sgd")
     calls = names(step.calls)

@@ -295,7 +295,7 @@ def test_a_prediction_beside_fit_is_ordered_with_the_stream_of_the_training(gpu)
             training,
         ]
     cupy.waits.clear()
-    model.predict(X[:5])
+    model.predict(X[:4])  # another kind of pass, which is eager
     assert not cupy.waits  # after fit, all is in the default stream
 
 
@@ -479,6 +479,14 @@ def test_the_error_for_too_little_memory_suggests_a_batch_size(gpu, monkeypatch,
         "Of its 8.0 GiB, 3.0 GiB are free; backend.free_memory() frees what CuPy caches."
     )
     assert isinstance(caught.value, MemoryError)
+
+
+def test_the_steps_of_short_runs_are_not_captured(gpu, monkeypatch):
+    monkeypatch.setattr(captured_step, "_MIN_STEPS", 12)
+    _, watch = fit(mlp(gpu), epochs=2)  # 20 steps with full batches, 2 with 3 samples
+    assert watch.captured == 1
+    _, watch = fit(mlp(gpu), epochs=1)
+    assert watch.captured == 0 and watch.fallback_reason is None
 
 
 # The comparison with the eager step ----------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from xpnet.training.step import TrainingStep
 _log = logging.getLogger(__name__)
 
 _FEW_STEPS = 50  # on the CPU, capturing takes longer than so few replays of a small model save
-_MIN_STEPS = 3  # of a kind in a run on a GPU: with fewer, capturing them never pays
+_MIN_STEPS = 12  # of a kind in a run on a GPU: capturing one takes about as long as so many eager steps
 _MAX_KINDS = 8  # of a run: one for each kind of step, and each holds memory
 _MAX_UNUSED = 4  # captured steps that were never replayed, because attributes keep changing
 _CHECKED_EVERY = 100  # replays between two checks of the attributes, if only other threads can change them
@@ -89,7 +89,7 @@ class StepExecutor:
         backend, model = step.model.backend, step.model
         single = model.context.group.size == 1
         self._capture = backend.graph_capture() if single else None
-        self._on_cpu = single and backend.replays_calls and not _is_turned_off()
+        self._on_cpu = single and backend.replays_calls and not is_turned_off()
         region = model.execution_context() if self._on_cpu else None  # outside of any other
         self._region = None if isinstance(region, nullcontext) else region
         self._kinds: dict[tuple[Any, ...], ReplayedStep | GraphStep | int] = {}  # or how many steps ran eagerly
@@ -102,7 +102,7 @@ class StepExecutor:
         own = [metric for metric in step.state.metrics if not metric.starts_from_zeros]
         if not single:
             self.fallback_reason = "several ranks sum their gradients"
-        elif self._capture is None and _is_turned_off():
+        elif self._capture is None and is_turned_off():
             self.fallback_reason = "the environment variable XPNET_CAPTURE=0 turns captures off"
         elif self._capture is None and not self._on_cpu:
             self.fallback_reason = "this device does not capture steps"
@@ -266,7 +266,8 @@ class StepExecutor:
             _warn(reason)
 
 
-def _is_turned_off() -> bool:
+def is_turned_off() -> bool:
+    """Whether the environment says that nothing is to be captured."""
     return os.environ.get("XPNET_CAPTURE") == "0"
 
 
@@ -278,23 +279,25 @@ _told: set[str] = set()  # reasons on the CPU, where an eager step costs little:
 
 
 def _difference(states: Snapshot) -> str | None:
-    """A sentence if the arrays differ in a single bit from their copies, after the eager step, else None.
-
-    Only the bits of a NaN may differ.
-    """
+    """A sentence if the arrays differ in a single bit from their copies, after the eager step, else None."""
     for name, array in states.arrays().items():
-        eager, bits = states.copies[name], f"u{array.itemsize}"
-        if not bool(((array.view(bits) == eager.view(bits)) | ((array != array) & (eager != eager))).all()):
+        if not same_bits(array, states.copies[name]):
             return f"the replay and the eager step differ in {name}"
     return None
 
 
-class _Change(NamedTuple):
-    """How a step changes an array: its largest change, its largest element before, and the norm of each part."""
+def same_bits(a: Array, b: Array) -> bool:
+    """Whether two arrays have the same bits, apart from those of a NaN. Waits for the device."""
+    bits = f"u{a.itemsize}"
+    return bool(((a.view(bits) == b.view(bits)) | ((a != a) & (b != b))).all())
 
+
+class _Change(NamedTuple):
+    """How a step changes an array: the changes, the largest one, and the largest element before."""
+
+    array: Array
     most: float
     size: float
-    norms: list[float]
 
 
 def _changes(step: TrainingStep, states: Snapshot) -> dict[str, _Change]:
@@ -303,9 +306,8 @@ def _changes(step: TrainingStep, states: Snapshot) -> dict[str, _Change]:
     for name, array in states.arrays().items():
         before, xp = states.copies[name], step.model.backend.xp
         if array.size:
-            change = array if name == GRADIENT else array - before
-            norms = [_norm(xp, part) for part in _parts(step, change)]
-            changes[name] = _Change(float(xp.abs(change).max()), float(xp.abs(before).max()), norms)
+            change = array.copy() if name == GRADIENT else array - before
+            changes[name] = _Change(change, float(xp.abs(change).max()), float(xp.abs(before).max()))
     return changes
 
 
@@ -333,16 +335,16 @@ def _disagreement(step: TrainingStep, states: Snapshot, changes: dict[str, _Chan
     xp, (tolerance, rounding) = step.model.backend.xp, _TOLERANCES[step.model.context.precision or "float32"]
     grads = xp.abs(states.copies[GRADIENT])
     relative_error = rounding * grads.max() / xp.maximum(grads, 1e-30)
-    for name, (most, size, norms) in changes.items():
+    for name, (change, most, size) in changes.items():
         difference = xp.abs(states.arrays()[name] - states.copies[name])
         of_parameters = difference.shape == grads.shape and name != GRADIENT
-        part = tolerance + relative_error if of_parameters else tolerance
-        allowed = part * most + _FEW_ULPS * size
+        share = tolerance + relative_error if of_parameters else tolerance
+        allowed = share * most + _FEW_ULPS * size
         if most != most or bool((difference <= allowed).all()):
             continue
         excess = xp.where(difference <= allowed, 0.0, difference - allowed)  # NaN stays
-        pairs = zip(_parts(step, excess), norms, strict=True)
-        if not all(_norm(xp, rest) <= tolerance * norm for rest, norm in pairs):
+        pairs = zip(_parts(step, excess), _parts(step, change), strict=True)
+        if not all(_norm(xp, rest) <= tolerance * _norm(xp, part) for rest, part in pairs):
             largest = float(xp.where(difference <= allowed, 0.0, difference).max())
             return (
                 f"the replay and the eager step differ in {name} by {largest:.3g}; the eager step changed it by "

@@ -1,6 +1,7 @@
 """Tracing a training step: the model sees traced arrays while the step runs once."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from xpnet.config import is_custom
 from xpnet.data.dataset import Batch, Dataset, StepData, total_weight
 from xpnet.errors import CaptureError
 from xpnet.layers.base import Layer
-from xpnet.layers.containers import every_layer
+from xpnet.layers.containers import Sequential, every_layer
 from xpnet.layers.context import Context, Workspace
 from xpnet.training.attributes import Attributes, mark_replaced, things_of
 from xpnet.training.epoch_metrics import EpochMetrics
@@ -35,6 +36,25 @@ def traced_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, stage
     try:
         with _traced(step, metrics, trace):
             _run(step, data, metrics, trace, trace.wrap(staged_sums, writable=True), fixed)
+    except BaseException:
+        trace.release()
+        raise
+    finally:
+        trace.stop()
+    return trace
+
+
+def traced_outputs(model: Sequential, x: Array, out: Array) -> Trace:
+    """Compute the outputs of an inference pass of built-in layers into `out`, and return the trace of it.
+
+    In the program (capture/program.py), x is loaded as all rows of the inputs.
+    """
+    trace = Trace(model.backend.xp)
+    try:
+        with _traced_model(model, trace):
+            loaded = trace.own(x.copy())
+            trace.record(Call(Load("x", 0, len(x), whole=True), (loaded.values,), writes=(loaded.values,)))
+            trace.wrap(out, writable=True)[...] = model.forward_in_context(loaded, inference=True)
     except BaseException:
         trace.release()
         raise
@@ -156,42 +176,26 @@ def loader(backend: Any, array: Array, dtype: Any, ordered: bool) -> Callable[[A
 def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator[None]:
     """A context in which the model, its training state and the metrics hold traced arrays, and a traced backend."""
     model, context, state = step.model, step.model.context, step.state
-    store, optimizer_state = context.store, state.optimizer_state
-    real: Any = context.backend
-    backend: Any = (TracedCPU if real.replays_calls else TracedGPU)(real, trace)
     things, attributes = things_of(step), Attributes(step, skip_live=False, arrays=False)
-    python = PythonState(step, attributes)
+    python, optimizer_state = PythonState(step, attributes), state.optimizer_state
     with contextlib.ExitStack() as undo:
-        undo.callback(_keep_only, backend, "real", "trace")
         undo.callback(python.restore)
-
-        def replace(thing: Any, **attributes: Any) -> None:
-            for name, value in attributes.items():
-                undo.callback(vars(thing).__setitem__, name, vars(thing)[name])
-                vars(thing)[name] = value
+        undo.enter_context(_traced_model(model, trace))
+        replace = functools.partial(_replace, undo)
 
         def writable(array: Array) -> TracedArray:
             return trace.wrap(array, writable=True)
 
         # The step sets these two numbers: replacing each by itself restores it afterwards.
         replace(context, noise_step=context.noise_step, current_step=context.current_step)
-        replace(context, backend=backend, _scratch={})
-        undo.callback(vars(context).pop, "scratch", None)
-        vars(context)["scratch"] = _scratch_by_place(context.scratch, trace)
-        replace(store, backend=backend, values=writable(store.values), grads=writable(store.grads))
-        for parameter in store.parameters:
-            replace(parameter, _value=writable(parameter._value), _grad=writable(parameter._grad))
-        for buffer in store.buffers:
-            replace(buffer, _value=writable(buffer._value))
         slots = {name: writable(vector) for name, vector in optimizer_state.slots.items()}
         replace(optimizer_state, slots=slots, scratch=writable(optimizer_state.scratch))
         sums = {name: writable(array) for name, array in metrics._sums.items()}
         replace(metrics, _sums=dict(sums))
         replace(step, _work=Workspace(context))
         if (scale := state.loss_scale) is not None:
-            replace(scale, _backend=backend, state=writable(scale.state), gate=writable(scale.gate))
+            replace(scale, _backend=context.backend, state=writable(scale.state), gate=writable(scale.gate))
         for layer in every_layer(model):
-            replace(layer, _workspaces={False: OneStepWorkspace(context)} if is_custom(type(layer)) else {})
             _name_calls(layer, layer is model, trace)
         custom = [thing for thing in things if is_custom(type(thing)) and thing is not state.optimizer]
         kept = KeptArrays(trace, custom)
@@ -204,6 +208,39 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
             raise CaptureError("a metric makes new arrays for its sums in each step")
         for thing, name in kept.replaced():
             mark_replaced(step, thing, name)
+
+
+@contextlib.contextmanager
+def _traced_model(model: Sequential, trace: Trace) -> Iterator[None]:
+    """A context in which a model has traced arrays, a traced backend, and new workspaces."""
+    context, store = model.context, model.context.store
+    real: Any = context.backend
+    backend: Any = (TracedCPU if real.replays_calls else TracedGPU)(real, trace)
+    with contextlib.ExitStack() as undo:
+        undo.callback(_keep_only, backend, "real", "trace")
+        replace = functools.partial(_replace, undo)
+
+        def writable(array: Array) -> TracedArray:
+            return trace.wrap(array, writable=True)
+
+        replace(context, backend=backend, _scratch={})
+        undo.callback(vars(context).pop, "scratch", None)
+        vars(context)["scratch"] = _scratch_by_place(context.scratch, trace)
+        replace(store, backend=backend, values=writable(store.values), grads=writable(store.grads))
+        for parameter in store.parameters:
+            replace(parameter, _value=writable(parameter._value), _grad=writable(parameter._grad))
+        for buffer in store.buffers:
+            replace(buffer, _value=writable(buffer._value))
+        for layer in every_layer(model):
+            replace(layer, _workspaces={False: OneStepWorkspace(context)} if is_custom(type(layer)) else {})
+        yield
+
+
+def _replace(undo: contextlib.ExitStack, thing: Any, **attributes: Any) -> None:
+    """Set attributes until `undo` is left."""
+    for name, value in attributes.items():
+        undo.callback(vars(thing).__setitem__, name, vars(thing)[name])
+        vars(thing)[name] = value
 
 
 def _keep_only(backend: Any, *names: str) -> None:
