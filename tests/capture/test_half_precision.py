@@ -171,6 +171,18 @@ def test_without_an_algorithm_of_cublaslt_a_result_is_rounded_afterwards(gpu, pr
         np.testing.assert_array_equal(gpu.to_numpy(out.bits), gpu.to_numpy(gpu.cast(exact).bits))
 
 
+def test_only_large_products_in_16_bits_read_such_matrices(gpu, precision):
+    with gpu.device(), gpu.stream():
+        sizes = {"large": (2**9, 2**9, 2**9), "small": (2**9, 2**9, 2**8)}
+        with gpu.matmul_precision(precision):
+            assert {name: gpu.half_precision_of(*size) for name, size in sizes.items()} == {
+                "large": precision,
+                "small": None,
+            }
+        with gpu.matmul_precision("tf32"):
+            assert gpu.half_precision_of(*sizes["large"]) is None
+
+
 # Training ------------------------------------------------------------------------------------------------------------
 
 

@@ -232,6 +232,24 @@ def test_other_matrices_are_not_accepted(gpu, case):
         assert not Product(a, b, out, "float32", Epilogue(row=row)).accepted()
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_products_of_matrices_in_16_bits_have_ways_and_questions_of_their_own(gpu, rng, precision):
+    if reason := gpu.precision_unavailable(precision):
+        pytest.skip(reason)
+    with gpu.device(), gpu.stream(), gpu.matmul_precision(precision):
+        a, b = map(gpu.asarray, matrices(rng, 16, 16, 16))
+        out, x, y = gpu.empty((16, 16), "float32"), gpu.cast(a), gpu.cast(b)
+        whole, factors, all_three = (
+            Product(*given, precision, Epilogue()) for given in ((a, b, out), (x, y, out), (x, y, gpu.cast(out)))
+        )
+        assert len({product.question() for product in (whole, factors, all_three)}) == 3
+        assert all(product.accepted() for product in (whole, factors, all_three))
+        assert not any(Product(*given, precision, Epilogue()).accepted() for given in ((x, b, out), (a, y, out)))
+        ways = [gpu.products().ways(product) for product in (whole, factors, all_three)]
+    assert ["cublas" in some for some in ways] == [True, True, False]
+    assert [any(name.startswith("tensor") for name in some) for some in ways] == [True, False, False]
+
+
 def test_without_cublaslt_products_are_computed_by_cublas(gpu, monkeypatch, caplog, rng):
     def missing(self):
         raise OSError("no such library")
