@@ -65,16 +65,18 @@ template <int WIDTH, typename T> __device__ void store(T* to, const Vector<T, WI
 }
 
 // How numbers are stored: as reals, or as the bits of float32 rounded to 16 bits, to the nearest, ties to even.
+// masked: the stored product of a number and 0 or 1.
 
 struct Exact {
     typedef real Stored;
     static __device__ real value(Stored x) { return x; }
-    static __device__ Stored stored(real x) { return x; }
+    static __device__ Stored masked(Stored, real product) { return product; }
 };
 
 struct Bfloat16 {
     typedef unsigned short Stored;
     static __device__ float value(Stored x) { return __uint_as_float((Word)x << 16); }
+    static __device__ Stored masked(Stored x, float product) { return product == 0 ? 0 : x; }  // without rounding
     static __device__ Stored stored(float x) {
         Word bits = __float_as_uint(x);
         bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
@@ -90,6 +92,7 @@ struct Float16 {
         else size += exponent == 31 ? 0x70000000u : 0x38000000u;  // infinity or NaN, or a normal number
         return __uint_as_float(sign | size);
     }
+    static __device__ Stored masked(Stored x, float product) { return product == 0 ? 0 : x; }  // without rounding
     static __device__ Stored stored(float x) {
         Word bits = __float_as_uint(x), sign = bits >> 16 & 0x8000u, half;
         bits &= 0x7fffffffu;
@@ -879,7 +882,7 @@ template <typename Number> struct ReluGradSumRows {
             for (int k = 0; k < WIDTH; k++) {
                 real g = WhereNotZero()(Number::value(row.grad.at[k]), Number::value(row.y.at[k]));
                 sums.at[k] += g;
-                row.grad.at[k] = Number::stored(g);
+                row.grad.at[k] = Number::masked(row.grad.at[k], g);
             }
             store(out + i * columns + j, row.grad);
         };
@@ -1266,23 +1269,25 @@ KERNEL dropout_mask(const double* word, Index first_row, Index n, Index columns,
 }
 
 // Updates of the flat vectors, whose formulas are in optimizers.py ---------------------------------------------------
-// mask: 0 for a frozen element, 1 for a trained one, 2 for one with weight decay.  numbers: the factor of the weight
-// and the part of the weight that is added to the gradient, both for weight decay; then the optimizer's own.  gate: 0
-// for no update at all. The first `updating` blocks update. If the update is the last kernel of a captured step, the
-// others gather the samples of the next one; otherwise, step.counters is null.  copy: the new weights in 16 bits, or null.
+// mask: 0 for a frozen element, 1 for a trained one, 2 for one with weight decay; null if all are 1.  numbers: the
+// factor of the weight and the part of the weight that is added to the gradient, both for weight decay; then the
+// optimizer's own.  gate: 0 for no update at all. The first `updating` blocks update. If the update is the last kernel
+// of a captured step, the others gather the samples of the next one; otherwise, step.counters is null.  copy: the new
+// weights in 16 bits, or null.
 
 // Updates WIDTH weights from w[at] on, and as many elements of `first` and `second` unless these are null.
 template <int WIDTH, typename Rule>
 __device__ void update_group(real* w, const real* g, real* first, real* second, const Byte* mask, Index at, real shrink,
                              real decay, const Copy& copy, Rule rule) {
     Vector<real, WIDTH> weights = load<WIDTH>(w + at), gradients = load<WIDTH>(g + at), a = {}, b = {};
-    Vector<Byte, WIDTH> kinds = load<WIDTH>(mask + at);
+    Vector<Byte, WIDTH> kinds;
+    if (mask) kinds = load<WIDTH>(mask + at);
     if (first) a = load<WIDTH>(first + at);
     if (second) b = load<WIDTH>(second + at);
     for (int k = 0; k < WIDTH; k++) {
-        if (!kinds.at[k]) continue;
+        if (mask && !kinds.at[k]) continue;
         real weight = weights.at[k], gradient = gradients.at[k];
-        if (kinds.at[k] == 2) {
+        if (mask && kinds.at[k] == 2) {
             gradient += decay * weight;
             weight *= shrink;
         }
@@ -1305,7 +1310,8 @@ __device__ void update(real* w, const real* g, real* first, real* second, const 
     if (blockIdx.x >= updating) {
         gather_samples(step, next, blockIdx.x - updating, gridDim.x - updating);
     } else if (!skipped) {
-        bool vectors = aligned(w) && aligned(g) && aligned(first) && aligned(second) && aligned(mask) && aligned(copy.to);
+        bool vectors = aligned(w) && aligned(g) && aligned(first) && aligned(second) && aligned(mask);
+        vectors = vectors && aligned(copy.to);
         Index whole = vectors ? n / 4 * 4 : 0;
         FOR_EACH_OF_BLOCK(i, whole / 4, blockIdx.x, updating) {
             update_group<4>(w, g, first, second, mask, 4 * i, shrink, decay, copy, rule);

@@ -287,16 +287,20 @@ class CUDAOperators(CUDAConvolutions):
         """copy: where to write the new weights in 16 bits too, in a captured step; or None."""
         if not self.accepts(*vectors):
             return False
-        mask = self._parameter_mask(vectors[0].size, trained, decayed)
+        n, mask = vectors[0].size, None
+        if len(trained) == 1 and trained[0].start == 0 and not decayed:
+            n = trained[0].stop
+        else:
+            mask = self._parameter_mask(n, trained, decayed)
         given = {argument.name: vector for argument, vector in zip(signatures()[name], vectors, strict=False)}
         given |= {"mask": mask, "numbers": self.step_numbers(numbers, step), "gate": gate}
         given |= {} if copy is None else copy.as_copy
-        cells, n = self.thread.cells, vectors[0].size
+        cells = self.thread.cells
         updating, more, fields = min(-(-n // (VECTOR * STEP_THREADS)), MOST_BLOCKS), 0, NO_STEP
         if cells is not None and cells.ends_with_update:
             more, fields = cells.gathering_blocks, cells.fields()
         grid = {"blocks": updating + more, "threads": STEP_THREADS}
-        self.launch(name, vectors[0], **grid, updating=updating, step=fields, **given)
+        self.launch(name, vectors[0], **grid, n=n, updating=updating, step=fields, **given)
         return True
 
     def _parameter_mask(self, size: int, trained: Runs, decayed: Runs) -> Array:
