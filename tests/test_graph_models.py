@@ -3,6 +3,7 @@
 import copy
 import gc
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -263,6 +264,22 @@ def test_predictions_are_captured_anew_when_the_store_grows(backend):
     changed = model.predict(data, batch_size=64)
     assert abs(changed - expected).max() > 1e-5
     np.testing.assert_array_equal(changed, copy.deepcopy(model).predict(data, batch_size=64))
+
+
+def test_a_model_is_freed_without_the_garbage_collector():
+    encoder, decoder, whole = autoencoder()
+    train(encoder)
+    watched = [weakref.ref(thing) for thing in (whole, encoder, *encoder.layers, *whole.inner_layers)]
+    tensor = encoder.outputs[0]
+    gc.disable()
+    try:
+        del encoder, decoder, whole
+        assert [ref() is None for ref in watched[:2]] == [True, True]
+        assert watched[2]() is not None  # a tensor keeps the layers that compute it
+        del tensor
+        assert not any(ref() for ref in watched)
+    finally:
+        gc.enable()
 
 
 def test_the_parameters_of_models_that_are_gone_take_no_memory():
