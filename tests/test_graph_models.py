@@ -251,6 +251,20 @@ def test_an_autoencoder_trains_its_parts_which_stay_usable(backend):
     np.testing.assert_allclose(decoder.predict(encoder.predict(X)), whole.predict(X), rtol=1e-6, atol=1e-7)
 
 
+def test_predictions_are_captured_anew_when_the_store_grows(backend):
+    x = xpnet.Input(4)
+    h = layers.Dense(4)(x)
+    model = xpnet.Model(x, layers.Tanh()(h), backend=backend)
+    data = np.tile(X, (200, 1))
+    expected = [model.predict(data, batch_size=64) for _ in range(3)][-1]
+    other = xpnet.Model(x, layers.Dense(2)(h))
+    np.testing.assert_array_equal(model.predict(data, batch_size=64), expected)
+    train(other)
+    changed = model.predict(data, batch_size=64)
+    assert abs(changed - expected).max() > 1e-5
+    np.testing.assert_array_equal(changed, copy.deepcopy(model).predict(data, batch_size=64))
+
+
 def test_the_parameters_of_models_that_are_gone_take_no_memory():
     x = xpnet.Input(4)
     h = layers.Dense(4)(x)

@@ -514,17 +514,23 @@ class EmulatedModule:
     def __init__(self, cupy: EmulatedCupy, code: str, options: Sequence[str]) -> None:
         self._cupy, self._library = cupy, compile_for_host(code, tuple(options))
         self._counts = {name: len(arguments) for name, arguments in kernels.signatures(code).items()}
+        self._declares_shared = re.search(r"^ *__shared__", code, re.MULTILINE) is not None
 
     def get_function(self, name: str) -> "EmulatedKernel":
         sizes = (ctypes.c_ulong * self._counts[name]).in_dll(self._library, f"sizes_{name}")
-        return EmulatedKernel(self._cupy, name, getattr(self._library, f"run_{name}"), list(sizes))
+        function = getattr(self._library, f"run_{name}")
+        return EmulatedKernel(self._cupy, name, function, list(sizes), 16 if self._declares_shared else 0)
 
 
 class EmulatedKernel:
-    max_dynamic_shared_size_bytes = 48 * 2**10
+    """A kernel. shared_size_bytes: of the shared memory that it declares, if it does, at least these."""
 
-    def __init__(self, cupy: EmulatedCupy, name: str, function: Any, sizes: Sequence[int]) -> None:
+    def __init__(
+        self, cupy: EmulatedCupy, name: str, function: Any, sizes: Sequence[int], shared_size_bytes: int
+    ) -> None:
         self._cupy, self._name, self._function, self._sizes = cupy, name, function, sizes
+        self.shared_size_bytes = shared_size_bytes
+        self.max_dynamic_shared_size_bytes = 48 * 2**10 - shared_size_bytes
         function.restype = ctypes.c_char_p
         self.kernel = SimpleNamespace(ptr=cupy.driver.number_of(self))
 

@@ -3,7 +3,7 @@
 import gc
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from types import FunctionType, ModuleType
 from typing import Any
@@ -193,12 +193,12 @@ def _copy(dataset: Dataset) -> Dataset:
     return replace(dataset, **dataset.replaced(lambda _, a: a.copy()))
 
 
-def reachable(kind: type, *things: Any) -> list[Any]:
+def reachable(kind: type, *things: Any, without: Iterable[Any] = ()) -> list[Any]:
     """All objects of a type that can be reached from these: through attributes, containers and closures.
 
-    The search does not enter classes, modules, backends and the objects found.
+    The search does not enter classes, modules, backends, the objects found, and those in `without`.
     """
-    found, seen, waiting = [], set[int](), list(things)
+    found, seen, waiting = [], {id(thing) for thing in without}, list(things)
     while waiting:
         thing = waiting.pop()
         if id(thing) in seen or isinstance(thing, type | ModuleType | Backend):

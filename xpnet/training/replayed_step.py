@@ -58,16 +58,11 @@ def planned_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, sums
     """
     backend: Any = step.model.backend
     trace = traced_step(step, data, metrics, sums, fixed)
-    memory = Memory(trace)
-    calls, loops = simplified(trace.calls, memory), backend.loops(())
-    if loops is not None:
-        calls = with_fused_loops(calls, memory, loops)
-    plan = MemoryPlan(calls, memory)
-    shared = backend.empty((plan.size,), "uint8")
+    calls, plan = planned(trace, backend)
     place = slice(data.start, data.start + data.rows)
     return PlannedStep(
         trace,
-        for_numpy(plan.applied(calls, functools.partial(_view, shared))),
+        calls,
         plan.size,
         plan.unshared,
         step.state.optimizer_state.nbytes,
@@ -75,6 +70,17 @@ def planned_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, sums
         place if data.order is None else data.order[place],
         loaders_of(backend, data.dataset, data.order is not None),
     )
+
+
+def planned(trace: Trace, backend: Backend) -> tuple[list[Call], MemoryPlan]:
+    """The traced calls after all passes, and the plan by which they share memory."""
+    memory = Memory(trace)
+    calls, loops = simplified(trace.calls, memory), backend.loops(())  # type: ignore[attr-defined]  # on the CPU
+    if loops is not None:
+        calls = with_fused_loops(calls, memory, loops)
+    plan = MemoryPlan(calls, memory)
+    shared = backend.empty((plan.size,), "uint8")
+    return for_numpy(plan.applied(calls, functools.partial(_view, shared))), plan
 
 
 class ReplayedStep:

@@ -15,6 +15,7 @@ from nvrtc import compiled
 from xpnet import layers, optimizers
 from xpnet.backends import Backend
 from xpnet.backends.cuda import kernels
+from xpnet.backends.reference.fused import OPERATIONS
 from xpnet.backends.reference.windows import Windows
 from xpnet.optimizers import OptimizerState
 from xpnet.parameters import ParameterStore
@@ -291,6 +292,55 @@ def test_arrays_are_combined_by_one_kernel(guarded, rng, name, formula, size, dt
     getattr(guarded.backend, name)(device_array, guarded(size, dtype, b), device_array)
     assert_launched(guarded.backend, name)
     np.testing.assert_array_equal(guarded.backend.to_numpy(device_array), formula(a, b))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 5, 300])
+def test_small_operations_are_one_kernel(guarded, rng, size, dtype):
+    """All operations, on arrays, on one element and on numbers; the last ones on results of the first."""
+    a, b, one = numbers(rng, (size,), dtype, special=True), numbers(rng, (size,), dtype), numbers(rng, (1,), dtype)
+
+    def operations(a, b, one, outs):
+        yield from ((name, a, b) if getattr(np, name).nin == 2 else (name, b) for name in OPERATIONS)
+        yield from (("multiply", outs[0], 0.1), ("subtract", 2, b), ("divide", one, outs[2]), ("add", a, one))
+
+    count = len(OPERATIONS) + 4
+    wanted = [np.zeros(size, dtype) for _ in range(count)]
+    outs = [guarded(size, dtype) for _ in range(count)]
+    arrays = [guarded(array.shape, dtype, array) for array in (a, b, one)]
+    with np.errstate(all="ignore"):
+        REFERENCE.elementwise(list(operations(a, b, one, wanted)), wanted)
+    guarded.backend.elementwise(list(operations(*arrays, outs)), outs)
+    assert_launched(guarded.backend, "elementwise")
+    for got, want in zip(outs, wanted, strict=True):
+        np.testing.assert_array_equal(guarded.backend.to_numpy(got), want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", MATRICES)
+def test_scale_shift_relu_is_one_kernel(guarded, rng, shape, dtype):
+    x, rows = numbers(rng, shape, dtype, special=True), [numbers(rng, shape[1:], dtype) for _ in range(3)]
+    out = guarded(shape, dtype)
+    arrays = [guarded(a.shape, dtype, a) for a in (x, *rows)]
+    with np.errstate(all="ignore"):
+        want = REFERENCE.scale_shift_relu(x, *rows, np.empty_like(x))
+    guarded.backend.scale_shift_relu(*arrays, out)
+    assert_launched(guarded.backend, "scale_shift_relu")
+    np.testing.assert_allclose(guarded.backend.to_numpy(out), want, rtol=1e-5 if dtype == "float32" else 1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", MATRICES)
+def test_sum_rows_and_products_is_one_kernel(guarded, rng, shape, dtype):
+    a, b, center = numbers(rng, shape, dtype), numbers(rng, shape, dtype), numbers(rng, shape[1:], dtype)
+    arrays = [guarded(array.shape, dtype, array) for array in (a, b, center)]
+    sums, products = guarded(shape[1:], dtype), guarded(shape[1:], dtype)
+    guarded.backend.sum_rows_and_products(*arrays, sums, products)
+    assert_launched(guarded.backend, "sum_rows_and_products")
+    a, b = a.astype("float64"), b.astype("float64")
+    tolerance = 1e-4 if dtype == "float32" else 1e-9
+    for got, want in ((sums, a.sum(0)), (products, (a * (b - center)).sum(0))):
+        np.testing.assert_allclose(guarded.backend.to_numpy(got), want, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -303,6 +303,50 @@ KERNEL multiply_arrays(const real* a, const real* b, Index n, real* out) {
     for_each_pair(a, b, n, out, Multiply());
 }
 
+// An operation of `elementwise`: its number in operators.py, how many elements it has, the addresses of its operands and
+// of its result. An operand of which it reads only the first element has a step of 0; one without an address is `number`.
+struct Operation {
+    Index code, n, a, b, out, a_step, b_step;
+    double a_number, b_number;
+};
+
+struct Operations {
+    Operation at[16];
+};
+
+__device__ real operand(Index address, Index step, double number, Index i) {
+    return address ? ((const real*)address)[i * step] : (real)number;
+}
+
+__device__ real result_of(Index code, real a, real b) {
+    switch (code) {
+        case 0: return a + b;
+        case 1: return a - b;
+        case 2: return a * b;
+        case 3: return a / b;
+        case 4: return sqrt(a);
+        case 5: return a * a;
+        case 6: return -a;
+        case 7: return fabs(a);
+        case 8: return a != a || a > b ? a : b;
+        default: return a != a || a < b ? a : b;
+    }
+}
+
+// Thread i computes element i of each operation, so an operation may use what earlier ones have written. n is the
+// largest number of elements, and out the result that has them.
+KERNEL elementwise(Operations operations, int count, Index n, real* out) {
+    FOR_EACH(i, n) {
+        for (int k = 0; k < count; k++) {
+            const Operation& operation = operations.at[k];
+            if (i >= operation.n) continue;
+            real a = operand(operation.a, operation.a_step, operation.a_number, i);
+            real b = operand(operation.b, operation.b_step, operation.b_number, i);
+            ((real*)operation.out)[i] = result_of(operation.code, a, b);
+        }
+    }
+}
+
 KERNEL sigmoid(const real* x, Index n, real* out) {
     FOR_EACH(i, n) out[i] = exp(x[i] < 0 ? x[i] : (real)0) / (1 + exp(-fabs(x[i])));
 }
@@ -319,16 +363,27 @@ KERNEL add_to_rows_relu(const real* a, const real* row, Index n, Index columns, 
     for_each_with_row(a, row, n, columns, out, [](real x, real y) { return PositivePart()(x + y); });
 }
 
-KERNEL scale_shift(const real* x, const real* center, const real* scale, const real* shift, Index n, Index columns,
-                   real* out) {
+template <typename Follows>
+__device__ void scale_shift_then(const real* x, const real* center, const real* scale, const real* shift, Index n,
+                                 Index columns, real* out, Follows follows) {
     bool fits = aligned(x) && aligned(center) && aligned(scale) && aligned(shift) && aligned(out);
     for_each_in_rows(n, columns, fits, [=](auto width, Index i, Index j) {
         const int WIDTH = decltype(width)::value;
         Vector<real, WIDTH> value = load<WIDTH>(x + i), m = load<WIDTH>(center + j);
         Vector<real, WIDTH> a = load<WIDTH>(scale + j), b = load<WIDTH>(shift + j);
-        for (int k = 0; k < WIDTH; k++) value.at[k] = (value.at[k] - m.at[k]) * a.at[k] + b.at[k];
+        for (int k = 0; k < WIDTH; k++) value.at[k] = follows((value.at[k] - m.at[k]) * a.at[k] + b.at[k]);
         store(out + i, value);
     });
+}
+
+KERNEL scale_shift(const real* x, const real* center, const real* scale, const real* shift, Index n, Index columns,
+                   real* out) {
+    scale_shift_then(x, center, scale, shift, n, columns, out, [](real a) { return a; });
+}
+
+KERNEL scale_shift_relu(const real* x, const real* center, const real* scale, const real* shift, Index n, Index columns,
+                        real* out) {
+    scale_shift_then(x, center, scale, shift, n, columns, out, PositivePart());
 }
 
 KERNEL combine(const real* g, const real* a, const real* x, const real* center, const real* b, const real* c, Index n,
@@ -787,6 +842,30 @@ __device__ void sum_products_by(const real* a, const real* b, const real* center
 KERNEL sum_products(const real* a, const real* b, const real* center, Index rows, Index columns, Index part_rows,
                     int width, double* parts, Word* tickets, real* out) {
     WITH_WIDTH(width, sum_products_by, a, b, center, rows, columns, part_rows, parts, tickets, out);
+}
+
+template <int WIDTH>
+__device__ void sum_rows_and_products_by(const real* a, const real* b, const real* center, Index rows, Index columns,
+                                         Index part_rows, double* parts, Word* tickets, real* sums, real* products) {
+    auto load_row = [=](Index i, Index j) { return load_pair<WIDTH>(a + i * columns + j, b + i * columns + j); };
+    auto add = [=](Index, Index j, const Pair<WIDTH>& x, Sums<2 * WIDTH>& totals) {
+        for (int k = 0; k < WIDTH; k++) {
+            totals.at[k] += x.a.at[k];
+            totals.at[WIDTH + k] += (double)x.a.at[k] * ((double)x.b.at[k] - center[j + k]);
+        }
+    };
+    auto finish = [=](Index j, const Sums<2 * WIDTH>& totals) {
+        for (int k = 0; k < WIDTH; k++) {
+            sums[j + k] = totals.at[k];
+            products[j + k] = totals.at[WIDTH + k];
+        }
+    };
+    sum_over_rows<WIDTH, 2 * WIDTH>(rows, columns, part_rows, parts, tickets, load_row, add, finish);
+}
+
+KERNEL sum_rows_and_products(const real* a, const real* b, const real* center, Index rows, Index columns,
+                             Index part_rows, int width, double* parts, Word* tickets, real* sums, real* products) {
+    WITH_WIDTH(width, sum_rows_and_products_by, a, b, center, rows, columns, part_rows, parts, tickets, sums, products);
 }
 
 // By Σ d and Σ d² with d = x - x[0]. x[0] is close enough to the mean for one pass.

@@ -109,6 +109,8 @@ class KernelLauncher(Backend):
         self._compile_watch = watch(xp)  # before any kernel is compiled
         self.kernels = Kernels(xp, self.launch_kernel)
         self.thread = _ThreadState()
+        self._shared_stream: Any = None
+        self.shared_stream_lock = threading.Lock()
         #: The live graphs, each of which has its own memory pool.
         self.graphs: weakref.WeakSet[CapturedGraph] = weakref.WeakSet()
         recoverable.add(self)

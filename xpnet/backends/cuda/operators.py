@@ -13,6 +13,7 @@ from xpnet.backends.cuda.graphs import NO_STEP, STEP_THREADS
 from xpnet.backends.cuda.kernels import BLOCK, REALS, axes, signatures
 from xpnet.backends.cuda.launching import MOST_BLOCKS, VECTOR, by_kernel, fused, power_of_two
 from xpnet.backends.reference import Backend
+from xpnet.backends.reference.fused import MOST_OPERATIONS, OPERATIONS
 from xpnet.backends.reference.random import step_word
 from xpnet.backends.reference.updates import Numbers, Runs
 from xpnet.backends.reference.windows import Windows
@@ -113,10 +114,27 @@ class CUDAOperators(CUDAConvolutions):
     add_arrays = by_kernel(Backend.add_arrays, each=VECTOR)
     multiply_arrays = by_kernel(Backend.multiply_arrays, each=VECTOR)
 
+    def elementwise(self, operations: Sequence[Sequence[Any]], outs: Sequence[Array]) -> None:
+        arrays = [a for operation in operations for a in operation if isinstance(a, self.xp.ndarray)]
+        if not self.accepts(*arrays, *outs):
+            super().elementwise(operations, outs)
+            return
+        fields = [_operation(out, *operation) for operation, out in zip(operations, outs, strict=True)]
+        fields += [[0] * len(fields[0])] * (MOST_OPERATIONS - len(fields))
+        largest = max(outs, key=lambda out: int(out.size))
+        self.launch("elementwise", largest, operations=fields, count=len(outs))
+
     @fused
     def relu_grad_sum_rows(self, grad: Array, y: Array, out: Array, sums: Array) -> Array:
         self.launch_column_sums("relu_grad_sum_rows", out, grad=grad, y=y, out=out, sums=sums)
         return out
+
+    scale_shift_relu = by_kernel(Backend.scale_shift_relu, each=VECTOR)
+
+    @fused
+    def sum_rows_and_products(self, a: Array, b: Array, center: Array, sums: Array, products: Array) -> None:
+        arrays = {"a": a, "b": b, "center": center, "sums": sums, "products": products}
+        self.launch_column_sums("sum_rows_and_products", a, per_column=2, **arrays)
 
     @fused
     def cross_entropy_sums(
@@ -288,6 +306,16 @@ class CUDAOperators(CUDAConvolutions):
             with self.lasting_memory():
                 self._parameter_masks[key] = self.asarray(mask)
         return self._parameter_masks[key]
+
+
+def _operation(out: Array, name: str, a: Any, b: Any = 0.0) -> list[int]:
+    """The fields of a struct Operation of kernels.cu."""
+    numbers = [operand if isinstance(operand, int | float) else None for operand in (a, b)]
+    arrays = [operand if number is None else None for operand, number in zip((a, b), numbers, strict=True)]
+    addresses = [0 if array is None else array.data.ptr for array in arrays]
+    steps = [int(array is not None and array.size == out.size) for array in arrays]
+    bits = numpy.array([number or 0.0 for number in numbers], dtype=numpy.float64).view(numpy.int64).tolist()
+    return [OPERATIONS.index(name), out.size, *addresses, out.data.ptr, *steps, *bits]
 
 
 def _pixel_stride(images: Array) -> int | None:

@@ -15,7 +15,8 @@ from xpnet.capture.fusion.dense import (
     with_matmul_sum_rows,
     with_relu_grad_sum_rows,
 )
-from xpnet.capture.fusion.elements import with_elementwise_kernels
+from xpnet.capture.fusion.elements import with_elementwise_kernels, with_small_operations
+from xpnet.capture.fusion.normalization import with_scale_shift_relu, with_sum_rows_and_products
 from xpnet.capture.fusion.pooling import with_add_to_rows_max_pool, with_relu_grad_max_pool_grad
 from xpnet.capture.fusion.zeros import without_zeros
 from xpnet.capture.passes import Memory
@@ -28,7 +29,8 @@ def fused(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
     for fuse in (
         with_dense_cross_entropy, with_convolutions, with_add_to_rows_relu, with_add_to_rows_max_pool, with_matmul_bias,
         with_relu_grad_max_pool_grad, with_matmul_relu_grad, with_relu_grad_sum_rows, with_matmul_sum_rows,
-        with_cross_entropy_sums, with_elementwise_kernels,
+        with_cross_entropy_sums, with_scale_shift_relu, with_sum_rows_and_products, with_elementwise_kernels,
+        with_small_operations,
     ):  # fmt: skip
         calls = fuse(calls, memory, backend)
     return calls
