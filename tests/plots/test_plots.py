@@ -575,7 +575,8 @@ def branched():
 
 def arrows(ax):
     """(x of the start, x of the tip, x of the point farthest to the right) of each arrow, in units of the boxes."""
-    outlines = [patch.get_path().vertices for patch in ax.patches]
+    paths = [patch.get_path() for patch in ax.patches]
+    outlines = [path.vertices[path.codes != path.CLOSEPOLY] for path in paths]
     return [(corners[0, 0], corners[corners[:, 1].argmin(), 0], corners[:, 0].max()) for corners in outlines]
 
 
@@ -590,7 +591,7 @@ def test_a_graph_has_a_box_for_each_input_and_call_below_what_it_depends_on():
     ends = [(start, tip) for start, tip, _ in arrows(ax)]
     assert len(ends) == 7
     for pair in (("again", "3"), ("3", "digit")):
-        assert any(np.allclose((x[pair[0]], x[pair[1]]), end, atol=0.1) for end in ends), pair
+        assert any(np.allclose((x[pair[0]], x[pair[1]]), end, atol=0.05) for end in ends), pair
     assert len({text.get_position() for text in boxes.values()}) == len(boxes)
     assert drawn(ax.figure)
 
