@@ -78,6 +78,10 @@ _running: ContextVar[Any] = ContextVar("running", default=None)
 class _BaseModel(Container):
     """What Sequential and Model have in common: everything but their layers and how these are connected."""
 
+    _own_attributes = Container._own_attributes | {
+        "_builder", "_checked", "_checks", "_has_gradients", "_inference", "_rows_of_forward", "_state", "_tensors",
+        "history",
+    }  # fmt: skip
     #: Whether a subclass has a forward or backward of its own.
     _overrides = False
 

@@ -158,6 +158,7 @@ class GraphStep:
     def launch(self, data: StepData, number: int, column: int, metrics: EpochMetrics) -> None:
         """Launch the graph for step `number`, whose sums go into this column of the metrics, without counting it."""
         if self._graph is None:
+            self._metric_arrays = metrics.arrays  # some of which may have been made since
             self._capture_step(data, number, column, metrics)
         self._load(data, number, column)
         self._graph.replay()
