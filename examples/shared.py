@@ -33,7 +33,7 @@ def main(run, plots=False):
     parser = argparse.ArgumentParser(description=program.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="auto", help='"auto", "cpu", "gpu" or "gpu:1" (default: %(default)s)')
     parser.add_argument("--seed", type=seed, default=0, help="of weights, noise and order of images (default: 0)")
-    parser.add_argument("--epochs", type=positive(int), help="epochs of training (default: 2 on MNIST, more on digits)")
+    parser.add_argument("--epochs", type=positive(int), help="epochs of training (default: those of the program)")
     parser.add_argument("--data-dir", type=Path, help="a folder with the four files of MNIST")
     if plots:
         parser.add_argument("--plots", type=Path, metavar="DIR", help="write pictures there (needs matplotlib)")

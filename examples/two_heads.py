@@ -37,7 +37,7 @@ def run(images, options):
         labels(images.y),
         loss={"digit": "softmax_cross_entropy", "odd": "binary_cross_entropy"},
         loss_weights={"digit": 1.0, "odd": 0.5},
-        epochs=options.epochs or (10 if small else 2),
+        epochs=options.epochs or (20 if small else 2),
         batch_size=16 if small else 128,
         on_interrupt="stop",
         verbose=2,

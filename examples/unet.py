@@ -42,7 +42,7 @@ def overlap(found, ink):
 
 def run(images, options):
     small = images.name == "digits"
-    epochs, batch_size = options.epochs or (15 if small else 2), 32 if small else 128
+    epochs, batch_size = options.epochs or (15 if small else 1), 32 if small else 128
     model = build(images.x.shape[1:], options.backend, options.seed)
     print(model.summary(), end="\n\n")
     steps = epochs * -(-len(images.x) // batch_size)
