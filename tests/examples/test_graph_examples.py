@@ -90,6 +90,13 @@ def test_gradients_of_the_autoencoder_equal_finite_differences(backend, module):
     assert all(np.isfinite(value).all() for value in model.state_dict().values())
 
 
+def test_steps_of_the_autoencoder_are_captured(module):
+    autoencoder = module("autoencoder")
+    _, model = autoencoder.build((8, 8, 1), "cpu")
+    loss = {"decoder": "binary_cross_entropy", "distribution": autoencoder.KLFromNormal()}
+    assert len(xpnet.explain_step(model, 8, loss=loss, metrics=[]).replayed) > 20  # or CaptureError, with the reason
+
+
 def test_the_same_seed_gives_the_same_run(tmp_path):
     same, again, other = (
         run("autoencoder", tmp_path, "--epochs", 2, "--seed", seed).stdout.splitlines()[-1] for seed in (1, 1, 2)
