@@ -17,6 +17,7 @@ import xpnet
 from xpnet import callbacks, layers, optimizers
 from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError
 from xpnet.layers.structure import as_tuple
+from xpnet.training import model_files
 
 X = np.random.default_rng(0).normal(size=(24, 4)).astype("float32")
 Y = np.random.default_rng(1).normal(size=(24, 2)).astype("float32")
@@ -474,6 +475,18 @@ def test_a_file_restores_nested_and_shared_models(tmp_path):
     train(loaded)
 
 
+def test_only_files_with_graphs_have_the_new_format(tmp_path):
+    encoder, _, _ = autoencoder()
+    plain = xpnet.Sequential([layers.Dense(2)], 4, "cpu")
+    nested = xpnet.Sequential([encoder, layers.Dense(2)], 4, "cpu")
+    for model, expected in ((plain, "xpnet-model-2"), (encoder, "xpnet-model-3"), (nested, "xpnet-model-3")):
+        model.save(tmp_path / "m.safetensors")
+        assert model_files.read_all(tmp_path / "m.safetensors").texts["format"] == expected
+        loaded = xpnet.load(tmp_path / "m.safetensors", backend="cpu")
+        assert type(loaded) is type(model)
+        np.testing.assert_array_equal(loaded.predict(X), model.predict(X))
+
+
 class Doubled(xpnet.Model):
     """Twice the outputs of the graph."""
 
@@ -512,8 +525,8 @@ def test_activations_and_summary_name_every_call():
     assert [*model.activations(X)] == ["encoder", "1", "encoder#2", "sum"]
     np.testing.assert_array_equal(model.activations(X)["sum"], model.predict(X))
     lines = model.summary().splitlines()
-    assert any(line.split()[0] == "encoder#2" and line.split()[-2:] == ["shared", "1"] for line in lines)
-    assert any(line.split()[0] == "sum" and line.endswith("encoder, encoder#2") for line in lines)
+    assert any(line.split()[0] == "encoder#2" and line.endswith("  shared") for line in lines)
+    assert any(line.split()[0] == "sum" and "  encoder, encoder#2  " in line for line in lines)
 
 
 # Errors -------------------------------------------------------------------------------------------------------------

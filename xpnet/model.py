@@ -799,8 +799,11 @@ class Model(_BaseModel, Graph):
             new = [p for p in parameters if p not in counted]
             counted.update(new)
             count = "shared" if parameters and not new else f"{sum(p.size for p in new):,}"
-            rows.append((name, repr(layer) if layer else "Input", shape_text(shape), count, ", ".join(inputs)))
-        return ("name", "layer", "output shape", "parameters", "inputs"), rows
+            what = "Input" if layer is None else repr(layer)
+            if isinstance(layer, _BaseModel):
+                what = f"{type(layer).__name__} of {len(layer)} layers"
+            rows.append((name, what, ", ".join(inputs), shape_text(shape), count))
+        return ("name", "layer", "inputs", "output shape", "parameters"), rows
 
 
 @explain_arguments
