@@ -215,6 +215,29 @@ class Layer(Configured):
         columns = math.prod(x.shape[1:])
         return self.backend.random_bits(self.noise_key, len(x), columns, self.context.first_row).reshape(x.shape)
 
+    def random_normal(self, x: Array) -> Array:
+        """Normal noise of mean 0 and variance 1 in x's shape, in a buffer. It depends on the same as `random_bits`.
+
+        From uniform numbers u, v: √(-2 log u) cos 2πv and √(-2 log u) sin 2πv. Box and Muller 1958, "A note on the
+        generation of random normal deviates".
+        """
+        xp, rows, elements = self.xp, len(x), math.prod(x.shape[1:])
+        half = (elements + 1) // 2
+        noise = self._noise(rows, 2 * half)
+        radius = xp.sqrt(xp.log(noise[:, :half]) * -2.0)
+        angle = noise[:, half:] * (2.0 * math.pi)
+        noise[:, :half] = radius * xp.cos(angle)
+        noise[:, half:] = radius * xp.sin(angle)
+        return noise[:, :elements].reshape(x.shape)
+
+    def _noise(self, rows: int, columns: int) -> Array:
+        """Uniform noise (rows, columns) above 0 and at most 1, in a buffer."""
+        noise = self.work.buffer("noise", (rows, columns))
+        noise[...] = self.random_bits(noise)
+        noise += 0.5  # so that it is never 0
+        noise *= 2.0**-32
+        return noise
+
     def refuse(self, expected: str, got: Any, hint: str = "") -> ShapeError:
         """Return the ShapeError to raise for a wrong input. `got` is a shape without the batch, or several, or text."""
         got = shape_text(got) if isinstance(got, tuple | list) else got

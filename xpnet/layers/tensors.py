@@ -12,11 +12,21 @@ class Tensor:
     """An input of a graph, or an output of a layer in it. It has a shape, but no values.
 
     shape: without the batch.  name: of an input, or None.  node: the call of a layer that computes it, or None for an
-    input.
+    input.  index: its position among the outputs of that call.
     """
 
-    def __init__(self, shape: tuple[int, ...], *, name: str | None = None, node: "Node | None" = None) -> None:
-        self.shape, self.name, self.node = shape, name, node
+    def __init__(
+        self, shape: tuple[int, ...], *, name: str | None = None, node: "Node | None" = None, index: int = 0
+    ) -> None:
+        self.shape, self.name, self.node, self.index = shape, name, node, index
+
+    def __eq__(self, other: object) -> bool:
+        if self.node is None or not isinstance(other, Tensor):
+            return self is other
+        return self.node is other.node and self.index == other.index
+
+    def __hash__(self) -> int:
+        return hash((id(self) if self.node is None else id(self.node), self.index))
 
     def __repr__(self) -> str:
         if self.node is None:
@@ -29,14 +39,18 @@ class Tensor:
 class Node:
     """One call of a layer on tensors.
 
-    inputs, outputs: tensors.  takes_list: whether the layer was called on a list, and so takes a list of arrays.
-    returns_list: whether it has several outputs.
+    inputs: tensors.  takes_list: whether the layer was called on a list, and so takes a list of arrays.  returns_list:
+    whether it has several outputs.
     """
 
     def __init__(self, layer: Any, inputs: tuple[Tensor, ...], takes_list: bool, output_shape: Any) -> None:
         self.layer, self.inputs, self.takes_list = layer, inputs, takes_list
-        self.returns_list = isinstance(output_shape, list)
-        self.outputs = tuple(Tensor(shape, node=self) for shape in shapes_of(output_shape))
+        self.returns_list, self._shapes = isinstance(output_shape, list), shapes_of(output_shape)
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """The tensors that it gives. They refer to it, so it does not keep them: a cycle would keep the layers."""
+        return [Tensor(shape, node=self, index=i) for i, shape in enumerate(self._shapes)]
 
 
 def Input(shape: int | Iterable[int], *, name: str | None = None) -> Tensor:  # noqa: N802  # reads like a layer
@@ -62,7 +76,7 @@ def call(layer: Any, inputs: Any) -> Any:
         )
     shapes = [tensor.shape for tensor in tensors]
     node = Node(layer, tensors, takes_list, layer.shape_for(shapes if takes_list else shapes[0]))
-    return list(node.outputs) if node.returns_list else node.outputs[0]
+    return node.outputs if node.returns_list else node.outputs[0]
 
 
 def _description(value: Any) -> str:
