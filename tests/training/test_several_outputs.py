@@ -622,7 +622,10 @@ MISTAKES = {
                                   r"sample_weight \(output 'size'\) must have shape \(60,\)"),
     "weights of 0": ({"sample_weight": [None, 0 * WEIGHTS[1]]}, DataError, r"sample_weight \(output 'size'\) must not"),
     "class weights for all": ({"class_weight": {0: 2.0}}, ArgumentError, r"as in \{'digit': \{0: 2.0\}, …\}"),
-    "class weights of numbers": ({"class_weight": {"size": {0: 2.0}}}, ArgumentError, "needs a classification loss"),
+    "class weights of numbers": ({"class_weight": {"size": {0: 2.0}}}, ArgumentError,
+                                 "^output 'size': class_weight needs a classification loss"),
+    "balanced classes of numbers": ({"class_weight": "balanced"}, ArgumentError, "^output 'size': class_weight needs"),
+    "one array to validate": ({"validation_data": (SCENE, Y)}, ArgumentTypeError, "^validation x: the model has 2 inp"),
 }  # fmt: skip
 
 
