@@ -594,7 +594,7 @@ def test_custom_code_that_misbehaves_is_named_and_nothing_changes(backend):
 
 MISTAKES = {
     "x as one array": ({"x": SCENE}, ArgumentTypeError, "x: the model has 2 inputs, so give a list or a dict"),
-    "x with too many arrays": ({"x": [SCENE, META, META]}, ArgumentError, "x: the model has 2 inputs, but.* 3 items"),
+    "x with too many arrays": ({"x": [SCENE, META, META]}, ArgumentError, "x: the model has 2 inputs, but.* length 3"),
     "x with a misspelled name": ({"x": {"scene": SCENE, "mata": META}}, ArgumentError,
                                  "x: unknown input 'mata'. Did you mean 'meta'"),
     "x without a name": ({"x": {"scene": SCENE}}, ArgumentError, "x: there is nothing for the input 'meta'"),
