@@ -548,6 +548,8 @@ def test_activations_and_summary_name_every_call():
     ("make", "kind", "text"),
     [
         (lambda: layers.Dense(3)(X), ArgumentTypeError, "Dense: a layer is called on symbolic tensors"),
+        (lambda: layers.Add()(xpnet.Input(3), xpnet.Input(3)), ArgumentTypeError, "Add: give several inputs as one"),
+        (lambda: xpnet.Model([layers.Dense(3)], (4,)), ArgumentTypeError, "Layers in a row make an xpnet.Sequential"),
         (lambda: layers.Dense(3)([]), ArgumentTypeError, "called on symbolic tensors"),
         (lambda: layers.Conv2D(3, 3)(xpnet.Input(4)), ShapeError, r"Conv2D expects .* is \(N, 4\)"),
         (lambda: xpnet.Model([], []), ArgumentTypeError, "inputs must be a symbolic tensor or a list"),
@@ -562,7 +564,7 @@ def test_activations_and_summary_name_every_call():
         (lambda: xpnet.Input((3, 0)), ArgumentError, "a shape must be"),
         (lambda: xpnet.Input(3, name="a.b"), ArgumentError, "Input: name must be text without dots"),
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_mistakes_are_explained(make, kind, text):
     with pytest.raises(kind, match=text):
