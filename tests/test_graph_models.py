@@ -196,6 +196,30 @@ def test_models_of_the_same_tensors_share_parameters_live(backend):
     assert {*others} - {*state} == {"head.weight", "head.bias"}
 
 
+def test_gradients_that_another_model_has_overwritten_are_not_applied():
+    _, model, other = heads()
+    overwriting = [
+        lambda: other.backward(other.forward(X)),
+        lambda: other.train_on_batch(X, targets(other), "mse", "sgd"),
+        lambda: train(other),
+    ]
+    for overwrite in overwriting:
+        model.backward(model.forward(X, training=True))
+        overwrite()
+        with pytest.raises(StateError, match="apply_gradients needs gradients"):
+            model.apply_gradients("sgd")
+    model.backward(model.forward(X, training=True))
+    model.apply_gradients("sgd")
+
+
+def test_gradients_of_another_model_do_not_disturb_captured_steps(gpu):
+    _, model, other = heads(gpu)
+    watch = Watch()
+    other.parameters[-1].grad = np.nan
+    train(model, epochs=3, callbacks=[watch])
+    assert watch.fallback_reason is None
+
+
 def test_training_one_model_leaves_the_own_layers_of_another(backend):
     _, model, other = heads(backend)
     head = {name: value for name, value in other.state_dict().items() if name.startswith("head")}

@@ -200,6 +200,16 @@ class ParameterStore:
         return twin  # type: ignore[no-any-return]
 
     @property
+    def sharing(self) -> "list[ParameterStore]":
+        """This store, and those of other models that have some of its parameters."""
+        roots = {parameter.root for parameter in self.parameters}
+        return [
+            store
+            for store in self.family
+            if store is self or not roots.isdisjoint(parameter.root for parameter in store.parameters)
+        ]
+
+    @property
     def allocated(self) -> bool:
         return self.values is not None
 
