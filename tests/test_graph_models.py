@@ -264,6 +264,23 @@ def test_a_checkpoint_holds_the_own_parameters_only(tmp_path):
         assert_same_state(resumed.state_dict(), whole.state_dict())
 
 
+def test_early_stopping_keeps_the_own_parameters_only(tmp_path):
+    def run(model, epochs, **kwargs):
+        early, checkpoint = callbacks.EarlyStopping("loss", restore_best=True), callbacks.Checkpoint(tmp_path / "state")
+        train(model, epochs=epochs, optimizer=optimizers.Adam(0.2), callbacks=[early, checkpoint], **kwargs)
+
+    whole = heads()[1]
+    run(whole, 6)
+    run(heads()[1], 3)
+    x = xpnet.Input(4)
+    h = layers.BatchNorm()(layers.Dense(6, name="body")(x))
+    other = xpnet.Model(x, layers.Dense(9, name="head")(h), backend="cpu")  # before the model, unlike in heads
+    resumed, before = xpnet.Model(x, layers.Dense(2)(h)), other.state_dict()["head.weight"]
+    run(resumed, 6, resume_from=tmp_path / "state")
+    assert_same_state(resumed.state_dict(), whole.state_dict())
+    np.testing.assert_array_equal(other.state_dict()["head.weight"], before)
+
+
 def test_an_autoencoder_trains_its_parts_which_stay_usable(backend):
     encoder, decoder, whole = autoencoder(backend)
     before = encoder.predict(X)

@@ -455,6 +455,15 @@ class Snapshot:
             arrays[f"the buffer {buffer.name}"] = buffer.value
         return arrays
 
+    def own_copies(self) -> list[Array]:
+        """The copies, first that of the weights, without those of other models that share the vector."""
+        weights, *others = self.copies.values()
+        return [self._store.gathered(weights), *others]
+
+    def set_own_weights(self, weights: Array) -> None:
+        """Make these the copy of the weights, in the layout of `own_copies`."""
+        self._store.scatter(weights, self.copies["the weights"])
+
     def replace(self, name: str, array: Array) -> None:
         """Restore this array in place of the one with this name; with zeros, if there was none."""
         old = self.copies.get(name)
