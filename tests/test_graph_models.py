@@ -487,6 +487,18 @@ def test_only_files_with_graphs_have_the_new_format(tmp_path):
         np.testing.assert_array_equal(loaded.predict(X), model.predict(X))
 
 
+def test_a_file_restores_a_model_that_two_nested_models_contain(tmp_path):
+    x = xpnet.Input(4)
+    inner = xpnet.Model(x, layers.Tanh()(layers.Dense(4)(x)), backend="cpu")
+    outer = xpnet.Model(x, layers.Add()([inner(x), inner(inner(x))]))
+    model = xpnet.Model(x, layers.Multiply()([outer(x), inner(x)]))
+    train(model)
+    model.save(tmp_path / "m.safetensors")
+    loaded = xpnet.load(tmp_path / "m.safetensors", backend="cpu")
+    np.testing.assert_array_equal(loaded.predict(X), model.predict(X))
+    assert [p.name for p in loaded.parameters] == [p.name for p in model.parameters] == ["0.0.0.weight", "0.0.0.bias"]
+
+
 class Doubled(xpnet.Model):
     """Twice the outputs of the graph."""
 
@@ -558,11 +570,13 @@ def test_mistakes_are_explained(make, kind, text):
 
 
 def test_more_mistakes_are_explained():
-    x = xpnet.Input(4, name="x")
+    x, y = xpnet.Input(4, name="x"), xpnet.Input(4)
     with pytest.raises(ArgumentError, match="is an input and an output"):
         xpnet.Model(x, x)
     with pytest.raises(ArgumentError, match="two of the inputs have the name 'x'"):
         xpnet.Model([x, xpnet.Input(4, name="x")], layers.ReLU()(x))
+    with pytest.raises(ArgumentError, match="two of the inputs have the name 'input_2'"):
+        xpnet.Model([xpnet.Input(4, name="input_2"), y], layers.ReLU()(y))
     with pytest.raises(ArgumentError, match="two of the layers have the name 'a'"):
         xpnet.Model(x, layers.ReLU(name="a")(layers.ReLU(name="a")(x)))
     dense = layers.Dense(3)
