@@ -658,9 +658,10 @@ class Sequential(_BaseModel, layers_.Sequential):
     seed: determines the initial weights, the order of batches and all noise. None draws one, stored in `model.seed`.
     dtype: "float32" or "float64", of weights and arithmetic.
     precision: the precision of matrix products: "tf32", "float16" or "bfloat16", on a GPU whose tensor cores support
-        it; None is "float32". All need dtype="float32": weights, gradients and everything else stay in float32; the
-        factors of a product are rounded, its sums are float32. With "float16" the loss is scaled, and steps whose
-        gradient overflows are skipped.
+        it; None is "float32". All need dtype="float32": the factors of a product are rounded, its sums are float32.
+        Weights, their gradients, statistics and losses stay in float32; in a captured step, arrays that only large
+        products read are stored in 16 bits. With "float16" the loss is scaled, and steps whose gradient overflows are
+        skipped.
 
     Attributes: `layers`; `parameters`, a list of `parameters.Parameter`; `trainable`, False to freeze all of them; and
     `input_shape`, `output_shape`, `backend`, `seed`, `dtype`; and `history`, the History of the latest fit, or None.

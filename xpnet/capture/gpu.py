@@ -20,7 +20,7 @@ from xpnet.capture.calls import (
     same_view,
 )
 from xpnet.capture.device import NOISE, TracedDevice, methods_of
-from xpnet.capture.fusion import fused, without_zeros
+from xpnet.capture.fusion import copied_weights, fused, without_zeros
 from xpnet.capture.memory import MemoryPlan
 from xpnet.capture.passes import Memory, has_numbers, simplified
 from xpnet.capture.trace import Trace
@@ -113,6 +113,11 @@ class CallList:
         """An array like another one, from this byte of the arena on."""
         _, _, lowest, _ = memory.extent(like)
         return _view(self.arena, offset + address_of(like) - lowest, like)
+
+    def refresh(self) -> None:
+        """Round the weights anew of which the calls use copies in 16 bits, since something else has changed them."""
+        for weights, copy in copied_weights(self.calls, self._backend):
+            self._backend.to_halves(weights, copy)
 
     @property
     def arrays(self) -> list[Array]:

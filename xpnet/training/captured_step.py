@@ -97,6 +97,7 @@ class StepExecutor:
         self._region = None if isinstance(region, nullcontext) else region
         self._kinds: dict[tuple[Any, ...], ReplayedStep | GraphStep | int] = {}  # or how many steps ran eagerly
         self._ready: dict[int, ReplayedStep | GraphStep] = {}  # steps to replay without further checks, by their rows
+        self._latest: ReplayedStep | GraphStep | None = None  # if only it has changed the weights since
         self._until_check, self._unused = _CHECKED_EVERY, 0
         self._attributes: Attributes | None = None  # as they were captured
         self._captured, self._first = 0, True
@@ -124,7 +125,7 @@ class StepExecutor:
 
         to_come: what is left of the run, if that is known.  user_code: whether user code has run since the last epoch.
         """
-        self._to_come = to_come
+        self._to_come, self._latest = to_come, None
         if user_code:
             self._until_check = 0
 
@@ -140,6 +141,8 @@ class StepExecutor:
             self._run(data, metrics)
             return
         self._until_check -= 1
+        if ready is not self._latest:
+            ready.stale, self._latest = True, ready
         if self._region is None:
             ready.replay(data, metrics)
             return
@@ -147,6 +150,7 @@ class StepExecutor:
             ready.replay(data, metrics)
 
     def _run(self, data: StepData, metrics: EpochMetrics) -> None:
+        self._latest = None
         if self._until_check <= 0:
             self._ready.clear()  # also those of other kinds, for which something else may have changed
         if self.fallback_reason is not None:
@@ -160,6 +164,8 @@ class StepExecutor:
         with self._step.model.execution_context():
             # A device that is left capturing, or a step that is undone in part, cannot be used.
             captured = uninterrupted(self._captured_step, data, metrics)
+            if captured is not None:
+                captured.stale = True
             if captured is None:
                 self._run_eagerly(data, metrics)
             elif captured.verified:
@@ -254,7 +260,7 @@ class StepExecutor:
         """Forget all captured steps, and the attributes with which they were captured."""
         self._kinds.clear()
         self._ready.clear()
-        self._attributes = None
+        self._attributes = self._latest = None
 
     def _fall_back(self, reason: str) -> None:
         self._drop()

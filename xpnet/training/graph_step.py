@@ -32,10 +32,11 @@ class GraphStep:
 
     The first launch captures the graph.
 
-    calls: the list, or None.  comparisons: how many replays did the same as the eager step.
+    calls: the list, or None.  comparisons: how many replays did the same as the eager step.  stale: whether something
+    else may have changed the weights since the latest launch, so that copies of them have to be made anew.
     """
 
-    comparisons = 0
+    comparisons, stale = 0, True
 
     @property
     def verified(self) -> bool:
@@ -104,6 +105,7 @@ class GraphStep:
         with backend.lasting_memory():  # for constants
             trace = traced_step(self._step, self._data, metrics, self._cells.staged_sums, fixed=True)
         self.calls = CallList(trace, backend, rows=self._cells.indices)
+        self.calls.refresh()
         trace.release()
         self._graph.hold(self.calls.arrays)
         self._cells.gathers, self._cells.ends_with_update = self.calls.gathers, self.calls.ends_with_update
@@ -161,6 +163,9 @@ class GraphStep:
             self._metric_arrays = metrics.arrays  # some of which may have been made since
             self._capture_step(data, number, column, metrics)
         self._load(data, number, column)
+        if self.stale and self.calls is not None:
+            self.calls.refresh()
+        self.stale = False
         self._graph.replay()
 
     def _load(self, data: StepData, number: int, column: int) -> None:

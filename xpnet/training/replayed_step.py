@@ -86,10 +86,10 @@ def planned(trace: Trace, backend: Backend) -> tuple[list[Call], MemoryPlan]:
 class ReplayedStep:
     """One kind of step: a number of rows, in batches of one size, from datasets of one layout.
 
-    comparisons: how many replays did the same as the eager step.
+    comparisons: how many replays did the same as the eager step.  stale: see GraphStep, which has copies of weights.
     """
 
-    comparisons = 0
+    comparisons, stale = 0, False
 
     @property
     def verified(self) -> bool:

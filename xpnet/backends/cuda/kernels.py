@@ -28,7 +28,7 @@ _STRUCTS = {  # all fields have this type
 }  # fmt: skip
 _KERNEL = r"KERNEL (?:__launch_bounds__\([\d, ]+\) )?(\w+)\(([^)]*)\)"  # its name and its arguments
 _NULL = numpy.uint64(0)
-_FILLED_IN = {"out", "n", "columns"}  # which `KernelLauncher.launch` gives to every kernel
+_FILLED_IN = {"out", "n", "columns", "copy", "bfloat16"}  # which `KernelLauncher.launch` gives to every kernel
 
 
 class KernelArgument(NamedTuple):
