@@ -26,7 +26,7 @@ from sklearn.preprocessing import StandardScaler  # noqa: E402
 from sklearn.utils.class_weight import compute_sample_weight  # noqa: E402
 from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
 
-from xpnet import Model, estimators, layers, optimizers  # noqa: E402
+from xpnet import Input, Model, estimators, layers, optimizers  # noqa: E402
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, DivergenceError  # noqa: E402
 from xpnet.estimators import XPClassifier, XPRegressor  # noqa: E402
 
@@ -610,6 +610,8 @@ def test_layers_may_be_a_function_that_makes_a_graph():
     np.testing.assert_array_equal(clone(network).fit(X, Y).predict_proba(X), network.predict_proba(X))
     with pytest.raises(ArgumentTypeError, match="a layer is called on symbolic tensors"):
         XPClassifier(layers=lambda x: [layers.Dense(3)], backend="cpu").fit(X, Y)
+    with pytest.raises(ArgumentTypeError, match="XPClassifier: layers must be a list of layers, or a function"):
+        XPClassifier(layers=with_a_shortcut(Input(8)), backend="cpu").fit(X, Y)
 
 
 def test_estimators_work_in_pipelines_grid_searches_and_pickles():

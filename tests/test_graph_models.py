@@ -197,6 +197,30 @@ def test_models_of_the_same_tensors_share_parameters_live(backend):
     assert {*others} - {*state} == {"head.weight", "head.bias"}
 
 
+def test_gradients_that_another_model_has_overwritten_are_not_applied():
+    _, model, other = heads()
+    overwriting = [
+        lambda: other.backward(other.forward(X)),
+        lambda: other.train_on_batch(X, targets(other), "mse", "sgd"),
+        lambda: train(other),
+    ]
+    for overwrite in overwriting:
+        model.backward(model.forward(X, training=True))
+        overwrite()
+        with pytest.raises(StateError, match="apply_gradients needs gradients"):
+            model.apply_gradients("sgd")
+    model.backward(model.forward(X, training=True))
+    model.apply_gradients("sgd")
+
+
+def test_gradients_of_another_model_do_not_disturb_captured_steps(gpu):
+    _, model, other = heads(gpu)
+    watch = Watch()
+    other.parameters[-1].grad = np.nan
+    train(model, epochs=3, callbacks=[watch])
+    assert watch.fallback_reason is None
+
+
 def test_training_one_model_leaves_the_own_layers_of_another(backend):
     _, model, other = heads(backend)
     head = {name: value for name, value in other.state_dict().items() if name.startswith("head")}
@@ -239,6 +263,23 @@ def test_a_checkpoint_holds_the_own_parameters_only(tmp_path):
     for resumed in (model_alone(), heads()[1], xpnet.load(tmp_path / "state", backend="cpu")):
         train(resumed, epochs=3, resume_from=tmp_path / "state")
         assert_same_state(resumed.state_dict(), whole.state_dict())
+
+
+def test_early_stopping_keeps_the_own_parameters_only(tmp_path):
+    def run(model, epochs, **kwargs):
+        early, checkpoint = callbacks.EarlyStopping("loss", restore_best=True), callbacks.Checkpoint(tmp_path / "state")
+        train(model, epochs=epochs, optimizer=optimizers.Adam(0.2), callbacks=[early, checkpoint], **kwargs)
+
+    whole = heads()[1]
+    run(whole, 6)
+    run(heads()[1], 3)
+    x = xpnet.Input(4)
+    h = layers.BatchNorm()(layers.Dense(6, name="body")(x))
+    other = xpnet.Model(x, layers.Dense(9, name="head")(h), backend="cpu")  # before the model, unlike in heads
+    resumed, before = xpnet.Model(x, layers.Dense(2)(h)), other.state_dict()["head.weight"]
+    run(resumed, 6, resume_from=tmp_path / "state")
+    assert_same_state(resumed.state_dict(), whole.state_dict())
+    np.testing.assert_array_equal(other.state_dict()["head.weight"], before)
 
 
 def test_an_autoencoder_trains_its_parts_which_stay_usable(backend):
@@ -549,6 +590,8 @@ def test_activations_and_summary_name_every_call():
     ("make", "kind", "text"),
     [
         (lambda: layers.Dense(3)(X), ArgumentTypeError, "Dense: a layer is called on symbolic tensors"),
+        (lambda: layers.Add()(xpnet.Input(3), xpnet.Input(3)), ArgumentTypeError, "Add: give several inputs as one"),
+        (lambda: xpnet.Model([layers.Dense(3)], (4,)), ArgumentTypeError, "Layers in a row make an xpnet.Sequential"),
         (lambda: layers.Dense(3)([]), ArgumentTypeError, "called on symbolic tensors"),
         (lambda: layers.Conv2D(3, 3)(xpnet.Input(4)), ShapeError, r"Conv2D expects .* is \(N, 4\)"),
         (lambda: xpnet.Model([], []), ArgumentTypeError, "inputs must be a symbolic tensor or a list"),
@@ -563,7 +606,7 @@ def test_activations_and_summary_name_every_call():
         (lambda: xpnet.Input((3, 0)), ArgumentError, "a shape must be"),
         (lambda: xpnet.Input(3, name="a.b"), ArgumentError, "Input: name must be text without dots"),
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_mistakes_are_explained(make, kind, text):
     with pytest.raises(kind, match=text):

@@ -368,16 +368,18 @@ class EarlyStopping(_Monitor):
             raise ArgumentError(f"EarlyStopping: best is {self.best}, but best_epoch is {epoch}.")
         if flag(self, "with_copy", state.get("with_copy", "best 0" in state)):
             self._snapshot = Snapshot(model.context.store)
-            for i, copy in enumerate(self._snapshot.copies.values()):
+            own = self._snapshot.own_copies()
+            for i, copy in enumerate(own):
                 best = state[f"best {i}"]
                 if (best.shape, best.dtype) != (copy.shape, copy.dtype):
                     raise ShapeError(
                         f"EarlyStopping: its copy {i} is {best.dtype} {best.shape}, not {copy.dtype} {copy.shape}."
                     )
                 copy[...] = model.backend.asarray(best)
+            self._snapshot.set_own_weights(own[0])
 
     def state(self) -> dict[str, Any]:
-        best = {} if self._snapshot is None else {f"best {i}": a for i, a in enumerate(self._snapshot.copies.values())}
+        best = {} if self._snapshot is None else {f"best {i}": a for i, a in enumerate(self._snapshot.own_copies())}
         return {**super().state(), "best_epoch": self.best_epoch, "with_copy": bool(best), **best}
 
     def on_better(self, model: Container, epoch: int) -> None:

@@ -31,7 +31,7 @@ _ADVICE = {
         ("in_features", "in_channels", "input_dim", "input_shape", "input_size", "num_features", "normalized_shape",
          "batch_input_shape", "input_length"),
         "Leave it out: a layer gets the shape of its input from the layer before it, and the first layer from the "
-        "input_shape of the model.",
+        "input_shape of the Sequential or from xpnet.Input.",
     ),
     **dict.fromkeys(("device", "dtype", "backend"), "Give it to the model: xpnet.Sequential(..., backend=, dtype=)."),
     **dict.fromkeys(("axis", "dim"), "Leave it out: it works on the last axis, the features."),

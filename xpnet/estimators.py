@@ -19,7 +19,7 @@ from xpnet.backends.arrays import refuse_masked
 from xpnet.callbacks import Callback
 from xpnet.config import choice, flag, integer, number
 from xpnet.data.streaming import Stream
-from xpnet.errors import ArgumentError, DataError, MissingPackageError, module_attributes
+from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, MissingPackageError, module_attributes
 from xpnet.layers.tensors import Tensor
 from xpnet.model import Input, Model, Sequential
 from xpnet.parameters import Parameter, Snapshot
@@ -360,6 +360,11 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             self.model_ = Model(inputs, output(layers(inputs)), self.backend, seed=seed, dtype=dtype)
             return
         if layers is not None:
+            if not isinstance(layers, Iterable):
+                raise ArgumentTypeError(
+                    f"{type(self).__name__}: layers must be a list of layers, or a function of a symbolic tensor that "
+                    f"returns another one, not {layers!r}."
+                )
             hidden = copy.deepcopy(list(layers))
         else:
             sizes = [integer(self, "hidden_layer_sizes", n) for n in numpy.atleast_1d(self.hidden_layer_sizes).tolist()]

@@ -146,11 +146,17 @@ class _BaseModel(Container):
         self.context.guard.refuse_beside_training()
         self.context.check_forward()
         grad = prepare_gradient(self, grad_output, self._rows_of_forward)
-        self._has_gradients = False  # until this pass is complete
+        self._forget_gradients()  # until this pass is complete
         with self._by_hand():
             result = self.backward_pass(grad, input_grad)
         self._has_gradients, self._checked, self._checks = True, True, None
         return as_list(mapped(lambda a: None if a is None else a.copy(), result))
+
+    def _forget_gradients(self) -> None:
+        """Note that the gradients of this model, and of those that share parameters with it, are overwritten."""
+        for store in self.context.store.sharing:
+            for model in store.models:
+                model._has_gradients = False
 
     def shared_copy(self) -> Self:
         twin = super().shared_copy()  # a layer of another model: training belongs to that one
@@ -276,7 +282,7 @@ class _BaseModel(Container):
     def _fit(self, x: Any, y: Any, sample_weight: Any, options: FitOptions) -> Run:
         memory = explaining_memory_errors(self, options.batch_size, training=True)
         with self._built_for(x), memory, self.backend.stream():
-            self._has_gradients = False
+            self._forget_gradients()
             return loop.fit(
                 self, self._begin_training, x, y, sample_weight, options, lambda: Rollback(self, self._state)
             )
@@ -315,7 +321,7 @@ class _BaseModel(Container):
         self, loss: Loss, metrics: list[Metric], optimizer: Optimizer, dataset: Dataset
     ) -> dict[str, float]:
         self.context.guard.refuse_during_training()
-        self._has_gradients = False
+        self._forget_gradients()
         return loop.train_on_batch(self, self._begin_training(loss, metrics, optimizer), dataset)
 
     @explain_arguments

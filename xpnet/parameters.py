@@ -200,6 +200,16 @@ class ParameterStore:
         return twin  # type: ignore[no-any-return]
 
     @property
+    def sharing(self) -> "list[ParameterStore]":
+        """This store, and those of other models that have some of its parameters."""
+        roots = {parameter.root for parameter in self.parameters}
+        return [
+            store
+            for store in self.family
+            if store is self or not roots.isdisjoint(parameter.root for parameter in store.parameters)
+        ]
+
+    @property
     def allocated(self) -> bool:
         return self.values is not None
 
@@ -444,6 +454,15 @@ class Snapshot:
         for buffer in self._store.buffers:
             arrays[f"the buffer {buffer.name}"] = buffer.value
         return arrays
+
+    def own_copies(self) -> list[Array]:
+        """The copies, first that of the weights, without those of other models that share the vector."""
+        weights, *others = self.copies.values()
+        return [self._store.gathered(weights), *others]
+
+    def set_own_weights(self, weights: Array) -> None:
+        """Make these the copy of the weights, in the layout of `own_copies`."""
+        self._store.scatter(weights, self.copies["the weights"])
 
     def replace(self, name: str, array: Array) -> None:
         """Restore this array in place of the one with this name; with zeros, if there was none."""

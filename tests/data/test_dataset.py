@@ -175,6 +175,7 @@ REFUSED = {
     "y a number": (X, 3, DataError, "^x has 12 samples, but y has a single number"),
     "x of too many features": (np.ones((12, 5)), Y, ShapeError, r"^x must have shape \(N, 4\).*has \(12, 5\)"),
     "x of too few axes": (np.ones(12), Y, ShapeError, r"^x must have shape \(N, 4\).*has \(12,\)"),
+    "x in a list": ([X], Y, ShapeError, "give the array itself, not a list of it"),
     "x a single sample": (np.ones(4), Y, ShapeError, r"add the batch axis: x\[None\]"),
     "x a number": (3.0, Y, ShapeError, r"^x must have shape \(N, 4\).*has \(\)"),
     "x of another form": (np.ones((12, 2, 2)), Y, ShapeError, r"The sizes agree: reshape it"),

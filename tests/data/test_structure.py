@@ -58,7 +58,7 @@ def test_weights_of_classes_belong_to_an_output():
     [
         ({"aa": A, "b": B}, ArgumentError, "^z: unknown input 'aa'. Did you mean 'a'\\? Known: a, b.$"),
         ({"a": A}, ArgumentError, "^z: there is nothing for the input 'b'. Give one item for each of 'a', 'b'.$"),
-        ([A], ArgumentError, "^z: the model has 2 inputs, but the list has 1 items."),
+        ([A], ArgumentError, "^z: the model has 2 inputs, but the list has length 1."),
         (A, ArgumentTypeError, r"give a list or a dict with one item for each of 'a', 'b', not an array of shape"),
         (7, ArgumentTypeError, "not 7.$"),
         (None, ArgumentTypeError, "not None.$"),

@@ -148,6 +148,19 @@ def test_custom_layers_may_have_several_outputs(backend, rng):
     model = xpnet.Model(x, Third()(x), backend=backend)
     with pytest.raises(ShapeError, match=r"layer 0 \(Third\): forward must return a list of 2 arrays, not 3"):
         model.predict(X)
+    with pytest.raises(ShapeError, match=r"layer 1 \(Halves\) has several outputs, \(N, 2\), \(N, 2\), .*xpnet.Model"):
+        xpnet.Sequential([layers.Dense(4), Halves(), layers.Concatenate()], 4, backend)
+
+
+def test_a_list_in_place_of_an_array_is_explained():
+    class Unchanged(Gate):
+        def forward(self, x):
+            return x
+
+    x, other = xpnet.Input(4), xpnet.Input(4)
+    model = xpnet.Model([x, other], Unchanged()([x, other]), backend="cpu")
+    with pytest.raises(ShapeError, match=r"forward must return \(N, 4\) of float32, .* but returned a list of 2\."):
+        model.predict([X, X])
 
 
 @pytest.mark.parametrize(
@@ -169,6 +182,18 @@ def test_wrong_gradients_of_several_inputs_are_explained(result, text):
     model = xpnet.Model([x, other], Broken()([x, dense]), backend="cpu", dtype="float64")
     with pytest.raises(ShapeError, match=text.replace("layer 0", "layer 1")):
         passed(model, X, X)
+
+
+def test_the_first_step_tells_which_gradient_has_the_wrong_shape():
+    class Broken(Gate):
+        def backward(self, grad_y):
+            first, second = super().backward(grad_y)
+            return [first, second[:3]]
+
+    x, other = xpnet.Input(4), xpnet.Input(4)
+    model = xpnet.Model([x, other], Broken()([layers.Dense(4)(x), layers.Dense(4)(other)]), backend="cpu")
+    with pytest.raises(ShapeError, match=r"backward must return ∂L/∂x of input 1, \(N, 4\) .* N = 5, but"):
+        model.fit([X, X], X, loss="mse", verbose=0)
 
 
 def test_backward_leaves_out_what_nothing_trained_needs():

@@ -594,7 +594,7 @@ def test_custom_code_that_misbehaves_is_named_and_nothing_changes(backend):
 
 MISTAKES = {
     "x as one array": ({"x": SCENE}, ArgumentTypeError, "x: the model has 2 inputs, so give a list or a dict"),
-    "x with too many arrays": ({"x": [SCENE, META, META]}, ArgumentError, "x: the model has 2 inputs, but.* 3 items"),
+    "x with too many arrays": ({"x": [SCENE, META, META]}, ArgumentError, "x: the model has 2 inputs, but.* length 3"),
     "x with a misspelled name": ({"x": {"scene": SCENE, "mata": META}}, ArgumentError,
                                  "x: unknown input 'mata'. Did you mean 'meta'"),
     "x without a name": ({"x": {"scene": SCENE}}, ArgumentError, "x: there is nothing for the input 'meta'"),
@@ -622,7 +622,10 @@ MISTAKES = {
                                   r"sample_weight \(output 'size'\) must have shape \(60,\)"),
     "weights of 0": ({"sample_weight": [None, 0 * WEIGHTS[1]]}, DataError, r"sample_weight \(output 'size'\) must not"),
     "class weights for all": ({"class_weight": {0: 2.0}}, ArgumentError, r"as in \{'digit': \{0: 2.0\}, …\}"),
-    "class weights of numbers": ({"class_weight": {"size": {0: 2.0}}}, ArgumentError, "needs a classification loss"),
+    "class weights of numbers": ({"class_weight": {"size": {0: 2.0}}}, ArgumentError,
+                                 "^output 'size': class_weight needs a classification loss"),
+    "balanced classes of numbers": ({"class_weight": "balanced"}, ArgumentError, "^output 'size': class_weight needs"),
+    "one array to validate": ({"validation_data": (SCENE, Y)}, ArgumentTypeError, "^validation x: the model has 2 inp"),
 }  # fmt: skip
 
 

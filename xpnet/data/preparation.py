@@ -54,7 +54,9 @@ def prepare(
     else:
         counts = _sample_weights(backend, counts, "sample_weight", count, dtype, whole)
     weights = None if counts is None else backend.asarray(counts, dtype=dtype)
-    of_each = zip(class_weight if len(outputs) > 1 else [class_weight], parts, targets, shapes, strict=True)
+    several = len(outputs) > 1
+    prefixes = [f"output {name!r}: " if several else "" for name in outputs]
+    of_each = zip(class_weight if several else [class_weight], parts, targets, shapes, prefixes, strict=True)
     by_class = _columns(backend, [_class_weights(backend, *of_one, dtype) for of_one in of_each], count, dtype)
     if by_class is not None:
         if weights is not None and weights.ndim < by_class.ndim:
@@ -119,6 +121,8 @@ def _checked_input(
             hint = " For a single sample, add the batch axis: x[None]."
         elif x.ndim == 4 and (*x.shape[2:], x.shape[1]) == expected:
             hint = " Images are (N, height, width, channels), channels last: numpy.moveaxis(x, 1, -1)."
+        elif x.shape[:1] == (1,) and tuple(x.shape[2:]) == expected:
+            hint = " The model has one input: give the array itself, not a list of it."
         elif x.ndim > 1 and math.prod(x.shape[1:]) == math.prod(expected):
             hint = f" The sizes agree: reshape it, or begin the model with a layer for {tuple(x.shape[1:])}."
         raise ShapeError(f"{name} must have shape (N, {sizes}), as the model's input_shape says, but has "
@@ -221,14 +225,17 @@ def _converted(backend: Backend, a: Array, dtype: DType) -> Array:
 
 
 def _class_weights(
-    backend: Backend, class_weight: Any, loss: Loss, y: Array, output_shape: tuple[int, ...], dtype: DType
+    backend: Backend, class_weight: Any, loss: Loss, y: Array, output_shape: tuple[int, ...], prefix: str, dtype: DType
 ) -> Array | None:
-    """The weight of each sample's class, (N,), for one output."""
-    if isinstance(class_weight, str):
-        class_weight = _balanced(backend, class_weight, loss, y, output_shape)
-    if class_weight is None:
-        return None
-    return backend.asarray(loss.weights_by_class(backend, class_weight, y, output_shape[-1]), dtype=dtype)
+    """The weight of each sample's class, (N,), for one output. prefix: of errors."""
+    try:
+        if isinstance(class_weight, str):
+            class_weight = _balanced(backend, class_weight, loss, y, output_shape)
+        if class_weight is None:
+            return None
+        return backend.asarray(loss.weights_by_class(backend, class_weight, y, output_shape[-1]), dtype=dtype)
+    except ArgumentError as error:
+        raise type(error)(f"{prefix}{error}") from error
 
 
 def _columns(backend: Backend, weights: Sequence[Array | None], count: int, dtype: DType) -> Array | None:

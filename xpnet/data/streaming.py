@@ -119,10 +119,10 @@ class Stream:
         return self.in_batches and not callable(self.x) and iter(self.x) is self.x
 
 
-def as_stream(structure: Structure, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
+def as_stream(structure: Structure, x: Any, y: Any, sample_weight: Any, name: str = "x") -> tuple[Any, Any, Any]:
     """(Stream, None, None) for data that is not loaded into memory whole; other data unchanged.
 
-    structure: of the model. The arrays of several inputs become a tuple.
+    structure: of the model. The arrays of several inputs become a tuple.  name: what errors call x.
     """
     if isinstance(x, Stream):
         if y is not None or sample_weight is not None:
@@ -130,7 +130,7 @@ def as_stream(structure: Structure, x: Any, y: Any, sample_weight: Any) -> tuple
         return x, None, None
     if y is None and not structure.has_arrays(x) and (callable(x) or isinstance(x, Iterable)):
         return Stream(x, y, sample_weight), None, None
-    x = structure.of_inputs(x)
+    x = structure.of_inputs(x, name)
     if any(isinstance(a, numpy.memmap) and a.nbytes > _MAX_LOADED_BYTES for a in items(x)):
         return Stream(x, y, sample_weight), None, None
     return x, y, sample_weight

@@ -84,7 +84,7 @@ def in_order(argument: str, value: Any, names: Sequence[str], kind: str, optiona
         )
     if len(value) != len(names):
         raise ArgumentError(
-            f"{argument}: the model has {len(names)} {kind}s, but the list has {len(value)} items. Give "
+            f"{argument}: the model has {len(names)} {kind}s, but the list has length {len(value)}. Give "
             f"{_for_each(names)}."
         )
     return tuple(value)

@@ -12,7 +12,7 @@ from xpnet import initializers
 from xpnet.backends import Array, Backend, get_backend
 from xpnet.backends.arrays import refuse_masked
 from xpnet.config import Configured, as_shape, flag, is_custom, missing_method
-from xpnet.errors import ArgumentError, DeviceMemoryError, ShapeError, StateError, shape_text
+from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, ShapeError, StateError, shape_text
 from xpnet.layers import tensors
 from xpnet.layers.building import building, standalone
 from xpnet.layers.context import Context, Shape, Workspace
@@ -93,12 +93,15 @@ class Layer(Configured):
         if name is not None:  # a subclass whose constructor does not take it has set it already
             self.name = name
 
-    def __call__(self, inputs: Any) -> Any:
+    def __call__(self, inputs: Any, *others: Any) -> Any:
         """Return the symbolic output of this layer for a symbolic tensor, or for a list of them. See `xpnet.Model`.
 
         A layer that is called several times has its parameters once, and the gradients of all uses add up. Raises
         ShapeError if the layer does not accept the shape, and ArgumentTypeError for anything but symbolic tensors.
         """
+        if others:
+            kind = type(self).__name__
+            raise ArgumentTypeError(f"{kind}: give several inputs as one list: layers.{kind}(...)([a, b]).")
         return tensors.call(self, inputs)
 
     # A subclass defines: -----------------------------------------------------------------------------------------
@@ -364,7 +367,7 @@ class Layer(Configured):
         if self._context is not None:
             raise StateError(
                 f"layer {path}, a {type(self).__name__}, is built already: a layer object can be used only once. "
-                "Make a new layer."
+                "Make a new layer, or share this one in an xpnet.Model."
             )
         several = isinstance(input_shape, list) and isinstance(first_of(input_shape or [None]), tuple)
         shapes: Any = list(map(as_shape, input_shape)) if several else as_shape(input_shape)
@@ -457,7 +460,10 @@ def wrong_array(what: str, shape: tuple[int, ...], dtype: Any, xp: Any, got: Any
     """The error if `got` is no array of this shape (N, ...) and dtype. what: such as "Dense: forward must return"."""
     expected, hint = f"{what} {shape_text(shape[1:])} of {dtype}{why}", ""
     if not isinstance(got, xp.ndarray):
-        text = f"a {type(got).__module__}.{type(got).__name__}" if hasattr(got, "shape") else repr(got)
+        if isinstance(got, list | tuple):
+            text = f"a {type(got).__name__} of {len(got)}"
+        else:
+            text = f"a {type(got).__module__}.{type(got).__name__}" if hasattr(got, "shape") else repr(got)
         return ShapeError(f"{expected}, but returned {text}.")
     if got.shape[:1] != shape[:1]:
         expected += f", with N = {shape[0]}"

@@ -7,7 +7,15 @@ from typing import Any, NamedTuple, Self, SupportsIndex, overload
 
 from xpnet.backends import Array
 from xpnet.config import flag
-from xpnet.errors import ArgumentError, ArgumentTypeError, PositionError, StateError, unknown_name
+from xpnet.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    PositionError,
+    ShapeError,
+    StateError,
+    shape_text,
+    unknown_name,
+)
 from xpnet.layers.activations import ReLU
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Context, Shape
@@ -298,6 +306,11 @@ class Sequential(Container):
             site = layer.shared_copy() if _is_whole_model(layer) else layer
             self._placed = (*self._placed, site)
             shape = site.place(self.context, self._qualified(key), shape)
+            if isinstance(shape, list):
+                raise ShapeError(
+                    f"{site._label} has several outputs, {shape_text(shape)}, but in a row each layer takes one input. "
+                    "Call the layers on symbolic tensors, and make an xpnet.Model of them."
+                )
             sites.append(CallSite(site, i, i + 1, shape))
         self._execute(sites, 1, [len(sites)])
         return shape

@@ -239,9 +239,10 @@ class _ToFloats(Layer):
 def _tensors(name: str, given: Any) -> list[Tensor]:
     tensors = list(given) if isinstance(given, list | tuple) else [given]
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+        hint = " Layers in a row make an xpnet.Sequential." if any(isinstance(a, Layer) for a in tensors) else ""
         raise ArgumentTypeError(
             f"Model: {name} must be a symbolic tensor or a list of them, from xpnet.Input and from layers called on "
-            f"tensors, not {given!r}."
+            f"tensors, not {given!r}.{hint}"
         )
     if len(set(tensors)) < len(tensors) and name == "inputs":
         raise ArgumentError("Model: the same tensor is twice among the inputs.")

@@ -202,7 +202,7 @@ def load_dataset(
         dataset.private = private
         return dataset
 
-    x, y, sample_weight = as_stream(structure, x, y, sample_weight)
+    x, y, sample_weight = as_stream(structure, x, y, sample_weight, names[0])
     if isinstance(x, Stream):
         if any(isinstance(weight, str) for weight in items(class_weight)):
             raise ArgumentError(

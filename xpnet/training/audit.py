@@ -201,18 +201,22 @@ class Checks:
             grad_x = backward(grad_y)
             given.check(f"{layer._label}: backward")
             if layer.wants_input_grad:
-                for grad, of_x in zip(as_tuple(grad_x), as_tuple(x), strict=False):
-                    self._check_gradient(layer, grad, of_x)
+                for i, (grad, of_x) in enumerate(zip(as_tuple(grad_x), as_tuple(x), strict=False)):
+                    what = f"∂L/∂x of input {i}" if isinstance(x, list) else "∂L/∂x"
+                    self._check_gradient(layer, what, grad, of_x)
             return grad_x
 
         return wrapper
 
-    def _check_gradient(self, layer: Layer, grad: Any, x: Array) -> None:
-        """Raise ShapeError unless this can be the gradient of this input of a layer; integers have none."""
+    def _check_gradient(self, layer: Layer, what: str, grad: Any, x: Array) -> None:
+        """Raise ShapeError unless this can be the gradient of this input of a layer; integers have none.
+
+        what: the name of the gradient in the error.
+        """
         xp, dtype = self._backend.xp, layer.context.dtype
         right = isinstance(grad, xp.ndarray) and grad.shape == x.shape and grad.dtype == dtype
         if x.dtype.kind == "f" and not right:
-            raise wrong_array(f"{layer._label}: backward must return ∂L/∂x,", x.shape, dtype, xp, grad)
+            raise wrong_array(f"{layer._label}: backward must return {what},", x.shape, dtype, xp, grad)
 
     def _backward_pass(self, backward_pass: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(grad_y: Any, input_grad: bool = True) -> Any:

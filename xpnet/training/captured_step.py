@@ -308,11 +308,22 @@ def _changes(step: TrainingStep, states: Snapshot) -> dict[str, _Change]:
     """What a step has changed, by the names of the arrays."""
     changes = {}
     for name, array in states.arrays().items():
-        before, xp = states.copies[name], step.model.backend.xp
+        array, before, xp = _own(step, array), _own(step, states.copies[name]), step.model.backend.xp
         if array.size:
             change = array.copy() if name == GRADIENT else array - before
             changes[name] = _Change(change, float(xp.abs(change).max()), float(xp.abs(before).max()))
     return changes
+
+
+def _own(step: TrainingStep, array: Array) -> Array:
+    """The array. If other models share it, with zeros in place of their parameters, which the step does not change."""
+    store = step.model.context.store
+    if array.shape != store.grads.shape or len(store.family) == 1:
+        return array
+    own = step.model.backend.xp.zeros_like(array)
+    for part in store.slices(lambda parameter: True):
+        own[part] = array[part]
+    return own
 
 
 def _parts(step: TrainingStep, array: Array) -> list[Array]:
@@ -337,10 +348,10 @@ def _disagreement(step: TrainingStep, states: Snapshot, changes: dict[str, _Chan
     may differ more, if the norm of what they differ by is small for each parameter.
     """
     xp, (tolerance, rounding) = step.model.backend.xp, _TOLERANCES[step.model.context.precision or "float32"]
-    grads = xp.abs(states.copies[GRADIENT])
+    grads = xp.abs(_own(step, states.copies[GRADIENT]))
     relative_error = rounding * grads.max() / xp.maximum(grads, 1e-30)
     for name, (change, most, size) in changes.items():
-        difference = xp.abs(states.arrays()[name] - states.copies[name])
+        difference = xp.abs(_own(step, states.arrays()[name]) - _own(step, states.copies[name]))
         of_parameters = difference.shape == grads.shape and name != GRADIENT
         share = tolerance + relative_error if of_parameters else tolerance
         allowed = share * most + _FEW_ULPS * size
