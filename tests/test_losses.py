@@ -57,13 +57,40 @@ def softmax(smoothing):
     return losses.SoftmaxCrossEntropy(label_smoothing=smoothing), loss
 
 
+def divergence(z, t):
+    total = max(z) + math.log(math.fsum(math.exp(a - max(z)) for a in z))
+    return math.fsum(b * (math.log(b) - (a - total)) for a, b in zip(z, t, strict=True) if b > 0)
+
+
+def one_minus_cosine(y, t):
+    products = (math.fsum(a * b for a, b in zip(v, w, strict=True)) for v, w in ((y, t), (y, y), (t, t)))
+    product, *squares = products
+    return 1 - product / math.prod(max(math.sqrt(square), 1e-8) for square in squares)
+
+
+def triplet(y, margin):
+    anchor, positive, negative = np.reshape(y, (3, -1)).tolist()
+    return max(
+        math.dist(anchor, np.subtract(positive, 1e-6)) - math.dist(anchor, np.subtract(negative, 1e-6)) + margin, 0
+    )
+
+
 BINARY = {"binary": binary(0.0), "binary, smoothed": binary(0.2)}
-SOFTMAX = {"softmax": softmax(0.0), "softmax, smoothed": softmax(0.2)}
+SOFTMAX = {
+    "softmax": softmax(0.0),
+    "softmax, smoothed": softmax(0.2),
+    "divergence": (losses.KLDivergence(), divergence),
+}
 ALL = {**REGRESSION, **BINARY, **SOFTMAX}
+VECTORS = {
+    "cosine": (losses.CosineSimilarity(), one_minus_cosine),
+    "triplet": (losses.TripletMargin(), lambda y, t: triplet(y, 1.0)),
+    "triplet, margin 0.2": (losses.TripletMargin(0.2), lambda y, t: triplet(y, 0.2)),
+}
 
 
 def test_every_loss_has_an_example():
-    assert not missing_classes(losses, losses.Loss, [loss for loss, _ in ALL.values()])
+    assert not missing_classes(losses, losses.Loss, [loss for loss, _ in (ALL | VECTORS).values()])
 
 
 def test_every_loss_has_a_name():
@@ -126,6 +153,66 @@ def test_losses_are_equal_on_every_backend(backend, rng, name):
         assert (grad.dtype, grad.shape) == (dtype, (5, 4))
         np.testing.assert_allclose(backend.to_numpy(samples), want, rtol=rtol)
         np.testing.assert_array_equal(backend.to_numpy(y), outputs.astype(dtype))  # the gradient is a new array
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_losses_of_vectors_are_equal_on_every_backend(backend, rng, name):
+    loss, formula = VECTORS[name]
+    outputs, targets = rng.normal(size=(2, 9, 6))
+    want = [formula(y, t) for y, t in zip(outputs.tolist(), targets.tolist(), strict=True)]
+    assert (0 in want) == (name != "cosine")  # some triplets are apart by more than the margin
+    assert loss(outputs, targets) == pytest.approx(mean(want), rel=1e-12)
+    for dtype, tolerance in (("float64", 1e-12), ("float32", 2e-6)):
+        y, t = backend.asarray(outputs.astype(dtype)), backend.asarray(targets.astype(dtype))
+        samples, grad = loss.samples_and_gradient(backend, y, t)
+        assert (samples.dtype, samples.shape, grad.dtype, grad.shape) == (dtype, (9,), dtype, (9, 6))
+        np.testing.assert_allclose(backend.to_numpy(samples), want, rtol=tolerance, atol=tolerance)
+        np.testing.assert_array_equal(backend.to_numpy(loss.samples(backend, y, t)), backend.to_numpy(samples))
+        np.testing.assert_array_equal(backend.to_numpy(loss.gradient(backend, y, t)), backend.to_numpy(grad))
+
+
+def test_the_cosine_of_several_vectors_per_sample_is_their_mean(backend, rng):
+    y, t = rng.normal(size=(2, 5, 3, 4))
+    loss = losses.CosineSimilarity()
+    samples, grad = (backend.to_numpy(a) for a in loss.samples_and_gradient(backend, *map(backend.asarray, (y, t))))
+    rows = loss.samples_and_gradient(CPU, y.reshape(15, 4), t.reshape(15, 4))
+    np.testing.assert_allclose(samples, rows[0].reshape(5, 3).mean(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(grad, rows[1].reshape(5, 3, 4) / 3, rtol=1e-12)
+
+
+def test_the_cosine_of_a_vector_of_zeros_is_zero(backend):
+    y, t = backend.asarray([[0.0, 0.0], [3.0, 4.0]]), backend.asarray([[1.0, 0.0], [0.0, 0.0]])
+    samples, grad = losses.CosineSimilarity().samples_and_gradient(backend, y, t)
+    assert backend.to_numpy(samples).tolist() == [1, 1]
+    assert np.isfinite(backend.to_numpy(grad)).all()
+
+
+def test_triplets_may_be_one_vector(rng):
+    y = rng.normal(size=(5, 3, 4))
+    loss, nothing = losses.TripletMargin(), np.zeros(5)
+    assert loss(y, nothing) == loss(y.reshape(5, 12), nothing)
+
+
+def test_a_net_learns_from_triplets():
+    rng, classes = np.random.default_rng(0), np.arange(60) % 2
+    centers = np.array([[1.0, 0, 0, 0], [0, 1.0, 0, 0]])
+    anchors, positives = (centers[classes] + 0.3 * rng.normal(size=(60, 4)) for _ in range(2))
+    negatives = centers[1 - classes] + 0.3 * rng.normal(size=(60, 4))
+    model = xpnet.Sequential([layers.Dense(2)], (3, 4), "cpu", seed=0)
+    x = np.stack([anchors, positives, negatives], axis=1)
+    history = model.fit(
+        x, np.zeros(60), loss="triplet_margin", optimizer=optimizers.Adam(0.05), epochs=10, batch_size=20, verbose=0
+    )
+    assert history["loss"][-1] < 0.5 * history["loss"][0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_divergence_of_equal_distributions_is_zero(backend, rng, dtype):
+    logits = backend.asarray(rng.normal(size=(5, 4)).astype(dtype))
+    for outputs in (logits, backend.log_softmax(logits)):
+        each, grad = losses.KLDivergence().samples_and_gradient(backend, outputs, backend.softmax(logits))
+        np.testing.assert_allclose(backend.to_numpy(each), 0, atol=4 * np.finfo(dtype).eps)
+        np.testing.assert_allclose(backend.to_numpy(grad), 0, atol=4 * np.finfo(dtype).eps)
 
 
 LARGE = [-1e4, -700.0, -100.0, 100.0, 700.0, 1e4]
@@ -308,6 +395,10 @@ CE, BCE, MSE = losses.SoftmaxCrossEntropy(), losses.BinaryCrossEntropy(), losses
             r"\(N, 3\), but are \(2, 1\). They are not broadcast: reshape them",
         ),
         (MSE, (2, 1), np.zeros((2, 2)), ShapeError, r"\(N, 1\), but are \(2, 2\)"),
+        (losses.KLDivergence(), (2, 3), np.ones((2, 3)), DataError, "KLDivergence: each row of targets must be"),
+        (losses.CosineSimilarity(), (2, 3), np.zeros(2), ShapeError, r"CosineSimilarity.*\(N, 3\), but are \(2,\)"),
+        (losses.TripletMargin(), (2, 4), np.zeros(2), ShapeError, r"\(N, 3·D\), but gives \(N, 4\)"),
+        (losses.TripletMargin(), (2, 6, 4), np.zeros(2), ShapeError, r"\(N, 3, D\) or .*, but gives \(N, 6, 4\)"),
         (losses.Huber(), (2, 2, 1), np.zeros((2, 2)), ShapeError, r"Huber.*\(N, 2, 1\), but are \(2, 2\)"),
     ],
 )
@@ -337,6 +428,7 @@ def test_targets_of_one_output_may_be_a_vector(backend):
     [
         (lambda: losses.HalfSquaredError("average"), ArgumentError, '"mean" or "sum", not \'average\''),
         (lambda: losses.Huber(0), ArgumentError, "Huber: delta must be a number above 0, not 0"),
+        (lambda: losses.TripletMargin(0), ArgumentError, "TripletMargin: margin must be a number above 0, not 0"),
         (lambda: losses.Huber(math.nan), ArgumentError, "not nan"),
         (
             lambda: losses.BinaryCrossEntropy(1.0),
@@ -369,6 +461,9 @@ def test_invalid_arguments_are_refused(make, error, message):
         ("Huber", losses.Huber),
         (" binary-cross-entropy", losses.BinaryCrossEntropy),
         ("softmax_cross_entropy", losses.SoftmaxCrossEntropy),
+        ("kl_divergence", losses.KLDivergence),
+        ("cosine_similarity", losses.CosineSimilarity),
+        ("triplet_margin", losses.TripletMargin),
     ],
 )
 def test_names_give_losses_with_default_settings(name, kind):

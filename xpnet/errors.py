@@ -103,6 +103,11 @@ _ELSEWHERE = {
     "Upsample2D": "upsampling2d upsample resize",
     "BatchNorm": "batchnormalization batchnorm1d batchnorm2d batchnorm3d bn",
     "LayerNorm": "layernormalization ln",
+    "GroupNorm": "groupnormalization gn",
+    "InstanceNorm": "instancenormalization instancenorm2d in",
+    "GlobalMaxPool2D": "globalmaxpooling2d adaptivemaxpool2d",
+    "ZeroPadding2D": "zeropad2d constantpad2d pad padding",
+    "HardTanh": "clip clamp",
     "Dropout": "dropout1d dropout2d spatialdropout2d alphadropout",
     "SiLU": "swish",
     "Step": "heaviside threshold",
@@ -119,6 +124,9 @@ _ELSEWHERE = {
     "BinaryCrossEntropy binary_cross_entropy": "bceloss bce bcewithlogitsloss binarycrossentropyloss logloss",
     "SoftmaxCrossEntropy softmax_cross_entropy": "crossentropyloss crossentropy categoricalcrossentropy "
                                                  "sparsecategoricalcrossentropy nllloss softmaxcrossentropyloss",
+    "KLDivergence kl_divergence": "kldivloss kld kldiv kullbackleiblerdivergence",
+    "CosineSimilarity cosine_similarity": "cosineembeddingloss cosineloss cosine",
+    "TripletMargin triplet_margin": "tripletmarginloss tripletloss triplet",
     "mse": "mseloss l2loss squarederror",
     "mae": "l1loss maeloss absoluteerror",
     # metrics

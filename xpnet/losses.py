@@ -14,8 +14,8 @@ from xpnet.backends import Array, Backend, get_backend
 from xpnet.config import Configured, checked_samples, choice, missing_method, number, refuse_non_finite_targets, resolve
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, shape_text
 
-__all__ = ["BinaryCrossEntropy", "HalfSquaredError", "Huber", "Loss", "MeanAbsoluteError",
-           "MeanSquaredError", "SoftmaxCrossEntropy", "get"]  # fmt: skip
+__all__ = ["BinaryCrossEntropy", "CosineSimilarity", "HalfSquaredError", "Huber", "KLDivergence", "Loss",
+           "MeanAbsoluteError", "MeanSquaredError", "SoftmaxCrossEntropy", "TripletMargin", "get"]  # fmt: skip
 
 
 class Loss(Configured):
@@ -133,6 +133,75 @@ class Huber(Loss):
         return grad
 
 
+class CosineSimilarity(Loss):
+    """ℓ = 1 - y·t / (‖y‖ ‖t‖), one minus the cosine of the angle between y and t over the last axis.
+
+    Of several vectors per sample, outputs (N, ..., D), it is their mean. Equal directions give 0, orthogonal ones 1,
+    opposite ones 2. Norms are at least 1e-8, so that vectors of zeros give 1. This is PyTorch's CosineEmbeddingLoss of
+    pairs that belong together; Keras subtracts 1 from it.
+    """
+
+    def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        return self.samples_and_gradient(backend, outputs, targets)[0]
+
+    def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        """With c = u·v for u = y / ‖y‖ and v = t / ‖t‖: ∂ℓ/∂y = (c u - v) / ‖y‖."""
+        return self.samples_and_gradient(backend, outputs, targets)[1]
+
+    def samples_and_gradient(
+        self, backend: Backend, outputs: Array, targets: Array, out: Array | None = None
+    ) -> tuple[Array, Array]:
+        xp = backend.xp
+        length, other_length = (xp.maximum(_norm(xp, a), 1e-8) for a in (outputs, targets))
+        grad, direction = outputs / length, targets / other_length
+        cosine = xp.sum(grad * direction, axis=-1, keepdims=True)
+        grad *= cosine
+        grad -= direction
+        grad /= length * _outputs_per_sample(cosine)
+        return _mean(xp, 1.0 - cosine), grad
+
+
+class TripletMargin(Loss):
+    """ℓ = max(‖a - p‖ - ‖a - n‖ + margin, 0), for the vectors of an anchor a, a positive p and a negative n.
+
+    Outputs are the three vectors of a sample in this order, (N, 3, D) or (N, 3·D). Targets are not used: the order says
+    what belongs together. Pass any array of N numbers, such as zeros. As in PyTorch, 1e-6 is added to every element of
+    a difference, since a norm has no gradient at 0.
+
+    Balntas et al. 2016, "Learning local feature descriptors with triplets and shallow convolutional neural networks".
+    """
+
+    def __init__(self, margin: float = 1.0) -> None:
+        self.margin = number(self, "margin", margin, above=0)
+
+    def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        return self.samples_and_gradient(backend, outputs, targets)[0]
+
+    def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        """With the unit vectors u of a - p and v of a - n: ∂ℓ/∂a = u - v, ∂ℓ/∂p = -u, ∂ℓ/∂n = v; or 0 if ℓ = 0."""
+        return self.samples_and_gradient(backend, outputs, targets)[1]
+
+    def samples_and_gradient(
+        self, backend: Backend, outputs: Array, targets: Array, out: Array | None = None
+    ) -> tuple[Array, Array]:
+        xp, triplets = backend.xp, outputs.reshape(len(outputs), 3, -1)
+        u, v = (triplets[:, 0] - triplets[:, i] + 1e-6 for i in (1, 2))
+        to_positive, to_negative = _norm(xp, u), _norm(xp, v)
+        losses = xp.maximum(to_positive - to_negative + self.margin, 0.0)
+        u *= (losses > 0) / to_positive
+        v *= (losses > 0) / to_negative
+        grad = xp.stack((u - v, -u, v), axis=1)
+        return losses.reshape(-1), grad.reshape(outputs.shape)
+
+    def check_targets(self, backend: Backend, targets: Array, output_shape: tuple[int, ...]) -> Array:
+        if not output_shape or output_shape[0] % 3 or (len(output_shape) > 1 and output_shape[0] != 3):
+            raise ShapeError(
+                "TripletMargin: the model must give the vectors of an anchor, a positive and a negative, (N, 3, D) or "
+                f"(N, 3·D), but gives {shape_text(output_shape)}."
+            )
+        return targets
+
+
 class _CrossEntropy(Loss):
     """What both cross-entropies have in common: logits, classes, label smoothing."""
 
@@ -214,7 +283,7 @@ class SoftmaxCrossEntropy(_CrossEntropy):
 
     def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
         xp = backend.xp
-        return self._cross_entropy(xp, self._probabilities(backend, outputs, targets), backend.log_softmax(outputs))
+        return self._of_probabilities(xp, self._probabilities(backend, outputs, targets), backend.log_softmax(outputs))
 
     def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
         """∂ℓ/∂z = softmax(z) - t, since Σ t = 1."""
@@ -229,13 +298,13 @@ class SoftmaxCrossEntropy(_CrossEntropy):
             losses = xp.empty(len(outputs), dtype=outputs.dtype)
             return backend.cross_entropy(outputs, targets, self.label_smoothing, losses, grad)
         t, grad = self._probabilities(backend, outputs, targets), backend.log_softmax(outputs, out=grad)
-        losses = self._cross_entropy(xp, t, grad)
+        losses = self._of_probabilities(xp, t, grad)
         xp.exp(grad, out=grad)
         grad -= t
         return losses, grad
 
     def check_targets(self, backend: Backend, targets: Array, output_shape: tuple[int, ...]) -> Array:
-        xp = backend.xp
+        xp, kind = backend.xp, type(self).__name__
         if len(output_shape) != 1 or output_shape[0] < 2:
             other_loss = _other_loss(xp, targets) if output_shape == (1,) else ""
             advice = other_loss or (
@@ -243,7 +312,7 @@ class SoftmaxCrossEntropy(_CrossEntropy):
                 'loss="binary_cross_entropy", and to predict numbers, loss="mse".'
             )
             raise ShapeError(
-                "SoftmaxCrossEntropy: the model must give (N, K) logits of K ≥ 2 classes, but gives "
+                f"{kind}: the model must give (N, K) logits of K ≥ 2 classes, but gives "
                 f"{shape_text(output_shape)}.{advice}"
             )
         classes = output_shape[0]
@@ -252,7 +321,7 @@ class SoftmaxCrossEntropy(_CrossEntropy):
         if targets.ndim == 1:
             if targets.dtype.kind == "f" and not bool((xp.isfinite(targets) & (targets == xp.floor(targets))).all()):
                 raise DataError(
-                    "SoftmaxCrossEntropy: targets (N,) must be labels, integers from 0, but some are not whole "
+                    f"{kind}: targets (N,) must be labels, integers from 0, but some are not whole "
                     f"numbers. {_TO_PREDICT_NUMBERS} and end the model with Dense(1)."
                 )
             low, high = int(targets.min()), int(targets.max())
@@ -260,26 +329,26 @@ class SoftmaxCrossEntropy(_CrossEntropy):
                 advice = f", or give the last layer {high + 1} outputs" if low >= 0 else " from 0"
                 numbers = f" {_TO_PREDICT_NUMBERS}." if targets.dtype.kind == "f" else ""
                 raise DataError(
-                    f"SoftmaxCrossEntropy: labels range from {low} to {high}, but the model's {classes} outputs allow "
+                    f"{kind}: labels range from {low} to {high}, but the model's {classes} outputs allow "
                     f"0 to {classes - 1}. Renumber the labels{advice}.{numbers}"
                 )
             return targets.astype(xp.int64)
         if targets.shape[1:] != (classes,):
             raise ShapeError(
-                f"SoftmaxCrossEntropy: targets must be (N,) labels or (N, {classes}) probabilities, "
+                f"{kind}: targets must be (N,) labels or (N, {classes}) probabilities, "
                 f"but are {tuple(targets.shape)}.{_other_loss(xp, targets)}"
             )
         sums = targets.sum(axis=1)
         if float(targets.min()) < 0 or float(xp.abs(sums - 1.0).max()) > 1e-3:
             raise DataError(
-                "SoftmaxCrossEntropy: each row of targets must be probabilities, at least 0 and with sum 1, but "
+                f"{kind}: each row of targets must be probabilities, at least 0 and with sum 1, but "
                 f"the smallest is {float(targets.min()):g}, and the sums range from {float(sums.min()):g} to "
                 f"{float(sums.max()):g}.{_other_loss(xp, targets)}"
             )
         return targets
 
     @staticmethod
-    def _cross_entropy(xp: Any, t: Array, log_p: Array) -> Array:
+    def _of_probabilities(xp: Any, t: Array, log_p: Array) -> Array:
         """-Σ_k t_k log p_k, with 0 log 0 = 0."""
         return -xp.sum(t * xp.where(t > 0, log_p, 0.0), axis=-1)
 
@@ -333,6 +402,23 @@ def of_outputs(loss: Loss) -> list[tuple[Loss, float]]:
     return [(loss, 1.0)]
 
 
+class KLDivergence(SoftmaxCrossEntropy):
+    """ℓ = Σ_k t_k (log t_k - log p_k) with p = softmax(z): the divergence of p from the probabilities t.
+
+    Outputs are logits z (N, K), or their logarithms of probabilities: LogSoftmax does not change what follows. Targets
+    are probabilities t (N, K), such as the outputs of another model, or labels (N,). It is SoftmaxCrossEntropy less the
+    entropy of t, with the same gradient, and PyTorch's KLDivLoss(reduction="batchmean") of LogSoftmax.
+    """
+
+    def __init__(self, class_weight: Any = None) -> None:
+        super().__init__(class_weight=class_weight)
+
+    @staticmethod
+    def _of_probabilities(xp: Any, t: Array, log_p: Array) -> Array:
+        """Σ_k t_k (log t_k - log p_k), with 0 log 0 = 0."""
+        return xp.sum(t * (xp.log(xp.where(t > 0, t, 1.0)) - xp.where(t > 0, log_p, 0.0)), axis=-1)
+
+
 def get(spec: Any) -> Loss:
     """The loss of this name, with its defaults; or `spec` itself if it is a loss."""
     return resolve("loss", spec, _NAMES, Loss)  # type: ignore[type-abstract]
@@ -347,6 +433,9 @@ _NAMES: dict[str, type[Loss]] = {
     "huber": Huber,
     "binary_cross_entropy": BinaryCrossEntropy,
     "softmax_cross_entropy": SoftmaxCrossEntropy,
+    "kl_divergence": KLDivergence,
+    "cosine_similarity": CosineSimilarity,
+    "triplet_margin": TripletMargin,
 }
 
 
@@ -378,6 +467,11 @@ def _sum(xp: Any, a: Array) -> Array:
 
 def _mean(xp: Any, a: Array) -> Array:
     return _sum(xp, a) * (1.0 / _outputs_per_sample(a))
+
+
+def _norm(xp: Any, a: Array) -> Array:
+    """‖a‖ over the last axis, which is kept."""
+    return xp.sqrt(xp.sum(xp.square(a), axis=-1, keepdims=True))
 
 
 def _outputs_per_sample(a: Array) -> int:

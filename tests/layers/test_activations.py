@@ -24,6 +24,14 @@ def gelu_tanh(x):
     return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
+def hard_sigmoid(x):
+    return min(max(x + 3, 0), 6) / 6
+
+
+def softplus(x):
+    return max(x, 0) + math.log1p(math.exp(-abs(x)))
+
+
 # layer, its formula on Python floats, its limits at -inf and inf
 CASES = [
     (layers.Identity(), lambda x: x, -INF, INF),
@@ -34,10 +42,18 @@ CASES = [
     (layers.LeakyReLU(0.3), lambda x: x if x > 0 else 0.3 * x, -INF, INF),
     (layers.ELU(), lambda x: x if x > 0 else math.expm1(x), -1, INF),
     (layers.ELU(alpha=0.5), lambda x: x if x > 0 else 0.5 * math.expm1(x), -0.5, INF),
+    (layers.PReLU(weight_initializer=0.3), lambda x: x if x > 0 else 0.3 * x, -INF, INF),
+    (layers.PReLU(shared=True), lambda x: x if x > 0 else 0.25 * x, -INF, INF),
+    (layers.ReLU6(), lambda x: min(max(x, 0), 6), 0, 6),
+    (layers.HardTanh(), lambda x: min(max(x, -1), 1), -1, 1),
+    (layers.HardTanh(-2.0, INF), lambda x: max(x, -2), -2, INF),
+    (layers.HardSigmoid(), hard_sigmoid, 0, 1),
+    (layers.HardSwish(), lambda x: x * hard_sigmoid(x), 0, INF),
+    (layers.Mish(), lambda x: x * math.tanh(softplus(x)), 0, INF),
     (layers.GELU(), lambda x: x * phi(x), 0, INF),
     (layers.GELU(approximate="tanh"), gelu_tanh, 0, INF),
     (layers.SiLU(), lambda x: x * logistic(x), 0, INF),
-    (layers.Softplus(), lambda x: max(x, 0) + math.log1p(math.exp(-abs(x))), 0, INF),
+    (layers.Softplus(), softplus, 0, INF),
 ]
 
 
@@ -45,6 +61,11 @@ def test_every_activation_has_a_case():
     tested = {type(layer) for layer, *_ in CASES} | {layers.Step, layers.Softmax, layers.LogSoftmax}  # tested below
     defined = [cls for cls in vars(activations).values() if getattr(cls, "__module__", "") == activations.__name__]
     assert {cls for cls in defined if not cls.__name__.startswith("_")} <= tested
+
+
+def negative_slope(layer):
+    """The slope of an activation that has no lower limit, for x < 0."""
+    return getattr(layer, "negative_slope", getattr(layer, "weight_initializer", 1.0))
 
 
 each_activation = pytest.mark.parametrize(
@@ -87,7 +108,7 @@ def test_nan_stays_nan_and_infinities_go_to_the_limits(backend, layer, formula, 
 @each_activation
 def test_large_inputs_give_the_exact_limits_without_a_warning(backend, layer, formula, low, high, dtype):
     y, grad_x = run(layer, backend, [[-1e4, 1e4]], dtype)
-    slope = getattr(layer, "negative_slope", 1.0)
+    slope = negative_slope(layer)
     want = np.array([[-1e4 * slope if low == -INF else low, 1e4 if high == INF else high]], dtype)
     np.testing.assert_allclose(y, want, rtol=np.finfo(dtype).eps, atol=0)
     np.testing.assert_allclose(grad_x, [[slope if low == -INF else 0, float(high == INF)]], rtol=np.finfo(dtype).eps)
@@ -183,7 +204,7 @@ def test_step_keeps_nan(backend):
 def test_the_largest_finite_numbers_cause_no_warning(layer, formula, low, high, dtype):
     largest = float(np.finfo(dtype).max)
     y, grad_x = run(layer, get_backend("cpu"), [[-largest, largest]], dtype)
-    slope = np.dtype(dtype).type(getattr(layer, "negative_slope", 1.0))
+    slope = np.dtype(dtype).type(negative_slope(layer))
     np.testing.assert_array_equal(y, [[-largest * slope if low == -INF else low, largest if high == INF else high]])
     assert np.isfinite(grad_x).all()
 

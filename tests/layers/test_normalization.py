@@ -1,7 +1,8 @@
-"""BatchNorm and LayerNorm against their formulas in float64, and the operators on columns."""
+"""Normalization layers against their formulas in float64, and the operators on columns."""
 
 import contextlib
 import copy
+import functools
 import pickle
 
 import numpy as np
@@ -253,12 +254,52 @@ def test_layer_norm_of_one_feature_is_beta(backend):
 # Both --------------------------------------------------------------------------------------------------------------
 
 
+# GroupNorm and InstanceNorm ----------------------------------------------------------------------------------------
+
+BY_GROUP = {
+    "one group": (functools.partial(layers.GroupNorm, 1), 1),
+    "two groups": (functools.partial(layers.GroupNorm, 2), 2),
+    "instances": (layers.InstanceNorm, 4),
+}
+each_grouping = pytest.mark.parametrize(("make", "groups"), BY_GROUP.values(), ids=BY_GROUP.keys())
+
+
+@each_shape
+@each_choice
+@each_grouping
+def test_groups_of_features_are_normalized(backend, rng, shape, center, scale, make, groups):
+    if make is layers.InstanceNorm and len(shape) == 1:
+        pytest.skip("there is nothing to normalize over")
+    layer, x = make(center=center, scale=scale), data(rng, shape)
+    built(layer, backend, shape, rng)
+    assert [p.name for p in layer.parameters] == ["gamma"] * scale + ["beta"] * center
+    y = backend.to_numpy(layer.forward(backend.asarray(x)))
+    split = x.reshape(len(x), -1, groups, 4 // groups)
+    moments = (
+        np.broadcast_to(f(split, axis=(1, 3), keepdims=True), split.shape).reshape(x.shape) for f in (np.mean, np.var)
+    )
+    np.testing.assert_allclose(y, normalized(x, *moments, layer), rtol=1e-11, atol=1e-11)
+
+
+@each_choice
+@each_grouping
+def test_gradients_of_groups_equal_finite_differences(backend, rng, center, scale, make, groups):
+    model = xpnet.Sequential([make(center=center, scale=scale), layers.Dense(3)], (2, 3, 4), backend)
+    errors = xpnet.check_gradients(model, data(rng, (2, 3, 4)), rng.normal(size=(6, 2, 3, 3)), inputs=True)
+    assert max(errors.values()) < 1e-6
+    assert len(errors) == center + scale + 3
+
+
 def net(backend, **kwargs):
     stack = [layers.Dense(5), layers.BatchNorm(), layers.ReLU(), layers.LayerNorm(), layers.Dense(2)]
     return xpnet.Sequential(stack, (4,), backend, **kwargs)
 
 
-@pytest.mark.parametrize("kind", [layers.BatchNorm, layers.LayerNorm])
+@pytest.mark.parametrize(
+    "kind",
+    [layers.BatchNorm, layers.LayerNorm, functools.partial(layers.GroupNorm, 2), layers.InstanceNorm],
+    ids=["BatchNorm", "LayerNorm", "GroupNorm", "InstanceNorm"],
+)
 @pytest.mark.parametrize("training", [True, False])
 def test_inputs_are_not_modified_and_backward_can_be_repeated(backend, rng, kind, training):
     layer, x, g = kind(), data(rng, (3, 4)), rng.normal(size=(6, 3, 4))
@@ -340,6 +381,10 @@ def test_passes_read_nothing_back_and_stay_float32(rng):
         (lambda: layers.BatchNorm(epsilon=0), ArgumentError, "BatchNorm: epsilon .* above 0, not 0"),
         (lambda: layers.LayerNorm(-1e-5), ArgumentError, "LayerNorm: epsilon .* above 0, not -1e-05"),
         (lambda: layers.LayerNorm(64), ArgumentError, "LayerNorm: epsilon must be below 1, not 64.*layer before"),
+        (lambda: layers.GroupNorm(0), ArgumentError, "GroupNorm: groups must be an integer of at least 1, not 0"),
+        (lambda: layers.GroupNorm(3).build((4,)), ShapeError, r"that groups=3 divides, but the input is \(N, 4\)"),
+        (lambda: layers.InstanceNorm().build((4,)), ShapeError, r"with axes in between.*, but the input is \(N, 4\)"),
+        (lambda: layers.GroupNorm(1).build(()), ShapeError, r"expects \(N, ..., features\), but the input is \(N,\)"),
         (lambda: layers.BatchNorm().build(()), ShapeError, r"expects \(N, ..., features\), but the input is \(N,\)"),
         (lambda: layers.LayerNorm().build(()), ShapeError, r"expects \(N, ..., features\)"),
     ],
@@ -415,7 +460,11 @@ def test_an_overflow_of_the_running_variance_is_reported(backend, rng):
 CONSTANTS = [100000.1, 1e7 + 1, 3.3e9, -1e30]
 
 
-@pytest.mark.parametrize("layer", [layers.LayerNorm, layers.BatchNorm])
+@pytest.mark.parametrize(
+    "layer",
+    [layers.LayerNorm, layers.BatchNorm, functools.partial(layers.GroupNorm, 2)],
+    ids=["LayerNorm", "BatchNorm", "GroupNorm"],
+)
 @pytest.mark.parametrize("value", CONSTANTS)
 @pytest.mark.parametrize("looped", [False, True])
 def test_equal_features_are_normalized_to_zero_whatever_their_size(backend, layer, value, looped):

@@ -44,6 +44,9 @@ POOLS = {
 OTHERS = {
     "global average": (lambda: layers.GlobalAveragePool2D(), (3, 5, 4)),
     "global average of one pixel": (lambda: layers.GlobalAveragePool2D(), (1, 1, 2)),
+    "global maximum": (lambda: layers.GlobalMaxPool2D(), (3, 5, 4)),
+    "zeros around": (lambda: layers.ZeroPadding2D(2), (3, 5, 4)),
+    "zeros, unequal": (lambda: layers.ZeroPadding2D(((1, 0), (2, 3))), (2, 3, 2)),
     "nearest": (lambda: layers.Upsample2D(), (3, 2, 2)),
     "nearest, unequal": (lambda: layers.Upsample2D((1, 3)), (2, 3, 2)),
     "bilinear": (lambda: layers.Upsample2D(2, "bilinear"), (3, 4, 2)),
@@ -163,6 +166,43 @@ def test_the_global_average_and_its_gradient(backend, rng):
     np.testing.assert_allclose(grad_x, np.broadcast_to(grad_y[:, None, None] / 15, x.shape), rtol=1e-12)
 
 
+@pytest.mark.parametrize("values", [None, [-1.0, 0.0, 1.0], [0.0], [-np.inf, 0.0], [np.nan, 1.0]], ids=str)
+def test_the_global_maximum_equals_a_window_of_the_whole_image(backend, rng, values):
+    layer, whole = built("global maximum", backend), layers.MaxPool2D((3, 5))
+    whole.build((3, 5, 4), backend=backend, dtype="float64")
+    x, grad_y = samples(rng, layer)
+    x = x if values is None else rng.choice(values, x.shape)
+    with np.errstate(invalid="ignore"):
+        expected = forward_and_backward(whole, x, grad_y[:, None, None])
+    got = forward_and_backward(layer, x, grad_y)
+    np.testing.assert_array_equal(got[0], expected[0][:, 0, 0])
+    np.testing.assert_array_equal(got[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    ("padding", "sides"),
+    [
+        (1, ((1, 1), (1, 1))), ((2, 0), ((2, 2), (0, 0))), ([[1, 0], [2, 3]], ((1, 0), (2, 3))),
+        ((1, (0, 2)), ((1, 1), (0, 2))), (0, ((0, 0), (0, 0))),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_zero_padding_and_its_gradient(backend, rng, padding, sides):
+    layer = layers.ZeroPadding2D(padding)
+    layer.build((3, 2, 2), backend=backend, dtype="float64")
+    x, grad_y = samples(rng, layer)
+    y, grad_x = forward_and_backward(layer, x, grad_y)
+    np.testing.assert_array_equal(y, np.pad(x, ((0, 0), *sides, (0, 0))))
+    (top, _), (left, _) = sides
+    np.testing.assert_array_equal(grad_x, grad_y[:, top : top + 3, left : left + 2])
+
+
+@pytest.mark.parametrize("padding", [-1, 1.5, "same", (1, 2, 3), ((1, 2), (3, -4)), (1, None)], ids=str)
+def test_zero_padding_refuses_other_sizes(padding):
+    with pytest.raises(ArgumentError, match="ZeroPadding2D: padding must be an integer of at least 0"):
+        layers.ZeroPadding2D(padding)
+
+
 def bilinear_matrix(size, factor):
     """(size · factor, size): the weights of the pixels in each new pixel i, centered at (i + ½) / factor - ½."""
     matrix = np.zeros((size * factor, size))
@@ -174,7 +214,7 @@ def bilinear_matrix(size, factor):
     return matrix
 
 
-@pytest.mark.parametrize("name", [name for name in OTHERS if "global" not in name])
+@pytest.mark.parametrize("name", [name for name in OTHERS if "nearest" in name or "bilinear" in name])
 def test_upsampling_equals_a_matrix_product(backend, rng, name):
     layer = built(name, backend)
     x, grad_y = samples(rng, layer)

@@ -14,11 +14,16 @@ import onnx_files  # noqa: E402
 
 #: The least number of tests that must be equal, of the operators that layers can express.
 AT_LEAST = {
-    "AveragePool": 9, "BatchNormalization": 2, "Cast": 3, "Conv": 5, "ConvTranspose": 7, "Dropout": 2, "Elu": 2,
-    "Flatten": 3, "Gelu": 2, "Gemm": 8, "GlobalAveragePool": 2, "LayerNormalization": 10, "LeakyRelu": 2,
-    "LogSoftmax": 6, "MatMul": 1, "MaxPool": 8, "ReduceMean": 4, "Relu": 1, "Reshape": 6, "Resize": 2, "Sigmoid": 1,
-    "Softmax": 6, "Softplus": 1, "Squeeze": 1, "Tanh": 1, "Transpose": 2, "Unsqueeze": 5, "Upsample": 1,
+    "AveragePool": 9, "BatchNormalization": 2, "Cast": 3, "Celu": 1, "Clip": 8, "Conv": 6, "ConvTranspose": 7,
+    "DepthToSpace": 2, "Dropout": 2, "Elu": 3, "Flatten": 3, "Gelu": 4, "Gemm": 8, "GlobalAveragePool": 2,
+    "GlobalMaxPool": 2, "GroupNormalization": 2, "HardSigmoid": 3, "HardSwish": 1, "InstanceNormalization": 2,
+    "LayerNormalization": 10, "LeakyRelu": 3, "LogSoftmax": 6, "MatMul": 1, "Max": 1, "MaxPool": 8, "Min": 1,
+    "Mish": 1, "Neg": 2, "PRelu": 1, "ReduceMax": 4, "ReduceMean": 4, "ReduceMin": 4, "Relu": 1, "Reshape": 6,
+    "Resize": 2, "Selu": 3, "Sigmoid": 2, "Softmax": 6, "Softplus": 2, "Squeeze": 1, "Tanh": 2, "Transpose": 2,
+    "Unsqueeze": 5, "Upsample": 1,
 }  # fmt: skip
+#: The least number of tests with a single input that must be equal.
+WITH_ONE_INPUT = 95
 
 
 @pytest.mark.slow
@@ -28,7 +33,7 @@ def test_every_operator_is_equal_or_refused_by_name(tmp_path):
         tests = loader.load_model_tests(kind="node")
     if not tests:
         pytest.skip("this version of onnx has no data for its tests of operators")
-    wrong, unnamed, equal = [], [], collections.Counter()
+    wrong, unnamed, equal, with_one_input = [], [], collections.Counter(), 0
     for test in tests:
         original, inputs, (expected, *_) = onnx_files.contents(test)
         if isinstance(expected, onnx.TensorProto):
@@ -41,7 +46,9 @@ def test_every_operator_is_equal_or_refused_by_name(tmp_path):
                 wrong.append(f"{test.name}: {message}")
             elif got == "equal":
                 equal[original.graph.node[0].op_type] += 1
+                with_one_input += len(original.graph.input) == 1
             elif not re.search(onnx_files.NAMED, message):
                 unnamed.append(f"{test.name}: {message}")
     assert not wrong and not unnamed
     assert not {kind: equal[kind] for kind, count in AT_LEAST.items() if equal[kind] < count}
+    assert with_one_input >= WITH_ONE_INPUT

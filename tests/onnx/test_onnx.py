@@ -35,7 +35,9 @@ LAYERS = [
         for layer in (
             layers.Identity(), layers.ReLU(), layers.LeakyReLU(0.2), layers.ELU(0.7), layers.GELU(),
             layers.GELU("tanh"), layers.SiLU(), layers.Softplus(), layers.Sigmoid(), layers.Tanh(), layers.Softmax(),
-            layers.LogSoftmax(),
+            layers.LogSoftmax(), layers.PReLU(), layers.PReLU(shared=True), layers.ReLU6(), layers.HardTanh(),
+            layers.HardTanh(0.0, np.inf), layers.HardTanh(-np.inf, 0.5), layers.HardSigmoid(), layers.HardSwish(),
+            layers.Mish(), layers.GroupNorm(1), layers.GroupNorm(1, 0.1, center=False),
             layers.Step(0.3), layers.Dropout(0.5), layers.Rescale(0.5), layers.Rescale(2.0, -1.0), layers.Flatten(),
         )
     ],
@@ -64,6 +66,10 @@ LAYERS = [
     ],
     (IMAGE, layers.AvgPool2D(3, 2, "same", count_include_pad=False)),
     (IMAGE, layers.GlobalAveragePool2D()),
+    (IMAGE, layers.GlobalMaxPool2D()),
+    (IMAGE, layers.ZeroPadding2D(2)),
+    (IMAGE, layers.GroupNorm(2, 0.1, scale=False)),
+    *[(shape, layer) for shape in (IMAGE, (5, 6)) for layer in norms(layers.InstanceNorm)],
     *[(IMAGE, layers.Upsample2D(size, kind)) for size in (2, (1, 3)) for kind in ("nearest", "bilinear")],
     (IMAGE, layers.Residual(layers.Conv2D(4, 3, padding="same"), layers.BatchNorm(), layers.ReLU())),
     (IMAGE, layers.Residual(layers.Conv2D(6, 3, strides=2, padding="same"))),
@@ -349,11 +355,16 @@ def torch_nets():
         "channel constants": ([Normalize(), nn.Conv2d(3, 4, 3)], (3, 8, 8)),
         "upsampling": ([nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1, output_padding=1), nn.ReLU(),
                      nn.Upsample(scale_factor=2, mode="bilinear")], (3, 5, 6)),
+        "mobile net": ([nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU6(),
+                        nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Hardswish(), nn.Conv2d(8, 4, 1), nn.PReLU(4),
+                        nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 3), nn.Hardsigmoid()], (3, 9, 8)),
+        "norms": ([nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Mish(), nn.Conv2d(8, 6, 3),
+                   nn.InstanceNorm2d(6, affine=True), nn.SELU(), nn.PixelShuffle(1), nn.GroupNorm(3, 6)], (3, 9, 8)),
     }  # fmt: skip
 
 
 TORCH_NETS = ["mlp", "cnn", "views", "residual", "activations", "skip of flattened images", "skips in skips",
-              "channel constants", "upsampling"]  # fmt: skip
+              "channel constants", "upsampling", "mobile net", "norms"]  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore")  # the exporter gives many warnings
@@ -376,6 +387,29 @@ def test_a_network_of_pytorch_is_imported(tmp_path, name, dynamo, opset):
             net, (x,), path, dynamo=False, opset_version=opset, input_names=["x"], dynamic_axes={"x": {0: "N"}}
         )
     model = xpnet.import_onnx(path, "cpu")
+    expected = {"norms": ["GroupNorm", "InstanceNorm"], "mobile net": ["ReLU6", "HardSwish", "PReLU", "HardSigmoid"]}
+    assert set(expected.get(name, [])) <= {type(layer).__name__ for layer in model.layers}
     images = len(shape) == 3
     got = model.predict(x.numpy().transpose(0, 2, 3, 1) if images else x)
     assert_close(to_channels_first(got), net(x).detach().numpy())
+
+
+TORCH_ACTIVATIONS = [
+    ("CELU", 0.6), ("ELU", 0.7), ("GELU",), ("GELU", "tanh"), ("Hardsigmoid",), ("Hardswish",), ("Hardtanh", -0.7, 1.2),
+    ("LeakyReLU", 0.2), ("LogSigmoid",), ("LogSoftmax", -1), ("Mish",), ("PReLU",), ("PReLU", 8), ("RReLU",), ("ReLU",),
+    ("ReLU6",), ("SELU",), ("SiLU",), ("Sigmoid",), ("Softmax", -1), ("Softmin", -1), ("Softplus",), ("Softplus", 2.0),
+    ("Tanh",), ("Tanhshrink",),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("opset", [13, 20])
+@pytest.mark.parametrize(("name", "arguments"), [(name, rest) for name, *rest in TORCH_ACTIVATIONS], ids=str)
+def test_an_activation_of_pytorch_is_imported(tmp_path, name, arguments, opset):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    activation, x = getattr(torch.nn, name)(*arguments).eval(), torch.linspace(-6, 6, 48).reshape(6, 8)
+    path = tmp_path / "torch.onnx"
+    torch.onnx.export(
+        activation, (x,), path, dynamo=False, opset_version=opset, input_names=["x"], dynamic_axes={"x": {0: "N"}}
+    )
+    assert_close(xpnet.import_onnx(path, "cpu").predict(x), activation(x).detach().numpy())

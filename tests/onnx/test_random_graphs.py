@@ -76,7 +76,31 @@ class RandomGraph:
         self.constants = before[1]
 
     def add_activation(self, source, shape):
-        return self.pick("Relu", "Sigmoid", "Tanh", "Softplus", "Neg", "Identity", "Elu", "LeakyRelu", "Exp"), [], {}
+        kinds = ["Relu", "Sigmoid", "Tanh", "Softplus", "Neg", "Identity", "Elu", "LeakyRelu", "Exp"]
+        kinds += ["HardSigmoid", "HardSwish", "Mish", "Selu", "Celu", "Abs"]
+        return self.pick(*kinds), [], {}
+
+    def add_limits(self, source, shape):
+        low, high = sorted(self.rng.normal(size=2).astype("float32"))
+        if self.rng.random() < 0.5:
+            return self.pick("Max", "Min"), [self.constant(self.pick(low, np.float32(0)))], {}
+        if self.opset < 11:
+            return "Clip", [], {"min": float(low), "max": float(high)}
+        return "Clip", [self.constant(low), self.constant(high)], {}
+
+    def add_slopes(self, source, shape):
+        return "PRelu", [self.floats(*[self.pick(n, 1) for n in self.pick(shape[1:], shape[-1:])])], {}
+
+    def add_pad(self, source, shape):
+        pads = [int(n) for n in self.rng.integers(0, 3, 2 * len(shape))]
+        for axis in range(min(len(shape), self.pick(2, 2, 2, 1))):
+            pads[axis] = pads[len(shape) + axis] = 0
+        return ("Pad", [self.ints(pads)], {}) if self.opset >= 11 else ("Pad", [], {"pads": pads})
+
+    def add_instance_norm(self, source, shape):
+        if len(shape) < 3:
+            return None
+        return "InstanceNormalization", [self.floats(shape[1]), self.floats(shape[1])], {"epsilon": 0.1}
 
     def add_softmax(self, source, shape):
         return self.pick("Softmax", "LogSoftmax"), [], self.pick({}, {"axis": int(self.rng.integers(0, len(shape)))})

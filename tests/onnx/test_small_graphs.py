@@ -93,9 +93,43 @@ case("equal", "Gelu by tanh", VECTOR, op("Gelu", approximate="tanh"))
 case("operator Erf is not supported", "Erf", VECTOR, op("Erf"))
 case("equal", "Clip at 0", VECTOR, op("Clip", "x zero"), zero=np.float32(0))
 case("equal", "Clip in opset 7", VECTOR, op("Clip", min=0.0), 7)
-case("at most 6", "Clip as ReLU6", VECTOR, op("Clip", "x zero six"), zero=np.float32(0), six=np.float32(6))
+case("equal", "Clip as ReLU6", VECTOR, op("Clip", "x zero six"), zero=np.float32(0), six=np.float32(6))
+case("equal", "Clip to both sides", VECTOR, op("Clip", "x a b"), a=np.float32(-0.5), b=np.float32(0.5))
+case("equal", "Clip at most", VECTOR, helper.make_node("Clip", ["x", "", "b"], ["y"], name="clip"), b=np.float32(0.5))
+case("equal", "Clip of everything", VECTOR, op("Clip"))
+case("equal", "Clip in opset 6", VECTOR, op("Clip", min=-0.5, max=0.5), 6)
+case("must be below", "Clip with crossed limits", VECTOR, op("Clip", "x a b"), a=np.float32(1), b=np.float32(0))
+case("limit that is not constant", "Clip by what x gives", VECTOR, ops("m = Relu x; y = Clip x m"))
+case(
+    "equal",
+    "Max and Min of numbers",
+    VECTOR,
+    ops("m = Max a x b; y = Min m c"),
+    a=np.float32([-1]),
+    b=np.float32(-0.5),
+    c=np.float32([0.5]),
+)
+case("equal", "Max of x alone", VECTOR, op("Max"))
+case("limit of shape (4,)", "Max of features", VECTOR, op("Max", "x c"), c=normal(4))
+case("joins two branches", "Max of two branches", VECTOR, ops("t = Tanh x; y = Max x t"))
+for kind in ("HardSwish", "Mish"):
+    case("equal", kind, VECTOR, op(kind), 18)
+for name, attributes in {
+    "its defaults": {}, "the slope of PyTorch": {"alpha": 1 / 6}, "another offset": {"alpha": 1 / 6, "beta": 0.4},
+}.items():  # fmt: skip
+    case("equal", f"HardSigmoid with {name}", VECTOR, op("HardSigmoid", **attributes))
+for attributes in ({}, {"alpha": 2.0}):
+    case("equal", f"Selu {attributes}", VECTOR, op("Selu", **attributes))
+    case("equal", f"Celu {attributes}", VECTOR, op("Celu", **attributes))
+case("only above 0", "Celu with a negative alpha", VECTOR, op("Celu", alpha=-1.0))
+case("equal", "a batch of numbers", (), ops("r = Tanh x; y = Mul r c"), c=np.float32(0.3))
 case("equal", "PRelu with one slope", VECTOR, op("PRelu", "x s"), s=np.float32([0.2]))
-case("slope of shape (4,)", "PRelu with slopes", VECTOR, op("PRelu", "x s"), s=normal(4))
+case("equal", "PRelu with slopes", VECTOR, op("PRelu", "x s"), s=normal(4))
+for shape in [(2, 1, 1), (1, 2, 1, 1), (6,), (7, 1), (2, 7, 6), (1, 1, 1, 1)]:
+    nodes = [op("Conv", "x w", "v", pads=[1] * 4), op("PRelu", "v s")]
+    case("equal", f"PRelu of images with slopes {shape}", IMAGE, nodes, w=normal(2, 2, 3, 3), s=normal(*shape))
+    case("equal", f"PRelu of x with slopes {shape}", IMAGE, op("PRelu", "x s"), s=normal(*shape))
+case("changes the batch axis", "PRelu with slopes of samples", VECTOR, op("PRelu", "x s"), batch=3, s=normal(3, 1))
 case("equal", "Dropout in opset 7", VECTOR, op("Dropout", ratio=0.3), 7)
 case("equal", "Dropout in opset 12", VECTOR, op("Dropout", "x r"), 12, r=np.float32(0.3))
 case("equal", "Dropout with an unused mask", VECTOR, op("Dropout", "x r", "y mask"), r=np.float32(0.3))
@@ -315,6 +349,28 @@ case(
     ops("l mean = LayerNormalization x g; y = Add l mean"),
     g=normal(4),
 )
+for shape in (SEQUENCE, IMAGE, (2, 3, 4, 5)):
+    case(
+        "equal",
+        f"InstanceNormalization of {shape}",
+        shape,
+        op("InstanceNormalization", "x g b", epsilon=0.1),
+        g=normal(shape[0]),
+        b=normal(shape[0]),
+    )
+for shape in ((4, 5), (4, 3, 5)):
+    options = {"num_groups": 2, "epsilon": 0.1}
+    case(
+        "equal",
+        f"GroupNormalization of {shape}",
+        shape,
+        op("GroupNormalization", "x g b", **options),
+        21,
+        g=normal(4),
+        b=normal(4),
+    )
+old = op("GroupNormalization", "x g b", num_groups=2)
+case("does not exist", "GroupNormalization in opset 18", (4, 5), old, 18, g=normal(2), b=normal(2))
 for kind, opset, axis in itertools.product(("Softmax", "LogSoftmax"), (7, 11, 13), (1, 2, 3, -1, None)):
     if not (opset == 7 and axis == -1):
         attributes = {} if axis is None else {"axis": axis}
@@ -333,11 +389,12 @@ CONVOLUTIONS = [
     ("equal", {"auto_pad": "SAME_UPPER"}),
     ("equal", {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
     ("equal", {"auto_pad": "SAME_LOWER"}),
-    ("SAME_LOWER", {"auto_pad": "SAME_LOWER", "strides": [2, 2]}),
+    ("equal", {"auto_pad": "SAME_LOWER", "strides": [2, 2]}),
     ("equal", {"auto_pad": "VALID"}),
     ("equal", {"dilations": [2, 1]}),
     ("equal", {"kernel_shape": [3, 3]}),
-    ("neither the same on both sides", {"pads": [0, 0, 1, 0]}),
+    ("equal", {"pads": [0, 0, 1, 0]}),
+    ("equal", {"pads": [2, 1, 0, 3], "strides": [2, 1]}),
     ("equal", {"strides": [2, 2], "pads": [1, 0, 1, 1]}),
     ("pads [-1", {"pads": [-1, 0, 0, 0]}),
 ]
@@ -413,6 +470,29 @@ for i, (expected, attributes) in enumerate(POOLS):
                 IMAGE,
                 op("AveragePool", kernel_shape=[2, 3], count_include_pad=pad, **attributes),
             )
+for mode, value, pads in itertools.product(("constant", "reflect"), (0, 1), ([0, 0, 1, 0, 0, 0, 2, 3], [0] * 8)):
+    expected = "equal" if mode == "constant" and value == 0 else "only with zeros"
+    case(
+        expected,
+        f"Pad by {pads} in mode {mode} with {value}",
+        IMAGE,
+        op("Pad", "x p v", mode=mode),
+        p=ints(*pads),
+        v=np.float32(value),
+    )
+case("equal", "Pad without a value", IMAGE, op("Pad", "x p"), 13, p=ints(0, 0, 1, 1, 0, 0, 1, 1))
+case("equal", "Pad in opset 2", IMAGE, op("Pad", pads=[0, 0, 1, 0, 0, 0, 2, 3]), 7)
+case(
+    "equal",
+    "Pad of two axes",
+    IMAGE,
+    helper.make_node("Pad", ["x", "p", "", "a"], ["y"], name="pad"),
+    p=ints(1, 0, 2, 3),
+    a=ints(-1, 2),
+)
+for pads in ([0, 1, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0], [0, 0, -1, 0, 0, 0, 0, 0]):
+    case("only around the height and width", f"Pad by {pads}", IMAGE, op("Pad", "x p"), batch=2, p=ints(*pads))
+case("is supported for images", "Pad of vectors", VECTOR, op("Pad", "x p"), p=ints(0, 1, 0, 0))
 case(
     "output 'i'",
     "the indices of a MaxPool",
@@ -757,6 +837,50 @@ case(
     t=np.float32(2),
 )
 case("operator Exp", "log(2 + e^x)", VECTOR, [*SOFTPLUS, op("Identity", "p")], one=TWO)
+case("equal", "the logarithm of a sigmoid", VECTOR, ops("s = Sigmoid x; y = Log s"))
+RELU6 = [op("Add", "x three", "a"), helper.make_node("Clip", ["a", "zero", "six"], ["c"], name="clip")]
+NUMBERS = {"three": np.float32(3), "zero": np.float32(0), "six": np.float32(6)}
+GATES = {
+    "Sigmoid": (ops("g = Sigmoid x"), {}),
+    "Softplus and Tanh": (ops("s = Softplus x; g = Tanh s"), {}),
+    "log(1 + e^x) and Tanh": ([*SOFTPLUS, op("Tanh", "p", "g")], {"one": ONE}),
+    "HardSigmoid": ([op("HardSigmoid", "x", "g", alpha=1 / 6)], {}),
+    "ReLU6 of x + 3": ([*RELU6, op("Identity", "c", "g")], NUMBERS),
+    "ReLU6 of x + 3, divided by 6": ([*RELU6, op("Div", "c six", "g")], NUMBERS),
+}
+for name, (nodes, constants) in GATES.items():
+    case("equal", f"x times {name}", VECTOR, [*nodes, op("Mul", "x g")], **constants)
+    case("equal", f"{name} times x", VECTOR, [*nodes, op("Mul", "g x")], **constants)
+    apart = [*nodes, op("Relu", "x", "r"), op("Mul", "r g")]
+    case("joins two branches", f"{name} times something else", VECTOR, apart, **constants)
+    turned = [*nodes, helper.make_node("Transpose", ["g"], ["t"], name="turn", perm=[0, 2, 1]), op("Mul", "x t")]
+    case("joins two branches", f"{name}, transposed", (3, 3), turned, **constants)
+case(
+    "equal",
+    "x times ReLU6 of x + 3, then divided by 6",
+    VECTOR,
+    [*RELU6, op("Mul", "x c", "m"), op("Div", "m six")],
+    **NUMBERS,
+)
+case(
+    "joins two branches",
+    "x times ReLU6 of x + 2",
+    VECTOR,
+    [*RELU6, op("Mul", "x c")],
+    **NUMBERS | {"three": TWO},
+)
+BY_GROUP = [op("Reshape", "x to", "r"), op("InstanceNormalization", "r g b", "n", epsilon=0.1), op("Reshape", "n back")]
+GROUPS = {"to": ints(0, 2, -1), "back": ints(-1, 4, 3, 5), "g": np.ones(2, "f4"), "b": np.zeros(2, "f4")}
+for name, changed in {
+    "as exporters write it": {}, "with other sizes": {"back": ints(-1, 6, 2, 5)},
+    "with a scale": {"g": np.float32([1, 2])}, "with an offset": {"b": np.float32([1, 0])},
+    "of three parts": {"to": ints(0, 3, -1), "g": np.ones(3, "f4"), "b": np.zeros(3, "f4")},
+}.items():  # fmt: skip
+    case("equal", f"GroupNorm {name}", (4, 3, 5), BY_GROUP, **GROUPS | changed)
+scaled = [*BY_GROUP[:2], op("Reshape", "n back", "z"), *ops("m = Mul z scale; y = Add m offset")]
+case(
+    "equal", "GroupNorm with gamma and beta", (4, 3, 5), scaled, **GROUPS, scale=normal(4, 1, 1), offset=normal(4, 1, 1)
+)
 NORM = [
     op("ReduceMean", "x", "m", axes=[-1]),
     op("Sub", "x m", "c"),

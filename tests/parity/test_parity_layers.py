@@ -115,6 +115,16 @@ def global_pool(rng):
     return layers.GlobalAveragePool2D(), images(rng, int(rng.integers(1, 5))), twins.global_average_pool2d, {}
 
 
+def global_max_pool(rng):
+    return layers.GlobalMaxPool2D(), images(rng, int(rng.integers(1, 5))), twins.global_max_pool2d, {}
+
+
+def zero_padding(rng):
+    draws = [one_or_two(rng, 0, 3), (one_or_two(rng, 0, 3), one_or_two(rng, 0, 3))]
+    arguments = {"padding": draws[rng.integers(2)]}
+    return of("ZeroPadding2D", arguments), images(rng, int(rng.integers(1, 5))), twins.zero_padding2d, arguments
+
+
 def upsample(rng):
     arguments = {"size": one_or_two(rng, 1, 4), "interpolation": str(rng.choice(["nearest", "bilinear"]))}
     return of("Upsample2D", arguments), images(rng, int(rng.integers(1, 5))), twins.upsample2d, arguments
@@ -142,6 +152,24 @@ def layer_norm(rng):
     return of("LayerNorm", arguments), rows(rng, int(rng.integers(3, 9))), twins.layer_norm, {
         "epsilon": arguments["epsilon"]
     }  # fmt: skip
+
+
+def group_norm(rng):
+    arguments, groups = norm_arguments(rng), int(rng.integers(1, 4))
+    x = rows(rng, groups * int(rng.integers(3, 6)))
+    given = {"groups": groups, "epsilon": arguments["epsilon"]}
+    return of("GroupNorm", {"groups": groups, **arguments}), x, twins.group_norm, given
+
+
+def instance_norm(rng):
+    arguments = norm_arguments(rng)
+    x = rng.normal(rng.normal(), 2.0, size=(2, *rng.integers(3, 7, int(rng.integers(1, 3))), int(rng.integers(1, 5))))
+    return of("InstanceNorm", arguments), x, twins.instance_norm, {"epsilon": arguments["epsilon"]}
+
+
+def prelu(rng):
+    shared = bool(rng.integers(2))
+    return layers.PReLU(shared=shared), rows(rng, int(rng.integers(1, 6))), twins.prelu, {}
 
 
 def embedding(rng):
@@ -195,9 +223,14 @@ DRAWS = [
     max_pool,
     avg_pool,
     global_pool,
+    global_max_pool,
+    zero_padding,
     upsample,
     batch_norm,
     layer_norm,
+    group_norm,
+    instance_norm,
+    prelu,
     embedding,
     dense,
     residual,
@@ -307,6 +340,11 @@ ACTIVATIONS = [
     (layers.Tanh(), torch.tanh),
     (layers.ReLU(), functional.relu),
     (layers.LeakyReLU(0.2), lambda x: functional.leaky_relu(x, 0.2)),
+    (layers.ReLU6(), functional.relu6),
+    (layers.HardTanh(-0.5, 2.0), lambda x: functional.hardtanh(x, -0.5, 2.0)),
+    (layers.HardSigmoid(), twins.hard_sigmoid),
+    (layers.HardSwish(), functional.hardswish),
+    (layers.Mish(), functional.mish),
     (layers.ELU(0.7), lambda x: functional.elu(x, 0.7)),
     (layers.GELU(), functional.gelu),
     (layers.GELU(approximate="tanh"), lambda x: functional.gelu(x, approximate="tanh")),
@@ -330,6 +368,14 @@ def binary(z, t, e=0.0):
     return functional.binary_cross_entropy_with_logits(z, t * (1 - e) + e / 2, reduction="none").mean(1)
 
 
+def divergence(z, t):
+    return functional.kl_div(functional.log_softmax(z, -1), t, reduction="none").sum(1)
+
+
+def triplet(y, margin):
+    return functional.triplet_margin_loss(*y.chunk(3, 1), margin=margin, reduction="none")
+
+
 # loss, counterpart that computes the loss of each sample, kind of targets
 LOSSES = [
     (losses.MeanSquaredError(), lambda y, t: functional.mse_loss(y, t, reduction="none").mean(1), "real"),
@@ -341,6 +387,10 @@ LOSSES = [
     (losses.BinaryCrossEntropy(0.1), lambda z, t: binary(z, t, 0.1), "fractions"),
     (losses.SoftmaxCrossEntropy(), lambda z, t: functional.cross_entropy(z, t, reduction="none"), "labels"),
     (losses.SoftmaxCrossEntropy(), lambda z, t: functional.cross_entropy(z, t, reduction="none"), "probabilities"),
+    (losses.KLDivergence(), divergence, "probabilities"),
+    (losses.CosineSimilarity(), lambda y, t: 1 - functional.cosine_similarity(y, t), "real"),
+    (losses.TripletMargin(), lambda y, t: triplet(y, 1.0), "triplets"),
+    (losses.TripletMargin(0.3), lambda y, t: triplet(y, 0.3), "triplets"),
     *(
         (
             losses.SoftmaxCrossEntropy(0.1),
@@ -356,10 +406,11 @@ LOSSES = [
 @pytest.mark.parametrize(("loss", "twin", "kind"), LOSSES, ids=itertools.count())
 def test_losses_and_their_gradients_equal_those_of_pytorch(loss, twin, kind, dtype):
     rng, backend = np.random.default_rng(0), get_backend("cpu")
-    for n, k in ((1, 2), (7, 3), (20, 10)):
+    for n, k in ((1, 2), (7, 3), (20, 10)) if kind != "triplets" else ((1, 6), (7, 3), (20, 15)):
         outputs = (3 * rng.normal(size=(n, k))).astype(dtype)
         targets = {
             "real": lambda: rng.normal(size=(n, k)),  # noqa: B023
+            "triplets": lambda: np.zeros(n),  # noqa: B023
             "fractions": lambda: rng.random((n, k)),  # noqa: B023
             "probabilities": lambda: rng.dirichlet(np.ones(k), n),  # noqa: B023
             "labels": lambda: rng.integers(0, k, n),  # noqa: B023

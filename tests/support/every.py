@@ -55,13 +55,25 @@ LAYERS = examples_of(
         layers.Flatten: [((2, 3), layers.Flatten())],
         layers.GELU: [((4,), layers.GELU(approximate="tanh")), ((4,), layers.GELU())],
         layers.GlobalAveragePool2D: [(IMAGE, layers.GlobalAveragePool2D())],
+        layers.GlobalMaxPool2D: [(IMAGE, layers.GlobalMaxPool2D())],
+        layers.GroupNorm: [
+            (IMAGE, layers.GroupNorm(2, epsilon=1e-3, center=False)),
+            ((6,), layers.GroupNorm(2)),
+        ],
+        layers.HardSigmoid: [((4,), layers.HardSigmoid())],
+        layers.HardSwish: [((4,), layers.HardSwish())],
+        layers.HardTanh: [((4,), layers.HardTanh(-0.05, 1.05))],
         layers.Identity: [((4,), layers.Identity())],
+        layers.InstanceNorm: [(IMAGE, layers.InstanceNorm(epsilon=1e-3))],
         layers.LayerNorm: [((3, 4), layers.LayerNorm(epsilon=1e-3, scale=False))],
         layers.LeakyReLU: [((4,), layers.LeakyReLU(0.2))],
         layers.LogSoftmax: [((4,), layers.LogSoftmax())],
         layers.MaxPool2D: [(IMAGE, layers.MaxPool2D((2, 1), strides=1, padding="same"))],
+        layers.Mish: [((4,), layers.Mish())],
+        layers.PReLU: [((2, 4), layers.PReLU(weight_initializer=0.4)), ((4,), layers.PReLU(shared=True))],
         layers.Permute: [((2, 3), layers.Permute((1, 0)))],
         layers.ReLU: [((4,), layers.ReLU())],
+        layers.ReLU6: [((4,), layers.ReLU6())],
         layers.Rescale: [((4,), layers.Rescale(2.0, offset=1.0))],
         layers.Reshape: [((2, 3), layers.Reshape((3, -1)))],
         layers.Residual: [
@@ -76,6 +88,7 @@ LAYERS = examples_of(
         layers.Step: [((4,), layers.Step(0.3))],
         layers.Tanh: [((4,), layers.Tanh())],
         layers.Upsample2D: [(IMAGE, layers.Upsample2D((1, 2), interpolation="bilinear"))],
+        layers.ZeroPadding2D: [(IMAGE, layers.ZeroPadding2D(((1, 0), (2, 3))))],
     },
     without=MERGING,
 )
@@ -86,14 +99,17 @@ LOSSES = examples_of(
     losses.Loss,
     {
         losses.BinaryCrossEntropy: [(losses.BinaryCrossEntropy(label_smoothing=0.1), "yes or no")],
+        losses.CosineSimilarity: [(losses.CosineSimilarity(), "real")],
         losses.HalfSquaredError: [
             (losses.HalfSquaredError(), "real"),
             (losses.HalfSquaredError(reduction="sum"), "real"),
         ],
         losses.Huber: [(losses.Huber(0.4), "real")],
+        losses.KLDivergence: [(losses.KLDivergence(), "probabilities")],
         losses.MeanAbsoluteError: [(losses.MeanAbsoluteError(), "real")],
         losses.MeanSquaredError: [(losses.MeanSquaredError(), "real")],
         losses.SoftmaxCrossEntropy: [(losses.SoftmaxCrossEntropy(label_smoothing=0.1), "probabilities")],
+        losses.TripletMargin: [(losses.TripletMargin(1.5), "real")],
     },
 )
 

@@ -173,13 +173,22 @@ def global_average_pool2d(x):
     return functional.adaptive_avg_pool2d(channels_first(x), 1).flatten(1)
 
 
+def global_max_pool2d(x):
+    return functional.adaptive_max_pool2d(channels_first(x), 1).flatten(1)
+
+
+def zero_padding2d(x, padding):
+    vertical, horizontal = (pair(side) for side in pair(padding))
+    return channels_last(functional.pad(channels_first(x), (*horizontal, *vertical)))
+
+
 def upsample2d(x, size=2, interpolation="nearest"):
     corners = {"align_corners": False} if interpolation == "bilinear" else {}
     scale = tuple(float(s) for s in pair(size))
     return channels_last(functional.interpolate(channels_first(x), scale_factor=scale, mode=interpolation, **corners))
 
 
-# Normalization, Embedding, Dense -----------------------------------------------------------------------------------
+# Normalization, PReLU, Embedding, Dense -----------------------------------------------------------------------------
 
 
 def batch_norm(x, gamma=None, beta=None, mean=None, variance=None, training=True, momentum=0.1, epsilon=1e-5):
@@ -192,6 +201,23 @@ def batch_norm(x, gamma=None, beta=None, mean=None, variance=None, training=True
 
 def layer_norm(x, gamma=None, beta=None, epsilon=1e-5):
     return functional.layer_norm(x, x.shape[-1:], gamma, beta, epsilon)
+
+
+def group_norm(x, groups, gamma=None, beta=None, epsilon=1e-5):
+    gamma = torch.ones(x.shape[-1], dtype=x.dtype) if gamma is None else gamma  # PyTorch's backward needs it
+    return functional.group_norm(x.movedim(-1, 1), groups, gamma, beta, epsilon).movedim(1, -1)
+
+
+def instance_norm(x, gamma=None, beta=None, epsilon=1e-5):
+    return functional.instance_norm(x.movedim(-1, 1), weight=gamma, bias=beta, eps=epsilon).movedim(1, -1)
+
+
+def hard_sigmoid(x):
+    return functional.relu6(x + 3) / 6  # in float64, functional.hardsigmoid has the slope 1/6 of float32
+
+
+def prelu(x, weight):
+    return functional.prelu(x.movedim(-1, 1), weight).movedim(1, -1)
 
 
 def embedding(x, weight):

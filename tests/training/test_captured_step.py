@@ -9,6 +9,7 @@ import logging
 import re
 import threading
 
+import every
 import numpy as np
 import pytest
 from captured_trainings import BATCH, IMAGES, STEPS, X, Y, cnn, emulated_cupy, fit, mlp
@@ -67,6 +68,8 @@ KINDS = {
     "smoothed": {"loss": losses.SoftmaxCrossEntropy(label_smoothing=0.1)},
     "probabilities": {"y": np.eye(10)[Y]},
     "squares": {"y": np.eye(10)[Y], "loss": "mse", "metrics": ["mae", "r2"]},
+    "divergences": {"y": (np.eye(10)[Y] + 0.1) / 2, "loss": "kl_divergence"},
+    "directions": {"y": np.eye(10)[Y], "loss": "cosine_similarity"},
     "a loss that sums": {"y": np.eye(10)[Y], "loss": losses.HalfSquaredError("sum"), "optimizer": optimizers.SGD(1e-3)},
     "many metrics": {"metrics": ["accuracy", "f1", "top_k_accuracy", "precision", "log_loss", "cohen_kappa"]},
     "in one batch": {"batch_size": None, "epochs": 6},
@@ -89,6 +92,15 @@ def test_a_replay_with_image_layers_equals_the_eager_step(both, dtype):
     results = both(build=lambda backend: cnn(backend, dtype), x=IMAGES, optimizer=optimizers.SGD(0.01))
     same(results, rtol=1e-4 if dtype == "float32" else 1e-9)
     assert results[0][2].captured == 2  # full batches, and the smaller last batch of each epoch
+
+
+def test_a_replay_with_triplets_equals_the_eager_step(both):
+    def build(backend):
+        return xpnet.Sequential([layers.Dense(12), layers.Tanh()], (64,), backend=backend, seed=0)
+
+    results = both(build=build, loss="triplet_margin")
+    same(results)
+    assert results[0][2].captured == 2
 
 
 def test_a_replay_with_integer_inputs_equals_the_eager_step(both):
@@ -121,6 +133,21 @@ def test_a_replay_with_an_embedding_equals_the_eager_step(both, rng):
         return xpnet.Sequential(stack, (4,), backend=backend, seed=0)
 
     results = both(build=build, x=rng.integers(50, size=(203, 4)))
+    same(results)
+    assert results[0][2].captured == 2
+
+
+@pytest.mark.parametrize("example", range(len(every.LAYERS)))
+def test_a_replay_with_any_layer_equals_the_eager_step(both, rng, example):
+    shape, layer = every.LAYERS[example]
+    if isinstance(layer, layers.Embedding):
+        pytest.skip("tested above")
+
+    def build(backend):
+        stack = [layers.Dense(shape[-1]), copy.deepcopy(layer), layers.Flatten(), layers.Dense(10)]
+        return xpnet.Sequential(stack, shape, backend=backend, seed=0)
+
+    results = both(build=build, x=rng.normal(size=(203, *shape)), optimizer=optimizers.SGD(0.01))
     same(results)
     assert results[0][2].captured == 2
 

@@ -3,10 +3,16 @@
 from xpnet.layers.activations import (
     ELU,
     GELU,
+    HardSigmoid,
+    HardSwish,
+    HardTanh,
     Identity,
     LeakyReLU,
     LogSoftmax,
+    Mish,
+    PReLU,
     ReLU,
+    ReLU6,
     Sigmoid,
     SiLU,
     Softmax,
@@ -21,8 +27,8 @@ from xpnet.layers.dense import Dense
 from xpnet.layers.dropout import Dropout
 from xpnet.layers.embedding import Embedding
 from xpnet.layers.merging import Add, Average, Concatenate, Dot, Maximum, Multiply, Subtract
-from xpnet.layers.normalization import BatchNorm, LayerNorm
-from xpnet.layers.pooling import AvgPool2D, GlobalAveragePool2D, MaxPool2D, Upsample2D
+from xpnet.layers.normalization import BatchNorm, GroupNorm, InstanceNorm, LayerNorm
+from xpnet.layers.pooling import AvgPool2D, GlobalAveragePool2D, GlobalMaxPool2D, MaxPool2D, Upsample2D, ZeroPadding2D
 from xpnet.layers.residual import Residual
 from xpnet.layers.shape import Flatten, Permute, Rescale, Reshape
 
@@ -43,16 +49,25 @@ __all__ = [
     "Embedding",
     "Flatten",
     "GlobalAveragePool2D",
+    "GlobalMaxPool2D",
+    "GroupNorm",
+    "HardSigmoid",
+    "HardSwish",
+    "HardTanh",
     "Identity",
+    "InstanceNorm",
     "Layer",
     "LayerNorm",
     "LeakyReLU",
     "LogSoftmax",
     "MaxPool2D",
     "Maximum",
+    "Mish",
     "Multiply",
+    "PReLU",
     "Permute",
     "ReLU",
+    "ReLU6",
     "Rescale",
     "Reshape",
     "Residual",
@@ -65,4 +80,5 @@ __all__ = [
     "Subtract",
     "Tanh",
     "Upsample2D",
+    "ZeroPadding2D",
 ]

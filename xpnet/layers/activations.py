@@ -5,9 +5,10 @@ and at ±∞ each function takes its limit.
 """
 
 import math
+from typing import Any
 
 from xpnet.backends import Array
-from xpnet.config import choice, number
+from xpnet.config import choice, flag, number
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
 
@@ -118,6 +119,51 @@ class LeakyReLU(Layer):
         return xp.multiply(grad_y, slope, out=slope)
 
 
+class PReLU(Layer):
+    """y = x if x > 0, else weight · x, with a learned slope for each feature of the last axis: (N, ..., features).
+
+    For images (N, H, W, C) that is one slope per channel. `shared=True` learns a single slope, as PyTorch does by
+    default. Weight decay does not apply to the slopes: it would pull the layer towards a ReLU.
+
+    He et al. 2015, "Delving deep into rectifiers: surpassing human-level performance on ImageNet classification".
+    """
+
+    def __init__(self, *, shared: bool = False, weight_initializer: Any = 0.25, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.shared = flag(self, "shared", shared)
+        self.weight_initializer = weight_initializer
+
+    def build(self, input_shape: Shape) -> Shape:
+        shape = _with_features(self, input_shape)
+        slopes = (1,) if self.shared else shape[-1:]
+        self.weight = self.add_parameter("weight", slopes, self.weight_initializer, decay=False)
+        return shape
+
+    def forward(self, x: Array) -> Array:
+        """y = max(x, 0) + weight · min(x, 0)."""
+        xp, work = self.xp, self.work
+        work.x = x
+        y = xp.minimum(x, 0.0, out=work.buffer("y", x.shape))
+        y *= self.weight.value
+        y += xp.maximum(x, 0.0)
+        return y
+
+    def backward(self, grad_y: Array) -> Array | None:
+        """With g = ∂L/∂y: ∂y/∂weight = min(x, 0), so ∂L/∂weight = Σ g · min(x, 0) over all elements of a feature.
+
+        dy/dx = 1 if x > 0, else weight.
+        """
+        xp, work = self.xp, self.work
+        products = xp.minimum(work.x, 0.0, out=self.context.scratch("products", grad_y.shape))
+        products *= grad_y
+        self.backend.sum_rows(products.reshape(-1, len(self.weight.value)), out=self.weight.grad)
+        if not self.wants_input_grad:
+            return None
+        grad_x = xp.multiply(grad_y, self.weight.value, out=work.buffer("grad_x", grad_y.shape))
+        xp.copyto(grad_x, grad_y, where=work.x > 0)
+        return grad_x
+
+
 class ELU(Layer):
     """y = x if x > 0, else alpha (e^x - 1). Clevert et al. 2015, "Fast and accurate deep network learning…"."""
 
@@ -202,6 +248,91 @@ class SiLU(Layer):
         return xp.multiply(grad_y, slope, out=slope)
 
 
+class Mish(Layer):
+    """y = x tanh(log(1 + e^x)). Misra 2019, "Mish: a self regularized non-monotonic activation function"."""
+
+    def forward(self, x: Array) -> Array:
+        xp, work = self.xp, self.work
+        work.x = x
+        work.tanh = self.backend.softplus(x, out=work.buffer("tanh", x.shape))
+        xp.tanh(work.tanh, out=work.tanh)
+        return xp.multiply(_without_minus_infinity(self, x), work.tanh, out=work.buffer("y", x.shape))
+
+    def backward(self, grad_y: Array) -> Array:
+        """With t = tanh(log(1 + e^x)) and d log(1 + e^x)/dx = σ(x): dy/dx = t + x σ (1 - t²)."""
+        xp, work = self.xp, self.work
+        slope = xp.square(work.tanh, out=work.buffer("slope", work.tanh.shape))
+        xp.subtract(1.0, slope, out=slope)
+        slope *= self.backend.sigmoid(work.x)
+        slope *= xp.clip(work.x, -1e4, 1e4)  # at ±∞ the slope is 0 or 1, not 0 · ∞
+        slope += work.tanh
+        return xp.multiply(grad_y, slope, out=slope)
+
+
+class HardTanh(Layer):
+    """y = min(max(x, low), high). Either limit may be infinite. Collobert 2004, "Large scale machine learning"."""
+
+    def __init__(self, low: float = -1.0, high: float = 1.0, *, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.low = number(self, "low", low)
+        self.high = number(self, "high", high, above=self.low)
+
+    def forward(self, x: Array) -> Array:
+        xp, work = self.xp, self.work
+        work.x = x
+        y = xp.maximum(x, self.low, out=work.buffer("y", x.shape))
+        return xp.minimum(y, self.high, out=y)
+
+    def backward(self, grad_y: Array) -> Array:
+        """dy/dx = 1 if low < x < high, else 0."""
+        return _where_between(self, grad_y, self.low, self.high)
+
+
+class ReLU6(HardTanh):
+    """y = min(max(x, 0), 6). Howard et al. 2017, "MobileNets: efficient convolutional neural networks…"."""
+
+    def __init__(self, *, name: str | None = None) -> None:
+        super().__init__(0.0, 6.0, name=name)
+
+
+class HardSigmoid(Layer):
+    """y = min(max(x + 3, 0), 6) / 6: the sigmoid, approximated by three straight lines.
+
+    Howard et al. 2019, "Searching for MobileNetV3".
+    """
+
+    def forward(self, x: Array) -> Array:
+        work = self.work
+        work.x = x
+        return _hard_sigmoid(self, x, out=work.buffer("y", x.shape))
+
+    def backward(self, grad_y: Array) -> Array:
+        """dy/dx = 1/6 if -3 < x < 3, else 0."""
+        grad_x = _where_between(self, grad_y, -3.0, 3.0)
+        grad_x *= 1.0 / 6.0
+        return grad_x
+
+
+class HardSwish(Layer):
+    """y = x h(x), with h(x) = min(max(x + 3, 0), 6) / 6. Howard et al. 2019, "Searching for MobileNetV3"."""
+
+    def forward(self, x: Array) -> Array:
+        work = self.work
+        work.x = x
+        y = _hard_sigmoid(self, x, out=work.buffer("y", x.shape))
+        y *= self.xp.maximum(x, -3.0)  # y is 0 below -3, where 0 · -∞ would be NaN
+        return y
+
+    def backward(self, grad_y: Array) -> Array:
+        """dy/dx = h + x h' = 0 if x ≤ -3, 1 if x ≥ 3, else x/3 + 1/2."""
+        xp, work = self.xp, self.work
+        slope = xp.multiply(work.x, 1.0 / 3.0, out=work.buffer("slope", grad_y.shape))
+        slope += 0.5
+        xp.copyto(slope, 0.0, where=work.x <= -3.0)
+        xp.copyto(slope, 1.0, where=work.x >= 3.0)
+        return xp.multiply(grad_y, slope, out=slope)
+
+
 class Softplus(Layer):
     """y = log(1 + e^x)."""
 
@@ -264,6 +395,24 @@ def _with_features(layer: Layer, input_shape: Shape) -> Shape:
     if not input_shape:
         raise layer.refuse("(N, ..., features)", input_shape)
     return input_shape
+
+
+def _where_between(layer: Layer, grad_y: Array, low: float, high: float) -> Array:
+    """∂L/∂y where low < x < high, else 0, for the x that forward has kept."""
+    xp, work = layer.xp, layer.work
+    between = xp.greater(work.x, low, out=work.buffer("grad_x", grad_y.shape))
+    between *= work.x < high
+    return xp.multiply(grad_y, between, out=between)
+
+
+def _hard_sigmoid(layer: Layer, x: Array, out: Array) -> Array:
+    """min(max(x + 3, 0), 6) / 6."""
+    xp = layer.xp
+    xp.add(x, 3.0, out=out)
+    xp.maximum(out, 0.0, out=out)
+    xp.minimum(out, 6.0, out=out)
+    out *= 1.0 / 6.0
+    return out
 
 
 def _without_minus_infinity(layer: Layer, x: Array) -> Array:

@@ -1,14 +1,17 @@
-"""BatchNorm and LayerNorm: mean 0 and variance 1, over the batch or over the features of each sample."""
+"""BatchNorm, LayerNorm, GroupNorm and InstanceNorm: mean 0 and variance 1, over the batch or within each sample."""
+
+import math
+from typing import Any
 
 from xpnet.backends import Array
-from xpnet.config import flag, number
+from xpnet.config import flag, integer, number
 from xpnet.errors import ArgumentError
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
 
 
 class _Normalization(Layer):
-    """What both have in common: y = gamma · x̂ + beta for the normalized x̂, with one gamma and beta per feature."""
+    """What all have in common: y = gamma · x̂ + beta for the normalized x̂, with one gamma and beta per feature."""
 
     def __init__(
         self, epsilon: float = 1e-5, *, center: bool = True, scale: bool = True, name: str | None = None
@@ -176,3 +179,99 @@ class LayerNorm(_Normalization):
             return None
         grad_x = xp.multiply(rows, self.gamma.value if self.scale else 1.0, out=work.buffer("grad_x", rows.shape))
         return backend.normalize_rows_grad(grad_x, normalized, work.sigma, out=grad_x).reshape(grad_y.shape)
+
+
+class GroupNorm(_Normalization):
+    """Normalizes groups of neighboring features of each sample: (N, ..., features) → the same shape.
+
+        y = gamma · x̂ + beta,   x̂ = (x - μ) / √(σ² + epsilon)
+
+    μ and σ² are those of the features / groups features of a group over all axes in between; for images (N, H, W, C),
+    over H · W · C / groups numbers. `groups` must divide the number of features. gamma and beta are per feature;
+    `scale=False` leaves out gamma, `center=False` beta. Weight decay applies to neither. It does the same in training
+    and in inference, and does not depend on the other samples of the batch.
+
+    Wu and He 2018, "Group normalization".
+    """
+
+    def __init__(
+        self, groups: int, epsilon: float = 1e-5, *, center: bool = True, scale: bool = True, name: str | None = None
+    ) -> None:
+        super().__init__(epsilon, center=center, scale=scale, name=name)
+        self.groups = integer(self, "groups", groups)
+
+    def build(self, input_shape: Shape) -> Shape:
+        output_shape = super().build(input_shape)
+        if input_shape[-1] % self.groups:
+            raise self.refuse(f"a number of features that groups={self.groups} divides", input_shape)
+        return output_shape
+
+    def forward(self, x: Array) -> Array:
+        """y = gamma · x̂ + beta, where x̂ is computed of rows (N · groups, P · F): P positions, F features of a group."""
+        backend, work, by_group = self.backend, self.work, self._by_group(x)
+        rows = self.context.scratch("rows", (len(x) * self.groups, math.prod(self.input_shape) // self.groups))
+        rows.reshape(by_group.shape)[...] = by_group
+        work.normalized, work.sigma = work.buffer("normalized", rows.shape), work.buffer("sigma", (len(rows), 1))
+        backend.normalize_rows(rows, self.epsilon, work.normalized, work.sigma)
+        y = work.buffer("y", x.shape)
+        self.xp.multiply(work.normalized.reshape(by_group.shape), self._gamma_by_group(), out=self._by_group(y))
+        if self.center:
+            backend.add_to_rows(y.reshape(-1, x.shape[-1]), self.beta.value)
+        return y
+
+    def backward(self, grad_y: Array) -> Array | None:
+        """With g = ∂L/∂y, h = g · gamma = ∂L/∂x̂, means over the numbers of a group, sums over samples and positions:
+
+        ∂L/∂beta = Σ g,   ∂L/∂gamma = Σ g·x̂.
+
+        As in LayerNorm, but over the numbers of a group,
+
+        ∂L/∂x = (h - mean(h) - x̂ · mean(h·x̂)) / σ.
+        """
+        xp, backend, work, features = self.xp, self.backend, self.work, grad_y.shape[-1]
+        by_group, normalized = self._by_group(grad_y), work.normalized
+        if self.center:
+            backend.sum_rows(grad_y.reshape(-1, features), out=self.beta.grad)
+        if self.scale:
+            products = self.context.scratch("products", grad_y.shape)
+            xp.multiply(by_group, normalized.reshape(by_group.shape), out=self._by_group(products))
+            backend.sum_rows(products.reshape(-1, features), out=self.gamma.grad)
+        if not self.wants_input_grad:
+            return None
+        rows = self.context.scratch("rows", normalized.shape)
+        xp.multiply(by_group, self._gamma_by_group(), out=rows.reshape(by_group.shape))
+        backend.normalize_rows_grad(rows, normalized, work.sigma, out=rows)
+        grad_x = work.buffer("grad_x", grad_y.shape)
+        self._by_group(grad_x)[...] = rows.reshape(by_group.shape)
+        return grad_x
+
+    def _by_group(self, x: Array) -> Array:
+        """x (N, ..., features) as (N, groups, P, F), for P positions and F features of a group."""
+        return x.reshape(len(x), -1, self.groups, x.shape[-1] // self.groups).transpose(0, 2, 1, 3)
+
+    def _gamma_by_group(self) -> Any:
+        """gamma as (groups, 1, F), or 1."""
+        return self.gamma.value.reshape(self.groups, 1, -1) if self.scale else 1.0
+
+
+class InstanceNorm(GroupNorm):
+    """Normalizes each feature of each sample by itself: (N, ..., features) → the same shape.
+
+        y = gamma · x̂ + beta,   x̂ = (x - μ) / √(σ² + epsilon)
+
+    μ and σ² are those of a feature over all axes in between; for images (N, H, W, C), over H · W pixels. That is
+    GroupNorm with as many groups as features, and the arguments are the same.
+
+    Ulyanov, Vedaldi and Lempitsky 2016, "Instance normalization: the missing ingredient for fast stylization".
+    """
+
+    def __init__(
+        self, epsilon: float = 1e-5, *, center: bool = True, scale: bool = True, name: str | None = None
+    ) -> None:
+        super().__init__(1, epsilon, center=center, scale=scale, name=name)
+
+    def build(self, input_shape: Shape) -> Shape:
+        if len(input_shape) < 2:
+            raise self.refuse("(N, ..., features) with axes in between, over which it normalizes", input_shape)
+        self.groups = input_shape[-1]
+        return super().build(input_shape)

@@ -1,5 +1,6 @@
-"""Pooling and upsampling: layers without parameters that change the size of images (N, H, W, C), channel by channel."""
+"""Pooling, padding and upsampling: layers without parameters that change the size of images (N, H, W, C)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from xpnet.backends import Array
@@ -129,6 +130,74 @@ class GlobalAveragePool2D(Layer):
         grad_x[...] = grad_y[:, None, None]
         grad_x *= 1.0 / (self.height * self.width)
         return grad_x
+
+
+class GlobalMaxPool2D(Layer):
+    """The largest pixel of each channel of the image: (N, H, W, C) → (N, C)."""
+
+    def build(self, input_shape: Shape) -> Shape:
+        _, channels = image_and_channels(self, input_shape)
+        return (channels,)
+
+    def forward(self, x: Array) -> Array:
+        """(N, H, W, C) → (N, C): y = the largest pixel. NaN counts as larger than any number."""
+        xp, work = self.xp, self.work
+        pixels = x.reshape(len(x), -1, x.shape[-1])
+        work.choice = xp.argmax(pixels, axis=1)
+        return xp.max(pixels, axis=1, out=work.buffer("y", work.choice.shape))
+
+    def backward(self, grad_y: Array) -> Array | None:
+        """(N, C) → (N, H, W, C).
+
+        ∂y/∂x = 1 for the largest pixel, else 0. Of equal pixels, the first in row-major order counts.
+        """
+        if not self.wants_input_grad:
+            return None
+        xp, work = self.xp, self.work
+        height, width, channels = self.input_shape
+        numbers = xp.arange(height * width)[:, None]
+        grad_x = work.buffer("grad_x", (len(grad_y), height * width, channels))
+        xp.equal(numbers, work.choice[:, None], out=grad_x)
+        grad_x *= grad_y[:, None]
+        return grad_x.reshape(len(grad_y), *self.input_shape)
+
+
+class ZeroPadding2D(Layer):
+    """Adds rows and columns of zeros: (N, H, W, C) → (N, top + H + bottom, left + W + right, C).
+
+    padding: the number of pixels on all sides, or (vertical, horizontal), or ((top, bottom), (left, right)).
+    """
+
+    def __init__(self, padding: Size | Sequence[Size] = 1, *, name: str | None = None) -> None:
+        super().__init__(name=name)
+        given = padding if isinstance(padding, tuple | list) and len(padding) == 2 else (padding, padding)
+        vertical, horizontal = (pair(one_or_pair(integer, self, "padding", side, at_least=0)) for side in given)
+        self.padding = vertical, horizontal
+
+    def build(self, input_shape: Shape) -> Shape:
+        (height, width), channels = image_and_channels(self, input_shape)
+        (top, bottom), (left, right) = self.padding
+        return (top + height + bottom, left + width + right, channels)
+
+    def forward(self, x: Array) -> Array:
+        """(N, H, W, C) → (N, top + H + bottom, left + W + right, C)."""
+        y = self.work.buffer("y", (len(x), *self.output_shape))
+        y.fill(0.0)
+        self._inside(y)[...] = x
+        return y
+
+    def backward(self, grad_y: Array) -> Array | None:
+        """The transpose of forward: ∂L/∂x is ∂L/∂y without the padding."""
+        if not self.wants_input_grad:
+            return None
+        grad_x = self.work.buffer("grad_x", (len(grad_y), *self.input_shape))
+        grad_x[...] = self._inside(grad_y)
+        return grad_x
+
+    def _inside(self, y: Array) -> Array:
+        """The part of y that is not padding, a view."""
+        (height, width, _), ((top, _), (left, _)) = self.input_shape, self.padding
+        return y[:, top : top + height, left : left + width]
 
 
 class Upsample2D(Layer):

@@ -5,6 +5,7 @@ before a layer that needs the other order, so there is none inside a chain of im
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -116,6 +117,11 @@ class _Graph:
         """Add the values of a parameter or buffer as a constant of its name."""
         return self.add_constant(weight.value, name=weight.name)
 
+    def add_per_feature(self, weight: Parameter, x: _Tensor) -> str:
+        """Add a parameter (features,) in a shape that is broadcast along the features of x."""
+        axes = len(x.shape) - 1 if x.channels_first else 0
+        return self.add_constant(weight.value.reshape(-1, *[1] * axes), name=weight.name)
+
     def transposed(self, x: _Tensor, channels_first: bool) -> _Tensor:
         """x with channels first or last, by a Transpose node if necessary."""
         if x.channels_first == channels_first:
@@ -186,9 +192,23 @@ _CONVERTERS |= {
     layers.Softplus: lambda graph, layer, x: graph.add_node("Softplus", x),
     layers.LeakyReLU: lambda graph, layer, x: graph.add_node("LeakyRelu", x, alpha=float(layer.negative_slope)),
     layers.ELU: lambda graph, layer, x: graph.add_node("Elu", x, alpha=float(layer.alpha)),
+    layers.HardSigmoid: lambda graph, layer, x: graph.add_node("HardSigmoid", x, alpha=1 / 6, beta=0.5),
+    layers.HardSwish: lambda graph, layer, x: graph.add_node("HardSwish", x),
+    layers.Mish: lambda graph, layer, x: graph.add_node("Mish", x),
     layers.GELU: lambda graph, layer, x: graph.add_node("Gelu", x, approximate=layer.approximate),
     layers.SiLU: lambda graph, layer, x: graph.add_node("Mul", x, graph.add_node("Sigmoid", x).name),
 }
+
+
+@_converts(layers.HardTanh)
+def _hard_tanh(graph: _Graph, layer: layers.HardTanh, x: _Tensor) -> _Tensor:
+    limits = ["" if math.isinf(limit) else graph.add_constant(limit) for limit in (layer.low, layer.high)]
+    return graph.add_node("Clip", x, *limits)
+
+
+@_converts(layers.PReLU)
+def _prelu(graph: _Graph, layer: layers.PReLU, x: _Tensor) -> _Tensor:
+    return graph.add_node("PRelu", x, graph.add_per_feature(layer.weight, x))
 
 
 @_converts(augment.RandomCrop)
@@ -241,7 +261,27 @@ def _layer_norm(graph: _Graph, layer: layers.LayerNorm, x: _Tensor) -> _Tensor:
     return graph.add_node("LayerNormalization", x, *_gamma_and_beta(graph, layer), axis=-1, epsilon=layer.epsilon)
 
 
-def _gamma_and_beta(graph: _Graph, layer: layers.BatchNorm | layers.LayerNorm) -> list[str]:
+@_converts(layers.InstanceNorm)
+def _instance_norm(graph: _Graph, layer: layers.InstanceNorm, x: _Tensor) -> _Tensor:
+    x = graph.transposed(x, channels_first=True)
+    return graph.add_node("InstanceNormalization", x, *_gamma_and_beta(graph, layer), epsilon=layer.epsilon)
+
+
+@_converts(layers.GroupNorm)
+def _group_norm(graph: _Graph, layer: layers.GroupNorm, x: _Tensor) -> _Tensor:
+    """InstanceNormalization of (N, groups, all numbers of a group): GroupNormalization is new in opset 21."""
+    x = graph.transposed(x, channels_first=len(x.shape) > 1)
+    groups, shape = layer.groups, file_shape(x.shape, x.channels_first)
+    rows = graph.add_node("Reshape", x, graph.add_constant([-1, groups, math.prod(shape) // groups], numpy.int64))
+    unit = graph.add_constant([1.0] * groups), graph.add_constant([0.0] * groups)
+    normalized = graph.add_node("InstanceNormalization", rows, *unit, epsilon=layer.epsilon)
+    y = graph.add_node("Reshape", normalized, graph.add_constant([-1, *shape], numpy.int64))
+    if layer.scale:
+        y = graph.add_node("Mul", y, graph.add_per_feature(layer.gamma, y))
+    return graph.add_node("Add", y, graph.add_per_feature(layer.beta, y)) if layer.center else y
+
+
+def _gamma_and_beta(graph: _Graph, layer: layers.BatchNorm | layers.InstanceNorm | layers.LayerNorm) -> list[str]:
     given, size = ((getattr(layer, "gamma", None), 1.0), (getattr(layer, "beta", None), 0.0)), layer.output_shape[-1]
     return [graph.add_weight(p) if p is not None else graph.add_constant([value] * size) for p, value in given]
 
@@ -326,10 +366,18 @@ def _pool(graph: _Graph, layer: layers.MaxPool2D | layers.AvgPool2D, x: _Tensor)
     return graph.add_node(kind, graph.transposed(x, channels_first=True), **attributes)
 
 
-@_converts(layers.GlobalAveragePool2D)
-def _global_average(graph: _Graph, layer: layers.GlobalAveragePool2D, x: _Tensor) -> _Tensor:
-    pooled = graph.add_node("GlobalAveragePool", graph.transposed(x, channels_first=True))
+@_converts(layers.GlobalAveragePool2D, layers.GlobalMaxPool2D)
+def _global_pool(graph: _Graph, layer: layers.Layer, x: _Tensor) -> _Tensor:
+    operator = "GlobalMaxPool" if isinstance(layer, layers.GlobalMaxPool2D) else "GlobalAveragePool"
+    pooled = graph.add_node(operator, graph.transposed(x, channels_first=True))
     return graph.add_node("Flatten", pooled)._replace(channels_first=False)
+
+
+@_converts(layers.ZeroPadding2D)
+def _zero_padding(graph: _Graph, layer: layers.ZeroPadding2D, x: _Tensor) -> _Tensor:
+    (top, bottom), (left, right) = layer.padding
+    pads = graph.add_constant([0, 0, top, left, 0, 0, bottom, right], numpy.int64)
+    return graph.add_node("Pad", graph.transposed(x, channels_first=True), pads)
 
 
 @_converts(layers.Upsample2D)

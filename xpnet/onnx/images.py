@@ -19,7 +19,8 @@ from xpnet.onnx.tensors import BATCH, Constant, Tensor, copy_of
 def _conv(node: Node) -> Tensor:
     x, weight, bias = node.image(), node.constant(1, "weight"), node.optional(2, "bias")
     kernel, strides, dilation = _kernel(node, weight), _pair(node, "strides"), _pair(node, "dilations")
-    padding, groups = _padding(node, x.shape, kernel, strides, dilation), node.attribute("group")
+    x, padding = _padded(node, x, kernel, strides, dilation, zeros=True)
+    groups = node.attribute("group")
     layer = layers.Conv2D(
         len(weight), kernel, strides, padding, dilation=dilation, groups=groups, use_bias=bias is not None
     )
@@ -93,14 +94,22 @@ def _pair(node: Node, name: str) -> tuple[int, ...]:
     return numbers
 
 
-def _padding(node: Node, shape: Shape, kernel: Sequence[int], strides: Sequence[int], dilation: Sequence[int]) -> Any:
-    """The argument `padding` of a layer for a node: "valid", the pixels on both sides, or "same"."""
+def _padded(
+    node: Node, x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilation: Sequence[int], zeros: bool
+) -> tuple[Tensor, Any]:
+    """(x, the argument `padding` of a layer for a node): "valid", the pixels on both sides, or "same".
+
+    zeros: whether the padding are zeros, so that they can be a layer of their own if the argument cannot express them.
+    """
+    shape = x.shape
     automatic, pads = node.attribute("auto_pad"), node.attribute("pads", [0, 0, 0, 0])
     reach = [dilation[a] * (kernel[a] - 1) + 1 for a in (0, 1)]
     same = [math.ceil(shape[a] / strides[a]) for a in (0, 1)]
     total = [max((same[a] - 1) * strides[a] + reach[a] - shape[a], 0) for a in (0, 1)]
     if automatic == "SAME_UPPER" or (automatic == "SAME_LOWER" and not any(n % 2 for n in total)):
-        return "same" if any(total) else "valid"
+        return x, "same" if any(total) else "valid"
+    if automatic == "SAME_LOWER" and zeros:
+        automatic, pads = "NOTSET", [*(n - n // 2 for n in total), *(n // 2 for n in total)]
     if automatic not in ("NOTSET", "VALID", ""):
         raise node.error(f"with auto_pad {automatic} and padding {total} is not supported")
     pads = [0, 0, 0, 0] if automatic == "VALID" else pads
@@ -112,9 +121,11 @@ def _padding(node: Node, shape: Shape, kernel: Sequence[int], strides: Sequence[
         grid = [_ceil_windows(node, shape[a], pads[a], travel[a], strides[a]) for a in (0, 1)]
     before = (pads[0], pads[1])
     if all((shape[a] + 2 * before[a] - reach[a]) // strides[a] + 1 == grid[a] for a in (0, 1)):
-        return before if any(before) else "valid"
+        return x, before if any(before) else "valid"
     if same == grid and all(total[a] // 2 == before[a] for a in (0, 1)):
-        return "same"
+        return x, "same"
+    if zeros and all(grid[a] == travel[a] // strides[a] + 1 for a in (0, 1)):
+        return x.add(layers.ZeroPadding2D(((pads[0], pads[2]), (pads[1], pads[3])))), "valid"
     raise node.error(f'has pads {pads}, which are neither the same on both sides nor those of "same"')
 
 
@@ -134,20 +145,39 @@ def _pool(node: Node) -> Tensor:
     node.ignore("storage_order")  # of the second output
     if len(size) != 2 or any(n != 1 for n in node.attribute("dilations", (1, 1))):
         raise node.error(f"with kernel_shape {list(size)} is supported only for images, and without dilations")
-    padding = _padding(node, x.shape, size, strides, (1, 1))
+    counted = bool(node.attribute("count_include_pad", 0))
+    x, padding = _padded(node, x, size, strides, (1, 1), zeros=counted)
     if node.operator == "MaxPool":
         return x.add(layers.MaxPool2D(size, strides, padding))
-    counted = bool(node.attribute("count_include_pad"))
     return x.add(layers.AvgPool2D(size, strides, padding, count_include_pad=counted))
 
 
 @converts("GlobalAveragePool", "GlobalMaxPool")
 def _global_pool(node: Node) -> Tensor:
-    x = node.image()
-    if node.operator == "GlobalMaxPool":
-        return x.add(layers.MaxPool2D(x.shape[:2]))
-    y = x.add(layers.GlobalAveragePool2D(), channels_first=False)
+    pool = layers.GlobalMaxPool2D() if node.operator == "GlobalMaxPool" else layers.GlobalAveragePool2D()
+    y = node.image().add(pool, channels_first=False)
     return y.add(layers.Reshape((1, 1, *y.shape)), channels_first=True)
+
+
+@converts("Pad", since=2)
+def _pad(node: Node) -> Tensor:
+    x, mode, pads = node.image(), node.attribute("mode"), node.list_of("pads", 1) or []
+    if node.version < 11:
+        value = node.attribute("value")
+    else:
+        value = 0 if (constant := node.optional(2, "value")) is None else float(constant.reshape(()))
+    given = node.optional(3, "list of axes") if node.version >= 18 else None
+    axes = [node.axis(int(axis), 4) for axis in (range(4) if given is None else given)]
+    if mode != "constant" or value != 0:
+        raise node.error(f"in mode {mode!r} with the value {value} is not supported, only with zeros")
+    if len(pads) != 2 * len(axes) or len(set(axes)) < len(axes):
+        raise node.error(f"has pads {pads} for the axes {axes}")
+    sides = [(0, 0)] * 4
+    for i, axis in enumerate(axes):
+        sides[axis] = pads[i], pads[i + len(axes)]
+    if any(any(side) for side in sides[:2]) or min(pads, default=0) < 0:
+        raise node.error(f"with pads {pads} is not supported, only around the height and width of images")
+    return x.add(layers.ZeroPadding2D((sides[2], sides[3]))) if any(pads) else x
 
 
 # Resizing -------------------------------------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ _ACTIVATIONS: dict[str, Callable[[Node], Layer]] = {
     "LeakyRelu": lambda node: layers.LeakyReLU(node.attribute("alpha")),
     "Elu": lambda node: layers.ELU(node.attribute("alpha")),
     "Gelu": lambda node: layers.GELU(node.attribute("approximate")),
+    "HardSwish": lambda node: layers.HardSwish(),
+    "Mish": lambda node: layers.Mish(),
     "Neg": lambda node: layers.Rescale(-1.0),
 }
 
@@ -50,25 +52,73 @@ def _swish(node: Node) -> Tensor:
     return node.tensor().add(layers.SiLU())
 
 
+@converts("HardSigmoid")
+def _hard_sigmoid(node: Node) -> Tensor:
+    slope, offset = node.attribute("alpha"), node.attribute("beta")
+    if math.isclose(slope, 1 / 6, rel_tol=1e-6) and offset == 0.5:
+        return node.tensor().add(layers.HardSigmoid())
+    return node.tensor().add(layers.Rescale(slope, offset)).add(layers.HardTanh(0.0, 1.0))
+
+
+@converts("Selu")
+def _selu(node: Node) -> Tensor:
+    return node.tensor().add(layers.ELU(node.attribute("alpha"))).add(layers.Rescale(node.attribute("gamma")))
+
+
+@converts("Celu")
+def _celu(node: Node) -> Tensor:
+    """alpha · ELU(x / alpha)."""
+    if (alpha := node.attribute("alpha")) <= 0:
+        raise node.error(f"with alpha={alpha} is not supported, only above 0")
+    return node.tensor().add(layers.Rescale(1 / alpha)).add(layers.ELU()).add(layers.Rescale(alpha))
+
+
 @converts("Clip")
 def _clip(node: Node) -> Tensor:
     if node.version < 11:
         low, high = node.attribute("min"), node.attribute("max")
     else:
         low, high = (None if (a := node.optional(i, "limit")) is None else float(a.reshape(())) for i in (1, 2))
-    largest = float(numpy.finfo(node.tensor().dtype).max)
-    if high is not None and high < largest:
-        raise node.error(f"to at most {high} is not supported")
-    if low is None or low <= -largest:
-        return node.tensor()
-    if low != 0:
-        raise node.error(f"to at least {low} is not supported, only to at least 0")
-    return node.tensor().add(layers.ReLU())
+    return _clipped(node, node.tensor(), -math.inf if low is None else low, math.inf if high is None else high)
+
+
+@converts("Max", "Min", since=8)
+def _maximum(node: Node) -> Tensor:
+    """The maximum or minimum of x and numbers."""
+    values = [node.value(i) for i in range(len(node.values))]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if len(tensors) > 1:
+        raise node.error(_NOT_RESIDUAL)
+    (x,) = tensors
+    limits = [_number(node, x, i, "limit") for i, value in enumerate(values) if value is not x]
+    if node.operator == "Max":
+        return _clipped(node, x, max(limits, default=-math.inf), math.inf)
+    return _clipped(node, x, -math.inf, min(limits, default=math.inf))
+
+
+def _clipped(node: Node, x: Tensor, low: float, high: float) -> Tensor:
+    """min(max(x, low), high)."""
+    largest = float(numpy.finfo(_of_floats(node, x).dtype).max)
+    low, high = (-math.inf if low <= -largest else low), (math.inf if high >= largest else high)
+    if low >= high:
+        raise node.error(f"with the limits {low} and {high} is not supported: the first must be below the second")
+    if (low, high) == (-math.inf, math.inf):
+        return x
+    named: dict[tuple[float, float], type[Layer]] = {(0.0, math.inf): layers.ReLU, (0.0, 6.0): layers.ReLU6}
+    return x.add(named[low, high]() if (low, high) in named else layers.HardTanh(low, high))
 
 
 @converts("PRelu", since=7)
 def _prelu(node: Node) -> Tensor:
-    return node.tensor().add(layers.LeakyReLU(_number(node, "slope")))
+    x, slope = node.tensor(), node.constant(1, "slope")
+    if slope.size == 1 and slope.ndim <= len(x.shape) + 1:
+        return x.add(layers.LeakyReLU(float(slope.reshape(()))))
+    slope = _like_samples(node, x, slope)
+    if slope.size == slope.shape[-1] == x.shape[-1]:
+        return x.add(layers.PReLU(), weight=slope.reshape(-1))
+    slopes = numpy.broadcast_to(slope, x.shape).reshape(-1)
+    flat = x.add(layers.Flatten(), channels_first=False)
+    return flat.add(layers.PReLU(), weight=slopes).add(layers.Reshape(x.shape), channels_first=x.channels_first)
 
 
 @converts("Identity")
@@ -86,7 +136,7 @@ def _dropout(node: Node) -> Tensor:
 
 
 @converts("Cast", "CastLike")
-def _cast(node: Node) -> Tensor:
+def _cast(node: Node) -> Value:
     if node.operator == "Cast":
         dtype = schemas.float_or_integer(node.attribute("to"))
     else:
@@ -94,18 +144,21 @@ def _cast(node: Node) -> Tensor:
     if dtype is None:
         raise node.error("to this type is not supported")
     node.ignore("saturate", "round_mode")  # both apply only to 8-bit floats
+    if isinstance(x := node.value(0), numpy.ndarray):
+        return x.astype(dtype)
     return node.tensor().with_cast(dtype)
 
 
 @converts("GreaterOrEqual")
 def _step(node: Node) -> Tensor:
-    return node.tensor().add(layers.Step(_number(node, "threshold"))).as_comparison()
+    x = node.tensor()
+    return x.add(layers.Step(_number(node, x, 1, "threshold"))).as_comparison()
 
 
-def _number(node: Node, name: str) -> float:
-    """The second input, which must be a single constant."""
-    number = node.constant(1, name)
-    if number.size != 1 or number.ndim > len(node.tensor().shape) + 1:
+def _number(node: Node, x: Tensor, index: int, name: str) -> float:
+    """An input that must be a single constant, which adds no axis to x."""
+    number = node.constant(index, name)
+    if number.size != 1 or number.ndim > len(x.shape) + 1:
         raise node.error(f"with a {name} of shape {number.shape} is not supported, only with one number")
     return float(number.reshape(()))
 
@@ -185,21 +238,13 @@ def _sum(node: Node, a: Tensor, b: Tensor) -> Tensor:
 
 def _with_constant(node: Node, x: Tensor, c: Constant, constant_first: bool = False) -> Tensor:
     """scale · x + offset, with a constant as the scale or offset."""
-    x = _of_floats(node, x)
-    axes = len(x.shape) + 1
-    if c.ndim > axes or (c.ndim == axes and c.shape[0] != 1):
-        raise node.error(f"has an operand of shape {c.shape}, which changes the batch axis of samples {x.file_shape}")
-    c = c[0] if c.ndim == axes else c.reshape((1,) * (axes - 1 - c.ndim) + c.shape)
-    if numpy.broadcast_shapes(c.shape, x.file_shape) != x.file_shape:
-        raise node.error(f"broadcasts samples of shape {x.file_shape} to those of an operand of shape {c.shape}")
+    c = _like_samples(node, _of_floats(node, x), c)
     if node.operator == "Div" and constant_first:
         raise node.error("of a constant by a tensor is not supported")
     with numpy.errstate(all="ignore"):
         number = 1 / c if node.operator == "Div" else -c if node.operator == "Sub" and not constant_first else c
     if not numpy.isfinite(number).all():
         raise node.error("with a constant operand that is 0 as a divisor, infinite or NaN is not supported")
-    if x.channels_first:
-        number = number.transpose(*range(1, number.ndim), 0)
     is_offset = node.operator in ("Add", "Sub")
     sign = -1.0 if node.operator == "Sub" and constant_first else 1.0
     if sign == 1 and (merged := _merged(x, number, is_offset)):
@@ -210,18 +255,29 @@ def _with_constant(node: Node, x: Tensor, c: Constant, constant_first: bool = Fa
     return _per_feature(x, number, is_offset, sign)
 
 
+def _like_samples(node: Node, x: Tensor, c: Constant) -> Constant:
+    """A constant that is broadcast to x, with the axes of a sample in xpnet."""
+    axes = len(x.shape) + 1
+    if c.ndim > axes or (c.ndim == axes and c.shape[0] != 1):
+        raise node.error(f"has an operand of shape {c.shape}, which changes the batch axis of samples {x.file_shape}")
+    c = c[0] if c.ndim == axes else c.reshape((1,) * (axes - 1 - c.ndim) + c.shape)
+    if numpy.broadcast_shapes(c.shape, x.file_shape) != x.file_shape:
+        raise node.error(f"broadcasts samples of shape {x.file_shape} to those of an operand of shape {c.shape}")
+    return c.transpose(*range(1, c.ndim), 0) if x.channels_first else c
+
+
 def _merged(x: Tensor, number: Constant, is_offset: bool) -> Tensor | None:
     """x with the constant as the bias, beta or gamma of its last layer, if that layer lacks it."""
     loaded = x.last
-    if loaded is None or number.shape[-1] != x.shape[-1] or number.size != x.shape[-1]:
+    if loaded is None or not x.shape or number.shape[-1] != x.shape[-1] or number.size != x.shape[-1]:
         return None
     layer, vector, config = loaded.layer, number.reshape(-1), loaded.layer.get_config()
     weighted = layers.Dense, layers.Conv2D, layers.DepthwiseConv2D, layers.Conv2DTranspose
     if is_offset and isinstance(layer, weighted) and not layer.use_bias:
         return x.replace_last(type(layer).from_config(config | {"use_bias": True}), **loaded.weights, bias=vector)
-    if isinstance(layer, layers.LayerNorm) and not layer.center and (is_offset or not layer.scale):
+    if isinstance(layer, layers.LayerNorm | layers.GroupNorm) and not layer.center and (is_offset or not layer.scale):
         name, option = ("beta", "center") if is_offset else ("gamma", "scale")
-        return x.replace_last(layers.LayerNorm.from_config(config | {option: True}), **loaded.weights, **{name: vector})
+        return x.replace_last(type(layer).from_config(config | {option: True}), **loaded.weights, **{name: vector})
     return None
 
 
@@ -296,7 +352,21 @@ def _layer_norm(node: Node) -> Tensor:
     return _over_trailing_axes(x, axis, layer, gamma=gamma, beta=beta)
 
 
-@converts("ReduceMean", "ReduceMax", "ReduceSum")
+@converts("InstanceNormalization")
+def _instance_norm(node: Node) -> Tensor:
+    gamma, beta = node.constant(1, "scale"), node.constant(2, "bias")
+    layer = layers.InstanceNorm(epsilon=node.attribute("epsilon"))
+    return node.tensor().with_features_last().add(layer, gamma=gamma, beta=beta)
+
+
+@converts("GroupNormalization", since=21)  # before, scale and bias are those of the groups
+def _group_norm(node: Node) -> Tensor:
+    gamma, beta = node.constant(1, "scale"), node.constant(2, "bias")
+    layer = layers.GroupNorm(node.attribute("num_groups"), epsilon=node.attribute("epsilon"))
+    return node.tensor().with_features_last().add(layer, gamma=gamma, beta=beta)
+
+
+@converts("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum")
 def _reduce(node: Node) -> Tensor:
     x, given = node.tensor(), node.list_of("axes", 1)
     if not given and node.attribute("noop_with_empty_axes"):
@@ -311,7 +381,13 @@ def _reduce(node: Node) -> Tensor:
         image = x.in_file_order().add(layers.Permute((*reduced, *kept)))
         image = image.add(layers.Reshape((math.prod(shape[i] for i in reduced), 1, math.prod(shape[i] for i in kept))))
     if node.operator == "ReduceMax":
-        y = image.add(layers.MaxPool2D(image.shape[:2]))
+        y = image.add(layers.GlobalMaxPool2D(), channels_first=False)
+    elif node.operator == "ReduceMin":
+        y = (
+            image.add(layers.Rescale(-1.0))
+            .add(layers.GlobalMaxPool2D(), channels_first=False)
+            .add(layers.Rescale(-1.0))
+        )
     else:
         y = image.add(layers.GlobalAveragePool2D(), channels_first=False)
         if node.operator == "ReduceSum":
@@ -444,7 +520,7 @@ def _reshape(node: Node) -> Tensor:
         kept = batch[0] == -1 and math.prod(sizes) == features
     if not kept:
         raise node.error(f"of samples of shape {x.file_shape} to {target} changes the batch axis")
-    return _reshaped(node, x, sizes)
+    return patterns.group_norm(node, sizes) or _reshaped(node, x, sizes)
 
 
 @converts("Squeeze")

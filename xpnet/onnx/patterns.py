@@ -1,10 +1,11 @@
 """Patterns of several ONNX nodes that are one layer of xpnet, as exporters write them in older opsets."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from xpnet import layers
+from xpnet.layers.base import Layer
 from xpnet.onnx.reader import Node
 from xpnet.onnx.tensors import Tensor
 
@@ -32,11 +33,10 @@ class _Input(NamedTuple):
 
 
 def product(node: Node) -> Tensor | None:
-    """SiLU, x · σ(x), or a multiple of GELU, x · Φ(x), if this multiplication completes one."""
+    """SiLU, Mish, HardSwish or GELU, if this multiplication of x by a function of x completes one, or a multiple."""
     for a, b in ((_Input(node, 0), _Input(node, 1)), (_Input(node, 1), _Input(node, 0))):
-        sigmoid = _source(b, "Sigmoid")
-        if sigmoid and a.tensor and a.equals(_Input(sigmoid, 0)):
-            return a.tensor.add(layers.SiLU())
+        if gated := _gated(a.tensor, b.tensor):
+            return gated
         for double_phi, outer in _factors(b):
             for x, approximate in _gelu(double_phi):
                 for same, factor in _factors(a):
@@ -44,6 +44,34 @@ def product(node: Node) -> Tensor | None:
                         gelu, rest = x.tensor.add(layers.GELU(approximate)), 2.0 * outer * factor
                         return gelu if rest == 1 else gelu.add(layers.Rescale(rest))
     return None
+
+
+def _gated(x: Tensor | None, y: Tensor | None) -> Tensor | None:
+    """x · y for y = σ(x), tanh(log(1 + e^x)), or min(max(x + 3, 0), 6), perhaps times a number."""
+    if x is None or y is None:
+        return None
+    match _layers_between(x, y):
+        case [layers.Sigmoid()]:
+            return x.add(layers.SiLU())
+        case [layers.Softplus(), layers.Tanh()]:
+            return x.add(layers.Mish())
+        case [layers.HardSigmoid()]:
+            return x.add(layers.HardSwish())
+        case [layers.Rescale(scale=1.0, offset=3.0), layers.ReLU6()]:
+            return x.add(layers.HardSwish()).add(layers.Rescale(6.0))
+        case [layers.Rescale(scale=1.0, offset=3.0), layers.ReLU6(), layers.Rescale(scale=scale, offset=0.0)]:
+            return x.add(layers.HardSwish()).add(layers.Rescale(6.0 * scale))
+    return None
+
+
+def _layers_between(x: Tensor, y: Tensor) -> list[Layer]:
+    """The layers that compute y from x, at most 3; an empty list if y is not computed so."""
+    found: list[Layer] = []
+    chain = y.chain
+    while chain is not x.chain and chain is not None and len(found) < 3 and not chain.last.branches:
+        found.insert(0, chain.last.layer)
+        chain = chain.before
+    return found if chain is x.chain and x.channels_first == y.channels_first else []
 
 
 def _gelu(double_phi: _Input) -> Iterator[tuple[_Input, str]]:
@@ -75,7 +103,10 @@ def _is_cube(value: _Input, x: _Input) -> bool:
 
 
 def logarithm(node: Node) -> Tensor | None:
-    """Softplus, log(1 + e^x), if this logarithm completes it."""
+    """Softplus, log(1 + e^x), or log σ(x) = -log(1 + e^-x), if this logarithm completes one."""
+    sigmoid = _source(_Input(node, 0), "Sigmoid")
+    if sigmoid and (x := _Input(sigmoid, 0).tensor):
+        return x.add(layers.Rescale(-1.0)).add(layers.Softplus()).add(layers.Rescale(-1.0))
     exp = _source(_other_term(_Input(node, 0), 1.0), "Exp")
     x = _Input(exp, 0).tensor if exp else None
     return x.add(layers.Softplus()) if x else None
@@ -112,6 +143,23 @@ def quotient(node: Node) -> Tensor | None:
     if is_square or (square.operator == "Mul" and _Input(square, 1).equals(centered)):
         return x.tensor.in_file_order().add(layers.LayerNorm(epsilon=epsilon, center=False, scale=False))
     return None
+
+
+def group_norm(node: Node, sizes: Sequence[int]) -> Tensor | None:
+    """GroupNorm without gamma and beta, if this Reshape to samples of these sizes completes it.
+
+    Exporters write it as an InstanceNormalization of (N, groups, the numbers of a group), between two Reshapes.
+    """
+    norm = _source(_Input(node, 0), "InstanceNormalization")
+    before = _source(_Input(norm, 0), "Reshape") if norm else None
+    rows, x = (_Input(norm, 0).tensor, _Input(before, 0).tensor) if norm and before else (None, None)
+    if norm is None or rows is None or x is None or x.file_shape != tuple(sizes):
+        return None
+    groups, gamma, beta = rows.file_shape[0], norm.constant(1, "scale"), norm.constant(2, "bias")
+    if x.file_shape[0] % groups or (gamma != 1).any() or beta.any():
+        return None
+    layer = layers.GroupNorm(groups, epsilon=norm.attribute("epsilon"), center=False, scale=False)
+    return x.with_features_last().add(layer)
 
 
 def _source(value: _Input | None, operator: str) -> Node | None:

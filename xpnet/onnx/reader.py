@@ -22,9 +22,11 @@ IMAGE_LAYOUT, CHANNELS_FIRST, CHANNELS_LAST = "xpnet.images", "channels first", 
 
 _NEWEST_OPSET = 28  # later versions may give operators another meaning
 _ELEMENTWISE = ("Relu", "Sigmoid", "Tanh", "Softplus", "LeakyRelu", "Elu", "Gelu", "Swish", "Cast", "Identity", "Mul",
-                "Add", "Sub", "Div", "Sum", "Neg", "Clip", "Dropout")  # fmt: skip
+                "Add", "Sub", "Div", "Sum", "Neg", "Clip", "Dropout", "HardSigmoid", "HardSwish", "Mish", "PRelu",
+                "Selu", "Celu", "Max", "Min")  # fmt: skip
 _ON_IMAGES = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool",
-              "BatchNormalization", "Resize", "Upsample")  # fmt: skip
+              "BatchNormalization", "InstanceNormalization", "GroupNormalization", "Pad", "Resize",
+              "Upsample")  # fmt: skip
 
 
 class UnsupportedError(ArgumentError):
@@ -122,8 +124,8 @@ class Reader:
         tensor = kind.tensor_type
         shape: list[Any] = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim]
         batch, sizes = shape[:1], shape[1:]
-        if not sizes:
-            raise self.error(f"the input must have an axis after the batch, and has the shape {shape}")
+        if not shape:
+            raise self.error("the input must have a batch axis, and is a single number")
         if not all(isinstance(n, int) and n > 0 for n in sizes) or batch[0] == 0:
             raise self.error(f"the shape of the input must be fixed except for the batch, not {shape}")
         dtype = schemas.float_or_integer(tensor.elem_type)

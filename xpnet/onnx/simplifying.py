@@ -7,8 +7,9 @@ from xpnet import layers
 from xpnet.layers.context import Shape
 from xpnet.onnx.tensors import LoadedLayer
 
-_ELEMENTWISE = (layers.Dropout, layers.ELU, layers.GELU, layers.Identity, layers.LeakyReLU, layers.ReLU, layers.Rescale,
-                layers.Sigmoid, layers.SiLU, layers.Softplus, layers.Step, layers.Tanh)  # fmt: skip
+_ELEMENTWISE = (layers.Dropout, layers.ELU, layers.GELU, layers.HardSigmoid, layers.HardSwish, layers.HardTanh,
+                layers.Identity, layers.LeakyReLU, layers.Mish, layers.ReLU, layers.Rescale, layers.Sigmoid,
+                layers.SiLU, layers.Softplus, layers.Step, layers.Tanh)  # fmt: skip
 
 
 def simplified(chain: Sequence[LoadedLayer], input_shape: Shape) -> list[LoadedLayer]:
