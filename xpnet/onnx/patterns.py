@@ -67,11 +67,11 @@ def _gated(x: Tensor | None, y: Tensor | None) -> Tensor | None:
 def _layers_between(x: Tensor, y: Tensor) -> list[Layer]:
     """The layers that compute y from x, at most 3; an empty list if y is not computed so."""
     found: list[Layer] = []
-    chain = y.chain
-    while chain is not x.chain and chain is not None and len(found) < 3 and not chain.last.branches:
-        found.insert(0, chain.last.layer)
-        chain = chain.before
-    return found if chain is x.chain and x.channels_first == y.channels_first else []
+    call = y.call
+    while call is not x.call and call.layer is not None and len(found) < 3 and len(call.inputs) == 1:
+        found.insert(0, call.layer)
+        (call,) = call.inputs
+    return found if call is x.call and x.channels_first == y.channels_first else []
 
 
 def _gelu(double_phi: _Input) -> Iterator[tuple[_Input, str]]:
@@ -116,12 +116,12 @@ def selection(node: Node) -> Tensor | None:
     """Softplus, if this Where is x where x > threshold, log(1 + e^x) elsewhere, and both are equal above it."""
     greater, x = _source(_Input(node, 0), "Greater"), _Input(node, 1)
     softplus = _Input(node, 2).tensor
-    if not (greater and x.tensor and softplus and softplus.last and _Input(greater, 0).equals(x)):
+    if not (greater and x.tensor and softplus and _Input(greater, 0).equals(x)):
         return None
-    threshold, follows = greater.scalar(1), softplus.chain and softplus.chain.before is x.tensor.chain
+    threshold, follows = greater.scalar(1), softplus.call.inputs == (x.tensor.call,)
     # log(1 + e^x) - x < e^-x, which is below half a unit in the last place of x.
     enough = 15.0 if x.tensor.dtype.name == "float32" else 33.5
-    if follows and isinstance(softplus.last.layer, layers.Softplus) and threshold is not None and threshold >= enough:
+    if follows and isinstance(softplus.call.layer, layers.Softplus) and threshold is not None and threshold >= enough:
         return softplus
     return None
 
