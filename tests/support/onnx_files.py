@@ -14,6 +14,7 @@ NAMED = "|".join(
     [
         r"operator \w+ .*\(node '.*'\)",
         "the graph must have",
+        "the (inputs|outputs) have",
         r"opset \d+",
         "the (shape|input|output|initializer)",
         "an (input|output) of",
@@ -22,7 +23,10 @@ NAMED = "|".join(
 
 
 def outcome(model, x, expected, path, rtol=1e-3, atol=1e-6):
-    """("equal", ""), ("refused", message), or ("wrong", what is wrong) for an ONNX model with one input."""
+    """("equal", ""), ("refused", message), or ("wrong", what is wrong) for an ONNX model.
+
+    x, expected: an array, or a list of arrays if there are several inputs or outputs.
+    """
     onnx.save(model, path)
     try:
         imported = xpnet.import_onnx(path, "cpu")
@@ -30,16 +34,33 @@ def outcome(model, x, expected, path, rtol=1e-3, atol=1e-6):
         return "refused", str(error)
     except Exception as error:  # any other error is a fault
         return "wrong", repr(error)
+    return compared(imported, x, expected, rtol, atol)
+
+
+def compared(imported, x, expected, rtol, atol):
+    """("equal", "") or ("wrong", what is wrong) for an imported model."""
+    x, expected = (list(a) if isinstance(a, list | tuple) else [a] for a in (x, expected))
+    shapes = imported.input_shape if len(x) > 1 else [imported.input_shape]
     try:
-        outputs = [imported.predict(image) for image in _in_order(x, imported.input_shape)]
+        candidates = itertools.product(*[_in_order(a, shape) for a, shape in zip(x, shapes, strict=True)])
+        outputs = [imported.predict(list(given) if len(given) > 1 else given[0]) for given in candidates]
     except Exception as error:
         return "wrong", f"predict: {error!r}"
     for got in outputs:
-        for y in (got, got.transpose(0, 3, 1, 2)) if got.ndim == 4 else (got,):
-            if y.shape == expected.shape and np.allclose(y, expected, rtol=rtol, atol=atol, equal_nan=True):
-                return ("equal", "") if y.dtype == expected.dtype else ("wrong", f"{y.dtype}, not {expected.dtype}")
-    shapes = [y.shape for y in outputs]
-    return "wrong", f"{shapes}, not {expected.shape}, or other values: {imported.input_shape}, {imported.layers}"
+        got = got if isinstance(got, list) else [got]
+        if len(got) == len(expected) and all(
+            _close(y, want, rtol, atol) for y, want in zip(got, expected, strict=True)
+        ):
+            types = [(y.dtype, want.dtype) for y, want in zip(got, expected, strict=True)]
+            return ("equal", "") if all(a == b for a, b in types) else ("wrong", f"(dtype, expected): {types}")
+    shapes = [y.shape for y in expected]
+    return "wrong", f"not {shapes}, or other values: {imported.input_shape}, {imported.output_shape}, {imported.layers}"
+
+
+def _close(y, want, rtol, atol):
+    """Whether an output is equal, in the order of axes of xpnet or, for images, with channels first."""
+    orders = [y, y.transpose(0, 3, 1, 2)] if y.ndim == 4 else [y]
+    return any(a.shape == want.shape and np.allclose(a, want, rtol=rtol, atol=atol, equal_nan=True) for a in orders)
 
 
 def _in_order(x, shape):
