@@ -96,16 +96,21 @@ def contents(test):
     return model, *values
 
 
-def variants(model, inputs):
-    """(model, x): the model if it has one input, and each model that has one float input, the others as constants."""
+def variants(model, inputs, outputs):
+    """(model, x, expected): the model itself; and each model that has one float input, the others as constants."""
     names = [value.name for value in model.graph.input]
-    arrays = [onnx.numpy_helper.to_array(a) if isinstance(a, onnx.TensorProto) else a for a in inputs]
-    if len(names) == 1:
-        yield model, arrays[0]
-        return
-    for name, x in itertools.islice(zip(names, arrays, strict=False), 4):
-        if isinstance(x, np.ndarray) and len(names) == len(inputs):
-            try:
-                yield with_constants(model, inputs, name), x
-            except (TypeError, ValueError, AttributeError, NotImplementedError):  # sequences and optional values
-                continue
+    inputs_, expected = ([_array(a) for a in values] for values in (inputs, outputs))
+    yield model, inputs_, expected
+    if len(names) > 1:
+        for name, x in itertools.islice(zip(names, inputs_, strict=False), 4):
+            if len(names) == len(inputs):
+                try:
+                    yield with_constants(model, inputs, name), x, expected[0]
+                except (TypeError, ValueError, AttributeError, NotImplementedError):  # sequences and optional values
+                    continue
+
+
+def _array(a):
+    """The array of a tensor; an arbitrary one for sequences and optional values, which are always refused."""
+    a = onnx.numpy_helper.to_array(a) if isinstance(a, onnx.TensorProto) else a
+    return a if isinstance(a, np.ndarray) else np.zeros(1)
