@@ -431,6 +431,37 @@ def test_a_file_restores_nested_and_shared_models(tmp_path):
     train(loaded)
 
 
+class Doubled(xpnet.Model):
+    """Twice the outputs of the graph."""
+
+    def forward(self, x, training=False):
+        return 2.0 * super().forward(x)
+
+    def backward(self, grad_output, input_grad=True):
+        return super().backward(2.0 * grad_output)
+
+
+def test_a_file_restores_a_nested_model_with_a_forward_of_its_own(tmp_path):
+    x = xpnet.Input(4)
+    model = xpnet.Model(x, layers.Tanh()(Doubled(x, layers.Dense(3)(x), backend="cpu")(x)))
+    train(model)
+    model.save(tmp_path / "m.safetensors")
+    loaded = xpnet.load(tmp_path / "m.safetensors", backend="cpu", custom_layers=[Doubled])
+    np.testing.assert_array_equal(loaded.predict(X), model.predict(X))
+    inner = model.layers[0]
+    np.testing.assert_allclose(np.tanh(inner.predict(X)), model.predict(X), rtol=1e-6)
+
+
+def test_a_very_deep_graph_is_copied_and_saved(tmp_path):
+    x = h = xpnet.Input(4)
+    for _ in range(300):
+        h = layers.Add()([h, layers.Dense(4)(h)])
+    model = xpnet.Model(x, h, backend="cpu")
+    model.save(tmp_path / "m.safetensors")
+    for other in (copy.deepcopy(model), pickled(model), xpnet.load(tmp_path / "m.safetensors", backend="cpu")):
+        np.testing.assert_array_equal(other.predict(X), model.predict(X))
+
+
 def test_activations_and_summary_name_every_call():
     encoder, _, _ = autoencoder()
     x = xpnet.Input(4, name="x")

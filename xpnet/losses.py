@@ -7,12 +7,12 @@ loss computes ℓ_i alone. Arrays are (N, ...) on the backend's device.
 import math
 import operator
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend, get_backend
 from xpnet.config import Configured, checked_samples, choice, missing_method, number, refuse_non_finite_targets, resolve
-from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, shape_text
+from xpnet.errors import ArgumentError, DataError, ShapeError, shape_text
 
 __all__ = ["BinaryCrossEntropy", "CosineSimilarity", "HalfSquaredError", "Huber", "KLDivergence", "Loss",
            "MeanAbsoluteError", "MeanSquaredError", "SoftmaxCrossEntropy", "TripletMargin", "get"]  # fmt: skip
@@ -55,6 +55,11 @@ class Loss(Configured):
     def weights_by_class(self, backend: Backend, class_weight: Any, targets: Array, classes: int) -> Array:
         """The weight of each sample's class, (N,), by default 1; for probabilities t, Σ_k t_k weight_k."""
         raise ArgumentError(f"class_weight needs a classification loss, not {type(self).__name__}.")
+
+    @property
+    def by_output(self) -> Sequence[tuple["Loss", float]]:
+        """The loss of each output of the model, and its factor in the total: here, of the only output."""
+        return [(self, 1.0)]
 
     def __call__(self, outputs: Any, targets: Any, sample_weight: Any = None) -> float:
         """The loss of these outputs as one number, computed on the host in float64."""
@@ -358,48 +363,6 @@ class SoftmaxCrossEntropy(_CrossEntropy):
         if targets.ndim == 1:
             targets = (targets[:, None] == backend.xp.arange(classes)).astype(outputs.dtype)
         return self._smoothed(targets, classes)
-
-
-class OutputLosses(Loss):
-    """The loss of a model with several outputs: Σ_k λ_k L_k, with a loss L_k of each output.
-
-    losses: {output: loss}, in the order of the outputs.  loss_weights: {output: λ}.
-
-    Outputs, targets and results are tuples, with one item for each output. The training step multiplies the gradients
-    by λ, as it does by the weights of samples.
-    """
-
-    def __init__(self, losses: Mapping[str, Loss], loss_weights: Mapping[str, float]) -> None:
-        self.losses, self.loss_weights = dict(losses), dict(loss_weights)
-
-    def samples(self, backend: Backend, outputs: Any, targets: Any) -> Any:
-        """The losses ℓ_i of the samples, (N,), for each output."""
-        return tuple(loss.samples(backend, y, t) for loss, y, t in self._with(outputs, targets))
-
-    def gradient(self, backend: Backend, outputs: Any, targets: Any) -> Any:
-        return tuple(loss.gradient(backend, y, t) for loss, y, t in self._with(outputs, targets))
-
-    def samples_and_gradient(self, backend: Backend, outputs: Any, targets: Any, out: Any = None) -> tuple[Any, Any]:
-        buffers = [None] * len(outputs) if out is None else out
-        pairs = [
-            loss.samples_and_gradient(backend, y, t, out=buffer)
-            for loss, y, t, buffer in self._with(outputs, targets, buffers)
-        ]
-        return tuple(samples for samples, _ in pairs), tuple(grad for _, grad in pairs)
-
-    def _with(self, *values: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-        """The loss of each output, with what belongs to it."""
-        return zip(self.losses.values(), *values, strict=True)
-
-    def __call__(self, outputs: Any, targets: Any, sample_weight: Any = None) -> float:
-        raise ArgumentTypeError("OutputLosses: call the loss of each output, loss.losses[name](outputs, targets).")
-
-
-def of_outputs(loss: Loss) -> list[tuple[Loss, float]]:
-    """The loss of each output of the model, and the factor λ of that loss in the sum of all."""
-    if isinstance(loss, OutputLosses):
-        return [(one, loss.loss_weights[name]) for name, one in loss.losses.items()]
-    return [(loss, 1.0)]
 
 
 class KLDivergence(SoftmaxCrossEntropy):

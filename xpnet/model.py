@@ -411,7 +411,8 @@ class _BaseModel(Container):
         BinaryCrossEntropy, of separate yes-or-no answers, the sigmoid of each. Without a training, as after
         `xpnet.load`, several outputs are taken for classes, and one for a yes-or-no answer.
 
-        A single output (N, 1) gives two columns (N, 2): the probabilities 1 - p of no and p of yes.
+        A single output (N, 1) gives two columns (N, 2): the probabilities 1 - p of no and p of yes. Of a model with
+        several outputs, the result is a list.
 
         Raises ArgumentError if the model was trained with a loss that is not for classes, such as "mse".
         """
@@ -688,6 +689,9 @@ class Sequential(_BaseModel, layers_.Sequential):
         """The symbolic output of the layer of this name or number."""
         return self._symbolic()[1 + self.layers.index(self._layer_here(name))]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_tensors": []}  # which refer to the layers of all models made from them
+
     def _symbolic(self) -> list[Tensor]:
         self._refuse_unless_complete("it has no symbolic tensors")
         if self._overrides:
@@ -776,23 +780,19 @@ class Model(_BaseModel, Graph):
         return model
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        names = dict(enumerate(self.input_names))
-        rows: list[tuple[str, ...]] = [
-            (names[i], "Input", shape_text(tensor.shape), "0", "") for i, tensor in enumerate(self.inputs)
-        ]
-        for layer, inputs, values, _ in self._sites:
-            for k, i in enumerate(as_tuple(values)):
-                names[i] = layer.path if k == 0 else f"{layer.path}, output {k + 1}"
-            again = "#" in layer.path.rpartition(".")[2]
-            parameters = "shared" if again and layer.parameters else f"{sum(p.size for p in layer.parameters):,}"
-            before = ", ".join(names[i] for i in as_tuple(inputs))
-            rows.append((layer.path, repr(layer), shape_text(layer.output_shape), parameters, before))
+        rows, counted = list[tuple[str, ...]](), set[Any]()
+        for name, layer, shape, inputs in self.connections():
+            parameters = [] if layer is None else layer.parameters
+            new = [p for p in parameters if p not in counted]
+            counted.update(new)
+            count = "shared" if parameters and not new else f"{sum(p.size for p in new):,}"
+            rows.append((name, repr(layer) if layer else "Input", shape_text(shape), count, ", ".join(inputs)))
         return ("name", "layer", "output shape", "parameters", "inputs"), rows
 
 
 @explain_arguments
-def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[type[Layer]] = ()) -> _BaseModel:
-    """Load the model that `Sequential.save` wrote, onto `backend`, whatever device it was saved from.
+def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[type[Layer]] = ()) -> Sequential | Model:
+    """Load the model that `save` wrote, a Sequential or a Model, onto `backend`, whatever device it was saved from.
 
     custom_layers: the classes of your own layers in it. Raises FileError if the file is missing, damaged or not a model
     file, and DeviceMemoryError if there is not enough memory for it. Code from the file is never run.
@@ -802,7 +802,7 @@ def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[typ
     with model_files.refusing_damage(path):
         architecture, state = model_files.read(path, custom_layers)
         frozen = architecture.pop("frozen")
-        model: _BaseModel
+        model: Sequential | Model
         if "calls" in architecture:
             model = Model.from_config(architecture, backend, state)
         else:
@@ -817,8 +817,8 @@ def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[typ
 
 @explain_arguments
 def check_gradients(
-    model: _BaseModel, x: Any, y: Any, loss: Any = "mse", samples: int = 40, step: float = 1e-5, inputs: bool = False,
-    *, loss_weights: Any = None
+    model: Sequential | Model, x: Any, y: Any, loss: Any = "mse", samples: int = 40, step: float = 1e-5,
+    inputs: bool = False, *, loss_weights: Any = None
 ) -> dict[str, float]:  # fmt: skip
     """Compare backward with finite differences, (L(w + h) - L(w - h)) / 2h. Returns {parameter name: relative error}.
 
@@ -845,7 +845,7 @@ def check_gradients(
 
 @explain_arguments
 def explain_step(
-    model: _BaseModel, batch_size: int = 32, *, loss: Any = None, optimizer: str | Optimizer | None = None,
+    model: Sequential | Model, batch_size: int = 32, *, loss: Any = None, optimizer: str | Optimizer | None = None,
     metrics: Any = None, times: bool = False,
 ) -> "StepExplanation":  # fmt: skip
     """Explain what a training step of a built model computes: the calls that it makes, and the memory that they need.

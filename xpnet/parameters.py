@@ -219,16 +219,13 @@ class ParameterStore:
         for parameter, slot in zip(new, slots, strict=True):
             parameter.slot = slot
         flat = numpy.zeros(end)
-        for parameter in new:
-            if state is None:
-                rng = numpy.random.default_rng([seed, _WEIGHT_STREAM, zlib.crc32(parameter.name.encode())])
-                flat[parameter.slot] = self._first_values(parameter, rng).ravel()
-            else:
-                flat[parameter.slot] = state[parameter.name].ravel()
-        if state is not None:
-            for buffer in self.buffers:
-                buffer.value[...] = self.backend.asarray(state[buffer.name])
+        for parameter in new if state is None else ():
+            rng = numpy.random.default_rng([seed, _WEIGHT_STREAM, zlib.crc32(parameter.name.encode())])
+            flat[parameter.slot] = self._first_values(parameter, rng).ravel()
         self._join(flat)
+        if state is not None:
+            for array in self.arrays():  # also those of a nested model that was built before
+                array.value[...] = self.backend.asarray(state[array.name])
 
     def _join(self, new_values: Any) -> None:
         """Make new vectors for the parameters of this model and of all that share some with it, directly or not."""

@@ -110,6 +110,37 @@ def test_custom_layers_may_have_several_inputs(backend, rng):
     model.fit(X, X, loss="mse", epochs=2, verbose=0)
 
 
+class Halves(layers.Layer):
+    """The two halves of the features, as a list."""
+
+    def build(self, input_shape):
+        return [(input_shape[0] // 2,), (input_shape[0] // 2,)]
+
+    def forward(self, x):
+        return [x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :]]
+
+    def backward(self, grad_y):
+        return self.xp.concatenate(grad_y, axis=1)
+
+
+def test_custom_layers_may_have_several_outputs(backend, rng):
+    x = xpnet.Input(4)
+    a, b = Halves()(layers.Dense(6)(x))
+    c, _ = Halves()(layers.Dense(4)(a))
+    model = xpnet.Model(x, layers.Concatenate()([a, b, c]), backend=backend)
+    errors = xpnet.check_gradients(model, X, rng.normal(size=(5, 8)), inputs=True)
+    assert max(errors.values()) < 1e-6
+    model.fit(X, np.ones((5, 8)), loss="mse", epochs=2, verbose=0)
+
+    class Third(Halves):
+        def forward(self, x):
+            return [*super().forward(x), x]
+
+    model = xpnet.Model(x, Third()(x), backend=backend)
+    with pytest.raises(ShapeError, match=r"layer 0 \(Third\): forward must return a list of 2 arrays, not 3"):
+        model.predict(X)
+
+
 @pytest.mark.parametrize(
     ("result", "text"),
     [

@@ -563,6 +563,47 @@ def test_descent_refuses_invalid_arguments():
         plots.descent(abs, [1, 2], low=3, high=3)
 
 
+# Graphs of models
+
+
+def branched():
+    x, other = xpnet.Input(4, name="x"), xpnet.Input((2, 2), name="image")
+    dense = layers.Dense(3)
+    h = layers.Concatenate()([dense(x), layers.Tanh(name="again")(dense(layers.Flatten()(other)))])
+    return xpnet.Model([x, other], [layers.Dense(2, name="digit")(h), h], backend="cpu")
+
+
+def test_a_graph_has_a_box_for_each_input_and_call_below_what_it_depends_on():
+    ax = plots.model_graph(branched())
+    boxes = {text.get_text().split(":")[0]: text for text in ax.texts if text.get_text()}
+    assert [*boxes] == ["x", "image", "0", "1", "0#2", "again", "3", "digit"]
+    assert boxes["3"].get_text() == "3: Concatenate\n(N, 6)"
+    heights = [boxes[name].get_position()[1] for name in ("image", "1", "0#2", "again", "3", "digit")]
+    assert heights == sorted(heights, reverse=True) and len(set(heights)) == 6
+    arrows = [text for text in ax.texts if not text.get_text()]
+    assert len(arrows) == 7
+    assert {(arrow.xyann, arrow.xy) for arrow in arrows} >= {
+        (boxes[name].get_position(), boxes["3"].get_position()) for name in ("0", "again")
+    }
+    assert len({text.get_position() for text in boxes.values()}) == len(boxes)
+    assert drawn(ax.figure)
+
+
+def test_a_graph_of_a_sequential_is_a_column():
+    ax = plots.model_graph(dense([[1, 0], [0, 1]], [[1], [1]], end=[layers.Sigmoid()]))
+    assert [text.get_position() for text in ax.texts if text.get_text()] == [(0, 0), (0, -1), (0, -2), (0, -3)]
+    with pytest.raises(StateError, match="not built"):
+        plots.model_graph(xpnet.Sequential([layers.Dense(1)]))
+
+
+def test_network_refuses_branches():
+    x = xpnet.Input(2)
+    with pytest.raises(ArgumentError, match="layers in a row, but this model has branches: see plots.model_graph"):
+        plots.network(xpnet.Model(x, layers.Add()([layers.Dense(2)(x), x]), backend="cpu"))
+    with pytest.raises(ArgumentError, match="layers in a row"):
+        plots.network(xpnet.Model(x, [layers.Dense(2)(x), layers.Dense(2)(x)], backend="cpu"))
+
+
 # All plots
 
 
@@ -577,6 +618,7 @@ def test_all_plots_draw_into_the_given_axes_or_figure():
         lambda ax: plots.cost_surface(model, x, y, "mse", BOTH, points=3, ax=ax),
         lambda ax: plots.activation(layers.Tanh(), ax=ax),
         lambda ax: plots.network(model, ax=ax),
+        lambda ax: plots.model_graph(model, ax=ax),
         lambda ax: plots.descent(abs, [1, 0], ax=ax),
     ):
         ax = next(cells)

@@ -1,5 +1,7 @@
 """Training, evaluation and prediction of models with several inputs and outputs."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from small_models import assert_same_state
@@ -182,6 +184,20 @@ def test_a_loop_by_hand_equals_train_on_batch(backend):
         other.apply_gradients(optimizer)
     for name, value in one.state_dict().items():
         np.testing.assert_allclose(value, other.state_dict()[name], rtol=1e-5, atol=1e-7)
+
+
+def test_predictions_of_several_threads_beside_a_training_are_exact():
+    model, other = two_headed(), two_headed()
+    want = other.predict(X)
+    with ThreadPoolExecutor(4) as pool:
+        training = pool.submit(fitted, model, epochs=20)
+        predicted = [pool.submit(other.predict, NAMED_X, 8) for _ in range(20)]
+        during = [pool.submit(model.predict, X) for _ in range(20)]
+    assert np.isfinite(training.result()["loss"]).all()
+    for result in predicted:
+        for a, b in zip(result.result(), want, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+    assert all(np.isfinite(a).all() for result in during for a in result.result())
 
 
 def test_probabilities_of_each_output():
@@ -487,6 +503,39 @@ def test_custom_losses_metrics_and_layers_of_several_inputs(backend):
     assert max(xpnet.check_gradients(model, x, y, ["softmax_cross_entropy", Distance()], inputs=True).values()) < 1e-6
 
 
+class Annealed(Distance):
+    """Distance times a factor, which a callback changes."""
+
+    def __init__(self):
+        self.factor = 0.0
+
+    def samples(self, backend, outputs, targets):
+        return self.factor * super().samples(backend, outputs, targets)
+
+    def gradient(self, backend, outputs, targets):
+        return self.factor * super().gradient(backend, outputs, targets)
+
+
+class Anneal(callbacks.Callback):
+    def __init__(self, loss):
+        self.loss = loss
+
+    def on_epoch_begin(self, model, epoch):
+        self.loss.factor = 0.25 * epoch
+
+
+def test_a_custom_loss_that_a_callback_changes_is_captured_anew(executors, monkeypatch):
+    results = []
+    for capture in ("1", "0"):
+        monkeypatch.setenv("XPNET_CAPTURE", capture)
+        model, loss = two_headed(), Annealed()
+        losses_ = [LOSSES["digit"], loss]
+        results.append((fitted(model, loss=losses_, epochs=4, callbacks=[Anneal(loss)]), model.state_dict()))
+    assert executors[0][0] > 0
+    assert results[0][0] == results[1][0] and results[0][0]["size_loss"][0] == 0 < results[0][0]["size_loss"][1]
+    assert_same_state(results[0][1], results[1][1])
+
+
 def test_custom_code_that_misbehaves_is_named_and_nothing_changes(backend):
     model = two_headed(backend)
     before = model.state_dict()
@@ -509,6 +558,8 @@ MISTAKES = {
     "x of other lengths": ({"x": [SCENE, META[:-1]]}, DataError,
                            r"x \(input 'scene'\) has 60 samples, but x \(input 'meta'\) has 59"),
     "x with NaN": ({"x": [SCENE, META * np.nan]}, DataError, r"x \(input 'meta'\) contains NaN"),
+    "x without y": ({"y": None}, ArgumentTypeError, "y is missing: give targets"),
+    "x by name without y": ({"x": NAMED_X, "y": None}, ArgumentTypeError, "y is missing: give targets"),
     "y as one array": ({"y": DIGIT}, ArgumentTypeError, "y: the model has 2 outputs"),
     "y without a name": ({"y": {"size": SIZE}}, ArgumentError, "y: there is nothing for the output 'digit'"),
     "y of another length": ({"y": [DIGIT[:5], SIZE]}, DataError, r"but y \(output 'digit'\) has 5 targets"),
@@ -518,7 +569,7 @@ MISTAKES = {
     "a missing loss": ({"loss": {"size": "mse"}}, ArgumentError, "loss: there is nothing for the output 'digit'"),
     "a negative factor": ({"loss_weights": [1, -1]}, ArgumentError, "loss_weights: size must be a finite number"),
     "a factor too many": ({"loss_weights": [1, 1, 1]}, ArgumentError, "loss_weights: the model has 2 outputs"),
-    "a factor for all": ({"loss_weights": 0.5}, ArgumentTypeError, "loss_weights: the model has 2 outp.*not a float"),
+    "a factor for all": ({"loss_weights": 0.5}, ArgumentTypeError, "loss_weights: the model has 2 outputs.*not 0.5."),
     "metrics of three outputs": ({"metrics": ["mse"] * 3}, ArgumentError, "metrics: the model has 2 outputs"),
     "a metric of an unknown output": ({"metrics": {"digits": "accuracy"}}, ArgumentError, "Did you mean 'digit'"),
     "a metric for the wrong output": ({"metrics": [None, "accuracy"]}, DataError, "size_accuracy: each output is"),
@@ -526,7 +577,7 @@ MISTAKES = {
     "weights of another length": ({"sample_weight": [None, WEIGHTS[1][:3]]}, ShapeError,
                                   r"sample_weight \(output 'size'\) must have shape \(60,\)"),
     "weights of 0": ({"sample_weight": [None, 0 * WEIGHTS[1]]}, DataError, r"sample_weight \(output 'size'\) must not"),
-    "class weights for all": ({"class_weight": {0: 2.0}}, ArgumentTypeError, "class_weight: the model has 2 outputs"),
+    "class weights for all": ({"class_weight": {0: 2.0}}, ArgumentError, r"as in \{'digit': \{0: 2.0\}, …\}"),
     "class weights of numbers": ({"class_weight": {"size": {0: 2.0}}}, ArgumentError, "needs a classification loss"),
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ from xpnet.data.structure import Structure, in_order, items, label
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
 from xpnet.layers.containers import Container
 from xpnet.layers.structure import as_tuple, one_or_tuple, shapes_of
-from xpnet.losses import Loss, of_outputs
+from xpnet.losses import Loss
 
 
 def prepare(
@@ -39,40 +39,30 @@ def prepare(
     """
     backend, dtype, structure = model.backend, model.context.dtype, structure_of(model)
     x, x_dtype = prepare_inputs(model, x, names[0])
-    count, several = len(as_tuple(x)[0]), len(structure.outputs) > 1
+    count, outputs = len(as_tuple(x)[0]), structure.outputs
     of_x = label(names[0], "input", structure.inputs, 0), count
-    parts = [loss for loss, _ in of_outputs(loss)]
-    labels = [label(names[1], "output", structure.outputs, k) for k in range(len(parts))]
-    shapes = shapes_of(model.output_shape)
+    parts, shapes = [one for one, _ in loss.by_output], shapes_of(model.output_shape)
+    labels = [label(names[1], "output", outputs, k) for k in range(len(outputs))]
     given = items(structure.of_outputs(y, names[1]))
-    targets = tuple(_targets(model, *of_one, of_x) for of_one in zip(given, parts, shapes, labels, strict=True))
+    targets = [_targets(model, *of_one, of_x) for of_one in zip(given, parts, shapes, labels, strict=True)]
 
-    counts: Any = structure.of_weights(sample_weight)
+    counts = structure.of_weights(sample_weight)
     if isinstance(counts, tuple):
-        of_each = [
-            None
-            if w is None
-            else _sample_weights(
-                backend, w, count, dtype, whole, label("sample_weight", "output", structure.outputs, k)
-            )
-            for k, w in enumerate(counts)
-        ]
-        counts = _columns(backend, of_each, count, "float64")
-    elif counts is not None:
-        counts = _sample_weights(backend, counts, count, dtype, whole, "sample_weight")
+        labels = [label("sample_weight", "output", outputs, k) for k in range(len(outputs))]
+        each = [_sample_weights(backend, *of_one, count, dtype, whole) for of_one in zip(counts, labels, strict=True)]
+        counts = _columns(backend, each, count, "float64")
+    else:
+        counts = _sample_weights(backend, counts, "sample_weight", count, dtype, whole)
     weights = None if counts is None else backend.asarray(counts, dtype=dtype)
-    by_class = [
-        _class_weights(backend, *of_one, dtype)
-        for of_one in zip(as_tuple(class_weight) if several else [class_weight], parts, targets, shapes, strict=True)
-    ]
-    if any(w is not None for w in by_class):
-        of_classes: Any = _columns(backend, by_class, count, dtype) if several else by_class[0]
-        if weights is not None and weights.ndim < of_classes.ndim:
+    of_each = zip(class_weight if len(outputs) > 1 else [class_weight], parts, targets, shapes, strict=True)
+    by_class = _columns(backend, [_class_weights(backend, *of_one, dtype) for of_one in of_each], count, dtype)
+    if by_class is not None:
+        if weights is not None and weights.ndim < by_class.ndim:
             weights = weights[:, None]
-        weights = of_classes if weights is None else weights * of_classes
+        weights = by_class if weights is None else weights * by_class
         if whole and float(weights.max(axis=0).min()) == 0:
             raise DataError("with class_weight, no sample has a weight above 0.")
-    return Dataset(x, targets if several else targets[0], weights, counts, x_dtype)
+    return Dataset(x, one_or_tuple(targets), weights, counts, x_dtype)
 
 
 def structure_of(model: Container) -> Structure:
@@ -241,8 +231,10 @@ def _class_weights(
     return backend.asarray(loss.weights_by_class(backend, class_weight, y, output_shape[-1]), dtype=dtype)
 
 
-def _columns(backend: Backend, weights: Sequence[Array | None], count: int, dtype: DType) -> Array:
-    """(N, outputs) from weights (N,) of each output, or None for 1."""
+def _columns(backend: Backend, weights: Sequence[Array | None], count: int, dtype: DType) -> Array | None:
+    """(N, outputs) from weights (N,) of each output, or None for 1; those of a single output as they are."""
+    if len(weights) == 1 or not any(w is not None for w in weights):
+        return weights[0]
     ones = backend.xp.ones(count, dtype=dtype)
     return backend.xp.stack([ones if w is None else w for w in weights], axis=1)
 
@@ -271,8 +263,10 @@ def _balanced(
     return {int(k): float(counts.sum() / (len(present) * counts[k])) for k in present}
 
 
-def _sample_weights(backend: Backend, weights: Any, count: int, dtype: DType, whole: bool, name: str) -> Array:
+def _sample_weights(backend: Backend, weights: Any, name: str, count: int, dtype: DType, whole: bool) -> Array | None:
     """Weights (N,) in float64, in which metrics add them up. They must also be finite in `dtype`, that of the loss."""
+    if weights is None:
+        return None
     weights = as_numbers(backend, weights, name)
     if tuple(weights.shape) != (count,):
         raise ShapeError(f"{name} must have shape ({count},), one per sample, but has shape {tuple(weights.shape)}.")

@@ -128,12 +128,7 @@ def as_stream(structure: Structure, x: Any, y: Any, sample_weight: Any) -> tuple
         if y is not None or sample_weight is not None:
             raise ArgumentError("a Stream includes its targets and weights: give y and sample_weight to the Stream.")
         return x, None, None
-    if (
-        y is None
-        and not hasattr(x, "shape")
-        and not isinstance(x, Mapping)
-        and (callable(x) or isinstance(x, Iterable))
-    ):
+    if y is None and not structure.has_arrays(x) and (callable(x) or isinstance(x, Iterable)):
         return Stream(x, y, sample_weight), None, None
     x = structure.of_inputs(x)
     if any(isinstance(a, numpy.memmap) and a.nbytes > _MAX_LOADED_BYTES for a in items(x)):
@@ -434,16 +429,17 @@ def _samples(batch: Sequence[Any]) -> int:
 
 def _checked_batches(source: Iterable[Any], structure: Structure) -> Iterator[list[Any]]:
     """The batches as arrays. Raises DataError if the samples of one do not have the shape of those before it."""
-    shapes: list[tuple[int, ...]] = []
+    shapes: dict[tuple[str, int], tuple[int, ...]] = {}
     for number, batch in enumerate(source, 1):
         with _placed(f"batch {number}"):
             arrays = _as_batch(batch, structure)
-            named = [(name, a) for name, value in zip(("x", "y"), arrays, strict=False) for a in items(value)]
-            new = [a.shape[1:] for _, a in named]
-            for (name, _), now, before in zip(named, new, shapes, strict=False):
-                if now != before:
-                    raise DataError(f"a sample of {name} has shape {now}, but in the batches before, {before}.")
-        shapes = shapes or new
+            for name, value in zip(("x", "y", "weight"), arrays, strict=False):
+                for k, a in enumerate(items(value)):
+                    before = shapes.setdefault((name, k), a.shape[1:])
+                    if a.shape[1:] != before:
+                        raise DataError(
+                            f"a sample of {name} has shape {a.shape[1:]}, but in the batches before, {before}."
+                        )
         yield arrays
 
 

@@ -29,6 +29,11 @@ class Structure(NamedTuple):
         """x itself for one input, or its arrays as a tuple. Raises ArgumentError or ArgumentTypeError."""
         return in_order(name, x, self.inputs, "input")
 
+    def has_arrays(self, x: Any) -> bool:
+        """Whether x is the array of the input, or the arrays of several, rather than an iterable of batches."""
+        several = len(self.inputs) > 1 and isinstance(x, list | tuple)
+        return hasattr(x, "shape") or isinstance(x, Mapping) or (several and all(hasattr(a, "shape") for a in x))
+
     def of_outputs(self, y: Any, name: str = "y") -> Any:
         """y itself for one output, or its arrays as a tuple. Raises ArgumentError or ArgumentTypeError."""
         return in_order(name, y, self.outputs, "output")
@@ -40,7 +45,10 @@ class Structure(NamedTuple):
             return in_order(name, weights, self.outputs, "output", optional=True) if by_name else weights
         if weights is None or isinstance(weights, str):
             return (weights,) * len(self.outputs)
-        return in_order(name, None if isinstance(weights, Mapping) else weights, self.outputs, "output")
+        if isinstance(weights, Mapping):
+            first = f"{{{self.outputs[0]!r}: {dict(weights)!r}, …}}"
+            raise ArgumentError(f"{name}: the model has several outputs, so give it by output, as in {first}.")
+        return in_order(name, weights, self.outputs, "output")
 
     def of_weights(self, weights: Any, name: str = "sample_weight") -> Any:
         """Weights for all outputs, or a tuple of those for each. An output may have None."""
@@ -69,9 +77,10 @@ def in_order(argument: str, value: Any, names: Sequence[str], kind: str, optiona
     if not several:
         return list(value) if isinstance(value, tuple) else value
     if not isinstance(value, list | tuple):
+        given = f"an array of shape {tuple(value.shape)}" if hasattr(value, "shape") else f"{value!r:.80}"
         raise ArgumentTypeError(
             f"{argument}: the model has {len(names)} {kind}s, so give a list or a dict with {_for_each(names)}, not "
-            f"{_kind_of(value)}."
+            f"{given}."
         )
     if len(value) != len(names):
         raise ArgumentError(
@@ -88,9 +97,3 @@ def label(argument: str, kind: str, names: Sequence[str], k: int) -> str:
 
 def _for_each(names: Sequence[str]) -> str:
     return f"one item for each of {', '.join(map(repr, names))}"
-
-
-def _kind_of(value: Any) -> str:
-    shape = getattr(value, "shape", None)
-    kind = type(value).__name__
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}" + (f" of shape {tuple(shape)}" if shape is not None else "")

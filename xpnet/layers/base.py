@@ -16,13 +16,13 @@ from xpnet.errors import ArgumentError, DeviceMemoryError, ShapeError, StateErro
 from xpnet.layers import tensors
 from xpnet.layers.building import building, standalone
 from xpnet.layers.context import Context, Shape, Workspace
-from xpnet.layers.structure import as_tuple, first_of, mapped
+from xpnet.layers.structure import as_tuple, first_of, list_of_shapes, mapped
 from xpnet.layers.tensors import check_name
 from xpnet.parameters import Buffer, ModelArray, Parameter, ParameterStore
 
 #: Attributes for models and containers only. dir() does not list them.
 _INTERNAL = frozenset((
-    "backward_in_context", "backward_pass", "check_input", "drop_workspaces", "execution_context",
+    "backward_in_context", "backward_pass", "check_input", "connections", "drop_workspaces", "execution_context",
     "forward_in_context", "forward_pass", "gives_probabilities", "inner_layers", "last_layer", "noise_key", "place",
     "shape_for", "shared_copy", "splits_batch", "unplace",
 ))  # fmt: skip
@@ -49,7 +49,8 @@ class Layer(Configured):
     backward. `layer.context.training = True` switches to training.
 
     A layer with several inputs is called on a list of tensors. Its `build` takes a list of shapes, its `forward` a list
-    of arrays, and its `backward` returns a list of gradients, one for each input.
+    of arrays, and its `backward` returns a list of gradients, one for each input. A layer with several outputs returns
+    a list of shapes from `build` and a list of arrays from `forward`, and its `backward` takes a list of gradients.
 
     Every layer takes `name=`, which replaces its number in the names of its parameters: "digit.weight" instead of
     "2.weight". A subclass need not declare it. Assigning an array to an attribute that is a parameter or a buffer, as
@@ -219,10 +220,14 @@ class Layer(Configured):
 
     def check_output(self, x: Array, y: Any) -> None:
         """Raise ShapeError unless y, the outputs of x, has the dtype and the shape that `build` returned."""
-        x = first_of(x)
+        x, shapes = first_of(x), list_of_shapes(self.output_shape)
         dtype = x.dtype if self.accepts_integers is None and x.dtype.kind != "f" else self.context.dtype
-        if not isinstance(y, self.xp.ndarray) or y.shape != (len(x), *self.output_shape) or y.dtype != dtype:
-            raise self.wrong_output((len(x), *self.output_shape), dtype, y)
+        outputs = y if isinstance(y, list | tuple) and len(shapes) > 1 else [y]
+        if len(outputs) != len(shapes):
+            raise ShapeError(f"{self._label}: forward must return a list of {len(shapes)} arrays, not {len(outputs)}.")
+        for shape, output in zip(shapes, outputs, strict=True):
+            if not isinstance(output, self.xp.ndarray) or output.shape != (len(x), *shape) or output.dtype != dtype:
+                raise self.wrong_output((len(x), *shape), dtype, output)
 
     def wrong_output(self, shape: Shape, dtype: Any, y: Any) -> ShapeError:
         """Return the ShapeError to raise for outputs y that do not have this shape (N, ...) and dtype."""
@@ -352,8 +357,7 @@ class Layer(Configured):
 
     def _refuse_too_large(self, what: str, shapes: Shape | list[Shape]) -> None:
         """Raise DeviceMemoryError if not even one sample of these shapes fits into the device's memory."""
-        given = shapes if isinstance(shapes, list) else [shapes]
-        needed = sum(map(math.prod, given)) * self.context.dtype.itemsize
+        needed = sum(map(math.prod, list_of_shapes(shapes))) * self.context.dtype.itemsize
         if not self.backend.can_hold(needed):
             raise DeviceMemoryError(
                 f"{self._label}: one sample of its {what} {shape_text(shapes)} takes {needed / 2**30:,.1f} GiB, more "

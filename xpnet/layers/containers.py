@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Self, SupportsIndex, overload
+from typing import Any, NamedTuple, Self, SupportsIndex, overload
 
 from xpnet.backends import Array
 from xpnet.config import flag
@@ -13,11 +13,24 @@ from xpnet.layers.base import Layer
 from xpnet.layers.context import Context, Shape
 from xpnet.layers.executor import CallSite, Executor
 from xpnet.layers.pooling import MaxPool2D
-from xpnet.layers.structure import Arrays, as_tuple, first_of
+from xpnet.layers.structure import Arrays, as_tuple, first_of, list_of_shapes
 from xpnet.parameters import Parameter
 
 _NOTHING = nullcontext()
 _MIN_PARAMETERS_TO_COMPILE = 2**14  # parameters: training a smaller model takes less time than loading Numba
+
+
+class Connection(NamedTuple):
+    """An input of a model, or one output of a call of a layer.
+
+    name: of the input, or the path of the layer.  layer: None for an input.  shape: without the batch.  inputs: the
+    names of what the layer is called on.
+    """
+
+    name: str
+    layer: Layer | None
+    shape: Shape
+    inputs: tuple[str, ...]
 
 
 class Container(Layer):
@@ -57,6 +70,18 @@ class Container(Layer):
             layer.is_custom or (isinstance(layer, Container) and layer.has_custom_layers) for layer in self.inner_layers
         )
         return output_shape
+
+    def connections(self) -> list[Connection]:
+        """The inputs, and all outputs of the layers in order."""
+        shapes: Any = list_of_shapes(self.input_shape)
+        found = [Connection(name, None, shape, ()) for name, shape in zip(self.input_names, shapes, strict=True)]
+        names = dict(enumerate(self.input_names))
+        for layer, inputs, outputs, _ in self._sites:
+            before = tuple(names[i] for i in as_tuple(inputs))
+            for k, (i, shape) in enumerate(zip(as_tuple(outputs), list_of_shapes(layer.output_shape), strict=True)):
+                names[i] = layer.path if k == 0 else f"{layer.path}, output {k + 1}"
+                found.append(Connection(names[i], layer, shape, before))
+        return found
 
     @property
     def inner_layers(self) -> tuple[Layer, ...]:

@@ -67,15 +67,15 @@ class Executor:
         for layer, inputs, outputs, shape in self.sites:
             given = values[inputs] if isinstance(inputs, int) else [values[i] for i in inputs]
             y = layer.forward(given)
-            if not isinstance(outputs, int):
-                for i, value in zip(outputs, y, strict=True):
-                    values[i] = value
-                continue
-            if getattr(y, "shape", (0,))[1:] != shape:
+            if isinstance(outputs, int) and getattr(y, "shape", (0,))[1:] != shape:
                 raise layer.wrong_output((len(values[0]), *shape), self._container.context.dtype, y)
             if layer.is_custom:
                 layer.check_output(given, y)
-            values[outputs] = y
+            if isinstance(outputs, int):
+                values[outputs] = y
+            else:
+                for i, value in zip(outputs, y, strict=True):
+                    values[i] = value
         return values[self.outputs[0]] if len(self.outputs) == 1 else tuple(values[i] for i in self.outputs)
 
     def backward(self, grad_y: Any, input_grad: bool) -> Any:

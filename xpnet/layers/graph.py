@@ -8,7 +8,7 @@ from xpnet.errors import ArgumentError, ArgumentTypeError, shape_text
 from xpnet.layers.base import Layer
 from xpnet.layers.containers import Container
 from xpnet.layers.executor import CallSite
-from xpnet.layers.structure import as_tuple, one_or_tuple
+from xpnet.layers.structure import as_tuple, list_of_shapes, one_or_tuple
 from xpnet.layers.tensors import Input, Tensor, nodes_between
 
 
@@ -35,7 +35,7 @@ class Graph(Container):
 
     def build(self, input_shape: Any) -> Any:
         values = {tensor: i for i, tensor in enumerate(self.inputs)}
-        shapes = list(as_tuple(input_shape)) if isinstance(input_shape, list) else [input_shape]
+        shapes = list(list_of_shapes(input_shape))
         if len(shapes) != len(self.inputs):
             raise self.refuse(f"{len(self.inputs)} inputs", input_shape)
         keys, calls, sites = dict(zip(self.layers, self._keys(), strict=True)), dict[Layer, int](), list[CallSite]()

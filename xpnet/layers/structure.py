@@ -14,6 +14,11 @@ def as_tuple(values: Any) -> tuple[Any, ...]:
     return tuple(values) if isinstance(values, list | tuple) else (values,)
 
 
+def list_of_shapes(shape: Any) -> list[tuple[int, ...]]:
+    """[(3,), (4,)] itself; [(3,)] from the single shape (3,)."""
+    return shape if isinstance(shape, list) else [shape]
+
+
 def one_or_tuple(values: Sequence[Any]) -> Any:
     """The value itself if there is one, else a tuple of all."""
     return values[0] if len(values) == 1 else tuple(values)

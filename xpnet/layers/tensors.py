@@ -5,6 +5,7 @@ from typing import Any
 
 from xpnet.config import as_shape
 from xpnet.errors import ArgumentError, ArgumentTypeError, shape_text
+from xpnet.layers.structure import list_of_shapes
 
 
 class Tensor:
@@ -37,7 +38,7 @@ class Node:
     def __init__(self, layer: Any, inputs: tuple[Tensor, ...], takes_list: bool, output_shape: Any) -> None:
         self.layer, self.inputs, self.takes_list = layer, inputs, takes_list
         self.returns_list = isinstance(output_shape, list)
-        shapes = output_shape if self.returns_list else [output_shape]
+        shapes = list_of_shapes(output_shape)
         self.outputs = tuple(Tensor(shape, node=self, index=i) for i, shape in enumerate(shapes))
 
     @property

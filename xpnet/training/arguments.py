@@ -21,9 +21,10 @@ from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from xpnet.errors import ArgumentError, ArgumentTypeError
 from xpnet.layers.containers import Container
 from xpnet.layers.structure import as_tuple, shapes_of
-from xpnet.losses import Loss, OutputLosses, of_outputs
+from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
+from xpnet.training.output_losses import OutputLosses
 from xpnet.training.outputs import last_layers
 
 
@@ -123,7 +124,7 @@ def choose_loss_and_metrics(
     """
     names = model.output_names
     chosen = _loss_of_outputs(loss, loss_weights, names)
-    for (one, _), last, name in zip(of_outputs(chosen), last_layers(model), names, strict=True):
+    for (one, _), last, name in zip(chosen.by_output, last_layers(model), names, strict=True):
         if one.takes_logits and last is not None and last.gives_probabilities:
             what = f"its output {name!r} is" if len(names) > 1 else "the model's outputs are"
             warn(
@@ -188,7 +189,7 @@ def load_dataset(
     """The dataset of these arrays, checked; a stream is checked later. class_weight: None means that of the loss."""
     structure = structure_of(model)
     class_weight = class_weights(structure, loss, class_weight)
-    things = [*(one for one, _ in of_outputs(loss)), *measured]
+    things = [*(one for one, _ in loss.by_output), *measured]
     private = model.has_custom_layers or any(is_custom(type(thing)) for thing in things)
 
     def checked(x: Any, y: Any, sample_weight: Any, names: tuple[str, str], whole: bool = False) -> Dataset:
@@ -218,7 +219,7 @@ def load_dataset(
 
 def class_weights(structure: Structure, loss: Loss, given: Any) -> Any:
     """The weights of the classes, for one output, or a tuple for several. None means those of the loss."""
-    for one, _ in of_outputs(loss):
+    for one, _ in loss.by_output:
         if isinstance(one.class_weight, str):  # evaluate would count the classes of its own samples
             raise ArgumentError(
                 f"{type(one).__name__}: class_weight must be {{class: weight}} or a sequence of weights, not "

@@ -7,7 +7,7 @@ from typing import Any
 from xpnet.config import is_custom
 from xpnet.errors import CaptureError
 from xpnet.layers.containers import every_layer
-from xpnet.losses import OutputLosses
+from xpnet.training.output_losses import OutputLosses
 from xpnet.training.reached import IGNORED, Reached, holds_array, may_run, same_item
 from xpnet.training.step import TrainingStep
 

@@ -16,9 +16,10 @@ from xpnet.errors import ArgumentError, ArgumentTypeError, StateError
 from xpnet.layers.base import Layer, wrong_array
 from xpnet.layers.containers import Container, every_layer
 from xpnet.layers.structure import as_tuple
-from xpnet.losses import Loss, OutputLosses, of_outputs
+from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.parameters import Snapshot
+from xpnet.training.output_losses import OutputLosses
 from xpnet.training.state import TrainingState
 from xpnet.training.step import TrainingStep
 
@@ -31,7 +32,7 @@ def audited_step(step: TrainingStep) -> Iterator[None]:
     """A context for a training step. It checks custom code whose classes were not checked before."""
     model, state = step.model, step.state
     optimizer, metrics = state.optimizer, state.metrics
-    losses = [loss for loss, _ in of_outputs(step.loss)]
+    losses = [loss for loss, _ in step.loss.by_output]
     things = [*every_layer(model), *losses, optimizer, *metrics]
     kinds = tuple(type(thing) for thing in things if is_custom(type(thing)))
     if not kinds or kinds in state.audited:
@@ -106,6 +107,7 @@ class _AuditedLoss:
 
     def __init__(self, loss: Loss, checks: "Checks") -> None:
         self._loss, self._checks, self.reduction = loss, checks, loss.reduction
+        self.by_output = [(self, 1.0)]
 
     def samples_and_gradient(
         self, backend: Backend, outputs: Array, targets: Array, out: Array | None = None

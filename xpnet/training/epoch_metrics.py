@@ -13,8 +13,9 @@ from xpnet.distributed.process_group import ProcessGroup
 from xpnet.errors import ArgumentError, DataError, ShapeError
 from xpnet.layers.containers import Container
 from xpnet.layers.structure import as_tuple
-from xpnet.losses import Loss, OutputLosses, of_outputs
+from xpnet.losses import Loss
 from xpnet.metrics import Metric
+from xpnet.training.output_losses import OutputLosses
 
 _CAPACITY = 1024  # batches, if their number is not known
 
@@ -30,7 +31,7 @@ class EpochMetrics:
     def __init__(self, model: Container, loss: Loss, metrics: Sequence[Metric], batches: int | None = None) -> None:
         """`batches`: the number of batches to expect, if it is known."""
         self._model, self._loss, self._metrics = model, loss, metrics
-        self.columns_per_batch = len(of_outputs(loss))
+        self.columns_per_batch = len(loss.by_output)
         self.batch_sums = model.backend.zeros((3, (batches or _CAPACITY) * self.columns_per_batch), "float64")
         self._sizes: list[int] = []  # samples of each batch
         self._weighted: list[bool] = []  # whether they have weights
@@ -219,7 +220,7 @@ class EpochMetrics:
         reduced: whether a loss with reduction="sum" is Σ w ℓ.  whole: False leaves out metrics that collect rows, whose
         results take long.
         """
-        to_numpy, parts, loss, each = self._model.backend.to_numpy, of_outputs(self._loss), 0.0, []
+        to_numpy, parts, loss, each = self._model.backend.to_numpy, self._loss.by_output, 0.0, []
         batch_sums = self._on_host()
         for k, (part, factor) in enumerate(parts):
             losses, weights, _ = batch_sums[:, k :: len(parts)]
@@ -265,12 +266,10 @@ class EpochMetrics:
         """The sums of the batches so far, (3, columns)."""
         if self._host is None:
             batch_sums = numpy.array(self._model.backend.to_numpy(self.batch_sums[:, : self.column]))
-            sizes = numpy.repeat(self._sizes, self.columns_per_batch)
-            if True in self._weighted:
-                weighted = numpy.repeat(self._weighted, self.columns_per_batch)
-                batch_sums[1] = numpy.where(weighted, batch_sums[1], sizes)
-            else:
-                batch_sums[1] = sizes
+            sizes, weighted = self._sizes, self._weighted
+            if self.columns_per_batch > 1:
+                sizes, weighted = (numpy.repeat(a, self.columns_per_batch).tolist() for a in (sizes, weighted))
+            batch_sums[1] = numpy.where(weighted, batch_sums[1], sizes) if True in weighted else sizes
             self._host = batch_sums
         return self._host
 

@@ -17,7 +17,7 @@ from xpnet.layers.base import Layer
 from xpnet.layers.containers import Container
 from xpnet.layers.context import Shape, Workspace
 from xpnet.layers.structure import as_tuple, mapped, one_or_tuple, shapes_of
-from xpnet.losses import Loss, of_outputs
+from xpnet.losses import Loss
 from xpnet.training.arguments import choose_loss_and_metrics
 from xpnet.training.captured_step import reason_of
 from xpnet.training.epoch_metrics import EpochMetrics
@@ -144,7 +144,7 @@ def _zeros(model: Container, loss: Any, batch_size: int) -> StepData:
         return backend.zeros((batch_size, *shape), dtype)
 
     x = one_or_tuple(list(map(inputs, shapes_of(model.input_shape), as_tuple(model.accepts_integers))))
-    parts = [part for part, _ in of_outputs(loss)]
+    parts = [part for part, _ in loss.by_output]
     y = one_or_tuple(list(map(targets, parts, shapes_of(model.output_shape))))
     x_dtype = mapped(lambda a: a.dtype, x)
     rows = backend.asarray(range(batch_size), "int64")

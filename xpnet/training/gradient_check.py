@@ -11,7 +11,7 @@ from xpnet.data.dataset import Dataset, of_output
 from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
 from xpnet.layers.structure import as_tuple, mapped
-from xpnet.losses import Loss, of_outputs
+from xpnet.losses import Loss
 from xpnet.training.step import weighted_gradient
 
 
@@ -26,7 +26,7 @@ def relative_errors(
     def value() -> float:
         per_sample = loss.samples(model.backend, model.forward_pass(batch.x, training=True), batch.y)
         result = float(model.context.store.penalty() or 0.0)
-        for k, (losses, (one, factor)) in enumerate(zip(as_tuple(per_sample), of_outputs(loss), strict=True)):
+        for k, (losses, (one, factor)) in enumerate(zip(as_tuple(per_sample), loss.by_output, strict=True)):
             weighted = losses if weights is None else losses * of_output(weights, k)
             total = summed if getattr(summed, "ndim", 0) == 0 else summed[k]
             result += factor * float(weighted.sum()) / (1.0 if one.reduction == "sum" else float(total))

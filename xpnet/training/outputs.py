@@ -11,7 +11,7 @@ from xpnet.layers.containers import Container
 from xpnet.layers.context import Shape
 from xpnet.layers.graph import Graph
 from xpnet.layers.structure import shapes_of
-from xpnet.losses import Loss, of_outputs
+from xpnet.losses import Loss
 
 
 def probabilities(model: Container, loss: Loss | None) -> Callable[[Any], Any]:
@@ -20,7 +20,7 @@ def probabilities(model: Container, loss: Loss | None) -> Callable[[Any], Any]:
     loss: that of the last training, or None. Raises ArgumentError if it is not for classes. Several outputs are a list.
     """
     shapes, last = shapes_of(model.output_shape), last_layers(model)
-    losses = [None] * len(shapes) if loss is None else [one for one, _ in of_outputs(loss)]
+    losses = [None] * len(shapes) if loss is None else [one for one, _ in loss.by_output]
     if len(shapes) == 1:
         return _probabilities(model.backend, shapes[0], last[0], losses[0], "this model")
     names = [f"output {name!r} of this model" for name in model.output_names]

@@ -16,7 +16,7 @@ from xpnet.errors import ArgumentError
 from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
 from xpnet.layers.structure import as_tuple, mapped, one_or_tuple
-from xpnet.losses import Loss, of_outputs
+from xpnet.losses import Loss
 from xpnet.training.state import TrainingState
 
 #: Takes the loss ℓ of each sample, the batch, and the outputs of the model. Losses and outputs may be tuples.
@@ -89,7 +89,7 @@ class TrainingStep:
         return per_sample, outputs, batch
 
     def _like(self, name: str, arrays: Any) -> Any:
-        """Buffers in the shapes of the outputs, or for an array of another dtype, in its shape and dtype."""
+        """A buffer in the shape and dtype of an array, or one for each of several arrays."""
         if not isinstance(arrays, tuple):
             return self._work.buffer(name, arrays.shape, arrays.dtype)
         return tuple(self._work.buffer(f"{name} {k}", a.shape, a.dtype) for k, a in enumerate(arrays))
@@ -129,7 +129,7 @@ def weighted_gradient(loss: Loss, grad: Any, batch: Batch, total: Any) -> Any:
 
     λ: the factor of the loss of each output, if there are several, or 1.
     """
-    for k, (one, (part, factor)) in enumerate(zip(as_tuple(grad), of_outputs(loss), strict=True)):
+    for k, (one, (part, factor)) in enumerate(zip(as_tuple(grad), loss.by_output, strict=True)):
         if batch.weights is not None:
             weights = of_output(batch.weights, k)
             if part.reduction != "sum":
