@@ -104,7 +104,7 @@ _ELSEWHERE = {
     "BatchNorm": "batchnormalization batchnorm1d batchnorm2d batchnorm3d bn",
     "LayerNorm": "layernormalization ln",
     "GroupNorm": "groupnormalization gn",
-    "InstanceNorm": "instancenormalization instancenorm2d in",
+    "InstanceNorm": "instancenormalization instancenorm1d instancenorm2d",
     "GlobalMaxPool2D": "globalmaxpooling2d adaptivemaxpool2d",
     "ZeroPadding2D": "zeropad2d constantpad2d pad padding",
     "HardTanh": "clip clamp",

@@ -26,7 +26,8 @@ def seeds(count):
     return [*range(ALWAYS), *(pytest.param(seed, marks=pytest.mark.sweep) for seed in range(ALWAYS, count))]
 
 
-ACTIVATIONS = [layers.ReLU, layers.Tanh, layers.Sigmoid, layers.GELU, layers.SiLU, layers.ELU, layers.LeakyReLU]
+ACTIVATIONS = [layers.ReLU, layers.Tanh, layers.Sigmoid, layers.GELU, layers.SiLU, layers.ELU, layers.LeakyReLU,
+               layers.PReLU, layers.HardSwish, layers.Mish, layers.ReLU6]  # fmt: skip
 
 
 def hidden(choose):
@@ -41,14 +42,23 @@ def hidden(choose):
     filters = choose.choice([2, 5])
     stack = [
         layers.Conv2D(filters, choose.choice([2, 3]), padding=choose.choice(["same", "valid"])),
-        *choose.choice([[], [layers.BatchNorm()], [layers.LayerNorm()]]),
+        *choose.choice(
+            [[], [layers.BatchNorm()], [layers.LayerNorm()], [layers.GroupNorm(1)], [layers.InstanceNorm()]]
+        ),
         activation(),
-        choose.choice([layers.MaxPool2D(2), layers.AvgPool2D(2), layers.DepthwiseConv2D(3, padding="same")]),
+        choose.choice(
+            [
+                layers.MaxPool2D(2),
+                layers.AvgPool2D(2),
+                layers.DepthwiseConv2D(3, padding="same"),
+                layers.ZeroPadding2D(),
+            ]
+        ),
         *choose.choice([[], [layers.Residual(layers.Conv2D(filters, 3, padding="same"), activation())]]),
     ]
     if isinstance(stack[-1], layers.DepthwiseConv2D):
         stack.append(layers.Dropout(0.2))
-    return [*stack, choose.choice([layers.Flatten(), layers.GlobalAveragePool2D()])]
+    return [*stack, choose.choice([layers.Flatten(), layers.GlobalAveragePool2D(), layers.GlobalMaxPool2D()])]
 
 
 def optimizer(choose):

@@ -114,7 +114,7 @@ def _clipped(node: Node, x: Tensor, low: float, high: float) -> Tensor:
 def _prelu(node: Node) -> Tensor:
     x, slope = node.tensor(), node.constant(1, "slope")
     if slope.size == 1 and slope.ndim <= len(x.shape) + 1:
-        return x.add(layers.LeakyReLU(float(slope.reshape(()))))
+        return x.add(layers.PReLU(shared=True), weight=slope.reshape(1))
     slope = _like_samples(node, x, slope)
     if slope.size == slope.shape[-1] == x.shape[-1]:
         return x.add(layers.PReLU(), weight=slope.reshape(-1))
