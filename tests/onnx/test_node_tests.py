@@ -4,7 +4,6 @@ import collections
 import re
 import warnings
 
-import numpy as np
 import pytest
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")

@@ -143,7 +143,7 @@ class Graph(Container):
                     names.update(dict.fromkeys(as_tuple(site.outputs), f"{names[i]}, rearranged"))
                 elif kind is False:
                     if i not in floats:
-                        layer = _ToFloats()
+                        layer = ToFloats()
                         self._placed = (*self._placed, layer)
                         layer.place(self.context, self._qualified(f"{names[i]}, as floats"), shapes[i])
                         floats[i] = len(shapes)
@@ -217,7 +217,7 @@ def tensors_of(config: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
     return inputs, [tensors[i] for i in config["outputs"]]
 
 
-class _ToFloats(Layer):
+class ToFloats(Layer):
     """y = x in the dtype of the model: (N, *shape) → (N, *shape). A graph puts it where integers are read as floats."""
 
     accepts_integers = True

@@ -394,6 +394,11 @@ def _reduce(node: Node) -> Tensor:
         return x
     axes = _axes(node, given or range(len(x.shape) + 1), len(x.shape) + 1)
     x, shape = _of_floats(node, x), x.file_shape
+    after = [1 if axis + 1 in axes else n for axis, n in enumerate(shape)]
+    if not node.attribute("keepdims"):
+        after = [n for axis, n in enumerate(shape) if axis + 1 not in axes]
+    if node.operator == "ReduceSum" and axes == [len(shape)] and (dot := patterns.dot(x)):
+        return _reshaped(node, dot, after)
     # Over the height and width of images as they are; over others, as those of an image (reduced, 1, kept).
     image = x.with_features_last()
     if len(shape) != 3 or axes != [2, 3]:
@@ -413,9 +418,6 @@ def _reduce(node: Node) -> Tensor:
         y = image.add(layers.GlobalAveragePool2D(), channels_first=False)
         if node.operator == "ReduceSum":
             y = y.add(layers.Rescale(math.prod(image.shape[:2])))
-    after = [1 if axis + 1 in axes else n for axis, n in enumerate(shape)]
-    if not node.attribute("keepdims"):
-        after = [n for axis, n in enumerate(shape) if axis + 1 not in axes]
     return _reshaped(node, y.with_channels_first(False), after)
 
 

@@ -1,5 +1,6 @@
 """Patterns of several ONNX nodes that are one layer of xpnet, as exporters write them in older opsets."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -7,7 +8,7 @@ from typing import NamedTuple
 from xpnet import layers
 from xpnet.layers.base import Layer
 from xpnet.onnx.reader import Node
-from xpnet.onnx.tensors import Tensor
+from xpnet.onnx.tensors import Tensor, joined
 
 
 class _Input(NamedTuple):
@@ -143,6 +144,15 @@ def quotient(node: Node) -> Tensor | None:
     if is_square or (square.operator == "Mul" and _Input(square, 1).equals(centered)):
         return x.tensor.in_file_order().add(layers.LayerNorm(epsilon=epsilon, center=False, scale=False))
     return None
+
+
+def dot(product: Tensor) -> Tensor | None:
+    """The dot products over the last axis of the two tensors whose product this is."""
+    inputs = product.call.inputs
+    if not isinstance(product.call.layer, layers.Multiply) or product.channels_first or len(inputs) != 2:
+        return None
+    a, b = (dataclasses.replace(product, call=call) for call in inputs)
+    return joined(layers.Dot(), [a, b]) if a.shape == b.shape else None
 
 
 def group_norm(node: Node, sizes: Sequence[int]) -> Tensor | None:
