@@ -674,6 +674,12 @@ for perm in [(0, 2, 1, 3), (0, 3, 2, 1), (0, 2, 3, 1), (0, 3, 1, 2), (0, 1, 2, 3
 case("moves the batch axis", "Transpose by default", SEQUENCE, op("Transpose"))
 case("moves the batch axis", "Transpose of the batch", (3,), op("Transpose", perm=[1, 0]), batch=3)
 case("equal", "Expand to the same shape", SEQUENCE, op("Expand", "x s"), s=ints(1, 3, 4))
+case("equal", "Expand to the fixed batch", SEQUENCE, op("Expand", "x s"), batch=3, s=ints(3, 3, 4))
+case("is not supported", "Expand to another batch", SEQUENCE, op("Expand", "x s"), batch=1, s=ints(3, 3, 4))
+case("equal", "Expand of pixels", (2, 1, 1), op("Expand", "x s"), s=ints(3, 4))
+case("equal", "Expand of rows", (2, 1, 4), op("Expand", "x s"), s=ints(1, 2, 5, 4))
+case("is not supported", "Expand of channels", (1, 3, 4), op("Expand", "x s"), s=ints(1, 2, 3, 4))
+case("is not supported", "Expand to more axes", SEQUENCE, op("Expand", "x s"), s=ints(2, 1, 3, 4))
 case("to [3, 3, 4] is not supported", "Expand of an axis", (1, 4), op("Expand", "x s"), batch=3, s=ints(3, 3, 4))
 case("equal", "Concat of one", SEQUENCE, op("Concat", axis=1))
 for axis in (1, 2, -1, -2):
@@ -935,6 +941,13 @@ case(
     two=np.float32(3),
     eps=np.float32(0.1),
 )
+for axis in (1, -3):
+    nodes = [op(n.op_type, " ".join(n.input), n.output[0]) for n in NORM]
+    for i in (0, 3):
+        nodes[i] = op("ReduceMean", " ".join(NORM[i].input), NORM[i].output[0], axes=[axis])
+    nodes += ops("h = Mul n g; y = Add h b")
+    by_channel = {"g": normal(2, 1, 1), "b": normal(2, 1, 1)}
+    case("equal", f"LayerNorm of channels over axis {axis}", IMAGE, nodes, 16, **PARTS, **by_channel)
 case(
     "equal",
     "a skip around LayerNorm",

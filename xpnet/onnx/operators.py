@@ -577,12 +577,15 @@ def _unsqueeze(node: Node) -> Tensor:
 
 @converts("Expand")
 def _expand(node: Node) -> Tensor:
+    """Copies of images of one row or column; a shape that changes nothing."""
     x, target = node.tensor(), node.sizes(1, "shape")
-    shape: list[Any] = [BATCH, *x.file_shape]
-    aligned = shape[len(shape) - len(target) :] if len(target) <= len(shape) else []
-    if not aligned or any(n != 1 and n is not m and n != m for n, m in zip(target, aligned, strict=True)):
+    shape: list[Any] = [node.batch_size or BATCH, *x.file_shape]
+    sizes = [1] * (len(shape) - len(target)) + [node.batch_size or n if n is BATCH else n for n in target]
+    times: dict[int, Any] = {axis: n for axis, (n, m) in enumerate(zip(sizes, shape, strict=False)) if n not in (1, m)}
+    is_image = len(shape) == 4 and times.keys() <= {2, 3} and all(shape[axis] == 1 for axis in times)
+    if len(target) > len(shape) or (times and not is_image):
         raise node.error(f"of samples of shape {x.file_shape} to {target} is not supported")
-    return x
+    return x.with_features_last().add(layers.Upsample2D((times.get(2, 1), times.get(3, 1)))) if times else x
 
 
 @converts("Concat", since=4)

@@ -128,7 +128,10 @@ def selection(node: Node) -> Tensor | None:
 
 
 def quotient(node: Node) -> Tensor | None:
-    """LayerNorm without gamma and beta, (x - μ) / √(σ² + epsilon) over the last axis, if this division completes it."""
+    """LayerNorm without gamma and beta, (x - μ) / √(σ² + epsilon), if this division completes it.
+
+    μ and σ² are means over the last axis, or over the channels of images (N, C, H, W).
+    """
     centered, root = _Input(node, 0), _source(_Input(node, 1), "Sqrt")
     subtraction = _source(centered, "Sub")
     if subtraction is None or root is None:
@@ -136,14 +139,21 @@ def quotient(node: Node) -> Tensor | None:
     x, variance, epsilon = _Input(subtraction, 0), *_term_and_number(_Input(root, 0))
     if x.tensor is None or variance is None or epsilon <= 0:
         return None
-    mean, squared = (_mean_of(value, len(x.tensor.shape)) for value in (_Input(subtraction, 1), variance))
-    square = squared.source if squared else None
-    if not (mean and mean.equals(x) and square and _Input(square, 0).equals(centered)):
-        return None
-    is_square = square.operator == "Pow" and square.scalar(1) == 2
-    if is_square or (square.operator == "Mul" and _Input(square, 1).equals(centered)):
-        return x.tensor.in_file_order().add(layers.LayerNorm(epsilon=epsilon, center=False, scale=False))
+    layer = layers.LayerNorm(epsilon=epsilon, center=False, scale=False)
+    axes = len(x.tensor.shape)
+    for axis, samples in ((axes, x.tensor.in_file_order()), (1, x.tensor.with_features_last())):
+        mean, squared = (_mean_of(value, axis, axes) for value in (_Input(subtraction, 1), variance))
+        if mean and mean.equals(x) and squared and _is_square(squared, centered):
+            return samples.add(layer)
     return None
+
+
+def _is_square(value: _Input, x: _Input) -> bool:
+    """Whether value = x², as a power or as a product."""
+    node = value.source
+    if node is None or not _Input(node, 0).equals(x):
+        return False
+    return (node.operator == "Pow" and node.scalar(1) == 2) or (node.operator == "Mul" and _Input(node, 1).equals(x))
 
 
 def dot(product: Tensor) -> Tensor | None:
@@ -211,9 +221,9 @@ def _other_term(value: _Input, wanted: float) -> _Input | None:
     return term if number == wanted else None
 
 
-def _mean_of(value: _Input, axes: int) -> _Input | None:
-    """The input of a mean over the last of so many axes (and the batch), which keeps its axes."""
+def _mean_of(value: _Input, axis: int, axes: int) -> _Input | None:
+    """The input of a mean over one of so many axes (and the batch), which keeps its axes."""
     node = _source(value, "ReduceMean")
-    if node is not None and node.attribute("keepdims") == 1 and node.list_of("axes", 1) in ([-1], [axes]):
+    if node is not None and node.attribute("keepdims") == 1 and node.list_of("axes", 1) in ([axis], [axis - axes - 1]):
         return _Input(node, 0)
     return None
