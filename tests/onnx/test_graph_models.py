@@ -193,7 +193,8 @@ def test_nodes_with_one_weight_share_a_layer_only_where_all_weights_are_the_same
     nodes = [
         node("Gemm", "x w b", "p"), node("Gemm", "p w b", "q"), node("Gemm", "q w c", "r"),
         node("MatMul", "r w", "m"), node("Add", "m b", "s"),
-        node("MatMul", "s w", "n"), node("Add", "n b", "t"), node("Relu", "n", "u"), node("Add", "t u", "y"),
+        node("MatMul", "s w", "n"), node("Identity", "n", "i"), node("Add", "i b", "t"), node("Relu", "n", "u"),
+        node("Add", "t u", "y"),
     ]  # fmt: skip
     path = file_of(tmp_path, nodes, [("x", FLOAT, ["N", 4])], ["y"], w=w, b=b, c=c)
     model, x = xpnet.import_onnx(path, "cpu"), samples((4,))

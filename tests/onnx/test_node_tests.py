@@ -13,13 +13,13 @@ import onnx_files  # noqa: E402
 
 #: The least number of tests that must be equal, of the operators that layers can express.
 AT_LEAST = {
-    "AveragePool": 9, "BatchNormalization": 2, "Cast": 3, "Celu": 1, "Clip": 8, "Conv": 6, "ConvTranspose": 7,
-    "DepthToSpace": 2, "Dropout": 2, "Elu": 3, "Flatten": 3, "Gelu": 4, "Gemm": 8, "GlobalAveragePool": 2,
-    "GlobalMaxPool": 2, "GroupNormalization": 2, "HardSigmoid": 3, "HardSwish": 1, "InstanceNormalization": 2,
-    "LayerNormalization": 10, "LeakyRelu": 3, "LogSoftmax": 6, "MatMul": 1, "Max": 1, "MaxPool": 8, "Min": 1,
-    "Mish": 1, "Neg": 2, "PRelu": 1, "ReduceMax": 4, "ReduceMean": 4, "ReduceMin": 4, "Relu": 1, "Reshape": 6,
-    "Resize": 2, "Selu": 3, "Sigmoid": 2, "Softmax": 6, "Softplus": 2, "Squeeze": 1, "Tanh": 2, "Transpose": 2,
-    "Unsqueeze": 5, "Upsample": 1,
+    "Abs": 1, "Add": 2, "AveragePool": 9, "BatchNormalization": 2, "Cast": 3, "Celu": 1, "Clip": 8, "Concat": 6,
+    "Conv": 6, "ConvTranspose": 7, "DepthToSpace": 2, "Dropout": 2, "Elu": 3, "Flatten": 3, "Gelu": 4, "Gemm": 8,
+    "GlobalAveragePool": 2, "GlobalMaxPool": 2, "GroupNormalization": 2, "HardSigmoid": 3, "HardSwish": 1,
+    "InstanceNormalization": 2, "LayerNormalization": 10, "LeakyRelu": 3, "LogSoftmax": 6, "MatMul": 1, "Max": 4,
+    "MaxPool": 8, "Mean": 2, "Min": 4, "Mish": 1, "Mul": 2, "Neg": 2, "Pow": 1, "PRelu": 1, "ReduceMax": 4,
+    "ReduceMean": 4, "ReduceMin": 4, "Relu": 1, "Reshape": 6, "Resize": 2, "Selu": 3, "Sigmoid": 2, "Softmax": 6,
+    "Softplus": 2, "Squeeze": 1, "Sub": 2, "Sum": 2, "Tanh": 2, "Transpose": 2, "Unsqueeze": 5, "Upsample": 1,
 }  # fmt: skip
 #: The least number of tests with a single input that must be equal.
 WITH_ONE_INPUT = 95

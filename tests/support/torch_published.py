@@ -118,7 +118,8 @@ def inception3():
     d = cat(chain((768, 192, 1), (192, 320, 3, 2)), seven, nn.MaxPool2d(3, 2))
     return nn.Sequential(
         first, nn.MaxPool2d(3, 2), second, nn.MaxPool2d(3, 2), a(192, 32), a(256, 64), a(288, 64), b, c(128),
-        c(160), c(160), c(192), d, e(1280), e(2048), nn.AdaptiveAvgPool2d(1), nn.Dropout(), nn.Flatten(), nn.Linear(2048, 1000),
+        c(160), c(160), c(192), d, e(1280), e(2048), nn.AdaptiveAvgPool2d(1), nn.Dropout(), nn.Flatten(),
+        nn.Linear(2048, 1000),
     )  # fmt: skip
 
 

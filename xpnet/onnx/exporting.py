@@ -151,7 +151,7 @@ class _Graph:
         return replace(x, name=name)
 
     def _free(self, name: str) -> str:
-        return f"{name}_" if name in self._reserved else name
+        return self._free(f"{name}_") if name in self._reserved else name
 
     def add_constant(self, values: Any, dtype: Any = None, name: str = "") -> str:
         """Add a constant and return its name. Calls of a shared layer have the same one."""
@@ -180,19 +180,19 @@ class _Graph:
         if x.channels_first == channels_first:
             return x
         perm = transposition(len(x.shape), channels_first)
-        key = x.name, channels_first
-        if key not in self._conversions:
-            self._conversions[key] = replace(self.add_node("Transpose", x, perm=perm), channels_first=channels_first)
-        return self._conversions[key]
+        return self._converted("Transpose", x, {"perm": perm}, channels_first=channels_first)
 
     def cast(self, x: _Tensor, dtype: numpy.dtype[Any]) -> _Tensor:
         """x in another dtype, by a Cast node if necessary."""
         if x.dtype == dtype:
             return x
-        key = x.name, dtype
+        return self._converted("Cast", x, {"to": helper.np_dtype_to_tensor_dtype(dtype)}, dtype=dtype)
+
+    def _converted(self, kind: str, x: _Tensor, attributes: dict[str, Any], **changed: Any) -> _Tensor:
+        """x after a node that changes its dtype or the order of its axes: one node for all that read it so."""
+        key = kind, x.name, *changed.values()
         if key not in self._conversions:
-            kind = helper.np_dtype_to_tensor_dtype(dtype)
-            self._conversions[key] = replace(self.add_node("Cast", x, to=kind), dtype=dtype)
+            self._conversions[key] = replace(self.add_node(kind, x, **attributes), **changed)
         return self._conversions[key]
 
     def add_layer(self, layer: layers.Layer, x: Any) -> Any:

@@ -189,9 +189,9 @@ def _sum(node: Node) -> Tensor:
     values = [node.value(i) for i in range(len(node.values))]
     tensors = [value for value in values if isinstance(value, Tensor)]
     total = _joined(node, layers.Add(), tensors) if len(tensors) > 1 else tensors[0]
-    for value in values:
-        if isinstance(value, numpy.ndarray):
-            total = _with_constant(node, total, value, may_merge=False)
+    for i, value in enumerate(values):
+        if not isinstance(value, Tensor):
+            total = _with_constant(node, total, node.constant(i, "operand"), may_merge=False)
     return total
 
 

@@ -151,9 +151,11 @@ class Reader:
         first = len(sizes) == 3 and (
             self._image_layout == CHANNELS_FIRST if self._image_layout else self._is_channels_first(value.name)
         )
-        in_xpnet = [*sizes[1:], sizes[0]] if first else sizes
+        in_xpnet = (*sizes[1:], sizes[0]) if first else tuple(sizes)
         if given is not None:
-            in_xpnet = self._resolved(value.name, in_xpnet, as_shape(given))
+            if not _fits(as_shape(given), in_xpnet):
+                raise self.error(f"the input {value.name!r} takes samples of shape {in_xpnet}, not {as_shape(given)}")
+            in_xpnet = as_shape(given)
         if not all(isinstance(n, int) and n > 0 for n in in_xpnet) or batch[0] == 0:
             raise self.error(
                 f"the shape of the input {value.name!r} must be fixed except for the batch, not {shape}: give "
@@ -162,15 +164,8 @@ class Reader:
         dtype = schemas.float_or_integer(tensor.elem_type)
         if dtype is None:
             raise self.error(f"an input of type {schemas.type_name(tensor.elem_type)} is not supported")
-        call = Call(None, {}, (), tuple(in_xpnet))
+        call = Call(None, {}, (), in_xpnet)
         return batch[0] if isinstance(batch[0], int) else None, Tensor(call, dtype, first)
-
-    def _resolved(self, name: str, sizes: list[Any], given: Shape) -> list[int]:
-        """The shape of an input that the user gives, which agrees with the sizes that the file fixes."""
-        fixed = {i: n for i, n in enumerate(sizes) if isinstance(n, int) and n}
-        if len(given) != len(sizes) or any(given[i] != n for i, n in fixed.items()):
-            raise self.error(f"the input {name!r} takes samples of shape {tuple(sizes)}, not {given}")
-        return list(given)
 
     def _needed_nodes(self) -> list[Any]:
         by_output = {name: node for node in self._graph.node for name in node.output if name}
@@ -192,6 +187,13 @@ class Reader:
                 if node.op_type in _ELEMENTWISE:
                     names.add(node.output[0])
         return False
+
+
+def _fits(given: Shape, sizes: Sequence[Any]) -> bool:
+    """Whether a shape agrees with the sizes that a file fixes. Others are names, or 0."""
+    return len(given) == len(sizes) and all(
+        m in (n, 0) or not isinstance(m, int) for n, m in zip(given, sizes, strict=True)
+    )
 
 
 class Node:
@@ -336,8 +338,10 @@ class Node:
         return axis % axes
 
     def is_only_reader(self, index: int) -> bool:
-        """Whether nothing else reads this input."""
-        return self._reader.readers[self.proto.input[index]] == 1
+        """Whether nothing else reads this tensor, neither by this name nor by that of a node that passes it on."""
+        call, readers = self.tensor(index).call, self._reader.readers
+        names = [n for n, value in self._reader.values.items() if isinstance(value, Tensor) and value.call is call]
+        return sum(readers[name] for name in names) == len(names)
 
     def source(self, index: int) -> "Node | None":
         """The node that computes an input, for patterns of several nodes."""
