@@ -1,5 +1,8 @@
 """Graph models as ONNX files: several inputs and outputs, shared layers, merges, images in both orders of axes."""
 
+import copy
+
+import every
 import numpy as np
 import pytest
 import random_graphs
@@ -58,6 +61,20 @@ def test_a_random_graph_is_exported_and_imported(tmp_path, seed):
     x = [samples((size,)) for size in graph.inputs]
     imported = check(model, tmp_path / "m.onnx", random_graphs.one_or_list(x))
     assert len(imported.parameters) == len(model.parameters)  # shared layers are shared
+
+
+MERGES = [example for examples in every.MERGING.values() for example in examples]
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+@pytest.mark.parametrize(("shapes", "layer"), MERGES, ids=lambda value: repr(value))
+def test_a_merge_layer_is_exported_and_imported(tmp_path, shapes, layer, channels_first):
+    if channels_first and not any(len(shape) == 3 for shape in shapes):
+        pytest.skip("only images have channels first")
+    inputs = [xpnet.Input(shape) for shape in shapes]
+    model = xpnet.Model(inputs, copy.deepcopy(layer)(inputs), "cpu")
+    imported = check(model, tmp_path / "m.onnx", [samples(shape) for shape in shapes], channels_first)
+    assert type(layer) in [type(inner) for inner in imported.layers]
 
 
 def conv(filters, size=3, **more):
