@@ -221,6 +221,22 @@ def test_nodes_with_one_weight_share_a_layer_only_where_all_weights_are_the_same
     assert len(dense) == 3 and [layer.use_bias for layer in dense].count(False) == 1
 
 
+def test_a_weight_for_flattened_images_and_for_vectors_stays_shared(tmp_path):
+    kernel, w = samples((2, 2, 2), count=3), samples((4,), count=12)
+    flat = [node("Conv", "x kernel", "c"), node("Flatten", "c", "f"), node("MatMul", "f w", "a")]
+    for second, permutes in [("z", 1), ("g", 0)]:
+        nodes = [*flat, node("Relu", "c", "r"), node("Flatten", "r", "g"), node("MatMul", f"{second} w", "b")]
+        path = file_of(
+            tmp_path, [*nodes, node("Mul", "a b", "y")], [("x", FLOAT, ["N", 2, 3, 3]), ("z", FLOAT, ["N", 12])], ["y"],
+            kernel=kernel, w=w,
+        )  # fmt: skip
+        model, x, z = xpnet.import_onnx(path, "cpu"), samples((2, 3, 3)), samples((12,))
+        want = onnxruntime.InferenceSession(path).run(None, {"x": x, "z": z})[0]
+        close(model.predict([x.transpose(0, 2, 3, 1), z]), want)
+        kinds = [type(layer).__name__ for layer in model.layers]
+        assert kinds.count("Dense") == 1 and kinds.count("Permute") == permutes
+
+
 def test_an_input_that_is_an_output_and_one_that_nothing_reads(tmp_path):
     inputs = [("a.1", FLOAT, ["N", 4]), ("7", FLOAT, ["N", 2]), ("unused", FLOAT, ["N", 3])]
     nodes = [node("Identity", "a.1", "same"), node("Relu", "7", "out/1"), node("Identity", "out/1", "again")]
