@@ -12,6 +12,8 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 import onnx_files  # noqa: E402
 from onnx import helper, numpy_helper  # noqa: E402
 
+import xpnet  # noqa: E402
+
 
 class RandomGraph:
     """A graph that grows node by node; a node that gives an invalid graph is left out again.
@@ -291,7 +293,28 @@ def check(graph, path, outputs):
     got, message = onnx_files.outcome(graph.model(*outputs), list(graph.x.values()), want, path, rtol=1e-3, atol=1e-4)
     assert got != "wrong", message
     assert got == "equal" or re.search(onnx_files.NAMED, message), message
+    if got == "equal":
+        check_again(xpnet.import_onnx(path, "cpu"), path)
     return got
+
+
+def check_again(model, path):
+    """Export what was imported, for images in both orders of axes, and compare it with ONNX Runtime."""
+    shapes = model.input_shape if isinstance(model.input_shape, list) else [model.input_shape]
+    x = [np.random.default_rng(0).normal(size=(3, *shape)).astype("float32") for shape in shapes]
+    want = model.predict(x if len(x) > 1 else x[0])
+    for channels_first in {False, any(len(shape) == 3 for shape in shapes)}:
+        xpnet.export_onnx(model, path, channels_first=channels_first)
+        given = zip(onnx.load(path).graph.input, x, strict=True)
+        outputs = run(onnx.load(path), {value.name: in_file(a, channels_first) for value, a in given})
+        for got, y in zip(outputs, want if isinstance(want, list) else [want], strict=True):
+            np.testing.assert_allclose(got, in_file(y, channels_first), rtol=1e-3, atol=1e-4)
+        imported = xpnet.import_onnx(path, "cpu")
+        assert sum(p.size for p in imported.parameters) <= sum(p.size for p in model.parameters)
+
+
+def in_file(x, channels_first):
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if channels_first and x.ndim == 4 else x
 
 
 @pytest.mark.sweep

@@ -85,6 +85,7 @@ def _with_reordered_rows(outputs: list[Call]) -> list[Call]:
     for call, flattened in found.items():
         uses.setdefault(shared_key(call), set()).add(flattened and (flattened.axes, flattened.images.shape))
     rows: dict[object, Constant] = {}  # reordered once for all calls with the same weight
+    flat: dict[Call, Call] = {}  # images, flattened in their own order
     new: dict[Call, Call] = {}
     for call in calls:
         inputs, weights, flattened = tuple(new[before] for before in call.inputs), call.weights, found.get(call)
@@ -92,7 +93,7 @@ def _with_reordered_rows(outputs: list[Call]) -> list[Call]:
             if key not in rows:
                 rows[key] = _reordered(weights["weight"], flattened)
             images = new[flattened.images]
-            x = Call(layers.Flatten(), {}, (images,), (math.prod(images.shape),))
+            x = flat.setdefault(images, Call(layers.Flatten(), {}, (images,), (math.prod(images.shape),)))
             for before in reversed(flattened.elementwise):
                 x = dataclasses.replace(before, inputs=(x,))
             inputs, weights = (x,), {**weights, "weight": rows[key]}
@@ -101,12 +102,12 @@ def _with_reordered_rows(outputs: list[Call]) -> list[Call]:
 
 
 def _flattened(x: Call, readers: Counter[Call]) -> _Flattened | None:
-    """How a Dense layer's input comes from flattened images, if nothing else reads what is between them."""
+    """How a Dense layer's input comes from flattened images, if nothing else reads what is computed in between."""
     elementwise = []
     while isinstance(x.layer, _ELEMENTWISE) and readers[x] == 1:
         elementwise.append(x)
         (x,) = x.inputs
-    if isinstance(x.layer, layers.Flatten) and readers[x] == 1:
+    if isinstance(x.layer, layers.Flatten):
         (permute,) = x.inputs
         if isinstance(permute.layer, layers.Permute):
             return _Flattened(permute.inputs[0], permute.layer.axes, elementwise)
