@@ -53,7 +53,8 @@ def tests_slow(session: nox.Session) -> None:
 def tests_cupy(session: nox.Session) -> None:
     """Tests with the real CuPy that need no GPU: the names that xpnet uses, error messages, compilation of kernels."""
     session.install(".[dev,cuda13]", "nvidia-cuda-nvrtc>=13,<14")  # NVRTC, a small part of the extra cuda13-ctk
-    session.run("pytest", "tests/backends/cuda", "tests/test_info.py", "tests/test_import.py", *session.posargs)
+    session.run("pytest", "-n", "auto", "tests/backends/cuda", "tests/test_info.py", "tests/test_import.py",
+                *session.posargs)  # fmt: skip
 
 
 @nox.session(name="tests-gpu")

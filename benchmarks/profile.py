@@ -1,17 +1,15 @@
-"""Times of all kernels of one training step on a GPU in float32, or of all calls of a step on the CPU.
+"""Times of all calls of a captured training step, on a GPU in float32 or on the CPU.
 
     python -m benchmarks.profile --nets mlp cnn --batch 128
     python -m benchmarks.profile --device cpu --nets mlp
 
-Each kernel is captured many times in one CUDA graph, so that the time of its launches is not measured. The floor of a
-kernel is a lower bound of its time: the time for the bytes of its arrays at the speed of a large copy, or for its
-multiplications at the speed of a large matrix product. The few small kernels of CuPy are not measured one by one; they
-and the gaps between kernels are the difference between the whole step and the sum. On the CPU, the calls and their
-times are those of `xpnet.explain_step`.
+The calls and their times are those of `xpnet.explain_step`. On a GPU, the floor of a call is a lower bound of its time:
+the time for the bytes of its arrays at the speed of a large copy, or for its multiplications at the speed of a large
+matrix product. The whole step takes less than the sum, because independent calls run at the same time, and a kernel
+begins before the one before it has ended.
 """
 
 import argparse
-import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -28,12 +26,10 @@ REPEATS_OF_LARGE = 20
 LARGE = 2**26  # elements of the large copy
 WIDE = 4096  # rows and columns of the large matrix product
 
-Call = tuple[str, Callable[[], None], int, int]  # name, function that repeats it, bytes, multiplications
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nets", nargs="+", choices=NETS, default=["mlp", "cnn"])
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=["mlp", "mlp-wide", "cnn", "torch-example"])
     parser.add_argument("--device", choices=("cpu", "gpu"), default="gpu")
     parser.add_argument("--batch", type=int, default=128, help="(default: %(default)s)")
     parser.add_argument("--large", type=int, default=LARGE, help="elements of the large copy (default: %(default)s)")
@@ -65,14 +61,13 @@ def profile_of(
         own.step()
     with own.model.execution_context():
         per_byte, per_multiplication = _device_speed(backend, large, wide, min(repeats, REPEATS_OF_LARGE))
-        calls = _calls_of_a_step(own)
-        sums = [0.0, 0.0]
-        for what, repeat, size, multiplications in calls:
-            seconds = _seconds(backend, repeat, repeats)
-            floor = max(size * per_byte, multiplications * per_multiplication)
-            sums = [sums[0] + seconds, sums[1] + floor]
-            yield f"{net}: {what}", seconds, floor
-        yield f"{net}: all of these", sums[0], sums[1]
+    explained = xpnet.explain_step(own.model, batch, optimizer=own.optimizer, metrics=[], times=True)
+    sums = [0.0, 0.0]
+    for call in explained.replayed:
+        floor = max(call.bytes * per_byte, call.operations / 2 * per_multiplication)
+        sums = [sums[0] + (call.seconds or 0.0), sums[1] + floor]
+        yield f"{net}: {call.name} {call.shapes}", call.seconds or 0.0, floor
+    yield f"{net}: all of these, one after the other", sums[0], sums[1]
     own.synchronize()
     start = time.perf_counter()
     for _ in range(repeats):
@@ -106,35 +101,6 @@ def _device_speed(backend: Any, large: int, wide: int, repeats: int) -> tuple[fl
     x, y, z = (backend.zeros((wide, wide), "float32") for _ in range(3))
     multiplied = _seconds(backend, lambda: backend.matmul(x, y, out=z), repeats)
     return copied / (a.nbytes + b.nbytes), multiplied / wide**3
-
-
-def _calls_of_a_step(own: Own) -> list[Call]:
-    """The kernels of kernels.cu and the matrix products of cuBLAS that an eager step calls."""
-    backend, calls = own.model.backend, []
-    launch, cublas = backend.kernels.launch, backend.cublas()
-    product = cublas.matmul
-
-    def record_launch(name: str, real: Any, grid: Any, block: Any, values: dict[str, Any]) -> None:
-        arguments = real, grid, block, values
-        arrays = {id(a): a for a in values.values() if isinstance(a, backend.xp.ndarray)}.values()
-        largest = max(arrays, key=lambda a: a.nbytes)
-        size = sum(a.nbytes for a in arrays)
-        calls.append((f"{name} {largest.shape}", lambda: launch(name, *arguments), size, 0))
-        launch(name, *arguments)
-
-    def record_product(a: Any, b: Any, out: Any, add: bool, tf32: bool) -> bool:
-        (rows, inner), columns = a.shape, b.shape[1]
-        size = 4 * (rows * inner + inner * columns + rows * columns)
-        what = f"matmul {rows} x {inner} x {columns}"
-        calls.append((what, lambda: product(a, b, out, add, tf32), size, rows * inner * columns))
-        return product(a, b, out, add, tf32)
-
-    with contextlib.ExitStack() as stack:
-        for owner, name, recorder in ((backend.kernels, "launch", record_launch), (cublas, "matmul", record_product)):
-            setattr(owner, name, recorder)
-            stack.callback(delattr, owner, name)
-        own.executor._run_eagerly(own._steps_data[0], own._metrics)
-    return [call for call in calls if not call[0].startswith("set_numbers")]  # not in a captured step
 
 
 if __name__ == "__main__":

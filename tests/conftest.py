@@ -20,9 +20,16 @@ from strict import StrictBackend
 import xpnet
 from xpnet.backends import Backend
 from xpnet.backends.cuda.backend import GPUBackend
+from xpnet.training import captured_step
 
 GPU_UNAVAILABLE = xpnet.available_backends()["gpu"]
 HAS_MNIST = bool(os.environ.get("XPNET_DATA_DIR"))
+
+
+@pytest.fixture(autouse=True)
+def _short_runs_are_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a GPU capture the steps of short runs, although that does not pay."""
+    monkeypatch.setattr(captured_step, "_MIN_STEPS", 3)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

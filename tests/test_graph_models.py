@@ -3,6 +3,7 @@
 import copy
 import gc
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import xpnet
 from xpnet import callbacks, layers, optimizers
 from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError
 from xpnet.layers.structure import as_tuple
+from xpnet.training import model_files
 
 X = np.random.default_rng(0).normal(size=(24, 4)).astype("float32")
 Y = np.random.default_rng(1).normal(size=(24, 2)).astype("float32")
@@ -251,6 +253,36 @@ def test_an_autoencoder_trains_its_parts_which_stay_usable(backend):
     np.testing.assert_allclose(decoder.predict(encoder.predict(X)), whole.predict(X), rtol=1e-6, atol=1e-7)
 
 
+def test_predictions_are_captured_anew_when_the_store_grows(backend):
+    x = xpnet.Input(4)
+    h = layers.Dense(4)(x)
+    model = xpnet.Model(x, layers.Tanh()(h), backend=backend)
+    data = np.tile(X, (200, 1))
+    expected = [model.predict(data, batch_size=64) for _ in range(3)][-1]
+    other = xpnet.Model(x, layers.Dense(2)(h))
+    np.testing.assert_array_equal(model.predict(data, batch_size=64), expected)
+    train(other)
+    changed = model.predict(data, batch_size=64)
+    assert abs(changed - expected).max() > 1e-5
+    np.testing.assert_array_equal(changed, copy.deepcopy(model).predict(data, batch_size=64))
+
+
+def test_a_model_is_freed_without_the_garbage_collector():
+    encoder, decoder, whole = autoencoder()
+    train(encoder)
+    watched = [weakref.ref(thing) for thing in (whole, encoder, *encoder.layers, *whole.inner_layers)]
+    tensor = encoder.outputs[0]
+    gc.disable()
+    try:
+        del encoder, decoder, whole
+        assert [ref() is None for ref in watched[:2]] == [True, True]
+        assert watched[2]() is not None  # a tensor keeps the layers that compute it
+        del tensor
+        assert not any(ref() for ref in watched)
+    finally:
+        gc.enable()
+
+
 def test_the_parameters_of_models_that_are_gone_take_no_memory():
     x = xpnet.Input(4)
     h = layers.Dense(4)(x)
@@ -301,6 +333,18 @@ def test_ranks_share_the_gradients_of_a_model_that_shares_layers():
         results.append(run_on_ranks(ranks, work)[0])
     for name, value in results[0].items():
         np.testing.assert_allclose(results[1][name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_a_copy_of_a_nested_model_does_not_train_like_that_model():
+    encoder, _, whole = autoencoder()
+    train(encoder)
+    nested = next(layer for layer in whole.inner_layers if layer.name == "encoder")
+    assert nested is not encoder
+    assert nested.history is None
+    assert encoder.history is not None
+    assert nested._state is not encoder._state
+    encoder.layers[0].l2 = 0.5  # of the layer; that of its parameters was set when they were built
+    assert nested.inner_layers[0].l2 == 0.5
 
 
 def test_part_of_a_trained_model_is_a_model(backend):
@@ -431,6 +475,18 @@ def test_a_file_restores_nested_and_shared_models(tmp_path):
     train(loaded)
 
 
+def test_only_files_with_graphs_have_the_new_format(tmp_path):
+    encoder, _, _ = autoencoder()
+    plain = xpnet.Sequential([layers.Dense(2)], 4, "cpu")
+    nested = xpnet.Sequential([encoder, layers.Dense(2)], 4, "cpu")
+    for model, expected in ((plain, "xpnet-model-2"), (encoder, "xpnet-model-3"), (nested, "xpnet-model-3")):
+        model.save(tmp_path / "m.safetensors")
+        assert model_files.read_all(tmp_path / "m.safetensors").texts["format"] == expected
+        loaded = xpnet.load(tmp_path / "m.safetensors", backend="cpu")
+        assert type(loaded) is type(model)
+        np.testing.assert_array_equal(loaded.predict(X), model.predict(X))
+
+
 class Doubled(xpnet.Model):
     """Twice the outputs of the graph."""
 
@@ -469,8 +525,8 @@ def test_activations_and_summary_name_every_call():
     assert [*model.activations(X)] == ["encoder", "1", "encoder#2", "sum"]
     np.testing.assert_array_equal(model.activations(X)["sum"], model.predict(X))
     lines = model.summary().splitlines()
-    assert any(line.split()[0] == "encoder#2" and line.split()[-2:] == ["shared", "1"] for line in lines)
-    assert any(line.split()[0] == "sum" and line.endswith("encoder, encoder#2") for line in lines)
+    assert any(line.split()[0] == "encoder#2" and line.endswith("  shared") for line in lines)
+    assert any(line.split()[0] == "sum" and "  encoder, encoder#2  " in line for line in lines)
 
 
 # Errors -------------------------------------------------------------------------------------------------------------
@@ -485,10 +541,16 @@ def test_activations_and_summary_name_every_call():
         (lambda: xpnet.Model([], []), ArgumentTypeError, "inputs must be a symbolic tensor or a list"),
         (lambda: xpnet.Model(xpnet.Input(3), "x"), ArgumentTypeError, "outputs must be a symbolic tensor"),
         (lambda: xpnet.Model(xpnet.Input(3), layers.ReLU()(xpnet.Input(3))), ArgumentError, "not among the inputs"),
+        (
+            lambda: layers.Dense(3)([xpnet.Input(4), xpnet.Input(4)]),
+            ShapeError,
+            "expects one input.*Concatenate",
+        ),
+        (lambda: chain(CHAINS["mlp"][1], 6, "cpu")[1]([xpnet.Input(6)] * 2), ShapeError, "Model expects 1 input"),
         (lambda: xpnet.Input((3, 0)), ArgumentError, "a shape must be"),
         (lambda: xpnet.Input(3, name="a.b"), ArgumentError, "Input: name must be text without dots"),
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_mistakes_are_explained(make, kind, text):
     with pytest.raises(kind, match=text):

@@ -18,7 +18,7 @@ from xpnet.backends import Array, Backend, DType, get_backend
 from xpnet.callbacks import Callback, History
 from xpnet.concurrency.interrupts import deferring
 from xpnet.config import choice, explain_arguments, flag, integer, number
-from xpnet.data.dataset import Dataset
+from xpnet.data.dataset import Batch, Dataset
 from xpnet.data.files import as_path
 from xpnet.data.preparation import as_numbers, prepare, prepare_gradient, prepare_inputs, structure_of
 from xpnet.data.sources import length, read
@@ -41,7 +41,7 @@ from xpnet.layers.building import build_alone, building
 from xpnet.layers.containers import Container
 from xpnet.layers.context import Context
 from xpnet.layers.graph import Graph, tensors_of
-from xpnet.layers.structure import Arrays, as_list, as_tuple, first_of, mapped
+from xpnet.layers.structure import Arrays, as_list, as_tuple, first_of, mapped, one_or_tuple
 from xpnet.layers.tensors import Input, Tensor
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
@@ -56,6 +56,7 @@ from xpnet.training.arguments import (
     load_dataset,
 )
 from xpnet.training.audit import Checks
+from xpnet.training.captured_inference import CapturedInference, InferencePass
 from xpnet.training.device_memory import explaining_memory_errors
 from xpnet.training.evaluation import evaluate
 from xpnet.training.gradient_check import relative_errors
@@ -77,6 +78,10 @@ _running: ContextVar[Any] = ContextVar("running", default=None)
 class _BaseModel(Container):
     """What Sequential and Model have in common: everything but their layers and how these are connected."""
 
+    _own_attributes = Container._own_attributes | {
+        "_builder", "_checked", "_checks", "_has_gradients", "_inference", "_rows_of_forward", "_state", "_tensors",
+        "history",
+    }  # fmt: skip
     #: Whether a subclass has a forward or backward of its own.
     _overrides = False
 
@@ -97,6 +102,7 @@ class _BaseModel(Container):
         self._has_gradients = False
         self._checks: Checks | None = None  # of custom layers, from `forward` to `backward`
         self._checked = False  # whether they are done
+        self._inference = CapturedInference()
         self._builder = 0  # the thread that has built the model for data that may still be refused
         self.history: History | None = None
 
@@ -148,7 +154,7 @@ class _BaseModel(Container):
 
     def shared_copy(self) -> Self:
         twin = super().shared_copy()  # a layer of another model: training belongs to that one
-        vars(twin).update(_state=Untrained(), history=None)
+        vars(twin).update(_state=Untrained(), _inference=CapturedInference(), history=None)
         return twin
 
     def _by_hand(self) -> contextlib.AbstractContextManager[None]:
@@ -398,7 +404,9 @@ class _BaseModel(Container):
             return [join(column) for column in zip(*parts, strict=True)] if isinstance(parts[0], tuple) else join(parts)
 
     def _predict_batch(self, x: Arrays, dtype: DType, as_device: bool) -> Arrays:
-        outputs = self.forward_pass(self._own(mapped(self.backend.asarray, x, dtype)), inference=True)
+        x = mapped(self.backend.asarray, x, dtype)
+        replayed = self._inference.replayed(InferencePass(self), Batch(x, None, None, None))
+        outputs = self.forward_pass(self._own(x), inference=True) if replayed is None else one_or_tuple(replayed)
         return mapped(lambda a: a.copy() if as_device else numpy.array(self.backend.to_numpy(a)), outputs)
 
     @explain_arguments
@@ -517,6 +525,10 @@ class _BaseModel(Container):
         self.drop_workspaces()
         self.context.forward_thread = 0
 
+    def drop_workspaces(self, inference_only: bool = False) -> None:
+        super().drop_workspaces(inference_only)
+        self._inference.drop()
+
     def summary(self, batch_size: int | None = None) -> Summary:
         """Return a table with the output shape and the number of parameters of each layer.
 
@@ -551,7 +563,7 @@ class _BaseModel(Container):
         return self.summary().html
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_checks": None}
+        return {**super().__getstate__(), "_checks": None, "_inference": CapturedInference()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -646,9 +658,10 @@ class Sequential(_BaseModel, layers_.Sequential):
     seed: determines the initial weights, the order of batches and all noise. None draws one, stored in `model.seed`.
     dtype: "float32" or "float64", of weights and arithmetic.
     precision: the precision of matrix products: "tf32", "float16" or "bfloat16", on a GPU whose tensor cores support
-        it; None is "float32". All need dtype="float32": weights, gradients and everything else stay in float32; the
-        factors of a product are rounded, its sums are float32. With "float16" the loss is scaled, and steps whose
-        gradient overflows are skipped.
+        it; None is "float32". All need dtype="float32": the factors of a product are rounded, its sums are float32.
+        Weights, their gradients, statistics and losses stay in float32; in a captured step, arrays that only large
+        products read are stored in 16 bits. With "float16" the loss is scaled, and steps whose gradient overflows are
+        skipped.
 
     Attributes: `layers`; `parameters`, a list of `parameters.Parameter`; `trainable`, False to freeze all of them; and
     `input_shape`, `output_shape`, `backend`, `seed`, `dtype`; and `history`, the History of the latest fit, or None.
@@ -786,8 +799,11 @@ class Model(_BaseModel, Graph):
             new = [p for p in parameters if p not in counted]
             counted.update(new)
             count = "shared" if parameters and not new else f"{sum(p.size for p in new):,}"
-            rows.append((name, repr(layer) if layer else "Input", shape_text(shape), count, ", ".join(inputs)))
-        return ("name", "layer", "output shape", "parameters", "inputs"), rows
+            what = "Input" if layer is None else repr(layer)
+            if isinstance(layer, _BaseModel):
+                what = f"{type(layer).__name__} of {len(layer)} layers"
+            rows.append((name, what, ", ".join(inputs), shape_text(shape), count))
+        return ("name", "layer", "inputs", "output shape", "parameters"), rows
 
 
 @explain_arguments
@@ -857,7 +873,8 @@ def explain_step(
     change, but `backward` then needs another `forward`.
 
     batch_size: the samples of the step.  loss, optimizer, metrics: as in `fit`. None means that of the latest `fit`, or
-    before any, SGD and a loss that fits the outputs.  times: also measure each call, in several replays, on the CPU.
+    before any, SGD and a loss that fits the outputs.  times: also measure each call, in several
+        replays; on a GPU each by itself, although some run at the same time.
 
     Raises CaptureError, with the reason, for a model whose steps `fit` would run eagerly.
     """

@@ -101,12 +101,15 @@ def wrong(rows):
 # The numbers -------------------------------------------------------------------------------------------------------
 
 
-LONG = ("handwritten_digits", "learning_rates")  # minutes on the stand-ins
+LONG = ("handwritten_digits", "learning_rates", "or_gate_batch", "weight_height")  # half a minute on the stand-ins
 
 
-@pytest.mark.parametrize(
-    "program", [pytest.param(program, marks=[pytest.mark.sweep] * (program in LONG)) for program in PROGRAMS]
-)
+def programs(long):
+    """All programs, the long ones among the slow tests."""
+    return [pytest.param(program, marks=[pytest.mark.sweep] * (program in long)) for program in PROGRAMS]
+
+
+@pytest.mark.parametrize("program", programs(LONG))
 def test_every_number_agrees(program, backend, monkeypatch):
     check_numbers(program, backend, monkeypatch)
 
@@ -313,7 +316,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", programs(["learning_rates"]))
 def test_every_comparison_can_fail(program):
     module = importlib.import_module(program)
     failed, rows = set(), []

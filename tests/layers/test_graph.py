@@ -61,6 +61,15 @@ def test_gradients_add_up_where_a_value_is_used_several_times(backend):
     np.testing.assert_array_equal(grad, np.full(X.shape, 13.0))
 
 
+def test_layers_in_a_row_may_begin_with_a_merge(backend, rng):
+    x = xpnet.Input(4)
+    h = layers.Sequential([layers.Add(), layers.Dense(3)])([x, layers.Tanh()(x)])
+    model = xpnet.Model(x, h, backend=backend)
+    assert max(xpnet.check_gradients(model, X, rng.normal(size=(5, 3)), inputs=True).values()) < 1e-6
+    again = model([xpnet.Input(4)])  # a list of one is that one
+    assert again.shape == (3,)
+
+
 def test_one_tensor_may_be_an_output_twice(backend):
     x = xpnet.Input(4)
     h = layers.Rescale(2.0)(x)

@@ -514,17 +514,23 @@ class EmulatedModule:
     def __init__(self, cupy: EmulatedCupy, code: str, options: Sequence[str]) -> None:
         self._cupy, self._library = cupy, compile_for_host(code, tuple(options))
         self._counts = {name: len(arguments) for name, arguments in kernels.signatures(code).items()}
+        self._declares_shared = re.search(r"^ *__shared__", code, re.MULTILINE) is not None
 
     def get_function(self, name: str) -> "EmulatedKernel":
         sizes = (ctypes.c_ulong * self._counts[name]).in_dll(self._library, f"sizes_{name}")
-        return EmulatedKernel(self._cupy, name, getattr(self._library, f"run_{name}"), list(sizes))
+        function = getattr(self._library, f"run_{name}")
+        return EmulatedKernel(self._cupy, name, function, list(sizes), 16 if self._declares_shared else 0)
 
 
 class EmulatedKernel:
-    max_dynamic_shared_size_bytes = 48 * 2**10
+    """A kernel. shared_size_bytes: of the shared memory that it declares, if it does, at least these."""
 
-    def __init__(self, cupy: EmulatedCupy, name: str, function: Any, sizes: Sequence[int]) -> None:
+    def __init__(
+        self, cupy: EmulatedCupy, name: str, function: Any, sizes: Sequence[int], shared_size_bytes: int
+    ) -> None:
         self._cupy, self._name, self._function, self._sizes = cupy, name, function, sizes
+        self.shared_size_bytes = shared_size_bytes
+        self.max_dynamic_shared_size_bytes = 48 * 2**10 - shared_size_bytes
         function.restype = ctypes.c_char_p
         self.kernel = SimpleNamespace(ptr=cupy.driver.number_of(self))
 
@@ -658,6 +664,15 @@ def decoded(bits: np.ndarray, kind: int) -> np.ndarray:
     if kind == 2:
         return bits.view(np.float16).astype(np.float32)
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def encoded(a: np.ndarray, kind: int) -> np.ndarray:
+    """float32 as the bits of 16-bit floats, rounded to the nearest, ties to even; a NaN stays a NaN."""
+    if kind == 2:
+        return a.astype(np.float16).view(np.uint16)
+    bits = np.ascontiguousarray(a, dtype=np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(a), bits >> 16 | 0x40, rounded).astype(np.uint16)
 
 
 def to_tf32(a: np.ndarray) -> np.ndarray:
@@ -831,21 +846,28 @@ class EmulatedCublasLt:
             self._matrix(*pair, operation)
             for pair, operation in (((a, layout_a), given[3]), ((b, layout_b), given[4]), ((out, layout_out), 0))
         )
+        type_in, type_out = (self._objects[layout.value][0] for layout in (layout_a, layout_out))
+        assert type_in == self._objects[layout_b.value][0] and type_out in (0, type_in)
+        assert given["compute"] == 68 or type_in == 0, "16-bit matrices are multiplied exactly"
         assert x.shape[1] == y.shape[0] and to.shape == (x.shape[0], y.shape[1])
         assert alpha._obj.value == 1 and beta._obj.value == 0 and algorithm._obj[0] in (1, 2)
         epilogue, graph = given[7], self._cupy.capturing
-        row = _by_columns(ctypes.c_void_p(given[8]), 0, 0, len(to), 1, len(to)) if epilogue & 4 else None
+        row = _by_columns(ctypes.c_void_p(given[8]), type_out, 0, len(to), 1, len(to)) if epilogue & 4 else None
         self.calls.append((*to.shape, x.shape[1], given["compute"], epilogue, algorithm._obj[0]))
         if graph is not None:
             for pointer in (a, b, out, workspace, *([ctypes.c_void_p(given[8])] if row is not None else [])):
                 graph.use_address(pointer.value)
 
         def multiply() -> None:
-            left, right = (to_tf32(v) if given["compute"] == 77 else v for v in (x, y))
+            left, right = (decoded(v, type_in) if type_in else v for v in (x, y))
+            if given["compute"] == 77:
+                left, right = to_tf32(left), to_tf32(right)
             product = np.matmul(left, right)
             if row is not None:
-                product += row
-            to[...] = np.where(product <= 0, np.float32(0), product) if epilogue & 2 else product
+                product += decoded(row, type_out) if type_out else row
+            if epilogue & 2:
+                product = np.where(product <= 0, np.float32(0), product)
+            to[...] = encoded(product, type_out) if type_out else product
 
         if graph is not None:
             graph.add(multiply)

@@ -1,5 +1,6 @@
 """Lists of the calls of steps on a GPU, shared by the tests of tests/capture."""
 
+import numpy as np
 from captured_trainings import X, Y
 
 from xpnet import callbacks
@@ -30,3 +31,13 @@ def captured_steps(model, x=X, y=Y, **options):
     model.fit(x, y, callbacks=[steps], epochs=3, batch_size=20, verbose=0, **options)
     assert steps.captured and all(step.verified for step in steps.captured)
     return steps.captured
+
+
+def names(calls):
+    """The names of the operators and functions, without CuPy's prefix."""
+    return [call.name.removeprefix("cupy_") for call in calls.calls]
+
+
+def arrays(gpu, *shapes):
+    rng = np.random.default_rng(3)
+    return [gpu.asarray(rng.normal(size=shape).astype("float32")) for shape in shapes]

@@ -322,7 +322,7 @@ def test_a_prediction_beside_fit_is_ordered_with_the_stream_of_the_training(gpu)
             training,
         ]
     cupy.waits.clear()
-    model.predict(X[:5])
+    model.predict(X[:4])  # another kind of pass, which is eager
     assert not cupy.waits  # after fit, all is in the default stream
 
 
@@ -508,6 +508,27 @@ def test_the_error_for_too_little_memory_suggests_a_batch_size(gpu, monkeypatch,
     assert isinstance(caught.value, MemoryError)
 
 
+@pytest.mark.parametrize("metrics", [[], ["accuracy", "top_k_accuracy"]], ids=["no metrics", "metrics"])
+def test_each_kind_of_step_is_captured_once(gpu, monkeypatch, metrics):
+    captured, capture_step = [], GraphStep._capture_step
+
+    def recorded(self, data, *arguments):
+        captured.append(data.rows)
+        capture_step(self, data, *arguments)
+
+    monkeypatch.setattr(GraphStep, "_capture_step", recorded)
+    fit(mlp(gpu), metrics=metrics)
+    assert captured == [BATCH, len(X) % BATCH]
+
+
+def test_the_steps_of_short_runs_are_not_captured(gpu, monkeypatch):
+    monkeypatch.setattr(captured_step, "_MIN_STEPS", 12)
+    _, watch = fit(mlp(gpu), epochs=2)  # 20 steps with full batches, 2 with 3 samples
+    assert watch.captured == 1
+    _, watch = fit(mlp(gpu), epochs=1)
+    assert watch.captured == 0 and watch.fallback_reason is None
+
+
 # The comparison with the eager step ----------------------------------------------------------------------------------
 
 
@@ -526,3 +547,20 @@ def test_weights_may_differ_where_the_gradient_is_almost_rounding(gpu, monkeypat
     _, watch = fit(mlp(gpu), optimizer=optimizers.Adam(1e-3))
     assert watch.captured == captured
     assert captured or "differ in the weights" in watch.fallback_reason
+
+
+@pytest.mark.parametrize(("parameter", "elements", "captured"), [(0, 2, 2), (-1, None, 0)])
+def test_a_few_elements_of_a_gradient_may_differ_by_more(gpu, monkeypatch, parameter, elements, captured):
+    """elements: how many of this parameter's gradient differ, by 0.2 % of the largest gradient; None means all."""
+    launch = GraphStep.launch
+
+    def inexact(self, *arguments):
+        launch(self, *arguments)
+        model = self._step.model
+        largest = float(gpu.xp.abs(model.context.store.grads).max())
+        model.parameters[parameter].grad.reshape(-1)[:elements] += 0.002 * largest
+
+    monkeypatch.setattr(GraphStep, "launch", inexact)
+    _, watch = fit(mlp(gpu), optimizer="sgd")
+    assert watch.captured == captured
+    assert captured or "differ in the gradient" in watch.fallback_reason

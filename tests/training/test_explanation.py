@@ -262,5 +262,14 @@ def test_a_step_on_a_gpu_is_a_list_of_operators(gpu):
     assert "memory of a training step" in model.summary(batch_size=32)
     for name, value in model.state_dict().items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
-    with pytest.raises(errors.ArgumentError, match="on the CPU only"):
-        xpnet.explain_step(model, 32, times=True)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_calls_of_a_step_on_a_gpu_are_measured(gpu, optimizer):
+    stack = [layers.Conv2D(4, 3), layers.BatchNorm(), layers.ReLU(), layers.Flatten(), layers.Dropout(0.3)]
+    model = xpnet.Sequential([*stack, layers.Dense(3)], (6, 6, 1), backend=gpu, seed=1)
+    before = model.state_dict()
+    explained = xpnet.explain_step(model, 32, optimizer=optimizer, times=True)
+    assert all(call.seconds > 0 for call in explained.replayed) and "µs" in explained
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)

@@ -15,6 +15,8 @@ X, Y = (a[:200] for a in datasets.digits())
 X = X.reshape(200, 64).astype("float32") / 16
 PRECISIONS = ["tf32", "float16", "bfloat16"]
 UNIT = {"tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+#: How much replays and eager steps may differ: relative, in losses, and absolute, in weights. A replay rounds less.
+REPLAYED = {"tf32": (1e-4, 1e-5), "float16": (1e-4, 1e-5), "bfloat16": (1e-3, 4e-3)}
 
 
 @pytest.fixture(params=PRECISIONS)
@@ -95,11 +97,12 @@ def test_training_is_close_to_float32_and_steps_are_replayed(gpu, precision, bui
     (full, _, _), (low, state, captured), (eager, want, _) = runs
     np.testing.assert_allclose(low, full, rtol=0.1)
     assert low != full and captured == 1
-    np.testing.assert_allclose(low, eager, rtol=1e-4)
+    relative, absolute = REPLAYED[precision]
+    np.testing.assert_allclose(low, eager, rtol=relative)
     for name, value in want.items():
         assert value.dtype == "float32"
         if build is mlp:  # the gradient of a bias before a BatchNorm is nothing but rounding errors
-            np.testing.assert_allclose(state[name], value, rtol=1e-3, atol=1e-5)
+            np.testing.assert_allclose(state[name], value, rtol=1e-3, atol=absolute)
 
 
 class Watch(callbacks.Callback):

@@ -12,7 +12,7 @@ import xpnet
 from xpnet import augment, callbacks, datasets, layers, losses, metrics, optimizers
 from xpnet.data.streaming import StreamingDataset
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, StateError
-from xpnet.training import captured_step
+from xpnet.training import captured_inference, captured_step
 from xpnet.training.captured_step import StepExecutor
 
 NAMED_X, NAMED_Y = {"meta": META, "scene": SCENE}, {"size": SIZE, "digit": DIGIT}
@@ -101,6 +101,16 @@ def test_a_step_descends_the_weighted_sum(backend):
     model.load_state_dict(before)
     model.train_on_batch(X, Y, optimizer=optimizers.SGD(1.0), **kwargs)
     np.testing.assert_allclose(before[name] - model.state_dict()[name], numeric, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS[0], list(WEIGHTS)], ids=["", "for all", "for each"])
+def test_accumulated_batches_equal_a_larger_batch(backend, weights):
+    one, other = two_headed(backend, "float64"), two_headed(backend, "float64")
+    options = {"sample_weight": weights, "loss_weights": [0.5, 2.0], "optimizer": "sgd"}
+    fitted(one, batch_size=8, accumulate=2, **options)
+    fitted(other, batch_size=16, **options)
+    for name, value in one.state_dict().items():
+        np.testing.assert_allclose(value, other.state_dict()[name], rtol=1e-12)
 
 
 def test_class_weights_belong_to_an_output(backend):
@@ -259,6 +269,38 @@ def test_captured_steps_equal_eager_ones_on_a_gpu(gpu, kind, executors):
         np.testing.assert_allclose(history[name], values, rtol=1e-3, atol=1e-5)
     for name, value in other.state_dict().items():
         np.testing.assert_allclose(model.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("weights", [None, list(WEIGHTS)], ids=["", "weights of each output"])
+def test_predictions_and_evaluations_are_captured(backend, monkeypatch, weights):
+    monkeypatch.setattr(captured_inference, "_EAGER_ON_CPU", 2)
+    model = two_headed(backend)
+    options = {"loss": LOSSES, "loss_weights": [1.0, 0.5], "sample_weight": weights, "batch_size": 20}
+
+    def results():
+        evaluated = [model.evaluate(X, Y, metrics=names, **options) for names in (["accuracy", "mae"], [None, []])]
+        return [*model.predict(NAMED_X, batch_size=20), *evaluated]
+
+    for _ in range(4):
+        fitted(model, epochs=1)
+        got = results()
+        with monkeypatch.context() as patch:
+            patch.setattr(captured_inference.CapturedInference, "replayed", lambda *args: None)
+            want = results()
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_equal(a, b)
+    captured = [kind for kind in model._inference._kinds if kind.captured is not None]
+    assert len(captured) == {"strict": 0, "cpu": 1}.get(backend.name, 3)
+
+
+def test_a_captured_evaluation_scores_the_output_that_was_asked_for(gpu):
+    """The metrics of two outputs may be equal objects, but are not the same values."""
+    tensor = xpnet.Input((5,))
+    model = xpnet.Model(tensor, [layers.Dense(3, name=name)(tensor) for name in "ab"], gpu)
+    loss = "softmax_cross_entropy"
+    for name in [*"aaaaaaaa", *"bbbbbbbb"]:
+        got = model.evaluate(SCENE, [DIGIT, DIGIT], loss, metrics={name: "accuracy"})[f"{name}_accuracy"]
+        assert got == np.mean(model.predict(SCENE)["ab".index(name)].argmax(axis=1) == DIGIT)
 
 
 def test_a_step_is_explained_without_and_with_a_loss():

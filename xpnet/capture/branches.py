@@ -8,7 +8,6 @@ import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from xpnet.backends import Array
 from xpnet.capture.calls import Call
 from xpnet.capture.passes import Memory
 
@@ -123,11 +122,12 @@ def _placed(call: Call, stream: int, needed: Sequence[int], last: int | None, pl
 def _seconds(call: Call) -> float:
     arrays = (*call.reads, *call.writes)
     size: int = sum(a.nbytes for a in arrays)
-    return _LAUNCH + _PER_BYTE * size + _PER_OPERATION * _operations(call, arrays)
+    return _LAUNCH + _PER_BYTE * size + _PER_OPERATION * operations(call)
 
 
-def _operations(call: Call, arrays: Sequence[Array]) -> int:
+def operations(call: Call) -> int:
     """The arithmetic of a product or a convolution, whose weight has a row for each number of a patch; 0 for others."""
+    arrays = (*call.reads, *call.writes)
     if "matmul" in call.name and call.writes:
         return 2 * int(call.writes[0].size) * int(call.reads[0].shape[-1])
     if "convolve" in call.name:

@@ -35,6 +35,13 @@ class Call:
     #: Whether it may read and write anything, as the update of a custom optimizer.
     opaque: bool = False
 
+    def make(self, convert: Callable[[Any], Any] = current) -> Any:
+        """Make the call with convert(argument) in place of each array and number. Returns what the function returns."""
+        args, kwargs = mapped(convert, self.args), mapped(convert, self.kwargs)
+        if hasattr(self.function, "nin"):  # a ufunc
+            args, kwargs = args[:-1], {**kwargs, "out": args[-1]}
+        return self.function(*args, **kwargs)
+
     @property
     def name(self) -> str:
         """A short name of the function."""

@@ -16,12 +16,11 @@ from xpnet.capture.calls import (
     arrays_in,
     given_by_name,
     is_array,
-    mapped,
     memory_of,
     same_view,
 )
 from xpnet.capture.device import NOISE, TracedDevice, methods_of
-from xpnet.capture.fusion import fused, without_zeros
+from xpnet.capture.fusion import copied_weights, fused, without_zeros
 from xpnet.capture.memory import MemoryPlan
 from xpnet.capture.passes import Memory, has_numbers, simplified
 from xpnet.capture.trace import Trace
@@ -32,8 +31,9 @@ _WRITES = {
     "add_matmul": ("out", "scratch"), "add_to_rows": ("a",), "add_to_rows_max_pool": ("x", "out", "choice"),
     "add_to_rows_relu": ("a", "out"), "clip_norm": ("grads",), "convolve_weight_grad": ("out", "sums"),
     "cross_entropy": ("losses", "grad"), "cross_entropy_sums": ("losses", "grad", "loss_sum", "correct"),
-    "dense_cross_entropy": ("losses", "grad", "correct", "grad_h"), "matmul_sum_rows": ("out", "sums"),
-    "max_pool": ("out", "choice"), "normalize_rows": ("out", "sigma"), "relu_grad_sum_rows": ("out", "sums"),
+    "dense_cross_entropy": ("losses", "grad", "correct", "grad_h"), "elementwise": ("outs",),
+    "matmul_sum_rows": ("out", "sums"), "max_pool": ("out", "choice"), "normalize_rows": ("out", "sigma"),
+    "relu_grad_sum_rows": ("out", "sums"), "sum_rows_and_products": ("sums", "products"),
     "whole_update": ("vectors",),
 }  # fmt: skip
 #: Those that they write after having read them, although their names are those of results.
@@ -114,6 +114,11 @@ class CallList:
         _, _, lowest, _ = memory.extent(like)
         return _view(self.arena, offset + address_of(like) - lowest, like)
 
+    def refresh(self) -> None:
+        """Round the weights anew of which the calls use copies in 16 bits, since something else has changed them."""
+        for weights, copy in copied_weights(self.calls, self._backend):
+            self._backend.to_halves(weights, copy)
+
     @property
     def arrays(self) -> list[Array]:
         """All arrays that the calls use."""
@@ -147,10 +152,7 @@ class CallList:
 
     def _make(self, call: Call, now: Callable[[Any], Any], new: dict[int, tuple[Array, Array]]) -> None:
         """Make a call with the arrays and numbers of `now`, and add the arrays that it returns to `new`."""
-        args, kwargs = mapped(now, call.args), mapped(now, call.kwargs)
-        if hasattr(call.function, "nin"):  # a ufunc
-            args, kwargs = args[:-1], {**kwargs, "out": args[-1]}
-        value = call.function(*args, **kwargs)
+        value = call.make(now)
         if call.result is not None:
             for old, made in zip(arrays_in(call.result), arrays_in(value), strict=True):
                 if (old.shape, old.strides, old.dtype) != (made.shape, made.strides, made.dtype):

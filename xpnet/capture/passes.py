@@ -72,6 +72,12 @@ class Memory:
         """Whether the array was made in the step, so that nothing else uses it."""
         return self.extent(array)[1] in self._temporary
 
+    def own(self, array: Array) -> Array:
+        """Count a new array as made in the step. Returns it."""
+        memory = memory_of(array)
+        self._temporary[id(memory)] = memory
+        return array
+
     def hold(self, call: Call) -> None:
         """Mark what this call has written as constant: the call is not replayed, so its results must be kept."""
         self._constant.update(self.extent(a)[1] for a in call.writes)

@@ -16,7 +16,7 @@ from xpnet.errors import ArgumentError, DeviceMemoryError, ShapeError, StateErro
 from xpnet.layers import tensors
 from xpnet.layers.building import building, standalone
 from xpnet.layers.context import Context, Shape, Workspace
-from xpnet.layers.structure import as_tuple, first_of, list_of_shapes, mapped
+from xpnet.layers.structure import as_tuple, first_of, mapped, shapes_of
 from xpnet.layers.tensors import check_name
 from xpnet.parameters import Buffer, ModelArray, Parameter, ParameterStore
 
@@ -24,12 +24,7 @@ from xpnet.parameters import Buffer, ModelArray, Parameter, ParameterStore
 _INTERNAL = frozenset((
     "backward_in_context", "backward_pass", "calls", "check_input", "connections", "drop_workspaces",
     "execution_context", "forward_in_context", "forward_pass", "gives_probabilities", "inner_layers", "last_layer",
-    "noise_key", "place", "shape_for", "shared_copy", "splits_batch", "unplace",
-))  # fmt: skip
-#: Attributes that each copy of a layer has for itself.
-_OWN = frozenset((
-    "_context", "_executor", "_parameters", "_placed", "_shared_copies", "_shared_with", "_sites", "_workspaces",
-    "has_custom_layers", "input_shape", "layers", "output_shape", "path", "splits_batch", "wants_input_grad",
+    "noise_key", "place", "shape_for", "shared_copy", "splits_batch", "takes_list", "unplace",
 ))  # fmt: skip
 
 
@@ -68,11 +63,18 @@ class Layer(Configured):
     gives_probabilities: ClassVar[bool] = False
     #: Whether its operators divide a batch among CPU threads. The BLAS must then use one thread. Only for speed.
     splits_batch: ClassVar[bool] = False
+    #: Whether it can have several inputs, and so be called on a list. A layer of one's own always can.
+    takes_list: ClassVar[bool] = False
     #: Whether its class is not part of xpnet, so that a model checks what it returns.
     is_custom: ClassVar[bool] = False
     #: Whether backward must return ∂L/∂x. The container sets it before each backward.
     wants_input_grad: bool = True
 
+    #: What `shared_copy` does not share: attributes that each copy has for itself.
+    _own_attributes: ClassVar[frozenset[str]] = frozenset((
+        "_context", "_executor", "_parameters", "_placed", "_shared_copies", "_shared_with", "_sites", "_workspaces",
+        "has_custom_layers", "input_shape", "layers", "output_shape", "path", "splits_batch", "wants_input_grad",
+    ))  # fmt: skip
     name: str | None = None  # replaces the number in `path`
     path: str = ""  # the position of this layer in its model, such as "1.0" or "block.digit"
     input_shape: Shape = ()
@@ -213,6 +215,29 @@ class Layer(Configured):
         columns = math.prod(x.shape[1:])
         return self.backend.random_bits(self.noise_key, len(x), columns, self.context.first_row).reshape(x.shape)
 
+    def random_normal(self, x: Array) -> Array:
+        """Normal noise of mean 0 and variance 1 in x's shape, in a buffer. It depends on the same as `random_bits`.
+
+        From uniform numbers u, v: √(-2 log u) cos 2πv and √(-2 log u) sin 2πv. Box and Muller 1958, "A note on the
+        generation of random normal deviates".
+        """
+        xp, rows, elements = self.xp, len(x), math.prod(x.shape[1:])
+        half = (elements + 1) // 2
+        noise = self._noise(rows, 2 * half)
+        radius = xp.sqrt(xp.log(noise[:, :half]) * -2.0)
+        angle = noise[:, half:] * (2.0 * math.pi)
+        noise[:, :half] = radius * xp.cos(angle)
+        noise[:, half:] = radius * xp.sin(angle)
+        return noise[:, :elements].reshape(x.shape)
+
+    def _noise(self, rows: int, columns: int) -> Array:
+        """Uniform noise (rows, columns) above 0 and at most 1, in a buffer."""
+        noise = self.work.buffer("noise", (rows, columns))
+        noise[...] = self.random_bits(noise)
+        noise += 0.5  # so that it is never 0
+        noise *= 2.0**-32
+        return noise
+
     def refuse(self, expected: str, got: Any, hint: str = "") -> ShapeError:
         """Return the ShapeError to raise for a wrong input. `got` is a shape without the batch, or several, or text."""
         got = shape_text(got) if isinstance(got, tuple | list) else got
@@ -220,7 +245,7 @@ class Layer(Configured):
 
     def check_output(self, x: Array, y: Any) -> None:
         """Raise ShapeError unless y, the outputs of x, has the dtype and the shape that `build` returned."""
-        x, shapes = first_of(x), list_of_shapes(self.output_shape)
+        x, shapes = first_of(x), shapes_of(self.output_shape)
         dtype = x.dtype if self.accepts_integers is None and x.dtype.kind != "f" else self.context.dtype
         outputs = y if isinstance(y, list | tuple) and len(shapes) > 1 else [y]
         if len(outputs) != len(shapes):
@@ -261,7 +286,7 @@ class Layer(Configured):
             held.assign(value.value if isinstance(value, ModelArray) else value, f"{self._label}: {name}")
             return
         super().__setattr__(name, self._checked_name(value) if name == "name" else value)
-        if self._shared_copies and name not in _OWN:
+        if self._shared_copies and name not in self._own_attributes:
             for reference in self._shared_copies:
                 if (twin := reference()) is not None:
                     setattr(twin, name, value)
@@ -346,6 +371,8 @@ class Layer(Configured):
         self.input_shape = shapes
         self._context, self.path, self._workspaces = context, path, {}
         try:
+            if several and not (self.takes_list or self.is_custom):
+                raise self.refuse("one input", shapes, " Join them with a layer such as layers.Concatenate().")
             self._refuse_too_large("inputs", self.input_shape)
             self.output_shape = self.build(self.input_shape)
             self._refuse_too_large("outputs", self.output_shape)
@@ -357,7 +384,7 @@ class Layer(Configured):
 
     def _refuse_too_large(self, what: str, shapes: Shape | list[Shape]) -> None:
         """Raise DeviceMemoryError if not even one sample of these shapes fits into the device's memory."""
-        needed = sum(map(math.prod, list_of_shapes(shapes))) * self.context.dtype.itemsize
+        needed = sum(map(math.prod, shapes_of(shapes))) * self.context.dtype.itemsize
         if not self.backend.can_hold(needed):
             raise DeviceMemoryError(
                 f"{self._label}: one sample of its {what} {shape_text(shapes)} takes {needed / 2**30:,.1f} GiB, more "

@@ -13,7 +13,7 @@ from xpnet.layers.base import Layer
 from xpnet.layers.context import Context, Shape
 from xpnet.layers.executor import CallSite, Executor
 from xpnet.layers.pooling import MaxPool2D
-from xpnet.layers.structure import Arrays, as_tuple, first_of, list_of_shapes
+from xpnet.layers.structure import Arrays, as_tuple, first_of, shapes_of
 from xpnet.parameters import Parameter
 
 _NOTHING = nullcontext()
@@ -36,12 +36,13 @@ class Connection(NamedTuple):
 class Container(Layer):
     """The base of Sequential and of xpnet.Model: layers that run as one layer, by an executor.
 
-    A subclass sets `layers`, defines `_keys`, and calls `_execute` in its build.
+    A subclass sets `layers`, places them in its `build`, and calls `_execute` there.
 
     `len(c)` is the number of layers, `c[i]` the layer at position i, `c[1:3]` a tuple of layers; iteration gives all. A
     position that does not exist raises PositionError.
     """
 
+    takes_list = True  # if its first layer does
     #: Whether any layer is not part of xpnet, so that the model checks its first training step.
     has_custom_layers: bool = False
     #: The layers, each once.
@@ -61,7 +62,7 @@ class Container(Layer):
     def _execute(self, sites: Sequence[CallSite], inputs: int, outputs: Sequence[int]) -> None:
         """Run these calls of placed layers, see `Executor`."""
         self._sites = list(sites)
-        self._executor = Executor(self, _reordered(self._sites, outputs), inputs, outputs)
+        self._executor = Executor(_reordered(self._sites, outputs), inputs, outputs)
 
     def place(self, context: Context, path: str, input_shape: Any) -> Any:
         output_shape = super().place(context, path, input_shape)
@@ -73,12 +74,12 @@ class Container(Layer):
 
     def connections(self) -> list[Connection]:
         """The inputs, and all outputs of the layers in order."""
-        shapes: Any = list_of_shapes(self.input_shape)
+        shapes: Any = shapes_of(self.input_shape)
         found = [Connection(name, None, shape, ()) for name, shape in zip(self.input_names, shapes, strict=True)]
         names = dict(enumerate(self.input_names))
         for layer, inputs, outputs, _ in self._sites:
             before = tuple(names[i] for i in as_tuple(inputs))
-            for k, (i, shape) in enumerate(zip(as_tuple(outputs), list_of_shapes(layer.output_shape), strict=True)):
+            for k, (i, shape) in enumerate(zip(as_tuple(outputs), shapes_of(layer.output_shape), strict=True)):
                 names[i] = layer.path if k == 0 else f"{layer.path}, output {k + 1}"
                 found.append(Connection(names[i], layer, shape, before))
         return found
@@ -168,7 +169,7 @@ class Container(Layer):
 
     def forward(self, x: Any) -> Any:
         """The outputs of the layers, each of which runs after those that it depends on."""
-        return self._executor.forward(x)
+        return self._executor.forward(self, x)
 
     def backward(self, grad_y: Any) -> Any:
         """The chain rule: each layer turns the gradient of its output into that of its input, last layer first.
@@ -177,7 +178,7 @@ class Container(Layer):
         out whose gradients no trained parameter needs.
         """
         # A subclass may need the gradient for parameters of its own.
-        return self._executor.backward(grad_y, self.wants_input_grad or bool(self._parameters))
+        return self._executor.backward(self, grad_y, self.wants_input_grad or bool(self._parameters))
 
     def forward_pass(self, x: Arrays, training: bool = False, inference: bool = False) -> Arrays:
         """A whole pass. The result is a buffer, valid until the next pass. For the modes see `Context`.

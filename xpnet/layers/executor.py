@@ -45,19 +45,22 @@ class _BackwardCall(NamedTuple):
 class Executor:
     """The calls of the layers of one container, in order.
 
+    The container, whose workspace and device it uses, is an argument: if it were kept, models would be freed only by
+    the garbage collector.
+
     sites: each after those that it depends on.  inputs: how many values are inputs.  outputs: the numbers of the values
     that are outputs.
     """
 
-    def __init__(self, container: Any, sites: Sequence[CallSite], inputs: int, outputs: Sequence[int]) -> None:
-        self._container, self.sites, self._inputs, self.outputs = container, list(sites), inputs, tuple(outputs)
+    def __init__(self, sites: Sequence[CallSite], inputs: int, outputs: Sequence[int]) -> None:
+        self.sites, self._inputs, self.outputs = list(sites), inputs, tuple(outputs)
         self._values = inputs + sum(len(as_tuple(site.outputs)) for site in sites)
         used = {i for site in sites for i in as_tuple(site.inputs)}
         self._unused = [i for i in range(inputs) if i not in used]
         self._parameters: list[Parameter] | None = None  # of all layers
         self._plans: dict[tuple[bool, ...], list[_BackwardCall]] = {}
 
-    def forward(self, x: Any) -> Arrays:
+    def forward(self, container: Any, x: Any) -> Arrays:
         """The outputs for one array, or for a list or tuple of arrays if there are several inputs."""
         values: list[Any] = [None] * self._values
         if self._inputs == 1:
@@ -68,7 +71,7 @@ class Executor:
             given = values[inputs] if isinstance(inputs, int) else [values[i] for i in inputs]
             y = layer.forward(given)
             if isinstance(outputs, int) and getattr(y, "shape", (0,))[1:] != shape:
-                raise layer.wrong_output((len(values[0]), *shape), self._container.context.dtype, y)
+                raise layer.wrong_output((len(values[0]), *shape), container.context.dtype, y)
             if layer.is_custom:
                 layer.check_output(given, y)
             if isinstance(outputs, int):
@@ -78,7 +81,7 @@ class Executor:
                     values[i] = value
         return values[self.outputs[0]] if len(self.outputs) == 1 else tuple(values[i] for i in self.outputs)
 
-    def backward(self, grad_y: Any, input_grad: bool) -> Any:
+    def backward(self, container: Any, grad_y: Any, input_grad: bool) -> Any:
         """The gradients of the inputs, given those of the outputs; None if they are not wanted or do not exist.
 
         Where a value is used several times, its gradient is the sum of the gradients of its uses.
@@ -93,24 +96,28 @@ class Executor:
         grads: list[Array | None] = [None] * self._values
         given = grad_y if isinstance(grad_y, list | tuple) else (grad_y,)
         for i, grad in zip(self.outputs, given, strict=True):
-            grads[i] = grad if grads[i] is None else self._sum(i, grads[i], grad)
+            grads[i] = grad if grads[i] is None else _sum(container, i, grads[i], grad)
         for layer, outputs, inputs, wants, required, assigned in plan:
             if layer.wants_input_grad is not wants:  # an assignment takes longer than this test
                 layer.wants_input_grad = wants
-            grad = grads[outputs] if isinstance(outputs, int) else self._completed(grads, outputs, layer.output_shape)
+            grad = (
+                grads[outputs]
+                if isinstance(outputs, int)
+                else _completed(container, grads, outputs, layer.output_shape)
+            )
             if grad is None:  # only integers depend on it
                 continue
-            grad_x = self._backward_again(layer, grad, assigned) if assigned else layer.backward(grad)
+            grad_x = _backward_again(container, layer, grad, assigned) if assigned else layer.backward(grad)
             if not wants:
                 continue
             if isinstance(inputs, int) and grad_x is not None:
-                grads[inputs] = grad_x if grads[inputs] is None else self._sum(inputs, grads[inputs], grad_x)
+                grads[inputs] = grad_x if grads[inputs] is None else _sum(container, inputs, grads[inputs], grad_x)
             else:
-                self._distribute(grads, layer, inputs, required, grad_x)
+                self._distribute(container, grads, layer, inputs, required, grad_x)
         if not input_grad:
             return None
         for i in self._unused:
-            grads[i] = self._zeros(i, (len(given[0]), *self._container.input_shape[i]))
+            grads[i] = _zeros(container, i, (len(given[0]), *container.input_shape[i]))
         return grads[0] if self._inputs == 1 else tuple(grads[: self._inputs])
 
     def _planned(self, input_grad: bool) -> list[_BackwardCall]:
@@ -131,7 +138,13 @@ class Executor:
         return plan
 
     def _distribute(
-        self, grads: list[Array | None], layer: Any, inputs: Any, required: tuple[bool | None, ...], grad_x: Any
+        self,
+        container: Any,
+        grads: list[Array | None],
+        layer: Any,
+        inputs: Any,
+        required: tuple[bool | None, ...],
+        grad_x: Any,
     ) -> None:
         """Add the gradients that a layer returned to those of its inputs. Refuse a missing one that is needed."""
         several = isinstance(inputs, tuple)
@@ -142,41 +155,9 @@ class Executor:
             if needed is None:
                 continue
             if grad is not None:
-                grads[i] = grad if grads[i] is None else self._sum(i, grads[i], grad)
+                grads[i] = grad if grads[i] is None else _sum(container, i, grads[i], grad)
             elif needed or not (i < self._inputs or layer.accepts_integers):
                 raise _missing_gradient(layer, position if several else None)
-
-    def _sum(self, i: int, before: Array, grad: Array) -> Array:
-        """The sum of two gradients of value i, in a buffer: the arrays that layers return belong to them."""
-        container = self._container
-        return container.xp.add(before, grad, out=container.work.buffer(f"gradient {i}", grad.shape))
-
-    def _completed(self, grads: list[Array | None], outputs: tuple[int, ...], shapes: Any) -> list[Array] | None:
-        """The gradients of all outputs of a layer, with zeros for those that have none; or None."""
-        known = next((grads[i] for i in outputs if grads[i] is not None), None)
-        if known is None:
-            return None
-        pairs = zip(outputs, shapes, strict=True)
-        return [self._zeros(i, (len(known), *shape)) if grads[i] is None else grads[i] for i, shape in pairs]
-
-    def _zeros(self, i: int, shape: tuple[int, ...]) -> Array:
-        """The gradient of a value that nothing depends on."""
-        zeros = self._container.work.buffer(f"gradient {i}", shape)
-        zeros[...] = 0.0
-        return zeros
-
-    def _backward_again(self, layer: Any, grad: Any, assigned: list[Parameter]) -> Any:
-        """Backward of a layer that is called at several places: its gradients of these parameters add up."""
-        xp, work = self._container.xp, self._container.work
-        kept = []
-        for i, p in enumerate(assigned):
-            before = work.buffer(f"{i} of {layer.path}", p.shape)
-            before[...] = p.grad
-            kept.append((p.grad, before))
-        grad_x = layer.backward(grad)
-        for now, before in kept:
-            xp.add(now, before, out=now)
-        return grad_x
 
 
 def _missing_gradient(layer: Any, position: int | None) -> ShapeError:
@@ -196,3 +177,38 @@ def _wrong_gradients(layer: Any, count: int, got: Any) -> ShapeError:
     return ShapeError(
         f"{layer._label}: backward must return a list of {count} gradients, one for each input, but returned {what}."
     )
+
+
+def _sum(container: Any, i: int, before: Array, grad: Array) -> Array:
+    """The sum of two gradients of value i, in a buffer: the arrays that layers return belong to them."""
+    return container.xp.add(before, grad, out=container.work.buffer(f"gradient {i}", grad.shape))
+
+
+def _completed(container: Any, grads: list[Array | None], outputs: tuple[int, ...], shapes: Any) -> list[Array] | None:
+    """The gradients of all outputs of a layer, with zeros for those that have none; or None."""
+    known = next((grads[i] for i in outputs if grads[i] is not None), None)
+    if known is None:
+        return None
+    pairs = zip(outputs, shapes, strict=True)
+    return [_zeros(container, i, (len(known), *shape)) if grads[i] is None else grads[i] for i, shape in pairs]
+
+
+def _zeros(container: Any, i: int, shape: tuple[int, ...]) -> Array:
+    """The gradient of a value that nothing depends on."""
+    zeros = container.work.buffer(f"gradient {i}", shape)
+    zeros[...] = 0.0
+    return zeros
+
+
+def _backward_again(container: Any, layer: Any, grad: Any, assigned: list[Parameter]) -> Any:
+    """Backward of a layer that is called at several places: its gradients of these parameters add up."""
+    xp, work = container.xp, container.work
+    kept = []
+    for i, p in enumerate(assigned):
+        before = work.buffer(f"{i} of {layer.path}", p.shape)
+        before[...] = p.grad
+        kept.append((p.grad, before))
+    grad_x = layer.backward(grad)
+    for now, before in kept:
+        xp.add(now, before, out=now)
+    return grad_x

@@ -8,7 +8,7 @@ from xpnet.errors import ArgumentError, ArgumentTypeError, shape_text
 from xpnet.layers.base import Layer
 from xpnet.layers.containers import Container
 from xpnet.layers.executor import CallSite
-from xpnet.layers.structure import as_tuple, list_of_shapes, one_or_tuple
+from xpnet.layers.structure import as_tuple, one_or_tuple, shapes_of
 from xpnet.layers.tensors import Input, Tensor, nodes_between
 
 
@@ -33,11 +33,15 @@ class Graph(Container):
         if double := next((name for name in names if names.count(name) > 1), None):
             raise ArgumentError(f"Model: two of the inputs have the name {double!r}. Rename one.")
 
+    def __call__(self, inputs: Any) -> Any:
+        single = isinstance(inputs, list | tuple) and len(inputs) == len(self.inputs) == 1
+        return super().__call__(inputs[0] if single else inputs)
+
     def build(self, input_shape: Any) -> Any:
         values = {tensor: i for i, tensor in enumerate(self.inputs)}
-        shapes = list(list_of_shapes(input_shape))
+        shapes = list(shapes_of(input_shape))
         if len(shapes) != len(self.inputs):
-            raise self.refuse(f"{len(self.inputs)} inputs", input_shape)
+            raise self.refuse("1 input" if len(self.inputs) == 1 else f"{len(self.inputs)} inputs", input_shape)
         keys, calls, sites = dict(zip(self.layers, self._keys(), strict=True)), dict[Layer, int](), list[CallSite]()
         for node in self._nodes:
             layer = node.layer

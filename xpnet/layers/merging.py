@@ -17,6 +17,8 @@ class _Merge(Layer):
     Along such an axis the input is repeated, as in NumPy. Its gradient is the sum over the repetitions.
     """
 
+    takes_list = True
+
     def build(self, input_shape: Any) -> Shape:
         shapes = self._shapes(input_shape)
         if len({len(shape) for shape in shapes}) == 1:

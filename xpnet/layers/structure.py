@@ -14,11 +14,6 @@ def as_tuple(values: Any) -> tuple[Any, ...]:
     return tuple(values) if isinstance(values, list | tuple) else (values,)
 
 
-def list_of_shapes(shape: Any) -> list[tuple[int, ...]]:
-    """[(3,), (4,)] itself; [(3,)] from the single shape (3,)."""
-    return shape if isinstance(shape, list) else [shape]
-
-
 def one_or_tuple(values: Sequence[Any]) -> Any:
     """The value itself if there is one, else a tuple of all."""
     return values[0] if len(values) == 1 else tuple(values)
@@ -37,7 +32,7 @@ def as_list(values: Any) -> Any:
 
 
 def shapes_of(shape: Any) -> list[Shape]:
-    """The shapes of the inputs or outputs of a model: it has a list of them if there are several, or else one shape."""
+    """The shapes of the inputs or outputs of a layer: it has a list of them if there are several, or else one shape."""
     return shape if isinstance(shape, list) else [shape]
 
 

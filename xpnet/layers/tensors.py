@@ -5,7 +5,7 @@ from typing import Any
 
 from xpnet.config import as_shape
 from xpnet.errors import ArgumentError, ArgumentTypeError, shape_text
-from xpnet.layers.structure import list_of_shapes
+from xpnet.layers.structure import shapes_of
 
 
 class Tensor:
@@ -20,6 +20,14 @@ class Tensor:
     ) -> None:
         self.shape, self.name, self.node, self.index = shape, name, node, index
 
+    def __eq__(self, other: object) -> bool:
+        if self.node is None or not isinstance(other, Tensor):
+            return self is other
+        return self.node is other.node and self.index == other.index
+
+    def __hash__(self) -> int:
+        return hash((id(self) if self.node is None else id(self.node), self.index))
+
     def __repr__(self) -> str:
         if self.node is None:
             what = "input" if self.name is None else f"input {self.name!r}"
@@ -31,21 +39,18 @@ class Tensor:
 class Node:
     """One call of a layer on tensors.
 
-    inputs, outputs: tensors.  takes_list: whether the layer was called on a list, and so takes a list of arrays.
-    returns_list: whether it has several outputs.
+    inputs: tensors.  takes_list: whether the layer was called on a list, and so takes a list of arrays.  returns_list:
+    whether it has several outputs.
     """
 
     def __init__(self, layer: Any, inputs: tuple[Tensor, ...], takes_list: bool, output_shape: Any) -> None:
         self.layer, self.inputs, self.takes_list = layer, inputs, takes_list
-        self.returns_list = isinstance(output_shape, list)
-        shapes = list_of_shapes(output_shape)
-        self.outputs = tuple(Tensor(shape, node=self, index=i) for i, shape in enumerate(shapes))
+        self.returns_list, self._shapes = isinstance(output_shape, list), shapes_of(output_shape)
 
     @property
-    def input_shape(self) -> Any:
-        """The shape of the input, or a list of shapes if the layer takes a list."""
-        shapes = [tensor.shape for tensor in self.inputs]
-        return shapes if self.takes_list else shapes[0]
+    def outputs(self) -> list[Tensor]:
+        """The tensors that it gives. They refer to it, so it does not keep them: a cycle would keep the layers."""
+        return [Tensor(shape, node=self, index=i) for i, shape in enumerate(self._shapes)]
 
 
 def Input(shape: int | Iterable[int], *, name: str | None = None) -> Tensor:  # noqa: N802  # reads like a layer
@@ -71,7 +76,7 @@ def call(layer: Any, inputs: Any) -> Any:
         )
     shapes = [tensor.shape for tensor in tensors]
     node = Node(layer, tensors, takes_list, layer.shape_for(shapes if takes_list else shapes[0]))
-    return list(node.outputs) if node.returns_list else node.outputs[0]
+    return node.outputs if node.returns_list else node.outputs[0]
 
 
 def _description(value: Any) -> str:

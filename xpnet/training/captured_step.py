@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from xpnet.backends import Array
 from xpnet.concurrency.interrupts import uninterrupted
 from xpnet.data.dataset import StepData
 from xpnet.errors import CaptureError
@@ -32,7 +33,7 @@ _log = logging.getLogger(__name__)
 _TRAINABLE, _FLAG = attrgetter("trainable"), attrgetter("_trainable")
 
 _FEW_STEPS = 50  # on the CPU, capturing takes longer than so few replays of a small model save
-_MIN_STEPS = 3  # of a kind in a run on a GPU: with fewer, capturing them never pays
+_MIN_STEPS = 12  # of a kind in a run on a GPU: capturing one takes about as long as so many eager steps
 _MAX_KINDS = 8  # of a run: one for each kind of step, and each holds memory
 _MAX_UNUSED = 4  # captured steps that were never replayed, because attributes keep changing
 _CHECKED_EVERY = 100  # replays between two checks of the attributes, if only other threads can change them
@@ -91,11 +92,12 @@ class StepExecutor:
         backend, model = step.model.backend, step.model
         single = model.context.group.size == 1
         self._capture = backend.graph_capture() if single else None
-        self._on_cpu = single and backend.replays_calls and not _is_turned_off()
+        self._on_cpu = single and backend.replays_calls and not is_turned_off()
         region = model.execution_context() if self._on_cpu else None  # outside of any other
         self._region = None if isinstance(region, nullcontext) else region
         self._kinds: dict[tuple[Any, ...], ReplayedStep | GraphStep | int] = {}  # or how many steps ran eagerly
         self._ready: dict[int, ReplayedStep | GraphStep] = {}  # steps to replay without further checks, by their rows
+        self._latest: ReplayedStep | GraphStep | None = None  # if only it has changed the weights since
         self._until_check, self._unused = _CHECKED_EVERY, 0
         self._attributes: Attributes | None = None  # as they were captured
         self._captured, self._first = 0, True
@@ -103,7 +105,7 @@ class StepExecutor:
         own = [metric for metric in step.state.metrics if not metric.starts_from_zeros]
         if not single:
             self.fallback_reason = "several ranks sum their gradients"
-        elif self._capture is None and _is_turned_off():
+        elif self._capture is None and is_turned_off():
             self.fallback_reason = "the environment variable XPNET_CAPTURE=0 turns captures off"
         elif self._capture is None and not self._on_cpu:
             self.fallback_reason = "this device does not capture steps"
@@ -123,7 +125,7 @@ class StepExecutor:
 
         to_come: what is left of the run, if that is known.  user_code: whether user code has run since the last epoch.
         """
-        self._to_come = to_come
+        self._to_come, self._latest = to_come, None
         if user_code:
             self._until_check = 0
 
@@ -139,6 +141,8 @@ class StepExecutor:
             self._run(data, metrics)
             return
         self._until_check -= 1
+        if ready is not self._latest:
+            ready.stale, self._latest = True, ready
         if self._region is None:
             ready.replay(data, metrics)
             return
@@ -146,6 +150,7 @@ class StepExecutor:
             ready.replay(data, metrics)
 
     def _run(self, data: StepData, metrics: EpochMetrics) -> None:
+        self._latest = None
         if self._until_check <= 0:
             self._ready.clear()  # also those of other kinds, for which something else may have changed
         if self.fallback_reason is not None:
@@ -159,6 +164,8 @@ class StepExecutor:
         with self._step.model.execution_context():
             # A device that is left capturing, or a step that is undone in part, cannot be used.
             captured = uninterrupted(self._captured_step, data, metrics)
+            if captured is not None:
+                captured.stale = True
             if captured is None:
                 self._run_eagerly(data, metrics)
             elif captured.verified:
@@ -231,13 +238,13 @@ class StepExecutor:
         states, number, column = snapshot(step, metrics), step.state.step, metrics.column
         self._run_eagerly(data, metrics)
         follow_new_sums(states, metrics)
-        scales = {} if self._on_cpu else _scales(step, states)
+        changes = {} if self._on_cpu else _changes(step, states)
         states.swap()  # the copies are now those after the eager step
         try:
             if self._on_cpu:
                 free_workspaces(step.model)
             captured.launch(data, number, column, metrics)
-            reason = _difference(states) if self._on_cpu else _disagreement(step, states, scales)
+            reason = _difference(states) if self._on_cpu else _disagreement(step, states, changes)
             if captured.comparisons == 0:
                 self._attributes = Attributes(step)
         except Exception as error:  # of the device, of CuPy or of a user's layer
@@ -253,7 +260,7 @@ class StepExecutor:
         """Forget all captured steps, and the attributes with which they were captured."""
         self._kinds.clear()
         self._ready.clear()
-        self._attributes = None
+        self._attributes = self._latest = None
 
     def _fall_back(self, reason: str) -> None:
         self._drop()
@@ -263,7 +270,8 @@ class StepExecutor:
             _warn(reason)
 
 
-def _is_turned_off() -> bool:
+def is_turned_off() -> bool:
+    """Whether the environment says that nothing is to be captured."""
     return os.environ.get("XPNET_CAPTURE") == "0"
 
 
@@ -275,44 +283,73 @@ _told: set[str] = set()  # reasons on the CPU, where an eager step costs little:
 
 
 def _difference(states: Snapshot) -> str | None:
-    """A sentence if the arrays differ in a single bit from their copies, after the eager step, else None.
-
-    Only the bits of a NaN may differ.
-    """
+    """A sentence if the arrays differ in a single bit from their copies, after the eager step, else None."""
     for name, array in states.arrays().items():
-        eager, bits = states.copies[name], f"u{array.itemsize}"
-        if not bool(((array.view(bits) == eager.view(bits)) | ((array != array) & (eager != eager))).all()):
+        if not same_bits(array, states.copies[name]):
             return f"the replay and the eager step differ in {name}"
     return None
 
 
-def _scales(step: TrainingStep, states: Snapshot) -> dict[str, tuple[float, float]]:
-    """For each array, the largest change that a step has made, and the largest element before."""
-    largest = {}
+def same_bits(a: Array, b: Array) -> bool:
+    """Whether two arrays have the same bits, apart from those of a NaN. Waits for the device."""
+    bits = f"u{a.itemsize}"
+    return bool(((a.view(bits) == b.view(bits)) | ((a != a) & (b != b))).all())
+
+
+class _Change(NamedTuple):
+    """How a step changes an array: the changes, the largest one, and the largest element before."""
+
+    array: Array
+    most: float
+    size: float
+
+
+def _changes(step: TrainingStep, states: Snapshot) -> dict[str, _Change]:
+    """What a step has changed, by the names of the arrays."""
+    changes = {}
     for name, array in states.arrays().items():
         before, xp = states.copies[name], step.model.backend.xp
         if array.size:
-            change = array if name == GRADIENT else array - before
-            largest[name] = float(xp.abs(change).max()), float(xp.abs(before).max())
-    return largest
+            change = array.copy() if name == GRADIENT else array - before
+            changes[name] = _Change(change, float(xp.abs(change).max()), float(xp.abs(before).max()))
+    return changes
 
 
-def _disagreement(step: TrainingStep, states: Snapshot, scales: dict[str, tuple[float, float]]) -> str | None:
+def _parts(step: TrainingStep, array: Array) -> list[Array]:
+    """The part of each parameter if this is an array of all parameters, else the whole array; flat."""
+    store = step.model.context.store
+    if array.shape == store.grads.shape:
+        return [array[parameter.slot] for parameter in store.parameters]
+    return [array.reshape(-1)]
+
+
+def _norm(xp: Any, a: Array) -> float:
+    return float(xp.sqrt(xp.sum(xp.square(a.astype("float64")))))
+
+
+def _disagreement(step: TrainingStep, states: Snapshot, changes: dict[str, _Change]) -> str | None:
     """A sentence if arrays differ by more than rounding from their copies, after the eager step. Waits for the device.
 
-    Adam turns a small gradient into a full step, and with it the rounding error of the gradient. So the weights and the
-    optimizer's state may differ more where the gradient is small, such as that of a bias before a BatchNorm.
+    Rounding has two effects that are larger than itself. Adam turns a small gradient into a full step, and with it the
+    rounding error of the gradient; so the weights and the optimizer's state may differ more where the gradient is
+    small, such as that of a bias before a BatchNorm. And where the input of a ReLU is almost 0, or two pixels of a
+    max-pooling window are almost equal, rounding decides which way the gradient of one sample takes. So a few elements
+    may differ more, if the norm of what they differ by is small for each parameter.
     """
     xp, (tolerance, rounding) = step.model.backend.xp, _TOLERANCES[step.model.context.precision or "float32"]
     grads = xp.abs(states.copies[GRADIENT])
     relative_error = rounding * grads.max() / xp.maximum(grads, 1e-30)
-    for name, (most, size) in scales.items():
+    for name, (change, most, size) in changes.items():
         difference = xp.abs(states.arrays()[name] - states.copies[name])
         of_parameters = difference.shape == grads.shape and name != GRADIENT
-        part = tolerance + relative_error if of_parameters else tolerance
-        agree = difference <= part * most + _FEW_ULPS * size
-        if not bool(agree.all()) and most == most:
-            largest = float(xp.where(agree, 0.0, difference).max())
+        share = tolerance + relative_error if of_parameters else tolerance
+        allowed = share * most + _FEW_ULPS * size
+        if most != most or bool((difference <= allowed).all()):
+            continue
+        excess = xp.where(difference <= allowed, 0.0, difference - allowed)  # NaN stays
+        pairs = zip(_parts(step, excess), _parts(step, change), strict=True)
+        if not all(_norm(xp, rest) <= tolerance * _norm(xp, part) for rest, part in pairs):
+            largest = float(xp.where(difference <= allowed, 0.0, difference).max())
             return (
                 f"the replay and the eager step differ in {name} by {largest:.3g}; the eager step changed it by "
                 f"{most:.3g}"

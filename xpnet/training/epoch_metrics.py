@@ -100,6 +100,20 @@ class EpochMetrics:
         self.batch_sums[:, first:end] = sums
         self.count_batches(sizes, weighted)
 
+    @property
+    def sums_of_batch(self) -> list[Array]:
+        """After one batch in metrics with room for one: `batch_sums`, and what each metric has summed."""
+        of_metrics = [self._rows[m.name][0] if m.collects else self._sums[m.name] for m in self._metrics]
+        return [self.batch_sums, *of_metrics]
+
+    def add_sums(self, sums: Sequence[Array], batch: Batch) -> None:
+        """Add a batch whose `sums_of_batch` a replay has computed."""
+        losses, *of_metrics = sums
+        self.add_replayed(losses, [len(batch)], batch.weights is not None)
+        for metric, own in zip(self._metrics, of_metrics, strict=True):
+            kept = metric.collects or metric.name not in self._sums  # beyond the next replay, which overwrites it
+            self._merge(metric, own.copy() if kept else own)
+
     def count_batches(self, sizes: Sequence[int], weighted: bool) -> None:
         """Count batches of these sizes, which a replay has added on the device, with sample weights or without."""
         self._sizes += sizes
@@ -122,17 +136,20 @@ class EpochMetrics:
             total = len(batch) if weights is None else mean_total(total_weight(backend.xp, weights))
             batch_sums[2, column] = store.penalty(total)
         for metric in self._metrics:
-            sums = metric.sums(backend, *scored_by(metric, outputs, batch))
-            if metric.collects:
-                self._rows.setdefault(metric.name, []).append(sums)
-                continue
-            before = self._sums.get(metric.name)
-            merged = sums if before is None else metric.merge(before, sums)
-            # Counts become floats with the first batch that has weights.
-            if before is not None and metric.starts_from_zeros and merged.dtype == before.dtype:
-                before[...] = merged
-            else:
-                self._sums[metric.name] = merged
+            self._merge(metric, metric.sums(backend, *scored_by(metric, outputs, batch)))
+
+    def _merge(self, metric: Metric, sums: Array) -> None:
+        """Add the sums of a metric over a batch to those of the batches before."""
+        if metric.collects:
+            self._rows.setdefault(metric.name, []).append(sums)
+            return
+        before = self._sums.get(metric.name)
+        merged = sums if before is None else metric.merge(before, sums)
+        # Counts become floats with the first batch that has weights.
+        if before is not None and metric.starts_from_zeros and merged.dtype == before.dtype:
+            before[...] = merged
+        else:
+            self._sums[metric.name] = merged
 
     def over_ranks(self, group: ProcessGroup) -> "EpochMetrics":
         """The metrics over the samples of all ranks; every rank must call it. Waits for the device."""

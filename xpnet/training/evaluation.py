@@ -9,6 +9,7 @@ from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
+from xpnet.training.captured_inference import CapturedInference, InferencePass
 from xpnet.training.epoch_metrics import EpochMetrics
 
 
@@ -21,9 +22,14 @@ def evaluate(
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> EpochMetrics:
     """The loss and metrics over the samples of this rank, in a workspace separate from that of training."""
-    result = EpochMetrics(model, loss, metrics)
+    result, inference = EpochMetrics(model, loss, metrics), InferencePass(model, loss, metrics)
+    captured: CapturedInference = model._inference  # type: ignore[attr-defined]  # of every model
 
     def add(batch: Batch) -> None:
+        sums = captured.replayed(inference, batch)
+        if sums is not None:
+            result.add_sums(sums, batch)
+            return
         outputs = model.forward_pass(batch.x, inference=True)
         result.add(loss.samples(model.backend, outputs, batch.y), batch, outputs)
 

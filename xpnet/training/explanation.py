@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from xpnet import optimizers
+from xpnet.capture.branches import operations
 from xpnet.capture.calls import Call
 from xpnet.capture.program import Load, compiled
 from xpnet.data.dataset import Dataset, StepData
 from xpnet.display.tables import Summary, html_table, text_table
-from xpnet.errors import ArgumentError, CaptureError
+from xpnet.errors import CaptureError
 from xpnet.layers.base import Layer
 from xpnet.layers.containers import Container
 from xpnet.layers.context import Shape, Workspace
@@ -30,6 +31,7 @@ from xpnet.training.state import TrainingState
 from xpnet.training.step import TrainingStep, ignoring_float_errors
 
 _TIMED_REPLAYS = 30
+_REPEATED, _TIMED_GRAPHS = 30, 7  # a call in a graph, which has cells for 64 calls; replays of the graph
 _PRODUCTS = ("matmul", "dot")
 
 
@@ -67,8 +69,6 @@ class StepExplanation(Summary):
 def explain(model: Container, batch_size: int, loss: Any, metrics: Any, optimizer: Any, times: bool) -> StepExplanation:
     """What `model.explain_step` returns. loss: None means one that fits the outputs."""
     plan, step = _planned(model, batch_size, loss, metrics, optimizer)
-    if times and not model.backend.replays_calls:
-        raise ArgumentError("explain_step: times are measured on the CPU only; for a GPU see benchmarks.profile.")
     seconds = model.context.exclusively(_seconds, plan, step) if times else [None] * len(plan.calls)
     recorded = [_explained(call, None) for call in plan.trace.calls]
     replayed = [_explained(call, s) for call, s in zip(plan.calls, seconds, strict=True)]
@@ -179,6 +179,8 @@ def _undone(step: TrainingStep, metrics: EpochMetrics) -> Iterator[None]:
 
 def _seconds(plan: PlannedStep, step: TrainingStep) -> list[float]:
     """The median time of each call. The calls change the model, which is put back."""
+    if not step.model.backend.replays_calls:
+        return _seconds_on_gpu(plan, step)
     functions = [compiled([call], plan.loaders) for call in plan.calls]
     times = [list[float]() for _ in functions]
     with _undone(step, plan.metrics):
@@ -190,17 +192,45 @@ def _seconds(plan: PlannedStep, step: TrainingStep) -> list[float]:
     return [statistics.median(taken) for taken in times]
 
 
+def _seconds_on_gpu(plan: PlannedStep, step: TrainingStep) -> list[float]:
+    """The median time of each call, repeated in a CUDA graph, so that its launch by the host is not measured."""
+    capture = step.model.backend.graph_capture()
+    with step.model.backend.stream(), _undone(step, plan.metrics):
+        return [_seconds_in_a_graph(capture, plan.metrics, call) for call in plan.calls]
+
+
+def _seconds_in_a_graph(capture: Any, metrics: EpochMetrics, call: Call) -> float:
+    graph, cells, backend = capture.graph(), capture.cells(1, 1, 1, metrics.batch_sums), capture.backend
+
+    def repeat() -> None:
+        with backend.step_cells(cells):
+            for _ in range(_REPEATED):
+                call.make()
+
+    taken = []
+    with graph.memory_pool():
+        repeat()
+    graph.capture(repeat)
+    for _ in range(_TIMED_GRAPHS):
+        backend.synchronize()
+        start = time.perf_counter()
+        graph.replay()
+        backend.synchronize()
+        taken.append((time.perf_counter() - start) / _REPEATED)
+    return statistics.median(taken)
+
+
 def _explained(call: Call, seconds: float | None) -> ExplainedCall:
     arrays = {id(a): a for a in (*call.reads, *call.writes)}
     if call.parts is not None:
         names = [part.name for part in call.parts[0]]
         name = f"{len(call.parts)} threads: " + ", ".join(dict.fromkeys(names))
-        operations = sum(_operations(c) for part in call.parts for c in part)
+        arithmetic = sum(_operations(c) for part in call.parts for c in part)
     else:
-        name, operations = call.name, _operations(call)
+        name, arithmetic = call.name, _operations(call)
     reads, writes = (" ".join(_shape(a) for a in given) for given in (call.reads[:3], call.writes[:2]))
     size = sum(a.nbytes for a in arrays.values())
-    return ExplainedCall(call.place, call.operator, name, f"{reads} → {writes}".strip(), size, operations, seconds)
+    return ExplainedCall(call.place, call.operator, name, f"{reads} → {writes}".strip(), size, arithmetic, seconds)
 
 
 def _shape(array: Any) -> str:
@@ -215,7 +245,7 @@ def _operations(call: Call) -> int:
         a, out = call.reads[0], call.writes[0]
         inner = call.reads[1].shape[0] if a.ndim == 1 else a.shape[-1]
         return 2 * int(out.size) * int(inner)
-    return int(largest)
+    return operations(call) or int(largest)
 
 
 def _rows(calls: Sequence[ExplainedCall]) -> tuple[list[str], list[list[str]]]:

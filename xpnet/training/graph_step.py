@@ -3,7 +3,7 @@
 import gc
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from types import FunctionType, ModuleType
 from typing import Any
@@ -32,10 +32,11 @@ class GraphStep:
 
     The first launch captures the graph.
 
-    calls: the list, or None.  comparisons: how many replays did the same as the eager step.
+    calls: the list, or None.  comparisons: how many replays did the same as the eager step.  stale: whether something
+    else may have changed the weights since the latest launch, so that copies of them have to be made anew.
     """
 
-    comparisons = 0
+    comparisons, stale = 0, True
 
     @property
     def verified(self) -> bool:
@@ -104,6 +105,7 @@ class GraphStep:
         with backend.lasting_memory():  # for constants
             trace = traced_step(self._step, self._data, metrics, self._cells.staged_sums, fixed=True)
         self.calls = CallList(trace, backend, rows=self._cells.indices)
+        self.calls.refresh()
         trace.release()
         self._graph.hold(self.calls.arrays)
         self._cells.gathers, self._cells.ends_with_update = self.calls.gathers, self.calls.ends_with_update
@@ -158,8 +160,12 @@ class GraphStep:
     def launch(self, data: StepData, number: int, column: int, metrics: EpochMetrics) -> None:
         """Launch the graph for step `number`, whose sums go into this column of the metrics, without counting it."""
         if self._graph is None:
+            self._metric_arrays = metrics.arrays  # some of which may have been made since
             self._capture_step(data, number, column, metrics)
         self._load(data, number, column)
+        if self.stale and self.calls is not None:
+            self.calls.refresh()
+        self.stale = False
         self._graph.replay()
 
     def _load(self, data: StepData, number: int, column: int) -> None:
@@ -193,12 +199,12 @@ def _copy(dataset: Dataset) -> Dataset:
     return replace(dataset, **dataset.replaced(lambda _, a: a.copy()))
 
 
-def reachable(kind: type, *things: Any) -> list[Any]:
+def reachable(kind: type, *things: Any, without: Iterable[Any] = ()) -> list[Any]:
     """All objects of a type that can be reached from these: through attributes, containers and closures.
 
-    The search does not enter classes, modules, backends and the objects found.
+    The search does not enter classes, modules, backends, the objects found, and those in `without`.
     """
-    found, seen, waiting = [], set[int](), list(things)
+    found, seen, waiting = [], {id(thing) for thing in without}, list(things)
     while waiting:
         thing = waiting.pop()
         if id(thing) in seen or isinstance(thing, type | ModuleType | Backend):

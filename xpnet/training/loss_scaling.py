@@ -36,14 +36,14 @@ class LossScale:
     def unscale(self, store: ParameterStore) -> None:
         """Divide all gradients that are used by the scale, note whether any overflowed, and adapt the scale."""
         xp: Any = self._backend.xp
-        inverse, finite = (1.0 / self.state[0]).astype(store.dtype), xp.asarray(True)
+        inverse = (1.0 / self.state[0]).astype(store.dtype)
+        self.gate[...] = 1.0
         for part in store.slices(attrgetter("trainable")):
             grad = store.grads[part]
             grad *= inverse
-            finite = xp.logical_and(finite, xp.isfinite(grad).all())
-        self.gate[...] = finite
+            self.gate *= xp.isfinite(grad).all()
         scale, since = self.state[0], (self.state[1] + 1.0) * self.gate
         due = since >= _GROWTH_INTERVAL
-        factor = xp.where(finite, xp.where(due, 2.0, 1.0), 0.5)
+        factor = xp.where(self.gate > 0.0, xp.where(due, 2.0, 1.0), 0.5)
         self.state[0] = xp.minimum(xp.maximum(scale * factor, 1.0), _MAX_SCALE)
         self.state[1] = xp.where(due, 0.0, since)

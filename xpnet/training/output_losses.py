@@ -7,6 +7,11 @@ from xpnet.backends import Backend
 from xpnet.losses import Loss
 
 
+def every_loss(loss: Loss) -> list[Loss]:
+    """A loss and, if it is that of several outputs, the losses in it."""
+    return [loss, *(loss.losses.values() if isinstance(loss, OutputLosses) else ())]
+
+
 class OutputLosses(Loss):
     """The loss of a model with several outputs: Σ_k λ_k L_k, with a loss L_k of each output.
 

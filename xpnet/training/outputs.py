@@ -58,7 +58,7 @@ def last_layers(model: Container) -> list[Layer | None]:
 
 
 def _last_layer(layer: Any, output: int = 0) -> Layer | None:
-    while isinstance(type(layer).gives_probabilities, property):
+    while layer is not None and isinstance(type(layer).gives_probabilities, property):
         if isinstance(layer, Graph):
             layer = layer.last_layer(output)
         else:

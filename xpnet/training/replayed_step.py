@@ -58,16 +58,11 @@ def planned_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, sums
     """
     backend: Any = step.model.backend
     trace = traced_step(step, data, metrics, sums, fixed)
-    memory = Memory(trace)
-    calls, loops = simplified(trace.calls, memory), backend.loops(())
-    if loops is not None:
-        calls = with_fused_loops(calls, memory, loops)
-    plan = MemoryPlan(calls, memory)
-    shared = backend.empty((plan.size,), "uint8")
+    calls, plan = planned(trace, backend)
     place = slice(data.start, data.start + data.rows)
     return PlannedStep(
         trace,
-        for_numpy(plan.applied(calls, functools.partial(_view, shared))),
+        calls,
         plan.size,
         plan.unshared,
         step.state.optimizer_state.nbytes,
@@ -77,13 +72,24 @@ def planned_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, sums
     )
 
 
+def planned(trace: Trace, backend: Backend) -> tuple[list[Call], MemoryPlan]:
+    """The traced calls after all passes, and the plan by which they share memory."""
+    memory = Memory(trace)
+    calls, loops = simplified(trace.calls, memory), backend.loops(())  # type: ignore[attr-defined]  # on the CPU
+    if loops is not None:
+        calls = with_fused_loops(calls, memory, loops)
+    plan = MemoryPlan(calls, memory)
+    shared = backend.empty((plan.size,), "uint8")
+    return for_numpy(plan.applied(calls, functools.partial(_view, shared))), plan
+
+
 class ReplayedStep:
     """One kind of step: a number of rows, in batches of one size, from datasets of one layout.
 
-    comparisons: how many replays did the same as the eager step.
+    comparisons: how many replays did the same as the eager step.  stale: see GraphStep, which has copies of weights.
     """
 
-    comparisons = 0
+    comparisons, stale = 0, False
 
     @property
     def verified(self) -> bool:

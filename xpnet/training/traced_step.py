@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from xpnet.backends import Array
@@ -18,8 +18,9 @@ from xpnet.config import is_custom
 from xpnet.data.dataset import Batch, StepData, total_weight
 from xpnet.errors import CaptureError
 from xpnet.layers.base import Layer
-from xpnet.layers.containers import every_layer
+from xpnet.layers.containers import Container, every_layer
 from xpnet.layers.context import Context, Workspace
+from xpnet.layers.structure import as_tuple
 from xpnet.training.attributes import Attributes, mark_replaced, things_of
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.side_effects import KeptArrays, OneStepWorkspace, PythonState, refusing_the_outside
@@ -43,6 +44,33 @@ def traced_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, stage
     finally:
         trace.stop()
     return trace
+
+
+def traced_outputs(model: Container, batch: Batch, results: Sequence[Array]) -> Trace:
+    """Compute the outputs of an inference pass of built-in layers into `results`, and return the trace of it.
+
+    In the program (capture/program.py), x is loaded as all rows of the inputs.
+    """
+    trace = Trace(model.backend.xp)
+    try:
+        with _traced_model(model, trace):
+            loaded = Batch(**batch.replaced(functools.partial(_loaded, trace)))
+            outputs = as_tuple(model.forward_in_context(loaded.x, inference=True))
+            for result, output in zip(results, outputs, strict=True):
+                trace.wrap(result, writable=True)[...] = output
+    except BaseException:
+        trace.release()
+        raise
+    finally:
+        trace.stop()
+    return trace
+
+
+def _loaded(trace: Trace, name: str, array: Array) -> TracedArray:
+    """A copy of an array that is an input of a pass. The program loads all of it."""
+    copy = trace.own(array.copy())
+    trace.record(Call(Load(name, 0, len(array), whole=True), (copy.values,), writes=(copy.values,)))
+    return copy
 
 
 def _run(
@@ -154,42 +182,26 @@ def loader(backend: Any, array: Array, dtype: Any, ordered: bool) -> Callable[[A
 def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator[None]:
     """A context in which the model, its training state and the metrics hold traced arrays, and a traced backend."""
     model, context, state = step.model, step.model.context, step.state
-    store, optimizer_state = context.store, state.optimizer_state
-    real: Any = context.backend
-    backend: Any = (TracedCPU if real.replays_calls else TracedGPU)(real, trace)
     things, attributes = things_of(step), Attributes(step, skip_live=False, arrays=False)
-    python = PythonState(step, attributes)
+    python, optimizer_state = PythonState(step, attributes), state.optimizer_state
     with contextlib.ExitStack() as undo:
-        undo.callback(_keep_only, backend, "real", "trace")
         undo.callback(python.restore)
-
-        def replace(thing: Any, **attributes: Any) -> None:
-            for name, value in attributes.items():
-                undo.callback(vars(thing).__setitem__, name, vars(thing)[name])
-                vars(thing)[name] = value
+        undo.enter_context(_traced_model(model, trace))
+        replace = functools.partial(_replace, undo)
 
         def writable(array: Array) -> TracedArray:
             return trace.wrap(array, writable=True)
 
         # The step sets these two numbers: replacing each by itself restores it afterwards.
         replace(context, noise_step=context.noise_step, current_step=context.current_step)
-        replace(context, backend=backend, _scratch={})
-        undo.callback(vars(context).pop, "scratch", None)
-        vars(context)["scratch"] = _scratch_by_place(context.scratch, trace)
-        replace(store, backend=backend, values=writable(store.values), grads=writable(store.grads))
-        for parameter in store.parameters:
-            replace(parameter, _value=writable(parameter._value), _grad=writable(parameter._grad))
-        for buffer in store.buffers:
-            replace(buffer, _value=writable(buffer._value))
         slots = {name: writable(vector) for name, vector in optimizer_state.slots.items()}
         replace(optimizer_state, slots=slots, scratch=writable(optimizer_state.scratch))
         sums = {name: writable(array) for name, array in metrics._sums.items()}
         replace(metrics, _sums=dict(sums))
         replace(step, _work=Workspace(context))
         if (scale := state.loss_scale) is not None:
-            replace(scale, _backend=backend, state=writable(scale.state), gate=writable(scale.gate))
+            replace(scale, _backend=context.backend, state=writable(scale.state), gate=writable(scale.gate))
         for layer in every_layer(model):
-            replace(layer, _workspaces={False: OneStepWorkspace(context)} if is_custom(type(layer)) else {})
             _name_calls(layer, layer is model, trace)
         custom = [thing for thing in things if is_custom(type(thing)) and thing is not state.optimizer]
         kept = KeptArrays(trace, custom)
@@ -202,6 +214,39 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
             raise CaptureError("a metric makes new arrays for its sums in each step")
         for thing, name in kept.replaced():
             mark_replaced(step, thing, name)
+
+
+@contextlib.contextmanager
+def _traced_model(model: Container, trace: Trace) -> Iterator[None]:
+    """A context in which a model has traced arrays, a traced backend, and new workspaces."""
+    context, store = model.context, model.context.store
+    real: Any = context.backend
+    backend: Any = (TracedCPU if real.replays_calls else TracedGPU)(real, trace)
+    with contextlib.ExitStack() as undo:
+        undo.callback(_keep_only, backend, "real", "trace")
+        replace = functools.partial(_replace, undo)
+
+        def writable(array: Array) -> TracedArray:
+            return trace.wrap(array, writable=True)
+
+        replace(context, backend=backend, _scratch={})
+        undo.callback(vars(context).pop, "scratch", None)
+        vars(context)["scratch"] = _scratch_by_place(context.scratch, trace)
+        replace(store, backend=backend, values=writable(store.values), grads=writable(store.grads))
+        for parameter in store.parameters:
+            replace(parameter, _value=writable(parameter._value), _grad=writable(parameter._grad))
+        for buffer in store.buffers:
+            replace(buffer, _value=writable(buffer._value))
+        for layer in every_layer(model):
+            replace(layer, _workspaces={False: OneStepWorkspace(context)} if is_custom(type(layer)) else {})
+        yield
+
+
+def _replace(undo: contextlib.ExitStack, thing: Any, **attributes: Any) -> None:
+    """Set attributes until `undo` is left."""
+    for name, value in attributes.items():
+        undo.callback(vars(thing).__setitem__, name, vars(thing)[name])
+        vars(thing)[name] = value
 
 
 def _keep_only(backend: Any, *names: str) -> None:

@@ -109,7 +109,7 @@ def test_many_channels_and_windows_take_several_blocks(guarded, rng, precision):
     check(guarded.backend, Convolution(rng, windows, 3, 72, 20), guarded, precision)
 
 
-TILES = [Tile(64, 16, 16, 3, 16, 16), Tile(128, 32, 32, 2, 32, 32), Tile(64, 16, 16, 2, 4, 4, 4)]
+TILES = [Tile(64, 16, 16, 3, 16, 16), Tile(128, 32, 16, 2, 32, 32), Tile(64, 16, 16, 2, 4, 4, 4)]
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
@@ -140,7 +140,7 @@ def test_kernels_compute_them(gpu, rng):
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
 @pytest.mark.parametrize(
-    ("channels", "filters", "dtype"), [(4, 3, "float32"), (6, 4, "float32"), (4, 68, "float32"), (4, 4, "float64")]
+    ("channels", "filters", "dtype"), [(4, 3, "float32"), (7, 4, "float32"), (4, 68, "float32"), (4, 4, "float64")]
 )
 def test_other_convolutions_use_the_formulas(gpu, rng, channels, filters, dtype, strides):
     grid = (5, 4) if strides == (1, 1) else (3, 4)
@@ -195,11 +195,18 @@ def test_sums_over_many_blocks_have_the_same_bits(gpu, rng):
 
 
 def chosen(precision):
-    """One kernel of each kind for this precision."""
-    windows = WINDOWS[1]
-    kernels = [choose_forward(precision, windows, 100, 32, 64, transposed) for transposed in (False, True)]
-    kernels += [choose_weight_grad(precision, windows, 32, 64), choose_forward(precision, windows, 100, 1, 16)]
-    return [*kernels, choose_weight_grad(precision, windows, 1, 16)]
+    """All kernels that may be chosen for windows of 3 × 3 pixels, and those of `TILES`."""
+    windows, tensor = WINDOWS[1], precision != "float32"
+    for columns in (16, 32, 64):
+        for count in (100, 2**16):
+            yield choose_forward(precision, windows, count, 1, columns)
+            for transposed in (False, True):
+                yield choose_forward(precision, windows, count, columns if transposed else 32, columns, transposed)
+        for channels in (1, 16, 32):
+            yield choose_weight_grad(precision, windows, channels, columns)
+    for tile in TILES:
+        if tensor is (tile.across == 0):
+            yield from (forward_kernel(tile, precision), weight_grad_kernel(tile, precision))
 
 
 @pytest.mark.parametrize("architecture", [75, 80, 90])

@@ -53,6 +53,32 @@ def test_a_row_is_added_to_some_columns(gpu, lt, rng, relu, precision):
         assert np.abs(got[:, 4:] - want)[want > 0].max() > 1e-6
 
 
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("in_halves", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_matrices_in_16_bits_are_multiplied(gpu, lt, rng, precision, in_halves, transposed):
+    if reason := gpu.precision_unavailable(precision):
+        pytest.skip(reason)
+    a, b, row = (rng.normal(size=s).astype("float32") for s in ((16, 40), (40, 24), (24,)))
+    with gpu.matmul_precision(precision):
+        x, y, r = (gpu.cast(gpu.asarray(v)) for v in (a, b, row))
+        if transposed:
+            x = gpu.cast(gpu.asarray(np.ascontiguousarray(a.T))).T
+        out = gpu.empty((16, 24), "float32")
+        result, r = (gpu.cast(out), r) if in_halves else (out, gpu.asarray(row))
+        LtProduct(lt, x, y, result, r, True, precision, 1)(0, x, y, result, r, stream(gpu))
+        want = gpu.matmul(x, y, gpu.empty((16, 24), "float32"))
+        want = np.maximum(gpu.to_numpy(want) + row, 0)
+    got = decoded(gpu, result) if in_halves else gpu.to_numpy(out)
+    np.testing.assert_allclose(got, want, rtol=2**-7, atol=2**-7 if in_halves else 1e-5)
+    assert np.abs(want - np.maximum(a @ b + row, 0)).max() > 1e-4
+
+
+def decoded(gpu, half):
+    bits = gpu.to_numpy(half.bits)
+    return bits.view("float16") if half.precision == "float16" else (bits.astype("uint32") << 16).view("float32")
+
+
 def test_the_addresses_may_differ_from_those_of_the_preparation(gpu, lt, rng):
     matrices = [[gpu.asarray(rng.normal(size=(4, 4)).astype("float32")) for _ in range(3)] for _ in range(2)]
     rows = [gpu.asarray(rng.normal(size=4).astype("float32")) for _ in range(2)]

@@ -5,6 +5,7 @@ The tests run on the emulated GPU, whose pools reuse freed blocks and find memor
 
 import functools
 import gc
+import threading
 
 import numpy as np
 import pytest
@@ -220,6 +221,30 @@ def test_memory_does_not_grow_over_several_runs(gpu):
         gc.collect()  # a run and its callbacks refer to each other
         used.append(gpu.memory().used)
     assert used[-1] == used[1]
+
+
+def test_a_graph_may_outlive_the_thread_that_captured_it(gpu):
+    capture, graphs = gpu.graph_capture(), []
+    with gpu.device():
+        a, sums = gpu.asarray(np.ones((4096, 3), "float32")), gpu.zeros((3,), "float32")
+
+    def make():
+        graph = capture.graph()
+        with capture.stream():
+            with graph.memory_pool():
+                gpu.sum_rows(a, sums)  # its blocks count themselves in memory of the thread
+            graph.capture(lambda: gpu.sum_rows(a, sums))
+        graphs.append(graph)
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    gc.collect()
+    with gpu.device():
+        a *= 2.0
+    with capture.stream():
+        graphs[0].replay()
+    np.testing.assert_array_equal(gpu.to_numpy(sums), 8192.0)
 
 
 def test_a_failed_capture_keeps_no_memory(gpu, caplog):

@@ -3,6 +3,7 @@
 Guards surround every array that a kernel writes (see guarded.py), so that a write outside of the array is found.
 """
 
+import functools
 import itertools
 import re
 from pathlib import Path
@@ -15,6 +16,8 @@ from nvrtc import compiled
 from xpnet import layers, optimizers
 from xpnet.backends import Backend
 from xpnet.backends.cuda import kernels
+from xpnet.backends.cuda.cublas import HalfMatrix
+from xpnet.backends.reference.fused import OPERATIONS
 from xpnet.backends.reference.windows import Windows
 from xpnet.optimizers import OptimizerState
 from xpnet.parameters import ParameterStore
@@ -54,7 +57,9 @@ def test_nvrtc_compiles_every_kernel(architecture, real):
 def test_signatures_are_parsed_from_the_source():
     signatures = kernels.signatures()
     assert set(signatures) == set(re.findall(r"^KERNEL (\w+)", kernels.SOURCE, re.MULTILINE))
-    assert [tuple(p) for p in signatures["relu"]] == [("real", True, "x"), ("Index", False, "n"), ("real", True, "out")]
+    assert [tuple(p) for p in signatures["sigmoid"]] == [
+        ("real", True, "x"), ("Index", False, "n"), ("real", True, "out"),
+    ]  # fmt: skip
     assert len(signatures["im2col"]) == 7 and signatures["im2col"][3] == ("Windows", False, "windows")
     assert signatures["to_float16"][2] == ("unsigned short", True, "out")
 
@@ -74,14 +79,14 @@ def test_a_division_as_a_multiplication_is_exact(n, rng):
 def test_invalid_arguments_of_a_kernel_are_refused(guarded):
     launch = guarded.backend.kernels.launch
     x, y = guarded((4,)), guarded((4,), "float64")
-    with pytest.raises(TypeError, match="relu: out must be a contiguous array of real, not float64"):
-        launch("relu", np.dtype("float32"), (1,), (32,), {"x": x, "n": 4, "out": y})
-    with pytest.raises(TypeError, match="relu: x must be a contiguous array of real"):
-        launch("relu", np.dtype("float32"), (1,), (32,), {"x": x[::2], "n": 2, "out": x})
-    with pytest.raises(TypeError, match=r"relu: missing arguments \['n'\], unknown arguments \[\]"):
-        launch("relu", np.dtype("float32"), (1,), (32,), {"x": x, "out": x})
-    with pytest.raises(TypeError, match=r"relu: missing arguments \[\], unknown arguments \['y'\]"):
-        launch("relu", np.dtype("float32"), (1,), (32,), {"x": x, "y": x, "n": 4, "out": x})
+    with pytest.raises(TypeError, match="sigmoid: out must be a contiguous array of real, not float64"):
+        launch("sigmoid", np.dtype("float32"), (1,), (32,), {"x": x, "n": 4, "out": y})
+    with pytest.raises(TypeError, match="sigmoid: x must be a contiguous array of real"):
+        launch("sigmoid", np.dtype("float32"), (1,), (32,), {"x": x[::2], "n": 2, "out": x})
+    with pytest.raises(TypeError, match=r"sigmoid: missing arguments \['n'\], unknown arguments \[\]"):
+        launch("sigmoid", np.dtype("float32"), (1,), (32,), {"x": x, "out": x})
+    with pytest.raises(TypeError, match=r"sigmoid: missing arguments \[\], unknown arguments \['y'\]"):
+        launch("sigmoid", np.dtype("float32"), (1,), (32,), {"x": x, "y": x, "n": 4, "out": x})
 
 
 # Elements -------------------------------------------------------------------------------------------------------------
@@ -182,6 +187,27 @@ def test_softmaxes_equal_the_reference(guarded, rng, name, shape, dtype):
         dtype,
         200,
     )
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [*MATRICES, (1030, 16), (1100, 72)])
+def test_relu_grad_sum_rows_in_16_bits(guarded, rng, shape, precision):
+    gpu = guarded.backend
+    with gpu.device(), gpu.matmul_precision(precision):
+        a, b = numbers(rng, shape, "float32"), numbers(rng, shape, "float32")
+        a[:, ::2] *= 1e-6  # subnormal in float16
+        grad, y = gpu.cast(gpu.asarray(a)), gpu.cast(gpu.asarray(b))
+        y.bits[:, ::3] = 0
+        out, sums = HalfMatrix(guarded(shape, "uint16"), precision), guarded(shape[1:])
+        gpu.relu_grad_sum_rows(grad, y, out, sums)
+    assert_launched(gpu, *[f"to_{precision}"] * 2, "relu_grad_sum_rows_in_16_bits")
+    want = np.where(gpu.to_numpy(y.bits) == 0, 0, gpu.to_numpy(grad.bits))
+    np.testing.assert_array_equal(gpu.to_numpy(out.bits) & 0x7FFF, want & 0x7FFF)
+    if precision == "float16":
+        want = want.view("float16").astype("float64")
+    else:
+        want = (want.astype("uint32") << 16).view("float32").astype("float64")
+    assert_close(gpu, sums, want.sum(axis=0), "float32")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -291,6 +317,55 @@ def test_arrays_are_combined_by_one_kernel(guarded, rng, name, formula, size, dt
     getattr(guarded.backend, name)(device_array, guarded(size, dtype, b), device_array)
     assert_launched(guarded.backend, name)
     np.testing.assert_array_equal(guarded.backend.to_numpy(device_array), formula(a, b))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 5, 300])
+def test_small_operations_are_one_kernel(guarded, rng, size, dtype):
+    """All operations, on arrays, on one element and on numbers; the last ones on results of the first."""
+    a, b, one = numbers(rng, (size,), dtype, special=True), numbers(rng, (size,), dtype), numbers(rng, (1,), dtype)
+
+    def operations(a, b, one, outs):
+        yield from ((name, a, b) if getattr(np, name).nin == 2 else (name, b) for name in OPERATIONS)
+        yield from (("multiply", outs[0], 0.1), ("subtract", 2, b), ("divide", one, outs[2]), ("add", a, one))
+
+    count = len(OPERATIONS) + 4
+    wanted = [np.zeros(size, dtype) for _ in range(count)]
+    outs = [guarded(size, dtype) for _ in range(count)]
+    arrays = [guarded(array.shape, dtype, array) for array in (a, b, one)]
+    with np.errstate(all="ignore"):
+        REFERENCE.elementwise(list(operations(a, b, one, wanted)), wanted)
+    guarded.backend.elementwise(list(operations(*arrays, outs)), outs)
+    assert_launched(guarded.backend, "elementwise")
+    for got, want in zip(outs, wanted, strict=True):
+        np.testing.assert_array_equal(guarded.backend.to_numpy(got), want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", MATRICES)
+def test_scale_shift_relu_is_one_kernel(guarded, rng, shape, dtype):
+    x, rows = numbers(rng, shape, dtype, special=True), [numbers(rng, shape[1:], dtype) for _ in range(3)]
+    out = guarded(shape, dtype)
+    arrays = [guarded(a.shape, dtype, a) for a in (x, *rows)]
+    with np.errstate(all="ignore"):
+        want = REFERENCE.scale_shift_relu(x, *rows, np.empty_like(x))
+    guarded.backend.scale_shift_relu(*arrays, out)
+    assert_launched(guarded.backend, "scale_shift_relu")
+    np.testing.assert_allclose(guarded.backend.to_numpy(out), want, rtol=1e-5 if dtype == "float32" else 1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", MATRICES)
+def test_sum_rows_and_products_is_one_kernel(guarded, rng, shape, dtype):
+    a, b, center = numbers(rng, shape, dtype), numbers(rng, shape, dtype), numbers(rng, shape[1:], dtype)
+    arrays = [guarded(array.shape, dtype, array) for array in (a, b, center)]
+    sums, products = guarded(shape[1:], dtype), guarded(shape[1:], dtype)
+    guarded.backend.sum_rows_and_products(*arrays, sums, products)
+    assert_launched(guarded.backend, "sum_rows_and_products")
+    a, b = a.astype("float64"), b.astype("float64")
+    tolerance = 1e-4 if dtype == "float32" else 1e-9
+    for got, want in ((sums, a.sum(0)), (products, (a * (b - center)).sum(0))):
+        np.testing.assert_allclose(guarded.backend.to_numpy(got), want, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -601,6 +676,20 @@ def test_nan_stays_nan_in_half_precision(gpu):
                 bits = gpu.to_numpy(gpu.cast(gpu.asarray(x)).bits)
             as_float = bits.view("float16") if dtype == 2 else (bits.astype("uint32") << 16).view("float32")
             assert np.isnan(as_float).all()
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS[1:7:2], ids=lambda optimizer: type(optimizer).__name__)
+def test_an_update_writes_a_copy_of_the_new_weights(gpu, rng, precision, optimizer):
+    store = store_of(gpu, "float32")
+    with gpu.device(), gpu.matmul_precision(precision):
+        copy = HalfMatrix(gpu.empty(store.values.shape, "uint16"), precision)
+        store.grads[...] = gpu.asarray(rng.normal(size=store.grads.shape).astype("float32"))
+        whole_update, before = gpu.whole_update, gpu.to_numpy(store.values).copy()
+        gpu.whole_update = functools.partial(whole_update, copy=copy)
+        optimizer.apply(store, OptimizerState(optimizer, store), lambda: 0.5)
+        np.testing.assert_array_equal(gpu.to_numpy(copy.bits), gpu.to_numpy(gpu.cast(store.values).bits))
+    assert (gpu.to_numpy(store.values) != before).any()
 
 
 # Use of the kernels ---------------------------------------------------------------------------------------------------

@@ -17,6 +17,11 @@ from xpnet.backends.cuda.products import TILINGS, Epilogue, Product
 
 SHAPES = [(1, 1, 1), (5, 3, 7), (33, 50, 10), (64, 130, 48), (1, 70, 9), (40, 1, 33), (128, 10, 36)]
 TRANSPOSED = [("rows", "rows"), ("transposed", "rows"), ("rows", "transposed"), ("transposed", "transposed")]
+TOLERANCES = {"float32": 2e-6, "tf32": 2e-3, "bfloat16": 16e-3, "float16": 2e-3}
+PRECISIONS = {
+    name: ["tf32", "bfloat16", "float16"] if tiling.tensor else ["float32"] for name, tiling in TILINGS.items()
+}
+EVERY_TILING = [(name, precision) for name, precisions in PRECISIONS.items() for precision in precisions]
 SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-30, -1e30]
 
 
@@ -29,10 +34,10 @@ def guarded(guarded):
         guarded.check()
 
 
-def close(gpu, got, a, b, want, tiling):
+def close(gpu, got, a, b, want, precision="float32"):
     """Assert that a product is correct up to the rounding of its precision."""
     scale = np.sqrt((a.astype("float64") ** 2) @ (b.astype("float64") ** 2)).max() + 1e-30
-    np.testing.assert_allclose(gpu.to_numpy(got), want, rtol=1e-5, atol=scale * (2e-3 if tiling.tf32 else 2e-6))
+    np.testing.assert_allclose(gpu.to_numpy(got), want, rtol=1e-5, atol=scale * TOLERANCES[precision])
 
 
 def matrices(rng, m, k, n):
@@ -40,20 +45,20 @@ def matrices(rng, m, k, n):
 
 
 @pytest.mark.parametrize("layouts", TRANSPOSED, ids=lambda layouts: " ".join(layouts))
-@pytest.mark.parametrize("name", TILINGS)
-def test_every_tiling_multiplies(guarded, rng, name, layouts):
+@pytest.mark.parametrize(("name", "precision"), EVERY_TILING)
+def test_every_tiling_multiplies(guarded, rng, name, precision, layouts):
     gpu, tiling = guarded.backend, TILINGS[name]
-    if reason := tiling.tf32 and gpu.precision_unavailable("tf32"):
+    if reason := gpu.precision_unavailable(precision):
         pytest.skip(reason)
     for shape in SHAPES:
         for parts in (1, 2, 5):
             a, b = matrices(rng, *shape)
             x, y = (in_layout(gpu, matrix, layout) for matrix, layout in zip((a, b), layouts, strict=True))
             out, sums = guarded((len(a), b.shape[1])), guarded((b.shape[1],))
-            product = Product(x, y, out, "float32", Epilogue(sums=sums))
+            product = Product(x, y, out, precision, Epilogue(sums=sums))
             assert product.accepted()
             assert gpu.products().by_kernel(product, tiling, parts) == Epilogue()
-            close(gpu, out, a, b, a.astype("float64") @ b, tiling)
+            close(gpu, out, a, b, a.astype("float64") @ b, precision)
             np.testing.assert_allclose(gpu.to_numpy(sums), b.sum(0, dtype="float64"), rtol=1e-4, atol=1e-4)
 
 
@@ -65,7 +70,7 @@ def test_parts_of_larger_matrices_are_multiplied(guarded, rng, first, second):
     out = guarded((21, 30))
     product = Product(in_layout(gpu, a, first), in_layout(gpu, b, second), out[:, 4:23], "float32", Epilogue())
     gpu.products().by_kernel(product, tiling, 2)
-    close(gpu, out[:, 4:23], a, b, a.astype("float64") @ b, tiling)
+    close(gpu, out[:, 4:23], a, b, a.astype("float64") @ b)
     assert np.isnan(gpu.to_numpy(out)[:, [*range(4), *range(23, 30)]]).all()
 
 
@@ -84,7 +89,7 @@ def test_what_follows_a_product(guarded, rng, follows, parts):
         epilogue = Epilogue(mask=out if "place" in follows else gpu.asarray(mask))
         want = want * mask
     gpu.products().by_kernel(Product(gpu.asarray(a), gpu.asarray(b), out, "float32", epilogue), tiling, parts)
-    close(gpu, out, a, b, want, tiling)
+    close(gpu, out, a, b, want)
 
 
 def test_numbers_that_are_not_finite_are_not_hidden(guarded):
@@ -227,6 +232,24 @@ def test_other_matrices_are_not_accepted(gpu, case):
         assert not Product(a, b, out, "float32", Epilogue(row=row)).accepted()
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_products_of_matrices_in_16_bits_have_ways_and_questions_of_their_own(gpu, rng, precision):
+    if reason := gpu.precision_unavailable(precision):
+        pytest.skip(reason)
+    with gpu.device(), gpu.stream(), gpu.matmul_precision(precision):
+        a, b = map(gpu.asarray, matrices(rng, 16, 16, 16))
+        out, x, y = gpu.empty((16, 16), "float32"), gpu.cast(a), gpu.cast(b)
+        whole, factors, all_three = (
+            Product(*given, precision, Epilogue()) for given in ((a, b, out), (x, y, out), (x, y, gpu.cast(out)))
+        )
+        assert len({product.question() for product in (whole, factors, all_three)}) == 3
+        assert all(product.accepted() for product in (whole, factors, all_three))
+        assert not any(Product(*given, precision, Epilogue()).accepted() for given in ((x, b, out), (a, y, out)))
+        ways = [gpu.products().ways(product) for product in (whole, factors, all_three)]
+    assert ["cublas" in some for some in ways] == [True, True, False]
+    assert [any(name.startswith("tensor") for name in some) for some in ways] == [True, False, False]
+
+
 def test_without_cublaslt_products_are_computed_by_cublas(gpu, monkeypatch, caplog, rng):
     def missing(self):
         raise OSError("no such library")
@@ -258,9 +281,8 @@ def test_a_device_times_the_ways(gpu, rng):
 
 
 @pytest.mark.parametrize("architecture", [75, 80, 90, 100])
-@pytest.mark.parametrize("name", TILINGS)
-def test_nvrtc_compiles_every_tiling(architecture, name):
-    tiling = [f"-D{field.upper()}={value}" for field, value in TILINGS[name]._asdict().items()]
+@pytest.mark.parametrize(("name", "precision"), EVERY_TILING)
+def test_nvrtc_compiles_every_tiling(architecture, name, precision):
     for a, b in [(0, 0), (1, 0), (0, 1)]:
-        layouts = [f"-DA_BY_COLUMNS={a}", f"-DB_BY_COLUMNS={b}"]
-        assert b"product" in compiled(products.SOURCE, architecture, "-DREAL=float", *tiling, *layouts)
+        options = products.macros(TILINGS[name], precision, a, b)
+        assert b"product" in compiled(products.SOURCE, architecture, "-DREAL=float", *options)

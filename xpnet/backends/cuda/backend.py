@@ -60,17 +60,32 @@ class GPUBackend(CUDAOperators):
     @contextmanager
     def stream(self) -> Iterator[None]:
         """This thread's own stream, since a default stream can neither be captured nor overlap with another."""
-        cuda, thread = self.xp.cuda, self.thread
+        thread = self.thread
         with self.device():
             if thread.stream is None:
-                thread.stream = cuda.Stream(non_blocking=True)
-            own, callers = thread.stream, cuda.get_current_stream()
-            own.wait_event(callers.record())
-            try:
-                with own:
-                    yield
-            finally:
-                callers.wait_event(own.record())
+                thread.stream = self.xp.cuda.Stream(non_blocking=True)
+            with self._ordered(thread.stream):
+                yield
+
+    @contextmanager
+    def shared_stream(self) -> Iterator[None]:
+        """A stream that all threads share, used by one of them at a time: what it needs outlives each thread."""
+        with self.device(), self.shared_stream_lock:
+            if self._shared_stream is None:
+                self._shared_stream = self.xp.cuda.Stream(non_blocking=True)
+            with self._ordered(self._shared_stream):
+                yield
+
+    @contextmanager
+    def _ordered(self, stream: Any) -> Iterator[None]:
+        """A context for work in this stream, after the work so far in the current stream and before its later work."""
+        callers = self.xp.cuda.get_current_stream()
+        stream.wait_event(callers.record())
+        try:
+            with stream:
+                yield
+        finally:
+            callers.wait_event(stream.record())
 
     def current_stream(self) -> Any:
         return self.xp.cuda.get_current_stream()

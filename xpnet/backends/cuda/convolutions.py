@@ -124,7 +124,7 @@ ADD_PARTS = Kernel("convolution_parts", _ADD_PARTS, "add_convolution_parts", (8,
 # convolutions are computed by im2col and a product: the more filters share the patches, the less these cost.
 
 _MOST_FILTERS = 64
-_FEW = 16  # columns of the patches
+_FEW = 27  # columns of the patches: 3 × 3 pixels of three colors
 _SMALL = 2**15  # rows: for fewer, small tiles occupy more of the device
 
 

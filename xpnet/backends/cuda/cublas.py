@@ -33,6 +33,11 @@ class HalfMatrix(NamedTuple):
         return HalfMatrix(self.bits.T, self.precision)
 
     @property
+    def as_copy(self) -> dict[str, Any]:
+        """The arguments of a kernel that writes it."""
+        return {"copy": self.bits, "bfloat16": self.precision == "bfloat16"}
+
+    @property
     def shape(self) -> tuple[int, ...]:
         shape: tuple[int, ...] = self.bits.shape
         return shape
@@ -42,6 +47,15 @@ class HalfMatrix(NamedTuple):
 
     def __getitem__(self, key: Any) -> "HalfMatrix":
         return HalfMatrix(self.bits[key], self.precision)
+
+
+#: cudaDataType_t by the precision of a `HalfMatrix`
+HALF_TYPES = {"float16": _FLOAT16, "bfloat16": _BFLOAT16}
+
+
+def elements(matrix: Any) -> Array:
+    """The array with the elements of a matrix, which are bits if it is a `HalfMatrix`."""
+    return matrix.bits if isinstance(matrix, HalfMatrix) else matrix
 
 
 class MatrixLayout(NamedTuple):
@@ -96,7 +110,7 @@ class Cublas:
         if max(*sizes, layout_a.leading, layout_b.leading, layout_out.leading) > _LARGEST or 0 in sizes:
             return False
         kind, compute, zero, one = self._types(out, tf32)
-        kind_in = {"float16": _FLOAT16, "bfloat16": _BFLOAT16, None: kind}[half]
+        kind_in = HALF_TYPES[half] if half else kind
         self._call(
             "cublasGemmEx", self._handle, layout_b.operation, layout_a.operation, *sizes, ctypes.byref(one),
             ctypes.c_void_p(b.data.ptr), kind_in, layout_b.leading,

@@ -9,11 +9,11 @@ import logging
 from typing import Any
 
 from xpnet.backends.arrays import Array
-from xpnet.backends.cuda.cublas import call, matrix_layout
+from xpnet.backends.cuda.cublas import HALF_TYPES, HalfMatrix, call, elements, matrix_layout
 
 _log = logging.getLogger(__name__)
 
-_COMPUTE_TYPES = {"float32": 68, "tf32": 77}  # cublasComputeType_t
+_COMPUTE_FLOAT32, _COMPUTE_TF32 = 68, 77  # cublasComputeType_t
 _FLOAT32 = 0  # cudaDataType_t
 _TRANSPOSE_A, _TRANSPOSE_B, _EPILOGUE, _BIAS_POINTER = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
 _MOST_WORKSPACE, _ALIGNMENTS = 1, (5, 6, 7, 8)  # cublasLtMatmulPreferenceAttributes_t; of A, B, C and D
@@ -38,29 +38,31 @@ class CublasLt:
 
 
 class LtProduct:
-    """out = a @ b, or relu(a @ b + row), or a @ b + row, for float32 matrices like these. RuntimeError if it cannot.
+    """out = a @ b, or relu(a @ b + row), or a @ b + row, for matrices like these. RuntimeError if it cannot.
 
     cuBLASLt stores matrices by columns, so it computes outᵀ = bᵀ aᵀ, like `Cublas`.
 
-    a (m, k), b (k, n), out (m, n), row (n,) or None: arrays with the sizes, layouts and alignments of all later calls.
-    precision: "float32" or "tf32".  most: how many algorithms to ask for; count: how many there are, perhaps none.
+    a (m, k), b (k, n), out (m, n), row (n,) or None: matrices with the sizes, layouts and alignments of all later
+    calls. a and b are both float32 or both a `HalfMatrix`; out may be a `HalfMatrix` if they are, and row is one if out
+    is.  precision: "float32", or a lower one, in which float32 matrices are multiplied in TF32.  most: how many
+    algorithms to ask for; count: how many there are, perhaps none.
     """
 
-    def __init__(
-        self, lt: CublasLt, a: Array, b: Array, out: Array, row: Array | None, relu: bool, precision: str, most: int
-    ) -> None:
+    def __init__(self, lt: CublasLt, a: Any, b: Any, out: Any, row: Any, relu: bool, precision: str, most: int) -> None:
         self._lt = lt
         self._description = ctypes.c_void_p()
-        lt.call("cublasLtMatmulDescCreate", ctypes.byref(self._description), _COMPUTE_TYPES[precision], _FLOAT32)
+        exact = precision == "float32" or isinstance(a, HalfMatrix)
+        compute = _COMPUTE_FLOAT32 if exact else _COMPUTE_TF32
+        lt.call("cublasLtMatmulDescCreate", ctypes.byref(self._description), compute, _FLOAT32)
         operations = [self._layout(x) for x in (a, b, out)]
         (self._a, operation_a), (self._b, operation_b), (self._out, _) = operations
         self._set(_TRANSPOSE_A, ctypes.c_int32(operation_b))
         self._set(_TRANSPOSE_B, ctypes.c_int32(operation_a))
         self._set(_EPILOGUE, ctypes.c_int32(_EPILOGUES[row is not None, relu]))
         if row is not None:
-            self._set(_BIAS_POINTER, ctypes.c_void_p(row.data.ptr))
+            self._set(_BIAS_POINTER, _address(row))
         self._one, self._zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
-        alignments = [alignment(x) for x in (b, a, out, out)]
+        alignments = [alignment(elements(x)) for x in (b, a, out, out)]
         self._algorithms = self._heuristics(dict(zip(_ALIGNMENTS, alignments, strict=True)), most)
         self.count = len(self._algorithms)
 
@@ -68,12 +70,13 @@ class LtProduct:
         size = ctypes.c_size_t(ctypes.sizeof(value))
         self._lt.call("cublasLtMatmulDescSetAttribute", self._description, attribute, ctypes.byref(value), size)
 
-    def _layout(self, matrix: Array) -> tuple[ctypes.c_void_p, int]:
+    def _layout(self, matrix: Any) -> tuple[ctypes.c_void_p, int]:
         """The description of a matrix that is stored by columns, and whether it is transposed."""
-        operation, leading = matrix_layout(matrix) or (0, 0)
+        operation, leading = matrix_layout(elements(matrix)) or (0, 0)
+        kind = HALF_TYPES[matrix.precision] if isinstance(matrix, HalfMatrix) else _FLOAT32
         rows, columns = matrix.shape if operation else matrix.shape[::-1]
         layout, given = ctypes.c_void_p(), (ctypes.c_uint64(rows), ctypes.c_uint64(columns), ctypes.c_int64(leading))
-        self._lt.call("cublasLtMatrixLayoutCreate", ctypes.byref(layout), _FLOAT32, *given)
+        self._lt.call("cublasLtMatrixLayoutCreate", ctypes.byref(layout), kind, *given)
         return layout, operation
 
     def _heuristics(self, alignments: dict[int, int], most: int) -> list[_Heuristic]:
@@ -97,17 +100,21 @@ class LtProduct:
             self._lt.call("cublasLtMatmulPreferenceDestroy", preference)
         return [found[i] for i in range(count.value) if found[i].state == 0]
 
-    def __call__(self, number: int, a: Array, b: Array, out: Array, row: Array | None, stream: int) -> None:
+    def __call__(self, number: int, a: Any, b: Any, out: Any, row: Any, stream: int) -> None:
         """Compute the product on a stream by the algorithm of this number, from 0 to count - 1."""
         if row is not None:
-            self._set(_BIAS_POINTER, ctypes.c_void_p(row.data.ptr))
-        address, workspace = ctypes.c_void_p, self._lt.workspace
+            self._set(_BIAS_POINTER, _address(row))
+        workspace = self._lt.workspace
         self._lt.call(
-            "cublasLtMatmul", self._lt.handle, self._description, ctypes.byref(self._one), address(b.data.ptr), self._b,
-            address(a.data.ptr), self._a, ctypes.byref(self._zero), address(out.data.ptr), self._out,
-            address(out.data.ptr), self._out, ctypes.byref(self._algorithms[number].algorithm),
-            address(workspace.data.ptr), ctypes.c_size_t(workspace.nbytes), address(stream),
+            "cublasLtMatmul", self._lt.handle, self._description, ctypes.byref(self._one), _address(b), self._b,
+            _address(a), self._a, ctypes.byref(self._zero), _address(out), self._out, _address(out), self._out,
+            ctypes.byref(self._algorithms[number].algorithm), _address(workspace), ctypes.c_size_t(workspace.nbytes),
+            ctypes.c_void_p(stream),
         )  # fmt: skip
+
+
+def _address(a: Any) -> ctypes.c_void_p:
+    return ctypes.c_void_p(elements(a).data.ptr)
 
 
 def alignment(a: Array) -> int:

@@ -28,7 +28,7 @@ NO_STEP = [0] * (15 + 4 * MOST_GATHERS)  # the fields of a struct Step for a ker
 
 
 class GraphCapture:
-    """Makes the cells and the graphs of one training run."""
+    """Makes the cells and the graphs of one training run, and the graphs of inference."""
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend
@@ -38,6 +38,11 @@ class GraphCapture:
 
     def graph(self) -> "CapturedGraph":
         return CapturedGraph(self.backend)
+
+    def stream(self) -> AbstractContextManager[None]:
+        """The stream for graphs that any thread may replay, which have to be captured in it too."""
+        context: AbstractContextManager[None] = self.backend.shared_stream()
+        return context
 
 
 class CapturedGraph:
@@ -73,6 +78,7 @@ class CapturedGraph:
                     stream.end_capture()
                 raise
             self._graph = stream.end_capture()
+        self.hold(self._backend.thread.tickets.values())  # the graph may outlive the thread
         self._graph.upload(stream)
 
     def hold(self, arrays: Iterable[Array]) -> None:

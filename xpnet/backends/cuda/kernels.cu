@@ -64,19 +64,77 @@ template <int WIDTH, typename T> __device__ void store(T* to, const Vector<T, WI
     *(Vector<T, WIDTH>*)to = vector;
 }
 
+// How numbers are stored: as reals, or as the bits of float32 rounded to 16 bits, to the nearest, ties to even.
+// masked: the stored product of a number and 0 or 1.
+
+struct Exact {
+    typedef real Stored;
+    static __device__ real value(Stored x) { return x; }
+    static __device__ Stored masked(Stored, real product) { return product; }
+};
+
+struct Bfloat16 {
+    typedef unsigned short Stored;
+    static __device__ float value(Stored x) { return __uint_as_float((Word)x << 16); }
+    static __device__ Stored masked(Stored x, float product) { return product == 0 ? 0 : x; }  // without rounding
+    static __device__ Stored stored(float x) {
+        Word bits = __float_as_uint(x);
+        bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+        return nan ? bits >> 16 | 0x40 : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+    }
+};
+
+struct Float16 {
+    typedef unsigned short Stored;
+    static __device__ float value(Stored x) {
+        Word sign = (x & 0x8000u) << 16, exponent = x >> 10 & 31, size = (x & 0x7fffu) << 13;
+        if (exponent == 0) size = __float_as_uint((x & 0x3ffu) * 0x1p-24f);
+        else size += exponent == 31 ? 0x70000000u : 0x38000000u;  // infinity or NaN, or a normal number
+        return __uint_as_float(sign | size);
+    }
+    static __device__ Stored masked(Stored x, float product) { return product == 0 ? 0 : x; }  // without rounding
+    static __device__ Stored stored(float x) {
+        Word bits = __float_as_uint(x), sign = bits >> 16 & 0x8000u, half;
+        bits &= 0x7fffffffu;
+        if (bits > 0x7f800000u) half = 0x7e00u;
+        else if (bits >= 0x477ff000u) half = 0x7c00u;  // 65520 and more become infinity
+        else if (bits < 0x38800000u) half = (Word)rintf(__uint_as_float(bits) * 16777216.0f);  // units of 2^-24
+        else half = (bits + 0xfffu + (bits >> 13 & 1) - 0x38000000u) >> 13;
+        return sign | half;
+    }
+};
+
+// Where numbers are stored in 16 bits, or null.
+struct Copy {
+    unsigned short* to;
+    bool bfloat16;
+
+    template <int WIDTH> __device__ void keep(Index at, const Vector<real, WIDTH>& numbers) const {
+        Vector<unsigned short, WIDTH> bits;
+        for (int k = 0; k < WIDTH; k++) {
+            bits.at[k] = bfloat16 ? Bfloat16::stored(numbers.at[k]) : Float16::stored(numbers.at[k]);
+        }
+        store(to + at, bits);
+    }
+};
+
 // Whether vectors of four reals can begin here.
 __device__ bool aligned(const void* address) { return ((Index)address & 15) == 0; }
 
-// out[i] = function(x[i], y[i]).
+template <int WIDTH, typename Function>
+__device__ void combine_pair(const real* x, const real* y, Index at, real* out, const Copy& copy, Function function) {
+    Vector<real, WIDTH> a = load<WIDTH>(x + at), b = load<WIDTH>(y + at);
+    for (int k = 0; k < WIDTH; k++) a.at[k] = function(a.at[k], b.at[k]);
+    if (copy.to) copy.keep(at, a);
+    else store(out + at, a);
+}
+
+// out[i] = function(x[i], y[i]), or copy[i], if that is not null.
 template <typename Function>
-__device__ void for_each_pair(const real* x, const real* y, Index n, real* out, Function function) {
-    Index vectors = aligned(x) && aligned(y) && aligned(out) ? n / 4 : 0;
-    FOR_EACH(i, vectors) {
-        Vector<real, 4> a = load<4>(x + 4 * i), b = load<4>(y + 4 * i);
-        for (int k = 0; k < 4; k++) a.at[k] = function(a.at[k], b.at[k]);
-        store(out + 4 * i, a);
-    }
-    FOR_EACH(i, n - 4 * vectors) out[4 * vectors + i] = function(x[4 * vectors + i], y[4 * vectors + i]);
+__device__ void for_each_pair(const real* x, const real* y, Index n, real* out, const Copy& copy, Function function) {
+    Index vectors = aligned(x) && aligned(y) && aligned(out) && aligned(copy.to) ? n / 4 : 0;
+    FOR_EACH(i, vectors) combine_pair<4>(x, y, 4 * i, out, copy, function);
+    FOR_EACH(i, n - 4 * vectors) combine_pair<1>(x, y, 4 * vectors + i, out, copy, function);
 }
 
 template <int WIDTH> struct Width {
@@ -283,24 +341,68 @@ struct WhereNotZero {
     __device__ real operator()(real grad, real y) const { return grad * (real)(y != 0); }
 };
 
-KERNEL relu(const real* x, Index n, real* out) {
-    for_each_pair(x, x, n, out, [](real a, real) { return PositivePart()(a); });
+KERNEL relu(const real* x, Index n, real* out, unsigned short* copy, int bfloat16) {
+    for_each_pair(x, x, n, out, {copy, bfloat16 != 0}, [](real a, real) { return PositivePart()(a); });
 }
 
-KERNEL relu_grad(const real* grad, const real* y, Index n, real* out) {
-    for_each_pair(grad, y, n, out, WhereNotZero());
+KERNEL relu_grad(const real* grad, const real* y, Index n, real* out, unsigned short* copy, int bfloat16) {
+    for_each_pair(grad, y, n, out, {copy, bfloat16 != 0}, WhereNotZero());
 }
 
 struct Multiply {
     __device__ real operator()(real a, real b) const { return a * b; }
 };
 
-KERNEL add_arrays(const real* a, const real* b, Index n, real* out) {
-    for_each_pair(a, b, n, out, Add());
+KERNEL add_arrays(const real* a, const real* b, Index n, real* out, unsigned short* copy, int bfloat16) {
+    for_each_pair(a, b, n, out, {copy, bfloat16 != 0}, Add());
 }
 
-KERNEL multiply_arrays(const real* a, const real* b, Index n, real* out) {
-    for_each_pair(a, b, n, out, Multiply());
+KERNEL multiply_arrays(const real* a, const real* b, Index n, real* out, unsigned short* copy, int bfloat16) {
+    for_each_pair(a, b, n, out, {copy, bfloat16 != 0}, Multiply());
+}
+
+// An operation of `elementwise`: its number in operators.py, how many elements it has, the addresses of its operands and
+// of its result. An operand of which it reads only the first element has a step of 0; one without an address is `number`.
+struct Operation {
+    Index code, n, a, b, out, a_step, b_step;
+    double a_number, b_number;
+};
+
+struct Operations {
+    Operation at[16];
+};
+
+__device__ real operand(Index address, Index step, double number, Index i) {
+    return address ? ((const real*)address)[i * step] : (real)number;
+}
+
+__device__ real result_of(Index code, real a, real b) {
+    switch (code) {
+        case 0: return a + b;
+        case 1: return a - b;
+        case 2: return a * b;
+        case 3: return a / b;
+        case 4: return sqrt(a);
+        case 5: return a * a;
+        case 6: return -a;
+        case 7: return fabs(a);
+        case 8: return a != a || a > b ? a : b;
+        default: return a != a || a < b ? a : b;
+    }
+}
+
+// Thread i computes element i of each operation, so an operation may use what earlier ones have written. n is the
+// largest number of elements, and out the result that has them.
+KERNEL elementwise(Operations operations, int count, Index n, real* out) {
+    FOR_EACH(i, n) {
+        for (int k = 0; k < count; k++) {
+            const Operation& operation = operations.at[k];
+            if (i >= operation.n) continue;
+            real a = operand(operation.a, operation.a_step, operation.a_number, i);
+            real b = operand(operation.b, operation.b_step, operation.b_number, i);
+            ((real*)operation.out)[i] = result_of(operation.code, a, b);
+        }
+    }
 }
 
 KERNEL sigmoid(const real* x, Index n, real* out) {
@@ -319,16 +421,27 @@ KERNEL add_to_rows_relu(const real* a, const real* row, Index n, Index columns, 
     for_each_with_row(a, row, n, columns, out, [](real x, real y) { return PositivePart()(x + y); });
 }
 
-KERNEL scale_shift(const real* x, const real* center, const real* scale, const real* shift, Index n, Index columns,
-                   real* out) {
+template <typename Follows>
+__device__ void scale_shift_then(const real* x, const real* center, const real* scale, const real* shift, Index n,
+                                 Index columns, real* out, Follows follows) {
     bool fits = aligned(x) && aligned(center) && aligned(scale) && aligned(shift) && aligned(out);
     for_each_in_rows(n, columns, fits, [=](auto width, Index i, Index j) {
         const int WIDTH = decltype(width)::value;
         Vector<real, WIDTH> value = load<WIDTH>(x + i), m = load<WIDTH>(center + j);
         Vector<real, WIDTH> a = load<WIDTH>(scale + j), b = load<WIDTH>(shift + j);
-        for (int k = 0; k < WIDTH; k++) value.at[k] = (value.at[k] - m.at[k]) * a.at[k] + b.at[k];
+        for (int k = 0; k < WIDTH; k++) value.at[k] = follows((value.at[k] - m.at[k]) * a.at[k] + b.at[k]);
         store(out + i, value);
     });
+}
+
+KERNEL scale_shift(const real* x, const real* center, const real* scale, const real* shift, Index n, Index columns,
+                   real* out) {
+    scale_shift_then(x, center, scale, shift, n, columns, out, [](real a) { return a; });
+}
+
+KERNEL scale_shift_relu(const real* x, const real* center, const real* scale, const real* shift, Index n, Index columns,
+                        real* out) {
+    scale_shift_then(x, center, scale, shift, n, columns, out, PositivePart());
 }
 
 KERNEL combine(const real* g, const real* a, const real* x, const real* center, const real* b, const real* c, Index n,
@@ -753,24 +866,47 @@ template <int WIDTH> __device__ Pair<WIDTH> load_pair(const real* a, const real*
     return {load<WIDTH>(a), load<WIDTH>(b)};
 }
 
-template <int WIDTH>
-__device__ void relu_grad_sum_rows_by(const real* grad, const real* y, Index rows, Index columns, Index part_rows,
-                                      double* parts, Word* tickets, real* out, real* sums) {
-    auto load_row = [=](Index i, Index j) { return load_pair<WIDTH>(grad + i * columns + j, y + i * columns + j); };
-    auto add = [=](Index i, Index j, Pair<WIDTH>& g, Sums<WIDTH>& sums) {
-        for (int k = 0; k < WIDTH; k++) {
-            g.a.at[k] = WhereNotZero()(g.a.at[k], g.b.at[k]);
-            sums.at[k] += g.a.at[k];
-        }
-        store(out + i * columns + j, g.a);
-    };
-    auto finish = [=](Index j, const Sums<WIDTH>& total) { store_sums(sums + j, total); };
-    sum_over_rows<WIDTH, WIDTH>(rows, columns, part_rows, parts, tickets, load_row, add, finish);
-}
+template <typename Number> struct ReluGradSumRows {
+    typedef typename Number::Stored Stored;
+
+    template <int WIDTH>
+    static __device__ void by(const Stored* grad, const Stored* y, Index rows, Index columns, Index part_rows,
+                              double* parts, Word* tickets, Stored* out, real* sums) {
+        struct Loaded {
+            Vector<Stored, WIDTH> grad, y;
+        };
+        auto load_row = [=](Index i, Index j) {
+            return Loaded{load<WIDTH>(grad + i * columns + j), load<WIDTH>(y + i * columns + j)};
+        };
+        auto add = [=](Index i, Index j, Loaded& row, Sums<WIDTH>& sums) {
+            for (int k = 0; k < WIDTH; k++) {
+                real g = WhereNotZero()(Number::value(row.grad.at[k]), Number::value(row.y.at[k]));
+                sums.at[k] += g;
+                row.grad.at[k] = Number::masked(row.grad.at[k], g);
+            }
+            store(out + i * columns + j, row.grad);
+        };
+        auto finish = [=](Index j, const Sums<WIDTH>& total) { store_sums(sums + j, total); };
+        sum_over_rows<WIDTH, WIDTH>(rows, columns, part_rows, parts, tickets, load_row, add, finish);
+    }
+};
 
 KERNEL relu_grad_sum_rows(const real* grad, const real* y, Index rows, Index columns, Index part_rows, int width,
                           double* parts, Word* tickets, real* out, real* sums) {
-    WITH_WIDTH(width, relu_grad_sum_rows_by, grad, y, rows, columns, part_rows, parts, tickets, out, sums);
+    WITH_WIDTH(width, ReluGradSumRows<Exact>::by, grad, y, rows, columns, part_rows, parts, tickets, out, sums);
+}
+
+KERNEL relu_grad_sum_rows_in_16_bits(const unsigned short* grad, const unsigned short* y, int bfloat16, Index rows,
+                                     Index columns, Index part_rows, int width, double* parts, Word* tickets,
+                                     unsigned short* out, real* sums) {
+    auto sum = [=](auto width, auto number) {
+        ReluGradSumRows<decltype(number)>::template by<decltype(width)::value>(grad, y, rows, columns, part_rows, parts,
+                                                                               tickets, out, sums);
+    };
+    if (bfloat16 && width == 8) sum(Width<8>(), Bfloat16());
+    else if (bfloat16) sum(Width<1>(), Bfloat16());
+    else if (width == 8) sum(Width<8>(), Float16());
+    else sum(Width<1>(), Float16());
 }
 
 template <int WIDTH>
@@ -787,6 +923,30 @@ __device__ void sum_products_by(const real* a, const real* b, const real* center
 KERNEL sum_products(const real* a, const real* b, const real* center, Index rows, Index columns, Index part_rows,
                     int width, double* parts, Word* tickets, real* out) {
     WITH_WIDTH(width, sum_products_by, a, b, center, rows, columns, part_rows, parts, tickets, out);
+}
+
+template <int WIDTH>
+__device__ void sum_rows_and_products_by(const real* a, const real* b, const real* center, Index rows, Index columns,
+                                         Index part_rows, double* parts, Word* tickets, real* sums, real* products) {
+    auto load_row = [=](Index i, Index j) { return load_pair<WIDTH>(a + i * columns + j, b + i * columns + j); };
+    auto add = [=](Index, Index j, const Pair<WIDTH>& x, Sums<2 * WIDTH>& totals) {
+        for (int k = 0; k < WIDTH; k++) {
+            totals.at[k] += x.a.at[k];
+            totals.at[WIDTH + k] += (double)x.a.at[k] * ((double)x.b.at[k] - center[j + k]);
+        }
+    };
+    auto finish = [=](Index j, const Sums<2 * WIDTH>& totals) {
+        for (int k = 0; k < WIDTH; k++) {
+            sums[j + k] = totals.at[k];
+            products[j + k] = totals.at[WIDTH + k];
+        }
+    };
+    sum_over_rows<WIDTH, 2 * WIDTH>(rows, columns, part_rows, parts, tickets, load_row, add, finish);
+}
+
+KERNEL sum_rows_and_products(const real* a, const real* b, const real* center, Index rows, Index columns,
+                             Index part_rows, int width, double* parts, Word* tickets, real* sums, real* products) {
+    WITH_WIDTH(width, sum_rows_and_products_by, a, b, center, rows, columns, part_rows, parts, tickets, sums, products);
 }
 
 // By Σ d and Σ d² with d = x - x[0]. x[0] is close enough to the mean for one pass.
@@ -1109,36 +1269,40 @@ KERNEL dropout_mask(const double* word, Index first_row, Index n, Index columns,
 }
 
 // Updates of the flat vectors, whose formulas are in optimizers.py ---------------------------------------------------
-// mask: 0 for a frozen element, 1 for a trained one, 2 for one with weight decay.  numbers: the factor of the weight
-// and the part of the weight that is added to the gradient, both for weight decay; then the optimizer's own.  gate: 0
-// for no update at all. The first `updating` blocks update. If the update is the last kernel of a captured step, the
-// others gather the samples of the next one; otherwise, step.counters is null.
+// mask: 0 for a frozen element, 1 for a trained one, 2 for one with weight decay; null if all are 1.  numbers: the
+// factor of the weight and the part of the weight that is added to the gradient, both for weight decay; then the
+// optimizer's own.  gate: 0 for no update at all. The first `updating` blocks update. If the update is the last kernel
+// of a captured step, the others gather the samples of the next one; otherwise, step.counters is null.  copy: the new
+// weights in 16 bits, or null.
 
 // Updates WIDTH weights from w[at] on, and as many elements of `first` and `second` unless these are null.
 template <int WIDTH, typename Rule>
 __device__ void update_group(real* w, const real* g, real* first, real* second, const Byte* mask, Index at, real shrink,
-                             real decay, Rule rule) {
+                             real decay, const Copy& copy, Rule rule) {
     Vector<real, WIDTH> weights = load<WIDTH>(w + at), gradients = load<WIDTH>(g + at), a = {}, b = {};
-    Vector<Byte, WIDTH> kinds = load<WIDTH>(mask + at);
+    Vector<Byte, WIDTH> kinds;
+    if (mask) kinds = load<WIDTH>(mask + at);
     if (first) a = load<WIDTH>(first + at);
     if (second) b = load<WIDTH>(second + at);
     for (int k = 0; k < WIDTH; k++) {
-        if (!kinds.at[k]) continue;
+        if (mask && !kinds.at[k]) continue;
         real weight = weights.at[k], gradient = gradients.at[k];
-        if (kinds.at[k] == 2) {
+        if (mask && kinds.at[k] == 2) {
             gradient += decay * weight;
             weight *= shrink;
         }
         weights.at[k] = weight - rule(gradient, a.at[k], b.at[k]);
     }
     store(w + at, weights);
+    if (copy.to) copy.keep(at, weights);
     if (first) store(first + at, a);
     if (second) store(second + at, b);
 }
 
 template <typename Rule>
 __device__ void update(real* w, const real* g, real* first, real* second, const Byte* mask, Index n,
-                       const double* numbers, const double* gate, int updating, const Step& step, Rule rule) {
+                       const double* numbers, const double* gate, const Copy& copy, int updating, const Step& step,
+                       Rule rule) {
     real shrink = numbers[0], decay = numbers[1];
     bool skipped = gate && *gate == 0;
     Index next = step.counters ? step.counters[1] + step.rows : 0;
@@ -1147,61 +1311,66 @@ __device__ void update(real* w, const real* g, real* first, real* second, const 
         gather_samples(step, next, blockIdx.x - updating, gridDim.x - updating);
     } else if (!skipped) {
         bool vectors = aligned(w) && aligned(g) && aligned(first) && aligned(second) && aligned(mask);
+        vectors = vectors && aligned(copy.to);
         Index whole = vectors ? n / 4 * 4 : 0;
         FOR_EACH_OF_BLOCK(i, whole / 4, blockIdx.x, updating) {
-            update_group<4>(w, g, first, second, mask, 4 * i, shrink, decay, rule);
+            update_group<4>(w, g, first, second, mask, 4 * i, shrink, decay, copy, rule);
         }
         FOR_EACH_OF_BLOCK(i, n - whole, blockIdx.x, updating) {
-            update_group<1>(w, g, first, second, mask, whole + i, shrink, decay, rule);
+            update_group<1>(w, g, first, second, mask, whole + i, shrink, decay, copy, rule);
         }
     }
     finish_step(step, before);
 }
 
 KERNEL sgd(real* w, const real* g, const Byte* mask, Index n, const double* numbers, const double* gate,
-           int updating, Step step) {
+           unsigned short* copy, int bfloat16, int updating, Step step) {
     real rate = numbers[2];
     auto rule = [=](real gradient, real&, real&) { return rate * gradient; };
-    update(w, g, 0, 0, mask, n, numbers, gate, updating, step, rule);
+    update(w, g, 0, 0, mask, n, numbers, gate, {copy, bfloat16 != 0}, updating, step, rule);
 }
 
-KERNEL momentum(real* w, const real* g, real* v, const Byte* mask, Index n, const double* numbers,
-                const double* gate, int updating, Step step) {
+KERNEL momentum(real* w, const real* g, real* v, const Byte* mask, Index n, const double* numbers, const double* gate,
+                unsigned short* copy, int bfloat16, int updating, Step step) {
     real rate = numbers[2], mu = numbers[3];
     bool nesterov = numbers[4] != 0;
-    update(w, g, v, 0, mask, n, numbers, gate, updating, step, [=](real gradient, real& v, real&) {
+    auto rule = [=](real gradient, real& v, real&) {
         v = mu * v + gradient;
         return rate * (nesterov ? gradient + mu * v : v);
-    });
+    };
+    update(w, g, v, 0, mask, n, numbers, gate, {copy, bfloat16 != 0}, updating, step, rule);
 }
 
 KERNEL adagrad(real* w, const real* g, real* s, const Byte* mask, Index n, const double* numbers, const double* gate,
-               int updating, Step step) {
+               unsigned short* copy, int bfloat16, int updating, Step step) {
     real rate = numbers[2], epsilon = numbers[3];
-    update(w, g, s, 0, mask, n, numbers, gate, updating, step, [=](real gradient, real& s, real&) {
+    auto rule = [=](real gradient, real& s, real&) {
         s += gradient * gradient;
         return rate * (gradient / (sqrt(s) + epsilon));
-    });
+    };
+    update(w, g, s, 0, mask, n, numbers, gate, {copy, bfloat16 != 0}, updating, step, rule);
 }
 
 KERNEL rmsprop(real* w, const real* g, real* s, const Byte* mask, Index n, const double* numbers, const double* gate,
-               int updating, Step step) {
+               unsigned short* copy, int bfloat16, int updating, Step step) {
     real rate = numbers[2], rho = numbers[3], rest = 1 - numbers[3], epsilon = numbers[4];
-    update(w, g, s, 0, mask, n, numbers, gate, updating, step, [=](real gradient, real& s, real&) {
+    auto rule = [=](real gradient, real& s, real&) {
         s = rho * s + rest * (gradient * gradient);
         return rate * (gradient / (sqrt(s) + epsilon));
-    });
+    };
+    update(w, g, s, 0, mask, n, numbers, gate, {copy, bfloat16 != 0}, updating, step, rule);
 }
 
 // rate and epsilon include both bias corrections.
 KERNEL adam(real* w, const real* g, real* m, real* s, const Byte* mask, Index n, const double* numbers,
-            const double* gate, int updating, Step step) {
+            const double* gate, unsigned short* copy, int bfloat16, int updating, Step step) {
     real rate = numbers[2], rest1 = 1 - numbers[3], beta2 = numbers[4], rest2 = 1 - numbers[4], epsilon = numbers[5];
-    update(w, g, m, s, mask, n, numbers, gate, updating, step, [=](real gradient, real& m, real& s) {
+    auto rule = [=](real gradient, real& m, real& s) {
         m += rest1 * (gradient - m);
         s = beta2 * s + rest2 * (gradient * gradient);
         return rate * (m / (sqrt(s) + epsilon));
-    });
+    };
+    update(w, g, m, s, mask, n, numbers, gate, {copy, bfloat16 != 0}, updating, step, rule);
 }
 
 // For the norm of the trained gradient: parts (blocks, 2) = Σ g², and Σ (g / 1e150)² of elements above 1e100.
@@ -1242,24 +1411,19 @@ KERNEL scale_trained(real* g, const Byte* mask, Index n, const double* scale) {
     }
 }
 
-// Half precision: float32 rounded to the nearest, ties to even -------------------------------------------------------
+// Rounding to 16 bits ------------------------------------------------------------------------------------------------
 
-KERNEL to_bfloat16(const float* x, Index n, unsigned short* out) {
-    FOR_EACH(i, n) {
-        Word bits = __float_as_uint(x[i]);
-        bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
-        out[i] = nan ? bits >> 16 | 0x40 : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+template <typename Number> __device__ void round_all(const float* x, Index n, unsigned short* out) {
+    Index vectors = aligned(x) && aligned(out) ? n / 4 : 0;
+    FOR_EACH(i, vectors) {
+        Vector<float, 4> numbers = load<4>(x + 4 * i);
+        Vector<unsigned short, 4> rounded;
+        for (int k = 0; k < 4; k++) rounded.at[k] = Number::stored(numbers.at[k]);
+        store(out + 4 * i, rounded);
     }
+    FOR_EACH(i, n - 4 * vectors) out[4 * vectors + i] = Number::stored(x[4 * vectors + i]);
 }
 
-KERNEL to_float16(const float* x, Index n, unsigned short* out) {
-    FOR_EACH(i, n) {
-        Word bits = __float_as_uint(x[i]), sign = bits >> 16 & 0x8000u, half;
-        bits &= 0x7fffffffu;
-        if (bits > 0x7f800000u) half = 0x7e00u;
-        else if (bits >= 0x477ff000u) half = 0x7c00u;  // 65520 and more become infinity
-        else if (bits < 0x38800000u) half = (Word)rintf(__uint_as_float(bits) * 16777216.0f);  // units of 2^-24
-        else half = (bits + 0xfffu + (bits >> 13 & 1) - 0x38000000u) >> 13;
-        out[i] = sign | half;
-    }
-}
+KERNEL to_bfloat16(const float* x, Index n, unsigned short* out) { round_all<Bfloat16>(x, n, out); }
+
+KERNEL to_float16(const float* x, Index n, unsigned short* out) { round_all<Float16>(x, n, out); }

@@ -15,7 +15,7 @@ SOURCE = Path(__file__).with_name("kernels.cu").read_text(encoding="utf-8")
 REALS = {numpy.dtype("float32"): "float", numpy.dtype("float64"): "double"}
 
 BLOCK = 256  # threads
-_STATIC_SHARED = 48 * 1024  # bytes; a kernel must ask for more
+_STATIC_SHARED = 48 * 1024  # bytes, of which a kernel declares `shared_size_bytes`; it must ask for more
 
 CELL_SIZE = 8  # numbers in one cell of a captured step, and in `Numbers` of kernels.cu
 
@@ -23,11 +23,12 @@ _SIZES = {"Byte": 1, "unsigned short": 2, "int": 4, "Word": 4, "Index": 8, "unsi
 _FLOATS = {"float": numpy.dtype("float32"), "double": numpy.dtype("float64")}
 _SCALARS = {"int": numpy.int32, "Word": numpy.uint32, "Index": numpy.int64, "double": numpy.float64}
 _STRUCTS = {  # all fields have this type
-    "Axes": numpy.uint32, "Numbers": numpy.float64, "Step": numpy.int64, "Windows": numpy.int32,
+    "Axes": numpy.uint32, "Numbers": numpy.float64, "Operations": numpy.int64, "Step": numpy.int64,
+    "Windows": numpy.int32,
 }  # fmt: skip
 _KERNEL = r"KERNEL (?:__launch_bounds__\([\d, ]+\) )?(\w+)\(([^)]*)\)"  # its name and its arguments
 _NULL = numpy.uint64(0)
-_FILLED_IN = {"out", "n", "columns"}  # which `KernelLauncher.launch` gives to every kernel
+_FILLED_IN = {"out", "n", "columns", "copy", "bfloat16"}  # which `KernelLauncher.launch` gives to every kernel
 
 
 class KernelArgument(NamedTuple):
@@ -103,7 +104,7 @@ class Kernels:
         if missing or unknown:
             raise TypeError(f"{name}: missing arguments {missing}, unknown arguments {sorted(unknown)}.")
         arguments = [_convert(name, argument, given[argument.name], real) for argument in declared]
-        if shared_bytes > _STATIC_SHARED:
+        if shared_bytes and shared_bytes + kernel.shared_size_bytes > _STATIC_SHARED:
             kernel.max_dynamic_shared_size_bytes = shared_bytes
         self._launch(kernel, grid, block, tuple(arguments), shared_bytes)
 

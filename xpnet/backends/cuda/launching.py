@@ -12,8 +12,9 @@ from typing import Any, TypeVar, cast
 
 import numpy
 
-from xpnet.backends.arrays import Array
+from xpnet.backends.arrays import Array, DType
 from xpnet.backends.cuda.compiling import watch
+from xpnet.backends.cuda.cublas import HalfMatrix
 from xpnet.backends.cuda.driver import FIRST_CAPABILITY, Driver
 from xpnet.backends.cuda.driver import load as load_driver
 from xpnet.backends.cuda.graphs import CapturedGraph, StepCells
@@ -50,7 +51,10 @@ def by_kernel(formula: F, rowwise: bool = False, below: float = math.inf, each: 
     name = formula.__name__
 
     @functools.wraps(formula)
-    def operator(self: "KernelLauncher", out: Array | None = None, **given: Any) -> Array:
+    def operator(self: "KernelLauncher", out: Any = None, **given: Any) -> Any:
+        if isinstance(out, HalfMatrix):  # in a captured step
+            self.launch(name, next(iter(given.values())), each=each, out=None, **out.as_copy, **given)
+            return out
         out = self.xp.empty_like(given["x"]) if out is None else out
         return self.launch_rows(name, out, **given) if rowwise else self.launch(name, out, each=each, **given)
 
@@ -109,6 +113,8 @@ class KernelLauncher(Backend):
         self._compile_watch = watch(xp)  # before any kernel is compiled
         self.kernels = Kernels(xp, self.launch_kernel)
         self.thread = _ThreadState()
+        self._shared_stream: Any = None
+        self.shared_stream_lock = threading.Lock()
         #: The live graphs, each of which has its own memory pool.
         self.graphs: weakref.WeakSet[CapturedGraph] = weakref.WeakSet()
         recoverable.add(self)
@@ -214,12 +220,12 @@ class KernelLauncher(Backend):
     ) -> Array:
         """Launch a kernel whose threads stride over the elements of `array`, and return the array.
 
-        given: the arguments of the kernel by name. Unless they are given, `out` is the array, `n` its size, and
-        `columns` the size of its last axis.  blocks: 0 means as many as are needed if a thread computes `each` of the n
-        elements.
+        given: the arguments of the kernel by name. Unless they are given, `out` is the array, `n` its size, `columns`
+        the size of its last axis, and `copy` null.  blocks: 0 means as many as are needed if a thread computes `each`
+        of the n elements.
         """
         columns = array.shape[-1] if array.ndim else 1
-        arguments = {"out": array, "n": array.size, "columns": columns, **given}
+        arguments = {"out": array, "n": array.size, "columns": columns, "copy": None, "bfloat16": 0, **given}
         blocks = blocks or min(-(-arguments["n"] // (threads * each)), MOST_BLOCKS)
         self.kernels.launch(name, array.dtype, (blocks,), (threads,), arguments)
         return array
@@ -230,13 +236,17 @@ class KernelLauncher(Backend):
         rows, threads = array.size // columns, min(BLOCK, max(32, power_of_two(columns)))
         return self.launch(name, array, blocks=min(rows, 2**16), threads=threads, rows=rows, **given)
 
-    def launch_column_sums(self, name: str, array: Array, /, *, per_column: int = 1, **given: Any) -> None:
+    def launch_column_sums(
+        self, name: str, array: Array, /, *, per_column: int = 1, real: DType = None, **given: Any
+    ) -> None:
         """Launch a kernel that sums `per_column` numbers of each column of `array` over the rows.
 
-        given: the arguments of the kernel by name, besides sizes and memory for parts of the sums.
+        real: the dtype of the sums, if the array has numbers of 16 bits, of which a thread then loads 8.  given: the
+        arguments of the kernel by name, besides sizes and memory for parts of the sums.
         """
         rows, columns = array.shape
-        width = self.width_of(columns, *[a for a in given.values() if isinstance(a, self.xp.ndarray)])
+        arrays = [a for a in given.values() if isinstance(a, self.xp.ndarray)]
+        width = self.width_of(columns, *arrays, most=VECTOR if real is None else 2 * VECTOR)
         if rows < _FEW_ROWS:
             width = 1
         threads = min(8 if width > 1 or rows < _FEW_ROWS else 32, power_of_two(-(-columns // width)))
@@ -250,15 +260,15 @@ class KernelLauncher(Backend):
             memory = self.xp.empty((parts, across * threads * width * per_column), dtype=numpy.float64)
         arguments = {**given, "rows": rows, "columns": columns, "part_rows": part_rows, "width": width}
         arguments |= {"parts": memory, "tickets": None if memory is None else self._tickets()}
-        self.kernels.launch(name, array.dtype, (across, parts), (threads, BLOCK // threads), arguments)
+        self.kernels.launch(name, real or array.dtype, (across, parts), (threads, BLOCK // threads), arguments)
 
-    def width_of(self, size: int, *arrays: Array) -> int:
-        """How many neighboring elements a kernel may load at a time: 4 or 1.
+    def width_of(self, size: int, *arrays: Array, most: int = VECTOR) -> int:
+        """How many neighboring elements a kernel may load at a time: `most` or 1.
 
         size: that of the last axis of all of these arrays, which are contiguous.
         """
-        aligned = all(a.data.ptr % min(16, VECTOR * a.itemsize) == 0 for a in arrays)
-        return VECTOR if aligned and size % VECTOR == 0 else 1
+        aligned = all(a.data.ptr % min(16, most * a.itemsize) == 0 for a in arrays)
+        return most if aligned and size % most == 0 else 1
 
     def _tickets(self) -> Array:
         """Zeros, in which kernels of the current stream count their finished blocks."""

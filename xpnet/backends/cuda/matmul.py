@@ -17,10 +17,11 @@ from xpnet.backends.cuda.choosing import Choices
 from xpnet.backends.cuda.cublas import Cublas, HalfMatrix
 from xpnet.backends.cuda.cublaslt import CublasLt
 from xpnet.backends.cuda.kernels import REALS
-from xpnet.backends.cuda.launching import KernelLauncher
+from xpnet.backends.cuda.launching import VECTOR, KernelLauncher
 from xpnet.backends.cuda.products import Epilogue, Product, StreamProducts
 
 _HALF_PRECISIONS = ("float16", "bfloat16")
+_LARGE = 2**27  # multiplications; for fewer, products round float32 matrices faster than another kernel would
 
 
 class CUDAMatmul(KernelLauncher):
@@ -103,43 +104,56 @@ class CUDAMatmul(KernelLauncher):
         if not a.flags.c_contiguous and a.T.flags.c_contiguous:
             return self.cast(a.T).T
         a = self.xp.ascontiguousarray(a)
-        bits = self.xp.empty(a.shape, dtype=numpy.uint16)
-        return HalfMatrix(self.launch(f"to_{precision}", bits, x=a), precision)
+        return self.to_halves(a, HalfMatrix(self.xp.empty(a.shape, dtype=numpy.uint16), precision))
 
-    def matmul(self, a: Array, b: Array, out: Array) -> Array:
-        if self._in_chosen_way(a, b, out, Epilogue()):
-            return out
-        return self._multiply(a, b, out)
-
-    def matmul_bias(self, a: Array, b: Array, row: Array, relu: bool, out: Array) -> Array:
-        epilogue = Epilogue(row=row, relu=relu)
-        if not self._in_chosen_way(a, b, out, epilogue):
-            self._multiply(a, b, out)
-            self._finish(b, out, epilogue)
+    def to_halves(self, x: Array, out: HalfMatrix) -> HalfMatrix:
+        """out = x, for contiguous arrays of one shape."""
+        self.launch(f"to_{out.precision}", out.bits, each=VECTOR, x=x)
         return out
 
+    def half_precision_of(self, m: int, k: int, n: int) -> str | None:
+        """The precision of 16 bits in which a product (m, k) @ (k, n) should read its matrices; None for float32."""
+        precision = self.thread.precision
+        large = precision in _HALF_PRECISIONS and m * k * n >= _LARGE
+        return precision if large and not self.products_unavailable else None
+
+    def matmul(self, a: Array, b: Array, out: Array) -> Array:
+        return self._product(a, b, out, Epilogue())
+
+    def matmul_bias(self, a: Array, b: Array, row: Array, relu: bool, out: Array) -> Array:
+        return self._product(a, b, out, Epilogue(row=row, relu=relu))
+
     def matmul_relu_grad(self, a: Array, b: Array, y: Array, out: Array) -> Array:
-        if self._in_chosen_way(a, b, out, Epilogue(mask=y)):
-            return out
-        return super().matmul_relu_grad(a, b, y, out)
+        return self._product(a, b, out, Epilogue(mask=y))
 
     def matmul_sum_rows(self, a: Array, b: Array, out: Array, sums: Array) -> Array:
-        if self._in_chosen_way(a, b, out, Epilogue(sums=sums)):
-            return out
-        return super().matmul_sum_rows(a, b, out, sums)
+        return self._product(a, b, out, Epilogue(sums=sums))
 
-    def _in_chosen_way(self, a: Array, b: Array, out: Array, epilogue: Epilogue) -> bool:
+    def _product(self, a: Any, b: Any, out: Any, epilogue: Epilogue) -> Any:
+        if self._in_chosen_way(a, b, out, epilogue):
+            return out
+        if isinstance(out, HalfMatrix):
+            exact = self.xp.empty(out.shape, dtype=numpy.float32)
+            return self.to_halves(self._product(a, b, exact, epilogue), out)
+        self._multiply(a, b, out)
+        self._finish(b, out, epilogue)
+        return out
+
+    def _in_chosen_way(self, a: Any, b: Any, out: Any, epilogue: Epilogue) -> bool:
         """Compute a product while a step is captured, in the way that takes the least time.
 
         False, without doing anything, elsewhere, and for matrices that only cuBLAS or CuPy accept.
         """
-        precision = self.thread.precision or "float32"
-        if self.thread.cells is None or precision not in ("float32", "tf32") or isinstance(a, HalfMatrix):
+        if self.thread.cells is None:
             return False
-        product = Product(a, b, out, precision, epilogue)
+        if isinstance(out, HalfMatrix) and epilogue.row is not None:
+            epilogue = epilogue._replace(row=self.cast(epilogue.row))
+        product = Product(a, b, out, self.thread.precision or "float32", epilogue)
         if not product.accepted() or self.products_unavailable:
             return False
         ways = self.products().ways(product)
+        if not ways:
+            return False
         question = product.question()
         chosen = self.choices.get(question)
         if chosen not in ways:
@@ -154,7 +168,7 @@ class CUDAMatmul(KernelLauncher):
         """Compute a product in this way, and by other kernels what that leaves of the epilogue."""
         self._finish(product.b, product.out, way())
 
-    def _finish(self, b: Array, out: Array, epilogue: Epilogue) -> None:
+    def _finish(self, b: Any, out: Array, epilogue: Epilogue) -> None:
         row, relu, mask, sums = epilogue
         if row is not None and relu:
             self.add_to_rows_relu(out, row, out)

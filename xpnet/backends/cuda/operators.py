@@ -9,10 +9,12 @@ import numpy
 
 from xpnet.backends.arrays import Array
 from xpnet.backends.cuda.convolutions import CUDAConvolutions
+from xpnet.backends.cuda.cublas import HalfMatrix
 from xpnet.backends.cuda.graphs import NO_STEP, STEP_THREADS
 from xpnet.backends.cuda.kernels import BLOCK, REALS, axes, signatures
 from xpnet.backends.cuda.launching import MOST_BLOCKS, VECTOR, by_kernel, fused, power_of_two
 from xpnet.backends.reference import Backend
+from xpnet.backends.reference.fused import MOST_OPERATIONS, OPERATIONS
 from xpnet.backends.reference.random import step_word
 from xpnet.backends.reference.updates import Numbers, Runs
 from xpnet.backends.reference.windows import Windows
@@ -113,10 +115,32 @@ class CUDAOperators(CUDAConvolutions):
     add_arrays = by_kernel(Backend.add_arrays, each=VECTOR)
     multiply_arrays = by_kernel(Backend.multiply_arrays, each=VECTOR)
 
+    def elementwise(self, operations: Sequence[Sequence[Any]], outs: Sequence[Array]) -> None:
+        arrays = [a for operation in operations for a in operation if isinstance(a, self.xp.ndarray)]
+        if not self.accepts(*arrays, *outs):
+            super().elementwise(operations, outs)
+            return
+        fields = [_operation(out, *operation) for operation, out in zip(operations, outs, strict=True)]
+        fields += [[0] * len(fields[0])] * (MOST_OPERATIONS - len(fields))
+        largest = max(outs, key=lambda out: int(out.size))
+        self.launch("elementwise", largest, operations=fields, count=len(outs))
+
     @fused
-    def relu_grad_sum_rows(self, grad: Array, y: Array, out: Array, sums: Array) -> Array:
-        self.launch_column_sums("relu_grad_sum_rows", out, grad=grad, y=y, out=out, sums=sums)
+    def relu_grad_sum_rows(self, grad: Any, y: Any, out: Any, sums: Array) -> Any:
+        """In a captured step, grad, y and out may be of the class HalfMatrix."""
+        if isinstance(out, HalfMatrix):
+            halves = {"grad": grad.bits, "y": y.bits, "out": out.bits, "bfloat16": out.precision == "bfloat16"}
+            self.launch_column_sums("relu_grad_sum_rows_in_16_bits", out.bits, real=sums.dtype, **halves, sums=sums)
+        else:
+            self.launch_column_sums("relu_grad_sum_rows", out, grad=grad, y=y, out=out, sums=sums)
         return out
+
+    scale_shift_relu = by_kernel(Backend.scale_shift_relu, each=VECTOR)
+
+    @fused
+    def sum_rows_and_products(self, a: Array, b: Array, center: Array, sums: Array, products: Array) -> None:
+        arrays = {"a": a, "b": b, "center": center, "sums": sums, "products": products}
+        self.launch_column_sums("sum_rows_and_products", a, per_column=2, **arrays)
 
     @fused
     def cross_entropy_sums(
@@ -157,12 +181,8 @@ class CUDAOperators(CUDAConvolutions):
         return losses, grad
 
     def fits_dense_cross_entropy(self, rows: int, depth: int, classes: int) -> bool:
-        """Whether `dense_cross_entropy` is one kernel, for these sizes and the current precision.
-
-        That kernel computes TF32 products in float32.
-        """
-        small = classes <= _MOST_CLASSES and depth <= _MOST_DEPTH and rows * depth <= _MOST_INPUTS
-        return small and self.thread.precision in (None, "float32", "tf32")
+        """Whether `dense_cross_entropy` is one kernel for these sizes. It computes in float32, in any precision."""
+        return classes <= _MOST_CLASSES and depth <= _MOST_DEPTH and rows * depth <= _MOST_INPUTS
 
     # Windows ---------------------------------------------------------------------------------------------------------
 
@@ -261,19 +281,26 @@ class CUDAOperators(CUDAConvolutions):
         self.launch("scale_trained", grads, g=grads, mask=mask, scale=scale)
 
     def whole_update(
-        self, name: str, trained: Runs, decayed: Runs, vectors: list[Array], numbers: Numbers, step: int, gate: Array
-    ) -> bool:
+        self, name: str, trained: Runs, decayed: Runs, vectors: list[Array], numbers: Numbers, step: int, gate: Array,
+        copy: HalfMatrix | None = None,
+    ) -> bool:  # fmt: skip
+        """copy: where to write the new weights in 16 bits too, in a captured step; or None."""
         if not self.accepts(*vectors):
             return False
-        mask = self._parameter_mask(vectors[0].size, trained, decayed)
+        n, mask = vectors[0].size, None
+        if len(trained) == 1 and trained[0].start == 0 and not decayed:
+            n = trained[0].stop
+        else:
+            mask = self._parameter_mask(n, trained, decayed)
         given = {argument.name: vector for argument, vector in zip(signatures()[name], vectors, strict=False)}
         given |= {"mask": mask, "numbers": self.step_numbers(numbers, step), "gate": gate}
-        cells, n = self.thread.cells, vectors[0].size
+        given |= {} if copy is None else copy.as_copy
+        cells = self.thread.cells
         updating, more, fields = min(-(-n // (VECTOR * STEP_THREADS)), MOST_BLOCKS), 0, NO_STEP
         if cells is not None and cells.ends_with_update:
             more, fields = cells.gathering_blocks, cells.fields()
         grid = {"blocks": updating + more, "threads": STEP_THREADS}
-        self.launch(name, vectors[0], **grid, updating=updating, step=fields, **given)
+        self.launch(name, vectors[0], **grid, n=n, updating=updating, step=fields, **given)
         return True
 
     def _parameter_mask(self, size: int, trained: Runs, decayed: Runs) -> Array:
@@ -288,6 +315,16 @@ class CUDAOperators(CUDAConvolutions):
             with self.lasting_memory():
                 self._parameter_masks[key] = self.asarray(mask)
         return self._parameter_masks[key]
+
+
+def _operation(out: Array, name: str, a: Any, b: Any = 0.0) -> list[int]:
+    """The fields of a struct Operation of kernels.cu."""
+    numbers = [operand if isinstance(operand, int | float) else None for operand in (a, b)]
+    arrays = [operand if number is None else None for operand, number in zip((a, b), numbers, strict=True)]
+    addresses = [0 if array is None else array.data.ptr for array in arrays]
+    steps = [int(array is not None and array.size == out.size) for array in arrays]
+    bits = numpy.array([number or 0.0 for number in numbers], dtype=numpy.float64).view(numpy.int64).tolist()
+    return [OPERATIONS.index(name), out.size, *addresses, out.data.ptr, *steps, *bits]
 
 
 def _pixel_stride(images: Array) -> int | None:

@@ -5,8 +5,8 @@
 // WARPS: the warps of a block. Each computes the whole tile for its own range of k, without waiting for the others; at
 // the end, the block adds their results.
 // TILE_K, STAGES: a warp has STAGES buffers in shared memory, each for TILE_K values of k.
-// LANE_M, LANE_N: the size of the part of the tile that a thread computes; not used if TF32.
-// TF32: 1 to round the operands to TF32 and multiply them by tensor cores.
+// PRECISION: 1, 2 or 3 to round the operands to TF32, bfloat16 or float16 and multiply them by tensor cores; or 0.
+// LANE_M, LANE_N: the size of the part of the tile that a thread computes, if PRECISION is 0.
 // A_BY_COLUMNS, B_BY_COLUMNS: 1 if the matrix is a transposed view.
 //
 // Sums are made in a fixed order, so that the same input gives the same bits.
@@ -16,8 +16,8 @@ typedef unsigned int Word;
 
 #define UNROLL _Pragma("unroll")
 
-constexpr int THREADS = 32 * WARPS, STEP_K = TF32 ? 8 : 4;
-constexpr int PADDING = TF32 ? 8 : 0;  // so that the threads of a warp read from different banks
+constexpr int THREADS = 32 * WARPS, STEP_K = PRECISION > 1 ? 16 : PRECISION ? 8 : 4;
+constexpr int PADDING = PRECISION ? 8 : 0;  // so that the threads of a warp read from different banks
 constexpr int PITCH_A = A_BY_COLUMNS ? TILE_M + PADDING : TILE_K + 4;
 constexpr int PITCH_B = B_BY_COLUMNS ? TILE_K + 4 : TILE_N + PADDING;
 constexpr int SIZE_A = (A_BY_COLUMNS ? TILE_K : TILE_M) * PITCH_A, SIZE_B = (B_BY_COLUMNS ? TILE_N : TILE_K) * PITCH_B;
@@ -100,31 +100,40 @@ template <int SIZE, int PITCH, bool K_IN_LINES> struct Copier {
 
 // The share of a lane in the tile of its warp -------------------------------------------------------------------------
 
-#if TF32
+#if PRECISION
 
-__device__ float rounded(float x) {  // to TF32, to the nearest
 #if __CUDA_ARCH__ >= 800
+__device__ Word word_of(float low, float high) {  // one number of TF32, or two of 16 bits, rounded to the nearest
     Word bits;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-    return __uint_as_float(bits);
-#else
-    return __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xffffe000u);
-#endif
+    if (PRECISION == 1) asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(low));
+    else if (PRECISION == 2) asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    else asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
 }
+#elif __CUDA_ARCH__  // such a device has no bfloat16
+__device__ float rounded(float x, int) {
+    if (PRECISION == 1) return __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xffffe000u);
+    float result;
+    asm("{.reg .b16 half; cvt.rn.f16.f32 half, %1; cvt.f32.f16 %0, half;}" : "=f"(result) : "f"(x));
+    return result;
+}
+#endif
 
-struct Share {  // products of 16 × 8 by 8 × 8 numbers, in the order that mma.m16n8k8 expects
-    static constexpr int COUNT_M = TILE_M / 16, COUNT_N = TILE_N / 8;
+// Products of 16 × STEP_K by STEP_K × 8 numbers, spread over a warp as mma.m16n8k8 and mma.m16n8k16 expect. A word of
+// 16-bit numbers has those at k and k + 4: any order along k is correct that is the same for both matrices.
+struct Share {
+    static constexpr int COUNT_M = TILE_M / 16, COUNT_N = TILE_N / 8, WORD_K = STEP_K / 2;
     int group, place;
     float total[COUNT_M][COUNT_N][4];
 
     __device__ Share(int lane) : group(lane / 4), place(lane % 4), total() {}
 
     __device__ static float of_a(const float* a, int i, int k) {
-        return rounded(a[A_BY_COLUMNS ? k * PITCH_A + i : i * PITCH_A + k]);
+        return a[A_BY_COLUMNS ? k * PITCH_A + i : i * PITCH_A + k];
     }
 
     __device__ static float of_b(const float* b, int k, int j) {
-        return rounded(b[B_BY_COLUMNS ? j * PITCH_B + k : k * PITCH_B + j]);
+        return b[B_BY_COLUMNS ? j * PITCH_B + k : k * PITCH_B + j];
     }
 
     __device__ int row(int x, int e) const { return 16 * x + group + e / 2 * 8; }
@@ -132,22 +141,31 @@ struct Share {  // products of 16 × 8 by 8 × 8 numbers, in the order that mma.
 
     __device__ void add_products(const float* a, const float* b, int k) {
 #if __CUDA_ARCH__ >= 800
-        float p[COUNT_M][4], q[COUNT_N][2];
-        UNROLL for (int x = 0; x < COUNT_M; x++)
-            UNROLL for (int e = 0; e < 4; e++) p[x][e] = of_a(a, 16 * x + group + e % 2 * 8, k + place + e / 2 * 4);
-        UNROLL for (int y = 0; y < COUNT_N; y++)
-            UNROLL for (int e = 0; e < 2; e++) q[y][e] = of_b(b, k + place + 4 * e, 8 * y + group);
+        Word p[COUNT_M][4], q[COUNT_N][2];
+        UNROLL for (int x = 0; x < COUNT_M; x++) UNROLL for (int e = 0; e < 4; e++) {
+            int i = 16 * x + group + e % 2 * 8, at = k + place + e / 2 * WORD_K;
+            p[x][e] = word_of(of_a(a, i, at), PRECISION > 1 ? of_a(a, i, at + 4) : 0.0f);
+        }
+        UNROLL for (int y = 0; y < COUNT_N; y++) UNROLL for (int e = 0; e < 2; e++) {
+            int j = 8 * y + group, at = k + place + e * WORD_K;
+            q[y][e] = word_of(of_b(b, at, j), PRECISION > 1 ? of_b(b, at + 4, j) : 0.0f);
+        }
+#define MMA(TYPES)                                                                                                \
+    asm("mma.sync.aligned." TYPES " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"              \
+        : "+f"(t[0]), "+f"(t[1]), "+f"(t[2]), "+f"(t[3])                                                          \
+        : "r"(p[x][0]), "r"(p[x][1]), "r"(p[x][2]), "r"(p[x][3]), "r"(q[y][0]), "r"(q[y][1]))
         UNROLL for (int x = 0; x < COUNT_M; x++) UNROLL for (int y = 0; y < COUNT_N; y++) {
             float* t = total[x][y];
-            asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                "{%0, %1, %2, %3};"
-                : "+f"(t[0]), "+f"(t[1]), "+f"(t[2]), "+f"(t[3])
-                : "r"(__float_as_uint(p[x][0])), "r"(__float_as_uint(p[x][1])), "r"(__float_as_uint(p[x][2])),
-                  "r"(__float_as_uint(p[x][3])), "r"(__float_as_uint(q[y][0])), "r"(__float_as_uint(q[y][1])));
+            if (PRECISION == 1) MMA("m16n8k8.row.col.f32.tf32.tf32.f32");
+            else if (PRECISION == 2) MMA("m16n8k16.row.col.f32.bf16.bf16.f32");
+            else MMA("m16n8k16.row.col.f32.f16.f16.f32");
         }
+#undef MMA
 #else
         for (int x = 0; x < COUNT_M; x++) for (int y = 0; y < COUNT_N; y++) for (int e = 0; e < 4; e++)
-            for (int i = k; i < k + 8; i++) total[x][y][e] += of_a(a, row(x, e), i) * of_b(b, i, column(y, e));
+            for (int i = k; i < k + STEP_K; i++) {
+                total[x][y][e] += rounded(of_a(a, row(x, e), i), PRECISION) * rounded(of_b(b, i, column(y, e)), PRECISION);
+            }
 #endif
     }
 

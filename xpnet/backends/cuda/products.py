@@ -1,7 +1,8 @@
 """Matrix products of a captured step: several ways to compute each of them, of which the fastest is chosen.
 
 The ways are cuBLAS, the algorithms of cuBLASLt, and our own kernels (products.cu) with several tilings. The kernels
-can also compute what follows the product (`Epilogue`), and cuBLASLt a part of it.
+can also compute what follows the product (`Epilogue`), and cuBLASLt a part of it. In a precision of 16 bits, matrices
+are float32, and each way rounds them to that precision or to TF32, or they have been rounded before.
 """
 
 import functools
@@ -12,13 +13,14 @@ from typing import Any, NamedTuple
 import numpy
 
 from xpnet.backends.arrays import Array
-from xpnet.backends.cuda.cublas import matrix_layout
+from xpnet.backends.cuda.cublas import HalfMatrix, elements, matrix_layout
 from xpnet.backends.cuda.cublaslt import CublasLt, LtProduct, alignment
 from xpnet.backends.cuda.kernels import Kernels, Launch
 
 SOURCE = Path(__file__).with_name("products.cu").read_text(encoding="utf-8")
 
 _FLOAT32 = numpy.dtype("float32")
+_PRECISIONS = ("float32", "tf32", "bfloat16", "float16")  # by their numbers in products.cu
 _PART_BYTES = 4 * 2**20  # of the memory for the parts of sums
 _TICKETS = 2**10
 _LARGEST = 2**30  # sizes and their sums are C ints
@@ -35,11 +37,14 @@ class Epilogue(NamedTuple):
 
 
 class Product(NamedTuple):
-    """A product: its matrices, the precision "float32" or "tf32", and the epilogue."""
+    """A product: its matrices, the precision to which it rounds them, and the epilogue.
 
-    a: Array
-    b: Array
-    out: Array
+    a, b: both float32 or both a `HalfMatrix`; out may be a `HalfMatrix` if they are, and epilogue.row is one if out is.
+    """
+
+    a: Any
+    b: Any
+    out: Any
     precision: str
     epilogue: Epilogue
 
@@ -48,24 +53,35 @@ class Product(NamedTuple):
         """(m, k, n) for a (m, k) and b (k, n)."""
         return (*self.a.shape, self.b.shape[1])
 
+    @property
+    def in_halves(self) -> bool:
+        """Whether the matrices have been rounded to 16 bits, so that only cuBLAS and cuBLASLt can multiply them."""
+        return isinstance(self.a, HalfMatrix)
+
     def accepted(self) -> bool:
-        """Whether the kernels and cuBLASLt accept these matrices."""
-        matrices = (self.a, self.b, self.out)
-        layouts = [layout for x in matrices if x.dtype == _FLOAT32 and (layout := matrix_layout(x)) is not None]
-        if len(layouts) < len(matrices) or layouts[2].operation:
+        """Whether the kernels or cuBLASLt accept these matrices."""
+        if self.in_halves != isinstance(self.b, HalfMatrix) or not all(map(_is_known, self[:3])):
+            return False
+        layouts = [layout for x in self[:3] if (layout := matrix_layout(elements(x))) is not None]
+        if len(layouts) < 3 or layouts[2].operation:
             return False
         others = [x for x in (self.epilogue.row, self.epilogue.mask, self.epilogue.sums) if x is not None]
-        if any(x.dtype != _FLOAT32 or not x.flags.c_contiguous for x in others):
+        if not all(_is_known(x) and elements(x).flags.c_contiguous for x in others):
             return False
         return min(self.sizes) > 0 and max(*self.sizes, *(layout.leading for layout in layouts)) < _LARGEST
 
     def question(self) -> str:
-        """A key for `Choices`: sizes, layouts, alignments, precision and epilogue."""
+        """A key for `Choices`: sizes, layouts, alignments, precision, which are in 16 bits, and epilogue."""
         m, k, n = self.sizes
         stored = [f"{'T' if operation else 'N'}{leading}" for operation, leading in map(_layout, self[:3])]
-        aligned = [str(alignment(x)) for x in self[:3]]
+        aligned = [str(alignment(elements(x))) for x in self[:3]]
+        halves = [name for name, x in zip(("a and b", "out"), self[1:3], strict=True) if isinstance(x, HalfMatrix)]
         follows = [name for name, value in self.epilogue._asdict().items() if value is not None and value is not False]
-        return " ".join([f"{m}x{k}x{n}", *stored, *aligned, self.precision, *follows])
+        return " ".join([f"{m}x{k}x{n}", *stored, *aligned, self.precision, *halves, *follows])
+
+
+def _is_known(a: Any) -> bool:
+    return isinstance(a, HalfMatrix) or a.dtype == _FLOAT32
 
 
 class Tiling(NamedTuple):
@@ -78,7 +94,7 @@ class Tiling(NamedTuple):
     lane_n: int
     warps: int
     stages: int
-    tf32: int = 0
+    tensor: int = 0  # 1 for tensor cores
 
     @property
     def threads(self) -> int:
@@ -86,7 +102,7 @@ class Tiling(NamedTuple):
 
     def shared_bytes(self, a_by_columns: int, b_by_columns: int) -> int:
         """The bytes of MEMORY in products.cu."""
-        padding, pitch = (8 if self.tf32 else 0), self.tile_k + 4
+        padding, pitch = (8 if self.tensor else 0), self.tile_k + 4
         a = self.tile_k * (self.tile_m + padding) if a_by_columns else self.tile_m * pitch
         b = self.tile_n * pitch if b_by_columns else self.tile_k * (self.tile_n + padding)
         return 4 * self.warps * max(self.stages * (a + b), (self.tile_m + 1) * self.tile_n)
@@ -98,9 +114,9 @@ TILINGS = {
     "16x32": Tiling(16, 32, 16, 4, 4, 4, 4),
     "32x32": Tiling(32, 32, 16, 8, 4, 4, 3),
     "32x64": Tiling(32, 64, 16, 8, 8, 4, 3),
-    "tf32 16x16": Tiling(16, 16, 32, 0, 0, 4, 2, tf32=1),
-    "tf32 16x32": Tiling(16, 32, 16, 0, 0, 8, 3, tf32=1),
-    "tf32 32x32": Tiling(32, 32, 16, 0, 0, 4, 3, tf32=1),
+    "tensor 16x16": Tiling(16, 16, 32, 0, 0, 4, 2, tensor=1),
+    "tensor 16x32": Tiling(16, 32, 16, 0, 0, 8, 3, tensor=1),
+    "tensor 32x32": Tiling(32, 32, 16, 0, 0, 4, 3, tensor=1),
 }
 
 _BLOCKS = 132  # that keep an H200 busy
@@ -126,10 +142,12 @@ class StreamProducts:
 
     def ways(self, product: Product) -> dict[str, Callable[[], Epilogue]]:
         """The ways to compute a product, by name. Each returns what it has not computed of the epilogue."""
-        ways: dict[str, Callable[[], Epilogue]] = {"cublas": functools.partial(self._by_cublas, product)}
+        ways: dict[str, Callable[[], Epilogue]] = {}
+        if not isinstance(product.out, HalfMatrix):
+            ways["cublas"] = functools.partial(self._by_cublas, product)
         for i in range(self._lt_product(product).count):
             ways[f"cublasLt {i}"] = functools.partial(self._by_lt, product, i)
-        for name, parts in _tilings(product):
+        for name, parts in [] if product.in_halves else _tilings(product):
             ways[f"{name} / {parts}"] = functools.partial(self.by_kernel, product, TILINGS[name], parts)
         return ways
 
@@ -158,7 +176,7 @@ class StreamProducts:
         parts = -(-k // part_k)
         layout_a, layout_b, layout_out = map(_layout, (a, b, out))
         address = numpy.uint64
-        kernels = self._kernels(tiling, layout_a.operation, layout_b.operation)
+        kernels = self._kernels(tiling, product.precision, layout_a.operation, layout_b.operation)
         shared = tiling.shared_bytes(layout_a.operation, layout_b.operation)
         kernels.launch("product", _FLOAT32, (across_m, across_n, parts), (tiling.threads,), shared_bytes=shared, given={
             "a": address(a.data.ptr), "b": address(b.data.ptr), "out": address(out.data.ptr), "m": m, "n": n, "k": k,
@@ -170,8 +188,8 @@ class StreamProducts:
         return Epilogue()
 
 
-def _layout(a: Array) -> Any:
-    return matrix_layout(a)
+def _layout(a: Any) -> Any:
+    return matrix_layout(elements(a))
 
 
 def _tilings(product: Product) -> list[tuple[str, int]]:
@@ -182,7 +200,7 @@ def _tilings(product: Product) -> list[tuple[str, int]]:
         across_m, across_n = _tiles(product, tiling)
         tiles = across_m * across_n
         padded = tiles > 1 and tiles * tiling.tile_m * tiling.tile_n > _MOST_PADDING * m * n
-        if bool(tiling.tf32) == (product.precision == "tf32") and tiles <= 2 * _BLOCKS and not padded:
+        if bool(tiling.tensor) == (product.precision != "float32") and tiles <= 2 * _BLOCKS and not padded:
             tilings.append((name, max(1, _BLOCKS // tiles) if k >= _LONG_K else 1))
     return tilings[:_TRIED]
 
@@ -196,7 +214,12 @@ def _wide(a: Array) -> bool:
     return bool(_layout(a).leading % 4 == 0 and a.data.ptr % 16 == 0)
 
 
-def _compiled(xp: Any, launch: Launch, tiling: Tiling, a_by_columns: int, b_by_columns: int) -> Kernels:
-    options = [f"-D{name.upper()}={value}" for name, value in tiling._asdict().items()]
+def macros(tiling: Tiling, precision: str, a_by_columns: int, b_by_columns: int) -> list[str]:
+    """The options that define the macros of products.cu."""
+    sizes = [f"-D{name.upper()}={value}" for name, value in tiling._asdict().items() if name != "tensor"]
     layouts = [f"-DA_BY_COLUMNS={a_by_columns}", f"-DB_BY_COLUMNS={b_by_columns}"]
-    return Kernels(xp, launch, SOURCE, [*options, *layouts])
+    return [*sizes, f"-DPRECISION={_PRECISIONS.index(precision)}", *layouts]
+
+
+def _compiled(xp: Any, launch: Launch, *given: Any) -> Kernels:
+    return Kernels(xp, launch, SOURCE, macros(*given))

@@ -4,6 +4,9 @@ Layers and losses do not call them: passes over a captured step replace the sequ
 sequences, bit for bit on the CPU and up to rounding on a GPU.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 from xpnet.backends.arrays import Array
 from xpnet.backends.reference.elementwise import ElementwiseOperators
 from xpnet.backends.reference.matmul import MatmulOperators
@@ -11,8 +14,25 @@ from xpnet.backends.reference.reductions import ReductionOperators
 from xpnet.backends.reference.rows import RowOperators
 from xpnet.backends.reference.windows import WindowOperators, Windows
 
+#: Of `elementwise`, in the order of their numbers in kernels.cu; and how many it computes at most.
+OPERATIONS = (
+    "add", "subtract", "multiply", "divide", "sqrt", "square", "negative", "absolute", "maximum", "minimum",
+)  # fmt: skip
+MOST_OPERATIONS = 16
+
 
 class FusedOperators(ElementwiseOperators, MatmulOperators, ReductionOperators, WindowOperators, RowOperators):
+    def elementwise(self, operations: Sequence[Sequence[Any]], outs: Sequence[Array]) -> None:
+        """For each of these operations, (name, a) or (name, a, b): xp.name(a, b, out=out), one after the other.
+
+        name: one of `OPERATIONS`.  a, b: arrays in the shape of out, arrays of one element, or numbers. What one
+        operation writes, others may read and write only in the same shape.
+
+        Replaces these calls. Their order relative to other calls may have changed.
+        """
+        for (name, *operands), out in zip(operations, outs, strict=True):
+            getattr(self.xp, name)(*operands, out=out)
+
     def add_arrays(self, a: Array, b: Array, out: Array) -> Array:
         """out = a + b, for arrays of one shape. Replaces xp.add(a, b, out). out may be a or b."""
         return self.xp.add(a, b, out=out)
@@ -40,6 +60,21 @@ class FusedOperators(ElementwiseOperators, MatmulOperators, ReductionOperators, 
         self.relu_grad(grad, y, out)
         self.sum_rows(out, sums)
         return out
+
+    def scale_shift_relu(self, x: Array, center: Array, scale: Array, shift: Array, out: Array) -> Array:
+        """out[i, j] = max((x[i, j] - center[j]) · scale[j] + shift[j], 0). Returns out, which may be x.
+
+        Replaces scale_shift(x, center, scale, shift, y); relu(y, out).
+        """
+        return self.relu(self.scale_shift(x, center, scale, shift, out), out)
+
+    def sum_rows_and_products(self, a: Array, b: Array, center: Array, sums: Array, products: Array) -> None:
+        """sums[j] = Σ_i a[i, j], products[j] = Σ_i a[i, j] · (b[i, j] - center[j]).
+
+        Replaces sum_rows(a, sums); sum_products(a, b, center, products).
+        """
+        self.sum_rows(a, sums)
+        self.sum_products(a, b, center, products)
 
     def cross_entropy_sums(
         self,

@@ -15,20 +15,23 @@ from xpnet.capture.fusion.dense import (
     with_matmul_sum_rows,
     with_relu_grad_sum_rows,
 )
-from xpnet.capture.fusion.elements import with_elementwise_kernels
+from xpnet.capture.fusion.elements import with_elementwise_kernels, with_small_operations
+from xpnet.capture.fusion.half_precision import copied_weights, with_half_matrices, without_casts
+from xpnet.capture.fusion.normalization import with_scale_shift_relu, with_sum_rows_and_products
 from xpnet.capture.fusion.pooling import with_add_to_rows_max_pool, with_relu_grad_max_pool_grad
 from xpnet.capture.fusion.zeros import without_zeros
 from xpnet.capture.passes import Memory
 
-__all__ = ["fused", "without_zeros"]
+__all__ = ["copied_weights", "fused", "without_zeros"]
 
 
 def fused(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
     """The calls with fused operators in place of the sequences that these replace."""
     for fuse in (
-        with_dense_cross_entropy, with_convolutions, with_add_to_rows_relu, with_add_to_rows_max_pool, with_matmul_bias,
-        with_relu_grad_max_pool_grad, with_matmul_relu_grad, with_relu_grad_sum_rows, with_matmul_sum_rows,
-        with_cross_entropy_sums, with_elementwise_kernels,
+        without_casts, with_dense_cross_entropy, with_convolutions, with_add_to_rows_relu, with_add_to_rows_max_pool,
+        with_matmul_bias, with_relu_grad_max_pool_grad, with_matmul_relu_grad, with_relu_grad_sum_rows,
+        with_matmul_sum_rows, with_cross_entropy_sums, with_scale_shift_relu, with_sum_rows_and_products,
+        with_elementwise_kernels, with_small_operations, with_half_matrices,
     ):  # fmt: skip
         calls = fuse(calls, memory, backend)
     return calls

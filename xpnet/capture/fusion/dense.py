@@ -5,6 +5,7 @@ from typing import Any
 
 from xpnet.backends import Array
 from xpnet.capture.calls import Call, given_by_name, is_array, same_view
+from xpnet.capture.fusion.half_precision import half_precision_of
 from xpnet.capture.fusion.matching import (
     joined,
     movable,
@@ -69,7 +70,7 @@ def with_matmul_bias(calls: list[Call], memory: Memory, backend: Any) -> list[Ca
 
 def with_matmul_relu_grad(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
     """matmul(a, b, grad); relu_grad(grad, y, out) → matmul_relu_grad(a, b, y, out), if nothing else needs grad."""
-    for product in _products(calls, backend):
+    for product in _small_products(calls, backend):
         a, b, grad = given_by_name(product).values()
         relu_grad = next_use(calls, product, grad, memory)
         if relu_grad is None or relu_grad.function != backend.relu_grad:
@@ -90,7 +91,7 @@ def with_matmul_relu_grad(calls: list[Call], memory: Memory, backend: Any) -> li
 
 def with_matmul_sum_rows(calls: list[Call], memory: Memory, backend: Any) -> list[Call]:
     """matmul(a, b, out); sum_rows(b, sums) → matmul_sum_rows(a, b, out, sums)."""
-    for product in _products(calls, backend):
+    for product in _small_products(calls, backend):
         a, b, out = given_by_name(product).values()
 
         def sums_up(call: Call, b: Array = b) -> bool:
@@ -111,3 +112,8 @@ def _products(calls: Sequence[Call], backend: Any) -> list[Call]:
     """The products of float32 matrices, with which GPUs can compute what follows."""
     products = [call for call in calls if call.function == backend.matmul]
     return [call for call in products if all(is_array(a) and a.dtype == "float32" for a in call.args)]
+
+
+def _small_products(calls: Sequence[Call], backend: Any) -> list[Call]:
+    """Those that do not read matrices in 16 bits: cuBLASLt, which computes these, does not compute what follows."""
+    return [call for call in _products(calls, backend) if half_precision_of(call, backend) is None]
