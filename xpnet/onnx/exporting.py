@@ -21,7 +21,7 @@ from xpnet.config import choice, flag
 from xpnet.data.files import write_atomically
 from xpnet.errors import ArgumentError, ArgumentTypeError, StateError
 from xpnet.layers.containers import Container
-from xpnet.layers.graph import Graph, ToFloats
+from xpnet.layers.graph import Graph
 from xpnet.layers.structure import as_tuple, shapes_of
 from xpnet.layers.windows import pair
 from xpnet.onnx.reader import CHANNELS_FIRST, CHANNELS_LAST, IMAGE_LAYOUT
@@ -254,7 +254,7 @@ def _converts(*kinds: type[layers.Layer]) -> Callable[[_Converter], _Converter]:
 
 
 @_converts(
-    layers.Identity, layers.Dropout, ToFloats, augment.Distortion, augment.GaussianNoise, augment.MixUp,
+    layers.Identity, layers.Dropout, augment.Distortion, augment.GaussianNoise, augment.MixUp,
     augment.RandomErasing, augment.RandomFlip,
 )  # fmt: skip
 def _identity(graph: _Graph, layer: layers.Layer, x: _Tensor) -> _Tensor:
