@@ -174,6 +174,20 @@ def test_models_inside_models_are_exported(tmp_path):
     check(xpnet.Model([x, z], [*second, first[0]], "cpu"), tmp_path / "m.onnx", [samples((4,)), samples((4,))])
 
 
+def test_a_subclass_is_exported_unless_it_has_a_forward_of_its_own(tmp_path):
+    class Kept(xpnet.Model):
+        pass
+
+    class Doubled(xpnet.Model):
+        def forward(self, x, training=False):
+            return 2.0 * super().forward(x, training)
+
+    x = xpnet.Input((4,))
+    check(Kept(x, layers.Dense(3)(x), "cpu"), tmp_path / "m.onnx", samples((4,)))
+    with pytest.raises(ArgumentError, match=r"\(Doubled\) cannot be exported"):
+        xpnet.export_onnx(Doubled(x, layers.Dense(3)(x), "cpu"), tmp_path / "m.onnx")
+
+
 def test_integers_that_are_looked_up_and_pixels_that_are_scaled(tmp_path):
     words, pixels = xpnet.Input((3,), name="words"), xpnet.Input((4, 4), name="pixels")
     scaled = layers.Dense(5)(layers.Rescale(1 / 255)(layers.Flatten()(pixels)))
