@@ -261,6 +261,24 @@ def test_an_input_that_is_an_output_and_one_that_nothing_reads(tmp_path):
     assert model.input_names == ["a_1", "input_2", "unused"] and model.output_names == ["same", "out_1", "again"]
 
 
+def test_the_shapes_of_several_inputs_are_given(tmp_path):
+    nodes = [
+        node("Conv", "x w", "c"),
+        node("ReduceMean", "c axes", "m", keepdims=0),
+        node("Concat", "m z", "y", axis=1),
+    ]
+    inputs = [("x", FLOAT, ["N", 3, "H", "W"]), ("z", FLOAT, ["N", "size"])]
+    axes = np.array([2, 3], "int64")
+    path = file_of(tmp_path, nodes, inputs, ["y"], w=samples((3, 2, 2), count=4), axes=axes)
+    x, z = samples((3, 5, 6)), samples((2,))
+    want = onnxruntime.InferenceSession(path).run(None, {"x": x, "z": z})[0]
+    for shapes in ([(5, 6, 3), (2,)], ([5, 6, 3], 2)):
+        model = xpnet.import_onnx(path, "cpu", input_shape=shapes)
+        close(model.predict([x.transpose(0, 2, 3, 1), z]), want)
+    with pytest.raises(ArgumentError, match="has 2 inputs, and input_shape is for 1"):
+        xpnet.import_onnx(path, "cpu", input_shape=(5, 6, 3))
+
+
 @pytest.mark.parametrize(
     ("inputs", "outputs", "match"),
     [

@@ -198,7 +198,7 @@ class _Graph:
     def add_layer(self, layer: layers.Layer, x: Any) -> Any:
         """Add the nodes of a layer with the input x and return its output; each a tensor, or a list of them."""
         kind = next((kind for kind in type(layer).__mro__ if kind in _CONVERTERS), None)
-        known = next(kind for kind in type(layer).__mro__ if kind.__module__.startswith("xpnet."))
+        known: Any = next(kind for kind in type(layer).__mro__ if kind.__module__.startswith("xpnet."))
         # A subclass that a user has written may compute something else.
         if kind is None or type(layer).forward is not known.forward:
             raise ArgumentError(

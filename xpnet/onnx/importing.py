@@ -39,9 +39,9 @@ def import_onnx(path: Any, backend: Any = "auto", *, input_shape: Any = None) ->
     except Exception as error:  # protobuf raises its own errors
         raise FileError(f"{path}: this is not an ONNX file: {error}") from error
     _relax(file)
-    several = isinstance(input_shape, list) and input_shape and not isinstance(input_shape[0], int)
+    several = isinstance(input_shape, list | tuple) and any(isinstance(shape, list | tuple) for shape in input_shape)
     try:
-        reader = Reader(path, file, None if input_shape is None else input_shape if several else [input_shape])
+        reader = Reader(path, file, input_shape if several or input_shape is None else [input_shape])
         outputs = reader.read()  # names what is not supported before the checker calls it invalid
     except UnsupportedError as error:
         raise ArgumentError(str(error)) from None
@@ -77,6 +77,7 @@ def _model(inputs: dict[str, Call], outputs: dict[str, Call], backend: Any, dtyp
 def _graph(
     inputs: dict[str, Call], outputs: dict[str, Call], layer_of: dict[Call, layers.Layer], backend: Any, dtype: str
 ) -> Model:
+    """The model of these calls. Several outputs are named after the layers that give them, so these get their names."""
     names = _names({**inputs, **outputs})
     tensors = {call: Input(call.shape, name=names[name]) for name, call in inputs.items()}
     symbolic_inputs = list(tensors.values())
@@ -87,13 +88,12 @@ def _graph(
             layer.name = names[named[call]]
         given = [tensors[before] for before in call.inputs]
         tensors[call] = layer(given if len(given) > 1 else given[0])
-    results = []
+    symbolic_outputs = []
     for name, call in outputs.items():
-        if call.layer is None or (named and layer_of[call].name != names[name]):
-            results.append(layers.Identity(name=names[name])(tensors[call]))
-        else:
-            results.append(tensors[call])
-    return Model(symbolic_inputs, results, backend, dtype=dtype)
+        # An input, and the output of a layer with another name, need a layer of this name.
+        needs_layer = call.layer is None or (named and layer_of[call].name != names[name])
+        symbolic_outputs.append(layers.Identity(name=names[name])(tensors[call]) if needs_layer else tensors[call])
+    return Model(symbolic_inputs, symbolic_outputs, backend, dtype=dtype)
 
 
 def _names(names: Iterable[str]) -> dict[str, str | None]:

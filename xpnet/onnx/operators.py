@@ -201,6 +201,9 @@ def _mean(node: Node) -> Tensor:
     return _joined(node, layers.Average(), tensors) if len(tensors) > 1 else tensors[0]
 
 
+_EXPONENTS = (1, 2, 3, 4)
+
+
 @converts("Pow", since=7)
 def _power(node: Node) -> Tensor:
     x = node.tensor()
@@ -208,9 +211,6 @@ def _power(node: Node) -> Tensor:
     if exponent not in _EXPONENTS:
         raise node.error(f"with the exponent {exponent} is not supported, only with {_EXPONENTS}")
     return x if exponent == 1 else _joined(node, layers.Multiply(), [x] * int(exponent))
-
-
-_EXPONENTS = (1, 2, 3, 4)
 
 
 @converts("Abs")
