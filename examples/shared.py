@@ -1,4 +1,4 @@
-"""What the examples of graph models share: a command line, the images, and the devices that they name."""
+"""What the examples of graph models share: a command line and the images."""
 
 import argparse
 import sys

@@ -62,7 +62,7 @@ def run(images, options):
     if options.plots:
         from xpnet import plots  # imported here, because nothing else needs matplotlib
 
-        rows = [a[:8].astype(float) for a in (noisy, found, ink)]
+        rows = [a[:8].astype(float) for a in (noisy.clip(0, 1), found, ink)]
         plots.image_grid(numpy.concatenate(rows)).flat[0].figure.savefig(options.plots / "unet.png", dpi=150)
     print(f"\nintersection over union: {overlap(found, ink):.4f} (of a threshold: {overlap(noisy > 0.5, ink):.4f})")
 

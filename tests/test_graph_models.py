@@ -22,6 +22,7 @@ from xpnet.training import model_files
 X = np.random.default_rng(0).normal(size=(24, 4)).astype("float32")
 Y = np.random.default_rng(1).normal(size=(24, 2)).astype("float32")
 SEEDS = range(8)
+MORE_SEEDS = [*SEEDS, *(pytest.param(seed, marks=pytest.mark.sweep) for seed in range(len(SEEDS), 100))]
 
 
 def autoencoder(backend="cpu"):
@@ -105,7 +106,7 @@ def test_gradients_of_random_graphs_equal_finite_differences(backend, seed):
     assert max(errors.values()) < 1e-5
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", MORE_SEEDS)
 def test_random_graphs_are_bit_identical_on_the_strict_stand_in(seed):
     states, graph = [], random_graphs.random_graph(seed)
     for backend in (xpnet.get_backend("cpu"), StrictBackend()):
@@ -115,7 +116,7 @@ def test_random_graphs_are_bit_identical_on_the_strict_stand_in(seed):
     assert_same_state(*states)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", MORE_SEEDS)
 def test_a_random_graph_is_replayed(backend, monkeypatch, exact_replays, seed):
     """A replay equals eager steps up to rounding; on the CPU, fit itself compares the bits."""
     states, graph = [], random_graphs.random_graph(seed)
@@ -131,7 +132,7 @@ def test_a_random_graph_is_replayed(backend, monkeypatch, exact_replays, seed):
         np.testing.assert_allclose(states[0][name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", MORE_SEEDS)
 def test_a_random_graph_resumes_to_the_bit(tmp_path, seed):
     graph, stop = random_graphs.random_graph(seed), int(np.random.default_rng(seed).integers(1, 16))
     whole, first, second = (random_graphs.model_of(graph, backend="cpu") for _ in range(3))
@@ -487,6 +488,18 @@ def test_only_files_with_graphs_have_the_new_format(tmp_path):
         np.testing.assert_array_equal(loaded.predict(X), model.predict(X))
 
 
+def test_a_file_restores_a_model_that_two_nested_models_contain(tmp_path):
+    x = xpnet.Input(4)
+    inner = xpnet.Model(x, layers.Tanh()(layers.Dense(4)(x)), backend="cpu")
+    outer = xpnet.Model(x, layers.Add()([inner(x), inner(inner(x))]))
+    model = xpnet.Model(x, layers.Multiply()([outer(x), inner(x)]))
+    train(model)
+    model.save(tmp_path / "m.safetensors")
+    loaded = xpnet.load(tmp_path / "m.safetensors", backend="cpu")
+    np.testing.assert_array_equal(loaded.predict(X), model.predict(X))
+    assert [p.name for p in loaded.parameters] == [p.name for p in model.parameters] == ["0.0.0.weight", "0.0.0.bias"]
+
+
 class Doubled(xpnet.Model):
     """Twice the outputs of the graph."""
 
@@ -558,11 +571,13 @@ def test_mistakes_are_explained(make, kind, text):
 
 
 def test_more_mistakes_are_explained():
-    x = xpnet.Input(4, name="x")
+    x, y = xpnet.Input(4, name="x"), xpnet.Input(4)
     with pytest.raises(ArgumentError, match="is an input and an output"):
         xpnet.Model(x, x)
     with pytest.raises(ArgumentError, match="two of the inputs have the name 'x'"):
         xpnet.Model([x, xpnet.Input(4, name="x")], layers.ReLU()(x))
+    with pytest.raises(ArgumentError, match="two of the inputs have the name 'input_2'"):
+        xpnet.Model([xpnet.Input(4, name="input_2"), y], layers.ReLU()(y))
     with pytest.raises(ArgumentError, match="two of the layers have the name 'a'"):
         xpnet.Model(x, layers.ReLU(name="a")(layers.ReLU(name="a")(x)))
     dense = layers.Dense(3)

@@ -878,17 +878,17 @@ def explain_step(
 
     Raises CaptureError, with the reason, for a model whose steps `fit` would run eagerly.
     """
-    from xpnet.training.explanation import explain  # only if needed
+    from xpnet.training.explanation import explain, fitting_loss  # only if needed
 
     integer("explain_step", "batch_size", batch_size)
     model._refuse_unless_complete("there is no step to explain")
     state = model._state
     if optimizer is None:
         optimizer = "sgd" if isinstance(state, Untrained) else state.optimizer
-    if loss is None and metrics is None and state.last_loss is not None:
-        metrics = state.metrics
-    chosen = state.last_loss if loss is None else loss
-    return explain(model, batch_size, chosen, metrics, optimizer, flag("explain_step", "times", times))
+    if loss is None and state.last_loss is None:
+        loss = fitting_loss(model)
+    chosen, measured = model._chosen(loss, metrics)
+    return explain(model, batch_size, chosen, measured, optimizer, flag("explain_step", "times", times))
 
 
 def _dtype_name(dtype: Any) -> str:

@@ -308,6 +308,8 @@ def test_a_step_is_explained_without_and_with_a_loss():
     text = str(xpnet.explain_step(model, 8))
     assert "digit Dense.forward" in text and "load x_1" in text and "load y_0" in text
     assert str(xpnet.explain_step(model, 8, loss=LOSSES)) == text
+    fitted(model, metrics={"size": ["mae"]})
+    assert any(call.name == "absolute" for call in xpnet.explain_step(model, 8).replayed)
 
 
 def test_the_memory_of_a_step_is_known_before_any_training(gpu):

@@ -395,7 +395,7 @@ class Layer(Configured):
         """Used by the model: undo `place` after an error, so that the layer can be built again."""
         if self._context is not None:
             self._context.guard.refuse_beside_training()
-        self._context, self.path, self._parameters = None, "", ()
+        self._context, self.path, self._parameters, self._shared_copies = None, "", (), ()
         for name in [name for name, held in self.__dict__.items() if isinstance(held, ModelArray)]:
             del self.__dict__[name]
 

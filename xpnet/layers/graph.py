@@ -30,7 +30,7 @@ class Graph(Container):
             )
         self.layers = tuple(dict.fromkeys(node.layer for node in self._nodes))
         self._keys()
-        names = [tensor.name for tensor in self.inputs if tensor.name is not None]
+        names = self.input_names
         if double := next((name for name in names if names.count(name) > 1), None):
             raise ArgumentError(f"Model: two of the inputs have the name {double!r}. Rename one.")
 

@@ -19,6 +19,7 @@ from xpnet.layers.containers import Container
 from xpnet.layers.context import Shape, Workspace
 from xpnet.layers.structure import as_tuple, mapped, one_or_tuple, shapes_of
 from xpnet.losses import Loss
+from xpnet.metrics import Metric
 from xpnet.training.arguments import choose_loss_and_metrics
 from xpnet.training.captured_step import reason_of
 from xpnet.training.epoch_metrics import EpochMetrics
@@ -66,8 +67,10 @@ class StepExplanation(Summary):
     temporary_bytes: int
 
 
-def explain(model: Container, batch_size: int, loss: Any, metrics: Any, optimizer: Any, times: bool) -> StepExplanation:
-    """What `model.explain_step` returns. loss: None means one that fits the outputs."""
+def explain(
+    model: Container, batch_size: int, loss: Loss, metrics: list[Metric], optimizer: Any, times: bool
+) -> StepExplanation:
+    """What `model.explain_step` returns."""
     plan, step = _planned(model, batch_size, loss, metrics, optimizer)
     seconds = model.context.exclusively(_seconds, plan, step) if times else [None] * len(plan.calls)
     recorded = [_explained(call, None) for call in plan.trace.calls]
@@ -81,29 +84,31 @@ def explain(model: Container, batch_size: int, loss: Any, metrics: Any, optimize
     return explanation
 
 
-def memory_of_a_step(model: Container, batch_size: int, loss: Any, optimizer: Any) -> str:
-    """A sentence on the memory of a training step, or why it is not known."""
+def memory_of_a_step(model: Container, batch_size: int, loss: Loss | None, optimizer: Any) -> str:
+    """A sentence on the memory of a training step, or why it is not known. loss: None means one that fits."""
+    chosen, _ = choose_loss_and_metrics(model, fitting_loss(model) if loss is None else loss, [])
     try:
-        plan, _ = _planned(model, batch_size, loss, [], optimizer)
+        plan, _ = _planned(model, batch_size, chosen, [], optimizer)
     except CaptureError as error:
         return f"memory of a training step: not known, because {error}"
     return _memory_text(plan, model)
 
 
 def _planned(
-    model: Container, batch_size: int, loss: Any, metrics: Any, optimizer: Any
+    model: Container, batch_size: int, loss: Loss, metrics: list[Metric], optimizer: Any
 ) -> tuple[PlannedStep, TrainingStep]:
     if not model.backend.replays_calls and model.backend.graph_capture() is None:
         raise CaptureError(f"{model.backend.name} does not capture steps")
-    if loss is None:
-        fitting = map(_fitting_loss, shapes_of(model.output_shape), last_layers(model))
-        loss = dict(zip(model.output_names, fitting, strict=True))
-    chosen, measured = choose_loss_and_metrics(model, loss, metrics)
-    optimizer = optimizers.get(optimizer)
-    return model.context.exclusively(_trace, model, batch_size, chosen, measured, optimizer)
+    return model.context.exclusively(_trace, model, batch_size, loss, metrics, optimizers.get(optimizer))
 
 
-def _fitting_loss(output_shape: Shape, last: Layer | None) -> str:
+def fitting_loss(model: Container) -> dict[str, str]:
+    """The name of a loss that fits each output of a model."""
+    fitting = map(_loss_of_output, shapes_of(model.output_shape), last_layers(model))
+    return dict(zip(model.output_names, fitting, strict=True))
+
+
+def _loss_of_output(output_shape: Shape, last: Layer | None) -> str:
     """The name of a loss that fits an output of this shape, of this last layer."""
     gives_probabilities = last is not None and last.gives_probabilities
     several = len(output_shape) == 1 and output_shape[0] > 1 and not gives_probabilities
