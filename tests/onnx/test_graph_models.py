@@ -77,6 +77,31 @@ def test_a_merge_layer_is_exported_and_imported(tmp_path, shapes, layer, channel
     assert type(layer) in [type(inner) for inner in imported.layers]
 
 
+#: Without embeddings, which take integers, and without weights that the import copies.
+SHARED = [
+    (shape, layer)
+    for shape, layer in every.LAYERS
+    if not isinstance(layer, layers.Embedding | layers.Residual)
+    and not (isinstance(layer, layers.Conv2DTranspose) and layer.groups > 1)
+]
+
+
+@pytest.mark.parametrize(
+    ("shape", "layer"), [*SHARED, ((5, 6, 4), layers.Conv2DTranspose(4, 2, strides=2))], ids=lambda value: repr(value)
+)
+def test_a_shared_layer_stays_shared(tmp_path, shape, layer):
+    x, inputs = samples(shape), [xpnet.Input(shape), xpnet.Input(shape)]
+    once, twice = copy.deepcopy(layer), copy.deepcopy(layer)
+    path = tmp_path / "m.onnx"
+    xpnet.export_onnx(xpnet.Sequential([once], shape, "cpu"), path)
+    alone = xpnet.import_onnx(path, "cpu")
+    model = xpnet.Model(inputs, [twice(tensor) for tensor in inputs], "cpu")
+    xpnet.export_onnx(model, path)
+    imported = xpnet.import_onnx(path, "cpu")
+    close(imported.predict([x, 2.0 * x]), model.predict([x, 2.0 * x]))
+    assert [p.shape for p in imported.parameters] == [p.shape for p in alone.parameters]
+
+
 def conv(filters, size=3, **more):
     return layers.Conv2D(filters, size, padding="same", **more)
 

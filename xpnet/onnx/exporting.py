@@ -262,9 +262,12 @@ def _identity(graph: _Graph, layer: layers.Layer, x: _Tensor) -> _Tensor:
     return x
 
 
+@_converts(layers.Sequential, Graph)
+def _container(graph: _Graph, layer: Container, x: Any) -> Any:
+    return graph.add_calls(layer, x)
+
+
 _CONVERTERS |= {
-    layers.Sequential: lambda graph, layer, x: graph.add_calls(layer, x),
-    Graph: lambda graph, layer, x: graph.add_calls(layer, x),
     layers.ReLU: lambda graph, layer, x: graph.add_node("Relu", x),
     layers.Sigmoid: lambda graph, layer, x: graph.add_node("Sigmoid", x),
     layers.Tanh: lambda graph, layer, x: graph.add_node("Tanh", x),
@@ -400,8 +403,17 @@ def _group_norm(graph: _Graph, layer: layers.GroupNorm, x: _Tensor) -> _Tensor:
 
 
 def _gamma_and_beta(graph: _Graph, layer: layers.BatchNorm | layers.InstanceNorm | layers.LayerNorm) -> list[str]:
-    given, size = ((getattr(layer, "gamma", None), 1.0), (getattr(layer, "beta", None), 0.0)), layer.output_shape[-1]
-    return [graph.add_weight(p) if p is not None else graph.add_constant([value] * size) for p, value in given]
+    """Constants take the place of those that the layer does not have. Calls of a shared layer share them."""
+    given = {name: getattr(layer, name, None) for name in ("gamma", "beta")}
+    owner = next((p.name.removesuffix(name) for name, p in given.items() if p is not None), None)
+    names = []
+    for (name, parameter), value in zip(given.items(), (1.0, 0.0), strict=True):
+        if parameter is not None:
+            names.append(graph.add_weight(parameter))
+        else:
+            constant = [value] * layer.output_shape[-1]
+            names.append(graph.add_constant(constant, name="" if owner is None else f"{owner}{name}"))
+    return names
 
 
 # Shapes ---------------------------------------------------------------------------------------------------------------
