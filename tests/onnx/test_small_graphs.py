@@ -865,6 +865,8 @@ case(
     one=ONE,
     t=np.float32(2),
 )
+turned = [op("Transpose", "x", "u", perm=[0, 2, 1]), op("Softplus", "u", "p"), op("Greater", "x t", "g")]
+case("operator Greater", "Softplus of x, transposed", (3, 3), [*turned, op("Where", "g x p")], t=np.float32(20))
 case("operator Exp", "log(2 + e^x)", VECTOR, [*SOFTPLUS, op("Identity", "p")], one=TWO)
 case("equal", "the logarithm of a sigmoid", VECTOR, ops("s = Sigmoid x; y = Log s"))
 RELU6 = [op("Add", "x three", "a"), helper.make_node("Clip", ["a", "zero", "six"], ["c"], name="clip")]

@@ -119,7 +119,8 @@ def selection(node: Node) -> Tensor | None:
     softplus = _Input(node, 2).tensor
     if not (greater and x.tensor and softplus and _Input(greater, 0).equals(x)):
         return None
-    threshold, follows = greater.scalar(1), softplus.call.inputs == (x.tensor.call,)
+    same_order = softplus.channels_first == x.tensor.channels_first
+    threshold, follows = greater.scalar(1), same_order and softplus.call.inputs == (x.tensor.call,)
     # log(1 + e^x) - x < e^-x, which is below half a unit in the last place of x.
     enough = 15.0 if x.tensor.dtype.name == "float32" else 33.5
     if follows and isinstance(softplus.call.layer, layers.Softplus) and threshold is not None and threshold >= enough:
