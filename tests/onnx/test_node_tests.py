@@ -4,7 +4,6 @@ import collections
 import re
 import warnings
 
-import numpy as np
 import pytest
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
@@ -14,16 +13,18 @@ import onnx_files  # noqa: E402
 
 #: The least number of tests that must be equal, of the operators that layers can express.
 AT_LEAST = {
-    "AveragePool": 9, "BatchNormalization": 2, "Cast": 3, "Celu": 1, "Clip": 8, "Conv": 6, "ConvTranspose": 7,
-    "DepthToSpace": 2, "Dropout": 2, "Elu": 3, "Flatten": 3, "Gelu": 4, "Gemm": 8, "GlobalAveragePool": 2,
-    "GlobalMaxPool": 2, "GroupNormalization": 2, "HardSigmoid": 3, "HardSwish": 1, "InstanceNormalization": 2,
-    "LayerNormalization": 10, "LeakyRelu": 3, "LogSoftmax": 6, "MatMul": 1, "Max": 1, "MaxPool": 8, "Min": 1,
-    "Mish": 1, "Neg": 2, "PRelu": 1, "ReduceMax": 4, "ReduceMean": 4, "ReduceMin": 4, "Relu": 1, "Reshape": 6,
-    "Resize": 2, "Selu": 3, "Sigmoid": 2, "Softmax": 6, "Softplus": 2, "Squeeze": 1, "Tanh": 2, "Transpose": 2,
-    "Unsqueeze": 5, "Upsample": 1,
+    "Abs": 1, "Add": 2, "AveragePool": 9, "BatchNormalization": 2, "Cast": 3, "Celu": 1, "Clip": 8, "Concat": 6,
+    "Conv": 6, "ConvTranspose": 7, "DepthToSpace": 2, "Dropout": 2, "Elu": 3, "Flatten": 3, "Gelu": 4, "Gemm": 8,
+    "GlobalAveragePool": 2, "GlobalMaxPool": 2, "GroupNormalization": 2, "HardSigmoid": 3, "HardSwish": 1,
+    "InstanceNormalization": 2, "LayerNormalization": 10, "LeakyRelu": 3, "LogSoftmax": 6, "MatMul": 1, "Max": 4,
+    "MaxPool": 8, "Mean": 2, "Min": 4, "Mish": 1, "Mul": 2, "Neg": 2, "Pow": 1, "PRelu": 1, "ReduceMax": 4,
+    "ReduceMean": 4, "ReduceMin": 4, "Relu": 1, "Reshape": 6, "Resize": 2, "Selu": 3, "Sigmoid": 2, "Softmax": 6,
+    "Softplus": 2, "Squeeze": 1, "Sub": 2, "Sum": 2, "Tanh": 2, "Transpose": 2, "Unsqueeze": 5, "Upsample": 1,
 }  # fmt: skip
 #: The least number of tests with a single input that must be equal.
 WITH_ONE_INPUT = 95
+#: The least number of models with several inputs, none of them constant, that must be equal.
+WITH_SEVERAL_INPUTS = 20
 
 
 @pytest.mark.slow
@@ -33,22 +34,20 @@ def test_every_operator_is_equal_or_refused_by_name(tmp_path):
         tests = loader.load_model_tests(kind="node")
     if not tests:
         pytest.skip("this version of onnx has no data for its tests of operators")
-    wrong, unnamed, equal, with_one_input = [], [], collections.Counter(), 0
+    wrong, unnamed, equal = [], [], collections.Counter()
+    with_one_input = with_several_inputs = 0
     for test in tests:
-        original, inputs, (expected, *_) = onnx_files.contents(test)
-        if isinstance(expected, onnx.TensorProto):
-            expected = onnx.numpy_helper.to_array(expected)
-        for model, x in onnx_files.variants(original, inputs):
-            tensors = isinstance(x, np.ndarray) and isinstance(expected, np.ndarray)
-            x, y = (x, expected) if tensors else (np.zeros(1), np.zeros(1))
+        original, inputs, outputs = onnx_files.contents(test)
+        for model, x, y in onnx_files.variants(original, inputs, outputs):
             got, message = onnx_files.outcome(model, x, y, tmp_path / "m.onnx", test.rtol, test.atol)
             if got == "wrong":
                 wrong.append(f"{test.name}: {message}")
             elif got == "equal":
                 equal[original.graph.node[0].op_type] += 1
                 with_one_input += len(original.graph.input) == 1
+                with_several_inputs += len(model.graph.input) > 1
             elif not re.search(onnx_files.NAMED, message):
                 unnamed.append(f"{test.name}: {message}")
     assert not wrong and not unnamed
     assert not {kind: equal[kind] for kind, count in AT_LEAST.items() if equal[kind] < count}
-    assert with_one_input >= WITH_ONE_INPUT
+    assert with_one_input >= WITH_ONE_INPUT and with_several_inputs >= WITH_SEVERAL_INPUTS

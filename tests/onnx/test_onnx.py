@@ -265,9 +265,9 @@ def graph(tmp_path, nodes, constants=(), sample=("N", 4), outputs=("y",)):
 F = "float32"
 REFUSED = {
     "an operator without a layer": ([helper.make_node("Erf", ["x"], ["y"])], [], "operator Erf is not supported"),
-    "a product of two branches": (
-        [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Mul", ["r", "x"], ["y"])], [],
-        "Mul joins two branches of the graph, and is not the sum"
+    "a quotient of two branches": (
+        [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Div", ["r", "x"], ["y"])], [],
+        "operator Div by a tensor that is not constant is not supported"
     ),
     "an output that is constant": (
         [helper.make_node("Relu", ["a"], ["y"])], [("a", np.ones(3), F)], "does not depend on the values of the input"
@@ -295,14 +295,25 @@ def test_unsupported_graphs_are_refused(tmp_path, name):
         xpnet.import_onnx(graph(tmp_path, nodes, constants), "cpu")
 
 
-def test_a_graph_of_unknown_shape_or_with_two_outputs_is_refused(tmp_path):
+def test_a_graph_of_unknown_shape_is_refused_without_an_input_shape(tmp_path, rng):
     relu = helper.make_node("Relu", ["x"], ["y"])
     with pytest.raises(
-        ArgumentError, match=r"shape of the input must be fixed except for the batch, not \['N', 'features'\]"
+        ArgumentError, match=r"'x' must be fixed except for the batch, not \['N', 'features'\]: give .* input_shape"
     ):
         xpnet.import_onnx(graph(tmp_path, [relu], sample=("N", "features")), "cpu")
-    with pytest.raises(ArgumentError, match="must have 1 input and 1 output, not 1 and 2"):
-        xpnet.import_onnx(graph(tmp_path, [relu, helper.make_node("Tanh", ["x"], ["z"])], outputs=("y", "z")), "cpu")
+    conv = helper.make_node("Conv", ["x", "w"], ["y"])
+    weight = rng.normal(size=(2, 3, 3, 3)).astype("float32")
+    file = graph(tmp_path, [conv], [("w", weight, F)], sample=("N", 3, "height", "width"))
+    x = rng.normal(size=(2, 7, 6, 3)).astype("float32")
+    assert_close(
+        to_channels_first(xpnet.import_onnx(file, "cpu", input_shape=(7, 6, 3)).predict(x)),
+        run(file, to_channels_first(x)),
+    )
+    for shape in [(7, 6, 4), (7, 6), (3, 7, 6)]:
+        with pytest.raises(ArgumentError, match=r"takes samples of shape \('height', 'width', 3\), not"):
+            xpnet.import_onnx(file, "cpu", input_shape=shape)
+    with pytest.raises(ArgumentError, match="has 1 inputs, and input_shape is for 2"):
+        xpnet.import_onnx(file, "cpu", input_shape=[(7, 6, 3), (7, 6, 3)])
 
 
 # Files of PyTorch -----------------------------------------------------------------------------------------------------

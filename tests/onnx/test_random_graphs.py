@@ -1,4 +1,5 @@
-"""Random ONNX graphs: equal to ONNX Runtime, or refused by name."""
+"""Random ONNX graphs with branches, merges, shared weights, several inputs and outputs: equal to ONNX Runtime, or
+refused by name."""
 
 import re
 
@@ -11,20 +12,29 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 import onnx_files  # noqa: E402
 from onnx import helper, numpy_helper  # noqa: E402
 
+import xpnet  # noqa: E402
+
 
 class RandomGraph:
-    """A graph that grows node by node; a node that gives an invalid graph is left out again."""
+    """A graph that grows node by node; a node that gives an invalid graph is left out again.
 
-    def __init__(self, seed):
+    branching: how probable it is that a node reads an earlier output than the last one.
+    """
+
+    def __init__(self, seed, inputs=1, nodes=9, branching=0.2):
         self.rng = np.random.default_rng(seed)
         self.opset = int(self.rng.integers(7, 23))
         self.batch = int(self.rng.choice([0, 0, 1, 2, 3]))  # 0: not fixed
         rank = int(self.rng.choice([1, 2, 3, 3]))
-        self.shape = [int(n) for n in self.rng.integers(1, 7, rank)]
-        self.x = self.rng.normal(size=(self.batch or 3, *self.shape)).astype("float32")
-        self.nodes, self.constants = [], {}
-        self.outputs = {"x": self.x}  # by name
-        for _ in range(int(self.rng.integers(1, 9))):
+        self.x = {}
+        for name in ("x", "x2", "x3")[:inputs]:
+            shape = [int(n) for n in self.rng.integers(1, 7, rank)]
+            if name != "x" and self.rng.random() < 0.7:
+                shape = [self.pick(n, n, 1) for n in self.x["x"].shape[1:]]
+            self.x[name] = self.rng.normal(size=(self.batch or 3, *shape)).astype("float32")
+        self.nodes, self.constants, self.branching = [], {}, branching
+        self.outputs = dict(self.x)  # by name
+        for _ in range(int(self.rng.integers(1, nodes))):
             self.grow()
 
     def pick(self, *options):
@@ -36,25 +46,32 @@ class RandomGraph:
         return name
 
     def floats(self, *shape):
+        same = [name for name, a in self.constants.items() if a.shape == shape and a.dtype == "float32"]
+        if same and self.rng.random() < 0.5:
+            return self.pick(*same)
         return self.constant(self.rng.normal(size=shape).astype("float32") + self.pick(0, 2))
 
     def ints(self, values):
         return self.constant(np.array(values, "int64"))
 
-    def model(self, output=None):
+    def model(self, *outputs):
         constants = [numpy_helper.from_array(a, name) for name, a in self.constants.items()]
         graph = helper.make_graph(
             self.nodes,
             "g",
-            [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [self.batch or "N", *self.shape])],
-            [onnx.ValueInfoProto(name=output or next(reversed(self.outputs)))],
+            [
+                helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [self.batch or "N", *a.shape[1:]])
+                for name, a in self.x.items()
+            ],
+            [onnx.ValueInfoProto(name=name) for name in outputs],
             constants,
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
 
     def grow(self):
         kind = self.pick(*[name for name in dir(self) if name.startswith("add_")])
-        source = next(reversed(self.outputs)) if self.rng.random() < 0.8 else self.pick(*self.outputs)
+        last = self.rng.random() >= self.branching
+        source = next(reversed(self.outputs)) if last else self.pick(*self.outputs)
         before, name = (len(self.nodes), dict(self.constants)), f"t{len(self.nodes)}"
         shape = list(self.outputs[source].shape)
         found = getattr(self, kind)(source, shape) if shape else None
@@ -69,8 +86,9 @@ class RandomGraph:
                     **attributes,
                 )
             )
-            if (value := run(self.model(name), self.x)) is not None and 0 < value.size < 10**5:
-                self.outputs[name] = value
+            found = run(self.model(name), self.x)
+            if found is not None and 0 < found[0].size < 10**5:
+                (self.outputs[name],) = found
                 return
         del self.nodes[before[0] :]
         self.constants = before[1]
@@ -116,9 +134,20 @@ class RandomGraph:
     def add_skip(self, source, shape):
         same = [name for name, value in self.outputs.items() if list(value.shape) == shape]
         other = self.pick(*(same if self.rng.random() < 0.8 else self.outputs))
-        if other == source:
-            return None
         return self.pick("Add", "Add", "Sub", "Mul"), self.pick([source, other], [other, source]), {}
+
+    def add_merge(self, source, shape):
+        same = [name for name, value in self.outputs.items() if value.ndim == len(shape)]
+        others = [self.pick(*same) for _ in range(self.pick(0, 1, 1, 2))]
+        kind = self.pick("Sum", "Mean", "Max", "Min", "Concat", "Concat")
+        constant = [self.floats(*shape[1:])] if self.rng.random() < 0.1 else []
+        axis = {"axis": int(self.rng.integers(-len(shape), len(shape)))} if kind == "Concat" else {}
+        return kind, [str(name) for name in self.rng.permutation([source, *others, *constant])], axis
+
+    def add_gate(self, source, shape):
+        """The first steps of a gate: of one size along all axes but one."""
+        axes = [axis for axis in range(1, len(shape)) if axis != self.pick(1, len(shape) - 1)]
+        return ("ReduceMean", [], {"axes": axes, "keepdims": 1}) if axes and self.opset < 18 else None
 
     def add_gemm(self, source, shape):
         units, attributes = int(self.rng.integers(1, 6)), {"transB": self.pick(0, 1), "alpha": self.pick(1.0, 0.5)}
@@ -254,16 +283,64 @@ def run(model, x):
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return session.run(None, {"x": x})[0]
+        return session.run(None, x)
     except Exception:  # an invalid graph
         return None
+
+
+def check(graph, path, outputs):
+    want = [graph.outputs[name] for name in outputs]
+    got, message = onnx_files.outcome(graph.model(*outputs), list(graph.x.values()), want, path, rtol=1e-3, atol=1e-4)
+    assert got != "wrong", message
+    assert got == "equal" or re.search(onnx_files.NAMED, message), message
+    if got == "equal":
+        check_again(xpnet.import_onnx(path, "cpu"), path)
+    return got
+
+
+def check_again(model, path):
+    """Export what was imported, for images in both orders of axes, and compare it with ONNX Runtime."""
+    shapes = model.input_shape if isinstance(model.input_shape, list) else [model.input_shape]
+    x = [np.random.default_rng(0).normal(size=(3, *shape)).astype("float32") for shape in shapes]
+    want = model.predict(x if len(x) > 1 else x[0])
+    for channels_first in {False, any(len(shape) == 3 for shape in shapes)}:
+        xpnet.export_onnx(model, path, channels_first=channels_first)
+        given = zip(onnx.load(path).graph.input, x, strict=True)
+        outputs = run(onnx.load(path), {value.name: in_file(a, channels_first) for value, a in given})
+        for got, y in zip(outputs, want if isinstance(want, list) else [want], strict=True):
+            np.testing.assert_allclose(got, in_file(y, channels_first), rtol=1e-3, atol=1e-4)
+        imported = xpnet.import_onnx(path, "cpu")
+        assert sum(p.size for p in imported.parameters) <= sum(p.size for p in model.parameters)
+
+
+def in_file(x, channels_first):
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if channels_first and x.ndim == 4 else x
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("seed", range(300))
 def test_a_random_graph_is_equal_or_refused_by_name(tmp_path, seed):
     graph = RandomGraph(seed)
-    want = next(reversed(graph.outputs.values()))
-    got, message = onnx_files.outcome(graph.model(), graph.x, want, tmp_path / "g.onnx", rtol=1e-3, atol=1e-4)
-    assert got != "wrong", message
-    assert got == "equal" or re.search(onnx_files.NAMED, message), message
+    check(graph, tmp_path / "g.onnx", [next(reversed(graph.outputs))])
+
+
+def with_branches(seed):
+    """(a graph with fan-out and merges, the names of one to three outputs)."""
+    graph = RandomGraph(seed, inputs=1 + seed % 3, nodes=15, branching=0.6)
+    computed = [name for name in graph.outputs if name not in graph.x] or ["x"]
+    return graph, computed[-(1 + seed // 3 % 3) :]
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("seed", range(400))
+def test_a_random_graph_with_branches_is_equal_or_refused_by_name(tmp_path, seed):
+    graph, outputs = with_branches(seed)
+    check(graph, tmp_path / "g.onnx", outputs)
+
+
+def test_many_random_graphs_with_branches_are_imported(tmp_path):
+    found = []
+    for seed in range(12):
+        graph, outputs = with_branches(seed)
+        found.append(check(graph, tmp_path / "g.onnx", outputs))
+    assert found.count("equal") >= 4

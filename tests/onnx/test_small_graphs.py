@@ -111,7 +111,7 @@ case(
 )
 case("equal", "Max of x alone", VECTOR, op("Max"))
 case("limit of shape (4,)", "Max of features", VECTOR, op("Max", "x c"), c=normal(4))
-case("joins two branches", "Max of two branches", VECTOR, ops("t = Tanh x; y = Max x t"))
+case("equal", "Max of two branches", VECTOR, ops("t = Tanh x; y = Max x t"))
 for kind in ("HardSwish", "Mish"):
     case("equal", kind, VECTOR, op(kind), 18)
 for name, attributes in {
@@ -674,9 +674,23 @@ for perm in [(0, 2, 1, 3), (0, 3, 2, 1), (0, 2, 3, 1), (0, 3, 1, 2), (0, 1, 2, 3
 case("moves the batch axis", "Transpose by default", SEQUENCE, op("Transpose"))
 case("moves the batch axis", "Transpose of the batch", (3,), op("Transpose", perm=[1, 0]), batch=3)
 case("equal", "Expand to the same shape", SEQUENCE, op("Expand", "x s"), s=ints(1, 3, 4))
+case("equal", "Expand to the fixed batch", SEQUENCE, op("Expand", "x s"), batch=3, s=ints(3, 3, 4))
+case("is not supported", "Expand to another batch", SEQUENCE, op("Expand", "x s"), batch=1, s=ints(3, 3, 4))
+case("equal", "Expand of pixels", (2, 1, 1), op("Expand", "x s"), s=ints(3, 4))
+case("equal", "Expand of rows", (2, 1, 4), op("Expand", "x s"), s=ints(1, 2, 5, 4))
+case("is not supported", "Expand of channels", (1, 3, 4), op("Expand", "x s"), s=ints(1, 2, 3, 4))
+case("is not supported", "Expand to more axes", SEQUENCE, op("Expand", "x s"), s=ints(2, 1, 3, 4))
 case("to [3, 3, 4] is not supported", "Expand of an axis", (1, 4), op("Expand", "x s"), batch=3, s=ints(3, 3, 4))
 case("equal", "Concat of one", SEQUENCE, op("Concat", axis=1))
-case("joins two branches", "Concat of two", SEQUENCE, op("Concat", "x x", axis=1))
+for axis in (1, 2, -1, -2):
+    case("equal", f"Concat over axis {axis}", SEQUENCE, ops(f"t = Tanh x; y = Concat x t x axis={axis}"))
+    nodes = [op("Conv", "x w", "c", pads=[1] * 4), op("Transpose", "x", "t", perm=[0, 1, 2, 3])]
+    nodes += ops(f"y = Concat t c axis={axis}")
+    case("equal", f"Concat of images over axis {axis}", IMAGE, nodes, w=normal(2, 2, 3, 3))
+case("axis 0", "Concat of batches", SEQUENCE, op("Concat", "x x", axis=0))
+case(
+    "constant as its input 'inputs'", "Concat with a constant", SEQUENCE, op("Concat", "x c", axis=1), c=normal(1, 3, 4)
+)
 case("operator Slice is not supported", "Slice of x", SEQUENCE, op("Slice", "x s e"), s=ints(0), e=ints(1))
 
 # Branches -------------------------------------------------------------------------------------------------------------
@@ -703,15 +717,32 @@ case(
     v=V,
 )
 case("equal", "x + x", VECTOR, op("Add", "x x"))
+for kind in ("Max", "Min", "Mean", "Sum"):
+    case("equal", f"{kind} of three", VECTOR, ops(f"r = Relu x; t = Tanh x; y = {kind} x r t"))
+case("equal", "Min of branches and a number", VECTOR, ops("t = Tanh x; y = Min x c t"), c=np.float32(0.1))
+case("equal", "Sum with constants", VECTOR, ops("t = Tanh x; y = Sum c x t c"), c=normal(4))
+case("not constant", "Div of two branches", VECTOR, ops("s = Sigmoid x; y = Div x s"))
+case("equal", "Abs", VECTOR, op("Abs"))
+for exponent in (1, 2, 3, 4):
+    case("equal", f"Pow {exponent}", VECTOR, op("Pow", "x p"), p=np.float32(exponent))
+case("exponent 0.5", "Pow 0.5", VECTOR, op("Pow", "x p"), p=np.float32(0.5))
+case(
+    "same number of axes",
+    "a sum with other axes",
+    SEQUENCE,
+    ops("m = ReduceMean x a keepdims=0; y = Add x m"),
+    batch=3,
+    a=ints(1),
+)
 case("equal", "a sum of three", VECTOR, ops("r = Relu x; t = Tanh x; y = Sum x r t"))
 case(
-    "broadcasts samples of shapes (2,) and (1,)",
+    "equal",
     "a skip that broadcasts",
     (2,),
     ops("m = Gemm x w; y = Add x m"),
     w=normal(2, 1),
 )
-case("broadcasts samples", "x and its mean", IMAGE, ops("m = ReduceMean x a keepdims=1; y = Add x m"), a=ints(2, 3))
+case("equal", "x and its mean", IMAGE, ops("m = ReduceMean x a keepdims=1; y = Add x m"), a=ints(2, 3))
 case(
     "equal",
     "a skip around flattened images",
@@ -752,12 +783,10 @@ case(
     ],
     w=normal(2, 2, 3, 3),
 )
+case("equal", "a branch that a sum uses again", VECTOR, ops("m = MatMul x w; s = Sub x m; y = Add s m"), w=W)
+case("equal", "a product of two branches", VECTOR, ops("r = Relu x; y = Mul r x"))
 case(
-    "the same operators", "a branch that a sum uses again", VECTOR, ops("m = MatMul x w; s = Sub x m; y = Add s m"), w=W
-)
-case("joins two branches", "a product of two branches", VECTOR, ops("r = Relu x; y = Mul r x"))
-case(
-    "adds embeddings",
+    "equal",
     "a sum of two embeddings",
     VECTOR,
     ops("a = Gather w x; b = Gather v x; y = Add a b"),
@@ -766,7 +795,7 @@ case(
     v=normal(60, 3),
 )
 case("equal", "SiLU", VECTOR, ops("s = Sigmoid x; y = Mul s x"))
-case("joins two branches", "x · sigmoid(2x)", VECTOR, ops("d = Add x x; s = Sigmoid d; y = Mul s x"))
+case("equal", "x · sigmoid(2x)", VECTOR, ops("d = Add x x; s = Sigmoid d; y = Mul s x"))
 case("equal", "nodes that nothing needs", VECTOR, ops("e = Erf x; y = Relu x; f = Erf c"), c=normal(3))
 case("of the domain 'my.domain'", "another domain", VECTOR, op("Relu", domain="my.domain"))
 case("equal", "the standard domain by its other name", VECTOR, op("Relu", domain="ai.onnx"))
@@ -817,7 +846,7 @@ BETA = {"beta": np.float32((2 / np.pi) ** 0.5), "k": np.float32(0.044715), "one"
 CUBE, SQUARES = [op("Pow", "x three", "c")], ops("q = Mul x x; c = Mul x q")
 case("equal", "GELU by tanh with a power", VECTOR, [*CUBE, *TANH], 17, three=np.float32(3), **BETA)
 case("equal", "GELU by tanh with products", VECTOR, [*SQUARES, *TANH], 17, **BETA)
-case("operator Pow", "GELU by tanh with another power", VECTOR, [*CUBE, *TANH], 17, three=TWO, **BETA)
+case("equal", "GELU by tanh with another power", VECTOR, [*CUBE, *TANH], 17, three=TWO, **BETA)
 SOFTPLUS = ops("e = Exp x; s = Add e one; p = Log s")
 case("equal", "Softplus by exp and log", VECTOR, [*SOFTPLUS, op("Identity", "p")], one=ONE)
 case(
@@ -836,6 +865,8 @@ case(
     one=ONE,
     t=np.float32(2),
 )
+turned = [op("Transpose", "x", "u", perm=[0, 2, 1]), op("Softplus", "u", "p"), op("Greater", "x t", "g")]
+case("operator Greater", "Softplus of x, transposed", (3, 3), [*turned, op("Where", "g x p")], t=np.float32(20))
 case("operator Exp", "log(2 + e^x)", VECTOR, [*SOFTPLUS, op("Identity", "p")], one=TWO)
 case("equal", "the logarithm of a sigmoid", VECTOR, ops("s = Sigmoid x; y = Log s"))
 RELU6 = [op("Add", "x three", "a"), helper.make_node("Clip", ["a", "zero", "six"], ["c"], name="clip")]
@@ -852,9 +883,9 @@ for name, (nodes, constants) in GATES.items():
     case("equal", f"x times {name}", VECTOR, [*nodes, op("Mul", "x g")], **constants)
     case("equal", f"{name} times x", VECTOR, [*nodes, op("Mul", "g x")], **constants)
     apart = [*nodes, op("Relu", "x", "r"), op("Mul", "r g")]
-    case("joins two branches", f"{name} times something else", VECTOR, apart, **constants)
+    case("equal", f"{name} times something else", VECTOR, apart, **constants)
     turned = [*nodes, helper.make_node("Transpose", ["g"], ["t"], name="turn", perm=[0, 2, 1]), op("Mul", "x t")]
-    case("joins two branches", f"{name}, transposed", (3, 3), turned, **constants)
+    case("equal", f"{name}, transposed", (3, 3), turned, **constants)
 case(
     "equal",
     "x times ReLU6 of x + 3, then divided by 6",
@@ -863,7 +894,7 @@ case(
     **NUMBERS,
 )
 case(
-    "joins two branches",
+    "equal",
     "x times ReLU6 of x + 2",
     VECTOR,
     [*RELU6, op("Mul", "x c")],
@@ -904,7 +935,7 @@ case(
 case("equal", "LayerNorm without weights", SEQUENCE, [*NORM, op("Identity", "n")], 16, **PARTS)
 case("equal", "LayerNorm without beta", VECTOR, [*NORM, op("Mul", "g n")], 16, **PARTS, g=normal(4))
 case(
-    "operator Sub",
+    "operator Sqrt",
     "LayerNorm with a cube",
     SEQUENCE,
     [*NORM, op("Identity", "n")],
@@ -912,6 +943,13 @@ case(
     two=np.float32(3),
     eps=np.float32(0.1),
 )
+for axis in (1, -3):
+    nodes = [op(n.op_type, " ".join(n.input), n.output[0]) for n in NORM]
+    for i in (0, 3):
+        nodes[i] = op("ReduceMean", " ".join(NORM[i].input), NORM[i].output[0], axes=[axis])
+    nodes += ops("h = Mul n g; y = Add h b")
+    by_channel = {"g": normal(2, 1, 1), "b": normal(2, 1, 1)}
+    case("equal", f"LayerNorm of channels over axis {axis}", IMAGE, nodes, 16, **PARTS, **by_channel)
 case(
     "equal",
     "a skip around LayerNorm",

@@ -14,6 +14,7 @@ NAMED = "|".join(
     [
         r"operator \w+ .*\(node '.*'\)",
         "the graph must have",
+        "the (inputs|outputs) have",
         r"opset \d+",
         "the (shape|input|output|initializer)",
         "an (input|output) of",
@@ -22,7 +23,10 @@ NAMED = "|".join(
 
 
 def outcome(model, x, expected, path, rtol=1e-3, atol=1e-6):
-    """("equal", ""), ("refused", message), or ("wrong", what is wrong) for an ONNX model with one input."""
+    """("equal", ""), ("refused", message), or ("wrong", what is wrong) for an ONNX model.
+
+    x, expected: an array, or a list of arrays if there are several inputs or outputs.
+    """
     onnx.save(model, path)
     try:
         imported = xpnet.import_onnx(path, "cpu")
@@ -30,16 +34,33 @@ def outcome(model, x, expected, path, rtol=1e-3, atol=1e-6):
         return "refused", str(error)
     except Exception as error:  # any other error is a fault
         return "wrong", repr(error)
+    return compared(imported, x, expected, rtol, atol)
+
+
+def compared(imported, x, expected, rtol, atol):
+    """("equal", "") or ("wrong", what is wrong) for an imported model."""
+    x, expected = (list(a) if isinstance(a, list | tuple) else [a] for a in (x, expected))
+    shapes = imported.input_shape if len(x) > 1 else [imported.input_shape]
     try:
-        outputs = [imported.predict(image) for image in _in_order(x, imported.input_shape)]
+        candidates = itertools.product(*[_in_order(a, shape) for a, shape in zip(x, shapes, strict=True)])
+        outputs = [imported.predict(list(given) if len(given) > 1 else given[0]) for given in candidates]
     except Exception as error:
         return "wrong", f"predict: {error!r}"
     for got in outputs:
-        for y in (got, got.transpose(0, 3, 1, 2)) if got.ndim == 4 else (got,):
-            if y.shape == expected.shape and np.allclose(y, expected, rtol=rtol, atol=atol, equal_nan=True):
-                return ("equal", "") if y.dtype == expected.dtype else ("wrong", f"{y.dtype}, not {expected.dtype}")
-    shapes = [y.shape for y in outputs]
-    return "wrong", f"{shapes}, not {expected.shape}, or other values: {imported.input_shape}, {imported.layers}"
+        got = got if isinstance(got, list) else [got]
+        if len(got) == len(expected) and all(
+            _close(y, want, rtol, atol) for y, want in zip(got, expected, strict=True)
+        ):
+            types = [(y.dtype, want.dtype) for y, want in zip(got, expected, strict=True)]
+            return ("equal", "") if all(a == b for a, b in types) else ("wrong", f"(dtype, expected): {types}")
+    shapes = [y.shape for y in expected]
+    return "wrong", f"not {shapes}, or other values: {imported.input_shape}, {imported.output_shape}, {imported.layers}"
+
+
+def _close(y, want, rtol, atol):
+    """Whether an output is equal, in the order of axes of xpnet or, for images, with channels first."""
+    orders = [y, y.transpose(0, 3, 1, 2)] if y.ndim == 4 else [y]
+    return any(a.shape == want.shape and np.allclose(a, want, rtol=rtol, atol=atol, equal_nan=True) for a in orders)
 
 
 def _in_order(x, shape):
@@ -75,16 +96,21 @@ def contents(test):
     return model, *values
 
 
-def variants(model, inputs):
-    """(model, x): the model if it has one input, and each model that has one float input, the others as constants."""
+def variants(model, inputs, outputs):
+    """(model, x, expected): the model itself; and each model that has one float input, the others as constants."""
     names = [value.name for value in model.graph.input]
-    arrays = [onnx.numpy_helper.to_array(a) if isinstance(a, onnx.TensorProto) else a for a in inputs]
-    if len(names) == 1:
-        yield model, arrays[0]
-        return
-    for name, x in itertools.islice(zip(names, arrays, strict=False), 4):
-        if isinstance(x, np.ndarray) and len(names) == len(inputs):
-            try:
-                yield with_constants(model, inputs, name), x
-            except (TypeError, ValueError, AttributeError, NotImplementedError):  # sequences and optional values
-                continue
+    inputs_, expected = ([_array(a) for a in values] for values in (inputs, outputs))
+    yield model, inputs_, expected
+    if len(names) > 1:
+        for name, x in itertools.islice(zip(names, inputs_, strict=False), 4):
+            if len(names) == len(inputs):
+                try:
+                    yield with_constants(model, inputs, name), x, expected[0]
+                except (TypeError, ValueError, AttributeError, NotImplementedError):  # sequences and optional values
+                    continue
+
+
+def _array(a):
+    """The array of a tensor; an arbitrary one for sequences and optional values, which are always refused."""
+    a = onnx.numpy_helper.to_array(a) if isinstance(a, onnx.TensorProto) else a
+    return a if isinstance(a, np.ndarray) else np.zeros(1)

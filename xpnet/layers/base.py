@@ -22,9 +22,9 @@ from xpnet.parameters import Buffer, ModelArray, Parameter, ParameterStore
 
 #: Attributes for models and containers only. dir() does not list them.
 _INTERNAL = frozenset((
-    "backward_in_context", "backward_pass", "check_input", "connections", "drop_workspaces", "execution_context",
-    "forward_in_context", "forward_pass", "gives_probabilities", "inner_layers", "last_layer", "noise_key", "place",
-    "shape_for", "shared_copy", "splits_batch", "takes_list", "unplace",
+    "backward_in_context", "backward_pass", "calls", "check_input", "connections", "drop_workspaces",
+    "execution_context", "forward_in_context", "forward_pass", "gives_probabilities", "inner_layers", "last_layer",
+    "noise_key", "place", "shape_for", "shared_copy", "splits_batch", "takes_list", "unplace",
 ))  # fmt: skip
 
 

@@ -92,6 +92,10 @@ class Container(Layer):
                 found.append(Connection(names[i], layer, shape, before))
         return found
 
+    def calls(self) -> tuple[list[CallSite], tuple[int, ...]]:
+        """(the calls of the layers, in order; the numbers of the values that are outputs)."""
+        return self._sites, self._executor.outputs
+
     @property
     def inner_layers(self) -> tuple[Layer, ...]:
         """The layers that run. A layer that is called at several places is there once for each call, as a copy."""

@@ -5,6 +5,7 @@ from typing import Any, Self
 
 from xpnet.backends import Array
 from xpnet.errors import ArgumentError, ArgumentTypeError, shape_text
+from xpnet.layers.activations import Identity
 from xpnet.layers.base import Layer
 from xpnet.layers.containers import Container
 from xpnet.layers.executor import CallSite
@@ -221,19 +222,15 @@ def tensors_of(config: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
     return inputs, [tensors[i] for i in config["outputs"]]
 
 
-class _ToFloats(Layer):
+class _ToFloats(Identity):
     """y = x in the dtype of the model: (N, *shape) → (N, *shape). A graph puts it where integers are read as floats."""
 
-    accepts_integers = True
+    accepts_integers = True  # type: ignore[assignment]
 
     def forward(self, x: Array) -> Array:
         y = self.work.buffer("y", x.shape)
         y[...] = x
         return y
-
-    def backward(self, grad_y: Array) -> Array:
-        """∂L/∂x = ∂L/∂y, if x are floats."""
-        return grad_y
 
 
 def _tensors(name: str, given: Any) -> list[Tensor]:

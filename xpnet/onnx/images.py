@@ -4,8 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy
-
 from xpnet import layers
 from xpnet.errors import ArgumentError
 from xpnet.layers.context import Shape
@@ -50,8 +48,8 @@ def _conv_transpose(node: Node) -> Tensor:
         except ArgumentError:
             continue
         if list(shape[:2]) == wanted and list(built.windows.before) == before:
-            ours = numpy.concatenate(numpy.split(weight, groups), axis=1).transpose(2, 3, 0, 1)
-            return x.add(layer, weight=ours, bias=bias)
+            ours = weight.reshape(groups, -1, *weight.shape[1:]).transpose(3, 4, 1, 0, 2)
+            return x.add(layer, weight=ours.reshape(*kernel, -1, layer.filters), bias=bias)
     raise node.error(f"with padding {before} before and outputs of {wanted} pixels is not supported by Conv2DTranspose")
 
 

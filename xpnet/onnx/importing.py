@@ -1,25 +1,33 @@
 """Import an ONNX file as a model."""
 
-from collections.abc import Iterable, Iterator
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import onnx
 
 from xpnet import layers
 from xpnet.errors import ArgumentError, FileError
-from xpnet.model import Sequential
+from xpnet.layers.tensors import Input
+from xpnet.model import Model, Sequential
 from xpnet.onnx import images, operators  # noqa: F401  # they register operators in reader.CONVERTERS
 from xpnet.onnx.reader import Reader, UnsupportedError
 from xpnet.onnx.simplifying import simplified
-from xpnet.onnx.tensors import Constant, LoadedLayer
+from xpnet.onnx.tensors import Call, calls_before, shared_key
 
 
-def import_onnx(path: Any, backend: Any = "auto") -> Sequential:
+def import_onnx(path: Any, backend: Any = "auto", *, input_shape: Any = None) -> Sequential | Model:
     """Import an ONNX file as a model, in float32 or float64 like the file.
 
-    The graph must be a chain of operators from one input to one output. Two branches may be added, as in residual
-    networks. Only what the output depends on is read. The model takes images with channels last, (N, H, W, C), even if
-    the file takes channels first. Weights that several operators share become separate. backend: as in Sequential.
+    A chain of operators with one input and one output becomes a Sequential, and any other graph a Model, whose inputs
+    and, if there are several, outputs have the names in the file. Only what the outputs depend on is read. The model
+    takes images with channels last, (N, H, W, C), even if the file takes channels first. Operators with the same
+    weights become one shared layer.
+
+    backend: as in Sequential.  input_shape: of one sample of the model, such as (224, 224, 3), for a file that leaves
+    the height and width open; a list of shapes if there are several inputs.
 
     Raises FileError if the file is missing, damaged or not ONNX, and ArgumentError for an operator that no layer of
     xpnet supports, or not with these attributes, inputs or outputs. The message names the node.
@@ -31,23 +39,70 @@ def import_onnx(path: Any, backend: Any = "auto") -> Sequential:
     except Exception as error:  # protobuf raises its own errors
         raise FileError(f"{path}: this is not an ONNX file: {error}") from error
     _relax(file)
+    several = isinstance(input_shape, list | tuple) and any(isinstance(shape, list | tuple) for shape in input_shape)
     try:
-        reader = Reader(path, file)
-        output = reader.read()  # names what is not supported before the checker calls it invalid
+        reader = Reader(path, file, input_shape if several or input_shape is None else [input_shape])
+        outputs = reader.read()  # names what is not supported before the checker calls it invalid
     except UnsupportedError as error:
         raise ArgumentError(str(error)) from None
     nodes = list(reader.nodes)
     del file.graph.node[:]
-    file.graph.node.extend(nodes)  # without those that the output does not depend on
+    file.graph.node.extend(nodes)  # without those that the outputs do not depend on
     try:
         onnx.checker.check_model(file)
     except Exception as error:
         raise FileError(f"{path}: this is not a valid ONNX file: {error}") from error
-    chain = simplified(output.layers_after(None), reader.input_shape)
-    stack = [loaded.layer for loaded in chain] or [layers.Identity()]
-    model = Sequential(stack, reader.input_shape, backend, dtype=output.dtype.name)
-    model.load_state_dict(dict(_weights(chain)))
+    calls = simplified([output.call for output in outputs])
+    return _model(reader.inputs, dict(zip(reader.output_names, calls, strict=True)), backend, outputs[0].dtype.name)
+
+
+def _model(inputs: dict[str, Call], outputs: dict[str, Call], backend: Any, dtype: str) -> Sequential | Model:
+    """The model that computes these calls, with their weights. inputs, outputs: by their names in the file."""
+    calls = [call for call in calls_before(outputs.values()) if call.layer is not None]
+    first: dict[Any, Call] = {}  # of the calls that share a layer
+    layer_of = {call: first.setdefault(shared_key(call), call).layer for call in calls}
+    chain = [*inputs.values(), *calls]
+    is_chain = all(call.inputs == (before,) for before, call in itertools.pairwise(chain))
+    model: Sequential | Model
+    if is_chain and len(inputs) == len(outputs) == 1 and len(first) == len(calls):
+        stack = [call.layer for call in calls] or [layers.Identity()]
+        model = Sequential(stack, chain[0].shape, backend, dtype=dtype)
+    else:
+        model = _graph(inputs, outputs, layer_of, backend, dtype)
+    weights = [(call.layer.path, name, a) for call in first.values() for name, a in call.weights.items()]
+    model.load_state_dict({f"{path}.{name}": a for path, name, a in weights})
     return model
+
+
+def _graph(
+    inputs: dict[str, Call], outputs: dict[str, Call], layer_of: dict[Call, layers.Layer], backend: Any, dtype: str
+) -> Model:
+    """The model of these calls. Several outputs are named after the layers that give them, so these get their names."""
+    names = _names({**inputs, **outputs})
+    tensors = {call: Input(call.shape, name=names[name]) for name, call in inputs.items()}
+    symbolic_inputs = list(tensors.values())
+    named = {call: name for name, call in outputs.items()} if len(outputs) > 1 else {}
+    uses = Counter(layer_of.values())
+    for call, layer in layer_of.items():
+        if call in named and uses[layer] == 1:
+            layer.name = names[named[call]]
+        given = [tensors[before] for before in call.inputs]
+        tensors[call] = layer(given if len(given) > 1 else given[0])
+    symbolic_outputs = []
+    for name, call in outputs.items():
+        # An input, and the output of a layer with another name, need a layer of this name.
+        needs_layer = call.layer is None or (named and layer_of[call].name != names[name])
+        symbolic_outputs.append(layers.Identity(name=names[name])(tensors[call]) if needs_layer else tensors[call])
+    return Model(symbolic_inputs, symbolic_outputs, backend, dtype=dtype)
+
+
+def _names(names: Iterable[str]) -> dict[str, str | None]:
+    """Names for inputs and layers that are like those in the file; None where there is no such name."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        valid = re.sub(r"\W+", "_", name)
+        found[name] = None if valid.isdigit() or valid in found.values() else valid
+    return found
 
 
 def _relax(file: onnx.ModelProto) -> None:
@@ -58,11 +113,3 @@ def _relax(file: onnx.ModelProto) -> None:
     for named in (*file.opset_import, *file.graph.node):
         if named.domain == "ai.onnx":  # another name of the standard operators
             named.domain = ""
-
-
-def _weights(chain: Iterable[LoadedLayer]) -> Iterator[tuple[str, Constant]]:
-    """(name in the built model, values) of all weights of these layers."""
-    for loaded in chain:
-        yield from ((f"{loaded.layer.path}.{name}", value) for name, value in loaded.weights.items())
-        for branch in loaded.branches:
-            yield from _weights(branch)

@@ -18,9 +18,8 @@ from xpnet.onnx.tensors import (
     Constant,
     ShapeVector,
     Tensor,
-    common_chain,
     copy_of,
-    layer_depths,
+    joined,
     transposition,
 )
 
@@ -84,16 +83,19 @@ def _clip(node: Node) -> Tensor:
 
 @converts("Max", "Min", since=8)
 def _maximum(node: Node) -> Tensor:
-    """The maximum or minimum of x and numbers."""
+    """The maximum or minimum of tensors and numbers: min(a, b) = -max(-a, -b)."""
     values = [node.value(i) for i in range(len(node.values))]
     tensors = [value for value in values if isinstance(value, Tensor)]
+    is_minimum = node.operator == "Min"
+    x = tensors[0]
     if len(tensors) > 1:
-        raise node.error(_NOT_RESIDUAL)
-    (x,) = tensors
-    limits = [_number(node, x, i, "limit") for i, value in enumerate(values) if value is not x]
-    if node.operator == "Max":
-        return _clipped(node, x, max(limits, default=-math.inf), math.inf)
-    return _clipped(node, x, -math.inf, min(limits, default=math.inf))
+        negative = [tensor.add(layers.Rescale(-1.0)) for tensor in tensors] if is_minimum else tensors
+        x = _joined(node, layers.Maximum(), negative)
+        x = x.add(layers.Rescale(-1.0)) if is_minimum else x
+    limits = [_number(node, x, i, "limit") for i, value in enumerate(values) if not isinstance(value, Tensor)]
+    if is_minimum:
+        return _clipped(node, x, -math.inf, min(limits, default=math.inf))
+    return _clipped(node, x, max(limits, default=-math.inf), math.inf)
 
 
 def _clipped(node: Node, x: Tensor, low: float, high: float) -> Tensor:
@@ -172,20 +174,60 @@ def _arithmetic(node: Node) -> Tensor:
         return fused
     a, b = node.value(0), node.value(1)
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        if node.operator in ("Mul", "Div"):
-            raise node.error(_NOT_RESIDUAL)
-        return _sum(node, a, b if node.operator == "Add" else b.add(layers.Rescale(-1.0)))
+        if node.operator == "Div":
+            raise node.error("by a tensor that is not constant is not supported")
+        merge = {"Add": layers.Add, "Sub": layers.Subtract, "Mul": layers.Multiply}[node.operator]
+        return _joined(node, merge(), [a, b])
     if isinstance(a, Tensor):
-        return _with_constant(node, a, node.constant(1, "operand"))
-    return _with_constant(node, node.tensor(1), node.constant(0, "operand"), constant_first=True)
+        return _with_constant(node, a, node.constant(1, "operand"), may_merge=node.is_only_reader(0))
+    may_merge = node.is_only_reader(1)
+    return _with_constant(node, node.tensor(1), node.constant(0, "operand"), may_merge, constant_first=True)
 
 
 @converts("Sum", since=8)
-def _sum_of_all(node: Node) -> Tensor:
-    total = node.tensor()
-    for i in range(1, len(node.values)):
-        total = _sum(node, total, node.tensor(i))
+def _sum(node: Node) -> Tensor:
+    values = [node.value(i) for i in range(len(node.values))]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    total = _joined(node, layers.Add(), tensors) if len(tensors) > 1 else tensors[0]
+    for i, value in enumerate(values):
+        if not isinstance(value, Tensor):
+            total = _with_constant(node, total, node.constant(i, "operand"), may_merge=False)
     return total
+
+
+@converts("Mean", since=8)
+def _mean(node: Node) -> Tensor:
+    tensors = [node.tensor(i) for i in range(len(node.values))]
+    return _joined(node, layers.Average(), tensors) if len(tensors) > 1 else tensors[0]
+
+
+_EXPONENTS = (1, 2, 3, 4)
+
+
+@converts("Pow", since=7)
+def _power(node: Node) -> Tensor:
+    x = node.tensor()
+    exponent = _number(node, x, 1, "exponent")
+    if exponent not in _EXPONENTS:
+        raise node.error(f"with the exponent {exponent} is not supported, only with {_EXPONENTS}")
+    return x if exponent == 1 else _joined(node, layers.Multiply(), [x] * int(exponent))
+
+
+@converts("Abs")
+def _absolute(node: Node) -> Tensor:
+    """max(x, -x)."""
+    x = node.tensor()
+    return _joined(node, layers.Maximum(), [x, x.add(layers.Rescale(-1.0))])
+
+
+def _joined(node: Node, layer: Layer, tensors: Sequence[Tensor]) -> Tensor:
+    """A layer of several inputs, in one order of axes. An axis of size 1 is broadcast, as in NumPy."""
+    if len({len(_of_floats(node, x).shape) for x in tensors}) > 1:
+        shapes = ", ".join(str(x.file_shape) for x in tensors)
+        raise node.error(f"of samples of shapes {shapes} is not supported, only with the same number of axes")
+    if any(x.channels_first for x in tensors):
+        tensors = [x.with_features_last() for x in tensors]
+    return joined(layer, tensors)
 
 
 @converts("Log", "Where")
@@ -212,32 +254,11 @@ def _refusal(node: Node, reason: str) -> UnsupportedError:
     return next((value for value in node.values if isinstance(value, UnsupportedError)), node.error(reason))
 
 
-_MAX_DEPTH = 50  # of Residual layers inside Residual layers
-_NOT_RESIDUAL = "joins two branches of the graph, and is not the sum of a residual block"
+def _with_constant(node: Node, x: Tensor, c: Constant, may_merge: bool, constant_first: bool = False) -> Tensor:
+    """scale · x + offset, with a constant as the scale or offset.
 
-
-def _sum(node: Node, a: Tensor, b: Tensor) -> Tensor:
-    """The sum of two branches, as in a residual block."""
-    if a.channels_first != b.channels_first:
-        a, b = a.in_file_order(), b.in_file_order()
-    if a.shape != b.shape:
-        raise node.error(f"{_NOT_RESIDUAL}: it broadcasts samples of shapes {a.file_shape} and {b.file_shape}")
-    if a.chain is b.chain:
-        return a.add(layers.Rescale(2.0))
-    start = common_chain(a.chain, b.chain)
-    branches = a.layers_after(start), b.layers_after(start)
-    depths_a, depths_b = map(layer_depths, branches)
-    if any(isinstance(loaded.layer, layers.Embedding) for branch in branches for loaded in branch):
-        raise node.error(f"{_NOT_RESIDUAL}: it adds embeddings of the same integers")
-    if depths_a.keys() & depths_b.keys():
-        raise node.error(f"{_NOT_RESIDUAL}: both need the result of the same operators")
-    if max((depths_a | depths_b).values()) > _MAX_DEPTH:
-        raise node.error(f"{_NOT_RESIDUAL}: it is inside {_MAX_DEPTH} others")
-    return a.with_sum(start, *branches)
-
-
-def _with_constant(node: Node, x: Tensor, c: Constant, constant_first: bool = False) -> Tensor:
-    """scale · x + offset, with a constant as the scale or offset."""
+    may_merge: whether the constant may become a weight of the layer that computes x.
+    """
     c = _like_samples(node, _of_floats(node, x), c)
     if node.operator == "Div" and constant_first:
         raise node.error("of a constant by a tensor is not supported")
@@ -245,9 +266,9 @@ def _with_constant(node: Node, x: Tensor, c: Constant, constant_first: bool = Fa
         number = 1 / c if node.operator == "Div" else -c if node.operator == "Sub" and not constant_first else c
     if not numpy.isfinite(number).all():
         raise node.error("with a constant operand that is 0 as a divisor, infinite or NaN is not supported")
-    is_offset = node.operator in ("Add", "Sub")
+    is_offset = node.operator in ("Add", "Sub", "Sum")
     sign = -1.0 if node.operator == "Sub" and constant_first else 1.0
-    if sign == 1 and (merged := _merged(x, number, is_offset)):
+    if may_merge and sign == 1 and (merged := _merged(x, number, is_offset)):
         return merged
     if number.size == 1:
         value = float(number.reshape(()))
@@ -268,16 +289,16 @@ def _like_samples(node: Node, x: Tensor, c: Constant) -> Constant:
 
 def _merged(x: Tensor, number: Constant, is_offset: bool) -> Tensor | None:
     """x with the constant as the bias, beta or gamma of its last layer, if that layer lacks it."""
-    loaded = x.last
-    if loaded is None or not x.shape or number.shape[-1] != x.shape[-1] or number.size != x.shape[-1]:
+    call = x.call
+    if call.layer is None or not x.shape or number.shape[-1] != x.shape[-1] or number.size != x.shape[-1]:
         return None
-    layer, vector, config = loaded.layer, number.reshape(-1), loaded.layer.get_config()
+    layer, vector, config = call.layer, number.reshape(-1), call.layer.get_config()
     weighted = layers.Dense, layers.Conv2D, layers.DepthwiseConv2D, layers.Conv2DTranspose
     if is_offset and isinstance(layer, weighted) and not layer.use_bias:
-        return x.replace_last(type(layer).from_config(config | {"use_bias": True}), **loaded.weights, bias=vector)
+        return x.replace_last(type(layer).from_config(config | {"use_bias": True}), **call.weights, bias=vector)
     if isinstance(layer, layers.LayerNorm | layers.GroupNorm) and not layer.center and (is_offset or not layer.scale):
         name, option = ("beta", "center") if is_offset else ("gamma", "scale")
-        return x.replace_last(type(layer).from_config(config | {option: True}), **loaded.weights, **{name: vector})
+        return x.replace_last(type(layer).from_config(config | {option: True}), **call.weights, **{name: vector})
     return None
 
 
@@ -373,6 +394,11 @@ def _reduce(node: Node) -> Tensor:
         return x
     axes = _axes(node, given or range(len(x.shape) + 1), len(x.shape) + 1)
     x, shape = _of_floats(node, x), x.file_shape
+    after = [1 if axis + 1 in axes else n for axis, n in enumerate(shape)]
+    if not node.attribute("keepdims"):
+        after = [n for axis, n in enumerate(shape) if axis + 1 not in axes]
+    if node.operator == "ReduceSum" and axes == [len(shape)] and (dot := patterns.dot(x)):
+        return _reshaped(node, dot, after)
     # Over the height and width of images as they are; over others, as those of an image (reduced, 1, kept).
     image = x.with_features_last()
     if len(shape) != 3 or axes != [2, 3]:
@@ -392,9 +418,6 @@ def _reduce(node: Node) -> Tensor:
         y = image.add(layers.GlobalAveragePool2D(), channels_first=False)
         if node.operator == "ReduceSum":
             y = y.add(layers.Rescale(math.prod(image.shape[:2])))
-    after = [1 if axis + 1 in axes else n for axis, n in enumerate(shape)]
-    if not node.attribute("keepdims"):
-        after = [n for axis, n in enumerate(shape) if axis + 1 not in axes]
     return _reshaped(node, y.with_channels_first(False), after)
 
 
@@ -418,9 +441,14 @@ def _gemm(node: Node) -> Tensor:
             raise node.error(
                 f"has a bias of shape {bias.shape} for {units} outputs, which is not the same for all samples"
             )
-        bias = numpy.broadcast_to(rows[0], units) * bias.dtype.type(beta)
+        bias = _times(numpy.broadcast_to(rows[0], units), beta)
     layer = layers.Dense(units, use_bias=bias is not None)
-    return x.add(layer, weight=weight * weight.dtype.type(alpha), bias=bias)
+    return x.add(layer, weight=_times(weight, alpha), bias=bias)
+
+
+def _times(weight: Constant, factor: float) -> Constant:
+    """Not copied by a factor of 1, so that nodes with the same weight share a layer."""
+    return weight if factor == 1 else weight * weight.dtype.type(factor)
 
 
 @converts("MatMul")
@@ -549,20 +577,27 @@ def _unsqueeze(node: Node) -> Tensor:
 
 @converts("Expand")
 def _expand(node: Node) -> Tensor:
+    """Copies of images of one row or column; a shape that changes nothing."""
     x, target = node.tensor(), node.sizes(1, "shape")
-    shape: list[Any] = [BATCH, *x.file_shape]
-    aligned = shape[len(shape) - len(target) :] if len(target) <= len(shape) else []
-    if not aligned or any(n != 1 and n is not m and n != m for n, m in zip(target, aligned, strict=True)):
+    shape: list[Any] = [node.batch_size or BATCH, *x.file_shape]
+    sizes = [1] * (len(shape) - len(target)) + [node.batch_size or n if n is BATCH else n for n in target]
+    times: dict[int, Any] = {axis: n for axis, (n, m) in enumerate(zip(sizes, shape, strict=False)) if n not in (1, m)}
+    is_image = len(shape) == 4 and times.keys() <= {2, 3} and all(shape[axis] == 1 for axis in times)
+    if len(target) > len(shape) or (times and not is_image):
         raise node.error(f"of samples of shape {x.file_shape} to {target} is not supported")
-    return x
+    return x.with_features_last().add(layers.Upsample2D((times.get(2, 1), times.get(3, 1)))) if times else x
 
 
-@converts("Concat")
+@converts("Concat", since=4)
 def _concat(node: Node) -> Tensor:
-    if len(node.values) > 1:
-        raise _refusal(node, _NOT_RESIDUAL)
-    node.ignore("axis")
-    return node.tensor()
+    tensors = [node.tensor(i) for i in range(len(node.values))]
+    first = any(x.channels_first for x in tensors)
+    axes = len(tensors[0].shape)
+    (axis,) = _axes(node, [node.attribute("axis")], axes + 1)
+    if len(tensors) == 1:
+        return tensors[0]
+    position = axis - 1 if not first else axes - 1 if axis == 1 else axis - 2
+    return _joined(node, layers.Concatenate(position), tensors)
 
 
 @converts("Shape")

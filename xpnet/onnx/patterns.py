@@ -1,5 +1,6 @@
 """Patterns of several ONNX nodes that are one layer of xpnet, as exporters write them in older opsets."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -7,7 +8,7 @@ from typing import NamedTuple
 from xpnet import layers
 from xpnet.layers.base import Layer
 from xpnet.onnx.reader import Node
-from xpnet.onnx.tensors import Tensor
+from xpnet.onnx.tensors import Tensor, joined
 
 
 class _Input(NamedTuple):
@@ -67,11 +68,11 @@ def _gated(x: Tensor | None, y: Tensor | None) -> Tensor | None:
 def _layers_between(x: Tensor, y: Tensor) -> list[Layer]:
     """The layers that compute y from x, at most 3; an empty list if y is not computed so."""
     found: list[Layer] = []
-    chain = y.chain
-    while chain is not x.chain and chain is not None and len(found) < 3 and not chain.last.branches:
-        found.insert(0, chain.last.layer)
-        chain = chain.before
-    return found if chain is x.chain and x.channels_first == y.channels_first else []
+    call = y.call
+    while call is not x.call and call.layer is not None and len(found) < 3 and len(call.inputs) == 1:
+        found.insert(0, call.layer)
+        (call,) = call.inputs
+    return found if call is x.call and x.channels_first == y.channels_first else []
 
 
 def _gelu(double_phi: _Input) -> Iterator[tuple[_Input, str]]:
@@ -116,18 +117,22 @@ def selection(node: Node) -> Tensor | None:
     """Softplus, if this Where is x where x > threshold, log(1 + e^x) elsewhere, and both are equal above it."""
     greater, x = _source(_Input(node, 0), "Greater"), _Input(node, 1)
     softplus = _Input(node, 2).tensor
-    if not (greater and x.tensor and softplus and softplus.last and _Input(greater, 0).equals(x)):
+    if not (greater and x.tensor and softplus and _Input(greater, 0).equals(x)):
         return None
-    threshold, follows = greater.scalar(1), softplus.chain and softplus.chain.before is x.tensor.chain
+    same_order = softplus.channels_first == x.tensor.channels_first
+    threshold, follows = greater.scalar(1), same_order and softplus.call.inputs == (x.tensor.call,)
     # log(1 + e^x) - x < e^-x, which is below half a unit in the last place of x.
     enough = 15.0 if x.tensor.dtype.name == "float32" else 33.5
-    if follows and isinstance(softplus.last.layer, layers.Softplus) and threshold is not None and threshold >= enough:
+    if follows and isinstance(softplus.call.layer, layers.Softplus) and threshold is not None and threshold >= enough:
         return softplus
     return None
 
 
 def quotient(node: Node) -> Tensor | None:
-    """LayerNorm without gamma and beta, (x - μ) / √(σ² + epsilon) over the last axis, if this division completes it."""
+    """LayerNorm without gamma and beta, (x - μ) / √(σ² + epsilon), if this division completes it.
+
+    μ and σ² are means over the last axis, or over the channels of images (N, C, H, W).
+    """
     centered, root = _Input(node, 0), _source(_Input(node, 1), "Sqrt")
     subtraction = _source(centered, "Sub")
     if subtraction is None or root is None:
@@ -135,14 +140,30 @@ def quotient(node: Node) -> Tensor | None:
     x, variance, epsilon = _Input(subtraction, 0), *_term_and_number(_Input(root, 0))
     if x.tensor is None or variance is None or epsilon <= 0:
         return None
-    mean, squared = (_mean_of(value, len(x.tensor.shape)) for value in (_Input(subtraction, 1), variance))
-    square = squared.source if squared else None
-    if not (mean and mean.equals(x) and square and _Input(square, 0).equals(centered)):
-        return None
-    is_square = square.operator == "Pow" and square.scalar(1) == 2
-    if is_square or (square.operator == "Mul" and _Input(square, 1).equals(centered)):
-        return x.tensor.in_file_order().add(layers.LayerNorm(epsilon=epsilon, center=False, scale=False))
+    layer = layers.LayerNorm(epsilon=epsilon, center=False, scale=False)
+    axes = len(x.tensor.shape)
+    for axis, samples in ((axes, x.tensor.in_file_order()), (1, x.tensor.with_features_last())):
+        mean, squared = (_mean_of(value, axis, axes) for value in (_Input(subtraction, 1), variance))
+        if mean and mean.equals(x) and squared and _is_square(squared, centered):
+            return samples.add(layer)
     return None
+
+
+def _is_square(value: _Input, x: _Input) -> bool:
+    """Whether value = x², as a power or as a product."""
+    node = value.source
+    if node is None or not _Input(node, 0).equals(x):
+        return False
+    return (node.operator == "Pow" and node.scalar(1) == 2) or (node.operator == "Mul" and _Input(node, 1).equals(x))
+
+
+def dot(product: Tensor) -> Tensor | None:
+    """The dot products over the last axis of the two tensors whose product this is."""
+    inputs = product.call.inputs
+    if not isinstance(product.call.layer, layers.Multiply) or product.channels_first or len(inputs) != 2:
+        return None
+    a, b = (dataclasses.replace(product, call=call) for call in inputs)
+    return joined(layers.Dot(), [a, b]) if a.shape == b.shape else None
 
 
 def group_norm(node: Node, sizes: Sequence[int]) -> Tensor | None:
@@ -201,9 +222,9 @@ def _other_term(value: _Input, wanted: float) -> _Input | None:
     return term if number == wanted else None
 
 
-def _mean_of(value: _Input, axes: int) -> _Input | None:
-    """The input of a mean over the last of so many axes (and the batch), which keeps its axes."""
+def _mean_of(value: _Input, axis: int, axes: int) -> _Input | None:
+    """The input of a mean over one of so many axes (and the batch), which keeps its axes."""
     node = _source(value, "ReduceMean")
-    if node is not None and node.attribute("keepdims") == 1 and node.list_of("axes", 1) in ([-1], [axes]):
+    if node is not None and node.attribute("keepdims") == 1 and node.list_of("axes", 1) in ([axis], [axis - axes - 1]):
         return _Input(node, 0)
     return None

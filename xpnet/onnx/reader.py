@@ -1,11 +1,12 @@
-"""Read an ONNX graph as a chain of layers, node by node.
+"""Read an ONNX graph as calls of layers, node by node.
 
 Every attribute, input, output and type of a node is either honored or refused by name. A refusal is a value like any
 other until the output of the graph needs it: a pattern of nodes, such as GELU's, may be a layer although its parts are
 not.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy
@@ -13,17 +14,19 @@ import onnx
 from onnx import helper, numpy_helper
 
 from xpnet import layers
+from xpnet.config import as_shape
 from xpnet.errors import ArgumentError, FileError
+from xpnet.layers.structure import Shape
 from xpnet.onnx import folding, schemas
-from xpnet.onnx.tensors import BATCH, Constant, ShapeVector, Tensor
+from xpnet.onnx.tensors import BATCH, Call, Constant, ShapeVector, Tensor
 
 #: The metadata that export_onnx writes: whether images have channels first or last in the file.
 IMAGE_LAYOUT, CHANNELS_FIRST, CHANNELS_LAST = "xpnet.images", "channels first", "channels last"
 
 _NEWEST_OPSET = 28  # later versions may give operators another meaning
 _ELEMENTWISE = ("Relu", "Sigmoid", "Tanh", "Softplus", "LeakyRelu", "Elu", "Gelu", "Swish", "Cast", "Identity", "Mul",
-                "Add", "Sub", "Div", "Sum", "Neg", "Clip", "Dropout", "HardSigmoid", "HardSwish", "Mish", "PRelu",
-                "Selu", "Celu", "Max", "Min")  # fmt: skip
+                "Add", "Sub", "Div", "Sum", "Mean", "Neg", "Clip", "Dropout", "HardSigmoid", "HardSwish", "Mish",
+                "PRelu", "Selu", "Celu", "Max", "Min", "Pow", "Abs", "Concat")  # fmt: skip
 _ON_IMAGES = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool",
               "BatchNormalization", "InstanceNormalization", "GroupNormalization", "Pad", "Resize",
               "Upsample")  # fmt: skip
@@ -40,7 +43,8 @@ Value: TypeAlias = Tensor | Constant | ShapeVector | UnsupportedError | None
 class Reader:
     """Reads the graph of one file. Values are kept by name."""
 
-    def __init__(self, path: Any, file: onnx.ModelProto) -> None:
+    def __init__(self, path: Any, file: onnx.ModelProto, input_shapes: Sequence[Any] | None) -> None:
+        """input_shapes: of the samples in xpnet, one for each input, or None for those in the file."""
         self.path = path
         self.opset = max((o.version for o in file.opset_import if not o.domain), default=0)
         if self.opset > _NEWEST_OPSET:
@@ -52,20 +56,29 @@ class Reader:
             raise self.error(f"the sparse initializer {graph.sparse_initializer[0].values.name!r} is not supported")
         constants = {c.name for c in graph.initializer}
         inputs = [i for i in graph.input if i.name not in constants]
-        if len(inputs) != 1 or len(graph.output) != 1:
-            raise self.error(f"the graph must have 1 input and 1 output, not {len(inputs)} and {len(graph.output)}")
-        self._input, self._output = inputs[0].name, graph.output[0].name
-        self.batch_size, sizes, dtype = self._input_type(inputs[0].type)
-        #: The nodes that the output depends on, in the order of the file.
+        if not inputs or not graph.output:
+            raise self.error("the graph must have an input and an output")
+        if input_shapes is not None and len(input_shapes) != len(inputs):
+            raise self.error(f"the graph has {len(inputs)} inputs, and input_shape is for {len(input_shapes)}")
+        self.output_names = [o.name for o in graph.output]
+        #: The nodes that the outputs depend on, in the order of the file.
         self.nodes = self._needed_nodes()
-        channels_last = self._image_layout != CHANNELS_FIRST if self._image_layout else self._input_is_channels_last()
-        first = len(sizes) == 3 and not channels_last
-        self.input_shape = (*sizes[1:], sizes[0]) if first else sizes
+        #: How often each value is read. Outputs of the graph are read once more.
+        self.readers = Counter([*self.output_names, *(name for node in self.nodes for name in node.input)])
         self.producers: dict[str, Node] = {}  # by the names of the outputs
-        self.values: dict[str, Value] = {self._input: Tensor(None, self.input_shape, self.input_shape, dtype, first)}
+        self.values: dict[str, Value] = {}
+        self.inputs: dict[str, Call] = {}  # by name
+        batches = set[int]()
+        for i, value in enumerate(inputs):
+            batch, tensor = self._input(value, None if input_shapes is None else input_shapes[i])
+            batches |= {batch} if batch else set()
+            self.values[value.name], self.inputs[value.name] = tensor, tensor.call
+        if len(batches) > 1:
+            raise self.error(f"the inputs have batches of different sizes: {sorted(batches)}")
+        self.batch_size = next(iter(batches), None)
 
-    def read(self) -> Tensor:
-        """The output of the graph."""
+    def read(self) -> list[Tensor]:
+        """The outputs of the graph."""
         for c in self._graph.initializer:
             if schemas.float_or_integer(c.data_type) is None:
                 reason = f"the initializer {c.name!r} of type {schemas.type_name(c.data_type)} is not supported"
@@ -83,11 +96,17 @@ class Reader:
             node = Node(self, proto, schema)
             self.values |= zip(proto.output, node.results(), strict=True)
             self.producers |= dict.fromkeys(proto.output, node)
-        output = self.values.get(self._output)
+        outputs = [self._output(name) for name in self.output_names]
+        if len(dtypes := {str(output.dtype) for output in outputs}) > 1:
+            raise self.error(f"the outputs have several types: {', '.join(sorted(dtypes))}")
+        return outputs
+
+    def _output(self, name: str) -> Tensor:
+        output = self.values.get(name)
         if isinstance(output, UnsupportedError):
             raise output
         if not isinstance(output, Tensor):
-            raise self.error("the output does not depend on the values of the input")
+            raise self.error(f"the output {name!r} does not depend on the values of the inputs")
         if output.dtype.name not in ("float32", "float64"):
             raise self.error(f"an output of {output.dtype} is not supported, only of float32 and float64")
         # Images have channels last in the model; everything else has the order of the file.
@@ -98,7 +117,7 @@ class Reader:
         return output
 
     def error(self, reason: str) -> UnsupportedError:
-        return UnsupportedError(f"{self.path}: {reason}. xpnet imports chains of the layers that it exports.")
+        return UnsupportedError(f"{self.path}: {reason}. xpnet imports graphs of the layers that it exports.")
 
     def error_of(self, proto: Any, reason: str) -> UnsupportedError:
         """An error that says what is not supported about a node."""
@@ -117,25 +136,40 @@ class Reader:
             return "with a graph inside is not supported"
         return ""
 
-    def _input_type(self, kind: Any) -> tuple[int | None, tuple[int, ...], numpy.dtype[Any]]:
-        """(the size of the batch or None if it is not fixed, the shape of a sample in the file, dtype) of the input."""
-        if not kind.HasField("tensor_type"):
-            raise self.error(f"the input {self._input!r} must be a tensor")
-        tensor = kind.tensor_type
+    def _input(self, value: Any, given: Any) -> tuple[int | None, Tensor]:
+        """(the size of the batch or None if it is not fixed, the tensor) of an input.
+
+        given: the shape of a sample in xpnet, or None for the one in the file.
+        """
+        if not value.type.HasField("tensor_type"):
+            raise self.error(f"the input {value.name!r} must be a tensor")
+        tensor = value.type.tensor_type
         shape: list[Any] = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim]
         batch, sizes = shape[:1], shape[1:]
         if not shape:
-            raise self.error("the input must have a batch axis, and is a single number")
-        if not all(isinstance(n, int) and n > 0 for n in sizes) or batch[0] == 0:
-            raise self.error(f"the shape of the input must be fixed except for the batch, not {shape}")
+            raise self.error(f"the input {value.name!r} must have a batch axis, and is a single number")
+        first = len(sizes) == 3 and (
+            self._image_layout == CHANNELS_FIRST if self._image_layout else self._is_channels_first(value.name)
+        )
+        in_xpnet = (*sizes[1:], sizes[0]) if first else tuple(sizes)
+        if given is not None:
+            if not _fits(as_shape(given), in_xpnet):
+                raise self.error(f"the input {value.name!r} takes samples of shape {in_xpnet}, not {as_shape(given)}")
+            in_xpnet = as_shape(given)
+        if not all(isinstance(n, int) and n > 0 for n in in_xpnet) or batch[0] == 0:
+            raise self.error(
+                f"the shape of the input {value.name!r} must be fixed except for the batch, not {shape}: give "
+                "import_onnx an input_shape"
+            )
         dtype = schemas.float_or_integer(tensor.elem_type)
         if dtype is None:
             raise self.error(f"an input of type {schemas.type_name(tensor.elem_type)} is not supported")
-        return batch[0] if isinstance(batch[0], int) else None, tuple(sizes), dtype
+        call = Call(None, {}, (), in_xpnet)
+        return batch[0] if isinstance(batch[0], int) else None, Tensor(call, dtype, first)
 
     def _needed_nodes(self) -> list[Any]:
         by_output = {name: node for node in self._graph.node for name in node.output if name}
-        waiting, needed = [self._output], set()
+        waiting, needed = list(self.output_names), set()
         while waiting:
             node = by_output.get(waiting.pop())
             if node is not None and id(node) not in needed:
@@ -143,17 +177,23 @@ class Reader:
                 waiting += node.input
         return [node for node in self._graph.node if id(node) in needed]
 
-    def _input_is_channels_last(self) -> bool:
-        """False if only elementwise operators are between the input and an operator on images (N, C, H, W)."""
-        names = {self._input}
+    def _is_channels_first(self, name: str) -> bool:
+        """Whether an operator on images (N, C, H, W) reads this input, with only elementwise operators in between."""
+        names = {name}
         for node in self.nodes:
             if names & set(node.input):
                 if node.op_type in _ON_IMAGES:
-                    return False
-                if node.op_type not in _ELEMENTWISE:
                     return True
-                names.add(node.output[0])
-        return True
+                if node.op_type in _ELEMENTWISE:
+                    names.add(node.output[0])
+        return False
+
+
+def _fits(given: Shape, sizes: Sequence[Any]) -> bool:
+    """Whether a shape agrees with the sizes that a file fixes. Others are names, or 0."""
+    return len(given) == len(sizes) and all(
+        m in (n, 0) or not isinstance(m, int) for n, m in zip(given, sizes, strict=True)
+    )
 
 
 class Node:
@@ -296,6 +336,12 @@ class Node:
         if not -axes <= axis < axes:
             raise self.error(f"has axis {axis}, and its input has {axes} axes")
         return axis % axes
+
+    def is_only_reader(self, index: int) -> bool:
+        """Whether nothing else reads this tensor, neither by this name nor by that of a node that passes it on."""
+        call, readers = self.tensor(index).call, self._reader.readers
+        names = [n for n, value in self._reader.values.items() if isinstance(value, Tensor) and value.call is call]
+        return sum(readers[name] for name in names) == len(names)
 
     def source(self, index: int) -> "Node | None":
         """The node that computes an input, for patterns of several nodes."""

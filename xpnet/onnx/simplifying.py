@@ -1,91 +1,121 @@
-"""Make a chain of layers shorter without changing what it computes."""
+"""Fewer layers that compute the same."""
 
+import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from xpnet import layers
 from xpnet.layers.context import Shape
-from xpnet.onnx.tensors import LoadedLayer
+from xpnet.onnx.tensors import Call, Constant, calls_before, shared_key
 
 _ELEMENTWISE = (layers.Dropout, layers.ELU, layers.GELU, layers.HardSigmoid, layers.HardSwish, layers.HardTanh,
                 layers.Identity, layers.LeakyReLU, layers.Mish, layers.ReLU, layers.Rescale, layers.Sigmoid,
                 layers.SiLU, layers.Softplus, layers.Step, layers.Tanh)  # fmt: skip
 
 
-def simplified(chain: Sequence[LoadedLayer], input_shape: Shape) -> list[LoadedLayer]:
-    """The chain with fewer layers that only rearrange, and with its sums as Residual layers."""
-    result: list[LoadedLayer] = []
-    for loaded in chain:
-        if loaded.branches:
-            result.append(_residual(loaded, result[-1].shape if result else input_shape))
-        elif isinstance(loaded.layer, layers.Permute):
-            _append_permute(result, loaded.layer.axes, input_shape)
-        elif isinstance(loaded.layer, layers.Reshape):
-            _append_reshape(result, loaded.shape, input_shape)
-        elif isinstance(loaded.layer, layers.Rescale):
-            _append_rescale(result, loaded)
-        elif isinstance(loaded.layer, layers.Dense):
-            result.append(_after_flattened_images(result, loaded))
-        else:
-            result.append(loaded)
-    return result
+def simplified(outputs: Sequence[Call]) -> list[Call]:
+    """The outputs, computed with fewer layers that only rearrange, and fewer factors."""
+    new: dict[Call, Call] = {}
+    for call in calls_before(outputs):
+        inputs = tuple(new[before] for before in call.inputs)
+        match call.layer:
+            case layers.Permute(axes=axes):
+                new[call] = _permuted(inputs[0], axes)
+            case layers.Reshape():
+                new[call] = _reshaped(inputs[0], call.shape)
+            case layers.Rescale() as rescale:
+                new[call] = _rescaled(inputs[0], rescale)
+            case _:
+                new[call] = dataclasses.replace(call, inputs=inputs) if inputs else call
+    return _with_reordered_rows([new[call] for call in outputs])
 
 
-def _residual(loaded: LoadedLayer, before: Shape) -> LoadedLayer:
-    long, short = sorted((simplified(branch, before) for branch in loaded.branches), key=len, reverse=True)
-    if not long:
-        return LoadedLayer(layers.Rescale(2.0), {}, loaded.shape)
-    skip = [inner.layer for inner in short]
-    projection = None if not skip else skip[0] if len(skip) == 1 else layers.Sequential(skip)
-    block = layers.Residual(*[inner.layer for inner in long], projection=projection)
-    return LoadedLayer(block, {}, loaded.shape, (tuple(long), tuple(short)))
-
-
-def _append_permute(result: list[LoadedLayer], axes: tuple[int, ...], input_shape: Shape) -> None:
-    before = result[-1].shape if result else input_shape
-    shape = tuple(before[axis] for axis in axes)
-    moved = [axis for axis in axes if before[axis] > 1]
+def _permuted(x: Call, axes: tuple[int, ...]) -> Call:
+    shape = tuple(x.shape[axis] for axis in axes)
+    moved = [axis for axis in axes if x.shape[axis] > 1]
     if moved == sorted(moved):
-        _append_reshape(result, shape, input_shape)
-    elif result and isinstance(last := result[-1].layer, layers.Permute):
-        result.pop()
-        _append_permute(result, tuple(last.axes[axis] for axis in axes), input_shape)
-    else:
-        result.append(LoadedLayer(layers.Permute(axes), {}, shape))
+        return _reshaped(x, shape)
+    if isinstance(x.layer, layers.Permute):
+        return _permuted(x.inputs[0], tuple(x.layer.axes[axis] for axis in axes))
+    return Call(layers.Permute(axes), {}, (x,), shape)
 
 
-def _append_reshape(result: list[LoadedLayer], shape: Shape, input_shape: Shape) -> None:
-    if result and isinstance(result[-1].layer, layers.Reshape):
-        result.pop()
-    if shape != (result[-1].shape if result else input_shape):
-        result.append(LoadedLayer(layers.Flatten() if len(shape) == 1 else layers.Reshape(shape), {}, shape))
+def _reshaped(x: Call, shape: Shape) -> Call:
+    if isinstance(x.layer, layers.Reshape):
+        (x,) = x.inputs
+    if shape == x.shape:
+        return x
+    return Call(layers.Flatten() if len(shape) == 1 else layers.Reshape(shape), {}, (x,), shape)
 
 
-def _append_rescale(result: list[LoadedLayer], loaded: LoadedLayer) -> None:
+def _rescaled(x: Call, new: layers.Rescale) -> Call:
     """x · a, then + b, as one layer; and nothing for x · a · (1 / a), as in GELU."""
-    new, last = loaded.layer, result[-1].layer if result else None
-    assert isinstance(new, layers.Rescale)
+    last = x.layer
     if isinstance(last, layers.Rescale) and last.offset == 0:
         if new.scale == 1:
-            result[-1] = loaded._replace(layer=layers.Rescale(last.scale, new.offset))
-            return
+            return Call(layers.Rescale(last.scale, new.offset), {}, x.inputs, x.shape)
         if new.offset == 0 and last.scale * new.scale == 1:
-            result.pop()
-            return
-    result.append(loaded)
+            return x.inputs[0]
+    return Call(new, {}, (x,), x.shape)
 
 
-def _after_flattened_images(result: list[LoadedLayer], dense: LoadedLayer) -> LoadedLayer:
-    """A Dense with the rows of its weight in another order, if that makes the Permute before a Flatten unnecessary."""
-    flatten = len(result) - 1
-    while flatten > 0 and isinstance(result[flatten].layer, _ELEMENTWISE):
-        flatten -= 1
-    permute = result[flatten - 1].layer if flatten > 0 else None
-    if not isinstance(permute, layers.Permute) or not isinstance(result[flatten].layer, layers.Flatten):
-        return dense
-    permuted, order, weight = result[flatten - 1].shape, permute.axes, dense.weights["weight"]
-    del result[flatten - 1]
-    back = [order.index(axis) for axis in range(len(order))]
-    units = weight.shape[1]
-    rows = weight.reshape(*permuted, units).transpose(*back, len(order)).reshape(math.prod(permuted), units)
-    return dense._replace(weights={**dense.weights, "weight": rows})
+# Flattened images -----------------------------------------------------------------------------------------------------
+
+
+class _Flattened(NamedTuple):
+    """What a Dense layer reads: images in an order of axes for which a Permute is needed, flattened.
+
+    images: before the Permute.  axes: of the Permute.  elementwise: the calls after the Flatten, last one first.
+    """
+
+    images: Call
+    axes: tuple[int, ...]
+    elementwise: list[Call]
+
+
+def _with_reordered_rows(outputs: list[Call]) -> list[Call]:
+    """The outputs with the rows of Dense layers in another order where this makes a Permute before them unnecessary."""
+    calls = calls_before(outputs)
+    readers = Counter([*outputs, *(before for call in calls for before in call.inputs)])
+    dense = [call for call in calls if isinstance(call.layer, layers.Dense)]
+    found = {call: _flattened(call.inputs[0], readers) for call in dense}
+    uses: dict[object, set[object]] = {}  # of each weight: the axes and shapes of the images that it is used for
+    for call, flattened in found.items():
+        uses.setdefault(shared_key(call), set()).add(flattened and (flattened.axes, flattened.images.shape))
+    rows: dict[object, Constant] = {}  # reordered once for all calls with the same weight
+    flat: dict[Call, Call] = {}  # images, flattened in their own order
+    new: dict[Call, Call] = {}
+    for call in calls:
+        inputs, weights, flattened = tuple(new[before] for before in call.inputs), call.weights, found.get(call)
+        if flattened and len(uses[key := shared_key(call)]) == 1:
+            if key not in rows:
+                rows[key] = _reordered(weights["weight"], flattened)
+            images = new[flattened.images]
+            x = flat.setdefault(images, Call(layers.Flatten(), {}, (images,), (math.prod(images.shape),)))
+            for before in reversed(flattened.elementwise):
+                x = dataclasses.replace(before, inputs=(x,))
+            inputs, weights = (x,), {**weights, "weight": rows[key]}
+        new[call] = dataclasses.replace(call, inputs=inputs, weights=weights) if inputs else call
+    return [new[call] for call in outputs]
+
+
+def _flattened(x: Call, readers: Counter[Call]) -> _Flattened | None:
+    """How a Dense layer's input comes from flattened images, if nothing else reads what is computed in between."""
+    elementwise = []
+    while isinstance(x.layer, _ELEMENTWISE) and readers[x] == 1:
+        elementwise.append(x)
+        (x,) = x.inputs
+    if isinstance(x.layer, layers.Flatten):
+        (permute,) = x.inputs
+        if isinstance(permute.layer, layers.Permute):
+            return _Flattened(permute.inputs[0], permute.layer.axes, elementwise)
+    return None
+
+
+def _reordered(weight: Constant, flattened: _Flattened) -> Constant:
+    """The rows of the weight in the order that the images have before the Permute."""
+    axes, shape, units = flattened.axes, flattened.images.shape, weight.shape[1]
+    permuted, back = [shape[axis] for axis in axes], [axes.index(axis) for axis in range(len(axes))]
+    return weight.reshape(*permuted, units).transpose(*back, len(axes)).reshape(math.prod(shape), units)

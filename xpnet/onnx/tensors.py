@@ -6,7 +6,7 @@ order of its axes in the file.
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy
@@ -43,51 +43,44 @@ class ShapeVector(NamedTuple):
         return dtype
 
 
-class LoadedLayer(NamedTuple):
-    """A layer, its weights by their names in xpnet, and the shape of a sample of its output.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """A call of a layer on the outputs of earlier calls; or an input of the graph, which has no layer and no inputs.
 
-    branches: of a sum, the layers of its two branches; `layer` is then a placeholder.
+    layer: None for an input.  weights: by their names in xpnet. Equal layers with the same weights become one shared
+    layer.  shape: of a sample of the output.
     """
 
-    layer: Layer
+    layer: Any
     weights: dict[str, Constant]
+    inputs: tuple["Call", ...]
     shape: Shape
-    branches: tuple[tuple["LoadedLayer", ...], ...] = ()
-
-
-class Chain(NamedTuple):
-    """Layers one after the other: the last one, those before, and how many there are."""
-
-    last: LoadedLayer
-    before: "Chain | None"
-    length: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tensor:
-    """A tensor of the graph: the layers that compute it from the input, and the shape of a sample in xpnet.
+    """A tensor of the graph: the call that computes it, with the order of its axes in xpnet.
 
     dtype: in the file.  channels_first: whether the features, on the last axis in xpnet, are on axis 1 in the file.
     settled: whether the dtype affects the values, so that a cast to another dtype would change them.  compared: the
     dtype of the operands of a comparison, whose bool result xpnet has as 0 or 1 in that dtype.
     """
 
-    chain: Chain | None
-    input_shape: Shape
-    shape: Shape
+    call: Call
     dtype: numpy.dtype[Any]
     channels_first: bool = False
     settled: bool = False
     compared: numpy.dtype[Any] | None = None
 
     @property
+    def shape(self) -> Shape:
+        """The shape of a sample in xpnet."""
+        return self.call.shape
+
+    @property
     def file_shape(self) -> Shape:
         """The shape of a sample in the file."""
         return tuple(file_shape(self.shape, self.channels_first))
-
-    @property
-    def last(self) -> LoadedLayer | None:
-        return self.chain.last if self.chain else None
 
     def add(
         self, layer: Layer, channels_first: bool | None = None, dtype: numpy.dtype[Any] | None = None, **weights: Any
@@ -100,22 +93,18 @@ class Tensor:
         dtype = dtype or self.dtype
         shape = _built_shape(layer, self.shape, given)
         computes = layer.accepts_integers is not None
-        if computes and dtype.name not in ("float32", "float64"):
-            raise ArgumentError(f"it computes in {dtype}, and xpnet's layers in float32 or float64")
+        if computes:
+            _check_floats(dtype)
         if any(a.dtype != dtype for a in given.values()):
             raise ArgumentError(f"its weights are not of {dtype}, as its input is")
-        chain = _longer(self.chain, LoadedLayer(layer, given, shape))
         first = self.channels_first if channels_first is None else channels_first
-        settled = self.settled or computes
-        return Tensor(chain, self.input_shape, shape, dtype, first and len(shape) > 1, settled, self.compared)
+        call = Call(layer, given, (self.call,), shape)
+        return Tensor(call, dtype, first and len(shape) > 1, self.settled or computes, self.compared)
 
     def replace_last(self, layer: Layer, **weights: Any) -> "Tensor":
-        """The same with another layer in place of the last one."""
-        chain = self.chain
-        assert chain is not None
-        shape = chain.before.last.shape if chain.before else self.input_shape
-        before = dataclasses.replace(self, chain=chain.before, shape=shape)
-        return before.add(layer, **weights)
+        """The same with another layer in place of the last one, which has one input."""
+        (before,) = self.call.inputs
+        return dataclasses.replace(self, call=before).add(layer, **weights)
 
     def with_cast(self, dtype: numpy.dtype[Any]) -> "Tensor":
         """The same in another dtype, if no layer is needed that converts it: the model reads its input in that dtype.
@@ -134,10 +123,6 @@ class Tensor:
     def as_comparison(self) -> "Tensor":
         """The same with 0 and 1 for False and True."""
         return dataclasses.replace(self, dtype=numpy.dtype(bool), compared=self.dtype)
-
-    def with_sum(self, start: Chain | None, *branches: tuple[LoadedLayer, ...]) -> "Tensor":
-        """The sum of two branches that begin after `start`, whose shape and order of axes this tensor has."""
-        return dataclasses.replace(self, chain=_longer(start, LoadedLayer(layers.Identity(), {}, self.shape, branches)))
 
     def with_channels_first(self, channels_first: bool) -> "Tensor":
         """The tensor with the same values in xpnet, and another order of axes in the file."""
@@ -159,38 +144,29 @@ class Tensor:
             return self
         return self.add(layers.Permute((*range(1, axes), 0)), channels_first=True)
 
-    def layers_after(self, start: Chain | None) -> tuple[LoadedLayer, ...]:
-        """The layers of this tensor's chain after those of an earlier one."""
-        found, chain = [], self.chain
-        while chain is not start:
-            assert chain is not None
-            found.append(chain.last)
-            chain = chain.before
-        return tuple(reversed(found))
+
+def joined(layer: Layer, tensors: Sequence[Tensor]) -> Tensor:
+    """The output of a layer with several inputs, which have one dtype and one order of axes."""
+    first = tensors[0]
+    _check_floats(first.dtype)
+    shape = _built_shape(layer, [x.shape for x in tensors], {})
+    call = Call(layer, {}, tuple(x.call for x in tensors), shape)
+    return Tensor(call, first.dtype, first.channels_first, settled=True)
 
 
-def common_chain(a: Chain | None, b: Chain | None) -> Chain | None:
-    """The longest chain that both begin with."""
-    while a is not b:
-        if a is not None and (b is None or a.length >= b.length):
-            a = a.before
-        elif b is not None:
-            b = b.before
-    return a
-
-
-def _longer(chain: Chain | None, loaded: LoadedLayer) -> Chain:
-    return Chain(loaded, chain, chain.length + 1 if chain else 1)
-
-
-def layer_depths(chain: Sequence[LoadedLayer], depth: int = 0) -> dict[int, int]:
-    """How many branches each layer of a chain is nested in, by the id of the LoadedLayer."""
-    found: dict[int, int] = {}
-    for loaded in chain:
-        found[id(loaded)] = depth
-        for branch in loaded.branches:
-            found |= layer_depths(branch, depth + 1)
-    return found
+def calls_before(outputs: Iterable[Call]) -> list[Call]:
+    """All calls that these depend on, and they themselves, each after its inputs."""
+    order, seen = list[Call](), set[Call]()
+    waiting = [(call, False) for call in reversed(list(outputs))]
+    while waiting:
+        call, inputs_done = waiting.pop()
+        if inputs_done:
+            order.append(call)
+        elif call not in seen:
+            seen.add(call)
+            waiting.append((call, True))
+            waiting += [(before, False) for before in reversed(call.inputs)]
+    return order
 
 
 def copy_of(layer: Layer) -> Layer:
@@ -208,7 +184,12 @@ def transposition(axes: int, channels_first: bool) -> list[int]:
     return [0, axes, *range(1, axes)] if channels_first else [0, *range(2, axes + 1), 1]
 
 
-def _built_shape(layer: Layer, shape: Shape, weights: dict[str, Constant]) -> Shape:
+def _check_floats(dtype: numpy.dtype[Any]) -> None:
+    if dtype.name not in ("float32", "float64"):
+        raise ArgumentError(f"it computes in {dtype}, and xpnet's layers in float32 or float64")
+
+
+def _built_shape(layer: Layer, shape: Shape | list[Shape], weights: dict[str, Constant]) -> Shape:
     """The layer's output shape. Every parameter and buffer must be among the weights, and nothing else."""
     backend = get_backend("cpu")
     store = ParameterStore(backend, "float32")  # declares parameters, and allocates none
@@ -218,3 +199,11 @@ def _built_shape(layer: Layer, shape: Shape, weights: dict[str, Constant]) -> Sh
     if declared != given:
         raise ArgumentError(f"{type(layer).__name__} has the weights {declared}, and the file gives {given}")
     return output
+
+
+def shared_key(call: Call) -> Any:
+    """What all calls of one layer have in common: its arguments, and the memory of its weights."""
+    if not call.weights:
+        return call
+    weights = [(name, a.__array_interface__["data"], a.shape, a.strides) for name, a in call.weights.items()]
+    return type(call.layer), repr(call.layer), *weights
