@@ -225,6 +225,20 @@ def test_a_gradient_that_others_read_is_not_masked(gpu, precision, large):
     assert "matmul_masked" not in found and "matmul_relu_mask" not in found
 
 
+def computes_the_result_late(backend, x, w, row, v, grad, z, grad_v, grad_row, grad_w, other):
+    y, grad_y, masked = (backend.empty((len(x), w.shape[1]), "float32") for _ in range(3))
+    backend.matmul(grad, v.T, out=grad_y)
+    backend.relu(backend.add_to_rows(backend.matmul(x, w, out=y), row), out=y)
+    backend.matmul(y, v, out=z)
+    backend.sum_rows(backend.relu_grad(grad_y, y, out=masked), grad_row)
+    backend.matmul(x.T, masked, out=grad_w)
+
+
+def test_a_gradient_that_is_older_than_the_result_of_relu_is_not_masked(gpu, precision, large):
+    found = operators(gpu, precision, computes_the_result_late)
+    assert found == ["matmul", "matmul", "matmul", "matmul_bias", "relu_grad_sum_rows"]
+
+
 @pytest.mark.parametrize("epilogue", [134, 136], ids=["relu with mask", "masked"])
 def test_without_an_algorithm_for_masks_a_kernel_masks_the_gradient(gpu, precision, large, monkeypatch, epilogue):
     without_algorithms(gpu, monkeypatch, epilogue)

@@ -18,10 +18,11 @@ def with_relu_masks(calls: list[Call], memory: Memory, backend: Any) -> list[Cal
     """
     for last in [call for call in calls if _is_in_halves(call, backend.relu_grad_sum_rows)]:
         grad, y, out, sums = last.args
-        first, product = (_maker(calls, last, matrix, memory) for matrix in (y, grad))
-        if first is None or first.function != backend.matmul_bias or not given_by_name(first)["relu"]:
-            continue
+        product = _maker(calls, last, grad, memory)
         if product is None or product.function != backend.matmul or next_use(calls, product, grad.bits, memory) != last:
+            continue
+        first = _maker(calls, product, y, memory)
+        if first is None or first.function != backend.matmul_bias or not given_by_name(first)["relu"]:
             continue
         if needed_after(calls, last, grad.bits, memory) or not movable(calls, product, [last], memory):
             continue
