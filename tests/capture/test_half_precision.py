@@ -239,6 +239,21 @@ def test_a_gradient_that_is_older_than_the_result_of_relu_is_not_masked(gpu, pre
     assert found == ["matmul", "matmul", "matmul", "matmul_bias", "relu_grad_sum_rows"]
 
 
+def relu_without_a_product(backend, x, w, row, v, grad, z, grad_v, grad_row, grad_w, other):
+    y, grad_y, masked = (backend.empty((len(x), w.shape[1]), "float32") for _ in range(3))
+    backend.sigmoid(backend.matmul(x, w, out=y), out=y)
+    backend.relu(y, out=y)
+    backend.matmul(y, v, out=z)
+    backend.matmul(grad, v.T, out=grad_y)
+    backend.sum_rows(backend.relu_grad(grad_y, y, out=masked), grad_row)
+    backend.matmul(x.T, masked, out=grad_w)
+
+
+def test_only_a_product_writes_the_mask_of_relu(gpu, precision, large):
+    found = operators(gpu, precision, relu_without_a_product)
+    assert found == ["matmul", "matmul", "matmul", "matmul", "relu", "relu_grad_sum_rows", "sigmoid"]
+
+
 @pytest.mark.parametrize("epilogue", [134, 136], ids=["relu with mask", "masked"])
 def test_without_an_algorithm_for_masks_a_kernel_masks_the_gradient(gpu, precision, large, monkeypatch, epilogue):
     without_algorithms(gpu, monkeypatch, epilogue)

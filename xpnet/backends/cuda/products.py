@@ -81,7 +81,7 @@ class Product(NamedTuple):
         """A key for `Choices`: sizes, layouts, alignments, precision, which are in 16 bits, and epilogue."""
         m, k, n = self.sizes
         stored = [f"{'T' if operation else 'N'}{leading}" for operation, leading in map(_layout, self[:3])]
-        aligned = [str(alignment(elements(x))) for x in self[:3]]
+        aligned = [str(alignment(elements(x))) for x in (*self[:3], self.epilogue.bits) if x is not None]
         halves = [name for name, x in zip(("a and b", "out"), self[1:3], strict=True) if isinstance(x, HalfMatrix)]
         follows = [name for name, value in self.epilogue._asdict().items() if value is not None and value is not False]
         return " ".join([f"{m}x{k}x{n}", *stored, *aligned, self.precision, *halves, *follows])
