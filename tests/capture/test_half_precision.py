@@ -87,9 +87,11 @@ def test_matrices_between_large_products_are_stored_in_16_bits(gpu, precision, l
     found = stored_in_halves(step)
     forward = [found[name] for name in found if name.split()[1] in ("matmul_relu_mask", "matmul_bias")]
     assert forward == [(2, 1), (2, 1), (2, 0)]  # the logits are float32
-    assert [found[name] for name in found if name.endswith("matmul_masked")] == [(2, 1)] * 2
+    masks = [name for name in found if name.split()[1] in ("matmul_masked", "relu_grad_sum_rows")]
+    assert [found[name] for name in masks] == [(2, 1)] * 2
     products = [found[name] for name in found if name.split()[1] in ("matmul", "matmul_sum_rows")]
-    assert products == [(2, 0)] * 3  # the gradients of weights are float32
+    separate = sum("relu_grad" in name for name in masks)
+    assert sorted(products) == [(2, 0)] * 3 + [(2, 1)] * separate  # the gradients of weights are float32
     assert list(names(step.calls)).count("to_halves") == 2  # of the samples and of the gradient of the logits
     (copies,) = [found[name] for name in found if name.endswith("whole_update")]
     assert copies == (0, 1)
@@ -191,7 +193,7 @@ def dense_relu(backend, x, w, row, v, grad, z, grad_v, grad_row, grad_w, other, 
     backend.matmul(x.T, masked, out=grad_w)
 
 
-SHAPES = [(8, 5), (5, 12), (12,), (12, 6), (8, 6), (8, 6), (12, 6), (12,), (5, 12), (12,)]
+SHAPES = [(8, 8), (8, 16), (16,), (16, 8), (8, 8), (8, 8), (16, 8), (16,), (8, 16), (16,)]
 MASKED = ["matmul", "matmul", "matmul_masked", "matmul_relu_mask"]
 NOT_MASKED = ["matmul", "matmul", "matmul", "matmul", "matmul_bias", "relu_grad_sum_rows"]
 
@@ -200,6 +202,8 @@ def operators(gpu, precision, work):
     """The sorted names of the operators of dense_relu, without copies in 16 bits."""
     with gpu.device(), gpu.stream():
         calls = checked(gpu, precision, work, arrays(gpu, *SHAPES))
+    if gpu.name != "emulated":
+        pytest.skip("a real cuBLASLt may have no algorithms for such small products")
     return sorted(name for name in names(calls) if name != "to_halves")
 
 

@@ -95,7 +95,7 @@ def test_a_product_writes_the_mask_by_which_another_one_is_multiplied(gpu, lt, r
         ]
         want_y = np.maximum(decoded(gpu, x) @ decoded(gpu, w) + decoded(gpu, row16), 0)
         want = decoded(gpu, grad) @ decoded(gpu, v).T * (want_y > 0)
-        assert all(product.count > 0 for product in products)
+        assert columns % 128 or all(product.count > 0 for product in products)
         for i, j in itertools.product(*[range(product.count) for product in products]):
             y.bits[...] = out.bits[...] = 0x7FFF
             mask[...] = 0xFF
