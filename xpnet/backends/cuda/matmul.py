@@ -129,8 +129,11 @@ class CUDAMatmul(KernelLauncher):
     def matmul_sum_rows(self, a: Array, b: Array, out: Array, sums: Array) -> Array:
         return self._product(a, b, out, Epilogue(sums=sums))
 
-    def matmul_relu_mask(self, a: HalfMatrix, b: HalfMatrix, row: Array, out: HalfMatrix, mask: Array) -> HalfMatrix:
-        """out = max(a @ b + row, 0), and mask = [out > 0], an array of `relu_mask`. RuntimeError if cuBLASLt cannot."""
+    def matmul_relu_mask(self, a: HalfMatrix, b: HalfMatrix, row: Any, out: HalfMatrix, mask: Array) -> HalfMatrix:
+        """out = max(a @ b + row, 0), and mask = [out > 0], an array of `relu_mask`. RuntimeError if cuBLASLt cannot.
+
+        row: an array of float32, or already rounded as a `HalfMatrix`.
+        """
         return self._multiply_with_mask(a, b, row, out, mask)
 
     def matmul_masked(self, a: HalfMatrix, b: HalfMatrix, mask: Array, out: HalfMatrix) -> HalfMatrix:
@@ -149,7 +152,7 @@ class CUDAMatmul(KernelLauncher):
                 return None
         return mask
 
-    def _multiply_with_mask(self, a: Any, b: Any, row: Array | None, out: HalfMatrix, mask: Array) -> HalfMatrix:
+    def _multiply_with_mask(self, a: Any, b: Any, row: Any, out: HalfMatrix, mask: Array) -> HalfMatrix:
         product = self._product_with_mask(a, b, row, out, mask)
         way = self._way(product)
         if way is None:
@@ -157,7 +160,7 @@ class CUDAMatmul(KernelLauncher):
         self._compute(product, way)
         return out
 
-    def _product_with_mask(self, a: Any, b: Any, row: Array | None, out: HalfMatrix, mask: Array) -> Product:
+    def _product_with_mask(self, a: Any, b: Any, row: Any, out: HalfMatrix, mask: Array) -> Product:
         epilogue = Epilogue(bits=mask) if row is None else Epilogue(row=self.cast(row), relu=True, bits=mask)
         return Product(a, b, out, out.precision, epilogue)
 

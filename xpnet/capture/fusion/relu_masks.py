@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from xpnet.backends.cuda.cublas import HalfMatrix
+from xpnet.backends.cuda.cublas import HalfMatrix, elements
 from xpnet.capture.calls import Call, given_by_name, is_array, same_view
+from xpnet.capture.fusion.half_precision import rounded_weight
 from xpnet.capture.fusion.matching import calls_between, in_place_of, movable, needed_after, next_use
 from xpnet.capture.passes import Memory
 
@@ -33,8 +34,10 @@ def with_relu_masks(calls: list[Call], memory: Memory, backend: Any) -> list[Cal
         if mask is None:
             continue
         memory.own(mask)
+        row = rounded_weight(row, calls, backend)
+        reads = (a.bits, b.bits, elements(row))
         new = {
-            first: Call(backend.matmul_relu_mask, (a, b, row, y, mask), reads=first.reads, writes=(y.bits, mask)),
+            first: Call(backend.matmul_relu_mask, (a, b, row, y, mask), reads=reads, writes=(y.bits, mask)),
             product: Call(backend.matmul_masked, (c, d, mask, out), reads=(*product.reads, mask), writes=(out.bits,)),
             last: Call(backend.sum_rows, (out, sums), reads=(out.bits,), writes=(sums,)),
         }
