@@ -140,10 +140,10 @@ class CUDAMatmul(KernelLauncher):
         """out = (a @ b) · mask, for a mask of `matmul_relu_mask`. RuntimeError if cuBLASLt cannot."""
         return self._multiply_with_mask(a, b, None, out, mask)
 
-    def relu_mask(self, *products: tuple[HalfMatrix, HalfMatrix, Array | None, HalfMatrix]) -> Array | None:
+    def relu_mask(self, *products: tuple[HalfMatrix, HalfMatrix, Any, HalfMatrix]) -> Array | None:
         """A new mask for products (a, b, row, out) of one shape of out; None if cuBLASLt cannot compute them with it.
 
-        row: None for `matmul_masked`, an array for `matmul_relu_mask`. Each product is tried, but not into its out.
+        row: as in `matmul_relu_mask`, or None for `matmul_masked`. Each product is tried, but not into its out.
         """
         mask = self.empty(cublaslt.mask_shape(products[0][3].shape), "uint8")
         for a, b, row, out in products:

@@ -30,11 +30,11 @@ def with_relu_masks(calls: list[Call], memory: Memory, backend: Any) -> list[Cal
         if any(memory.overlap(out.bits, a) for a in product.reads):
             continue
         (a, b, row, _, _), (c, d, _) = given_by_name(first).values(), given_by_name(product).values()
+        row = rounded_weight(row, calls, backend)
         mask = backend.relu_mask((a, b, row, y), (c, d, None, out))
         if mask is None:
             continue
         memory.own(mask)
-        row = rounded_weight(row, calls, backend)
         reads = (a.bits, b.bits, elements(row))
         new = {
             first: Call(backend.matmul_relu_mask, (a, b, row, y, mask), reads=reads, writes=(y.bits, mask)),
