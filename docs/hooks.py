@@ -9,6 +9,8 @@ from pathlib import Path
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
+import xpnet
+
 MODULES = ("layers", "augment", "losses", "optimizers", "schedules", "metrics", "callbacks", "initializers", "datasets",
            "plots", "estimators", "onnx", "distributed", "errors")  # fmt: skip
 ROOT = Path(__file__).parents[1]
@@ -24,9 +26,19 @@ def on_files(files, config):
         for public in (*module.__all__, *more):
             value = attrgetter(public)(module)
             if inspect.isclass(value) or inspect.isfunction(value):
-                lines += [f"::: {value.__module__}.{value.__qualname__}", ""]
+                lines += [f"::: {value.__module__}.{value.__qualname__}", *_options(value), ""]
         files.append(File.generated(config, f"reference/{name}.md", content="\n".join(lines)))
     return files
+
+
+def _options(value):
+    """Options of a name in the reference. Sequential shows the methods of all models, which are in a private base."""
+    if value is not xpnet.Sequential:
+        return []
+    base = next(cls for cls in value.__mro__ if "fit" in vars(cls))
+    described = {name: member for name, member in vars(base).items() if inspect.isfunction(member) and member.__doc__}
+    methods = [name for name in described if not name.startswith("_")]
+    return ["    options:", f"      inherited_members: {methods}"]
 
 
 def on_page_markdown(markdown, page, **_):

@@ -26,8 +26,8 @@ from sklearn.preprocessing import StandardScaler  # noqa: E402
 from sklearn.utils.class_weight import compute_sample_weight  # noqa: E402
 from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
 
-from xpnet import estimators, layers, optimizers  # noqa: E402
-from xpnet.errors import ArgumentError, DataError, DivergenceError  # noqa: E402
+from xpnet import Model, estimators, layers, optimizers  # noqa: E402
+from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, DivergenceError  # noqa: E402
 from xpnet.estimators import XPClassifier, XPRegressor  # noqa: E402
 
 pytestmark = [
@@ -595,6 +595,21 @@ def test_the_layers_argument_is_copied():
     one, two = (XPClassifier(layers=unbuilt, max_iter=2, backend="cpu").fit(X, Y) for _ in range(2))
     assert not any(layer.is_built for layer in unbuilt) and one.model_ is not two.model_
     clone(one).fit(X, Y)
+
+
+def with_a_shortcut(x):
+    h = layers.Dense(4)(x)
+    return layers.Concatenate()([layers.Tanh()(h), x])
+
+
+def test_layers_may_be_a_function_that_makes_a_graph():
+    network = XPClassifier(layers=with_a_shortcut, max_iter=3, random_state=0, backend="cpu").fit(X, Y)
+    assert isinstance(network.model_, Model) and [w.shape for w in network.coefs_] == [(8, 4), (12, 3)]
+    copied = pickle.loads(pickle.dumps(network))
+    np.testing.assert_array_equal(copied.predict_proba(X), network.predict_proba(X))
+    np.testing.assert_array_equal(clone(network).fit(X, Y).predict_proba(X), network.predict_proba(X))
+    with pytest.raises(ArgumentTypeError, match="a layer is called on symbolic tensors"):
+        XPClassifier(layers=lambda x: [layers.Dense(3)], backend="cpu").fit(X, Y)
 
 
 def test_estimators_work_in_pipelines_grid_searches_and_pickles():

@@ -27,14 +27,6 @@ class _Augmentation(Layer):
 
     accepts_integers = True
 
-    def _noise(self, rows: int, columns: int) -> Array:
-        """Uniform noise (rows, columns) above 0 and at most 1, in a buffer."""
-        noise = self.work.buffer("noise", (rows, columns))
-        noise[...] = self.random_bits(noise)
-        noise += 0.5  # so that it is never 0
-        noise *= 2.0**-32
-        return noise
-
     def _unchanged(self, x: Array) -> Array:
         return x.astype(self.context.dtype, copy=False)
 
@@ -419,23 +411,14 @@ class GaussianNoise(_Augmentation):
         self.deviation = number(self, "deviation", deviation, at_least=0, at_most=1e30)
 
     def forward(self, x: Array) -> Array:
-        """y = x + deviation · z, with z from the uniform numbers u, v: √(-2 log u) cos 2πv, √(-2 log u) sin 2πv.
-
-        Box and Muller 1958, "A note on the generation of random normal deviates".
-        """
+        """y = x + deviation · z, with normal noise z."""
         if not self.context.training or not self.deviation:
             return self._unchanged(x)
-        xp, work, rows, elements = self.xp, self.work, len(x), math.prod(x.shape[1:])
-        half = (elements + 1) // 2
-        noise = self._noise(rows, 2 * half)
-        radius = xp.sqrt(xp.log(noise[:, :half]) * -2.0)
-        radius *= self.deviation
-        angle = noise[:, half:] * (2.0 * math.pi)
-        noise[:, :half] = radius * xp.cos(angle)
-        noise[:, half:] = radius * xp.sin(angle)
-        y = work.buffer("y", x.shape)
+        noise = self.random_normal(x)
+        noise *= self.deviation
+        y = self.work.buffer("y", x.shape)
         y[...] = x
-        y += noise[:, :elements].reshape(x.shape)
+        y += noise
         return y
 
     def backward(self, grad_y: Array) -> Array | None:

@@ -17,7 +17,7 @@ from xpnet.data.files import as_path, model_path, refuse_unwritable, reporting
 from xpnet.display import progress, tables
 from xpnet.distributed.process_group import ProcessGroup
 from xpnet.errors import ArgumentError, FileError, ShapeError, suggestion
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Container
 from xpnet.parameters import Snapshot
 
 __all__ = ["CSVLogger", "Callback", "Checkpoint", "EarlyStopping", "EpochLines", "History", "ProgressBar",
@@ -132,23 +132,23 @@ class Callback(ExplainedArguments):
     #: Set by fit.
     run: Run
 
-    def on_train_begin(self, model: Sequential) -> None:
+    def on_train_begin(self, model: Container) -> None:
         """Called before the first epoch of this fit."""
 
-    def on_resume(self, model: Sequential, state: dict[str, Any]) -> None:
+    def on_resume(self, model: Container, state: dict[str, Any]) -> None:
         """Called instead of on_train_begin if fit resumes a checkpoint, with what `state()` returned for it."""
         self.on_train_begin(model)
 
-    def on_epoch_begin(self, model: Sequential, epoch: int) -> None:
+    def on_epoch_begin(self, model: Container, epoch: int) -> None:
         """Called before the first step of an epoch."""
 
-    def on_step_end(self, model: Sequential, step: int) -> None:
+    def on_step_end(self, model: Container, step: int) -> None:
         """Called after a step; `step` is the number of steps so far."""
 
-    def on_epoch_end(self, model: Sequential, epoch: int, logs: dict[str, Any]) -> None:
+    def on_epoch_end(self, model: Container, epoch: int, logs: dict[str, Any]) -> None:
         """Called after an epoch; `logs` are its values: "loss", "accuracy", "val_loss", …"""
 
-    def on_train_end(self, model: Sequential) -> None:
+    def on_train_end(self, model: Container) -> None:
         """Called after the last epoch, also if an error or Ctrl-C ended the training."""
 
     def on_compile(self) -> None:
@@ -181,7 +181,7 @@ class ProgressBar(Callback):
 
     # tqdm has locks that KeyboardInterrupt could leave locked.
 
-    def on_epoch_begin(self, model: Sequential, epoch: int) -> None:
+    def on_epoch_begin(self, model: Container, epoch: int) -> None:
         uninterrupted(self._open, epoch)
 
     def _open(self, epoch: int) -> None:
@@ -201,7 +201,7 @@ class ProgressBar(Callback):
         if self._bar is not None:
             self._bar.show(["compiling kernels for the GPU, once"])
 
-    def on_step_end(self, model: Sequential, step: int) -> None:
+    def on_step_end(self, model: Container, step: int) -> None:
         if self._bar is not None:
             uninterrupted(self._update)
 
@@ -211,13 +211,13 @@ class ProgressBar(Callback):
             self._bar.show(_texts(self.run.logs()))
             self._next_logs = time.monotonic() + self.seconds
 
-    def on_epoch_end(self, model: Sequential, epoch: int, logs: dict[str, Any]) -> None:
+    def on_epoch_end(self, model: Container, epoch: int, logs: dict[str, Any]) -> None:
         if self._bar is not None:
             uninterrupted(self._close, _texts(logs))
         if self._lines is not None:
             self._lines.on_epoch_end(model, epoch, logs)
 
-    def on_train_end(self, model: Sequential) -> None:
+    def on_train_end(self, model: Container) -> None:
         uninterrupted(self._close)
 
     def _close(self, texts: Sequence[str] = ()) -> None:
@@ -239,7 +239,7 @@ class EpochLines(Callback):
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream
 
-    def on_epoch_end(self, model: Sequential, epoch: int, logs: dict[str, Any]) -> None:
+    def on_epoch_end(self, model: Container, epoch: int, logs: dict[str, Any]) -> None:
         run = self.run
         seconds, count = run.history.seconds[-1], _epoch_of(run, epoch, len(str(run.epochs)))
         print(
@@ -259,12 +259,12 @@ class _Monitor(Callback):
         self.patience = number(self, "patience", patience, at_least=0)
         self.min_delta = number(self, "min_delta", min_delta, at_least=0)
 
-    def on_train_begin(self, model: Sequential) -> None:
+    def on_train_begin(self, model: Container) -> None:
         self._check_monitor()
         self.best: float | None = None
         self.waited = 0
 
-    def on_resume(self, model: Sequential, state: dict[str, Any]) -> None:
+    def on_resume(self, model: Container, state: dict[str, Any]) -> None:
         super().on_resume(model, state)
         best, waited = state["best"], state["waited"]
         self.best = None if best is None else number(self, "best", best)
@@ -273,7 +273,7 @@ class _Monitor(Callback):
     def state(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited}
 
-    def on_epoch_end(self, model: Sequential, epoch: int, logs: dict[str, Any]) -> None:
+    def on_epoch_end(self, model: Container, epoch: int, logs: dict[str, Any]) -> None:
         value = self._monitored(logs)
         first = self.best is None and value == value  # NaN is no improvement over nothing
         if first or (self.best is not None and self._sign() * (value - self.best) > self.min_delta):
@@ -321,9 +321,9 @@ class _Monitor(Callback):
         mode = ("min" if self.monitor.endswith(minimized) else "max") if self.mode == "auto" else self.mode
         return -1 if mode == "min" else 1
 
-    def on_better(self, model: Sequential, epoch: int) -> None: ...
+    def on_better(self, model: Container, epoch: int) -> None: ...
 
-    def on_patience_lost(self, model: Sequential, epoch: int) -> None: ...
+    def on_patience_lost(self, model: Container, epoch: int) -> None: ...
 
 
 def _names_a_metric(name: str) -> bool:
@@ -355,12 +355,12 @@ class EarlyStopping(_Monitor):
         super().__init__(monitor, patience, min_delta, mode)
         self.restore_best = flag(self, "restore_best", restore_best)
 
-    def on_train_begin(self, model: Sequential) -> None:
+    def on_train_begin(self, model: Container) -> None:
         self.best_epoch: int | None = None
         self._snapshot: Snapshot | None = None
         super().on_train_begin(model)
 
-    def on_resume(self, model: Sequential, state: dict[str, Any]) -> None:
+    def on_resume(self, model: Container, state: dict[str, Any]) -> None:
         super().on_resume(model, state)
         epoch = state["best_epoch"]
         self.best_epoch = None if epoch is None else integer(self, "best_epoch", epoch, at_least=0)
@@ -380,16 +380,16 @@ class EarlyStopping(_Monitor):
         best = {} if self._snapshot is None else {f"best {i}": a for i, a in enumerate(self._snapshot.copies.values())}
         return {**super().state(), "best_epoch": self.best_epoch, "with_copy": bool(best), **best}
 
-    def on_better(self, model: Sequential, epoch: int) -> None:
+    def on_better(self, model: Container, epoch: int) -> None:
         self.best_epoch = epoch
         if self.restore_best:
             self._snapshot = self._snapshot or Snapshot(model.context.store)
             self._snapshot.take()
 
-    def on_patience_lost(self, model: Sequential, epoch: int) -> None:
+    def on_patience_lost(self, model: Container, epoch: int) -> None:
         self.stop("early stopping")
 
-    def on_train_end(self, model: Sequential) -> None:
+    def on_train_end(self, model: Container) -> None:
         if self._snapshot is not None and self.run.history.stopped != "diverged":
             self._snapshot.restore()
         self._snapshot = None
@@ -415,7 +415,7 @@ class ReduceLROnPlateau(_Monitor):
         self.factor = number(self, "factor", factor, above=0, below=1)
         self.min_rate = number(self, "min_rate", min_rate, at_least=0)
 
-    def on_patience_lost(self, model: Sequential, epoch: int) -> None:
+    def on_patience_lost(self, model: Container, epoch: int) -> None:
         self.waited = 0
         state = self.run.state
         if state.learning_rate > self.min_rate:
@@ -453,7 +453,7 @@ class Checkpoint(_Monitor):
         self.minutes = None if minutes is None else number(self, "minutes", minutes, at_least=0, also="None")
         self.keep_best = integer(self, "keep_best", keep_best, at_least=0)
 
-    def on_train_begin(self, model: Sequential) -> None:
+    def on_train_begin(self, model: Container) -> None:
         if self.keep_best:
             self._check_monitor()
         self.kept: list[tuple[float, int]] = []  # (value, epoch), the best first
@@ -461,7 +461,7 @@ class Checkpoint(_Monitor):
         if self.run.group.rank == 0:
             refuse_unwritable(self.path)
 
-    def on_resume(self, model: Sequential, state: dict[str, Any]) -> None:
+    def on_resume(self, model: Container, state: dict[str, Any]) -> None:
         self.on_train_begin(model)
         for value, epoch in state.get("kept", []):
             if not isinstance(value, int | float) or isinstance(value, bool):
@@ -472,21 +472,21 @@ class Checkpoint(_Monitor):
     def state(self) -> dict[str, Any]:
         return {"kept": self.kept} if self.keep_best else {}
 
-    def on_step_end(self, model: Sequential, step: int) -> None:
+    def on_step_end(self, model: Container, step: int) -> None:
         due = self.minutes is not None and time.monotonic() >= self._written + 60 * self.minutes
         if self.minutes is not None and self.run.group.size > 1:
             due = self.run.group.broadcast_value(due)  # clocks differ, and all ranks must write together
         if due and self.run.history.stopped is None:  # otherwise the epoch ends first
             self._write()
 
-    def on_epoch_end(self, model: Sequential, epoch: int, logs: dict[str, Any]) -> None:
+    def on_epoch_end(self, model: Container, epoch: int, logs: dict[str, Any]) -> None:
         if self.keep_best:
             self._keep(self._monitored(logs), epoch)
         done = epoch + 1 - self.run.first_epoch
         if done % self.every == 0 or done == self.run.epochs or self.run.history.stopped is not None:
             self._write()
 
-    def on_train_end(self, model: Sequential) -> None:
+    def on_train_end(self, model: Container) -> None:
         if self.run.history.stopped == "interrupted" and self._written_step != self.run.state.step:
             self._write()
 
@@ -528,10 +528,10 @@ class CSVLogger(Callback):
         self.path, self.append = as_path("CSVLogger", "path", path), flag(self, "append", append)
         self._file: Any = None
 
-    def on_train_begin(self, model: Sequential) -> None:
+    def on_train_begin(self, model: Container) -> None:
         self._open("a" if self.append else "w")
 
-    def on_resume(self, model: Sequential, state: dict[str, Any]) -> None:
+    def on_resume(self, model: Container, state: dict[str, Any]) -> None:
         size = integer(self, "the size of the file", state["size"], at_least=0)
         with reporting(self.path), contextlib.suppress(FileNotFoundError), open(self.path, "rb") as before:
             before.seek(max(0, size - 1))
@@ -548,14 +548,14 @@ class CSVLogger(Callback):
         self._writer: Any = None
         self._resumed_size = size
 
-    def on_epoch_begin(self, model: Sequential, epoch: int) -> None:
+    def on_epoch_begin(self, model: Container, epoch: int) -> None:
         with reporting(self.path):
             if self._resumed_size is not None and self._file.tell() > self._resumed_size:
                 self._file.truncate(self._resumed_size)  # rows of epochs that are trained again
                 self._file.seek(0, os.SEEK_END)
         self._resumed_size = None
 
-    def on_epoch_end(self, model: Sequential, epoch: int, logs: dict[str, Any]) -> None:
+    def on_epoch_end(self, model: Container, epoch: int, logs: dict[str, Any]) -> None:
         row = {"epoch": epoch, "seconds": round(self.run.history.seconds[-1], 6), **logs}
         with reporting(self.path):
             if self._writer is None:
@@ -576,7 +576,7 @@ class CSVLogger(Callback):
         except (UnicodeDecodeError, csv.Error) as error:
             raise FileError(f"{self.path}: this is not a CSV file: {error}.") from error
 
-    def on_train_end(self, model: Sequential) -> None:
+    def on_train_end(self, model: Container) -> None:
         if self._file is not None:
             file, self._file = self._file, None
             with reporting(self.path):

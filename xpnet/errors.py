@@ -82,8 +82,10 @@ class DownloadError(FileError):
     """The file could not be downloaded; the message lists every address tried."""
 
 
-def shape_text(shape: tuple[int, ...]) -> str:
-    """(4, 5) as "(N, 4, 5)"."""
+def shape_text(shape: tuple[int, ...] | list[tuple[int, ...]]) -> str:
+    """(4, 5) as "(N, 4, 5)", and a list of shapes as "(N, 4), (N, 5)"."""
+    if isinstance(shape, list):
+        return ", ".join(map(shape_text, shape))
     return f"(N, {', '.join(map(str, shape))})" if shape else "(N,)"
 
 

@@ -1,12 +1,12 @@
 """scikit-learn estimators for pipelines and grid searches: `pip install "xpnet[sklearn]"`.
 
-After fitting, the attribute `model_` is the network, an `xpnet.Sequential`.
+After fitting, the attribute `model_` is the network, an `xpnet.Sequential` or an `xpnet.Model`.
 """
 
 import copy
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy
@@ -20,7 +20,8 @@ from xpnet.callbacks import Callback
 from xpnet.config import choice, flag, integer, number
 from xpnet.data.streaming import Stream
 from xpnet.errors import ArgumentError, DataError, MissingPackageError, module_attributes
-from xpnet.model import Sequential
+from xpnet.layers.tensors import Tensor
+from xpnet.model import Input, Model, Sequential
 from xpnet.parameters import Parameter, Snapshot
 
 try:
@@ -67,7 +68,7 @@ _PREDICTION_ROWS = 1024  # the rows of a sparse X that are made dense at a time 
 class _Estimator(BaseEstimator):  # type: ignore[misc]
     """The base class of both estimators. XPClassifier documents the arguments."""
 
-    model_: Sequential
+    model_: Sequential | Model
     n_outputs_: int
     out_activation_: str
     n_iter_: int
@@ -85,7 +86,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         hidden_layer_sizes: int | Sequence[int] = (100,),
         activation: str | layers_.Layer = "relu",
         *,
-        layers: Sequence[layers_.Layer] | None = None,
+        layers: Iterable[layers_.Layer] | Callable[[Tensor], Tensor] | None = None,
         optimizer: Any = "adam",
         solver: Any = None,
         learning_rate: Any = _RATE,
@@ -351,14 +352,19 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         return X, y, sample_weight
 
     def _build(self, features: int, dtype: Any) -> None:
-        if self.layers is not None:
-            hidden = copy.deepcopy(list(self.layers))
+        layers: Any = self.layers
+        output, dtype = layers_.Dense(self.n_outputs_), numpy.dtype(dtype).name
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        if callable(layers) and not isinstance(layers, layers_.Layer):
+            inputs = Input((features,))
+            self.model_ = Model(inputs, output(layers(inputs)), self.backend, seed=seed, dtype=dtype)
+            return
+        if layers is not None:
+            hidden = copy.deepcopy(list(layers))
         else:
             sizes = [integer(self, "hidden_layer_sizes", n) for n in numpy.atleast_1d(self.hidden_layer_sizes).tolist()]
             hidden = [layer for n in sizes for layer in (layers_.Dense(n), self._new_activation())]
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        stack = [*hidden, layers_.Dense(self.n_outputs_)]
-        self.model_ = Sequential(stack, (features,), self.backend, seed=seed, dtype=numpy.dtype(dtype).name)
+        self.model_ = Sequential([*hidden, output], (features,), self.backend, seed=seed, dtype=dtype)
 
     def _new_activation(self) -> layers_.Layer:
         if isinstance(self.activation, layers_.Layer):
@@ -444,7 +450,8 @@ class XPClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
 
     hidden_layer_sizes: the units of each hidden Dense layer.  activation: "relu", "tanh", "logistic", "identity",
     "leaky_relu", "elu", "gelu", "silu", "softplus", or a layer.
-    layers: hidden layers of xpnet, which replace those two arguments; fit trains a copy and adds the output layer.
+    layers: hidden layers of xpnet, which replace those two arguments; fit trains a copy and adds the output layer. Or a
+    function of a symbolic tensor, X, that calls new layers and returns a tensor, as for `xpnet.Model`.
     solver or optimizer: a name such as "adam" or "sgd", used with the arguments that follow here; or an xpnet
     optimizer, to which they do not apply.
     learning_rate or learning_rate_init: the initial learning rate.  learning_rate_schedule: for "sgd" only: "constant";
@@ -486,7 +493,7 @@ class XPClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         hidden_layer_sizes: int | Sequence[int] = (100,),
         activation: str | layers_.Layer = "relu",
         *,
-        layers: Sequence[layers_.Layer] | None = None,
+        layers: Iterable[layers_.Layer] | Callable[[Tensor], Tensor] | None = None,
         optimizer: Any = "adam",
         solver: Any = None,
         learning_rate: Any = _RATE,

@@ -56,6 +56,11 @@ class Loss(Configured):
         """The weight of each sample's class, (N,), by default 1; for probabilities t, Σ_k t_k weight_k."""
         raise ArgumentError(f"class_weight needs a classification loss, not {type(self).__name__}.")
 
+    @property
+    def by_output(self) -> Sequence[tuple["Loss", float]]:
+        """The loss of each output of the model, and its factor in the total: here, of the only output."""
+        return [(self, 1.0)]
+
     def __call__(self, outputs: Any, targets: Any, sample_weight: Any = None) -> float:
         """The loss of these outputs as one number, computed on the host in float64."""
         backend = get_backend("cpu")

@@ -41,6 +41,8 @@ class Metric(Configured):
 
     #: The key in the history and in the result of `evaluate`.
     name: str = ""
+    #: In a model with several outputs: the number of the output that is scored.
+    output: int | None = None
     #: Whether the result is one number, which a history can hold.
     scalar: ClassVar[bool] = True
     #: Whether merge(zeros, sums) == sums. A subclass with its own `merge` sets it to True if that holds: only then

@@ -1,17 +1,18 @@
-"""Sequential, a model of layers in a row, and two functions of models: load and check_gradients."""
+"""Sequential and Model, which can be trained; and functions of models: load, check_gradients and explain_step."""
 
 import contextlib
 import copy
+import functools
+import operator
 import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy
 
 from xpnet import layers as layers_
-from xpnet import losses
 from xpnet import optimizers as optimizers_
 from xpnet.backends import Array, Backend, DType, get_backend
 from xpnet.callbacks import Callback, History
@@ -19,9 +20,10 @@ from xpnet.concurrency.interrupts import deferring
 from xpnet.config import choice, explain_arguments, flag, integer, number
 from xpnet.data.dataset import Batch, Dataset
 from xpnet.data.files import as_path
-from xpnet.data.preparation import as_numbers, prepare, prepare_inputs
+from xpnet.data.preparation import as_numbers, prepare, prepare_gradient, prepare_inputs, structure_of
 from xpnet.data.sources import length, read
 from xpnet.data.streaming import Stream, as_stream
+from xpnet.data.structure import each, in_order, items
 from xpnet.display.tables import Summary, summary
 from xpnet.distributed.mpi import process_group
 from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -31,19 +33,28 @@ from xpnet.errors import (
     DistributedError,
     DivergenceError,
     FileError,
-    ShapeError,
     StateError,
     shape_text,
 )
 from xpnet.layers.base import Layer
 from xpnet.layers.building import build_alone, building
+from xpnet.layers.containers import Container
 from xpnet.layers.context import Context
+from xpnet.layers.graph import Graph, tensors_of
+from xpnet.layers.structure import Arrays, as_list, as_tuple, first_of, mapped, one_or_tuple
+from xpnet.layers.tensors import Input, Tensor
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
 from xpnet.parameters import ParameterStore
 from xpnet.training import loop, model_files, outputs
-from xpnet.training.arguments import FitOptions, checked_batch_size, choose_loss_and_metrics, load_dataset
+from xpnet.training.arguments import (
+    FitOptions,
+    checked_batch_size,
+    choose_loss_and_metrics,
+    class_weights,
+    load_dataset,
+)
 from xpnet.training.audit import Checks
 from xpnet.training.captured_inference import CapturedInference, InferencePass
 from xpnet.training.device_memory import explaining_memory_errors
@@ -57,58 +68,32 @@ from xpnet.training.state_dicts import LoadedState, load_state
 if TYPE_CHECKING:
     from xpnet.training.explanation import StepExplanation
 
-__all__ = ["LoadedState", "Sequential", "check_gradients", "explain_step", "load"]
+__all__ = ["Input", "LoadedState", "Model", "Sequential", "check_gradients", "explain_step", "load"]
 
 
 #: The model whose pass is running through the `forward` or `backward` that its subclass defines.
 _running: ContextVar[Any] = ContextVar("running", default=None)
 
 
-class Sequential(layers_.Sequential):
-    """A model of layers in a row, on one device.
+class _BaseModel(Container):
+    """What Sequential and Model have in common: everything but their layers and how these are connected."""
 
-    layers: from the first to the last.
-    input_shape: the shape of one sample, without the batch: (784,), (28, 28, 1). Without it, the model is built when it
-        gets its first data.
-    backend: "auto" (a GPU if one can be used), "cpu", "gpu", "gpu:1", or a Backend.
-    seed: determines the initial weights, the order of batches and all noise. None draws one, stored in `model.seed`.
-    dtype: "float32" or "float64", of weights and arithmetic.
-    precision: the precision of matrix products: "tf32", "float16" or "bfloat16", on a GPU whose tensor cores support
-        it; None is "float32". All need dtype="float32": the factors of a product are rounded, its sums are float32.
-        Weights, their gradients, statistics and losses stay in float32; in a captured step, arrays that only large
-        products read are stored in 16 bits. With "float16" the loss is scaled, and steps whose gradient overflows are
-        skipped.
-
-    Attributes: `layers`; `parameters`, a list of `parameters.Parameter`; `trainable`, False to freeze all of them; and
-    `input_shape`, `output_shape`, `backend`, `seed`, `dtype`; and `history`, the History of the latest fit, or None.
-    `len(model)`, `model[i]` and `model.get_layer(name)` work as in layers.Sequential.
-
-    Several threads may predict and evaluate with one model, also while another thread trains it: they take turns, batch
-    by batch, and the results are exact. What would disturb the training raises StateError.
-    """
-
+    _own_attributes = Container._own_attributes | {
+        "_builder", "_checked", "_checks", "_has_gradients", "_inference", "_rows_of_forward", "_state", "_tensors",
+        "history",
+    }  # fmt: skip
     #: Whether a subclass has a forward or backward of its own.
     _overrides = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls._overrides = (cls.forward, cls.backward) != (Sequential.forward, Sequential.backward)
+        cls._overrides = (cls.forward, cls.backward) != (_BaseModel.forward, _BaseModel.backward)
         if cls._overrides:
             cls._run_forward = cls._run_own_forward  # type: ignore[assignment]
             cls._run_backward = cls._run_own_backward  # type: ignore[assignment]
 
-    def __init__(
-        self,
-        layers: Sequence[Layer],
-        input_shape: int | Sequence[int] | None = None,
-        backend: str | Backend = "auto",
-        seed: int | None = 0,
-        dtype: str = "float32",
-        precision: str | None = None,
-        *,
-        name: str | None = None,
-    ) -> None:
-        super().__init__(layers, name=name)
+    def _configure(self, backend: Any, seed: Any, dtype: Any, precision: Any) -> None:
+        """Check the arguments that all models take, and set what they start with."""
         self.seed = secrets.randbits(32) if seed is None else integer("", "seed", seed, at_least=0, also="None")
         self.dtype, self._wanted_backend = _dtype_name(dtype), get_backend(backend)
         self.precision = _checked_precision(precision, self._wanted_backend, self.dtype)
@@ -120,55 +105,57 @@ class Sequential(layers_.Sequential):
         self._inference = CapturedInference()
         self._builder = 0  # the thread that has built the model for data that may still be refused
         self.history: History | None = None
-        if input_shape is not None:
-            self._build_on(input_shape)
 
     @explain_arguments
-    def forward(self, x: Any, training: bool = False) -> Array:
+    def forward(self, x: Any, training: bool = False) -> Any:
         """Return the outputs (N, *output_shape) for inputs (N, *input_shape), as a new array on the model's device.
 
-        training=True turns dropout on, with other noise in each call. `backward` may follow in both cases.
+        With several inputs, x is a list or a dict of arrays; with several outputs, the result is a list. training=True
+        turns dropout on, with other noise in each call. `backward` may follow in both cases.
         """
         if self.path or _running.get() is self:  # as a layer of another model, or in a pass
             return super().forward(x)
         x, dtype = self._inputs(x)
         return self.context.exclusively(self._forward, x, dtype, training)
 
-    def _forward(self, x: Array, dtype: DType, training: bool) -> Array:
+    def _forward(self, x: Arrays, dtype: DType, training: bool) -> Any:
         if training:
             self.context.guard.refuse_beside_training()
         self.context.begin_forward(training)
-        x = self.backend.asarray(x, dtype=dtype).copy()  # backward reads it, and the caller may change the original
+        # A copy, since backward reads it, and the caller may change the original.
+        x = mapped(lambda a, dtype: self.backend.asarray(a, dtype=dtype).copy(), x, dtype)
         with self._by_hand():
             outputs = self.forward_pass(x, training=training)
-        self._rows_of_forward = len(outputs)
+        self._rows_of_forward = len(first_of(outputs))
         self.context.end_forward()
-        return outputs.copy()
+        return as_list(mapped(lambda a: a.copy(), outputs))
 
     @explain_arguments
-    def backward(self, grad_output: Any, input_grad: bool = True) -> Array | None:
-        """Fill every parameter's `.grad`, given the gradient of a loss with respect to the latest outputs of `forward`.
+    def backward(self, grad_output: Any, input_grad: bool = True) -> Any:
+        """Fill the `.grad` of every trainable parameter, given ∂L/∂y for the latest outputs y of `forward`.
 
-        grad_output: (N, *output_shape). Returns the gradient with respect to the inputs as a new array; None if
+        grad_output: (N, *output_shape), or a list or a dict of arrays if there are several outputs. Returns the
+        gradient with respect to the inputs as a new array, or a list of arrays if there are several; None if
         input_grad=False, which saves its computation. `forward` must have been called by the same thread.
         """
         if self.path or _running.get() is self:
             return super().backward(grad_output)
         return self.context.exclusively(self._backward, grad_output, input_grad)
 
-    def _backward(self, grad_output: Any, input_grad: bool) -> Array | None:
+    def _backward(self, grad_output: Any, input_grad: bool) -> Any:
         self.context.guard.refuse_beside_training()
         self.context.check_forward()
-        grad = as_numbers(self.backend, grad_output, "grad_output")
-        grad = self.backend.asarray(grad, dtype=self.context.dtype)
-        expected = (self._rows_of_forward, *self.output_shape)
-        if tuple(grad.shape) != expected:
-            raise ShapeError(f"grad_output must have the shape of the outputs, {expected}, not {grad.shape}.")
+        grad = prepare_gradient(self, grad_output, self._rows_of_forward)
         self._has_gradients = False  # until this pass is complete
         with self._by_hand():
             result = self.backward_pass(grad, input_grad)
         self._has_gradients, self._checked, self._checks = True, True, None
-        return None if result is None else result.copy()
+        return as_list(mapped(lambda a: None if a is None else a.copy(), result))
+
+    def shared_copy(self) -> Self:
+        twin = super().shared_copy()  # a layer of another model: training belongs to that one
+        vars(twin).update(_state=Untrained(), _inference=CapturedInference(), history=None)
+        return twin
 
     def _by_hand(self) -> contextlib.AbstractContextManager[None]:
         """A context for a pass that a user calls. It checks custom layers, until `backward` was called once."""
@@ -181,7 +168,7 @@ class Sequential(layers_.Sequential):
 
     def _run_own_forward(self, x: Array) -> Array:
         if _running.get() is self:
-            return layers_.Sequential.forward(self, x)
+            return super().forward(x)
         with self._as_layers():
             y = self.forward(x)
             self.check_output(x, y)
@@ -189,7 +176,7 @@ class Sequential(layers_.Sequential):
 
     def _run_own_backward(self, grad_y: Array) -> Array | None:
         if _running.get() is self:
-            return layers_.Sequential.backward(self, grad_y)
+            return super().backward(grad_y)
         with self._as_layers():
             return self.backward(grad_y)
 
@@ -207,7 +194,7 @@ class Sequential(layers_.Sequential):
         self,
         x: Any,
         y: Any = None,
-        loss: str | Loss = "softmax_cross_entropy",
+        loss: Any = "softmax_cross_entropy",
         optimizer: str | Optimizer = "adam",
         epochs: int = 1,
         batch_size: int | None = 128,
@@ -217,12 +204,14 @@ class Sequential(layers_.Sequential):
         callbacks: Sequence[Callback] = (),
         shuffle: bool = True,
         sample_weight: Any = None,
-        class_weight: Mapping[int, float] | Sequence[float] | str | None = None,
+        class_weight: Any = None,
         accumulate: int = 1,
         resume_from: Any = None,
         distributed: bool | ProcessGroup = False,
         on_interrupt: str = "raise",
         verbose: int = 1,
+        *,
+        loss_weights: Any = None,
     ) -> History:
         """Train on x (N, *input_shape) and y. Returns a History, with the loss and metrics of every epoch.
 
@@ -248,6 +237,12 @@ class Sequential(layers_.Sequential):
             KeyboardInterrupt; "stop" returns, and history.stopped is "interrupted".
         verbose: 1 shows a progress bar on a terminal or in a notebook, 2 prints a line per epoch, 0 is silent.
 
+        With several inputs, x is a list of arrays, or a dict by the names of the inputs. With several outputs, so are
+            y, loss, metrics, sample_weight, class_weight and loss_weights, by the names of the outputs; a single loss,
+            metric or array of weights is for all outputs.  loss_weights: the factor of the loss of each output in the
+            total, by default 1. The history has the total, "loss"; of an output "digit", "digit_loss"; and
+            "digit_accuracy".
+
         A second call with an equal optimizer continues: optimizer state, schedule and epochs belong to the model.
         A second Ctrl-C raises KeyboardInterrupt at once; the model can be used then, but may be in the middle of an
         update. If the program has its own handler of SIGINT, that handler decides.
@@ -261,12 +256,12 @@ class Sequential(layers_.Sequential):
         """
         group = SINGLE_PROCESS if distributed is False else process_group(distributed)
         try:
-            x, y, sample_weight = as_stream(x, y, sample_weight)
+            x, y, sample_weight = as_stream(structure_of(self), x, y, sample_weight)
             options = FitOptions(
                 loss=loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size, validation_data=validation_data,
                 validation_split=validation_split, metrics=metrics, callbacks=callbacks, shuffle=shuffle,
                 class_weight=class_weight, accumulate=accumulate, resume_from=resume_from, on_interrupt=on_interrupt,
-                verbose=verbose, group=group,
+                verbose=verbose, loss_weights=loss_weights, group=group,
             )  # fmt: skip
             run = deferring(self._fit, x, y, sample_weight, options)
         except (DistributedError, DivergenceError):
@@ -296,18 +291,20 @@ class Sequential(layers_.Sequential):
         self,
         x: Any,
         y: Any,
-        loss: str | Loss | None = None,
+        loss: Any = None,
         optimizer: str | Optimizer | None = None,
         metrics: Any = None,
         sample_weight: Any = None,
-        class_weight: Mapping[int, float] | Sequence[float] | None = None,
+        class_weight: Any = None,
+        *,
+        loss_weights: Any = None,
     ) -> dict[str, float]:
         """Make one training step on these samples. Returns {"loss": …} and metrics, computed before the update.
 
         Loss, optimizer and metrics default to those of the last training.
         """
         with self._built_for(x), explaining_memory_errors(self, None), self.backend.device():
-            chosen, measured = self._chosen(loss, metrics)
+            chosen, measured = self._chosen(loss, metrics, loss_weights)
             wanted = self._state.optimizer if optimizer is None else optimizers_.get(optimizer)
             dataset = load_dataset(self, x, y, chosen, measured, sample_weight, class_weight)
             if not isinstance(dataset, Dataset):
@@ -350,61 +347,70 @@ class Sequential(layers_.Sequential):
         self,
         x: Any,
         y: Any = None,
-        loss: str | Loss | None = None,
+        loss: Any = None,
         metrics: Any = None,
         batch_size: int | None = 1024,
         sample_weight: Any = None,
+        *,
+        loss_weights: Any = None,
     ) -> dict[str, Any]:
         """Return the loss and metrics of a dataset, {"loss": …, "accuracy": …}.
 
         By default they are those of the last training. The loss is a mean over the samples, or their sum if its
-        reduction is "sum". batch_size affects memory and speed only; None takes all samples at once.
+        reduction is "sum". batch_size affects memory and speed only; None takes all samples at once. Lists and dicts of
+        arrays, and the names of the results with several outputs: as in `fit`.
         """
         batch_size = checked_batch_size(batch_size)
-        x, y, sample_weight = as_stream(x, y, sample_weight)
+        x, y, sample_weight = as_stream(structure_of(self), x, y, sample_weight)
         with self._built_for(x), explaining_memory_errors(self, batch_size), self.backend.device():
-            chosen, measured = self._chosen(loss, metrics)
+            chosen, measured = self._chosen(loss, metrics, loss_weights)
             dataset = load_dataset(self, x, y, chosen, measured, sample_weight)
-            result = evaluate(self, dataset, chosen, measured, batch_size).final_result(chosen.reduction == "sum")
+            result = evaluate(self, dataset, chosen, measured, batch_size).final_result(reduced=True)
             if batch_size is None:  # buffers for the whole dataset are not kept
                 self.context.exclusively(self.drop_workspaces, inference_only=True)
             return result
 
     @explain_arguments
-    def predict(self, x: Any, batch_size: int | None = 1024, as_device: bool = False) -> Array:
+    def predict(self, x: Any, batch_size: int | None = 1024, as_device: bool = False) -> Any:
         """Return the outputs (N, *output_shape) for inputs (N, *input_shape), as a NumPy array on the host.
 
-        as_device=True returns an array of `backend.xp` on the model's device instead. An array on disk, or a Stream of
+        With several inputs, x is a list or a dict of arrays; with several outputs, the result is a list of arrays.
+        as_device=True returns arrays of `backend.xp` on the model's device instead. An array on disk, or a Stream of
         one, is read batch by batch.
         """
         batch_size = checked_batch_size(batch_size)
-        on_disk = isinstance(x, Stream | numpy.memmap)
+        given, streamed = x, isinstance(x, Stream)
+        x = in_order("x", x.array if streamed else x, self.input_names, "input")
+        on_disk = streamed or any(isinstance(a, numpy.memmap) for a in items(x))
         if on_disk:
-            self._ensure_built(x)
-            x, size = (x.array if isinstance(x, Stream) else x), batch_size or 1024
+            self._ensure_built(given)
+            size = batch_size or 1024
         else:
             x, dtype = self._inputs(x)
-            size = batch_size or len(x)
-        parts, count = [], length(x)
+            size = batch_size or len(first_of(x))
+        parts, count = [], length(items(x)[0])
         for start in range(0, count, size):
+            rows = slice(start, min(start + size, count))
             if on_disk:
-                batch, dtype = self._inputs(read(x, slice(start, min(start + size, count)), "x"))
+                batch, dtype = self._inputs(each(functools.partial(read, rows=rows, name="x"), x))
             else:
-                batch = x[start : start + size]
+                batch = mapped(operator.itemgetter(rows), x)
             with explaining_memory_errors(self, size):
                 parts.append(self.context.exclusively(self._predict_batch, batch, dtype, as_device))
+        if len(parts) == 1:
+            return as_list(parts[0])
         with self.backend.device():
             join = self.backend.xp.concatenate if as_device else numpy.concatenate
-            return parts[0] if len(parts) == 1 else join(parts)
+            return [join(column) for column in zip(*parts, strict=True)] if isinstance(parts[0], tuple) else join(parts)
 
-    def _predict_batch(self, x: Array, dtype: DType, as_device: bool) -> Array:
-        x = self.backend.asarray(x, dtype=dtype)
+    def _predict_batch(self, x: Arrays, dtype: DType, as_device: bool) -> Arrays:
+        x = mapped(self.backend.asarray, x, dtype)
         replayed = self._inference.replayed(InferencePass(self), Batch(x, None, None, None))
-        outputs = self.forward_pass(self._own(x), inference=True) if replayed is None else replayed[0]
-        return outputs.copy() if as_device else numpy.array(self.backend.to_numpy(outputs))
+        outputs = self.forward_pass(self._own(x), inference=True) if replayed is None else one_or_tuple(replayed)
+        return mapped(lambda a: a.copy() if as_device else numpy.array(self.backend.to_numpy(a)), outputs)
 
     @explain_arguments
-    def predict_proba(self, x: Any, batch_size: int | None = 1024, as_device: bool = False) -> Array:
+    def predict_proba(self, x: Any, batch_size: int | None = 1024, as_device: bool = False) -> Any:
         """Return the probabilities of a classifier for inputs (N, *input_shape). Arguments: as in `predict`.
 
         Outputs that are probabilities already, of a last layer such as Softmax or Sigmoid, stay as they are; those of
@@ -413,14 +419,15 @@ class Sequential(layers_.Sequential):
         BinaryCrossEntropy, of separate yes-or-no answers, the sigmoid of each. Without a training, as after
         `xpnet.load`, several outputs are taken for classes, and one for a yes-or-no answer.
 
-        A single output (N, 1) gives two columns (N, 2): the probabilities 1 - p of no and p of yes.
+        A single output (N, 1) gives two columns (N, 2): the probabilities 1 - p of no and p of yes. Of a model with
+        several outputs, the result is a list.
 
         Raises ArgumentError if the model was trained with a loss that is not for classes, such as "mse".
         """
         with self._built_for(x):
             probabilities = outputs.probabilities(self, self._state.last_loss)
         result = probabilities(self.predict(x, batch_size, as_device=True))
-        return result if as_device else numpy.array(self.backend.to_numpy(result))
+        return as_list(result if as_device else mapped(lambda a: numpy.array(self.backend.to_numpy(a)), result))
 
     @explain_arguments
     def activations(self, x: Any) -> dict[str, numpy.ndarray[Any, Any]]:
@@ -437,10 +444,11 @@ class Sequential(layers_.Sequential):
             before = context.training, context.inference
             context.training, context.inference = False, True
             try:
-                x = self._own(self.backend.asarray(x, dtype=dtype))
-                for layer in self.layers:
-                    x = layer.forward(x)
-                    outputs[layer.path] = numpy.array(self.backend.to_numpy(x))
+                values = dict(enumerate(as_tuple(self._own(mapped(self.backend.asarray, x, dtype)))))
+                for layer, inputs, numbers, _ in self._sites:
+                    y = layer.forward(values[inputs] if isinstance(inputs, int) else [values[i] for i in inputs])
+                    values.update(zip(as_tuple(numbers), as_tuple(y), strict=True))
+                    outputs[layer.path] = mapped(lambda array: numpy.array(self.backend.to_numpy(array)), y)
             finally:
                 context.training, context.inference = before
         return outputs
@@ -478,7 +486,7 @@ class Sequential(layers_.Sequential):
         model_files.write(path, self)
 
     @explain_arguments
-    def to(self, backend: str | Backend, dtype: str | None = None) -> "Sequential":
+    def to(self, backend: str | Backend, dtype: str | None = None) -> Self:
         """Move parameters, optimizer state and buffers to another device or dtype; returns the model.
 
         A `precision` that the device or the dtype does not support is dropped.
@@ -489,7 +497,7 @@ class Sequential(layers_.Sequential):
             return self._move(target, dtype)
         return self.context.exclusively(self._move, target, dtype)
 
-    def _move(self, target: Backend, dtype: str | None) -> "Sequential":
+    def _move(self, target: Backend, dtype: str | None) -> Self:
         if self.is_built:
             self.context.guard.refuse_during_training()
         self._wanted_backend, self.dtype = target, _dtype_name(dtype or self.dtype)
@@ -498,14 +506,24 @@ class Sequential(layers_.Sequential):
         if self.is_built:
             self.context.precision = self.precision
         if self.is_built and not (target is self.backend and self.dtype == self.context.dtype):
-            source = self.context.backend
             with target.device():
                 self.context.store.move(target, self.dtype)
-                self._state.move(source, self.context.store)
-            self.context.backend = target
-            self.drop_workspaces()
-            self.context.forward_thread = 0
+                for store in self.context.store.family:
+                    for model in store.models:
+                        model._follow_store()
         return self
+
+    def _follow_store(self) -> None:
+        """The store has moved to another device or dtype, perhaps with another model that shares it."""
+        store = self.context.store
+        self._wanted_backend, self.dtype, self.context.backend = store.backend, store.dtype.name, store.backend
+        if self.precision is not None and (
+            self.dtype != "float32" or store.backend.precision_unavailable(self.precision)
+        ):
+            self.precision = self.context.precision = None
+        self._state.follow(store)
+        self.drop_workspaces()
+        self.context.forward_thread = 0
 
     def drop_workspaces(self, inference_only: bool = False) -> None:
         super().drop_workspaces(inference_only)
@@ -518,10 +536,7 @@ class Sequential(layers_.Sequential):
         training step needs, with the loss and the optimizer of the latest `fit`; before any, with SGD and a loss that
         fits the outputs. `backward` then needs another `forward`.
         """
-        rows = []
-        for layer in self.layers:
-            shape = shape_text(layer.output_shape) if layer.is_built else "not built"
-            rows.append((repr(layer), shape, f"{sum(p.size for p in layer.parameters):,}"))
+        header, rows = self._table()
         total = sum(p.size for p in self.parameters)
         frozen = sum(p.size for p in self.parameters if not p.trainable)
         footer = f"{total:,} parameters" + (f", {frozen:,} of them frozen" if frozen else "")
@@ -534,42 +549,47 @@ class Sequential(layers_.Sequential):
             optimizer = "sgd" if isinstance(state, Untrained) else state.optimizer
             footer += f"\n{memory_of_a_step(self, batch_size, state.last_loss, optimizer)}"
         where = f"input {shape_text(self.input_shape)}, {self.backend.name}" if self.is_built else "not built"
-        return summary(f"{type(self).__name__}: {where}", ("layer", "output shape", "parameters"), rows, footer)
+        return summary(f"{type(self).__name__}: {where}", header, rows, footer)
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """The header and the rows of `summary`."""
+        rows: list[tuple[str, ...]] = []
+        for layer in self.layers:
+            shape = shape_text(layer.output_shape) if layer.is_built else "not built"
+            rows.append((repr(layer), shape, f"{sum(p.size for p in layer.parameters):,}"))
+        return ("layer", "output shape", "parameters"), rows
 
     def _repr_html_(self) -> str:
         return self.summary().html
 
-    def get_config(self) -> dict[str, Any]:
-        shape = self.input_shape if self.is_built else None
-        config = {"layers": self.layers, "input_shape": shape, "seed": self.seed, "dtype": self.dtype}
-        return self._with_name(config)
-
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_checks": None, "_inference": CapturedInference()}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Sequential":
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self._context is not None and not self.path:
+            self._context.store.models.add(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # Between two passes, if other threads use the model.
         return self.context.exclusively(self._copy, memo) if self._is_complete() else self._copy(memo)
 
-    def _copy(self, memo: dict[int, Any]) -> "Sequential":
+    def _copy(self, memo: dict[int, Any]) -> Self:
         twin = memo[id(self)] = type(self).__new__(type(self))
-        vars(twin).update(copy.deepcopy(self.__getstate__(), memo))
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return twin
-
-    def __repr__(self) -> str:
-        where = f", backend={self.backend.name!r}" if self.is_built else ""
-        name = "" if self.name is None else f", name={self.name!r}"
-        return f"Sequential({list(self.layers)!r}, input_shape={self.input_shape or None}{where}{name})"
 
     def _build_on(self, input_shape: Any, state: Mapping[str, Any] | None = None) -> None:
         """Build the model, with these values and buffers if a state is given."""
         store = ParameterStore(self._wanted_backend, self.dtype)
         build_alone(self, Context(self._wanted_backend, store, self.seed, precision=self.precision), input_shape, state)
+        store.models.add(self)
 
     def _refuse_inside(self) -> None:
         """Raise StateError if this is a layer of another model, which has the parameters."""
         if self.path:
-            raise StateError(f"this Sequential is layer {self.path} of another model: call the whole model instead.")
+            kind = type(self).__name__
+            raise StateError(f"this {kind} is layer {self.path} of another model: call the whole model instead.")
 
     def _ensure_built(self, x: Any, on_trial: bool = False) -> None:
         """Build the model for x if it is not built. on_trial: this may be undone, unless another thread uses it too."""
@@ -583,6 +603,7 @@ class Sequential(layers_.Sequential):
                 return
             self.unplace()
             stream = isinstance(x, Stream)
+            x = x if stream else in_order("x", x, self.input_names, "input")
             self._build_on(x.sample_shape if stream else as_numbers(self._wanted_backend, x, "x").shape[1:])
             self._builder = threading.get_ident() if on_trial else 0
 
@@ -611,25 +632,183 @@ class Sequential(layers_.Sequential):
             if self._builder == threading.get_ident():
                 self._builder = 0
 
-    def _own(self, x: Array) -> Array:
+    def _own(self, x: Arrays) -> Arrays:
         """x, as a copy if a custom layer might write into it."""
-        return x.copy() if self.has_custom_layers else x
+        return mapped(lambda a: a.copy(), x) if self.has_custom_layers else x
 
-    def _inputs(self, x: Any) -> tuple[Array, DType]:
+    def _inputs(self, x: Any) -> tuple[Arrays, Any]:
         with self._built_for(x), self.backend.device():
             return prepare_inputs(self, x, finite=False)
 
-    def _chosen(self, loss: Any, metrics: Any) -> tuple[Loss, list[Metric]]:
+    def _chosen(self, loss: Any, metrics: Any, loss_weights: Any = None) -> tuple[Loss, list[Metric]]:
         """The loss and metrics of these names or objects; None means those of the last training."""
-        if loss is None and metrics is None:
+        if loss is None and metrics is None and loss_weights is None:
             with self.context.guard.lock:  # both are set when fit begins
                 return self._state.loss, self._state.metrics
-        return choose_loss_and_metrics(self, self._state.loss if loss is None else loss, metrics)
+        return choose_loss_and_metrics(self, self._state.loss if loss is None else loss, metrics, loss_weights)
+
+
+class Sequential(_BaseModel, layers_.Sequential):
+    """A model of layers in a row, on one device.
+
+    layers: from the first to the last.
+    input_shape: the shape of one sample, without the batch: (784,), (28, 28, 1). Without it, the model is built when it
+        gets its first data.
+    backend: "auto" (a GPU if one can be used), "cpu", "gpu", "gpu:1", or a Backend.
+    seed: determines the initial weights, the order of batches and all noise. None draws one, stored in `model.seed`.
+    dtype: "float32" or "float64", of weights and arithmetic.
+    precision: the precision of matrix products: "tf32", "float16" or "bfloat16", on a GPU whose tensor cores support
+        it; None is "float32". All need dtype="float32": the factors of a product are rounded, its sums are float32.
+        Weights, their gradients, statistics and losses stay in float32; in a captured step, arrays that only large
+        products read are stored in 16 bits. With "float16" the loss is scaled, and steps whose gradient overflows are
+        skipped.
+
+    Attributes: `layers`; `parameters`, a list of `parameters.Parameter`; `trainable`, False to freeze all of them; and
+    `input_shape`, `output_shape`, `backend`, `seed`, `dtype`; and `history`, the History of the latest fit, or None.
+    `len(model)`, `model[i]` and `model.get_layer(name)` work as in layers.Sequential.
+
+    Several threads may predict and evaluate with one model, also while another thread trains it: they take turns, batch
+    by batch, and the results are exact. What would disturb the training raises StateError.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        input_shape: int | Sequence[int] | None = None,
+        backend: str | Backend = "auto",
+        seed: int | None = 0,
+        dtype: str = "float32",
+        precision: str | None = None,
+        *,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(layers, name=name)
+        self._configure(backend, seed, dtype, precision)
+        self._tensors: list[Tensor] = []  # the symbolic input and the outputs of all layers
+        if input_shape is not None:
+            self._build_on(input_shape)
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The symbolic input, in a list. See `outputs`."""
+        return self._symbolic()[:1]
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """The symbolic output, in a list: `xpnet.Model` makes other models with it, which share the parameters."""
+        return self._symbolic()[-1:]
+
+    def output_of(self, name: str) -> Tensor:
+        """The symbolic output of the layer of this name or number."""
+        return self._symbolic()[1 + self.layers.index(self._layer_here(name))]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_tensors": []}  # which refer to the layers of all models made from them
+
+    def _symbolic(self) -> list[Tensor]:
+        self._refuse_unless_complete("it has no symbolic tensors")
+        if self._overrides:
+            raise StateError(
+                f"{type(self).__name__} has a forward of its own, which no graph describes: call the whole model."
+            )
+        if not self._tensors:
+            self._tensors = [Input(self.input_shape)]
+            for layer in self.layers:
+                self._tensors.append(layer(self._tensors[-1]))
+        return self._tensors
+
+    def get_config(self) -> dict[str, Any]:
+        shape = self.input_shape if self.is_built else None
+        config = {"layers": self.layers, "input_shape": shape, "seed": self.seed, "dtype": self.dtype}
+        return self._with_name(config)
+
+    def __repr__(self) -> str:
+        where = f", backend={self.backend.name!r}" if self.is_built else ""
+        name = "" if self.name is None else f", name={self.name!r}"
+        return f"Sequential({list(self.layers)!r}, input_shape={self.input_shape or None}{where}{name})"
+
+
+class Model(_BaseModel, Graph):
+    """A model of layers that are called on symbolic tensors: any graph without cycles, with several inputs and outputs.
+
+        image, meta = xpnet.Input((28, 28, 1), name="image"), xpnet.Input((5,), name="meta")
+        h = layers.Flatten()(layers.Conv2D(8, 3)(image))
+        h = layers.Dense(32)(layers.Concatenate()([h, meta]))
+        model = xpnet.Model([image, meta], layers.Dense(10, name="digit")(h))
+
+    inputs, outputs: a symbolic tensor or a list of them. The attributes are always lists.
+    backend, seed, dtype, precision: as in Sequential. Those of None, and "auto", are those of the models that it shares
+        layers with, if there are any.
+
+    A layer that is called several times has its parameters once, and the gradients of all uses add up. Models made from
+    the same tensors share parameters: to train one changes the other. `Model(model.inputs, tensor)`, with a tensor in
+    between, is the part of a trained model that computes it. A model is a layer: it can be called on tensors, and stays
+    usable by itself. Frozen layers (`layer.trainable = False`) are frozen in all models.
+
+    Layers are numbered in the order in which a depth-first walk from the outputs leaves them; `name=` replaces the
+    number. Names belong to each model: the same parameter may be "0.weight" in one and "3.weight" in another.
+
+    Methods and other attributes are those of Sequential, and `input_names`, `output_names`: the name of an Input, or
+    "input_1", …; and the name or number of the layer that gives an output. With several inputs `input_shape` is a list,
+    with several outputs `output_shape`.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor | Sequence[Tensor],
+        outputs: Tensor | Sequence[Tensor],
+        backend: str | Backend = "auto",
+        seed: int | None = 0,
+        dtype: str | None = None,
+        precision: str | None = None,
+        *,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(inputs, outputs, name=name)
+        self._begin(backend, seed, dtype, precision)
+
+    def _begin(
+        self, backend: Any, seed: Any, dtype: Any, precision: Any, state: Mapping[str, Any] | None = None
+    ) -> None:
+        """Build the model, with these values if a state is given."""
+        shared = next((layer.context for layer in self.layers if layer.is_built), None)
+        if shared is not None:
+            backend = shared.store.backend if isinstance(backend, str) and backend == "auto" else backend
+            dtype = shared.store.dtype.name if dtype is None else dtype
+        self._configure(backend, seed, dtype or "float32", precision)
+        shapes = [tensor.shape for tensor in self.inputs]
+        self._build_on(shapes if len(shapes) > 1 else shapes[0], state)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "seed": self.seed, "dtype": self.dtype}
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], backend: str | Backend = "auto", state: Mapping[str, Any] | None = None
+    ) -> Self:
+        """A new model made from what `get_config` returned. state: {name: array}, used in place of initial values."""
+        model = cls.__new__(cls)
+        Graph.__init__(model, *tensors_of(config), name=config.get("name"))
+        model._begin(backend, config["seed"], config["dtype"], None, state)
+        return model
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        rows, counted = list[tuple[str, ...]](), set[Any]()
+        for name, layer, shape, inputs in self.connections():
+            parameters = [] if layer is None else layer.parameters
+            new = [p for p in parameters if p not in counted]
+            counted.update(new)
+            count = "shared" if parameters and not new else f"{sum(p.size for p in new):,}"
+            what = "Input" if layer is None else repr(layer)
+            if isinstance(layer, _BaseModel):
+                what = f"{type(layer).__name__} of {len(layer)} layers"
+            rows.append((name, what, ", ".join(inputs), shape_text(shape), count))
+        return ("name", "layer", "inputs", "output shape", "parameters"), rows
 
 
 @explain_arguments
-def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[type[Layer]] = ()) -> Sequential:
-    """Load the model that `Sequential.save` wrote, onto `backend`, whatever device it was saved from.
+def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[type[Layer]] = ()) -> Sequential | Model:
+    """Load the model that `save` wrote, a Sequential or a Model, onto `backend`, whatever device it was saved from.
 
     custom_layers: the classes of your own layers in it. Raises FileError if the file is missing, damaged or not a model
     file, and DeviceMemoryError if there is not enough memory for it. Code from the file is never run.
@@ -638,9 +817,14 @@ def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[typ
     path, custom_layers = as_path("load", "path", path), model_files.checked_custom_layers(custom_layers)
     with model_files.refusing_damage(path):
         architecture, state = model_files.read(path, custom_layers)
-        frozen, input_shape = architecture.pop("frozen"), architecture.pop("input_shape")
-        model = Sequential(backend=backend, **architecture)
-        model._build_on(input_shape, state)
+        frozen = architecture.pop("frozen")
+        model: Sequential | Model
+        if "calls" in architecture:
+            model = Model.from_config(architecture, backend, state)
+        else:
+            input_shape = architecture.pop("input_shape")
+            model = Sequential(backend=backend, **architecture)
+            model._build_on(input_shape, state)
         frozen = model_files.names_of(frozen, "frozen parameters", (p.name for p in model.parameters))
         for parameter in model.parameters:
             parameter.trainable = parameter.name not in frozen
@@ -649,14 +833,15 @@ def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[typ
 
 @explain_arguments
 def check_gradients(
-    model: Sequential, x: Any, y: Any, loss: str | Loss = "mse", samples: int = 40, step: float = 1e-5,
-    inputs: bool = False
+    model: Sequential | Model, x: Any, y: Any, loss: Any = "mse", samples: int = 40, step: float = 1e-5,
+    inputs: bool = False, *, loss_weights: Any = None
 ) -> dict[str, float]:  # fmt: skip
     """Compare backward with finite differences, (L(w + h) - L(w - h)) / 2h. Returns {parameter name: relative error}.
 
     It uses a float64 copy of the model, in training mode, with the same dropout masks in every pass. samples: how many
     elements of each parameter are tried, the same in every call.  step: h.  inputs: whether to check the gradient with
-    respect to x too, as the entry "inputs"; integers have none.
+    respect to x too, as the entry "inputs"; integers have none. With several inputs or outputs, the arguments are lists
+    or dicts, as in `fit`, and the entries are "inputs.image", ….
 
     The error is ‖a - n‖ / (‖a‖ + ‖n‖), with the gradients a of backward and n of the differences. Below 1e-6 the
     gradient is right, above 1e-4 it is wrong, unless the loss has a kink within h. It is infinite if backward does not
@@ -667,17 +852,17 @@ def check_gradients(
     number("", "step", step, above=0)
     model._ensure_built(x)
     twin = copy.deepcopy(model).to(model.backend, dtype="float64")
-    chosen, _ = choose_loss_and_metrics(twin, loss, [])
+    chosen, _ = choose_loss_and_metrics(twin, loss, [], loss_weights)
     with twin.backend.device():
-        dataset = prepare(twin, x, y, chosen, None, chosen.class_weight)
+        dataset = prepare(twin, x, y, chosen, None, class_weights(structure_of(twin), chosen, None))
         dataset.private = True  # elements of x are varied
         return relative_errors(twin, dataset, chosen, samples, step, inputs)
 
 
 @explain_arguments
 def explain_step(
-    model: Sequential, batch_size: int = 32, *, loss: str | Loss | None = None,
-    optimizer: str | Optimizer | None = None, metrics: Sequence[str | Metric] | None = None, times: bool = False,
+    model: Sequential | Model, batch_size: int = 32, *, loss: Any = None, optimizer: str | Optimizer | None = None,
+    metrics: Any = None, times: bool = False,
 ) -> "StepExplanation":  # fmt: skip
     """Explain what a training step of a built model computes: the calls that it makes, and the memory that they need.
 
@@ -693,17 +878,17 @@ def explain_step(
 
     Raises CaptureError, with the reason, for a model whose steps `fit` would run eagerly.
     """
-    from xpnet.training.explanation import explain  # only if needed
+    from xpnet.training.explanation import explain, fitting_loss  # only if needed
 
     integer("explain_step", "batch_size", batch_size)
     model._refuse_unless_complete("there is no step to explain")
     state = model._state
     if optimizer is None:
         optimizer = "sgd" if isinstance(state, Untrained) else state.optimizer
-    if loss is None and metrics is None and state.last_loss is not None:
-        metrics = state.metrics
-    chosen = state.last_loss if loss is None else losses.get(loss)
-    return explain(model, batch_size, chosen, metrics, optimizer, flag("explain_step", "times", times))
+    if loss is None and state.last_loss is None:
+        loss = fitting_loss(model)
+    chosen, measured = model._chosen(loss, metrics)
+    return explain(model, batch_size, chosen, measured, optimizer, flag("explain_step", "times", times))
 
 
 def _dtype_name(dtype: Any) -> str:

@@ -12,7 +12,7 @@ from numbers import Real
 from operator import attrgetter
 from typing import Any, ClassVar
 
-from xpnet.backends import Array, Backend
+from xpnet.backends import Array, Backend, DType
 from xpnet.backends.step_numbers import of_step
 from xpnet.config import Configured, flag, missing_method, number, rate_or_schedule, resolve
 from xpnet.errors import ArgumentError
@@ -38,11 +38,15 @@ class OptimizerState:
         self._allocate(store, optimizer.slots)
 
     def move(self, source: Backend, store: ParameterStore) -> None:
-        """Move to the device and dtype of the store, which was on `source` before."""
-        old = {name: source.to_numpy(vector) for name, vector in self.slots.items()}
+        """Move to the device and dtype of the store, which was on `source` before, and to its slots if it has grown."""
+        if self._layout == _layout(store):
+            return
+        slots, old = self._layout[-1], self.slots
+        host = {name: source.to_numpy(vector) for name, vector in old.items()}
         self._allocate(store, old)
-        for name, vector in old.items():
-            self.slots[name][...] = store.backend.asarray(vector, dtype=store.dtype)
+        for name, vector in host.items():
+            for parameter, slot in zip(store.parameters, slots, strict=True):
+                self.slots[name][parameter.slot] = store.backend.asarray(vector[slot], dtype=store.dtype)
 
     @property
     def nbytes(self) -> int:
@@ -51,9 +55,15 @@ class OptimizerState:
 
     def _allocate(self, store: ParameterStore, names: Iterable[str]) -> None:
         """Make the vectors, all 0, and a scratch array for one piece of them."""
+        self._layout = _layout(store)
         backend, size = store.backend, int(store.values.size)
         self.slots = {name: backend.zeros((size,), store.dtype) for name in names}
         self.scratch = backend.empty((min(size, backend.chunk_elements or size),), store.dtype)
+
+
+def _layout(store: ParameterStore) -> tuple[Backend, DType, int, list[slice]]:
+    """What the vectors of an optimizer depend on: device, dtype, length, and where the parameters are."""
+    return store.backend, store.dtype, int(store.values.size), [parameter.slot for parameter in store.parameters]
 
 
 class Optimizer(Configured):

@@ -3,10 +3,13 @@
 Therefore an update is a few elementwise lines over one array, clipping one norm, and a checkpoint a table of views.
 """
 
+import copy
 import math
+import weakref
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, TypeVar
 
 import numpy
 
@@ -20,16 +23,27 @@ from xpnet.initializers import Initializer
 __all__ = ["Buffer", "ModelArray", "Parameter", "ParameterStore", "Snapshot"]
 
 _ALIGNMENT = 16  # elements: each parameter starts on a cache line, in float32 and in float64
+_SETTINGS = frozenset(("trainable", "decay", "l1", "l2", "shared_l2"))  # which models that share a parameter share too
 _WEIGHT_STREAM = 1  # keeps the random numbers of weights apart from those of the epochs' permutations
+
+
+A = TypeVar("A", bound="Parameter | Buffer")
 
 
 class ModelArray:
     """A named array of a model. Assigning to `value` writes into the array, which stays the same object."""
 
     name: str
+    shape: tuple[int, ...]
     _value: Array = None
+    _root: "ModelArray | None" = None  # the array of another model whose memory this one shares
     _backend: Backend | None = None
     _guard: ModelGuard | None = None
+
+    @property
+    def root(self) -> "ModelArray":
+        """This array, or the one of another model whose memory it shares."""
+        return self if self._root is None else self._root
 
     @property
     def value(self) -> Array:
@@ -77,12 +91,29 @@ class Parameter(ModelArray):
     def __init__(
         self, name: str, shape: Sequence[int], initializer: Initializer, decay: bool, l1: float, l2: float
     ) -> None:
+        self._shared_by: weakref.WeakSet[Parameter] = weakref.WeakSet()
         self.name, self.shape, self.initializer = name, tuple(shape), initializer
         self.l1 = number(name, "l1", l1, at_least=0, finite=True)
         self.l2 = number(name, "l2", l2, at_least=0, finite=True)
         self.shared_l2, self.trainable, self.decay = 0.0, True, decay
         self.slot = slice(0, 0)  # of both flat vectors
         self._grad: Array = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _SETTINGS and isinstance(root := self.root, Parameter):
+            for other in (root, *root._shared_by):
+                vars(other)[name] = value
+
+    def sharing(self, name: str) -> "Parameter":
+        """Another parameter with the memory and the settings of this one, for another model."""
+        twin = copy.copy(self)
+        twin.name, twin._root, twin._shared_by = name, self, weakref.WeakSet()
+        self._shared_by.add(twin)
+        return twin
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _shared_by=weakref.WeakSet())
 
     @property
     def size(self) -> int:
@@ -106,26 +137,39 @@ class Parameter(ModelArray):
         return f"<Parameter {self.name} {self.shape}{'' if self.trainable else ', frozen'}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_value": None, "_grad": None, "_backend": None}
+        own = {name: value for name, value in self.__dict__.items() if name not in ("_root", "_shared_by")}
+        return {**own, "_value": None, "_grad": None, "_backend": None}
 
 
 class Buffer(ModelArray):
     """An array that is saved and moved with the model but not trained, such as running statistics."""
 
     def __init__(self, name: str, backend: Backend, value: Array, guard: ModelGuard) -> None:
-        self.name = name
+        self.name, self.shape = name, tuple(value.shape)
         self.bind(backend, value, guard)
 
     def bind(self, backend: Backend, value: Array, guard: ModelGuard) -> None:
         """Make this array the value."""
         self._backend, self._value, self._guard = backend, value, guard
 
+    def sharing(self, name: str) -> "Buffer":
+        """Another buffer with the memory of this one, for another model."""
+        assert self._backend is not None
+        assert self._guard is not None
+        twin = Buffer(name, self._backend, self._value, self._guard)
+        twin._root = self
+        return twin
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name}  # the store copies the value through the host
+        return {"name": self.name, "shape": self.shape}  # the store copies the value through the host
 
 
 class ParameterStore:
-    """The two flat vectors of one model, `values` and `grads`, its parameters and its buffers."""
+    """The two flat vectors of a model, `values` and `grads`, and its own parameters and buffers.
+
+    Models that share layers have one pair of vectors. Each of them has a store with its own parameters, which have its
+    names, and trains only the parts of the vectors that these fill.
+    """
 
     def __init__(self, backend: Backend, dtype: Any) -> None:
         self.backend, self.dtype = backend, numpy.dtype(dtype)
@@ -134,36 +178,96 @@ class ParameterStore:
         self.buffers: list[Buffer] = []
         self.values: Array = None
         self.grads: Array = None
+        self.models: weakref.WeakSet[Any] = weakref.WeakSet()  # the model with this store
+        #: All stores with these vectors.
+        self.family: weakref.WeakSet[ParameterStore] = weakref.WeakSet([self])
+        self._sources: list[ParameterStore] = []  # the stores of shared parameters, until `allocate`
         self._slices: dict[tuple[bool, ...], list[slice]] = {}  # results of `slices`
+
+    def share(self, array: A, store: "ParameterStore", name: Callable[[], str]) -> A:
+        """The parameter or buffer of this store with the memory of one of another store. name: of a new one."""
+        for own in self.arrays():
+            if own.root is array.root:
+                return own  # type: ignore[return-value]
+        if (store.backend, store.dtype) != (self.backend, self.dtype):
+            raise ArgumentError(
+                f"{array.name} is shared with a model in {store.dtype} on {store.backend.name}, but this model is in "
+                f"{self.dtype} on {self.backend.name}. Give models that share layers the same backend and dtype."
+            )
+        self._sources.append(store)
+        twin: Any = array.root.sharing(name())  # type: ignore[attr-defined]
+        (self.parameters if isinstance(twin, Parameter) else self.buffers).append(twin)
+        return twin  # type: ignore[no-any-return]
 
     @property
     def allocated(self) -> bool:
         return self.values is not None
 
     def allocate(self, seed: int, state: Mapping[str, numpy.ndarray[Any, Any]] | None = None) -> None:
-        """Make the flat vectors for all declared parameters, and draw the first values.
+        """Make the flat vectors for all declared parameters, and draw the first values of those that are new.
 
         Each parameter has its own random generator, seeded by `seed` and its name, so other layers do not affect it.
         state: {name: host array} of parameters and buffers, used instead. Raises the errors of `refuse_state`.
+
+        If parameters are shared with other models, the vectors of these grow by the new parameters.
         """
         if state is not None:
             self.refuse_state(state)  # before memory is allocated for sizes that may be wrong
         self._refuse_too_large()
-        end = 0
-        for parameter in self.parameters:
-            parameter.slot = slice(end, end + parameter.size)
-            end += -(-parameter.size // _ALIGNMENT) * _ALIGNMENT
+        new = [parameter for parameter in self.parameters if parameter.root is parameter]
+        slots, end = _slots(new)
+        for parameter, slot in zip(new, slots, strict=True):
+            parameter.slot = slot
         flat = numpy.zeros(end)
-        for parameter in self.parameters:
-            if state is None:
-                rng = numpy.random.default_rng([seed, _WEIGHT_STREAM, zlib.crc32(parameter.name.encode())])
-                flat[parameter.slot] = self._first_values(parameter, rng).ravel()
-            else:
-                flat[parameter.slot] = state[parameter.name].ravel()
+        for parameter in new if state is None else ():
+            rng = numpy.random.default_rng([seed, _WEIGHT_STREAM, zlib.crc32(parameter.name.encode())])
+            flat[parameter.slot] = self._first_values(parameter, rng).ravel()
+        self._join(flat)
         if state is not None:
-            for buffer in self.buffers:
-                buffer.value[...] = self.backend.asarray(state[buffer.name])
-        self._bind(flat, numpy.zeros(end))
+            for array in self.arrays():  # also those of a nested model that was built before
+                array.value[...] = self.backend.asarray(state[array.name])
+
+    def _join(self, new_values: Any) -> None:
+        """Make new vectors for the parameters of this model and of all that share some with it, directly or not."""
+        families = [list(family) for family in {id(s.family): s.family for s in self._sources}.values()]
+        stores = [store for family in families for store in family] + [self]
+        with ExitStack() as locks:
+            for family in families:
+                locks.enter_context(family[0].guard.lock)
+                family[0].guard.refuse_during_training()
+            held: dict[Any, tuple[Any, Any]] = {
+                p.root: (new_values[p.slot], 0.0) for p in self.parameters if p.root is p
+            }
+            for family in families:
+                values, grads = (self.backend.to_numpy(vector) for vector in (family[0].values, family[0].grads))
+                held |= {p.root: (values[p.slot], grads[p.slot]) for store in family for p in store.parameters}
+            roots: Any = list(dict.fromkeys(p.root for store in stores for p in store.parameters))
+            slots, end = _slots(roots)
+            values, grads, places = numpy.zeros(end), numpy.zeros(end), dict(zip(roots, slots, strict=True))
+            for root, slot in places.items():
+                values[slot], grads[slot] = held[root]
+            together, guard = weakref.WeakSet(stores), stores[0].guard
+            for store in stores:
+                store.family, store.guard, store._slices = together, guard, {}
+                for p in store.parameters:
+                    p.slot = places[p.root]
+            self._sources = []
+            self._bind(values, grads)
+
+    def gathered(self, vector: Array) -> Array:
+        """The parts of a vector that belong to this model's own parameters, as they lie in a model that shares none."""
+        alone, size = _slots(self.parameters)
+        if alone == [parameter.slot for parameter in self.parameters] and size == len(vector):
+            return vector
+        own = self.backend.zeros((size,), vector.dtype)
+        for parameter, slot in zip(self.parameters, alone, strict=True):
+            own[slot] = vector[parameter.slot]
+        return own
+
+    def scatter(self, own: Array, vector: Array) -> None:
+        """Write what `gathered` returned into a vector."""
+        for parameter, slot in zip(self.parameters, _slots(self.parameters)[0], strict=True):
+            vector[parameter.slot] = own[slot]
 
     def refuse_state(self, state: Mapping[str, numpy.ndarray[Any, Any]]) -> None:
         """Raise ArgumentError or ShapeError unless names, shapes and dtypes equal those of this store."""
@@ -180,7 +284,7 @@ class ParameterStore:
                 raise ArgumentError(f"{name} is {state[name].dtype} there, and {dtype} in this model.")
 
     def _refuse_too_large(self) -> None:
-        needed = 2 * self.dtype.itemsize * sum(p.size for p in self.parameters)
+        needed = 2 * self.dtype.itemsize * sum(p.size for p in self.parameters)  # also of shared ones, which move
         if not self.backend.can_hold(needed):
             largest = max(self.parameters, key=lambda p: p.size)
             raise DeviceMemoryError(
@@ -202,14 +306,17 @@ class ParameterStore:
         return values
 
     def move(self, backend: Backend, dtype: Any) -> None:
-        """Move everything to another device or dtype. The Parameter objects stay the same."""
+        """Move everything to another device or dtype, in all models with these vectors. Parameter objects stay."""
         values, grads = self.backend.to_numpy(self.values), self.backend.to_numpy(self.grads)
-        buffers = [self.backend.to_numpy(buffer.value) for buffer in self.buffers]
+        buffers = {b.root: self.backend.to_numpy(b.value) for store in self.family for b in store.buffers}
         dtype = numpy.dtype(dtype)
-        for buffer, value in zip(self.buffers, buffers, strict=True):
+        for root, value in buffers.items():
             floating = numpy.issubdtype(value.dtype, numpy.floating)
-            buffer.bind(backend, backend.asarray(value.astype(dtype if floating else value.dtype)), self.guard)
-        self.backend, self.dtype = backend, dtype
+            buffers[root] = backend.asarray(value.astype(dtype if floating else value.dtype))
+        for store in self.family:
+            store.backend, store.dtype = backend, dtype
+            for buffer in store.buffers:
+                buffer.bind(backend, buffers[buffer.root], self.guard)
         self._bind(values, grads)
 
     def slices(self, wanted: Callable[[Parameter], bool]) -> list[slice]:
@@ -217,10 +324,10 @@ class ParameterStore:
         choice = tuple(map(wanted, self.parameters))
         if choice not in self._slices:
             found = self._slices[choice] = []
-            for parameter, now, before in zip(self.parameters, choice, (False, *choice), strict=False):
-                if now:
-                    start = found.pop().start if before else parameter.slot.start
-                    found.append(slice(start, parameter.slot.stop))
+            slots = [p.slot for p, now in zip(self.parameters, choice, strict=True) if now]
+            for slot in sorted(slots, key=lambda slot: slot.start):
+                adjacent = found and slot.start == _aligned(found[-1].stop)
+                found.append(slice(found.pop().start if adjacent else slot.start, slot.stop))
         return self._slices[choice]
 
     def arrays(self) -> list[Parameter | Buffer]:
@@ -266,12 +373,15 @@ class ParameterStore:
         return [p for p in self.parameters if (p.l1 or p.l2 or p.shared_l2) and p.trainable]
 
     def _bind(self, values: Any, grads: Any) -> None:
-        """Copy these host vectors to the device, and make all parameters views of the copies."""
+        """Copy these host vectors to the device, and make all parameters of the family views of the copies."""
         with self.backend.device():
             flat_values, flat_grads = self._on_device(values), self._on_device(grads)
-            for parameter in self.parameters:
-                parameter.bind(self.backend, flat_values, flat_grads, self.guard)
-            self.grads, self.values = flat_grads, flat_values  # values last: `allocated` says that all is done
+            for store in self.family:
+                for parameter in store.parameters:
+                    parameter.bind(self.backend, flat_values, flat_grads, self.guard)
+                for buffer in store.buffers:
+                    buffer.bind(self.backend, buffer.value, self.guard)
+                store.grads, store.values = flat_grads, flat_values  # values last: `allocated` says that all is done
 
     def _on_device(self, host: Any) -> Array:
         """A copy of this host vector, allocated by the backend, which aligns it."""
@@ -280,22 +390,40 @@ class ParameterStore:
         return vector
 
     def __getstate__(self) -> dict[str, Any]:
-        # deepcopy and pickle copy through the host, whatever the device.
+        # deepcopy and pickle copy through the host, whatever the device. A copy shares nothing with other models.
+        own = {name: value for name, value in self.__dict__.items() if name not in ("family", "models", "_sources")}
         if not self.allocated:
-            return self.__dict__
+            return own
         with self.guard.lock:
-            values, grads = (numpy.array(self.backend.to_numpy(a)) for a in (self.values, self.grads))
+            values, grads = (numpy.array(self.backend.to_numpy(self.gathered(a))) for a in (self.values, self.grads))
             buffers = [(b, numpy.array(self.backend.to_numpy(b.value))) for b in self.buffers]
-        return {**self.__dict__, "values": values, "grads": grads, "buffers": buffers}
+        return {**own, "values": values, "grads": grads, "buffers": buffers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.__dict__.update(state, family=weakref.WeakSet([self]), models=weakref.WeakSet(), _sources=[])
         if self.allocated:
+            self._slices = {}
+            for parameter, slot in zip(self.parameters, _slots(self.parameters)[0], strict=True):
+                parameter.slot = slot
             self.buffers = []
             for buffer, value in state["buffers"]:
                 buffer.bind(self.backend, self.backend.asarray(value), self.guard)
                 self.buffers.append(buffer)
             self._bind(self.values, self.grads)
+
+
+def _slots(parameters: Sequence[Parameter]) -> tuple[list[slice], int]:
+    """The slots of parameters that lie one after the other, and the length of the vector."""
+    slots, end = [], 0
+    for parameter in parameters:
+        slots.append(slice(end, end + parameter.size))
+        end += _aligned(parameter.size)
+    return slots, end
+
+
+def _aligned(elements: int) -> int:
+    """This number, rounded up to where the next parameter can start."""
+    return -(-elements // _ALIGNMENT) * _ALIGNMENT
 
 
 class Snapshot:

@@ -53,7 +53,7 @@ class Own:
         work = Workspace(self.model.context)
         self._steps_data = [StepData(data, work, None, i * batch, batch, batch) for i in range(batches)]
         self._next = itertools.cycle(self._steps_data)
-        self._metrics = EpochMetrics(self.model, [], self._steps)
+        self._metrics = EpochMetrics(self.model, loss, [], self._steps)
 
     def step(self) -> None:
         if self._metrics.batches == self._steps:

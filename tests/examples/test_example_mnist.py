@@ -3,12 +3,11 @@
 import os
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import run_program
 
 import xpnet
 
@@ -17,19 +16,8 @@ EXAMPLE = ROOT / "examples" / "mnist.py"
 REAL_DATA = os.environ.get("XPNET_DATA_DIR")
 
 
-def run(folder, *arguments, data=None, first_on_path=None):
-    """Run the program without internet access. data: the folder with MNIST, for XPNET_DATA_DIR."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("XPNET_") and "proxy" not in k.lower()}
-    closed = "http://127.0.0.1:9"  # a closed port, so that downloads fail at once
-    environment |= {"http_proxy": closed, "https_proxy": closed, "PYTHONIOENCODING": "utf-8"}
-    environment |= {"XDG_CACHE_HOME": str(folder / "cache"), "HOME": str(folder)}  # for pooch's cache
-    environment["MPLCONFIGDIR"] = str(folder.parent / "matplotlib")  # shared, because the font cache takes seconds
-    paths = [first_on_path, Path(xpnet.__file__).parents[1]]
-    environment["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
-    if data:
-        environment["XPNET_DATA_DIR"] = data
-    command = [sys.executable, "-W", "error", str(EXAMPLE), "--backend", "cpu", *map(str, arguments)]
-    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, encoding="utf-8", timeout=300)
+def run(folder, *arguments, **kwargs):
+    return run_program(EXAMPLE, folder, *arguments, **kwargs)
 
 
 def accuracy_of(done):

@@ -177,14 +177,16 @@ def test_float32_is_exact_for_a_small_variance_around_a_large_mean(backend, rng)
     np.testing.assert_allclose(grad_gamma, true_gamma, rtol=0, atol=rounding * np.abs(g.sum(axis=0)).max())
 
 
-def test_a_frozen_batch_norm_keeps_gamma_and_beta_but_updates_running_statistics(backend, rng):
+def test_a_frozen_batch_norm_keeps_its_parameters_and_running_statistics_and_normalizes_by_them(backend, rng):
     model, x = net(backend), data(rng, (4,), rows=16, dtype="float32")
     model.layers[1].trainable = False
     before = model.state_dict()
     model.fit(x, x[:, :2], loss="mse", epochs=2, batch_size=8, verbose=0)
     after = model.state_dict()
     unchanged = {name for name in before if np.array_equal(before[name], after[name])}
-    assert unchanged == {"1.gamma", "1.beta"}
+    assert unchanged == {"1.gamma", "1.beta", "1.running_mean", "1.running_var"}
+    outputs = [backend.to_numpy(model.forward(x, training=training)) for training in (True, False)]
+    np.testing.assert_array_equal(*outputs)
 
 
 def test_weight_decay_does_not_apply_to_norms(backend, rng):

@@ -561,7 +561,7 @@ def test_pooling_before_relu_equals_relu_before_pooling_bit_for_bit(backend, rng
     for relu in (layers.ReLU, PlainReLU):
         stack = [relu(), type(pool)(**pool.get_config()), relu(), layers.Flatten()]
         model = xpnet.Sequential(stack, (7, 6, 3), backend)
-        order = [type(layer).__name__ for layer, _ in model._execution_order]
+        order = [type(site.layer).__name__ for site in model._executor.sites]
         assert (order.index("MaxPool2D") == 0) == (relu is layers.ReLU)
         y = backend.to_numpy(model.forward(x, training=True))
         results.append((y, backend.to_numpy(model.backward(np.arange(y.size, dtype="float32").reshape(y.shape) - 50))))

@@ -563,6 +563,68 @@ def test_descent_refuses_invalid_arguments():
         plots.descent(abs, [1, 2], low=3, high=3)
 
 
+# Graphs of models
+
+
+def branched():
+    x, other = xpnet.Input(4, name="x"), xpnet.Input((2, 2), name="image")
+    dense = layers.Dense(3)
+    h = layers.Concatenate()([dense(x), layers.Tanh(name="again")(dense(layers.Flatten()(other)))])
+    return xpnet.Model([x, other], [layers.Dense(2, name="digit")(h), h], backend="cpu")
+
+
+def arrows(ax):
+    """(x of the start, x of the tip, x of the point farthest to the right) of each arrow, in units of the boxes."""
+    paths = [patch.get_path() for patch in ax.patches]
+    outlines = [path.vertices[path.codes != path.CLOSEPOLY] for path in paths]
+    return [(corners[0, 0], corners[corners[:, 1].argmin(), 0], corners[:, 0].max()) for corners in outlines]
+
+
+def test_a_graph_has_a_box_for_each_input_and_call_below_what_it_depends_on():
+    ax = plots.model_graph(branched())
+    boxes = {text.get_text().split(":")[0]: text for text in ax.texts if text.get_text()}
+    assert [*boxes] == ["x", "image", "0", "1", "0#2", "again", "3", "digit"]
+    assert boxes["3"].get_text() == "3: Concatenate\n(N, 6)"
+    heights = [boxes[name].get_position()[1] for name in ("image", "1", "0#2", "again", "3", "digit")]
+    assert heights == sorted(heights, reverse=True) and len(set(heights)) == 6
+    x = {name: text.get_position()[0] for name, text in boxes.items()}
+    ends = [(start, tip) for start, tip, _ in arrows(ax)]
+    assert len(ends) == 7
+    for pair in (("again", "3"), ("3", "digit")):
+        assert any(np.allclose((x[pair[0]], x[pair[1]]), end, atol=0.05) for end in ends), pair
+    assert len({text.get_position() for text in boxes.values()}) == len(boxes)
+    assert drawn(ax.figure)
+
+
+def test_arrows_that_skip_levels_run_beside_the_boxes():
+    x = h = xpnet.Input(4)
+    skipped = []
+    for _ in range(3):
+        skipped.append(h)
+        h = layers.Tanh()(layers.Dense(4)(h))
+    h = layers.Add()([layers.Add()([h, skipped[2]]), skipped[0]])  # the second skip is around the first
+    ax = plots.model_graph(xpnet.Model(x, h, backend="cpu"))
+    boxes = max(text.get_position()[0] for text in ax.texts)
+    lanes = sorted(right for *_, right in arrows(ax) if right > boxes + 0.4)
+    assert len(lanes) == 2 and lanes[0] + 0.1 < lanes[1] < ax.get_xlim()[1]
+    assert len(arrows(ax)) == 10
+
+
+def test_a_graph_of_a_sequential_is_a_column():
+    ax = plots.model_graph(dense([[1, 0], [0, 1]], [[1], [1]], end=[layers.Sigmoid()]))
+    assert [text.get_position() for text in ax.texts if text.get_text()] == [(0, 0), (0, -1), (0, -2), (0, -3)]
+    with pytest.raises(StateError, match="not built"):
+        plots.model_graph(xpnet.Sequential([layers.Dense(1)]))
+
+
+def test_network_refuses_branches():
+    x = xpnet.Input(2)
+    with pytest.raises(ArgumentError, match="layers in a row, but this model has branches: see plots.model_graph"):
+        plots.network(xpnet.Model(x, layers.Add()([layers.Dense(2)(x), x]), backend="cpu"))
+    with pytest.raises(ArgumentError, match="layers in a row"):
+        plots.network(xpnet.Model(x, [layers.Dense(2)(x), layers.Dense(2)(x)], backend="cpu"))
+
+
 # All plots
 
 
@@ -577,6 +639,7 @@ def test_all_plots_draw_into_the_given_axes_or_figure():
         lambda ax: plots.cost_surface(model, x, y, "mse", BOTH, points=3, ax=ax),
         lambda ax: plots.activation(layers.Tanh(), ax=ax),
         lambda ax: plots.network(model, ax=ax),
+        lambda ax: plots.model_graph(model, ax=ax),
         lambda ax: plots.descent(abs, [1, 0], ax=ax),
     ):
         ax = next(cells)

@@ -5,14 +5,29 @@ from xpnet import layers, losses, optimizers, schedules
 IMAGE = (5, 6, 4)
 
 
-def examples_of(module, base, examples):
-    """The examples of each subclass of `base` in `module.__all__`, in that order."""
+def examples_of(module, base, examples, without=()):
+    """The examples of each subclass of `base` in `module.__all__`, in that order, but not of the classes `without`."""
     public = [getattr(module, name) for name in module.__all__]
     classes = [thing for thing in public if isinstance(thing, type) and issubclass(thing, base) and thing is not base]
+    classes = [cls for cls in classes if cls not in without]
     missing = [cls.__name__ for cls in classes if cls not in examples]
     assert not missing, f"{module.__name__}: add examples of {', '.join(missing)} to tests/support/every.py"
     return [example for cls in classes for example in examples[cls]]
 
+
+#: Layers with several inputs, by class: (input shapes, layer).
+MERGING = {
+    layers.Add: [([(3, 4), (3, 4), (1, 4)], layers.Add())],
+    layers.Average: [([(4,), (4,), (4,)], layers.Average())],
+    layers.Concatenate: [
+        ([(2, 4), (2, 1), (2, 3)], layers.Concatenate()),
+        ([(2, 4), (1, 4)], layers.Concatenate(0)),
+    ],
+    layers.Dot: [([(3, 4), (3, 4)], layers.Dot())],
+    layers.Maximum: [([(4,), (4,), (1,)], layers.Maximum())],
+    layers.Multiply: [([(2, 3, 4), (1, 1, 4), (2, 3, 4)], layers.Multiply())],
+    layers.Subtract: [([(3, 4), (3, 1)], layers.Subtract())],
+}
 
 #: (input shape, layer): unbuilt layers, mostly with other arguments than the defaults. Copy a layer before building it.
 LAYERS = examples_of(
@@ -75,6 +90,7 @@ LAYERS = examples_of(
         layers.Upsample2D: [(IMAGE, layers.Upsample2D((1, 2), interpolation="bilinear"))],
         layers.ZeroPadding2D: [(IMAGE, layers.ZeroPadding2D(((1, 0), (2, 3))))],
     },
+    without=MERGING,
 )
 
 #: (loss, the kind of targets that it takes)

@@ -545,7 +545,8 @@ def test_an_optimizer_may_leave_the_weights_where_there_is_nothing_to_do():
     model.fit(SAMPLES, ONE_HOT, loss="mse", optimizer=MyOptimizer(step, learning_rate=0.0), verbose=0)
     model.fit(SAMPLES, ONE_HOT, loss="mse", optimizer=MyOptimizer(step, learning_rate=1e-30), verbose=0)
     model.trainable = False
-    model.fit(SAMPLES, ONE_HOT, loss="mse", optimizer=MyOptimizer(rebind), verbose=0)
+    with pytest.warns(UserWarning, match="nothing in this model is trainable"):
+        model.fit(SAMPLES, ONE_HOT, loss="mse", optimizer=MyOptimizer(rebind), verbose=0)
 
 
 class MyMetric(metrics.Metric):

@@ -10,7 +10,7 @@ import numpy
 from xpnet.backends.step_numbers import StepNumber
 from xpnet.capture.calls import Call
 
-#: The arrays of a dataset that a step loads rows of.
+#: The arrays of a dataset that a step loads rows of, if there is one array of inputs and one of targets.
 INPUTS = ("x", "y", "weights", "counts")
 
 
@@ -22,7 +22,9 @@ class Cell:
 
 
 class Load:
-    """Loads `count` rows of one of the INPUTS, from row `first` of the step on, into an array.
+    """Loads `count` rows of an array of the dataset, from row `first` of the step on, into an array.
+
+    name: of the array, such as one of the INPUTS.
 
     whole: whether these are all rows of the step.
     """
@@ -45,16 +47,16 @@ def every_call(calls: Iterable[Call]) -> Iterator[Call]:
                 yield from every_call(part)
 
 
-def compiled(calls: list[Call]) -> Callable[..., None]:
+def compiled(calls: list[Call], inputs: Iterable[str] = INPUTS) -> Callable[..., None]:
     """One function of (step, rows, *loaders) that makes these calls.
 
-    step: the number of the step.  rows: the rows of the dataset, an index array or a slice.  loaders: for each of
-    INPUTS, a function of (rows, out) that copies these rows, or None if it is not used.
+    step: the number of the step.  rows: the rows of the dataset, an index array or a slice.  loaders: for each of the
+    inputs, a function of (rows, out) that copies these rows, or None if it is not used.
     """
     source = _Source()
     body = source.block(calls)
     lines = [
-        f"def replay(step, rows, {', '.join(f'load_{name}' for name in INPUTS)}):",
+        f"def replay(step, rows, {', '.join(f'load_{name}' for name in inputs)}):",
         *source.numbers,
         *body,
         " return",

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy
@@ -12,60 +12,106 @@ from xpnet.backends.arrays import to_host
 from xpnet.config import choice
 from xpnet.data.dataset import Dataset
 from xpnet.data.sources import array_like
+from xpnet.data.structure import Structure, in_order, items, label
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Container
+from xpnet.layers.structure import as_tuple, one_or_tuple, shapes_of
 from xpnet.losses import Loss
 
 
 def prepare(
-    model: Sequential,
+    model: Container,
     x: Any,
     y: Any,
     loss: Loss,
     sample_weight: Any = None,
-    class_weight: Mapping[int, float] | Sequence[float] | str | None = None,
+    class_weight: Any = None,
     names: tuple[str, str] = ("x", "y"),
     whole: bool = True,
 ) -> Dataset:
     """Check a dataset against the model and the loss, and put it on the device of the model.
 
-    names: what errors call x and y.  whole: False for a part of a dataset, in which all weights may be 0.
+    With several inputs or outputs, x and y are lists or dicts of arrays, sample_weight may be one, and class_weight is
+    a tuple.  names: what errors call x and y.  whole: False for a part of a dataset, in which all weights may be 0.
 
     Raises DataError, ShapeError or ArgumentTypeError for empty data, lengths that differ, wrong shapes, NaN and
     infinity, labels out of range, and invalid weights.
     """
+    backend, dtype, structure = model.backend, model.context.dtype, structure_of(model)
     x, x_dtype = prepare_inputs(model, x, names[0])
-    backend, dtype = model.backend, model.context.dtype
-    y = _targets(backend, y, names[1], loss)
-    if y.dtype.kind == "f":
-        y = _converted(backend, y, dtype)
-    if y.ndim == 0 or len(y) != len(x):
-        lengths = "a single number" if y.ndim == 0 else f"{len(y)} targets"
-        raise DataError(f"{names[0]} has {len(x)} samples, but {names[1]} has {lengths}. They must match.")
-    refuse_non_finite(backend, y, names[1])
-    try:
-        y = loss.check_targets(backend, y, model.output_shape)
-    except ArgumentError as error:
-        raise type(error)(f"{names[1]}: {error}") from error
-    if not (loss.classifies and y.ndim == 1):  # class numbers stay integers
-        y = backend.xp.ascontiguousarray(backend.asarray(y, dtype=dtype))
-    counts = None if sample_weight is None else _sample_weights(backend, sample_weight, len(x), dtype, whole)
+    count, outputs = len(as_tuple(x)[0]), structure.outputs
+    of_x = label(names[0], "input", structure.inputs, 0), count
+    parts, shapes = [one for one, _ in loss.by_output], shapes_of(model.output_shape)
+    labels = [label(names[1], "output", outputs, k) for k in range(len(outputs))]
+    given = items(structure.of_outputs(y, names[1]))
+    targets = [_targets(model, *of_one, of_x) for of_one in zip(given, parts, shapes, labels, strict=True)]
+
+    counts = structure.of_weights(sample_weight)
+    if isinstance(counts, tuple):
+        labels = [label("sample_weight", "output", outputs, k) for k in range(len(outputs))]
+        each = [_sample_weights(backend, *of_one, count, dtype, whole) for of_one in zip(counts, labels, strict=True)]
+        counts = _columns(backend, each, count, "float64")
+    else:
+        counts = _sample_weights(backend, counts, "sample_weight", count, dtype, whole)
     weights = None if counts is None else backend.asarray(counts, dtype=dtype)
-    if isinstance(class_weight, str):
-        class_weight = _balanced(backend, class_weight, loss, y, model.output_shape)
-    if class_weight is not None:
-        by_class = backend.asarray(loss.weights_by_class(backend, class_weight, y, model.output_shape[-1]), dtype=dtype)
+    of_each = zip(class_weight if len(outputs) > 1 else [class_weight], parts, targets, shapes, strict=True)
+    by_class = _columns(backend, [_class_weights(backend, *of_one, dtype) for of_one in of_each], count, dtype)
+    if by_class is not None:
+        if weights is not None and weights.ndim < by_class.ndim:
+            weights = weights[:, None]
         weights = by_class if weights is None else weights * by_class
-        if whole and float(weights.max()) == 0:
+        if whole and float(weights.max(axis=0).min()) == 0:
             raise DataError("with class_weight, no sample has a weight above 0.")
-    return Dataset(x, y, weights, counts, x_dtype)
+    return Dataset(x, one_or_tuple(targets), weights, counts, x_dtype)
 
 
-def prepare_inputs(model: Sequential, x: Any, name: str = "x", finite: bool = True) -> tuple[Array, DType]:
-    """(x on the model's device, the dtype that its first layer takes), checked. `finite` refuses NaN and infinity."""
+def structure_of(model: Container) -> Structure:
+    """The names of the model's inputs and outputs."""
+    return Structure(model.input_names, model.output_names)
+
+
+def prepare_inputs(model: Container, x: Any, name: str = "x", finite: bool = True) -> tuple[Any, Any]:
+    """(x on the model's device, the dtype that its first layer takes), checked. `finite` refuses NaN and infinity.
+
+    With several inputs, x is a list or a dict of arrays, and both results are tuples.
+    """
+    names = model.input_names
+    x = in_order(name, x, names, "input")
+    if len(names) == 1:  # without what several need, since a prediction of one sample is short
+        return _checked_input(model, 0, x, model.input_shape, name, finite, model.accepts_integers)
+    labels = [label(name, "input", names, k) for k in range(len(names))]
+    shapes, integers = model.input_shape, as_tuple(model.accepts_integers)
+    pairs = [_checked_input(model, k, x[k], shapes[k], labels[k], finite, integers[k]) for k in range(len(names))]
+    arrays, dtypes = zip(*pairs, strict=True)
+    for array, own_name in zip(arrays, labels, strict=True):
+        if len(array) != len(arrays[0]):
+            raise DataError(
+                f"{labels[0]} has {len(arrays[0])} samples, but {own_name} has {len(array)}. They must match."
+            )
+    return arrays, dtypes
+
+
+def prepare_gradient(model: Container, grad_output: Any, rows: int) -> Any:
+    """The gradient with respect to the outputs of `rows` samples, checked, on the model's device."""
+    backend, names = model.backend, model.output_names
+
+    def checked(k: int, given: Any, shape: tuple[int, ...]) -> Array:
+        name = label("grad_output", "output", names, k)
+        grad = backend.asarray(as_numbers(backend, given, name), dtype=model.context.dtype)
+        if tuple(grad.shape) != (rows, *shape):
+            raise ShapeError(f"{name} must have the shape of the outputs, {(rows, *shape)}, not {grad.shape}.")
+        return grad
+
+    grads = items(structure_of(model).of_outputs(grad_output, "grad_output"))
+    return one_or_tuple([*map(checked, range(len(grads)), grads, shapes_of(model.output_shape))])
+
+
+def _checked_input(
+    model: Container, k: int, x: Any, expected: Any, name: str, finite: bool, takes_integers: bool | None
+) -> tuple[Array, DType]:
+    """(the array of input k, checked, on the model's device; the dtype that the layer takes)."""
     backend = model.backend
     x = as_numbers(backend, x, name)
-    expected = model.input_shape
     if tuple(x.shape[1:]) != expected or x.ndim == 0:
         sizes = ", ".join(map(str, expected))
         hint = ""
@@ -83,10 +129,10 @@ def prepare_inputs(model: Sequential, x: Any, name: str = "x", finite: bool = Tr
         x = _converted(backend, x, model.context.dtype)
     if finite:
         refuse_non_finite(backend, x, name)
-    model.check_inputs(x, name)
+    model.check_input(k, x, name)
     # One memory layout for equal numbers, so that BLAS is used and gives the same result.
     x = backend.xp.ascontiguousarray(x)
-    return x, x.dtype if model.accepts_integers else model.context.dtype
+    return x, x.dtype if takes_integers else model.context.dtype
 
 
 def as_numbers(backend: Backend, a: Any, name: str) -> Array:
@@ -112,7 +158,28 @@ def as_numbers(backend: Backend, a: Any, name: str) -> Array:
     return array
 
 
-def _targets(backend: Backend, y: Any, name: str, loss: Loss) -> Array:
+def _targets(
+    model: Container, y: Any, loss: Loss, output_shape: tuple[int, ...], name: str, of_x: tuple[str, int]
+) -> Array:
+    """The targets of one output, checked, on the model's device. of_x: what errors call x, and its samples."""
+    backend, dtype = model.backend, model.context.dtype
+    y = _numbers(backend, y, name, loss)
+    if y.dtype.kind == "f":
+        y = _converted(backend, y, dtype)
+    if y.ndim == 0 or len(y) != of_x[1]:
+        lengths = "a single number" if y.ndim == 0 else f"{len(y)} targets"
+        raise DataError(f"{of_x[0]} has {of_x[1]} samples, but {name} has {lengths}. They must match.")
+    refuse_non_finite(backend, y, name)
+    try:
+        y = loss.check_targets(backend, y, output_shape)
+    except ArgumentError as error:
+        raise type(error)(f"{name}: {error}") from error
+    if loss.classifies and y.ndim == 1:  # class numbers stay integers
+        return y
+    return backend.xp.ascontiguousarray(backend.asarray(y, dtype=dtype))
+
+
+def _numbers(backend: Backend, y: Any, name: str, loss: Loss) -> Array:
     """y as an array of numbers. Raises ArgumentTypeError for class names, with the code that numbers them."""
     try:
         return as_numbers(backend, y, name)
@@ -153,6 +220,25 @@ def _converted(backend: Backend, a: Array, dtype: DType) -> Array:
         return backend.asarray(a, dtype=dtype)
 
 
+def _class_weights(
+    backend: Backend, class_weight: Any, loss: Loss, y: Array, output_shape: tuple[int, ...], dtype: DType
+) -> Array | None:
+    """The weight of each sample's class, (N,), for one output."""
+    if isinstance(class_weight, str):
+        class_weight = _balanced(backend, class_weight, loss, y, output_shape)
+    if class_weight is None:
+        return None
+    return backend.asarray(loss.weights_by_class(backend, class_weight, y, output_shape[-1]), dtype=dtype)
+
+
+def _columns(backend: Backend, weights: Sequence[Array | None], count: int, dtype: DType) -> Array | None:
+    """(N, outputs) from weights (N,) of each output, or None for 1; those of a single output as they are."""
+    if len(weights) == 1 or not any(w is not None for w in weights):
+        return weights[0]
+    ones = backend.xp.ones(count, dtype=dtype)
+    return backend.xp.stack([ones if w is None else w for w in weights], axis=1)
+
+
 def _balanced(
     backend: Backend, class_weight: str, loss: Loss, y: Array, output_shape: tuple[int, ...]
 ) -> dict[int, float]:
@@ -177,15 +263,15 @@ def _balanced(
     return {int(k): float(counts.sum() / (len(present) * counts[k])) for k in present}
 
 
-def _sample_weights(backend: Backend, weights: Any, count: int, dtype: DType, whole: bool) -> Array:
+def _sample_weights(backend: Backend, weights: Any, name: str, count: int, dtype: DType, whole: bool) -> Array | None:
     """Weights (N,) in float64, in which metrics add them up. They must also be finite in `dtype`, that of the loss."""
-    weights = as_numbers(backend, weights, "sample_weight")
+    if weights is None:
+        return None
+    weights = as_numbers(backend, weights, name)
     if tuple(weights.shape) != (count,):
-        raise ShapeError(
-            f"sample_weight must have shape ({count},), one per sample, but has shape {tuple(weights.shape)}."
-        )
+        raise ShapeError(f"{name} must have shape ({count},), one per sample, but has shape {tuple(weights.shape)}.")
     converted = _converted(backend, weights, dtype)
-    refuse_non_finite(backend, converted, "sample_weight")
+    refuse_non_finite(backend, converted, name)
     if float(converted.min()) < 0 or (whole and float(converted.max()) == 0):
-        raise DataError("sample_weight must not be negative, and not zero for all samples.")
+        raise DataError(f"{name} must not be negative, and not zero for all samples.")
     return backend.asarray(weights, dtype="float64")

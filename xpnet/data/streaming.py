@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import mmap
 from collections import deque
@@ -16,7 +17,8 @@ from xpnet.backends import Array
 from xpnet.backends.arrays import refuse_masked
 from xpnet.config import integer
 from xpnet.data.dataset import Batch, Dataset, StepData, total_weight
-from xpnet.data.sources import HostArray, has_length, host_array, length, read, sample_bytes
+from xpnet.data.sources import has_length, host_array, length, read, sample_bytes
+from xpnet.data.structure import Structure, each, items
 from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError
 from xpnet.layers.context import Workspace
@@ -36,7 +38,7 @@ class Stream:
     x: an array on disk, (N, ...): a `numpy.memmap`, an HDF5 dataset, or anything with shape, dtype and slices; or a
     sparse matrix. Then y and sample_weight may be on disk or in memory. Or give only x: an iterable of batches (x, y)
     or (x, y, weight), or a function that returns a new iterable for each epoch. Samples of batches without weights have
-    the weight 1.
+    the weight 1. For several inputs or outputs, give lists of arrays, or dicts by name, in place of arrays.
 
     A thread reads arrays ahead of the training, in blocks of `block` adjacent samples, into windows of about
     `window_bytes`. With shuffle=True blocks are read in a random order, and the samples of a window are permuted. So
@@ -53,21 +55,23 @@ class Stream:
     def __init__(
         self, x: Any, y: Any = None, sample_weight: Any = None, block: int = 1024, window_bytes: int = 64 * 2**20
     ) -> None:
-        for name, array in (("x", x), ("y", y), ("sample_weight", sample_weight)):
-            refuse_masked(array, f"Stream: {name}")
+        for name, given in (("x", x), ("y", y), ("sample_weight", sample_weight)):
+            for array in given.values() if isinstance(given, Mapping) else [given]:
+                refuse_masked(array, f"Stream: {name}")
         self.x, self.y, self.sample_weight = x, y, sample_weight
         self.block, self.window_bytes = integer(self, "block", block), integer(self, "window_bytes", window_bytes)
         if not self.in_batches:
-            if not (hasattr(x, "shape") and hasattr(x, "dtype") and y is not None):
+            if y is None or not all(hasattr(a, "shape") and hasattr(a, "dtype") for a in _parts(x)):
                 raise ArgumentTypeError(
                     "Stream: give arrays x, with a shape, a dtype and slices, and y; or batches alone."
                 )
             # y and sample_weight that are in memory, such as a list or a series, become arrays.
+            count = _parts(x)[0].shape[:1]
             self.y, self.sample_weight = (
-                _sliceable(a, name) for a, name in ((y, "y"), (sample_weight, "sample_weight"))
+                _sliceable(a, name, count) for a, name in ((y, "y"), (sample_weight, "sample_weight"))
             )
             lengths = self.lengths()
-            if len(set(lengths.values())) > 1 or not lengths["x"]:
+            if len(set(lengths.values())) > 1 or not next(iter(lengths.values())):
                 raise DataError(f"Stream: the arrays must have the same length, above 0, but have {lengths}.")
         elif not (callable(x) or isinstance(x, Iterable)):
             raise ArgumentTypeError(f"Stream: without y, give batches: an iterable of (x, y), not {type(x).__name__}.")
@@ -80,19 +84,23 @@ class Stream:
         return self.y is None and not hasattr(self.x, "shape")
 
     def __len__(self) -> int:
-        return length(self.array)
+        return next(iter(self.lengths().values()))
 
     def lengths(self) -> dict[str, int]:
         """The present number of samples of each array."""
-        arrays = {"x": self.x, "y": self.y, "sample_weight": self.sample_weight}
-        for name, a in arrays.items():
-            if a is not None and not has_length(a):
-                raise ArgumentTypeError(f"Stream: {name} must have a first axis of known length, not shape {a.shape}.")
-        return {name: length(a) for name, a in arrays.items() if a is not None}
+        lengths = {}
+        for name, given in (("x", self.x), ("y", self.y), ("sample_weight", self.sample_weight)):
+            for i, a in enumerate(parts := _parts(given)):
+                if not has_length(a):
+                    raise ArgumentTypeError(
+                        f"Stream: {name} must have a first axis of known length, not shape {a.shape}."
+                    )
+                lengths[f"{name} {i}" if len(parts) > 1 else name] = length(a)
+        return lengths
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """The shape of one sample's x."""
+        """The shape of one sample of the array x."""
         return tuple(self.array.shape[1:])
 
     @property
@@ -111,18 +119,21 @@ class Stream:
         return self.in_batches and not callable(self.x) and iter(self.x) is self.x
 
 
-def as_stream(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
-    """(Stream, None, None) for data that is not loaded into memory whole; the arguments unchanged for other data."""
+def as_stream(structure: Structure, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
+    """(Stream, None, None) for data that is not loaded into memory whole; other data unchanged.
+
+    structure: of the model. The arrays of several inputs become a tuple.
+    """
     if isinstance(x, Stream):
         if y is not None or sample_weight is not None:
             raise ArgumentError("a Stream includes its targets and weights: give y and sample_weight to the Stream.")
-    elif (isinstance(x, numpy.memmap) and x.nbytes > _MAX_LOADED_BYTES) or (
-        y is None and not hasattr(x, "shape") and (callable(x) or isinstance(x, Iterable))
-    ):
-        x = Stream(x, y, sample_weight)
-    else:
-        return x, y, sample_weight
-    return x, None, None
+        return x, None, None
+    if y is None and not structure.has_arrays(x) and (callable(x) or isinstance(x, Iterable)):
+        return Stream(x, y, sample_weight), None, None
+    x = structure.of_inputs(x)
+    if any(isinstance(a, numpy.memmap) and a.nbytes > _MAX_LOADED_BYTES for a in items(x)):
+        return Stream(x, y, sample_weight), None, None
+    return x, y, sample_weight
 
 
 @dataclass
@@ -145,12 +156,12 @@ class RankWindow(Dataset):
 
     def weight(self, step: StepData) -> Array:
         backend, weights = step.work.context.backend, cast(Array, self.weights)
-        xp, total = backend.xp, backend.zeros((1,), "float64")
+        xp, total = backend.xp, backend.zeros((1, *weights.shape[1:]), "float64")
         for first, size in zip(itertools.count(step.start, step.batch_size), step.batch_sizes, strict=False):
             own = step.group.rows_of(size)
             if own.start < own.stop:
                 here = self.stored_rows(slice(first + own.start, first + own.stop))
-                total += xp.sum(weights[here], dtype=xp.float64)
+                total += xp.sum(weights[here], axis=0, dtype=xp.float64)
         step.group.all_reduce(total)
         return total_weight(xp, total)
 
@@ -158,12 +169,20 @@ class RankWindow(Dataset):
 class StreamingDataset:
     """A stream that is read for one model. It yields steps and batches as `Dataset` does.
 
-    prepare: checks the arrays of a window and moves them to the device of the model.
+    prepare: checks the arrays of a window and moves them to the device of the model.  structure: of that model.
     """
 
-    def __init__(self, stream: Stream, prepare: Callable[[Any, Any, Any, tuple[str, str]], Dataset]) -> None:
-        self._stream, self._prepare = stream, prepare
+    def __init__(
+        self,
+        stream: Stream,
+        prepare: Callable[[Any, Any, Any, tuple[str, str]], Dataset],
+        structure: Structure = Structure(),  # noqa: B008  # it cannot be changed
+    ) -> None:
+        self._stream, self._prepare, self._structure = stream, prepare, structure
         self._count = None if stream.in_batches else len(stream)
+        if not stream.in_batches:
+            self._x, self._y = structure.of_inputs(stream.x), structure.of_outputs(stream.y)
+            self._weights = structure.of_weights(stream.sample_weight)
         self._whole: Dataset | None = None
         self._filled: set[tuple[int, int]] = set()  # the blocks of `_whole` that are checked and have their targets
 
@@ -202,7 +221,7 @@ class StreamingDataset:
                 with uploads.prefetch(), _placed(where):
                     dataset = self._prepare(x, y, weights, ("x of a batch", "y of a batch"))
                 yield from dataset.steps(work, largest, accumulate, None, 0, group)
-                uploads.release(*dataset.arrays)
+                uploads.release(*dataset.arrays.values())
             return
         windows = self._windows(batch_size * accumulate, key)
         keys = [None if key is None else [*key, number] for number in range(len(windows))]
@@ -232,12 +251,14 @@ class StreamingDataset:
                 dataset = RankWindow(**vars(dataset), rows=_length(windows[number]), starts=part.starts)
             order_key = keys[number] if part is None else None
             yield from dataset.steps(work, batch_size, accumulate, order_key, skipped, group)
-            uploads.release(*dataset.arrays)
+            uploads.release(*dataset.arrays.values())
             skipped = 0
 
     def digest(self) -> str:
         """The layout of the stream, to check that all ranks have the same data."""
-        return "batches" if self._stream.in_batches else f"{self._stream.x.dtype} {tuple(self._stream.x.shape)}"
+        if self._stream.in_batches:
+            return "batches"
+        return ", ".join(f"{a.dtype} {tuple(a.shape)}" for a in items(self._x))
 
     def batches(self, work: Workspace, batch_size: int | None, group: ProcessGroup = SINGLE_PROCESS) -> Iterator[Batch]:
         """All samples once, in order; of each batch, the rows of this rank. batch_size: None is 1024."""
@@ -254,7 +275,7 @@ class StreamingDataset:
         if key is not None:
             starts = numpy.random.default_rng([*key, _BLOCKS]).permutation(starts)
         blocks = [slice(int(i) * block, int(i + 1) * block) for i in starts]
-        per_window = max(1, stream.window_bytes // (block * sample_bytes(stream.x)))
+        per_window = max(1, stream.window_bytes // (block * sum(map(sample_bytes, items(self._x)))))
         windows = [blocks[i : i + per_window] for i in range(0, len(blocks), per_window)] or [[]]
         if count % block:
             windows[-1].append(slice(count - count % block, count))
@@ -267,7 +288,7 @@ class StreamingDataset:
         its rows as they are: in its dtype or as integers. Targets and weights are in memory; a block is checked, and
         its targets are filled in, before its first use.
         """
-        x, count = self._stream.x, self._count or 0
+        x, count = self._x, self._count or 0
         if not (isinstance(x, numpy.ndarray) and x.flags.c_contiguous and x.flags.aligned):
             return None
         if x[block].nbytes < _MIN_BLOCK_IN_PLACE:
@@ -277,17 +298,20 @@ class StreamingDataset:
             first = self._prepare_block(one, self._targets(one))
             if not (isinstance(first.x, numpy.ndarray) and numpy.may_share_memory(first.x, x)):
                 return None
-            targets = [first.y, first.weights, first.counts]
-            if count * sum(a.nbytes for a in targets if a is not None) > _MAX_LOADED_BYTES:
+            if count * sum(a.nbytes for name, a in first.arrays.items() if name != "x") > _MAX_LOADED_BYTES:
                 return None
-            y, weights, counts = (None if a is None else numpy.empty((count, *a.shape[1:]), a.dtype) for a in targets)
-            self._whole = dataclasses.replace(first, x=numpy.asarray(x), y=y, weights=weights, counts=counts)
+            self._whole = dataclasses.replace(
+                first,
+                **first.replaced(
+                    lambda name, a: numpy.asarray(x) if name == "x" else numpy.empty((count, *a.shape[1:]), a.dtype)
+                ),
+            )
         return self._whole
 
     def _load(self, window: Sequence[slice]) -> list[tuple[slice, tuple[Any, Any]]]:
         """(block, its y and weights) for each new block. Brings the x of all into memory, if x is a mapped file."""
         for block in window:
-            pages = numpy.asarray(self._stream.x)[block].reshape(-1).view(numpy.uint8)[:: mmap.PAGESIZE]
+            pages = numpy.asarray(self._x)[block].reshape(-1).view(numpy.uint8)[:: mmap.PAGESIZE]
             pages.max()  # reads a byte of each page
         new = [block for block in window if (block.start, block.stop) not in self._filled]
         return [(block, self._targets(block)) for block in new]
@@ -295,20 +319,20 @@ class StreamingDataset:
     def _fill(self, whole: Dataset, new: Sequence[tuple[slice, tuple[Any, Any]]]) -> None:
         """Check these blocks, and put their targets and weights into the whole dataset."""
         for block, given in new:
-            part = self._prepare_block(block, given)
-            for kept, values in ((whole.y, part.y), (whole.weights, part.weights), (whole.counts, part.counts)):
-                if kept is not None:
-                    kept[block] = values
+            values = self._prepare_block(block, given).arrays
+            for name, kept in whole.arrays.items():
+                if name != "x":
+                    kept[block] = values[name]
             self._filled.add((block.start, block.stop))
 
     def _targets(self, block: slice) -> tuple[Any, Any]:
         """y and weights of a block."""
-        y, weights = self._stream.y, self._stream.sample_weight
-        return read(y, block, "y"), None if weights is None else read(weights, block, "sample_weight")
+        y = each(lambda a: read(a, block, "y"), self._y)
+        return y, each(lambda a: None if a is None else read(a, block, "sample_weight"), self._weights)
 
     def _prepare_block(self, block: slice, targets: tuple[Any, Any]) -> Dataset:
         where = f" in the block that begins with sample {block.start}"
-        return self._prepare(numpy.asarray(self._stream.x)[block], *targets, (f"x{where}", f"y{where}"))
+        return self._prepare(numpy.asarray(self._x)[block], *targets, (f"x{where}", f"y{where}"))
 
     def _read(self, window: Sequence[slice], part: "_RankRows | None") -> list[Any]:
         """x, y and weights of these blocks, or of a rank's rows of them, concatenated in memory."""
@@ -322,18 +346,19 @@ class StreamingDataset:
                 places.append(wanted[(wanted >= offset) & (wanted < end)] - offset + block.start)
                 offset = end
             places = [rows for rows in places if len(rows)]
-        arrays = {"x": self._stream.x, "y": self._stream.y, "sample_weight": self._stream.sample_weight}
-        return [
-            None if a is None else numpy.concatenate([read(a, place, name) for place in places])[order]
-            for name, a in arrays.items()
-        ]
+
+        def joined(name: str, a: Any) -> Any:
+            return None if a is None else numpy.concatenate([read(a, place, name) for place in places])[order]
+
+        arrays = {"x": self._x, "y": self._y, "sample_weight": self._weights}
+        return [each(functools.partial(joined, name), a) for name, a in arrays.items()]
 
     def _joined(self, accumulate: int, first: int) -> Iterator[tuple[list[Any], int, str]]:
         """(x, y and weights of the batches of a step, the size of the largest, "batch 3"), from sample `first` on."""
         source = self._stream.x() if callable(self._stream.x) else self._stream.x
         if not isinstance(source, Iterable):
             raise ArgumentTypeError(f"Stream: the function must return an iterable of batches, not {source!r}.")
-        batches = _checked_batches(source)
+        batches = _checked_batches(source, self._structure)
         seen, number, any_batch = 0, 0, first > 0
         while seen < first:
             batch = next(batches, None)
@@ -341,16 +366,16 @@ class StreamingDataset:
                 raise DataError(
                     f"the stream ends after {seen} samples, before the position of the checkpoint, {first}."
                 )
-            seen += len(batch[0])
+            seen += _samples(batch)
             number += 1
         while together := list(itertools.islice(batches, accumulate)):
             any_batch = True
             if any(len(batch) == 3 for batch in together):  # samples without a weight count once
-                together = [[*batch, numpy.ones(len(batch[0]))][:3] for batch in together]
-            arrays = [numpy.concatenate([batch[i] for batch in together]) for i in range(len(together[0]))]
+                together = [[*batch, numpy.ones(_samples(batch))][:3] for batch in together]
+            arrays = [_joined(values) for values in zip(*together, strict=True)]
             where = f"batch {number + 1}" + (f" to {number + len(together)}" if len(together) > 1 else "")
             number += len(together)
-            yield [*arrays, None][:3], max(len(batch[0]) for batch in together), where
+            yield [*arrays, None][:3], max(map(_samples, together)), where
         if not any_batch:
             raise DataError("the stream gave no batches.")
 
@@ -389,17 +414,32 @@ def _rank_rows(rows: int, batch_size: int, key: Sequence[int] | None, group: Pro
     return _RankRows(numpy.concatenate(own) if own else order[:1], starts)
 
 
-def _checked_batches(source: Iterable[Any]) -> Iterator[list[HostArray]]:
+def _joined(values: Sequence[Any]) -> Any:
+    """The arrays of several batches as one. Weights may be those of all outputs in some of the batches."""
+    outputs = next((len(value) for value in values if isinstance(value, tuple)), 0)
+    if not outputs:
+        return numpy.concatenate(values)
+    tuples = [value if isinstance(value, tuple) else (value,) * outputs for value in values]
+    return tuple(map(numpy.concatenate, zip(*tuples, strict=True)))
+
+
+def _samples(batch: Sequence[Any]) -> int:
+    return len(items(batch[0])[0])
+
+
+def _checked_batches(source: Iterable[Any], structure: Structure) -> Iterator[list[Any]]:
     """The batches as arrays. Raises DataError if the samples of one do not have the shape of those before it."""
-    shapes: list[tuple[int, ...]] = []
+    shapes: dict[tuple[str, int], tuple[int, ...]] = {}
     for number, batch in enumerate(source, 1):
         with _placed(f"batch {number}"):
-            arrays = _as_batch(batch)
-            new = [a.shape[1:] for a in arrays]
-            for name, now, before in zip(("x", "y", "weight"), new, shapes, strict=False):
-                if now != before:
-                    raise DataError(f"a sample of {name} has shape {now}, but in the batches before, {before}.")
-        shapes = shapes or new
+            arrays = _as_batch(batch, structure)
+            for name, value in zip(("x", "y", "weight"), arrays, strict=False):
+                for k, a in enumerate(items(value)):
+                    before = shapes.setdefault((name, k), a.shape[1:])
+                    if a.shape[1:] != before:
+                        raise DataError(
+                            f"a sample of {name} has shape {a.shape[1:]}, but in the batches before, {before}."
+                        )
         yield arrays
 
 
@@ -412,18 +452,38 @@ def _placed(where: str) -> Iterator[None]:
         raise type(error)(f"{where} of the stream: {error}") from error
 
 
-def _as_batch(batch: Any) -> list[HostArray]:
+def _as_batch(batch: Any, structure: Structure) -> list[Any]:
     if not isinstance(batch, list | tuple) or len(batch) not in (2, 3):
         raise ArgumentTypeError(f"Stream: each batch must be (x, y) or (x, y, weight), not {type(batch).__name__}.")
-    named = zip(("x", "y", "weight"), batch, strict=False)
-    arrays = [host_array(a, f"{name} of a batch") for name, a in named if a is not None or name != "weight"]
-    if arrays[0].ndim == 0 or len(arrays[0]) == 0:
+    given = [("x", structure.of_inputs(batch[0])), ("y", structure.of_outputs(batch[1]))]
+    if len(batch) == 3 and batch[2] is not None:
+        given.append(("weight", structure.of_weights(batch[2])))
+
+    def converted(name: str, a: Any) -> Any:
+        return None if a is None else host_array(a, f"{name} of a batch")
+
+    arrays = [each(functools.partial(converted, name), value) for name, value in given]
+    first = items(arrays[0])[0]
+    if first.ndim == 0 or len(first) == 0:
         raise DataError("Stream: a batch is empty.")
-    return arrays
+    return [each(lambda a: numpy.ones(len(first)) if a is None else a, value) for value in arrays]
 
 
-def _sliceable(a: Any, name: str) -> Any:
-    """An array that can be sliced by position."""
+def _parts(given: Any) -> list[Any]:
+    """The arrays of an argument: one, or those of several inputs or outputs."""
+    if isinstance(given, Mapping):
+        return list(given.values())
+    if isinstance(given, list | tuple):
+        return [a for a in given if a is not None]
+    return [] if given is None else [given]
+
+
+def _sliceable(a: Any, name: str, count: Any) -> Any:
+    """An array that can be sliced by position, or several. count: (N,), the first axis of each."""
+    if isinstance(a, Mapping):
+        return {key: _sliceable(one, name, count) for key, one in a.items()}
+    if isinstance(a, list | tuple) and a and all(one is None or getattr(one, "shape", ())[:1] == count for one in a):
+        return [_sliceable(one, name, count) for one in a]
     if a is None or (hasattr(a, "shape") and hasattr(a, "__getitem__") and not hasattr(a, "iloc")):
         return a
     return host_array(a, name)

@@ -26,6 +26,7 @@ from xpnet.layers.convolution import Conv2D, Conv2DTranspose, DepthwiseConv2D
 from xpnet.layers.dense import Dense
 from xpnet.layers.dropout import Dropout
 from xpnet.layers.embedding import Embedding
+from xpnet.layers.merging import Add, Average, Concatenate, Dot, Maximum, Multiply, Subtract
 from xpnet.layers.normalization import BatchNorm, GroupNorm, InstanceNorm, LayerNorm
 from xpnet.layers.pooling import (
     AvgPool2D,
@@ -38,8 +39,9 @@ from xpnet.layers.pooling import (
 from xpnet.layers.residual import Residual
 from xpnet.layers.shape import Flatten, Permute, Rescale, Reshape
 
-__all__ = ["ELU", "GELU", "AvgPool2D", "BatchNorm", "Conv2D", "Conv2DTranspose", "Dense", "DepthwiseConv2D",
-           "Dropout", "Embedding", "Flatten", "GlobalAveragePool2D", "GlobalMaxPool2D", "GroupNorm", "HardSigmoid",
-           "HardSwish", "HardTanh", "Identity", "InstanceNorm", "Layer", "LayerNorm", "LeakyReLU", "LogSoftmax",
-           "MaxPool2D", "Mish", "PReLU", "Permute", "ReLU", "ReLU6", "Rescale", "Reshape", "Residual", "Sequential",
-           "SiLU", "Sigmoid", "Softmax", "Softplus", "Step", "Tanh", "Upsample2D", "ZeroPadding2D"]  # fmt: skip
+__all__ = ["ELU", "GELU", "Add", "Average", "AvgPool2D", "BatchNorm", "Concatenate", "Conv2D", "Conv2DTranspose",
+           "Dense", "DepthwiseConv2D", "Dot", "Dropout", "Embedding", "Flatten", "GlobalAveragePool2D",
+           "GlobalMaxPool2D", "GroupNorm", "HardSigmoid", "HardSwish", "HardTanh", "Identity", "InstanceNorm", "Layer",
+           "LayerNorm", "LeakyReLU", "LogSoftmax", "MaxPool2D", "Maximum", "Mish", "Multiply", "PReLU", "Permute",
+           "ReLU", "ReLU6", "Rescale", "Reshape", "Residual", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus",
+           "Step", "Subtract", "Tanh", "Upsample2D", "ZeroPadding2D"]  # fmt: skip

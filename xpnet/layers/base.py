@@ -3,23 +3,28 @@
 import functools
 import inspect
 import math
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from xpnet import initializers
-from xpnet.backends import Array, Backend
+from xpnet.backends import Array, Backend, get_backend
 from xpnet.backends.arrays import refuse_masked
 from xpnet.config import Configured, as_shape, flag, is_custom, missing_method
-from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, ShapeError, StateError, shape_text
-from xpnet.layers.building import standalone
+from xpnet.errors import ArgumentError, DeviceMemoryError, ShapeError, StateError, shape_text
+from xpnet.layers import tensors
+from xpnet.layers.building import building, standalone
 from xpnet.layers.context import Context, Shape, Workspace
-from xpnet.parameters import Buffer, ModelArray, Parameter
+from xpnet.layers.structure import as_tuple, first_of, mapped, shapes_of
+from xpnet.layers.tensors import check_name
+from xpnet.parameters import Buffer, ModelArray, Parameter, ParameterStore
 
 #: Attributes for models and containers only. dir() does not list them.
 _INTERNAL = frozenset((
-    "backward_in_context", "backward_pass", "drop_workspaces", "execution_context", "forward_in_context",
-    "forward_pass", "gives_probabilities", "noise_key", "place", "splits_batch", "unplace",
+    "backward_in_context", "backward_pass", "check_input", "connections", "drop_workspaces", "execution_context",
+    "forward_in_context", "forward_pass", "gives_probabilities", "inner_layers", "last_layer", "noise_key", "place",
+    "shape_for", "shared_copy", "splits_batch", "takes_list", "unplace",
 ))  # fmt: skip
 
 
@@ -38,6 +43,10 @@ class Layer(Configured):
     To use a layer outside a model, call `layer.build((4,), backend="cpu", seed=0, dtype="float32")`, then forward and
     backward. `layer.context.training = True` switches to training.
 
+    A layer with several inputs is called on a list of tensors. Its `build` takes a list of shapes, its `forward` a list
+    of arrays, and its `backward` returns a list of gradients, one for each input. A layer with several outputs returns
+    a list of shapes from `build` and a list of arrays from `forward`, and its `backward` takes a list of gradients.
+
     Every layer takes `name=`, which replaces its number in the names of its parameters: "digit.weight" instead of
     "2.weight". A subclass need not declare it. Assigning an array to an attribute that is a parameter or a buffer, as
     in `layer.weight = array`, writes into it.
@@ -54,11 +63,18 @@ class Layer(Configured):
     gives_probabilities: ClassVar[bool] = False
     #: Whether its operators divide a batch among CPU threads. The BLAS must then use one thread. Only for speed.
     splits_batch: ClassVar[bool] = False
+    #: Whether it can have several inputs, and so be called on a list. A layer of one's own always can.
+    takes_list: ClassVar[bool] = False
     #: Whether its class is not part of xpnet, so that a model checks what it returns.
     is_custom: ClassVar[bool] = False
     #: Whether backward must return ∂L/∂x. The container sets it before each backward.
     wants_input_grad: bool = True
 
+    #: What `shared_copy` does not share: attributes that each copy has for itself.
+    _own_attributes: ClassVar[frozenset[str]] = frozenset((
+        "_context", "_executor", "_parameters", "_placed", "_shared_copies", "_shared_with", "_sites", "_workspaces",
+        "has_custom_layers", "input_shape", "layers", "output_shape", "path", "splits_batch", "wants_input_grad",
+    ))  # fmt: skip
     name: str | None = None  # replaces the number in `path`
     path: str = ""  # the position of this layer in its model, such as "1.0" or "block.digit"
     input_shape: Shape = ()
@@ -66,6 +82,8 @@ class Layer(Configured):
     _context: Context | None = None
     _parameters: tuple[Parameter, ...] = ()
     _trainable: bool = True
+    _shared_with: "Layer | None" = None  # the layer whose parameters this copy shares
+    _shared_copies: "tuple[weakref.ref[Layer], ...]" = ()  # which share the parameters of this layer
     _workspaces: dict[bool, Workspace]  # by context.inference
 
     __eq__ = object.__eq__  # unlike other configured objects: a layer has its own parameters
@@ -74,6 +92,14 @@ class Layer(Configured):
     def __init__(self, *, name: str | None = None) -> None:
         if name is not None:  # a subclass whose constructor does not take it has set it already
             self.name = name
+
+    def __call__(self, inputs: Any) -> Any:
+        """Return the symbolic output of this layer for a symbolic tensor, or for a list of them. See `xpnet.Model`.
+
+        A layer that is called several times has its parameters once, and the gradients of all uses add up. Raises
+        ShapeError if the layer does not accept the shape, and ArgumentTypeError for anything but symbolic tensors.
+        """
+        return tensors.call(self, inputs)
 
     # A subclass defines: -----------------------------------------------------------------------------------------
 
@@ -107,6 +133,10 @@ class Layer(Configured):
         `decay=False` exempts it from the optimizer's weight decay; `l1` and `l2` add l1·Σ|w| + l2·Σw² to the loss.
         """
         self._refuse_unless_building("add_parameter")
+        if self._shared_with is not None:
+            shared: Parameter = self._shared(name, tuple(shape))
+            self._parameters = (*self._parameters, shared)
+            return shared
         held = self.__dict__.get(name)
         if (hasattr(held, "shape") or isinstance(held, list)) and held is not initializer:
             raise StateError(
@@ -123,9 +153,24 @@ class Layer(Configured):
         """Declare an array that is saved and moved with the model but not trained."""
         self._refuse_unless_building("add_buffer")
         array = self.backend.asarray(value, dtype=self.context.dtype)
+        if self._shared_with is not None:
+            return self._shared(name, tuple(array.shape))  # type: ignore[no-any-return]
         buffer = Buffer(self._qualified(name), self.backend, array, self.context.guard)
         self.context.store.buffers.append(buffer)
         return buffer
+
+    def _shared(self, name: str, shape: Shape) -> Any:
+        """The parameter or buffer of this model that shares the memory of that of `_shared_with`."""
+        assert self._shared_with is not None
+        store, path = self._shared_with.context.store, self._shared_with.path
+        array = next((a for a in store.arrays() if a.name == (f"{path}.{name}" if path else name)), None)
+        if array is None or array.shape != shape:
+            has = "it has none" if array is None else f"it has one of shape {array.shape}"
+            raise ShapeError(
+                f"{self._shared_with._label} is called again, on inputs {shape_text(self.input_shape)}, which need a "
+                f"{name} of shape {shape}; but {has}. Call it on inputs like the first, or make another layer."
+            )
+        return self.context.store.share(array, store, lambda: self._qualified(name))
 
     def _refuse_unless_building(self, method: str) -> None:
         if self.context.store.allocated:
@@ -170,16 +215,44 @@ class Layer(Configured):
         columns = math.prod(x.shape[1:])
         return self.backend.random_bits(self.noise_key, len(x), columns, self.context.first_row).reshape(x.shape)
 
+    def random_normal(self, x: Array) -> Array:
+        """Normal noise of mean 0 and variance 1 in x's shape, in a buffer. It depends on the same as `random_bits`.
+
+        From uniform numbers u, v: √(-2 log u) cos 2πv and √(-2 log u) sin 2πv. Box and Muller 1958, "A note on the
+        generation of random normal deviates".
+        """
+        xp, rows, elements = self.xp, len(x), math.prod(x.shape[1:])
+        half = (elements + 1) // 2
+        noise = self._noise(rows, 2 * half)
+        radius = xp.sqrt(xp.log(noise[:, :half]) * -2.0)
+        angle = noise[:, half:] * (2.0 * math.pi)
+        noise[:, :half] = radius * xp.cos(angle)
+        noise[:, half:] = radius * xp.sin(angle)
+        return noise[:, :elements].reshape(x.shape)
+
+    def _noise(self, rows: int, columns: int) -> Array:
+        """Uniform noise (rows, columns) above 0 and at most 1, in a buffer."""
+        noise = self.work.buffer("noise", (rows, columns))
+        noise[...] = self.random_bits(noise)
+        noise += 0.5  # so that it is never 0
+        noise *= 2.0**-32
+        return noise
+
     def refuse(self, expected: str, got: Any, hint: str = "") -> ShapeError:
-        """Return the ShapeError to raise for a wrong input. `got` is a shape without the batch, or a text."""
-        got = shape_text(got) if isinstance(got, tuple) else got
+        """Return the ShapeError to raise for a wrong input. `got` is a shape without the batch, or several, or text."""
+        got = shape_text(got) if isinstance(got, tuple | list) else got
         return ShapeError(f"{self._label} expects {expected}, but the input is {got}.{hint}")
 
     def check_output(self, x: Array, y: Any) -> None:
         """Raise ShapeError unless y, the outputs of x, has the dtype and the shape that `build` returned."""
+        x, shapes = first_of(x), shapes_of(self.output_shape)
         dtype = x.dtype if self.accepts_integers is None and x.dtype.kind != "f" else self.context.dtype
-        if not isinstance(y, self.xp.ndarray) or y.shape != (len(x), *self.output_shape) or y.dtype != dtype:
-            raise self.wrong_output((len(x), *self.output_shape), dtype, y)
+        outputs = y if isinstance(y, list | tuple) and len(shapes) > 1 else [y]
+        if len(outputs) != len(shapes):
+            raise ShapeError(f"{self._label}: forward must return a list of {len(shapes)} arrays, not {len(outputs)}.")
+        for shape, output in zip(shapes, outputs, strict=True):
+            if not isinstance(output, self.xp.ndarray) or output.shape != (len(x), *shape) or output.dtype != dtype:
+                raise self.wrong_output((len(x), *shape), dtype, output)
 
     def wrong_output(self, shape: Shape, dtype: Any, y: Any) -> ShapeError:
         """Return the ShapeError to raise for outputs y that do not have this shape (N, ...) and dtype."""
@@ -213,6 +286,10 @@ class Layer(Configured):
             held.assign(value.value if isinstance(value, ModelArray) else value, f"{self._label}: {name}")
             return
         super().__setattr__(name, self._checked_name(value) if name == "name" else value)
+        if self._shared_copies and name not in self._own_attributes:
+            for reference in self._shared_copies:
+                if (twin := reference()) is not None:
+                    setattr(twin, name, value)
 
     def _checked_name(self, name: Any) -> str | None:
         """Return this name if a layer can have it: it takes the place of a number in dotted names."""
@@ -221,14 +298,8 @@ class Layer(Configured):
             raise StateError(f"{kind}: set the name before the layer is built; its parameters are named after it.")
         if name is None:
             return None
-        if not isinstance(name, str):
-            raise ArgumentTypeError(f"{kind}: name must be text, not {name!r}.")
-        if not name.strip() or not name.isprintable() or "." in name or "/" in name or name.isdigit():
-            raise ArgumentError(
-                f"{kind}: name must be text without dots and slashes, and not a number, since it takes the place of a "
-                f'number in names such as "1.0.weight"; not {name!r}.'
-            )
-        return name
+        check_name(kind, name)
+        return str(name)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, by name; `name` only if there is one."""
@@ -264,29 +335,59 @@ class Layer(Configured):
         """Whether `build` has been called."""
         return self._context is not None
 
-    def place(self, context: Context, path: str, input_shape: Shape) -> Shape:
+    def shape_for(self, input_shape: Any) -> Any:
+        """The output shape for an input shape, or for a list of shapes. The layer is built for that, and unbuilt."""
+        if self.is_built and input_shape == self.input_shape:
+            return self.output_shape
+        with building:
+            trial = self.shared_copy() if self.is_built else self
+            device, dtype = (self.backend, self.context.dtype) if self.is_built else (get_backend("cpu"), "float32")
+            try:
+                return trial.place(Context(device, ParameterStore(device, dtype), seed=0), "", input_shape)
+            finally:
+                trial.unplace()
+
+    def shared_copy(self) -> Self:
+        """A copy of this built layer for another place or model, where it is built with the same parameters.
+
+        It has its own shapes and workspaces. An attribute that is set later is set in the copies too.
+        """
+        twin = type(self).__new__(type(self))
+        state = {name: value for name, value in Layer.__getstate__(self).items() if name not in ("forward", "backward")}
+        vars(twin).update(state, _context=None, _shared_with=self)
+        twin.unplace()
+        self._shared_copies = (*(ref for ref in self._shared_copies if ref() is not None), weakref.ref(twin))
+        return twin
+
+    def place(self, context: Context, path: str, input_shape: Any) -> Any:
         """Used by the model: give this layer its place, and build it there."""
         if self._context is not None:
             raise StateError(
                 f"layer {path}, a {type(self).__name__}, is built already: a layer object can be used only once. "
                 "Make a new layer."
             )
-        self._context, self.path, self._workspaces, self.input_shape = context, path, {}, as_shape(input_shape)
+        several = isinstance(input_shape, list) and isinstance(first_of(input_shape or [None]), tuple)
+        shapes: Any = list(map(as_shape, input_shape)) if several else as_shape(input_shape)
+        self.input_shape = shapes
+        self._context, self.path, self._workspaces = context, path, {}
         try:
+            if several and not (self.takes_list or self.is_custom):
+                raise self.refuse("one input", shapes, " Join them with a layer such as layers.Concatenate().")
             self._refuse_too_large("inputs", self.input_shape)
             self.output_shape = self.build(self.input_shape)
             self._refuse_too_large("outputs", self.output_shape)
         except BaseException:
             self.unplace()
             raise
+        self._shared_with = None
         return self.output_shape
 
-    def _refuse_too_large(self, what: str, shape: Shape) -> None:
-        """Raise DeviceMemoryError if not even one sample of this shape fits into the device's memory."""
-        needed = math.prod(shape) * self.context.dtype.itemsize
+    def _refuse_too_large(self, what: str, shapes: Shape | list[Shape]) -> None:
+        """Raise DeviceMemoryError if not even one sample of these shapes fits into the device's memory."""
+        needed = sum(map(math.prod, shapes_of(shapes))) * self.context.dtype.itemsize
         if not self.backend.can_hold(needed):
             raise DeviceMemoryError(
-                f"{self._label}: one sample of its {what} {shape_text(shape)} takes {needed / 2**30:,.1f} GiB, more "
+                f"{self._label}: one sample of its {what} {shape_text(shapes)} takes {needed / 2**30:,.1f} GiB, more "
                 f"than the memory of {self.backend.name}. Choose smaller sizes."
             )
 
@@ -294,7 +395,7 @@ class Layer(Configured):
         """Used by the model: undo `place` after an error, so that the layer can be built again."""
         if self._context is not None:
             self._context.guard.refuse_beside_training()
-        self._context, self.path, self._parameters = None, "", ()
+        self._context, self.path, self._parameters, self._shared_copies = None, "", (), ()
         for name in [name for name, held in self.__dict__.items() if isinstance(held, ModelArray)]:
             del self.__dict__[name]
 
@@ -307,8 +408,10 @@ class Layer(Configured):
     def _checked_forward(self, x: Array) -> Array:
         """`forward` of a layer outside a model, with the checks that a model makes. Returns a new array."""
         refuse_masked(x, "x")
-        if hasattr(x, "shape") and tuple(x.shape[1:]) != self.input_shape:
-            raise self.refuse(f"{shape_text(self.input_shape)}, the shape it was built for", f"{tuple(x.shape)}")
+        given: Any = [tuple(a.shape[1:]) for a in as_tuple(x) if hasattr(a, "shape")]
+        if given and (given if isinstance(x, list | tuple) else given[0]) != self.input_shape:
+            got = ", ".join(str(tuple(a.shape)) for a in as_tuple(x))
+            raise self.refuse(f"{shape_text(self.input_shape)}, the shape it was built for", got)
         self.check_inputs(x, "x")
         return self.context.exclusively(self._lone_forward, x)
 
@@ -317,7 +420,7 @@ class Layer(Configured):
         context.begin_forward(context.training)
         y = type(self).forward(self, x)
         context.end_forward()
-        return y.copy() if hasattr(y, "copy") else y
+        return mapped(lambda array: array.copy() if hasattr(array, "copy") else array, y)
 
     def _checked_backward(self, grad_y: Array) -> Array | None:
         """`backward` of a layer outside a model. Returns a new array."""
@@ -327,11 +430,11 @@ class Layer(Configured):
         if self.context.forward_thread:
             self.context.check_forward()
         grad_x = type(self).backward(self, grad_y)
-        return None if grad_x is None else grad_x.copy()
+        return mapped(lambda grad: None if grad is None else grad.copy(), grad_x)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: value for name, value in self.__dict__.items() if not getattr(value, "is_check", False)}
-        return {**own, "_workspaces": {}}
+        return {**own, "_workspaces": {}, "_shared_copies": (), "_shared_with": None}
 
 
 def _taking_name(init: Callable[..., None]) -> Callable[..., None]:

@@ -1,66 +1,107 @@
-"""Sequential: layers one after the other, as one layer."""
+"""Container: layers that run as one layer; Sequential: layers one after the other."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, SupportsIndex, overload
+from typing import Any, NamedTuple, Self, SupportsIndex, overload
 
 from xpnet.backends import Array
 from xpnet.config import flag
-from xpnet.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    PositionError,
-    ShapeError,
-    StateError,
-    shape_text,
-    unknown_name,
-)
+from xpnet.errors import ArgumentError, ArgumentTypeError, PositionError, StateError, unknown_name
 from xpnet.layers.activations import ReLU
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Context, Shape
+from xpnet.layers.executor import CallSite, Executor
 from xpnet.layers.pooling import MaxPool2D
+from xpnet.layers.structure import Arrays, as_tuple, first_of, shapes_of
 from xpnet.parameters import Parameter
 
 _NOTHING = nullcontext()
 _MIN_PARAMETERS_TO_COMPILE = 2**14  # parameters: training a smaller model takes less time than loading Numba
 
 
-class Sequential(Layer):
-    """Layers one after the other, as one layer. Names of inner parameters join with dots: "1.0.weight".
+class Connection(NamedTuple):
+    """An input of a model, or one output of a call of a layer.
 
-    `len(s)` is the number of layers, `s[i]` the layer at position i, `s[1:3]` a tuple of layers; iteration gives all. A
+    name: of the input, or the path of the layer.  layer: None for an input.  shape: without the batch.  inputs: the
+    names of what the layer is called on.
+    """
+
+    name: str
+    layer: Layer | None
+    shape: Shape
+    inputs: tuple[str, ...]
+
+
+class Container(Layer):
+    """The base of Sequential and of xpnet.Model: layers that run as one layer, by an executor.
+
+    A subclass sets `layers`, places them in its `build`, and calls `_execute` there.
+
+    `len(c)` is the number of layers, `c[i]` the layer at position i, `c[1:3]` a tuple of layers; iteration gives all. A
     position that does not exist raises PositionError.
     """
 
+    takes_list = True  # if its first layer does
     #: Whether any layer is not part of xpnet, so that the model checks its first training step.
     has_custom_layers: bool = False
+    #: The layers, each once.
+    layers: tuple[Layer, ...]
+    _placed: tuple[Layer, ...] = ()  # the layers that run
+    _sites: list[CallSite]  # in the order of the layers
+    _executor: Executor
 
-    def __init__(self, layers: Iterable[Layer], *, name: str | None = None) -> None:
-        super().__init__(name=name)
-        if not isinstance(layers, Iterable) or isinstance(layers, Layer):
-            raise ArgumentTypeError(f"{type(self).__name__}: layers must be a list of layers, not {layers!r}.")
-        self.layers: tuple[Layer, ...] = tuple(layers)
-        if not self.layers:
-            raise ArgumentError(f"{type(self).__name__}: give it at least one layer.")
-        given: list[Any] = list(self.layers)
-        first: dict[int, int] = {}  # the first position of each object
-        for i, layer in enumerate(given):
-            if not isinstance(layer, Layer):
-                hint = "; did you mean an object, with ()?" if isinstance(layer, type) else "."
-                raise ArgumentTypeError(f"{type(self).__name__}: item {i} is {layer!r}, not a layer{hint}")
-            if first.setdefault(id(layer), i) < i:
-                raise StateError(
-                    f"{type(self).__name__}: items {first[id(layer)]} and {i} are the same {type(layer).__name__} "
-                    "object; a layer object can be used only once. Make a second layer."
-                )
-        self._keys()
+    def _keys(self) -> list[str]:
+        """The last part of each layer's path: its name, or else its number."""
+        keys = [layer.name or str(i) for i, layer in enumerate(self.layers)]
+        for key, count in Counter(keys).items():
+            if count > 1:
+                raise ArgumentError(f"{type(self).__name__}: two of the layers have the name {key!r}. Rename one.")
+        return keys
 
-    def build(self, input_shape: Shape) -> Shape:
-        shape = input_shape
-        for layer, key in zip(self._chain, self._keys(), strict=False):
-            shape = layer.place(self.context, self._qualified(key), shape)
-        return shape
+    def _execute(self, sites: Sequence[CallSite], inputs: int, outputs: Sequence[int]) -> None:
+        """Run these calls of placed layers, see `Executor`."""
+        self._sites = list(sites)
+        self._executor = Executor(_reordered(self._sites, outputs), inputs, outputs)
+
+    def place(self, context: Context, path: str, input_shape: Any) -> Any:
+        output_shape = super().place(context, path, input_shape)
+        self.splits_batch = any(layer.splits_batch for layer in self.inner_layers)  # type: ignore[misc]
+        self.has_custom_layers = self.is_custom or any(
+            layer.is_custom or (isinstance(layer, Container) and layer.has_custom_layers) for layer in self.inner_layers
+        )
+        return output_shape
+
+    def connections(self) -> list[Connection]:
+        """The inputs, and all outputs of the layers in order."""
+        shapes: Any = shapes_of(self.input_shape)
+        found = [Connection(name, None, shape, ()) for name, shape in zip(self.input_names, shapes, strict=True)]
+        names = dict(enumerate(self.input_names))
+        for layer, inputs, outputs, _ in self._sites:
+            before = tuple(names[i] for i in as_tuple(inputs))
+            for k, (i, shape) in enumerate(zip(as_tuple(outputs), shapes_of(layer.output_shape), strict=True)):
+                names[i] = layer.path if k == 0 else f"{layer.path}, output {k + 1}"
+                found.append(Connection(names[i], layer, shape, before))
+        return found
+
+    @property
+    def inner_layers(self) -> tuple[Layer, ...]:
+        """The layers that run. A layer that is called at several places is there once for each call, as a copy."""
+        return self._placed or self.layers
+
+    @property
+    def input_names(self) -> list[str]:
+        """The name of the input, in a list as in xpnet.Model."""
+        return ["input_1"]
+
+    @property
+    def output_names(self) -> list[str]:
+        """The name or number of the last layer, in a list as in xpnet.Model."""
+        return [self.layers[-1].name or str(len(self.layers) - 1)]
+
+    def check_input(self, index: int, x: Array, name: str) -> None:
+        """`check_inputs` for one of several inputs."""
+        self.check_inputs(x, name)
 
     def get_layer(self, name: str) -> Layer:
         """Return the layer of this name or number: "digit", "0", or "1.0" for layer 0 of layer 1.
@@ -73,11 +114,18 @@ class Sequential(Layer):
             )
         found: Layer = self
         for key in name.split("."):
-            inner = found._by_key() if isinstance(found, Sequential) else {}
+            inner = found._by_key() if isinstance(found, Container) else {}
             if key not in inner:
                 raise unknown_name("layer", name, self._names())
             found = inner[key]
         return found
+
+    def _layer_here(self, name: str) -> Layer:
+        """The layer of this name or number, which must not be inside another one."""
+        layer = self.get_layer(name)
+        if layer not in self.layers:
+            raise ArgumentError(f"layer {name!r} is inside another layer, which has symbolic tensors of its own.")
+        return layer
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -102,14 +150,6 @@ class Sequential(Layer):
                 f"a layer's position must be an integer or a slice, not {position!r}.{hint}"
             ) from None
 
-    def _keys(self) -> list[str]:
-        """The last part of each layer's path: its name, or else its number."""
-        keys = [layer.name or str(i) for i, layer in enumerate(self.layers)]
-        for key, count in Counter(keys).items():
-            if count > 1:
-                raise ArgumentError(f"{type(self).__name__}: two of the layers have the name {key!r}. Rename one.")
-        return keys
-
     def _by_key(self) -> dict[str, Layer]:
         """The layers by number and by name."""
         numbered: dict[str, Layer] = {str(i): layer for i, layer in enumerate(self.layers)}
@@ -119,56 +159,32 @@ class Sequential(Layer):
         """The names that `get_layer` takes, without the numbers of named layers."""
         names = []
         for key, layer in zip(self._keys(), self.layers, strict=True):
-            inner = layer._names() if isinstance(layer, Sequential) else []
+            inner = layer._names() if isinstance(layer, Container) else []
             names += [key, *(f"{key}.{name}" for name in inner)]
         return names
 
-    def forward(self, x: Array) -> Array:
-        """y = f_n(… f_2(f_1(x)))."""
-        for layer, shape in self._execution_order:
-            y = layer.forward(x)
-            if getattr(y, "shape", (0,))[1:] != shape:
-                raise layer.wrong_output((len(x), *shape), self.context.dtype, y)
-            if layer.is_custom:
-                layer.check_output(x, y)
-            x = y
-        return x
+    def forward(self, x: Any) -> Any:
+        """The outputs of the layers, each of which runs after those that it depends on."""
+        return self._executor.forward(self, x)
 
-    def backward(self, grad_y: Array) -> Array | None:
+    def backward(self, grad_y: Any) -> Any:
         """The chain rule: each layer turns the gradient of its output into that of its input, last layer first.
 
-        If ∂L/∂x is not wanted, this ends at the first layer with parameters. If that layer takes integers, as
-        Embedding does, its input has no gradient, and this always ends there.
+        Where an array is used several times, the gradients of its uses add up. If ∂L/∂x is not wanted, layers are left
+        out whose gradients no trained parameter needs.
         """
-        order, first_trained = self._execution_order, self._first_with_parameters
         # A subclass may need the gradient for parameters of its own.
-        input_grad = self.wants_input_grad or bool(self._parameters)
-        first = 0 if input_grad else first_trained
-        grad: Array | None = grad_y
-        for i in range(len(order) - 1, first - 1, -1):
-            layer, _ = order[i]
-            wanted = input_grad or i > first
-            if layer.wants_input_grad is not wanted:  # an assignment takes longer than this test
-                layer.wants_input_grad = wanted
-            grad = layer.backward(grad)
-            if grad is None and i > first:
-                if i == first_trained:
-                    return None
-                raise ShapeError(
-                    f"{layer._label}: backward must return ∂L/∂x, {shape_text(layer.input_shape)}, since "
-                    "wants_input_grad is True, but it returned None."
-                )
-        return grad if input_grad else None
+        return self._executor.backward(self, grad_y, self.wants_input_grad or bool(self._parameters))
 
-    def forward_pass(self, x: Array, training: bool = False, inference: bool = False) -> Array:
+    def forward_pass(self, x: Arrays, training: bool = False, inference: bool = False) -> Arrays:
         """A whole pass. The result is a buffer, valid until the next pass. For the modes see `Context`.
 
         An inference pass does not disturb what an earlier pass kept for its backward.
         """
-        with self.execution_context(len(x)):
+        with self.execution_context(len(first_of(x))):
             return self.forward_in_context(x, training, inference)
 
-    def forward_in_context(self, x: Array, training: bool = False, inference: bool = False) -> Array:
+    def forward_in_context(self, x: Arrays, training: bool = False, inference: bool = False) -> Arrays:
         """`forward_pass` for a caller that is in `execution_context`, as a training step is."""
         context = self.context
         before = context.training, context.inference
@@ -180,16 +196,17 @@ class Sequential(Layer):
         finally:
             if inference:
                 context.training, context.inference = before
-        if y.dtype != context.dtype:
-            raise self.layers[-1].wrong_output((len(x), *self.output_shape), context.dtype, y)
+        for output in y if type(y) is tuple else (y,):
+            if output.dtype != context.dtype:
+                raise self.layers[-1].wrong_output(output.shape, context.dtype, output)
         return y
 
-    def backward_pass(self, grad_y: Array, input_grad: bool = True) -> Array | None:
+    def backward_pass(self, grad_y: Arrays, input_grad: bool = True) -> Arrays | None:
         """Backward of the latest `forward_pass` that was not inference. Returns ∂L/∂x, a buffer, if input_grad."""
         with self.execution_context():
             return self.backward_in_context(grad_y, input_grad)
 
-    def backward_in_context(self, grad_y: Array, input_grad: bool = True) -> Array | None:
+    def backward_in_context(self, grad_y: Arrays, input_grad: bool = True) -> Arrays | None:
         """`backward_pass` for a caller that is in `execution_context`."""
         if self.wants_input_grad is not input_grad:
             self.wants_input_grad = input_grad
@@ -211,35 +228,84 @@ class Sequential(Layer):
             return self.backend.parallel_region(self.splits_batch and samples != 1)
         return _NOTHING
 
-    def place(self, context: Context, path: str, input_shape: Shape) -> Shape:
-        output_shape = super().place(context, path, input_shape)
-        self._execution_order = order = self._ordered()
-        self._first_with_parameters = next((i for i, (layer, _) in enumerate(order) if layer.parameters), len(order))
-        self.splits_batch = any(layer.splits_batch for layer in self.layers)  # type: ignore[misc]
-        self.has_custom_layers = self.is_custom or any(
-            layer.is_custom or (isinstance(layer, Sequential) and layer.has_custom_layers) for layer in self.layers
-        )
-        return output_shape
-
     def unplace(self) -> None:
         mine = self._context
         super().unplace()
-        for layer in self.layers:
+        for layer in self.inner_layers:
             if layer._context is mine:  # a layer of another model keeps its place there
                 layer.unplace()
+        self._placed = ()
 
-    def _ordered(self) -> list[tuple[Layer, Shape]]:
-        """The layers of `_chain` in the order of execution, each with the shape of the result.
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
 
-        A MaxPool2D runs before the ReLU that precedes it, which then has fewer elements to compute. That is the same
-        function, max(relu(a), relu(b)) = relu(max(a, b)), and its gradients reach the same pixels.
-        """
-        order = [(layer, layer.output_shape) for layer in self._chain]
-        for i in range(1, len(order)):
-            (earlier, _), (later, shape) = order[i - 1 : i + 1]
-            if type(earlier) is ReLU and type(later) is MaxPool2D:
-                order[i - 1], order[i] = (later, shape), (earlier, shape)
-        return order
+    @property
+    def parameters(self) -> list[Parameter]:
+        inner = list(dict.fromkeys(parameter for layer in self.inner_layers for parameter in layer.parameters))
+        if not self._parameters:
+            return inner
+        return sorted([*self._parameters, *inner], key=lambda p: p.slot.start)  # a subclass may declare some of its own
+
+    @property
+    def trainable(self) -> bool:
+        own = any(parameter.trainable for parameter in self._parameters)
+        return own or any(layer.trainable for layer in self.inner_layers if layer.parameters or not self.parameters)
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        self._trainable = flag(self, "trainable", value)
+        for parameter in self._parameters:
+            parameter.trainable = self._trainable
+        for layer in self.inner_layers:
+            layer.trainable = self._trainable
+
+    def drop_workspaces(self, inference_only: bool = False) -> None:
+        super().drop_workspaces(inference_only)
+        for layer in self.inner_layers:
+            layer.drop_workspaces(inference_only)
+
+
+class Sequential(Container):
+    """Layers one after the other, as one layer. Names of inner parameters join with dots: "1.0.weight".
+
+    `len(s)` is the number of layers, `s[i]` the layer at position i, `s[1:3]` a tuple of layers; iteration gives all. A
+    position that does not exist raises PositionError.
+    """
+
+    def __init__(self, layers: Iterable[Layer], *, name: str | None = None) -> None:
+        super().__init__(name=name)
+        if not isinstance(layers, Iterable) or isinstance(layers, Layer):
+            raise ArgumentTypeError(f"{type(self).__name__}: layers must be a list of layers, not {layers!r}.")
+        self.layers: tuple[Layer, ...] = tuple(layers)
+        if not self.layers:
+            raise ArgumentError(f"{type(self).__name__}: give it at least one layer.")
+        given: list[Any] = list(self.layers)
+        first: dict[int, int] = {}  # the first position of each object
+        for i, layer in enumerate(given):
+            if not isinstance(layer, Layer):
+                hint = "; did you mean an object, with ()?" if isinstance(layer, type) else "."
+                raise ArgumentTypeError(f"{type(self).__name__}: item {i} is {layer!r}, not a layer{hint}")
+            if first.setdefault(id(layer), i) < i:
+                raise StateError(
+                    f"{type(self).__name__}: items {first[id(layer)]} and {i} are the same {type(layer).__name__} "
+                    "object; a layer object can be used only once. Make a second layer, or share it in an xpnet.Model."
+                )
+        self._keys()
+
+    def build(self, input_shape: Shape) -> Shape:
+        sites, shape = list[CallSite](), input_shape
+        for i, (layer, key) in enumerate(zip(self._chain, self._keys(), strict=False)):
+            site = layer.shared_copy() if _is_whole_model(layer) else layer
+            self._placed = (*self._placed, site)
+            shape = site.place(self.context, self._qualified(key), shape)
+            sites.append(CallSite(site, i, i + 1, shape))
+        self._execute(sites, 1, [len(sites)])
+        return shape
+
+    def shared_copy(self) -> Self:
+        twin = super().shared_copy()
+        twin.layers = tuple(layer.shared_copy() for layer in self.inner_layers)
+        return twin
 
     @property
     def _chain(self) -> tuple[Layer, ...]:
@@ -263,37 +329,37 @@ class Sequential(Layer):
         for layer in self._typed_layers[:1]:
             layer.check_inputs(x, name)
 
-    @property
-    def parameters(self) -> list[Parameter]:
-        inner = [parameter for layer in self.layers for parameter in layer.parameters]
-        if not self._parameters:
-            return inner
-        return sorted([*self._parameters, *inner], key=lambda p: p.slot.start)  # a subclass may declare some of its own
-
-    @property
-    def trainable(self) -> bool:
-        own = any(parameter.trainable for parameter in self._parameters)
-        return own or any(layer.trainable for layer in self.layers if layer.parameters or not self.parameters)
-
-    @trainable.setter
-    def trainable(self, value: bool) -> None:
-        self._trainable = flag(self, "trainable", value)
-        for parameter in self._parameters:
-            parameter.trainable = self._trainable
-        for layer in self.layers:
-            layer.trainable = self._trainable
-
-    def drop_workspaces(self, inference_only: bool = False) -> None:
-        super().drop_workspaces(inference_only)
-        for layer in self.layers:
-            layer.drop_workspaces(inference_only)
-
     def get_config(self) -> dict[str, Any]:
         return self._with_name({"layers": list(self.layers)})
 
 
+def _is_whole_model(layer: Layer) -> bool:
+    """Whether this is a built model that is not part of another one. Others can share its parameters."""
+    return isinstance(layer, Container) and layer.is_built and not layer.path and layer.context.store.allocated
+
+
+def _reordered(sites: Sequence[CallSite], outputs: Sequence[int]) -> list[CallSite]:
+    """The calls in the order of execution: a MaxPool2D runs before a ReLU whose only reader it is.
+
+    The ReLU then has fewer elements to compute. That is the same function, max(relu(a), relu(b)) = relu(max(a, b)), and
+    its gradients reach the same pixels.
+    """
+    order = list(sites)
+    readers = Counter([*outputs, *(i for site in sites for i in as_tuple(site.inputs))])
+    position = {site.outputs: k for k, site in enumerate(order)}
+    for k, pool in enumerate(order):
+        before = position.get(pool.inputs)
+        if before is None or type(pool.layer) is not MaxPool2D:
+            continue
+        relu = order[before]
+        if type(relu.layer) is ReLU and readers[relu.outputs] == 1:
+            order[before] = pool._replace(inputs=relu.inputs, outputs=relu.outputs)
+            order[k] = relu._replace(inputs=relu.outputs, outputs=pool.outputs, shape=pool.shape)
+    return order
+
+
 def every_layer(layer: Layer) -> Iterator[Layer]:
-    """A layer and all layers inside it."""
+    """A layer and all layers inside it; one that is called at several places, once for each."""
     yield layer
-    for inner in layer.layers if isinstance(layer, Sequential) else ():
+    for inner in layer.inner_layers if isinstance(layer, Container) else ():
         yield from every_layer(inner)

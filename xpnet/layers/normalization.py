@@ -47,8 +47,7 @@ class BatchNorm(_Normalization):
     has no variance: it is normalized by the running mean and variance, also in training, and does not update them.
 
     `scale=False` leaves out gamma, `center=False` beta. Weight decay applies to neither. If the layer is frozen
-    (`trainable = False`), gamma and beta stay, but in training it still normalizes by the batch and updates the running
-    mean and variance.
+    (`trainable = False`), it normalizes by the running mean and variance in training too, and does not update them.
 
     If several processes share a batch, μ and σ² are those of the whole batch, or of each rank's own rows: see
     `distributed.Communicator`.
@@ -83,7 +82,7 @@ class BatchNorm(_Normalization):
         xp, work = self.xp, self.work
         work.x = rows = x.reshape(-1, x.shape[-1])
         work.by_batch = False
-        if self.context.training:
+        if self.context.training and self.trainable:
             work.mean, variance, work.count = self.context.batch_moments(rows)
             work.by_batch = work.count > 1
         if work.by_batch:

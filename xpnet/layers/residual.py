@@ -38,10 +38,11 @@ class Residual(Sequential):
 
     def build(self, input_shape: Shape) -> Shape:
         shape, skip = super().build(input_shape), self.layers[-1]
-        if self.projection is None:
+        if self.projection is None and self._shared_with is None:  # a copy has the skip already
             placeholder, skip = skip, self._skip(input_shape, shape)
             skip.trainable = placeholder.trainable
             self.layers = (*self._chain, skip)
+        self._placed = (*self._placed, skip)
         skip_shape = skip.place(self.context, self._qualified(self._keys()[-1]), input_shape)
         if skip_shape != shape:
             raise self._mismatch(shape, f"its projection gives {shape_text(skip_shape)}", "Give both the same shape.")

@@ -212,7 +212,7 @@ def _built_shape(layer: Layer, shape: Shape, weights: dict[str, Constant]) -> Sh
     """The layer's output shape. Every parameter and buffer must be among the weights, and nothing else."""
     backend = get_backend("cpu")
     store = ParameterStore(backend, "float32")  # declares parameters, and allocates none
-    output = copy_of(layer).place(Context(backend, store, 0), "", shape)
+    output: Shape = copy_of(layer).place(Context(backend, store, 0), "", shape)
     declared = {p.name: p.shape for p in store.parameters} | {b.name: b.value.shape for b in store.buffers}
     given = {name: a.shape for name, a in weights.items()}
     if declared != given:

@@ -6,7 +6,7 @@ import numpy
 
 from xpnet.backends import get_backend
 from xpnet.errors import MissingPackageError, StateError
-from xpnet.model import Sequential
+from xpnet.layers.containers import Container
 
 try:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ def on_host(a: Any) -> numpy.ndarray[Any, Any]:
     return get_backend("cpu").to_numpy(a)
 
 
-def require_weights(model: Sequential) -> None:
+def require_weights(model: Container) -> None:
     if not model.is_built:
         raise StateError("the model is not built yet: give it an input_shape, or train it first.")
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy
@@ -10,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from xpnet import layers
 from xpnet.errors import ArgumentError
-from xpnet.model import Sequential
+from xpnet.layers.containers import Container
 from xpnet.plots.common import COLORS, Floats, axes_or_new, require_weights
 
 _MOST_DRAWN_UNITS = 16  # in one layer
@@ -30,7 +31,7 @@ class _Column:
     bias: Floats  # (units,), or empty
 
 
-def network(model: Sequential, ax: Axes | None = None) -> Axes:
+def network(model: Container, ax: Axes | None = None) -> Axes:
     """A small fully connected network: one circle per unit with its bias below, one line per weight.
 
     The width of a line grows with the size of the weight. Positive weights are solid blue lines, negative weights
@@ -70,9 +71,11 @@ def network(model: Sequential, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _columns(model: Sequential) -> list[_Column]:
+def _columns(model: Container) -> list[_Column]:
     """A column for the inputs, and one for each Dense layer with the activations after it."""
     require_weights(model)
+    if any(len(inputs) != 1 or inputs[0] != before.name for before, (*_, inputs) in pairwise(model.connections())):
+        raise ArgumentError("network draws only layers in a row, but this model has branches: see plots.model_graph.")
     dense = [layer for layer in model.layers if isinstance(layer, layers.Dense) and len(layer.input_shape) == 1]
     for i, layer in enumerate(model.layers):
         if layer not in dense and (layer.parameters or math.prod(layer.input_shape) != math.prod(layer.output_shape)):

@@ -1,7 +1,9 @@
 """The arguments of fit and evaluate: checked, completed with their defaults, and turned into datasets."""
 
+import copy
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,23 +13,26 @@ from xpnet.backends import get_backend
 from xpnet.callbacks import Callback, EpochLines, ProgressBar
 from xpnet.config import choice, flag, integer, is_custom, number
 from xpnet.data.dataset import Dataset
-from xpnet.data.preparation import prepare
+from xpnet.data.preparation import prepare, structure_of
 from xpnet.data.sources import length
 from xpnet.data.streaming import AnyDataset, Stream, StreamingDataset, as_stream
+from xpnet.data.structure import Structure, each, in_order, items
 from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from xpnet.errors import ArgumentError, ArgumentTypeError
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Container
+from xpnet.layers.structure import as_tuple, shapes_of
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
-from xpnet.training.outputs import last_layer
+from xpnet.training.output_losses import OutputLosses
+from xpnet.training.outputs import last_layers
 
 
 @dataclass(frozen=True)
 class FitOptions:
     """The arguments of `Sequential.fit` except x, y and sample_weight. group: the process group of `distributed`."""
 
-    loss: str | Loss
+    loss: Any
     optimizer: str | Optimizer
     epochs: int
     batch_size: int | None
@@ -36,11 +41,12 @@ class FitOptions:
     metrics: Any
     callbacks: Any
     shuffle: bool
-    class_weight: Mapping[int, float] | Sequence[float] | str | None
+    class_weight: Any
     accumulate: int
     resume_from: Any
     on_interrupt: str
     verbose: int
+    loss_weights: Any = None
     group: ProcessGroup = SINGLE_PROCESS
 
     def checked(self) -> "FitOptions":
@@ -72,7 +78,9 @@ class FitOptions:
         """Whether `split` gives validation data."""
         return self.validation_data is not None or self.validation_split != 0
 
-    def split(self, x: Any, y: Any, sample_weight: Any) -> tuple[tuple[Any, Any, Any], tuple[Any, Any, Any] | None]:
+    def split(
+        self, structure: Structure, x: Any, y: Any, sample_weight: Any
+    ) -> tuple[tuple[Any, Any, Any], tuple[Any, Any, Any] | None]:
         """((x, y, weights) for training, the same for validation or None). A split holds out the last part."""
         if self.validation_data is not None:
             given = self.validation_data
@@ -87,15 +95,17 @@ class FitOptions:
             return (x, y, sample_weight), None
         if isinstance(x, Stream):
             raise ArgumentError("validation_split cannot split a stream: give validation_data.")
-        if not hasattr(x, "shape") and not hasattr(x, "__len__"):
-            x = get_backend("cpu").asarray(x)
-        count = length(x)
+        x, y, sample_weight = structure.of_inputs(x), structure.of_outputs(y), structure.of_weights(sample_weight)
+        first = items(x)[0]
+        sized = hasattr(first, "shape") or hasattr(first, "__len__")
+        count = length(first if sized else get_backend("cpu").asarray(first))
         cut = count - round(count * fraction)
         if not 0 < cut < count:
             raise ArgumentError(f"validation_split={fraction} of {count} samples leaves one part empty.")
 
         def rows(part: slice) -> tuple[Any, Any, Any]:
-            return _slice(x, part), _slice(y, part), _slice(sample_weight, part)
+            x_part, y_part, weight_part = (each(lambda a: _slice(a, part), value) for value in (x, y, sample_weight))
+            return x_part, y_part, weight_part
 
         return rows(slice(None, cut)), rows(slice(cut, None))
 
@@ -105,19 +115,69 @@ def checked_batch_size(batch_size: Any) -> int | None:
     return None if batch_size is None else integer("", "batch_size", batch_size, also="None")
 
 
-def choose_loss_and_metrics(model: Sequential, loss: Any, metrics_wanted: Any) -> tuple[Loss, list[Metric]]:
-    """The loss and metrics of these names or objects. Warns if the loss does not fit the last layer."""
-    chosen = losses.get(loss)
-    if chosen.takes_logits and model.gives_probabilities:
-        warn(
-            f"{type(chosen).__name__} takes logits, but the model's outputs are probabilities: leave out its layer "
-            f"{type(last_layer(model)).__name__}, which the loss includes."
-        )
-    return chosen, metrics.get(metrics_wanted, chosen)
+def choose_loss_and_metrics(
+    model: Container, loss: Any, metrics_wanted: Any, loss_weights: Any = None
+) -> tuple[Loss, list[Metric]]:
+    """The loss and metrics of these names or objects. Warns if the loss does not fit the last layer.
+
+    With several outputs, each argument may also be a list, or a dict by the names of the outputs.
+    """
+    names = model.output_names
+    chosen = _loss_of_outputs(loss, loss_weights, names)
+    for (one, _), last, name in zip(chosen.by_output, last_layers(model), names, strict=True):
+        if one.takes_logits and last is not None and last.gives_probabilities:
+            what = f"its output {name!r} is" if len(names) > 1 else "the model's outputs are"
+            warn(
+                f"{type(one).__name__} takes logits, but {what} probabilities: leave out its layer "
+                f"{type(last).__name__}, which the loss includes."
+            )
+    return chosen, _metrics_of_outputs(metrics_wanted, chosen, names)
+
+
+def _loss_of_outputs(spec: Any, loss_weights: Any, outputs: Sequence[str]) -> Loss:
+    """One loss for each output, of this name for all of them or of a list or dict. Missing loss weights are 1."""
+    if isinstance(spec, OutputLosses) and loss_weights is None:
+        return spec
+    if len(outputs) == 1:
+        if loss_weights is not None:
+            raise ArgumentError("loss_weights are for models with several outputs, and this model has one.")
+        spec = spec[0] if isinstance(spec, list | tuple) and len(spec) == 1 else spec
+        return losses.get(in_order("loss", spec, outputs, "output"))
+    if isinstance(spec, OutputLosses):
+        spec = spec.losses
+    specs = [spec] * len(outputs) if isinstance(spec, str | Loss) else in_order("loss", spec, outputs, "output")
+    weights = [1.0] * len(outputs)
+    if loss_weights is not None:
+        given = in_order("loss_weights", loss_weights, outputs, "output", optional=True)
+        pairs = zip(outputs, given, strict=True)
+        weights = [1.0 if w is None else number("loss_weights", name, w, at_least=0, finite=True) for name, w in pairs]
+    found = {name: losses.get(one) for name, one in zip(outputs, specs, strict=True)}
+    return OutputLosses(found, dict(zip(outputs, weights, strict=True)))
+
+
+def _metrics_of_outputs(spec: Any, loss: Loss, outputs: Sequence[str]) -> list[Metric]:
+    """The metrics of a model; those of one with several outputs are named after their outputs."""
+    if not isinstance(loss, OutputLosses):
+        return metrics.get(in_order("metrics", spec, outputs, "output"), loss)
+    for_all = spec is None or isinstance(spec, str | Metric) or (isinstance(spec, list | tuple) and not spec)
+    specs = [spec] * len(outputs) if for_all else in_order("metrics", spec, outputs, "output", optional=True)
+    if isinstance(spec, Mapping):
+        specs = [spec.get(name, []) for name in outputs]
+    found = []
+    for k, (name, one) in enumerate(loss.losses.items()):
+        for metric in metrics.get(specs[k], one):
+            own = copy.copy(metric)  # a metric object may score several outputs
+            own.name, own.output = f"{name}_{metric.name}", k
+            found.append(own)
+    names = ["loss", "learning_rate", *(f"{name}_loss" for name in outputs), *(metric.name for metric in found)]
+    names += [f"val_{name}" for name in names if name != "learning_rate"]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ArgumentError(f"two values of the history would be called {twice[0]!r}: rename an output or a metric.")
+    return found
 
 
 def load_dataset(
-    model: Sequential,
+    model: Container,
     x: Any,
     y: Any,
     loss: Loss,
@@ -127,36 +187,49 @@ def load_dataset(
     names: tuple[str, str] = ("x", "y"),
 ) -> AnyDataset:
     """The dataset of these arrays, checked; a stream is checked later. class_weight: None means that of the loss."""
-    if isinstance(loss.class_weight, str):  # evaluate would count the classes of its own samples
-        raise ArgumentError(
-            f"{type(loss).__name__}: class_weight must be {{class: weight}} or a sequence of weights, not "
-            f'{loss.class_weight!r}. Give fit class_weight="balanced" instead.'
-        )
-    class_weight = loss.class_weight if class_weight is None else class_weight
-    private = model.has_custom_layers or any(is_custom(type(thing)) for thing in (loss, *measured))
+    structure = structure_of(model)
+    class_weight = class_weights(structure, loss, class_weight)
+    things = [*(one for one, _ in loss.by_output), *measured]
+    private = model.has_custom_layers or any(is_custom(type(thing)) for thing in things)
 
     def checked(x: Any, y: Any, sample_weight: Any, names: tuple[str, str], whole: bool = False) -> Dataset:
         dataset = prepare(model, x, y, loss, sample_weight, class_weight, names, whole)
         for metric in measured:
-            metric.check_targets(dataset.y, (len(dataset), *model.output_shape))
+            k = metric.output or 0
+            metric.check_targets(as_tuple(dataset.y)[k], (len(dataset), *shapes_of(model.output_shape)[k]))
         if not measured:
             dataset.counts = None
         dataset.private = private
         return dataset
 
-    x, y, sample_weight = as_stream(x, y, sample_weight)
+    x, y, sample_weight = as_stream(structure, x, y, sample_weight)
     if isinstance(x, Stream):
-        if isinstance(class_weight, str):
+        if any(isinstance(weight, str) for weight in items(class_weight)):
             raise ArgumentError(
-                f"class_weight={class_weight!r} needs all targets in memory: count the classes of the stream, and give "
+                'class_weight="balanced" needs all targets in memory: count the classes of the stream, and give '
                 "{class: samples / (classes * samples of the class)}."
             )
-        return StreamingDataset(x, checked)
+        return StreamingDataset(x, checked, structure)
     if y is None:
         raise ArgumentTypeError(
             f"{names[1]} is missing: give targets, or as {names[0]} a datasets.Stream that includes them."
         )
     return checked(x, y, sample_weight, names, whole=True)
+
+
+def class_weights(structure: Structure, loss: Loss, given: Any) -> Any:
+    """The weights of the classes, for one output, or a tuple for several. None means those of the loss."""
+    for one, _ in loss.by_output:
+        if isinstance(one.class_weight, str):  # evaluate would count the classes of its own samples
+            raise ArgumentError(
+                f"{type(one).__name__}: class_weight must be {{class: weight}} or a sequence of weights, not "
+                f'{one.class_weight!r}. Give fit class_weight="balanced" instead.'
+            )
+    given = structure.of_class_weights(given)
+    if not isinstance(loss, OutputLosses):
+        return loss.class_weight if given is None else given
+    pairs = zip(given, loss.losses.values(), strict=True)
+    return tuple(one.class_weight if weight is None else weight for weight, one in pairs)
 
 
 def _checked_callbacks(given: Any) -> list[Callback]:

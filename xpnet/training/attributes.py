@@ -7,6 +7,7 @@ from typing import Any
 from xpnet.config import is_custom
 from xpnet.errors import CaptureError
 from xpnet.layers.containers import every_layer
+from xpnet.training.output_losses import every_loss
 from xpnet.training.reached import IGNORED, Reached, holds_array, may_run, same_item
 from xpnet.training.step import TrainingStep
 
@@ -76,7 +77,7 @@ def things_of(step: TrainingStep) -> list[Any]:
     """All objects that take part in a step and whose attributes it may use."""
     state = step.state
     parameters = step.model.context.store.parameters
-    return [*every_layer(step.model), *parameters, step.loss, state.optimizer, *state.metrics]
+    return [*every_layer(step.model), *parameters, *every_loss(step.loss), state.optimizer, *state.metrics]
 
 
 def has_custom_code(step: TrainingStep) -> bool:

@@ -14,10 +14,12 @@ from xpnet.backends import Array, Backend
 from xpnet.config import is_custom
 from xpnet.errors import ArgumentError, ArgumentTypeError, StateError
 from xpnet.layers.base import Layer, wrong_array
-from xpnet.layers.containers import Sequential, every_layer
+from xpnet.layers.containers import Container, every_layer
+from xpnet.layers.structure import as_tuple
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.parameters import Snapshot
+from xpnet.training.output_losses import OutputLosses
 from xpnet.training.state import TrainingState
 from xpnet.training.step import TrainingStep
 
@@ -30,14 +32,14 @@ def audited_step(step: TrainingStep) -> Iterator[None]:
     """A context for a training step. It checks custom code whose classes were not checked before."""
     model, state = step.model, step.state
     optimizer, metrics = state.optimizer, state.metrics
-    things = [*every_layer(model), step.loss, optimizer, *metrics]
+    losses = [loss for loss, _ in step.loss.by_output]
+    things = [*every_layer(model), *losses, optimizer, *metrics]
     kinds = tuple(type(thing) for thing in things if is_custom(type(thing)))
     if not kinds or kinds in state.audited:
         yield
         return
     checks, loss = Checks(model), step.loss
-    if is_custom(type(loss)):
-        step.loss = _AuditedLoss(loss, checks)  # type: ignore[assignment]
+    step.loss = _audited(loss, checks)
     try:
         with _unchanged_after_an_error(model, state), checks.wrapped(metrics), _working_optimizer(model, state):
             yield
@@ -47,7 +49,7 @@ def audited_step(step: TrainingStep) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def audited_update(model: Sequential, state: TrainingState) -> Iterator[None]:
+def audited_update(model: Container, state: TrainingState) -> Iterator[None]:
     """A context for `apply_gradients`. It checks a custom optimizer whose class was not checked before."""
     kinds = (type(state.optimizer),)
     if not is_custom(*kinds) or kinds in state.audited:
@@ -59,7 +61,7 @@ def audited_update(model: Sequential, state: TrainingState) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _unchanged_after_an_error(model: Sequential, state: TrainingState) -> Iterator[None]:
+def _unchanged_after_an_error(model: Container, state: TrainingState) -> Iterator[None]:
     optimizer_state = state.optimizer_state
     before, count = Snapshot(model.context.store, lambda: optimizer_state.slots), optimizer_state.step
     try:
@@ -71,7 +73,7 @@ def _unchanged_after_an_error(model: Sequential, state: TrainingState) -> Iterat
 
 
 @contextlib.contextmanager
-def _working_optimizer(model: Sequential, state: TrainingState) -> Iterator[None]:
+def _working_optimizer(model: Container, state: TrainingState) -> Iterator[None]:
     """Check that the update changes something, if it is that of a custom optimizer."""
     if not is_custom(type(state.optimizer)):
         yield
@@ -93,11 +95,19 @@ def _working_optimizer(model: Sequential, state: TrainingState) -> Iterator[None
         )
 
 
+def _audited(loss: Loss, checks: "Checks") -> Any:
+    """The loss with checks of the custom losses in it."""
+    if isinstance(loss, OutputLosses):
+        return OutputLosses({name: _audited(one, checks) for name, one in loss.losses.items()}, loss.loss_weights)
+    return _AuditedLoss(loss, checks) if is_custom(type(loss)) else loss
+
+
 class _AuditedLoss:
     """A custom loss in its first step."""
 
     def __init__(self, loss: Loss, checks: "Checks") -> None:
         self._loss, self._checks, self.reduction = loss, checks, loss.reduction
+        self.by_output = [(self, 1.0)]
 
     def samples_and_gradient(
         self, backend: Backend, outputs: Array, targets: Array, out: Array | None = None
@@ -123,19 +133,19 @@ class _AuditedLoss:
         if not isinstance(grad, xp.ndarray) or grad.shape != outputs.shape or grad.dtype != outputs.dtype:
             what = f"{name}: {methods[1]} must return the gradient for the outputs,"
             raise wrong_array(what, outputs.shape, outputs.dtype, xp, grad)
-        self._checks.new_array = lambda: given.check(f"{name}: {methods[1]} must return a new array, because it")
+        self._checks.new_arrays.append(lambda: given.check(f"{name}: {methods[1]} must return a new array, because it"))
         return losses, grad
 
 
 class Checks:
     """The checks of the layers of one model, and of metrics."""
 
-    def __init__(self, model: Sequential) -> None:
+    def __init__(self, model: Container) -> None:
         self._model, self._backend = model, model.backend
-        self._inputs: dict[Layer, Array] = {}
+        self._inputs: dict[Layer, Any] = {}
         self._finite: dict[Layer, bool] = {}  # of layers whose backward was called: whether its inputs are finite
-        #: Called before backward, when the gradient of the loss was weighted in place.
-        self.new_array: Callable[[], None] = lambda: None
+        #: Called before backward, when the gradients of the losses were weighted in place.
+        self.new_arrays: list[Callable[[], None]] = []
 
     @contextlib.contextmanager
     def wrapped(self, metrics: Sequence[Metric] = ()) -> Iterator[None]:
@@ -168,8 +178,8 @@ class Checks:
                 else:
                     attributes[method] = before
 
-    def _forward(self, layer: Layer, forward: Callable[[Array], Array]) -> Callable[[Array], Array]:
-        def wrapper(x: Array) -> Array:
+    def _forward(self, layer: Layer, forward: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def wrapper(x: Any) -> Any:
             given = _Unwritten(self._backend, {"its input x": x})
             y = forward(x)
             given.check(f"{layer._label}: forward")
@@ -179,29 +189,35 @@ class Checks:
 
         return wrapper
 
-    def _backward(self, layer: Layer, backward: Callable[[Array], Any]) -> Callable[[Array], Any]:
-        def wrapper(grad_y: Array) -> Any:
+    def _backward(self, layer: Layer, backward: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def wrapper(grad_y: Any) -> Any:
             x = self._inputs.get(layer)
             if not layer.is_custom or x is None:
                 self._finite[layer] = False
                 return backward(grad_y)
             isfinite = self._backend.xp.isfinite
-            self._finite[layer] = bool(isfinite(grad_y).all()) and bool(isfinite(x).all())
+            self._finite[layer] = all(bool(isfinite(a).all()) for a in (*as_tuple(grad_y), *as_tuple(x)))
             given = _Unwritten(self._backend, {"grad_y": grad_y, "its input x": x})
             grad_x = backward(grad_y)
             given.check(f"{layer._label}: backward")
-            xp = self._backend.xp
-            right = isinstance(grad_x, xp.ndarray) and grad_x.shape == x.shape and grad_x.dtype == layer.context.dtype
-            if layer.wants_input_grad and x.dtype.kind == "f" and not right:
-                what = f"{layer._label}: backward must return ∂L/∂x,"
-                raise wrong_array(what, x.shape, layer.context.dtype, xp, grad_x)
+            if layer.wants_input_grad:
+                for grad, of_x in zip(as_tuple(grad_x), as_tuple(x), strict=False):
+                    self._check_gradient(layer, grad, of_x)
             return grad_x
 
         return wrapper
 
+    def _check_gradient(self, layer: Layer, grad: Any, x: Array) -> None:
+        """Raise ShapeError unless this can be the gradient of this input of a layer; integers have none."""
+        xp, dtype = self._backend.xp, layer.context.dtype
+        right = isinstance(grad, xp.ndarray) and grad.shape == x.shape and grad.dtype == dtype
+        if x.dtype.kind == "f" and not right:
+            raise wrong_array(f"{layer._label}: backward must return ∂L/∂x,", x.shape, dtype, xp, grad)
+
     def _backward_pass(self, backward_pass: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(grad_y: Array, input_grad: bool = True) -> Any:
-            self.new_array()
+        def wrapper(grad_y: Any, input_grad: bool = True) -> Any:
+            while self.new_arrays:
+                self.new_arrays.pop()()
             store, isnan = self._model.context.store, self._backend.xp.isnan
             self._finite = {}
             for p in store.parameters:
@@ -259,13 +275,14 @@ class Checks:
 class _Unwritten:
     """Arrays that a method may read and must not write."""
 
-    def __init__(self, backend: Backend, arrays: dict[str, Array | None]) -> None:
+    def __init__(self, backend: Backend, arrays: dict[str, Any]) -> None:
+        """arrays: by what errors call them; a value may be a list of arrays, or None."""
         self._backend = backend
-        self._arrays = {name: (a, a.copy()) for name, a in arrays.items() if a is not None}
+        self._arrays = [(name, a, a.copy()) for name, given in arrays.items() for a in as_tuple(given) if a is not None]
 
     def check(self, method: str) -> None:
         """Raise StateError if an array has changed."""
-        for name, (now, before) in self._arrays.items():
+        for name, now, before in self._arrays:
             if not _same(self._backend, now, before):
                 raise StateError(
                     f"{method} has written into {name}, which belongs to other layers or to the user. Compute a new "

@@ -10,24 +10,27 @@ the CPU. The next pass is also captured, and the one after it runs both ways: on
 capture used from then on. Models with code that is not part of xpnet stay eager: it may do anything in a pass.
 """
 
+import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from xpnet.backends import Array
-from xpnet.capture.program import INPUTS, compiled
+from xpnet.capture.program import compiled
 from xpnet.concurrency.interrupts import uninterrupted
 from xpnet.config import is_custom
 from xpnet.data.dataset import Batch
 from xpnet.errors import CaptureError
-from xpnet.layers.containers import Sequential, every_layer
+from xpnet.layers.containers import Container, every_layer
 from xpnet.layers.context import Workspace
+from xpnet.layers.structure import as_tuple, shapes_of
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.training.captured_step import is_turned_off, reason_of, same_bits
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.graph_step import reachable
+from xpnet.training.output_losses import every_loss
 from xpnet.training.reached import IGNORED, holds_array, same_item
 from xpnet.training.replayed_step import planned
 from xpnet.training.traced_step import traced_outputs
@@ -43,7 +46,7 @@ _MAX_UNPAID = 4  # captures of a model that failed, or were dropped before they 
 class InferencePass(NamedTuple):
     """What is computed from each batch: the outputs of a model; or with a loss, its sums and those of the metrics."""
 
-    model: Sequential
+    model: Container
     loss: Loss | None = None
     metrics: Sequence[Metric] = ()
 
@@ -51,8 +54,8 @@ class InferencePass(NamedTuple):
         """The outputs, in a buffer; or the `EpochMetrics.sums_of_batch`. Runs eagerly."""
         outputs = self.model.forward_pass(batch.x, inference=True)
         if self.loss is None:
-            return [outputs]
-        sums = EpochMetrics(self.model, self.metrics, batches=1)
+            return list(as_tuple(outputs))
+        sums = EpochMetrics(self.model, self.loss, self.metrics, batches=1)
         sums.add(self.loss.samples(self.model.backend, outputs, batch.y), batch, outputs)
         return sums.sums_of_batch
 
@@ -62,7 +65,7 @@ class InferencePass(NamedTuple):
         layers = [layer for layer in every_layer(self.model) if layer is not self.model]
         if self.loss is None:
             return layers
-        return [*layers, *self.model.context.store.parameters, self.loss, *self.metrics]
+        return [*layers, *self.model.context.store.parameters, *every_loss(self.loss), *self.metrics]
 
 
 class CapturedInference:
@@ -76,8 +79,8 @@ class CapturedInference:
     def replayed(self, work: InferencePass, batch: Batch) -> list[Array] | None:
         """The results of a pass, valid until the next one; None if it has to run eagerly."""
         context = work.model.context
-        on_cpu, x = context.backend.replays_calls, batch.x
-        if x.nbytes > (_LARGEST_ON_CPU if on_cpu else _LARGEST_ON_GPU) or self._unpaid > _MAX_UNPAID:
+        on_cpu, size = context.backend.replays_calls, sum(a.nbytes for a in as_tuple(batch.x))
+        if size > (_LARGEST_ON_CPU if on_cpu else _LARGEST_ON_GPU) or self._unpaid > _MAX_UNPAID:
             return None
         if on_cpu:
             return self._replayed(None, work, batch) if work.loss is None and not is_turned_off() else None
@@ -116,8 +119,9 @@ class CapturedInference:
 
     def _kind_of(self, work: InferencePass, batch: Batch) -> "_Kind":
         """The kind of a pass, which becomes the one that was used last. Forgets a capture that is out of date."""
-        layout = [a if a is None else (a.shape, a.dtype) for a in (batch.x, batch.y, batch.weights, batch.counts)]
-        described, kinds = (layout, work.loss, [*work.metrics]), self._kinds
+        layout = {name: (a.shape, a.dtype) for name, a in batch.arrays.items()}
+        metrics = [(metric.output, metric) for metric in work.metrics]
+        described, kinds = (layout, work.loss, metrics), self._kinds
         position = next((i for i, kind in enumerate(kinds) if kind.described == described), None)
         kind = _Kind(described) if position is None else kinds.pop(position)
         if kind.captured is not None and kind.captured.is_outdated(work):
@@ -209,11 +213,13 @@ class _CallsOfPass(_CapturedPass):
     def __init__(self, work: InferencePass, batch: Batch) -> None:
         super().__init__(work)
         model, backend = work.model, work.model.backend
-        self._results = [backend.empty((len(batch), *model.output_shape), model.context.dtype)]
+        shapes, dtype = shapes_of(model.output_shape), model.context.dtype
+        self._results = [backend.empty((len(batch), *shape), dtype) for shape in shapes]
         with model.execution_context(len(batch)):
-            trace = traced_outputs(model, batch.x, self._results[0])
+            trace = traced_outputs(model, batch, self._results)
             calls, _ = planned(trace, backend)
-        self._program = compiled(calls)
+        self._loaders = [functools.partial(_load, k) for k in range(len(batch.arrays))]
+        self._program = compiled(calls, batch.arrays)
         trace.release()
         self._workers = _workers_of(model)
 
@@ -222,14 +228,15 @@ class _CallsOfPass(_CapturedPass):
 
     def _run(self, work: InferencePass, batch: Batch) -> None:
         with work.model.execution_context(len(batch)):
-            self._program(0, batch.x, _load, None, None, None)
+            self._program(0, as_tuple(batch.x), *self._loaders)
 
 
-def _load(x: Array, out: Array) -> None:
-    out[...] = x
+def _load(k: int, inputs: Sequence[Array], out: Array) -> None:
+    """Copy one of the inputs of a pass."""
+    out[...] = inputs[k]
 
 
-def _workers_of(model: Sequential) -> int:
+def _workers_of(model: Container) -> int:
     """Into how many parts a pass divides the batch."""
     return model.backend.workers if model.splits_batch else 1
 
@@ -243,7 +250,8 @@ class _GraphOfPass(_CapturedPass):
         """Capture a pass, after a warm-up run. inputs: holds the arrays that this and other graphs read."""
         super().__init__(work)
         self._capture, self._graph = capture, capture.graph()
-        self._batch = replace(batch, **{name: inputs.buffer(name, a.shape, a.dtype) for name, a in _arrays_of(batch)})
+        self._batch = replace(batch, **batch.replaced(lambda name, a: inputs.buffer(name, a.shape, a.dtype)))
+        self._inputs = list(self._batch.arrays.values())
         with capture.stream():
             self._load(batch)
             with self._graph.memory_pool():
@@ -265,15 +273,8 @@ class _GraphOfPass(_CapturedPass):
             self._graph.replay()
 
     def _load(self, batch: Batch) -> None:
-        for name, array in _arrays_of(batch):
-            getattr(self._batch, name)[...] = array
-
-
-def _arrays_of(batch: Batch) -> Iterator[tuple[str, Array]]:
-    """The names and arrays of a batch, without those that it does not have."""
-    for name in INPUTS:
-        if (array := getattr(batch, name)) is not None:
-            yield name, array
+        for own, array in zip(self._inputs, batch.arrays.values(), strict=True):
+            own[...] = array
 
 
 def _attributes_of(thing: Any) -> tuple[dict[str, Any], frozenset[str], list[tuple[str, Any]]]:

@@ -12,12 +12,14 @@ run that resumes computes the same bits as one that never stopped.
 import logging
 import os
 from contextlib import nullcontext
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from xpnet.backends import Array
 from xpnet.concurrency.interrupts import uninterrupted
 from xpnet.data.dataset import StepData
 from xpnet.errors import CaptureError
+from xpnet.layers.containers import every_layer
 from xpnet.parameters import Snapshot
 from xpnet.training.attributes import Attributes
 from xpnet.training.audit import audited_step
@@ -28,6 +30,7 @@ from xpnet.training.snapshots import GRADIENT, follow_new_sums, snapshot
 from xpnet.training.step import TrainingStep
 
 _log = logging.getLogger(__name__)
+_TRAINABLE, _FLAG = attrgetter("trainable"), attrgetter("_trainable")
 
 _FEW_STEPS = 50  # on the CPU, capturing takes longer than so few replays of a small model save
 _MIN_STEPS = 12  # of a kind in a run on a GPU: capturing one takes about as long as so many eager steps
@@ -190,8 +193,9 @@ class StepExecutor:
             self._forget(changed)
             if self.fallback_reason is not None:
                 return None
-        trained = tuple(p.trainable for p in self._step.model.context.store.parameters)
-        arrays = tuple((a.dtype, a.shape[1:]) for a in data.dataset.arrays)
+        model = self._step.model  # a frozen BatchNorm computes otherwise, and may have no parameters
+        trained = (*map(_TRAINABLE, model.context.store.parameters), *map(_FLAG, every_layer(model)))
+        arrays = tuple((a.dtype, a.shape[1:]) for a in data.dataset.arrays.values())
         kind = (data.rows, data.batch_size, trained, arrays, data.order is None)
         captured = self._kinds.get(kind, 0)
         if not isinstance(captured, int) and captured.fits(data, metrics):
@@ -231,7 +235,7 @@ class StepExecutor:
     def _compare(self, captured: "ReplayedStep | GraphStep", data: StepData, metrics: EpochMetrics) -> None:
         """Run the step eagerly and undo it; then replay it. Undo the replay unless both did the same."""
         step, reason = self._step, None
-        states, number, column = snapshot(step, metrics), step.state.step, metrics.batches
+        states, number, column = snapshot(step, metrics), step.state.step, metrics.column
         self._run_eagerly(data, metrics)
         follow_new_sums(states, metrics)
         changes = {} if self._on_cpu else _changes(step, states)

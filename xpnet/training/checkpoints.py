@@ -9,7 +9,7 @@ import numpy
 
 from xpnet.data.files import as_path
 from xpnet.errors import ArgumentError, ArgumentTypeError, FileError
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Container
 from xpnet.training import model_files
 from xpnet.training.model_files import Contents
 
@@ -64,7 +64,7 @@ _BATCHES: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def write(path: Any, model: Sequential, arrays: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+def write(path: Any, model: Container, arrays: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Write a model and the state of its run atomically. Waits for the device."""
     try:
         text = json.dumps({"format": _FORMAT, **values}, default=_plain)

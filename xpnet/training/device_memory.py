@@ -4,11 +4,11 @@ import contextlib
 from collections.abc import Iterator
 
 from xpnet.errors import DeviceMemoryError
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Container
 
 
 @contextlib.contextmanager
-def explaining_memory_errors(model: Sequential, batch_size: int | None, training: bool = False) -> Iterator[None]:
+def explaining_memory_errors(model: Container, batch_size: int | None, training: bool = False) -> Iterator[None]:
     """Turn an out-of-memory error of the model's device into DeviceMemoryError, which says what to try."""
     try:
         yield

@@ -8,11 +8,14 @@ from typing import Any
 import numpy
 
 from xpnet.backends import Array
-from xpnet.data.dataset import Batch, total_weight
+from xpnet.data.dataset import Batch, mean_total, of_output, total_weight
 from xpnet.distributed.process_group import ProcessGroup
 from xpnet.errors import ArgumentError, DataError, ShapeError
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Container
+from xpnet.layers.structure import as_tuple
+from xpnet.losses import Loss
 from xpnet.metrics import Metric
+from xpnet.training.output_losses import OutputLosses
 
 _CAPACITY = 1024  # batches, if their number is not known
 
@@ -21,13 +24,15 @@ class EpochMetrics:
     """Sums for the loss and the metrics. Those of the loss are kept per batch, to find the first NaN.
 
     batch_sums: (3, capacity), float64, on the device: Σ w ℓ of each batch; its Σ w, if samples have weights; the
-    penalties. The first `batches` columns are used.
+    penalties. A batch has one column, or one for each output of the model, of which the first has the penalties.
+    columns_per_batch: how many.  column: the next one.
     """
 
-    def __init__(self, model: Sequential, metrics: Sequence[Metric], batches: int | None = None) -> None:
+    def __init__(self, model: Container, loss: Loss, metrics: Sequence[Metric], batches: int | None = None) -> None:
         """`batches`: the number of batches to expect, if it is known."""
-        self._model, self._metrics = model, metrics
-        self.batch_sums = model.backend.zeros((3, batches or _CAPACITY), "float64")
+        self._model, self._loss, self._metrics = model, loss, metrics
+        self.columns_per_batch = len(loss.by_output)
+        self.batch_sums = model.backend.zeros((3, (batches or _CAPACITY) * self.columns_per_batch), "float64")
         self._sizes: list[int] = []  # samples of each batch
         self._weighted: list[bool] = []  # whether they have weights
         self._sums: dict[str, Array] = {}
@@ -51,13 +56,26 @@ class EpochMetrics:
         return len(self._sizes)
 
     @property
+    def column(self) -> int:
+        return len(self._sizes) * self.columns_per_batch
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the results."""
+        losses = [f"{name}_loss" for name in self._loss.losses] if isinstance(self._loss, OutputLosses) else []
+        return ["loss", *losses, *[metric.name for metric in self._metrics]]
+
+    @property
     def arrays(self) -> dict[str, Array]:
         """The device arrays that hold the sums, by name."""
         return {"losses": self.batch_sums, **self._sums}
 
     def add(self, per_sample: Array, batch: Batch, outputs: Array) -> None:
-        """Add a batch: the loss ℓ of each sample, the batch itself, and the outputs of the model."""
-        column, empty = len(self._sizes), batch.has_no_rows
+        """Add a batch: the loss ℓ of each sample, the batch itself, and the outputs of the model.
+
+        With several outputs, the losses and the outputs are tuples.
+        """
+        column, empty = self.column, batch.has_no_rows
         self.reserve(1)
         if not empty:
             self.add_on_device(self.batch_sums, column, per_sample, batch, outputs)
@@ -68,15 +86,18 @@ class EpochMetrics:
     def reserve(self, batches: int) -> None:
         """Make room for so many more batches."""
         xp = self._model.backend.xp
-        while len(self._sizes) + batches > self.batch_sums.shape[1]:
+        while not self.has_room_for(batches):
             self.batch_sums = xp.concatenate([self.batch_sums, xp.zeros_like(self.batch_sums)], axis=1)
 
+    def has_room_for(self, batches: int) -> bool:
+        return self.column + batches * self.columns_per_batch <= int(self.batch_sums.shape[1])
+
     def add_replayed(self, sums: Array, sizes: Sequence[int], weighted: bool) -> None:
-        """Add batches of these sizes, whose sums (3, batches) a replay has computed. weighted: they have weights."""
-        first, batches = len(self._sizes), len(sizes)
-        if first + batches > self.batch_sums.shape[1]:
-            self.reserve(batches)
-        self.batch_sums[:, first : first + batches] = sums
+        """Add batches of these sizes, whose sums (3, columns) a replay has computed. weighted: they have weights."""
+        first, end = self.column, self.column + sums.shape[1]
+        if end > self.batch_sums.shape[1]:
+            self.reserve(len(sizes))
+        self.batch_sums[:, first:end] = sums
         self.count_batches(sizes, weighted)
 
     @property
@@ -99,22 +120,23 @@ class EpochMetrics:
         self._weighted += [weighted] * len(sizes)
         self._host = None
 
-    def add_on_device(self, batch_sums: Array, column: int, per_sample: Array, batch: Batch, outputs: Array) -> None:
-        """The part of `add` on the device: the loss goes into this column of `batch_sums`."""
-        backend = self._model.backend
-        if getattr(per_sample, "shape", None) != (len(batch),):
-            got = tuple(per_sample.shape) if hasattr(per_sample, "shape") else repr(per_sample)
-            raise ShapeError(f"the loss must give one number per sample, {(len(batch),)}, not {got}.")
-        weighted = per_sample if batch.weights is None else per_sample * batch.weights
-        backend.sum_to(weighted, batch_sums[0, column, ...])
+    def add_on_device(self, batch_sums: Array, column: int, per_sample: Any, batch: Batch, outputs: Any) -> None:
+        """The part of `add` on the device: the losses go into `batch_sums`, from this column on."""
+        backend, weights = self._model.backend, batch.weights
+        for k, losses in enumerate(as_tuple(per_sample)):
+            if getattr(losses, "shape", None) != (len(batch),):
+                got = tuple(losses.shape) if hasattr(losses, "shape") else repr(losses)
+                raise ShapeError(f"the loss must give one number per sample, {(len(batch),)}, not {got}.")
+            own = None if weights is None else of_output(weights, k)
+            backend.sum_to(losses if own is None else losses * own, batch_sums[0, column + k, ...])
+            if own is not None:
+                backend.sum_to(own, batch_sums[1, column + k, ...])
         store = self._model.context.store
         if store.penalized():
-            total = len(batch) if batch.weights is None else total_weight(backend.xp, batch.weights)
+            total = len(batch) if weights is None else mean_total(total_weight(backend.xp, weights))
             batch_sums[2, column] = store.penalty(total)
-        if batch.weights is not None:
-            backend.sum_to(batch.weights, batch_sums[1, column, ...])
         for metric in self._metrics:
-            self._merge(metric, metric.sums(backend, outputs, batch.y, batch.counts))
+            self._merge(metric, metric.sums(backend, *scored_by(metric, outputs, batch)))
 
     def _merge(self, metric: Metric, sums: Array) -> None:
         """Add the sums of a metric over a batch to those of the batches before."""
@@ -134,7 +156,7 @@ class EpochMetrics:
         if group.size == 1:
             return self
         parts = group.all_gather(self.state_dict())
-        whole, first = EpochMetrics(self._model, self._metrics, max(1, self.batches)), parts[0]
+        whole, first = EpochMetrics(self._model, self._loss, self._metrics, max(1, self.batches)), parts[0]
         batches = numpy.sum([part["steps"] for part in parts], axis=0)
         batches[2] = numpy.max([part["steps"][2] for part in parts], axis=0)  # equal on all ranks that had rows
         sums: dict[str, Any] = {}
@@ -168,8 +190,9 @@ class EpochMetrics:
         sizes, steps, weighted = state["sizes"], state["steps"], state["weighted"]
         if not (sizes.ndim == 1 and (sizes >= 0).all() and sizes.sum() == samples and (sizes == sizes // 1).all()):
             raise ArgumentError(f"its batches of this epoch do not have {samples} samples.")
-        if not (steps.shape == (3, len(sizes)) and steps.dtype.kind == "f"):
-            raise ArgumentError(f"its sums of the batches have shape {steps.shape}, not {(3, len(sizes))}.")
+        shape = (3, len(sizes) * self.columns_per_batch)
+        if not (steps.shape == shape and steps.dtype.kind == "f"):
+            raise ArgumentError(f"its sums of the batches have shape {steps.shape}, not {shape}.")
         if not (weighted.shape in ((), sizes.shape) and weighted.dtype.kind == "b"):
             raise ArgumentError(f"its sums of the epoch are weighted or not, but say {weighted!r:.100}.")
         for metric in self._metrics:
@@ -185,8 +208,8 @@ class EpochMetrics:
         asarray = self._model.backend.asarray
         self._sizes = state["sizes"].astype(int).tolist()
         self._weighted = numpy.broadcast_to(state["weighted"], len(self._sizes)).tolist()  # one bool in older files
-        batch_sums = numpy.zeros((3, max(self.batch_sums.shape[1], 2 * self.batches)))
-        batch_sums[:, : self.batches] = state["steps"]
+        batch_sums = numpy.zeros((3, max(self.batch_sums.shape[1], 2 * self.column)))
+        batch_sums[:, : self.column] = state["steps"]
         self.batch_sums = asarray(batch_sums)
         self._sums, self._rows, self._host = {}, {}, None
         for metric in self._metrics:
@@ -205,21 +228,28 @@ class EpochMetrics:
         self._rows.clear()
         self._sizes, self._host = [0] * len(self._sizes), None
 
-    def result(self, as_sum: bool = False, whole: bool = True) -> dict[str, Any]:
-        """{"loss": Σ w ℓ / Σ w (or Σ w ℓ) + penalties, "accuracy": …}. Waits for the device.
+    def result(self, reduced: bool = False, whole: bool = True) -> dict[str, Any]:
+        """{"loss": Σ w ℓ / Σ w + penalties, "accuracy": …}. Waits for the device.
 
-        {} without samples, and as long as all weights are 0. whole: False leaves out metrics that collect rows, whose
+        With several outputs: {"loss": Σ_k λ_k L_k + penalties, "digit_loss": L_0, …}, with L = Σ w ℓ / Σ w. {} without
+        samples, and as long as all weights are 0.
+
+        reduced: whether a loss with reduction="sum" is Σ w ℓ.  whole: False leaves out metrics that collect rows, whose
         results take long.
         """
-        to_numpy = self._model.backend.to_numpy
-        losses, weights, penalties = self._on_host()
-        weight = _total(weights)
-        if not weight:
-            return {}
-        loss = _total(losses) if as_sum else _total(losses) / weight
+        to_numpy, parts, loss, each = self._model.backend.to_numpy, self._loss.by_output, 0.0, []
+        batch_sums = self._on_host()
+        for k, (part, factor) in enumerate(parts):
+            losses, weights, _ = batch_sums[:, k :: len(parts)]
+            weight = _total(weights)
+            if not weight:
+                return {}
+            each.append(_total(losses) if reduced and part.reduction == "sum" else _total(losses) / weight)
+            loss += factor * each[-1]
+        penalties, weights = batch_sums[2, :: len(parts)], batch_sums[1, :: len(parts)]
         if _total(penalties):  # none is negative
-            loss += _total(penalties * weights) / weight
-        logs: dict[str, Any] = {"loss": loss}
+            loss += _total(penalties * weights) / _total(weights)
+        logs: dict[str, Any] = dict(zip(self.names, [loss, *(each if len(each) > 1 else ())], strict=False))
         for metric in self._metrics:
             if metric.collects and not whole:
                 continue
@@ -227,9 +257,9 @@ class EpochMetrics:
             logs[metric.name] = score.item() if getattr(score, "shape", None) == () else score  # a Python number
         return logs
 
-    def final_result(self, as_sum: bool = False) -> dict[str, Any]:
+    def final_result(self, reduced: bool = False) -> dict[str, Any]:
         """`result` of a whole dataset. Raises DataError if all weights are 0."""
-        result, samples = self.result(as_sum), sum(self._sizes)
+        result, samples = self.result(reduced), sum(self._sizes)
         if not result and samples:
             raise DataError(
                 f"the weights of all {samples} samples are 0, from sample_weight and class_weight together, "
@@ -243,22 +273,30 @@ class EpochMetrics:
         if math.isfinite(_total(losses)):
             return None
         finite = numpy.isfinite(losses)
-        return None if finite.all() else int(finite.argmin())
+        return None if finite.all() else int(finite.argmin()) // self.columns_per_batch
 
     def _joined(self, name: str) -> numpy.ndarray[Any, Any]:
         """The rows that a metric has collected, on the host."""
         return numpy.concatenate([self._model.backend.to_numpy(rows) for rows in self._rows[name]])
 
     def _on_host(self) -> numpy.ndarray[Any, Any]:
-        """The sums of the batches so far, (3, batches)."""
+        """The sums of the batches so far, (3, columns)."""
         if self._host is None:
-            batch_sums = numpy.array(self._model.backend.to_numpy(self.batch_sums[:, : self.batches]))
-            if True in self._weighted:
-                batch_sums[1] = numpy.where(self._weighted, batch_sums[1], self._sizes)
-            else:
-                batch_sums[1] = self._sizes
+            batch_sums = numpy.array(self._model.backend.to_numpy(self.batch_sums[:, : self.column]))
+            sizes, weighted = self._sizes, self._weighted
+            if self.columns_per_batch > 1:
+                sizes, weighted = (numpy.repeat(a, self.columns_per_batch).tolist() for a in (sizes, weighted))
+            batch_sums[1] = numpy.where(weighted, batch_sums[1], sizes) if True in weighted else sizes
             self._host = batch_sums
         return self._host
+
+
+def scored_by(metric: Metric, outputs: Any, batch: Batch) -> tuple[Array, Array, Array | None]:
+    """(outputs, targets, weights) of the output that a metric scores."""
+    k, counts = metric.output, batch.counts
+    if k is None:
+        return outputs, batch.y, counts
+    return outputs[k], batch.y[k], None if counts is None else of_output(counts, k)
 
 
 def _total(row: numpy.ndarray[Any, Any]) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from xpnet.data.dataset import Batch
 from xpnet.data.streaming import AnyDataset
 from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
@@ -14,7 +14,7 @@ from xpnet.training.epoch_metrics import EpochMetrics
 
 
 def evaluate(
-    model: Sequential,
+    model: Container,
     dataset: AnyDataset,
     loss: Loss,
     metrics: Sequence[Metric],
@@ -22,7 +22,7 @@ def evaluate(
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> EpochMetrics:
     """The loss and metrics over the samples of this rank, in a workspace separate from that of training."""
-    result, inference = EpochMetrics(model, metrics), InferencePass(model, loss, metrics)
+    result, inference = EpochMetrics(model, loss, metrics), InferencePass(model, loss, metrics)
     captured: CapturedInference = model._inference  # type: ignore[attr-defined]  # of every model
 
     def add(batch: Batch) -> None:

@@ -7,20 +7,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xpnet import losses, optimizers
+from xpnet import optimizers
 from xpnet.capture.branches import operations
 from xpnet.capture.calls import Call
 from xpnet.capture.program import Load, compiled
 from xpnet.data.dataset import Dataset, StepData
 from xpnet.display.tables import Summary, html_table, text_table
 from xpnet.errors import CaptureError
-from xpnet.layers.containers import Sequential
-from xpnet.layers.context import Workspace
+from xpnet.layers.base import Layer
+from xpnet.layers.containers import Container
+from xpnet.layers.context import Shape, Workspace
+from xpnet.layers.structure import as_tuple, mapped, one_or_tuple, shapes_of
 from xpnet.losses import Loss
+from xpnet.metrics import Metric
 from xpnet.training.arguments import choose_loss_and_metrics
 from xpnet.training.captured_step import reason_of
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.graph_step import listed_step
+from xpnet.training.outputs import last_layers
 from xpnet.training.replayed_step import PlannedStep, free_workspaces, planned_step
 from xpnet.training.side_effects import unchanged_python
 from xpnet.training.snapshots import snapshot
@@ -64,9 +68,9 @@ class StepExplanation(Summary):
 
 
 def explain(
-    model: Sequential, batch_size: int, loss: Loss | None, metrics: Any, optimizer: Any, times: bool
+    model: Container, batch_size: int, loss: Loss, metrics: list[Metric], optimizer: Any, times: bool
 ) -> StepExplanation:
-    """What `model.explain_step` returns. loss: None means one that fits the outputs."""
+    """What `model.explain_step` returns."""
     plan, step = _planned(model, batch_size, loss, metrics, optimizer)
     seconds = model.context.exclusively(_seconds, plan, step) if times else [None] * len(plan.calls)
     recorded = [_explained(call, None) for call in plan.trace.calls]
@@ -80,37 +84,47 @@ def explain(
     return explanation
 
 
-def memory_of_a_step(model: Sequential, batch_size: int, loss: Loss | None, optimizer: Any) -> str:
-    """A sentence on the memory of a training step, or why it is not known."""
+def memory_of_a_step(model: Container, batch_size: int, loss: Loss | None, optimizer: Any) -> str:
+    """A sentence on the memory of a training step, or why it is not known. loss: None means one that fits."""
+    chosen, _ = choose_loss_and_metrics(model, fitting_loss(model) if loss is None else loss, [])
     try:
-        plan, _ = _planned(model, batch_size, loss, [], optimizer)
+        plan, _ = _planned(model, batch_size, chosen, [], optimizer)
     except CaptureError as error:
         return f"memory of a training step: not known, because {error}"
     return _memory_text(plan, model)
 
 
 def _planned(
-    model: Sequential, batch_size: int, loss: Loss | None, metrics: Any, optimizer: Any
+    model: Container, batch_size: int, loss: Loss, metrics: list[Metric], optimizer: Any
 ) -> tuple[PlannedStep, TrainingStep]:
     if not model.backend.replays_calls and model.backend.graph_capture() is None:
         raise CaptureError(f"{model.backend.name} does not capture steps")
-    if loss is None:
-        several = len(model.output_shape) == 1 and model.output_shape[0] > 1 and not model.gives_probabilities
-        loss = losses.get("softmax_cross_entropy" if several else "mse")
-    chosen, measured = choose_loss_and_metrics(model, loss, metrics)
-    optimizer = optimizers.get(optimizer)
-    return model.context.exclusively(_trace, model, batch_size, chosen, measured, optimizer)
+    return model.context.exclusively(_trace, model, batch_size, loss, metrics, optimizers.get(optimizer))
+
+
+def fitting_loss(model: Container) -> dict[str, str]:
+    """The name of a loss that fits each output of a model."""
+    fitting = map(_loss_of_output, shapes_of(model.output_shape), last_layers(model))
+    return dict(zip(model.output_names, fitting, strict=True))
+
+
+def _loss_of_output(output_shape: Shape, last: Layer | None) -> str:
+    """The name of a loss that fits an output of this shape, of this last layer."""
+    gives_probabilities = last is not None and last.gives_probabilities
+    several = len(output_shape) == 1 and output_shape[0] > 1 and not gives_probabilities
+    return "softmax_cross_entropy" if several else "mse"
 
 
 def _trace(
-    model: Sequential, batch_size: int, loss: Any, metrics: list[Any], optimizer: Any
+    model: Container, batch_size: int, loss: Any, metrics: list[Any], optimizer: Any
 ) -> tuple[PlannedStep, TrainingStep]:
     context, backend = model.context, model.backend
     with _unchanged(model):
         state = TrainingState(context, loss, metrics, optimizer)
         step = TrainingStep(model, state)
         data = _zeros(model, loss, batch_size)
-        sums, epoch = backend.zeros((3, 1), "float64"), EpochMetrics(model, metrics, 1)
+        epoch = EpochMetrics(model, loss, metrics, 1)
+        sums = backend.zeros(epoch.batch_sums.shape, "float64")
         with _undone(step, epoch):
             try:
                 step(data.batches(), data.total_weight(), epoch.add)  # makes the sums of the metrics
@@ -123,19 +137,28 @@ def _trace(
     return plan, step
 
 
-def _zeros(model: Sequential, loss: Any, batch_size: int) -> StepData:
+def _zeros(model: Container, loss: Any, batch_size: int) -> StepData:
     backend, dtype = model.backend, model.context.dtype
-    x = backend.zeros((batch_size, *model.input_shape), "int64" if model.accepts_integers else dtype)
-    labels = loss.classifies and loss.decision_threshold is None
-    shape = (batch_size,) if labels else (batch_size, *model.output_shape)
-    y = backend.zeros(shape, "int64" if labels else dtype)
+
+    def inputs(shape: Shape, takes_integers: bool) -> Any:
+        return backend.zeros((batch_size, *shape), "int64" if takes_integers else dtype)
+
+    def targets(loss: Loss, shape: Shape) -> Any:
+        if loss.classifies and loss.decision_threshold is None:
+            return backend.zeros((batch_size,), "int64")
+        return backend.zeros((batch_size, *shape), dtype)
+
+    x = one_or_tuple(list(map(inputs, shapes_of(model.input_shape), as_tuple(model.accepts_integers))))
+    parts = [part for part, _ in loss.by_output]
+    y = one_or_tuple(list(map(targets, parts, shapes_of(model.output_shape))))
+    x_dtype = mapped(lambda a: a.dtype, x)
     rows = backend.asarray(range(batch_size), "int64")
     # In the shuffled order of an epoch, so that the rows are gathered as in most trainings.
-    return StepData(Dataset(x, y, None, None, x.dtype), Workspace(model.context), rows, 0, batch_size, batch_size)
+    return StepData(Dataset(x, y, None, None, x_dtype), Workspace(model.context), rows, 0, batch_size, batch_size)
 
 
 @contextlib.contextmanager
-def _unchanged(model: Sequential) -> Iterator[None]:
+def _unchanged(model: Container) -> Iterator[None]:
     """A context after which the numbers and modes of the passes are as before.
 
     No `backward` may follow, since the workspaces are overwritten. They are freed.
@@ -163,13 +186,13 @@ def _seconds(plan: PlannedStep, step: TrainingStep) -> list[float]:
     """The median time of each call. The calls change the model, which is put back."""
     if not step.model.backend.replays_calls:
         return _seconds_on_gpu(plan, step)
-    functions = [compiled([call]) for call in plan.calls]
+    functions = [compiled([call], plan.loaders) for call in plan.calls]
     times = [list[float]() for _ in functions]
     with _undone(step, plan.metrics):
         for _ in range(_TIMED_REPLAYS):
             for function, taken in zip(functions, times, strict=True):
                 start = time.perf_counter()
-                function(0, plan.rows, *plan.loaders)
+                function(0, plan.rows, *plan.loaders.values())
                 taken.append(time.perf_counter() - start)
     return [statistics.median(taken) for taken in times]
 
@@ -247,7 +270,7 @@ def _table(title: str, calls: Sequence[ExplainedCall]) -> str:
     return f"{title}: {len(calls)} calls, {operations:,} operations\n{text_table([header, *rows], 4)}"
 
 
-def _memory_text(plan: PlannedStep, model: Sequential) -> str:
+def _memory_text(plan: PlannedStep, model: Container) -> str:
     store = model.context.store
     kept = 2 * store.values.nbytes + plan.slot_bytes + sum(b.value.nbytes for b in store.buffers)
     return (

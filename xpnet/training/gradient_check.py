@@ -2,49 +2,61 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy
 
 from xpnet.backends import Array, Backend
-from xpnet.data.dataset import Dataset
-from xpnet.layers.containers import Sequential
+from xpnet.data.dataset import Dataset, of_output
+from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
+from xpnet.layers.structure import as_tuple, mapped
 from xpnet.losses import Loss
 from xpnet.training.step import weighted_gradient
 
 
 def relative_errors(
-    model: Sequential, dataset: Dataset, loss: Loss, samples: int, step: float, inputs: bool
+    model: Container, dataset: Dataset, loss: Loss, samples: int, step: float, inputs: bool
 ) -> dict[str, float]:
     """{parameter name: relative error} for a float64 model, as `xpnet.check_gradients` describes it."""
-    batch = next(dataset.batches(Workspace(model.context), len(dataset)))
-    summed = len(batch) if batch.weights is None else batch.weights.sum()
-    total = 1.0 if loss.reduction == "sum" else float(summed)
+    batch, weights = next(dataset.batches(Workspace(model.context), len(dataset))), dataset.weights
+    summed: Any = len(batch) if weights is None else weights.sum(axis=0)
+    asarray, isnan, several = model.backend.asarray, model.backend.xp.isnan, isinstance(batch.x, tuple)
 
     def value() -> float:
         per_sample = loss.samples(model.backend, model.forward_pass(batch.x, training=True), batch.y)
-        weighted = per_sample if batch.weights is None else per_sample * batch.weights
-        return float(weighted.sum()) / total + float(model.context.store.penalty() or 0.0)
+        result = float(model.context.store.penalty() or 0.0)
+        for k, (losses, (one, factor)) in enumerate(zip(as_tuple(per_sample), loss.by_output, strict=True)):
+            weighted = losses if weights is None else losses * of_output(weights, k)
+            total = summed if getattr(summed, "ndim", 0) == 0 else summed[k]
+            result += factor * float(weighted.sum()) / (1.0 if one.reduction == "sum" else float(total))
+        return result
 
-    def backward() -> Array | None:
+    def backward() -> Any:
         for p in model.parameters:
             p.grad = math.nan  # stays where backward does not assign it, or adds to it
         outputs = model.forward_pass(batch.x, training=True)
         grad = weighted_gradient(loss, loss.gradient(model.backend, outputs, batch.y), batch, summed)
         return model.backward_pass(grad, input_grad=inputs)
 
+    def varied(x: Array, grad: Array | None) -> Array:
+        """Floats in C order, because elements are changed through a flat view; integers of an Embedding as they are."""
+        return x if grad is None else asarray(x, dtype=model.context.dtype).copy()
+
     input_grad = backward()
-    if input_grad is not None:  # there is none for the integers of an Embedding
-        # Floats in C order, because elements are changed through a flat view.
-        batch.x = model.backend.asarray(batch.x, dtype=model.context.dtype).copy()
+    if input_grad is not None:
+        batch.x = mapped(varied, batch.x, input_grad)
         input_grad = backward()
     model.context.store.add_penalty_gradients()
-    isnan = model.backend.xp.isnan
     arrays: dict[str, tuple[Array, Array | None]] = {
         p.name: (p.value, p.grad.copy()) for p in model.parameters if p.trainable or not bool(isnan(p.grad).all())
     }
-    if inputs and batch.x.dtype.kind == "f":
-        arrays["inputs"] = (batch.x, None if input_grad is None else input_grad.copy())
+    if inputs:
+        names = [f"inputs.{name}" for name in model.input_names] if several else ["inputs"]
+        grads = as_tuple(input_grad) if input_grad is not None else (None,) * len(names)
+        for name, x, grad in zip(names, as_tuple(batch.x), grads, strict=True):
+            if x.dtype.kind == "f":
+                arrays[name] = (x, None if grad is None else grad.copy())
     scale = abs(value())
     return {
         name: _relative_error(value, array, grad, samples, step, scale, model.backend)

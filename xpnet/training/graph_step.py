@@ -10,7 +10,6 @@ from typing import Any
 
 from xpnet.backends import Array, Backend
 from xpnet.capture.gpu import CallList
-from xpnet.capture.program import INPUTS
 from xpnet.capture.trace import SideEffectError
 from xpnet.data.dataset import Batch, Dataset, StepData
 from xpnet.layers.context import Workspace
@@ -81,7 +80,8 @@ class GraphStep:
     ) -> None:
         """Capture the work that `prepare` returns."""
         step, dataset = self._step, data.dataset
-        self._cells = self._capture.cells(len(dataset), data.rows, data.batch_count, metrics.batch_sums)
+        columns = metrics.columns_per_batch * data.batch_count
+        self._cells = self._capture.cells(len(dataset), data.rows, columns, metrics.batch_sums)
         self._data = StepData(
             self._graph_data, Workspace(step.model.context), self._cells.indices, 0, data.rows, data.batch_size
         )
@@ -116,7 +116,7 @@ class GraphStep:
         step, data, counter = self._step, self._data, self._step.state.optimizer_state
 
         def work() -> None:
-            columns, before = itertools.count(), counter.step
+            columns, before = itertools.count(0, metrics.columns_per_batch), counter.step
 
             def add_metrics(per_sample: Array, batch: Batch, outputs: Array) -> None:
                 metrics.add_on_device(self._cells.staged_sums, next(columns), per_sample, batch, outputs)
@@ -141,7 +141,7 @@ class GraphStep:
     def is_ready(self, data: StepData, metrics: EpochMetrics) -> bool:
         """Whether these samples are from the same dataset as those before, and the graph writes into these metrics."""
         sums = metrics.batch_sums
-        room = sums.shape[1] - metrics.batches >= data.batch_count
+        room = metrics.has_room_for(data.batch_count)
         return data.dataset is self._loaded and sums is self._metric_arrays["losses"] and room
 
     def keep_only(self, dataset: Dataset) -> None:
@@ -151,7 +151,7 @@ class GraphStep:
 
     def replay(self, data: StepData, metrics: EpochMetrics) -> None:
         """Launch the graph for the next step, and count it."""
-        self.launch(data, self._step.state.step, metrics.batches, metrics)
+        self.launch(data, self._step.state.step, metrics.column, metrics)
         state, context = self._step.state, self._step.model.context
         context.begin_step(state.step)  # as an eager step does, for noise in callbacks
         state.optimizer_state.step += 1
@@ -172,7 +172,7 @@ class GraphStep:
         dataset, cells = data.dataset, self._cells
         new_samples = dataset is not self._loaded or data.order is not self._order
         if dataset is not self._loaded:
-            for target, array in zip(self._graph_data.arrays, dataset.arrays, strict=True):
+            for target, array in zip(self._graph_data.arrays.values(), dataset.arrays.values(), strict=True):
                 target[: len(array)] = array
             self._loaded, self._order = dataset, _UNSET
         if data.order is not self._order:
@@ -191,13 +191,12 @@ def listed_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, sums:
     trace = traced_step(step, data, metrics, sums, fixed)
     calls, slots = CallList(trace, step.model.backend), step.state.optimizer_state.nbytes
     return PlannedStep(
-        trace, calls.calls, calls.arena.nbytes, calls.temporary_bytes, slots, metrics, rows=None, loaders=[]
+        trace, calls.calls, calls.arena.nbytes, calls.temporary_bytes, slots, metrics, rows=None, loaders={}
     )
 
 
 def _copy(dataset: Dataset) -> Dataset:
-    arrays = {name: getattr(dataset, name) for name in INPUTS}
-    return replace(dataset, **{name: a.copy() for name, a in arrays.items() if a is not None})
+    return replace(dataset, **dataset.replaced(lambda _, a: a.copy()))
 
 
 def reachable(kind: type, *things: Any, without: Iterable[Any] = ()) -> list[Any]:

@@ -13,15 +13,16 @@ from xpnet.backends import Array
 from xpnet.callbacks import Callback
 from xpnet.concurrency.interrupts import interrupts, take_press
 from xpnet.data.dataset import Dataset, total_weight
+from xpnet.data.preparation import structure_of
 from xpnet.data.streaming import EVALUATION_BATCH, AnyDataset, StreamingDataset
 from xpnet.distributed.process_group import SINGLE_PROCESS
 from xpnet.errors import ArgumentError, DataError, DivergenceError, StateError
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
-from xpnet.training.arguments import FitOptions, choose_loss_and_metrics, load_dataset
+from xpnet.training.arguments import FitOptions, choose_loss_and_metrics, load_dataset, warn
 from xpnet.training.audit import audited_step, audited_update
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.evaluation import evaluate
@@ -40,7 +41,7 @@ _attaching = threading.Lock()
 
 
 def fit(
-    model: Sequential,
+    model: Container,
     begin: BeginTraining,
     x: Any,
     y: Any,
@@ -78,14 +79,17 @@ def fit(
 
 
 def _prepare(
-    model: Sequential, begin: BeginTraining, x: Any, y: Any, sample_weight: Any, options: FitOptions
+    model: Container, begin: BeginTraining, x: Any, y: Any, sample_weight: Any, options: FitOptions
 ) -> tuple[Run, AnyDataset | None, CallbackStates | None]:
     """Check all arguments. Returns the run, the validation dataset, and callback states from a checkpoint."""
     options = options.checked()
-    loss, metrics = choose_loss_and_metrics(model, options.loss, options.metrics)
+    if model.parameters and not any(parameter.trainable for parameter in model.parameters):
+        warn("nothing in this model is trainable, so fit changes no weights: set trainable = True on a layer.")
+    loss, metrics = choose_loss_and_metrics(model, options.loss, options.metrics, options.loss_weights)
     if not all(metric.scalar for metric in metrics):
         raise ArgumentError("a history holds only numbers: use evaluate() for a confusion matrix.")
-    (x, y, sample_weight), held_out = options.split(x, y, sample_weight)
+    structure = structure_of(model)
+    (x, y, sample_weight), held_out = options.split(structure, x, y, sample_weight)
     dataset = load_dataset(model, x, y, loss, metrics, sample_weight, options.class_weight)
     validation = None
     if held_out is not None:
@@ -153,7 +157,7 @@ def _attach(run: Run) -> None:
         run.running = True
 
 
-def _end(callback: Callback, model: Sequential) -> None:
+def _end(callback: Callback, model: Container) -> None:
     """Call on_train_end. It is interrupted only if Ctrl-C is pressed twice in it."""
     try:
         interrupts.patience = interrupts.presses + 1
@@ -215,19 +219,19 @@ def _share_stop_request(run: Run) -> bool:
     return True
 
 
-def train_on_batch(model: Sequential, state: TrainingState, dataset: Dataset) -> dict[str, float]:
+def train_on_batch(model: Container, state: TrainingState, dataset: Dataset) -> dict[str, float]:
     """One step on these samples as one batch; loss and metrics from before the update, with the loss's reduction.
 
     Use it in `Context.exclusively`.
     """
-    metrics = EpochMetrics(model, state.metrics, batches=1)
+    metrics = EpochMetrics(model, state.loss, state.metrics, batches=1)
     total = len(dataset) if dataset.weights is None else total_weight(model.backend.xp, dataset.weights)
     batches = dataset.batches(Workspace(model.context), len(dataset))
     step, before = TrainingStep(model, state), [buffer.value.copy() for buffer in model.context.store.buffers]
     with ignoring_float_errors(), model.execution_context(), audited_step(step):
         try:
             step.gradients(batches, total, metrics.add)
-            logs = metrics.result(as_sum=step.loss.reduction == "sum")
+            logs = metrics.result(reduced=True)
             _refuse_divergent_batch(model, state, logs["loss"], before)
             step.update()
         finally:
@@ -235,7 +239,7 @@ def train_on_batch(model: Sequential, state: TrainingState, dataset: Dataset) ->
     return logs
 
 
-def _refuse_divergent_batch(model: Sequential, state: TrainingState, loss: float, buffers: list[Array]) -> None:
+def _refuse_divergent_batch(model: Container, state: TrainingState, loss: float, buffers: list[Array]) -> None:
     """If the loss or a buffer is not finite, restore the buffers and raise DivergenceError."""
     overflowed = _first_non_finite_buffer(model)
     if overflowed is None and math.isfinite(loss):
@@ -249,7 +253,7 @@ def _refuse_divergent_batch(model: Sequential, state: TrainingState, loss: float
     )
 
 
-def apply_gradients(model: Sequential, begin: Callable[[], TrainingState]) -> None:
+def apply_gradients(model: Container, begin: Callable[[], TrainingState]) -> None:
     """One update from the current gradients, which keep their values. Reads the device."""
     store = model.context.store
     for p in store.parameters:
@@ -287,10 +291,11 @@ def _refuse_divergence(run: Run, metrics: EpochMetrics) -> None:
     """If loss, weights or buffers are not finite, restore the start of the epoch and raise DivergenceError."""
     step, what = metrics.first_non_finite_batch(), "loss"
     if step is None:
-        values = run.model.context.store.values
+        store, isfinite = run.model.context.store, run.model.backend.xp.isfinite
+        parts = [store.values[part] for part in store.slices(lambda parameter: True)]
         overflowed = _first_non_finite_buffer(run.model)
         # A sum of squares is finite only if all terms are; it may overflow though they are.
-        if overflowed is None and (math.isfinite(values.dot(values)) or run.model.backend.xp.isfinite(values).all()):
+        if overflowed is None and all(math.isfinite(part.dot(part)) or isfinite(part).all() for part in parts):
             return
         what, step = overflowed or "weights", metrics.batches - 1  # it is known only at the end of the epoch
     state = run.state
@@ -311,7 +316,7 @@ def _refuse_divergence(run: Run, metrics: EpochMetrics) -> None:
     )
 
 
-def _first_non_finite_buffer(model: Sequential) -> str | None:
+def _first_non_finite_buffer(model: Container) -> str | None:
     """The name of a buffer, such as a running variance, that contains NaN or infinity. Reads the device."""
     isfinite = model.backend.xp.isfinite
     return next((b.name for b in model.context.store.buffers if not bool(isfinite(b.value).all())), None)

@@ -5,6 +5,7 @@ overflows, the step is skipped and the scale is halved; after many steps without
 happens on the device. Micikevicius et al. 2018, "Mixed precision training".
 """
 
+from operator import attrgetter
 from typing import Any
 
 from xpnet.backends import Array, Backend
@@ -33,13 +34,16 @@ class LossScale:
         grad *= self.state[0].astype(grad.dtype)
 
     def unscale(self, store: ParameterStore) -> None:
-        """Divide all gradients by the scale, note whether any overflowed, and adapt the scale."""
+        """Divide all gradients that are used by the scale, note whether any overflowed, and adapt the scale."""
         xp: Any = self._backend.xp
-        store.grads *= (1.0 / self.state[0]).astype(store.dtype)
-        finite = xp.isfinite(store.grads).all()
-        self.gate[...] = finite
+        inverse = (1.0 / self.state[0]).astype(store.dtype)
+        self.gate[...] = 1.0
+        for part in store.slices(attrgetter("trainable")):
+            grad = store.grads[part]
+            grad *= inverse
+            self.gate *= xp.isfinite(grad).all()
         scale, since = self.state[0], (self.state[1] + 1.0) * self.gate
         due = since >= _GROWTH_INTERVAL
-        factor = xp.where(finite, xp.where(due, 2.0, 1.0), 0.5)
+        factor = xp.where(self.gate > 0.0, xp.where(due, 2.0, 1.0), 0.5)
         self.state[0] = xp.minimum(xp.maximum(scale * factor, 1.0), _MAX_SCALE)
         self.state[1] = xp.where(due, 0.0, since)

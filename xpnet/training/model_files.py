@@ -15,8 +15,11 @@ from xpnet import augment, initializers, layers
 from xpnet.config import Configured
 from xpnet.data.files import foreign_hint, memory_error, model_path, read_bytes, write_atomically
 from xpnet.errors import ArgumentError, ArgumentTypeError, BackendError, DeviceMemoryError, FileError
+from xpnet.layers.containers import Container
+from xpnet.layers.graph import Graph
 
-_FORMAT = "xpnet-model-2"
+_FORMAT, _GRAPH_FORMAT = "xpnet-model-2", "xpnet-model-3"  # of models in a row, and of graphs
+_GRAPH = ("layers", "inputs", "calls", "outputs", "name")  # what a file has of a graph in another model
 _TRAINING = "training/"  # the prefix of the names of arrays that belong to a run of fit
 
 
@@ -32,26 +35,28 @@ class Contents(NamedTuple):
         return json.loads(self.texts["architecture"])  # type: ignore[no-any-return]
 
 
-def write(path: Any, model: layers.Sequential, run: Mapping[str, Any] | None = None, **texts: str) -> None:
+def write(path: Any, model: Container, run: Mapping[str, Any] | None = None, **texts: str) -> None:
     """Write a model atomically, together with arrays of a run and texts."""
     from safetensors.numpy import save as to_bytes
 
     path = model_path("save", path)
     arrays = model.context.store.state() | {_TRAINING + name: a for name, a in (run or {}).items()}
-    texts = {"format": _FORMAT, "architecture": json.dumps(architecture(model), sort_keys=True), **texts}
+    described = architecture(model)
+    version = _GRAPH_FORMAT if '"calls"' in json.dumps(described) else _FORMAT
+    texts = {"format": version, "architecture": json.dumps(described, sort_keys=True), **texts}
     write_atomically(path, to_bytes(arrays, metadata={**texts, "sha256": _digest(arrays, texts)}))
 
 
-def architecture(model: layers.Sequential) -> dict[str, Any]:
+def architecture(model: Container) -> dict[str, Any]:
     """The arguments that make a model, including its layers, as values for JSON; and its frozen parameters."""
     frozen = [parameter.name for parameter in model.parameters if not parameter.trainable]
-    return {name: _encode(value) for name, value in {**model.get_config(), "frozen": frozen}.items()}
+    return _encoded({**model.get_config(), "frozen": frozen}, {})
 
 
 def read(path: Any, custom_layers: Iterable[type[layers.Layer]]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the arguments that make a model and its frozen parameters, its arrays by name). Use it in `refusing_damage`."""
     contents = read_all(path)
-    known: dict[str, type[Configured]] = {cls.__name__: cls for cls in _built_in()}
+    known: dict[str, type[Configured]] = {cls.__name__: cls for cls in (*_built_in(), Graph)}
     known |= {f"custom {cls.__name__}": cls for cls in custom_layers}
     architecture = contents.architecture
     if unknown := list(dict.fromkeys(_unknown_classes(architecture, known))):
@@ -60,7 +65,8 @@ def read(path: Any, custom_layers: Iterable[type[layers.Layer]]) -> tuple[dict[s
             f"{', '.join(map(repr, unknown))} that xpnet does not know. If you have the "
             f"{'class' if len(unknown) == 1 else 'classes'}, pass custom_layers=[{', '.join(unknown)}]."
         )
-    return {name: _decode(value, known) for name, value in architecture.items()}, contents.model
+    decoded: list[Any] = []
+    return {name: _decode(value, known, decoded) for name, value in architecture.items()}, contents.model
 
 
 def checked_custom_layers(custom_layers: Any) -> list[type[layers.Layer]]:
@@ -88,7 +94,7 @@ def read_all(path: Any) -> Contents:
     arrays = from_bytes(content)  # copies; it also checks the header, which is JSON after its length
     texts = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
     del content
-    if texts.get("format") != _FORMAT:
+    if texts.get("format") not in (_FORMAT, _GRAPH_FORMAT):
         raise FileError(
             f"{path}: not a model of this version of xpnet (format {texts.get('format')!r}, not {_FORMAT!r}). "
             "Load plain weights with model.load_state_dict(safetensors.numpy.load_file(path))."
@@ -130,20 +136,37 @@ def _built_in() -> list[type[Configured]]:
     return [*named, *(c for c in vars(initializers).values() if isinstance(c, type) and issubclass(c, Configured))]
 
 
-def _encode(value: Any) -> Any:
+def _encoded(config: Mapping[str, Any], seen: dict[Any, int]) -> dict[str, Any]:
+    """A config in the order in which `_decode` finds it in a file, where keys are sorted."""
+    return {name: _encode(config[name], seen) for name in sorted(config)}
+
+
+def _identity(layer: layers.Layer) -> Any:
+    """Equal for layers that are the same, or share their parameters as two parts of a copied model do."""
+    if isinstance(layer, Container):
+        return type(layer), *map(_identity, layer.layers)
+    return type(layer), *([id(parameter.root) for parameter in layer.parameters] or [id(layer)])
+
+
+def _encode(value: Any, seen: dict[Any, int]) -> Any:
+    """seen: the layers encoded before, numbered in the order in which each was complete."""
     if isinstance(value, Configured):
-        config = {name: _encode(item) for name, item in value.get_config().items()}
+        if isinstance(value, layers.Layer) and (number := seen.get(_identity(value))) is not None:
+            return {"same": number}
+        config = _encoded(value.get_config(), seen)
         if isinstance(value, layers.Layer) and value.name is not None:
             config["name"] = value.name  # a custom get_config may leave it out
         built_in = type(value) in _built_in()
-        if not built_in and isinstance(value, layers.Sequential) and type(value).__module__.startswith("xpnet."):
+        if isinstance(value, layers.Layer):
+            seen[_identity(value)] = len(seen)
+        if not built_in and isinstance(value, Container) and type(value).__module__.startswith("xpnet."):
             # A nested model is saved as a plain container.
-            config = {name: config[name] for name in ("layers", "name") if name in config}
-            return {"class": "Sequential", "config": config}
+            kind, names = ("Graph", _GRAPH) if isinstance(value, Graph) else ("Sequential", ("layers", "name"))
+            return {"class": kind, "config": {name: config[name] for name in names if name in config}}
         custom = "" if built_in else "custom "
         return {"class": custom + type(value).__name__, "config": config}
     if isinstance(value, list | tuple):
-        return [_encode(item) for item in value]
+        return [_encode(item, seen) for item in value]
     if isinstance(value, numpy.ndarray | numpy.generic):
         return value.tolist()
     if value is None or isinstance(value, bool | int | float | str):
@@ -164,14 +187,20 @@ def _unknown_classes(value: Any, known: Mapping[str, type[Configured]]) -> Itera
             yield from _unknown_classes(item, known)
 
 
-def _decode(value: Any, known: Mapping[str, type[Configured]]) -> Any:
+def _decode(value: Any, known: Mapping[str, type[Configured]], decoded: list[Any]) -> Any:
+    """decoded: the layers so far, numbered as by `_encode`."""
     if isinstance(value, list):
-        return [_decode(item, known) for item in value]
+        return [_decode(item, known, decoded) for item in value]
     if not isinstance(value, dict):
         return value
-    config = {name: _decode(item, known) for name, item in value["config"].items()}
+    if "same" in value:
+        return decoded[value["same"]]
+    config = {name: _decode(item, known, decoded) for name, item in value["config"].items()}
     try:
-        return known[value["class"]].from_config(config)
+        made = known[value["class"]].from_config(config)
+        if isinstance(made, layers.Layer):
+            decoded.append(made)
+        return made
     except MemoryError:
         raise
     except Exception as error:

@@ -29,7 +29,7 @@ from xpnet.config import Configured, is_custom
 from xpnet.errors import CaptureError
 
 #: Attributes that passes set, and those that distinguish one kind of step from another.
-IGNORED = frozenset(("_trainable", "_workspaces", "trainable", "wants_input_grad"))
+IGNORED = frozenset(("_shared_copies", "_trainable", "_workspaces", "trainable", "wants_input_grad"))
 _MOST_OBJECTS = 20_000  # that user code may reach in a captured step
 _MOST_BYTES = 2**20  # of arrays that it may reach: comparing them takes about 50 µs
 #: Types of objects that cannot change, or whose changes do not matter.

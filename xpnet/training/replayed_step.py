@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import FunctionType, MethodType
 from typing import Any
@@ -13,11 +14,11 @@ from xpnet.capture.calls import Call
 from xpnet.capture.loops import with_fused_loops
 from xpnet.capture.memory import MemoryPlan
 from xpnet.capture.passes import Memory, for_numpy, simplified
-from xpnet.capture.program import INPUTS, compiled
+from xpnet.capture.program import compiled
 from xpnet.capture.trace import Trace
 from xpnet.config import is_custom
 from xpnet.data.dataset import Dataset, StepData
-from xpnet.layers.containers import Sequential, every_layer
+from xpnet.layers.containers import Container, every_layer
 from xpnet.optimizers import Optimizer
 from xpnet.training.attributes import has_custom_code
 from xpnet.training.epoch_metrics import EpochMetrics
@@ -35,7 +36,8 @@ class PlannedStep:
 
     trace: with the recorded calls.  calls: those after all passes.  shared_bytes: of the memory of temporary arrays.
     temporary_bytes: the same without sharing.  slot_bytes: of the vectors that the optimizer keeps.
-    metrics: those that the step adds to.  rows: the rows of the traced step.  loaders: see `program.compiled`.
+    metrics: those that the step adds to.  rows: the rows of the traced step.  loaders: see `program.compiled`, by the
+    names of the inputs.
     """
 
     trace: Trace
@@ -45,7 +47,7 @@ class PlannedStep:
     slot_bytes: int
     metrics: EpochMetrics
     rows: Any
-    loaders: list[Any]
+    loaders: dict[str, Any]
 
 
 def planned_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, sums: Array, fixed: bool) -> PlannedStep:
@@ -100,7 +102,7 @@ class ReplayedStep:
         self._state, self._context = step.state.optimizer_state, step.model.context
         self._backend, self._batch_sizes = step.model.backend, data.batch_sizes
         self._rows, self._weighted = data.rows, data.dataset.weights is not None
-        self._sums = step.model.backend.zeros((3, data.batch_count), "float64")
+        self._sums = step.model.backend.zeros((3, metrics.columns_per_batch * data.batch_count), "float64")
         self._metric_arrays = {name: a for name, a in metrics.arrays.items() if name != "losses"}
         before = snapshot(step, metrics)
         # The traced step has its own workspaces, but custom code may use what an earlier step kept.
@@ -110,9 +112,9 @@ class ReplayedStep:
             plan = planned_step(step, data, metrics, self._sums, fixed=not streaming)
         finally:
             before.restore()
-        self._program = compiled(plan.calls)
+        self._program = compiled(plan.calls, plan.loaders)
         self._dataset: Dataset | None = data.dataset
-        self._loaders = plan.loaders
+        self._loaders: Iterable[Any] = plan.loaders.values()
         plan.trace.release()
 
     def fits(self, data: StepData, metrics: EpochMetrics) -> bool:
@@ -127,7 +129,7 @@ class ReplayedStep:
     def keep_only(self, dataset: Dataset) -> None:
         """Let go of the latest samples, unless they are from this dataset: windows of a stream are large."""
         if self._dataset is not dataset:
-            self._dataset, self._loaders = None, []
+            self._dataset, self._loaders = None, ()
 
     def launch(self, data: StepData, number: int, column: int, metrics: EpochMetrics) -> None:
         """Make the calls of step `number`, whose sums go into this column of the metrics, without counting it."""
@@ -137,7 +139,7 @@ class ReplayedStep:
                 self._compute(data, number)
         finally:
             self._state.step = counted
-        metrics.batch_sums[:, column : column + len(self._batch_sizes)] = self._sums
+        metrics.batch_sums[:, column : column + self._sums.shape[1]] = self._sums
 
     def replay(self, data: StepData, metrics: EpochMetrics) -> None:
         """Make the calls of the next step, and count it."""
@@ -148,7 +150,8 @@ class ReplayedStep:
 
     def _compute(self, data: StepData, number: int) -> None:
         if data.dataset is not self._dataset:
-            self._dataset, self._loaders = data.dataset, loaders_of(self._backend, data.dataset, data.order is not None)
+            self._dataset = data.dataset
+            self._loaders = loaders_of(self._backend, data.dataset, data.order is not None).values()
         order, place = data.order, slice(data.start, data.start + self._rows)
         self._context.begin_step(number)
         self._program(number, place if order is None else order[place], *self._loaders)
@@ -161,7 +164,7 @@ def is_known(optimizer: Optimizer) -> bool:
     return not (is_custom(type(optimizer)) or own_schedule)
 
 
-def free_workspaces(model: Sequential) -> None:
+def free_workspaces(model: Container) -> None:
     """Free what the layers keep from a training step, which a replay does not use.
 
     Custom layers keep it, since they may use it in a later step, though they should not.
@@ -180,11 +183,10 @@ def free_workspaces(model: Sequential) -> None:
         context.backend.free_memory()
 
 
-def loaders_of(backend: Backend, dataset: Dataset, ordered: bool) -> list[Any]:
+def loaders_of(backend: Backend, dataset: Dataset, ordered: bool) -> dict[str, Any]:
     """The loaders of a dataset, see `program.compiled`. ordered: whether rows are an index array, not a slice."""
-    arrays = [getattr(dataset, name) for name in INPUTS]
-    dtypes = [dataset.x_dtype, *[None if a is None else a.dtype for a in arrays[1:]]]
-    return [loader(backend, a, dtype, ordered) for a, dtype in zip(arrays, dtypes, strict=True)]
+    dtypes = dataset.dtypes
+    return {name: loader(backend, a, dtypes[name], ordered) for name, a in dataset.arrays.items()}
 
 
 def _view(arena: Array, array: Array, offset: int) -> Array:

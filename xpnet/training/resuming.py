@@ -9,7 +9,7 @@ import numpy
 
 from xpnet.distributed.process_group import ProcessGroup
 from xpnet.errors import ArgumentError, DistributedError
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Container
 
 
 class Settings(NamedTuple):
@@ -28,7 +28,7 @@ class Settings(NamedTuple):
 class Rollback:
     """A copy, on the host, of what `fit` and a checkpoint change in a model before the first step."""
 
-    def __init__(self, model: Sequential, state: Any) -> None:
+    def __init__(self, model: Container, state: Any) -> None:
         store, backend = model.context.store, model.backend
         optimizer, scale = getattr(state, "optimizer_state", None), getattr(state, "loss_scale", None)
         objects = [o for o in (model, model.context, state, optimizer) if o is not None]

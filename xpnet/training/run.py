@@ -13,17 +13,18 @@ import numpy
 from xpnet._version import __version__
 from xpnet.callbacks import Callback, History
 from xpnet.config import is_custom
-from xpnet.data.dataset import Dataset
+from xpnet.data.dataset import Batch, Dataset
 from xpnet.data.streaming import AnyDataset, StreamingDataset
 from xpnet.errors import ArgumentError, BackendError, FileError, XpnetError
-from xpnet.layers.containers import Sequential
+from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
+from xpnet.layers.structure import one_or_tuple, shapes_of
 from xpnet.parameters import Snapshot
 from xpnet.training import checkpoints
 from xpnet.training.arguments import FitOptions, warn
 from xpnet.training.attributes import has_custom_code, schedule_may_change
 from xpnet.training.captured_step import StepExecutor, StepsToCome
-from xpnet.training.epoch_metrics import EpochMetrics
+from xpnet.training.epoch_metrics import EpochMetrics, scored_by
 from xpnet.training.model_files import architecture, names_of, refusing_damage
 from xpnet.training.resuming import Settings, description, different_environment, refuse_another_run
 from xpnet.training.state import TrainingState
@@ -38,15 +39,12 @@ INTERRUPTED = "interrupted"  # history.stopped after Ctrl-C
 class Run:
     """One call of `fit`. `callbacks.Run` lists what callbacks may use of it."""
 
-    def __init__(self, model: Sequential, state: TrainingState, dataset: AnyDataset, options: FitOptions) -> None:
+    def __init__(self, model: Container, state: TrainingState, dataset: AnyDataset, options: FitOptions) -> None:
         self.model, self.state, self.dataset, self.group = model, state, dataset, options.group
         self.callbacks: list[Callback] = options.all_callbacks()
         self.epochs, self.first_epoch, self.shuffle = options.epochs, state.epoch, options.shuffle
         self.history, self.on_interrupt = History(), options.on_interrupt
         self.running = self.interrupted = False
-        self.log_names = ["loss", *[metric.name for metric in state.metrics]]
-        if options.validates:
-            self.log_names += [f"val_{name}" for name in self.log_names]
         self.samples, self.batch_size, self.accumulate = dataset.samples, options.batch_size or 1, options.accumulate
         self.steps: int | None = None
         if dataset.samples is not None:
@@ -56,7 +54,10 @@ class Run:
         self.seen, self.complete = 0, False  # samples of this epoch, and whether these are all
         self.under_way = False
         self.last_rate = state.learning_rate  # of the latest step
-        self.metrics = EpochMetrics(model, state.metrics, self.steps)
+        self.metrics = EpochMetrics(model, state.loss, state.metrics, self.steps)
+        self.log_names = self.metrics.names
+        if options.validates:
+            self.log_names = [*self.log_names, *(f"val_{name}" for name in self.log_names)]
         #: The model at the beginning of the epoch, and the number of steps that it had made.
         self.epoch_start = Snapshot(model.context.store, lambda: state.optimizer_state.slots)
         self.first_step = state.step
@@ -186,10 +187,7 @@ class Run:
 
     def _refuse_state(self, arrays: Mapping[str, numpy.ndarray[Any, Any]], values: Mapping[str, Any]) -> None:
         """Raise ArgumentError unless these are arrays of this run that fit these values, which are valid."""
-        own = {f"slot {name}": vector for name, vector in self.state.optimizer_state.slots.items()}
-        if values["under_way"]:
-            own |= {f"start {i}": copy for i, copy in enumerate(self.epoch_start.copies.values())}
-        for name, array in own.items():
+        for name, array in self._state_arrays(values["under_way"]).items():
             if name not in arrays:
                 raise ArgumentError(f"it has no array {name!r}.")
             found, expected = arrays[name], (tuple(array.shape), numpy.dtype(array.dtype))
@@ -202,7 +200,7 @@ class Run:
         if scale is not None and not (scale.shape == (2,) and numpy.isfinite(scale).all() and scale[0] >= 1):
             raise ArgumentError(f"its loss scale {scale} is invalid.")
         epochs, history = values["epoch"] - values["first_epoch"], values["history"]
-        measured = ["loss", *(metric.name for metric in self.state.metrics)]
+        measured = self.metrics.names
         for name in [*history, *(measured if epochs else [])]:
             own_name = name.removeprefix("val_") in [*measured, "learning_rate"]  # others are those of callbacks
             if own_name and not checkpoints.is_list_of_numbers(history.get(name), epochs):
@@ -215,18 +213,21 @@ class Run:
         data, model = self.dataset, self.model
         if not isinstance(data, Dataset):
             return {}
-        outputs = model.backend.zeros((1, *model.output_shape), model.context.dtype)
-        weight = None if data.counts is None else data.counts[:1]
+        zeros, sample = model.backend.zeros, Batch(**data.replaced(lambda _, a: a[:1]))
+        outputs = one_or_tuple([zeros((1, *shape), model.context.dtype) for shape in shapes_of(model.output_shape)])
         sums = {}
         for metric in self.state.metrics:
             with contextlib.suppress(Exception):  # a custom metric that fails on such outputs is not compared
-                sums[metric.name] = metric.sums(model.backend, outputs, data.y[:1], weight)
+                sums[metric.name] = metric.sums(model.backend, *scored_by(metric, outputs, sample))
         return sums
 
     def settings(self) -> Settings:
         """What must be equal for this run to continue."""
         state = self.state
-        what = {"optimizer": state.optimizer, "loss": state.loss, "metrics": state.metrics}
+        metrics: Any = state.metrics
+        if self.metrics.columns_per_batch > 1:  # of several outputs
+            metrics = {metric.name: metric for metric in metrics}
+        what = {"optimizer": state.optimizer, "loss": state.loss, "metrics": metrics}
         return Settings(
             architecture(self.model),
             {name: description(value) for name, value in what.items()},
@@ -266,13 +267,12 @@ class Run:
         All ranks must call it; the first rank gets the metrics of all.
         """
         state, history, settings = self.state, self.history, self.settings()
-        arrays = {f"slot {name}": vector for name, vector in state.optimizer_state.slots.items()}
+        arrays = self._state_arrays()
         if state.loss_scale is not None:
             arrays["loss scale"] = state.loss_scale.state
         if self.under_way:
             metrics = self.metrics.over_ranks(self.group)
             arrays |= {f"figures {name}": a for name, a in metrics.state_dict().items()}  # named so in the file format
-            arrays |= {f"start {i}": copy for i, copy in enumerate(self.epoch_start.copies.values())}
         callback_values: dict[str, dict[str, Any]] = {}
         for key, callback in self.named_callbacks().items():
             callback_values[key] = {}
@@ -301,11 +301,24 @@ class Run:
             "callbacks": callback_values,
         }
 
+    def _state_arrays(self, under_way: bool | None = None) -> dict[str, Any]:
+        """The vectors of the optimizer and the copies from the start of the epoch, for this model's parameters only."""
+        gathered = self.model.context.store.gathered
+        arrays = {f"slot {name}": gathered(vector) for name, vector in self.state.optimizer_state.slots.items()}
+        if self.under_way if under_way is None else under_way:
+            for i, (name, copy) in enumerate(self.epoch_start.copies.items()):
+                arrays[f"start {i}"] = gathered(copy) if self._is_flat(name) else copy
+        return arrays
+
+    def _is_flat(self, name: str) -> bool:
+        """Whether this array of a snapshot is as long as the flat vectors: the weights, or of the optimizer."""
+        return name == "the weights" or name in self.state.optimizer_state.slots
+
     def load_state_dict(self, arrays: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         """Continue where a run with this state stopped. The states of callbacks are not loaded here."""
-        state, asarray = self.state, self.model.backend.asarray
+        state, store, asarray = self.state, self.model.context.store, self.model.backend.asarray
         for name, vector in state.optimizer_state.slots.items():
-            vector[...] = asarray(arrays[f"slot {name}"])
+            store.scatter(asarray(arrays[f"slot {name}"]), vector)
         if state.loss_scale is not None and "loss scale" in arrays:
             state.loss_scale.state[...] = asarray(arrays["loss scale"])
         state.optimizer_state.step, state.epoch = values["step"], values["epoch"]
@@ -325,8 +338,12 @@ class Run:
         self.metrics.load_state_dict(_with_prefix(arrays, "figures "))
         if self.group.rank:  # the first rank counts them
             self.metrics.drop_sums()
-        for i, copy in enumerate(self.epoch_start.copies.values()):
-            copy[...] = asarray(arrays[f"start {i}"])
+        for i, (name, copy) in enumerate(self.epoch_start.copies.items()):
+            start = asarray(arrays[f"start {i}"])
+            if self._is_flat(name):
+                store.scatter(start, copy)
+            else:
+                copy[...] = start
 
 
 def _with_prefix(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:

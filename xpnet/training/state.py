@@ -2,7 +2,6 @@
 
 from typing import Any, NoReturn
 
-from xpnet.backends import Backend
 from xpnet.config import number
 from xpnet.errors import ArgumentError
 from xpnet.layers.context import Context
@@ -35,8 +34,8 @@ class Untrained:
         """The state with which training starts."""
         return TrainingState(context, loss, metrics, optimizer)
 
-    def move(self, source: Backend, store: ParameterStore) -> None:
-        """Does nothing: there is no state to move."""
+    def follow(self, store: ParameterStore) -> None:
+        """Does nothing: there is no state that depends on the store."""
 
 
 class TrainingState:
@@ -62,17 +61,20 @@ class TrainingState:
         self.loss_scale = _loss_scale(context, self.loss_scale)
         same = self.optimizer == optimizer and tuple(self.optimizer_state.slots) == tuple(optimizer.slots)
         self.optimizer = optimizer
-        if not same:
+        if same:
+            self.follow(context.store)
+        else:
             self._start_afresh(context.store)
         return self
 
     def _start_afresh(self, store: ParameterStore) -> None:
-        self.optimizer_state = OptimizerState(self.optimizer, store)
+        self.optimizer_state, self._backend = OptimizerState(self.optimizer, store), store.backend
         self.epoch, self.rate_factor = 0, 1.0
 
-    def move(self, source: Backend, store: ParameterStore) -> None:
-        """Follow the store, which has moved from `source` to another backend or dtype."""
-        self.optimizer_state.move(source, store)
+    def follow(self, store: ParameterStore) -> None:
+        """Follow the store, which has moved to another backend or dtype, or has grown."""
+        self.optimizer_state.move(self._backend, store)
+        self._backend = store.backend
 
     @property
     def loss(self) -> Loss:

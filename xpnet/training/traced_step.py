@@ -2,7 +2,8 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from xpnet.backends import Array
@@ -11,14 +12,15 @@ from xpnet.capture.calls import Call
 from xpnet.capture.cpu import TracedCPU
 from xpnet.capture.device import StepPosition
 from xpnet.capture.gpu import TracedGPU
-from xpnet.capture.program import INPUTS, Load
+from xpnet.capture.program import Load
 from xpnet.capture.trace import SideEffectError, Trace, TracedArray
 from xpnet.config import is_custom
-from xpnet.data.dataset import Batch, Dataset, StepData, total_weight
+from xpnet.data.dataset import Batch, StepData, total_weight
 from xpnet.errors import CaptureError
 from xpnet.layers.base import Layer
-from xpnet.layers.containers import Sequential, every_layer
+from xpnet.layers.containers import Container, every_layer
 from xpnet.layers.context import Context, Workspace
+from xpnet.layers.structure import as_tuple
 from xpnet.training.attributes import Attributes, mark_replaced, things_of
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.side_effects import KeptArrays, OneStepWorkspace, PythonState, refusing_the_outside
@@ -44,17 +46,18 @@ def traced_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, stage
     return trace
 
 
-def traced_outputs(model: Sequential, x: Array, out: Array) -> Trace:
-    """Compute the outputs of an inference pass of built-in layers into `out`, and return the trace of it.
+def traced_outputs(model: Container, batch: Batch, results: Sequence[Array]) -> Trace:
+    """Compute the outputs of an inference pass of built-in layers into `results`, and return the trace of it.
 
     In the program (capture/program.py), x is loaded as all rows of the inputs.
     """
     trace = Trace(model.backend.xp)
     try:
         with _traced_model(model, trace):
-            loaded = trace.own(x.copy())
-            trace.record(Call(Load("x", 0, len(x), whole=True), (loaded.values,), writes=(loaded.values,)))
-            trace.wrap(out, writable=True)[...] = model.forward_in_context(loaded, inference=True)
+            loaded = Batch(**batch.replaced(functools.partial(_loaded, trace)))
+            outputs = as_tuple(model.forward_in_context(loaded.x, inference=True))
+            for result, output in zip(results, outputs, strict=True):
+                trace.wrap(result, writable=True)[...] = output
     except BaseException:
         trace.release()
         raise
@@ -63,10 +66,17 @@ def traced_outputs(model: Sequential, x: Array, out: Array) -> Trace:
     return trace
 
 
+def _loaded(trace: Trace, name: str, array: Array) -> TracedArray:
+    """A copy of an array that is an input of a pass. The program loads all of it."""
+    copy = trace.own(array.copy())
+    trace.record(Call(Load(name, 0, len(array), whole=True), (copy.values,), writes=(copy.values,)))
+    return copy
+
+
 def _run(
     step: TrainingStep, data: StepData, metrics: EpochMetrics, trace: Trace, staged_sums: TracedArray, fixed: bool
 ) -> None:
-    state, columns = step.state, iter(range(data.batch_count))
+    state, columns = step.state, itertools.count(0, metrics.columns_per_batch)
     context = step.model.context
     inputs = _Inputs(trace, step, data, fixed) if isinstance(context.backend, TracedCPU) else data
 
@@ -119,7 +129,7 @@ class _Inputs:
     def __init__(self, trace: Trace, step: TrainingStep, data: StepData, fixed: bool) -> None:
         self._trace, self._data = trace, data
         self._backend: Any = step.model.context.backend
-        self._work = Workspace(step.model.context)
+        self._work, self._dtypes = Workspace(step.model.context), data.dataset.dtypes
         #: Whether the step always takes all samples as they are stored.
         self._all = fixed and data.order is None and data.rows == len(data.dataset)
 
@@ -127,20 +137,18 @@ class _Inputs:
         size = self._data.batch_size
         for first in range(0, self._data.rows, size):
             count = min(size, self._data.rows - first)
-            yield Batch(*[self._rows(name, first, count) for name in INPUTS], first_row=first)
+            rows = functools.partial(self._rows, first, count)
+            yield Batch(**self._data.dataset.replaced(rows), first_row=first)
 
     def total_weight(self) -> Any:
-        if self._data.dataset.weights is None:
+        weights = self._data.dataset.weights
+        if weights is None:
             return self._data.rows
-        return total_weight(self._backend.xp, self._rows("weights", 0, self._data.rows, "all weights"))
+        return total_weight(self._backend.xp, self._rows(0, self._data.rows, "weights", weights, "all weights"))
 
-    def _rows(self, name: str, first: int, count: int, buffer: str = "") -> Any:
-        dataset: Dataset = self._data.dataset
-        array = getattr(dataset, name)
-        if array is None:
-            return None
-        dtype = dataset.x_dtype if name == "x" else array.dtype
-        if self._all and array.dtype == dtype and not dataset.private:
+    def _rows(self, first: int, count: int, name: str, array: Array, buffer: str = "") -> Any:
+        dtype = self._dtypes[name]
+        if self._all and array.dtype == dtype and not self._data.dataset.private:
             return self._trace.wrap(array[first : first + count])
         out = self._work.buffer(buffer or name, (count, *array.shape[1:]), dtype)
         load, data = Load(name, first, count, whole=count == self._data.rows), self._data
@@ -152,10 +160,8 @@ class _Inputs:
         return out
 
 
-def loader(backend: Any, array: Array, dtype: Any, ordered: bool) -> Callable[[Any, Array], Any] | None:
+def loader(backend: Any, array: Array, dtype: Any, ordered: bool) -> Callable[[Any, Array], Any]:
     """A function of (rows, out) that copies these rows of an array. ordered: whether rows are an index array."""
-    if array is None:
-        return None
     if not ordered:
 
         def copy(rows: slice, out: Array) -> None:
@@ -211,7 +217,7 @@ def _traced(step: TrainingStep, metrics: EpochMetrics, trace: Trace) -> Iterator
 
 
 @contextlib.contextmanager
-def _traced_model(model: Sequential, trace: Trace) -> Iterator[None]:
+def _traced_model(model: Container, trace: Trace) -> Iterator[None]:
     """A context in which a model has traced arrays, a traced backend, and new workspaces."""
     context, store = model.context, model.context.store
     real: Any = context.backend

@@ -232,7 +232,7 @@ def test_a_step_allocates_no_array_of_more_than_4_kilobytes(rng, name, source, b
     accuracy = metrics.get(None, loss)
     state = model._state.begin(model.context, loss, accuracy, optimizers.get(optimizer))
     data, work, step = prepare(model, x, y, loss), Workspace(model.context), TrainingStep(model, state)
-    order, sums = rng.permutation(2 * batch), EpochMetrics(model, accuracy, 2)
+    order, sums = rng.permutation(2 * batch), EpochMetrics(model, loss, accuracy, 2)
 
     def train():
         step(data.batches(work, batch, order), batch, sums.add)
