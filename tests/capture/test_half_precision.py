@@ -1,5 +1,7 @@
 """Half precision in captured steps on a GPU: which matrices are stored in 16 bits, and who writes them."""
 
+import functools
+
 import numpy as np
 import pytest
 from captured_trainings import X, Y, fit
@@ -7,7 +9,7 @@ from traced_gpu_steps import arrays, captured_steps, listed, names
 
 import xpnet
 from xpnet import callbacks, datasets, layers
-from xpnet.backends.cuda import matmul
+from xpnet.backends.cuda import choosing, matmul
 
 PRECISIONS = ["bfloat16", "float16"]
 
@@ -83,11 +85,13 @@ def test_matrices_between_large_products_are_stored_in_16_bits(gpu, precision, l
     monkeypatch.setattr(type(gpu), "fits_dense_cross_entropy", lambda *sizes: False)
     (step,) = captured_steps(mlp(gpu, precision), X[:200], Y[:200], optimizer="sgd")
     found = stored_in_halves(step)
-    forward = [found[name] for name in found if name.split()[1] == "matmul_bias"]
-    assert forward == [(2, 1), (2, 1), (2, 0)]  # the logits are float32
-    assert [found[name] for name in found if "relu_grad" in name] == [(2, 1)] * 2
-    products = [found[name] for name in found if name.endswith(" matmul")]
-    assert sorted(products) == [(2, 0)] * 3 + [(2, 1)] * 2  # the gradients of weights are float32
+    forward = [found[name] for name in found if name.split()[1] in ("matmul_relu_mask", "matmul_bias")]
+    assert [written for _, written in forward] == [1, 1, 0]  # the logits are float32
+    masks = [name for name in found if name.split()[1] in ("matmul_masked", "relu_grad_sum_rows")]
+    assert [found[name] for name in masks] == [(2, 1)] * 2
+    products = [found[name] for name in found if name.split()[1] in ("matmul", "matmul_sum_rows")]
+    separate = sum("relu_grad" in name for name in masks)
+    assert sorted(products) == [(2, 0)] * 3 + [(2, 1)] * separate  # the gradients of weights are float32
     assert list(names(step.calls)).count("to_halves") == 2  # of the samples and of the gradient of the logits
     (copies,) = [found[name] for name in found if name.endswith("whole_update")]
     assert copies == (0, 1)
@@ -155,6 +159,139 @@ def test_operators_write_factors_in_16_bits(gpu, precision, large, operator, sha
     assert sorted(names(calls)) == sorted([operator, "matmul", "to_halves"])  # of the second factor
     (written,) = [call.writes for call in calls.calls if call.name == operator]
     assert [a.dtype.name for a in written] == ["uint16"]
+
+
+# Masks of ReLU -------------------------------------------------------------------------------------------------------
+
+
+def without_algorithms(gpu, monkeypatch, *epilogues):
+    """Let cuBLASLt have no algorithms for these epilogues."""
+    if gpu.name != "emulated":
+        pytest.skip("a real cuBLASLt has algorithms for these products")
+    lt = gpu._cublaslt_library()
+    heuristics = lt.cublasLtMatmulAlgoGetHeuristic
+
+    def propose(handle, description, *others):
+        return 15 if lt._objects[description.value][7] in epilogues else heuristics(handle, description, *others)
+
+    monkeypatch.setattr(lt, "cublasLtMatmulAlgoGetHeuristic", propose)
+
+
+def dense_relu(backend, x, w, row, v, grad, z, grad_v, grad_row, grad_w, other, between=None):
+    """z = relu(x @ w + row) @ v; and from the gradient of z those of v, row and w.
+
+    between: a function of (backend, gradient of y, gradient of row, other) to call before the last product.
+    """
+    y, grad_y, masked = (backend.empty((len(x), w.shape[1]), "float32") for _ in range(3))
+    backend.relu(backend.add_to_rows(backend.matmul(x, w, out=y), row), out=y)
+    backend.matmul(y, v, out=z)
+    backend.matmul(y.T, grad, out=grad_v)
+    backend.matmul(grad, v.T, out=grad_y)
+    backend.sum_rows(backend.relu_grad(grad_y, y, out=masked), grad_row)
+    if between is not None:
+        between(backend, grad_y, grad_row, other)
+    backend.matmul(x.T, masked, out=grad_w)
+
+
+SHAPES = [(8, 8), (8, 16), (16,), (16, 8), (8, 8), (8, 8), (16, 8), (16,), (8, 16), (16,)]
+MASKED = ["matmul", "matmul", "matmul_masked", "matmul_relu_mask"]
+NOT_MASKED = ["matmul", "matmul", "matmul", "matmul", "matmul_bias", "relu_grad_sum_rows"]
+
+
+def operators(gpu, precision, work):
+    """The sorted names of the operators of dense_relu, without copies in 16 bits."""
+    with gpu.device(), gpu.stream():
+        calls = checked(gpu, precision, work, arrays(gpu, *SHAPES))
+    if gpu.name != "emulated":
+        pytest.skip("a real cuBLASLt may have no algorithms for such small products")
+    return sorted(name for name in names(calls) if name != "to_halves")
+
+
+def test_products_write_and_apply_the_mask_of_relu(gpu, precision, large):
+    assert operators(gpu, precision, dense_relu) == sorted([*MASKED, "matmul_sum_rows"])
+
+
+def test_masked_layers_read_their_bias_from_the_copy_of_the_weights(gpu, precision, large):
+    if gpu.name != "emulated":
+        pytest.skip("a real cuBLASLt may have no algorithms for such small products")
+    (step,) = captured_steps(mlp(gpu, precision), X[:200], Y[:200], optimizer="sgd")
+    update = step.calls.calls[-1].kwargs["copy"].bits
+    forward = [call for call in step.calls.calls if call.name == "matmul_relu_mask"]
+    rows = [call.args[2].bits for call in forward]
+    assert rows and all(row.data.mem is update.data.mem for row in rows)
+
+
+def reads_the_sums(backend, grad_y, grad_row, other):
+    backend.sigmoid(grad_row, out=other)
+
+
+def test_sums_that_others_read_at_once_are_not_delayed(gpu, precision, large):
+    found = operators(gpu, precision, functools.partial(dense_relu, between=reads_the_sums))
+    assert found == sorted([*MASKED, "sum_rows", "sigmoid", "matmul"])
+
+
+def reads_the_gradient(backend, grad_y, grad_row, other):
+    backend.sum_rows(grad_y, other)
+
+
+def test_a_gradient_that_others_read_is_not_masked(gpu, precision, large):
+    found = operators(gpu, precision, functools.partial(dense_relu, between=reads_the_gradient))
+    assert "matmul_masked" not in found and "matmul_relu_mask" not in found
+
+
+def computes_the_result_late(backend, x, w, row, v, grad, z, grad_v, grad_row, grad_w, other):
+    y, grad_y, masked = (backend.empty((len(x), w.shape[1]), "float32") for _ in range(3))
+    backend.matmul(grad, v.T, out=grad_y)
+    backend.relu(backend.add_to_rows(backend.matmul(x, w, out=y), row), out=y)
+    backend.matmul(y, v, out=z)
+    backend.sum_rows(backend.relu_grad(grad_y, y, out=masked), grad_row)
+    backend.matmul(x.T, masked, out=grad_w)
+
+
+def test_a_gradient_that_is_older_than_the_result_of_relu_is_not_masked(gpu, precision, large):
+    found = operators(gpu, precision, computes_the_result_late)
+    assert found == ["matmul", "matmul", "matmul", "matmul_bias", "relu_grad_sum_rows"]
+
+
+def relu_without_a_product(backend, x, w, row, v, grad, z, grad_v, grad_row, grad_w, other):
+    y, grad_y, masked = (backend.empty((len(x), w.shape[1]), "float32") for _ in range(3))
+    backend.sigmoid(backend.matmul(x, w, out=y), out=y)
+    backend.relu(y, out=y)
+    backend.matmul(y, v, out=z)
+    backend.matmul(grad, v.T, out=grad_y)
+    backend.sum_rows(backend.relu_grad(grad_y, y, out=masked), grad_row)
+    backend.matmul(x.T, masked, out=grad_w)
+
+
+def test_only_a_product_writes_the_mask_of_relu(gpu, precision, large):
+    found = operators(gpu, precision, relu_without_a_product)
+    assert found == ["matmul", "matmul", "matmul", "matmul", "relu", "relu_grad_sum_rows", "sigmoid"]
+
+
+@pytest.mark.parametrize("epilogue", [134, 136], ids=["relu with mask", "masked"])
+def test_without_an_algorithm_for_masks_a_kernel_masks_the_gradient(gpu, precision, large, monkeypatch, epilogue):
+    without_algorithms(gpu, monkeypatch, epilogue)
+    assert operators(gpu, precision, dense_relu) == NOT_MASKED
+
+
+def test_without_an_algorithm_for_sums_a_kernel_sums_the_rows(gpu, precision, large, monkeypatch):
+    without_algorithms(gpu, monkeypatch, 256)
+    assert "matmul_sum_rows" in operators(gpu, precision, dense_relu)
+
+
+def test_algorithms_that_fail_are_not_used(gpu, precision, large, monkeypatch, caplog):
+    def multiply(lt, description, *others):
+        return 15 if library._objects[description.value][7] == 136 else works(lt, description, *others)
+
+    if gpu.name != "emulated":
+        pytest.skip("a real cuBLASLt has algorithms that work")
+    library = gpu._cublaslt_library()
+    works = library.cublasLtMatmul
+    monkeypatch.setattr(library, "cublasLtMatmul", multiply)
+    monkeypatch.setattr(gpu, "fastest", functools.partial(choosing.fastest, gpu.xp))
+    caplog.set_level("INFO")
+    assert operators(gpu, precision, dense_relu) == NOT_MASKED
+    assert "fails: cublasLtMatmul failed with status 15" in caplog.text
 
 
 @pytest.mark.parametrize("relu", [False, True])

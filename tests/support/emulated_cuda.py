@@ -73,9 +73,9 @@ class EmulatedGPU(GPUBackend):
     def _driver_library(self) -> Any:
         return self.cupy.driver
 
-    def fastest(self, ways: Mapping[str, Callable[[], None]]) -> str:
+    def fastest(self, ways: Mapping[str, Callable[[], None]]) -> str | None:
         """The first way, since an emulation cannot tell."""
-        return next(iter(ways))
+        return next(iter(ways), None)
 
     def close(self) -> None:
         """Free the workspaces of cuBLAS and all unused memory, since caches may keep the emulation alive."""
@@ -852,21 +852,36 @@ class EmulatedCublasLt:
         assert x.shape[1] == y.shape[0] and to.shape == (x.shape[0], y.shape[1])
         assert alpha._obj.value == 1 and beta._obj.value == 0 and algorithm._obj[0] in (1, 2)
         epilogue, graph = given[7], self._cupy.capturing
-        row = _by_columns(ctypes.c_void_p(given[8]), type_out, 0, len(to), 1, len(to)) if epilogue & 4 else None
+        assert epilogue in (1, 2, 4, 6, 134, 136, 256), "an epilogue"
+        vector, mask = None, None
+        if epilogue & (4 | 256):  # a bias, or its gradient: one number for each row of the result
+            vector = _by_columns(ctypes.c_void_p(given[8]), type_out, 0, len(to), 1, len(to))
+        if epilogue & 128:
+            mask = self._mask(given[11], given[12], *to.shape)
         self.calls.append((*to.shape, x.shape[1], given["compute"], epilogue, algorithm._obj[0]))
         if graph is not None:
-            for pointer in (a, b, out, workspace, *([ctypes.c_void_p(given[8])] if row is not None else [])):
+            for pointer in (a, b, out, workspace):
                 graph.use_address(pointer.value)
+            for address in ([given[8]] if vector is not None else []) + ([given[11]] if mask is not None else []):
+                graph.use_address(address)
 
         def multiply() -> None:
             left, right = (decoded(v, type_in) if type_in else v for v in (x, y))
             if given["compute"] == 77:
                 left, right = to_tf32(left), to_tf32(right)
             product = np.matmul(left, right)
-            if row is not None:
-                product += decoded(row, type_out) if type_out else row
+            if epilogue & 4:
+                product += decoded(vector, type_out) if type_out else vector
             if epilogue & 2:
+                if mask is not None:
+                    bits = np.packbits(product > 0, axis=0, bitorder="little")
+                    mask[: len(bits)] = bits
                 product = np.where(product <= 0, np.float32(0), product)
+            if epilogue & 8:
+                product *= np.unpackbits(mask, axis=0, count=len(to), bitorder="little")
+            if epilogue & 256:
+                sums = left.sum(axis=1, keepdims=True, dtype="float64")
+                vector[...] = encoded(sums.astype("float32"), type_out) if type_out else sums
             to[...] = encoded(product, type_out) if type_out else product
 
         if graph is not None:
@@ -875,6 +890,16 @@ class EmulatedCublasLt:
             self._cupy.launches.append("lt")
             multiply()
         return 0
+
+    @staticmethod
+    def _mask(address: int, leading: int, rows: int, columns: int) -> np.ndarray:
+        """The bits of a matrix as bytes (leading / 8, columns), whose leading dimension is a number of bits."""
+        assert leading % 128 == 0 and leading >= rows and address % 16 == 0, "the mask of ReLU"
+        interface = {
+            "data": (address, False), "shape": (leading // 8, columns), "typestr": "|u1", "version": 3,
+            "strides": (1, leading // 8),
+        }  # fmt: skip
+        return np.asarray(SimpleNamespace(__array_interface__=interface))
 
     def _matrix(self, address: Any, layout: Any, operation: int) -> np.ndarray:
         kind, rows, columns, leading = self._objects[layout.value]

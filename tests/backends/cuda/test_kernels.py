@@ -203,11 +203,24 @@ def test_relu_grad_sum_rows_in_16_bits(guarded, rng, shape, precision):
     assert_launched(gpu, *[f"to_{precision}"] * 2, "relu_grad_sum_rows_in_16_bits")
     want = np.where(gpu.to_numpy(y.bits) == 0, 0, gpu.to_numpy(grad.bits))
     np.testing.assert_array_equal(gpu.to_numpy(out.bits) & 0x7FFF, want & 0x7FFF)
-    if precision == "float16":
-        want = want.view("float16").astype("float64")
-    else:
-        want = (want.astype("uint32") << 16).view("float32").astype("float64")
-    assert_close(gpu, sums, want.sum(axis=0), "float32")
+    assert_close(gpu, sums, exact(want, precision).sum(axis=0), "float32")
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [*MATRICES, (1030, 16), (1100, 72)])
+def test_sum_rows_in_16_bits(guarded, rng, shape, precision):
+    gpu = guarded.backend
+    with gpu.device(), gpu.matmul_precision(precision):
+        a, sums = gpu.cast(gpu.asarray(numbers(rng, shape, "float32"))), guarded(shape[1:])
+        gpu.sum_rows(a, sums)
+    assert_launched(gpu, f"to_{precision}", "sum_rows_in_16_bits")
+    assert_close(gpu, sums, exact(gpu.to_numpy(a.bits), precision).sum(axis=0), "float32")
+
+
+def exact(bits, precision):
+    """The numbers of 16 bits as float64."""
+    numbers = bits.view("float16") if precision == "float16" else (bits.astype("uint32") << 16).view("float32")
+    return numbers.astype("float64")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

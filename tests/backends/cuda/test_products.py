@@ -13,6 +13,7 @@ import xpnet
 from xpnet.backends.cuda import products
 from xpnet.backends.cuda.backend import GPUBackend
 from xpnet.backends.cuda.choosing import Choices
+from xpnet.backends.cuda.cublas import HalfMatrix
 from xpnet.backends.cuda.products import TILINGS, Epilogue, Product
 
 SHAPES = [(1, 1, 1), (5, 3, 7), (33, 50, 10), (64, 130, 48), (1, 70, 9), (40, 1, 33), (128, 10, 36)]
@@ -248,6 +249,51 @@ def test_products_of_matrices_in_16_bits_have_ways_and_questions_of_their_own(gp
         ways = [gpu.products().ways(product) for product in (whole, factors, all_three)]
     assert ["cublas" in some for some in ways] == [True, True, False]
     assert [any(name.startswith("tensor") for name in some) for some in ways] == [True, False, False]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_every_way_sums_the_rows_of_a_factor_in_16_bits(gpu, rng, precision):
+    if reason := gpu.precision_unavailable(precision):
+        pytest.skip(reason)
+    with gpu.device(), gpu.stream(), gpu.matmul_precision(precision):
+        a, b = map(gpu.asarray, matrices(rng, 64, 48, 128))
+        x, y, out = gpu.cast(a), gpu.cast(b), gpu.empty((64, 128), "float32")
+        want = gpu.to_numpy(gpu.matmul(x, y, gpu.empty((64, 128), "float32")))
+        want_sums = gpu.to_numpy(gpu.sum_rows(y, gpu.empty((128,), "float32")))
+        ways = []
+        for in_halves in (False, True):  # cuBLASLt sums up in the dtype of the result
+            sums = gpu.empty((128,), "float32")
+            result = gpu.cast(out) if in_halves else out
+            product = Product(x, y, result, precision, Epilogue(sums=sums))
+            ways.append(gpu.products().ways(product))
+            for way in ways[-1].values():
+                out[...] = sums[...] = np.nan
+                gpu._compute(product, way)
+                np.testing.assert_allclose(gpu.to_numpy(sums), want_sums, rtol=1e-5, atol=1e-5)
+                if not in_halves:
+                    np.testing.assert_allclose(gpu.to_numpy(out), want, rtol=1e-4, atol=1e-4)
+    assert "cublas" in ways[0] and not any("with sums" in name for name in ways[1])
+    if gpu.name == "emulated":
+        assert any("with sums" in name for name in ways[0])
+
+
+def test_only_products_of_matrices_in_16_bits_accept_a_mask_of_bits(gpu, rng):
+    if reason := gpu.precision_unavailable("bfloat16"):
+        pytest.skip(reason)
+    with gpu.device(), gpu.stream(), gpu.matmul_precision("bfloat16"):
+        a, b = map(gpu.asarray, matrices(rng, 16, 16, 136))
+        out, x, y = gpu.empty((16, 136), "float32"), gpu.cast(a), gpu.cast(b)
+        mask, narrow = gpu.empty((16, 32), "uint8"), gpu.empty((16, 17), "uint8")
+        assert Product(x, y, gpu.cast(out), "bfloat16", Epilogue(bits=mask)).accepted()
+        for given in ((x, y, gpu.cast(out), narrow), (x, y, out, mask), (a, b, out, mask)):
+            assert not Product(*given[:3], "bfloat16", Epilogue(bits=given[3])).accepted()
+
+
+def test_a_product_with_a_mask_that_cublaslt_cannot_compute_raises(gpu, rng):
+    with gpu.device(), gpu.stream(), gpu.matmul_precision("bfloat16"):
+        x, y, out = (HalfMatrix(gpu.zeros((16, 16), "uint16"), "bfloat16") for _ in range(3))
+        with pytest.raises(RuntimeError, match="no algorithm for a product with a mask of ReLU"):
+            gpu.matmul_masked(x, y, gpu.zeros((16, 2), "uint8"), out)
 
 
 def test_without_cublaslt_products_are_computed_by_cublas(gpu, monkeypatch, caplog, rng):

@@ -62,8 +62,8 @@ class Choices:
         }
 
 
-def fastest(xp: Any, ways: Mapping[str, Way]) -> str:
-    """The name of the way that takes the least time on the current stream; the first name if no way works."""
+def fastest(xp: Any, ways: Mapping[str, Way]) -> str | None:
+    """The name of the way that takes the least time on the current stream; None if no way works."""
     graphs = {name: graph for name, way in ways.items() if (graph := _graph(xp, way)) is not None}
     times = dict.fromkeys(graphs, float("inf"))
     start, end = xp.cuda.Event(), xp.cuda.Event()
@@ -75,7 +75,7 @@ def fastest(xp: Any, ways: Mapping[str, Way]) -> str:
             end.record(stream)
             end.synchronize()
             times[name] = min(times[name], float(xp.cuda.get_elapsed_time(start, end)))
-    return min(times or ways, key=lambda name: times.get(name, 0.0))
+    return min(times, key=lambda name: times[name], default=None)
 
 
 def _graph(xp: Any, way: Way) -> Any:

@@ -1,4 +1,4 @@
-"""Matrix products by cuBLASLt, which proposes several algorithms for a product, and can add a bias and apply ReLU.
+"""Matrix products by cuBLASLt, which proposes several algorithms for a product, and can compute what follows it.
 
 https://docs.nvidia.com/cuda/cublas/#using-the-cublaslt-api
 """
@@ -6,7 +6,7 @@ https://docs.nvidia.com/cuda/cublas/#using-the-cublaslt-api
 import ctypes
 import functools
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 from xpnet.backends.arrays import Array
 from xpnet.backends.cuda.cublas import HALF_TYPES, HalfMatrix, call, elements, matrix_layout
@@ -16,9 +16,39 @@ _log = logging.getLogger(__name__)
 _COMPUTE_FLOAT32, _COMPUTE_TF32 = 68, 77  # cublasComputeType_t
 _FLOAT32 = 0  # cudaDataType_t
 _TRANSPOSE_A, _TRANSPOSE_B, _EPILOGUE, _BIAS_POINTER = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
+_MASK_POINTER, _MASK_LEADING = 11, 12  # of "epilogue aux", cublasLtMatmulDescAttributes_t
 _MOST_WORKSPACE, _ALIGNMENTS = 1, (5, 6, 7, 8)  # cublasLtMatmulPreferenceAttributes_t; of A, B, C and D
 _MOST_ALIGNMENT = 256  # bytes that cuBLASLt asks for
-_EPILOGUES = {(False, False): 1, (True, False): 4, (True, True): 6}  # cublasLtEpilogue_t by (bias, relu)
+_DEFAULT, _RELU, _BIAS, _RELU_GRAD, _AUX, _BIAS_GRAD_A = 1, 2, 4, 8, 128, 256  # bits of cublasLtEpilogue_t
+_MASK_BITS = 128  # a row of a mask has a multiple of so many bits
+
+
+class LtEpilogue(NamedTuple):
+    """What follows out = a @ b: out += row and out = relu(out), or out *= mask; and sums[j] = Σ_i b[i, j].
+
+    row: a row of out, in its dtype.  mask: an array of `mask_shape`, with a bit for each element of out; with relu,
+    these bits are set to [out > 0].  sums: in out's dtype.  cuBLASLt computes sums only without all others.
+    """
+
+    row: Any = None
+    relu: bool = False
+    mask: Array | None = None
+    sums: Array | None = None
+
+    @property
+    def number(self) -> int:
+        """The cublasLtEpilogue_t."""
+        if self.sums is not None:
+            return _BIAS_GRAD_A  # A is bᵀ
+        activation = _RELU if self.relu else _RELU_GRAD if self.mask is not None else 0
+        number = activation | (_BIAS if self.row is not None else 0) | (_AUX if self.mask is not None else 0)
+        return number or _DEFAULT
+
+
+def mask_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The shape of the mask of a result (rows, columns), in bytes."""
+    rows, columns = shape
+    return rows, -(-columns // _MASK_BITS) * _MASK_BITS // 8
 
 
 class _Heuristic(ctypes.Structure):  # cublasLtMatmulHeuristicResult_t
@@ -38,17 +68,17 @@ class CublasLt:
 
 
 class LtProduct:
-    """out = a @ b, or relu(a @ b + row), or a @ b + row, for matrices like these. RuntimeError if it cannot.
+    """out = a @ b and an epilogue, for matrices like these. RuntimeError if it cannot.
 
     cuBLASLt stores matrices by columns, so it computes outᵀ = bᵀ aᵀ, like `Cublas`.
 
-    a (m, k), b (k, n), out (m, n), row (n,) or None: matrices with the sizes, layouts and alignments of all later
-    calls. a and b are both float32 or both a `HalfMatrix`; out may be a `HalfMatrix` if they are, and row is one if out
-    is.  precision: "float32", or a lower one, in which float32 matrices are multiplied in TF32.  most: how many
-    algorithms to ask for; count: how many there are, perhaps none.
+    a (m, k), b (k, n), out (m, n), epilogue: matrices with the sizes, layouts and alignments of all later calls. a and
+    b are both float32 or both a `HalfMatrix`; out may be a `HalfMatrix` if they are.  precision: "float32", or a lower
+    one, in which float32 matrices are multiplied in TF32.  most: how many algorithms to ask for; count: how many there
+    are, perhaps none.
     """
 
-    def __init__(self, lt: CublasLt, a: Any, b: Any, out: Any, row: Any, relu: bool, precision: str, most: int) -> None:
+    def __init__(self, lt: CublasLt, a: Any, b: Any, out: Any, epilogue: LtEpilogue, precision: str, most: int) -> None:
         self._lt = lt
         self._description = ctypes.c_void_p()
         exact = precision == "float32" or isinstance(a, HalfMatrix)
@@ -58,9 +88,10 @@ class LtProduct:
         (self._a, operation_a), (self._b, operation_b), (self._out, _) = operations
         self._set(_TRANSPOSE_A, ctypes.c_int32(operation_b))
         self._set(_TRANSPOSE_B, ctypes.c_int32(operation_a))
-        self._set(_EPILOGUE, ctypes.c_int32(_EPILOGUES[row is not None, relu]))
-        if row is not None:
-            self._set(_BIAS_POINTER, _address(row))
+        self._set(_EPILOGUE, ctypes.c_int32(epilogue.number))
+        if epilogue.mask is not None:
+            self._set(_MASK_LEADING, ctypes.c_int64(8 * epilogue.mask.shape[1]))
+        self._point_to(epilogue)
         self._one, self._zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
         alignments = [alignment(elements(x)) for x in (b, a, out, out)]
         self._algorithms = self._heuristics(dict(zip(_ALIGNMENTS, alignments, strict=True)), most)
@@ -69,6 +100,13 @@ class LtProduct:
     def _set(self, attribute: int, value: Any) -> None:
         size = ctypes.c_size_t(ctypes.sizeof(value))
         self._lt.call("cublasLtMatmulDescSetAttribute", self._description, attribute, ctypes.byref(value), size)
+
+    def _point_to(self, epilogue: LtEpilogue) -> None:
+        vector = epilogue.row if epilogue.sums is None else epilogue.sums
+        if vector is not None:
+            self._set(_BIAS_POINTER, _address(vector))
+        if epilogue.mask is not None:
+            self._set(_MASK_POINTER, _address(epilogue.mask))
 
     def _layout(self, matrix: Any) -> tuple[ctypes.c_void_p, int]:
         """The description of a matrix that is stored by columns, and whether it is transposed."""
@@ -100,10 +138,9 @@ class LtProduct:
             self._lt.call("cublasLtMatmulPreferenceDestroy", preference)
         return [found[i] for i in range(count.value) if found[i].state == 0]
 
-    def __call__(self, number: int, a: Any, b: Any, out: Any, row: Any, stream: int) -> None:
+    def __call__(self, number: int, a: Any, b: Any, out: Any, epilogue: LtEpilogue, stream: int) -> None:
         """Compute the product on a stream by the algorithm of this number, from 0 to count - 1."""
-        if row is not None:
-            self._set(_BIAS_POINTER, _address(row))
+        self._point_to(epilogue)
         workspace = self._lt.workspace
         self._lt.call(
             "cublasLtMatmul", self._lt.handle, self._description, ctypes.byref(self._one), _address(b), self._b,

@@ -842,20 +842,40 @@ template <int WIDTH> __device__ void store_sums(real* to, const Sums<WIDTH>& sum
         else function<1>(__VA_ARGS__); \
     } while (0)
 
-template <int WIDTH>
-__device__ void sum_rows_by(const real* a, Index rows, Index columns, Index part_rows, double* parts, Word* tickets,
-                            real* out) {
-    auto load_row = [=](Index i, Index j) { return load<WIDTH>(a + i * columns + j); };
-    auto add = [](Index, Index, const Vector<real, WIDTH>& x, Sums<WIDTH>& sums) {
-        for (int k = 0; k < WIDTH; k++) sums.at[k] += x.at[k];
-    };
-    auto finish = [=](Index j, const Sums<WIDTH>& sums) { store_sums(out + j, sums); };
-    sum_over_rows<WIDTH, WIDTH>(rows, columns, part_rows, parts, tickets, load_row, add, finish);
+// Calls a function with the width 8 or 1, and with the class of numbers of 16 bits.
+template <typename Function> __device__ void in_16_bits(int bfloat16, int width, Function function) {
+    if (bfloat16 && width == 8) function(Width<8>(), Bfloat16());
+    else if (bfloat16) function(Width<1>(), Bfloat16());
+    else if (width == 8) function(Width<8>(), Float16());
+    else function(Width<1>(), Float16());
 }
+
+template <typename Number> struct SumRows {
+    typedef typename Number::Stored Stored;
+
+    template <int WIDTH>
+    static __device__ void by(const Stored* a, Index rows, Index columns, Index part_rows, double* parts, Word* tickets,
+                              real* out) {
+        auto load_row = [=](Index i, Index j) { return load<WIDTH>(a + i * columns + j); };
+        auto add = [](Index, Index, const Vector<Stored, WIDTH>& x, Sums<WIDTH>& sums) {
+            for (int k = 0; k < WIDTH; k++) sums.at[k] += Number::value(x.at[k]);
+        };
+        auto finish = [=](Index j, const Sums<WIDTH>& sums) { store_sums(out + j, sums); };
+        sum_over_rows<WIDTH, WIDTH>(rows, columns, part_rows, parts, tickets, load_row, add, finish);
+    }
+};
 
 KERNEL sum_rows(const real* a, Index rows, Index columns, Index part_rows, int width, double* parts, Word* tickets,
                 real* out) {
-    WITH_WIDTH(width, sum_rows_by, a, rows, columns, part_rows, parts, tickets, out);
+    WITH_WIDTH(width, SumRows<Exact>::by, a, rows, columns, part_rows, parts, tickets, out);
+}
+
+KERNEL sum_rows_in_16_bits(const unsigned short* a, int bfloat16, Index rows, Index columns, Index part_rows, int width,
+                           double* parts, Word* tickets, real* out) {
+    in_16_bits(bfloat16, width, [=](auto width, auto number) {
+        SumRows<decltype(number)>::template by<decltype(width)::value>(a, rows, columns, part_rows, parts, tickets,
+                                                                       out);
+    });
 }
 
 template <int WIDTH> struct Pair {
@@ -899,14 +919,10 @@ KERNEL relu_grad_sum_rows(const real* grad, const real* y, Index rows, Index col
 KERNEL relu_grad_sum_rows_in_16_bits(const unsigned short* grad, const unsigned short* y, int bfloat16, Index rows,
                                      Index columns, Index part_rows, int width, double* parts, Word* tickets,
                                      unsigned short* out, real* sums) {
-    auto sum = [=](auto width, auto number) {
+    in_16_bits(bfloat16, width, [=](auto width, auto number) {
         ReluGradSumRows<decltype(number)>::template by<decltype(width)::value>(grad, y, rows, columns, part_rows, parts,
                                                                                tickets, out, sums);
-    };
-    if (bfloat16 && width == 8) sum(Width<8>(), Bfloat16());
-    else if (bfloat16) sum(Width<1>(), Bfloat16());
-    else if (width == 8) sum(Width<8>(), Float16());
-    else sum(Width<1>(), Float16());
+    });
 }
 
 template <int WIDTH>

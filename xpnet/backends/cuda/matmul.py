@@ -85,8 +85,8 @@ class CUDAMatmul(KernelLauncher):
             return self.log_unavailable("cuBLASLt cannot be called", error)
         return None
 
-    def fastest(self, ways: Mapping[str, Callable[[], None]]) -> str:
-        """The name of the way that takes the least time."""
+    def fastest(self, ways: Mapping[str, Callable[[], None]]) -> str | None:
+        """The name of the way that takes the least time; None if no way works."""
         return choosing.fastest(self.xp, ways)
 
     @contextmanager
@@ -129,6 +129,41 @@ class CUDAMatmul(KernelLauncher):
     def matmul_sum_rows(self, a: Array, b: Array, out: Array, sums: Array) -> Array:
         return self._product(a, b, out, Epilogue(sums=sums))
 
+    def matmul_relu_mask(self, a: HalfMatrix, b: HalfMatrix, row: Any, out: HalfMatrix, mask: Array) -> HalfMatrix:
+        """out = max(a @ b + row, 0), and mask = [out > 0], an array of `relu_mask`. RuntimeError if cuBLASLt cannot.
+
+        row: an array of float32, or already rounded as a `HalfMatrix`.
+        """
+        return self._multiply_with_mask(a, b, row, out, mask)
+
+    def matmul_masked(self, a: HalfMatrix, b: HalfMatrix, mask: Array, out: HalfMatrix) -> HalfMatrix:
+        """out = (a @ b) · mask, for a mask of `matmul_relu_mask`. RuntimeError if cuBLASLt cannot."""
+        return self._multiply_with_mask(a, b, None, out, mask)
+
+    def relu_mask(self, *products: tuple[HalfMatrix, HalfMatrix, Any, HalfMatrix]) -> Array | None:
+        """A new mask for products (a, b, row, out) of one shape of out; None if cuBLASLt cannot compute them with it.
+
+        row: as in `matmul_relu_mask`, or None for `matmul_masked`. Each product is tried, but not into its out.
+        """
+        mask = self.empty(cublaslt.mask_shape(products[0][3].shape), "uint8")
+        for a, b, row, out in products:
+            product = self._product_with_mask(a, b, row, HalfMatrix(self.xp.empty_like(out.bits), out.precision), mask)
+            if self._way(product) is None:
+                return None
+        return mask
+
+    def _multiply_with_mask(self, a: Any, b: Any, row: Any, out: HalfMatrix, mask: Array) -> HalfMatrix:
+        product = self._product_with_mask(a, b, row, out, mask)
+        way = self._way(product)
+        if way is None:
+            raise RuntimeError("cuBLASLt has no algorithm for a product with a mask of ReLU.")
+        self._compute(product, way)
+        return out
+
+    def _product_with_mask(self, a: Any, b: Any, row: Any, out: HalfMatrix, mask: Array) -> Product:
+        epilogue = Epilogue(bits=mask) if row is None else Epilogue(row=self.cast(row), relu=True, bits=mask)
+        return Product(a, b, out, out.precision, epilogue)
+
     def _product(self, a: Any, b: Any, out: Any, epilogue: Epilogue) -> Any:
         if self._in_chosen_way(a, b, out, epilogue):
             return out
@@ -149,27 +184,33 @@ class CUDAMatmul(KernelLauncher):
         if isinstance(out, HalfMatrix) and epilogue.row is not None:
             epilogue = epilogue._replace(row=self.cast(epilogue.row))
         product = Product(a, b, out, self.thread.precision or "float32", epilogue)
+        way = self._way(product)
+        if way is None:
+            return False
+        self._compute(product, way)
+        return True
+
+    def _way(self, product: Product) -> Callable[[], Epilogue] | None:
+        """The way that takes the least time; None if there is none, and when it is too late for timing."""
         if not product.accepted() or self.products_unavailable:
-            return False
-        ways = self.products().ways(product)
-        if not ways:
-            return False
-        question = product.question()
+            return None
+        ways, question = self.products().ways(product), product.question()
         chosen = self.choices.get(question)
         if chosen not in ways:
-            if self.xp.cuda.get_current_stream().is_capturing():  # too late for timing
-                return False
+            if self.xp.cuda.get_current_stream().is_capturing():
+                return None
             chosen = self.fastest({name: functools.partial(self._compute, product, way) for name, way in ways.items()})
+            if chosen is None:
+                return None
             self.choices.set(question, chosen)
-        self._compute(product, ways[chosen])
-        return True
+        return ways[chosen]
 
     def _compute(self, product: Product, way: Callable[[], Epilogue]) -> None:
         """Compute a product in this way, and by other kernels what that leaves of the epilogue."""
         self._finish(product.b, product.out, way())
 
     def _finish(self, b: Any, out: Array, epilogue: Epilogue) -> None:
-        row, relu, mask, sums = epilogue
+        row, relu, mask, sums, _ = epilogue
         if row is not None and relu:
             self.add_to_rows_relu(out, row, out)
         elif row is not None:

@@ -88,8 +88,13 @@ class CUDAOperators(CUDAConvolutions):
     # Reductions ------------------------------------------------------------------------------------------------------
 
     @fused
-    def sum_rows(self, a: Array, out: Array) -> Array:
-        self.launch_column_sums("sum_rows", a, a=a, out=out)
+    def sum_rows(self, a: Any, out: Array) -> Array:
+        """In a captured step, a may be of the class HalfMatrix."""
+        if isinstance(a, HalfMatrix):
+            half = {"a": a.bits, "bfloat16": a.precision == "bfloat16"}
+            self.launch_column_sums("sum_rows_in_16_bits", a.bits, real=out.dtype, **half, out=out)
+        else:
+            self.launch_column_sums("sum_rows", a, a=a, out=out)
         return out
 
     @fused

@@ -14,7 +14,7 @@ import numpy
 
 from xpnet.backends.arrays import Array
 from xpnet.backends.cuda.cublas import HalfMatrix, elements, matrix_layout
-from xpnet.backends.cuda.cublaslt import CublasLt, LtProduct, alignment
+from xpnet.backends.cuda.cublaslt import CublasLt, LtEpilogue, LtProduct, alignment, mask_shape
 from xpnet.backends.cuda.kernels import Kernels, Launch
 
 SOURCE = Path(__file__).with_name("products.cu").read_text(encoding="utf-8")
@@ -28,12 +28,16 @@ _ALGORITHMS = 6  # of cuBLASLt for a product
 
 
 class Epilogue(NamedTuple):
-    """What follows out = a @ b: out += row and out = relu(out); or out *= [mask ≠ 0]; and sums[j] = Σ_i b[i, j]."""
+    """What follows out = a @ b: out += row and out = relu(out); or out *= [mask ≠ 0]; and sums[j] = Σ_i b[i, j].
+
+    bits: a mask of cuBLASLt, which is written with relu, and multiplies out without. Nothing else can compute that.
+    """
 
     row: Array | None = None
     relu: bool = False
     mask: Array | None = None
     sums: Array | None = None
+    bits: Array | None = None
 
 
 class Product(NamedTuple):
@@ -68,13 +72,16 @@ class Product(NamedTuple):
         others = [x for x in (self.epilogue.row, self.epilogue.mask, self.epilogue.sums) if x is not None]
         if not all(_is_known(x) and elements(x).flags.c_contiguous for x in others):
             return False
+        bits = self.epilogue.bits
+        if bits is not None and not (self.in_halves and isinstance(self.out, HalfMatrix) and _is_mask(bits, self.out)):
+            return False
         return min(self.sizes) > 0 and max(*self.sizes, *(layout.leading for layout in layouts)) < _LARGEST
 
     def question(self) -> str:
         """A key for `Choices`: sizes, layouts, alignments, precision, which are in 16 bits, and epilogue."""
         m, k, n = self.sizes
         stored = [f"{'T' if operation else 'N'}{leading}" for operation, leading in map(_layout, self[:3])]
-        aligned = [str(alignment(elements(x))) for x in self[:3]]
+        aligned = [str(alignment(elements(x))) for x in (*self[:3], self.epilogue.bits) if x is not None]
         halves = [name for name, x in zip(("a and b", "out"), self[1:3], strict=True) if isinstance(x, HalfMatrix)]
         follows = [name for name, value in self.epilogue._asdict().items() if value is not None and value is not False]
         return " ".join([f"{m}x{k}x{n}", *stored, *aligned, self.precision, *halves, *follows])
@@ -82,6 +89,10 @@ class Product(NamedTuple):
 
 def _is_known(a: Any) -> bool:
     return isinstance(a, HalfMatrix) or a.dtype == _FLOAT32
+
+
+def _is_mask(bits: Array, out: HalfMatrix) -> bool:
+    return bool(bits.shape == mask_shape(out.shape) and bits.dtype == "uint8" and bits.flags.c_contiguous)
 
 
 class Tiling(NamedTuple):
@@ -143,10 +154,11 @@ class StreamProducts:
     def ways(self, product: Product) -> dict[str, Callable[[], Epilogue]]:
         """The ways to compute a product, by name. Each returns what it has not computed of the epilogue."""
         ways: dict[str, Callable[[], Epilogue]] = {}
-        if not isinstance(product.out, HalfMatrix):
+        if not isinstance(product.out, HalfMatrix):  # so that there is no mask of bits either
             ways["cublas"] = functools.partial(self._by_cublas, product)
-        for i in range(self._lt_product(product).count):
-            ways[f"cublasLt {i}"] = functools.partial(self._by_lt, product, i)
+        for name, epilogue in _lt_epilogues(product).items():
+            for i in range(self._lt_product(product, epilogue).count):
+                ways[f"{name} {i}"] = functools.partial(self._by_lt, product, epilogue, i)
         for name, parts in [] if product.in_halves else _tilings(product):
             ways[f"{name} / {parts}"] = functools.partial(self.by_kernel, product, TILINGS[name], parts)
         return ways
@@ -155,18 +167,17 @@ class StreamProducts:
         self._multiply(product.a, product.b, product.out)
         return product.epilogue
 
-    def _lt_product(self, product: Product) -> LtProduct:
-        question = product.question()
+    def _lt_product(self, product: Product, epilogue: LtEpilogue) -> LtProduct:
+        question = f"{product.question()}: {epilogue.number}"
         if question not in self._lt_products:
-            a, b, out, precision, epilogue = product
-            made = LtProduct(self._lt, a, b, out, epilogue.row, epilogue.relu, precision, _ALGORITHMS)
-            self._lt_products[question] = made
+            a, b, out, precision, _ = product
+            self._lt_products[question] = LtProduct(self._lt, a, b, out, epilogue, precision, _ALGORITHMS)
         return self._lt_products[question]
 
-    def _by_lt(self, product: Product, algorithm: int) -> Epilogue:
-        a, b, out, _, epilogue = product
-        self._lt_product(product)(algorithm, a, b, out, epilogue.row, self._stream)
-        return epilogue._replace(row=None, relu=False)
+    def _by_lt(self, product: Product, epilogue: LtEpilogue, algorithm: int) -> Epilogue:
+        a, b, out, *_ = product
+        self._lt_product(product, epilogue)(algorithm, a, b, out, epilogue, self._stream)
+        return Epilogue(mask=product.epilogue.mask, sums=None if epilogue.sums is not None else product.epilogue.sums)
 
     def by_kernel(self, product: Product, tiling: Tiling, parts: int) -> Epilogue:
         """Compute a product by products.cu, with k divided into at most so many parts."""
@@ -183,9 +194,19 @@ class StreamProducts:
             "a_step": layout_a.leading, "b_step": layout_b.leading, "out_step": layout_out.leading,
             "wide_a": _wide(a), "wide_b": _wide(b),
             "wide_out": _wide(out) and (epilogue.mask is None or _wide(epilogue.mask)),
-            "part_k": part_k, "parts": self._parts, "tickets": self._tickets, **epilogue._asdict(),
+            "part_k": part_k, "parts": self._parts, "tickets": self._tickets,
+            "row": epilogue.row, "relu": epilogue.relu, "mask": epilogue.mask, "sums": epilogue.sums,
         })  # fmt: skip
         return Epilogue()
+
+
+def _lt_epilogues(product: Product) -> dict[str, LtEpilogue]:
+    """What cuBLASLt may compute of the epilogue, by the names of the ways."""
+    row, relu, _, sums, bits = product.epilogue
+    epilogues = {"cublasLt": LtEpilogue(row, relu, bits)}
+    if sums is not None and product.in_halves and not isinstance(product.out, HalfMatrix):
+        epilogues["cublasLt with sums"] = LtEpilogue(sums=sums)
+    return epilogues
 
 
 def _layout(a: Any) -> Any:

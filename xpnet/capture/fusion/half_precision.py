@@ -68,8 +68,7 @@ def with_half_matrices(calls: list[Call], memory: Memory, backend: Any) -> list[
             copies.append((x, copy))
             rounds = Call(backend.to_halves, (x, copy), reads=(x,), writes=(copy.bits,))
             result.append(in_place_of(call, rounds))
-        first = (address_of(a) - address_of(x)) // a.itemsize
-        return HalfMatrix(copy.bits.reshape(-1)[first : first + a.size].reshape(a.shape), precision)
+        return _part(copy, x, a)
 
     for call, arrays in zip(calls, flexible, strict=True):
         needed = arrays[:2] if half_precision_of(call, backend) else ()
@@ -83,6 +82,11 @@ def copied_weights(calls: Sequence[Call], backend: Any) -> list[tuple[Array, Hal
     """The vectors of weights that are updated by these calls, together with copies, which must be right before them."""
     updates = [given_by_name(call) for call in calls if call.function == backend.whole_update]
     return [(given["vectors"][0], given["copy"]) for given in updates if given.get("copy") is not None]
+
+
+def rounded_weight(a: Array, calls: Sequence[Call], backend: Any) -> Any:
+    """A weight in such a copy of all weights, or the array itself if there is no copy of it."""
+    return next((_part(copy, x, a) for x, copy in copied_weights(calls, backend) if _within(a, x)), a)
 
 
 def _with_copied_weights(calls: list[Call], precision: str, memory: Memory, backend: Any) -> list[Call]:
@@ -166,6 +170,12 @@ def _key(a: Array, memory: Memory) -> _Key:
 
 def _within(a: Array, x: Array) -> bool:
     return bool(address_of(x) <= address_of(a) and address_of(a) + a.nbytes <= address_of(x) + x.nbytes)
+
+
+def _part(copy: HalfMatrix, x: Array, a: Array) -> HalfMatrix:
+    """What a copy of x contains of a contiguous array a, which is a part of x."""
+    first = (address_of(a) - address_of(x)) // a.itemsize
+    return HalfMatrix(copy.bits.reshape(-1)[first : first + a.size].reshape(a.shape), copy.precision)
 
 
 def _bits_of(a: Array) -> Array:
