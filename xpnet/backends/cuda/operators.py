@@ -289,7 +289,6 @@ class CUDAOperators(CUDAConvolutions):
         self, name: str, trained: Runs, decayed: Runs, vectors: list[Array], numbers: Numbers, step: int, gate: Array,
         copy: HalfMatrix | None = None,
     ) -> bool:  # fmt: skip
-        """copy: where to write the new weights in 16 bits too, in a captured step; or None."""
         if not self.accepts(*vectors):
             return False
         n, mask = vectors[0].size, None

@@ -1,7 +1,7 @@
 """Operators that optimizers use on the flat vectors of all parameters: gradient clipping, fused updates."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from xpnet.backends.arrays import Array
 from xpnet.backends.base import Device
@@ -36,12 +36,14 @@ class UpdateOperators(Device):
         return False
 
     def whole_update(
-        self, name: str, trained: Runs, decayed: Runs, vectors: list[Array], numbers: Numbers, step: int, gate: Array
-    ) -> bool:
+        self, name: str, trained: Runs, decayed: Runs, vectors: list[Array], numbers: Numbers, step: int, gate: Array,
+        copy: Any = None,
+    ) -> bool:  # fmt: skip
         """Apply the update `name` of optimizers.py, with weight decay in the slices `decayed`, in one pass.
 
         numbers: what decay multiplies the weight by, what part of the weight it adds to the gradient, then the
-        optimizer's own.  gate: a device array, or None; if it holds 0, nothing is updated.
+        optimizer's own.  gate: a device array, or None; if it holds 0, nothing is updated.  copy: where to write the
+        new weights in 16 bits too, in a captured step (`HalfMatrix`); or None.
 
         False, without doing anything, if this device has not fused the update.
         """
