@@ -46,15 +46,26 @@ def tests_plain(session: nox.Session) -> None:
 def tests_slow(session: nox.Session) -> None:
     """Tests over many random cases, which take minutes."""
     session.install(".[dev]")
-    session.run("pytest", "-n", "auto", "-m", "sweep", *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
+    session.run(
+        "pytest",
+        "-n",
+        "auto",
+        "--dist",
+        "worksteal",
+        "-m",
+        "sweep",
+        *session.posargs,
+        env={"OPENBLAS_NUM_THREADS": "1"},
+    )
 
 
 @nox.session(name="tests-cupy")
 def tests_cupy(session: nox.Session) -> None:
     """Tests with the real CuPy that need no GPU: the names that xpnet uses, error messages, compilation of kernels."""
     session.install(".[dev,cuda13]", "nvidia-cuda-nvrtc>=13,<14")  # NVRTC, a small part of the extra cuda13-ctk
-    session.run("pytest", "-n", "auto", "tests/backends/cuda", "tests/test_info.py", "tests/test_import.py",
-                *session.posargs)  # fmt: skip
+    # Work is stolen, because the compilations are next to each other.
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", "tests/backends/cuda", "tests/test_info.py",
+                "tests/test_import.py", *session.posargs)  # fmt: skip
 
 
 @nox.session(name="tests-gpu")

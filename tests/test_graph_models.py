@@ -116,8 +116,7 @@ def test_random_graphs_are_bit_identical_on_the_strict_stand_in(seed):
     assert_same_state(*states)
 
 
-@pytest.mark.parametrize("seed", MORE_SEEDS)
-def test_a_random_graph_is_replayed(backend, monkeypatch, exact_replays, seed):
+def check_replays(backend, monkeypatch, seed):
     """A replay equals eager steps up to rounding; on the CPU, fit itself compares the bits."""
     states, graph = [], random_graphs.random_graph(seed)
     for capture in ("1", "0"):
@@ -130,6 +129,19 @@ def test_a_random_graph_is_replayed(backend, monkeypatch, exact_replays, seed):
         states.append(model.state_dict())
     for name, value in states[1].items():
         np.testing.assert_allclose(states[0][name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.usefixtures("exact_replays")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_random_graph_is_replayed(backend, monkeypatch, seed):
+    check_replays(backend, monkeypatch, seed)
+
+
+@pytest.mark.sweep
+@pytest.mark.usefixtures("exact_replays")
+@pytest.mark.parametrize("seed", range(len(SEEDS), 100))
+def test_more_random_graphs_are_replayed_on_a_gpu(gpu, monkeypatch, seed):
+    check_replays(gpu, monkeypatch, seed)
 
 
 @pytest.mark.parametrize("seed", MORE_SEEDS)

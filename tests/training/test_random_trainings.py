@@ -304,7 +304,7 @@ def test_a_captured_training_equals_the_eager_one_on_the_cpu(monkeypatch, seed):
 
 
 @pytest.mark.usefixtures("exact_replays")
-@pytest.mark.parametrize("seed", seeds(200))
+@pytest.mark.parametrize("seed", seeds(100))
 def test_a_captured_training_equals_the_eager_one_on_a_gpu(gpu, monkeypatch, seed):
     compare(monkeypatch, lambda: trained(gpu, seed))
 
