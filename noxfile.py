@@ -46,17 +46,8 @@ def tests_plain(session: nox.Session) -> None:
 def tests_slow(session: nox.Session) -> None:
     """Tests over many random cases, which take minutes."""
     session.install(".[dev]")
-    session.run(
-        "pytest",
-        "-n",
-        "auto",
-        "--dist",
-        "worksteal",
-        "-m",
-        "sweep",
-        *session.posargs,
-        env={"OPENBLAS_NUM_THREADS": "1"},
-    )
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", "-m", "sweep", *session.posargs,
+                env={"OPENBLAS_NUM_THREADS": "1"})  # fmt: skip
 
 
 @nox.session(name="tests-cupy")
