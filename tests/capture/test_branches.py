@@ -22,7 +22,9 @@ def test_the_gradients_of_a_weight_and_of_the_input_are_computed_beside_each_oth
 
 
 @pytest.mark.parametrize("streams", [1, 2, 3])
-@pytest.mark.parametrize(("build", "x"), [(mlp, X), (cnn, IMAGES)], ids=["mlp", "cnn"])
+@pytest.mark.parametrize(
+    ("build", "x"), [(mlp, X), pytest.param(cnn, IMAGES, marks=pytest.mark.sweep)], ids=["mlp", "cnn"]
+)
 def test_a_call_waits_for_all_calls_whose_arrays_it_shares(gpu, monkeypatch, build, x, streams):
     monkeypatch.setattr(branches, "STREAMS", streams)
     for step in captured_steps(build(gpu), x):

@@ -119,7 +119,7 @@ def test_mistakes_are_one_line_errors(tmp_path):
 
 
 @pytest.mark.mnist
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_the_two_heads_learn_mnist(tmp_path):
     digit, odd = figures(run("two_heads", tmp_path, "--epochs", 1, data=REAL_DATA))
     assert digit > 0.96 and odd > 0.95

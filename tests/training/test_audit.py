@@ -217,7 +217,7 @@ WAYS = [by_fit, by_batches, by_one_batch, by_hand]
 
 
 @pytest.mark.parametrize("train", WAYS)
-@pytest.mark.parametrize("where", [1, 4])
+@pytest.mark.parametrize("where", [1, pytest.param(4, marks=pytest.mark.sweep)])
 @pytest.mark.parametrize(("wrong", "match"), MISTAKES)
 def test_a_layer_that_misbehaves_is_named_and_nothing_changes(backend, wrong, match, where, train):
     faulty = Gain(**wrong)

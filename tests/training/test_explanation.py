@@ -265,7 +265,8 @@ def test_a_step_on_a_gpu_is_a_list_of_operators(gpu):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_the_calls_of_a_step_on_a_gpu_are_measured(gpu, optimizer):
+def test_the_calls_of_a_step_on_a_gpu_are_measured(gpu, monkeypatch, optimizer):
+    monkeypatch.setattr(explanation, "_REPEATED", 2)
     stack = [layers.Conv2D(4, 3), layers.BatchNorm(), layers.ReLU(), layers.Flatten(), layers.Dropout(0.3)]
     model = xpnet.Sequential([*stack, layers.Dense(3)], (6, 6, 1), backend=gpu, seed=1)
     before = model.state_dict()

@@ -19,7 +19,7 @@ from xpnet.training import captured_step
 IMAGES, LABELS = datasets.digits()
 IMAGES = IMAGES.reshape(-1, 8, 8, 1).astype("float32") / 16
 LABELS = LABELS.astype("int64")
-ALWAYS = 16  # this many seeds run in every test session, the others in `nox -s tests-slow`
+ALWAYS = 8  # this many seeds run in every test session, the others in `nox -s tests-slow`
 
 
 def seeds(count):
@@ -309,7 +309,7 @@ def test_a_captured_training_equals_the_eager_one_on_a_gpu(gpu, monkeypatch, see
     compare(monkeypatch, lambda: trained(gpu, seed))
 
 
-@pytest.mark.parametrize("seed", seeds(300))
+@pytest.mark.parametrize("seed", seeds(200))
 def test_a_captured_training_with_code_of_users_equals_the_eager_one(monkeypatch, tmp_path, seed):
     stop = random.Random(-seed - 1).choice([None, None, 2, 5, 7])
     compare(monkeypatch, lambda: trained_with_own_layers(seed, stop=stop, path=tmp_path / "run"))

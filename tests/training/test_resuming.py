@@ -94,7 +94,17 @@ def test_a_run_with_accumulated_gradients_resumes_bit_for_bit(tmp_path, accumula
 
 
 @pytest.mark.parametrize("optimizer", every.OPTIMIZERS, ids=repr)
-def test_a_run_with_every_optimizer_resumes_bit_for_bit(backend, tmp_path, optimizer):
+def test_a_run_with_every_optimizer_resumes_bit_for_bit(tmp_path, optimizer):
+    check_resuming(xpnet.get_backend("cpu"), tmp_path, optimizer)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("optimizer", every.OPTIMIZERS, ids=repr)
+def test_a_run_with_every_optimizer_resumes_bit_for_bit_on_every_backend(backend, tmp_path, optimizer):
+    check_resuming(backend, tmp_path, optimizer)
+
+
+def check_resuming(backend, tmp_path, optimizer):
     want, _ = whole_run(backend, optimizer=optimizer)
     path = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):

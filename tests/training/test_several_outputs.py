@@ -544,7 +544,8 @@ def test_custom_losses_metrics_and_layers_of_several_inputs(backend):
     history = fitted(model, x, y, loss=["softmax_cross_entropy", Distance()], metrics=[None, Bias()], epochs=3)
     assert list(history) == ["loss", "a_loss", "b_loss", "a_accuracy", "b_bias", "learning_rate"]
     assert history["b_loss"][-1] < history["b_loss"][0]
-    assert max(xpnet.check_gradients(model, x, y, ["softmax_cross_entropy", Distance()], inputs=True).values()) < 1e-6
+    wanted = ["softmax_cross_entropy", Distance()]
+    assert max(xpnet.check_gradients(model, x, y, wanted, samples=8, inputs=True).values()) < 1e-6
 
 
 class Annealed(Distance):
