@@ -683,6 +683,7 @@ def test_alpha_affects_accuracy_as_in_mlpclassifier(alpha):
     assert abs(own - theirs) < 0.02
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_the_classifier_is_as_accurate_as_mlpclassifier_on_digits():
     x, y = load_digits(return_X_y=True)

@@ -384,6 +384,7 @@ def test_an_unknown_backend_is_a_one_line_error():
     assert done.stderr.startswith("neuron.py: ") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_all_programs_write_their_pictures(tmp_path):
     pytest.importorskip("matplotlib")

@@ -192,10 +192,12 @@ def test_an_unaltered_file_continues(stopped, tmp_path):
     assert check(stopped, tmp_path, [("nothing", File(stopped[0]))]) == 0
 
 
+@pytest.mark.sweep
 def test_altered_arrays_of_a_checkpoint_are_refused_or_harmless(stopped, tmp_path):
     assert check(stopped, tmp_path, array_changes(File(stopped[0]))) > 120
 
 
+@pytest.mark.sweep
 def test_altered_values_of_a_checkpoint_are_refused_or_harmless(stopped, tmp_path):
     changes = list(value_changes(File(stopped[0]), VALUES))[::6]
     assert check(stopped, tmp_path, changes) > 250

@@ -86,6 +86,7 @@ def test_a_replayed_step_equals_the_eager_step(both, options):
     assert results[1][2].captured == 0
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_replay_with_image_layers_equals_the_eager_step(both, dtype):
     # Adam would turn the rounding error of the gradient of a bias before a BatchNorm into full steps.

@@ -92,6 +92,7 @@ def test_free_memory_between_steps_changes_nothing(gpu):
     same_state(model, plain)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("where", ["between epochs", "between steps"])
 def test_two_models_can_train_alternately_on_one_device(gpu, where):
     inner, inner_alone, outer, outer_alone = (mlp(gpu) for _ in range(4))
@@ -214,6 +215,7 @@ def test_the_memory_of_graphs_is_freed_after_the_run(gpu):
     assert len(gpu.graphs) == 0, "graphs must be freed although the callback still refers to the run"
 
 
+@pytest.mark.sweep
 def test_memory_does_not_grow_over_several_runs(gpu):
     model, used = mlp(gpu), []
     for _ in range(6):
