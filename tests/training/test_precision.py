@@ -15,8 +15,10 @@ X, Y = (a[:200] for a in datasets.digits())
 X = X.reshape(200, 64).astype("float32") / 16
 PRECISIONS = ["tf32", "float16", "bfloat16"]
 UNIT = {"tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-#: How much replays and eager steps may differ: relative, in losses, and absolute, in weights. A replay rounds less.
-REPLAYED = {"tf32": (1e-4, 1e-5), "float16": (1e-4, 1e-5), "bfloat16": (1e-3, 4e-3)}
+#: How much replays and eager steps may differ: relative, in losses, and absolute, in weights.
+EQUAL = 1e-4, 1e-5
+#: A replay in bfloat16 rounds less than the eager step.
+REPLAYED = {"tf32": EQUAL, "float16": EQUAL, "bfloat16": (1e-3, 4e-3)}
 
 
 @pytest.fixture(params=PRECISIONS)
@@ -87,6 +89,16 @@ def test_outputs_and_gradients_differ_only_by_rounding(gpu, precision, build, rn
 
 @pytest.mark.parametrize("build", [mlp, cnn])
 def test_training_is_close_to_float32_and_steps_are_replayed(gpu, precision, build, monkeypatch):
+    check_training(gpu, precision, build, monkeypatch, REPLAYED[precision])
+
+
+@pytest.mark.usefixtures("exact_replays")
+@pytest.mark.parametrize("build", [mlp, cnn])
+def test_replays_round_like_eager_steps_without_operators_that_round_less(gpu, precision, build, monkeypatch):
+    check_training(gpu, precision, build, monkeypatch, EQUAL)
+
+
+def check_training(gpu, precision, build, monkeypatch, differences):
     x = X if build is mlp else X.reshape(-1, 8, 8, 1)
     runs = []
     for chosen, graphs in ((None, "1"), (precision, "1"), (precision, "0")):
@@ -97,7 +109,7 @@ def test_training_is_close_to_float32_and_steps_are_replayed(gpu, precision, bui
     (full, _, _), (low, state, captured), (eager, want, _) = runs
     np.testing.assert_allclose(low, full, rtol=0.1)
     assert low != full and captured == 1
-    relative, absolute = REPLAYED[precision]
+    relative, absolute = differences
     np.testing.assert_allclose(low, eager, rtol=relative)
     for name, value in want.items():
         assert value.dtype == "float32"

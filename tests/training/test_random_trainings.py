@@ -304,12 +304,12 @@ def test_a_captured_training_equals_the_eager_one_on_the_cpu(monkeypatch, seed):
 
 
 @pytest.mark.usefixtures("exact_replays")
-@pytest.mark.parametrize("seed", seeds(100))
+@pytest.mark.parametrize("seed", seeds(200))
 def test_a_captured_training_equals_the_eager_one_on_a_gpu(gpu, monkeypatch, seed):
     compare(monkeypatch, lambda: trained(gpu, seed))
 
 
-@pytest.mark.parametrize("seed", seeds(200))
+@pytest.mark.parametrize("seed", seeds(300))
 def test_a_captured_training_with_code_of_users_equals_the_eager_one(monkeypatch, tmp_path, seed):
     stop = random.Random(-seed - 1).choice([None, None, 2, 5, 7])
     compare(monkeypatch, lambda: trained_with_own_layers(seed, stop=stop, path=tmp_path / "run"))
