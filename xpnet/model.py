@@ -74,7 +74,7 @@ class Sequential(BaseModel, layers_.Sequential):
 
     @property
     def outputs(self) -> list[Tensor]:
-        """The symbolic output, in a list: `xpnet.Model` makes other models with it, which share the parameters."""
+        """The symbolic output, in a list. An `xpnet.Model` made from it shares the parameters of this model."""
         return self._symbolic()[-1:]
 
     def output_of(self, name: str) -> Tensor:
@@ -82,7 +82,7 @@ class Sequential(BaseModel, layers_.Sequential):
         return self._symbolic()[1 + self.layers.index(self._layer_here(name))]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_tensors": []}  # which refer to the layers of all models made from them
+        return {**super().__getstate__(), "_tensors": []}  # they refer to the layers of other models made from them
 
     def _symbolic(self) -> list[Tensor]:
         self._refuse_unless_complete("it has no symbolic tensors")
@@ -116,20 +116,20 @@ class Model(BaseModel, Graph):
         model = xpnet.Model([image, meta], layers.Dense(10, name="digit")(h))
 
     inputs, outputs: a symbolic tensor or a list of them. The attributes are always lists.
-    backend, seed, dtype, precision: as in Sequential. Those of None, and "auto", are those of the models that it shares
-        layers with, if there are any.
+    backend, seed, dtype, precision: as in Sequential. If the model shares layers with other models, backend="auto" and
+        dtype=None are the backend and the dtype of these.
 
     A layer that is called several times has its parameters once, and the gradients of all uses add up. Models made from
-    the same tensors share parameters: to train one changes the other. `Model(model.inputs, tensor)`, with a tensor in
-    between, is the part of a trained model that computes it. A model is a layer: it can be called on tensors, and stays
-    usable by itself. Frozen layers (`layer.trainable = False`) are frozen in all models.
+    the same tensors share parameters: training one changes the others. `Model(model.inputs, tensor)`, with an
+    intermediate tensor, is the part of `model` that computes this tensor. A model is a layer: it can be called on
+    tensors, and stays usable by itself. Frozen layers (`layer.trainable = False`) are frozen in all models.
 
-    Layers are numbered in the order in which a depth-first walk from the outputs leaves them; `name=` replaces the
-    number. Names belong to each model: the same parameter may be "0.weight" in one and "3.weight" in another.
+    Layers are numbered in the postorder of a depth-first search from the outputs; `name=` replaces the number. Names
+    belong to each model: the same parameter may be "0.weight" in one and "3.weight" in another.
 
-    Methods and other attributes are those of Sequential, and `input_names`, `output_names`: the name of an Input, or
-    "input_1", …; and the name or number of the layer that gives an output. With several inputs `input_shape` is a list,
-    with several outputs `output_shape`.
+    Methods and other attributes are those of Sequential. `input_names` has the name of each Input, or "input_1", …;
+    `output_names` has the names or numbers of the layers that compute the outputs. `input_shape` is a list if there are
+    several inputs, and `output_shape` if there are several outputs.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Model(BaseModel, Graph):
     def _begin(
         self, backend: Any, seed: Any, dtype: Any, precision: Any, state: Mapping[str, Any] | None = None
     ) -> None:
-        """Build the model, with these values if a state is given."""
+        """Check the arguments, and build the model, with the values of `state` if it is given."""
         shared = next((layer.context for layer in self.layers if layer.is_built), None)
         if shared is not None:
             backend = shared.store.backend if isinstance(backend, str) and backend == "auto" else backend
@@ -165,7 +165,7 @@ class Model(BaseModel, Graph):
     def from_config(
         cls, config: Mapping[str, Any], backend: str | Backend = "auto", state: Mapping[str, Any] | None = None
     ) -> Self:
-        """A new model made from what `get_config` returned. state: {name: array}, used in place of initial values."""
+        """Make a new model from what `get_config` returned. state: {name: array} to use instead of initial values."""
         model = cls.__new__(cls)
         Graph.__init__(model, *tensors_of(config), name=config.get("name"))
         model._begin(backend, config["seed"], config["dtype"], None, state)
@@ -219,8 +219,8 @@ def check_gradients(
 
     It uses a float64 copy of the model, in training mode, with the same dropout masks in every pass. samples: how many
     elements of each parameter are tried, the same in every call.  step: h.  inputs: whether to check the gradient with
-    respect to x too, as the entry "inputs"; integers have none. With several inputs or outputs, the arguments are lists
-    or dicts, as in `fit`, and the entries are "inputs.image", ….
+    respect to x too, as the entry "inputs"; integers have none. With several inputs or outputs, the arguments may be
+    lists or dicts, as in `fit`; the entry of an input "image" is then "inputs.image".
 
     The error is ‖a - n‖ / (‖a‖ + ‖n‖), with the gradients a of backward and n of the differences. Below 1e-6 the
     gradient is right, above 1e-4 it is wrong, unless the loss has a kink within h. It is infinite if backward does not
@@ -252,8 +252,8 @@ def explain_step(
     change, but `backward` then needs another `forward`.
 
     batch_size: the samples of the step.  loss, optimizer, metrics: as in `fit`. None means that of the latest `fit`, or
-    before any, SGD and a loss that fits the outputs.  times: also measure each call, in several
-        replays; on a GPU each by itself, although some run at the same time.
+    before any, SGD and a loss that fits the outputs.  times: also measure each call, in several replays; on a GPU, each
+    call by itself, although some run at the same time.
 
     Raises CaptureError, with the reason, for a model whose steps `fit` would run eagerly.
     """

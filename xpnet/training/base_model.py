@@ -141,7 +141,7 @@ class BaseModel(Container):
                 model._has_gradients = False
 
     def shared_copy(self) -> Self:
-        twin = super().shared_copy()  # a layer of another model: training belongs to that one
+        twin = super().shared_copy()  # a layer of another model, which is trained as a whole
         vars(twin).update(_state=Untrained(), _inference=CapturedInference(), history=None)
         return twin
 
@@ -170,7 +170,7 @@ class BaseModel(Container):
 
     @contextlib.contextmanager
     def _as_layers(self) -> Iterator[None]:
-        """A context in which `forward` and `backward` of this class only run the layers, for those of a subclass."""
+        """A context in which `forward` and `backward` of this class, which a subclass calls, only run the layers."""
         token = _running.set(self)
         try:
             yield
@@ -225,11 +225,11 @@ class BaseModel(Container):
             KeyboardInterrupt; "stop" returns, and history.stopped is "interrupted".
         verbose: 1 shows a progress bar on a terminal or in a notebook, 2 prints a line per epoch, 0 is silent.
 
-        With several inputs, x is a list of arrays, or a dict by the names of the inputs. With several outputs, so are
-            y, loss, metrics, sample_weight, class_weight and loss_weights, by the names of the outputs; a single loss,
-            metric or array of weights is for all outputs.  loss_weights: the factor of the loss of each output in the
-            total, by default 1. The history has the total, "loss"; of an output "digit", "digit_loss"; and
-            "digit_accuracy".
+        With several inputs, x is a list of arrays, or a dict {name of the input: array}. With several outputs, y, loss,
+            metrics, sample_weight, class_weight and loss_weights are lists or dicts in the same way, by the names of
+            the outputs; a single loss, metric or array of weights is for all outputs.  loss_weights: the factor of each
+            output's loss in the total, by default 1. The history has the total as "loss" and, for an output "digit",
+            "digit_loss" and "digit_accuracy".
 
         A second call with an equal optimizer continues: optimizer state, schedule and epochs belong to the model.
         A second Ctrl-C raises KeyboardInterrupt at once; the model can be used then, but may be in the middle of an
@@ -346,7 +346,7 @@ class BaseModel(Container):
 
         By default they are those of the last training. The loss is a mean over the samples, or their sum if its
         reduction is "sum". batch_size affects memory and speed only; None takes all samples at once. Lists and dicts of
-        arrays, and the names of the results with several outputs: as in `fit`.
+        arrays, and the names of the results of several outputs, are as in `fit`.
         """
         batch_size = checked_batch_size(batch_size)
         x, y, sample_weight = as_stream(structure_of(self), x, y, sample_weight)
@@ -407,7 +407,7 @@ class BaseModel(Container):
         BinaryCrossEntropy, of separate yes-or-no answers, the sigmoid of each. Without a training, as after
         `xpnet.load`, several outputs are taken for classes, and one for a yes-or-no answer.
 
-        A single output (N, 1) gives two columns (N, 2): the probabilities 1 - p of no and p of yes. Of a model with
+        A single output (N, 1) gives two columns (N, 2): the probabilities 1 - p of no and p of yes. For a model with
         several outputs, the result is a list.
 
         Raises ArgumentError if the model was trained with a loss that is not for classes, such as "mse".
@@ -568,7 +568,7 @@ class BaseModel(Container):
         return twin
 
     def _build_on(self, input_shape: Any, state: Mapping[str, Any] | None = None) -> None:
-        """Build the model, with these values and buffers if a state is given."""
+        """Build the model, with the values and buffers of `state` if it is given."""
         store = ParameterStore(self._wanted_backend, self.dtype)
         build_alone(self, Context(self._wanted_backend, store, self.seed, precision=self.precision), input_shape, state)
         store.models.add(self)
