@@ -489,10 +489,7 @@ class BaseModel(Container):
         if self.is_built:
             self.context.guard.refuse_during_training()
         self._wanted_backend, self.dtype = target, _dtype_name(dtype or self.dtype)
-        if self.precision is not None and (self.dtype != "float32" or target.precision_unavailable(self.precision)):
-            self.precision = None
-        if self.is_built:
-            self.context.precision = self.precision
+        self._drop_unsupported_precision()
         if self.is_built and not (target is self.backend and self.dtype == self.context.dtype):
             with target.device():
                 self.context.store.move(target, self.dtype)
@@ -505,13 +502,17 @@ class BaseModel(Container):
         """The store has moved to another device or dtype, perhaps with another model that shares it."""
         store = self.context.store
         self._wanted_backend, self.dtype, self.context.backend = store.backend, store.dtype.name, store.backend
-        if self.precision is not None and (
-            self.dtype != "float32" or store.backend.precision_unavailable(self.precision)
-        ):
-            self.precision = self.context.precision = None
+        self._drop_unsupported_precision()
         self._state.follow(store)
         self.drop_workspaces()
         self.context.forward_thread = 0
+
+    def _drop_unsupported_precision(self) -> None:
+        backend, precision = self._wanted_backend, self.precision
+        if precision is not None and (self.dtype != "float32" or backend.precision_unavailable(precision)):
+            self.precision = None
+        if self.is_built:
+            self.context.precision = self.precision
 
     def drop_workspaces(self, inference_only: bool = False) -> None:
         super().drop_workspaces(inference_only)
