@@ -98,7 +98,7 @@ class Container(Layer):
 
     @property
     def inner_layers(self) -> tuple[Layer, ...]:
-        """The layers that run. A layer that is called at several places is there once for each call, as a copy."""
+        """The layers that run. A layer that is called several times is there once for each call, as a copy."""
         return self._placed or self.layers
 
     @property
@@ -376,7 +376,7 @@ def _reordered(sites: Sequence[CallSite], outputs: Sequence[int]) -> list[CallSi
 
 
 def every_layer(layer: Layer) -> Iterator[Layer]:
-    """A layer and all layers inside it; one that is called at several places, once for each."""
+    """A layer and all layers inside it. A layer that is called several times is there once for each call."""
     yield layer
     for inner in layer.inner_layers if isinstance(layer, Container) else ():
         yield from every_layer(inner)

@@ -13,10 +13,10 @@ _TRAINABLE = attrgetter("trainable")
 
 
 class CallSite(NamedTuple):
-    """One call of a layer: it takes some values of the graph, and gives others. Values are numbered, inputs first.
+    """One call of a layer: it takes some values of the graph and computes others. Values are numbered, inputs first.
 
-    inputs, outputs: a number, or numbers if the layer takes or returns a list.  shape: of the output; () if the layer
-    returns a list, and so checks it itself.
+    inputs, outputs: the number of a value, or a tuple of numbers if the layer takes or returns a list.  shape: of the
+    output; () if the layer returns a list, whose shapes the executor does not check.
     """
 
     layer: Any
@@ -28,10 +28,10 @@ class CallSite(NamedTuple):
 class _BackwardCall(NamedTuple):
     """One call of backward.
 
-    outputs: the number of the value whose gradient it takes, or the numbers.  inputs: of the value whose gradient it
-    returns, or of those.  wants: whether that is wanted.  required: by position in its inputs, True if a trained
-    parameter needs the gradient, False if only ∂L/∂x is wanted, None if it is not wanted.  assigned: the parameters to
-    which an earlier call of backward has assigned gradients, since the layer is called at several places.
+    outputs, inputs: as in CallSite. Backward takes the gradients of the outputs and returns those of the inputs.
+    wants: whether any gradient of an input is wanted.  required: for each input, True if a trained parameter needs its
+    gradient, False if only ∂L/∂x does, None if nothing does.  assigned: the parameters whose gradients an earlier call
+    of backward has assigned, because the layer is called several times.
     """
 
     layer: Any
@@ -48,8 +48,7 @@ class Executor:
     The container, whose workspace and device it uses, is an argument: if it were kept, models would be freed only by
     the garbage collector.
 
-    sites: each after those that it depends on.  inputs: how many values are inputs.  outputs: the numbers of the values
-    that are outputs.
+    sites: each after those that it depends on.  inputs: the number of inputs.  outputs: which values are the outputs.
     """
 
     def __init__(self, sites: Sequence[CallSite], inputs: int, outputs: Sequence[int]) -> None:
@@ -201,7 +200,7 @@ def _zeros(container: Any, i: int, shape: tuple[int, ...]) -> Array:
 
 
 def _backward_again(container: Any, layer: Any, grad: Any, assigned: list[Parameter]) -> Any:
-    """Backward of a layer that is called at several places: its gradients of these parameters add up."""
+    """Call backward of a layer that is called several times, and add the gradients of these parameters up."""
     xp, work = container.xp, container.work
     kept = []
     for i, p in enumerate(assigned):
