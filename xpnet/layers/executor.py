@@ -95,22 +95,21 @@ class Executor:
         grads: list[Array | None] = [None] * self._values
         given = grad_y if isinstance(grad_y, list | tuple) else (grad_y,)
         for i, grad in zip(self.outputs, given, strict=True):
-            grads[i] = grad if grads[i] is None else _sum(container, i, grads[i], grad)
+            _add(container, grads, i, grad)
         for layer, outputs, inputs, wants, required, assigned in plan:
             if layer.wants_input_grad is not wants:  # an assignment takes longer than this test
                 layer.wants_input_grad = wants
-            grad = (
-                grads[outputs]
-                if isinstance(outputs, int)
-                else _completed(container, grads, outputs, layer.output_shape)
-            )
+            if isinstance(outputs, int):
+                grad = grads[outputs]
+            else:
+                grad = _completed(container, grads, outputs, layer.output_shape)
             if grad is None:  # only integers depend on it
                 continue
             grad_x = _backward_again(container, layer, grad, assigned) if assigned else layer.backward(grad)
             if not wants:
                 continue
             if isinstance(inputs, int) and grad_x is not None:
-                grads[inputs] = grad_x if grads[inputs] is None else _sum(container, inputs, grads[inputs], grad_x)
+                _add(container, grads, inputs, grad_x)
             else:
                 self._distribute(container, grads, layer, inputs, required, grad_x)
         if not input_grad:
@@ -154,7 +153,7 @@ class Executor:
             if needed is None:
                 continue
             if grad is not None:
-                grads[i] = grad if grads[i] is None else _sum(container, i, grads[i], grad)
+                _add(container, grads, i, grad)
             elif needed or not (i < self._inputs or layer.accepts_integers):
                 raise _missing_gradient(layer, position if several else None)
 
@@ -178,9 +177,13 @@ def _wrong_gradients(layer: Any, count: int, got: Any) -> ShapeError:
     )
 
 
-def _sum(container: Any, i: int, before: Array, grad: Array) -> Array:
-    """The sum of two gradients of value i, in a buffer: the arrays that layers return belong to them."""
-    return container.xp.add(before, grad, out=container.work.buffer(f"gradient {i}", grad.shape))
+def _add(container: Any, grads: list[Array | None], i: int, grad: Array) -> None:
+    """Add a gradient to that of value i. The sum is in a buffer of the container: the layers own what they return."""
+    before = grads[i]
+    if before is None:
+        grads[i] = grad
+    else:
+        grads[i] = container.xp.add(before, grad, out=container.work.buffer(f"gradient {i}", grad.shape))
 
 
 def _completed(container: Any, grads: list[Array | None], outputs: tuple[int, ...], shapes: Any) -> list[Array] | None:
