@@ -421,7 +421,8 @@ class BaseModel(Container):
     def activations(self, x: Any) -> dict[str, numpy.ndarray[Any, Any]]:
         """Return the outputs of every layer for x (N, *input_shape), on the host: {"0": (N, *output_shape), "1": …}.
 
-        Dropout and distortions are off, so the last entry equals `predict(x)`. A Residual counts as one layer.
+        Dropout and distortions are off, so that the entries of output layers equal `predict(x)`. A container such as
+        Residual counts as one layer. A layer that is called several times has an entry for each call: "0", "0#2", ….
         """
         x, dtype = self._inputs(x)
         return self.context.exclusively(self._activations, x, dtype)
