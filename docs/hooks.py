@@ -32,7 +32,7 @@ def on_files(files, config):
 
 
 def _options(value):
-    """Options of a name in the reference. Sequential shows the methods of all models, which are in a private base."""
+    """Options of a name in the reference. Sequential shows the methods of all models, which are in their base class."""
     if value is not xpnet.Sequential:
         return []
     base = next(cls for cls in value.__mro__ if "fit" in vars(cls))

@@ -138,24 +138,28 @@ class Huber(Loss):
         return grad
 
 
-class CosineSimilarity(Loss):
-    """ℓ = 1 - y·t / (‖y‖ ‖t‖), one minus the cosine of the angle between y and t over the last axis.
-
-    Of several vectors per sample, outputs (N, ..., D), it is their mean. Equal directions give 0, orthogonal ones 1,
-    opposite ones 2. Norms are at least 1e-8, so that vectors of zeros give 1. This is PyTorch's CosineEmbeddingLoss of
-    pairs that belong together; Keras subtracts 1 from it.
-    """
+class _JointLoss(Loss):
+    """A loss that computes ℓ and its gradient together: a subclass defines `samples_and_gradient`."""
 
     def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
         return self.samples_and_gradient(backend, outputs, targets)[0]
 
     def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
-        """With c = u·v for u = y / ‖y‖ and v = t / ‖t‖: ∂ℓ/∂y = (c u - v) / ‖y‖."""
         return self.samples_and_gradient(backend, outputs, targets)[1]
+
+
+class CosineSimilarity(_JointLoss):
+    """ℓ = 1 - y·t / (‖y‖ ‖t‖), one minus the cosine of the angle between y and t over the last axis.
+
+    If a sample has several vectors, outputs (N, ..., D), ℓ is the mean over them. Equal directions give 0, orthogonal
+    ones 1, opposite ones 2. Norms are at least 1e-8, so that vectors of zeros give 1. This is PyTorch's
+    CosineEmbeddingLoss of pairs with the label 1; the loss of Keras is smaller by 1.
+    """
 
     def samples_and_gradient(
         self, backend: Backend, outputs: Array, targets: Array, out: Array | None = None
     ) -> tuple[Array, Array]:
+        """With c = u·v for u = y / ‖y‖ and v = t / ‖t‖: ∂ℓ/∂y = (c u - v) / ‖y‖."""
         xp = backend.xp
         length, other_length = (xp.maximum(_norm(xp, a), 1e-8) for a in (outputs, targets))
         grad, direction = outputs / length, targets / other_length
@@ -166,7 +170,7 @@ class CosineSimilarity(Loss):
         return _mean(xp, 1.0 - cosine), grad
 
 
-class TripletMargin(Loss):
+class TripletMargin(_JointLoss):
     """ℓ = max(‖a - p‖ - ‖a - n‖ + margin, 0), for the vectors of an anchor a, a positive p and a negative n.
 
     Outputs are the three vectors of a sample in this order, (N, 3, D) or (N, 3·D). Targets are not used: the order says
@@ -179,16 +183,10 @@ class TripletMargin(Loss):
     def __init__(self, margin: float = 1.0) -> None:
         self.margin = number(self, "margin", margin, above=0)
 
-    def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
-        return self.samples_and_gradient(backend, outputs, targets)[0]
-
-    def gradient(self, backend: Backend, outputs: Array, targets: Array) -> Array:
-        """With the unit vectors u of a - p and v of a - n: ∂ℓ/∂a = u - v, ∂ℓ/∂p = -u, ∂ℓ/∂n = v; or 0 if ℓ = 0."""
-        return self.samples_and_gradient(backend, outputs, targets)[1]
-
     def samples_and_gradient(
         self, backend: Backend, outputs: Array, targets: Array, out: Array | None = None
     ) -> tuple[Array, Array]:
+        """With the unit vectors u of a - p and v of a - n: ∂ℓ/∂a = u - v, ∂ℓ/∂p = -u, ∂ℓ/∂n = v; or 0 if ℓ = 0."""
         xp, triplets = backend.xp, outputs.reshape(len(outputs), 3, -1)
         u, v = (triplets[:, 0] - triplets[:, i] + 1e-6 for i in (1, 2))
         to_positive, to_negative = _norm(xp, u), _norm(xp, v)
@@ -368,9 +366,10 @@ class SoftmaxCrossEntropy(_CrossEntropy):
 class KLDivergence(SoftmaxCrossEntropy):
     """ℓ = Σ_k t_k (log t_k - log p_k) with p = softmax(z): the divergence of p from the probabilities t.
 
-    Outputs are logits z (N, K), or their logarithms of probabilities: LogSoftmax does not change what follows. Targets
-    are probabilities t (N, K), such as the outputs of another model, or labels (N,). It is SoftmaxCrossEntropy less the
-    entropy of t, with the same gradient, and PyTorch's KLDivLoss(reduction="batchmean") of LogSoftmax.
+    Outputs are logits z (N, K) or log-probabilities, since softmax(log softmax(z)) = softmax(z). Targets are
+    probabilities t (N, K), such as the outputs of another model, or labels (N,). The loss is SoftmaxCrossEntropy minus
+    the entropy of t, and has the same gradient. With LogSoftmax outputs, it is PyTorch's
+    KLDivLoss(reduction="batchmean").
     """
 
     def __init__(self, class_weight: Any = None) -> None:

@@ -106,7 +106,7 @@ class Parameter(ModelArray):
                 vars(other)[name] = value
 
     def sharing(self, name: str) -> "Parameter":
-        """Another parameter with the memory and the settings of this one, for another model."""
+        """A parameter for another model, with the memory and the settings of this one."""
         twin = copy.copy(self)
         twin.name, twin._root, twin._shared_by = name, self, weakref.WeakSet()
         self._shared_by.add(twin)
@@ -153,7 +153,7 @@ class Buffer(ModelArray):
         self._backend, self._value, self._guard = backend, value, guard
 
     def sharing(self, name: str) -> "Buffer":
-        """Another buffer with the memory of this one, for another model."""
+        """A buffer for another model, with the memory of this one."""
         assert self._backend is not None
         assert self._guard is not None
         twin = Buffer(name, self._backend, self._value, self._guard)
@@ -265,7 +265,7 @@ class ParameterStore:
             self._bind(values, grads)
 
     def gathered(self, vector: Array) -> Array:
-        """The parts of a vector that belong to this model's own parameters, as they lie in a model that shares none."""
+        """The parts of a vector that belong to this model's parameters, in the layout of a model that shares none."""
         alone, size = _slots(self.parameters)
         if alone == [parameter.slot for parameter in self.parameters] and size == len(vector):
             return vector
@@ -423,7 +423,7 @@ class ParameterStore:
 
 
 def _slots(parameters: Sequence[Parameter]) -> tuple[list[slice], int]:
-    """The slots of parameters that lie one after the other, and the length of the vector."""
+    """Consecutive slots for these parameters, and the length of the vector."""
     slots, end = [], 0
     for parameter in parameters:
         slots.append(slice(end, end + parameter.size))

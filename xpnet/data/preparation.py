@@ -73,7 +73,7 @@ def structure_of(model: Container) -> Structure:
 
 
 def prepare_inputs(model: Container, x: Any, name: str = "x", finite: bool = True) -> tuple[Any, Any]:
-    """(x on the model's device, the dtype that its first layer takes), checked. `finite` refuses NaN and infinity.
+    """(x on the model's device, the dtype that its layers take), checked. `finite` refuses NaN and infinity.
 
     With several inputs, x is a list or a dict of arrays, and both results are tuples.
     """

@@ -1,4 +1,4 @@
-"""Structure: the names of a model's inputs and outputs, by which lists and dicts of data are put in order."""
+"""Structure: the names of a model's inputs and outputs, which put lists and dicts of data in order."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ from xpnet.errors import ArgumentError, ArgumentTypeError, unknown_name
 
 
 def items(value: Any) -> tuple[Any, ...]:
-    """The arrays that `Structure` has put in order: a tuple of several, or the single one, which may be a list."""
+    """A tuple of the arrays that `Structure` returned: only a tuple has several; a list is a single array."""
     return value if isinstance(value, tuple) else (value,)
 
 
@@ -39,7 +39,7 @@ class Structure(NamedTuple):
         return in_order(name, y, self.outputs, "output")
 
     def of_class_weights(self, weights: Any, name: str = "class_weight") -> Any:
-        """Class weights for one output, or a tuple of those for each, which may be None. "balanced" is for all."""
+        """The class weights of one output, or a tuple with those of each, which may be None. "balanced" is for all."""
         by_name = isinstance(weights, Mapping) and any(isinstance(key, str) for key in weights)
         if by_name or len(self.outputs) == 1:
             return in_order(name, weights, self.outputs, "output", optional=True) if by_name else weights
@@ -51,7 +51,7 @@ class Structure(NamedTuple):
         return in_order(name, weights, self.outputs, "output")
 
     def of_weights(self, weights: Any, name: str = "sample_weight") -> Any:
-        """Weights for all outputs, or a tuple of those for each. An output may have None."""
+        """Weights for all outputs, or a tuple with those of each, which may be None."""
         by_name = isinstance(weights, Mapping)
         several = len(self.outputs) > 1 and isinstance(weights, list | tuple)
         if by_name or (several and any(w is None or hasattr(w, "__len__") for w in weights)):
@@ -60,10 +60,10 @@ class Structure(NamedTuple):
 
 
 def in_order(argument: str, value: Any, names: Sequence[str], kind: str, optional: bool = False) -> Any:
-    """A tuple with what belongs to each of several names; for a single name, what belongs to it.
+    """A tuple of values in the order of the names; the value itself if there is a single name.
 
-    value: a dict by name; or if there are several names, a list or tuple in their order.  kind: of the names, "input"
-    or "output".  optional: whether the dict may lack names, which get None.
+    value: a dict by name; or, if there are several names, a list or tuple in their order.  kind: what the names are,
+    "input" or "output".  optional: whether names may be missing in the dict; their value is then None.
     """
     several = len(names) > 1
     if isinstance(value, Mapping):

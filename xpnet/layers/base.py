@@ -63,7 +63,7 @@ class Layer(Configured):
     gives_probabilities: ClassVar[bool] = False
     #: Whether its operators divide a batch among CPU threads. The BLAS must then use one thread. Only for speed.
     splits_batch: ClassVar[bool] = False
-    #: Whether it can have several inputs, and so be called on a list. A layer of one's own always can.
+    #: Whether it can have several inputs, and so be called on a list. A custom layer always can.
     takes_list: ClassVar[bool] = False
     #: Whether its class is not part of xpnet, so that a model checks what it returns.
     is_custom: ClassVar[bool] = False
@@ -163,7 +163,7 @@ class Layer(Configured):
         return buffer
 
     def _shared(self, name: str, shape: Shape) -> Any:
-        """The parameter or buffer of this model that shares the memory of that of `_shared_with`."""
+        """The parameter or buffer of this copy, which has the memory of the one with this name in `_shared_with`."""
         assert self._shared_with is not None
         store, path = self._shared_with.context.store, self._shared_with.path
         array = next((a for a in store.arrays() if a.name == (f"{path}.{name}" if path else name)), None)
@@ -219,7 +219,7 @@ class Layer(Configured):
         return self.backend.random_bits(self.noise_key, len(x), columns, self.context.first_row).reshape(x.shape)
 
     def random_normal(self, x: Array) -> Array:
-        """Normal noise of mean 0 and variance 1 in x's shape, in a buffer. It depends on the same as `random_bits`.
+        """Normal noise of mean 0 and variance 1 in x's shape, in a buffer, made from `random_bits`.
 
         From uniform numbers u, v: √(-2 log u) cos 2πv and √(-2 log u) sin 2πv. Box and Muller 1958, "A note on the
         generation of random normal deviates".

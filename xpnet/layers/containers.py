@@ -45,9 +45,6 @@ class Container(Layer):
     """The base of Sequential and of xpnet.Model: layers that run as one layer, by an executor.
 
     A subclass sets `layers`, places them in its `build`, and calls `_execute` there.
-
-    `len(c)` is the number of layers, `c[i]` the layer at position i, `c[1:3]` a tuple of layers; iteration gives all. A
-    position that does not exist raises PositionError.
     """
 
     takes_list = True  # if its first layer does
@@ -56,7 +53,7 @@ class Container(Layer):
     #: The layers, each once.
     layers: tuple[Layer, ...]
     _placed: tuple[Layer, ...] = ()  # the layers that run
-    _sites: list[CallSite]  # in the order of the layers
+    _sites: list[CallSite]  # in the order of the layers, which may differ from that of execution
     _executor: Executor
 
     def _keys(self) -> list[str]:
@@ -98,7 +95,7 @@ class Container(Layer):
 
     @property
     def inner_layers(self) -> tuple[Layer, ...]:
-        """The layers that run. A layer that is called at several places is there once for each call, as a copy."""
+        """The layers that run. A layer that is called several times is there once for each call, as a copy."""
         return self._placed or self.layers
 
     @property
@@ -376,7 +373,7 @@ def _reordered(sites: Sequence[CallSite], outputs: Sequence[int]) -> list[CallSi
 
 
 def every_layer(layer: Layer) -> Iterator[Layer]:
-    """A layer and all layers inside it; one that is called at several places, once for each."""
+    """A layer and all layers inside it. A layer that is called several times is there once for each call."""
     yield layer
     for inner in layer.inner_layers if isinstance(layer, Container) else ():
         yield from every_layer(inner)

@@ -13,10 +13,10 @@ _TRAINABLE = attrgetter("trainable")
 
 
 class CallSite(NamedTuple):
-    """One call of a layer: it takes some values of the graph, and gives others. Values are numbered, inputs first.
+    """One call of a layer: it takes some values of the graph and computes others. Values are numbered, inputs first.
 
-    inputs, outputs: a number, or numbers if the layer takes or returns a list.  shape: of the output; () if the layer
-    returns a list, and so checks it itself.
+    inputs, outputs: the number of a value, or a tuple of numbers if the layer takes or returns a list.  shape: of the
+    output; () if the layer returns a list, whose shapes the executor does not check.
     """
 
     layer: Any
@@ -28,10 +28,10 @@ class CallSite(NamedTuple):
 class _BackwardCall(NamedTuple):
     """One call of backward.
 
-    outputs: the number of the value whose gradient it takes, or the numbers.  inputs: of the value whose gradient it
-    returns, or of those.  wants: whether that is wanted.  required: by position in its inputs, True if a trained
-    parameter needs the gradient, False if only ∂L/∂x is wanted, None if it is not wanted.  assigned: the parameters to
-    which an earlier call of backward has assigned gradients, since the layer is called at several places.
+    outputs, inputs: as in CallSite. Backward takes the gradients of the outputs and returns those of the inputs.
+    wants: whether any gradient of an input is wanted.  required: for each input, True if a trained parameter needs its
+    gradient, False if only ∂L/∂x does, None if nothing does.  assigned: the parameters whose gradients an earlier call
+    of backward has assigned, because the layer is called several times.
     """
 
     layer: Any
@@ -48,8 +48,7 @@ class Executor:
     The container, whose workspace and device it uses, is an argument: if it were kept, models would be freed only by
     the garbage collector.
 
-    sites: each after those that it depends on.  inputs: how many values are inputs.  outputs: the numbers of the values
-    that are outputs.
+    sites: each after those that it depends on.  inputs: the number of inputs.  outputs: which values are the outputs.
     """
 
     def __init__(self, sites: Sequence[CallSite], inputs: int, outputs: Sequence[int]) -> None:
@@ -96,22 +95,21 @@ class Executor:
         grads: list[Array | None] = [None] * self._values
         given = grad_y if isinstance(grad_y, list | tuple) else (grad_y,)
         for i, grad in zip(self.outputs, given, strict=True):
-            grads[i] = grad if grads[i] is None else _sum(container, i, grads[i], grad)
+            _add(container, grads, i, grad)
         for layer, outputs, inputs, wants, required, assigned in plan:
             if layer.wants_input_grad is not wants:  # an assignment takes longer than this test
                 layer.wants_input_grad = wants
-            grad = (
-                grads[outputs]
-                if isinstance(outputs, int)
-                else _completed(container, grads, outputs, layer.output_shape)
-            )
+            if isinstance(outputs, int):
+                grad = grads[outputs]
+            else:
+                grad = _completed(container, grads, outputs, layer.output_shape)
             if grad is None:  # only integers depend on it
                 continue
             grad_x = _backward_again(container, layer, grad, assigned) if assigned else layer.backward(grad)
             if not wants:
                 continue
             if isinstance(inputs, int) and grad_x is not None:
-                grads[inputs] = grad_x if grads[inputs] is None else _sum(container, inputs, grads[inputs], grad_x)
+                _add(container, grads, inputs, grad_x)
             else:
                 self._distribute(container, grads, layer, inputs, required, grad_x)
         if not input_grad:
@@ -155,7 +153,7 @@ class Executor:
             if needed is None:
                 continue
             if grad is not None:
-                grads[i] = grad if grads[i] is None else _sum(container, i, grads[i], grad)
+                _add(container, grads, i, grad)
             elif needed or not (i < self._inputs or layer.accepts_integers):
                 raise _missing_gradient(layer, position if several else None)
 
@@ -179,9 +177,13 @@ def _wrong_gradients(layer: Any, count: int, got: Any) -> ShapeError:
     )
 
 
-def _sum(container: Any, i: int, before: Array, grad: Array) -> Array:
-    """The sum of two gradients of value i, in a buffer: the arrays that layers return belong to them."""
-    return container.xp.add(before, grad, out=container.work.buffer(f"gradient {i}", grad.shape))
+def _add(container: Any, grads: list[Array | None], i: int, grad: Array) -> None:
+    """Add a gradient to that of value i. The sum is in a buffer of the container: the layers own what they return."""
+    before = grads[i]
+    if before is None:
+        grads[i] = grad
+    else:
+        grads[i] = container.xp.add(before, grad, out=container.work.buffer(f"gradient {i}", grad.shape))
 
 
 def _completed(container: Any, grads: list[Array | None], outputs: tuple[int, ...], shapes: Any) -> list[Array] | None:
@@ -201,7 +203,7 @@ def _zeros(container: Any, i: int, shape: tuple[int, ...]) -> Array:
 
 
 def _backward_again(container: Any, layer: Any, grad: Any, assigned: list[Parameter]) -> Any:
-    """Backward of a layer that is called at several places: its gradients of these parameters add up."""
+    """Call backward of a layer that is called several times, and add the gradients of these parameters up."""
     xp, work = container.xp, container.work
     kept = []
     for i, p in enumerate(assigned):

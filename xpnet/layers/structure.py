@@ -1,4 +1,4 @@
-"""One or several: models and layers with one input take an array, those with several a list or tuple of arrays."""
+"""Helpers for arguments that are one array, or a list or tuple of arrays if there are several inputs or outputs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -20,7 +20,7 @@ def one_or_tuple(values: Sequence[Any]) -> Any:
 
 
 def mapped(function: Callable[..., Any], *values: Any) -> Any:
-    """function(a) of a single value, or (function(a), function(b)) of (a, b); of several such arguments in parallel."""
+    """function(a) for a single value a, or (function(a), function(b)) for (a, b). Further arguments match the first."""
     if isinstance(values[0], list | tuple):
         return tuple(map(function, *values))
     return function(*values)
@@ -32,7 +32,7 @@ def as_list(values: Any) -> Any:
 
 
 def shapes_of(shape: Any) -> list[Shape]:
-    """The shapes of the inputs or outputs of a layer: it has a list of them if there are several, or else one shape."""
+    """A list of shapes, from the input_shape or output_shape of a layer: one shape, or a list if there are several."""
     return shape if isinstance(shape, list) else [shape]
 
 

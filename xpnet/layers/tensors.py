@@ -1,4 +1,4 @@
-"""Symbolic tensors: what layers are called on to describe a graph, from which `xpnet.Model` is made."""
+"""Symbolic tensors: layers are called on them to describe a graph, from which `xpnet.Model` is made."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -49,7 +49,8 @@ class Node:
 
     @property
     def outputs(self) -> list[Tensor]:
-        """The tensors that it gives. They refer to it, so it does not keep them: a cycle would keep the layers."""
+        """The output tensors."""
+        # Made anew, since they refer to the node: a reference cycle would delay freeing the layers.
         return [Tensor(shape, node=self, index=i) for i, shape in enumerate(self._shapes)]
 
 
@@ -85,9 +86,9 @@ def _description(value: Any) -> str:
 
 
 def nodes_between(inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> list[Node]:
-    """The calls that compute the outputs from the inputs: each after those that it depends on.
+    """The calls that compute the outputs from the inputs, each after those that it depends on.
 
-    The order is that in which a depth-first walk from the outputs leaves them.
+    The order is the postorder of a depth-first search from the outputs.
     """
     known, order, seen = set(inputs), list[Node](), set[Node]()
     waiting = [(tensor, False) for tensor in reversed(list(outputs))]

@@ -30,7 +30,7 @@ from xpnet.training.outputs import last_layers
 
 @dataclass(frozen=True)
 class FitOptions:
-    """The arguments of `Sequential.fit` except x, y and sample_weight. group: the process group of `distributed`."""
+    """The arguments of `BaseModel.fit` except x, y and sample_weight. group: the process group of `distributed`."""
 
     loss: Any
     optimizer: str | Optimizer

@@ -49,7 +49,7 @@ def fit(
     options: FitOptions,
     rollback: Callable[[], Rollback],
 ) -> Run:
-    """What `Sequential.fit` does with a built model, in `interrupts.deferring`.
+    """What `BaseModel.fit` does with a built model, in `interrupts.deferring`.
 
     rollback: copies the model before a checkpoint is loaded. It is restored if the checkpoint is refused.
     """

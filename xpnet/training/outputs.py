@@ -15,7 +15,7 @@ from xpnet.losses import Loss
 
 
 def probabilities(model: Container, loss: Loss | None) -> Callable[[Any], Any]:
-    """The function that turns outputs of the model into probabilities, as `Sequential.predict_proba` describes it.
+    """The function that turns outputs of the model into probabilities, as `BaseModel.predict_proba` describes it.
 
     loss: that of the last training, or None. Raises ArgumentError if it is not for classes. Several outputs are a list.
     """

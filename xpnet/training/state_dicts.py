@@ -24,7 +24,7 @@ class LoadedState(NamedTuple):
 
 
 def load_state(context: Context, state: Mapping[str, Any], strict: bool) -> LoadedState:
-    """Load arrays by name into the model of this context, as `Sequential.load_state_dict` describes it."""
+    """Load arrays by name into the model of this context, as `BaseModel.load_state_dict` describes it."""
     if not isinstance(state, Mapping):
         raise ArgumentTypeError(f"the state must be a dict of arrays by name, not {type(state).__name__}.")
     own = {a.name: a for a in context.store.arrays()}
