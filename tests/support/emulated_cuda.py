@@ -11,6 +11,7 @@ allocation gets memory that a live graph uses, or a graph is replayed after memo
 The emulation shows wrong numbers, forbidden calls and memory faults. It does not show speed or real asynchrony.
 """
 
+import bisect
 import contextlib
 import ctypes
 import functools
@@ -177,8 +178,8 @@ class Pool:
 
     def __init__(self, cupy: "EmulatedCupy") -> None:
         self._cupy, self._lock = cupy, threading.RLock()
-        self.slabs: list[Slab] = []
-        #: Of each free chunk: its size, address, slab, graphs and stream.
+        self.slabs: list[Slab] = []  # by address
+        #: Of each free chunk, the smallest first: its size, address, slab, graphs and stream.
         self._free: list[tuple[int, int, Slab, list[weakref.ref[Graph]], int]] = []
         self._used = self.freed = 0
         cupy.pools.add(self)
@@ -187,14 +188,16 @@ class Pool:
         size = -(-max(size, 1) // _UNIT) * _UNIT
         stream = self._cupy.thread.stream.ptr
         with self._lock:
-            fits = [i for i, chunk in enumerate(self._free) if chunk[0] >= size and chunk[4] == stream]
-            if fits:
-                whole, address, slab, graphs, _ = self._free.pop(min(fits, key=lambda i: self._free[i][0]))
+            first = bisect.bisect_left(self._free, size, key=_SIZE)
+            fit = next((i for i in range(first, len(self._free)) if self._free[i][4] == stream), None)
+            if fit is not None:
+                whole, address, slab, graphs, _ = self._free.pop(fit)
                 if whole > size:
-                    self._free.append((whole - size, address + size, slab, graphs, stream))
+                    chunk = whole - size, address + size, slab, graphs, stream
+                    bisect.insort(self._free, chunk, key=_SIZE)
             else:
                 slab, graphs = Slab(size), []
-                self.slabs.append(slab)
+                bisect.insort(self.slabs, slab, key=_START)
                 address = slab.start
                 ctypes.memset(address, _POISON, size)
             self._used += size
@@ -208,14 +211,14 @@ class Pool:
         ctypes.memset(block.address, _POISON, block.size)
         with self._lock:
             self._used -= block.size
-            self._free.append((block.size, block.address, block.slab, block.graphs, block.stream))
+            chunk = block.size, block.address, block.slab, block.graphs, block.stream
+            bisect.insort(self._free, chunk, key=_SIZE)
 
     def block_at(self, address: int) -> Block | None:
         """The block that contains this address now."""
-        for slab in self.slabs:
-            if slab.start <= address < slab.start + slab.size:
-                return next((b for b in slab.blocks if b.address <= address < b.address + b.size), None)
-        return None
+        position = bisect.bisect_right(self.slabs, address, key=_START) - 1
+        blocks = self.slabs[position].blocks if position >= 0 else ()
+        return next((b for b in blocks if b.address <= address < b.address + b.size), None)
 
     def used_bytes(self) -> int:
         return self._used
@@ -232,6 +235,7 @@ class Pool:
             self._free = [chunk for chunk in self._free if chunk[2] not in unused]
 
 
+_SIZE, _START = operator.itemgetter(0), operator.attrgetter("start")
 _UNIT = 512  # bytes, to which CuPy rounds allocations up
 _POISON = 0xFF
 

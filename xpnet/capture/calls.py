@@ -34,6 +34,8 @@ class Call:
     parts: list[list["Call"]] | None = None
     #: Whether it may read and write anything, as the update of a custom optimizer.
     opaque: bool = False
+    #: What `given_by_name` returned.
+    given: dict[str, Any] | None = field(default=None, init=False, repr=False)
 
     def make(self, convert: Callable[[Any], Any] = current) -> Any:
         """Make the call with convert(argument) in place of each array and number. Returns what the function returns."""
@@ -104,7 +106,9 @@ def arrays_in(value: Any) -> Iterator[Array]:
 
 def given_by_name(call: Call) -> dict[str, Any]:
     """The arguments of a call by the names of the function's parameters, in their order."""
-    return dict(signature_of(call.function).bind(*call.args, **call.kwargs).arguments)
+    if call.given is None:
+        call.given = dict(signature_of(call.function).bind(*call.args, **call.kwargs).arguments)
+    return call.given
 
 
 def signature_of(function: Any) -> inspect.Signature:
