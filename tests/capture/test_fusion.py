@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from captured_trainings import IMAGES, X, Y
+from precisions import require_precision
 from traced_gpu_steps import arrays, captured_steps, listed, names
 
 import xpnet
@@ -795,8 +796,7 @@ STEPS = {
 
 @pytest.mark.parametrize(("model_options", "options", "expected"), STEPS.values(), ids=STEPS.keys())
 def test_the_step_of_an_mlp(gpu, model_options, options, expected):
-    if gpu.precision_unavailable(model_options.get("precision", "float32")):
-        pytest.skip("this device has no such precision")
+    require_precision(gpu, model_options.get("precision", "float32"))
     stack = [layers.Dense(24), layers.ReLU(), layers.Dense(10)]
     model = xpnet.Sequential(stack, (64,), backend=gpu, seed=3, **model_options)
     (step,) = captured_steps(model, X[:200], Y[:200], **{"optimizer": optimizers.SGD(0.1), **options})
@@ -814,8 +814,7 @@ CONVOLUTIONAL = (
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 def test_the_step_of_a_convolutional_network(gpu, precision):
-    if gpu.precision_unavailable(precision):
-        pytest.skip("this device has no such precision")
+    require_precision(gpu, precision)
     stack = [layers.Conv2D(4, 3), layers.ReLU(), layers.Conv2D(8, 3), layers.Flatten(), layers.Dense(10)]
     model = xpnet.Sequential(stack, (8, 8, 1), backend=gpu, seed=3, precision=precision)
     (step,) = captured_steps(model, IMAGES[:200], Y[:200], optimizer="sgd")

@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pytest
 from captured_trainings import X, Y, fit
+from precisions import require_precision
 from traced_gpu_steps import arrays, captured_steps, listed, names
 
 import xpnet
@@ -16,8 +17,7 @@ PRECISIONS = ["bfloat16", "float16"]
 
 @pytest.fixture(params=PRECISIONS)
 def precision(request, gpu):
-    if reason := gpu.precision_unavailable(request.param):
-        pytest.skip(reason)
+    require_precision(gpu, request.param)
     return request.param
 
 

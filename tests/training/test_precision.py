@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+from precisions import require_precision
 from strict import StrictBackend
 
 import xpnet
@@ -21,8 +22,7 @@ REPLAYED = {"tf32": (1e-4, 1e-5), "float16": (1e-4, 1e-5), "bfloat16": (1e-3, 4e
 
 @pytest.fixture(params=PRECISIONS)
 def precision(request, gpu):
-    if reason := gpu.precision_unavailable(request.param):
-        pytest.skip(reason)
+    require_precision(gpu, request.param)
     return request.param
 
 
@@ -139,8 +139,7 @@ def test_a_model_file_with_a_precision_loads_on_the_cpu(gpu, precision, tmp_path
 @pytest.fixture
 def float16_gpu(gpu):
     """A GPU that supports float16."""
-    if reason := gpu.precision_unavailable("float16"):
-        pytest.skip(reason)
+    require_precision(gpu, "float16")
     return gpu
 
 
