@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from captured_trainings import IMAGES, X, Y
 from precisions import require_precision
-from traced_gpu_steps import arrays, captured_steps, listed, names
+from traced_gpu_steps import arrays, captured_steps, checked_list, listed, names
 
 import xpnet
 from xpnet import layers, losses, optimizers
@@ -21,17 +21,8 @@ def in_order(monkeypatch):
 def check(gpu, work, given, expected, tolerance=1e-6):
     """Assert that the list of work(backend, *given) has these calls, and computes what `work` computes."""
     with gpu.device():
-        start = [gpu.to_numpy(a).copy() for a in given]
-        calls = listed(gpu, work, *given)
-        assert names(calls) == expected.split(), " ".join(names(calls))
-        results = []
-        for run in (calls, lambda: work(gpu, *given)):
-            for array, value in zip(given, start, strict=True):
-                array[...] = gpu.asarray(value)
-            run()
-            results.append([gpu.to_numpy(a).copy() for a in given])
-        for got, want in zip(*results, strict=True):
-            np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+        calls = checked_list(gpu, work, given, rtol=tolerance, atol=tolerance)
+    assert names(calls) == expected.split(), " ".join(names(calls))
 
 
 # Bias and ReLU -------------------------------------------------------------------------------------------------------
