@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from captured_trainings import IMAGES, X, Y
-from traced_gpu_steps import arrays, captured_steps, listed, names
+from precisions import require_precision
+from traced_gpu_steps import arrays, captured_steps, checked_list, listed, names
 
 import xpnet
 from xpnet import layers, losses, optimizers
@@ -20,17 +21,8 @@ def in_order(monkeypatch):
 def check(gpu, work, given, expected, tolerance=1e-6):
     """Assert that the list of work(backend, *given) has these calls, and computes what `work` computes."""
     with gpu.device():
-        start = [gpu.to_numpy(a).copy() for a in given]
-        calls = listed(gpu, work, *given)
-        assert names(calls) == expected.split(), " ".join(names(calls))
-        results = []
-        for run in (calls, lambda: work(gpu, *given)):
-            for array, value in zip(given, start, strict=True):
-                array[...] = gpu.asarray(value)
-            run()
-            results.append([gpu.to_numpy(a).copy() for a in given])
-        for got, want in zip(*results, strict=True):
-            np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+        calls = checked_list(gpu, work, given, rtol=tolerance, atol=tolerance)
+    assert names(calls) == expected.split(), " ".join(names(calls))
 
 
 # Bias and ReLU -------------------------------------------------------------------------------------------------------
@@ -795,8 +787,7 @@ STEPS = {
 
 @pytest.mark.parametrize(("model_options", "options", "expected"), STEPS.values(), ids=STEPS.keys())
 def test_the_step_of_an_mlp(gpu, model_options, options, expected):
-    if gpu.precision_unavailable(model_options.get("precision", "float32")):
-        pytest.skip("this device has no such precision")
+    require_precision(gpu, model_options.get("precision", "float32"))
     stack = [layers.Dense(24), layers.ReLU(), layers.Dense(10)]
     model = xpnet.Sequential(stack, (64,), backend=gpu, seed=3, **model_options)
     (step,) = captured_steps(model, X[:200], Y[:200], **{"optimizer": optimizers.SGD(0.1), **options})
@@ -814,8 +805,7 @@ CONVOLUTIONAL = (
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 def test_the_step_of_a_convolutional_network(gpu, precision):
-    if gpu.precision_unavailable(precision):
-        pytest.skip("this device has no such precision")
+    require_precision(gpu, precision)
     stack = [layers.Conv2D(4, 3), layers.ReLU(), layers.Conv2D(8, 3), layers.Flatten(), layers.Dense(10)]
     model = xpnet.Sequential(stack, (8, 8, 1), backend=gpu, seed=3, precision=precision)
     (step,) = captured_steps(model, IMAGES[:200], Y[:200], optimizer="sgd")

@@ -5,7 +5,8 @@ import functools
 import numpy as np
 import pytest
 from captured_trainings import X, Y, fit
-from traced_gpu_steps import arrays, captured_steps, listed, names
+from precisions import require_precision
+from traced_gpu_steps import arrays, captured_steps, checked_list, names
 
 import xpnet
 from xpnet import callbacks, datasets, layers
@@ -16,8 +17,7 @@ PRECISIONS = ["bfloat16", "float16"]
 
 @pytest.fixture(params=PRECISIONS)
 def precision(request, gpu):
-    if reason := gpu.precision_unavailable(request.param):
-        pytest.skip(reason)
+    require_precision(gpu, request.param)
     return request.param
 
 
@@ -33,19 +33,9 @@ def mlp(gpu, precision, *between, units=24):
 
 
 def checked(gpu, precision, work, given):
-    """The list of work(backend, *given) in a precision, after asserting that it computes what `work` does."""
+    """`checked_list` in a precision."""
     with gpu.device(), gpu.matmul_precision(precision):
-        start = [gpu.to_numpy(a).copy() for a in given]
-        calls = listed(gpu, work, *given)
-        results = []
-        for run in (calls, lambda: work(gpu, *given)):
-            for array, value in zip(given, start, strict=True):
-                array[...] = gpu.asarray(value)
-            run()
-            results.append([gpu.to_numpy(a).copy() for a in given])
-        for got, want in zip(*results, strict=True):
-            np.testing.assert_allclose(got, want, rtol=0.02, atol=0.05)
-    return calls
+        return checked_list(gpu, work, given, rtol=0.02, atol=0.05)
 
 
 # Small products ------------------------------------------------------------------------------------------------------

@@ -17,6 +17,21 @@ def listed(gpu, work, *arrays):
     return CallList(trace, gpu)
 
 
+def checked_list(gpu, work, given, rtol, atol):
+    """The list of work(backend, *given), after asserting that it computes what `work` computes."""
+    start = [gpu.to_numpy(a).copy() for a in given]
+    calls = listed(gpu, work, *given)
+    results = []
+    for run in (calls, lambda: work(gpu, *given)):
+        for array, value in zip(given, start, strict=True):
+            array[...] = gpu.asarray(value)
+        run()
+        results.append([gpu.to_numpy(a).copy() for a in given])
+    for got, want in zip(*results, strict=True):
+        np.testing.assert_allclose(got, want, rtol=rtol, atol=atol)
+    return calls
+
+
 class Steps(callbacks.Callback):
     """Keeps the captured steps."""
 

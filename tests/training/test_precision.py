@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+from precisions import require_precision
 from strict import StrictBackend
 
 import xpnet
@@ -23,8 +24,7 @@ REPLAYED = {"tf32": EQUAL, "float16": EQUAL, "bfloat16": (1e-3, 4e-3)}
 
 @pytest.fixture(params=PRECISIONS)
 def precision(request, gpu):
-    if reason := gpu.precision_unavailable(request.param):
-        pytest.skip(reason)
+    require_precision(gpu, request.param)
     return request.param
 
 
@@ -151,8 +151,7 @@ def test_a_model_file_with_a_precision_loads_on_the_cpu(gpu, precision, tmp_path
 @pytest.fixture
 def float16_gpu(gpu):
     """A GPU that supports float16."""
-    if reason := gpu.precision_unavailable("float16"):
-        pytest.skip(reason)
+    require_precision(gpu, "float16")
     return gpu
 
 

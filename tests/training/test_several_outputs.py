@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from precisions import require_precision
 from small_models import assert_same_state
 from threads_as_ranks import run_on_ranks
 from two_headed import DIGIT, LOSSES, META, SCENE, SIZE, WEIGHTS, N, X, Y, fitted, two_headed
@@ -318,8 +319,7 @@ def test_the_memory_of_a_step_is_known_before_any_training(gpu):
 
 
 def test_the_loss_scale_of_float16_multiplies_the_gradients_of_all_outputs(gpu):
-    if reason := gpu.precision_unavailable("float16"):
-        pytest.skip(reason)
+    require_precision(gpu, "float16")
     states = []
     for precision in (None, "float16"):
         tensor = xpnet.Input((5,))

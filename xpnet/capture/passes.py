@@ -40,7 +40,7 @@ def for_numpy(calls: list[Call]) -> list[Call]:
 
 
 class Memory:
-    """Where the arrays of a trace lie in memory."""
+    """Where the arrays of a trace are in memory."""
 
     def __init__(self, trace: Trace) -> None:
         self.xp = trace.xp

@@ -1,13 +1,13 @@
 """Captured inference: passes of predictions and evaluations are captured, and replayed from then on.
 
-On a GPU they are captured as CUDA graphs. A graph contains the kernels of the eager pass, reads the weights where the
-model has them, and its inputs from arrays that each batch is copied to. On the CPU, only predictions from few numbers
-are captured, as lists of calls, since elsewhere running the layers takes a small part of the time. In both cases a
-replay does not change a bit of the results.
+On a GPU they are captured as CUDA graphs. A graph contains the kernels of the eager pass. It reads the weights where
+the model has them, and its inputs from arrays into which each batch is copied. On the CPU, only predictions of small
+inputs are captured, as lists of calls, because for larger ones the Python code of the layers takes a small part of the
+time. In both cases a replay does not change a bit of the results.
 
 The first passes of a kind run eagerly, because capturing takes as long as many replays save: 4 of them on a GPU, 300 on
-the CPU. The next pass is also captured, and the one after it runs both ways: only if both give the same bits is the
-capture used from then on. Models with code that is not part of xpnet stay eager: it may do anything in a pass.
+the CPU. The next pass is also captured, and the one after it runs both ways. Only if both give the same bits is the
+capture used from then on. Models with code that is not part of xpnet stay eager, because such code may do anything.
 """
 
 import functools
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 _EAGER_ON_GPU, _EAGER_ON_CPU = 4, 300  # passes of a kind, before it is captured
 _LARGEST_ON_GPU, _LARGEST_ON_CPU = 2**26, 2**16  # bytes of x: with more, a pass spends its time on computing
 _MAX_KINDS = 8  # of a model; the one that was used least recently is dropped
-_MAX_UNPAID = 4  # captures of a model that failed, or were dropped before they paid
+_MAX_UNPAID = 4  # captures of a model that failed, or were dropped before they saved time
 
 
 class InferencePass(NamedTuple):

@@ -32,8 +32,8 @@ from xpnet.training.step import TrainingStep
 _log = logging.getLogger(__name__)
 _TRAINABLE, _FLAG = attrgetter("trainable"), attrgetter("_trainable")
 
-_FEW_STEPS = 50  # on the CPU, capturing takes longer than so few replays of a small model save
-_MIN_STEPS = 12  # of a kind in a run on a GPU: capturing one takes about as long as so many eager steps
+_FEW_STEPS = 50  # on the CPU, fewer replays of a small model save less time than capturing takes
+_MIN_STEPS = 12  # of a kind in a run on a GPU: capturing one takes about as long as this many eager steps
 _MAX_KINDS = 8  # of a run: one for each kind of step, and each holds memory
 _MAX_UNUSED = 4  # captured steps that were never replayed, because attributes keep changing
 _CHECKED_EVERY = 100  # replays between two checks of the attributes, if only other threads can change them
@@ -53,7 +53,7 @@ _CAPTURE_ERRORS = {
 
 
 class StepsToCome(NamedTuple):
-    """What is left of a run: so many epochs, with so many steps of `rows` rows and at most one other step in each.
+    """What is left of a run: `epochs` epochs, each with `steps` steps of `rows` rows and at most one other step.
 
     all_epochs: of the whole run, with those before it was resumed.
     """

@@ -35,14 +35,8 @@ def traced_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, stage
     Raises CaptureError, or whatever a layer raises, if the step cannot be traced.
     """
     trace = Trace(step.model.backend.xp)
-    try:
-        with _traced(step, metrics, trace):
-            _run(step, data, metrics, trace, trace.wrap(staged_sums, writable=True), fixed)
-    except BaseException:
-        trace.release()
-        raise
-    finally:
-        trace.stop()
+    with _recording(trace), _traced(step, metrics, trace):
+        _run(step, data, metrics, trace, trace.wrap(staged_sums, writable=True), fixed)
     return trace
 
 
@@ -52,18 +46,24 @@ def traced_outputs(model: Container, batch: Batch, results: Sequence[Array]) -> 
     In the program (capture/program.py), x is loaded as all rows of the inputs.
     """
     trace = Trace(model.backend.xp)
+    with _recording(trace), _traced_model(model, trace):
+        loaded = Batch(**batch.replaced(functools.partial(_loaded, trace)))
+        outputs = as_tuple(model.forward_in_context(loaded.x, inference=True))
+        for result, output in zip(results, outputs, strict=True):
+            trace.wrap(result, writable=True)[...] = output
+    return trace
+
+
+@contextlib.contextmanager
+def _recording(trace: Trace) -> Iterator[None]:
+    """A context at whose end a trace stops. An error also frees its memory."""
     try:
-        with _traced_model(model, trace):
-            loaded = Batch(**batch.replaced(functools.partial(_loaded, trace)))
-            outputs = as_tuple(model.forward_in_context(loaded.x, inference=True))
-            for result, output in zip(results, outputs, strict=True):
-                trace.wrap(result, writable=True)[...] = output
+        yield
     except BaseException:
         trace.release()
         raise
     finally:
         trace.stop()
-    return trace
 
 
 def _loaded(trace: Trace, name: str, array: Array) -> TracedArray:

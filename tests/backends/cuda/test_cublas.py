@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from matrices import LAYOUTS, SHAPES, in_layout
+from precisions import require_precision
 
 from xpnet.backends.cuda import cublas
 from xpnet.backends.cuda.cublas import HalfMatrix, matrix_layout
@@ -78,8 +79,7 @@ def test_matrix_layout_finds_transposition_and_leading_dimension(a, want):
 
 @pytest.mark.parametrize("precision", ["tf32", "float16", "bfloat16"])
 def test_mixed_precision_rounds_matrices_but_not_sums(gpu, rng, precision):
-    if gpu.precision_unavailable(precision):
-        pytest.skip(gpu.precision_unavailable(precision))
+    require_precision(gpu, precision)
     a, b = rng.normal(size=(64, 300)).astype("float32"), rng.normal(size=(300, 32)).astype("float32")
     digits = {"tf32": 10, "float16": 10, "bfloat16": 7}[precision]
     with gpu.device(), gpu.matmul_precision(precision):

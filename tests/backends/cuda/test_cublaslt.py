@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from matrices import LAYOUTS, SHAPES, in_layout
+from precisions import require_precision
 
 from xpnet.backends.cuda import cublaslt
 from xpnet.backends.cuda.cublas import HalfMatrix
@@ -39,8 +40,7 @@ def test_every_algorithm_multiplies_matrices_of_every_layout(gpu, lt, rng, shape
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("precision", ["float32", "tf32"])
 def test_a_row_is_added_to_some_columns(gpu, lt, rng, relu, precision):
-    if reason := gpu.precision_unavailable(precision):
-        pytest.skip(reason)
+    require_precision(gpu, precision)
     a, b, row = (rng.normal(size=s).astype("float32") for s in ((6, 20), (20, 5), (5,)))
     x, y, r = map(gpu.asarray, (a, b, row))
     out = gpu.asarray(np.full((6, 9), 7, "float32"))
@@ -59,8 +59,7 @@ def test_a_row_is_added_to_some_columns(gpu, lt, rng, relu, precision):
 @pytest.mark.parametrize("in_halves", [False, True])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_matrices_in_16_bits_are_multiplied(gpu, lt, rng, precision, in_halves, transposed):
-    if reason := gpu.precision_unavailable(precision):
-        pytest.skip(reason)
+    require_precision(gpu, precision)
     a, b, row = (rng.normal(size=s).astype("float32") for s in ((16, 40), (40, 24), (24,)))
     with gpu.matmul_precision(precision):
         x, y, r = (gpu.cast(gpu.asarray(v)) for v in (a, b, row))
@@ -80,8 +79,7 @@ def test_matrices_in_16_bits_are_multiplied(gpu, lt, rng, precision, in_halves, 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 @pytest.mark.parametrize("columns", [128, 136])
 def test_a_product_writes_the_mask_by_which_another_one_is_multiplied(gpu, lt, rng, precision, columns):
-    if reason := gpu.precision_unavailable(precision):
-        pytest.skip(reason)
+    require_precision(gpu, precision)
     a, b, c, d = (rng.normal(size=s).astype("float32") for s in ((64, 48), (48, columns), (64, 32), (columns, 32)))
     row = rng.normal(size=columns).astype("float32")
     with gpu.matmul_precision(precision):
@@ -107,8 +105,7 @@ def test_a_product_writes_the_mask_by_which_another_one_is_multiplied(gpu, lt, r
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_the_rows_of_a_factor_are_summed(gpu, lt, rng, precision):
-    if reason := gpu.precision_unavailable(precision):
-        pytest.skip(reason)
+    require_precision(gpu, precision)
     with gpu.matmul_precision(precision):
         x, grad = (gpu.cast(gpu.asarray(rng.normal(size=(512, n)).astype("float32"))) for n in (64, 136))
     out, sums = gpu.empty((64, 136), "float32"), gpu.empty((136,), "float32")

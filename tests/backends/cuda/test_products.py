@@ -8,6 +8,7 @@ import pytest
 from captured_trainings import fit, mlp
 from matrices import LAYOUTS, in_layout
 from nvrtc import compiled
+from precisions import require_precision
 
 import xpnet
 from xpnet.backends.cuda import products
@@ -49,8 +50,7 @@ def matrices(rng, m, k, n):
 @pytest.mark.parametrize(("name", "precision"), EVERY_TILING)
 def test_every_tiling_multiplies(guarded, rng, name, precision, layouts):
     gpu, tiling = guarded.backend, TILINGS[name]
-    if reason := gpu.precision_unavailable(precision):
-        pytest.skip(reason)
+    require_precision(gpu, precision)
     for shape in SHAPES:
         for parts in (1, 2, 5):
             a, b = matrices(rng, *shape)
@@ -235,8 +235,7 @@ def test_other_matrices_are_not_accepted(gpu, case):
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_products_of_matrices_in_16_bits_have_ways_and_questions_of_their_own(gpu, rng, precision):
-    if reason := gpu.precision_unavailable(precision):
-        pytest.skip(reason)
+    require_precision(gpu, precision)
     with gpu.device(), gpu.stream(), gpu.matmul_precision(precision):
         a, b = map(gpu.asarray, matrices(rng, 16, 16, 16))
         out, x, y = gpu.empty((16, 16), "float32"), gpu.cast(a), gpu.cast(b)
@@ -253,8 +252,7 @@ def test_products_of_matrices_in_16_bits_have_ways_and_questions_of_their_own(gp
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_every_way_sums_the_rows_of_a_factor_in_16_bits(gpu, rng, precision):
-    if reason := gpu.precision_unavailable(precision):
-        pytest.skip(reason)
+    require_precision(gpu, precision)
     with gpu.device(), gpu.stream(), gpu.matmul_precision(precision):
         a, b = map(gpu.asarray, matrices(rng, 64, 48, 128))
         x, y, out = gpu.cast(a), gpu.cast(b), gpu.empty((64, 128), "float32")
@@ -278,8 +276,7 @@ def test_every_way_sums_the_rows_of_a_factor_in_16_bits(gpu, rng, precision):
 
 
 def test_only_products_of_matrices_in_16_bits_accept_a_mask_of_bits(gpu, rng):
-    if reason := gpu.precision_unavailable("bfloat16"):
-        pytest.skip(reason)
+    require_precision(gpu, "bfloat16")
     with gpu.device(), gpu.stream(), gpu.matmul_precision("bfloat16"):
         a, b = map(gpu.asarray, matrices(rng, 16, 16, 136))
         out, x, y = gpu.empty((16, 136), "float32"), gpu.cast(a), gpu.cast(b)

@@ -69,7 +69,7 @@ class GPUBackend(CUDAOperators):
 
     @contextmanager
     def shared_stream(self) -> Iterator[None]:
-        """A stream that all threads share, used by one of them at a time: what it needs outlives each thread."""
+        """A stream that threads share, one at a time. Unlike a thread's own stream, it outlives the thread."""
         with self.device(), self.shared_stream_lock:
             if self._shared_stream is None:
                 self._shared_stream = self.xp.cuda.Stream(non_blocking=True)
@@ -91,7 +91,7 @@ class GPUBackend(CUDAOperators):
         return self.xp.cuda.get_current_stream()
 
     def side_streams(self, count: int) -> list[Any]:
-        """So many streams of this thread besides its own, for independent parts of a captured step."""
+        """`count` streams of this thread besides its own, for independent parts of a captured step."""
         streams = self.thread.side_streams
         while len(streams) < count:
             streams.append(self.xp.cuda.Stream(non_blocking=True))

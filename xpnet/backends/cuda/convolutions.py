@@ -97,19 +97,19 @@ def forward_kernel(tile: Tile, precision: str, transposed: bool = False) -> Kern
 
 
 def weight_grad_kernel(tile: Tile, precision: str, blocks: int = 2) -> Kernel:
-    """`convolve_weight_grad`, with at most so many blocks for each multiprocessor."""
+    """`convolve_weight_grad`, with at most `blocks` blocks for each multiprocessor."""
     function = f"convolve_weight_grad<{tile.product(precision, False, False)}>"
     return Kernel(f"weight_grad_{tile.name}", _WEIGHT_GRAD, function, (tile.threads,), *tile[:3], blocks)
 
 
 def few_kernel(precision: str, columns: int, pixels: int, threads: int) -> Kernel:
-    """`convolve_few`: each thread computes 4 columns for so many pixels."""
+    """`convolve_few`: each thread computes 4 columns for `pixels` pixels."""
     rows, function = threads // (columns // 4) * pixels, f"convolve_few<{pixels}, {precision.upper()}>"
     return Kernel(f"convolve_few_{pixels}", _CONVOLVE, function, (threads,), rows, columns)
 
 
 def few_weight_grad_kernel(precision: str, columns: int, cells: int, pixels: int, threads: int) -> Kernel:
-    """`convolve_weight_grad_few`, for patches with `cells` columns. Each thread adds so many pixels at a time."""
+    """`convolve_weight_grad_few`, for patches with `cells` columns. Each thread adds `pixels` pixels at a time."""
     name = f"weight_grad_few_{cells}_{pixels}_{threads}"
     function = f"convolve_weight_grad_few<{cells}, {threads}, {pixels}, {precision.upper()}>"
     return Kernel(name, _WEIGHT_GRAD, function, (threads,), cells, columns)

@@ -20,7 +20,7 @@ _MASK_POINTER, _MASK_LEADING = 11, 12  # of "epilogue aux", cublasLtMatmulDescAt
 _MOST_WORKSPACE, _ALIGNMENTS = 1, (5, 6, 7, 8)  # cublasLtMatmulPreferenceAttributes_t; of A, B, C and D
 _MOST_ALIGNMENT = 256  # bytes that cuBLASLt asks for
 _DEFAULT, _RELU, _BIAS, _RELU_GRAD, _AUX, _BIAS_GRAD_A = 1, 2, 4, 8, 128, 256  # bits of cublasLtEpilogue_t
-_MASK_BITS = 128  # a row of a mask has a multiple of so many bits
+_MASK_BITS = 128  # the bits of a row of a mask are padded to a multiple of this
 
 
 class LtEpilogue(NamedTuple):

@@ -130,7 +130,7 @@ TILINGS = {
     "tensor 32x32": Tiling(32, 32, 16, 0, 0, 4, 3, tensor=1),
 }
 
-_BLOCKS = 132  # that keep an H200 busy
+_BLOCKS = 132  # enough to occupy an H200
 _TRIED = 2  # tilings for a product, since each takes 0.4 s to compile on a new machine
 _MOST_PADDING = 2.0  # elements that a tiling computes, per element of out
 _LONG_K = 1024  # a shorter k is not divided, because adding the parts would take longer
@@ -180,7 +180,7 @@ class StreamProducts:
         return Epilogue(mask=product.epilogue.mask, sums=None if epilogue.sums is not None else product.epilogue.sums)
 
     def by_kernel(self, product: Product, tiling: Tiling, parts: int) -> Epilogue:
-        """Compute a product by products.cu, with k divided into at most so many parts."""
+        """Compute a product by products.cu, with k divided into at most this many parts."""
         a, b, out, _, epilogue = product
         (m, k, n), (across_m, across_n) = product.sizes, _tiles(product, tiling)
         part_k = 4 * -(-k // (4 * parts))

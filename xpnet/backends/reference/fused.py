@@ -14,7 +14,7 @@ from xpnet.backends.reference.reductions import ReductionOperators
 from xpnet.backends.reference.rows import RowOperators
 from xpnet.backends.reference.windows import WindowOperators, Windows
 
-#: Of `elementwise`, in the order of their numbers in kernels.cu; and how many it computes at most.
+#: The operations of `elementwise`, in the order of their numbers in kernels.cu, and the most that one call computes.
 OPERATIONS = (
     "add", "subtract", "multiply", "divide", "sqrt", "square", "negative", "absolute", "maximum", "minimum",
 )  # fmt: skip
@@ -23,7 +23,7 @@ MOST_OPERATIONS = 16
 
 class FusedOperators(ElementwiseOperators, MatmulOperators, ReductionOperators, WindowOperators, RowOperators):
     def elementwise(self, operations: Sequence[Sequence[Any]], outs: Sequence[Array]) -> None:
-        """For each of these operations, (name, a) or (name, a, b): xp.name(a, b, out=out), one after the other.
+        """Compute xp.name(a, out=out) or xp.name(a, b, out=out) for each operation (name, a) or (name, a, b), in order.
 
         name: one of `OPERATIONS`.  a, b: arrays in the shape of out, arrays of one element, or numbers. What one
         operation writes, others may read and write only in the same shape.

@@ -42,8 +42,8 @@ class UpdateOperators(Device):
         """Apply the update `name` of optimizers.py, with weight decay in the slices `decayed`, in one pass.
 
         numbers: what decay multiplies the weight by, what part of the weight it adds to the gradient, then the
-        optimizer's own.  gate: a device array, or None; if it holds 0, nothing is updated.  copy: where to write the
-        new weights in 16 bits too, in a captured step (`HalfMatrix`); or None.
+        optimizer's own.  gate: a device array, or None; if it holds 0, nothing is updated.  copy: a `HalfMatrix`
+        of a captured step, into which the new weights are also written, rounded to 16 bits; or None.
 
         False, without doing anything, if this device has not fused the update.
         """

@@ -8,8 +8,8 @@ from xpnet.capture.calls import Call, is_array, same_view
 from xpnet.capture.fusion.matching import in_place_of
 from xpnet.capture.passes import Memory
 
-_LARGE = 2**16  # elements: for fewer, all kernels take the same time
-_SMALL = 2**14  # elements, of which a kernel computes 16 operations in little more time than one
+_LARGE = 2**16  # elements; with fewer, all kernels take the same time
+_SMALL = 2**14  # elements; up to here, a kernel computes 16 operations in little more time than one
 _OTHER_NAMES = {"true_divide": "divide", "abs": "absolute"}
 
 

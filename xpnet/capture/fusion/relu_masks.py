@@ -19,10 +19,10 @@ def with_relu_masks(calls: list[Call], memory: Memory, backend: Any) -> list[Cal
     """
     for last in [call for call in calls if _is_in_halves(call, backend.relu_grad_sum_rows)]:
         grad, y, out, sums = last.args
-        product = _maker(calls, last, grad, memory)
+        product = _producer(calls, last, grad, memory)
         if product is None or product.function != backend.matmul or next_use(calls, product, grad.bits, memory) != last:
             continue
-        first = _maker(calls, product, y, memory)
+        first = _producer(calls, product, y, memory)
         if first is None or first.function != backend.matmul_bias or not given_by_name(first)["relu"]:
             continue
         if needed_after(calls, last, grad.bits, memory) or not movable(calls, product, [last], memory):
@@ -50,12 +50,12 @@ def _is_in_halves(call: Call, function: Any) -> bool:
     return bool(call.function == function and isinstance(call.args[0], HalfMatrix))
 
 
-def _maker(calls: Sequence[Call], user: Call, matrix: HalfMatrix, memory: Memory) -> Call | None:
+def _producer(calls: Sequence[Call], user: Call, matrix: HalfMatrix, memory: Memory) -> Call | None:
     """The last call before `user` that writes elements of a matrix, if its result is this matrix."""
     before = calls[: calls.index(user)]
-    maker = next((call for call in reversed(before) if memory.writes(call, matrix.bits)), None)
-    out = given_by_name(maker).get("out") if maker is not None and not maker.opaque else None
-    return maker if isinstance(out, HalfMatrix) and same_view(out.bits, matrix.bits) else None
+    producer = next((call for call in reversed(before) if memory.writes(call, matrix.bits)), None)
+    out = given_by_name(producer).get("out") if producer is not None and not producer.opaque else None
+    return producer if isinstance(out, HalfMatrix) and same_view(out.bits, matrix.bits) else None
 
 
 def _with_sums(calls: list[Call], total: Call, memory: Memory, backend: Any) -> list[Call]:
