@@ -82,10 +82,10 @@ def _names(model: Container) -> tuple[list[str], list[str]]:
 
 def _input_dtypes(model: Container, given: Any, computes: numpy.dtype[Any]) -> list[numpy.dtype[Any]]:
     """The dtype of each input: the given one, or else int64 for an Embedding and the dtype of the file for others."""
-    count = len(model.input_names)
-    each = [*given] if isinstance(given, list | tuple) else [given] * count
-    if len(each) != count:
-        raise ArgumentError(f"input_dtype has {len(each)} dtypes, and the model has {count} inputs.")
+    names = model.input_names
+    each = [*given] if isinstance(given, list | tuple) else [given] * len(names)
+    if len(each) != len(names):
+        raise ArgumentError(f"input_dtype must have a dtype for each of the inputs {names}, not {len(each)}.")
     try:
         return [
             numpy.dtype(dtype) if dtype is not None else numpy.dtype("int64") if _embeds(model, i) else computes
