@@ -82,7 +82,7 @@ def _instance_norm(node: Node) -> Tensor:
     return node.tensor().with_features_last().add(layer, gamma=gamma, beta=beta)
 
 
-@converts("GroupNormalization", since=21)  # before, scale and bias are those of the groups
+@converts("GroupNormalization", since=21)  # before, one scale and bias per group
 def _group_norm(node: Node) -> Tensor:
     gamma, beta = node.constant(1, "scale"), node.constant(2, "bias")
     layer = layers.GroupNorm(node.attribute("num_groups"), epsilon=node.attribute("epsilon"))
