@@ -312,7 +312,7 @@ def test_a_graph_of_unknown_shape_is_refused_without_an_input_shape(tmp_path, rn
     for shape in [(7, 6, 4), (7, 6), (3, 7, 6)]:
         with pytest.raises(ArgumentError, match=r"takes samples of shape \('height', 'width', 3\), not"):
             xpnet.import_onnx(file, "cpu", input_shape=shape)
-    with pytest.raises(ArgumentError, match="has 1 inputs, and input_shape is for 2"):
+    with pytest.raises(ArgumentError, match=r"input_shape must have a shape for each of the inputs \['x'\], not 2"):
         xpnet.import_onnx(file, "cpu", input_shape=[(7, 6, 3), (7, 6, 3)])
 
 

@@ -97,7 +97,7 @@ def _padded(
 ) -> tuple[Tensor, Any]:
     """(x, the argument `padding` of a layer for a node): "valid", the pixels on both sides, or "same".
 
-    zeros: whether the padding are zeros, so that they can be a layer of their own if the argument cannot express them.
+    zeros: whether the padding is zeros, so that a layer of its own can add it if the argument cannot express it.
     """
     shape = x.shape
     automatic, pads = node.attribute("auto_pad"), node.attribute("pads", [0, 0, 0, 0])
@@ -228,7 +228,7 @@ def _resize_scales(node: Node, x: Tensor) -> tuple[list[float], list[int]]:
 
 
 def _source_pixel(mode: str, i: int, before: int, after: int, scale: float) -> float | None:
-    """Where pixel i of the result lies among those of the image, in a mode of ONNX; None in an unknown mode."""
+    """The position of pixel i of the result in the image, in a mode of ONNX; None in an unknown mode."""
     if mode == "half_pixel" or (mode == "pytorch_half_pixel" and after > 1):
         return (i + 0.5) / scale - 0.5
     if mode == "pytorch_half_pixel":

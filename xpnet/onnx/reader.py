@@ -59,7 +59,8 @@ class Reader:
         if not inputs or not graph.output:
             raise self.error("the graph must have an input and an output")
         if input_shapes is not None and len(input_shapes) != len(inputs):
-            raise self.error(f"the graph has {len(inputs)} inputs, and input_shape is for {len(input_shapes)}")
+            names = [i.name for i in inputs]
+            raise self.error(f"input_shape must have a shape for each of the inputs {names}, not {len(input_shapes)}")
         self.output_names = [o.name for o in graph.output]
         #: The nodes that the outputs depend on, in the order of the file.
         self.nodes = self._needed_nodes()

@@ -20,7 +20,7 @@ def model_graph(model: Container, ax: Axes | None = None) -> Axes:
     """The layers of a built model, with names and output shapes, below those whose outputs they are called on.
 
     A layer that is called several times has a box for each call: "0" and "0#2". Inputs are blue. Arrows that skip
-    levels run on the right of the boxes.
+    levels run on the right of the boxes. Raises StateError if the model is not built.
     """
     require_weights(model)
     boxes = model.connections()

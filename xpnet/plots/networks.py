@@ -36,7 +36,7 @@ def network(model: Container, ax: Axes | None = None) -> Axes:
 
     The width of a line grows with the size of the weight. Positive weights are solid blue lines, negative weights
     dashed red ones. Weights have their values written on them if there are at most 20 between two layers. Raises
-    ArgumentError for layers other than Dense and activations, and for layers with more than 16 units.
+    ArgumentError for branches, layers other than Dense and activations, and layers with more than 16 units.
     """
     columns = _columns(model)
     most = max(len(column.names) for column in columns)
