@@ -12,6 +12,7 @@ The emulation shows wrong numbers, forbidden calls and memory faults. It does no
 """
 
 import bisect
+import collections
 import contextlib
 import ctypes
 import functools
@@ -149,6 +150,7 @@ class Slab:
         self.bytes = np.empty(size + _UNIT, dtype=np.uint8)
         self.start = -(-self.bytes.ctypes.data // _UNIT) * _UNIT
         self.size = size
+        self.dropped = False
         self.blocks: weakref.WeakSet[Block] = weakref.WeakSet()
 
 
@@ -177,10 +179,13 @@ class Pool:
     """
 
     def __init__(self, cupy: "EmulatedCupy") -> None:
-        self._cupy, self._lock = cupy, threading.RLock()
+        self._cupy, self._lock = cupy, threading.Lock()
         self.slabs: list[Slab] = []  # by address
         #: Of each free chunk, the smallest first: its size, address, slab, graphs and stream.
         self._free: list[tuple[int, int, Slab, list[weakref.ref[Graph]], int]] = []
+        #: Chunks that were freed and are not in `_free` yet. The garbage collector may free a block at any allocation,
+        #: also while `malloc` reads `_free`.
+        self._returned: collections.deque[tuple[int, int, Slab, list[weakref.ref[Graph]], int]] = collections.deque()
         self._used = self.freed = 0
         cupy.pools.add(self)
 
@@ -188,6 +193,7 @@ class Pool:
         size = -(-max(size, 1) // _UNIT) * _UNIT
         stream = self._cupy.thread.stream.ptr
         with self._lock:
+            self._collect()
             first = bisect.bisect_left(self._free, size, key=_SIZE)
             fit = next((i for i in range(first, len(self._free)) if self._free[i][4] == stream), None)
             if fit is not None:
@@ -209,10 +215,15 @@ class Pool:
 
     def free(self, block: Block) -> None:
         ctypes.memset(block.address, _POISON, block.size)
-        with self._lock:
-            self._used -= block.size
-            chunk = block.size, block.address, block.slab, block.graphs, block.stream
-            bisect.insort(self._free, chunk, key=_SIZE)
+        self._returned.append((block.size, block.address, block.slab, block.graphs, block.stream))
+
+    def _collect(self) -> None:
+        """Sort the returned chunks into `_free`."""
+        while self._returned:
+            chunk = self._returned.popleft()
+            self._used -= chunk[0]
+            if not chunk[2].dropped:
+                bisect.insort(self._free, chunk, key=_SIZE)
 
     def block_at(self, address: int) -> Block | None:
         """The block that contains this address now."""
@@ -221,7 +232,9 @@ class Pool:
         return next((b for b in blocks if b.address <= address < b.address + b.size), None)
 
     def used_bytes(self) -> int:
-        return self._used
+        with self._lock:
+            self._collect()
+            return self._used
 
     def total_bytes(self) -> int:
         return sum(slab.size for slab in self.slabs)
@@ -230,9 +243,11 @@ class Pool:
         """Free the slabs that no block uses."""
         self.freed += 1
         with self._lock:
-            unused = [slab for slab in self.slabs if not slab.blocks]
-            self.slabs = [slab for slab in self.slabs if slab not in unused]
-            self._free = [chunk for chunk in self._free if chunk[2] not in unused]
+            self._collect()
+            for slab in self.slabs:
+                slab.dropped = not slab.blocks
+            self.slabs = [slab for slab in self.slabs if not slab.dropped]
+            self._free = [chunk for chunk in self._free if not chunk[2].dropped]
 
 
 _SIZE, _START = operator.itemgetter(0), operator.attrgetter("start")
