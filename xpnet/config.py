@@ -16,9 +16,10 @@ import numpy
 from xpnet.backends.arrays import to_host
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, suggestion, unknown_name
 
-__all__ = ["Configured", "ExplainedArguments", "as_shape", "checked_samples", "choice", "explain_arguments", "flag",
-           "integer", "is_custom", "is_integer", "is_number", "missing_method", "number", "one_or_pair", "penalties",
-           "python_number", "rate_or_schedule", "real_array", "refuse_non_finite_targets", "resolve"]  # fmt: skip
+__all__ = ["Configured", "ExplainedArguments", "as_shape", "checked_samples", "choice", "explain_arguments", "fits",
+           "flag", "integer", "is_custom", "is_integer", "is_number", "missing_method", "number", "one_or_pair",
+           "penalties", "python_number", "rate_or_schedule", "real_array", "refuse_non_finite_targets",
+           "resolve"]  # fmt: skip
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -184,9 +185,9 @@ def number(owner: Any, name: str, value: Any, *, finite: bool = False, also: str
     return value  # type: ignore[no-any-return]
 
 
-def integer(owner: Any, name: str, value: Any, *, at_least: int = 1, also: str = "", **limits: int) -> int:
-    """An integer within these limits, as a Python int. 3.0 counts as 3."""
-    limits = {"at_least": at_least, **limits}
+def integer(owner: Any, name: str, value: Any, *, at_least: int | None = 1, also: str = "", **limits: int) -> int:
+    """An integer within these limits, as a Python int. 3.0 counts as 3. at_least: None allows negative ones."""
+    limits = limits if at_least is None else {"at_least": at_least, **limits}
     given, value = value, python_number(value)
     if not (is_integer(value) and _within(value, limits)):
         raise _refusal(owner, name, "an integer" + _range(limits), given, also)
@@ -210,6 +211,11 @@ def as_shape(shape: Any) -> tuple[int, ...]:
     if not all(is_integer(n) and n >= 1 for n in sizes) or len(sizes) > _MOST_AXES:
         raise _refusal("", "a shape", "one or more positive integers, without the batch", shape)
     return tuple(int(n) for n in sizes)
+
+
+def fits(shape: Sequence[int], expected: Sequence[int | None]) -> bool:
+    """Whether an array without its batch axis has the expected shape, in which None stands for any length."""
+    return len(shape) == len(expected) and all(e is None or e == n for n, e in zip(shape, expected, strict=True))
 
 
 def penalties(owner: Any, l1: Any, l2: Any) -> tuple[float, float]:

@@ -178,7 +178,7 @@ def _targets(
         y = loss.check_targets(backend, y, output_shape)
     except ArgumentError as error:
         raise type(error)(f"{name}: {error}") from error
-    if loss.classifies and y.ndim == 1:  # class numbers stay integers
+    if loss.classifies and y.ndim in (1, len(output_shape)):  # class numbers stay integers
         return y
     return backend.xp.ascontiguousarray(backend.asarray(y, dtype=dtype))
 

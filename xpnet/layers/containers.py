@@ -21,7 +21,7 @@ from xpnet.layers.base import Layer
 from xpnet.layers.context import Context, Shape
 from xpnet.layers.executor import CallSite, Executor
 from xpnet.layers.pooling import MaxPool2D
-from xpnet.layers.structure import Arrays, as_tuple, first_of, shapes_of
+from xpnet.layers.structure import Arrays, as_tuple, first_of, one_or_tuple, shapes_of
 from xpnet.parameters import Parameter
 
 _NOTHING = nullcontext()
@@ -97,6 +97,16 @@ class Container(Layer):
     def inner_layers(self) -> tuple[Layer, ...]:
         """The layers that run. A layer that is called several times is there once for each call, as a copy."""
         return self._placed or self.layers
+
+    @property
+    def masked_outputs(self) -> tuple[bool, ...]:
+        """For each output, whether it has a mask."""
+        return (False,) * len(self._executor.outputs)
+
+    @property
+    def output_masks(self) -> Any:
+        """The masks of the outputs of the latest pass, (N, T) or None each: one, or a tuple if there are several."""
+        return one_or_tuple([None] * len(self._executor.outputs))
 
     @property
     def input_names(self) -> list[str]:

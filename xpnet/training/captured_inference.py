@@ -56,6 +56,7 @@ class InferencePass(NamedTuple):
         if self.loss is None:
             return list(as_tuple(outputs))
         sums = EpochMetrics(self.model, self.loss, self.metrics, batches=1)
+        outputs, batch = sums.rows(outputs, batch, self.model.output_masks)
         sums.add(self.loss.samples(self.model.backend, outputs, batch.y), batch, outputs)
         return sums.sums_of_batch
 

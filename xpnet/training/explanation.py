@@ -145,7 +145,7 @@ def _zeros(model: Container, loss: Any, batch_size: int) -> StepData:
 
     def targets(loss: Loss, shape: Shape) -> Any:
         if loss.classifies and loss.decision_threshold is None:
-            return backend.zeros((batch_size,), "int64")
+            return backend.zeros((batch_size, *(shape[:-1] if loss.by_label else ())), "int64")
         return backend.zeros((batch_size, *shape), dtype)
 
     x = one_or_tuple(list(map(inputs, shapes_of(model.input_shape), as_tuple(model.accepts_integers))))
