@@ -89,7 +89,7 @@ class MultiHeadAttention(Layer):
             self._rotate(k)
         training = self.context.training and self.dropout
         dropout = (self.noise_key, self.dropout, self.context.first_row) if training else None
-        given: Any = q, k, v, 1.0 / math.sqrt(q.shape[-1]), self.causal, None, dropout
+        given = q, k, v, 1.0 / math.sqrt(q.shape[-1]), self.causal, None, dropout
         out, log_sums = work.buffer("out", q.shape), work.buffer("log_sums", (samples, self.heads, length))
         work.given, work.out, work.log_sums = given, backend.attention(*given, out, log_sums), log_sums
         return self._project(out.reshape(-1, features), "output").reshape(query.shape)
@@ -109,12 +109,12 @@ class MultiHeadAttention(Layer):
         gradient of a rotation is the rotation back. In self-attention, x has the sum of three gradients.
         """
         work, backend, several = self.work, self.backend, isinstance(self.input_shape, list)
-        q, k, v, *_ = work.given
+        q, k, v, scale, causal, mask, dropout = work.given
         grad_out = work.buffer("grad_out", (grad_y.shape[0] * grad_y.shape[1], grad_y.shape[2]))
         self._project_grad(work.out.reshape(grad_out.shape), grad_y.reshape(grad_out.shape), "output", grad_out)
         grad_q, grad_k, grad_v = (work.buffer(f"grad_{part}", a.shape) for part, a in (("q", q), ("k", k), ("v", v)))
         grads = grad_out.reshape(q.shape), grad_q, grad_k, grad_v
-        backend.attention_grad(*work.given, work.out, work.log_sums, *grads)
+        backend.attention_grad(q, k, v, scale, causal, mask, dropout, work.out, work.log_sums, *grads)
         if self.rotary:
             self._rotate(grad_q, back=True)
             self._rotate(grad_k, back=True)
