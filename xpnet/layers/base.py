@@ -6,12 +6,12 @@ import math
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from xpnet import initializers
 from xpnet.backends import Array, Backend, get_backend
 from xpnet.backends.arrays import refuse_masked
-from xpnet.config import Configured, as_shape, flag, is_custom, missing_method
+from xpnet.config import Configured, as_shape, fits, flag, is_custom, missing_method
 from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, ShapeError, StateError, shape_text
 from xpnet.layers import tensors
 from xpnet.layers.building import building, standalone
@@ -22,10 +22,14 @@ from xpnet.parameters import Buffer, ModelArray, Parameter, ParameterStore
 
 #: Attributes for models and containers only. dir() does not list them.
 _INTERNAL = frozenset((
-    "backward_in_context", "backward_pass", "calls", "check_input", "connections", "drop_workspaces",
-    "execution_context", "forward_in_context", "forward_pass", "gives_probabilities", "inner_layers", "last_layer",
-    "noise_key", "place", "shape_for", "shared_copy", "splits_batch", "takes_list", "unplace",
+    "add_tied_parameter", "backward_in_context", "backward_pass", "calls", "check_input", "connections",
+    "drop_workspaces", "execution_context", "forward_in_context", "forward_pass", "gives_probabilities",
+    "in_this_model", "inner_layers", "keeps_mask", "last_layer", "mask", "masked_outputs", "noise_key",
+    "output_mask", "output_masks", "place", "shape_for", "shared_copy", "splits_batch", "spread_masks",
+    "start_mask", "starts_mask", "takes_list", "unplace",
 ))  # fmt: skip
+
+L = TypeVar("L", bound="Layer")
 
 
 class Layer(Configured):
@@ -65,8 +69,10 @@ class Layer(Configured):
     splits_batch: ClassVar[bool] = False
     #: Whether it can have several inputs, and so be called on a list. A custom layer always can.
     takes_list: ClassVar[bool] = False
-    #: Whether its output has the mask of its input. None: if both have as many steps, the first axis of the shape.
+    #: Whether the outputs have the mask of the inputs. None: if both have as many steps, the axis after the batch.
     keeps_mask: bool | None = None
+    #: Whether it starts a mask, see `start_mask`.
+    starts_mask: bool = False
     #: Whether its class is not part of xpnet, so that a model checks what it returns.
     is_custom: ClassVar[bool] = False
     #: Whether backward must return ∂L/∂x. The container sets it before each backward.
@@ -121,15 +127,16 @@ class Layer(Configured):
         """Write the parameters' gradients and return ∂L/∂x, given grad_y = ∂L/∂y (N, *output_shape)."""
         raise missing_method(self, "backward(grad_y)")
 
+    def start_mask(self, x: Array) -> Array:
+        """The mask (N, T) that starts at inputs x: True where a step counts. Only if `starts_mask`."""
+        raise missing_method(self, "start_mask(x)")
+
     def check_inputs(self, x: Array, name: str) -> None:
         """Raise DataError if x, a whole dataset called `name`, holds values that this layer does not accept.
 
         A model calls it once per dataset, before any pass, on the first layer that does not pass on integers and floats
         alike. Only here may a layer read the device.
         """
-
-    def start_mask(self, x: Array) -> Array | None:
-        """Return which steps of the sequences x count, (N, T) bool, if this layer finds that out; else None."""
 
     # A subclass uses: --------------------------------------------------------------------------------------------
 
@@ -156,6 +163,26 @@ class Layer(Configured):
         self.context.store.parameters.append(parameter)
         self._parameters = (*self._parameters, parameter)
         return parameter
+
+    def add_tied_parameter(self, name: str, layer: "Layer") -> Any:
+        """Declare that this layer also uses, and trains, the parameter of this name of a layer before it."""
+        if self.context.shapes_only:
+            return None
+        owner = self._shared_with or layer
+        if not owner.is_built:
+            raise StateError(
+                f"{self._label} is tied to {type(layer).__name__}, which is not built. It must come before this layer, "
+                "in the same model."
+            )
+        parameter, store = getattr(owner, name), owner.context.store
+        tied = self.context.store.share(parameter, store, lambda: self._qualified(name))
+        self._parameters = (*self._parameters, tied)
+        return tied
+
+    def in_this_model(self, layer: L) -> L:
+        """The copy of a layer that is in the same model as this one; the layer itself if there is none."""
+        copies = (reference() for reference in layer._shared_copies)
+        return next((twin for twin in copies if twin is not None and twin._context is self._context), layer)  # type: ignore[return-value]
 
     def add_buffer(self, name: str, value: Any) -> Buffer:
         """Declare an array that is saved and moved with the model but not trained."""
@@ -204,9 +231,12 @@ class Layer(Configured):
         return work
 
     @property
-    def mask(self) -> Array | None:
-        """Which steps of the input of this pass count, (N, T) bool; None if all do. A list for several inputs."""
-        return vars(self.work).get("mask")
+    def mask(self) -> Any:
+        """The mask of the inputs of this pass, bool (N, T), True where a step counts; None if all do.
+
+        A list, with an item for each input, if the layer was called on a list and any of them has a mask.
+        """
+        return getattr(self.work, "mask", None)
 
     @property
     def backend(self) -> Backend:
@@ -264,7 +294,12 @@ class Layer(Configured):
         if len(outputs) != len(shapes):
             raise ShapeError(f"{self._label}: forward must return a list of {len(shapes)} arrays, not {len(outputs)}.")
         for shape, output in zip(shapes, outputs, strict=True):
-            if not isinstance(output, self.xp.ndarray) or output.shape != (len(x), *shape) or output.dtype != dtype:
+            if (
+                not isinstance(output, self.xp.ndarray)
+                or len(output) != len(x)
+                or not fits(output.shape[1:], shape)
+                or output.dtype != dtype
+            ):
                 raise self.wrong_output((len(x), *shape), dtype, output)
 
     def wrong_output(self, shape: Shape, dtype: Any, y: Any) -> ShapeError:
@@ -348,6 +383,34 @@ class Layer(Configured):
         """Whether `build` has been called."""
         return self._context is not None
 
+    def spread_masks(self, inputs: Sequence[bool]) -> tuple[bool, ...]:
+        """Whether each output has a mask, given whether each input has one."""
+        count = len(shapes_of(self.output_shape))
+        return (self.starts_mask or (any(inputs) and self._keeps_mask),) * count
+
+    @property
+    def _keeps_mask(self) -> bool:
+        if self.keeps_mask is not None:
+            return self.keeps_mask
+        before, after = shapes_of(self.input_shape)[0], shapes_of(self.output_shape)[0]
+        return bool(before and after) and before[0] == after[0]
+
+    def output_mask(self, x: Any) -> Any:
+        """The mask of the outputs of x after `forward`, or None; a tuple if it differs between several outputs.
+
+        By default, a step counts if it does in all inputs that have a mask.
+        """
+        masks = [mask for mask in as_tuple(self.mask) if mask is not None] if self._keeps_mask else []
+        if self.starts_mask:
+            masks.append(self.start_mask(x))
+        if len(masks) < 2:
+            return masks[0] if masks else None
+        combined = self.work.buffer("mask", masks[0].shape, masks[0].dtype)
+        combined[...] = masks[0]
+        for mask in masks[1:]:
+            self.xp.logical_and(combined, mask, out=combined)
+        return combined
+
     def shape_for(self, input_shape: Any) -> Any:
         """The output shape for an input shape, or for a list of shapes. The layer is built for that, and unbuilt."""
         if self.is_built and input_shape == self.input_shape:
@@ -356,7 +419,8 @@ class Layer(Configured):
             trial = self.shared_copy() if self.is_built else self
             device, dtype = (self.backend, self.context.dtype) if self.is_built else (get_backend("cpu"), "float32")
             try:
-                return trial.place(Context(device, ParameterStore(device, dtype), seed=0), "", input_shape)
+                context = Context(device, ParameterStore(device, dtype), seed=0, shapes_only=True)
+                return trial.place(context, "", input_shape)
             finally:
                 trial.unplace()
 
@@ -397,7 +461,7 @@ class Layer(Configured):
 
     def _refuse_too_large(self, what: str, shapes: Shape | list[Shape]) -> None:
         """Raise DeviceMemoryError if not even one sample of these shapes fits into the device's memory."""
-        needed = sum(map(math.prod, shapes_of(shapes))) * self.context.dtype.itemsize
+        needed = sum(math.prod(n or 1 for n in shape) for shape in shapes_of(shapes)) * self.context.dtype.itemsize
         if not self.backend.can_hold(needed):
             raise DeviceMemoryError(
                 f"{self._label}: one sample of its {what} {shape_text(shapes)} takes {needed / 2**30:,.1f} GiB, more "
@@ -422,7 +486,8 @@ class Layer(Configured):
         """`forward` of a layer outside a model, with the checks that a model makes. Returns a new array."""
         refuse_masked(x, "x")
         given: Any = [tuple(a.shape[1:]) for a in as_tuple(x) if hasattr(a, "shape")]
-        if given and (given if isinstance(x, list | tuple) else given[0]) != self.input_shape:
+        wanted = shapes_of(self.input_shape)
+        if given and not (len(given) == len(wanted) and all(map(fits, given, wanted))):
             got = ", ".join(str(tuple(a.shape)) for a in as_tuple(x))
             raise self.refuse(f"{shape_text(self.input_shape)}, the shape it was built for", got)
         self.check_inputs(x, "x")

@@ -4,6 +4,7 @@ The formulas use only what NumPy and CuPy share, and never read a device value b
 an operator computes: an operator that a device overrides must agree with its formula up to rounding.
 """
 
+from xpnet.backends.reference.attention import AttentionOperators
 from xpnet.backends.reference.convolution import ConvolutionOperators
 from xpnet.backends.reference.elementwise import ElementwiseOperators
 from xpnet.backends.reference.fused import FusedOperators
@@ -18,6 +19,7 @@ from xpnet.backends.reference.windows import WindowOperators
 
 
 class Backend(
+    AttentionOperators,
     ConvolutionOperators,
     FusedOperators,
     ElementwiseOperators,
