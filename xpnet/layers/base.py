@@ -67,7 +67,7 @@ class Layer(Configured):
     #: Whether it can have several inputs, and so be called on a list. A custom layer always can.
     takes_list: ClassVar[bool] = False
     #: Whether the outputs have the mask of the inputs. None: if both have as many steps, the axis after the batch.
-    keeps_mask: ClassVar[bool | None] = None
+    keeps_mask: bool | None = None
     #: Whether it starts a mask, see `start_mask`.
     starts_mask: bool = False
     #: Whether its class is not part of xpnet, so that a model checks what it returns.
@@ -134,8 +134,6 @@ class Layer(Configured):
         A model calls it once per dataset, before any pass, on the first layer that does not pass on integers and floats
         alike. Only here may a layer read the device.
         """
-
-    # A subclass uses: --------------------------------------------------------------------------------------------
 
     def add_parameter(
         self, name: str, shape: Sequence[int], initializer: Any, *, decay: bool = True, l1: float = 0.0, l2: float = 0.0
@@ -213,7 +211,7 @@ class Layer(Configured):
 
         A list, with an item for each input, if the layer was called on a list and any of them has a mask.
         """
-        return getattr(self.work, "mask", None)
+        return getattr(self.work, "given_mask", None)
 
     @property
     def backend(self) -> Backend:
