@@ -236,7 +236,7 @@ class Layer(Configured):
 
         A list, with an item for each input, if the layer was called on a list and any of them has a mask.
         """
-        return getattr(self.work, "mask", None)
+        return getattr(self.work, "given_mask", None)
 
     @property
     def backend(self) -> Backend:

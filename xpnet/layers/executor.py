@@ -73,7 +73,7 @@ class Executor:
         for layer, inputs, outputs, shape in self.sites:
             given = values[inputs] if isinstance(inputs, int) else [values[i] for i in inputs]
             if masks is not None:
-                layer.work.mask = masks[inputs] if isinstance(inputs, int) else _any([masks[i] for i in inputs])
+                layer.work.given_mask = masks[inputs] if isinstance(inputs, int) else _any([masks[i] for i in inputs])
             y = layer.forward(given)
             if isinstance(outputs, int) and getattr(y, "shape", (0,))[1:] != shape and not _fits(y, shape):
                 raise layer.wrong_output((len(values[0]), *shape), container.context.dtype, y)
