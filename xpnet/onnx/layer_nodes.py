@@ -16,6 +16,7 @@ from xpnet.layers.graph import Graph
 from xpnet.layers.windows import pair
 from xpnet.onnx.tensors import file_shape, transposition
 from xpnet.onnx.writer import EXPORTERS, FileTensor, GraphWriter, exports
+from xpnet.parameters import Parameter
 
 # Containers, layers that change nothing in inference, and activations -------------------------------------------------
 
@@ -203,7 +204,11 @@ def _permute(graph: GraphWriter, layer: layers.Permute, x: FileTensor) -> FileTe
 @exports(layers.Dense)
 def _dense(graph: GraphWriter, layer: layers.Dense, x: FileTensor) -> FileTensor:
     x = graph.transposed(x, channels_first=False)
-    weight, bias = graph.add_weight(layer.weight), [graph.add_weight(layer.bias)] if layer.use_bias else []
+    bias = [graph.add_weight(layer.bias)] if layer.use_bias else []
+    if layer.tied_to is None:
+        weight = graph.add_weight(layer.weight)
+    else:
+        weight = graph.add_constant(_table(graph, layer.weight, layer.tied_to.padding_index).T)
     if len(x.shape) == 1:
         return graph.add_node("Gemm", x, weight, *bias)
     y = graph.add_node("MatMul", x, weight)
@@ -212,7 +217,16 @@ def _dense(graph: GraphWriter, layer: layers.Dense, x: FileTensor) -> FileTensor
 
 @exports(layers.Embedding)
 def _embedding(graph: GraphWriter, layer: layers.Embedding, x: FileTensor) -> FileTensor:
-    return graph.add_node("Gather", replace(x, name=graph.add_weight(layer.weight), dtype=graph.dtype), x.name)
+    table = graph.add_constant(_table(graph, layer.weight, layer.padding_index), name=layer.weight.name)
+    return graph.add_node("Gather", replace(x, name=table, dtype=graph.dtype), x.name)
+
+
+def _table(graph: GraphWriter, weight: Parameter, padding_index: int | None) -> Any:
+    """The table of an Embedding, in which the row of the padding index is 0, although another one may be loaded."""
+    table = numpy.array(graph.to_numpy(weight.value))
+    if padding_index is not None:
+        table[padding_index] = 0.0
+    return table
 
 
 @exports(layers.Conv2D, layers.DepthwiseConv2D)
