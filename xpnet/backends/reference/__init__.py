@@ -9,6 +9,7 @@ from xpnet.backends.reference.elementwise import ElementwiseOperators
 from xpnet.backends.reference.fused import FusedOperators
 from xpnet.backends.reference.matmul import MatmulOperators
 from xpnet.backends.reference.random import RandomOperators
+from xpnet.backends.reference.recurrent import RecurrentOperators
 from xpnet.backends.reference.reductions import ReductionOperators
 from xpnet.backends.reference.rows import RowOperators
 from xpnet.backends.reference.special import SpecialFunctions
@@ -19,6 +20,7 @@ from xpnet.backends.reference.windows import WindowOperators
 class Backend(
     ConvolutionOperators,
     FusedOperators,
+    RecurrentOperators,
     ElementwiseOperators,
     MatmulOperators,
     ReductionOperators,
