@@ -36,12 +36,13 @@ from xpnet.layers.pooling import (
     Upsample2D,
     ZeroPadding2D,
 )  # fmt: skip
+from xpnet.layers.recurrent import GRU, LSTM, Bidirectional, SimpleRNN
 from xpnet.layers.residual import Residual
 from xpnet.layers.shape import Flatten, Permute, Rescale, Reshape
 
-__all__ = ["ELU", "GELU", "Add", "Average", "AvgPool2D", "BatchNorm", "Concatenate", "Conv2D", "Conv2DTranspose",
-           "Dense", "DepthwiseConv2D", "Dot", "Dropout", "Embedding", "Flatten", "GlobalAveragePool2D",
-           "GlobalMaxPool2D", "GroupNorm", "HardSigmoid", "HardSwish", "HardTanh", "Identity", "InstanceNorm", "Layer",
-           "LayerNorm", "LeakyReLU", "LogSoftmax", "MaxPool2D", "Maximum", "Mish", "Multiply", "PReLU", "Permute",
-           "ReLU", "ReLU6", "Rescale", "Reshape", "Residual", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus",
-           "Step", "Subtract", "Tanh", "Upsample2D", "ZeroPadding2D"]  # fmt: skip
+__all__ = ["ELU", "GELU", "GRU", "LSTM", "Add", "Average", "AvgPool2D", "BatchNorm", "Bidirectional", "Concatenate",
+           "Conv2D", "Conv2DTranspose", "Dense", "DepthwiseConv2D", "Dot", "Dropout", "Embedding", "Flatten",
+           "GlobalAveragePool2D", "GlobalMaxPool2D", "GroupNorm", "HardSigmoid", "HardSwish", "HardTanh", "Identity",
+           "InstanceNorm", "Layer", "LayerNorm", "LeakyReLU", "LogSoftmax", "MaxPool2D", "Maximum", "Mish", "Multiply",
+           "PReLU", "Permute", "ReLU", "ReLU6", "Rescale", "Reshape", "Residual", "Sequential", "SiLU", "Sigmoid",
+           "SimpleRNN", "Softmax", "Softplus", "Step", "Subtract", "Tanh", "Upsample2D", "ZeroPadding2D"]  # fmt: skip
