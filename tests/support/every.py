@@ -37,8 +37,8 @@ LAYERS = examples_of(
         layers.AvgPool2D: [(IMAGE, layers.AvgPool2D(2, padding=1, count_include_pad=False))],
         layers.BatchNorm: [((3, 4), layers.BatchNorm(momentum=0.2, epsilon=1e-3, center=False))],
         layers.Bidirectional: [
-            ((3, 4), layers.Bidirectional(layers.GRU(2))),
-            ((3, 4), layers.Bidirectional(layers.LSTM(2, return_sequences=False))),
+            ((2, 2), layers.Bidirectional(layers.GRU(1))),
+            ((2, 2), layers.Bidirectional(layers.LSTM(1, return_sequences=False))),
         ],
         layers.Conv2D: [
             (IMAGE, layers.Conv2D(4, (2, 1), (1, 2), "same", dilation=2, groups=2, use_bias=False, l1=0.1, l2=0.2))
@@ -64,15 +64,15 @@ LAYERS = examples_of(
             (IMAGE, layers.GroupNorm(2, epsilon=1e-3, center=False)),
             ((6,), layers.GroupNorm(2)),
         ],
-        layers.GRU: [((3, 4), layers.GRU(2, reverse=True, recurrent_bias_initializer=0.3))],
+        layers.GRU: [((3, 2), layers.GRU(2, reverse=True, recurrent_bias_initializer=0.3))],
         layers.HardSigmoid: [((4,), layers.HardSigmoid())],
         layers.HardSwish: [((4,), layers.HardSwish())],
         layers.HardTanh: [((4,), layers.HardTanh(-0.05, 1.05))],
         layers.Identity: [((4,), layers.Identity())],
         layers.InstanceNorm: [(IMAGE, layers.InstanceNorm(epsilon=1e-3))],
         layers.LSTM: [
-            ((3, 4), layers.LSTM(2, reverse=True)),
-            ((4, 3), layers.LSTM(3, return_sequences=False, use_bias=False)),
+            ((2, 3), layers.LSTM(2, reverse=True)),
+            ((3, 2), layers.LSTM(2, return_sequences=False, use_bias=False)),
         ],
         layers.LayerNorm: [((3, 4), layers.LayerNorm(epsilon=1e-3, scale=False))],
         layers.LeakyReLU: [((4,), layers.LeakyReLU(0.2))],
@@ -92,7 +92,7 @@ LAYERS = examples_of(
         layers.Sequential: [((4,), layers.Sequential([layers.Dense(2), layers.Tanh()]))],
         layers.Sigmoid: [((4,), layers.Sigmoid())],
         layers.SiLU: [((4,), layers.SiLU())],
-        layers.SimpleRNN: [((3, 4), layers.SimpleRNN(2, bias_initializer=0.3))],
+        layers.SimpleRNN: [((3, 2), layers.SimpleRNN(2, bias_initializer=0.3))],
         layers.Softmax: [((2, 3), layers.Softmax())],
         layers.Softplus: [((4,), layers.Softplus())],
         layers.Step: [((4,), layers.Step(0.3))],

@@ -93,7 +93,7 @@ class _Recurrent(Layer):
         backend.matmul(work.x, self.weight.value, out=gates.reshape(len(work.x), -1))
         if self.use_bias:
             backend.add_to_rows(gates.reshape(len(work.x), -1), self.bias.value)
-        work.steps_mask = None if _mask_of(self) is None else self._by_time("steps_mask", _mask_of(self))
+        work.steps_mask = None if self.mask is None else self._by_time("steps_mask", self.mask)
         work.states = tuple(self._buffer(f"states {i}", (steps + 1, samples, self.units)) for i in range(kinds))
         for states, first in zip(work.states, state or [0.0] * kinds, strict=True):
             states[0] = first
@@ -106,8 +106,8 @@ class _Recurrent(Layer):
         if not self.return_sequences:
             return hidden[-1]
         y = self._by_sample("y", hidden[1:])
-        if _mask_of(self) is not None:
-            y *= _mask_of(self)[:, :, None]
+        if self.mask is not None:
+            y *= self.mask[:, :, None]
         return y
 
     def _begin_backward(self, grad_y: Array) -> tuple[Array | None, Array]:
@@ -445,7 +445,3 @@ class Bidirectional(Container):
 
     def get_config(self) -> dict[str, Any]:
         return self._with_name({"layer": self.layer})
-
-
-def _mask_of(layer: Layer) -> Any:
-    return getattr(layer.work, "mask", None)
