@@ -16,8 +16,11 @@ from xpnet.capture.trace import Trace, TracedArray
 #: The parameters that compiled loops write.
 _LOOP_RESULTS = {
     "add_powers": ("sums",), "add_products": ("sums",), "add_rows": ("sums",), "add_to_rows": ("a",),
-    "adagrad": ("w", "s"), "adam": ("w", "m", "s"), "cross_entropy": ("losses", "grad"), "max_pool": ("out", "choice"),
-    "momentum": ("w", "v"), "rmsprop": ("w", "s"), "sgd": ("w",),
+    "adagrad": ("w", "s"), "adam": ("w", "m", "s"), "cross_entropy": ("losses", "grad"),
+    "gru_grad": ("grad_gates", "grad_products", "grad_before"), "gru_inner": ("gates",), "gru_state": ("hidden",),
+    "gru_sums": ("gates", "inner"), "lstm_cell": ("gates", "cell"), "lstm_grad": ("grad_gates", "grad_before"),
+    "lstm_sums": ("gates",), "max_pool": ("out", "choice"), "momentum": ("w", "v"), "rmsprop": ("w", "s"),
+    "sgd": ("w",),
 }  # fmt: skip
 
 
