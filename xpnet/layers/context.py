@@ -32,7 +32,8 @@ class Context:
     changes from pass to pass.  group: the processes that train this model.  has_no_rows: this rank has no rows of the
     batch, and computes with one placeholder row that must not count.  mixup: the augment.MixUp of the model, whose
     shares and partners mix the loss too; None if there is none.  forward_thread: the thread whose `forward` filled the
-    workspaces that backward reads; 0 if it was a training step.
+    workspaces that backward reads; 0 if it was a training step.  shapes_only: the layers are built only to find the
+    shapes of their outputs.
     """
 
     backend: Backend
@@ -48,6 +49,7 @@ class Context:
     has_no_rows: bool = False
     mixup: Any = None
     forward_thread: int = 0
+    shapes_only: bool = False
     _steps_begun: int = 0
     _passes_by_hand: int = 0  # since that step
     _scratch: dict[tuple[Any, ...], Array] = field(default_factory=dict)
