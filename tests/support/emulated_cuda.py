@@ -115,7 +115,9 @@ class EmulatedCupy(FakeCupy):
             Event=Event,
             get_elapsed_time=lambda start, stop: stop.seconds - start.seconds,
         )
-        self.cuda.runtime.getDeviceProperties = lambda i: {"name": b"Emulated", "major": 9, "minor": 0}
+        self.cuda.runtime.getDeviceProperties = lambda i: {
+            "name": b"Emulated", "major": 9, "minor": 0, "sharedMemPerBlockOptin": 227 * 2**10
+        }  # fmt: skip
 
     @contextlib.contextmanager
     def _using_allocator(self, allocator: Callable[[int], Any]) -> Iterator[None]:

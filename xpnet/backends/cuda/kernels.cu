@@ -1258,20 +1258,7 @@ KERNEL sum_pool_grad(const real* grad, Word n, Windows windows, Axes axes, int w
     WITH_WIDTH(width, sum_pool_grad_by, grad, n, windows, axes, out);
 }
 
-// Random numbers: the hash of ../reference/random.py, bit for bit ----------------------------------------------------
-
-__device__ Word hash32(Word h) {
-    h ^= h >> 16;
-    h *= 0x7FEB352Du;
-    h ^= h >> 15;
-    h *= 0x846CA68Bu;
-    return h ^ h >> 16;
-}
-
-__device__ Word random_word(Word word, Index row, Index column) {
-    Word row_hash = hash32(hash32((Word)(row >> 32) ^ word) ^ (Word)row);
-    return hash32(row_hash ^ hash32((Word)column ^ hash32(word ^ 0x9E3779B9u)));
-}
+// Random numbers -----------------------------------------------------------------------------------------------------
 
 KERNEL random_bits(const double* word, Index first_row, Index n, Index columns, Word* out) {
     FOR_EACH(i, n) out[i] = random_word((Word)*word, first_row + quotient(i, columns), remainder_of(i, columns));

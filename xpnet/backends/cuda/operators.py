@@ -8,6 +8,7 @@ from typing import Any
 import numpy
 
 from xpnet.backends.arrays import Array
+from xpnet.backends.cuda.attention import CUDAAttention
 from xpnet.backends.cuda.convolutions import CUDAConvolutions
 from xpnet.backends.cuda.cublas import HalfMatrix
 from xpnet.backends.cuda.graphs import NO_STEP, STEP_THREADS
@@ -15,7 +16,6 @@ from xpnet.backends.cuda.kernels import BLOCK, REALS, axes, signatures
 from xpnet.backends.cuda.launching import MOST_BLOCKS, VECTOR, by_kernel, fused, power_of_two
 from xpnet.backends.reference import Backend
 from xpnet.backends.reference.fused import MOST_OPERATIONS, OPERATIONS
-from xpnet.backends.reference.random import step_word
 from xpnet.backends.reference.updates import Numbers, Runs
 from xpnet.backends.reference.windows import Windows
 
@@ -27,7 +27,7 @@ _SINGLE_BLOCK = 2**13  # logits of `cross_entropy_sums`; for more, several block
 fused_windows = functools.partial(fused, below=_MANY)
 
 
-class CUDAOperators(CUDAConvolutions):
+class CUDAOperators(CUDAAttention, CUDAConvolutions):
     """A backend on CuPy, with kernels."""
 
     def __init__(self, name: str, xp: Any) -> None:
@@ -263,16 +263,13 @@ class CUDAOperators(CUDAConvolutions):
         if self.kernels_unavailable or not rows * columns:
             return super().random_bits(key, rows, columns, first_row)
         out = self.xp.empty((rows, columns), dtype=numpy.uint32)
-        return self.launch("random_bits", out, word=self._word(key), first_row=first_row)
+        return self.launch("random_bits", out, word=self.step_word(key), first_row=first_row)
 
     @fused
     def dropout_mask(self, key: Sequence[int], rate: float, out: Array, first_row: int = 0) -> Array:
         threshold, kept = int(rate * 2**32), 1.0 / (1.0 - rate)
-        word = self._word(key)
+        word = self.step_word(key)
         return self.launch("dropout_mask", out, word=word, first_row=first_row, threshold=threshold, kept=kept)
-
-    def _word(self, key: Sequence[int]) -> Array:
-        return self.step_numbers(functools.partial(step_word, tuple(key[:-1])), key[-1])
 
     # Updates ---------------------------------------------------------------------------------------------------------
 
