@@ -56,8 +56,8 @@ template <int SIZE_, int COLUMNS_> struct Exact {
     static const int VECTOR = DEEP < 4 ? DEEP : 4, PITCH = SIZE + 4, SCRATCH_PITCH = COLUMNS + 4;
     static const bool SAME = true;  // both kinds of tiles are stored in the same way
     static const int SCRATCH = ROWS * SCRATCH_PITCH;
-    static constexpr int inner_words(int rows) { return rows * PITCH; }
-    static constexpr int outer_words(int rows) { return rows * PITCH; }
+    static __device__ constexpr int inner_words(int rows) { return rows * PITCH; }
+    static __device__ constexpr int outer_words(int rows) { return rows * PITCH; }
 
     int lane, first;
 
@@ -140,8 +140,8 @@ template <Precision precision, int SIZE_, int COLUMNS_> struct Tensor {
     static const bool SAME = EACH == 1;
     static const int INNER_PITCH = SIZE / EACH + 8, OUTER_PITCH = SIZE + 8;
     static const int SCRATCH = 0;
-    static constexpr int inner_words(int rows) { return rows * INNER_PITCH; }
-    static constexpr int outer_words(int rows) { return rows / EACH * OUTER_PITCH; }
+    static __device__ constexpr int inner_words(int rows) { return rows * INNER_PITCH; }
+    static __device__ constexpr int outer_words(int rows) { return rows / EACH * OUTER_PITCH; }
 
     int lane, group, first;
 
@@ -229,7 +229,7 @@ __device__ void load_tile(const Heads& from, int n, int h, int first, int count,
 }
 
 // The words of a tile that is stored for both kinds of products, and the part of it for products over its rows.
-template <typename Math> constexpr int words_of_both(int rows) {
+template <typename Math> __device__ constexpr int words_of_both(int rows) {
     return Math::inner_words(rows) + (Math::SAME ? 0 : Math::outer_words(rows));
 }
 template <typename Math> __device__ Word* outer_of_both(Word* tile) {
@@ -274,7 +274,7 @@ __device__ bool counts(const Attention& attention, const Byte* mask, int n, int 
 // Scores are kept in units of log 2. Their largest number so far is subtracted from them, and `totals` are the sums of
 // the powers. Block (n · heads + h, tile) has a tile of queries; those with the most keys begin first.
 
-template <typename Math> constexpr int words_of_attend() {
+template <typename Math> __device__ constexpr int words_of_attend() {
     return Math::inner_words(Math::ROWS) + Math::inner_words(Math::COLUMNS) + Math::outer_words(Math::COLUMNS) +
            Math::SCRATCH;
 }
@@ -354,7 +354,7 @@ __device__ void attend(const Heads& q, const Heads& k, const Heads& v, const Att
 // attend_query_grad stores D in `products` (N, H, T), and grad_q = scale · dS k. attend_key_grads follows it, and stores
 // grad_k = scale · dSᵀ q and grad_v = (M ∘ P)ᵀ grad.
 
-template <typename Math> constexpr int words_of_query_grad() {
+template <typename Math> __device__ constexpr int words_of_query_grad() {
     return 2 * Math::inner_words(Math::ROWS) + words_of_both<Math>(Math::COLUMNS) + Math::inner_words(Math::COLUMNS) +
            Math::SCRATCH;
 }
@@ -421,7 +421,7 @@ __device__ void attend_query_grad(const Heads& q, const Heads& k, const Heads& v
     }
 }
 
-template <typename Math> constexpr int words_of_key_grads() {
+template <typename Math> __device__ constexpr int words_of_key_grads() {
     return 2 * Math::inner_words(Math::ROWS) + 2 * words_of_both<Math>(Math::COLUMNS) + Math::SCRATCH;
 }
 
