@@ -32,14 +32,22 @@ def integers(count, below=3):
 
 ZERO = np.zeros((), "float64")
 
+ATTENTION = {**{name: real(2, 3, 2, 4) + i for i, name in enumerate("qkv")}, "scale": 0.5, "causal": True,
+             "mask": np.arange(6).reshape(2, 3) != 4, "dropout": (KEY, 0.3, 1)}  # fmt: skip
+STEPS = np.arange(8).reshape(4, 2) % 3 > 0
+
 #: The arguments of each operator that is recorded as a whole.
 EXAMPLES = {
     "add_arrays": {name: real(3, 4) for name in ("a", "b", "out")},
     "add_matmul": {"a": real(3, 4), "b": real(4, 5), "out": real(3, 5), "scratch": real(3, 5)},
+    "add_rows_at": {"grad_rows": real(7, 5), "rows": integers(7), "out": real(4, 5)},
     "add_to_rows": {"a": real(3, 5), "row": real(5)},
     "add_to_rows_max_pool": {"x": real(2, 4, 4, 3), "row": real(3), "windows": WINDOWS, "relu": True,
                              "out": real(2, 2, 2, 3), "choice": np.zeros((2, 2, 2, 3), "uint8")},
     "add_to_rows_relu": {"a": real(3, 5), "row": real(5), "out": real(3, 5)},
+    "attention": {**ATTENTION, "out": real(2, 3, 2, 4), "log_sums": real(2, 2, 3)},
+    "attention_grad": {**ATTENTION, "out": real(2, 3, 2, 4), "log_sums": abs(real(2, 2, 3)),
+                       **{name: real(2, 3, 2, 4) for name in ("grad", "grad_q", "grad_k", "grad_v")}},
     "batched_matmul": {"a": real(2, 3, 4), "b": real(2, 4, 5), "out": real(2, 3, 5)},
     "cast": {"a": real(3, 4)},
     "clip_norm": {"grads": real(8), "trained": [slice(0, 6)], "limit": 0.1},
@@ -64,8 +72,18 @@ EXAMPLES = {
     "elementwise": {"operations": [["multiply", real(5), 0.5], ["add", real(5), real(1)], ["sqrt", 4.0 + real(5)]],
                     "outs": [real(5) + 1, real(5) + 2, real(5) + 3]},
     "gather": {"a": real(6, 4), "rows": integers(3), "out": real(3, 4)},
+    "gru": {"gates": real(4, 2, 9), "weight": real(3, 9), "bias": real(9), "mask": STEPS, "hidden": real(5, 2, 3),
+            "inner": real(4, 2, 3)},
+    "gru_grad": {"grad": real(4, 2, 3), "gates": real(4, 2, 9), "weight": real(3, 9), "mask": STEPS,
+                 "hidden": real(5, 2, 3), "inner": real(4, 2, 3), "grad_gates": real(4, 2, 9),
+                 "grad_products": real(4, 2, 9), "grad_hidden": real(2, 3)},
     "im2col": {"x": real(2, 4, 4, 3), "windows": WINDOWS, "out": real(2, 2, 2, 2, 2, 3)},
     "log_softmax": {"x": real(3, 5)},
+    "lstm": {"gates": real(4, 2, 12), "weight": real(3, 12), "mask": STEPS, "hidden": real(5, 2, 3),
+             "cells": real(5, 2, 3)},
+    "lstm_grad": {"grad": real(4, 2, 3), "gates": real(4, 2, 12), "weight": real(3, 12), "mask": STEPS,
+                  "cells": real(5, 2, 3), "grad_gates": real(4, 2, 12), "grad_hidden": real(2, 3),
+                  "grad_cell": real(2, 3)},
     "matmul": {"a": real(3, 4), "b": real(4, 5), "out": real(3, 5)},
     "matmul_bias": {"a": real(3, 4), "b": real(4, 5), "row": real(5), "relu": True, "out": real(3, 5)},
     "matmul_relu_grad": {"a": real(3, 4), "b": real(4, 5), "y": real(3, 5), "out": real(3, 5) + 1},
@@ -85,6 +103,12 @@ EXAMPLES = {
                                 "choice": np.zeros((2, 2, 2, 3), "uint8"), "windows": WINDOWS, "out": real(2, 4, 4, 3)},
     "relu_grad_sum_rows": {"grad": real(3, 5), "y": real(3, 5), "out": real(3, 5), "sums": real(5)},
     "rescale": {"x": real(3, 5), "scale": 2.0, "offset": 1.0, "out": real(3, 5)},
+    "rnn": {"gates": real(4, 2, 3), "weight": real(3, 3), "mask": STEPS, "hidden": real(5, 2, 3)},
+    "rnn_grad": {"grad": real(4, 2, 3), "weight": real(3, 3), "mask": STEPS, "hidden": real(5, 2, 3),
+                 "grad_gates": real(4, 2, 3), "grad_hidden": real(2, 3)},
+    "rotate_pairs": {"x": real(2, 3, 2, 4), "cosines": real(3, 2), "sines": real(3, 2), "out": real(2, 3, 2, 4) + 1},
+    "scale_rows": {"x": real(3, 5), "epsilon": 1e-3, "out": real(3, 5), "sigma": real(3, 1)},
+    "scale_rows_grad": {"grad": real(3, 5), "normal": real(3, 5), "sigma": abs(real(3, 1)), "out": real(3, 5)},
     "scale_shift_relu": {"x": real(3, 5), **{name: real(5) for name in ("center", "scale", "shift")},
                          "out": real(3, 5)},
     "scale_shift": {"x": real(3, 5), **{name: real(5) for name in ("center", "scale", "shift")}, "out": real(3, 5)},

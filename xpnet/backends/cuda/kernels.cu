@@ -323,6 +323,50 @@ KERNEL gather_bytes(const Byte* a, const Index* rows, Index n, Index size, real*
     FOR_EACH(i, n) out[i] = (real)a[rows[quotient(i, size)] * size + remainder_of(i, size)];
 }
 
+// Sums of rows at equal indices. Block (i, j) computes row i of out, in WIDTH columns for each lane; `by_position`, that of
+// the index at position i, if it is the first of its kind. Each of the 8 warps adds, in order, the rows of a part of the
+// indices. Lanes compare 32 indices at a time.
+template <int WIDTH>
+__device__ void add_rows_at_by(const real* grad_rows, const Index* rows, int count, Index columns, bool by_position,
+                               real* out) {
+    const int BATCH = 4;  // rows that are loaded before they are added
+    __shared__ Vector<real, WIDTH> parts[8][32];
+    __shared__ bool repeated;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, position = blockIdx.x;
+    Index row = by_position ? rows[position] : position, column = (blockIdx.y * (Index)32 + lane) * WIDTH;
+    int part = (count + 255) / 256 * 32;  // of the indices, for a warp
+    if (threadIdx.x == 0) repeated = false;
+    __syncthreads();
+    Vector<real, WIDTH> sum = {};
+    for (int first = warp * part, step = 0; step < part; first += 32, step += 32) {
+        Word found = __ballot_sync(0xffffffff, first + lane < count && rows[first + lane] == row);
+        if (by_position && found && first + __ffs(found) - 1 < position) repeated = true;
+        while (found) {
+            Vector<real, WIDTH> loaded[BATCH] = {};
+            for (int b = 0; b < BATCH && found; b++, found &= found - 1) {
+                const real* from = grad_rows + (first + __ffs(found) - 1) * columns + column;
+                if (column < columns) loaded[b] = load<WIDTH>(from);
+            }
+            for (int b = 0; b < BATCH; b++) {
+                for (int k = 0; k < WIDTH; k++) sum.at[k] += loaded[b].at[k];
+            }
+        }
+    }
+    parts[warp][lane] = sum;
+    __syncthreads();
+    if (warp != 0 || column >= columns || repeated) return;
+    for (int other = 1; other < 8; other++) {
+        for (int k = 0; k < WIDTH; k++) sum.at[k] += parts[other][lane].at[k];
+    }
+    store(out + row * columns + column, sum);
+}
+
+KERNEL add_rows_at(const real* grad_rows, const Index* rows, int count, Index columns, int width, int by_position,
+                   real* out) {
+    if (width == 4) add_rows_at_by<4>(grad_rows, rows, count, columns, by_position != 0, out);
+    else add_rows_at_by<1>(grad_rows, rows, count, columns, by_position != 0, out);
+}
+
 // Elements -----------------------------------------------------------------------------------------------------------
 
 KERNEL rescale_bytes(const Byte* x, Index n, real scale, real offset, real* out) {
@@ -405,12 +449,26 @@ KERNEL elementwise(Operations operations, int count, Index n, real* out) {
     }
 }
 
+__device__ real sigmoid_of(real x) { return exp(x < 0 ? x : (real)0) / (1 + exp(-fabs(x))); }
+
 KERNEL sigmoid(const real* x, Index n, real* out) {
-    FOR_EACH(i, n) out[i] = exp(x[i] < 0 ? x[i] : (real)0) / (1 + exp(-fabs(x[i])));
+    FOR_EACH(i, n) out[i] = sigmoid_of(x[i]);
 }
 
 KERNEL softplus(const real* x, Index n, real* out) {
     FOR_EACH(i, n) out[i] = (x[i] > 0 ? x[i] : (real)0) + log1p(exp(-fabs(x[i])));
+}
+
+// Rotates pairs of elements that are `half` apart, by the angles of their step. n: the number of pairs.
+KERNEL rotate_pairs(const real* x, const real* cosines, const real* sines, Index n, Index steps, Index heads,
+                    Index half, real* out) {
+    FOR_EACH(i, n) {
+        Index row = quotient(i, half), place = i - row * half, first = 2 * row * half + place, second = first + half;
+        Index angle = remainder_of(quotient(row, heads), steps) * half + place;
+        real a = x[first], b = x[second];
+        out[first] = a * cosines[angle] - b * sines[angle];
+        out[second] = a * sines[angle] + b * cosines[angle];
+    }
 }
 
 KERNEL add_to_rows(const real* row, Index n, Index columns, real* out) {
@@ -758,6 +816,29 @@ KERNEL normalize_rows_grad(const real* grad, const real* normal, const real* sig
         }
         double mean = over_block(sum, Add()) / columns, slope = over_block(products, Add()) / columns;
         FOR_EACH_COLUMN(j, columns) out[i * columns + j] = (g[j] - mean - x[j] * slope) / sigma[i];
+    }
+}
+
+// out = x / σ in each row, with σ = √(mean(x²) + epsilon).
+KERNEL scale_rows(const real* x, Index rows, Index columns, double epsilon, real* out, real* sigma) {
+    FOR_EACH_ROW(i, rows) {
+        const real* row = x + i * columns;
+        double squares = 0;
+        FOR_EACH_COLUMN(j, columns) squares += (double)row[j] * row[j];
+        double size = sqrt(over_block(squares, Add()) / columns + epsilon);
+        FOR_EACH_COLUMN(j, columns) out[i * columns + j] = row[j] / size;
+        if (threadIdx.x == 0) sigma[i] = size;
+    }
+}
+
+// out = (g - x̂ · mean(g · x̂)) / σ in each row, with x̂ = normal. out may be grad.
+KERNEL scale_rows_grad(const real* grad, const real* normal, const real* sigma, Index rows, Index columns, real* out) {
+    FOR_EACH_ROW(i, rows) {
+        const real *g = grad + i * columns, *x = normal + i * columns;
+        double products = 0;
+        FOR_EACH_COLUMN(j, columns) products += (double)g[j] * x[j];
+        double slope = over_block(products, Add()) / columns;
+        FOR_EACH_COLUMN(j, columns) out[i * columns + j] = (g[j] - x[j] * slope) / sigma[i];
     }
 }
 

@@ -16,7 +16,7 @@ def read_source(*names: str) -> str:
     return "".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names)
 
 
-SOURCE = read_source("random.cu", "kernels.cu")
+SOURCE = read_source("random.cu", "kernels.cu", "recurrent.cu")
 
 REALS = {numpy.dtype("float32"): "float", numpy.dtype("float64"): "double"}
 

@@ -37,6 +37,8 @@ _OTHER_DTYPES = {  # of arguments that do not have the dtype of the others
     "choice": (numpy.dtype("uint8"), numpy.dtype("int32")),
     "correct": _INT64,
     "loss_sum": (numpy.dtype("float64"),),
+    "mask": (numpy.dtype("bool"),),
+    "rows": _INT64,
 }
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -14,12 +14,14 @@ from xpnet.backends.cuda.cublas import HalfMatrix
 from xpnet.backends.cuda.graphs import NO_STEP, STEP_THREADS
 from xpnet.backends.cuda.kernels import BLOCK, REALS, axes, signatures
 from xpnet.backends.cuda.launching import MOST_BLOCKS, VECTOR, by_kernel, fused, power_of_two
+from xpnet.backends.cuda.recurrent import CUDARecurrent
 from xpnet.backends.reference import Backend
 from xpnet.backends.reference.fused import MOST_OPERATIONS, OPERATIONS
 from xpnet.backends.reference.updates import Numbers, Runs
 from xpnet.backends.reference.windows import Windows
 
 _INT64 = numpy.dtype("int64")
+_LANES = 32  # of a warp
 _MANY = 2**31  # elements: the kernels of windows count in 32 bits
 _MOST_CLASSES, _MOST_DEPTH, _MOST_INPUTS = 16, 2**11, 2**20  # of `dense_cross_entropy`; for more, products are faster
 _SINGLE_BLOCK = 2**13  # logits of `cross_entropy_sums`; for more, several blocks work, and another kernel adds losses
@@ -27,7 +29,7 @@ _SINGLE_BLOCK = 2**13  # logits of `cross_entropy_sums`; for more, several block
 fused_windows = functools.partial(fused, below=_MANY)
 
 
-class CUDAOperators(CUDAAttention, CUDAConvolutions):
+class CUDAOperators(CUDAAttention, CUDAConvolutions, CUDARecurrent):
     """A backend on CuPy, with kernels."""
 
     def __init__(self, name: str, xp: Any) -> None:
@@ -64,12 +66,33 @@ class CUDAOperators(CUDAAttention, CUDAConvolutions):
                 return self.launch("gather_bytes", out, a=a, rows=rows, size=size)
         return super().gather(a, rows, out)
 
+    @fused
+    def add_rows_at(self, grad_rows: Array, rows: Array, out: Array) -> Array:
+        vocabulary, features = out.shape
+        width = self.width_of(features, grad_rows, out)
+        by_position = vocabulary > len(rows)
+        if by_position:
+            out[...] = 0.0
+        blocks = min(vocabulary, len(rows)), -(-features // (_LANES * width))
+        sizes = {"count": len(rows), "columns": features, "width": width, "by_position": int(by_position)}
+        arguments = {"grad_rows": grad_rows, "rows": rows, "out": out, **sizes}
+        self.kernels.launch("add_rows_at", out.dtype, blocks, (BLOCK,), arguments)
+        return out
+
+    @fused
+    def rotate_pairs(self, x: Array, cosines: Array, sines: Array, out: Array) -> Array:
+        steps, heads, half = x.shape[1], x.shape[2], cosines.shape[1]
+        arguments = {"cosines": cosines, "sines": sines, "n": x.size // 2, "steps": steps, "heads": heads, "half": half}
+        return self.launch("rotate_pairs", out, x=x, **arguments)
+
     # Rows ------------------------------------------------------------------------------------------------------------
 
     softmax = by_kernel(Backend.softmax, rowwise=True)
     log_softmax = by_kernel(Backend.log_softmax, rowwise=True)
     normalize_rows = by_kernel(Backend.normalize_rows, rowwise=True)
     normalize_rows_grad = by_kernel(Backend.normalize_rows_grad, rowwise=True)
+    scale_rows = by_kernel(Backend.scale_rows, rowwise=True)
+    scale_rows_grad = by_kernel(Backend.scale_rows_grad, rowwise=True)
 
     @fused
     def cross_entropy(
