@@ -14,7 +14,6 @@ class Reshape(Layer):
     """(N, *shape) → (N, *target_shape). One size of target_shape may be -1; it is computed from the others."""
 
     accepts_integers = None
-    keeps_mask = False
 
     def __init__(self, target_shape: Sequence[int], *, name: str | None = None) -> None:
         super().__init__(name=name)
@@ -45,6 +44,8 @@ class Reshape(Layer):
 
 class Flatten(Reshape):
     """(N, *shape) → (N, features), in row-major order."""
+
+    keeps_mask = False
 
     def __init__(self, *, name: str | None = None) -> None:
         super().__init__((-1,), name=name)
