@@ -89,10 +89,10 @@ class Embedding(Layer):
 
     def start_mask(self, x: Array) -> Array:
         """x ≠ padding_index, (N, T)."""
-        return self._counted(self._indices(x))
+        return self._counted(self._indices(x), "mask")
 
-    def _counted(self, indices: Array) -> Array:
-        return self.xp.not_equal(indices, self.padding_index, out=self.work.buffer("counted", indices.shape, "bool"))
+    def _counted(self, indices: Array, buffer: str) -> Array:
+        return self.xp.not_equal(indices, self.padding_index, out=self.work.buffer(buffer, indices.shape, "bool"))
 
     def _indices(self, x: Array) -> Array:
         return x.astype(self.xp.int64, copy=False)
@@ -109,7 +109,7 @@ class Embedding(Layer):
         y = work.buffer("y", (len(work.rows), self.features))
         self.backend.gather(self.weight.value, work.rows, out=y)
         if self.padding_index is not None:
-            y *= self._counted(work.rows)[:, None]  # a row that was loaded may not be 0
+            y *= self._counted(work.rows, "counted")[:, None]  # a row that was loaded may not be 0
         return y.reshape(*x.shape, self.features)
 
     def backward(self, grad_y: Array) -> None:
