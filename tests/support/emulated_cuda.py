@@ -668,7 +668,7 @@ def _synchronizes(code: str, name: str) -> bool:
     seen, waiting = set(), [name]
     while waiting:
         body = bodies.get(current := waiting.pop(), "")
-        if "__sync" in body:
+        if "__sync" in body or "_sync(" in body:
             return True
         seen.add(current)
         waiting += [called for called in re.findall(r"\w+", body) if called in bodies and called not in seen]

@@ -116,6 +116,19 @@ def test_the_gradient_of_relu_equals_the_formula(guarded, rng, size, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_gelu_and_its_slope_equal_the_reference(guarded, rng, size, dtype):
+    x = numbers(rng, (size,), dtype, special=True)
+    want = [np.empty(size), np.empty(size)]
+    with np.errstate(all="ignore"):
+        REFERENCE.gelu(x.astype("float64"), *want)
+    out, slope = guarded((size,), dtype), guarded((size,), dtype)
+    assert guarded.backend.gelu(guarded((size,), dtype, x), out, slope) is out
+    for got, exact in zip((out, slope), want, strict=True):
+        assert_close(guarded.backend, got, exact, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("vocabulary", "count", "features"), [(1, 1, 1), (3, 300, 5), (7, 1000, 132), (40, 9, 36)])
 def test_rows_added_at_indices_equal_the_reference(guarded, rng, vocabulary, count, features, dtype):
     rows, grad_rows = rng.integers(vocabulary, size=count), numbers(rng, (count, features), dtype)
@@ -288,6 +301,35 @@ def test_normalized_rows_and_their_gradient_equal_the_reference(guarded, rng, na
     want = getattr(REFERENCE, f"{name}_grad")(grad, normal, sigma, np.empty_like(grad))
     got = getattr(backend, f"{name}_grad")(device_array, *arguments, out=device_array)
     assert_close(backend, got, want, dtype, 100)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [s for s in MATRICES if s[1] > 1])
+@pytest.mark.parametrize(
+    ("centered", "scaled", "shifted"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_rows_normalized_and_scaled_equal_the_reference(guarded, rng, shape, centered, scaled, shifted, dtype):
+    def forward_and_backward(backend, array):
+        gamma, beta = (array(shape[1:], a) if given else None for a, given in ((rows[0], scaled), (rows[1], shifted)))
+        sums = [array(shape[1:]) if given else None for given in (scaled, shifted)]
+        normal, sigma, out = array(shape), array((shape[0], 1)), array(shape)
+        y = backend.normalize_and_scale(array(shape, x), centered, 1e-5, gamma, beta, normal, sigma, out)
+        back = array(shape)
+        backend.normalize_and_scale_grad(array(shape, grad), centered, gamma, normal, sigma, *sums, back)
+        return [a for a in (y, normal, sigma, back, *sums) if a is not None]
+
+    x, grad, rows = 3 + 2 * numbers(rng, shape, dtype), numbers(rng, shape, dtype), numbers(rng, (2, shape[1]), dtype)
+    want = forward_and_backward(REFERENCE, lambda shape, fill=0: np.full(shape, fill, "float64"))
+    got = forward_and_backward(guarded.backend, lambda shape, fill=None: guarded(shape, dtype, fill))
+    for a, b in zip(got, want, strict=True):
+        assert_close(guarded.backend, a, b, dtype, 100)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equal_features_are_normalized_to_zero(guarded, dtype):
+    x, out, normal, sigma = (guarded((3, 7), dtype, 1e7 / 3) for _ in range(4))
+    guarded.backend.normalize_and_scale(x, True, 1e-5, None, None, normal, sigma[:, :1].copy(), out)
+    assert not guarded.backend.to_numpy(out).any()
 
 
 # Columns --------------------------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ class CUDAOperators(CUDAAttention, CUDAConvolutions, CUDARecurrent):
     relu_grad = by_kernel(Backend.relu_grad, each=VECTOR)
     sigmoid = by_kernel(Backend.sigmoid)
     softplus = by_kernel(Backend.softplus)
+    gelu = by_kernel(Backend.gelu, each=VECTOR)
     scale_shift = by_kernel(Backend.scale_shift, each=VECTOR)
     combine = by_kernel(Backend.combine, each=VECTOR)
 
@@ -95,6 +96,37 @@ class CUDAOperators(CUDAAttention, CUDAConvolutions, CUDARecurrent):
     scale_rows_grad = by_kernel(Backend.scale_rows_grad, rowwise=True)
 
     @fused
+    def normalize_and_scale(
+        self, x: Array, centered: bool, epsilon: float, gamma: Array | None, beta: Array | None, normal: Array,
+        sigma: Array, out: Array,
+    ) -> Array:  # fmt: skip
+        arrays = {"x": x, "gamma": gamma, "beta": beta, "normal": normal, "out": out}
+        return self._launch_rows_of_warps("normalize_and_scale", centered, sigma, epsilon=epsilon, **arrays)
+
+    @fused
+    def normalize_and_scale_grad(
+        self, grad: Array, centered: bool, gamma: Array | None, normal: Array, sigma: Array, grad_gamma: Array | None,
+        grad_beta: Array | None, out: Array,
+    ) -> Array:  # fmt: skip
+        if grad_gamma is not None and grad_beta is not None:
+            self._sum_rows_and_products(grad, normal, None, grad_beta, grad_gamma)
+        elif grad_gamma is not None:
+            self._sum_products(grad, normal, None, grad_gamma)
+        elif grad_beta is not None:
+            self.sum_rows(grad, grad_beta)
+        arrays = {"grad": grad, "gamma": gamma, "normal": normal, "out": out}
+        return self._launch_rows_of_warps("normalize_and_scale_grad", centered, sigma, **arrays)
+
+    def _launch_rows_of_warps(self, name: str, centered: bool, sigma: Array, **given: Any) -> Array:
+        """Launch a kernel with a warp for each row. given: out, arrays with its shape or that of a row, numbers."""
+        out = given["out"]
+        rows, columns = out.shape
+        width = self.width_of(columns, *[a for a in given.values() if isinstance(a, self.xp.ndarray)])
+        blocks = min(-(-rows * _LANES // BLOCK), 2**16)
+        sizes = {"rows": rows, "columns": columns, "width": width, "centered": int(centered)}
+        return self.launch(name, out, blocks=blocks, sigma=sigma, **sizes, **given)
+
+    @fused
     def cross_entropy(
         self, logits: Array, labels: Array, smoothing: float, losses: Array, grad: Array
     ) -> tuple[Array, Array]:
@@ -122,6 +154,9 @@ class CUDAOperators(CUDAAttention, CUDAConvolutions, CUDARecurrent):
 
     @fused
     def sum_products(self, a: Array, b: Array, center: Array, out: Array) -> Array:
+        return self._sum_products(a, b, center, out)
+
+    def _sum_products(self, a: Array, b: Array, center: Array | None, out: Array) -> Array:
         self.launch_column_sums("sum_products", a, a=a, b=b, center=center, out=out)
         return out
 
@@ -167,6 +202,9 @@ class CUDAOperators(CUDAAttention, CUDAConvolutions, CUDARecurrent):
 
     @fused
     def sum_rows_and_products(self, a: Array, b: Array, center: Array, sums: Array, products: Array) -> None:
+        self._sum_rows_and_products(a, b, center, sums, products)
+
+    def _sum_rows_and_products(self, a: Array, b: Array, center: Array | None, sums: Array, products: Array) -> None:
         arrays = {"a": a, "b": b, "center": center, "sums": sums, "products": products}
         self.launch_column_sums("sum_rows_and_products", a, per_column=2, **arrays)
 
