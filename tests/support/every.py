@@ -34,8 +34,13 @@ LAYERS = examples_of(
     layers,
     layers.Layer,
     {
+        layers.AvgPool1D: [((5, 4), layers.AvgPool1D(3, 2, padding=1, count_include_pad=False))],
         layers.AvgPool2D: [(IMAGE, layers.AvgPool2D(2, padding=1, count_include_pad=False))],
         layers.BatchNorm: [((3, 4), layers.BatchNorm(momentum=0.2, epsilon=1e-3, center=False))],
+        layers.Conv1D: [
+            ((5, 4), layers.Conv1D(6, 2, 2, "same", dilation=2, groups=2, bias_initializer=0.5, l1=0.1, l2=0.2)),
+            ((5, 4), layers.Conv1D(3, 3, padding="causal", use_bias=False)),
+        ],
         layers.Conv2D: [
             (IMAGE, layers.Conv2D(4, (2, 1), (1, 2), "same", dilation=2, groups=2, use_bias=False, l1=0.1, l2=0.2))
         ],
@@ -51,10 +56,15 @@ LAYERS = examples_of(
         ],
         layers.Dropout: [((4,), layers.Dropout(0.25))],
         layers.ELU: [((4,), layers.ELU(0.5))],
-        layers.Embedding: [((4,), layers.Embedding(9, 2, weight_initializer="uniform", l1=0.1))],
+        layers.Embedding: [
+            ((4,), layers.Embedding(9, 2, weight_initializer="uniform", l1=0.1)),
+            ((4,), layers.Embedding(9, 2, padding_index=2)),
+        ],
         layers.Flatten: [((2, 3), layers.Flatten())],
         layers.GELU: [((4,), layers.GELU(approximate="tanh")), ((4,), layers.GELU())],
+        layers.GlobalAveragePool1D: [((5, 4), layers.GlobalAveragePool1D())],
         layers.GlobalAveragePool2D: [(IMAGE, layers.GlobalAveragePool2D())],
+        layers.GlobalMaxPool1D: [((5, 4), layers.GlobalMaxPool1D())],
         layers.GlobalMaxPool2D: [(IMAGE, layers.GlobalMaxPool2D())],
         layers.GroupNorm: [
             (IMAGE, layers.GroupNorm(2, epsilon=1e-3, center=False)),
@@ -68,6 +78,8 @@ LAYERS = examples_of(
         layers.LayerNorm: [((3, 4), layers.LayerNorm(epsilon=1e-3, scale=False))],
         layers.LeakyReLU: [((4,), layers.LeakyReLU(0.2))],
         layers.LogSoftmax: [((4,), layers.LogSoftmax())],
+        layers.Masking: [((3, 4), layers.Masking(0.5))],
+        layers.MaxPool1D: [((5, 4), layers.MaxPool1D(3, strides=1, padding="same"))],
         layers.MaxPool2D: [(IMAGE, layers.MaxPool2D((2, 1), strides=1, padding="same"))],
         layers.Mish: [((4,), layers.Mish())],
         layers.MultiHeadAttention: [

@@ -65,6 +65,8 @@ class Layer(Configured):
     splits_batch: ClassVar[bool] = False
     #: Whether it can have several inputs, and so be called on a list. A custom layer always can.
     takes_list: ClassVar[bool] = False
+    #: Whether its output has the mask of its input. None: if both have as many steps, the first axis of the shape.
+    keeps_mask: bool | None = None
     #: Whether its class is not part of xpnet, so that a model checks what it returns.
     is_custom: ClassVar[bool] = False
     #: Whether backward must return ∂L/∂x. The container sets it before each backward.
@@ -125,6 +127,9 @@ class Layer(Configured):
         A model calls it once per dataset, before any pass, on the first layer that does not pass on integers and floats
         alike. Only here may a layer read the device.
         """
+
+    def start_mask(self, x: Array) -> Array | None:
+        """Return which steps of the sequences x count, (N, T) bool, if this layer finds that out; else None."""
 
     # A subclass uses: --------------------------------------------------------------------------------------------
 
@@ -197,6 +202,11 @@ class Layer(Configured):
         if work is None:
             work = self._workspaces[context.inference] = Workspace(context)
         return work
+
+    @property
+    def mask(self) -> Array | None:
+        """Which steps of the input of this pass count, (N, T) bool; None if all do. A list for several inputs."""
+        return vars(self.work).get("mask")
 
     @property
     def backend(self) -> Backend:

@@ -12,6 +12,7 @@ from xpnet.backends.reference.matmul import MatmulOperators
 from xpnet.backends.reference.random import RandomOperators
 from xpnet.backends.reference.reductions import ReductionOperators
 from xpnet.backends.reference.rows import RowOperators
+from xpnet.backends.reference.sequences import SequenceOperators
 from xpnet.backends.reference.special import SpecialFunctions
 from xpnet.backends.reference.updates import UpdateOperators
 from xpnet.backends.reference.windows import WindowOperators
@@ -27,6 +28,7 @@ class Backend(
     WindowOperators,
     RandomOperators,
     RowOperators,
+    SequenceOperators,
     SpecialFunctions,
     UpdateOperators,
 ):
