@@ -16,6 +16,7 @@ from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, Sh
 from xpnet.layers import tensors
 from xpnet.layers.building import building, standalone
 from xpnet.layers.context import Context, Shape, Workspace
+from xpnet.layers.past import Past
 from xpnet.layers.structure import as_tuple, first_of, mapped, shapes_of
 from xpnet.layers.tensors import check_name
 from xpnet.parameters import Buffer, ModelArray, Parameter, ParameterStore
@@ -67,6 +68,8 @@ class Layer(Configured):
     takes_list: ClassVar[bool] = False
     #: Whether its output has the mask of its input. None: if both have as many steps, the first axis of the shape.
     keeps_mask: bool | None = None
+    #: Whether the output of a step depends on no later step, in sequences (N, T, ...); see also `past`.
+    causal: bool = True
     #: Whether its class is not part of xpnet, so that a model checks what it returns.
     is_custom: ClassVar[bool] = False
     #: Whether backward must return ∂L/∂x. The container sets it before each backward.
@@ -207,6 +210,15 @@ class Layer(Configured):
     def mask(self) -> Array | None:
         """Which steps of the input of this pass count, (N, T) bool; None if all do. A list for several inputs."""
         return vars(self.work).get("mask")
+
+    @property
+    def past(self) -> Past | None:
+        """What this layer keeps of the steps before those of x, if x continues a sequence; None if x is all of it.
+
+        A causal layer of xpnet then gives the outputs that these steps have in the whole sequence.
+        """
+        continuation = (self._context or self.context).continuation
+        return None if continuation is None else continuation.past_of(self)
 
     @property
     def backend(self) -> Backend:

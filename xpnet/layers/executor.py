@@ -69,7 +69,8 @@ class Executor:
         for layer, inputs, outputs, shape in self.sites:
             given = values[inputs] if isinstance(inputs, int) else [values[i] for i in inputs]
             y = layer.forward(given)
-            if isinstance(outputs, int) and getattr(y, "shape", (0,))[1:] != shape:
+            wrong = isinstance(outputs, int) and getattr(y, "shape", (0,))[1:] != shape
+            if wrong and container.context.continuation is None:  # its passes have fewer steps
                 raise layer.wrong_output((len(values[0]), *shape), container.context.dtype, y)
             if layer.is_custom:
                 layer.check_output(given, y)
