@@ -203,14 +203,19 @@ def one_or_pair(check: Callable[..., N], owner: Any, name: str, value: Any, **li
     return check(owner, name, value, also="two, (vertical, horizontal)", **limits)
 
 
-def as_shape(shape: Any) -> tuple[int, ...]:
-    """(4,) from 4, [4] or (4,). Refuses anything but positive integers."""
+def as_shape(shape: Any) -> tuple[Any, ...]:
+    """(4,) from 4, [4] or (4,). Refuses anything but positive integers, apart from None as the first of several axes.
+
+    None is the axis of a sequence of any length: (None, 8), or (None,) for integers of an Embedding.
+    """
     shape = python_number(shape)
     ordered = not isinstance(shape, str | bytes | bytearray | Set | Mapping) and getattr(shape, "ndim", 1) == 1
     sizes = tuple(shape) if ordered and hasattr(shape, "__iter__") else (shape,)
-    if not all(is_integer(n) and n >= 1 for n in sizes) or len(sizes) > _MOST_AXES:
-        raise _refusal("", "a shape", "one or more positive integers, without the batch", shape)
-    return tuple(int(n) for n in sizes)
+    known = sizes[1:] if shape is not None and sizes and sizes[0] is None else sizes
+    if not all(is_integer(n) and n >= 1 for n in known) or len(sizes) > _MOST_AXES:
+        expected = "one or more positive integers, without the batch"
+        raise _refusal("", "a shape", expected, shape, also="None in the first place for sequences of any length")
+    return (*sizes[: len(sizes) - len(known)], *map(int, known))
 
 
 def fits(shape: Sequence[int], expected: Sequence[int | None]) -> bool:

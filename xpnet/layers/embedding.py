@@ -62,6 +62,7 @@ class Embedding(Layer):
         if self.padding_index is not None:
             initializer = _WithZeroRow(initializers.get(initializer), self.padding_index)
         self.weight = self.add_parameter("weight", shape, initializer, l1=self.l1, l2=self.l2)
+        self.starts_mask = self.padding_index is not None and len(input_shape) == 1
         return (*input_shape, self.features)
 
     def check_inputs(self, x: Array, name: str) -> None:
@@ -86,9 +87,9 @@ class Embedding(Layer):
     def _takes(self) -> str:
         return f"{self._label} takes integers from 0 to {self.vocabulary_size - 1}"
 
-    def start_mask(self, x: Array) -> Array | None:
+    def start_mask(self, x: Array) -> Array:
         """x ≠ padding_index, (N, T)."""
-        return self._counted(self._indices(x)) if self.padding_index is not None and x.ndim == 2 else None
+        return self._counted(self._indices(x))
 
     def _counted(self, indices: Array) -> Array:
         return self.xp.not_equal(indices, self.padding_index, out=self.work.buffer("counted", indices.shape, "bool"))

@@ -12,7 +12,7 @@ class Masking(Layer):
     The layers after it ignore the padded steps: recurrent layers, attention, global pooling, losses and metrics.
     """
 
-    keeps_mask = True
+    starts_mask = True
 
     def __init__(self, value: float = 0.0, *, name: str | None = None) -> None:
         super().__init__(name=name)
@@ -23,7 +23,7 @@ class Masking(Layer):
             raise self.refuse("sequences (N, T, features)", input_shape)
         return input_shape
 
-    def start_mask(self, x: Array) -> Array | None:
+    def start_mask(self, x: Array) -> Array:
         """Whether any feature of a step differs from `value`, (N, T)."""
         return self.xp.any(x != self.value, axis=-1, out=self.work.buffer("counted", x.shape[:2], "bool"))
 

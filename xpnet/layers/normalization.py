@@ -1,6 +1,5 @@
 """BatchNorm, LayerNorm, RMSNorm, GroupNorm, InstanceNorm: a mean of 0 and a variance of 1, by batch or by sample."""
 
-import math
 from typing import Any
 
 from xpnet.backends import Array
@@ -251,7 +250,7 @@ class GroupNorm(_Normalization):
     def forward(self, x: Array) -> Array:
         """y = gamma · x̂ + beta, where x̂ is computed of rows (N · groups, P · F): P positions, F features of a group."""
         backend, work, by_group = self.backend, self.work, self._by_group(x)
-        rows = self.context.scratch("rows", (len(x) * self.groups, math.prod(self.input_shape) // self.groups))
+        rows = self.context.scratch("rows", (len(x) * self.groups, x.size // (len(x) * self.groups)))
         rows.reshape(by_group.shape)[...] = by_group
         work.normalized, work.sigma = work.buffer("normalized", rows.shape), work.buffer("sigma", (len(rows), 1))
         backend.normalize_rows(rows, self.epsilon, work.normalized, work.sigma)

@@ -40,6 +40,8 @@ def image_and_channels(layer: Layer, input_shape: Shape) -> tuple[Pair, int]:
         hint = " Put Reshape((height, width, 1)) before it." if len(input_shape) == 2 else ""
         raise layer.refuse("images (N, H, W, channels)", input_shape, hint)
     height, width, channels = input_shape
+    if height is None:
+        raise layer.refuse("images of one size", input_shape, " Only sequences (N, T, features) may have any length.")
     return (height, width), channels
 
 

@@ -28,7 +28,7 @@ def relative_errors(
     def forward() -> tuple[Any, Any, Batch]:
         """(the outputs of the model, those of the rows, the batch of the rows)."""
         whole = model.forward_pass(batch.x, training=True)
-        return whole, *rows(whole, batch, model.output_masks)
+        return whole, *rows(whole, batch, model.output_masks())
 
     def totals(outputs: Any, counted: Batch) -> Any:
         """Σ w over the rows of each output."""

@@ -93,7 +93,7 @@ class TrainingStep:
         """
         model, loss = self.model, self.loss
         whole = model.forward_in_context(batch.x, training=True)
-        outputs, batch = self.rows(whole, batch, model.output_masks)
+        outputs, batch = self.rows(whole, batch, model.output_masks())
         total = self._row_total(total, batch, outputs, counts)
         per_sample, grad = loss.samples_and_gradient(model.backend, outputs, batch.y, out=self._like("grad", outputs))
         if model.context.mixup is not None:
