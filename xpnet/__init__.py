@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from xpnet.onnx import import_onnx as import_onnx
 
 __all__ = ["Backend", "History", "Input", "Model", "Sequential", "__version__", "augment", "available_backends",
-           "callbacks", "check_gradients", "datasets", "distributed", "errors", "explain_step",
-           "generate", "get_backend", "initializers", "layers", "load", "losses", "metrics", "optimizers", "schedules"]  # fmt: skip
+           "callbacks", "check_gradients", "datasets", "distributed", "errors", "explain_step", "generate",
+           "get_backend", "initializers", "layers", "load", "losses", "metrics", "optimizers", "schedules"]  # fmt: skip
 
 _LAZY_MODULES = ("datasets", "estimators", "onnx", "plots")
 _LAZY_FUNCTIONS = ("export_onnx", "import_onnx")

@@ -53,6 +53,8 @@ MODELS = {
         None,
         lambda b: chain(b, None, layers.Conv1D(6, 3, padding="causal", dilation=2), layers.ReLU()),
     ),
+    "recurrent": (None, lambda b: chain(b, None, layers.LSTM(6), layers.GRU(6), layers.SimpleRNN(6))),
+    "last state": (None, lambda b: chain(b, None, layers.LSTM(8, return_sequences=False))),
     "graph": (None, graph),
     "own layer": (6, lambda b: chain(b, 6, Cumulative(), layers.Tanh())),
     "context to one output": (4, lambda b: chain(b, 4, layers.Flatten(), layers.Dense(8), layers.Tanh())),
@@ -185,6 +187,7 @@ def two_inputs():
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: chain("cpu", None, block(causal=False)), r"layer 1.attention \(MultiHeadAttention\).*later steps"),
     (lambda: chain("cpu", None, layers.Conv1D(8, 3, padding="same")), r"layer 1 \(Conv1D\).*later steps"),
+    (lambda: chain("cpu", None, layers.Bidirectional(layers.GRU(3))), r"layer 1.backward \(GRU\).*later steps"),
     (two_inputs, "must take tokens"),
     (lambda: xpnet.Sequential([layers.Dense(4)], (3, 4), "cpu"), r"takes \(N, 3, 4\)"),
     (lambda: xpnet.Sequential([embedding(), layers.Dense(20)], (None,), "cpu"), "predicts 20 tokens, but its last"),

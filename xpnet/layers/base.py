@@ -24,9 +24,10 @@ from xpnet.parameters import Buffer, ModelArray, Parameter, ParameterStore
 #: Attributes for models and containers only. dir() does not list them.
 _INTERNAL = frozenset((
     "backward_in_context", "backward_pass", "calls", "check_input", "connections", "drop_workspaces",
-    "execution_context", "forward_in_context", "forward_pass", "gives_probabilities", "inference_outputs", "inner_layers", "keeps_mask",
-    "last_layer", "mask", "masked_outputs", "noise_key", "output_mask", "output_masks", "place", "shape_for",
-    "shared_copy", "splits_batch", "spread_masks", "start_mask", "starts_mask", "takes_list", "unplace",
+    "execution_context", "forward_in_context", "forward_pass", "gives_probabilities", "inference_outputs",
+    "inner_layers", "keeps_mask", "last_layer", "mask", "masked_outputs", "noise_key", "output_mask", "output_masks",
+    "place", "shape_for", "shared_copy", "splits_batch", "spread_masks", "start_mask", "starts_mask", "takes_list",
+    "unplace",
 ))  # fmt: skip
 
 

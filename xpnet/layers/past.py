@@ -30,7 +30,7 @@ class Past(SimpleNamespace):
         return kept[:, :end]
 
     def preceded(self, name: str, new: Array, most: int) -> Array:
-        """`new` (N, T, ...) after the last `most` of the earlier steps of the array `name`, or all if they are fewer."""
+        """`new` (N, T, ...), after at most the last `most` of the earlier steps of the array `name`."""
         kept = vars(self).get(name)
         array = new if kept is None else self._continuation.backend.xp.concatenate([kept, new], axis=1)
         vars(self)[name] = array[:, max(array.shape[1] - most, 0) :].copy()

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy
 
-from xpnet.backends import Array
 from xpnet.config import real_array
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, StateError, shape_text
 from xpnet.layers.containers import Container, every_layer
@@ -136,9 +135,9 @@ class NextToken:
 def _steps_of(model: BaseModel) -> int | None:
     """The number of tokens that the model takes, None for any. Raises ArgumentError if it does not predict tokens."""
     given, predicted = model.input_shape, model.output_shape
-    if not isinstance(given, list) and not isinstance(predicted, list) and len(given) == 1:
-        if len(predicted) == 1 or (len(predicted) == 2 and predicted[0] == given[0]):
-            return given[0]
+    one = not isinstance(given, list) and not isinstance(predicted, list) and len(given) == 1
+    if one and (len(predicted) == 1 or (len(predicted) == 2 and predicted[0] == given[0])):
+        return given[0]  # type: ignore[no-any-return]
     raise ArgumentError(
         "generate: the model must take tokens (N, T) and predict the next one, with outputs (N, T, vocabulary) after "
         f"each or (N, vocabulary) after the last; but it takes {shape_text(given)} and gives {shape_text(predicted)}."
