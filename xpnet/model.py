@@ -302,4 +302,5 @@ def generate(
     top_k = None if top_k is None else integer("generate", "top_k", top_k, also="None")
     seed = None if seed is None else integer("generate", "seed", seed, at_least=0, also="None")
     model._refuse_unless_complete("it cannot generate")
-    return generated(model, prompt, length, temperature, top_k, seed)
+    tokens: numpy.ndarray[Any, Any] = generated(model, prompt, length, temperature, top_k, seed)
+    return tokens

@@ -185,9 +185,9 @@ def two_inputs():
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda: chain("cpu", None, block(causal=False)), r"layer 1.attention \(MultiHeadAttention\).*later steps"),
+    (lambda: chain("cpu", None, block(causal=False)), r"layer 1 \(TransformerBlock\).*later steps"),
     (lambda: chain("cpu", None, layers.Conv1D(8, 3, padding="same")), r"layer 1 \(Conv1D\).*later steps"),
-    (lambda: chain("cpu", None, layers.Bidirectional(layers.GRU(3))), r"layer 1.backward \(GRU\).*later steps"),
+    (lambda: chain("cpu", None, layers.Bidirectional(layers.GRU(3))), r"layer 1 \(Bidirectional\).*later steps"),
     (two_inputs, "must take tokens"),
     (lambda: xpnet.Sequential([layers.Dense(4)], (3, 4), "cpu"), r"takes \(N, 3, 4\)"),
     (lambda: xpnet.Sequential([embedding(), layers.Dense(20)], (None,), "cpu"), "predicts 20 tokens, but its last"),

@@ -49,12 +49,9 @@ class _Recurrent(Layer):
         self.units = integer(self, "units", units)
         self.return_sequences = flag(self, "return_sequences", return_sequences)
         self.reverse, self.use_bias = flag(self, "reverse", reverse), flag(self, "use_bias", use_bias)
+        self.causal = not self.reverse
         self.weight_initializer, self.bias_initializer = weight_initializer, bias_initializer
         self.recurrent_weight_initializer = recurrent_weight_initializer
-
-    @property
-    def causal(self) -> bool:  # type: ignore[override]
-        return not self.reverse
 
     @property
     def keeps_mask(self) -> bool:
@@ -396,6 +393,7 @@ class Bidirectional(Container):
     """
 
     accepts_integers = False
+    causal = False
 
     def __init__(self, layer: Layer, *, name: str | None = None) -> None:
         super().__init__(name=name)

@@ -1,18 +1,18 @@
 """Generation: sequences of tokens, continued one token at a time."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy
 
 from xpnet.config import real_array
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, StateError, shape_text
-from xpnet.layers.containers import Container, every_layer
+from xpnet.layers.containers import every_layer
 from xpnet.layers.past import Continuation
 from xpnet.layers.positions import PositionalEmbedding
 from xpnet.training.base_model import BaseModel
 
-Tokens = numpy.ndarray[Any, numpy.dtype[numpy.int64]]
-Logits = numpy.ndarray[Any, numpy.dtype[numpy.float64]]
+Tokens: TypeAlias = Any  # int64, on the host
+Logits: TypeAlias = Any  # float64, on the host
 
 
 def generated(
@@ -56,14 +56,14 @@ class NextToken:
         self._model, self._length = model, length
         self._steps = _steps_of(model)
         self._predicts_each_step = len(model.output_shape) == 2
-        layers = [layer for layer in every_layer(model) if not isinstance(layer, Container)]
+        layers = list(every_layer(model))
         ahead = next((layer for layer in layers if not layer.causal), None)
         if ahead is not None and self._predicts_each_step:
             raise ArgumentError(
                 f"generate: in {ahead._label}, the output of a step depends on later steps, which a token that is to "
                 "be predicted does not have. Make it causal, or let the model give one output for the whole sequence."
             )
-        custom = model._overrides or any(layer.is_custom for layer in every_layer(model) if layer is not model)
+        custom = model._overrides or any(layer.is_custom for layer in layers if layer is not model)
         self._can_continue = ahead is None and not custom
         tables = [layer.max_length for layer in layers if isinstance(layer, PositionalEmbedding)]
         self._most = min([*tables, *([] if self._steps is None else [self._steps])], default=None)
@@ -134,7 +134,8 @@ class NextToken:
 
 def _steps_of(model: BaseModel) -> int | None:
     """The number of tokens that the model takes, None for any. Raises ArgumentError if it does not predict tokens."""
-    given, predicted = model.input_shape, model.output_shape
+    given: Any = model.input_shape
+    predicted: Any = model.output_shape
     one = not isinstance(given, list) and not isinstance(predicted, list) and len(given) == 1
     if one and (len(predicted) == 1 or (len(predicted) == 2 and predicted[0] == given[0])):
         return given[0]  # type: ignore[no-any-return]
