@@ -41,10 +41,10 @@ class MultiHeadAttention(Layer):
     def __init__(
         self,
         heads: int,
-        causal: bool = False,
         dropout: float = 0.0,
-        rotary: bool = False,
         *,
+        causal: bool = False,
+        rotary: bool = False,
         use_bias: bool = True,
         weight_initializer: Any = "glorot_uniform",
         name: str | None = None,

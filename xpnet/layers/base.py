@@ -139,6 +139,8 @@ class Layer(Configured):
         alike. Only here may a layer read the device.
         """
 
+    # A subclass uses: --------------------------------------------------------------------------------------------
+
     def add_parameter(
         self, name: str, shape: Sequence[int], initializer: Any, *, decay: bool = True, l1: float = 0.0, l2: float = 0.0
     ) -> Parameter:

@@ -15,7 +15,6 @@ class Reshape(Layer):
 
     accepts_integers = None
     causal = False
-    keeps_mask = False
 
     def __init__(self, target_shape: Sequence[int], *, name: str | None = None) -> None:
         super().__init__(name=name)
@@ -46,6 +45,8 @@ class Reshape(Layer):
 
 class Flatten(Reshape):
     """(N, *shape) → (N, features), in row-major order."""
+
+    keeps_mask = False
 
     def __init__(self, *, name: str | None = None) -> None:
         super().__init__((-1,), name=name)

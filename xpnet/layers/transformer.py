@@ -42,12 +42,12 @@ class TransformerBlock(Container):
         self,
         heads: int,
         mlp_ratio: int = 4,
-        causal: bool = True,
         dropout: float = 0.0,
         norm: str = "layer",
         activation: str = "gelu",
-        rotary: bool = False,
         *,
+        causal: bool = True,
+        rotary: bool = False,
         use_bias: bool = True,
         weight_initializer: Any = "glorot_uniform",
         name: str | None = None,
@@ -95,7 +95,8 @@ class TransformerBlock(Container):
             return RMSNorm(name=name) if self.norm == "rms" else LayerNorm(center=self.use_bias, name=name)
 
         options = {"use_bias": self.use_bias, "weight_initializer": self.weight_initializer}
-        attention = MultiHeadAttention(self.heads, self.causal, self.dropout, self.rotary, name="attention", **options)
+        flags = {"causal": self.causal, "rotary": self.rotary}
+        attention = MultiHeadAttention(self.heads, self.dropout, name="attention", **flags, **options)
         return (
             norm("norm1"), attention, Dropout(self.dropout, name="dropout1"), Add(name="add1"),
             norm("norm2"), Dense(self.mlp_ratio * features, name="expand", **options),
