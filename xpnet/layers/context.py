@@ -34,7 +34,8 @@ class Context:
     batch, and computes with one placeholder row that must not count.  mixup: the augment.MixUp of the model, whose
     shares and partners mix the loss too; None if there is none.  continuation: what layers keep of earlier steps, in
     inference passes that continue sequences; None in other passes.  forward_thread: the thread whose `forward` filled
-    the workspaces that backward reads; 0 if it was a training step.
+    the workspaces that backward reads; 0 if it was a training step.  shapes_only: the layers are built only to find
+    the shapes of their outputs.
     """
 
     backend: Backend
@@ -51,6 +52,7 @@ class Context:
     mixup: Any = None
     continuation: Continuation | None = None
     forward_thread: int = 0
+    shapes_only: bool = False
     _steps_begun: int = 0
     _passes_by_hand: int = 0  # since that step
     _scratch: dict[tuple[Any, ...], Array] = field(default_factory=dict)

@@ -41,7 +41,7 @@ from xpnet.layers.structure import Arrays, as_list, as_tuple, first_of, mapped, 
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
-from xpnet.parameters import ParameterStore
+from xpnet.parameters import Parameter, ParameterStore
 from xpnet.training import loop, model_files, outputs
 from xpnet.training.arguments import FitOptions, checked_batch_size, choose_loss_and_metrics, load_dataset
 from xpnet.training.audit import Checks
@@ -549,10 +549,12 @@ class BaseModel(Container):
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """The header and the rows of `summary`."""
-        rows: list[tuple[str, ...]] = []
+        rows, counted = list[tuple[str, ...]](), set[Parameter]()
         for layer in self.layers:
             shape = shape_text(layer.output_shape) if layer.is_built else "not built"
-            rows.append((repr(layer), shape, f"{sum(p.size for p in layer.parameters):,}"))
+            new = set(layer.parameters) - counted  # a tied layer may share all of its own
+            counted |= new
+            rows.append((repr(layer), shape, f"{sum(p.size for p in new):,}"))
         return ("layer", "output shape", "parameters"), rows
 
     def _repr_html_(self) -> str:
