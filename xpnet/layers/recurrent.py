@@ -47,15 +47,11 @@ class _Recurrent(Layer):
     ) -> None:
         super().__init__(name=name)
         self.units = integer(self, "units", units)
-        self.return_sequences = flag(self, "return_sequences", return_sequences)
+        self.return_sequences = self.keeps_mask = flag(self, "return_sequences", return_sequences)
         self.reverse, self.use_bias = flag(self, "reverse", reverse), flag(self, "use_bias", use_bias)
         self.causal = not self.reverse
         self.weight_initializer, self.bias_initializer = weight_initializer, bias_initializer
         self.recurrent_weight_initializer = recurrent_weight_initializer
-
-    @property
-    def keeps_mask(self) -> bool:
-        return self.return_sequences
 
     def build(self, input_shape: Shape) -> Shape:
         if len(input_shape) != 2:
