@@ -42,7 +42,7 @@ CONFIGS = {
 
 def build(config, vocabulary_size, backend="auto", seed=0):
     """Tokens (N, T) → the logits of the token after each of them, (N, T, vocabulary_size)."""
-    normal = initializers.Normal(0.02)
+    normal = initializers.Normal(std=0.02)
     blocks = [
         layers.TransformerBlock(config.heads, dropout=config.dropout, use_bias=False, weight_initializer=normal)
         for _ in range(config.blocks)

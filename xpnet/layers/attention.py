@@ -93,7 +93,8 @@ class MultiHeadAttention(Layer):
             k, v = past.joined("keys", k), past.joined("values", v)
         training = self.context.training and self.dropout
         dropout = (self.noise_key, self.dropout, self.context.first_row) if training else None
-        given = q, k, v, 1.0 / math.sqrt(q.shape[-1]), self.causal, None, dropout
+        mask = self.mask[1] if isinstance(self.mask, list) else self.mask
+        given = q, k, v, 1.0 / math.sqrt(q.shape[-1]), self.causal, mask, dropout
         out, log_sums = work.buffer("out", q.shape), work.buffer("log_sums", (samples, self.heads, length))
         work.given, work.out, work.log_sums = given, backend.attention(*given, out, log_sums), log_sums
         return self._project(out.reshape(-1, features), "output").reshape(query.shape)
