@@ -74,7 +74,8 @@ class CharTokenizer(ExplainedArguments):
         try:
             saved = json.loads(content)
             characters = saved["vocabulary"]
-            if saved["format"] != _FORMAT or characters != sorted({str(c) for c in characters if len(c) == 1}):
+            different = sorted({str(character) for character in characters if len(character) == 1})
+            if saved["format"] != _FORMAT or not different or characters != different:
                 raise ValueError("its vocabulary is no list of different characters in order")
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"{path}: not a file that CharTokenizer.save wrote: {error}.") from error
@@ -180,6 +181,7 @@ class RandomWindows(Stream):
     number of the epoch; with shuffle=False, and in `evaluate`, they are always the same.
     """
 
+    @explain_arguments
     def __init__(self, tokens: ArrayLike, length: int, batch_size: int, batches: int) -> None:
         self.tokens, self.length = _sequence_of_tokens(tokens), integer(self, "length", length)
         self.batch_size, self.count = integer(self, "batch_size", batch_size), integer(self, "batches", batches)
