@@ -44,6 +44,11 @@ def graph(backend):
     return xpnet.Model(tokens, head()(h), backend)
 
 
+def padded(backend):
+    table = layers.Embedding(VOCABULARY, 8, padding_index=9, weight_initializer="glorot_uniform")
+    return xpnet.Sequential([table, block(rotary=True), layers.GRU(6), head()], (None,), backend, seed=3)
+
+
 #: {name: (the length of the context or None, a function that makes the model)}
 MODELS = {
     "learned positions": (8, lambda b: chain(b, None, layers.PositionalEmbedding(8), block(), block(use_bias=False))),
@@ -56,6 +61,7 @@ MODELS = {
     "recurrent": (None, lambda b: chain(b, None, layers.LSTM(6), layers.GRU(6), layers.SimpleRNN(6))),
     "last state": (None, lambda b: chain(b, None, layers.LSTM(8, return_sequences=False))),
     "graph": (None, graph),
+    "padded": (None, padded),
     "own layer": (6, lambda b: chain(b, 6, Cumulative(), layers.Tanh())),
     "context to one output": (4, lambda b: chain(b, 4, layers.Flatten(), layers.Dense(8), layers.Tanh())),
     "mean of the context": (None, lambda b: chain(b, None, block(causal=False), layers.GlobalAveragePool1D())),

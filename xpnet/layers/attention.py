@@ -89,11 +89,12 @@ class MultiHeadAttention(Layer):
             first = past.steps if past else 0
             self._rotate(q, first)
             self._rotate(k, first)
+        mask = self.mask[1] if isinstance(self.mask, list) else self.mask
         if past:
             k, v = past.joined("keys", k), past.joined("values", v)
+            mask = None if mask is None else past.joined("mask", mask)
         training = self.context.training and self.dropout
         dropout = (self.noise_key, self.dropout, self.context.first_row) if training else None
-        mask = self.mask[1] if isinstance(self.mask, list) else self.mask
         given = q, k, v, 1.0 / math.sqrt(q.shape[-1]), self.causal, mask, dropout
         out, log_sums = work.buffer("out", q.shape), work.buffer("log_sums", (samples, self.heads, length))
         work.given, work.out, work.log_sums = given, backend.attention(*given, out, log_sums), log_sums
