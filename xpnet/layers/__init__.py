@@ -37,11 +37,11 @@ from xpnet.layers.pooling import (
     ZeroPadding2D,
 )  # fmt: skip
 from xpnet.layers.residual import Residual
-from xpnet.layers.shape import Flatten, Permute, Rescale, Reshape
+from xpnet.layers.shape import Flatten, Permute, Rescale, Reshape, Slice
 
 __all__ = ["ELU", "GELU", "Add", "Average", "AvgPool2D", "BatchNorm", "Concatenate", "Conv2D", "Conv2DTranspose",
            "Dense", "DepthwiseConv2D", "Dot", "Dropout", "Embedding", "Flatten", "GlobalAveragePool2D",
            "GlobalMaxPool2D", "GroupNorm", "HardSigmoid", "HardSwish", "HardTanh", "Identity", "InstanceNorm", "Layer",
            "LayerNorm", "LeakyReLU", "LogSoftmax", "MaxPool2D", "Maximum", "Mish", "Multiply", "PReLU", "Permute",
-           "ReLU", "ReLU6", "Rescale", "Reshape", "Residual", "Sequential", "SiLU", "Sigmoid", "Softmax", "Softplus",
-           "Step", "Subtract", "Tanh", "Upsample2D", "ZeroPadding2D"]  # fmt: skip
+           "ReLU", "ReLU6", "Rescale", "Reshape", "Residual", "Sequential", "SiLU", "Sigmoid", "Slice", "Softmax",
+           "Softplus", "Step", "Subtract", "Tanh", "Upsample2D", "ZeroPadding2D"]  # fmt: skip

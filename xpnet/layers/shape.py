@@ -1,4 +1,4 @@
-"""Reshape, Flatten, Permute and Rescale: layers that rearrange features or change their scale."""
+"""Reshape, Flatten, Permute, Slice and Rescale: layers that rearrange or select features, or change their scale."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -77,6 +77,47 @@ class Permute(Layer):
         return out
 
 
+class Slice(Layer):
+    """Elements start to stop - 1 of an axis: (N, ..., size, ...) → (N, ..., stop - start, ...).
+
+    Negative numbers count from the end, as in Python, and stop=None is the end: Slice(-1) takes the last step of a
+    sequence (N, T, C) → (N, 1, C).  axis: counted from 0 after the batch, or from the end if negative.
+    """
+
+    accepts_integers = None
+
+    def __init__(self, start: int, stop: int | None = None, axis: int = 0, *, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.start = _any_integer(self, "start", start)
+        self.stop = None if stop is None else _any_integer(self, "stop", stop)
+        self.axis = _any_integer(self, "axis", axis)
+
+    def build(self, input_shape: Shape) -> Shape:
+        axes = len(input_shape)
+        if not -axes <= self.axis < axes:
+            raise self.refuse(f"an axis {self.axis} after the batch", input_shape)
+        axis = self.axis % axes
+        start, stop, _ = slice(self.start, self.stop).indices(input_shape[axis])
+        if start >= stop:
+            raise self.refuse(f"elements from {self.start} to {self.stop} along axis {axis}", input_shape)
+        self._part = (*[slice(None)] * (axis + 1), slice(start, stop))
+        return (*input_shape[:axis], stop - start, *input_shape[axis + 1 :])
+
+    def forward(self, x: Array) -> Array:
+        y = self.work.buffer("y", (len(x), *self.output_shape), x.dtype)
+        y[...] = x[self._part]
+        return y
+
+    def backward(self, grad_y: Array) -> Array | None:
+        """∂L/∂x is ∂L/∂y in the part that was taken, and 0 elsewhere."""
+        if not self.wants_input_grad:
+            return None
+        grad_x = self.work.buffer("grad_x", (len(grad_y), *self.input_shape))
+        grad_x.fill(0.0)
+        grad_x[self._part] = grad_y
+        return grad_x
+
+
 class Rescale(Layer):
     """y = scale · x + offset, for any shape. x may hold integers: Rescale(1 / 255) scales uint8 images to [0, 1]."""
 
@@ -95,3 +136,8 @@ class Rescale(Layer):
         if not self.wants_input_grad:
             return None
         return self.xp.multiply(grad_y, self.scale, out=self.work.buffer("grad_x", grad_y.shape))
+
+
+def _any_integer(layer: Layer, name: str, value: object) -> int:
+    """An integer of any size, also a negative one."""
+    return integer(layer, name, value, at_least=-math.inf)  # type: ignore[arg-type]

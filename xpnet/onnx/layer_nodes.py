@@ -197,6 +197,14 @@ def _permute(graph: GraphWriter, layer: layers.Permute, x: FileTensor) -> FileTe
     return graph.add_node("Transpose", x, perm=(0, *(axis + 1 for axis in layer.axes)))
 
 
+@exports(layers.Slice)
+def _slice(graph: GraphWriter, layer: layers.Slice, x: FileTensor) -> FileTensor:
+    x = graph.transposed(x, channels_first=False)
+    stop = 2**63 - 1 if layer.stop is None else layer.stop
+    part = [graph.add_constant([n], numpy.int64) for n in (layer.start, stop, 1 + layer.axis % len(x.shape))]
+    return graph.add_node("Slice", x, *part)
+
+
 # Layers with weights --------------------------------------------------------------------------------------------------
 
 
