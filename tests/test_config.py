@@ -15,7 +15,8 @@ from xpnet.errors import ArgumentError, ArgumentTypeError, UnknownImportError, U
 MODULES = (augment, callbacks, initializers, layers, losses, metrics, optimizers, schedules)
 CLASSES = [value for module in MODULES for name in module.__all__ if isinstance(value := getattr(module, name), type)]
 CLASSES = [cls for cls in CLASSES if issubclass(cls, ExplainedArguments)]
-BY_NAME = {"l1", "l2", "projection"}  # they follow flags and initializers, and were never the second argument
+#: Neither flags nor initializers, but they follow these, or few callers use them.
+BY_NAME = {"l1", "l2", "padding_index", "projection", "tied_to"}
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: f"{cls.__module__}.{cls.__name__}")

@@ -383,7 +383,7 @@ CE, BCE, MSE = losses.SoftmaxCrossEntropy(), losses.BinaryCrossEntropy(), losses
         ),
         (CE, (2, 3), np.array([[2, -1, 0], [1, 0, 0]]), DataError, "at least 0 and with sum 1, but the smallest is -1"),
         (CE, (2, 1), [0, 1], ShapeError, r"K ≥ 2 classes, but gives \(N, 1\).*binary_cross_entropy"),
-        (CE, (2, 3, 4), [0, 1], ShapeError, r"gives \(N, 3, 4\).*End it with Flatten and Dense\(K\)"),
+        (CE, (2, 3, 4), [0, 1], ShapeError, r"\(N, 3\) labels or \(N, 3, 4\) prob.*End it with Flatten and Dense\(K\)"),
         (BCE, (2, 1), [0, 2], DataError, r"must be in \[0, 1\], but they range from 0 to 2"),
         (BCE, (2, 1), [-1, 1], DataError, "they range from -1 to 1"),
         (BCE, (2, 2), [0, 1], ShapeError, r"BinaryCrossEntropy.*shape of the outputs, \(N, 2\), but are \(2,\)"),

@@ -40,7 +40,7 @@ class _ImageAugmentation(_Augmentation):
     """The base of layers on images (N, H, W) or (N, H, W, C)."""
 
     def build(self, input_shape: Shape) -> Shape:
-        if len(input_shape) not in (2, 3):
+        if len(input_shape) not in (2, 3) or None in input_shape:
             raise self.refuse("(N, height, width) or (N, height, width, channels)", input_shape)
         return input_shape
 

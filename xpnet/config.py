@@ -16,9 +16,10 @@ import numpy
 from xpnet.backends.arrays import to_host
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, suggestion, unknown_name
 
-__all__ = ["Configured", "ExplainedArguments", "as_shape", "checked_samples", "choice", "explain_arguments", "flag",
-           "integer", "is_custom", "is_integer", "is_number", "missing_method", "number", "one_or_pair", "penalties",
-           "python_number", "rate_or_schedule", "real_array", "refuse_non_finite_targets", "resolve"]  # fmt: skip
+__all__ = ["Configured", "ExplainedArguments", "as_shape", "checked_samples", "choice", "explain_arguments", "fits",
+           "flag", "integer", "is_custom", "is_integer", "is_number", "missing_method", "number", "one_or_pair",
+           "penalties", "python_number", "rate_or_schedule", "real_array", "refuse_non_finite_targets",
+           "resolve"]  # fmt: skip
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -184,9 +185,9 @@ def number(owner: Any, name: str, value: Any, *, finite: bool = False, also: str
     return value  # type: ignore[no-any-return]
 
 
-def integer(owner: Any, name: str, value: Any, *, at_least: int = 1, also: str = "", **limits: int) -> int:
-    """An integer within these limits, as a Python int. 3.0 counts as 3."""
-    limits = {"at_least": at_least, **limits}
+def integer(owner: Any, name: str, value: Any, *, at_least: int | None = 1, also: str = "", **limits: int) -> int:
+    """An integer within these limits, as a Python int. 3.0 counts as 3. at_least: None allows negative ones."""
+    limits = limits if at_least is None else {"at_least": at_least, **limits}
     given, value = value, python_number(value)
     if not (is_integer(value) and _within(value, limits)):
         raise _refusal(owner, name, "an integer" + _range(limits), given, also)
@@ -202,14 +203,24 @@ def one_or_pair(check: Callable[..., N], owner: Any, name: str, value: Any, **li
     return check(owner, name, value, also="two, (vertical, horizontal)", **limits)
 
 
-def as_shape(shape: Any) -> tuple[int, ...]:
-    """(4,) from 4, [4] or (4,). Refuses anything but positive integers."""
+def as_shape(shape: Any) -> tuple[Any, ...]:
+    """(4,) from 4, [4] or (4,). Refuses anything but positive integers, apart from None as the first of several axes.
+
+    None is the axis of a sequence of any length: (None, 8), or (None,) for integers of an Embedding.
+    """
     shape = python_number(shape)
     ordered = not isinstance(shape, str | bytes | bytearray | Set | Mapping) and getattr(shape, "ndim", 1) == 1
     sizes = tuple(shape) if ordered and hasattr(shape, "__iter__") else (shape,)
-    if not all(is_integer(n) and n >= 1 for n in sizes) or len(sizes) > _MOST_AXES:
-        raise _refusal("", "a shape", "one or more positive integers, without the batch", shape)
-    return tuple(int(n) for n in sizes)
+    known = sizes[1:] if shape is not None and sizes and sizes[0] is None else sizes
+    if not all(is_integer(n) and n >= 1 for n in known) or len(sizes) > _MOST_AXES:
+        expected = "one or more positive integers, without the batch"
+        raise _refusal("", "a shape", expected, shape, also="None in the first place for sequences of any length")
+    return (*sizes[: len(sizes) - len(known)], *map(int, known))
+
+
+def fits(shape: Sequence[int], expected: Sequence[int | None]) -> bool:
+    """Whether an array without its batch axis has the expected shape, in which None stands for any length."""
+    return len(shape) == len(expected) and all(e is None or e == n for n, e in zip(shape, expected, strict=True))
 
 
 def penalties(owner: Any, l1: Any, l2: Any) -> tuple[float, float]:

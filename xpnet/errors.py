@@ -83,10 +83,10 @@ class DownloadError(FileError):
 
 
 def shape_text(shape: tuple[int, ...] | list[tuple[int, ...]]) -> str:
-    """(4, 5) as "(N, 4, 5)", and a list of shapes as "(N, 4), (N, 5)"."""
+    """(4, 5) as "(N, 4, 5)", (None, 5) as "(N, T, 5)", and a list of shapes as "(N, 4), (N, 5)"."""
     if isinstance(shape, list):
         return ", ".join(map(shape_text, shape))
-    return f"(N, {', '.join(map(str, shape))})" if shape else "(N,)"
+    return f"(N, {', '.join('T' if n is None else str(n) for n in shape)})" if shape else "(N,)"
 
 
 #: Our names of classes, functions, strings and arguments, and what other libraries call the same thing, spelled as by

@@ -1,7 +1,8 @@
 """Losses: one value ℓ_i per sample, and its gradient with respect to the outputs of that sample.
 
 The loss of a batch is Σ w_i ℓ_i / Σ w_i, with w_i = 1 if no weights are given. The training step computes these sums; a
-loss computes ℓ_i alone. Arrays are (N, ...) on the backend's device.
+loss computes ℓ_i alone. Arrays are (N, ...) on the backend's device. If a sample has several labels, as the steps of a
+sequence have, each label counts as a sample, with the weight of its sample: see `Loss.rows`.
 """
 
 import math
@@ -11,7 +12,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend, get_backend
-from xpnet.config import Configured, checked_samples, choice, missing_method, number, refuse_non_finite_targets, resolve
+from xpnet.config import (
+    Configured,
+    checked_samples,
+    choice,
+    fits,
+    integer,
+    missing_method,
+    number,
+    refuse_non_finite_targets,
+    resolve,
+)
 from xpnet.errors import ArgumentError, DataError, ShapeError, shape_text
 
 __all__ = ["BinaryCrossEntropy", "CosineSimilarity", "HalfSquaredError", "Huber", "KLDivergence", "Loss",
@@ -31,6 +42,20 @@ class Loss(Configured):
     decision_threshold: ClassVar[float | None] = None
     #: {class: weight} or a sequence of weights, for losses over classes.
     class_weight: Mapping[int, float] | Sequence[float] | None = None
+    #: Whether each label counts as a sample where outputs are (N, ..., K).
+    by_label: ClassVar[bool] = False
+    #: The label of rows that do not count, if there is one.
+    ignore: int | None = None
+
+    def rows(
+        self, backend: Backend, targets: Array, output_shape: tuple[int, ...]
+    ) -> tuple[Array, tuple[int, ...], Array | None]:
+        """(the targets of each row, the shape of a row's outputs, which rows count (R,), or None if all do).
+
+        Rows are what `samples` and `gradient` compute: here samples; in SoftmaxCrossEntropy, all labels of a sample.
+        targets: from `check_targets`.  output_shape: of the outputs of one sample.
+        """
+        return targets, output_shape, None
 
     @abstractmethod
     def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
@@ -67,11 +92,18 @@ class Loss(Configured):
         outputs, targets, weights = checked_samples(type(self).__name__, outputs, targets, sample_weight)
         targets = self.check_targets(backend, targets, outputs.shape[1:])
         refuse_non_finite_targets(type(self).__name__, targets)
-        if not (self.classifies and targets.ndim == 1):  # class numbers stay integers
+        if not (self.classifies and targets.ndim in (1, outputs.ndim - 1)):  # class numbers stay integers
             targets = targets.astype("float64")
         weights = backend.xp.ones(len(outputs)) if weights is None else weights
         if self.class_weight is not None:
             weights = weights * self.weights_by_class(backend, self.class_weight, targets, outputs.shape[-1])
+        targets, shape, counted = self.rows(backend, targets, outputs.shape[1:])
+        outputs = outputs.reshape(len(targets), *shape)
+        weights = backend.xp.repeat(weights, len(targets) // len(weights))
+        if counted is not None:
+            weights = weights * counted
+            if not weights.any():
+                raise DataError(f"{type(self).__name__}: all labels are {self.ignore}, which are ignored.")
         losses = self.samples(backend, outputs, targets) * weights
         return float(losses.sum() / (1 if self.reduction == "sum" else weights.sum()))
 
@@ -234,6 +266,14 @@ class _CrossEntropy(Loss):
         if binary:
             no, yes = given.get(0, 1.0), given.get(1, 1.0)
             return (no + (yes - no) * targets).reshape(-1)
+        several = targets.ndim > 2 or (targets.ndim == 2 and targets.dtype.kind in "iu")
+        if several:
+            raise ArgumentError(
+                "class_weight weights samples by their class, but here each sample has several labels: use "
+                "sample_weight, or ignore= for labels that must not count."
+            )
+        if self.ignore is not None:
+            targets = targets * (targets != self.ignore)
         dtype = targets.dtype if targets.dtype.kind == "f" else "float64"
         table = backend.asarray([given.get(k, 1.0) for k in range(classes)], dtype=dtype)
         return backend.xp.take(table, targets) if targets.ndim == 1 else backend.xp.matmul(targets, table)
@@ -280,9 +320,30 @@ class BinaryCrossEntropy(_CrossEntropy):
 class SoftmaxCrossEntropy(_CrossEntropy):
     """ℓ = -Σ_k t_k log softmax(z)_k, for logits z (N, K) of K classes, and labels (N,) or probabilities t (N, K).
 
+    Logits may be (N, ..., K) with labels (N, ...) or probabilities (N, ..., K), as for each step of a sequence or each
+    pixel of an image: the loss of a batch is then the mean over all labels.  ignore: the label, such as 0 or -1, of
+    places that do not count: neither in the loss and its mean nor in metrics.
+
     `label_smoothing` ε changes targets to t (1 - ε) + ε/K. `class_weight` {class: w} multiplies the weight of each
-    sample by that of its class, or by Σ_k t_k w_k.
+    sample by that of its class, or by Σ_k t_k w_k; samples must then have one label each.
     """
+
+    by_label = True
+
+    def __init__(self, label_smoothing: float = 0.0, class_weight: Any = None, ignore: int | None = None) -> None:
+        super().__init__(label_smoothing, class_weight)
+        self.ignore = None if ignore is None else integer(self, "ignore", ignore, at_least=None, also="None")
+
+    def rows(
+        self, backend: Backend, targets: Array, output_shape: tuple[int, ...]
+    ) -> tuple[Array, tuple[int, ...], Array | None]:
+        if targets.ndim > len(output_shape):  # probabilities
+            return targets.reshape(-1, *output_shape[-1:]), output_shape[-1:], None
+        labels, counted = targets.reshape(-1), None
+        if self.ignore is not None:
+            counted = labels != self.ignore
+            labels = labels * counted  # the label to ignore need not be that of a class
+        return labels, output_shape[-1:], counted
 
     def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
         xp = backend.xp
@@ -308,26 +369,32 @@ class SoftmaxCrossEntropy(_CrossEntropy):
 
     def check_targets(self, backend: Backend, targets: Array, output_shape: tuple[int, ...]) -> Array:
         xp, kind = backend.xp, type(self).__name__
-        if len(output_shape) != 1 or output_shape[0] < 2:
+        if not output_shape or output_shape[-1] < 2:
             other_loss = _other_loss(xp, targets) if output_shape == (1,) else ""
             advice = other_loss or (
                 " End it with Flatten and Dense(K); or, for yes-or-no labels, pass "
                 'loss="binary_cross_entropy", and to predict numbers, loss="mse".'
             )
             raise ShapeError(
-                f"{kind}: the model must give (N, K) logits of K ≥ 2 classes, but gives "
+                f"{kind}: the model must give (N, ..., K) logits of K ≥ 2 classes, but gives "
                 f"{shape_text(output_shape)}.{advice}"
             )
-        classes = output_shape[0]
-        if targets.ndim == 2 and targets.shape[1] == 1:
+        places, classes = output_shape[:-1], output_shape[-1]
+        if not places and targets.ndim == 2 and targets.shape[1] == 1:
             targets = targets.reshape(-1)
-        if targets.ndim == 1:
+        if fits(targets.shape[1:], places):
             if targets.dtype.kind == "f" and not bool((xp.isfinite(targets) & (targets == xp.floor(targets))).all()):
                 raise DataError(
-                    f"{kind}: targets (N,) must be labels, integers from 0, but some are not whole "
+                    f"{kind}: targets {shape_text(places)} must be labels, integers from 0, but some are not whole "
                     f"numbers. {_TO_PREDICT_NUMBERS} and end the model with Dense(1)."
                 )
-            low, high = int(targets.min()), int(targets.max())
+            labels = targets
+            if self.ignore is not None:
+                counted = targets != self.ignore
+                if not bool(counted.any()):
+                    raise DataError(f"{kind}: all labels are {self.ignore}, which are ignored.")
+                labels = targets[counted]
+            low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= classes:
                 advice = f", or give the last layer {high + 1} outputs" if low >= 0 else " from 0"
                 numbers = f" {_TO_PREDICT_NUMBERS}." if targets.dtype.kind == "f" else ""
@@ -336,12 +403,15 @@ class SoftmaxCrossEntropy(_CrossEntropy):
                     f"0 to {classes - 1}. Renumber the labels{advice}.{numbers}"
                 )
             return targets.astype(xp.int64)
-        if targets.shape[1:] != (classes,):
+        if not fits(targets.shape[1:], output_shape):
+            advice = " End it with Flatten and Dense(K) for one label per sample." if places else ""
             raise ShapeError(
-                f"{kind}: targets must be (N,) labels or (N, {classes}) probabilities, "
-                f"but are {tuple(targets.shape)}.{_other_loss(xp, targets)}"
+                f"{kind}: targets must be {shape_text(places)} labels or {shape_text(output_shape)} probabilities, "
+                f"but are {tuple(targets.shape)}.{advice or _other_loss(xp, targets)}"
             )
-        sums = targets.sum(axis=1)
+        if self.ignore is not None:
+            raise DataError(f"{kind}: ignore={self.ignore} needs integer labels, but the targets are probabilities.")
+        sums = targets.sum(axis=-1)
         if float(targets.min()) < 0 or float(xp.abs(sums - 1.0).max()) > 1e-3:
             raise DataError(
                 f"{kind}: each row of targets must be probabilities, at least 0 and with sum 1, but "
@@ -414,7 +484,7 @@ def _other_loss(xp: Any, targets: Array) -> str:
 def _like_outputs(targets: Array, output_shape: tuple[int, ...], name: str) -> Array:
     if targets.ndim == 1 and output_shape == (1,):
         targets = targets.reshape(-1, 1)
-    if tuple(targets.shape[1:]) != tuple(output_shape):
+    if not fits(targets.shape[1:], output_shape):
         raise ShapeError(
             f"{name}: targets must have the shape of the outputs, {shape_text(output_shape)}, but are "
             f"{tuple(targets.shape)}. They are not broadcast: reshape them, or change the last layer."

@@ -34,8 +34,13 @@ LAYERS = examples_of(
     layers,
     layers.Layer,
     {
+        layers.AvgPool1D: [((5, 4), layers.AvgPool1D(3, 2, padding=1, count_include_pad=False))],
         layers.AvgPool2D: [(IMAGE, layers.AvgPool2D(2, padding=1, count_include_pad=False))],
         layers.BatchNorm: [((3, 4), layers.BatchNorm(momentum=0.2, epsilon=1e-3, center=False))],
+        layers.Conv1D: [
+            ((5, 4), layers.Conv1D(6, 2, 2, "same", dilation=2, groups=2, bias_initializer=0.5, l1=0.1, l2=0.2)),
+            ((5, 4), layers.Conv1D(3, 3, padding="causal", use_bias=False)),
+        ],
         layers.Conv2D: [
             (IMAGE, layers.Conv2D(4, (2, 1), (1, 2), "same", dilation=2, groups=2, use_bias=False, l1=0.1, l2=0.2))
         ],
@@ -51,10 +56,15 @@ LAYERS = examples_of(
         ],
         layers.Dropout: [((4,), layers.Dropout(0.25))],
         layers.ELU: [((4,), layers.ELU(0.5))],
-        layers.Embedding: [((4,), layers.Embedding(9, 2, weight_initializer="uniform", l1=0.1))],
+        layers.Embedding: [
+            ((4,), layers.Embedding(9, 2, weight_initializer="uniform", l1=0.1)),
+            ((4,), layers.Embedding(9, 2, padding_index=2)),
+        ],
         layers.Flatten: [((2, 3), layers.Flatten())],
         layers.GELU: [((4,), layers.GELU(approximate="tanh")), ((4,), layers.GELU())],
+        layers.GlobalAveragePool1D: [((5, 4), layers.GlobalAveragePool1D())],
         layers.GlobalAveragePool2D: [(IMAGE, layers.GlobalAveragePool2D())],
+        layers.GlobalMaxPool1D: [((5, 4), layers.GlobalMaxPool1D())],
         layers.GlobalMaxPool2D: [(IMAGE, layers.GlobalMaxPool2D())],
         layers.GroupNorm: [
             (IMAGE, layers.GroupNorm(2, epsilon=1e-3, center=False)),
@@ -68,10 +78,18 @@ LAYERS = examples_of(
         layers.LayerNorm: [((3, 4), layers.LayerNorm(epsilon=1e-3, scale=False))],
         layers.LeakyReLU: [((4,), layers.LeakyReLU(0.2))],
         layers.LogSoftmax: [((4,), layers.LogSoftmax())],
+        layers.Masking: [((3, 4), layers.Masking(0.5))],
+        layers.MaxPool1D: [((5, 4), layers.MaxPool1D(3, strides=1, padding="same"))],
         layers.MaxPool2D: [(IMAGE, layers.MaxPool2D((2, 1), strides=1, padding="same"))],
         layers.Mish: [((4,), layers.Mish())],
+        layers.MultiHeadAttention: [
+            ((5, 4), layers.MultiHeadAttention(2, causal=True, dropout=0.2, use_bias=False)),
+            ((3, 4), layers.MultiHeadAttention(1, rotary=True)),
+        ],
         layers.PReLU: [((2, 4), layers.PReLU(weight_initializer=0.4)), ((4,), layers.PReLU(shared=True))],
         layers.Permute: [((2, 3), layers.Permute((1, 0)))],
+        layers.PositionalEmbedding: [((3, 4), layers.PositionalEmbedding(5))],
+        layers.RMSNorm: [((3, 4), layers.RMSNorm(epsilon=1e-3))],
         layers.ReLU: [((4,), layers.ReLU())],
         layers.ReLU6: [((4,), layers.ReLU6())],
         layers.Rescale: [((4,), layers.Rescale(2.0, offset=1.0))],
@@ -88,6 +106,10 @@ LAYERS = examples_of(
         layers.Softplus: [((4,), layers.Softplus())],
         layers.Step: [((4,), layers.Step(0.3))],
         layers.Tanh: [((4,), layers.Tanh())],
+        layers.TransformerBlock: [
+            ((3, 4), layers.TransformerBlock(2, 2, dropout=0.1, weight_initializer="he_normal")),
+            ((3, 4), layers.TransformerBlock(1, 3, causal=False, norm="rms", activation="silu", use_bias=False)),
+        ],
         layers.Upsample2D: [(IMAGE, layers.Upsample2D((1, 2), interpolation="bilinear"))],
         layers.ZeroPadding2D: [(IMAGE, layers.ZeroPadding2D(((1, 0), (2, 3))))],
     },

@@ -23,7 +23,8 @@ class Batch:
 
     x: inputs, an array, or a tuple of arrays if the model has several inputs.  y: targets, the same for outputs.
     weights: the weight of each sample in the loss, (N,), or (N, outputs) if it depends on the output; None if all are
-    1.  counts: its weight in metrics, in float64, without class weights; None if all are 1 or there are no metrics.
+    1. Those of the rows of several outputs are a tuple, see `training/rows.py`.  counts: its weight in metrics, in
+    float64, without class weights; None if all are 1 or there are no metrics.
     first_row: the index of the batch's first row in the step, over all ranks.  has_no_rows: whether this rank has no
     rows of the batch; x and y are then placeholders, which must not count.
     """
@@ -196,22 +197,28 @@ class StepData(NamedTuple):
         return self.rows if self.dataset.weights is None else self.dataset.weight(self)
 
 
-def total_weight(xp: Any, weights: Array) -> Array:
-    """Σ w in float64, (outputs,) of weights (N, outputs).
+def total_weight(xp: Any, weights: Any) -> Any:
+    """Σ w in float64, (outputs,) of weights (N, outputs); a tuple of a tuple.
 
     It is 1 where all weights are 0, so that such a batch has no gradient instead of 0 / 0.
     """
+    if isinstance(weights, tuple):
+        return tuple(total_weight(xp, own) for own in weights)
     total = xp.sum(weights, axis=0, dtype=xp.float64) if weights.ndim > 1 else xp.sum(weights, dtype=xp.float64)
     return total + (total == 0)
 
 
 def mean_total(total: Any) -> Any:
     """Σ w as one number, from `total_weight`: the mean over the outputs if these have their own weights."""
+    if isinstance(total, tuple):
+        return sum(total) / len(total)
     return total.mean() if getattr(total, "ndim", 0) else total
 
 
-def of_output(weights: Array, output: int) -> Array:
-    """The weights of the samples for one output, (N,)."""
+def of_output(weights: Any, output: int) -> Array:
+    """The weights of the samples or rows for one output, (N,)."""
+    if isinstance(weights, tuple):
+        return weights[output]
     return weights[:, output] if weights.ndim > 1 else weights
 
 

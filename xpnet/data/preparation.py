@@ -9,7 +9,7 @@ import numpy
 
 from xpnet.backends import Array, Backend, DType
 from xpnet.backends.arrays import to_host
-from xpnet.config import choice
+from xpnet.config import choice, fits
 from xpnet.data.dataset import Dataset
 from xpnet.data.sources import array_like
 from xpnet.data.structure import Structure, in_order, items, label
@@ -100,7 +100,7 @@ def prepare_gradient(model: Container, grad_output: Any, rows: int) -> Any:
     def checked(k: int, given: Any, shape: tuple[int, ...]) -> Array:
         name = label("grad_output", "output", names, k)
         grad = backend.asarray(as_numbers(backend, given, name), dtype=model.context.dtype)
-        if tuple(grad.shape) != (rows, *shape):
+        if len(grad) != rows or not fits(grad.shape[1:], shape):
             raise ShapeError(f"{name} must have the shape of the outputs, {(rows, *shape)}, not {grad.shape}.")
         return grad
 
@@ -114,8 +114,8 @@ def _checked_input(
     """(the array of input k, checked, on the model's device; the dtype that the layer takes)."""
     backend = model.backend
     x = as_numbers(backend, x, name)
-    if tuple(x.shape[1:]) != expected or x.ndim == 0:
-        sizes = ", ".join(map(str, expected))
+    if x.ndim == 0 or not fits(x.shape[1:], expected):
+        sizes = ", ".join("T" if n is None else str(n) for n in expected)
         hint = ""
         if x.ndim and x.shape == expected:
             hint = " For a single sample, add the batch axis: x[None]."
@@ -123,7 +123,7 @@ def _checked_input(
             hint = " Images are (N, height, width, channels), channels last: numpy.moveaxis(x, 1, -1)."
         elif x.shape[:1] == (1,) and tuple(x.shape[2:]) == expected:
             hint = " The model has one input: give the array itself, not a list of it."
-        elif x.ndim > 1 and math.prod(x.shape[1:]) == math.prod(expected):
+        elif x.ndim > 1 and None not in expected and math.prod(x.shape[1:]) == math.prod(expected):
             hint = f" The sizes agree: reshape it, or begin the model with a layer for {tuple(x.shape[1:])}."
         raise ShapeError(f"{name} must have shape (N, {sizes}), as the model's input_shape says, but has "
                          f"{tuple(x.shape)}.{hint}")  # fmt: skip
@@ -178,7 +178,7 @@ def _targets(
         y = loss.check_targets(backend, y, output_shape)
     except ArgumentError as error:
         raise type(error)(f"{name}: {error}") from error
-    if loss.classifies and y.ndim == 1:  # class numbers stay integers
+    if loss.classifies and y.ndim in (1, len(output_shape)):  # class numbers stay integers
         return y
     return backend.xp.ascontiguousarray(backend.asarray(y, dtype=dtype))
 

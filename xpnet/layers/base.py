@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 from xpnet import initializers
 from xpnet.backends import Array, Backend, get_backend
 from xpnet.backends.arrays import refuse_masked
-from xpnet.config import Configured, as_shape, flag, is_custom, missing_method
+from xpnet.config import Configured, as_shape, fits, flag, is_custom, missing_method
 from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, ShapeError, StateError, shape_text
 from xpnet.layers import tensors
 from xpnet.layers.building import building, standalone
@@ -23,8 +23,9 @@ from xpnet.parameters import Buffer, ModelArray, Parameter, ParameterStore
 #: Attributes for models and containers only. dir() does not list them.
 _INTERNAL = frozenset((
     "backward_in_context", "backward_pass", "calls", "check_input", "connections", "drop_workspaces",
-    "execution_context", "forward_in_context", "forward_pass", "gives_probabilities", "inner_layers", "last_layer",
-    "noise_key", "place", "shape_for", "shared_copy", "splits_batch", "takes_list", "unplace",
+    "execution_context", "forward_in_context", "forward_pass", "gives_probabilities", "inner_layers", "keeps_mask",
+    "last_layer", "mask", "masked_outputs", "noise_key", "output_mask", "output_masks", "place", "shape_for",
+    "shared_copy", "splits_batch", "spread_masks", "start_mask", "starts_mask", "takes_list", "unplace",
 ))  # fmt: skip
 
 
@@ -65,6 +66,10 @@ class Layer(Configured):
     splits_batch: ClassVar[bool] = False
     #: Whether it can have several inputs, and so be called on a list. A custom layer always can.
     takes_list: ClassVar[bool] = False
+    #: Whether the outputs have the mask of the inputs. None: if both have as many steps, the axis after the batch.
+    keeps_mask: bool | None = None
+    #: Whether it starts a mask, see `start_mask`.
+    starts_mask: bool = False
     #: Whether its class is not part of xpnet, so that a model checks what it returns.
     is_custom: ClassVar[bool] = False
     #: Whether backward must return ∂L/∂x. The container sets it before each backward.
@@ -118,6 +123,10 @@ class Layer(Configured):
     def backward(self, grad_y: Array) -> Array | None:
         """Write the parameters' gradients and return ∂L/∂x, given grad_y = ∂L/∂y (N, *output_shape)."""
         raise missing_method(self, "backward(grad_y)")
+
+    def start_mask(self, x: Array) -> Array:
+        """The mask (N, T) that starts at inputs x: True where a step counts. Only if `starts_mask`."""
+        raise missing_method(self, "start_mask(x)")
 
     def check_inputs(self, x: Array, name: str) -> None:
         """Raise DataError if x, a whole dataset called `name`, holds values that this layer does not accept.
@@ -199,6 +208,14 @@ class Layer(Configured):
         return work
 
     @property
+    def mask(self) -> Any:
+        """The mask of the inputs of this pass, bool (N, T), True where a step counts; None if all do.
+
+        A list, with an item for each input, if the layer was called on a list and any of them has a mask.
+        """
+        return getattr(self.work, "given_mask", None)
+
+    @property
     def backend(self) -> Backend:
         """The backend of the model."""
         return (self._context or self.context).backend  # `context` raises an error if there is none
@@ -254,7 +271,12 @@ class Layer(Configured):
         if len(outputs) != len(shapes):
             raise ShapeError(f"{self._label}: forward must return a list of {len(shapes)} arrays, not {len(outputs)}.")
         for shape, output in zip(shapes, outputs, strict=True):
-            if not isinstance(output, self.xp.ndarray) or output.shape != (len(x), *shape) or output.dtype != dtype:
+            if (
+                not isinstance(output, self.xp.ndarray)
+                or len(output) != len(x)
+                or not fits(output.shape[1:], shape)
+                or output.dtype != dtype
+            ):
                 raise self.wrong_output((len(x), *shape), dtype, output)
 
     def wrong_output(self, shape: Shape, dtype: Any, y: Any) -> ShapeError:
@@ -338,6 +360,34 @@ class Layer(Configured):
         """Whether `build` has been called."""
         return self._context is not None
 
+    def spread_masks(self, inputs: Sequence[bool]) -> tuple[bool, ...]:
+        """Whether each output has a mask, given whether each input has one."""
+        count = len(shapes_of(self.output_shape))
+        return (self.starts_mask or (any(inputs) and self._keeps_mask),) * count
+
+    @property
+    def _keeps_mask(self) -> bool:
+        if self.keeps_mask is not None:
+            return self.keeps_mask
+        before, after = shapes_of(self.input_shape)[0], shapes_of(self.output_shape)[0]
+        return bool(before and after) and before[0] == after[0]
+
+    def output_mask(self, x: Any) -> Any:
+        """The mask of the outputs of x after `forward`, or None; a tuple if it differs between several outputs.
+
+        By default, a step counts if it does in all inputs that have a mask.
+        """
+        masks = [mask for mask in as_tuple(self.mask) if mask is not None] if self._keeps_mask else []
+        if self.starts_mask:
+            masks.append(self.start_mask(x))
+        if len(masks) < 2:
+            return masks[0] if masks else None
+        combined = self.work.buffer("mask", masks[0].shape, masks[0].dtype)
+        combined[...] = masks[0]
+        for mask in masks[1:]:
+            self.xp.logical_and(combined, mask, out=combined)
+        return combined
+
     def shape_for(self, input_shape: Any) -> Any:
         """The output shape for an input shape, or for a list of shapes. The layer is built for that, and unbuilt."""
         if self.is_built and input_shape == self.input_shape:
@@ -387,7 +437,7 @@ class Layer(Configured):
 
     def _refuse_too_large(self, what: str, shapes: Shape | list[Shape]) -> None:
         """Raise DeviceMemoryError if not even one sample of these shapes fits into the device's memory."""
-        needed = sum(map(math.prod, shapes_of(shapes))) * self.context.dtype.itemsize
+        needed = sum(math.prod(n or 1 for n in shape) for shape in shapes_of(shapes)) * self.context.dtype.itemsize
         if not self.backend.can_hold(needed):
             raise DeviceMemoryError(
                 f"{self._label}: one sample of its {what} {shape_text(shapes)} takes {needed / 2**30:,.1f} GiB, more "
@@ -412,7 +462,8 @@ class Layer(Configured):
         """`forward` of a layer outside a model, with the checks that a model makes. Returns a new array."""
         refuse_masked(x, "x")
         given: Any = [tuple(a.shape[1:]) for a in as_tuple(x) if hasattr(a, "shape")]
-        if given and (given if isinstance(x, list | tuple) else given[0]) != self.input_shape:
+        wanted = shapes_of(self.input_shape)
+        if given and not (len(given) == len(wanted) and all(map(fits, given, wanted))):
             got = ", ".join(str(tuple(a.shape)) for a in as_tuple(x))
             raise self.refuse(f"{shape_text(self.input_shape)}, the shape it was built for", got)
         self.check_inputs(x, "x")

@@ -21,7 +21,7 @@ from xpnet.layers.base import Layer
 from xpnet.layers.context import Context, Shape
 from xpnet.layers.executor import CallSite, Executor
 from xpnet.layers.pooling import MaxPool2D
-from xpnet.layers.structure import Arrays, as_tuple, first_of, shapes_of
+from xpnet.layers.structure import Arrays, as_tuple, first_of, one_or_tuple, shapes_of
 from xpnet.parameters import Parameter
 
 _NOTHING = nullcontext()
@@ -55,6 +55,7 @@ class Container(Layer):
     _placed: tuple[Layer, ...] = ()  # the layers that run
     _sites: list[CallSite]  # in the order of the layers, which may differ from that of execution
     _executor: Executor
+    _masked_outputs: tuple[bool, ...] = ()
 
     def _keys(self) -> list[str]:
         """The last part of each layer's path: its name, or else its number."""
@@ -68,6 +69,7 @@ class Container(Layer):
         """Run these calls of placed layers, see `Executor`."""
         self._sites = list(sites)
         self._executor = Executor(_reordered(self._sites, outputs), inputs, outputs)
+        self.spread_masks([False] * inputs)  # until an outer container says otherwise
 
     def place(self, context: Context, path: str, input_shape: Any) -> Any:
         output_shape = super().place(context, path, input_shape)
@@ -97,6 +99,28 @@ class Container(Layer):
     def inner_layers(self) -> tuple[Layer, ...]:
         """The layers that run. A layer that is called several times is there once for each call, as a copy."""
         return self._placed or self.layers
+
+    @property
+    def masked_outputs(self) -> tuple[bool, ...]:
+        """For each output, whether it has a mask."""
+        return self._masked_outputs
+
+    def spread_masks(self, inputs: Sequence[bool]) -> tuple[bool, ...]:
+        self._masked_outputs = self._executor.spread_masks(inputs)
+        return self._masked_outputs
+
+    def output_mask(self, x: Any) -> Any:
+        return self.output_masks(self.context.inference)
+
+    def output_masks(self, inference: bool = False) -> Any:
+        """The masks of the outputs of the latest pass, (N, T) or None each: one, or a tuple if there are several.
+
+        inference: whether that was an inference pass.
+        """
+        work = self._workspaces.get(inference)
+        if not any(self._masked_outputs) or work is None:
+            return one_or_tuple([None] * len(self._executor.outputs))
+        return work.output_masks
 
     @property
     def input_names(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Convolutions of images (N, H, W, channels).
+"""Convolutions of images (N, H, W, channels) and sequences (N, T, channels).
 
 Dumoulin and Visin 2016, "A guide to convolution arithmetic for deep learning". The operators of the backend and their
 formulas are in backends/reference/convolution.py and windows.py.
@@ -15,11 +15,15 @@ from xpnet.layers.context import Shape
 from xpnet.layers.windows import (
     Padding,
     Size,
+    as_image,
     image_and_channels,
     padding_argument,
     pair,
+    sequence_padding,
+    steps_and_channels,
     transposed_windows,
     windows_on_image,
+    windows_on_sequence,
 )
 
 
@@ -27,6 +31,109 @@ class _Convolution(Layer):
     """The arguments and parameters that all convolutions share."""
 
     splits_batch = True
+
+    def __init__(
+        self,
+        filters: int,
+        groups: int,
+        use_bias: bool,
+        weight_initializer: Any,
+        bias_initializer: Any,
+        l1: float,
+        l2: float,
+        name: str | None,
+    ) -> None:
+        super().__init__(name=name)
+        self.filters, self.groups = integer(self, "filters", filters), integer(self, "groups", groups)
+        self.use_bias = flag(self, "use_bias", use_bias)
+        self.weight_initializer, self.bias_initializer = weight_initializer, bias_initializer
+        self.l1, self.l2 = penalties(self, l1, l2)
+
+    def add_weight_and_bias(self, kernel: tuple[int, ...], channels: int) -> None:
+        if channels % self.groups:
+            raise self.refuse(f"a number of channels that groups={self.groups} divides", f"one with {channels}")
+        if self.filters % self.groups:
+            raise ShapeError(f"{self._label}: groups={self.groups} must divide the number of filters, {self.filters}.")
+        shape = (*kernel, channels // self.groups, self.filters)
+        self.weight = self.add_parameter("weight", shape, self.weight_initializer, l1=self.l1, l2=self.l2)
+        if self.use_bias:
+            self.bias = self.add_parameter("bias", (self.filters,), self.bias_initializer, decay=False)
+
+
+class Conv1D(_Convolution):
+    """Applies each filter to every window of a sequence: (N, T, in) → (N, steps, filters).
+
+    filters: the number of filters.  kernel_size, strides, dilation: integers.
+    padding: "valid" for none; "same" for ceil(T / stride) outputs, with the extra zero of an odd number at the end;
+    "causal" for zeros before the first step only, so that no output depends on later steps; or the number of zeros on
+    each side.  groups: filters and channels are divided into this many groups, and a filter sees only the channels of
+    its group.
+    weight is (kernel_size, in / groups, filters), bias (filters,). `l1` and `l2` penalize the weight, as in Dense.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int,
+        strides: int = 1,
+        padding: str | int = "valid",
+        dilation: int = 1,
+        groups: int = 1,
+        *,
+        use_bias: bool = True,
+        weight_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        l1: float = 0.0,
+        l2: float = 0.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(filters, groups, use_bias, weight_initializer, bias_initializer, l1, l2, name)
+        self.kernel_size, self.strides = integer(self, "kernel_size", kernel_size), integer(self, "strides", strides)
+        self.dilation, self.padding = integer(self, "dilation", dilation), sequence_padding(self, padding, causal=True)
+        self.keeps_mask = self.strides == 1 and self.padding in ("same", "causal")
+
+    def build(self, input_shape: Shape) -> Shape:
+        steps, channels = steps_and_channels(self, input_shape)
+        self.add_weight_and_bias((self.kernel_size,), channels)
+        if steps is not None:
+            steps = self._windows(steps).grid[1]
+        return (steps, self.filters)
+
+    def _windows(self, steps: int) -> Windows:
+        return windows_on_sequence(self, steps, self.kernel_size, self.strides, self.padding, self.dilation)
+
+    def forward(self, x: Array) -> Array:
+        """(N, T, in) → (N, steps, filters). With stride s, dilation d and p zeros before the first step,
+
+        y[n, t, f] = bias[f] + Σ_ac x[n, t·s + a·d - p, c] · weight[a, c, f].
+
+        It is the convolution of images of height 1.
+        """
+        work, bias = self.work, self.bias.value if self.use_bias else None
+        work.x, work.windows = as_image(x), self._windows(x.shape[1])
+        y = work.buffer("y", (len(x), work.windows.grid[1], self.filters))
+        weight, scratch = self.weight.value[None], self.context.scratch
+        self.backend.conv2d(work.x, weight, bias, work.windows, self.groups, as_image(y), scratch)
+        return y
+
+    def backward(self, grad_y: Array) -> Array | None:
+        """(N, steps, filters) → (N, T, in), as for Conv2D.
+
+        ∂L/∂weight[a, c, f] = Σ_nt x[n, t·s + a·d - p, c] · ∂L/∂y[n, t, f],   ∂L/∂bias = Σ_nt ∂L/∂y[n, t],
+
+        and ∂L/∂x[n, u, c] is the sum of ∂L/∂y[n, t, f] · weight[a, c, f] over all t, a and f with t·s + a·d - p = u.
+        """
+        work, scratch = self.work, self.context.scratch
+        weight, grad_weight = self.weight.value[None], self.weight.grad[None]
+        grad_x = work.buffer("grad_x", work.x[:, 0].shape) if self.wants_input_grad else None
+        grads = grad_weight, self.bias.grad if self.use_bias else None, None if grad_x is None else as_image(grad_x)
+        self.backend.conv2d_grad(work.x, as_image(grad_y), weight, work.windows, self.groups, grads, scratch)
+        return grad_x
+
+
+class _ImageConvolution(_Convolution):
+    """The arguments that all convolutions of images share."""
+
     windows: Windows
 
     def __init__(
@@ -45,27 +152,14 @@ class _Convolution(Layer):
         l2: float = 0.0,
         name: str | None = None,
     ) -> None:
-        super().__init__(name=name)
-        self.filters, self.groups = integer(self, "filters", filters), integer(self, "groups", groups)
+        super().__init__(filters, groups, use_bias, weight_initializer, bias_initializer, l1, l2, name)
         self.kernel_size = one_or_pair(integer, self, "kernel_size", kernel_size)
         self.strides = one_or_pair(integer, self, "strides", strides)
         self.dilation = one_or_pair(integer, self, "dilation", dilation)
-        self.padding, self.use_bias = padding_argument(self, padding), flag(self, "use_bias", use_bias)
-        self.weight_initializer, self.bias_initializer = weight_initializer, bias_initializer
-        self.l1, self.l2 = penalties(self, l1, l2)
-
-    def add_weight_and_bias(self, channels: int) -> None:
-        if channels % self.groups:
-            raise self.refuse(f"a number of channels that groups={self.groups} divides", f"one with {channels}")
-        if self.filters % self.groups:
-            raise ShapeError(f"{self._label}: groups={self.groups} must divide the number of filters, {self.filters}.")
-        shape = (*pair(self.kernel_size), channels // self.groups, self.filters)
-        self.weight = self.add_parameter("weight", shape, self.weight_initializer, l1=self.l1, l2=self.l2)
-        if self.use_bias:
-            self.bias = self.add_parameter("bias", (self.filters,), self.bias_initializer, decay=False)
+        self.padding = padding_argument(self, padding)
 
 
-class Conv2D(_Convolution):
+class Conv2D(_ImageConvolution):
     """Applies each filter to every window of an image: (N, H, W, in) → (N, rows, columns, filters).
 
     filters: the number of filters.  kernel_size, strides, dilation: an integer, or a pair (vertical, horizontal).
@@ -78,7 +172,7 @@ class Conv2D(_Convolution):
     def build(self, input_shape: Shape) -> Shape:
         image, channels = image_and_channels(self, input_shape)
         self.windows = windows_on_image(self, image, self.kernel_size, self.strides, self.padding, self.dilation)
-        self.add_weight_and_bias(channels)
+        self.add_weight_and_bias(pair(self.kernel_size), channels)
         return (*self.windows.grid, self.filters)
 
     def forward(self, x: Array) -> Array:
@@ -106,7 +200,7 @@ class Conv2D(_Convolution):
         return self.backend.conv2d_grad(work.x, grad_y, weight.value, self.windows, self.groups, grads, scratch)
 
 
-class DepthwiseConv2D(_Convolution):
+class DepthwiseConv2D(_ImageConvolution):
     """Convolves each channel separately: (N, H, W, in) → (N, rows, columns, in · depth_multiplier).
 
     It equals a Conv2D with groups=in: weight is (kh, kw, 1, in · depth_multiplier), and the filters of a channel are
@@ -138,7 +232,7 @@ class DepthwiseConv2D(_Convolution):
         image, channels = image_and_channels(self, input_shape)
         self.windows = windows_on_image(self, image, self.kernel_size, self.strides, self.padding, self.dilation)
         self.groups, self.filters = channels, channels * self.depth_multiplier
-        self.add_weight_and_bias(channels)
+        self.add_weight_and_bias(pair(self.kernel_size), channels)
         return (*self.windows.grid, self.filters)
 
     def forward(self, x: Array) -> Array:
@@ -176,7 +270,7 @@ class DepthwiseConv2D(_Convolution):
         return a.reshape(*a.shape[:-1], -1, self.depth_multiplier)
 
 
-class Conv2DTranspose(_Convolution):
+class Conv2DTranspose(_ImageConvolution):
     """The transpose of a Conv2D, which enlarges images: (N, rows, columns, in) → (N, H, W, filters).
 
     Each pixel of the input contributes to one window of the output; the windows are `strides` apart. Along each axis,
@@ -223,7 +317,7 @@ class Conv2DTranspose(_Convolution):
         self.windows = transposed_windows(
             self, grid, self.kernel_size, self.strides, self.padding, self.dilation, self.output_padding
         )
-        self.add_weight_and_bias(channels)
+        self.add_weight_and_bias(pair(self.kernel_size), channels)
         return (*self.windows.image, self.filters)
 
     def forward(self, x: Array) -> Array:

@@ -5,8 +5,9 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from xpnet.backends import Array
+from xpnet.config import fits
 from xpnet.errors import ShapeError, shape_text
-from xpnet.layers.structure import Arrays, as_tuple
+from xpnet.layers.structure import Arrays, as_tuple, one_or_tuple
 from xpnet.parameters import Parameter
 
 _TRAINABLE = attrgetter("trainable")
@@ -55,6 +56,8 @@ class Executor:
         self.sites, self._inputs, self.outputs = list(sites), inputs, tuple(outputs)
         self._values = inputs + sum(len(as_tuple(site.outputs)) for site in sites)
         used = {i for site in sites for i in as_tuple(site.inputs)}
+        #: For each value, whether it has a mask; empty if none has.
+        self.masked: list[bool] = []
         self._unused = [i for i in range(inputs) if i not in used]
         self._parameters: list[Parameter] | None = None  # of all layers
         self._plans: dict[tuple[bool, ...], list[_BackwardCall]] = {}
@@ -66,10 +69,13 @@ class Executor:
             values[0] = x
         else:
             values[: self._inputs] = x
+        masks = self._given_masks(container) if self.masked else None
         for layer, inputs, outputs, shape in self.sites:
             given = values[inputs] if isinstance(inputs, int) else [values[i] for i in inputs]
+            if masks is not None:
+                layer.work.given_mask = masks[inputs] if isinstance(inputs, int) else _any([masks[i] for i in inputs])
             y = layer.forward(given)
-            if isinstance(outputs, int) and getattr(y, "shape", (0,))[1:] != shape:
+            if isinstance(outputs, int) and getattr(y, "shape", (0,))[1:] != shape and not _fits(y, shape):
                 raise layer.wrong_output((len(values[0]), *shape), container.context.dtype, y)
             if layer.is_custom:
                 layer.check_output(given, y)
@@ -78,7 +84,33 @@ class Executor:
             else:
                 for i, value in zip(outputs, y, strict=True):
                     values[i] = value
+            if masks is not None:
+                own = layer.output_mask(given)
+                for k, i in enumerate(as_tuple(outputs)):
+                    masks[i] = own[k] if isinstance(own, tuple) else own
+        if masks is not None:
+            container.work.output_masks = one_or_tuple([masks[i] for i in self.outputs])
         return values[self.outputs[0]] if len(self.outputs) == 1 else tuple(values[i] for i in self.outputs)
+
+    def spread_masks(self, inputs: Sequence[bool]) -> tuple[bool, ...]:
+        """Decide which values have a mask, given which inputs have one. Returns that for the outputs."""
+        self.masked = [*inputs, *[False] * (self._values - len(inputs))]
+        for site in self.sites:
+            spread = site.layer.spread_masks([self.masked[i] for i in as_tuple(site.inputs)])
+            for i, masked in zip(as_tuple(site.outputs), spread, strict=True):
+                self.masked[i] = masked
+        outputs = tuple(self.masked[i] for i in self.outputs)
+        if not any(self.masked):
+            self.masked = []
+        return outputs
+
+    def _given_masks(self, container: Any) -> list[Any]:
+        """A list for the masks of all values, with those of the inputs."""
+        masks: list[Any] = [None] * self._values
+        given = container.mask
+        if given is not None:
+            masks[: self._inputs] = as_tuple(given)
+        return masks
 
     def backward(self, container: Any, grad_y: Any, input_grad: bool) -> Any:
         """The gradients of the inputs, given those of the outputs; None if they are not wanted or do not exist.
@@ -115,7 +147,7 @@ class Executor:
         if not input_grad:
             return None
         for i in self._unused:
-            grads[i] = _zeros(container, i, (len(given[0]), *container.input_shape[i]))
+            grads[i] = _zeros(container, i, (len(given[0]), *(n or 1 for n in container.input_shape[i])))
         return grads[0] if self._inputs == 1 else tuple(grads[: self._inputs])
 
     def _planned(self, input_grad: bool) -> list[_BackwardCall]:
@@ -156,6 +188,16 @@ class Executor:
                 _add(container, grads, i, grad)
             elif needed or not (i < self._inputs or layer.accepts_integers):
                 raise _missing_gradient(layer, position if several else None)
+
+
+def _any(masks: list[Any]) -> list[Any] | None:
+    """These masks, or None if there is none."""
+    return None if all(mask is None for mask in masks) else masks
+
+
+def _fits(y: Any, shape: tuple[Any, ...]) -> bool:
+    """Whether y, (N, ...), has this shape, in which the first axis may be None."""
+    return None in shape and hasattr(y, "shape") and fits(y.shape[1:], shape)
 
 
 def _missing_gradient(layer: Any, position: int | None) -> ShapeError:

@@ -33,6 +33,12 @@ class _Merge(Layer):
             raise self.refuse("a list of two or more inputs", input_shape, f" Call it as layers.{name}()([a, b]).")
         return input_shape
 
+    def _sizes(self, x: list[Array]) -> tuple[int, ...]:
+        """The shape of the outputs of these inputs."""
+        if None not in self.output_shape:
+            return (len(x[0]), *self.output_shape)
+        return (len(x[0]), max(a.shape[1] for a in x), *self.output_shape[1:])
+
     def _to_input(self, i: int, grad: Array) -> Array:
         """The sum of ∂L/∂y over the axes along which input i is repeated."""
         shapes: Any = self.input_shape
@@ -40,7 +46,8 @@ class _Merge(Layer):
         axes = tuple(k for k, (old, new) in enumerate(zip(before, after, strict=True), 1) if old != new)
         if not axes:
             return grad
-        out = self.work.buffer(f"sum {i}", (len(grad), *before))
+        sizes = [1 if k in axes else n for k, n in enumerate(grad.shape)]
+        out = self.work.buffer(f"sum {i}", tuple(sizes))
         return self.xp.sum(grad, axis=axes, keepdims=True, out=out)
 
 
@@ -52,7 +59,7 @@ class Add(_Merge):
 
     def _sum(self, x: list[Array]) -> Array:
         a, b, *others = x
-        y = self.xp.add(a, b, out=self.work.buffer("y", (len(a), *self.output_shape)))
+        y = self.xp.add(a, b, out=self.work.buffer("y", self._sizes(x)))
         for other in others:
             y += other
         return y
@@ -71,7 +78,7 @@ class Subtract(_Merge):
         return super().build(input_shape)
 
     def forward(self, x: list[Array]) -> Array:
-        return self.xp.subtract(*x, out=self.work.buffer("y", (len(x[0]), *self.output_shape)))
+        return self.xp.subtract(*x, out=self.work.buffer("y", self._sizes(x)))
 
     def backward(self, grad_y: Array) -> list[Array]:
         """∂y/∂a = 1 and ∂y/∂b = -1."""
@@ -85,7 +92,7 @@ class Multiply(_Merge):
     def forward(self, x: list[Array]) -> Array:
         self.work.x = x
         a, b, *others = x
-        y = self.xp.multiply(a, b, out=self.work.buffer("y", (len(a), *self.output_shape)))
+        y = self.xp.multiply(a, b, out=self.work.buffer("y", self._sizes(x)))
         for other in others:
             y *= other
         return y
@@ -122,7 +129,7 @@ class Maximum(_Merge):
     def forward(self, x: list[Array]) -> Array:
         a, b, *others = x
         self.work.x = x
-        self.work.y = y = self.xp.maximum(a, b, out=self.work.buffer("y", (len(a), *self.output_shape)))
+        self.work.y = y = self.xp.maximum(a, b, out=self.work.buffer("y", self._sizes(x)))
         for other in others:
             self.xp.maximum(y, other, out=y)
         return y
@@ -160,9 +167,10 @@ class Concatenate(_Merge):
                 f"Concatenate: axis {self.axis} does not exist: the inputs have {axes} after the batch."
             )
         axis = self.axis % axes
+        if axis == 0 and None in [shape[0] for shape in shapes]:
+            raise self.refuse("inputs of fixed length along the axis that it joins", shapes)
         if len({(*shape[:axis], None, *shape[axis + 1 :]) for shape in shapes}) > 1:
             raise self.refuse(f"inputs that are equal in all axes but axis {axis}", shapes)
-        self._given = shapes
         stops = list(itertools.accumulate(shape[axis] for shape in shapes))
         self._parts = [
             (*[slice(None)] * (axis + 1), slice(start, stop)) for start, stop in itertools.pairwise([0, *stops])
@@ -170,7 +178,7 @@ class Concatenate(_Merge):
         return (*shapes[0][:axis], stops[-1], *shapes[0][axis + 1 :])
 
     def forward(self, x: list[Array]) -> Array:
-        y = self.work.buffer("y", (len(x[0]), *self.output_shape))
+        y = self.work.buffer("y", self._sizes(x))
         for part, given in zip(self._parts, x, strict=True):
             y[part] = given
         return y
@@ -178,9 +186,10 @@ class Concatenate(_Merge):
     def backward(self, grad_y: Array) -> list[Array]:
         """Each input has its part of ∂L/∂y, copied, since layers compute faster with contiguous arrays."""
         grads = []
-        for i, (part, shape) in enumerate(zip(self._parts, self._given, strict=True)):
-            grad = self.work.buffer(f"grad_x {i}", (len(grad_y), *shape))
-            grad[...] = grad_y[part]
+        for i, part in enumerate(self._parts):
+            given = grad_y[part]
+            grad = self.work.buffer(f"grad_x {i}", given.shape)
+            grad[...] = given
             grads.append(grad)
         return grads
 
@@ -198,7 +207,7 @@ class Dot(_Merge):
         xp, work = self.xp, self.work
         work.x = x
         product = xp.multiply(*x, out=work.buffer("product", x[0].shape))
-        return xp.sum(product, axis=-1, keepdims=True, out=work.buffer("y", (len(product), *self.output_shape)))
+        return xp.sum(product, axis=-1, keepdims=True, out=work.buffer("y", (*product.shape[:-1], 1)))
 
     def backward(self, grad_y: Array) -> list[Array]:
         """∂L/∂a = b · ∂L/∂y, and ∂L/∂b = a · ∂L/∂y."""

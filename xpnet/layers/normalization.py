@@ -1,6 +1,5 @@
-"""BatchNorm, LayerNorm, GroupNorm and InstanceNorm: mean 0 and variance 1, over the batch or within each sample."""
+"""BatchNorm, LayerNorm, RMSNorm, GroupNorm, InstanceNorm: a mean of 0 and a variance of 1, by batch or by sample."""
 
-import math
 from typing import Any
 
 from xpnet.backends import Array
@@ -17,12 +16,7 @@ class _Normalization(Layer):
         self, epsilon: float = 1e-5, *, center: bool = True, scale: bool = True, name: str | None = None
     ) -> None:
         super().__init__(name=name)
-        self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
-        if self.epsilon >= 1:
-            raise ArgumentError(
-                f"{type(self).__name__}: epsilon must be below 1, not {epsilon!r}. The number of features is known "
-                "from the layer before."
-            )
+        self.epsilon = _epsilon(self, epsilon)
         self.center, self.scale = flag(self, "center", center), flag(self, "scale", scale)
 
     def build(self, input_shape: Shape) -> Shape:
@@ -181,6 +175,53 @@ class LayerNorm(_Normalization):
         return backend.normalize_rows_grad(grad_x, normalized, work.sigma, out=grad_x).reshape(grad_y.shape)
 
 
+class RMSNorm(Layer):
+    """Divides each sample by the root mean square of its features: (N, ..., features) → the same shape.
+
+        y = gamma · x̂,   x̂ = x / σ,   σ = √(mean(x²) + epsilon),   the mean over the last axis
+
+    It is LayerNorm without the mean and without beta. Weight decay does not apply to gamma.
+
+    Zhang and Sennrich 2019, "Root mean square layer normalization".
+    """
+
+    def __init__(self, epsilon: float = 1e-6, *, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.epsilon = _epsilon(self, epsilon)
+
+    def build(self, input_shape: Shape) -> Shape:
+        if not input_shape:
+            raise self.refuse("(N, ..., features)", input_shape)
+        self.gamma = self.add_parameter("gamma", input_shape[-1:], "ones", decay=False)
+        return input_shape
+
+    def forward(self, x: Array) -> Array:
+        """y = gamma · x̂, with x as rows (R, features)."""
+        work = self.work
+        rows = x.reshape(-1, x.shape[-1])
+        work.sigma = work.buffer("sigma", (len(rows), 1))
+        work.normalized = self.backend.scale_rows(rows, self.epsilon, work.buffer("normalized", rows.shape), work.sigma)
+        return self.xp.multiply(work.normalized, self.gamma.value, out=work.buffer("y", rows.shape)).reshape(x.shape)
+
+    def backward(self, grad_y: Array) -> Array | None:
+        """With g = ∂L/∂y, h = g · gamma = ∂L/∂x̂, means over the F features of a row, sums over the rows:
+
+        ∂L/∂gamma = Σ g·x̂.
+
+        From ∂σ/∂x_j = x_j / (F σ) = x̂_j / F follows ∂x̂_i/∂x_j = (δ_ij - x̂_i x̂_j / F) / σ, so
+
+        ∂L/∂x = (h - x̂ · mean(h·x̂)) / σ.
+        """
+        xp, backend, work = self.xp, self.backend, self.work
+        rows, normalized = grad_y.reshape(work.normalized.shape), work.normalized
+        products = self.context.scratch("products", rows.shape)
+        backend.sum_rows(xp.multiply(rows, normalized, out=products), out=self.gamma.grad)
+        if not self.wants_input_grad:
+            return None
+        grad_x = xp.multiply(rows, self.gamma.value, out=work.buffer("grad_x", rows.shape))
+        return backend.scale_rows_grad(grad_x, normalized, work.sigma, out=grad_x).reshape(grad_y.shape)
+
+
 class GroupNorm(_Normalization):
     """Normalizes groups of neighboring features of each sample: (N, ..., features) → the same shape.
 
@@ -209,7 +250,7 @@ class GroupNorm(_Normalization):
     def forward(self, x: Array) -> Array:
         """y = gamma · x̂ + beta, where x̂ is computed of rows (N · groups, P · F): P positions, F features of a group."""
         backend, work, by_group = self.backend, self.work, self._by_group(x)
-        rows = self.context.scratch("rows", (len(x) * self.groups, math.prod(self.input_shape) // self.groups))
+        rows = self.context.scratch("rows", (len(x) * self.groups, x.size // (len(x) * self.groups)))
         rows.reshape(by_group.shape)[...] = by_group
         work.normalized, work.sigma = work.buffer("normalized", rows.shape), work.buffer("sigma", (len(rows), 1))
         backend.normalize_rows(rows, self.epsilon, work.normalized, work.sigma)
@@ -275,3 +316,14 @@ class InstanceNorm(GroupNorm):
             raise self.refuse("(N, ..., features) with axes in between, over which it normalizes", input_shape)
         self.groups = input_shape[-1]
         return super().build(input_shape)
+
+
+def _epsilon(layer: Layer, value: float) -> float:
+    """The epsilon of a normalization, checked."""
+    epsilon = number(layer, "epsilon", value, above=0, finite=True)
+    if epsilon >= 1:
+        raise ArgumentError(
+            f"{type(layer).__name__}: epsilon must be below 1, not {value!r}. The number of features is known from the "
+            "layer before."
+        )
+    return epsilon

@@ -1,5 +1,6 @@
 """Pooling, padding and upsampling: layers without parameters that change the size of images (N, H, W, C)."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,15 +100,19 @@ class AvgPool2D(_Pooling):
         return self.backend.sum_pool_grad(grad, self.windows, out=grad_x)
 
     def _inverse_counts(self) -> Any:
-        """1 / the number of pixels in each mean: a number, or an array (rows, columns, 1) if they differ."""
-        windows, work = self.windows, self.work
-        if self.count_include_pad or not windows.padded:
-            return 1.0 / (windows.kernel[0] * windows.kernel[1])
-        if not hasattr(work, "inverse_counts"):
-            vertical, horizontal = windows.cells_on_image(0), windows.cells_on_image(1)
-            inverse = [[[1.0 / (rows * columns)] for columns in horizontal] for rows in vertical]
-            work.inverse_counts = self.backend.asarray(inverse, dtype=self.context.dtype)
-        return work.inverse_counts
+        return inverse_counts(self, self.windows, self.count_include_pad)
+
+
+def inverse_counts(layer: Layer, windows: Windows, count_include_pad: bool) -> Any:
+    """1 / the number of pixels in each mean: a number, or an array (rows, columns, 1) if they differ."""
+    if count_include_pad or not windows.padded:
+        return 1.0 / math.prod(windows.kernel)
+    kept: dict[Windows, Array] = vars(layer.work).setdefault("inverse_counts", {})
+    if windows not in kept:
+        vertical, horizontal = windows.cells_on_image(0), windows.cells_on_image(1)
+        inverse = [[[1.0 / (rows * columns)] for columns in horizontal] for rows in vertical]
+        kept[windows] = layer.backend.asarray(inverse, dtype=layer.context.dtype)
+    return kept[windows]
 
 
 class GlobalAveragePool2D(Layer):
@@ -141,10 +146,10 @@ class GlobalMaxPool2D(Layer):
 
     def forward(self, x: Array) -> Array:
         """(N, H, W, C) → (N, C): y = the largest pixel. NaN counts as larger than any number."""
-        xp, work = self.xp, self.work
+        work, shape = self.work, (len(x), x.shape[-1])
+        work.choice = work.buffer("choice", shape, "int64")
         pixels = x.reshape(len(x), -1, x.shape[-1])
-        work.choice = xp.argmax(pixels, axis=1)
-        return xp.max(pixels, axis=1, out=work.buffer("y", work.choice.shape))
+        return self.backend.max_steps(pixels, None, out=work.buffer("y", shape), choice=work.choice)
 
     def backward(self, grad_y: Array) -> Array | None:
         """(N, C) → (N, H, W, C).
@@ -153,12 +158,9 @@ class GlobalMaxPool2D(Layer):
         """
         if not self.wants_input_grad:
             return None
-        xp, work = self.xp, self.work
-        height, width, channels = self.input_shape
-        numbers = xp.arange(height * width)[:, None]
+        work, (height, width, channels) = self.work, self.input_shape
         grad_x = work.buffer("grad_x", (len(grad_y), height * width, channels))
-        xp.equal(numbers, work.choice[:, None], out=grad_x)
-        grad_x *= grad_y[:, None]
+        self.backend.max_steps_grad(grad_y, work.choice, out=grad_x)
         return grad_x.reshape(len(grad_y), *self.input_shape)
 
 

@@ -51,6 +51,8 @@ class Residual(Sequential):
     def forward(self, x: Array) -> Array:
         """y = f(x) + skip(x)."""
         y = super().forward(x)
+        if self.mask is not None:
+            self.layers[-1].work.given_mask = self.mask
         return self.xp.add(y, self.layers[-1].forward(x), out=self.work.buffer("y", y.shape))
 
     def backward(self, grad_y: Array) -> Array | None:

@@ -25,6 +25,9 @@ class Reshape(Layer):
         self.target_shape = tuple(int(n) for n in sizes)
 
     def build(self, input_shape: Shape) -> Shape:
+        if None in input_shape:
+            hint = " Pool over the steps, or take the last state of a recurrent layer."
+            raise self.refuse("inputs of one size", input_shape, hint)
         features, known = math.prod(input_shape), math.prod(n for n in self.target_shape if n != -1)
         fits = features % known == 0 if -1 in self.target_shape else features == known
         if not fits:
@@ -42,6 +45,8 @@ class Reshape(Layer):
 class Flatten(Reshape):
     """(N, *shape) → (N, features), in row-major order."""
 
+    keeps_mask = False
+
     def __init__(self, *, name: str | None = None) -> None:
         super().__init__((-1,), name=name)
 
@@ -58,9 +63,15 @@ class Permute(Layer):
         if sorted(self.axes) != list(range(len(self.axes))):
             raise ArgumentError(f"Permute: axes must be 0 to {len(self.axes) - 1} in some order, not {axes!r}.")
 
+    @property
+    def _keeps_mask(self) -> bool:
+        return self.axes[0] == 0
+
     def build(self, input_shape: Shape) -> Shape:
         if len(input_shape) != len(self.axes):
             raise self.refuse(f"{len(self.axes)} axes after the batch", input_shape)
+        if None in input_shape and self.axes[0] != 0:
+            raise self.refuse("a fixed length, since only the first axis may have any", input_shape)
         return tuple(input_shape[axis] for axis in self.axes)
 
     def forward(self, x: Array) -> Array:

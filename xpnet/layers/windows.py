@@ -1,9 +1,10 @@
-"""The arguments of layers that slide windows over images, and the geometry of these windows."""
+"""The arguments of layers that slide windows over images or sequences, and the geometry of these windows."""
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from xpnet.backends import Array
 from xpnet.backends.reference.windows import Pair, Windows
 from xpnet.config import choice, integer, one_or_pair
 from xpnet.layers.base import Layer
@@ -21,6 +22,14 @@ def padding_argument(layer: Layer, value: Padding) -> str | OneOrPair:
     return one_or_pair(integer, layer, "padding", value, at_least=0)
 
 
+def sequence_padding(layer: Layer, value: str | int, *, causal: bool = False) -> str | int:
+    """The argument `padding` of a layer for sequences: as for images, or "causal" where that is possible."""
+    if isinstance(value, str):
+        options = ("valid", "same", "causal") if causal else ("valid", "same")
+        return choice(layer, "padding", value.strip().lower(), options, also="a number of steps")
+    return integer(layer, "padding", value, at_least=0)
+
+
 def pair(size: OneOrPair) -> Pair:
     return (size, size) if isinstance(size, int) else size
 
@@ -31,6 +40,8 @@ def image_and_channels(layer: Layer, input_shape: Shape) -> tuple[Pair, int]:
         hint = " Put Reshape((height, width, 1)) before it." if len(input_shape) == 2 else ""
         raise layer.refuse("images (N, H, W, channels)", input_shape, hint)
     height, width, channels = input_shape
+    if height is None:
+        raise layer.refuse("images of one size", input_shape, " Only sequences (N, T, features) may have any length.")
     return (height, width), channels
 
 
@@ -42,10 +53,8 @@ def windows_on_image(
     grid, before = [0, 0], [0, 0]
     for axis in (0, 1):
         extent = dilation[axis] * (kernel[axis] - 1) + 1
-        same = math.ceil(image[axis] / strides[axis])
-        before[axis] = _padding_before(padding, axis, same, strides[axis], extent, image[axis])
-        steps = image[axis] + 2 * before[axis] - extent
-        if steps < 0 and padding != "same":
+        grid[axis], before[axis] = _windows_on_axis(image[axis], axis, extent, strides[axis], padding)
+        if grid[axis] < 1:
             word = ("high", "wide")[axis]
             raise layer.refuse(
                 f"images at least {extent - 2 * before[axis]} pixels {word}, the extent of its window "
@@ -53,8 +62,42 @@ def windows_on_image(
                 f"{image[axis]} {word}",
                 " Images are (N, height, width, channels), channels last.",
             )
-        grid[axis] = same if padding == "same" else steps // strides[axis] + 1
     return Windows(image, (grid[0], grid[1]), kernel, strides, dilation, (before[0], before[1]))
+
+
+def steps_and_channels(layer: Layer, input_shape: Shape) -> tuple[Any, int]:
+    """(T, C) of an input shape (T, C). T is None if it may be any."""
+    if len(input_shape) != 2:
+        hint = " Put Reshape((steps, 1)) before it." if len(input_shape) == 1 else ""
+        raise layer.refuse("sequences (N, T, channels)", input_shape, hint)
+    return input_shape
+
+
+def windows_on_sequence(
+    layer: Layer, steps: int, kernel: int, stride: int, padding: str | int, dilation: int = 1
+) -> Windows:
+    """The windows of a convolution or pooling on a sequence, as windows on an image of height 1: see `as_image`.
+
+    "causal" pads only before the first step, so that no window reaches beyond the step where it ends.
+    """
+    extent = dilation * (kernel - 1) + 1
+    if padding == "causal":
+        windows, before = math.ceil(steps / stride), extent - 1
+    else:
+        windows, before = _windows_on_axis(steps, 1, extent, stride, padding)
+    if windows < 1:
+        raise layer.refuse(
+            f"sequences of at least {extent - 2 * before} steps, the extent of its window "
+            '(padding="same" takes any length)',
+            f"one of {steps}",
+            " Sequences are (N, steps, channels), channels last.",
+        )
+    return Windows((1, steps), (1, windows), (1, kernel), (1, stride), (1, dilation), (0, before))
+
+
+def as_image(sequences: Array) -> Array:
+    """(N, T, C) → (N, 1, T, C), a view: images of height 1."""
+    return sequences[:, None]
 
 
 def transposed_windows(
@@ -83,6 +126,13 @@ def transposed_windows(
                 f"images large enough that padding={padding!r} leaves some output", f"{grid[0]}×{grid[1]}"
             )
     return Windows((image[0], image[1]), grid, kernel, strides, dilation, (before[0], before[1]))
+
+
+def _windows_on_axis(size: int, axis: int, extent: int, stride: int, padding: str | OneOrPair) -> tuple[int, int]:
+    """(the number of windows, the padding before the first), along one axis. Too large windows give 0 or fewer."""
+    same = math.ceil(size / stride)
+    before = _padding_before(padding, axis, same, stride, extent, size)
+    return same if padding == "same" else (size + 2 * before - extent) // stride + 1, before
 
 
 def _padding_before(padding: str | OneOrPair, axis: int, windows: int, stride: int, extent: int, size: int) -> int:

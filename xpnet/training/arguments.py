@@ -26,6 +26,7 @@ from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
 from xpnet.training.output_losses import OutputLosses
 from xpnet.training.outputs import last_layers
+from xpnet.training.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -194,9 +195,10 @@ def load_dataset(
 
     def checked(x: Any, y: Any, sample_weight: Any, names: tuple[str, str], whole: bool = False) -> Dataset:
         dataset = prepare(model, x, y, loss, sample_weight, class_weight, names, whole)
+        rows = Rows(model, loss)
         for metric in measured:
             k = metric.output or 0
-            metric.check_targets(as_tuple(dataset.y)[k], (len(dataset), *shapes_of(model.output_shape)[k]))
+            metric.check_targets(*rows.of_targets(k, as_tuple(dataset.y)[k], shapes_of(model.output_shape)[k]))
         if not measured:
             dataset.counts = None
         dataset.private = private

@@ -24,7 +24,7 @@ from xpnet.data.dataset import Batch
 from xpnet.errors import CaptureError
 from xpnet.layers.containers import Container, every_layer
 from xpnet.layers.context import Workspace
-from xpnet.layers.structure import as_tuple, shapes_of
+from xpnet.layers.structure import as_tuple
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.training.captured_step import is_turned_off, reason_of, same_bits
@@ -56,6 +56,7 @@ class InferencePass(NamedTuple):
         if self.loss is None:
             return list(as_tuple(outputs))
         sums = EpochMetrics(self.model, self.loss, self.metrics, batches=1)
+        outputs, batch = sums.rows(outputs, batch, self.model.output_masks(inference=True))
         sums.add(self.loss.samples(self.model.backend, outputs, batch.y), batch, outputs)
         return sums.sums_of_batch
 
@@ -213,8 +214,7 @@ class _CallsOfPass(_CapturedPass):
     def __init__(self, work: InferencePass, batch: Batch) -> None:
         super().__init__(work)
         model, backend = work.model, work.model.backend
-        shapes, dtype = shapes_of(model.output_shape), model.context.dtype
-        self._results = [backend.empty((len(batch), *shape), dtype) for shape in shapes]
+        self._results = [backend.empty(a.shape, a.dtype) for a in work(batch)]
         with model.execution_context(len(batch)):
             trace = traced_outputs(model, batch, self._results)
             calls, _ = planned(trace, backend)

@@ -16,6 +16,7 @@ from xpnet.layers.structure import as_tuple
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.training.output_losses import OutputLosses
+from xpnet.training.rows import Rows
 
 _CAPACITY = 1024  # batches, if their number is not known
 
@@ -31,7 +32,7 @@ class EpochMetrics:
     def __init__(self, model: Container, loss: Loss, metrics: Sequence[Metric], batches: int | None = None) -> None:
         """`batches`: the number of batches to expect, if it is known."""
         self._model, self._loss, self._metrics = model, loss, metrics
-        self.columns_per_batch = len(loss.by_output)
+        self.columns_per_batch, self.rows = len(loss.by_output), Rows(model, loss)
         self.batch_sums = model.backend.zeros((3, (batches or _CAPACITY) * self.columns_per_batch), "float64")
         self._sizes: list[int] = []  # samples of each batch
         self._weighted: list[bool] = []  # whether they have weights
@@ -71,7 +72,7 @@ class EpochMetrics:
         return {"losses": self.batch_sums, **self._sums}
 
     def add(self, per_sample: Array, batch: Batch, outputs: Array) -> None:
-        """Add a batch: the loss ℓ of each sample, the batch itself, and the outputs of the model.
+        """Add a batch: the loss ℓ of each row, the batch, and the outputs of the model, as `Rows` returns them.
 
         With several outputs, the losses and the outputs are tuples.
         """
@@ -109,7 +110,7 @@ class EpochMetrics:
     def add_sums(self, sums: Sequence[Array], batch: Batch) -> None:
         """Add a batch whose `sums_of_batch` a replay has computed."""
         losses, *of_metrics = sums
-        self.add_replayed(losses, [len(batch)], batch.weights is not None)
+        self.add_replayed(losses, [len(batch)], self.rows.weighted or batch.weights is not None)
         for metric, own in zip(self._metrics, of_metrics, strict=True):
             kept = metric.collects or metric.name not in self._sums  # beyond the next replay, which overwrites it
             self._merge(metric, own.copy() if kept else own)
@@ -123,10 +124,10 @@ class EpochMetrics:
     def add_on_device(self, batch_sums: Array, column: int, per_sample: Any, batch: Batch, outputs: Any) -> None:
         """The part of `add` on the device: the losses go into `batch_sums`, from this column on."""
         backend, weights = self._model.backend, batch.weights
-        for k, losses in enumerate(as_tuple(per_sample)):
-            if getattr(losses, "shape", None) != (len(batch),):
+        for k, (losses, rows) in enumerate(zip(as_tuple(per_sample), map(len, as_tuple(outputs)), strict=True)):
+            if getattr(losses, "shape", None) != (rows,):
                 got = tuple(losses.shape) if hasattr(losses, "shape") else repr(losses)
-                raise ShapeError(f"the loss must give one number per sample, {(len(batch),)}, not {got}.")
+                raise ShapeError(f"the loss must give one number per sample, {(rows,)}, not {got}.")
             own = None if weights is None else of_output(weights, k)
             backend.sum_to(losses if own is None else losses * own, batch_sums[0, column + k, ...])
             if own is not None:
@@ -283,9 +284,12 @@ class EpochMetrics:
         """The sums of the batches so far, (3, columns)."""
         if self._host is None:
             batch_sums = numpy.array(self._model.backend.to_numpy(self.batch_sums[:, : self.column]))
-            sizes, weighted = self._sizes, self._weighted
+            sizes: Any = self._sizes
+            weighted = self._weighted
             if self.columns_per_batch > 1:
                 sizes, weighted = (numpy.repeat(a, self.columns_per_batch).tolist() for a in (sizes, weighted))
+            if not self.rows.are_samples:
+                sizes = numpy.multiply(sizes, numpy.tile(self.rows.per_sample, len(self._sizes)))
             batch_sums[1] = numpy.where(weighted, batch_sums[1], sizes) if True in weighted else sizes
             self._host = batch_sums
         return self._host

@@ -31,6 +31,7 @@ def evaluate(
             result.add_sums(sums, batch)
             return
         outputs = model.forward_pass(batch.x, inference=True)
+        outputs, batch = result.rows(outputs, batch, model.output_masks(inference=True))
         result.add(loss.samples(model.backend, outputs, batch.y), batch, outputs)
 
     for batch in dataset.batches(Workspace(model.context), batch_size, group=group):

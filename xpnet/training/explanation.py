@@ -137,15 +137,20 @@ def _trace(
     return plan, step
 
 
+_LENGTH = 32  # of sequences that may have any length
+
+
 def _zeros(model: Container, loss: Any, batch_size: int) -> StepData:
     backend, dtype = model.backend, model.context.dtype
 
     def inputs(shape: Shape, takes_integers: bool) -> Any:
+        shape = tuple(_LENGTH if n is None else n for n in shape)
         return backend.zeros((batch_size, *shape), "int64" if takes_integers else dtype)
 
     def targets(loss: Loss, shape: Shape) -> Any:
+        shape = tuple(_LENGTH if n is None else n for n in shape)
         if loss.classifies and loss.decision_threshold is None:
-            return backend.zeros((batch_size,), "int64")
+            return backend.zeros((batch_size, *(shape[:-1] if loss.by_label else ())), "int64")
         return backend.zeros((batch_size, *shape), dtype)
 
     x = one_or_tuple(list(map(inputs, shapes_of(model.input_shape), as_tuple(model.accepts_integers))))

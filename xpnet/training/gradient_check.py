@@ -7,12 +7,13 @@ from typing import Any
 import numpy
 
 from xpnet.backends import Array, Backend
-from xpnet.data.dataset import Dataset, of_output
+from xpnet.data.dataset import Batch, Dataset, of_output
 from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
 from xpnet.layers.structure import as_tuple, mapped
 from xpnet.losses import Loss
-from xpnet.training.step import weighted_gradient
+from xpnet.training.rows import Rows
+from xpnet.training.step import of_total, weighted_gradient
 
 
 def relative_errors(
@@ -21,23 +22,38 @@ def relative_errors(
     """{parameter name: relative error} for a float64 model, as `xpnet.check_gradients` describes it."""
     batch, weights = next(dataset.batches(Workspace(model.context), len(dataset))), dataset.weights
     summed: Any = len(batch) if weights is None else weights.sum(axis=0)
+    rows = Rows(model, loss)
     asarray, isnan, several = model.backend.asarray, model.backend.xp.isnan, isinstance(batch.x, tuple)
 
+    def forward() -> tuple[Any, Any, Batch]:
+        """(the outputs of the model, those of the rows, the batch of the rows)."""
+        whole = model.forward_pass(batch.x, training=True)
+        return whole, *rows(whole, batch, model.output_masks())
+
+    def totals(outputs: Any, counted: Batch) -> Any:
+        """Σ w over the rows of each output."""
+        if rows.are_samples:
+            return summed
+        if counted.weights is None:
+            return tuple(map(len, as_tuple(outputs)))
+        return tuple(own.sum() for own in as_tuple(counted.weights))
+
     def value() -> float:
-        per_sample = loss.samples(model.backend, model.forward_pass(batch.x, training=True), batch.y)
+        _, outputs, counted = forward()
+        per_sample, total = loss.samples(model.backend, outputs, counted.y), totals(outputs, counted)
         result = float(model.context.store.penalty() or 0.0)
         for k, (losses, (one, factor)) in enumerate(zip(as_tuple(per_sample), loss.by_output, strict=True)):
-            weighted = losses if weights is None else losses * of_output(weights, k)
-            total = summed if getattr(summed, "ndim", 0) == 0 else summed[k]
-            result += factor * float(weighted.sum()) / (1.0 if one.reduction == "sum" else float(total))
+            weighted = losses if counted.weights is None else losses * of_output(counted.weights, k)
+            result += factor * float(weighted.sum()) / (1.0 if one.reduction == "sum" else float(of_total(total, k)))
         return result
 
     def backward() -> Any:
         for p in model.parameters:
             p.grad = math.nan  # stays where backward does not assign it, or adds to it
-        outputs = model.forward_pass(batch.x, training=True)
-        grad = weighted_gradient(loss, loss.gradient(model.backend, outputs, batch.y), batch, summed)
-        return model.backward_pass(grad, input_grad=inputs)
+        whole, outputs, counted = forward()
+        grad = loss.gradient(model.backend, outputs, counted.y)
+        grad = weighted_gradient(loss, grad, counted, totals(outputs, counted))
+        return model.backward_pass(rows.gradient(grad, whole), input_grad=inputs)
 
     def varied(x: Array, grad: Array | None) -> Array:
         """Floats in C order, because elements are changed through a flat view; integers of an Embedding as they are."""

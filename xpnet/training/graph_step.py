@@ -155,7 +155,7 @@ class GraphStep:
         state, context = self._step.state, self._step.model.context
         context.begin_step(state.step)  # as an eager step does, for noise in callbacks
         state.optimizer_state.step += 1
-        metrics.count_batches(data.batch_sizes, weighted=data.dataset.weights is not None)
+        metrics.count_batches(data.batch_sizes, weighted=metrics.rows.weighted or data.dataset.weights is not None)
 
     def launch(self, data: StepData, number: int, column: int, metrics: EpochMetrics) -> None:
         """Launch the graph for step `number`, whose sums go into this column of the metrics, without counting it."""

@@ -101,7 +101,7 @@ class ReplayedStep:
         self._step, self._runs_user_code = step, not is_known(step.state.optimizer)
         self._state, self._context = step.state.optimizer_state, step.model.context
         self._backend, self._batch_sizes = step.model.backend, data.batch_sizes
-        self._rows, self._weighted = data.rows, data.dataset.weights is not None
+        self._rows, self._weighted = data.rows, metrics.rows.weighted or data.dataset.weights is not None
         self._sums = step.model.backend.zeros((3, metrics.columns_per_batch * data.batch_count), "float64")
         self._metric_arrays = {name: a for name, a in metrics.arrays.items() if name != "losses"}
         before = snapshot(step, metrics)

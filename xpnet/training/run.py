@@ -214,11 +214,13 @@ class Run:
         if not isinstance(data, Dataset):
             return {}
         zeros, sample = model.backend.zeros, Batch(**data.replaced(lambda _, a: a[:1]))
-        outputs = one_or_tuple([zeros((1, *shape), model.context.dtype) for shape in shapes_of(model.output_shape)])
+        shapes = shapes_of(model.output_shape)
+        outputs = one_or_tuple([zeros((1, *shape), model.context.dtype) for shape in shapes])
         sums = {}
         for metric in self.state.metrics:
             with contextlib.suppress(Exception):  # a custom metric that fails on such outputs is not compared
-                sums[metric.name] = metric.sums(model.backend, *scored_by(metric, outputs, sample))
+                rows = self.metrics.rows(outputs, sample, one_or_tuple([None] * len(shapes)))
+                sums[metric.name] = metric.sums(model.backend, *scored_by(metric, *rows))
         return sums
 
     def settings(self) -> Settings:

@@ -17,6 +17,7 @@ from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
 from xpnet.layers.structure import as_tuple, mapped, one_or_tuple
 from xpnet.losses import Loss
+from xpnet.training.rows import Rows
 from xpnet.training.state import TrainingState
 
 #: Takes the loss ℓ of each sample, the batch, and the outputs of the model. Losses and outputs may be tuples.
@@ -33,6 +34,9 @@ class TrainingStep:
                 "would be mixed, and the other inputs not. Leave it out."
             )
         self.model, self.loss, self.state = model, state.loss, state
+        self.rows = Rows(model, state.loss)
+        if model.context.mixup is not None and not self.rows.are_samples:
+            raise ArgumentError("augment.MixUp mixes samples of one label each, not of several, as sequences have.")
         self._work = Workspace(model.context)
 
     def __call__(self, batches: Iterator[Batch], total: Any, add_metrics: AddMetrics, count: int = 1) -> None:
@@ -51,12 +55,18 @@ class TrainingStep:
         context = self.model.context
         store = context.store
         context.begin_step(self.state.step)
+        if count > 1 and self.rows.counted and len(self.loss.by_output) > 1:
+            raise ArgumentError(
+                "accumulate needs a model with one output where masks or ignored labels decide which rows count: the "
+                "gradients of several outputs are divided by different sums. Use accumulate=1."
+            )
         accumulated: Array = None
+        counts = list[tuple[Array, Any]]()  # of the batches that add up: Σ w of their rows, and what divides gradients
         for _ in range(count):
             batch = next(batches)
             # Noise is a function of the row within the whole step.
             context.first_row, context.has_no_rows = batch.first_row, batch.has_no_rows
-            per_sample, outputs, batch = self._forward_backward(batch, total)
+            per_sample, outputs, batch = self._forward_backward(batch, total, counts if count > 1 else None)
             add_metrics(per_sample, batch, outputs)
             if batch.has_no_rows:
                 store.grads[...] = 0.0
@@ -65,6 +75,8 @@ class TrainingStep:
         context.first_row, context.has_no_rows = 0, False
         if accumulated is not None:
             store.grads[...] = accumulated
+            if counts:
+                self._divide_by_counts(counts)
         if context.group.size > 1:
             for part in store.slices(lambda parameter: True):  # other models may share the vector
                 context.group.all_reduce(store.grads[part])
@@ -72,21 +84,62 @@ class TrainingStep:
             self.state.loss_scale.unscale(store)
         store.add_penalty_gradients(mean_total(total))
 
-    def _forward_backward(self, batch: Batch, total: Any) -> tuple[Any, Any, Batch]:
-        """Store the gradients of Σ w ℓ / total; return (ℓ, outputs, the batch with the weights w).
+    def _forward_backward(
+        self, batch: Batch, total: Any, counts: list[tuple[Array, Any]] | None
+    ) -> tuple[Any, Any, Batch]:
+        """Store the gradients of Σ w ℓ / total; return (ℓ, outputs, the batch with the weights w), all of rows.
 
-        With several outputs, ℓ and the outputs are tuples.
+        With several outputs, ℓ and the outputs are tuples.  counts: see `_row_total`.
         """
         model, loss = self.model, self.loss
-        outputs = model.forward_in_context(batch.x, training=True)
+        whole = model.forward_in_context(batch.x, training=True)
+        outputs, batch = self.rows(whole, batch, model.output_masks())
+        total = self._row_total(total, batch, outputs, counts)
         per_sample, grad = loss.samples_and_gradient(model.backend, outputs, batch.y, out=self._like("grad", outputs))
         if model.context.mixup is not None:
             per_sample, grad, batch = self._mixed(batch, outputs, per_sample, grad)
         grad = weighted_gradient(loss, grad, batch, total)
         if self.state.loss_scale is not None:
             mapped(self.state.loss_scale.scale, grad)
-        model.backward_in_context(grad, input_grad=False)
+        model.backward_in_context(self.rows.gradient(grad, whole), input_grad=False)
         return per_sample, outputs, batch
+
+    def _row_total(self, total: Any, batch: Batch, outputs: Any, counts: list[tuple[Array, Any]] | None) -> Any:
+        """Σ w over the rows of the step, for each output, given that over its samples.
+
+        If it depends on labels or masks, it is known only for this batch. In a step of several batches, the gradients
+        are then divided by the number of rows, and `counts` gets what `_divide_by_counts` needs.
+        """
+        rows = self.rows
+        if rows.are_samples:
+            return total
+        each = [len(own) // len(batch) for own in as_tuple(outputs)]
+        if not rows.counted or counts is not None:
+            totals = tuple(of_total(total, k) * n for k, n in enumerate(each))
+            if not rows.counted:
+                return totals
+        xp = self.model.backend.xp
+        sums = xp.stack([xp.sum(weights, dtype=xp.float64) for weights in as_tuple(batch.weights)])
+        if batch.has_no_rows:
+            sums *= 0.0
+        if counts is not None:
+            counts.append((sums, totals))
+            return totals
+        if self.model.context.group.size > 1:
+            self.model.context.group.all_reduce(sums)
+        sums += sums == 0
+        return tuple(sums[k, ...] for k in range(len(each)))
+
+    def _divide_by_counts(self, counts: list[tuple[Array, Any]]) -> None:
+        """Divide the gradients of several batches by Σ w over their rows, not by the number of rows."""
+        group, grads = self.model.context.group, self.model.context.store.grads
+        sums = counts[0][0].copy()
+        for more, _ in counts[1:]:
+            sums += more
+        if group.size > 1:
+            group.all_reduce(sums)
+        sums += sums == 0
+        grads *= (counts[0][1][0] / sums[0, ...]).astype(grads.dtype)
 
     def _like(self, name: str, arrays: Any) -> Any:
         """A buffer in the shape and dtype of an array, or one for each of several arrays."""
@@ -124,6 +177,13 @@ class TrainingStep:
         return one_or_tuple(losses), grad, batch
 
 
+def of_total(total: Any, output: int) -> Any:
+    """Σ w for one output, from Σ w for all, or for each in an array or a tuple."""
+    if isinstance(total, tuple):
+        return total[output]
+    return total[output, ...] if getattr(total, "ndim", 0) else total
+
+
 def weighted_gradient(loss: Loss, grad: Any, batch: Batch, total: Any) -> Any:
     """∂ℓ_i times λ w_i / total, or times λ w_i if the loss is a sum over samples; in place.
 
@@ -133,14 +193,14 @@ def weighted_gradient(loss: Loss, grad: Any, batch: Batch, total: Any) -> Any:
         if batch.weights is not None:
             weights = of_output(batch.weights, k)
             if part.reduction != "sum":
+                share = factor / of_total(total, k)
                 # Σ w is in float64, which must not promote a float32 gradient.
-                own_total = total[k, ...] if getattr(total, "ndim", 0) else total
-                weights = weights * (factor / own_total).astype(one.dtype)
+                weights = weights * (share.astype(one.dtype) if hasattr(share, "astype") else share)
             elif factor != 1.0:
                 weights = weights * factor
             one *= weights.reshape(-1, *[1] * (one.ndim - 1))
         elif part.reduction != "sum":
-            one *= factor / total
+            one *= factor / of_total(total, k)
         elif factor != 1.0:
             one *= factor
     return grad

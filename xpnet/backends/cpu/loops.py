@@ -255,6 +255,16 @@ def gather(a: Any, rows: Any, out: Any) -> None:
 
 
 @_compiled
+def add_rows_at(grad_rows: Any, rows: Any, first: int, end: int, out: Any) -> None:
+    """The columns from `first` to before `end` of out (V, F) = Σ_{i: rows[i] = v} grad_rows[i]."""
+    out[:, first:end] = out.dtype.type(0)
+    for i in range(rows.size):
+        source, target = grad_rows[i, first:end], out[rows[i], first:end]
+        for j in range(target.size):
+            target[j] += source[j]
+
+
+@_compiled
 def rescale(x: Any, scale: Any, offset: Any, out: Any) -> None:
     xs, outs = x.reshape(-1), out.reshape(-1)
     number = out.dtype.type

@@ -175,6 +175,15 @@ class CPUOperators(Backend):
         loops.gather(a.reshape(len(a), -1), rows, out.reshape(len(out), -1))
         return out
 
+    @compiled
+    def add_rows_at(self, loops: Any, grad_rows: Array, rows: Array, out: Array) -> Array:
+        # Workers share the columns, so that each element is a sum in the order of the rows, whatever their number.
+        def add(columns: slice, _: int) -> None:
+            loops.add_rows_at(grad_rows, rows, columns.start, columns.stop, out)
+
+        self.threads.parallel_for(out.shape[1], add)
+        return out
+
     # Rows ------------------------------------------------------------------------------------------------------------
 
     @compiled

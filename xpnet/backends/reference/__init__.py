@@ -4,6 +4,7 @@ The formulas use only what NumPy and CuPy share, and never read a device value b
 an operator computes: an operator that a device overrides must agree with its formula up to rounding.
 """
 
+from xpnet.backends.reference.attention import AttentionOperators
 from xpnet.backends.reference.convolution import ConvolutionOperators
 from xpnet.backends.reference.elementwise import ElementwiseOperators
 from xpnet.backends.reference.fused import FusedOperators
@@ -11,12 +12,14 @@ from xpnet.backends.reference.matmul import MatmulOperators
 from xpnet.backends.reference.random import RandomOperators
 from xpnet.backends.reference.reductions import ReductionOperators
 from xpnet.backends.reference.rows import RowOperators
+from xpnet.backends.reference.sequences import SequenceOperators
 from xpnet.backends.reference.special import SpecialFunctions
 from xpnet.backends.reference.updates import UpdateOperators
 from xpnet.backends.reference.windows import WindowOperators
 
 
 class Backend(
+    AttentionOperators,
     ConvolutionOperators,
     FusedOperators,
     ElementwiseOperators,
@@ -25,6 +28,7 @@ class Backend(
     WindowOperators,
     RandomOperators,
     RowOperators,
+    SequenceOperators,
     SpecialFunctions,
     UpdateOperators,
 ):

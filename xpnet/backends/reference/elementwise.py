@@ -1,4 +1,4 @@
-"""Elementwise operators, those that broadcast a row to all rows of a matrix, and the gathering of rows."""
+"""Elementwise operators, those that broadcast a row to all rows of a matrix, the gathering of rows and its adjoint."""
 
 from xpnet.backends.arrays import Array
 from xpnet.backends.base import Device
@@ -60,4 +60,13 @@ class ElementwiseOperators(Device):
         if a.dtype == out.dtype:
             return self.xp.take(a, rows, axis=0, out=out)
         out[...] = self.xp.take(a, rows, axis=0)
+        return out
+
+    def add_rows_at(self, grad_rows: Array, rows: Array, out: Array) -> Array:
+        """The adjoint of `gather`: out (V, F) = Σ_{i: rows[i] = v} grad_rows[i], with grad_rows (R, F) and rows (R,).
+
+        The rows must be in range. Equal arguments give equal bits on every device that does not use this formula.
+        """
+        out[...] = 0.0
+        self.xp.add.at(out, rows, grad_rows)
         return out

@@ -76,3 +76,19 @@ class RowOperators(Device):
         out -= xp.multiply(normal, mean_product, out=products)
         out /= sigma
         return out
+
+    def scale_rows(self, x: Array, epsilon: float, out: Array, sigma: Array) -> Array:
+        """out = x / σ, with the root mean square σ = √(mean(x²) + epsilon) of each row; sigma (rows, 1) = σ."""
+        xp = self.xp
+        sigma[...] = xp.mean(xp.square(x, out=out), axis=-1, keepdims=True)
+        sigma += epsilon
+        xp.sqrt(sigma, out=sigma)
+        return xp.divide(x, sigma, out=out)
+
+    def scale_rows_grad(self, grad: Array, normal: Array, sigma: Array, out: Array) -> Array:
+        """The gradient of `scale_rows`, x̂ = normal: out = (g - x̂ · mean(g · x̂)) / σ. out may be grad."""
+        xp = self.xp
+        mean_product = xp.mean(grad * normal, axis=-1, keepdims=True)
+        xp.subtract(grad, normal * mean_product, out=out)
+        out /= sigma
+        return out
