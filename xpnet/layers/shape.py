@@ -107,23 +107,30 @@ class Slice(Layer):
         axes = len(input_shape)
         if not -axes <= self.axis < axes:
             raise self.refuse(f"an axis {self.axis} after the batch", input_shape)
-        axis = self.axis % axes
-        start, stop, _ = slice(self.start, self.stop).indices(input_shape[axis])
-        if start >= stop:
+        axis, size = self.axis % axes, self._size(input_shape[self.axis % axes])
+        if size == 0:
             raise self.refuse(f"elements from {self.start} to {self.stop} along axis {axis}", input_shape)
-        self._part = (*[slice(None)] * (axis + 1), slice(start, stop))
-        return (*input_shape[:axis], stop - start, *input_shape[axis + 1 :])
+        self._part = (*[slice(None)] * (axis + 1), slice(self.start, self.stop))
+        self.keeps_mask = axis > 0
+        return (*input_shape[:axis], size, *input_shape[axis + 1 :])
+
+    def _size(self, size: int | None) -> int | None:
+        """How many elements it takes of so many; None if that is open."""
+        if size is not None:
+            return len(range(size)[self.start : self.stop])
+        return 1 if (self.start, self.stop) in ((-1, None), (0, 1)) else None
 
     def forward(self, x: Array) -> Array:
-        y = self.work.buffer("y", (len(x), *self.output_shape), x.dtype)
-        y[...] = x[self._part]
+        part, self.work.shape = x[self._part], x.shape
+        y = self.work.buffer("y", part.shape, x.dtype)
+        y[...] = part
         return y
 
     def backward(self, grad_y: Array) -> Array | None:
         """∂L/∂x is ∂L/∂y in the part that was taken, and 0 elsewhere."""
         if not self.wants_input_grad:
             return None
-        grad_x = self.work.buffer("grad_x", (len(grad_y), *self.input_shape))
+        grad_x = self.work.buffer("grad_x", self.work.shape)
         grad_x.fill(0.0)
         grad_x[self._part] = grad_y
         return grad_x

@@ -67,7 +67,7 @@ class Reader:
         #: The nodes that the outputs depend on, in the order of the file.
         self.nodes = self._needed_nodes()
         #: How often each value is read. Outputs of the graph are read once more.
-        self.readers = Counter([*self.output_names, *(name for node in self.nodes for name in node.input)])
+        self.readers = Counter([*self.output_names, *(name for node in self.nodes for name in node.input if name)])
         self.producers: dict[str, Node] = {}  # by the names of the outputs
         self.values: dict[str, Value] = {}
         self.inputs: dict[str, Call] = {}  # by name
@@ -400,6 +400,10 @@ class Node:
         same = {n: value.tensor if isinstance(value, Rearranged) else value for n, value in values}
         names = [n for n, value in same.items() if isinstance(value, Tensor) and value.call is call]
         return sum(readers[name] for name in names) == len(names)
+
+    def is_read(self, index: int) -> bool:
+        """Whether anything reads this output."""
+        return self._reader.readers[self.proto.output[index]] > 0
 
     def source(self, index: int) -> "Node | None":
         """The node that computes an input, for patterns of several nodes."""

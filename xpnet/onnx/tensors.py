@@ -280,7 +280,7 @@ def calls_before(outputs: Iterable[Call]) -> list[Call]:
 
 def copy_of(layer: Layer) -> Layer:
     """A new layer with the same arguments as one that is not built."""
-    return copy.copy(layer)
+    return copy.deepcopy(layer)
 
 
 def file_shape(shape: Sequence[int], channels_first: bool) -> list[int]:

@@ -46,10 +46,13 @@ class GraphWriter:
         self._constants: dict[str, onnx.TensorProto] = {}
         self._conversions: dict[Any, FileTensor] = {}
 
-    def add_node(self, kind: str, x: FileTensor, *more: str, **attributes: Any) -> FileTensor:
-        """Add a node and return its output, which has the order of axes of x. more: names of further inputs."""
+    def add_node(self, kind: str, x: FileTensor, *more: str, output: int = 0, **attributes: Any) -> FileTensor:
+        """Add a node and return this one of its outputs, which has the order of axes of x.
+
+        more: names of further inputs.
+        """
         name = self._free(f"{kind.lower()}_{len(self._nodes)}")
-        self._nodes.append(helper.make_node(kind, [x.name, *more], [name], name=name, **attributes))
+        self._nodes.append(helper.make_node(kind, [x.name, *more], [*[""] * output, name], name=name, **attributes))
         return replace(x, name=name)
 
     def _free(self, name: str) -> str:
