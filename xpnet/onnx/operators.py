@@ -10,9 +10,9 @@ import numpy
 
 from xpnet import layers
 from xpnet.layers.base import Layer
-from xpnet.onnx import patterns
+from xpnet.onnx import attention, patterns
 from xpnet.onnx.elementwise import of_floats
-from xpnet.onnx.reader import Node, converts
+from xpnet.onnx.reader import Node, Value, converts
 from xpnet.onnx.tensors import Constant, Tensor, copy_of, reshaped
 
 # Over axes: softmax, normalization and reductions ---------------------------------------------------------------------
@@ -143,7 +143,9 @@ def _times(weight: Constant, factor: float) -> Constant:
 
 
 @converts("MatMul")
-def _matmul(node: Node) -> Tensor:
+def _matmul(node: Node) -> Value:
+    if not any(isinstance(value, numpy.ndarray) for value in node.values):
+        return attention.attend(node)
     if isinstance(node.value(0), numpy.ndarray):
         return _matmul_from_left(node)
     x, weight = node.tensor().in_file_order(), node.constant(1, "weight")

@@ -18,7 +18,7 @@ from xpnet.config import as_shape
 from xpnet.errors import ArgumentError, FileError
 from xpnet.layers.structure import Shape
 from xpnet.onnx import folding, schemas
-from xpnet.onnx.tensors import BATCH, Call, Constant, Rearranged, Size, Tensor, Varying, rearranged
+from xpnet.onnx.tensors import BATCH, Call, Constant, Rearranged, Size, Tensor, Varying, rearranged, with_features_last
 
 #: The metadata that export_onnx writes: whether images have channels first or last in the file.
 IMAGE_LAYOUT, CHANNELS_FIRST, CHANNELS_LAST = "xpnet.images", "channels first", "channels last"
@@ -261,21 +261,24 @@ class Node:
 
         Returns the axes of the output in the file, or None if nothing is rearranged, or the operator is another one.
         """
-        moved = [value for value in self.values if isinstance(value, Rearranged)]
-        others = [value for value in self.values if value is not None and not isinstance(value, Rearranged)]
-        if not moved or self.operator not in _ON_FEATURES or self._given.get("axis", -1) != -1:
+        if not any(isinstance(value, Rearranged) for value in self.values) or self.operator not in _ON_FEATURES:
             return None
-        axes = moved[0].axes
-        weights = [value for value in others if isinstance(value, numpy.ndarray) and value.ndim <= 1]
-        if self.operator in ("MatMul", "Gemm") and isinstance(weight := self.values[1], numpy.ndarray):
-            weights += [weight] if weight.ndim == 2 else []
-        if len(weights) < len(others) or any(value.axes != axes for value in moved):
+        is_product = self.operator in ("MatMul", "Gemm")
+        if is_product and not isinstance(self.values[1], numpy.ndarray):
             return None
-        if axes[-1] != (len(moved[0].tensor.shape),):  # the features share an axis, or are not on the last one
+        values, found = list(self.values), set[Any]()
+        for i, value in enumerate(self.values):
+            if isinstance(value, Rearranged) and 0 not in value.axes[-1]:
+                features_last = with_features_last(value)
+                values[i] = features_last.tensor
+                found.add(features_last.axes)
+            elif value is not None and not (isinstance(value, numpy.ndarray) and value.ndim <= 1 + is_product):
+                return None
+        if len(found) != 1 or self._given.get("axis", -1) != -1:
             return None
-        self.values = [value.tensor if isinstance(value, Rearranged) else value for value in self.values]
-        self.is_unwrapped = True
-        return axes
+        self.values, self.is_unwrapped = values, True
+        (axes,) = found
+        return axes  # type: ignore[no-any-return]
 
     def _check_types(self) -> None:
         """Refuse inputs of types that the operator does not take, or that must be the same and are not."""

@@ -12,7 +12,7 @@ import numpy
 from xpnet import layers
 from xpnet.errors import ArgumentError
 from xpnet.onnx import folding, patterns
-from xpnet.onnx.elementwise import joined_by
+from xpnet.onnx.elementwise import joined_by, plus_rows
 from xpnet.onnx.reader import Node, Value, converts
 from xpnet.onnx.tensors import (
     BATCH,
@@ -260,9 +260,10 @@ def _with_constant_steps(node: Node) -> Tensor:
     count, (length, features) = steps.shape[1], x.shape
     before, after = (count, 0) if index == 0 else (0, count)
     image = x.add(layers.Reshape((length, 1, features))).add(layers.ZeroPadding2D(((before, after), (0, 0))))
-    table = numpy.zeros((length + count, features), x.dtype)
-    table[:count] if index == 0 else table[length:]
-    return image
+    zeros = numpy.zeros((length, features), x.dtype)
+    return plus_rows(
+        reshaped(image, (length + count, features)), numpy.concatenate([steps[0], zeros][:: 1 - 2 * index])
+    )
 
 
 def _of_one_sample(node: Node, index: int) -> Constant:

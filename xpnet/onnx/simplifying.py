@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy
+
 from xpnet import layers
 from xpnet.layers.context import Shape
 from xpnet.onnx.tensors import Call, Constant, calls_before, shared_key
@@ -28,6 +30,8 @@ def simplified(outputs: Sequence[Call]) -> list[Call]:
                 new[call] = _reshaped(inputs[0], call.shape)
             case layers.Rescale() as rescale:
                 new[call] = _rescaled(inputs[0], rescale)
+            case layers.Dense() if readers[call.inputs[0]] == 1 and _is_unprojected(inputs[0]):
+                new[call] = _projected(inputs[0], call)
             case layers.Slice(axis=axis):
                 only = readers[call.inputs[0]] == 1
                 new[call] = _sliced(inputs[0], *_bounds(call), axis, only)
@@ -67,6 +71,30 @@ def _rescaled(x: Call, new: layers.Rescale) -> Call:
     return Call(new, {}, (x,), x.shape)
 
 
+# Attention ------------------------------------------------------------------------------------------------------------
+
+
+def _is_unprojected(x: Call) -> bool:
+    """Whether x is attention whose output projection is the identity."""
+    if not isinstance(x.layer, layers.MultiHeadAttention) or x.weights.get("output_bias", numpy.zeros(1)).any():
+        return False
+    weight = x.weights["output_weight"]
+    return bool((weight == numpy.eye(len(weight))).all())
+
+
+def _projected(x: Call, dense: Call) -> Call:
+    """Attention with the weights of a Dense layer that follows as its output projection."""
+    weight, bias = dense.weights["weight"], dense.weights.get("bias")
+    if weight.shape[0] != weight.shape[1]:
+        return dataclasses.replace(dense, inputs=(x,))
+    weights, layer = x.weights | {"output_weight": weight}, x.layer
+    if bias is not None:
+        zeros = {f"{part}_bias": numpy.zeros_like(bias) for part in ("query", "key", "value")}
+        weights = zeros | weights | {"output_bias": bias}
+        layer = layers.MultiHeadAttention.from_config({**layer.get_config(), "use_bias": True})
+    return Call(layer, weights, x.inputs, dense.shape)
+
+
 # Parts of an axis -----------------------------------------------------------------------------------------------------
 
 
@@ -96,8 +124,8 @@ def _sliced(x: Call, start: int, stop: int | None, axis: int, only: bool) -> Cal
             step = math.prod(x.shape[1:])
             part = _sliced(x.inputs[0], start * step, stop * step, 0, only=False)
             return _reshaped(part, (stop - start, *x.shape[1:]))
-    count = size if size is None or stop is None else stop - start
-    return Call(layers.Slice(start, stop, axis), {}, (x,), (*x.shape[:axis], count, *x.shape[axis + 1 :]))
+    part = layers.Slice(start, stop, axis)
+    return Call(part, {}, (x,), part.shape_for(x.shape))
 
 
 _RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN)

@@ -222,7 +222,18 @@ def rearranged(tensor: Tensor, axes: Sequence[Sequence[int]]) -> Tensor | Rearra
     order = [axis - 1 for group in groups for axis in group if axis]
     order += [axis for axis in range(len(shape)) if axis not in order]
     y = tensor if order == sorted(order) else tensor.add(layers.Permute(order))
-    return reshaped(y, [math.prod(shape[axis - 1] for axis in group) for group in groups[1:]])
+    sizes = [math.prod(shape[axis - 1] for axis in group) for group in groups[1:]]
+    return y if sizes == list(y.shape) else reshaped(y, sizes)
+
+
+def with_features_last(x: Rearranged) -> Rearranged:
+    """x with its last axis in the file as the last axis of the tensor. The batch must not be on that axis."""
+    before, features = [axis for group in x.axes[:-1] for axis in group if axis], x.axes[-1]
+    tensor = rearranged(x.tensor, [(0,), *([axis] for axis in before), features])
+    assert isinstance(tensor, Tensor)
+    place = {0: 0} | {axis: 1 + i for i, axis in enumerate(before)}
+    axes = [tuple(place[axis] for axis in group) for group in x.axes[:-1]]
+    return Rearranged(tensor, (*axes, (len(before) + 1,)))
 
 
 def batch_first(x: Tensor | Rearranged) -> tuple[Tensor, int]:
@@ -254,12 +265,12 @@ def reshaped(x: Tensor, sizes: Sequence[int]) -> Tensor:
     return x.in_file_order().add(layers.Reshape(sizes) if len(sizes) > 1 else layers.Flatten())
 
 
-def joined(layer: Layer, tensors: Sequence[Tensor]) -> Tensor:
+def joined(layer: Layer, tensors: Sequence[Tensor], **weights: Constant) -> Tensor:
     """The output of a layer with several inputs, which have one dtype and one order of axes."""
     first = tensors[0]
     _check_floats(first.dtype)
-    shape = _built_shape(layer, [x.shape for x in tensors], {})
-    call = Call(layer, {}, tuple(x.call for x in tensors), shape)
+    shape = _built_shape(layer, [x.shape for x in tensors], weights)
+    call = Call(layer, weights, tuple(x.call for x in tensors), shape)
     return Tensor(call, first.dtype, first.channels_first, settled=True)
 
 
