@@ -1,14 +1,17 @@
-"""Attention in ONNX, where it is several nodes: softmax(scale · q kᵀ + mask) v, both ways."""
+"""Attention in ONNX, where it is several nodes, softmax(scale · q kᵀ + mask) v: both ways."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
+from onnx import numpy_helper
 
 from xpnet import layers
+from xpnet.errors import ArgumentError
 from xpnet.onnx.patterns import Input, source
 from xpnet.onnx.reader import Node, Value
 from xpnet.onnx.tensors import Call, Constant, Rearranged, Tensor, axes_of, joined, rearranged, reshaped
+from xpnet.onnx.writer import FileTensor, GraphWriter, exports
 
 # Import ---------------------------------------------------------------------------------------------------------------
 
@@ -17,11 +20,12 @@ _EXCLUDED = -1e4
 
 
 class _Scores(NamedTuple):
-    """What a softmax is taken of: scale · q kᵀ, without the later keys if `causal`. product: the node of q kᵀ."""
+    """What a softmax is taken of: scale · q kᵀ, without later keys if `causal`, along an axis."""
 
     product: Node
     scale: float
     causal: bool
+    axis: int
 
 
 class _Projection(NamedTuple):
@@ -44,18 +48,16 @@ def attend(node: Node) -> Value:
     given = [scores.product.rearranged(0), scores.product.rearranged(1), node.rearranged(1)]
     node.read_all_inputs()
     q, k, v = (axes_of(x) for x in given)
+    if scores.axis not in (-1, len(q.axes) - 1):
+        raise node.error(f"of a softmax over axis {scores.axis} is not supported, only over the keys")
     k = Rearranged(k.tensor, (*k.axes[:-2], k.axes[-1], k.axes[-2]))
     if not q.sizes[:-2] == k.sizes[:-2] == v.sizes[:-2] or not any(size.of_batch for size in q.sizes[:-2]):
         raise node.error("of queries, keys and values in different orders is not supported")
-    query, key, value = (_projection(node, _heads(x)) for x in (q, k, v))
     heads, length, features = _heads(q).shape
-    width = heads * features
+    factor, width = scores.scale * math.sqrt(features), heads * features
+    query, key, value = (_projection(node, _heads(x), number) for x, number in ((q, factor), (k, 1.0), (v, 1.0)))
     if key.x is not value.x or {a.weight.shape[1] for a in (key, value)} != {width} or len(query.weight) != width:
         raise node.error("of keys and values of other tensors or sizes than the layer takes is not supported")
-    factor = numpy.float64(scores.scale * math.sqrt(features))
-    if not math.isclose(factor, 1, rel_tol=1e-6):
-        query = query._replace(weight=(query.weight * factor).astype(query.weight.dtype),
-                               bias=(query.bias * factor).astype(query.bias.dtype))  # fmt: skip
     parts = {"query": query, "key": key, "value": value}
     weights = {f"{name}_weight": part.weight for name, part in parts.items()}
     weights["output_weight"] = numpy.eye(width, dtype=query.weight.dtype)
@@ -86,12 +88,12 @@ def _heads(x: Rearranged) -> Tensor:
     return whole
 
 
-def _projection(node: Node, heads: Tensor) -> _Projection:
-    """The projection that computes these heads (heads, T, D), found by following the elements of its output.
+def _projection(node: Node, heads: Tensor, factor: float) -> _Projection:
+    """The projection that computes these heads (heads, T, D) times a factor, found by following its elements.
 
     It is the identity if the heads are not the output of a Dense layer, in another order.
     """
-    chain, call, factor = list[Call](), heads.call, 1.0
+    chain, call = list[Call](), heads.call
     while isinstance(call.layer, layers.Reshape | layers.Permute | layers.Slice) or _is_factor(call):
         chain.append(call)
         (call,) = call.inputs
@@ -112,13 +114,18 @@ def _projection(node: Node, heads: Tensor) -> _Projection:
     columns = elements[:, 0]  # (heads, D)
     if (elements != columns[:, None] + numpy.arange(elements.shape[1])[:, None] * units).any():
         raise node.error("of heads that mix the steps of a sequence is not supported")
-    weight, bias, x = numpy.eye(units, dtype=heads.dtype), numpy.zeros(units, heads.dtype), call
-    if isinstance(call.layer, layers.Dense):
-        (x,), weight, bias = call.inputs, call.weights["weight"], call.weights.get("bias", bias)
-    if elements.shape[1] != length or len(x.shape) != 2:
+    if elements.shape[1] != length:
         raise node.error("of heads of a part of a sequence is not supported")
-    number = heads.dtype.type(factor)
-    return _Projection(x, weight[:, columns.reshape(-1)] * number, bias[columns.reshape(-1)] * number)
+    columns, number = columns.reshape(-1), heads.dtype.type(1 if math.isclose(factor, 1, rel_tol=1e-6) else factor)
+    zeros = numpy.zeros(units, heads.dtype)
+    if not isinstance(call.layer, layers.Dense):
+        return _Projection(call, numpy.diag(zeros + number)[:, columns], zeros[columns])
+    (x,), weight, bias = call.inputs, call.weights["weight"], call.weights.get("bias", zeros)
+    memory = [a.__array_interface__["data"] for a in call.weights.values()]
+    made = node.once(
+        (*memory, columns.tobytes(), number), lambda: (weight[:, columns] * number, bias[columns] * number)
+    )
+    return _Projection(x, *made)
 
 
 def _is_factor(call: Call) -> bool:
@@ -128,15 +135,17 @@ def _is_factor(call: Call) -> bool:
 def _scores(node: Node) -> _Scores | None:
     """What a softmax that is the first input of a node is taken of, if that is attention."""
     value = Input(node, 0)
-    while (passed := source(value, "Dropout") or source(value, "Identity")) is not None:
-        value = Input(passed, 0)
+    if (dropout := source(value, "Dropout")) is not None:
+        if dropout.version < 7 or any(isinstance(a, numpy.ndarray) and a.any() for a in dropout.values[2:]):
+            return None
+        value = Input(dropout, 0)
     softmax = source(value, "Softmax")
-    if softmax is None or softmax.version < 13 or softmax.attribute("axis") != -1:
+    if softmax is None or softmax.version < 13:
         return None
     value, scale, causal = Input(softmax, 0), 1.0, False
     while (before := value.source) is not None:
         if before.operator == "MatMul":
-            return _Scores(before, scale, causal)
+            return _Scores(before, scale, causal, softmax.attribute("axis"))
         number = before.scalar(1)
         if before.operator in ("Mul", "Div") and number:
             value, scale = Input(before, 0), scale * (number if before.operator == "Mul" else 1 / number)
@@ -172,3 +181,75 @@ def _mask(node: Node) -> tuple[int, Constant] | None:
             excluded = added <= _EXCLUDED
             return (1 - i, excluded) if (excluded | (added == 0)).all() else None
     return None
+
+
+# Export ---------------------------------------------------------------------------------------------------------------
+
+
+@exports(layers.MultiHeadAttention)
+def _attention(graph: GraphWriter, layer: layers.MultiHeadAttention, x: Any) -> FileTensor:
+    """softmax(q kᵀ / √D + mask) v. x: a sequence, or a list [query, memory]."""
+    given = [graph.transposed(tensor, channels_first=False) for tensor in (x if isinstance(x, list) else [x, x])]
+    (length, features), (keys, _) = (tensor.shape for tensor in given)
+    heads, width = layer.heads, features // layer.heads
+
+    def projected(name: str, sequence: FileTensor) -> FileTensor:
+        y = graph.add_node("MatMul", sequence, graph.add_weight(getattr(layer, f"{name}_weight")))
+        return graph.add_node("Add", y, graph.add_weight(getattr(layer, f"{name}_bias"))) if layer.use_bias else y
+
+    def split(name: str, sequence: FileTensor, perm: tuple[int, ...]) -> FileTensor:
+        """Queries, keys or values (N, T, heads, D), with their axes in this order."""
+        shape = graph.add_constant([0, 0, heads, width], numpy.int64)
+        y = graph.add_node("Reshape", projected(name, sequence), shape)
+        y = _rotated(graph, layer, y, width) if layer.rotary and name != "value" else y
+        return graph.add_node("Transpose", y, perm=perm)
+
+    q, k = split("query", given[0], (0, 2, 1, 3)), split("key", given[1], (0, 2, 3, 1))
+    scores = graph.add_node("MatMul", q, k.name)
+    scores = graph.add_node("Mul", scores, graph.add_constant(1 / math.sqrt(width)))
+    if layer.causal:
+        scores = graph.add_node("Add", scores, _later_keys(graph, layer, scores, length, keys))
+    probabilities = graph.add_node("Softmax", scores, axis=-1)
+    out = graph.add_node("MatMul", probabilities, split("value", given[1], (0, 2, 1, 3)).name)
+    out = graph.add_node("Transpose", out, perm=(0, 2, 1, 3))
+    return projected("output", graph.add_node("Reshape", out, graph.add_constant([0, 0, features], numpy.int64)))
+
+
+def _later_keys(graph: GraphWriter, layer: Any, scores: FileTensor, length: int | None, keys: int | None) -> str:
+    """A mask (T, S) with -∞ where a key is later than the query, 0 elsewhere."""
+    if length is not None and keys is not None:
+        if keys < length:
+            raise ArgumentError(
+                f"layer {layer.path} (MultiHeadAttention) is causal and has {length} queries for {keys} keys, so the "
+                "first queries have none, which ONNX cannot express. Give it at least as many keys."
+            )
+        return graph.add_constant(numpy.triu(numpy.full((length, keys), -numpy.inf), 1 + keys - length))
+    if isinstance(layer.input_shape, list):
+        raise ArgumentError(
+            f"layer {layer.path} (MultiHeadAttention) is causal on two sequences of open length, which ONNX cannot "
+            "express. Give the model a fixed input_shape."
+        )
+    size = graph.add_node("Shape", scores, start=2)
+    excluded = graph.add_node(
+        "ConstantOfShape", size, value=numpy_helper.from_array(numpy.array([-numpy.inf], graph.dtype))
+    )
+    return graph.add_node("Trilu", excluded, graph.add_constant(1, numpy.int64), upper=1).name
+
+
+def _rotated(graph: GraphWriter, layer: Any, x: FileTensor, width: int) -> FileTensor:
+    """x (N, T, heads, D) with each pair (i, i + D/2) rotated by the angle t · 10000^(-2i/D)."""
+    steps, half = x.shape[0], width // 2
+    if steps is None:
+        raise ArgumentError(
+            f"layer {layer.path} (MultiHeadAttention) with rotary=True has an open length, and cannot be exported to "
+            "ONNX. Give the model a fixed input_shape."
+        )
+    angles = numpy.arange(steps)[:, None] * 10000.0 ** (-numpy.arange(half) / half)
+    cosines, sines = (graph.add_constant(table[:, None]) for table in (numpy.cos(angles), numpy.sin(angles)))
+    first, second = (
+        graph.add_node("Slice", x, *(graph.add_constant([n], numpy.int64) for n in part))
+        for part in ((0, half, 3), (half, width, 3))
+    )
+    a = graph.add_node("Sub", graph.add_node("Mul", first, cosines), graph.add_node("Mul", second, sines).name)
+    b = graph.add_node("Add", graph.add_node("Mul", first, sines), graph.add_node("Mul", second, cosines).name)
+    return graph.add_node("Concat", a, b.name, axis=3)

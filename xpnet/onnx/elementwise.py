@@ -295,6 +295,8 @@ def _merged(x: Tensor, number: Constant, is_offset: bool) -> Tensor | None:
     weighted = layers.Dense, layers.Conv2D, layers.DepthwiseConv2D, layers.Conv2DTranspose
     if is_offset and isinstance(layer, weighted) and not layer.use_bias:
         return x.replace_last(type(layer).from_config(config | {"use_bias": True}), **call.weights, bias=vector)
+    if isinstance(layer, layers.RMSNorm) and not is_offset and (call.weights["gamma"] == 1).all():
+        return x.replace_last(copy_of(layer), gamma=vector)
     if isinstance(layer, layers.LayerNorm | layers.GroupNorm) and not layer.center and (is_offset or not layer.scale):
         name, option = ("beta", "center") if is_offset else ("gamma", "scale")
         return x.replace_last(type(layer).from_config(config | {option: True}), **call.weights, **{name: vector})

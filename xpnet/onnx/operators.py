@@ -64,6 +64,14 @@ def _layer_norm(node: Node) -> Tensor:
     return _over_trailing_axes(x, axis, layer, gamma=gamma, beta=beta)
 
 
+@converts("RMSNormalization")
+def _rms_norm(node: Node) -> Tensor:
+    x = node.tensor()
+    (axis,) = node.axes([node.attribute("axis")], len(x.shape) + 1)
+    gamma = numpy.broadcast_to(node.constant(1, "scale"), x.file_shape[axis - 1 :]).reshape(-1)
+    return _over_trailing_axes(x, axis, layers.RMSNorm(epsilon=node.attribute("epsilon")), gamma=gamma)
+
+
 @converts("InstanceNormalization")
 def _instance_norm(node: Node) -> Tensor:
     gamma, beta = node.constant(1, "scale"), node.constant(2, "bias")
@@ -90,26 +98,26 @@ def _reduce(node: Node) -> Tensor:
         after = [n for axis, n in enumerate(shape) if axis + 1 not in axes]
     if node.operator == "ReduceSum" and axes == [len(shape)] and (dot := patterns.dot(x)):
         return reshaped(dot, after)
+    negative = node.operator == "ReduceMin"
+    x = x.add(layers.Rescale(-1.0)) if negative else x
+    y = _pooled(x, axes, largest=node.operator in ("ReduceMax", "ReduceMin"))
+    if node.operator == "ReduceSum":
+        y = y.add(layers.Rescale(math.prod(shape[axis - 1] for axis in axes)))
+    return reshaped(y.add(layers.Rescale(-1.0)) if negative else y, after)
+
+
+def _pooled(x: Tensor, axes: list[int], largest: bool) -> Tensor:
+    """The largest number, or the mean, over axes of the file: a vector of the others."""
+    if len(x.shape) == 2 and axes == [2 if x.channels_first else 1]:  # the steps of a sequence
+        return x.add(layers.GlobalMaxPool1D() if largest else layers.GlobalAveragePool1D(), channels_first=False)
     # Over the height and width of images as they are; over others, as those of an image (reduced, 1, kept).
-    image = x.with_features_last()
+    image, shape = x.with_features_last(), x.file_shape
     if len(shape) != 3 or axes != [2, 3]:
         reduced = [axis - 1 for axis in axes]
         kept = [axis for axis in range(len(shape)) if axis not in reduced]
         image = x.in_file_order().add(layers.Permute((*reduced, *kept)))
         image = image.add(layers.Reshape((math.prod(shape[i] for i in reduced), 1, math.prod(shape[i] for i in kept))))
-    if node.operator == "ReduceMax":
-        y = image.add(layers.GlobalMaxPool2D(), channels_first=False)
-    elif node.operator == "ReduceMin":
-        y = (
-            image.add(layers.Rescale(-1.0))
-            .add(layers.GlobalMaxPool2D(), channels_first=False)
-            .add(layers.Rescale(-1.0))
-        )
-    else:
-        y = image.add(layers.GlobalAveragePool2D(), channels_first=False)
-        if node.operator == "ReduceSum":
-            y = y.add(layers.Rescale(math.prod(image.shape[:2])))
-    return reshaped(y.with_channels_first(False), after)
+    return image.add(layers.GlobalMaxPool2D() if largest else layers.GlobalAveragePool2D(), channels_first=False)
 
 
 # Operators with weights -----------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy
+
 from xpnet import layers
 from xpnet.layers.base import Layer
 from xpnet.onnx.reader import Node
@@ -34,10 +36,12 @@ class Input(NamedTuple):
 
 
 def product(node: Node) -> Tensor | None:
-    """SiLU, Mish, HardSwish or GELU, if this multiplication of x by a function of x completes one, or a multiple."""
+    """SiLU, Mish, HardSwish, GELU or RMSNorm, if this multiplication of x by a function of x completes one, or a multiple."""
     for a, b in ((Input(node, 0), Input(node, 1)), (Input(node, 1), Input(node, 0))):
         if gated := _gated(a.tensor, b.tensor):
             return gated
+        if normalized := _by_reciprocal(a, b):
+            return normalized
         for double_phi, outer in factors(b):
             for x, approximate in _gelu(double_phi):
                 for same, factor in factors(a):
@@ -45,6 +49,14 @@ def product(node: Node) -> Tensor | None:
                         gelu, rest = x.tensor.add(layers.GELU(approximate)), 2.0 * outer * factor
                         return gelu if rest == 1 else gelu.add(layers.Rescale(rest))
     return None
+
+
+def _by_reciprocal(x: Input, factor: Input) -> Tensor | None:
+    """RMSNorm, if x is multiplied by 1 / √(mean(x²) + epsilon)."""
+    if reciprocal := source(factor, "Reciprocal"):
+        return _rms_norm(x, Input(reciprocal, 0))
+    division = source(factor, "Div")
+    return _rms_norm(x, Input(division, 1)) if division and division.scalar(0) == 1 else None
 
 
 def _gated(x: Tensor | None, y: Tensor | None) -> Tensor | None:
@@ -129,6 +141,25 @@ def selection(node: Node) -> Tensor | None:
 
 
 def quotient(node: Node) -> Tensor | None:
+    """LayerNorm or RMSNorm, if this division completes it."""
+    return _layer_norm(node) or _rms_norm(Input(node, 0), Input(node, 1))
+
+
+def _rms_norm(x: Input, root: Input) -> Tensor | None:
+    """RMSNorm with a gamma of 1, if x is divided by the root √(mean(x²) + epsilon), the mean over the last axis."""
+    sqrt = source(root, "Sqrt")
+    mean, epsilon = _term_and_number(Input(sqrt, 0)) if sqrt else (None, 0.0)
+    if x.tensor is None or mean is None or epsilon <= 0:
+        return None
+    axes = len(x.tensor.shape)
+    squared = _mean_of(mean, axes, axes)
+    if squared is None or not _is_square(squared, x):
+        return None
+    samples = x.tensor.in_file_order()
+    return samples.add(layers.RMSNorm(epsilon=epsilon), gamma=numpy.ones(samples.shape[-1], samples.dtype))
+
+
+def _layer_norm(node: Node) -> Tensor | None:
     """LayerNorm without gamma and beta, (x - μ) / √(σ² + epsilon), if this division completes it.
 
     μ and σ² are means over the last axis, or over the channels of images (N, C, H, W).

@@ -69,6 +69,7 @@ class Reader:
         #: How often each value is read. Outputs of the graph are read once more.
         self.readers = Counter([*self.output_names, *(name for node in self.nodes for name in node.input if name)])
         self.producers: dict[str, Node] = {}  # by the names of the outputs
+        self.computed: dict[Any, Any] = {}  # see Node.once
         self.values: dict[str, Value] = {}
         self.inputs: dict[str, Call] = {}  # by name
         batches = set[int]()
@@ -403,6 +404,12 @@ class Node:
         same = {n: value.tensor if isinstance(value, Rearranged) else value for n, value in values}
         names = [n for n, value in same.items() if isinstance(value, Tensor) and value.call is call]
         return sum(readers[name] for name in names) == len(names)
+
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """compute(), but only for the first node with this key, so that nodes with the same weights share a layer."""
+        if key not in self._reader.computed:
+            self._reader.computed[key] = compute()
+        return self._reader.computed[key]
 
     def is_read(self, index: int) -> bool:
         """Whether anything reads this output."""

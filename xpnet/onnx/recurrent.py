@@ -35,7 +35,8 @@ def _recurrent(node: Node) -> list[Value]:
     x, batch_axis = batch_first(node.rearranged())
     layout, direction = node.attribute("layout", 0), node.attribute("direction")
     directions, reverse = (2 if direction == "bidirectional" else 1), direction == "reverse"
-    weights = _weights(node, directions)
+    given = node.constant(1, "weight"), node.constant(2, "recurrent weight"), node.optional(3, "bias")
+    weights = node.once((node.operator, direction, *node.proto.input[1:4]), lambda: _weights(node, directions, *given))
     units = len(weights[0]["recurrent_weight"])
     if batch_axis != 1 - layout or len(x.shape) != 2:
         raise node.error(f"has the batch on axis {batch_axis}, and takes sequences with the batch on axis {1 - layout}")
@@ -74,9 +75,10 @@ def _last_step(states: Tensor, directions: int, reverse: bool) -> Tensor:
     return joined(layers.Concatenate(), halves)
 
 
-def _weights(node: Node, directions: int) -> list[dict[str, Constant]]:
+def _weights(
+    node: Node, directions: int, weight: Constant, recurrent: Constant, bias: Constant | None
+) -> list[dict[str, Constant]]:
     """The parameters of the layer for each direction, from W, R and B."""
-    weight, recurrent, bias = node.constant(1, "weight"), node.constant(2, "recurrent weight"), node.optional(3, "bias")
     units, (_, order, _) = recurrent.shape[-1], _OPERATORS[node.operator]
     rows = len(order) * units
     shapes = [weight.shape[:2], recurrent.shape, (directions, 2 * rows) if bias is None else bias.shape]
@@ -101,8 +103,9 @@ def _weights(node: Node, directions: int) -> list[dict[str, Constant]]:
 
 def _check(node: Node, directions: int, units: int) -> None:
     """Refuse what the layers do not compute."""
-    given = [schemas.plain(name) for name in node.attribute("activations") or _ACTIVATIONS[node.operator] * directions]
-    if given != _ACTIVATIONS[node.operator] * directions:
+    expected = _ACTIVATIONS[node.operator] * directions
+    given = [schemas.plain(name) for name in node.attribute("activations", expected)][: len(expected)]
+    if given != expected:
         raise node.error(f"with the activations {given} is not supported")
     if (size := node.attribute("hidden_size")) not in (None, units):
         raise node.error(f"has hidden_size {size} and weights of {units} units")

@@ -33,7 +33,13 @@ class FileTensor:
     def info(self) -> onnx.ValueInfoProto:
         """Its description as an input or output of the file."""
         kind = helper.np_dtype_to_tensor_dtype(self.dtype)
-        return helper.make_tensor_value_info(self.name, kind, ["N", *file_shape(self.shape, self.channels_first)])
+        return helper.make_tensor_value_info(
+            self.name, kind, ["N", *map(self._size, file_shape(self.shape, self.channels_first))]
+        )
+
+    def _size(self, size: int | None) -> int | str:
+        """A size in the file. An open one has a name of its own: tools take equal names for equal sizes."""
+        return f"{self.name}_steps" if size is None else size
 
 
 class GraphWriter:
@@ -110,7 +116,7 @@ class GraphWriter:
                 f"layer {layer.path} ({type(layer).__name__}) cannot be exported to ONNX. Replace it with layers of "
                 "xpnet.layers."
             )
-        if kind in (layers.Sequential, Graph):
+        if kind in (layers.Sequential, layers.TransformerBlock, Graph):
             return EXPORTERS[kind](self, layer, x)
         if layer.accepts_integers is not None:
             needed = numpy.dtype("int64") if kind is layers.Embedding else self.dtype
