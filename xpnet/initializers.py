@@ -15,7 +15,7 @@ from xpnet.backends.arrays import refuse_masked, to_host
 from xpnet.config import Configured, number, resolve
 from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError
 
-__all__ = ["Constant", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "Initializer",
+__all__ = ["Constant", "ForgetGate", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "Initializer",
            "LecunNormal", "LecunUniform", "Normal", "Ones", "Orthogonal", "Uniform", "Zeros", "fans",
            "get"]  # fmt: skip
 
@@ -152,6 +152,23 @@ class Orthogonal(Initializer):
         return self.gain * (q if rows >= columns else q.T).reshape(shape)
 
 
+class ForgetGate(Initializer):
+    """For the bias of an LSTM (4 · units,): `value` for the forget gate, which is the second of four, and 0 otherwise.
+
+    Gers, Schmidhuber and Cummins 2000, "Learning to forget".
+    """
+
+    def __init__(self, value: float = 1.0) -> None:
+        self.value = number(self, "value", value, finite=True)
+
+    def __call__(self, shape: Sequence[int], rng: numpy.random.Generator) -> HostArray:
+        if len(shape) != 1 or shape[0] % 4:
+            raise ShapeError(f"ForgetGate: is for the bias of an LSTM, (4 · units,), not for a shape {tuple(shape)}.")
+        bias = numpy.zeros((4, shape[0] // 4))
+        bias[1] = self.value
+        return bias.reshape(-1)
+
+
 def fans(shape: Sequence[int]) -> tuple[int, int]:
     """(fan_in, fan_out) of a weight of this shape; a vector counts as a matrix of one row."""
     window = math.prod(shape[:-2])
@@ -171,6 +188,7 @@ _NAMES: dict[str, type[Initializer]] = {
     "lecun_uniform": LecunUniform,
     "lecun_normal": LecunNormal,
     "orthogonal": Orthogonal,
+    "forget_gate": ForgetGate,
 }
 
 

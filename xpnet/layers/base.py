@@ -16,6 +16,7 @@ from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, Sh
 from xpnet.layers import tensors
 from xpnet.layers.building import building, standalone
 from xpnet.layers.context import Context, Shape, Workspace
+from xpnet.layers.past import Past
 from xpnet.layers.structure import as_tuple, first_of, mapped, shapes_of
 from xpnet.layers.tensors import check_name
 from xpnet.parameters import Buffer, ModelArray, Parameter, ParameterStore
@@ -24,8 +25,8 @@ from xpnet.parameters import Buffer, ModelArray, Parameter, ParameterStore
 _INTERNAL = frozenset((
     "add_tied_parameter", "backward_in_context", "backward_pass", "calls", "check_input", "connections",
     "drop_workspaces", "execution_context", "forward_in_context", "forward_pass", "gives_probabilities",
-    "in_this_model", "inner_layers", "keeps_mask", "last_layer", "mask", "masked_outputs", "noise_key",
-    "output_mask", "output_masks", "place", "shape_for", "shared_copy", "splits_batch", "spread_masks",
+    "in_this_model", "inference_outputs", "inner_layers", "keeps_mask", "last_layer", "mask", "masked_outputs",
+    "noise_key", "output_mask", "output_masks", "place", "shape_for", "shared_copy", "splits_batch", "spread_masks",
     "start_mask", "starts_mask", "takes_list", "unplace",
 ))  # fmt: skip
 
@@ -71,6 +72,8 @@ class Layer(Configured):
     takes_list: ClassVar[bool] = False
     #: Whether the outputs have the mask of the inputs. None: if both have as many steps, the axis after the batch.
     keeps_mask: bool | None = None
+    #: Whether the output of a step depends on no later step, in sequences (N, T, ...); see also `past`.
+    causal: bool = True
     #: Whether it starts a mask, see `start_mask`.
     starts_mask: bool = False
     #: Whether its class is not part of xpnet, so that a model checks what it returns.
@@ -237,6 +240,15 @@ class Layer(Configured):
         A list, with an item for each input, if the layer was called on a list and any of them has a mask.
         """
         return getattr(self.work, "given_mask", None)
+
+    @property
+    def past(self) -> Past | None:
+        """What this layer keeps of the steps before those of x, if x continues a sequence; None if x is all of it.
+
+        A causal layer of xpnet then gives the outputs that these steps have in the whole sequence.
+        """
+        continuation = (self._context or self.context).continuation
+        return None if continuation is None else continuation.past_of(self)
 
     @property
     def backend(self) -> Backend:

@@ -391,10 +391,16 @@ class BaseModel(Container):
             join = self.backend.xp.concatenate if as_device else numpy.concatenate
             return [join(column) for column in zip(*parts, strict=True)] if isinstance(parts[0], tuple) else join(parts)
 
-    def _predict_batch(self, x: Arrays, dtype: DType, as_device: bool) -> Arrays:
-        x = mapped(self.backend.asarray, x, dtype)
+    def inference_outputs(self, x: Arrays) -> Arrays:
+        """The outputs for arrays in the dtype that the layers take: buffers, valid until the next pass.
+
+        Call it in `Context.exclusively`. Passes of a kind are captured and replayed after some time.
+        """
         replayed = self._inference.replayed(InferencePass(self), Batch(x, None, None, None))
-        outputs = self.forward_pass(self._own(x), inference=True) if replayed is None else one_or_tuple(replayed)
+        return self.forward_pass(self._own(x), inference=True) if replayed is None else one_or_tuple(replayed)
+
+    def _predict_batch(self, x: Arrays, dtype: DType, as_device: bool) -> Arrays:
+        outputs = self.inference_outputs(mapped(self.backend.asarray, x, dtype))
         return mapped(lambda a: a.copy() if as_device else numpy.array(self.backend.to_numpy(a)), outputs)
 
     @explain_arguments

@@ -10,6 +10,7 @@ from xpnet.backends.reference.elementwise import ElementwiseOperators
 from xpnet.backends.reference.fused import FusedOperators
 from xpnet.backends.reference.matmul import MatmulOperators
 from xpnet.backends.reference.random import RandomOperators
+from xpnet.backends.reference.recurrent import RecurrentOperators
 from xpnet.backends.reference.reductions import ReductionOperators
 from xpnet.backends.reference.rows import RowOperators
 from xpnet.backends.reference.sequences import SequenceOperators
@@ -22,12 +23,13 @@ class Backend(
     AttentionOperators,
     ConvolutionOperators,
     FusedOperators,
+    RecurrentOperators,
+    RowOperators,
     ElementwiseOperators,
     MatmulOperators,
     ReductionOperators,
     WindowOperators,
     RandomOperators,
-    RowOperators,
     SequenceOperators,
     SpecialFunctions,
     UpdateOperators,
