@@ -14,6 +14,7 @@ class Reshape(Layer):
     """(N, *shape) → (N, *target_shape). One size of target_shape may be -1; it is computed from the others."""
 
     accepts_integers = None
+    causal = False
 
     def __init__(self, target_shape: Sequence[int], *, name: str | None = None) -> None:
         super().__init__(name=name)
@@ -55,6 +56,7 @@ class Permute(Layer):
     """Reorder the axes after the batch, numbered from 0: Permute((2, 0, 1)) turns (N, H, W, C) into (N, C, H, W)."""
 
     accepts_integers = None
+    causal = False
 
     def __init__(self, axes: Sequence[int], *, name: str | None = None) -> None:
         super().__init__(name=name)

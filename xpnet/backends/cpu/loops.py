@@ -4,63 +4,41 @@ Numba compiles these serial loops at their first call and caches the machine cod
 process parts of a batch in parallel. Arrays are C-contiguous. Without Numba, the reference formulas are used.
 """
 
-import functools
-import logging
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy
-from numba import config, njit
 
-if getattr(config, "DISABLE_JIT", False):
-    raise ImportError("the environment variable NUMBA_DISABLE_JIT turns it off")  # so that no loop runs in Python
+from xpnet.backends.cpu.compiling import compiled
+from xpnet.backends.cpu.loops_recurrent import (
+    gru_grad,
+    gru_inner,
+    gru_state,
+    gru_sums,
+    lstm_cell,
+    lstm_grad,
+    lstm_sums,
+    rnn_grad,
+)
+from xpnet.backends.cpu.loops_transformer import (
+    attention_probabilities,
+    attention_score_grads,
+    attention_scores,
+    attention_scores_again,
+    gelu,
+    gelu_exponents,
+    normalize_and_scale,
+    normalize_and_scale_grad,
+)
 
-_log = logging.getLogger(__name__)
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _compiled(function: F) -> F:
-    # Division as in NumPy, not as in Python, whose check for 0 would prevent vectorization.
-    loop = njit(nogil=True, error_model="numpy")(function)
-    try:
-        loop.enable_caching()
-    except Exception as error:  # no folder is writable
-        _cannot_cache(error)
-    else:
-        cache = getattr(loop, "_cache", None)
-        for name in ("load_overload", "save_overload"):
-            if hasattr(cache, name):
-                setattr(cache, name, _tolerant(getattr(cache, name)))
-    return cast(F, loop)
-
-
-def _tolerant(access: Callable[..., Any]) -> Callable[..., Any]:
-    """This access to the cache, with errors only logged: a full disk or a damaged file means compiling again."""
-
-    @functools.wraps(access)
-    def tolerant(*args: Any) -> Any:
-        try:
-            return access(*args)
-        except Exception as error:
-            return _cannot_cache(error)
-
-    return tolerant
+__all__ = [
+    "attention_probabilities", "attention_score_grads", "attention_scores", "attention_scores_again", "gelu",
+    "gelu_exponents", "gru_grad", "gru_inner", "gru_state", "gru_sums", "lstm_cell", "lstm_grad", "lstm_sums",
+    "normalize_and_scale", "normalize_and_scale_grad", "rnn_grad",
+]  # fmt: skip
 
 
-def _cannot_cache(error: Exception) -> None:
-    global _has_warned
-    if not _has_warned:
-        _log.warning("Numba compiles anew in every process, because its cache cannot be used: %s. Set the environment "
-                     "variable NUMBA_CACHE_DIR to a folder that can be written.", error)  # fmt: skip
-    _has_warned = True
-
-
-_has_warned = False
-
-
-@_compiled
+@compiled
 def im2col(x: Any, windows: Any, out: Any) -> None:
     """x (N, H, W, C) → out (N, rows, columns, kh, kw, C)."""
     strides, dilation, before = windows.strides, windows.dilation, windows.before
@@ -82,7 +60,7 @@ def im2col(x: Any, windows: Any, out: Any) -> None:
                                 out[n, i, j, a, b, c] = zero
 
 
-@_compiled
+@compiled
 def im2col_by_cell(x: Any, windows: Any, out: Any) -> None:
     """x (N, H, W, C) → out (kh, kw, C, N, rows, columns): im2col with the pixels under one cell stored together."""
     strides, dilation, before = windows.strides, windows.dilation, windows.before
@@ -116,7 +94,7 @@ def im2col_by_cell(x: Any, windows: Any, out: Any) -> None:
                                 inside[j] = source[j * step]
 
 
-@_compiled
+@compiled
 def col2im_by_cell(patches: Any, windows: Any, out: Any) -> None:
     """patches (kh, kw, C, N, rows, columns) → out (N, H, W, C): col2im of patches in the layout of `im2col_by_cell`."""
     strides, dilation, before = windows.strides, windows.dilation, windows.before
@@ -146,14 +124,14 @@ def col2im_by_cell(patches: Any, windows: Any, out: Any) -> None:
                                     target[j * step] += inside[j]
 
 
-@_compiled
+@compiled
 def _on_image(shift: int, stride: int, size: int, windows: int) -> tuple[int, int]:
     """(first, end) of the windows whose cell, at pixel window · stride + shift, is on the image."""
     first = max(0, -(shift // stride))
     return min(first, windows), max(min(first, windows), min(windows, (size - 1 - shift) // stride + 1))
 
 
-@_compiled
+@compiled
 def col2im(patches: Any, windows: Any, out: Any) -> None:
     """patches (N, rows, columns, kh, kw, C) → out (N, H, W, C)."""
     strides, dilation, before = windows.strides, windows.dilation, windows.before
@@ -175,7 +153,7 @@ def col2im(patches: Any, windows: Any, out: Any) -> None:
                                 out[n, h, w, c] += patches[n, i, j, a, b, c]
 
 
-@_compiled
+@compiled
 def max_pool(x: Any, windows: Any, out: Any, choice: Any) -> None:
     """x (N, H, W, C) → out and choice (N, rows, columns, C)."""
     (kh, kw), strides, before = windows.kernel, windows.strides, windows.before
@@ -200,7 +178,7 @@ def max_pool(x: Any, windows: Any, out: Any, choice: Any) -> None:
                         fresh = False
 
 
-@_compiled
+@compiled
 def _max_pool_2x2(x: Any, out: Any, choice: Any) -> None:
     """max_pool with a window and strides of 2 × 2, without branches."""
     images, rows, columns, channels = out.shape
@@ -221,7 +199,7 @@ def _max_pool_2x2(x: Any, out: Any, choice: Any) -> None:
                     largest[c], chosen[c] = best, cell
 
 
-@_compiled
+@compiled
 def max_pool_grad(grad: Any, choice: Any, windows: Any, out: Any) -> None:
     """grad and choice (N, rows, columns, C) → out (N, H, W, C)."""
     (kh, kw), strides, before = windows.kernel, windows.strides, windows.before
@@ -246,7 +224,7 @@ def max_pool_grad(grad: Any, choice: Any, windows: Any, out: Any) -> None:
                             out[n, h, w, c] += value if chosen == cell else zero
 
 
-@_compiled
+@compiled
 def gather(a: Any, rows: Any, out: Any) -> None:
     for i in range(rows.size):
         source, target = a[rows[i]], out[i]
@@ -254,7 +232,7 @@ def gather(a: Any, rows: Any, out: Any) -> None:
             target[j] = source[j]
 
 
-@_compiled
+@compiled
 def add_rows_at(grad_rows: Any, rows: Any, first: int, end: int, out: Any) -> None:
     """The columns from `first` to before `end` of out (V, F) = Σ_{i: rows[i] = v} grad_rows[i]."""
     out[:, first:end] = out.dtype.type(0)
@@ -264,7 +242,7 @@ def add_rows_at(grad_rows: Any, rows: Any, first: int, end: int, out: Any) -> No
             target[j] += source[j]
 
 
-@_compiled
+@compiled
 def rescale(x: Any, scale: Any, offset: Any, out: Any) -> None:
     xs, outs = x.reshape(-1), out.reshape(-1)
     number = out.dtype.type
@@ -276,7 +254,7 @@ def rescale(x: Any, scale: Any, offset: Any, out: Any) -> None:
             outs[i] = number(xs[i]) * scale + offset
 
 
-@_compiled
+@compiled
 def count_correct(outputs: Any, labels: Any) -> int:
     rows, classes = outputs.shape
     correct = 0
@@ -292,7 +270,7 @@ def count_correct(outputs: Any, labels: Any) -> int:
     return correct
 
 
-@_compiled
+@compiled
 def relu(x: Any, out: Any) -> None:
     xs, outs = x.reshape(-1), out.reshape(-1)
     zero = out.dtype.type(0)
@@ -301,7 +279,7 @@ def relu(x: Any, out: Any) -> None:
         outs[i] = zero if value <= zero else value  # NaN stays
 
 
-@_compiled
+@compiled
 def relu_grad(grad: Any, y: Any, out: Any) -> None:
     grads, ys, outs = grad.reshape(-1), y.reshape(-1), out.reshape(-1)
     zero, one = out.dtype.type(0), out.dtype.type(1)
@@ -309,7 +287,7 @@ def relu_grad(grad: Any, y: Any, out: Any) -> None:
         outs[i] = grads[i] * (one if ys[i] != zero else zero)
 
 
-@_compiled
+@compiled
 def cross_entropy(logits: Any, labels: Any, confidence: Any, share: Any, scale: Any, losses: Any, grad: Any) -> None:
     """The target of class k is `share`, plus `confidence` if k is the label. The gradient is multiplied by `scale`."""
     rows, classes = logits.shape
@@ -337,7 +315,7 @@ def cross_entropy(logits: Any, labels: Any, confidence: Any, share: Any, scale: 
         g[label] = at_label
 
 
-@_compiled
+@compiled
 def cross_entropy_sums(
     logits: Any, labels: Any, confidence: Any, share: Any, scale: Any, losses: Any, grad: Any
 ) -> int:
@@ -349,13 +327,13 @@ def cross_entropy_sums(
 # Updates of the flat vectors, whose formulas are in optimizers.py.
 
 
-@_compiled
+@compiled
 def sgd(w: Any, g: Any, rate: Any) -> None:
     for i in range(w.size):
         w[i] -= rate * g[i]
 
 
-@_compiled
+@compiled
 def momentum(w: Any, g: Any, v: Any, rate: Any, mu: Any, nesterov: Any) -> None:
     """`nesterov` is 1 for Nesterov's direction g + mu v, else 0."""
     for i in range(w.size):
@@ -364,14 +342,14 @@ def momentum(w: Any, g: Any, v: Any, rate: Any, mu: Any, nesterov: Any) -> None:
         w[i] -= rate * direction
 
 
-@_compiled
+@compiled
 def adagrad(w: Any, g: Any, s: Any, rate: Any, epsilon: Any) -> None:
     for i in range(w.size):
         s[i] += g[i] * g[i]
         w[i] -= rate * (g[i] / (math.sqrt(s[i]) + epsilon))
 
 
-@_compiled
+@compiled
 def rmsprop(w: Any, g: Any, s: Any, rate: Any, rho: Any, epsilon: Any) -> None:
     one = w.dtype.type(1)
     for i in range(w.size):
@@ -379,7 +357,7 @@ def rmsprop(w: Any, g: Any, s: Any, rate: Any, rho: Any, epsilon: Any) -> None:
         w[i] -= rate * (g[i] / (math.sqrt(s[i]) + epsilon))
 
 
-@_compiled
+@compiled
 def adam(w: Any, g: Any, m: Any, s: Any, rate: Any, beta1: Any, beta2: Any, epsilon: Any) -> None:
     """rate and epsilon include both bias corrections."""
     one = w.dtype.type(1)
@@ -389,7 +367,7 @@ def adam(w: Any, g: Any, m: Any, s: Any, rate: Any, beta1: Any, beta2: Any, epsi
         w[i] -= rate * (m[i] / (math.sqrt(s[i]) + epsilon))
 
 
-@_compiled
+@compiled
 def dropout_mask(row_hash: Any, word: Any, threshold: Any, kept: Any, out: Any) -> None:
     """out (rows, columns) = kept where the bits of `random_bits` are at least `threshold`, else 0."""
     rows, columns = out.shape
@@ -400,14 +378,14 @@ def dropout_mask(row_hash: Any, word: Any, threshold: Any, kept: Any, out: Any) 
             out[i, j] = kept if bits >= threshold else zero
 
 
-@_compiled
+@compiled
 def _hash32(h: Any) -> Any:
     h = numpy.uint32((h ^ (h >> numpy.uint32(16))) * numpy.uint32(0x7FEB352D))
     h = numpy.uint32((h ^ (h >> numpy.uint32(15))) * numpy.uint32(0x846CA68B))
     return h ^ (h >> numpy.uint32(16))
 
 
-@_compiled
+@compiled
 def add_to_rows(a: Any, row: Any) -> None:
     rows, columns = a.shape
     for i in range(rows):
@@ -415,7 +393,7 @@ def add_to_rows(a: Any, row: Any) -> None:
             a[i, j] += row[j]
 
 
-@_compiled
+@compiled
 def add_to_rows_relu(a: Any, row: Any, out: Any) -> None:
     rows, columns = a.shape
     zero = out.dtype.type(0)
@@ -425,7 +403,7 @@ def add_to_rows_relu(a: Any, row: Any, out: Any) -> None:
             out[i, j] = zero if value <= zero else value  # NaN stays
 
 
-@_compiled
+@compiled
 def scale_shift(x: Any, center: Any, scale: Any, shift: Any, out: Any) -> None:
     rows, columns = x.shape
     for i in range(rows):
@@ -433,7 +411,7 @@ def scale_shift(x: Any, center: Any, scale: Any, shift: Any, out: Any) -> None:
             out[i, j] = (x[i, j] - center[j]) * scale[j] + shift[j]
 
 
-@_compiled
+@compiled
 def combine(g: Any, a: Any, x: Any, center: Any, b: Any, c: Any, out: Any) -> None:
     rows, columns = g.shape
     for i in range(rows):
@@ -446,7 +424,7 @@ def combine(g: Any, a: Any, x: Any, center: Any, b: Any, c: Any, out: Any) -> No
 _BLOCK_ROWS = 64
 
 
-@_compiled
+@compiled
 def add_rows(x: Any, sums: Any) -> None:
     """sums (columns,) += Σ_rows x."""
     rows, columns = x.shape
@@ -460,7 +438,7 @@ def add_rows(x: Any, sums: Any) -> None:
             sums[j] += block[j]
 
 
-@_compiled
+@compiled
 def add_powers(x: Any, shift: Any, sums: Any) -> None:
     """sums (2, columns) += Σ_rows (x - shift) and Σ_rows (x - shift)²."""
     rows, columns = x.shape
@@ -478,7 +456,7 @@ def add_powers(x: Any, shift: Any, sums: Any) -> None:
             sums[1, j] += second[j]
 
 
-@_compiled
+@compiled
 def add_products(a: Any, b: Any, center: Any, sums: Any) -> None:
     """sums (columns,) += Σ_rows a · (b - center)."""
     rows, columns = a.shape
