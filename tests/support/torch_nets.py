@@ -475,7 +475,7 @@ def wide_and_deep():
 
 
 def classifier(rnn, output):
-    """A recurrent layer and a Linear of: "last" the last step, "state" the last states, "mean" the mean of all steps."""
+    """A recurrent layer, and a Linear of its "last" step, its last "state" or the "mean" of all steps."""
 
     def forward(m, x):
         steps, state = m.rnn(x)
@@ -542,7 +542,7 @@ def block(width, attend, norm=nn.LayerNorm):
 def vit(attend, class_token):
     def forward(m, x):
         x = m.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([m.token.expand(len(x), -1, -1), x], 1) if class_token else x
+        x = torch.cat([m.token.expand(x.shape[0], -1, -1), x], 1) if class_token else x
         x = m.norm(m.blocks(x + m.positions))
         return m.head(x[:, 0] if class_token else x.mean(1))
 
@@ -655,6 +655,8 @@ NETS = {
     "TransformerEncoderLayer": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), [(5, 8)]),
     "RMSNorm": (rms_norms, [(5, 8)]),
 }
+#: What one of the exporters cannot write: PyTorch's older one has no fused attention.
+WITHOUT_OLD_EXPORTER = ("ViT of MultiheadAttention", "TransformerEncoderLayer", "RMSNorm")
 #: Nets of words, the integers from 0 to 19.
 WORDS = ("wide and deep", "LSTM of words", "GRU of words", "GPT")
 

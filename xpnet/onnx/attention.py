@@ -59,7 +59,7 @@ def attend(node: Node) -> Value:
     if key.x is not value.x or {a.weight.shape[1] for a in (key, value)} != {width} or len(query.weight) != width:
         raise node.error("of keys and values of other tensors or sizes than the layer takes is not supported")
     parts = {"query": query, "key": key, "value": value}
-    weights = {f"{name}_weight": part.weight for name, part in parts.items()}
+    weights: dict[str, Any] = {f"{name}_weight": part.weight for name, part in parts.items()}
     weights["output_weight"] = numpy.eye(width, dtype=query.weight.dtype)
     if use_bias := any(part.bias is not None for part in parts.values()):
         zeros = numpy.zeros(width, query.weight.dtype)

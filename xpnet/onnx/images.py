@@ -111,7 +111,8 @@ def _padded(
     zeros: whether the padding is zeros, so that a layer of its own can add it if the argument cannot express it.
     causal: whether the layer has that option.
     """
-    shape, axes = x.shape, range(len(kernel))
+    shape: Sequence[Any] = x.shape
+    axes = range(len(kernel))
     automatic, pads = node.attribute("auto_pad"), node.attribute("pads", [0, 0] * len(kernel))
     reach = [dilation[a] * (kernel[a] - 1) + 1 for a in axes]
     if shape[0] is None:

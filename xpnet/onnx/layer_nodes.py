@@ -276,6 +276,8 @@ def _global_pool_1d(graph: GraphWriter, layer: layers.Layer, x: FileTensor) -> F
 def _dense(graph: GraphWriter, layer: layers.Dense, x: FileTensor) -> FileTensor:
     x = graph.transposed(x, channels_first=False)
     weight, bias = graph.add_weight(layer.weight), [graph.add_weight(layer.bias)] if layer.use_bias else []
+    if layer.tied_to is not None:  # the weight is the table of an Embedding
+        weight = graph.add_node("Transpose", replace(x, name=weight), perm=(1, 0)).name
     if len(x.shape) == 1:
         return graph.add_node("Gemm", x, weight, *bias)
     y = graph.add_node("MatMul", x, weight)
@@ -351,8 +353,7 @@ def _zero_padding(graph: GraphWriter, layer: layers.ZeroPadding2D, x: FileTensor
 @exports(layers.Upsample2D)
 def _upsample(graph: GraphWriter, layer: layers.Upsample2D, x: FileTensor) -> FileTensor:
     scales = graph.add_constant([1.0, 1.0, *pair(layer.size)], numpy.float32)
+    mode: dict[str, Any] = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
     if layer.interpolation == "nearest":
         mode = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    else:
-        mode = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
     return graph.add_node("Resize", graph.transposed(x, channels_first=True), "", scales, **mode)
