@@ -95,6 +95,11 @@ class Container(Layer):
         """(the calls of the layers, in order; the numbers of the values that are outputs)."""
         return self._sites, self._executor.outputs
 
+    def has_mask(self, inputs: int | tuple[int, ...]) -> bool:
+        """Whether any of these values, by their numbers in `calls`, has a mask."""
+        masked = self._executor.masked
+        return bool(masked) and any(masked[i] for i in as_tuple(inputs))
+
     @property
     def inner_layers(self) -> tuple[Layer, ...]:
         """The layers that run. A layer that is called several times is there once for each call, as a copy."""

@@ -280,7 +280,8 @@ def _dense(graph: GraphWriter, layer: layers.Dense, x: FileTensor) -> FileTensor
     if layer.tied_to is None:
         weight = graph.add_weight(layer.weight)
     else:
-        weight = graph.add_constant(_table(graph, layer.weight, layer.tied_to.padding_index).T)
+        table = replace(x, name=_table(graph, layer.weight, layer.tied_to.padding_index))
+        weight = graph.add_node("Transpose", table, perm=(1, 0)).name
     if len(x.shape) == 1:
         return graph.add_node("Gemm", x, weight, *bias)
     y = graph.add_node("MatMul", x, weight)
@@ -289,16 +290,16 @@ def _dense(graph: GraphWriter, layer: layers.Dense, x: FileTensor) -> FileTensor
 
 @exports(layers.Embedding)
 def _embedding(graph: GraphWriter, layer: layers.Embedding, x: FileTensor) -> FileTensor:
-    table = graph.add_constant(_table(graph, layer.weight, layer.padding_index), name=layer.weight.name)
+    table = _table(graph, layer.weight, layer.padding_index)
     return graph.add_node("Gather", replace(x, name=table, dtype=graph.dtype), x.name)
 
 
-def _table(graph: GraphWriter, weight: Parameter, padding_index: int | None) -> Any:
-    """The table of an Embedding, in which the row of the padding index is 0, although another one may be loaded."""
+def _table(graph: GraphWriter, weight: Parameter, padding_index: int | None) -> str:
+    """Add the table of an Embedding, with a padding row of zeros, although it may have been loaded with others."""
     table = numpy.array(graph.to_numpy(weight.value))
     if padding_index is not None:
         table[padding_index] = 0.0
-    return table
+    return graph.add_constant(table, name=weight.name)
 
 
 @exports(layers.Conv2D, layers.DepthwiseConv2D)
@@ -365,8 +366,7 @@ def _zero_padding(graph: GraphWriter, layer: layers.ZeroPadding2D, x: FileTensor
 @exports(layers.Upsample2D)
 def _upsample(graph: GraphWriter, layer: layers.Upsample2D, x: FileTensor) -> FileTensor:
     scales = graph.add_constant([1.0, 1.0, *pair(layer.size)], numpy.float32)
+    mode: dict[str, Any] = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
     if layer.interpolation == "nearest":
         mode = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    else:
-        mode = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
     return graph.add_node("Resize", graph.transposed(x, channels_first=True), "", scales, **mode)
