@@ -202,31 +202,29 @@ class GELU(Layer):
         self.approximate = choice(self, "approximate", approximate, ("none", "tanh"))
 
     def forward(self, x: Array) -> Array:
-        xp, work = self.xp, self.work
-        work.x = x
-        if self.approximate == "tanh":
-            near = xp.clip(x, -30.0, 30.0)  # beyond them tanh is ±1, and x³ could overflow
-            work.tanh = xp.tanh(self._TANH_SCALE * (near + self._TANH_CUBIC * (near * near * near)))
-            work.phi = 0.5 * (1.0 + work.tanh)
-        else:
-            # 1 + erf would lose all digits for large negative x.
-            work.phi = 0.5 * self.backend.erfc(x * -math.sqrt(0.5))
-        return xp.multiply(_without_minus_infinity(self, x), work.phi, out=work.buffer("y", x.shape))
+        work, y = self.work, self.work.buffer("y", x.shape)
+        work.slope = work.buffer("slope", x.shape)
+        if self.approximate == "none":
+            return self.backend.gelu(x, out=y, slope=work.slope)
+        return self._by_tanh(x, y, work.slope)
+
+    def _by_tanh(self, x: Array, y: Array, slope: Array) -> Array:
+        xp = self.xp
+        near = xp.clip(x, -30.0, 30.0)  # beyond them tanh is ±1, and x³ could overflow
+        square = near * near
+        tanh = xp.tanh(self._TANH_SCALE * near * (1.0 + self._TANH_CUBIC * square))
+        phi = 0.5 * (1.0 + tanh)
+        density = 0.5 * (1.0 - tanh * tanh) * (self._TANH_SCALE * (1.0 + 3.0 * self._TANH_CUBIC * square))
+        xp.add(phi, near * density, out=slope)
+        return xp.multiply(_without_minus_infinity(self, x), phi, out=y)
 
     def backward(self, grad_y: Array) -> Array:
         """dy/dx = Φ(x) + x φ(x), with φ(x) = e^(-x²/2) / √(2π).
 
         The approximation is Φ(x) = ½ (1 + tanh u), u = √(2/π) (x + 0.044715 x³), with φ(x) = ½ (1 - tanh² u) du/dx.
         """
-        xp, work = self.xp, self.work
-        if self.approximate == "tanh":
-            x = xp.clip(work.x, -30.0, 30.0)
-            density = 0.5 * (1.0 - work.tanh * work.tanh) * (self._TANH_SCALE * (1.0 + 3.0 * self._TANH_CUBIC * x * x))
-        else:
-            x = xp.clip(work.x, -40.0, 40.0)
-            density = xp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))
-        slope = xp.add(work.phi, x * density, out=work.buffer("slope", work.phi.shape))
-        return xp.multiply(grad_y, slope, out=slope)
+        work = self.work
+        return self.xp.multiply(grad_y, work.slope, out=work.buffer("grad_x", work.slope.shape))
 
 
 class SiLU(Layer):

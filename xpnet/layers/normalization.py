@@ -1,6 +1,6 @@
 """BatchNorm, LayerNorm, RMSNorm, GroupNorm, InstanceNorm: a mean of 0 and a variance of 1, by batch or by sample."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from xpnet.backends import Array
 from xpnet.config import flag, integer, number
@@ -16,7 +16,12 @@ class _Normalization(Layer):
         self, epsilon: float = 1e-5, *, center: bool = True, scale: bool = True, name: str | None = None
     ) -> None:
         super().__init__(name=name)
-        self.epsilon = _epsilon(self, epsilon)
+        self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
+        if self.epsilon >= 1:
+            raise ArgumentError(
+                f"{type(self).__name__}: epsilon must be below 1, not {epsilon!r}. The number of features is known "
+                "from the layer before."
+            )
         self.center, self.scale = flag(self, "center", center), flag(self, "scale", scale)
 
     def build(self, input_shape: Shape) -> Shape:
@@ -131,7 +136,32 @@ class BatchNorm(_Normalization):
             running.value += new * weight
 
 
-class LayerNorm(_Normalization):
+class _RowNormalization(_Normalization):
+    """What LayerNorm and RMSNorm have in common: x as rows (R, features), each of which is normalized by itself."""
+
+    #: Whether the mean of a row is subtracted.
+    centered: ClassVar[bool] = True
+
+    def _forward(self, x: Array) -> Array:
+        work, rows = self.work, x.reshape(-1, x.shape[-1])
+        work.normalized, work.sigma = work.buffer("normalized", rows.shape), work.buffer("sigma", (len(rows), 1))
+        y = self.backend.normalize_and_scale(
+            rows, self.centered, self.epsilon, self.gamma.value if self.scale else None,
+            self.beta.value if self.center else None, work.normalized, work.sigma, out=work.buffer("y", rows.shape),
+        )  # fmt: skip
+        return y.reshape(x.shape)
+
+    def _backward(self, grad_y: Array) -> Array | None:
+        work, rows = self.work, grad_y.reshape(self.work.normalized.shape)
+        grad_x = self.backend.normalize_and_scale_grad(
+            rows, self.centered, self.gamma.value if self.scale else None, work.normalized, work.sigma,
+            self.gamma.grad if self.scale else None, self.beta.grad if self.center else None,
+            out=work.buffer("grad_x", rows.shape),
+        )  # fmt: skip
+        return grad_x.reshape(grad_y.shape) if self.wants_input_grad else None
+
+
+class LayerNorm(_RowNormalization):
     """Normalizes each sample by the mean and variance of its features: (N, ..., features) → the same shape.
 
         y = gamma · x̂ + beta,   x̂ = (x - μ) / √(σ² + epsilon),   μ and σ² over the last axis
@@ -144,14 +174,7 @@ class LayerNorm(_Normalization):
 
     def forward(self, x: Array) -> Array:
         """y = gamma · x̂ + beta, with x as rows (R, features)."""
-        backend, work = self.backend, self.work
-        rows = x.reshape(-1, x.shape[-1])
-        work.sigma = work.buffer("sigma", (len(rows), 1))
-        work.normalized = backend.normalize_rows(rows, self.epsilon, work.buffer("normalized", rows.shape), work.sigma)
-        y = self.xp.multiply(work.normalized, self.gamma.value if self.scale else 1.0, out=work.buffer("y", rows.shape))
-        if self.center:
-            backend.add_to_rows(y, self.beta.value)
-        return y.reshape(x.shape)
+        return self._forward(x)
 
     def backward(self, grad_y: Array) -> Array | None:
         """With g = ∂L/∂y, h = g · gamma = ∂L/∂x̂, means over the F features of a row, sums over the rows:
@@ -162,20 +185,10 @@ class LayerNorm(_Normalization):
 
         ∂L/∂x = (h - mean(h) - x̂ · mean(h·x̂)) / σ.
         """
-        xp, backend, work = self.xp, self.backend, self.work
-        rows, normalized = grad_y.reshape(work.normalized.shape), work.normalized
-        if self.center:
-            backend.sum_rows(rows, out=self.beta.grad)
-        if self.scale:
-            products = self.context.scratch("products", rows.shape)
-            backend.sum_rows(xp.multiply(rows, normalized, out=products), out=self.gamma.grad)
-        if not self.wants_input_grad:
-            return None
-        grad_x = xp.multiply(rows, self.gamma.value if self.scale else 1.0, out=work.buffer("grad_x", rows.shape))
-        return backend.normalize_rows_grad(grad_x, normalized, work.sigma, out=grad_x).reshape(grad_y.shape)
+        return self._backward(grad_y)
 
 
-class RMSNorm(Layer):
+class RMSNorm(_RowNormalization):
     """Divides each sample by the root mean square of its features: (N, ..., features) → the same shape.
 
         y = gamma · x̂,   x̂ = x / σ,   σ = √(mean(x²) + epsilon),   the mean over the last axis
@@ -185,23 +198,14 @@ class RMSNorm(Layer):
     Zhang and Sennrich 2019, "Root mean square layer normalization".
     """
 
-    def __init__(self, epsilon: float = 1e-6, *, name: str | None = None) -> None:
-        super().__init__(name=name)
-        self.epsilon = _epsilon(self, epsilon)
+    centered = False
 
-    def build(self, input_shape: Shape) -> Shape:
-        if not input_shape:
-            raise self.refuse("(N, ..., features)", input_shape)
-        self.gamma = self.add_parameter("gamma", input_shape[-1:], "ones", decay=False)
-        return input_shape
+    def __init__(self, epsilon: float = 1e-6, *, name: str | None = None) -> None:
+        super().__init__(epsilon, center=False, name=name)
 
     def forward(self, x: Array) -> Array:
         """y = gamma · x̂, with x as rows (R, features)."""
-        work = self.work
-        rows = x.reshape(-1, x.shape[-1])
-        work.sigma = work.buffer("sigma", (len(rows), 1))
-        work.normalized = self.backend.scale_rows(rows, self.epsilon, work.buffer("normalized", rows.shape), work.sigma)
-        return self.xp.multiply(work.normalized, self.gamma.value, out=work.buffer("y", rows.shape)).reshape(x.shape)
+        return self._forward(x)
 
     def backward(self, grad_y: Array) -> Array | None:
         """With g = ∂L/∂y, h = g · gamma = ∂L/∂x̂, means over the F features of a row, sums over the rows:
@@ -212,14 +216,7 @@ class RMSNorm(Layer):
 
         ∂L/∂x = (h - x̂ · mean(h·x̂)) / σ.
         """
-        xp, backend, work = self.xp, self.backend, self.work
-        rows, normalized = grad_y.reshape(work.normalized.shape), work.normalized
-        products = self.context.scratch("products", rows.shape)
-        backend.sum_rows(xp.multiply(rows, normalized, out=products), out=self.gamma.grad)
-        if not self.wants_input_grad:
-            return None
-        grad_x = xp.multiply(rows, self.gamma.value, out=work.buffer("grad_x", rows.shape))
-        return backend.scale_rows_grad(grad_x, normalized, work.sigma, out=grad_x).reshape(grad_y.shape)
+        return self._backward(grad_y)
 
 
 class GroupNorm(_Normalization):
@@ -234,6 +231,8 @@ class GroupNorm(_Normalization):
 
     Wu and He 2018, "Group normalization".
     """
+
+    causal = False
 
     def __init__(
         self, groups: int, epsilon: float = 1e-5, *, center: bool = True, scale: bool = True, name: str | None = None
@@ -316,14 +315,3 @@ class InstanceNorm(GroupNorm):
             raise self.refuse("(N, ..., features) with axes in between, over which it normalizes", input_shape)
         self.groups = input_shape[-1]
         return super().build(input_shape)
-
-
-def _epsilon(layer: Layer, value: float) -> float:
-    """The epsilon of a normalization, checked."""
-    epsilon = number(layer, "epsilon", value, above=0, finite=True)
-    if epsilon >= 1:
-        raise ArgumentError(
-            f"{type(layer).__name__}: epsilon must be below 1, not {value!r}. The number of features is known from the "
-            "layer before."
-        )
-    return epsilon

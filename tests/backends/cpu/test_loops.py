@@ -17,7 +17,7 @@ from without_numba import formulas_only
 import xpnet
 from xpnet import layers, losses, metrics, optimizers
 from xpnet.backends import Backend
-from xpnet.backends.cpu import operators
+from xpnet.backends.cpu import attention, operators
 from xpnet.backends.reference.windows import Windows
 from xpnet.capture import loops as fusing
 from xpnet.data.preparation import prepare
@@ -76,6 +76,14 @@ def test_gather_converts_to_another_dtype(cpu, rng, dtype, source, shape):
     a, rows = rng.integers(200, size=(9, *shape)).astype(source), rng.integers(9, size=6)
     out = cpu.gather(a, rows, np.empty((6, *shape), dtype))
     np.testing.assert_array_equal(out, a[rows].astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("features", [1, 2, 37])
+def test_add_rows_at_equals_the_reference_bit_for_bit(cpu, rng, dtype, features):
+    grad, rows = rng.normal(size=(500, features)).astype(dtype), rng.integers(0, 6, 500)
+    got, want = (np.full((7, features), np.nan, dtype) for _ in range(2))
+    np.testing.assert_array_equal(cpu.add_rows_at(grad, rows, got), REFERENCE.add_rows_at(grad, rows, want))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -277,7 +285,7 @@ def test_largest_allocations_finds_a_temporary_array():
 
 
 def test_every_loop_is_used():
-    text = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in (operators, fusing))
+    text = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in (operators, attention, fusing))
     used = {*re.findall(r"(?:by_rows\(Backend|loops)\.(\w+)", text)}
     used |= {optimizer.fused(0.1, 1)[0] for optimizer in every.OPTIMIZERS}
     assert {name for name, loop in vars(loops).items() if hasattr(loop, "py_func") and not name.startswith("_")} <= used

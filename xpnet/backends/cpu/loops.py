@@ -20,8 +20,22 @@ from xpnet.backends.cpu.loops_recurrent import (
     lstm_sums,
     rnn_grad,
 )
+from xpnet.backends.cpu.loops_transformer import (
+    attention_probabilities,
+    attention_score_grads,
+    attention_scores,
+    attention_scores_again,
+    gelu,
+    gelu_exponents,
+    normalize_and_scale,
+    normalize_and_scale_grad,
+)
 
-__all__ = ["gru_grad", "gru_inner", "gru_state", "gru_sums", "lstm_cell", "lstm_grad", "lstm_sums", "rnn_grad"]
+__all__ = [
+    "attention_probabilities", "attention_score_grads", "attention_scores", "attention_scores_again", "gelu",
+    "gelu_exponents", "gru_grad", "gru_inner", "gru_state", "gru_sums", "lstm_cell", "lstm_grad", "lstm_sums",
+    "normalize_and_scale", "normalize_and_scale_grad", "rnn_grad",
+]  # fmt: skip
 
 
 @compiled

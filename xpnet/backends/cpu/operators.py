@@ -20,6 +20,7 @@ import numpy
 from numpy import ndarray
 
 from xpnet.backends.arrays import Array, DType
+from xpnet.backends.cpu.attention import CPUAttention
 from xpnet.backends.cpu.recurrent import CPURecurrent
 from xpnet.backends.cpu.thread_pool import ThreadPool
 from xpnet.backends.reference import Backend
@@ -81,7 +82,7 @@ def by_rows(formula: F, *batched: str) -> F:
     return cast(F, operator)
 
 
-class CPUOperators(CPURecurrent):
+class CPUOperators(CPUAttention, CPURecurrent):
     """A backend on NumPy with a thread pool and compiled loops."""
 
     #: The patches of a convolution are made, used and dropped in chunks of this size: about a core's level-2 cache.
@@ -152,6 +153,19 @@ class CPUOperators(CPURecurrent):
 
     # Elements --------------------------------------------------------------------------------------------------------
 
+    @compiled
+    def gelu(self, loops: Any, x: Array, out: Array, slope: Array) -> Array:
+        if x.dtype != numpy.float32:  # the loop's polynomial has the digits of float32 only
+            return super().gelu(x, out, slope)
+
+        def compute(rows: slice, _: int) -> None:
+            loops.gelu_exponents(x[rows], slope[rows])
+            numpy.exp(slope[rows], out=slope[rows])
+            loops.gelu(x[rows], out[rows], slope[rows])
+
+        self.threads.parallel_for(len(x), compute)
+        return out
+
     relu = by_rows(Backend.relu, "x", "out")
     relu_grad = by_rows(Backend.relu_grad, "grad", "y", "out")
     add_to_rows = by_rows(Backend.add_to_rows, "a")
@@ -218,6 +232,37 @@ class CPUOperators(CPURecurrent):
         first = numpy.flatnonzero(numpy.diff(cells, prepend=-1))
         sums.reshape(-1)[cells[first]] = numpy.add.reduceat(weights[order], first)
         return sums
+
+    @compiled
+    def normalize_and_scale(
+        self, loops: Any, x: Array, centered: bool, epsilon: float, gamma: Array | None, beta: Array | None,
+        normal: Array, sigma: Array, out: Array,
+    ) -> Array:  # fmt: skip
+        none = x[0, :0]
+        given = x.dtype.type(epsilon), none if gamma is None else gamma, none if beta is None else beta
+        self.threads.parallel_for(
+            len(x),
+            lambda rows, _: loops.normalize_and_scale(x[rows], centered, *given, normal[rows], sigma[rows], out[rows]),
+        )
+        return out
+
+    @compiled
+    def normalize_and_scale_grad(
+        self, loops: Any, grad: Array, centered: bool, gamma: Array | None, normal: Array, sigma: Array,
+        grad_gamma: Array | None, grad_beta: Array | None, out: Array,
+    ) -> Array:  # fmt: skip
+        scale = grad[0, :0] if gamma is None else gamma
+        sums = self._sum(
+            (2, grad.shape[1]),
+            len(grad),
+            lambda rows, sums: loops.normalize_and_scale_grad(
+                grad[rows], centered, scale, normal[rows], sigma[rows], sums, out[rows]
+            ),
+        )
+        for total, result in zip(sums, (grad_gamma, grad_beta), strict=True):
+            if result is not None:
+                result[...] = total
+        return out
 
     # Reductions ------------------------------------------------------------------------------------------------------
 

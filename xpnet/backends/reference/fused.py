@@ -21,7 +21,7 @@ OPERATIONS = (
 MOST_OPERATIONS = 16
 
 
-class FusedOperators(ElementwiseOperators, MatmulOperators, ReductionOperators, WindowOperators, RowOperators):
+class FusedOperators(RowOperators, ElementwiseOperators, MatmulOperators, ReductionOperators, WindowOperators):
     def elementwise(self, operations: Sequence[Sequence[Any]], outs: Sequence[Array]) -> None:
         """Compute xp.name(a, out=out) or xp.name(a, b, out=out) for each operation (name, a) or (name, a, b), in order.
 

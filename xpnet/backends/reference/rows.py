@@ -1,10 +1,11 @@
 """Operators on each row of a matrix: softmax, cross-entropy, correct predictions, normalization."""
 
 from xpnet.backends.arrays import Array
-from xpnet.backends.base import Device
+from xpnet.backends.reference.elementwise import ElementwiseOperators
+from xpnet.backends.reference.reductions import ReductionOperators
 
 
-class RowOperators(Device):
+class RowOperators(ElementwiseOperators, ReductionOperators):
     def softmax(self, x: Array, out: Array | None = None) -> Array:
         """e^x / Σ e^x over the last axis, after subtracting the maximum, so that no exponent is positive."""
         xp = self.xp
@@ -92,3 +93,45 @@ class RowOperators(Device):
         xp.subtract(grad, normal * mean_product, out=out)
         out /= sigma
         return out
+
+    def normalize_and_scale(
+        self,
+        x: Array,
+        centered: bool,
+        epsilon: float,
+        gamma: Array | None,
+        beta: Array | None,
+        normal: Array,
+        sigma: Array,
+        out: Array,
+    ) -> Array:
+        """out = gamma · x̂ + beta, with x̂ = normal by `normalize_rows`, or by `scale_rows` if not centered. Returns out.
+
+        x, normal, out (rows, columns), sigma (rows, 1); gamma, beta (columns,), or None for 1 and 0.
+        """
+        (self.normalize_rows if centered else self.scale_rows)(x, epsilon, normal, sigma)
+        self.xp.multiply(normal, 1.0 if gamma is None else gamma, out=out)
+        return out if beta is None else self.add_to_rows(out, beta)
+
+    def normalize_and_scale_grad(
+        self,
+        grad: Array,
+        centered: bool,
+        gamma: Array | None,
+        normal: Array,
+        sigma: Array,
+        grad_gamma: Array | None,
+        grad_beta: Array | None,
+        out: Array,
+    ) -> Array:
+        """The gradients of `normalize_and_scale`: of gamma and beta, unless None, and of x, in out. Returns out.
+
+        grad_gamma[j] = Σ_i grad[i, j] · normal[i, j], grad_beta[j] = Σ_i grad[i, j]. out overlaps neither.
+        """
+        xp = self.xp
+        if grad_beta is not None:
+            self.sum_rows(grad, out=grad_beta)
+        if grad_gamma is not None:
+            self.sum_rows(xp.multiply(grad, normal, out=out), out=grad_gamma)
+        xp.multiply(grad, 1.0 if gamma is None else gamma, out=out)
+        return (self.normalize_rows_grad if centered else self.scale_rows_grad)(out, normal, sigma, out)

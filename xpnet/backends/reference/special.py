@@ -64,6 +64,16 @@ class SpecialFunctions(Device):
         tail = xp.where(x < 0, 2.0 - tail, tail)
         return xp.where(magnitude <= _SMALL, 1.0 - _erf_near_zero(xp, x), tail)
 
+    def gelu(self, x: Array, out: Array, slope: Array) -> Array:
+        """out = x Φ(x) and its derivative, slope = Φ(x) + x φ(x), with the standard normal Φ and φ. Returns out."""
+        xp = self.xp
+        phi = 0.5 * self.erfc(x * -math.sqrt(0.5))  # 1 + erf would lose all digits for large negative x
+        near = xp.clip(x, -40.0, 40.0)  # beyond them φ is 0
+        xp.multiply(near, xp.exp(-0.5 * near * near), out=slope)
+        slope *= 1.0 / math.sqrt(2.0 * math.pi)
+        slope += phi
+        return xp.multiply(xp.maximum(x, -40.0), phi, out=out)
+
 
 def _erf_near_zero(xp: Any, x: Any) -> Any:
     x = xp.clip(x, -_SMALL, _SMALL)
