@@ -105,9 +105,10 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session
 def parity(session: nox.Session) -> None:
-    """Compare layers, losses, networks, training and ONNX files with PyTorch on the CPU."""
-    session.install(".[dev]", "torch==2.13.0", "jax", "onnxscript")
-    session.run("pytest", "tests/parity", "tests/backends/test_arrays.py", "tests/onnx", *session.posargs)
+    """Compare layers, losses, networks, training and ONNX files with PyTorch on the CPU. Test subword tokenizers."""
+    session.install(".[dev,text]", "torch==2.13.0", "jax", "onnxscript")
+    session.run("pytest", "tests/parity", "tests/backends/test_arrays.py", "tests/onnx",
+                "tests/datasets/test_tokens.py", *session.posargs)  # fmt: skip
 
 
 @nox.session

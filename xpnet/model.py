@@ -4,6 +4,8 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy
+
 from xpnet import layers as layers_
 from xpnet.backends import Backend, get_backend
 from xpnet.config import explain_arguments, flag, integer, number
@@ -24,7 +26,7 @@ from xpnet.training.state_dicts import LoadedState
 if TYPE_CHECKING:
     from xpnet.training.explanation import StepExplanation
 
-__all__ = ["Input", "LoadedState", "Model", "Sequential", "check_gradients", "explain_step", "load"]
+__all__ = ["Input", "LoadedState", "Model", "Sequential", "check_gradients", "explain_step", "generate", "load"]
 
 
 class Sequential(BaseModel, layers_.Sequential):
@@ -268,3 +270,37 @@ def explain_step(
         loss = fitting_loss(model)
     chosen, measured = model._chosen(loss, metrics)
     return explain(model, batch_size, chosen, measured, optimizer, flag("explain_step", "times", times))
+
+
+@explain_arguments
+def generate(
+    model: Sequential | Model, prompt: Any, length: int, temperature: float = 1.0, top_k: int | None = None,
+    seed: int | None = 0,
+) -> numpy.ndarray[Any, Any]:  # fmt: skip
+    """Continue sequences of tokens: returns the prompt and `length` more tokens, (N, T + length) int64, on the host.
+
+    model: takes tokens (N, T) and predicts the next one: it has one input, and its outputs are the logits of all tokens
+        after each step (N, T, vocabulary), or after the last one (N, vocabulary).
+    prompt: (N, T) integers, the same number of tokens for all sequences.
+    temperature: divides the logits; below 1 makes likely tokens more likely, and 0 always takes the likeliest one.
+    top_k: draw only from the top_k likeliest tokens; of equally likely ones, from those with smaller numbers.
+    seed: of the draws, which are the same on every device, up to rounding. None draws another one in each call.
+
+    A model sees as many of the last tokens as its input_shape says, or as its PositionalEmbedding has positions. Until
+    there are more, each step computes the new token only: attention keeps the keys and values of earlier tokens, a
+    recurrent layer its state, a causal convolution its last inputs. After that, and for a model with layers that are
+    not part of xpnet, each step computes the whole context. Layers of your own must not depend on later steps.
+
+    Raises ArgumentError for a model that is not of this kind, or has outputs after each step that depend on later
+    steps; ShapeError, DataError or ArgumentTypeError for a prompt that the model does not take; StateError for a model
+    that is not built, or whose outputs are NaN.
+    """
+    from xpnet.training.generation import generated  # only if needed
+
+    length = integer("generate", "length", length, at_least=0)
+    temperature = number("generate", "temperature", temperature, at_least=0, finite=True)
+    top_k = None if top_k is None else integer("generate", "top_k", top_k, also="None")
+    seed = None if seed is None else integer("generate", "seed", seed, at_least=0, also="None")
+    model._refuse_unless_complete("it cannot generate")
+    tokens: numpy.ndarray[Any, Any] = generated(model, prompt, length, temperature, top_k, seed)
+    return tokens

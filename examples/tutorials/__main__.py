@@ -30,6 +30,7 @@ PROGRAMS = (
     "gradient_descent",
     "loops_and_matrices",
     "weight_and_bias",
+    "attention",
     "handwritten_digits",
 )
 

@@ -121,6 +121,49 @@ def test_gather_picks_rows_and_converts(backend, rng, source, target):
     np.testing.assert_array_equal(backend.to_numpy(out), a[rows].astype(target))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_add_rows_at_adds_rows_with_equal_indices(backend, rng, dtype):
+    for size, count, features in [(4, 1, 1), (7, 300, 5), (3, 20, 33)]:
+        grad, rows = rng.normal(size=(count, features)).astype(dtype), rng.integers(0, size - 1, count)
+        want = [[math.fsum(column) for column in grad[rows == v].T.tolist()] for v in range(size)]
+        out = backend.asarray(np.full((size, features), np.nan, dtype))
+        for _ in range(2):  # it assigns, and repeats bit for bit
+            assert backend.add_rows_at(backend.asarray(grad), backend.asarray(rows), out=out) is out
+            np.testing.assert_allclose(backend.to_numpy(out), want, rtol=0, atol=300 * np.finfo(dtype).eps)
+        first = backend.to_numpy(out).copy()
+        backend.add_rows_at(backend.asarray(grad), backend.asarray(rows), out=out)
+        np.testing.assert_array_equal(backend.to_numpy(out), first)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_means_and_maxima_are_over_the_steps_that_count(backend, rng, dtype, masked):
+    x, grad = rng.normal(size=(5, 6, 3)).astype(dtype), rng.normal(size=(5, 3)).astype(dtype)
+    x[1, 2:4] = 9.0  # of equal numbers the first is chosen
+    counted = rng.random((5, 6)) < 0.6 if masked else np.ones((5, 6), bool)
+    counted[0] = not masked
+    x[~counted] = np.nan
+    mask = backend.asarray(counted) if masked else None
+    mean, largest, choice = (backend.empty((5, 3), t) for t in (dtype, dtype, "int64"))
+    backend.mean_steps(backend.asarray(x), mask, out=mean)
+    backend.max_steps(backend.asarray(x), mask, out=largest, choice=choice)
+    grads = backend.empty((2, *x.shape), dtype)
+    backend.mean_steps_grad(backend.asarray(grad), mask, out=grads[0])
+    backend.max_steps_grad(backend.asarray(grad), choice, out=grads[1])
+    mean, largest, choice, grads = map(backend.to_numpy, (mean, largest, choice, grads))
+    for n in range(5):
+        steps = np.flatnonzero(counted[n])
+        if not len(steps):
+            assert not mean[n].any() and not largest[n].any() and (choice[n] == -1).all() and not grads[:, n].any()
+            continue
+        inner = x[n, steps]
+        np.testing.assert_allclose(mean[n], inner.mean(axis=0), rtol=50 * np.finfo(dtype).eps, atol=1e-7)
+        np.testing.assert_array_equal(largest[n], inner.max(axis=0))
+        np.testing.assert_array_equal(choice[n], steps[inner.argmax(axis=0)])
+        np.testing.assert_allclose(grads[0, n], counted[n][:, None] * grad[n] / len(steps), rtol=1e-6)
+        np.testing.assert_array_equal(grads[1, n], (np.arange(6)[:, None] == choice[n]) * grad[n])
+
+
 def test_cpu_memory_starts_on_a_cache_line():
     cpu = xpnet.get_backend("cpu")
     for shape in [(1,), (3, 5), (1000,)]:

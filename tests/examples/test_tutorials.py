@@ -32,6 +32,15 @@ PROGRAMS = tuple(sorted(path.stem for path in TUTORIALS.glob("[!_]*.py") if path
 
 # The numbers that the tutorials state exactly: {program: {quantity: digits}}.
 EXACT = {
+    "attention": {
+        "P of token 1 for token 3": "0.5760",
+        "y of token 1": "3.8680",
+        "y of token 3": "3.9343",
+        "L": "4.785278",
+        "∂L/∂query weight, first number": "1.9690",
+        "∂L/∂x of token 1, first number": "3.1830",
+        "y of token 1, causal": "3",
+    },
     "perceptron": {"predict (0, 1, 0)": "0", "predict (1, 1, 1)": "1"},
     "neuron": {"output": "0.9990889488055994"},
     "two_two_one": {
@@ -294,12 +303,23 @@ def wrong_derivative(patch, module):
     patch.setattr(module.Quartic, "backward", lambda self, grad_y: original(self, grad_y) * 1.01)
 
 
+def wrong_attention(patch, module):
+    original = layers.MultiHeadAttention.forward
+    patch.setattr(layers.MultiHeadAttention, "forward", lambda self, x: original(self, x) * (1 + 1e-4))
+
+
+def wrong_softmax(patch, module):
+    original = module.softmax
+    patch.setattr(module, "softmax", lambda row: [1.01 * share for share in original(row)])
+
+
 def too_few_epochs(patch, module):
     patch.setattr(module, "ITERATIONS", 20)
     patch.setattr(module, "MODERN_EPOCHS", 1)
 
 
 FAULTS = {
+    "attention": [wrong_attention, wrong_softmax],
     "perceptron": [inverted_predictions, xor_becomes_or],
     "exam_scores": [zero_gradients, wrong_gradients],
     "neuron": [wrong_weights],

@@ -91,6 +91,42 @@ def test_a_model_with_an_embedding_learns(backend, rng):
     np.testing.assert_array_equal(model.predict(x.astype("uint8")), model.predict(x))
 
 
+# Padding -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight", ["normal", np.ones((7, 4))], ids=["drawn", "given"])
+def test_the_padding_row_is_zero_and_not_trained(backend, rng, weight):
+    stack = [layers.Embedding(7, 4, padding_index=2, weight_initializer=weight, l1=0.1), layers.Flatten()]
+    model, x = xpnet.Sequential([*stack, layers.Dense(2)], (6,), backend), integers(rng, dtype="uint8")
+    before = model.state_dict()["0.weight"]
+    model.fit(x, np.zeros(9, int), optimizer=optimizers.AdamW(0.1, weight_decay=0.5), epochs=3, verbose=0)
+    after = model.state_dict()["0.weight"]
+    assert [row for row in range(7) if not before[row].any()] == [2]
+    assert [row for row in range(7) if (before[row] == after[row]).all()] == [2]
+    assert max(xpnet.check_gradients(model, x, rng.normal(size=(9, 2)), samples=28).values()) < 1e-6
+
+
+def test_a_loaded_padding_row_has_no_effect(backend, rng):
+    model = xpnet.Sequential([layers.Embedding(7, 4, padding_index=0)], (None,), backend)
+    model.load_state_dict({"0.weight": rng.normal(size=(7, 4)).astype("float32")})
+    x = np.array([[0, 3, 0, 1]])
+    assert model.predict(x)[0].any(axis=1).tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool"])
+def test_the_padding_index_starts_the_mask_of_sequences_only(backend, dtype):
+    x = np.array([[1, 0, 1], [0, 0, 0]], dtype)
+    layer = layers.Embedding(300, 2, padding_index=0)
+    layer.build((3,), backend=backend)
+    layer.forward(backend.asarray(x))
+    assert backend.to_numpy(layer.start_mask(backend.asarray(x))).tolist() == x.astype(bool).tolist()
+    assert layer.starts_mask
+    for shape, index in [((), 0), ((2, 3), 0), ((3,), None)]:
+        other = layers.Embedding(300, 2, padding_index=index)
+        other.build(shape, backend=backend)
+        assert not other.starts_mask
+
+
 # Invalid inputs and arguments --------------------------------------------------------------------------------------
 
 RANGE = r"layer 2\.0 \(Embedding\) takes integers from 0 to 6"
@@ -154,6 +190,10 @@ def test_a_model_without_an_embedding_accepts_any_integers(backend):
     ("make", "message"),
     [
         (lambda: layers.Embedding(0, 4), "Embedding: vocabulary_size must be an integer of at least 1, not 0"),
+        (
+            lambda: layers.Embedding(4, 2, padding_index=4),
+            "Embedding: padding_index must be an integer from 0 to 3, or None, not 4",
+        ),
         (lambda: layers.Embedding(4, 2.5), "Embedding: features must be an integer of at least 1, not 2.5"),
         (
             lambda: layers.Embedding(4, 2, l1=-1).build((3,), backend="cpu"),

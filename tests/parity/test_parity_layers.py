@@ -130,6 +130,47 @@ def upsample(rng):
     return of("Upsample2D", arguments), images(rng, int(rng.integers(1, 5))), twins.upsample2d, arguments
 
 
+def sequences(rng, channels, extent=1, padding="valid"):
+    """Sequences (N, T, C) that are at least as long as a window of this extent."""
+    least = 1 if padding in ("same", "causal") else max(1, extent - 2 * (0 if padding == "valid" else padding))
+    return rng.normal(size=(int(rng.choice([1, 2, 5])), least + int(rng.integers(0, 8)), channels))
+
+
+def conv1d(rng):
+    groups, size, dilation = int(rng.choice([1, 1, 2, 3])), int(rng.integers(1, 5)), int(rng.integers(1, 4))
+    padding = ["valid", "same", "causal", int(rng.integers(0, 4))][rng.integers(4)]
+    common = {"strides": int(rng.integers(1, 4)), "padding": padding, "dilation": dilation, "groups": groups}
+    layer = layers.Conv1D(groups * int(rng.integers(1, 5)), size, use_bias=bool(rng.integers(2)), **common)
+    x = sequences(rng, groups * int(rng.integers(1, 4)), dilation * (size - 1) + 1, padding)
+    return layer, x, twins.conv1d, common
+
+
+def sequence_pooling(rng):
+    size = int(rng.integers(1, 5))
+    padding = ["valid", "same", int(rng.integers(0, size))][rng.integers(3)]
+    arguments = {"pool_size": size, "padding": padding, "strides": int(rng.integers(1, 5))}
+    return arguments, sequences(rng, int(rng.integers(1, 5)), size, padding)
+
+
+def max_pool1d(rng):
+    arguments, x = sequence_pooling(rng)
+    return of("MaxPool1D", arguments), x, twins.max_pool1d, arguments
+
+
+def avg_pool1d(rng):
+    arguments, x = sequence_pooling(rng)
+    arguments["count_include_pad"] = bool(rng.integers(2))
+    return of("AvgPool1D", arguments), x, twins.avg_pool1d, arguments
+
+
+def global_pool1d(rng):
+    return layers.GlobalAveragePool1D(), sequences(rng, int(rng.integers(1, 5))), twins.global_average_pool1d, {}
+
+
+def global_max_pool1d(rng):
+    return layers.GlobalMaxPool1D(), sequences(rng, int(rng.integers(1, 5))), twins.global_max_pool1d, {}
+
+
 def norm_arguments(rng):
     return {"epsilon": float(rng.choice([1e-5, 1e-3])), "center": bool(rng.integers(2)), "scale": bool(rng.integers(2))}
 
@@ -217,6 +258,11 @@ def residual(rng):
 
 
 DRAWS = [
+    conv1d,
+    max_pool1d,
+    avg_pool1d,
+    global_pool1d,
+    global_max_pool1d,
     conv2d,
     depthwise,
     transpose,
@@ -243,6 +289,7 @@ def test_every_layer_and_every_loss_has_an_example():
     elsewhere = [
         layers.Dropout,
         layers.Flatten,
+        layers.Masking,
         layers.Permute,
         layers.Rescale,
         layers.Reshape,

@@ -144,7 +144,44 @@ def conv2d_transpose(
     return y if bias is None else y + bias
 
 
+def padded_sequence(x, padding, extent, stride, value=0.0):
+    """x (N, C, T) with the padding of a layer for sequences, whose windows have this extent."""
+    if padding == "causal":
+        sides = extent - 1, 0
+    elif padding == "same":
+        total = max((-(-x.shape[2] // stride) - 1) * stride + extent - x.shape[2], 0)
+        sides = total // 2, total - total // 2
+    else:
+        sides = (0, 0) if padding == "valid" else (padding, padding)
+    return functional.pad(x, sides, value=value)
+
+
+def conv1d(x, weight, bias=None, strides=1, padding="valid", dilation=1, groups=1):
+    x = padded_sequence(channels_first(x), padding, dilation * (len(weight) - 1) + 1, strides)
+    return channels_last(functional.conv1d(x, weight.permute(2, 1, 0).contiguous(), bias, strides, 0, dilation, groups))
+
+
 # Pooling -----------------------------------------------------------------------------------------------------------
+
+
+def max_pool1d(x, pool_size=2, strides=None, padding="valid"):
+    x = padded_sequence(channels_first(x), padding, pool_size, strides or pool_size, -torch.inf)
+    return channels_last(functional.max_pool1d(x, pool_size, strides))
+
+
+def avg_pool1d(x, pool_size=2, strides=None, padding="valid", count_include_pad=True):
+    x, strides = channels_first(x), strides or pool_size
+    mean = functional.avg_pool1d(padded_sequence(x, padding, pool_size, strides), pool_size, strides)
+    ones = padded_sequence(torch.ones_like(x), padding, pool_size, strides)
+    return channels_last(mean if count_include_pad else mean / functional.avg_pool1d(ones, pool_size, strides))
+
+
+def global_average_pool1d(x):
+    return functional.adaptive_avg_pool1d(channels_first(x), 1).flatten(1)
+
+
+def global_max_pool1d(x):
+    return functional.adaptive_max_pool1d(channels_first(x), 1).flatten(1)
 
 
 def max_pool2d(x, pool_size=2, strides=None, padding="valid"):

@@ -113,6 +113,10 @@ class Stream:
             )
         return self.x
 
+    def batches(self, key: Sequence[int] | None) -> Any:
+        """An iterable of the batches of one epoch. key: of the random numbers of this epoch; None without shuffling."""
+        return self.x() if callable(self.x) else self.x
+
     @property
     def once(self) -> bool:
         """Whether these batches can be iterated only once."""
@@ -217,7 +221,7 @@ class StreamingDataset:
         """
         uploads = work.context.backend.uploads()
         if self._stream.in_batches:
-            for (x, y, weights), largest, where in _read_ahead(self._joined(accumulate, first)):
+            for (x, y, weights), largest, where in _read_ahead(self._joined(accumulate, first, key)):
                 with uploads.prefetch(), _placed(where):
                     dataset = self._prepare(x, y, weights, ("x of a batch", "y of a batch"))
                 yield from dataset.steps(work, largest, accumulate, None, 0, group)
@@ -353,9 +357,9 @@ class StreamingDataset:
         arrays = {"x": self._x, "y": self._y, "sample_weight": self._weights}
         return [each(functools.partial(joined, name), a) for name, a in arrays.items()]
 
-    def _joined(self, accumulate: int, first: int) -> Iterator[tuple[list[Any], int, str]]:
+    def _joined(self, accumulate: int, first: int, key: Sequence[int] | None) -> Iterator[tuple[list[Any], int, str]]:
         """(x, y and weights of the batches of a step, the size of the largest, "batch 3"), from sample `first` on."""
-        source = self._stream.x() if callable(self._stream.x) else self._stream.x
+        source = self._stream.batches(key)
         if not isinstance(source, Iterable):
             raise ArgumentTypeError(f"Stream: the function must return an iterable of batches, not {source!r}.")
         batches = _checked_batches(source, self._structure)

@@ -102,7 +102,7 @@ def _fetch(source: Source, name: str) -> Path:
 
     path = _expanded(pooch.os_cache("xpnet")) / source.name / name
     if os.path.isfile(path):
-        if _sha256(read_bytes(path)) == source.sha256[name]:
+        if sha256_of(read_bytes(path)) == source.sha256[name]:
             return path
         logger.warning("%s is not the published file: its SHA-256 differs; downloading it again", path)
 
@@ -136,10 +136,11 @@ def _download(url: str, path: Path, sha256: str) -> None:
         temporary = Path(folder, path.name)
         pooch.HTTPDownloader(progressbar=show_progress, chunk_size=1 << 16)(url, str(temporary), None)
         content = read_bytes(temporary)
-        if (actual := _sha256(content)) != sha256:
+        if (actual := sha256_of(content)) != sha256:
             raise ValueError(f"the downloaded file is truncated or altered: SHA-256 {actual}, not {sha256}")
         write_atomically(path, content)
 
 
-def _sha256(content: bytes) -> str:
+def sha256_of(content: bytes) -> str:
+    """The SHA-256 of these bytes, in hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()

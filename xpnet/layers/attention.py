@@ -84,12 +84,17 @@ class MultiHeadAttention(Layer):
         q = self._project(work.query, "query").reshape(samples, length, self.heads, -1)
         k = self._project(work.memory, "key").reshape(samples, memory.shape[1], self.heads, -1)
         v = self._project(work.memory, "value").reshape(k.shape)
+        past = self.past
         if self.rotary:
-            self._rotate(q)
-            self._rotate(k)
+            first = past.steps if past else 0
+            self._rotate(q, first)
+            self._rotate(k, first)
+        mask = self.mask[1] if isinstance(self.mask, list) else self.mask
+        if past:
+            k, v = past.joined("keys", k), past.joined("values", v)
+            mask = None if mask is None else past.joined("mask", mask)
         training = self.context.training and self.dropout
         dropout = (self.noise_key, self.dropout, self.context.first_row) if training else None
-        mask = self.mask[1] if isinstance(self.mask, list) else self.mask
         given = q, k, v, 1.0 / math.sqrt(q.shape[-1]), self.causal, mask, dropout
         out, log_sums = work.buffer("out", q.shape), work.buffer("log_sums", (samples, self.heads, length))
         work.given, work.out, work.log_sums = given, backend.attention(*given, out, log_sums), log_sums
@@ -153,10 +158,10 @@ class MultiHeadAttention(Layer):
         else:
             backend.matmul(rounded, transposed, out=grad_x)
 
-    def _rotate(self, x: Array, back: bool = False) -> None:
-        """Rotate x (N, T, heads, D) in place by the angles of its positions, or back."""
+    def _rotate(self, x: Array, first: int = 0, back: bool = False) -> None:
+        """Rotate x (N, T, heads, D) in place by the angles of its positions, which begin at `first`, or back."""
         xp, half = self.xp, x.shape[3] // 2
         frequencies = xp.exp(xp.arange(half, dtype=xp.float64) * (-math.log(_ROTARY_BASE) / half))
-        angles = xp.arange(x.shape[1], dtype=xp.float64)[:, None] * frequencies
+        angles = xp.arange(first, first + x.shape[1], dtype=xp.float64)[:, None] * frequencies
         sines = (xp.sin(angles) * (-1.0 if back else 1.0)).astype(x.dtype)
         self.backend.rotate_pairs(x, xp.cos(angles).astype(x.dtype), sines, out=x)

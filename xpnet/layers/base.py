@@ -6,7 +6,7 @@ import math
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from xpnet import initializers
 from xpnet.backends import Array, Backend, get_backend
@@ -16,17 +16,21 @@ from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, Sh
 from xpnet.layers import tensors
 from xpnet.layers.building import building, standalone
 from xpnet.layers.context import Context, Shape, Workspace
+from xpnet.layers.past import Past
 from xpnet.layers.structure import as_tuple, first_of, mapped, shapes_of
 from xpnet.layers.tensors import check_name
 from xpnet.parameters import Buffer, ModelArray, Parameter, ParameterStore
 
 #: Attributes for models and containers only. dir() does not list them.
 _INTERNAL = frozenset((
-    "backward_in_context", "backward_pass", "calls", "check_input", "connections", "drop_workspaces",
-    "execution_context", "forward_in_context", "forward_pass", "gives_probabilities", "inner_layers", "keeps_mask",
-    "last_layer", "mask", "masked_outputs", "noise_key", "output_mask", "output_masks", "place", "shape_for",
-    "shared_copy", "splits_batch", "spread_masks", "start_mask", "starts_mask", "takes_list", "unplace",
+    "add_tied_parameter", "backward_in_context", "backward_pass", "calls", "check_input", "connections",
+    "drop_workspaces", "execution_context", "forward_in_context", "forward_pass", "gives_probabilities",
+    "in_this_model", "inference_outputs", "inner_layers", "keeps_mask", "last_layer", "mask", "masked_outputs",
+    "noise_key", "output_mask", "output_masks", "place", "shape_for", "shared_copy", "splits_batch", "spread_masks",
+    "start_mask", "starts_mask", "takes_list", "unplace",
 ))  # fmt: skip
+
+L = TypeVar("L", bound="Layer")
 
 
 class Layer(Configured):
@@ -68,6 +72,8 @@ class Layer(Configured):
     takes_list: ClassVar[bool] = False
     #: Whether the outputs have the mask of the inputs. None: if both have as many steps, the axis after the batch.
     keeps_mask: bool | None = None
+    #: Whether the output of a step depends on no later step, in sequences (N, T, ...); see also `past`.
+    causal: bool = True
     #: Whether it starts a mask, see `start_mask`.
     starts_mask: bool = False
     #: Whether its class is not part of xpnet, so that a model checks what it returns.
@@ -161,6 +167,26 @@ class Layer(Configured):
         self._parameters = (*self._parameters, parameter)
         return parameter
 
+    def add_tied_parameter(self, name: str, layer: "Layer") -> Any:
+        """Declare that this layer also uses, and trains, the parameter of this name of a layer before it."""
+        if self.context.shapes_only:
+            return None
+        owner = self._shared_with or layer
+        if not owner.is_built:
+            raise StateError(
+                f"{self._label} is tied to {type(layer).__name__}, which is not built. It must come before this layer, "
+                "in the same model."
+            )
+        parameter, store = getattr(owner, name), owner.context.store
+        tied = self.context.store.share(parameter, store, lambda: self._qualified(name))
+        self._parameters = (*self._parameters, tied)
+        return tied
+
+    def in_this_model(self, layer: L) -> L:
+        """The copy of a layer that is in the same model as this one; the layer itself if there is none."""
+        copies = (reference() for reference in layer._shared_copies)
+        return next((twin for twin in copies if twin is not None and twin._context is self._context), layer)  # type: ignore[return-value]
+
     def add_buffer(self, name: str, value: Any) -> Buffer:
         """Declare an array that is saved and moved with the model but not trained."""
         self._refuse_unless_building("add_buffer")
@@ -214,6 +240,15 @@ class Layer(Configured):
         A list, with an item for each input, if the layer was called on a list and any of them has a mask.
         """
         return getattr(self.work, "given_mask", None)
+
+    @property
+    def past(self) -> Past | None:
+        """What this layer keeps of the steps before those of x, if x continues a sequence; None if x is all of it.
+
+        A causal layer of xpnet then gives the outputs that these steps have in the whole sequence.
+        """
+        continuation = (self._context or self.context).continuation
+        return None if continuation is None else continuation.past_of(self)
 
     @property
     def backend(self) -> Backend:
@@ -396,7 +431,8 @@ class Layer(Configured):
             trial = self.shared_copy() if self.is_built else self
             device, dtype = (self.backend, self.context.dtype) if self.is_built else (get_backend("cpu"), "float32")
             try:
-                return trial.place(Context(device, ParameterStore(device, dtype), seed=0), "", input_shape)
+                context = Context(device, ParameterStore(device, dtype), seed=0, shapes_only=True)
+                return trial.place(context, "", input_shape)
             finally:
                 trial.unplace()
 

@@ -13,6 +13,7 @@ from xpnet.concurrency.interrupts import deferring
 from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from xpnet.distributed.statistics import moments_over_ranks, sums_over_ranks
 from xpnet.errors import StateError
+from xpnet.layers.past import Continuation
 from xpnet.parameters import ParameterStore
 
 Shape: TypeAlias = tuple[int, ...]
@@ -31,8 +32,10 @@ class Context:
     the batch of all ranks.  current_step: the number of updates so far.  noise_step: the part of the noise's key that
     changes from pass to pass.  group: the processes that train this model.  has_no_rows: this rank has no rows of the
     batch, and computes with one placeholder row that must not count.  mixup: the augment.MixUp of the model, whose
-    shares and partners mix the loss too; None if there is none.  forward_thread: the thread whose `forward` filled the
-    workspaces that backward reads; 0 if it was a training step.
+    shares and partners mix the loss too; None if there is none.  continuation: what layers keep of earlier steps, in
+    inference passes that continue sequences; None in other passes.  forward_thread: the thread whose `forward` filled
+    the workspaces that backward reads; 0 if it was a training step.  shapes_only: the layers are built only to find
+    the shapes of their outputs.
     """
 
     backend: Backend
@@ -47,7 +50,9 @@ class Context:
     group: ProcessGroup = SINGLE_PROCESS
     has_no_rows: bool = False
     mixup: Any = None
+    continuation: Continuation | None = None
     forward_thread: int = 0
+    shapes_only: bool = False
     _steps_begun: int = 0
     _passes_by_hand: int = 0  # since that step
     _scratch: dict[tuple[Any, ...], Array] = field(default_factory=dict)

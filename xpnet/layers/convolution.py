@@ -91,6 +91,7 @@ class Conv1D(_Convolution):
         self.kernel_size, self.strides = integer(self, "kernel_size", kernel_size), integer(self, "strides", strides)
         self.dilation, self.padding = integer(self, "dilation", dilation), sequence_padding(self, padding, causal=True)
         self.keeps_mask = self.strides == 1 and self.padding in ("same", "causal")
+        self.causal = self.strides == 1 and self.padding == "causal"
 
     def build(self, input_shape: Shape) -> Shape:
         steps, channels = steps_and_channels(self, input_shape)
@@ -109,12 +110,14 @@ class Conv1D(_Convolution):
 
         It is the convolution of images of height 1.
         """
-        work, bias = self.work, self.bias.value if self.use_bias else None
+        work, bias, new = self.work, self.bias.value if self.use_bias else None, x.shape[1]
+        if past := self.past:
+            x = past.preceded("x", x, self.dilation * (self.kernel_size - 1))
         work.x, work.windows = as_image(x), self._windows(x.shape[1])
         y = work.buffer("y", (len(x), work.windows.grid[1], self.filters))
         weight, scratch = self.weight.value[None], self.context.scratch
         self.backend.conv2d(work.x, weight, bias, work.windows, self.groups, as_image(y), scratch)
-        return y
+        return y[:, -new:] if past else y
 
     def backward(self, grad_y: Array) -> Array | None:
         """(N, steps, filters) → (N, T, in), as for Conv2D.

@@ -88,14 +88,9 @@ class Embedding(Layer):
         return f"{self._label} takes integers from 0 to {self.vocabulary_size - 1}"
 
     def start_mask(self, x: Array) -> Array:
-        """x ≠ padding_index, (N, T)."""
-        return self._counted(self._indices(x), "mask")
-
-    def _counted(self, indices: Array, buffer: str) -> Array:
-        return self.xp.not_equal(indices, self.padding_index, out=self.work.buffer(buffer, indices.shape, "bool"))
-
-    def _indices(self, x: Array) -> Array:
-        return x.astype(self.xp.int64, copy=False)
+        """x ≠ padding_index, (N, T), which forward has found."""
+        counted: Array = self.work.counted
+        return counted.reshape(x.shape)
 
     def forward(self, x: Array) -> Array:
         """y = weight[x], with x as (R,) and y as (R, features). It is 0 where x is the padding index."""
@@ -105,11 +100,13 @@ class Embedding(Layer):
                 "only rearrange, and give the model integers."
             )
         work = self.work
-        work.rows = self._indices(x).reshape(-1)
+        work.rows = x.reshape(-1).astype(self.xp.int64, copy=False)
         y = work.buffer("y", (len(work.rows), self.features))
         self.backend.gather(self.weight.value, work.rows, out=y)
         if self.padding_index is not None:
-            y *= self._counted(work.rows, "counted")[:, None]  # a row that was loaded may not be 0
+            counted = work.buffer("counted", work.rows.shape, "bool")
+            work.counted = self.xp.not_equal(work.rows, self.padding_index, out=counted)
+            y *= counted[:, None]  # a row that was loaded may not be 0
         return y.reshape(*x.shape, self.features)
 
     def backward(self, grad_y: Array) -> None:

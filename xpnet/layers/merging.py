@@ -35,7 +35,7 @@ class _Merge(Layer):
 
     def _sizes(self, x: list[Array]) -> tuple[int, ...]:
         """The shape of the outputs of these inputs."""
-        if None not in self.output_shape:
+        if len(self.output_shape) < 2 or (None not in self.output_shape and self.past is None):
             return (len(x[0]), *self.output_shape)
         return (len(x[0]), max(a.shape[1] for a in x), *self.output_shape[1:])
 
@@ -167,6 +167,7 @@ class Concatenate(_Merge):
                 f"Concatenate: axis {self.axis} does not exist: the inputs have {axes} after the batch."
             )
         axis = self.axis % axes
+        self.causal = axis > 0 or axes == 1
         if axis == 0 and None in [shape[0] for shape in shapes]:
             raise self.refuse("inputs of fixed length along the axis that it joins", shapes)
         if len({(*shape[:axis], None, *shape[axis + 1 :]) for shape in shapes}) > 1:

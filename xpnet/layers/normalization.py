@@ -232,6 +232,8 @@ class GroupNorm(_Normalization):
     Wu and He 2018, "Group normalization".
     """
 
+    causal = False
+
     def __init__(
         self, groups: int, epsilon: float = 1e-5, *, center: bool = True, scale: bool = True, name: str | None = None
     ) -> None:

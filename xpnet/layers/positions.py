@@ -28,9 +28,10 @@ class PositionalEmbedding(Layer):
         return input_shape
 
     def forward(self, x: Array) -> Array:
-        length = x.shape[1]
-        self._refuse_longer(length)
-        return self.xp.add(x, self.weight.value[:length], out=self.work.buffer("y", x.shape))
+        first = self.past.steps if self.past else 0
+        end = first + x.shape[1]
+        self._refuse_longer(end)
+        return self.xp.add(x, self.weight.value[first:end], out=self.work.buffer("y", x.shape))
 
     def backward(self, grad_y: Array) -> Array:
         """Row t of the weight is added to position t of every sample, so with the sum over the samples,

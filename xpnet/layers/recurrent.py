@@ -16,9 +16,6 @@ from xpnet.layers.context import Shape
 from xpnet.layers.executor import CallSite
 from xpnet.layers.merging import Concatenate
 
-#: The state of a recurrent layer after a step, each (N, units): (h,), or (h, c) of an LSTM.
-State = tuple[Array, ...]
-
 #: elements of the recurrent weight: for smaller layers, threads cost more than they save
 _MIN_WEIGHTS_TO_SPLIT = 2**14
 
@@ -52,6 +49,7 @@ class _Recurrent(Layer):
         self.units = integer(self, "units", units)
         self.return_sequences = self.keeps_mask = flag(self, "return_sequences", return_sequences)
         self.reverse, self.use_bias = flag(self, "reverse", reverse), flag(self, "use_bias", use_bias)
+        self.causal = not self.reverse
         self.weight_initializer, self.bias_initializer = weight_initializer, bias_initializer
         self.recurrent_weight_initializer = recurrent_weight_initializer
 
@@ -69,17 +67,7 @@ class _Recurrent(Layer):
         self.splits_batch = columns * self.units >= _MIN_WEIGHTS_TO_SPLIT  # type: ignore[misc]
         return (steps, self.units) if self.return_sequences else (self.units,)
 
-    def forward_from(self, x: Array, state: State | None) -> tuple[Array, State]:
-        """`forward`, beginning with the state that an earlier call returned (None: 0): (outputs, the last state).
-
-        So a sequence can be read in parts. Raises ArgumentError for `reverse=True`, which would need the end first.
-        """
-        if self.reverse:
-            raise ArgumentError(f"{self._label} reads sequences from their end, so it cannot continue one.")
-        y: Array = type(self).forward(self, x, state)  # type: ignore[call-arg]
-        return y, tuple(states[-1].copy() for states in self.work.states)
-
-    def _begin(self, x: Array, state: State | None, kinds: int = 1) -> tuple[Any, ...]:
+    def _begin(self, x: Array, kinds: int = 1) -> tuple[Any, ...]:
         """Return (x W + b for all steps, the mask, states of so many kinds), time-major. The first states are set."""
         work, backend = self.work, self.backend
         samples, steps = x.shape[:2]
@@ -91,7 +79,7 @@ class _Recurrent(Layer):
             backend.add_to_rows(gates.reshape(len(work.x), -1), self.bias.value)
         work.steps_mask = None if self.mask is None else self._by_time("steps_mask", self.mask)
         work.states = tuple(self._buffer(f"states {i}", (steps + 1, samples, self.units)) for i in range(kinds))
-        for states, first in zip(work.states, state or [0.0] * kinds, strict=True):
+        for states, first in zip(work.states, getattr(self.past, "states", [0.0] * kinds), strict=True):
             states[0] = first
         work.gates = gates
         return gates, work.steps_mask, *work.states
@@ -99,6 +87,8 @@ class _Recurrent(Layer):
     def _outputs(self) -> Array:
         """The states after each step, 0 where a step does not count; or the last state."""
         hidden = self.work.states[0]
+        if past := self.past:
+            past.states = [states[-1].copy() for states in self.work.states]
         if not self.return_sequences:
             return hidden[-1]
         y = self._by_sample("y", hidden[1:])
@@ -170,9 +160,9 @@ class SimpleRNN(_Recurrent):
 
     gates = 1
 
-    def forward(self, x: Array, state: State | None = None) -> Array:
-        """h_t = tanh(x_t W + b + h_{t-1} U), with h_{-1} = 0, or `state` if it is given."""
-        gates, mask, hidden = self._begin(x, state)
+    def forward(self, x: Array) -> Array:
+        """h_t = tanh(x_t W + b + h_{t-1} U), with h_{-1} = 0."""
+        gates, mask, hidden = self._begin(x)
         self.backend.rnn(gates, self.recurrent_weight.value, mask, hidden)
         return self._outputs()
 
@@ -244,9 +234,9 @@ class LSTM(_Recurrent):
             name=name,
         )
 
-    def forward(self, x: Array, state: State | None = None) -> Array:
-        """c_t = f · c_{t-1} + i · g and h_t = o · tanh(c_t), with states that start as 0, or as `state` = (h, c)."""
-        gates, mask, hidden, cells = self._begin(x, state, kinds=2)
+    def forward(self, x: Array) -> Array:
+        """c_t = f · c_{t-1} + i · g and h_t = o · tanh(c_t), with states that start as 0."""
+        gates, mask, hidden, cells = self._begin(x, kinds=2)
         self.backend.lstm(gates, self.recurrent_weight.value, mask, hidden, cells)
         return self._outputs()
 
@@ -341,10 +331,10 @@ class GRU(_Recurrent):
             self.recurrent_bias = self.add_parameter("recurrent_bias", shape, initializer, decay=False)
         return output_shape
 
-    def forward(self, x: Array, state: State | None = None) -> Array:
-        """h_t = (1 - z) · n + z · h_{t-1}, with h_{-1} = 0, or `state` if it is given."""
+    def forward(self, x: Array) -> Array:
+        """h_t = (1 - z) · n + z · h_{t-1}, with h_{-1} = 0."""
         work = self.work
-        gates, mask, hidden = self._begin(x, state)
+        gates, mask, hidden = self._begin(x)
         work.inner = self._buffer("inner", hidden[1:].shape)
         bias = self.recurrent_bias.value if self.use_bias else None
         self.backend.gru(gates, self.recurrent_weight.value, bias, mask, hidden, work.inner)
@@ -399,6 +389,7 @@ class Bidirectional(Container):
     """
 
     accepts_integers = False
+    causal = False
 
     def __init__(self, layer: Layer, *, name: str | None = None) -> None:
         super().__init__(name=name)

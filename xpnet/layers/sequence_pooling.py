@@ -17,6 +17,7 @@ class _Pooling(Layer):
 
     splits_batch = True
     keeps_mask = False
+    causal = False
 
     def __init__(
         self, pool_size: int = 2, strides: int | None = None, padding: str | int = "valid", *, name: str | None = None
@@ -115,6 +116,7 @@ class _GlobalPooling(Layer):
     """Pooling over all steps that count."""
 
     keeps_mask = False
+    causal = False
 
     def build(self, input_shape: Shape) -> Shape:
         return (steps_and_channels(self, input_shape)[1],)

@@ -41,7 +41,7 @@ from xpnet.layers.structure import Arrays, as_list, as_tuple, first_of, mapped, 
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
-from xpnet.parameters import ParameterStore
+from xpnet.parameters import Parameter, ParameterStore
 from xpnet.training import loop, model_files, outputs
 from xpnet.training.arguments import FitOptions, checked_batch_size, choose_loss_and_metrics, load_dataset
 from xpnet.training.audit import Checks
@@ -391,10 +391,16 @@ class BaseModel(Container):
             join = self.backend.xp.concatenate if as_device else numpy.concatenate
             return [join(column) for column in zip(*parts, strict=True)] if isinstance(parts[0], tuple) else join(parts)
 
-    def _predict_batch(self, x: Arrays, dtype: DType, as_device: bool) -> Arrays:
-        x = mapped(self.backend.asarray, x, dtype)
+    def inference_outputs(self, x: Arrays) -> Arrays:
+        """The outputs for arrays in the dtype that the layers take: buffers, valid until the next pass.
+
+        Call it in `Context.exclusively`. Passes of a kind are captured and replayed after some time.
+        """
         replayed = self._inference.replayed(InferencePass(self), Batch(x, None, None, None))
-        outputs = self.forward_pass(self._own(x), inference=True) if replayed is None else one_or_tuple(replayed)
+        return self.forward_pass(self._own(x), inference=True) if replayed is None else one_or_tuple(replayed)
+
+    def _predict_batch(self, x: Arrays, dtype: DType, as_device: bool) -> Arrays:
+        outputs = self.inference_outputs(mapped(self.backend.asarray, x, dtype))
         return mapped(lambda a: a.copy() if as_device else numpy.array(self.backend.to_numpy(a)), outputs)
 
     @explain_arguments
@@ -543,10 +549,12 @@ class BaseModel(Container):
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """The header and the rows of `summary`."""
-        rows: list[tuple[str, ...]] = []
+        rows, counted = list[tuple[str, ...]](), set[Parameter]()
         for layer in self.layers:
             shape = shape_text(layer.output_shape) if layer.is_built else "not built"
-            rows.append((repr(layer), shape, f"{sum(p.size for p in layer.parameters):,}"))
+            new = set(layer.parameters) - counted  # a tied layer may share all of its own
+            counted |= new
+            rows.append((repr(layer), shape, f"{sum(p.size for p in new):,}"))
         return ("layer", "output shape", "parameters"), rows
 
     def _repr_html_(self) -> str:

@@ -153,6 +153,11 @@ def _encode(value: Any, seen: dict[Any, int]) -> Any:
     if isinstance(value, Configured):
         if isinstance(value, layers.Layer) and (number := seen.get(_identity(value))) is not None:
             return {"same": number}
+        if isinstance(value, layers.Dense) and value.tied_to is not None and _identity(value.tied_to) not in seen:
+            raise ArgumentError(
+                f"{value!r} is tied to an Embedding that is not in this model, so the model cannot be saved: save one "
+                "that has both layers."
+            )
         config = _encoded(value.get_config(), seen)
         if isinstance(value, layers.Layer) and value.name is not None:
             config["name"] = value.name  # a custom get_config may leave it out

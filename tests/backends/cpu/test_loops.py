@@ -79,6 +79,14 @@ def test_gather_converts_to_another_dtype(cpu, rng, dtype, source, shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("features", [1, 2, 37])
+def test_add_rows_at_equals_the_reference_bit_for_bit(cpu, rng, dtype, features):
+    grad, rows = rng.normal(size=(500, features)).astype(dtype), rng.integers(0, 6, 500)
+    got, want = (np.full((7, features), np.nan, dtype) for _ in range(2))
+    np.testing.assert_array_equal(cpu.add_rows_at(grad, rows, got), REFERENCE.add_rows_at(grad, rows, want))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("source", ["uint8", ">i2", "float32"])
 @pytest.mark.parametrize("offset", [0.0, -0.5])
 def test_rescale_equals_the_reference(cpu, rng, dtype, source, offset):
