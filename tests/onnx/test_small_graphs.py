@@ -282,7 +282,8 @@ case(
     dtype="int64",
     w=normal(3, 60),
 )
-case("supported only as an embedding", "one feature", VECTOR, op("Gather", "x i", axis=1), i=ints(1, 2))
+case("equal", "two features", VECTOR, op("Gather", "x i", axis=1), i=ints(1, 2))
+case("only of one, or several in a row", "features apart", VECTOR, op("Gather", "x i", axis=1), i=ints(0, 2))
 
 # Normalization and softmax --------------------------------------------------------------------------------------------
 
@@ -411,7 +412,6 @@ case(
     w=normal(4, 1, 3, 3),
     b=normal(4, 1, 1),
 )
-case("supported for images", "Conv of a sequence", (2, 7), op("Conv", "x w"), w=normal(4, 2, 3))
 case("not constant", "Conv by what x gives", IMAGE, ops("r = Relu x; y = Conv x r"), batch=2)
 TRANSPOSED = [
     ("equal", {}),
@@ -499,7 +499,6 @@ case(
     IMAGE,
     [op("MaxPool", "x", "p i", kernel_shape=[2, 2]), op("Cast", "i", to=1)],
 )
-case("supported for images", "MaxPool of a sequence", (2, 7), op("MaxPool", kernel_shape=[2]))
 for kind in ("GlobalAveragePool", "GlobalMaxPool"):
     case("equal", kind, IMAGE, op(kind))
     case("equal", f"{kind} and Flatten", IMAGE, [op(kind, output="p"), op("Flatten", "p")])
@@ -630,7 +629,7 @@ case(
     minus=ints(-1),
 )
 case(
-    "size of the batch",
+    "moves the batch axis",
     "a product with the size of the batch",
     IMAGE,
     ops("s = Shape x; nc = Slice s zero two; m = ReduceProd nc; t = Concat m minus axis=0; y = Reshape x t"),
@@ -645,7 +644,7 @@ case(
     ops("s = Shape x end=1; t = Concat m s axis=0; y = Reshape x t"),
     m=ints(-1),
 )
-for axes, opset, expected in [([1], 11, "equal"), ([-1, 1], 13, "equal"), ([0], 13, "axis 0"), ([3], 13, "equal")]:
+for axes, opset, expected in [([1], 11, "equal"), ([-1, 1], 13, "equal"), ([0], 13, "batch"), ([3], 13, "equal")]:
     both = {"axes": axes} if opset < 13 else {}
     more = {} if opset < 13 else {"a": ints(*axes)}
     inputs = "x" if opset < 13 else "x a"
@@ -688,10 +687,162 @@ for axis in (1, 2, -1, -2):
     nodes += ops(f"y = Concat t c axis={axis}")
     case("equal", f"Concat of images over axis {axis}", IMAGE, nodes, w=normal(2, 2, 3, 3))
 case("axis 0", "Concat of batches", SEQUENCE, op("Concat", "x x", axis=0))
+case("not the same for all samples", "Concat with a constant", SEQUENCE, op("Concat", "x c", axis=1), c=normal(1, 3, 4))
+case("part of the batch", "Slice of the batch", SEQUENCE, op("Slice", "x s e"), s=ints(0), e=ints(1))
+
+# Sequences ------------------------------------------------------------------------------------------------------------
+
+for arguments in [
+    {}, {"pads": [1, 1]}, {"pads": [4, 0], "dilations": [2]}, {"strides": [2], "auto_pad": "SAME_UPPER"},
+    {"auto_pad": "SAME_LOWER", "kernel_shape": [3]}, {"pads": [0, 1], "strides": [2]}, {"pads": [2, 1], "group": 2},
+]:  # fmt: skip
+    channels = 2 // arguments.get("group", 1)
+    case("equal", f"Conv of a sequence {arguments}", (2, 7), op("Conv", "x w", **arguments), w=normal(4, channels, 3))
+for arguments in [{}, {"pads": [1, 1]}, {"strides": [2], "ceil_mode": 1}, {"auto_pad": "SAME_UPPER"}]:
+    for kind in ("MaxPool", "AveragePool"):
+        case("equal", f"{kind} of a sequence {arguments}", (2, 7), op(kind, kernel_shape=[2], **arguments))
+for kind in ("GlobalAveragePool", "GlobalMaxPool"):
+    case("equal", f"{kind} of a sequence", (2, 7), op(kind))
+for kind in ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum"):
+    case("equal", f"{kind} over steps", SEQUENCE, op(kind, "x a", keepdims=0), a=ints(1))
+case("equal", "Pad of a sequence", (2, 7), op("Pad", "x p"), p=ints(0, 0, 1, 0, 0, 2))
+case("equal", "positions", SEQUENCE, op("Add", "x c"), c=normal(3, 4))
+case("equal", "positions, twice", SEQUENCE, ops("m = Add x c; y = Add d m"), c=normal(1, 3, 4), d=normal(3, 4))
+case("equal", "positions before other readers", SEQUENCE, ops("m = Add x c; n = Add m c; y = Sub n m"), c=normal(3, 4))
+case("equal", "positions subtracted", SEQUENCE, op("Sub", "c x"), c=normal(3, 4))
+for index in (0, 1):
+    more = {"c": normal(1, 2, 4), "d": normal(5, 4), "zero": ints(0), "one": ints(1)}
+    nodes = ops("s = Shape x; n = Slice s zero one; t = Concat n one one axis=0; e = Expand c t")
+    order = ("e x", "x e")[index]
+    nodes += ops(f"j = Concat {order} axis=1; p = Add j d; y = Gather p zero axis=1")
+    case("equal", f"a class token {order}", SEQUENCE, nodes, **more)
+parts = {"a": ints(1), "b": ints(3), "two": ints(2), "minus": ints(-1), "far": ints(2**40), "back": ints(-2)}
+case("equal", "Slice of steps", SEQUENCE, op("Slice", "x a b a"), **parts)
+case("equal", "Slice of features", SEQUENCE, op("Slice", "x back far two"), **parts)
+case("equal", "Slice in opset 9", SEQUENCE, op("Slice", starts=[0, -2], ends=[2**40, 9], axes=[0, 1]), 9)
+case("in steps", "Slice in steps", SEQUENCE, op("Slice", "x a far two two"), **parts)
+case("equal", "the last step", SEQUENCE, op("Gather", "x i", axis=1), i=np.int64(-1))
+case("it is the batch", "the first sample", SEQUENCE, op("Gather", "x i", axis=0), i=np.int64(0))
+for split in ("p", "q"):
+    nodes = [op("Split", "x s", "p q", axis=-1), op("Sigmoid", split)]
+    case("equal", f"Split to {split}", SEQUENCE, nodes, s=ints(3, 1))
+nodes = [op("Split", "x", "p q", axis=2, num_outputs=2), op("Sigmoid", "q", "r"), op("Mul", "p r")]
+case("equal", "GLU", SEQUENCE, nodes)
 case(
-    "constant as its input 'inputs'", "Concat with a constant", SEQUENCE, op("Concat", "x c", axis=1), c=normal(1, 3, 4)
+    "equal",
+    "Split and Concat",
+    SEQUENCE,
+    [op("Split", "x s", "p q", axis=1), op("Concat", "p q", axis=1)],
+    s=ints(1, 2),
 )
-case("operator Slice is not supported", "Slice of x", SEQUENCE, op("Slice", "x s e"), s=ints(0), e=ints(1))
+
+WIDE = {"w": normal(4, 24), "b": normal(24), "perm": ints(0)}
+case("equal", "steps first", SEQUENCE, [op("Transpose", "x", "t", perm=[1, 0, 2]), op("MatMul", "t w", "m"),
+     op("Add", "m b", "a"), op("Relu", "a", "r"), op("Transpose", "r", perm=[1, 0, 2])], **WIDE)  # fmt: skip
+nodes = [op("Transpose", "x", "t", perm=[1, 0, 2]), op("Softmax", "t", "s"), op("Transpose", "s", perm=[1, 0, 2])]
+case("not on axis 0", "Softmax of steps first", SEQUENCE, nodes)
+case("equal", "rows of samples and steps", SEQUENCE,
+     ops("r = Reshape x rows; m = MatMul r w; g = Gemm m v b; y = Reshape g back"),
+     rows=ints(-1, 4), w=normal(4, 5), v=normal(5, 6), b=normal(6), back=ints(-1, 3, 6))  # fmt: skip
+case("changes the batch axis", "rows in other samples", SEQUENCE, ops("r = Reshape x rows; y = Reshape r back"),
+     rows=ints(-1, 4), back=ints(3, -1, 4))  # fmt: skip
+case("equal", "the batch merged with heads", (3, 4), [op("Reshape", "x apart", "r"),
+     op("Transpose", "r", "t", perm=[0, 2, 1, 3]), op("Reshape", "t merged", "m"), op("Sigmoid", "m", "s"),
+     op("Reshape", "s split", "u"), op("Transpose", "u", perm=[0, 2, 1, 3])],
+     apart=ints(0, 0, 2, 2), merged=ints(-1, 3, 2), split=ints(-1, 2, 3, 2))  # fmt: skip
+
+# Recurrent layers -----------------------------------------------------------------------------------------------------
+
+STEPS_FIRST = op("Transpose", "x", "t", perm=[1, 0, 2])
+
+
+def recurrent(
+    expected, name, kind, output="Y", inputs="t w r b", directions=1, opset=20, batch="N", more=None, **given
+):
+    """A recurrent node of 5 units on (N, 3, 4). output: Y, (T, directions, N, 5), or Y_h, (directions, N, 5)."""
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
+    weights = {"w": normal(directions, 5 * gates, 4), "r": normal(directions, 5 * gates, 5)}
+    names = ["s", ""] if output == "Y" else ["", "s"]
+    node = helper.make_node(kind, inputs.split(" "), names, name=f"{kind} node", hidden_size=5, **given)
+    last = op("Transpose", "s", perm=[2, 0, 1, 3] if output == "Y" else [1, 0, 2])
+    weights["b"] = normal(directions, 10 * gates)
+    case(expected, f"{kind}: {name}", SEQUENCE, [STEPS_FIRST, node, last], opset, batch, **weights, **(more or {}))
+
+
+for kind, output in itertools.product(("LSTM", "GRU", "RNN"), ("Y", "Y_h")):
+    reset = {"linear_before_reset": 1} if kind == "GRU" else {}
+    for direction, opset in (("forward", 7), ("reverse", 14), ("bidirectional", 22)):
+        directions = 2 if direction == "bidirectional" else 1
+        recurrent("equal", f"{output}, {direction}", kind, output, directions=directions, opset=opset,
+                  direction=direction, **reset)  # fmt: skip
+    recurrent("equal", f"{output}, no bias", kind, output, "t w r", **reset)
+    recurrent(
+        "equal", f"{output}, zeros", kind, output, "t w r b  h", batch=2, more={"h": normal(1, 2, 5) * 0}, **reset
+    )
+    recurrent("initial_h that is not 0", f"{output}, a state", kind, output, "t w r b  h", batch=2,
+              more={"h": normal(1, 2, 5)}, **reset)  # fmt: skip
+    recurrent("input 'sequence_lens'", f"{output}, lengths", kind, output, "t w r b l", batch=2,
+              more={"l": np.int32([3, 2])}, **reset)  # fmt: skip
+    recurrent("with clip=1.0", f"{output}, clipped", kind, output, clip=1.0, **reset)
+recurrent("linear_before_reset=0", "reset before the product", "GRU")
+recurrent("activations", "other activations", "RNN", activations=["Relu"])
+recurrent("input_forget", "coupled gates", "LSTM", input_forget=1)
+recurrent("input 'P'", "peepholes", "LSTM", inputs="t w r b    p", more={"p": normal(1, 15)})
+recurrent("the batch on axis 0", "samples as steps", "RNN", inputs="x w r b")
+
+# Attention ------------------------------------------------------------------------------------------------------------
+
+HEADS = {"sizes": ints(0, 0, 2, 2), "back": ints(0, 0, 4), "scale": np.float32(0.5), "zero": np.float32(0)}
+HEADS |= {f"w{part}": normal(4, 4) for part in "qkvo"} | {f"b{part}": normal(4) for part in "qo"}
+LATER = np.triu(np.ones((3, 3), bool), 1)
+HEADS |= {"later": LATER, "earlier": ~LATER, "minus": np.float32(-np.inf), "big": np.float32(-1e9)}
+HEADS |= {"mask": np.where(LATER, -np.inf, 0).astype("float32"), "window": np.float32([[0, -np.inf, -np.inf]] * 3)}
+SPLIT = [
+    node
+    for part, perm in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3]))
+    for node in [op("MatMul", f"x w{part}", f"{part}1"), op("Reshape", f"{part}1 sizes", f"{part}2"),
+                 op("Transpose", f"{part}2", part, perm=perm)]
+]  # fmt: skip
+JOIN = [op("MatMul", "p v", "o"), op("Transpose", "o", "o1", perm=[0, 2, 1, 3]), op("Reshape", "o1 back", "o2")]
+for expected, name, scores in [
+    ("equal", "scaled by a factor", "m = MatMul q k; n = Mul m scale; p = Softmax n"),
+    ("equal", "scaled by a divisor", "m = MatMul q k; n = Div m scale; p = Softmax n axis=3"),
+    ("equal", "scaled before", "n = Mul q scale; m = MatMul n k; p = Softmax m"),
+    ("equal", "causal", "m = MatMul q k; n = Add m mask; p = Softmax n"),
+    ("equal", "causal, scaled after", "m = MatMul q k; n = Add mask m; l = Mul n scale; p = Softmax l"),
+    ("equal", "causal, selected", "m = MatMul q k; n = Where earlier m big; p = Softmax n"),
+    ("equal", "causal, replaced", "m = MatMul q k; n = Where later minus m; p = Softmax n"),
+    ("equal", "causal, with Dropout", "m = MatMul q k; n = Add m mask; l = Softmax n; p = Dropout l"),
+    ("not constant", "replaced by 0", "m = MatMul q k; n = Where later zero m; p = Softmax n"),
+    ("not constant", "of a window", "m = MatMul q k; n = Add m window; p = Softmax n"),
+    ("not constant", "of a bias", "m = MatMul q k; n = Add m scale; p = Softmax n"),
+    ("only over the keys", "over the queries", "m = MatMul q k; p = Softmax m axis=2"),
+    ("not constant", "without softmax", "p = MatMul q k"),
+]:
+    nodes = [*SPLIT, *ops(scores), *JOIN]
+    case(expected, f"attention {name}", SEQUENCE, [*nodes, op("MatMul", "o2 wo", "o3"), op("Add", "o3 bo")], **HEADS)
+case("equal", "attention without a projection", SEQUENCE,
+     [*SPLIT, *ops("m = MatMul q k; p = Softmax m"), *JOIN, op("Relu", "o2")], **HEADS)  # fmt: skip
+case("equal", "attention of x itself", SEQUENCE,
+     [op("Transpose", "x", "k", perm=[0, 2, 1]), *ops("m = MatMul x k; p = Softmax m; y = MatMul p x")])  # fmt: skip
+case("steps", "attention across channels", SEQUENCE,
+     [op("Transpose", "x", "k", perm=[0, 2, 1]), *ops("m = MatMul k x; p = Softmax m; o = MatMul p k"),
+      op("Transpose", "o", perm=[0, 2, 1])])  # fmt: skip
+
+# Root mean squares ----------------------------------------------------------------------------------------------------
+
+RMS = "s = Mul x x; m = ReduceMean s last; e = Add m epsilon; r = Sqrt e; "
+RMS_CONSTANTS = {"last": ints(-1), "epsilon": np.float32(1e-3), "one": np.float32(1), "two": np.float32(2)}
+RMS_CONSTANTS["g"] = normal(4)
+for name, text in [
+    ("divided", RMS + "n = Div x r; y = Mul n g"),
+    ("by a reciprocal", RMS + "i = Reciprocal r; n = Mul x i; y = Mul g n"),
+    ("by a quotient", RMS + "i = Div one r; y = Mul i x"),
+    ("of a power", RMS.replace("Mul x x", "Pow x two") + "y = Div x r"),
+]:
+    case("equal", f"RMSNorm {name}", SEQUENCE, ops(text), **RMS_CONSTANTS)
+case("not supported", "RMS of something else", SEQUENCE, ops(RMS.replace("Mul x x", "Mul x g") + "y = Div x r"),
+     **RMS_CONSTANTS)  # fmt: skip
 
 # Branches -------------------------------------------------------------------------------------------------------------
 

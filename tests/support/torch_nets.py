@@ -474,6 +474,114 @@ def wide_and_deep():
     return Call(forward, table=nn.Embedding(20, 4), deep=deep, wide=nn.Linear(5, 1))
 
 
+def classifier(rnn, output):
+    """A recurrent layer, and a Linear of its "last" step, its last "state" or the "mean" of all steps."""
+
+    def forward(m, x):
+        steps, state = m.rnn(x)
+        if output == "mean":
+            return m.linear(steps.mean(1))
+        if output == "last":
+            return m.linear(steps[:, -1])
+        state = state[0] if isinstance(state, tuple) else state
+        return m.linear(torch.cat([state[-2], state[-1]], 1) if m.rnn.bidirectional else state[-1])
+
+    width = rnn.hidden_size * (2 if rnn.bidirectional else 1)
+    return Call(forward, rnn=rnn, linear=nn.Linear(width, 3))
+
+
+def words(rnn):
+    return nn.Sequential(nn.Embedding(20, 6), classifier(rnn, "state"))
+
+
+def cnn1d():
+    def unit(inputs, outputs, stride=1):
+        return nn.Sequential(nn.Conv1d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm1d(outputs), nn.ReLU())
+
+    return nn.Sequential(
+        unit(4, 8), nn.MaxPool1d(2), skip(unit(8, 8), nn.Conv1d(8, 8, 5, padding=4, dilation=2)), unit(8, 12, 2),
+        nn.AvgPool1d(2), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(12, 3),
+    )  # fmt: skip
+
+
+def temporal_convolution():
+    causal = Call(lambda m, x: torch.relu(m.conv(f.pad(x, (4, 0)))), conv=nn.Conv1d(4, 4, 3, dilation=2))
+    return nn.Sequential(skip(causal), nn.GroupNorm(2, 4), nn.Conv1d(4, 3, 1), Call(lambda m, x: x.amax(-1)))
+
+
+def attention(width, heads, causal=False, packed=True):
+    """Self-attention as it is written by hand."""
+
+    def forward(m, x):
+        n, t, _ = x.shape
+        if packed == "by axis":
+            q, k, v = m.qkv(x).reshape(n, t, 3, heads, width // heads).permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            parts = m.qkv(x).chunk(3, -1) if packed else (m.q(x), m.k(x), m.v(x))
+            q, k, v = (part.view(n, t, heads, width // heads).transpose(1, 2) for part in parts)
+        if packed == "by axis":
+            y = f.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        else:
+            scores = q @ k.transpose(-2, -1) * (width // heads) ** -0.5
+            scores = scores.masked_fill(m.mask[:t, :t] == 0, float("-inf")) if causal else scores
+            y = scores.softmax(-1) @ v
+        return m.out(y.transpose(1, 2).reshape(n, t, width))
+
+    modules = {"qkv": nn.Linear(width, 3 * width)} if packed else {p: nn.Linear(width, width) for p in "qkv"}
+    mask = nn.Parameter(torch.ones(16, 16).tril(), False)
+    return Call(forward, **modules, out=nn.Linear(width, width), mask=mask)
+
+
+def block(width, attend, norm=nn.LayerNorm):
+    return nn.Sequential(
+        skip(norm(width), attend),
+        skip(norm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)),
+    )
+
+
+def vit(attend, class_token):
+    def forward(m, x):
+        x = m.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([m.token.expand(x.shape[0], -1, -1), x], 1) if class_token else x
+        x = m.norm(m.blocks(x + m.positions))
+        return m.head(x[:, 0] if class_token else x.mean(1))
+
+    blocks = nn.Sequential(block(8, attend()), block(8, attend()))
+    return Call(
+        forward, patches=nn.Conv2d(3, 8, 8, 8), token=nn.Parameter(torch.randn(1, 1, 8)), blocks=blocks,
+        positions=nn.Parameter(torch.randn(1, 16 + class_token, 8)), norm=nn.LayerNorm(8), head=nn.Linear(8, 5),
+    )  # fmt: skip
+
+
+def gpt():
+    def forward(m, x):
+        h = m.tokens(x) + m.positions(torch.arange(x.shape[1]))
+        return m.head(m.norm(m.blocks(h)))
+
+    blocks = nn.Sequential(*[block(8, attention(8, 2, causal=True)) for _ in range(2)])
+    return Call(
+        forward, tokens=nn.Embedding(20, 8), positions=nn.Embedding(16, 8), blocks=blocks, norm=nn.LayerNorm(8),
+        head=nn.Linear(8, 20, bias=False),
+    )  # fmt: skip
+
+
+def self_attention():
+    return Call(
+        lambda m, x: m.inner(x, x, x, need_weights=False)[0], inner=nn.MultiheadAttention(8, 2, batch_first=True)
+    )
+
+
+def decoder():
+    def forward(m, x, memory):
+        return m.inner(m.norm(x), memory, memory)[0] + x
+
+    return Call(forward, inner=nn.MultiheadAttention(8, 2, batch_first=True), norm=nn.LayerNorm(8))
+
+
+def rms_norms():
+    return nn.Sequential(nn.Linear(8, 6), nn.RMSNorm(6, eps=1e-6), nn.SiLU(), nn.RMSNorm(6, eps=1e-5), nn.Linear(6, 3))
+
+
 IMAGE, GRAY = (3, 32, 32), (1, 32, 32)
 NETS = {
     "LeNet": (lenet, [(1, 28, 28)]),
@@ -527,7 +635,30 @@ NETS = {
     "GLU": (gated, [(12,)]),
     "MLP": (mlp, [(12,)]),
     "wide and deep": (wide_and_deep, [(3,), (5,)]),
+    "LSTM": (lambda: classifier(nn.LSTM(4, 6, num_layers=2, batch_first=True), "last"), [(5, 4)]),
+    "LSTM of words": (lambda: words(nn.LSTM(6, 5, batch_first=True)), [(7,)]),
+    "LSTM, both ways": (lambda: classifier(nn.LSTM(4, 6, bidirectional=True, batch_first=True), "mean"), [(5, 4)]),
+    "GRU": (lambda: classifier(nn.GRU(4, 6, batch_first=True), "state"), [(5, 4)]),
+    "GRU of words": (lambda: words(nn.GRU(6, 5, batch_first=True, bias=False)), [(7,)]),
+    "GRU, both ways": (
+        lambda: classifier(nn.GRU(4, 6, num_layers=2, bidirectional=True, batch_first=True), "state"),
+        [(5, 4)],
+    ),
+    "RNN": (lambda: classifier(nn.RNN(4, 6, batch_first=True), "last"), [(5, 4)]),
+    "1-D CNN": (cnn1d, [(4, 16)]),
+    "temporal convolution": (temporal_convolution, [(4, 9)]),
+    "ViT": (lambda: vit(lambda: attention(8, 2, packed="by axis"), True), [IMAGE]),
+    "ViT, mean of patches": (lambda: vit(lambda: attention(8, 2, packed=False), False), [IMAGE]),
+    "ViT of MultiheadAttention": (lambda: vit(self_attention, True), [IMAGE]),
+    "GPT": (gpt, [(9,)]),
+    "cross-attention": (decoder, [(5, 8), (3, 8)]),
+    "TransformerEncoderLayer": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), [(5, 8)]),
+    "RMSNorm": (rms_norms, [(5, 8)]),
 }
+#: What one of the exporters cannot write: PyTorch's older one has no fused attention.
+WITHOUT_OLD_EXPORTER = ("ViT of MultiheadAttention", "TransformerEncoderLayer", "RMSNorm")
+#: Nets of words, the integers from 0 to 19.
+WORDS = ("wide and deep", "LSTM of words", "GRU of words", "GPT")
 
 
 def made(name, samples=3):
@@ -536,8 +667,8 @@ def made(name, samples=3):
     torch.manual_seed(0)
     net = make()
     x = [torch.randn(samples, *shape) for shape in shapes]
-    if name == "wide and deep":
-        x[0] = torch.randint(20, (samples, 3))
+    if name in WORDS:
+        x[0] = torch.randint(20, x[0].shape)
     with torch.no_grad():
         net(*x)  # changes the running statistics
         net.eval()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from xpnet.backends import Array
 from xpnet.config import integer, is_integer, number
@@ -116,7 +117,7 @@ class Slice(Layer):
         self.keeps_mask = axis > 0
         return (*input_shape[:axis], size, *input_shape[axis + 1 :])
 
-    def _size(self, size: int | None) -> int | None:
+    def _size(self, size: Any) -> Any:
         """How many elements it takes of so many; None if that is open."""
         if size is not None:
             return len(range(size)[self.start : self.stop])

@@ -33,7 +33,7 @@ class _Projection(NamedTuple):
 
     x: Call
     weight: Constant
-    bias: Constant
+    bias: Constant | None
 
 
 def attend(node: Node) -> Value:
@@ -44,7 +44,7 @@ def attend(node: Node) -> Value:
     """
     scores = _scores(node)
     if scores is None:
-        raise node.error("of two tensors is supported only in attention, softmax(q kᵀ) v")
+        raise node.error("has a weight that is not constant, which is supported only in attention, softmax(q kᵀ) v")
     given = [scores.product.rearranged(0), scores.product.rearranged(1), node.rearranged(1)]
     node.read_all_inputs()
     q, k, v = (axes_of(x) for x in given)
@@ -59,11 +59,12 @@ def attend(node: Node) -> Value:
     if key.x is not value.x or {a.weight.shape[1] for a in (key, value)} != {width} or len(query.weight) != width:
         raise node.error("of keys and values of other tensors or sizes than the layer takes is not supported")
     parts = {"query": query, "key": key, "value": value}
-    weights = {f"{name}_weight": part.weight for name, part in parts.items()}
+    weights: dict[str, Any] = {f"{name}_weight": part.weight for name, part in parts.items()}
     weights["output_weight"] = numpy.eye(width, dtype=query.weight.dtype)
-    if use_bias := any(part.bias.any() for part in parts.values()):
-        weights |= {f"{name}_bias": part.bias for name, part in parts.items()}
-        weights["output_bias"] = numpy.zeros_like(query.bias)
+    if use_bias := any(part.bias is not None for part in parts.values()):
+        zeros = numpy.zeros(width, query.weight.dtype)
+        weights |= {f"{name}_bias": zeros if part.bias is None else part.bias for name, part in parts.items()}
+        weights["output_bias"] = zeros
     layer = layers.MultiHeadAttention(heads, causal=scores.causal, use_bias=use_bias)
     x = Tensor(query.x, q.dtype)
     y = x.add(layer, **weights) if query.x is key.x else joined(layer, [x, Tensor(key.x, q.dtype)], **weights)
@@ -117,13 +118,13 @@ def _projection(node: Node, heads: Tensor, factor: float) -> _Projection:
     if elements.shape[1] != length:
         raise node.error("of heads of a part of a sequence is not supported")
     columns, number = columns.reshape(-1), heads.dtype.type(1 if math.isclose(factor, 1, rel_tol=1e-6) else factor)
-    zeros = numpy.zeros(units, heads.dtype)
     if not isinstance(call.layer, layers.Dense):
-        return _Projection(call, numpy.diag(zeros + number)[:, columns], zeros[columns])
-    (x,), weight, bias = call.inputs, call.weights["weight"], call.weights.get("bias", zeros)
+        return _Projection(call, (numpy.eye(units, dtype=heads.dtype) * number)[:, columns], None)
+    (x,), weight, bias = call.inputs, call.weights["weight"], call.weights.get("bias")
     memory = [a.__array_interface__["data"] for a in call.weights.values()]
     made = node.once(
-        (*memory, columns.tobytes(), number), lambda: (weight[:, columns] * number, bias[columns] * number)
+        (*memory, columns.tobytes(), number),
+        lambda: (weight[:, columns] * number, None if bias is None else bias[columns] * number),
     )
     return _Projection(x, *made)
 

@@ -1,4 +1,7 @@
-"""Convert ONNX operators on images (N, C, H, W) to layers: convolutions, pooling and resizing."""
+"""Convert ONNX operators on images (N, C, H, W) to layers: convolutions, pooling and resizing.
+
+Convolutions and pooling may also be those of sequences (N, C, T).
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,20 +18,27 @@ from xpnet.onnx.tensors import BATCH, Constant, Tensor, copy_of
 
 @converts("Conv")
 def _conv(node: Node) -> Tensor:
-    x, weight, bias = node.image(), node.constant(1, "weight"), node.optional(2, "bias")
-    kernel, strides, dilation = _kernel(node, weight), _pair(node, "strides"), _pair(node, "dilations")
-    x, padding = _padded(node, x, kernel, strides, dilation, zeros=True)
-    groups = node.attribute("group")
-    layer = layers.Conv2D(
-        len(weight), kernel, strides, padding, dilation=dilation, groups=groups, use_bias=bias is not None
+    x, weight, bias = node.image(sequences=True), node.constant(1, "weight"), node.optional(2, "bias")
+    axes = len(x.shape) - 1
+    kernel, strides, dilation = (
+        _kernel(node, weight, axes),
+        _sizes(node, "strides", axes),
+        _sizes(node, "dilations", axes),
     )
-    return x.add(layer, weight=weight.transpose(2, 3, 1, 0), bias=bias)
+    x, padding = _padded(node, x, kernel, strides, dilation, zeros=True, causal=axes == 1)
+    more = {"groups": node.attribute("group"), "use_bias": bias is not None}
+    layer: layers.Layer
+    if axes == 1:
+        layer = layers.Conv1D(len(weight), kernel[0], strides[0], padding, dilation[0], **more)
+    else:
+        layer = layers.Conv2D(len(weight), kernel, strides, padding, dilation=dilation, **more)
+    return x.add(layer, weight=weight.transpose(*range(2, weight.ndim), 1, 0), bias=bias)
 
 
 @converts("ConvTranspose")
 def _conv_transpose(node: Node) -> Tensor:
     x, weight, bias = node.image(), node.constant(1, "weight"), node.optional(2, "bias")
-    kernel, strides, dilation = _kernel(node, weight), _pair(node, "strides"), _pair(node, "dilations")
+    kernel, strides, dilation = _kernel(node, weight, 2), _sizes(node, "strides", 2), _sizes(node, "dilations", 2)
     groups = node.attribute("group")
     before, wanted = _transposed_geometry(node, x.shape, kernel, strides, dilation)
     full = [(x.shape[a] - 1) * strides[a] + dilation[a] * (kernel[a] - 1) + 1 for a in (0, 1)]
@@ -75,56 +85,88 @@ def _transposed_geometry(
     return [n - n // 2 for n in total], list(wanted)
 
 
-def _kernel(node: Node, weight: Constant) -> tuple[int, ...]:
-    """The size of the windows of a convolution."""
-    if weight.ndim != 4:
-        raise node.error(f"is supported for images, not with a weight of shape {weight.shape}")
+def _kernel(node: Node, weight: Constant, axes: int) -> tuple[int, ...]:
+    """The size of the windows of a convolution along so many axes."""
+    if weight.ndim != axes + 2:
+        raise node.error(f"is not supported with a weight of shape {weight.shape}")
     if (kernel := node.attribute("kernel_shape")) is not None and kernel != list(weight.shape[2:]):
         raise node.error(f"has kernel_shape {kernel} and a weight of shape {weight.shape}")
     return tuple(weight.shape[2:])
 
 
-def _pair(node: Node, name: str) -> tuple[int, ...]:
-    """An attribute with a number for each of two axes, 1 by default."""
-    numbers = tuple(node.attribute(name, (1, 1)))
-    if len(numbers) != 2:
-        raise node.error(f"has {name} {list(numbers)}, and takes images")
+def _sizes(node: Node, name: str, axes: int) -> tuple[int, ...]:
+    """An attribute with a number for each of so many axes, 1 by default."""
+    numbers = tuple(node.attribute(name, (1,) * axes))
+    if len(numbers) != axes:
+        raise node.error(f"has {name} {list(numbers)}, and takes {axes} of them")
     return numbers
 
 
 def _padded(
-    node: Node, x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilation: Sequence[int], zeros: bool
-) -> tuple[Tensor, Any]:
-    """(x, the argument `padding` of a layer for a node): "valid", the pixels on both sides, or "same".
+    node: Node, x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilation: Sequence[int], zeros: bool,
+    causal: bool = False,
+) -> tuple[Tensor, Any]:  # fmt: skip
+    """(x, the argument `padding` of a layer for a node): "valid", the pixels or steps on both sides, "same", "causal".
 
     zeros: whether the padding is zeros, so that a layer of its own can add it if the argument cannot express it.
+    causal: whether the layer has that option.
     """
-    shape = x.shape
-    automatic, pads = node.attribute("auto_pad"), node.attribute("pads", [0, 0, 0, 0])
-    reach = [dilation[a] * (kernel[a] - 1) + 1 for a in (0, 1)]
-    same = [math.ceil(shape[a] / strides[a]) for a in (0, 1)]
-    total = [max((same[a] - 1) * strides[a] + reach[a] - shape[a], 0) for a in (0, 1)]
+    shape: Sequence[Any] = x.shape
+    axes = range(len(kernel))
+    automatic, pads = node.attribute("auto_pad"), node.attribute("pads", [0, 0] * len(kernel))
+    reach = [dilation[a] * (kernel[a] - 1) + 1 for a in axes]
+    if shape[0] is None:
+        return x, _padding_of_open(node, automatic, pads, reach[0] if causal else 0)
+    same = [math.ceil(shape[a] / strides[a]) for a in axes]
+    total = [max((same[a] - 1) * strides[a] + reach[a] - shape[a], 0) for a in axes]
     if automatic == "SAME_UPPER" or (automatic == "SAME_LOWER" and not any(n % 2 for n in total)):
         return x, "same" if any(total) else "valid"
     if automatic == "SAME_LOWER" and zeros:
         automatic, pads = "NOTSET", [*(n - n // 2 for n in total), *(n // 2 for n in total)]
     if automatic not in ("NOTSET", "VALID", ""):
         raise node.error(f"with auto_pad {automatic} and padding {total} is not supported")
-    pads = [0, 0, 0, 0] if automatic == "VALID" else pads
-    if len(pads) != 4 or min(pads) < 0:
+    pads = [0, 0] * len(kernel) if automatic == "VALID" else pads
+    if len(pads) != 2 * len(kernel) or min(pads) < 0:
         raise node.error(f"with pads {pads} is not supported")
-    travel = [shape[a] + pads[a] + pads[a + 2] - reach[a] for a in (0, 1)]  # how far the window moves
-    grid = [travel[a] // strides[a] + 1 for a in (0, 1)]
+    before, after = pads[: len(kernel)], pads[len(kernel) :]
+    travel = [shape[a] + before[a] + after[a] - reach[a] for a in axes]  # how far the window moves
+    grid = [travel[a] // strides[a] + 1 for a in axes]
     if node.attribute("ceil_mode"):
-        grid = [_ceil_windows(node, shape[a], pads[a], travel[a], strides[a]) for a in (0, 1)]
-    before = (pads[0], pads[1])
-    if all((shape[a] + 2 * before[a] - reach[a]) // strides[a] + 1 == grid[a] for a in (0, 1)):
-        return x, before if any(before) else "valid"
-    if same == grid and all(total[a] // 2 == before[a] for a in (0, 1)):
+        grid = [_ceil_windows(node, shape[a], before[a], travel[a], strides[a]) for a in axes]
+    if causal and pads == [reach[0] - 1, 0] and any(pads):
+        return x, "causal"
+    if all((shape[a] + 2 * before[a] - reach[a]) // strides[a] + 1 == grid[a] for a in axes):
+        return x, _one_or_pair(before) if any(before) else "valid"
+    if same == grid and all(total[a] // 2 == before[a] for a in axes):
         return x, "same"
-    if zeros and all(grid[a] == travel[a] // strides[a] + 1 for a in (0, 1)):
-        return x.add(layers.ZeroPadding2D(((pads[0], pads[2]), (pads[1], pads[3])))), "valid"
+    if zeros and all(grid[a] == travel[a] // strides[a] + 1 for a in axes):
+        return _zero_padded(x, list(zip(before, after, strict=True))), "valid"
     raise node.error(f'has pads {pads}, which are neither the same on both sides nor those of "same"')
+
+
+def _padding_of_open(node: Node, automatic: str, pads: Sequence[int], reach: int) -> str | int:
+    """The argument `padding` for sequences of any length. reach: of a window, if the layer can be causal, else 0."""
+    if automatic == "SAME_UPPER":
+        return "same"
+    pads = [0, 0] if automatic == "VALID" else pads
+    if automatic in ("NOTSET", "VALID", "") and not node.attribute("ceil_mode"):
+        if pads[0] == pads[1]:
+            return pads[0] or "valid"
+        if reach and list(pads) == [reach - 1, 0]:
+            return "causal"
+    raise node.error(f"with pads {pads} on sequences of open length is not supported: give import_onnx an input_shape")
+
+
+def _one_or_pair(sizes: Sequence[int]) -> Any:
+    return sizes[0] if len(sizes) == 1 else tuple(sizes)
+
+
+def _zero_padded(x: Tensor, sides: Sequence[tuple[int, int]]) -> Tensor:
+    """Images, or sequences, with zeros around them: so many before and after along each axis."""
+    if len(x.shape) == 3:
+        return x.add(layers.ZeroPadding2D(tuple(sides)))
+    image = x.add(layers.Reshape((*x.shape[:1], 1, *x.shape[1:]))).add(layers.ZeroPadding2D((sides[0], (0, 0))))
+    return image.add(layers.Reshape((image.shape[0], image.shape[2])))
 
 
 def _ceil_windows(node: Node, size: int, before: int, travel: int, stride: int) -> int:
@@ -139,43 +181,53 @@ def _ceil_windows(node: Node, size: int, before: int, travel: int, stride: int) 
 
 @converts("MaxPool", "AveragePool")
 def _pool(node: Node) -> Tensor:
-    x, size, strides = node.image(), tuple(node.attribute("kernel_shape")), _pair(node, "strides")
+    x = node.image(sequences=True)
+    axes, size = len(x.shape) - 1, tuple(node.attribute("kernel_shape"))
+    strides = _sizes(node, "strides", axes)
     node.ignore("storage_order")  # of the second output
-    if len(size) != 2 or any(n != 1 for n in node.attribute("dilations", (1, 1))):
-        raise node.error(f"with kernel_shape {list(size)} is supported only for images, and without dilations")
+    if len(size) != axes or any(n != 1 for n in node.attribute("dilations", (1,))):
+        raise node.error(f"with kernel_shape {list(size)} is supported only along {axes} axes, and without dilations")
     counted = bool(node.attribute("count_include_pad", 0))
-    x, padding = _padded(node, x, size, strides, (1, 1), zeros=counted)
+    x, padding = _padded(node, x, size, strides, (1,) * axes, zeros=counted)
+    window = (_one_or_pair(size), _one_or_pair(strides), padding)
     if node.operator == "MaxPool":
-        return x.add(layers.MaxPool2D(size, strides, padding))
-    return x.add(layers.AvgPool2D(size, strides, padding, count_include_pad=counted))
+        return x.add(layers.MaxPool1D(*window) if axes == 1 else layers.MaxPool2D(*window))
+    kind = layers.AvgPool1D if axes == 1 else layers.AvgPool2D
+    return x.add(kind(*window, count_include_pad=counted))
 
 
 @converts("GlobalAveragePool", "GlobalMaxPool")
 def _global_pool(node: Node) -> Tensor:
-    pool = layers.GlobalMaxPool2D() if node.operator == "GlobalMaxPool" else layers.GlobalAveragePool2D()
-    y = node.image().add(pool, channels_first=False)
-    return y.add(layers.Reshape((1, 1, *y.shape)), channels_first=True)
+    x, largest = node.image(sequences=True), node.operator == "GlobalMaxPool"
+    if len(x.shape) == 2:
+        y = x.add(layers.GlobalMaxPool1D() if largest else layers.GlobalAveragePool1D(), channels_first=False)
+    else:
+        y = x.add(layers.GlobalMaxPool2D() if largest else layers.GlobalAveragePool2D(), channels_first=False)
+    return y.add(layers.Reshape((*[1] * (len(x.shape) - 1), *y.shape)), channels_first=True)
 
 
 @converts("Pad", since=2)
 def _pad(node: Node) -> Tensor:
-    x, mode, pads = node.image(), node.attribute("mode"), node.list_of("pads", 1) or []
+    x, mode, pads = node.image(sequences=True), node.attribute("mode"), node.list_of("pads", 1) or []
     if node.version < 11:
         value = node.attribute("value")
     else:
         value = 0 if (constant := node.optional(2, "value")) is None else float(constant.reshape(()))
     given = node.optional(3, "list of axes") if node.version >= 18 else None
-    axes = [node.axis(int(axis), 4) for axis in (range(4) if given is None else given)]
+    count = len(x.shape) + 1
+    axes = [node.axis(int(axis), count) for axis in (range(count) if given is None else given)]
     if mode != "constant" or value != 0:
         raise node.error(f"in mode {mode!r} with the value {value} is not supported, only with zeros")
     if len(pads) != 2 * len(axes) or len(set(axes)) < len(axes):
         raise node.error(f"has pads {pads} for the axes {axes}")
-    sides = [(0, 0)] * 4
+    sides = [(0, 0)] * count
     for i, axis in enumerate(axes):
         sides[axis] = pads[i], pads[i + len(axes)]
     if any(any(side) for side in sides[:2]) or min(pads, default=0) < 0:
-        raise node.error(f"with pads {pads} is not supported, only around the height and width of images")
-    return x.add(layers.ZeroPadding2D((sides[2], sides[3]))) if any(pads) else x
+        raise node.error(
+            f"with pads {pads} is not supported, only around the height and width of images, or the steps of sequences"
+        )
+    return _zero_padded(x, sides[2:]) if any(pads) else x
 
 
 # Resizing -------------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ class Input(NamedTuple):
 
 
 def product(node: Node) -> Tensor | None:
-    """SiLU, Mish, HardSwish, GELU or RMSNorm, if this multiplication of x by a function of x completes one, or a multiple."""
+    """SiLU, Mish, HardSwish, GELU or RMSNorm, if this product of x and a function of x completes one, or a multiple."""
     for a, b in ((Input(node, 0), Input(node, 1)), (Input(node, 1), Input(node, 0))):
         if gated := _gated(a.tensor, b.tensor):
             return gated

@@ -340,11 +340,12 @@ class Node:
         value = self.value(index)
         return value if isinstance(value, Rearranged) else self.tensor(index)
 
-    def image(self) -> Tensor:
-        """The first input, which must be images, with channels first in the file."""
+    def image(self, sequences: bool = False) -> Tensor:
+        """The first input, which must be images, or perhaps sequences, with channels first in the file."""
         image = self.tensor()
-        if len(image.shape) != 3:
-            raise self.error(f"is supported for images (N, C, H, W), not for samples of shape {image.file_shape}")
+        if len(image.shape) != 3 and not (sequences and len(image.shape) == 2):
+            kinds = "images (N, C, H, W)" + (" and sequences (N, C, T)" if sequences else "")
+            raise self.error(f"is supported for {kinds}, not for samples of shape {image.file_shape}")
         return image.with_features_last()
 
     def optional(self, index: int, name: str) -> Constant | None:

@@ -12,14 +12,13 @@ from typing import Any
 import numpy
 
 from xpnet import layers
-from xpnet.layers.base import Layer
 from xpnet.onnx import schemas
 from xpnet.onnx.reader import Node, Value, converts
 from xpnet.onnx.tensors import Constant, Rearranged, Tensor, Varying, batch_first, joined, reshaped, with_batch_at
 from xpnet.onnx.writer import FileTensor, GraphWriter, exports
 
 #: operator → (its layer, the gates of xpnet as positions of those of ONNX, and those of ONNX as positions of xpnet's)
-_OPERATORS: dict[str, tuple[type[Layer], list[int], list[int]]] = {
+_OPERATORS: dict[str, tuple[Any, list[int], list[int]]] = {
     "LSTM": (layers.LSTM, [0, 2, 3, 1], [0, 3, 1, 2]),
     "GRU": (layers.GRU, [1, 0, 2], [1, 0, 2]),
     "RNN": (layers.SimpleRNN, [0], [0]),

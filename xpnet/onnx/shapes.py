@@ -41,7 +41,9 @@ def _transpose(node: Node) -> Value:
     if sorted(perm) != list(range(axes)):
         raise node.error(f"in the order {perm} does not fit {axes} axes")
     if isinstance(x, Tensor) and axes > 2 and perm == transposition(axes - 1, channels_first=not x.channels_first):
-        return x.with_channels_first(not x.channels_first)
+        is_relabeled = x.channels_first or not isinstance(x.call.layer, layers.Reshape)
+        if is_relabeled:  # what a Reshape gives, such as patches of an image, need not have its features last
+            return x.with_channels_first(not x.channels_first)
     x = axes_of(x)
     return rearranged(x.tensor, [x.axes[axis] for axis in perm])
 

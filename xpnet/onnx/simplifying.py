@@ -49,6 +49,10 @@ def _permuted(x: Call, axes: tuple[int, ...]) -> Call:
         return _reshaped(x, shape)
     if isinstance(x.layer, layers.Permute):
         return _permuted(x.inputs[0], tuple(x.layer.axes[axis] for axis in axes))
+    if axes == (1, 0) and isinstance(x.layer, layers.Reshape) and isinstance(x.inputs[0].layer, layers.Permute):
+        image, order = x.inputs[0].inputs[0], x.inputs[0].layer.axes  # pixels as a sequence
+        if order == (len(order) - 1, *range(len(order) - 1)) and x.shape[0] == image.shape[-1]:
+            return _reshaped(image, shape)
     return Call(layers.Permute(axes), {}, (x,), shape)
 
 
@@ -124,8 +128,8 @@ def _sliced(x: Call, start: int, stop: int | None, axis: int, only: bool) -> Cal
             step = math.prod(x.shape[1:])
             part = _sliced(x.inputs[0], start * step, stop * step, 0, only=False)
             return _reshaped(part, (stop - start, *x.shape[1:]))
-    part = layers.Slice(start, stop, axis)
-    return Call(part, {}, (x,), part.shape_for(x.shape))
+    taken = layers.Slice(start, stop, axis)
+    return Call(taken, {}, (x,), taken.shape_for(x.shape))
 
 
 _RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN)

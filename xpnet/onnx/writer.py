@@ -20,6 +20,10 @@ from xpnet.parameters import Buffer, Parameter
 _OPSET, _IR_VERSION = 20, 9  # the first opset with Gelu, and the IR version of the same ONNX release
 
 
+_RESPECT_MASKS = (layers.Bidirectional, layers.GRU, layers.GlobalAveragePool1D, layers.GlobalMaxPool1D, layers.LSTM,
+                  layers.MultiHeadAttention, layers.SimpleRNN)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class FileTensor:
     """A tensor of the graph: its name, dtype, the shape of a sample in xpnet, and whether its channels come first."""
@@ -128,6 +132,11 @@ class GraphWriter:
         calls, outputs = container.calls()
         values = dict(enumerate(as_tuple(x)))
         for layer, inputs, numbers, _ in calls:
+            if isinstance(layer, _RESPECT_MASKS) and container.has_mask(inputs):
+                raise ArgumentError(
+                    f"layer {layer.path} ({type(layer).__name__}) leaves out the padded steps of a sequence, which its "
+                    "ONNX node cannot. Export a model without Masking and without padding_index."
+                )
             y = self.add_layer(layer, values[inputs] if isinstance(inputs, int) else [values[i] for i in inputs])
             values.update(zip(as_tuple(numbers), as_tuple(y), strict=True))
         return values[outputs[0]] if len(outputs) == 1 else [values[i] for i in outputs]
