@@ -53,6 +53,7 @@ LAYERS = {
     "Dropout alone": ((16,), lambda: [layers.Dropout(0.3)]),
     "Flatten": ((2, 3), lambda: [layers.Flatten(), layers.Dense(2)]),
     "Reshape": ((2, 6), lambda: [layers.Reshape((3, -1)), layers.Dense(2), layers.Reshape((6,))]),
+    "Slice": ((4, 3), lambda: [layers.Dense(4), layers.Slice(1, -1), layers.Slice(-2, axis=1), layers.Dense(2)]),
     "Permute": ((2, 3, 4), lambda: [layers.Permute((2, 0, 1)), layers.Dense(2), layers.Permute((1, 2, 0))]),
     "Rescale": ((4,), lambda: [layers.Rescale(0.3, offset=-1.0), layers.Dense(2)]),
     "Conv2D": ((4, 5, 3), lambda: [layers.Conv2D(2, 3, padding="same"), layers.Tanh(), layers.Conv2D(3, (2, 1), 2)]),

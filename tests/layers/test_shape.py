@@ -1,4 +1,4 @@
-"""Layers that change shape or scale: Flatten, Reshape, Permute, Rescale."""
+"""Layers that change shape or scale: Flatten, Reshape, Permute, Slice, Rescale."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ from small_models import standalone_output
 
 import xpnet
 from xpnet import layers
+from xpnet.errors import ShapeError
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,27 @@ def test_shape_layers_equal_numpy_and_keep_the_dtype(backend, layer, expected, d
     assert layer.output_shape == y.shape[1:]
     grad_x = layer.backward(backend.asarray(y.astype("float32")))
     np.testing.assert_array_equal(backend.to_numpy(grad_x), x)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+@pytest.mark.parametrize(
+    ("arguments", "part"), [((1,), np.s_[:, 1:]), ((-3, -1, -1), np.s_[..., -3:-1]), ((0, 9, 1), np.s_[:, :, :9])]
+)
+def test_slice_takes_a_part_and_gives_the_rest_no_gradient(backend, arguments, part, dtype):
+    layer, x = layers.Slice(*arguments), np.arange(5 * 24).reshape(5, 2, 3, 4).astype(dtype)
+    y = standalone_output(layer, backend, x)
+    assert y.dtype == dtype and layer.output_shape == y.shape[1:]
+    np.testing.assert_array_equal(y, x[part])
+    grad_x = backend.to_numpy(layer.backward(backend.asarray(y.astype("float32"))))
+    expected = np.zeros_like(x)
+    expected[part] = x[part]
+    np.testing.assert_array_equal(grad_x, expected)
+
+
+@pytest.mark.parametrize(("arguments", "match"), [((2,), "from 2 to None"), ((0, 1, 3), "an axis 3 after the batch")])
+def test_slice_refuses_what_does_not_exist(arguments, match):
+    with pytest.raises(ShapeError, match=match):
+        layers.Slice(*arguments).build((2, 3), backend="cpu")
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int64", "float32"])

@@ -115,7 +115,9 @@ class EmulatedCupy(FakeCupy):
             Event=Event,
             get_elapsed_time=lambda start, stop: stop.seconds - start.seconds,
         )
-        self.cuda.runtime.getDeviceProperties = lambda i: {"name": b"Emulated", "major": 9, "minor": 0}
+        self.cuda.runtime.getDeviceProperties = lambda i: {
+            "name": b"Emulated", "major": 9, "minor": 0, "sharedMemPerBlockOptin": 227 * 2**10
+        }  # fmt: skip
 
     @contextlib.contextmanager
     def _using_allocator(self, allocator: Callable[[int], Any]) -> Iterator[None]:
@@ -666,7 +668,7 @@ def _synchronizes(code: str, name: str) -> bool:
     seen, waiting = set(), [name]
     while waiting:
         body = bodies.get(current := waiting.pop(), "")
-        if "__sync" in body:
+        if "__sync" in body or "_sync(" in body:
             return True
         seen.add(current)
         waiting += [called for called in re.findall(r"\w+", body) if called in bodies and called not in seen]

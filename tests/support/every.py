@@ -110,6 +110,7 @@ LAYERS = examples_of(
         layers.Sequential: [((4,), layers.Sequential([layers.Dense(2), layers.Tanh()]))],
         layers.Sigmoid: [((4,), layers.Sigmoid())],
         layers.SiLU: [((4,), layers.SiLU())],
+        layers.Slice: [((2, 5), layers.Slice(-4, 4, axis=-1)), ((3, 4), layers.Slice(1))],
         layers.SimpleRNN: [((3, 2), layers.SimpleRNN(2, bias_initializer=0.3))],
         layers.Softmax: [((2, 3), layers.Softmax())],
         layers.Softplus: [((4,), layers.Softplus())],

@@ -19,8 +19,11 @@ _LOOP_RESULTS = {
     "adagrad": ("w", "s"), "adam": ("w", "m", "s"), "attention_probabilities": ("scores", "log_sums"),
     "attention_score_grads": ("grads",), "attention_scores": ("scores", "log_sums"),
     "attention_scores_again": ("scores",), "cross_entropy": ("losses", "grad"), "gelu": ("out", "slope"),
-    "max_pool": ("out", "choice"), "momentum": ("w", "v"), "normalize_and_scale": ("normal", "sigma", "out"),
-    "normalize_and_scale_grad": ("sums", "out"), "rmsprop": ("w", "s"), "sgd": ("w",),
+    "gru_grad": ("grad_gates", "grad_products", "grad_before"), "gru_inner": ("gates",), "gru_state": ("hidden",),
+    "gru_sums": ("gates", "inner"), "lstm_cell": ("gates", "cell"), "lstm_grad": ("grad_gates", "grad_before"),
+    "lstm_sums": ("gates",), "max_pool": ("out", "choice"), "momentum": ("w", "v"),
+    "normalize_and_scale": ("normal", "sigma", "out"), "normalize_and_scale_grad": ("sums", "out"),
+    "rmsprop": ("w", "s"), "sgd": ("w",),
 }  # fmt: skip
 
 

@@ -59,7 +59,12 @@ class TracedDevice(Backend):
 
 
 def _parts(key: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple(part.number if isinstance(part, StepPosition) else part for part in key)
+    return tuple(map(number_of, key))
+
+
+def number_of(part: Any) -> Any:
+    """The number of the step in place of its position in a key."""
+    return part.number if isinstance(part, StepPosition) else part
 
 
 def _noise(random_bits: Any, seed: int, layer: int, step: int, rows: int, columns: int, first_row: int) -> Array:

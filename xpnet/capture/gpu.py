@@ -16,10 +16,11 @@ from xpnet.capture.calls import (
     arrays_in,
     given_by_name,
     is_array,
+    mapped,
     memory_of,
     same_view,
 )
-from xpnet.capture.device import NOISE, TracedDevice, methods_of
+from xpnet.capture.device import NOISE, TracedDevice, methods_of, number_of
 from xpnet.capture.fusion import copied_weights, fused, without_zeros
 from xpnet.capture.memory import MemoryPlan
 from xpnet.capture.passes import Memory, has_numbers, simplified
@@ -29,15 +30,25 @@ from xpnet.errors import CaptureError
 #: The parameters that operators write, if these are others than `out`.
 _WRITES = {
     "add_matmul": ("out", "scratch"), "add_to_rows": ("a",), "add_to_rows_max_pool": ("x", "out", "choice"),
-    "add_to_rows_relu": ("a", "out"), "clip_norm": ("grads",), "convolve_weight_grad": ("out", "sums"),
+    "add_to_rows_relu": ("a", "out"), "attention": ("out", "log_sums"),
+    "attention_grad": ("grad_q", "grad_k", "grad_v"), "clip_norm": ("grads",), "convolve_weight_grad": ("out", "sums"),
     "cross_entropy": ("losses", "grad"), "cross_entropy_sums": ("losses", "grad", "loss_sum", "correct"),
-    "dense_cross_entropy": ("losses", "grad", "correct", "grad_h"), "elementwise": ("outs",),
-    "matmul_sum_rows": ("out", "sums"), "max_pool": ("out", "choice"), "normalize_rows": ("out", "sigma"),
-    "relu_grad_sum_rows": ("out", "sums"), "sum_rows_and_products": ("sums", "products"),
+    "dense_cross_entropy": ("losses", "grad", "correct", "grad_h"), "elementwise": ("outs",), "gelu": ("out", "slope"),
+    "gru": ("gates", "hidden", "inner"), "gru_grad": ("grad_gates", "grad_products", "grad_hidden"),
+    "lstm": ("gates", "hidden", "cells"), "lstm_grad": ("grad_gates", "grad_hidden", "grad_cell"),
+    "matmul_sum_rows": ("out", "sums"), "max_pool": ("out", "choice"),
+    "normalize_and_scale": ("normal", "sigma", "out"),
+    "normalize_and_scale_grad": ("grad_gamma", "grad_beta", "out"), "normalize_rows": ("out", "sigma"),
+    "relu_grad_sum_rows": ("out", "sums"), "rnn": ("hidden",), "rnn_grad": ("grad_gates", "grad_hidden"),
+    "scale_rows": ("out", "sigma"), "sum_rows_and_products": ("sums", "products"),
     "whole_update": ("vectors",),
 }  # fmt: skip
 #: Those that they write after having read them, although their names are those of results.
 _UPDATES = {"add_matmul": ("out",), "convolve_weight_grad": ("out",)}
+
+
+#: The operators that hash noise from the number of the step, which is part of one of their arguments.
+_NOISY = ("attention", "attention_grad")
 
 
 class TracedGPU(TracedDevice):
@@ -62,6 +73,8 @@ class TracedGPU(TracedDevice):
 
     def _recorded(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         operator, trace = getattr(self.real, name), self.trace
+        if name in _NOISY:
+            args, kwargs = mapped(number_of, args), mapped(number_of, kwargs)
         with trace.within(operator=name):
             result = trace.operator(operator, args, kwargs, _WRITES.get(name, ("out",)), _UPDATES.get(name, ()))
         if result is False and trace.active:  # the operator has not done anything
@@ -91,7 +104,8 @@ class CallList:
     """
 
     def __init__(self, trace: Trace, backend: Any, rows: Array | None = None) -> None:
-        if any(has_numbers(call) and call.function not in NOISE for call in trace.calls):
+        quiet = (call for call in trace.calls if call.function not in NOISE and call.operator not in _NOISY)
+        if any(map(has_numbers, quiet)):
             raise CaptureError("the step uses its number")
         memory = Memory(trace)
         calls = simplified(without_zeros(trace.calls, memory, backend), memory)

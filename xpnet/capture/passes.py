@@ -4,6 +4,7 @@ A pass takes a list of calls and returns a new one. It looks at the calls of the
 share is one call to it, which reads and writes what its parts do.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -398,7 +399,16 @@ def _array_numbers(call: Call) -> Call:
 
 def has_numbers(call: Call) -> bool:
     """Whether an argument changes from step to step."""
-    return any(isinstance(a, StepNumber) for a in call.args)
+    return any(isinstance(item, StepNumber) for item in _items(call.args))
+
+
+def _items(value: Any) -> Iterator[Any]:
+    """The items of a value, and of the lists and tuples in it."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _items(item)
+    else:
+        yield value
 
 
 def _is_reduction(call: Call) -> bool:

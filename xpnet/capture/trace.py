@@ -35,7 +35,10 @@ class SideEffectError(CaptureError):
 
 _FOREIGN = "the step writes into an array that is neither the model's nor made by self.xp"
 #: Parameters of operators that are written without being read.
-_OUTS = frozenset(("out", "losses", "choice", "sums", "sigma"))
+_OUTS = frozenset((
+    "out", "losses", "choice", "sums", "sigma", "slope", "normal", "inner", "grad_gamma", "grad_beta", "grad_q",
+    "grad_k", "grad_v", "grad_gates", "grad_products",
+))  # fmt: skip
 #: Functions whose second argument decides the shape of the result.
 _SHAPING = frozenset(("array_split", "broadcast_to", "pad", "repeat", "reshape", "split", "tile"))
 #: Functions that may return views of their second argument.

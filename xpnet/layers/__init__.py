@@ -42,7 +42,7 @@ from xpnet.layers.positions import PositionalEmbedding
 from xpnet.layers.recurrent import GRU, LSTM, Bidirectional, SimpleRNN
 from xpnet.layers.residual import Residual
 from xpnet.layers.sequence_pooling import AvgPool1D, GlobalAveragePool1D, GlobalMaxPool1D, MaxPool1D
-from xpnet.layers.shape import Flatten, Permute, Rescale, Reshape
+from xpnet.layers.shape import Flatten, Permute, Rescale, Reshape, Slice
 from xpnet.layers.transformer import TransformerBlock
 
 __all__ = ["ELU", "GELU", "GRU", "LSTM", "Add", "Average", "AvgPool1D", "AvgPool2D", "BatchNorm", "Bidirectional",
@@ -51,5 +51,5 @@ __all__ = ["ELU", "GELU", "GRU", "LSTM", "Add", "Average", "AvgPool1D", "AvgPool
            "GroupNorm", "HardSigmoid", "HardSwish", "HardTanh", "Identity", "InstanceNorm", "Layer", "LayerNorm",
            "LeakyReLU", "LogSoftmax", "Masking", "MaxPool1D", "MaxPool2D", "Maximum", "Mish", "MultiHeadAttention",
            "Multiply", "PReLU", "Permute", "PositionalEmbedding", "RMSNorm", "ReLU", "ReLU6", "Rescale", "Reshape",
-           "Residual", "Sequential", "SiLU", "Sigmoid", "SimpleRNN", "Softmax", "Softplus", "Step", "Subtract", "Tanh",
-           "TransformerBlock", "Upsample2D", "ZeroPadding2D"]  # fmt: skip
+           "Residual", "Sequential", "SiLU", "Sigmoid", "SimpleRNN", "Slice", "Softmax", "Softplus", "Step",
+           "Subtract", "Tanh", "TransformerBlock", "Upsample2D", "ZeroPadding2D"]  # fmt: skip

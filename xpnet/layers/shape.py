@@ -1,4 +1,4 @@
-"""Reshape, Flatten, Permute and Rescale: layers that rearrange features or change their scale."""
+"""Reshape, Flatten, Permute, Slice and Rescale: layers that rearrange or select features, or change their scale."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -90,6 +90,54 @@ class Permute(Layer):
         return out
 
 
+class Slice(Layer):
+    """Elements start to stop - 1 of an axis: (N, ..., size, ...) → (N, ..., stop - start, ...).
+
+    Negative numbers count from the end, as in Python, and stop=None is the end: Slice(-1) takes the last step of a
+    sequence (N, T, C) → (N, 1, C).  axis: counted from 0 after the batch, or from the end if negative.
+    """
+
+    accepts_integers = None
+
+    def __init__(self, start: int, stop: int | None = None, axis: int = 0, *, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.start = _any_integer(self, "start", start)
+        self.stop = None if stop is None else _any_integer(self, "stop", stop)
+        self.axis = _any_integer(self, "axis", axis)
+
+    def build(self, input_shape: Shape) -> Shape:
+        axes = len(input_shape)
+        if not -axes <= self.axis < axes:
+            raise self.refuse(f"an axis {self.axis} after the batch", input_shape)
+        axis, size = self.axis % axes, self._size(input_shape[self.axis % axes])
+        if size == 0:
+            raise self.refuse(f"elements from {self.start} to {self.stop} along axis {axis}", input_shape)
+        self._part = (*[slice(None)] * (axis + 1), slice(self.start, self.stop))
+        self.keeps_mask = axis > 0
+        return (*input_shape[:axis], size, *input_shape[axis + 1 :])
+
+    def _size(self, size: int | None) -> int | None:
+        """How many elements it takes of so many; None if that is open."""
+        if size is not None:
+            return len(range(size)[self.start : self.stop])
+        return 1 if (self.start, self.stop) in ((-1, None), (0, 1)) else None
+
+    def forward(self, x: Array) -> Array:
+        part, self.work.shape = x[self._part], x.shape
+        y = self.work.buffer("y", part.shape, x.dtype)
+        y[...] = part
+        return y
+
+    def backward(self, grad_y: Array) -> Array | None:
+        """∂L/∂x is ∂L/∂y in the part that was taken, and 0 elsewhere."""
+        if not self.wants_input_grad:
+            return None
+        grad_x = self.work.buffer("grad_x", self.work.shape)
+        grad_x.fill(0.0)
+        grad_x[self._part] = grad_y
+        return grad_x
+
+
 class Rescale(Layer):
     """y = scale · x + offset, for any shape. x may hold integers: Rescale(1 / 255) scales uint8 images to [0, 1]."""
 
@@ -108,3 +156,8 @@ class Rescale(Layer):
         if not self.wants_input_grad:
             return None
         return self.xp.multiply(grad_y, self.scale, out=self.work.buffer("grad_x", grad_y.shape))
+
+
+def _any_integer(layer: Layer, name: str, value: object) -> int:
+    """An integer of any size, also a negative one."""
+    return integer(layer, name, value, at_least=-math.inf)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from xpnet import layers
 from xpnet.layers.base import Layer
 from xpnet.onnx import patterns, schemas
 from xpnet.onnx.reader import Node, UnsupportedError, Value, converts
-from xpnet.onnx.tensors import Constant, Tensor, joined
+from xpnet.onnx.tensors import Constant, Tensor, copy_of, joined
 
 # Activations and others of one tensor ---------------------------------------------------------------------------------
 
@@ -259,10 +259,20 @@ def _with_constant(node: Node, x: Tensor, c: Constant, may_merge: bool, constant
     sign = -1.0 if node.operator == "Sub" and constant_first else 1.0
     if may_merge and sign == 1 and (merged := _merged(x, number, is_offset)):
         return merged
+    is_rows = number.ndim == 2 and number.shape == x.shape and len(number) > 1 and not x.channels_first
+    if is_offset and is_rows and sign == 1 and (may_merge or not isinstance(x.call.layer, layers.PositionalEmbedding)):
+        return plus_rows(x, number)
     if number.size == 1:
         value = float(number.reshape(()))
         return x.add(layers.Rescale(sign, value) if is_offset else layers.Rescale(value))
     return _per_feature(x, number, is_offset, sign)
+
+
+def plus_rows(x: Tensor, rows: Constant) -> Tensor:
+    """x + rows, for samples and a constant (T, features)."""
+    if isinstance(x.call.layer, layers.PositionalEmbedding):  # x has the same rows for all samples already
+        return x.replace_last(copy_of(x.call.layer), weight=x.call.weights["weight"] + rows)
+    return x.add(layers.PositionalEmbedding(len(rows)), weight=rows)
 
 
 def _like_samples(node: Node, x: Tensor, c: Constant) -> Constant:
@@ -285,6 +295,8 @@ def _merged(x: Tensor, number: Constant, is_offset: bool) -> Tensor | None:
     weighted = layers.Dense, layers.Conv2D, layers.DepthwiseConv2D, layers.Conv2DTranspose
     if is_offset and isinstance(layer, weighted) and not layer.use_bias:
         return x.replace_last(type(layer).from_config(config | {"use_bias": True}), **call.weights, bias=vector)
+    if isinstance(layer, layers.RMSNorm) and not is_offset and (call.weights["gamma"] == 1).all():
+        return x.replace_last(copy_of(layer), gamma=vector)
     if isinstance(layer, layers.LayerNorm | layers.GroupNorm) and not layer.center and (is_offset or not layer.scale):
         name, option = ("beta", "center") if is_offset else ("gamma", "scale")
         return x.replace_last(type(layer).from_config(config | {option: True}), **call.weights, **{name: vector})

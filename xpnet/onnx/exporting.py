@@ -17,7 +17,7 @@ from xpnet.errors import ArgumentError, ArgumentTypeError, StateError
 from xpnet.layers.containers import Container
 from xpnet.layers.graph import Graph
 from xpnet.layers.structure import as_tuple, shapes_of
-from xpnet.onnx import layer_nodes  # noqa: F401  # it registers layers in writer.EXPORTERS
+from xpnet.onnx import attention, layer_nodes, recurrent  # noqa: F401  # they register layers in EXPORTERS
 from xpnet.onnx.reader import CHANNELS_FIRST, CHANNELS_LAST, IMAGE_LAYOUT
 from xpnet.onnx.writer import FileTensor, GraphWriter
 

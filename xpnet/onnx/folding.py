@@ -1,4 +1,4 @@
-"""Operators whose inputs are all known: constants, computed by ONNX's reference implementation, and shapes."""
+"""Operators whose inputs do not depend on the samples, computed by ONNX's reference implementation."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from xpnet.errors import ArgumentError
-from xpnet.onnx.tensors import Constant, ShapeVector
+from xpnet.onnx.tensors import BATCH_SIZES, Constant, Varying
 
 #: Operators of constants. None has a graph inside, and none is random.
 _OF_CONSTANTS = frozenset([
@@ -20,31 +20,30 @@ _OF_CONSTANTS = frozenset([
     "Identity", "Less", "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow",
     "Range", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape",
     "Round", "Sigmoid", "Sign", "Size", "Slice", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Tile", "Transpose",
-    "Unsqueeze", "Where",
+    "Trilu", "Unsqueeze", "Where",
 ])  # fmt: skip
-#: Operators that only move the elements of a shape. Their first input is the shape; of Concat, all are.
-_OF_SHAPES = frozenset(["Cast", "Concat", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze"])
 _MOST_ELEMENTS = 2**28  # of a constant that is computed from smaller ones
 
 
 def fold(node: Any, opset: int, values: Sequence[Any]) -> list[Any]:
-    """The outputs of a node whose inputs have these values, constants and shapes. Raises ArgumentError."""
-    inputs = dict(zip(node.input, values, strict=True))
-    inputs.pop("", None)
+    """The outputs of a node whose inputs are constants, perhaps ones that vary with the batch. Raises ArgumentError."""
+    if node.op_type not in _OF_CONSTANTS:
+        raise ArgumentError("all of its inputs are constants")
+    inputs = {name: value for name, value in zip(node.input, values, strict=True) if name}
     if all(isinstance(value, numpy.ndarray) for value in inputs.values()):
-        if node.op_type not in _OF_CONSTANTS:
-            raise ArgumentError("all of its inputs are constants")
         return _evaluate(node, opset, inputs)
-    moved = set(node.input if node.op_type == "Concat" else node.input[:1])
-    vectors = {name: value for name, value in inputs.items() if isinstance(value, ShapeVector)}
-    if node.op_type not in _OF_SHAPES or not vectors.keys() <= moved:
-        raise ArgumentError("it computes with the size of the batch")
-    zeros = {name: numpy.zeros_like(inputs[name]) for name in moved - vectors.keys()}
-    (numbers,) = _evaluate(node, opset, inputs | {name: vector.numbers for name, vector in vectors.items()})
-    (batch,) = _evaluate(node, opset, inputs | zeros | {name: vector.batch for name, vector in vectors.items()})
-    if numbers.dtype.kind != "i":
-        raise ArgumentError(f"it makes the size of the batch {numbers.dtype}")
-    return [ShapeVector(numbers, batch) if batch.any() else numbers]
+    results = [
+        _evaluate(node, opset, {name: v.values[i] if isinstance(v, Varying) else v for name, v in inputs.items()})
+        for i in range(len(BATCH_SIZES))
+    ]
+    return [varying(values) for values in zip(*results, strict=True)]
+
+
+def varying(values: Sequence[Constant]) -> Constant | Varying:
+    """The value that is this for each of BATCH_SIZES."""
+    first = values[0]
+    same = all(value.shape == first.shape and (value == first).all() for value in values)
+    return first if same else Varying(tuple(values))
 
 
 def _evaluate(node: Any, opset: int, inputs: dict[str, Any]) -> list[Constant]:

@@ -12,7 +12,7 @@ from xpnet import layers
 from xpnet.errors import ArgumentError, FileError
 from xpnet.layers.tensors import Input
 from xpnet.model import Model, Sequential
-from xpnet.onnx import elementwise, images, operators  # noqa: F401  # they register operators in reader.CONVERTERS
+from xpnet.onnx import elementwise, images, operators, recurrent, shapes  # noqa: F401  # they register operators in CONVERTERS
 from xpnet.onnx.reader import Reader, UnsupportedError
 from xpnet.onnx.simplifying import simplified
 from xpnet.onnx.tensors import Call, calls_before, shared_key

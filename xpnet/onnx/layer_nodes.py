@@ -22,13 +22,13 @@ from xpnet.onnx.writer import EXPORTERS, FileTensor, GraphWriter, exports
 
 @exports(
     layers.Identity, layers.Dropout, augment.Distortion, augment.GaussianNoise, augment.MixUp,
-    augment.RandomErasing, augment.RandomFlip,
+    augment.RandomErasing, augment.RandomFlip, layers.Masking,
 )  # fmt: skip
 def _identity(graph: GraphWriter, layer: layers.Layer, x: FileTensor) -> FileTensor:
     return x
 
 
-@exports(layers.Sequential, Graph)
+@exports(layers.Sequential, layers.TransformerBlock, Graph)
 def _container(graph: GraphWriter, layer: Container, x: Any) -> Any:
     return graph.add_calls(layer, x)
 
@@ -148,6 +148,16 @@ def _layer_norm(graph: GraphWriter, layer: layers.LayerNorm, x: FileTensor) -> F
     return graph.add_node("LayerNormalization", x, *_gamma_and_beta(graph, layer), axis=-1, epsilon=layer.epsilon)
 
 
+@exports(layers.RMSNorm)
+def _rms_norm(graph: GraphWriter, layer: layers.RMSNorm, x: FileTensor) -> FileTensor:
+    """x / √(mean(x²) + epsilon) · gamma: RMSNormalization is new in opset 23."""
+    x = graph.transposed(x, channels_first=False)
+    squares = graph.add_node("Mul", x, x.name)
+    mean = graph.add_node("ReduceMean", squares, graph.add_constant([-1], numpy.int64))
+    root = graph.add_node("Sqrt", graph.add_node("Add", mean, graph.add_constant(layer.epsilon)))
+    return graph.add_node("Mul", graph.add_node("Div", x, root.name), graph.add_weight(layer.gamma))
+
+
 @exports(layers.InstanceNorm)
 def _instance_norm(graph: GraphWriter, layer: layers.InstanceNorm, x: FileTensor) -> FileTensor:
     x = graph.transposed(x, channels_first=True)
@@ -195,6 +205,68 @@ def _reshape(graph: GraphWriter, layer: layers.Reshape, x: FileTensor) -> FileTe
 def _permute(graph: GraphWriter, layer: layers.Permute, x: FileTensor) -> FileTensor:
     x = graph.transposed(x, channels_first=False)
     return graph.add_node("Transpose", x, perm=(0, *(axis + 1 for axis in layer.axes)))
+
+
+@exports(layers.Slice)
+def _slice(graph: GraphWriter, layer: layers.Slice, x: FileTensor) -> FileTensor:
+    x = graph.transposed(x, channels_first=False)
+    stop = 2**63 - 1 if layer.stop is None else layer.stop
+    part = [graph.add_constant([n], numpy.int64) for n in (layer.start, stop, 1 + layer.axis % len(x.shape))]
+    return graph.add_node("Slice", x, *part)
+
+
+# Sequences ------------------------------------------------------------------------------------------------------------
+
+
+@exports(layers.PositionalEmbedding)
+def _positions(graph: GraphWriter, layer: layers.PositionalEmbedding, x: FileTensor) -> FileTensor:
+    """x + the first rows of the table: as many as there are steps, from the shape of x if that is open."""
+    x = graph.transposed(x, channels_first=False)
+    table, length = graph.add_weight(layer.weight), x.shape[0]
+    if length == layer.max_length:
+        return graph.add_node("Add", x, table)
+    zero = graph.add_constant([0], numpy.int64)
+    stop = (
+        graph.add_node("Shape", x, start=1, end=2).name if length is None else graph.add_constant([length], numpy.int64)
+    )
+    return graph.add_node("Add", x, graph.add_node("Slice", replace(x, name=table), zero, stop, zero).name)
+
+
+@exports(layers.Conv1D)
+def _convolution_1d(graph: GraphWriter, layer: layers.Conv1D, x: FileTensor) -> FileTensor:
+    weight = graph.add_constant(graph.to_numpy(layer.weight.value).transpose(2, 1, 0), name=layer.weight.name)
+    bias = [graph.add_weight(layer.bias)] if layer.use_bias else []
+    more = _sequence_attributes(layer, layer.kernel_size, layer.strides, layer.dilation)
+    more |= {"dilations": [layer.dilation], "group": layer.groups}
+    return graph.add_node("Conv", graph.transposed(x, channels_first=True), weight, *bias, **more)
+
+
+@exports(layers.MaxPool1D, layers.AvgPool1D)
+def _pool_1d(graph: GraphWriter, layer: layers.MaxPool1D | layers.AvgPool1D, x: FileTensor) -> FileTensor:
+    kind, attributes = "MaxPool", _sequence_attributes(layer, layer.pool_size, layer.strides or layer.pool_size)
+    if isinstance(layer, layers.AvgPool1D):
+        kind, attributes["count_include_pad"] = "AveragePool", int(layer.count_include_pad)
+    return graph.add_node(kind, graph.transposed(x, channels_first=True), **attributes)
+
+
+def _sequence_attributes(layer: Any, size: int, stride: int, dilation: int = 1) -> dict[str, Any]:
+    """Kernel, strides and padding of windows on a sequence, perhaps of open length, as attributes."""
+    attributes: dict[str, Any] = {"kernel_shape": [size], "strides": [stride]}
+    reach, steps = dilation * (size - 1), layer.input_shape[0]
+    if layer.padding != "same":
+        sides: dict[Any, list[int]] = {"valid": [0, 0], "causal": [reach, 0]}
+        return attributes | {"pads": sides.get(layer.padding) or [layer.padding, layer.padding]}
+    if steps is None and stride > 1:
+        return attributes | {"auto_pad": "SAME_UPPER"}
+    total = reach if steps is None else max((math.ceil(steps / stride) - 1) * stride + reach + 1 - steps, 0)
+    return attributes | {"pads": [total // 2, total - total // 2]}
+
+
+@exports(layers.GlobalAveragePool1D, layers.GlobalMaxPool1D)
+def _global_pool_1d(graph: GraphWriter, layer: layers.Layer, x: FileTensor) -> FileTensor:
+    operator = "ReduceMax" if isinstance(layer, layers.GlobalMaxPool1D) else "ReduceMean"
+    x = graph.transposed(x, channels_first=False)
+    return graph.add_node(operator, x, graph.add_constant([1], numpy.int64), keepdims=0)
 
 
 # Layers with weights --------------------------------------------------------------------------------------------------

@@ -5,13 +5,15 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy
+
 from xpnet import layers
 from xpnet.layers.base import Layer
 from xpnet.onnx.reader import Node
 from xpnet.onnx.tensors import Tensor, joined
 
 
-class _Input(NamedTuple):
+class Input(NamedTuple):
     """An input of a node."""
 
     node: Node
@@ -27,24 +29,34 @@ class _Input(NamedTuple):
         value = self.node.values[self.position]
         return value if isinstance(value, Tensor) else None
 
-    def equals(self, other: "_Input") -> bool:
+    def equals(self, other: "Input") -> bool:
         """Whether both are the same value."""
         same_name = self.node.proto.input[self.position] == other.node.proto.input[other.position]
         return same_name or (self.tensor is not None and self.tensor is other.tensor)
 
 
 def product(node: Node) -> Tensor | None:
-    """SiLU, Mish, HardSwish or GELU, if this multiplication of x by a function of x completes one, or a multiple."""
-    for a, b in ((_Input(node, 0), _Input(node, 1)), (_Input(node, 1), _Input(node, 0))):
+    """SiLU, Mish, HardSwish, GELU or RMSNorm, if this multiplication of x by a function of x completes one, or a multiple."""
+    for a, b in ((Input(node, 0), Input(node, 1)), (Input(node, 1), Input(node, 0))):
         if gated := _gated(a.tensor, b.tensor):
             return gated
-        for double_phi, outer in _factors(b):
+        if normalized := _by_reciprocal(a, b):
+            return normalized
+        for double_phi, outer in factors(b):
             for x, approximate in _gelu(double_phi):
-                for same, factor in _factors(a):
+                for same, factor in factors(a):
                     if same.equals(x) and x.tensor:
                         gelu, rest = x.tensor.add(layers.GELU(approximate)), 2.0 * outer * factor
                         return gelu if rest == 1 else gelu.add(layers.Rescale(rest))
     return None
+
+
+def _by_reciprocal(x: Input, factor: Input) -> Tensor | None:
+    """RMSNorm, if x is multiplied by 1 / √(mean(x²) + epsilon)."""
+    if reciprocal := source(factor, "Reciprocal"):
+        return _rms_norm(x, Input(reciprocal, 0))
+    division = source(factor, "Div")
+    return _rms_norm(x, Input(division, 1)) if division and division.scalar(0) == 1 else None
 
 
 def _gated(x: Tensor | None, y: Tensor | None) -> Tensor | None:
@@ -75,49 +87,49 @@ def _layers_between(x: Tensor, y: Tensor) -> list[Layer]:
     return found if call is x.call and x.channels_first == y.channels_first else []
 
 
-def _gelu(double_phi: _Input) -> Iterator[tuple[_Input, str]]:
+def _gelu(double_phi: Input) -> Iterator[tuple[Input, str]]:
     """(x, approximate) for a value of 1 + erf(x / √2), or of 1 + tanh(√(2/π) (x + 0.044715 x³))."""
     function = _other_term(double_phi, 1.0)
-    erf, tanh = _source(function, "Erf"), _source(function, "Tanh")
-    for x, factor in _factors(_Input(erf, 0)) if erf else ():
+    erf, tanh = source(function, "Erf"), source(function, "Tanh")
+    for x, factor in factors(Input(erf, 0)) if erf else ():
         if math.isclose(factor, math.sqrt(0.5), rel_tol=1e-6):
             yield x, "none"
-    for inner, factor in _factors(_Input(tanh, 0)) if tanh else ():
-        add = _source(inner, "Add")
+    for inner, factor in factors(Input(tanh, 0)) if tanh else ():
+        add = source(inner, "Add")
         if add and math.isclose(factor, math.sqrt(2.0 / math.pi), rel_tol=1e-6):
-            for x, cubic in ((_Input(add, 0), _Input(add, 1)), (_Input(add, 1), _Input(add, 0))):
-                if any(math.isclose(k, 0.044715, rel_tol=1e-6) and _is_cube(cube, x) for cube, k in _factors(cubic)):
+            for x, cubic in ((Input(add, 0), Input(add, 1)), (Input(add, 1), Input(add, 0))):
+                if any(math.isclose(k, 0.044715, rel_tol=1e-6) and _is_cube(cube, x) for cube, k in factors(cubic)):
                     yield x, "tanh"
 
 
-def _is_cube(value: _Input, x: _Input) -> bool:
+def _is_cube(value: Input, x: Input) -> bool:
     """Whether value = x³, as a power or as a product."""
-    if (power := _source(value, "Pow")) is not None:
-        return power.scalar(1) == 3 and _Input(power, 0).equals(x)
-    if (outer := _source(value, "Mul")) is None:
+    if (power := source(value, "Pow")) is not None:
+        return power.scalar(1) == 3 and Input(power, 0).equals(x)
+    if (outer := source(value, "Mul")) is None:
         return False
     for i in (0, 1):
-        inner = _source(_Input(outer, 1 - i), "Mul")
-        if inner and all(factor.equals(x) for factor in (_Input(outer, i), _Input(inner, 0), _Input(inner, 1))):
+        inner = source(Input(outer, 1 - i), "Mul")
+        if inner and all(factor.equals(x) for factor in (Input(outer, i), Input(inner, 0), Input(inner, 1))):
             return True
     return False
 
 
 def logarithm(node: Node) -> Tensor | None:
     """Softplus, log(1 + e^x), or log σ(x) = -log(1 + e^-x), if this logarithm completes one."""
-    sigmoid = _source(_Input(node, 0), "Sigmoid")
-    if sigmoid and (x := _Input(sigmoid, 0).tensor):
+    sigmoid = source(Input(node, 0), "Sigmoid")
+    if sigmoid and (x := Input(sigmoid, 0).tensor):
         return x.add(layers.Rescale(-1.0)).add(layers.Softplus()).add(layers.Rescale(-1.0))
-    exp = _source(_other_term(_Input(node, 0), 1.0), "Exp")
-    x = _Input(exp, 0).tensor if exp else None
+    exp = source(_other_term(Input(node, 0), 1.0), "Exp")
+    x = Input(exp, 0).tensor if exp else None
     return x.add(layers.Softplus()) if x else None
 
 
 def selection(node: Node) -> Tensor | None:
     """Softplus, if this Where is x where x > threshold, log(1 + e^x) elsewhere, and both are equal above it."""
-    greater, x = _source(_Input(node, 0), "Greater"), _Input(node, 1)
-    softplus = _Input(node, 2).tensor
-    if not (greater and x.tensor and softplus and _Input(greater, 0).equals(x)):
+    greater, x = source(Input(node, 0), "Greater"), Input(node, 1)
+    softplus = Input(node, 2).tensor
+    if not (greater and x.tensor and softplus and Input(greater, 0).equals(x)):
         return None
     same_order = softplus.channels_first == x.tensor.channels_first
     threshold, follows = greater.scalar(1), same_order and softplus.call.inputs == (x.tensor.call,)
@@ -129,32 +141,51 @@ def selection(node: Node) -> Tensor | None:
 
 
 def quotient(node: Node) -> Tensor | None:
+    """LayerNorm or RMSNorm, if this division completes it."""
+    return _layer_norm(node) or _rms_norm(Input(node, 0), Input(node, 1))
+
+
+def _rms_norm(x: Input, root: Input) -> Tensor | None:
+    """RMSNorm with a gamma of 1, if x is divided by the root √(mean(x²) + epsilon), the mean over the last axis."""
+    sqrt = source(root, "Sqrt")
+    mean, epsilon = _term_and_number(Input(sqrt, 0)) if sqrt else (None, 0.0)
+    if x.tensor is None or mean is None or epsilon <= 0:
+        return None
+    axes = len(x.tensor.shape)
+    squared = _mean_of(mean, axes, axes)
+    if squared is None or not _is_square(squared, x):
+        return None
+    samples = x.tensor.in_file_order()
+    return samples.add(layers.RMSNorm(epsilon=epsilon), gamma=numpy.ones(samples.shape[-1], samples.dtype))
+
+
+def _layer_norm(node: Node) -> Tensor | None:
     """LayerNorm without gamma and beta, (x - μ) / √(σ² + epsilon), if this division completes it.
 
     μ and σ² are means over the last axis, or over the channels of images (N, C, H, W).
     """
-    centered, root = _Input(node, 0), _source(_Input(node, 1), "Sqrt")
-    subtraction = _source(centered, "Sub")
+    centered, root = Input(node, 0), source(Input(node, 1), "Sqrt")
+    subtraction = source(centered, "Sub")
     if subtraction is None or root is None:
         return None
-    x, variance, epsilon = _Input(subtraction, 0), *_term_and_number(_Input(root, 0))
+    x, variance, epsilon = Input(subtraction, 0), *_term_and_number(Input(root, 0))
     if x.tensor is None or variance is None or epsilon <= 0:
         return None
     layer = layers.LayerNorm(epsilon=epsilon, center=False, scale=False)
     axes = len(x.tensor.shape)
     for axis, samples in ((axes, x.tensor.in_file_order()), (1, x.tensor.with_features_last())):
-        mean, squared = (_mean_of(value, axis, axes) for value in (_Input(subtraction, 1), variance))
+        mean, squared = (_mean_of(value, axis, axes) for value in (Input(subtraction, 1), variance))
         if mean and mean.equals(x) and squared and _is_square(squared, centered):
             return samples.add(layer)
     return None
 
 
-def _is_square(value: _Input, x: _Input) -> bool:
+def _is_square(value: Input, x: Input) -> bool:
     """Whether value = x², as a power or as a product."""
     node = value.source
-    if node is None or not _Input(node, 0).equals(x):
+    if node is None or not Input(node, 0).equals(x):
         return False
-    return (node.operator == "Pow" and node.scalar(1) == 2) or (node.operator == "Mul" and _Input(node, 1).equals(x))
+    return (node.operator == "Pow" and node.scalar(1) == 2) or (node.operator == "Mul" and Input(node, 1).equals(x))
 
 
 def dot(product: Tensor) -> Tensor | None:
@@ -171,9 +202,9 @@ def group_norm(node: Node, sizes: Sequence[int]) -> Tensor | None:
 
     Exporters write it as an InstanceNormalization of (N, groups, the numbers of a group), between two Reshapes.
     """
-    norm = _source(_Input(node, 0), "InstanceNormalization")
-    before = _source(_Input(norm, 0), "Reshape") if norm else None
-    rows, x = (_Input(norm, 0).tensor, _Input(before, 0).tensor) if norm and before else (None, None)
+    norm = source(Input(node, 0), "InstanceNormalization")
+    before = source(Input(norm, 0), "Reshape") if norm else None
+    rows, x = (Input(norm, 0).tensor, Input(before, 0).tensor) if norm and before else (None, None)
     if norm is None or rows is None or x is None or x.file_shape != tuple(sizes):
         return None
     groups, gamma, beta = rows.file_shape[0], norm.constant(1, "scale"), norm.constant(2, "bias")
@@ -183,13 +214,13 @@ def group_norm(node: Node, sizes: Sequence[int]) -> Tensor | None:
     return x.with_features_last().add(layer)
 
 
-def _source(value: _Input | None, operator: str) -> Node | None:
+def source(value: Input | None, operator: str) -> Node | None:
     """The node that computes a value, if it has this operator."""
     source = value.source if value else None
     return source if source is not None and source.operator == operator else None
 
 
-def _factors(value: _Input) -> Iterator[tuple[_Input, float]]:
+def factors(value: Input) -> Iterator[tuple[Input, float]]:
     """(a, b) with value = a · b for numbers b: the value itself, then what it is computed from."""
     factor = 1.0
     while True:
@@ -199,32 +230,32 @@ def _factors(value: _Input) -> Iterator[tuple[_Input, float]]:
             return
         number = node.scalar(1)
         if number is not None and number != 0:
-            value, factor = _Input(node, 0), factor * (number if node.operator == "Mul" else 1.0 / number)
+            value, factor = Input(node, 0), factor * (number if node.operator == "Mul" else 1.0 / number)
         elif node.operator == "Mul" and (number := node.scalar(0)) is not None:
-            value, factor = _Input(node, 1), factor * number
+            value, factor = Input(node, 1), factor * number
         else:
             return
 
 
-def _term_and_number(value: _Input) -> tuple[_Input | None, float]:
+def _term_and_number(value: Input) -> tuple[Input | None, float]:
     """(a, b) with value = a + b, for a number b; (None, 0) if it is no such sum."""
-    node = _source(value, "Add")
+    node = source(value, "Add")
     if node is not None:
         for i in (0, 1):
             if (number := node.scalar(i)) is not None:
-                return _Input(node, 1 - i), number
+                return Input(node, 1 - i), number
     return None, 0.0
 
 
-def _other_term(value: _Input, wanted: float) -> _Input | None:
+def _other_term(value: Input, wanted: float) -> Input | None:
     """a of value = a + wanted."""
     term, number = _term_and_number(value)
     return term if number == wanted else None
 
 
-def _mean_of(value: _Input, axis: int, axes: int) -> _Input | None:
+def _mean_of(value: Input, axis: int, axes: int) -> Input | None:
     """The input of a mean over one of so many axes (and the batch), which keeps its axes."""
-    node = _source(value, "ReduceMean")
+    node = source(value, "ReduceMean")
     if node is not None and node.attribute("keepdims") == 1 and node.list_of("axes", 1) in ([axis], [axis - axes - 1]):
-        return _Input(node, 0)
+        return Input(node, 0)
     return None

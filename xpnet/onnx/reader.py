@@ -18,7 +18,7 @@ from xpnet.config import as_shape
 from xpnet.errors import ArgumentError, FileError
 from xpnet.layers.structure import Shape
 from xpnet.onnx import folding, schemas
-from xpnet.onnx.tensors import BATCH, Call, Constant, ShapeVector, Tensor
+from xpnet.onnx.tensors import BATCH, Call, Constant, Rearranged, Size, Tensor, Varying, rearranged, with_features_last
 
 #: The metadata that export_onnx writes: whether images have channels first or last in the file.
 IMAGE_LAYOUT, CHANNELS_FIRST, CHANNELS_LAST = "xpnet.images", "channels first", "channels last"
@@ -30,6 +30,8 @@ _ELEMENTWISE = ("Relu", "Sigmoid", "Tanh", "Softplus", "LeakyRelu", "Elu", "Gelu
 _ON_IMAGES = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool",
               "BatchNormalization", "InstanceNormalization", "GroupNormalization", "Pad", "Resize",
               "Upsample")  # fmt: skip
+#: Operators that compute the same for all positions of the axes before the last one.
+_ON_FEATURES = frozenset(_ELEMENTWISE) - {"Concat", "PRelu"} | {"MatMul", "Gemm", "LayerNormalization"}
 
 
 class UnsupportedError(ArgumentError):
@@ -37,7 +39,7 @@ class UnsupportedError(ArgumentError):
 
 
 #: A value of the graph. None: an optional input that is left out.
-Value: TypeAlias = Tensor | Constant | ShapeVector | UnsupportedError | None
+Value: TypeAlias = Tensor | Rearranged | Constant | Varying | UnsupportedError | None
 
 
 class Reader:
@@ -65,8 +67,9 @@ class Reader:
         #: The nodes that the outputs depend on, in the order of the file.
         self.nodes = self._needed_nodes()
         #: How often each value is read. Outputs of the graph are read once more.
-        self.readers = Counter([*self.output_names, *(name for node in self.nodes for name in node.input)])
+        self.readers = Counter([*self.output_names, *(name for node in self.nodes for name in node.input if name)])
         self.producers: dict[str, Node] = {}  # by the names of the outputs
+        self.computed: dict[Any, Any] = {}  # see Node.once
         self.values: dict[str, Value] = {}
         self.inputs: dict[str, Call] = {}  # by name
         batches = set[int]()
@@ -106,6 +109,8 @@ class Reader:
         output = self.values.get(name)
         if isinstance(output, UnsupportedError):
             raise output
+        if isinstance(output, Rearranged):
+            raise self.error(f"the output {name!r} moves the batch axis, which must be the first")
         if not isinstance(output, Tensor):
             raise self.error(f"the output {name!r} does not depend on the values of the inputs")
         if output.dtype.name not in ("float32", "float64"):
@@ -208,6 +213,8 @@ class Node:
         self._given = {a.name: helper.get_attribute_value(a) for a in proto.attribute if not a.ref_attr_name}
         self._attributes_read: set[str] = set()
         self._inputs_read: set[int] = set()
+        #: Whether the batch is on another axis in the file than in the inputs that this node has.
+        self.is_unwrapped = False
 
     @property
     def version(self) -> int:
@@ -231,7 +238,7 @@ class Node:
     def _results(self) -> list[Value]:
         given = [value for value in self.values if value is not None]
         converter, since = CONVERTERS.get(self.operator, (None, 0))
-        if all(isinstance(value, numpy.ndarray | ShapeVector) for value in given) and self.operator != "Shape":
+        if all(isinstance(value, numpy.ndarray | Varying) for value in given) and self.operator != "Shape":
             return folding.fold(self.proto, self.opset, self.values)
         first_error = next((value for value in given if isinstance(value, UnsupportedError)), None)
         if converter is None:
@@ -240,10 +247,39 @@ class Node:
             raise self.error(f"of opset {self.opset} is not supported, only from opset {since} on")
         if first_error is None:
             self._check_types()
+        axes = self._unwrap()
         value = converter(self)
         self._check_all_read()
-        refused = [self.error(f"has an output {name!r} that is not supported") for name in self.proto.output[1:]]
-        return [value, *refused]
+        if axes and isinstance(value, Tensor):
+            value = rearranged(value.in_file_order(), axes)
+        values = value if isinstance(value, list) else [value]
+        names = self.proto.output
+        refused = [self.error(f"has an output {name!r} that is not supported") for name in names[len(values) :]]
+        return [*values[: len(names)], *refused]
+
+    def _unwrap(self) -> Sequence[Sequence[int]] | None:
+        """Read rearranged inputs with the batch first if the operator is the same for all positions of the last axis.
+
+        Returns the axes of the output in the file, or None if nothing is rearranged, or the operator is another one.
+        """
+        if not any(isinstance(value, Rearranged) for value in self.values) or self.operator not in _ON_FEATURES:
+            return None
+        is_product = self.operator in ("MatMul", "Gemm")
+        if is_product and not isinstance(self.values[1], numpy.ndarray):
+            return None
+        values, found = list(self.values), set[Any]()
+        for i, value in enumerate(self.values):
+            if isinstance(value, Rearranged) and 0 not in value.axes[-1]:
+                features_last = with_features_last(value)
+                values[i] = features_last.tensor
+                found.add(features_last.axes)
+            elif value is not None and not (isinstance(value, numpy.ndarray) and value.ndim <= 1 + is_product):
+                return None
+        if len(found) != 1 or self._given.get("axis", -1) != -1:
+            return None
+        self.values, self.is_unwrapped = values, True
+        (axes,) = found
+        return axes  # type: ignore[no-any-return]
 
     def _check_types(self) -> None:
         """Refuse inputs of types that the operator does not take, or that must be the same and are not."""
@@ -283,7 +319,7 @@ class Node:
         self._attributes_read |= set(names)
         self._inputs_read |= {i for i in range(len(self.values)) if self.schema.input(i).name in names}
 
-    def value(self, index: int) -> Tensor | Constant | ShapeVector | None:
+    def value(self, index: int) -> Tensor | Rearranged | Constant | Varying | None:
         """An input, or None if it is left out."""
         self._inputs_read.add(index)
         value = self.values[index] if index < len(self.values) else None
@@ -295,7 +331,14 @@ class Node:
         """An input that must depend on the graph's input."""
         if isinstance(value := self.value(index), Tensor):
             return value
+        if isinstance(value, Rearranged):
+            raise self.error("is not supported where the batch is not on axis 0")
         raise self.error(f"with a constant as its input {self.schema.input(index).name!r} is not supported")
+
+    def rearranged(self, index: int = 0) -> Tensor | Rearranged:
+        """An input that must depend on the graph's input. Its batch may be on any axis."""
+        value = self.value(index)
+        return value if isinstance(value, Rearranged) else self.tensor(index)
 
     def image(self) -> Tensor:
         """The first input, which must be images, with channels first in the file."""
@@ -319,10 +362,17 @@ class Node:
 
     def sizes(self, index: int, name: str) -> list[Any]:
         """An input that is a vector of integers, some of which may be BATCH."""
+        sizes = self.multiples(index, name)
+        if any(size.of_batch and size.number != 1 for size in sizes):
+            raise self.error(f"has a {name} that has a multiple of the size of the batch")
+        return [BATCH if size.of_batch else size.number for size in sizes]
+
+    def multiples(self, index: int, name: str) -> list[Size]:
+        """An input that is a vector of integers, some of which may be multiples of the size of the batch."""
         value = self.value(index)
-        if isinstance(value, ShapeVector):
-            return [BATCH if batch else int(n) for n, batch in zip(value.numbers, value.batch, strict=True)]
-        return [int(n) for n in self.constant(index, name).reshape(-1)]
+        if isinstance(value, Varying):
+            return value.sizes()
+        return [Size(int(n)) for n in self.constant(index, name).reshape(-1)]
 
     def list_of(self, name: str, index: int) -> list[int] | None:
         """Integers that are an attribute in older opsets and an input in later ones; None if they are left out."""
@@ -338,11 +388,32 @@ class Node:
             raise self.error(f"has axis {axis}, and its input has {axes} axes")
         return axis % axes
 
+    def axes(self, given: Sequence[int], axes: int) -> list[int]:
+        """Some of so many axes, counted from 0, sorted. The batch, axis 0, must not be among them."""
+        found = sorted(self.axis(axis, axes) for axis in given)
+        if 0 in found:
+            raise self.error("over axis 0 is not supported: it is the batch")
+        if len(set(found)) < len(found):
+            raise self.error(f"has the axes {list(given)}, one of them twice")
+        return found
+
     def is_only_reader(self, index: int) -> bool:
         """Whether nothing else reads this tensor, neither by this name nor by that of a node that passes it on."""
         call, readers = self.tensor(index).call, self._reader.readers
-        names = [n for n, value in self._reader.values.items() if isinstance(value, Tensor) and value.call is call]
+        values = self._reader.values.items()
+        same = {n: value.tensor if isinstance(value, Rearranged) else value for n, value in values}
+        names = [n for n, value in same.items() if isinstance(value, Tensor) and value.call is call]
         return sum(readers[name] for name in names) == len(names)
+
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """compute(), but only for the first node with this key, so that nodes with the same weights share a layer."""
+        if key not in self._reader.computed:
+            self._reader.computed[key] = compute()
+        return self._reader.computed[key]
+
+    def is_read(self, index: int) -> bool:
+        """Whether anything reads this output."""
+        return self._reader.readers[self.proto.output[index]] > 0
 
     def source(self, index: int) -> "Node | None":
         """The node that computes an input, for patterns of several nodes."""
@@ -360,8 +431,8 @@ class Node:
         self._inputs_read |= set(range(len(self.values)))
 
 
-#: node → its first output.
-Converter: TypeAlias = Callable[[Node], Value]
+#: node → its first output, or a list of its outputs.
+Converter: TypeAlias = Callable[[Node], Value | list[Value]]
 #: operator → (its converter, the first opset whose form of the operator it knows)
 CONVERTERS: dict[str, tuple[Converter, int]] = {}
 

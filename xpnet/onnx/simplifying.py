@@ -4,7 +4,9 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy
 
 from xpnet import layers
 from xpnet.layers.context import Shape
@@ -17,8 +19,9 @@ _ELEMENTWISE = (layers.Dropout, layers.ELU, layers.GELU, layers.HardSigmoid, lay
 
 def simplified(outputs: Sequence[Call]) -> list[Call]:
     """The outputs, computed with fewer layers that only rearrange, and fewer factors."""
-    new: dict[Call, Call] = {}
-    for call in calls_before(outputs):
+    calls, new = calls_before(outputs), dict[Call, Call]()
+    readers = Counter([*outputs, *(before for call in calls for before in call.inputs)])
+    for call in calls:
         inputs = tuple(new[before] for before in call.inputs)
         match call.layer:
             case layers.Permute(axes=axes):
@@ -27,6 +30,13 @@ def simplified(outputs: Sequence[Call]) -> list[Call]:
                 new[call] = _reshaped(inputs[0], call.shape)
             case layers.Rescale() as rescale:
                 new[call] = _rescaled(inputs[0], rescale)
+            case layers.Dense() if readers[call.inputs[0]] == 1 and _is_unprojected(inputs[0]):
+                new[call] = _projected(inputs[0], call)
+            case layers.Slice(axis=axis):
+                only = readers[call.inputs[0]] == 1
+                new[call] = _sliced(inputs[0], *_bounds(call), axis, only)
+            case layers.Concatenate(axis=axis):
+                new[call] = _concatenated(inputs, axis, call)
             case _:
                 new[call] = dataclasses.replace(call, inputs=inputs) if inputs else call
     return _with_reordered_rows([new[call] for call in outputs])
@@ -59,6 +69,85 @@ def _rescaled(x: Call, new: layers.Rescale) -> Call:
         if new.offset == 0 and last.scale * new.scale == 1:
             return x.inputs[0]
     return Call(new, {}, (x,), x.shape)
+
+
+# Attention ------------------------------------------------------------------------------------------------------------
+
+
+def _is_unprojected(x: Call) -> bool:
+    """Whether x is attention whose output projection is the identity."""
+    if not isinstance(x.layer, layers.MultiHeadAttention) or x.weights.get("output_bias", numpy.zeros(1)).any():
+        return False
+    weight = x.weights["output_weight"]
+    return bool((weight == numpy.eye(len(weight))).all())
+
+
+def _projected(x: Call, dense: Call) -> Call:
+    """Attention with the weights of a Dense layer that follows as its output projection."""
+    weight, bias = dense.weights["weight"], dense.weights.get("bias")
+    if weight.shape[0] != weight.shape[1]:
+        return dataclasses.replace(dense, inputs=(x,))
+    weights, layer = x.weights | {"output_weight": weight}, x.layer
+    if bias is not None:
+        zeros = {f"{part}_bias": numpy.zeros_like(bias) for part in ("query", "key", "value")}
+        weights = zeros | weights | {"output_bias": bias}
+        layer = layers.MultiHeadAttention.from_config({**layer.get_config(), "use_bias": True})
+    return Call(layer, weights, x.inputs, dense.shape)
+
+
+# Parts of an axis -----------------------------------------------------------------------------------------------------
+
+
+def _bounds(call: Call) -> tuple[int, int | None]:
+    """(start, stop) of a Slice, counted from 0 if the size of the axis is known."""
+    slice_, size = call.layer, call.inputs[0].shape[call.layer.axis]
+    return (slice_.start, slice_.stop) if size is None else slice(slice_.start, slice_.stop).indices(size)[:2]
+
+
+def _sliced(x: Call, start: int, stop: int | None, axis: int, only: bool) -> Call:
+    """Elements start to stop - 1 along an axis. only: whether nothing else reads x."""
+    axis, layer, size = axis % len(x.shape), x.layer, x.shape[axis]
+    if (start, stop) == (0, size):
+        return x
+    if axis == 0 and only and isinstance(layer, _RECURRENT) and (start, stop) == _last_step(layer, size):
+        config = layer.get_config()
+        last = type(layer).from_config({**config, "return_sequences": False})
+        return _reshaped(Call(last, x.weights, x.inputs, x.shape[1:]), (1, *x.shape[1:]))
+    if size is not None and stop is not None:
+        if isinstance(layer, layers.Concatenate) and layer.axis % len(x.shape) == axis:
+            for before in x.inputs:  # one of them may contain the whole part
+                if start >= 0 and stop <= before.shape[axis]:
+                    return _sliced(before, start, stop, axis, only=False)
+                start, stop = start - before.shape[axis], stop - before.shape[axis]
+            start, stop = start + size, stop + size
+        if axis == 0 and isinstance(layer, layers.Reshape) and len(x.inputs[0].shape) == 1:
+            step = math.prod(x.shape[1:])
+            part = _sliced(x.inputs[0], start * step, stop * step, 0, only=False)
+            return _reshaped(part, (stop - start, *x.shape[1:]))
+    part = layers.Slice(start, stop, axis)
+    return Call(part, {}, (x,), part.shape_for(x.shape))
+
+
+_RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN)
+
+
+def _last_step(layer: Any, steps: int | None) -> tuple[int, int | None]:
+    """(start, stop) of the step after which a recurrent layer has its last state."""
+    if layer.reverse:
+        return 0, 1
+    return (-1, None) if steps is None else (steps - 1, steps)
+
+
+def _concatenated(inputs: tuple[Call, ...], axis: int, call: Call) -> Call:
+    """Inputs joined along an axis: what they are parts of, if they are all of it, in order."""
+    first = inputs[0].inputs[0] if isinstance(inputs[0].layer, layers.Slice) else None
+    stop: int | None = 0
+    for part in inputs:
+        is_next = isinstance(part.layer, layers.Slice) and part.inputs[0] is first
+        if not is_next or part.layer.axis % len(part.shape) != axis % len(call.shape) or _bounds(part)[0] != stop:
+            return dataclasses.replace(call, inputs=inputs)
+        stop = _bounds(part)[1]
+    return first if first is not None and first.shape == call.shape else dataclasses.replace(call, inputs=inputs)
 
 
 # Flattened images -----------------------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
-"""Values of an ONNX graph: tensors that layers compute, constants, and shapes that contain the size of the batch.
+"""Values of an ONNX graph: tensors that layers compute, constants, and constants that depend on the size of the batch.
 
 ONNX operators expect images with channels first, and xpnet's images have channels last, so every tensor records the
-order of its axes in the file.
+order of its axes in the file. Recurrent operators expect the batch on axis 1, and attention often merges it with the
+heads: such tensors are `Rearranged`.
 """
 
 import copy
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -31,16 +33,49 @@ class _BatchSize:
 BATCH = _BatchSize()
 
 
-class ShapeVector(NamedTuple):
-    """Integers, some of which are the size of the batch, which is not known: where `batch` is 1."""
+#: The batches for which values that depend on the size of the batch are computed.
+BATCH_SIZES = (1, 2, 3, 1009)
 
-    numbers: Constant
-    batch: Constant
+
+class Size(NamedTuple):
+    """The size of an axis: `number`, times the size of the batch if `of_batch`."""
+
+    number: int
+    of_batch: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Varying:
+    """A value that depends only on the size of the batch, such as a shape: what it is for each of BATCH_SIZES."""
+
+    values: tuple[Constant, ...]
 
     @property
     def dtype(self) -> numpy.dtype[Any]:
-        dtype: numpy.dtype[Any] = self.numbers.dtype
+        dtype: numpy.dtype[Any] = self.values[0].dtype
         return dtype
+
+    def sizes(self) -> list[Size]:
+        """The value as sizes of axes. Raises ArgumentError if it is not a vector of them."""
+        columns = zip(*(value.reshape(-1).tolist() for value in self.values), strict=True)
+        return [_size(column) for column in columns]
+
+    def of_one_sample(self) -> Constant | None:
+        """The value for a batch of 1, if a larger batch has it repeated along axis 0; None otherwise."""
+        first = self.values[0]
+        for batch, value in zip(BATCH_SIZES, self.values, strict=True):
+            if value.shape != (batch, *first.shape[1:]) or (value != first).any():
+                return None
+        return first
+
+
+def _size(numbers: Sequence[int]) -> Size:
+    """The size of an axis that is these numbers for BATCH_SIZES."""
+    first = numbers[0]  # for a batch of 1
+    for size in (Size(first), Size(first, of_batch=True)):
+        if all(n == first * (batch if size.of_batch else 1) for n, batch in zip(numbers, BATCH_SIZES, strict=True)):
+            return size
+    raise ArgumentError(f"it computes {', '.join(map(str, numbers))} from batches of {BATCH_SIZES}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,12 +180,97 @@ class Tensor:
         return self.add(layers.Permute((*range(1, axes), 0)), channels_first=True)
 
 
-def joined(layer: Layer, tensors: Sequence[Tensor]) -> Tensor:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rearranged:
+    """A tensor whose batch is not on axis 0 of the file, or shares an axis with features.
+
+    tensor: the same with the batch first, in the order of the file.  axes: for each axis of the file, the axes of the
+    tensor that it consists of, the outermost first. Axis 0 is the batch. Axes of size 1 may be missing.
+    """
+
+    tensor: Tensor
+    axes: tuple[tuple[int, ...], ...]
+
+    @property
+    def dtype(self) -> numpy.dtype[Any]:
+        """The dtype in the file."""
+        return self.tensor.dtype
+
+    @property
+    def sizes(self) -> list[Size]:
+        """The shape in the file, with the batch."""
+        shape = self.tensor.shape
+        return [Size(math.prod(shape[axis - 1] for axis in group if axis), 0 in group) for group in self.axes]
+
+
+def axes_of(x: Tensor | Rearranged) -> Rearranged:
+    """x with a description of its axes."""
+    if isinstance(x, Rearranged):
+        return x
+    return Rearranged(x.in_file_order(), tuple((axis,) for axis in range(len(x.shape) + 1)))
+
+
+def rearranged(tensor: Tensor, axes: Sequence[Sequence[int]]) -> Tensor | Rearranged:
+    """A tensor whose axes, the batch as axis 0, are joined in these groups. One with the batch first is a Tensor.
+
+    Axes of size 1 may be missing. Raises ArgumentError if the batch would be the only axis.
+    """
+    shape = tensor.shape
+    groups = tuple(tuple(axis for axis in group if axis == 0 or shape[axis - 1] != 1) for group in axes)
+    if groups[0] != (0,):
+        return Rearranged(tensor, groups)
+    order = [axis - 1 for group in groups for axis in group if axis]
+    order += [axis for axis in range(len(shape)) if axis not in order]
+    y = tensor if order == sorted(order) else tensor.add(layers.Permute(order))
+    sizes = [math.prod(shape[axis - 1] for axis in group) for group in groups[1:]]
+    return y if sizes == list(y.shape) else reshaped(y, sizes)
+
+
+def with_features_last(x: Rearranged) -> Rearranged:
+    """x with its last axis in the file as the last axis of the tensor. The batch must not be on that axis."""
+    before, features = [axis for group in x.axes[:-1] for axis in group if axis], x.axes[-1]
+    tensor = rearranged(x.tensor, [(0,), *([axis] for axis in before), features])
+    assert isinstance(tensor, Tensor)
+    place = {0: 0} | {axis: 1 + i for i, axis in enumerate(before)}
+    axes = [tuple(place[axis] for axis in group) for group in x.axes[:-1]]
+    return Rearranged(tensor, (*axes, (len(before) + 1,)))
+
+
+def batch_first(x: Tensor | Rearranged) -> tuple[Tensor, int]:
+    """x with the batch first, in the order of the file otherwise, and the axis of the batch in the file.
+
+    Raises ArgumentError if the batch has no axis of its own.
+    """
+    x = axes_of(x)
+    if (0,) not in x.axes:
+        raise ArgumentError("an axis has both the batch and features")
+    position = x.axes.index((0,))
+    first = rearranged(x.tensor, [(0,), *x.axes[:position], *x.axes[position + 1 :]])
+    assert isinstance(first, Tensor)
+    return first, position
+
+
+def with_batch_at(x: Tensor, position: int) -> Tensor | Rearranged:
+    """The reverse of `batch_first`."""
+    if position == 0:
+        return x
+    axes = [(axis,) for axis in range(1, len(x.shape) + 1)]
+    return Rearranged(x.in_file_order(), (*axes[:position], (0,), *axes[position:]))
+
+
+def reshaped(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """x with samples of another shape, in the order of the file. Raises ArgumentError if they have no axis."""
+    if not sizes:
+        raise ArgumentError("it leaves samples without an axis")
+    return x.in_file_order().add(layers.Reshape(sizes) if len(sizes) > 1 else layers.Flatten())
+
+
+def joined(layer: Layer, tensors: Sequence[Tensor], **weights: Constant) -> Tensor:
     """The output of a layer with several inputs, which have one dtype and one order of axes."""
     first = tensors[0]
     _check_floats(first.dtype)
-    shape = _built_shape(layer, [x.shape for x in tensors], {})
-    call = Call(layer, {}, tuple(x.call for x in tensors), shape)
+    shape = _built_shape(layer, [x.shape for x in tensors], weights)
+    call = Call(layer, weights, tuple(x.call for x in tensors), shape)
     return Tensor(call, first.dtype, first.channels_first, settled=True)
 
 
@@ -171,7 +291,7 @@ def calls_before(outputs: Iterable[Call]) -> list[Call]:
 
 def copy_of(layer: Layer) -> Layer:
     """A new layer with the same arguments as one that is not built."""
-    return copy.copy(layer)
+    return copy.deepcopy(layer)
 
 
 def file_shape(shape: Sequence[int], channels_first: bool) -> list[int]:

@@ -33,7 +33,13 @@ class FileTensor:
     def info(self) -> onnx.ValueInfoProto:
         """Its description as an input or output of the file."""
         kind = helper.np_dtype_to_tensor_dtype(self.dtype)
-        return helper.make_tensor_value_info(self.name, kind, ["N", *file_shape(self.shape, self.channels_first)])
+        return helper.make_tensor_value_info(
+            self.name, kind, ["N", *map(self._size, file_shape(self.shape, self.channels_first))]
+        )
+
+    def _size(self, size: int | None) -> int | str:
+        """A size in the file. An open one has a name of its own: tools take equal names for equal sizes."""
+        return f"{self.name}_steps" if size is None else size
 
 
 class GraphWriter:
@@ -46,10 +52,13 @@ class GraphWriter:
         self._constants: dict[str, onnx.TensorProto] = {}
         self._conversions: dict[Any, FileTensor] = {}
 
-    def add_node(self, kind: str, x: FileTensor, *more: str, **attributes: Any) -> FileTensor:
-        """Add a node and return its output, which has the order of axes of x. more: names of further inputs."""
+    def add_node(self, kind: str, x: FileTensor, *more: str, output: int = 0, **attributes: Any) -> FileTensor:
+        """Add a node and return this one of its outputs, which has the order of axes of x.
+
+        more: names of further inputs.
+        """
         name = self._free(f"{kind.lower()}_{len(self._nodes)}")
-        self._nodes.append(helper.make_node(kind, [x.name, *more], [name], name=name, **attributes))
+        self._nodes.append(helper.make_node(kind, [x.name, *more], [*[""] * output, name], name=name, **attributes))
         return replace(x, name=name)
 
     def _free(self, name: str) -> str:
@@ -107,7 +116,7 @@ class GraphWriter:
                 f"layer {layer.path} ({type(layer).__name__}) cannot be exported to ONNX. Replace it with layers of "
                 "xpnet.layers."
             )
-        if kind in (layers.Sequential, Graph):
+        if kind in (layers.Sequential, layers.TransformerBlock, Graph):
             return EXPORTERS[kind](self, layer, x)
         if layer.accepts_integers is not None:
             needed = numpy.dtype("int64") if kind is layers.Embedding else self.dtype

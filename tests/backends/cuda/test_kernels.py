@@ -116,6 +116,40 @@ def test_the_gradient_of_relu_equals_the_formula(guarded, rng, size, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_gelu_and_its_slope_equal_the_reference(guarded, rng, size, dtype):
+    x = numbers(rng, (size,), dtype, special=True)
+    want = [np.empty(size), np.empty(size)]
+    with np.errstate(all="ignore"):
+        REFERENCE.gelu(x.astype("float64"), *want)
+    out, slope = guarded((size,), dtype), guarded((size,), dtype)
+    assert guarded.backend.gelu(guarded((size,), dtype, x), out, slope) is out
+    for got, exact in zip((out, slope), want, strict=True):
+        assert_close(guarded.backend, got, exact, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("vocabulary", "count", "features"), [(1, 1, 1), (3, 300, 5), (7, 1000, 132), (40, 9, 36)])
+def test_rows_added_at_indices_equal_the_reference(guarded, rng, vocabulary, count, features, dtype):
+    rows, grad_rows = rng.integers(vocabulary, size=count), numbers(rng, (count, features), dtype)
+    want = REFERENCE.add_rows_at(grad_rows.astype("float64"), rows, np.empty((vocabulary, features)))
+    arguments = guarded(grad_rows.shape, dtype, grad_rows), guarded(rows.shape, "int64", rows)
+    got, again = (guarded.backend.add_rows_at(*arguments, guarded(want.shape, dtype)) for _ in range(2))
+    assert_close(guarded.backend, got, want, dtype)
+    np.testing.assert_array_equal(*map(guarded.backend.to_numpy, (got, again)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rotated_pairs_equal_the_reference(guarded, rng, dtype):
+    x, (cosines, sines) = numbers(rng, (2, 5, 3, 14), dtype), numbers(rng, (2, 5, 7), dtype)
+    want = REFERENCE.rotate_pairs(x, cosines, sines, np.empty_like(x))
+    in_place = guarded(x.shape, dtype, x)
+    angles = guarded(cosines.shape, dtype, cosines), guarded(sines.shape, dtype, sines)
+    assert_close(guarded.backend, guarded.backend.rotate_pairs(in_place, *angles, guarded(x.shape, dtype)), want, dtype)
+    assert_close(guarded.backend, guarded.backend.rotate_pairs(in_place, *angles, in_place), want, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("source", ["uint8", "real"])
 @pytest.mark.parametrize("size", SIZES)
 def test_rescale_equals_the_reference(guarded, rng, size, source, dtype):
@@ -252,18 +286,50 @@ def test_count_correct_with_ties_and_nan_equals_the_reference(guarded, rng, clas
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [s for s in MATRICES if s[1] > 1])
-def test_normalize_rows_and_its_gradient_equal_the_reference(guarded, rng, shape, dtype):
+@pytest.mark.parametrize("name", ["normalize_rows", "scale_rows"])
+def test_normalized_rows_and_their_gradient_equal_the_reference(guarded, rng, name, shape, dtype):
     x, grad = 3 + 2 * numbers(rng, shape, dtype), numbers(rng, shape, dtype)
-    normal, sigma = np.empty_like(x), np.empty((shape[0], 1), dtype)
-    REFERENCE.normalize_rows(x.astype("float64"), 1e-5, normal, sigma)
+    normal, sigma = np.empty_like(x, "float64"), np.empty((shape[0], 1))
+    getattr(REFERENCE, name)(x.astype("float64"), 1e-5, normal, sigma)
+    normal, sigma = normal.astype(dtype), sigma.astype(dtype)
     backend, device_sigma = guarded.backend, guarded((shape[0], 1), dtype)
-    got = backend.normalize_rows(guarded(shape, dtype, x), 1e-5, guarded(shape, dtype), device_sigma)
+    got = getattr(backend, name)(guarded(shape, dtype, x), 1e-5, guarded(shape, dtype), device_sigma)
     assert_close(backend, got, normal, dtype, 100)
     assert_close(backend, device_sigma, sigma, dtype, 100)
     device_array = guarded(shape, dtype, grad)
     arguments = guarded(shape, dtype, normal), guarded((shape[0], 1), dtype, sigma)
-    want = REFERENCE.normalize_rows_grad(grad, normal, sigma, np.empty_like(grad))
-    assert_close(backend, backend.normalize_rows_grad(device_array, *arguments, out=device_array), want, dtype, 100)
+    want = getattr(REFERENCE, f"{name}_grad")(grad, normal, sigma, np.empty_like(grad))
+    got = getattr(backend, f"{name}_grad")(device_array, *arguments, out=device_array)
+    assert_close(backend, got, want, dtype, 100)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [s for s in MATRICES if s[1] > 1])
+@pytest.mark.parametrize(
+    ("centered", "scaled", "shifted"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_rows_normalized_and_scaled_equal_the_reference(guarded, rng, shape, centered, scaled, shifted, dtype):
+    def forward_and_backward(backend, array):
+        gamma, beta = (array(shape[1:], a) if given else None for a, given in ((rows[0], scaled), (rows[1], shifted)))
+        sums = [array(shape[1:]) if given else None for given in (scaled, shifted)]
+        normal, sigma, out = array(shape), array((shape[0], 1)), array(shape)
+        y = backend.normalize_and_scale(array(shape, x), centered, 1e-5, gamma, beta, normal, sigma, out)
+        back = array(shape)
+        backend.normalize_and_scale_grad(array(shape, grad), centered, gamma, normal, sigma, *sums, back)
+        return [a for a in (y, normal, sigma, back, *sums) if a is not None]
+
+    x, grad, rows = 3 + 2 * numbers(rng, shape, dtype), numbers(rng, shape, dtype), numbers(rng, (2, shape[1]), dtype)
+    want = forward_and_backward(REFERENCE, lambda shape, fill=0: np.full(shape, fill, "float64"))
+    got = forward_and_backward(guarded.backend, lambda shape, fill=None: guarded(shape, dtype, fill))
+    for a, b in zip(got, want, strict=True):
+        assert_close(guarded.backend, a, b, dtype, 100)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equal_features_are_normalized_to_zero(guarded, dtype):
+    x, out, normal, sigma = (guarded((3, 7), dtype, 1e7 / 3) for _ in range(4))
+    guarded.backend.normalize_and_scale(x, True, 1e-5, None, None, normal, sigma[:, :1].copy(), out)
+    assert not guarded.backend.to_numpy(out).any()
 
 
 # Columns --------------------------------------------------------------------------------------------------------------

@@ -63,6 +63,17 @@ template <typename T> static T of_thread(T value, int thread) {
 template <typename T> static T __shfl_xor_sync(unsigned, T value, int lanes) {
     return of_thread(value, (int)(running - threads) ^ lanes);
 }
+static int __ffs(unsigned bits) { return __builtin_ffs(bits); }
+static unsigned __ballot_sync(unsigned, bool value) {
+    static bool given[MAX_THREADS];
+    int self = running - threads, warp = self / 32 * 32;
+    given[self] = value;
+    __syncthreads();
+    unsigned bits = 0;
+    for (int lane = 0; lane < 32; lane++) bits |= (unsigned)given[warp + lane] << lane;
+    __syncthreads();
+    return bits;
+}
 template <typename T> static T __shfl_sync(unsigned, T value, int lane) {
     int self = running - threads;
     return of_thread(value, self - self % 32 + lane % 32);

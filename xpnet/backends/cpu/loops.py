@@ -10,6 +10,16 @@ from typing import Any
 import numpy
 
 from xpnet.backends.cpu.compiling import compiled
+from xpnet.backends.cpu.loops_recurrent import (
+    gru_grad,
+    gru_inner,
+    gru_state,
+    gru_sums,
+    lstm_cell,
+    lstm_grad,
+    lstm_sums,
+    rnn_grad,
+)
 from xpnet.backends.cpu.loops_transformer import (
     attention_probabilities,
     attention_score_grads,
@@ -23,7 +33,8 @@ from xpnet.backends.cpu.loops_transformer import (
 
 __all__ = [
     "attention_probabilities", "attention_score_grads", "attention_scores", "attention_scores_again", "gelu",
-    "gelu_exponents", "normalize_and_scale", "normalize_and_scale_grad",
+    "gelu_exponents", "gru_grad", "gru_inner", "gru_state", "gru_sums", "lstm_cell", "lstm_grad", "lstm_sums",
+    "normalize_and_scale", "normalize_and_scale_grad", "rnn_grad",
 ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from numpy import ndarray
 
 from xpnet.backends.arrays import Array, DType
 from xpnet.backends.cpu.attention import CPUAttention
+from xpnet.backends.cpu.recurrent import CPURecurrent
 from xpnet.backends.cpu.thread_pool import ThreadPool
 from xpnet.backends.reference import Backend
 from xpnet.backends.reference.updates import Runs
@@ -81,7 +82,7 @@ def by_rows(formula: F, *batched: str) -> F:
     return cast(F, operator)
 
 
-class CPUOperators(CPUAttention):
+class CPUOperators(CPUAttention, CPURecurrent):
     """A backend on NumPy with a thread pool and compiled loops."""
 
     #: The patches of a convolution are made, used and dropped in chunks of this size: about a core's level-2 cache.

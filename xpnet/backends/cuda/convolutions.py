@@ -6,23 +6,22 @@ compiled when it is first used.
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy
 
 from xpnet.backends.arrays import Array
-from xpnet.backends.cuda.kernels import Kernels
+from xpnet.backends.cuda.kernels import read_source
 from xpnet.backends.cuda.matmul import CUDAMatmul
 from xpnet.backends.reference.windows import Windows
 
-TEMPLATES = Path(__file__).with_name("convolutions.cu").read_text(encoding="utf-8")
+TEMPLATES = read_source("instructions.cu", "convolutions.cu")
 
 _FLOAT32 = numpy.dtype("float32")
 _ALIGNMENT = 16  # bytes: kernels load four numbers at once
 _MANY = 2**31  # elements: the kernels count in 32 bits
 _MULTIPROCESSORS = 132  # of an H200
-_FIRST_CAPABILITY = 8  # with the tensor cores that convolutions.cu uses
+_FIRST_CAPABILITY = 8  # with the tensor cores that instructions.cu uses
 _CONVOLVE = (
     "const float* images, const float* weight, const float* bias, int relu, const float* mask, int count, "
     "int channels, int columns, Windows windows, float* out"
@@ -173,10 +172,6 @@ def _by_columns(columns: int, narrow: Tile, middle: Tile, wide: Tile) -> Tile:
 class CUDAConvolutions(CUDAMatmul):
     """A backend on CuPy whose kernels for convolutions gather the patches themselves."""
 
-    def __init__(self, name: str, xp: Any) -> None:
-        super().__init__(name, xp)
-        self._convolution_kernels: dict[Kernel, Kernels] = {}
-
     def convolve(self, x: Array, weight: Array, bias: Array | None, windows: Windows, relu: bool, out: Array) -> Array:
         kernel = self.convolution_kernel("convolve", x, weight, windows, out)
         if kernel is None or not self._can_load(bias):
@@ -265,12 +260,7 @@ class CUDAConvolutions(CUDAMatmul):
         return out
 
     def _launch(self, kernel: Kernel, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
-        kernels = self._convolution_kernels.get(kernel)
-        if kernels is None:
-            kernels = self._convolution_kernels[kernel] = Kernels(
-                self.xp, self.launch_kernel, TEMPLATES + kernel.definition
-            )
-        kernels.launch(kernel.name, _FLOAT32, grid, kernel.block, arguments)
+        self.instances(kernel, TEMPLATES).launch(kernel.name, _FLOAT32, grid, kernel.block, arguments)
 
 
 def _transposed(windows: Windows) -> Windows:

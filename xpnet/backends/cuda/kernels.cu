@@ -323,6 +323,50 @@ KERNEL gather_bytes(const Byte* a, const Index* rows, Index n, Index size, real*
     FOR_EACH(i, n) out[i] = (real)a[rows[quotient(i, size)] * size + remainder_of(i, size)];
 }
 
+// Sums of rows at equal indices. Block (i, j) computes row i of out, in WIDTH columns for each lane; `by_position`, that of
+// the index at position i, if it is the first of its kind. Each of the 8 warps adds, in order, the rows of a part of the
+// indices. Lanes compare 32 indices at a time.
+template <int WIDTH>
+__device__ void add_rows_at_by(const real* grad_rows, const Index* rows, int count, Index columns, bool by_position,
+                               real* out) {
+    const int BATCH = 4;  // rows that are loaded before they are added
+    __shared__ Vector<real, WIDTH> parts[8][32];
+    __shared__ bool repeated;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, position = blockIdx.x;
+    Index row = by_position ? rows[position] : position, column = (blockIdx.y * (Index)32 + lane) * WIDTH;
+    int part = (count + 255) / 256 * 32;  // of the indices, for a warp
+    if (threadIdx.x == 0) repeated = false;
+    __syncthreads();
+    Vector<real, WIDTH> sum = {};
+    for (int first = warp * part, step = 0; step < part; first += 32, step += 32) {
+        Word found = __ballot_sync(0xffffffff, first + lane < count && rows[first + lane] == row);
+        if (by_position && found && first + __ffs(found) - 1 < position) repeated = true;
+        while (found) {
+            Vector<real, WIDTH> loaded[BATCH] = {};
+            for (int b = 0; b < BATCH && found; b++, found &= found - 1) {
+                const real* from = grad_rows + (first + __ffs(found) - 1) * columns + column;
+                if (column < columns) loaded[b] = load<WIDTH>(from);
+            }
+            for (int b = 0; b < BATCH; b++) {
+                for (int k = 0; k < WIDTH; k++) sum.at[k] += loaded[b].at[k];
+            }
+        }
+    }
+    parts[warp][lane] = sum;
+    __syncthreads();
+    if (warp != 0 || column >= columns || repeated) return;
+    for (int other = 1; other < 8; other++) {
+        for (int k = 0; k < WIDTH; k++) sum.at[k] += parts[other][lane].at[k];
+    }
+    store(out + row * columns + column, sum);
+}
+
+KERNEL add_rows_at(const real* grad_rows, const Index* rows, int count, Index columns, int width, int by_position,
+                   real* out) {
+    if (width == 4) add_rows_at_by<4>(grad_rows, rows, count, columns, by_position != 0, out);
+    else add_rows_at_by<1>(grad_rows, rows, count, columns, by_position != 0, out);
+}
+
 // Elements -----------------------------------------------------------------------------------------------------------
 
 KERNEL rescale_bytes(const Byte* x, Index n, real scale, real offset, real* out) {
@@ -405,12 +449,44 @@ KERNEL elementwise(Operations operations, int count, Index n, real* out) {
     }
 }
 
+__device__ real sigmoid_of(real x) { return exp(x < 0 ? x : (real)0) / (1 + exp(-fabs(x))); }
+
 KERNEL sigmoid(const real* x, Index n, real* out) {
-    FOR_EACH(i, n) out[i] = exp(x[i] < 0 ? x[i] : (real)0) / (1 + exp(-fabs(x[i])));
+    FOR_EACH(i, n) out[i] = sigmoid_of(x[i]);
 }
 
 KERNEL softplus(const real* x, Index n, real* out) {
     FOR_EACH(i, n) out[i] = (x[i] > 0 ? x[i] : (real)0) + log1p(exp(-fabs(x[i])));
+}
+
+template <int WIDTH> __device__ void gelu_by(const real* x, Index at, real* out, real* slope) {
+    Vector<real, WIDTH> value = load<WIDTH>(x + at), derivative;
+    for (int k = 0; k < WIDTH; k++) {
+        real a = value.at[k], near = a < -40 ? (real)-40 : a > 40 ? (real)40 : a;  // beyond them φ is 0
+        real phi = (real)0.5 * erfc(a * (real)-0.70710678118654752);
+        derivative.at[k] = near * exp((real)-0.5 * near * near) * (real)0.39894228040143268 + phi;
+        value.at[k] = (a < -40 ? near : a) * phi;
+    }
+    store(out + at, value);
+    store(slope + at, derivative);
+}
+
+KERNEL gelu(const real* x, Index n, real* out, real* slope) {
+    Index vectors = aligned(x) && aligned(out) && aligned(slope) ? n / 4 : 0;
+    FOR_EACH(i, vectors) gelu_by<4>(x, 4 * i, out, slope);
+    FOR_EACH(i, n - 4 * vectors) gelu_by<1>(x, 4 * vectors + i, out, slope);
+}
+
+// Rotates pairs of elements that are `half` apart, by the angles of their step. n: the number of pairs.
+KERNEL rotate_pairs(const real* x, const real* cosines, const real* sines, Index n, Index steps, Index heads,
+                    Index half, real* out) {
+    FOR_EACH(i, n) {
+        Index row = quotient(i, half), place = i - row * half, first = 2 * row * half + place, second = first + half;
+        Index angle = remainder_of(quotient(row, heads), steps) * half + place;
+        real a = x[first], b = x[second];
+        out[first] = a * cosines[angle] - b * sines[angle];
+        out[second] = a * sines[angle] + b * cosines[angle];
+    }
 }
 
 KERNEL add_to_rows(const real* row, Index n, Index columns, real* out) {
@@ -761,6 +837,128 @@ KERNEL normalize_rows_grad(const real* grad, const real* normal, const real* sig
     }
 }
 
+// out = x / σ in each row, with σ = √(mean(x²) + epsilon).
+KERNEL scale_rows(const real* x, Index rows, Index columns, double epsilon, real* out, real* sigma) {
+    FOR_EACH_ROW(i, rows) {
+        const real* row = x + i * columns;
+        double squares = 0;
+        FOR_EACH_COLUMN(j, columns) squares += (double)row[j] * row[j];
+        double size = sqrt(over_block(squares, Add()) / columns + epsilon);
+        FOR_EACH_COLUMN(j, columns) out[i * columns + j] = row[j] / size;
+        if (threadIdx.x == 0) sigma[i] = size;
+    }
+}
+
+// out = (g - x̂ · mean(g · x̂)) / σ in each row, with x̂ = normal. out may be grad.
+KERNEL scale_rows_grad(const real* grad, const real* normal, const real* sigma, Index rows, Index columns, real* out) {
+    FOR_EACH_ROW(i, rows) {
+        const real *g = grad + i * columns, *x = normal + i * columns;
+        double products = 0;
+        FOR_EACH_COLUMN(j, columns) products += (double)g[j] * x[j];
+        double slope = over_block(products, Add()) / columns;
+        FOR_EACH_COLUMN(j, columns) out[i * columns + j] = (g[j] - x[j] * slope) / sigma[i];
+    }
+}
+
+// Normalized rows with gamma and beta, each of which may be null. Each of the 8 warps of a block computes a row at a time.
+// If the rows are not `centered`, their mean counts as 0.
+
+__device__ double over_warp(double value) {
+    for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(0xffffffff, value, lanes);
+    return value;
+}
+
+// work(row, columns) for each row of this warp. A warp without a row gets no columns: it only waits for the others.
+template <typename Work> __device__ void for_each_row_of_warp(Index rows, Index columns, Work work) {
+    for (Index first = blockIdx.x * (Index)8; first < rows; first += gridDim.x * (Index)8) {
+        Index row = first + threadIdx.x / 32;
+        if (row < rows) work(row, columns);
+        else work((Index)0, (Index)0);
+    }
+}
+
+#define FOR_EACH_OF_WARP(j, columns, width) \
+    for (Index j = threadIdx.x % 32 * width; j < (columns); j += 32 * width)
+
+template <int WIDTH>
+__device__ void normalize_and_scale_by(const real* x, bool centered, Index rows, Index columns, double epsilon,
+                                       const real* gamma, const real* beta, real* normal, real* sigma, real* out) {
+    for_each_row_of_warp(rows, columns, [=](Index row, Index end) {
+        Index start = row * columns;
+        double origin = centered ? (double)x[start] : 0.0, sum = 0, squares = 0;  // so that equal numbers give 0
+        FOR_EACH_OF_WARP(j, end, WIDTH) {
+            Vector<real, WIDTH> values = load<WIDTH>(x + start + j);
+            for (int k = 0; k < WIDTH; k++) sum += values.at[k] - origin;
+        }
+        double mean = centered ? over_warp(sum) / columns : 0.0;
+        FOR_EACH_OF_WARP(j, end, WIDTH) {
+            Vector<real, WIDTH> values = load<WIDTH>(x + start + j);
+            for (int k = 0; k < WIDTH; k++) squares += (values.at[k] - origin - mean) * (values.at[k] - origin - mean);
+        }
+        double size = sqrt(over_warp(squares) / columns + epsilon), inverse = 1 / size;
+        FOR_EACH_OF_WARP(j, end, WIDTH) {
+            Vector<real, WIDTH> values = load<WIDTH>(x + start + j), factors, terms;
+            if (gamma) factors = load<WIDTH>(gamma + j);
+            if (beta) terms = load<WIDTH>(beta + j);
+            for (int k = 0; k < WIDTH; k++) values.at[k] = (values.at[k] - origin - mean) * inverse;
+            store(normal + start + j, values);
+            for (int k = 0; k < WIDTH && gamma; k++) values.at[k] *= factors.at[k];
+            for (int k = 0; k < WIDTH && beta; k++) values.at[k] += terms.at[k];
+            store(out + start + j, values);
+        }
+        if (end > 0 && threadIdx.x % 32 == 0) sigma[row] = size;
+    });
+}
+
+KERNEL normalize_and_scale(const real* x, int centered, Index rows, Index columns, int width, double epsilon,
+                           const real* gamma, const real* beta, real* normal, real* sigma, real* out) {
+    if (width == 4) {
+        normalize_and_scale_by<4>(x, centered != 0, rows, columns, epsilon, gamma, beta, normal, sigma, out);
+    } else {
+        normalize_and_scale_by<1>(x, centered != 0, rows, columns, epsilon, gamma, beta, normal, sigma, out);
+    }
+}
+
+// The gradient of x, with h = grad · gamma: out = (h - mean(h) - x̂ · mean(h · x̂)) / σ.
+template <int WIDTH>
+__device__ void normalize_and_scale_grad_by(const real* grad, bool centered, Index rows, Index columns,
+                                            const real* gamma, const real* normal, const real* sigma, real* out) {
+    for_each_row_of_warp(rows, columns, [=](Index row, Index end) {
+        Index start = row * columns;
+        auto scaled = [=](Index j) {
+            Vector<real, WIDTH> h = load<WIDTH>(grad + start + j), factors;
+            if (gamma) factors = load<WIDTH>(gamma + j);
+            for (int k = 0; k < WIDTH && gamma; k++) h.at[k] *= factors.at[k];
+            return h;
+        };
+        double sum = 0, products = 0, origin = 0;
+        if (centered) origin = grad[start] * (gamma ? gamma[0] : (real)1);
+        FOR_EACH_OF_WARP(j, end, WIDTH) {
+            Vector<real, WIDTH> h = scaled(j), unit = load<WIDTH>(normal + start + j);
+            for (int k = 0; k < WIDTH; k++) {
+                sum += h.at[k];
+                products += (h.at[k] - origin) * unit.at[k];  // mean(origin · x̂) is 0, but not for a rounded x̂
+            }
+        }
+        double mean = centered ? over_warp(sum) / columns : 0.0, slope = over_warp(products) / columns;
+        double inverse = 1 / (double)sigma[row];
+        FOR_EACH_OF_WARP(j, end, WIDTH) {
+            Vector<real, WIDTH> h = scaled(j), unit = load<WIDTH>(normal + start + j);
+            for (int k = 0; k < WIDTH; k++) h.at[k] = (h.at[k] - mean - unit.at[k] * slope) * inverse;
+            store(out + start + j, h);
+        }
+    });
+}
+
+KERNEL normalize_and_scale_grad(const real* grad, int centered, Index rows, Index columns, int width,
+                                const real* gamma, const real* normal, const real* sigma, real* out) {
+    if (width == 4) {
+        normalize_and_scale_grad_by<4>(grad, centered != 0, rows, columns, gamma, normal, sigma, out);
+    } else {
+        normalize_and_scale_grad_by<1>(grad, centered != 0, rows, columns, gamma, normal, sigma, out);
+    }
+}
+
 // Sums over the rows -------------------------------------------------------------------------------------------------
 // Each thread sums every blockDim.y-th of part_rows rows, of WIDTH columns. The block that finishes last of those with
 // the same columns adds the sums of all parts in their order. `tickets` counts the finished blocks; it is 0 between
@@ -925,12 +1123,15 @@ KERNEL relu_grad_sum_rows_in_16_bits(const unsigned short* grad, const unsigned 
     });
 }
 
+// `center` of the sums of products may be null, for 0.
+__device__ real center_at(const real* center, Index j) { return center ? center[j] : (real)0; }
+
 template <int WIDTH>
 __device__ void sum_products_by(const real* a, const real* b, const real* center, Index rows, Index columns,
                                 Index part_rows, double* parts, Word* tickets, real* out) {
     auto load_row = [=](Index i, Index j) { return load_pair<WIDTH>(a + i * columns + j, b + i * columns + j); };
     auto add = [=](Index, Index j, const Pair<WIDTH>& x, Sums<WIDTH>& sums) {
-        for (int k = 0; k < WIDTH; k++) sums.at[k] += (double)x.a.at[k] * ((double)x.b.at[k] - center[j + k]);
+        for (int k = 0; k < WIDTH; k++) sums.at[k] += (double)x.a.at[k] * ((double)x.b.at[k] - center_at(center, j + k));
     };
     auto finish = [=](Index j, const Sums<WIDTH>& sums) { store_sums(out + j, sums); };
     sum_over_rows<WIDTH, WIDTH>(rows, columns, part_rows, parts, tickets, load_row, add, finish);
@@ -948,7 +1149,7 @@ __device__ void sum_rows_and_products_by(const real* a, const real* b, const rea
     auto add = [=](Index, Index j, const Pair<WIDTH>& x, Sums<2 * WIDTH>& totals) {
         for (int k = 0; k < WIDTH; k++) {
             totals.at[k] += x.a.at[k];
-            totals.at[WIDTH + k] += (double)x.a.at[k] * ((double)x.b.at[k] - center[j + k]);
+            totals.at[WIDTH + k] += (double)x.a.at[k] * ((double)x.b.at[k] - center_at(center, j + k));
         }
     };
     auto finish = [=](Index j, const Sums<2 * WIDTH>& totals) {
@@ -1258,20 +1459,7 @@ KERNEL sum_pool_grad(const real* grad, Word n, Windows windows, Axes axes, int w
     WITH_WIDTH(width, sum_pool_grad_by, grad, n, windows, axes, out);
 }
 
-// Random numbers: the hash of ../reference/random.py, bit for bit ----------------------------------------------------
-
-__device__ Word hash32(Word h) {
-    h ^= h >> 16;
-    h *= 0x7FEB352Du;
-    h ^= h >> 15;
-    h *= 0x846CA68Bu;
-    return h ^ h >> 16;
-}
-
-__device__ Word random_word(Word word, Index row, Index column) {
-    Word row_hash = hash32(hash32((Word)(row >> 32) ^ word) ^ (Word)row);
-    return hash32(row_hash ^ hash32((Word)column ^ hash32(word ^ 0x9E3779B9u)));
-}
+// Random numbers -----------------------------------------------------------------------------------------------------
 
 KERNEL random_bits(const double* word, Index first_row, Index n, Index columns, Word* out) {
     FOR_EACH(i, n) out[i] = random_word((Word)*word, first_row + quotient(i, columns), remainder_of(i, columns));

@@ -10,7 +10,13 @@ import numpy
 
 from xpnet.backends.arrays import DType
 
-SOURCE = Path(__file__).with_name("kernels.cu").read_text(encoding="utf-8")
+
+def read_source(*names: str) -> str:
+    """The text of these files of this folder, one after the other."""
+    return "".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names)
+
+
+SOURCE = read_source("random.cu", "kernels.cu", "recurrent.cu")
 
 REALS = {numpy.dtype("float32"): "float", numpy.dtype("float64"): "double"}
 
@@ -23,8 +29,8 @@ _SIZES = {"Byte": 1, "unsigned short": 2, "int": 4, "Word": 4, "Index": 8, "unsi
 _FLOATS = {"float": numpy.dtype("float32"), "double": numpy.dtype("float64")}
 _SCALARS = {"int": numpy.int32, "Word": numpy.uint32, "Index": numpy.int64, "double": numpy.float64}
 _STRUCTS = {  # all fields have this type
-    "Axes": numpy.uint32, "Numbers": numpy.float64, "Operations": numpy.int64, "Step": numpy.int64,
-    "Windows": numpy.int32,
+    "Attention": numpy.int32, "Axes": numpy.uint32, "Heads": numpy.int64, "Numbers": numpy.float64,
+    "Operations": numpy.int64, "Step": numpy.int64, "Windows": numpy.int32,
 }  # fmt: skip
 _KERNEL = r"KERNEL (?:__launch_bounds__\([\d, ]+\) )?(\w+)\(([^)]*)\)"  # its name and its arguments
 _NULL = numpy.uint64(0)

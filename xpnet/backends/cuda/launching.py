@@ -20,6 +20,7 @@ from xpnet.backends.cuda.driver import load as load_driver
 from xpnet.backends.cuda.graphs import CapturedGraph, StepCells
 from xpnet.backends.cuda.kernels import BLOCK, CELL_SIZE, REALS, Kernels
 from xpnet.backends.reference import Backend
+from xpnet.backends.reference.random import step_word
 from xpnet.concurrency.interrupts import recoverable
 from xpnet.errors import CaptureError
 
@@ -36,6 +37,8 @@ _OTHER_DTYPES = {  # of arguments that do not have the dtype of the others
     "choice": (numpy.dtype("uint8"), numpy.dtype("int32")),
     "correct": _INT64,
     "loss_sum": (numpy.dtype("float64"),),
+    "mask": (numpy.dtype("bool"),),
+    "rows": _INT64,
 }
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -112,6 +115,7 @@ class KernelLauncher(Backend):
         self._driver: Driver | None = None  # until `driver` has been asked for
         self._compile_watch = watch(xp)  # before any kernel is compiled
         self.kernels = Kernels(xp, self.launch_kernel)
+        self._instances: dict[Any, Kernels] = {}
         self.thread = _ThreadState()
         self._shared_stream: Any = None
         self.shared_stream_lock = threading.Lock()
@@ -202,6 +206,16 @@ class KernelLauncher(Backend):
                 self._driver.launch(kernel, grid, block, arguments, shared_bytes, stream.ptr)
                 return
         kernel(grid, block, arguments, shared_mem=shared_bytes)
+
+    def instances(self, kernel: Any, templates: str) -> Kernels:
+        """The module of a kernel that is an instance of a template, `kernel.definition`. It is compiled once."""
+        if kernel not in self._instances:
+            self._instances[kernel] = Kernels(self.xp, self.launch_kernel, templates + kernel.definition)
+        return self._instances[kernel]
+
+    def step_word(self, key: Sequence[int]) -> Array:
+        """The word from which the noise of a step is hashed, in device memory. key: as in `random_bits`."""
+        return self.step_numbers(functools.partial(step_word, tuple(key[:-1])), key[-1])
 
     def log_unavailable(self, what: str, error: Exception) -> str:
         reason = f"{what} ({type(error).__name__}: {error})"

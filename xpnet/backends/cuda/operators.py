@@ -8,18 +8,20 @@ from typing import Any
 import numpy
 
 from xpnet.backends.arrays import Array
+from xpnet.backends.cuda.attention import CUDAAttention
 from xpnet.backends.cuda.convolutions import CUDAConvolutions
 from xpnet.backends.cuda.cublas import HalfMatrix
 from xpnet.backends.cuda.graphs import NO_STEP, STEP_THREADS
 from xpnet.backends.cuda.kernels import BLOCK, REALS, axes, signatures
 from xpnet.backends.cuda.launching import MOST_BLOCKS, VECTOR, by_kernel, fused, power_of_two
+from xpnet.backends.cuda.recurrent import CUDARecurrent
 from xpnet.backends.reference import Backend
 from xpnet.backends.reference.fused import MOST_OPERATIONS, OPERATIONS
-from xpnet.backends.reference.random import step_word
 from xpnet.backends.reference.updates import Numbers, Runs
 from xpnet.backends.reference.windows import Windows
 
 _INT64 = numpy.dtype("int64")
+_LANES = 32  # of a warp
 _MANY = 2**31  # elements: the kernels of windows count in 32 bits
 _MOST_CLASSES, _MOST_DEPTH, _MOST_INPUTS = 16, 2**11, 2**20  # of `dense_cross_entropy`; for more, products are faster
 _SINGLE_BLOCK = 2**13  # logits of `cross_entropy_sums`; for more, several blocks work, and another kernel adds losses
@@ -27,7 +29,7 @@ _SINGLE_BLOCK = 2**13  # logits of `cross_entropy_sums`; for more, several block
 fused_windows = functools.partial(fused, below=_MANY)
 
 
-class CUDAOperators(CUDAConvolutions):
+class CUDAOperators(CUDAAttention, CUDAConvolutions, CUDARecurrent):
     """A backend on CuPy, with kernels."""
 
     def __init__(self, name: str, xp: Any) -> None:
@@ -40,6 +42,7 @@ class CUDAOperators(CUDAConvolutions):
     relu_grad = by_kernel(Backend.relu_grad, each=VECTOR)
     sigmoid = by_kernel(Backend.sigmoid)
     softplus = by_kernel(Backend.softplus)
+    gelu = by_kernel(Backend.gelu, each=VECTOR)
     scale_shift = by_kernel(Backend.scale_shift, each=VECTOR)
     combine = by_kernel(Backend.combine, each=VECTOR)
 
@@ -64,12 +67,64 @@ class CUDAOperators(CUDAConvolutions):
                 return self.launch("gather_bytes", out, a=a, rows=rows, size=size)
         return super().gather(a, rows, out)
 
+    @fused
+    def add_rows_at(self, grad_rows: Array, rows: Array, out: Array) -> Array:
+        vocabulary, features = out.shape
+        width = self.width_of(features, grad_rows, out)
+        by_position = vocabulary > len(rows)
+        if by_position:
+            out[...] = 0.0
+        blocks = min(vocabulary, len(rows)), -(-features // (_LANES * width))
+        sizes = {"count": len(rows), "columns": features, "width": width, "by_position": int(by_position)}
+        arguments = {"grad_rows": grad_rows, "rows": rows, "out": out, **sizes}
+        self.kernels.launch("add_rows_at", out.dtype, blocks, (BLOCK,), arguments)
+        return out
+
+    @fused
+    def rotate_pairs(self, x: Array, cosines: Array, sines: Array, out: Array) -> Array:
+        steps, heads, half = x.shape[1], x.shape[2], cosines.shape[1]
+        arguments = {"cosines": cosines, "sines": sines, "n": x.size // 2, "steps": steps, "heads": heads, "half": half}
+        return self.launch("rotate_pairs", out, x=x, **arguments)
+
     # Rows ------------------------------------------------------------------------------------------------------------
 
     softmax = by_kernel(Backend.softmax, rowwise=True)
     log_softmax = by_kernel(Backend.log_softmax, rowwise=True)
     normalize_rows = by_kernel(Backend.normalize_rows, rowwise=True)
     normalize_rows_grad = by_kernel(Backend.normalize_rows_grad, rowwise=True)
+    scale_rows = by_kernel(Backend.scale_rows, rowwise=True)
+    scale_rows_grad = by_kernel(Backend.scale_rows_grad, rowwise=True)
+
+    @fused
+    def normalize_and_scale(
+        self, x: Array, centered: bool, epsilon: float, gamma: Array | None, beta: Array | None, normal: Array,
+        sigma: Array, out: Array,
+    ) -> Array:  # fmt: skip
+        arrays = {"x": x, "gamma": gamma, "beta": beta, "normal": normal, "out": out}
+        return self._launch_rows_of_warps("normalize_and_scale", centered, sigma, epsilon=epsilon, **arrays)
+
+    @fused
+    def normalize_and_scale_grad(
+        self, grad: Array, centered: bool, gamma: Array | None, normal: Array, sigma: Array, grad_gamma: Array | None,
+        grad_beta: Array | None, out: Array,
+    ) -> Array:  # fmt: skip
+        if grad_gamma is not None and grad_beta is not None:
+            self._sum_rows_and_products(grad, normal, None, grad_beta, grad_gamma)
+        elif grad_gamma is not None:
+            self._sum_products(grad, normal, None, grad_gamma)
+        elif grad_beta is not None:
+            self.sum_rows(grad, grad_beta)
+        arrays = {"grad": grad, "gamma": gamma, "normal": normal, "out": out}
+        return self._launch_rows_of_warps("normalize_and_scale_grad", centered, sigma, **arrays)
+
+    def _launch_rows_of_warps(self, name: str, centered: bool, sigma: Array, **given: Any) -> Array:
+        """Launch a kernel with a warp for each row. given: out, arrays with its shape or that of a row, numbers."""
+        out = given["out"]
+        rows, columns = out.shape
+        width = self.width_of(columns, *[a for a in given.values() if isinstance(a, self.xp.ndarray)])
+        blocks = min(-(-rows * _LANES // BLOCK), 2**16)
+        sizes = {"rows": rows, "columns": columns, "width": width, "centered": int(centered)}
+        return self.launch(name, out, blocks=blocks, sigma=sigma, **sizes, **given)
 
     @fused
     def cross_entropy(
@@ -99,6 +154,9 @@ class CUDAOperators(CUDAConvolutions):
 
     @fused
     def sum_products(self, a: Array, b: Array, center: Array, out: Array) -> Array:
+        return self._sum_products(a, b, center, out)
+
+    def _sum_products(self, a: Array, b: Array, center: Array | None, out: Array) -> Array:
         self.launch_column_sums("sum_products", a, a=a, b=b, center=center, out=out)
         return out
 
@@ -144,6 +202,9 @@ class CUDAOperators(CUDAConvolutions):
 
     @fused
     def sum_rows_and_products(self, a: Array, b: Array, center: Array, sums: Array, products: Array) -> None:
+        self._sum_rows_and_products(a, b, center, sums, products)
+
+    def _sum_rows_and_products(self, a: Array, b: Array, center: Array | None, sums: Array, products: Array) -> None:
         arrays = {"a": a, "b": b, "center": center, "sums": sums, "products": products}
         self.launch_column_sums("sum_rows_and_products", a, per_column=2, **arrays)
 
@@ -263,16 +324,13 @@ class CUDAOperators(CUDAConvolutions):
         if self.kernels_unavailable or not rows * columns:
             return super().random_bits(key, rows, columns, first_row)
         out = self.xp.empty((rows, columns), dtype=numpy.uint32)
-        return self.launch("random_bits", out, word=self._word(key), first_row=first_row)
+        return self.launch("random_bits", out, word=self.step_word(key), first_row=first_row)
 
     @fused
     def dropout_mask(self, key: Sequence[int], rate: float, out: Array, first_row: int = 0) -> Array:
         threshold, kept = int(rate * 2**32), 1.0 / (1.0 - rate)
-        word = self._word(key)
+        word = self.step_word(key)
         return self.launch("dropout_mask", out, word=word, first_row=first_row, threshold=threshold, kept=kept)
-
-    def _word(self, key: Sequence[int]) -> Array:
-        return self.step_numbers(functools.partial(step_word, tuple(key[:-1])), key[-1])
 
     # Updates ---------------------------------------------------------------------------------------------------------
 
