@@ -100,9 +100,8 @@ def test_a_sequence_can_be_read_in_parts(backend, rng, kind):
     layer.build((None, F), backend=backend, seed=0, dtype="float64")
     x = backend.asarray(rng.normal(size=(N, T, F)))
     whole = backend.to_numpy(layer.forward(x)).copy()
-    layer.context.continuation, parts = Continuation(backend, T), []
-    for part in (x[:, :2], x[:, 2:3], x[:, 3:]):
-        parts.append(backend.to_numpy(layer.forward(part)).copy())
+    layer.context.continuation = Continuation(backend, T)
+    parts = [backend.to_numpy(layer.forward(part)).copy() for part in (x[:, :2], x[:, 2:3], x[:, 3:])]
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=1e-13)
     assert layer.causal and not kind(UNITS, reverse=True).causal
 
