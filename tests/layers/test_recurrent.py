@@ -13,6 +13,7 @@ from xpnet import layers
 from xpnet.backends import get_backend
 from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError
 from xpnet.initializers import ForgetGate
+from xpnet.layers.past import Continuation
 from xpnet.training import captured_step
 
 N, T, F, UNITS = 4, 5, 3, 2
@@ -99,16 +100,10 @@ def test_a_sequence_can_be_read_in_parts(backend, rng, kind):
     layer.build((None, F), backend=backend, seed=0, dtype="float64")
     x = backend.asarray(rng.normal(size=(N, T, F)))
     whole = backend.to_numpy(layer.forward(x)).copy()
-    state, parts = None, []
-    for part in (x[:, :2], x[:, 2:3], x[:, 3:]):
-        y, state = layer.forward_from(part, state)
-        parts.append(backend.to_numpy(y).copy())
+    layer.context.continuation = Continuation(backend, T)
+    parts = [backend.to_numpy(layer.forward(part)).copy() for part in (x[:, :2], x[:, 2:3], x[:, 3:])]
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=1e-13)
-    np.testing.assert_array_equal(backend.to_numpy(state[0]), parts[-1][:, -1])
-    backward = kind(UNITS, reverse=True)
-    backward.build((None, F))
-    with pytest.raises(ArgumentError, match="reads sequences from their end, so it cannot continue one"):
-        backward.forward_from(x, None)
+    assert layer.causal and not kind(UNITS, reverse=True).causal
 
 
 def test_bidirectional_joins_a_layer_and_its_copy_that_reads_backward(rng):
