@@ -218,13 +218,14 @@ def open_sequences(file: onnx.ModelProto) -> OpenShapes | None:
     constants, shapes, names = {c.name for c in file.graph.initializer}, [], []
     for value in file.graph.input:
         if value.name not in constants:
-            sizes = [d.dim_value if d.dim_value > 0 else None for d in value.type.tensor_type.shape.dim][1:]
+            dims = value.type.tensor_type.shape.dim[1:]
+            sizes = [d.dim_value if d.HasField("dim_value") else None for d in dims]
             dtype = schemas.float_or_integer(value.type.tensor_type.elem_type)
             is_sequence = len(sizes) == 2 or (len(sizes) == 1 and dtype is not None and dtype.kind in "iu")
-            if not is_sequence or None in sizes[1:]:
+            if not is_sequence or 0 in sizes or None in sizes[1:]:
                 return None
             shapes.append(tuple(sizes))
-            names.append(value.type.tensor_type.shape.dim[1].dim_param or value.name)
+            names.append(dims[0].dim_param or value.name)
     return OpenShapes(shapes, names) if any(None in sizes for sizes in shapes) else None
 
 
