@@ -22,8 +22,13 @@ def norms(kind):
     return [kind(), kind(epsilon=0.1), kind(center=False), kind(scale=False)]
 
 
+def is_rotary(layer):
+    return isinstance(layer, layers.MultiHeadAttention) and layer.rotary
+
+
+#: Without those that are tested below, or in test_sequences.py.
 LAYERS = [
-    *[(shape, layer) for shape, layer in every.LAYERS if not isinstance(layer, layers.Embedding)],  # tested below
+    *[case for case in every.LAYERS if not isinstance(case[1], layers.Embedding) and not is_rotary(case[1])],
     *[(VECTOR, layer) for layer in (layers.Dense(3), layers.Dense(3, use_bias=False))],
     *[((5, 6), layer) for layer in (layers.Dense(3), layers.Dense(3, use_bias=False))],
     *[((5, 6), layer) for layer in (layers.LayerNorm(), layers.BatchNorm())],

@@ -23,9 +23,9 @@ class RandomGraph:
 
     def __init__(self, seed, inputs=1, nodes=9, branching=0.2):
         self.rng = np.random.default_rng(seed)
-        self.opset = int(self.rng.integers(7, 23))
+        self.opset = int(self.rng.integers(7, 24))
         self.batch = int(self.rng.choice([0, 0, 1, 2, 3]))  # 0: not fixed
-        rank = int(self.rng.choice([1, 2, 3, 3]))
+        rank = int(self.rng.choice([1, 2, 2, 3, 3]))
         self.x = {}
         for name in ("x", "x2", "x3")[:inputs]:
             shape = [int(n) for n in self.rng.integers(1, 7, rank)]
@@ -161,7 +161,7 @@ class RandomGraph:
         return "MatMul", [self.floats(shape[-1], int(self.rng.integers(1, 6)))], {}
 
     def windows(self, kernel):
-        attributes = {"strides": [self.pick(1, 1, 2, 3), self.pick(1, 1, 2)]}
+        attributes = {"strides": [self.pick(1, 1, 2, 3), self.pick(1, 1, 2)][: len(kernel)]}
         padding = self.pick("pads", "auto_pad", "")
         if padding == "pads":
             first = [int(self.rng.integers(0, n)) for n in kernel]
@@ -171,12 +171,12 @@ class RandomGraph:
         return attributes
 
     def add_conv(self, source, shape):
-        if len(shape) != 4:
+        if len(shape) not in (3, 4):
             return None
-        kernel, group = [int(n) for n in self.rng.integers(1, 4, 2)], self.pick(1, 1, shape[1])
+        kernel, group = [int(n) for n in self.rng.integers(1, 4, len(shape) - 2)], self.pick(1, 1, shape[1])
         filters = group * int(self.rng.integers(1, 3))
         bias = self.pick([], [self.floats(filters)])
-        more = {"dilations": [self.pick(1, 1, 2), 1], "group": group, **self.windows(kernel)}
+        more = {"dilations": [self.pick(1, 1, 2), 1][: len(kernel)], "group": group, **self.windows(kernel)}
         return "Conv", [self.floats(filters, shape[1] // group, *kernel), *bias], more
 
     def add_conv_transpose(self, source, shape):
@@ -194,9 +194,9 @@ class RandomGraph:
         return "ConvTranspose", [self.floats(shape[1], 2, *kernel)], more
 
     def add_pool(self, source, shape):
-        if len(shape) != 4:
+        if len(shape) not in (3, 4):
             return None
-        kernel = [int(n) for n in self.rng.integers(1, 4, 2)]
+        kernel = [int(n) for n in self.rng.integers(1, 4, len(shape) - 2)]
         more = {"kernel_shape": kernel, **self.windows(kernel)}
         if self.opset >= 10:
             more["ceil_mode"] = self.pick(0, 0, 1)
@@ -205,7 +205,7 @@ class RandomGraph:
         return "AveragePool", [], more | {"count_include_pad": self.pick(0, 1)}
 
     def add_global_pool(self, source, shape):
-        return (self.pick("GlobalAveragePool", "GlobalMaxPool"), [], {}) if len(shape) == 4 else None
+        return (self.pick("GlobalAveragePool", "GlobalMaxPool"), [], {}) if len(shape) in (3, 4) else None
 
     def add_reduce(self, source, shape):
         axes = sorted({int(axis) for axis in self.rng.integers(-len(shape), len(shape), 2)})
@@ -226,7 +226,33 @@ class RandomGraph:
 
     def add_transpose(self, source, shape):
         order = [int(i) + 1 for i in self.rng.permutation(len(shape) - 1)]
-        return "Transpose", [], self.pick({"perm": [0, *order]}, {"perm": [0, *order]}, {})
+        swapped = {"perm": [1, 0, *range(2, len(shape))]} if len(shape) > 2 else {}
+        return "Transpose", [], self.pick({"perm": [0, *order]}, {"perm": [0, *order]}, {}, swapped)
+
+    def add_part(self, source, shape):
+        axis = int(self.rng.integers(0, len(shape)))
+        start = int(self.rng.integers(0, shape[axis]))
+        if self.rng.random() < 0.4:
+            return "Gather", [self.constant(np.array(self.pick(start, start - shape[axis])))], {"axis": axis}
+        stop = self.pick(start + 1, shape[axis], 2**40)
+        if self.opset < 10:
+            return "Slice", [], {"starts": [start], "ends": [stop], "axes": [axis]}
+        return "Slice", [self.ints([start]), self.ints([stop]), self.ints([axis])], {}
+
+    def add_recurrent(self, source, shape):
+        """Equal only where the batch is on axis 1."""
+        if len(shape) != 3:
+            return None
+        kind, units = self.pick(("RNN", 1), ("GRU", 3), ("LSTM", 4)), self.pick(1, 3)
+        direction, rows = self.pick("forward", "reverse", "bidirectional"), kind[1] * units
+        directions = 2 if direction == "bidirectional" else 1
+        weights = [self.floats(directions, rows, shape[2]), self.floats(directions, rows, units)]
+        bias = self.pick([], [self.floats(directions, 2 * rows)])
+        more = {"linear_before_reset": self.pick(0, 1, 1)} if kind[0] == "GRU" else {}
+        return kind[0], [*weights, *bias], {"direction": direction, "hidden_size": units, **more}
+
+    def add_rms_norm(self, source, shape):
+        return ("RMSNormalization", [self.floats(shape[-1])], {"epsilon": 0.1}) if self.opset >= 23 else None
 
     def add_reshape(self, source, shape):
         total = int(np.prod(shape[1:]))

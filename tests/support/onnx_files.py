@@ -18,6 +18,7 @@ NAMED = "|".join(
         r"opset \d+",
         "the (shape|input|output|initializer)",
         "an (input|output) of",
+        "the layers depend on the length",
     ]
 )
 

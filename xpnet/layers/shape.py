@@ -118,13 +118,17 @@ class Slice(Layer):
         return (*input_shape[:axis], size, *input_shape[axis + 1 :])
 
     def _size(self, size: Any) -> Any:
-        """How many elements it takes of so many; None if that is open."""
+        """How many elements it takes of so many; None if both are open."""
         if size is not None:
             return len(range(size)[self.start : self.stop])
-        return 1 if (self.start, self.stop) in ((-1, None), (0, 1)) else None
+        if self.stop is None:
+            return -self.start if self.start < 0 else None
+        return max(self.stop - self.start, 0) if (self.start < 0) == (self.stop < 0) else None
 
     def forward(self, x: Array) -> Array:
         part, self.work.shape = x[self._part], x.shape
+        if None not in self.output_shape and part.shape[1:] != self.output_shape:
+            raise self.refuse(f"at least {max(self.stop or 0, -self.start)} elements to take a part of", x.shape[1:])
         y = self.work.buffer("y", part.shape, x.dtype)
         y[...] = part
         return y

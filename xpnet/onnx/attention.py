@@ -209,14 +209,14 @@ def _attention(graph: GraphWriter, layer: layers.MultiHeadAttention, x: Any) -> 
     scores = graph.add_node("MatMul", q, k.name)
     scores = graph.add_node("Mul", scores, graph.add_constant(1 / math.sqrt(width)))
     if layer.causal:
-        scores = graph.add_node("Add", scores, _later_keys(graph, layer, scores, length, keys))
+        scores = graph.add_node("Add", scores, _later_keys(graph, layer, given[0], length, keys))
     probabilities = graph.add_node("Softmax", scores, axis=-1)
     out = graph.add_node("MatMul", probabilities, split("value", given[1], (0, 2, 1, 3)).name)
     out = graph.add_node("Transpose", out, perm=(0, 2, 1, 3))
     return projected("output", graph.add_node("Reshape", out, graph.add_constant([0, 0, features], numpy.int64)))
 
 
-def _later_keys(graph: GraphWriter, layer: Any, scores: FileTensor, length: int | None, keys: int | None) -> str:
+def _later_keys(graph: GraphWriter, layer: Any, query: FileTensor, length: int | None, keys: int | None) -> str:
     """A mask (T, S) with -∞ where a key is later than the query, 0 elsewhere."""
     if length is not None and keys is not None:
         if keys < length:
@@ -230,10 +230,10 @@ def _later_keys(graph: GraphWriter, layer: Any, scores: FileTensor, length: int 
             f"layer {layer.path} (MultiHeadAttention) is causal on two sequences of open length, which ONNX cannot "
             "express. Give the model a fixed input_shape."
         )
-    size = graph.add_node("Shape", scores, start=2)
-    excluded = graph.add_node(
-        "ConstantOfShape", size, value=numpy_helper.from_array(numpy.array([-numpy.inf], graph.dtype))
-    )
+    steps = graph.add_node("Shape", query, start=1, end=2)
+    size = graph.add_node("Concat", steps, steps.name, axis=0)
+    infinite = numpy_helper.from_array(numpy.array([-numpy.inf], graph.dtype))
+    excluded = graph.add_node("ConstantOfShape", size, value=infinite)
     return graph.add_node("Trilu", excluded, graph.add_constant(1, numpy.int64), upper=1).name
 
 

@@ -259,6 +259,8 @@ def _with_constant(node: Node, x: Tensor, c: Constant, may_merge: bool, constant
     sign = -1.0 if node.operator == "Sub" and constant_first else 1.0
     if may_merge and sign == 1 and (merged := _merged(x, number, is_offset)):
         return merged
+    if is_offset and sign == 1 and not x.channels_first and (table := patterns.first_rows(node, x.shape)) is not None:
+        return x.add(layers.PositionalEmbedding(len(table)), weight=table)
     is_rows = number.ndim == 2 and number.shape == x.shape and len(number) > 1 and not x.channels_first
     if is_offset and is_rows and sign == 1 and (may_merge or not isinstance(x.call.layer, layers.PositionalEmbedding)):
         return plus_rows(x, number)

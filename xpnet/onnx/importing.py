@@ -1,19 +1,21 @@
 """Import an ONNX file as a model."""
 
+import dataclasses
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
+import numpy
 import onnx
 
 from xpnet import layers
-from xpnet.errors import ArgumentError, FileError
+from xpnet.errors import ArgumentError, FileError, ShapeError
 from xpnet.layers.tensors import Input
 from xpnet.model import Model, Sequential
-from xpnet.onnx import elementwise, images, operators, recurrent, shapes  # noqa: F401  # they register operators in CONVERTERS
-from xpnet.onnx.reader import Reader, UnsupportedError
+from xpnet.onnx import elementwise, images, operators, recurrent, shapes  # noqa: F401  # they register converters
+from xpnet.onnx.reader import OpenShapes, Reader, UnsupportedError, open_sequences
 from xpnet.onnx.simplifying import simplified
 from xpnet.onnx.tensors import Call, calls_before, shared_key
 
@@ -27,7 +29,8 @@ def import_onnx(path: Any, backend: Any = "auto", *, input_shape: Any = None) ->
     weights become one shared layer.
 
     backend: as in Sequential.  input_shape: of one sample of the model, such as (224, 224, 3), for a file that leaves
-    the height and width open; a list of shapes if there are several inputs.
+    the height and width open; a list of shapes if there are several inputs. Sequences (N, T, features) and (N, T) whose
+    length the file leaves open give a model that takes any length, if its layers are the same for every length.
 
     Raises FileError if the file is missing, damaged or not ONNX, and ArgumentError for an operator that no layer of
     xpnet supports, or not with these attributes, inputs or outputs. The message names the node.
@@ -40,20 +43,90 @@ def import_onnx(path: Any, backend: Any = "auto", *, input_shape: Any = None) ->
         raise FileError(f"{path}: this is not an ONNX file: {error}") from error
     _relax(file)
     several = isinstance(input_shape, list | tuple) and any(isinstance(shape, list | tuple) for shape in input_shape)
+    given = input_shape if several or input_shape is None else [input_shape]
     try:
-        reader = Reader(path, file, input_shape if several or input_shape is None else [input_shape])
-        outputs = reader.read()  # names what is not supported before the checker calls it invalid
+        open_shapes = None if given is not None else open_sequences(file)
+        graph = _read_open(path, file, open_shapes) if open_shapes else _Graph.read(path, file, given)
     except UnsupportedError as error:
         raise ArgumentError(str(error)) from None
-    nodes = list(reader.nodes)
     del file.graph.node[:]
-    file.graph.node.extend(nodes)  # without those that the outputs do not depend on
+    file.graph.node.extend(graph.nodes)  # without those that the outputs do not depend on
     try:
         onnx.checker.check_model(file)
     except Exception as error:
         raise FileError(f"{path}: this is not a valid ONNX file: {error}") from error
-    calls = simplified([output.call for output in outputs])
-    return _model(reader.inputs, dict(zip(reader.output_names, calls, strict=True)), backend, outputs[0].dtype.name)
+    try:
+        return _model(graph.inputs, graph.outputs, backend, graph.dtype)
+    except ShapeError as error:
+        if open_shapes is None:
+            raise
+        raise ArgumentError(f"{path}: {_DEPENDS}") from error
+
+
+class _Graph(NamedTuple):
+    """What a file computes: the calls of its inputs and outputs, by their names, and the nodes that are needed."""
+
+    inputs: dict[str, Call]
+    outputs: dict[str, Call]
+    dtype: str
+    nodes: list[Any]
+
+    @classmethod
+    def read(cls, path: Any, file: onnx.ModelProto, given: Sequence[Any] | None) -> "_Graph":
+        """Read a file whose inputs have samples of these shapes, or those of the file. Raises UnsupportedError.
+
+        It is raised here, before the checker calls what is not supported invalid.
+        """
+        reader = Reader(path, file, given)
+        outputs = reader.read()
+        calls = simplified([output.call for output in outputs])
+        named = dict(zip(reader.output_names, calls, strict=True))
+        return cls(reader.inputs, named, outputs[0].dtype.name, list(reader.nodes))
+
+    @property
+    def calls(self) -> list[Call]:
+        """All calls, each after its inputs."""
+        return [*self.inputs.values(), *(c for c in calls_before(self.outputs.values()) if c.layer is not None)]
+
+
+def _read_open(path: Any, file: onnx.ModelProto, given: OpenShapes) -> _Graph:
+    """Read a file of sequences of open lengths: for some lengths, which must all give the same layers."""
+    graphs = [_Graph.read(path, file, given.of_length(length)) for length in (2, 3)]
+    tables = [c.layer.max_length for c in graphs[0].calls if isinstance(c.layer, layers.PositionalEmbedding)]
+    graphs.append(_Graph.read(path, file, given.of_length(min(tables, default=_LONG))))
+    if not all(_are_equal(graphs[0], graph) for graph in graphs[1:]):
+        raise UnsupportedError(f"{path}: {_DEPENDS}")
+    inputs = zip(graphs[0].inputs.values(), given.sizes, strict=True)
+    opened = {call: dataclasses.replace(call, shape=shape) for call, shape in inputs}
+    for call in graphs[0].calls:
+        if call.layer is not None:
+            opened[call] = dataclasses.replace(call, inputs=tuple(opened[before] for before in call.inputs))
+    first = graphs[0]
+    return first._replace(
+        inputs={name: opened[call] for name, call in first.inputs.items()},
+        outputs={name: opened[call] for name, call in first.outputs.items()},
+    )
+
+
+_DEPENDS = (
+    "the layers depend on the length of the sequences, which the file leaves open. Give import_onnx an input_shape."
+)
+_LONG = 1031  # steps: longer than a mask that leaves out distant steps is likely to reach
+
+
+def _are_equal(a: _Graph, b: _Graph) -> bool:
+    """Whether the calls have the same layers, inputs and weights."""
+    calls, others = a.calls, b.calls
+    if len(calls) != len(others):
+        return False
+    place, other_place = ({call: i for i, call in enumerate(order)} for order in (calls, others))
+    return all(
+        repr(one.layer) == repr(two.layer)
+        and [place[before] for before in one.inputs] == [other_place[before] for before in two.inputs]
+        and one.weights.keys() == two.weights.keys()
+        and all(numpy.array_equal(w, two.weights[name], equal_nan=True) for name, w in one.weights.items())
+        for one, two in zip(calls, others, strict=True)
+    )
 
 
 def _model(inputs: dict[str, Call], outputs: dict[str, Call], backend: Any, dtype: str) -> Sequential | Model:

@@ -10,7 +10,7 @@ import numpy
 from xpnet import layers
 from xpnet.layers.base import Layer
 from xpnet.onnx.reader import Node
-from xpnet.onnx.tensors import Tensor, joined
+from xpnet.onnx.tensors import Constant, Tensor, joined
 
 
 class Input(NamedTuple):
@@ -186,6 +186,22 @@ def _is_square(value: Input, x: Input) -> bool:
     if node is None or not Input(node, 0).equals(x):
         return False
     return (node.operator == "Pow" and node.scalar(1) == 2) or (node.operator == "Mul" and Input(node, 1).equals(x))
+
+
+def first_rows(node: Node, shape: Sequence[int]) -> Constant | None:
+    """The table (positions, features) of which a constant input is the first T rows, for samples (T, features).
+
+    With the whole table, the layer is the same for sequences of other lengths.
+    """
+    for i in (0, 1):
+        part = source(Input(node, i), "Slice")
+        table = part.values[0] if part else None
+        if part and isinstance(table, numpy.ndarray) and table.ndim == 2 and part.version >= 10:
+            start, stop, axes, steps = (part.optional(k, "part") for k in range(1, 5))
+            numbers = [a is None or a.reshape(-1).tolist() == [n] for a, n in ((start, 0), (axes, 0), (steps, 1))]
+            if len(shape) == 2 and all(numbers) and stop is not None and stop.reshape(-1).tolist() == [shape[0]]:
+                return table
+    return None
 
 
 def dot(product: Tensor) -> Tensor | None:

@@ -7,7 +7,7 @@ not.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy
 import onnx
@@ -193,6 +193,40 @@ class Reader:
                 if node.op_type in _ELEMENTWISE:
                     names.add(node.output[0])
         return False
+
+
+class OpenShapes(NamedTuple):
+    """Shapes of samples, some of which are sequences of open length.
+
+    sizes: with None for an open length.  names: of the lengths in the file, for each input; equal ones are equal.
+    """
+
+    sizes: list[tuple[Any, ...]]
+    names: list[str]
+
+    def of_length(self, length: int) -> list[Shape]:
+        """The shapes for sequences of this length, and of further ones if the lengths have several names."""
+        lengths = {name: length + i for i, name in enumerate(dict.fromkeys(self.names))}
+        return [
+            tuple(lengths[name] if n is None else n for n in sizes)
+            for sizes, name in zip(self.sizes, self.names, strict=True)
+        ]
+
+
+def open_sequences(file: onnx.ModelProto) -> OpenShapes | None:
+    """The shapes of the inputs, if all are sequences (N, T, features), or (N, T) of integers, some of open length."""
+    constants, shapes, names = {c.name for c in file.graph.initializer}, [], []
+    for value in file.graph.input:
+        if value.name not in constants:
+            dims = value.type.tensor_type.shape.dim[1:]
+            sizes = [d.dim_value if d.HasField("dim_value") else None for d in dims]
+            dtype = schemas.float_or_integer(value.type.tensor_type.elem_type)
+            is_sequence = len(sizes) == 2 or (len(sizes) == 1 and dtype is not None and dtype.kind in "iu")
+            if not is_sequence or 0 in sizes or None in sizes[1:]:
+                return None
+            shapes.append(tuple(sizes))
+            names.append(dims[0].dim_param or value.name)
+    return OpenShapes(shapes, names) if any(None in sizes for sizes in shapes) else None
 
 
 def _fits(given: Shape, sizes: Sequence[Any]) -> bool:
