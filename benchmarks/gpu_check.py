@@ -3,10 +3,10 @@
     python -m benchmarks.gpu_check --data .data               # writes benchmarks/results/gpu-DATE.md
     python -m benchmarks.gpu_check --emulated --out /tmp/out  # the same without a GPU, to test this program
 
-The parts: the machine; training steps of xpnet, PyTorch and JAX in one process (gpu_steps.py); the kernels of a step
-(profile.py); examples/mnist.py with its three models; and then, at the same time, the GPU tests, and memcheck of
-compute-sanitizer with captured training (sanitized_training.py) and with the kernel tests. Nothing else runs during the
-measurements.
+The parts: the machine; training steps of xpnet, PyTorch and JAX in one process (gpu_steps.py); the same for attention,
+an LSTM and a GPT; the kernels of a step (profile.py); examples/mnist.py with its three models; and then, at the same
+time, the GPU tests, and memcheck of compute-sanitizer with captured training (sanitized_training.py) and with the
+kernel tests. Nothing else runs during the measurements.
 
 Each part is a process with a time limit. A part that exceeds it is killed with its children. The record is rewritten
 after each part, and has what the part printed before it was killed. The exit status is 0 if all parts ended by
@@ -485,6 +485,13 @@ def plan(data: Path, emulated: bool, work: Path, date: str, commit: str, marks: 
         small = ["--nets", "mlp", "cnn", "--batch", "4", "8", "--rounds", "2", "3", "--turn", "0"] if emulated else []
         return program("benchmarks.gpu_steps", "--seconds", f"{seconds - 3.0:.1f}", *small)
 
+    def sequences(seconds: float) -> list[str]:
+        nets, batch = ["attention", "lstm", "gpt"], ["--batch", "2" if emulated else "64"]
+        small = ["--small", "--rounds", "2", "3", "--turn", "0"] if emulated else []
+        names = ["xpnet", "xpnet-tf32", "xpnet-bfloat16", "torch-float32", "torch-tf32", "torch-bfloat16"]
+        limit = f"{seconds - 3.0:.1f}"
+        return program("benchmarks.gpu_steps", "--seconds", limit, "--nets", *nets, *batch, *small, "--peers", *names)
+
     def profile(seconds: float) -> list[str]:
         small = ["--batch", "4", "--large", "1000", "--wide", "16", "--repeats", "2"] if emulated else []
         return program("benchmarks.profile", *small)
@@ -521,7 +528,8 @@ def plan(data: Path, emulated: bool, work: Path, date: str, commit: str, marks: 
     ]
     return [
         [Part("environment", "Machine", lambda _: program("benchmarks.gpu_environment"), report_environment, 20, 5)],
-        [Part("steps", "Training steps", steps, report_steps, 110 * slowdown, 60, jax)],
+        [Part("steps", "Training steps", steps, report_steps, 90 * slowdown, 50, jax)],
+        [Part("sequences", "Training steps on sequences", sequences, report_steps, 40 * slowdown, 25)],
         [Part("profile", "The kernels of a step", profile, report_profile, 20 * slowdown, 10)],
         *([part] for part in examples),
         [

@@ -12,18 +12,21 @@ import argparse
 import gc
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import xpnet
 from benchmarks import messages
-from benchmarks.nets import NETS
+from benchmarks.nets import NETS, Net
 from benchmarks.peers import KINDS, Peer, close, compared_with, settings, start
 from benchmarks.rounds import Measurement, ratio
+from benchmarks.sequences import NETS as SEQUENCES
+from benchmarks.sequences import SMALL, SequenceNet
 from benchmarks.worker import seconds
 
 NAMES = [
     *("xpnet", "xpnet-tf32", "xpnet-bfloat16", "xpnet-eager", "floor", "floor-tf32", "floor-bfloat16"),
-    *("torch-float32", "torch-tf32", "torch-graph-float32", "torch-graph-tf32"),
+    *("torch-float32", "torch-tf32", "torch-bfloat16", "torch-graph-float32", "torch-graph-tf32"),
     *("jax-scan-float32", "jax-scan-tf32"),
 ]
 NET_NAMES = ["mlp", "mlp-wide", "cnn", "torch-example"]
@@ -37,8 +40,12 @@ TURN_SECONDS = 0.01
 class Comparison:
     """Measures one network and batch size after the other until the deadline."""
 
-    def __init__(self, names: list[str], deadline: float, turn_seconds: float, rounds: tuple[int, int]) -> None:
+    def __init__(
+        self, names: list[str], deadline: float, turn_seconds: float, rounds: tuple[int, int],
+        sequences: Mapping[str, SequenceNet] = SEQUENCES,
+    ) -> None:  # fmt: skip
         self.names, self.deadline, self.turn_seconds, self.rounds = names, deadline, turn_seconds, rounds
+        self._nets: dict[str, Net | SequenceNet] = {**NETS, **sequences}
         self._start_seconds: dict[str, float] = {}  # the expected time for a peer to start
         self._not_installed: set[str] = set()  # modules under benchmarks.peers
 
@@ -66,7 +73,7 @@ class Comparison:
             return
         start_time = time.monotonic()
         try:
-            peer = start(name, NETS[net], batch, "gpu")
+            peer = start(name, self._nets[net], batch, "gpu")
             with settings(peer):
                 for _ in range(WARM_UP if steps_per_call(peer) == 1 else 2):
                     peer.step()
@@ -144,16 +151,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="the time limit (default: %(default)s)")
     parser.add_argument("--peers", nargs="+", choices=NAMES, default=NAMES)
-    parser.add_argument("--nets", nargs="+", choices=NETS, default=NET_NAMES)
+    parser.add_argument("--nets", nargs="+", choices=[*NETS, *SEQUENCES], default=NET_NAMES)
     parser.add_argument("--batch", type=int, nargs="+", default=[128, 512], help="(default: 128 512)")
     parser.add_argument("--rounds", type=int, nargs=2, default=ROUNDS, metavar=("LEAST", "MOST"))
     parser.add_argument("--turn", type=float, default=TURN_SECONDS, help="seconds of a turn (default: %(default)s)")
+    parser.add_argument("--small", action="store_true", help="networks on sequences of small sizes")
     options = parser.parse_args()
     # By default, JAX allocates most of the memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.3")
     backend: Any = xpnet.get_backend("gpu")
-    comparison = Comparison(options.peers, start_time + options.seconds, options.turn, tuple(options.rounds))
+    sequences = SMALL if options.small else SEQUENCES
+    rounds = tuple(options.rounds)
+    comparison = Comparison(options.peers, start_time + options.seconds, options.turn, rounds, sequences)
     with backend.stream():
         for batch in options.batch:
             for net in options.nets:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from benchmarks.nets import Net
+from benchmarks.sequences import SequenceNet
 
 
 class Peer(Protocol):
@@ -71,6 +72,7 @@ KINDS = {
 
 # On a GPU, the precision is explicit, because the defaults differ: JAX uses TF32, PyTorch only for convolutions.
 _NOT_ALL_MEMORY = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # JAX shares the GPU with other peers
+KINDS["torch-bfloat16"] = Kind("pytorch", "bfloat16", precision="bfloat16")
 for _precision in ("float32", "tf32"):
     for _name, _option in (("torch", ""), ("torch-graph", "graph "), ("torch-channels-last", "channels-last "),
                            ("torch-compile", "compile ")):  # fmt: skip
@@ -101,10 +103,11 @@ def can(name: str, net: Net) -> bool:
     return not KINDS[name].only_dense or all(layer[0] in ("dense", "relu") for layer in net.layers)
 
 
-def start(name: str, net: Net, batch: int, device: str) -> Peer:
+def start(name: str, net: Net | SequenceNet, batch: int, device: str) -> Peer:
     kind = KINDS[name]
+    module = kind.module if isinstance(net, Net) else f"{kind.module}_sequences"
     with _environment(kind.environment):
-        peer: Peer = importlib.import_module(f"benchmarks.peers.{kind.module}").make(net, batch, device, kind.option)
+        peer: Peer = importlib.import_module(f"benchmarks.peers.{module}").make(net, batch, device, kind.option)
     return peer
 
 

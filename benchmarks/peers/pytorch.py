@@ -1,7 +1,8 @@
 """PyTorch: eager, eager with channels last, compiled, or its step as a CUDA graph; fused optimizer, data in memory.
 
-The option has the words "channels-last", "compile" and "graph"; on a GPU also "float32" or "tf32", the precision of
-matrix products and convolutions. This is a setting of the whole process, so each peer sets its own in `settings`.
+The option has the words "channels-last", "compile" and "graph"; on a GPU also "float32", "tf32" or "bfloat16" (by
+autocast), the precision of matrix products and convolutions. This is a setting of the whole process, so each peer sets
+its own in `settings`.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ class PyTorch:
     def __init__(self, net: Net, batch: int, device: str, option: str) -> None:
         words = option.split()
         self.tf32 = {"float32": False, "tf32": True}.get(words[-1]) if words else None
+        self.bfloat16 = "bfloat16" in words
         torch.manual_seed(0)
         self.device, self.batch = torch.device("cuda" if device.startswith("gpu") else "cpu"), batch
         self.images = len(net.input_shape) == 3
@@ -44,7 +46,8 @@ class PyTorch:
         if self.tf32 is not None:
             torch.backends.cuda.matmul.allow_tf32 = self.tf32
             torch.backends.cudnn.allow_tf32 = self.tf32
-        yield
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            yield
 
     def _captured(self) -> Callable[[], None]:
         """The step on (self.x, self.y) as a CUDA graph, as in PyTorch's manual. Replays write to `self.outputs`."""

@@ -344,3 +344,21 @@ def test_losses_are_those_of_float32_up_to_a_percent(gpu, precision, stored, mon
         losses.append(history["loss"])
     assert losses[0] != losses[1]
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.01)
+
+
+# Tied tables ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding_index", [None, 1])
+def test_a_tied_table_trains_like_in_eager_steps(gpu, precision, large, monkeypatch, rng, padding_index):
+    x, y, states = rng.integers(0, 8, (60, 5)), rng.integers(0, 8, (60, 5)), []
+    for capture in ("1", "0"):
+        monkeypatch.setenv("XPNET_CAPTURE", capture)
+        table = layers.Embedding(8, 16, padding_index=padding_index)
+        inner = [layers.Dense(16), layers.Tanh(), layers.Dense(8, tied_to=table)]
+        model = xpnet.Sequential([table, *inner], (5,), gpu, precision=precision)
+        _, watch = fit(model, x, y, optimizer="sgd", batch_size=10)
+        assert bool(watch.captured) is (capture == "1")
+        states.append(model.state_dict())
+    for name, value in states[0].items():
+        np.testing.assert_allclose(value, states[1][name], rtol=0.02, atol=1e-3, err_msg=name)

@@ -25,14 +25,14 @@ def gpt(monkeypatch):
 
 def test_a_few_steps_beat_the_frequencies_of_characters_and_the_model_is_saved(tmp_path):
     path = tmp_path / "models" / "gpt.safetensors"
-    done = run_program(EXAMPLES / "gpt.py", tmp_path, "--steps", 30, "--sample", 70, "--save", path)
+    done = run_program(EXAMPLES / "gpt.py", tmp_path, "--steps", 20, "--sample", 70, "--save", path)
     assert done.returncode == 0, done.stderr
     assert "excerpt" in done.stderr and "data     99,804 characters" in done.stdout
     assert re.search(r"^epoch 10/10  loss \d\.\d+ ", done.stdout, re.MULTILINE)
     assert re.search(r"^trained for \d+\.\d s, [\d,]+ tokens per second$", done.stdout, re.MULTILINE)
     last = done.stdout.splitlines()[-1]
     loss = float(re.fullmatch(r"validation loss: (\d\.\d{4})", last)[1])
-    assert loss < 3.1  # 4.1 at the start, and 3.3 for the frequencies of characters
+    assert loss < 3.2  # 4.1 at the start, and 3.3 for the frequencies of characters
 
     model, tokenizer = xpnet.load(path, "cpu"), datasets.CharTokenizer(datasets.shakespeare())
     sample = tokenizer.decode(xpnet.generate(model, tokenizer.encode("\n")[None], 70, temperature=0.8)[0])

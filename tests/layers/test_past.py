@@ -10,10 +10,17 @@ from xpnet import layers
 from xpnet.layers.containers import every_layer
 from xpnet.layers.past import Continuation
 
+
+def is_causal(shape, layer):
+    if not layer.causal:
+        return False
+    layer = copy.deepcopy(layer)
+    layer.build(shape, backend="cpu")  # the shape decides for some layers
+    return all(inner.causal for inner in every_layer(layer))
+
+
 #: Unbuilt layers that take sequences and do not look ahead.
-CAUSAL = [
-    (shape, layer) for shape, layer in LAYERS if len(shape) == 2 and all(inner.causal for inner in every_layer(layer))
-]
+CAUSAL = [(shape, layer) for shape, layer in LAYERS if len(shape) == 2 and is_causal(shape, layer)]
 
 
 def inference(layer, x, cuts=None):

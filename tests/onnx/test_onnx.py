@@ -179,6 +179,18 @@ def test_an_embedding_is_imported(tmp_path, rng):
     assert_close(xpnet.import_onnx(tmp_path / "m.onnx", "cpu").predict(x), model.predict(x))
 
 
+@pytest.mark.parametrize("padding_index", [None, 2])
+def test_a_tied_table_is_exported_transposed(tmp_path, rng, padding_index):
+    table = layers.Embedding(6, 6, padding_index=padding_index)
+    inner = [layers.Dense(6), layers.Tanh(), layers.Dense(6, tied_to=table, bias_initializer="normal")]
+    model = xpnet.Sequential([table, *inner], (4,), "cpu")
+    model.layers[0].weight = rng.normal(size=(6, 6))  # a row of the padding index, too, which has no effect
+    x, path = rng.integers(6, size=(5, 4)), tmp_path / "m.onnx"
+    xpnet.export_onnx(model, path)
+    assert_close(run(path, x), model.predict(x))
+    assert_close(xpnet.import_onnx(path, "cpu").predict(x), model.predict(x))
+
+
 def test_float64_models_are_exported_in_float32_or_float64(tmp_path, rng):
     model = changed_model([layers.Dense(4), layers.Tanh(), layers.Dense(2)], VECTOR, dtype="float64")
     x, path = rng.normal(size=(5, 6)), tmp_path / "m.onnx"

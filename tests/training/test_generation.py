@@ -49,6 +49,10 @@ def padded(backend):
     return xpnet.Sequential([table, block(rotary=True), layers.GRU(6), head()], (None,), backend, seed=3)
 
 
+def numbers(backend):
+    return xpnet.Sequential([layers.Rescale(0.2), layers.Dense(8), layers.Tanh(), head()], (4,), backend, seed=3)
+
+
 #: {name: (the length of the context or None, a function that makes the model)}
 MODELS = {
     "learned positions": (8, lambda b: chain(b, None, layers.PositionalEmbedding(8), block(), block(use_bias=False))),
@@ -64,6 +68,7 @@ MODELS = {
     "padded": (None, padded),
     "own layer": (6, lambda b: chain(b, 6, Cumulative(), layers.Tanh())),
     "context to one output": (4, lambda b: chain(b, 4, layers.Flatten(), layers.Dense(8), layers.Tanh())),
+    "tokens as numbers": (4, numbers),
     "mean of the context": (None, lambda b: chain(b, None, block(causal=False), layers.GlobalAveragePool1D())),
 }
 

@@ -53,6 +53,7 @@ class Device:
         self.name = name
         self.xp = xp
         self._workspace_bytes = 256 * 2**20
+        self._rotations: dict[tuple[int, str], tuple[Array, Array]] = {}
 
     def __repr__(self) -> str:
         return f"<xpnet backend {self.name!r}>"
@@ -144,6 +145,23 @@ class Device:
     def step_number(self, of_step: Callable[[int], float], step: int) -> Any:
         """of_step(step): a number that changes from step to step. While a step is captured, a `StepNumber`."""
         return of_step(step)
+
+    # Constants -------------------------------------------------------------------------------------------------------
+
+    def rotations(self, steps: int, pairs: int, dtype: DType) -> tuple[Array, Array]:
+        """(cosines, sines) of the angles t · 10000^(-i / pairs), (steps, pairs), for t from 0; kept on the device.
+
+        They are computed on the host, since float32 would lose digits of large angles.
+        """
+        key = pairs, numpy.dtype(dtype).str
+        kept = self._rotations.get(key)
+        if kept is None or len(kept[0]) < steps:
+            frequencies = 10000.0 ** (numpy.arange(pairs) / -pairs)
+            angles = numpy.arange(2 ** math.ceil(math.log2(steps)))[:, None] * frequencies
+            with self.device(), self.lasting_memory():
+                kept = tuple(self.asarray(table, dtype=dtype) for table in (numpy.cos(angles), numpy.sin(angles)))
+            self._rotations[key] = kept
+        return kept[0][:steps], kept[1][:steps]
 
     # Precision -------------------------------------------------------------------------------------------------------
 

@@ -100,7 +100,7 @@ def prepare_gradient(model: Container, grad_output: Any, rows: int) -> Any:
     def checked(k: int, given: Any, shape: tuple[int, ...]) -> Array:
         name = label("grad_output", "output", names, k)
         grad = backend.asarray(as_numbers(backend, given, name), dtype=model.context.dtype)
-        if len(grad) != rows or not fits(grad.shape[1:], shape):
+        if not fits(grad.shape, (rows, *shape)):
             raise ShapeError(f"{name} must have the shape of the outputs, {(rows, *shape)}, not {grad.shape}.")
         return grad
 

@@ -10,8 +10,6 @@ from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
 from xpnet.parameters import Parameter
 
-_ROTARY_BASE = 10000.0
-
 
 class MultiHeadAttention(Layer):
     """Scaled dot-product attention in several heads: (N, T, C) → (N, T, C).
@@ -160,8 +158,6 @@ class MultiHeadAttention(Layer):
 
     def _rotate(self, x: Array, first: int = 0, back: bool = False) -> None:
         """Rotate x (N, T, heads, D) in place by the angles of its positions, which begin at `first`, or back."""
-        xp, half = self.xp, x.shape[3] // 2
-        frequencies = xp.exp(xp.arange(half, dtype=xp.float64) * (-math.log(_ROTARY_BASE) / half))
-        angles = xp.arange(first, first + x.shape[1], dtype=xp.float64)[:, None] * frequencies
-        sines = (xp.sin(angles) * (-1.0 if back else 1.0)).astype(x.dtype)
-        self.backend.rotate_pairs(x, xp.cos(angles).astype(x.dtype), sines, out=x)
+        end = first + x.shape[1]
+        cosines, sines = (table[first:] for table in self.backend.rotations(end, x.shape[3] // 2, x.dtype))
+        self.backend.rotate_pairs(x, cosines, -sines if back else sines, out=x)

@@ -21,6 +21,7 @@ from xpnet.layers.base import Layer
 from xpnet.layers.context import Context, Shape
 from xpnet.layers.executor import CallSite, Executor
 from xpnet.layers.pooling import MaxPool2D
+from xpnet.layers.sequence_pooling import MaxPool1D
 from xpnet.layers.structure import Arrays, as_tuple, first_of, one_or_tuple, shapes_of
 from xpnet.parameters import Parameter
 
@@ -382,7 +383,7 @@ def _is_whole_model(layer: Layer) -> bool:
 
 
 def _reordered(sites: Sequence[CallSite], outputs: Sequence[int]) -> list[CallSite]:
-    """The calls in the order of execution: a MaxPool2D runs before a ReLU whose only reader it is.
+    """The calls in the order of execution: a max-pooling runs before a ReLU whose only reader it is.
 
     The ReLU then has fewer elements to compute. That is the same function, max(relu(a), relu(b)) = relu(max(a, b)), and
     its gradients reach the same pixels.
@@ -392,7 +393,7 @@ def _reordered(sites: Sequence[CallSite], outputs: Sequence[int]) -> list[CallSi
     position = {site.outputs: k for k, site in enumerate(order)}
     for k, pool in enumerate(order):
         before = position.get(pool.inputs)
-        if before is None or type(pool.layer) is not MaxPool2D:
+        if before is None or type(pool.layer) not in (MaxPool1D, MaxPool2D):
             continue
         relu = order[before]
         if type(relu.layer) is ReLU and readers[relu.outputs] == 1:

@@ -114,7 +114,7 @@ class Slice(Layer):
         if size == 0:
             raise self.refuse(f"elements from {self.start} to {self.stop} along axis {axis}", input_shape)
         self._part = (*[slice(None)] * (axis + 1), slice(self.start, self.stop))
-        self.keeps_mask = axis > 0
+        self.keeps_mask = self.causal = axis > 0
         return (*input_shape[:axis], size, *input_shape[axis + 1 :])
 
     def _size(self, size: Any) -> Any:

@@ -16,6 +16,7 @@ from xpnet.layers.graph import Graph
 from xpnet.layers.windows import pair
 from xpnet.onnx.tensors import file_shape, transposition
 from xpnet.onnx.writer import EXPORTERS, FileTensor, GraphWriter, exports
+from xpnet.parameters import Parameter
 
 # Containers, layers that change nothing in inference, and activations -------------------------------------------------
 
@@ -275,9 +276,12 @@ def _global_pool_1d(graph: GraphWriter, layer: layers.Layer, x: FileTensor) -> F
 @exports(layers.Dense)
 def _dense(graph: GraphWriter, layer: layers.Dense, x: FileTensor) -> FileTensor:
     x = graph.transposed(x, channels_first=False)
-    weight, bias = graph.add_weight(layer.weight), [graph.add_weight(layer.bias)] if layer.use_bias else []
-    if layer.tied_to is not None:  # the weight is the table of an Embedding
-        weight = graph.add_node("Transpose", replace(x, name=weight), perm=(1, 0)).name
+    bias = [graph.add_weight(layer.bias)] if layer.use_bias else []
+    if layer.tied_to is None:
+        weight = graph.add_weight(layer.weight)
+    else:
+        table = replace(x, name=_table(graph, layer.weight, layer.tied_to.padding_index))
+        weight = graph.add_node("Transpose", table, perm=(1, 0)).name
     if len(x.shape) == 1:
         return graph.add_node("Gemm", x, weight, *bias)
     y = graph.add_node("MatMul", x, weight)
@@ -286,7 +290,16 @@ def _dense(graph: GraphWriter, layer: layers.Dense, x: FileTensor) -> FileTensor
 
 @exports(layers.Embedding)
 def _embedding(graph: GraphWriter, layer: layers.Embedding, x: FileTensor) -> FileTensor:
-    return graph.add_node("Gather", replace(x, name=graph.add_weight(layer.weight), dtype=graph.dtype), x.name)
+    table = _table(graph, layer.weight, layer.padding_index)
+    return graph.add_node("Gather", replace(x, name=table, dtype=graph.dtype), x.name)
+
+
+def _table(graph: GraphWriter, weight: Parameter, padding_index: int | None) -> str:
+    """Add the table of an Embedding, with a padding row of zeros, although it may have been loaded with others."""
+    table = numpy.array(graph.to_numpy(weight.value))
+    if padding_index is not None:
+        table[padding_index] = 0.0
+    return graph.add_constant(table, name=weight.name)
 
 
 @exports(layers.Conv2D, layers.DepthwiseConv2D)

@@ -7,6 +7,7 @@ import numpy
 from xpnet.config import real_array
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, StateError, shape_text
 from xpnet.layers.containers import every_layer
+from xpnet.layers.embedding import Embedding
 from xpnet.layers.past import Continuation
 from xpnet.layers.positions import PositionalEmbedding
 from xpnet.training.base_model import BaseModel
@@ -55,16 +56,19 @@ class NextToken:
         """length: how many tokens will be generated. Raises ArgumentError if the model does not predict tokens."""
         self._model, self._length = model, length
         self._steps = _steps_of(model)
-        self._predicts_each_step = len(model.output_shape) == 2
         layers = list(every_layer(model))
         ahead = next((layer for layer in layers if not layer.causal), None)
-        if ahead is not None and self._predicts_each_step:
+        predicts_each_step = len(model.output_shape) == 2
+        if ahead is not None and predicts_each_step:
             raise ArgumentError(
                 f"generate: in {ahead._label}, the output of a step depends on later steps, which a token that is to "
                 "be predicted does not have. Make it causal, or let the model give one output for the whole sequence."
             )
         custom = model._overrides or any(layer.is_custom for layer in layers if layer is not model)
-        self._can_continue = ahead is None and not custom
+        embeds = any(isinstance(layer, Embedding) for layer in layers)  # otherwise, tokens are the features of a layer
+        self._can_continue = ahead is None and embeds and not custom
+        #: The fewest tokens that the model takes, and the most, or None.
+        self._fewest = 1 if self._can_continue or predicts_each_step else self._steps or 1
         tables = [layer.max_length for layer in layers if isinstance(layer, PositionalEmbedding)]
         self._most = min([*tables, *([] if self._steps is None else [self._steps])], default=None)
         self._continuation: Continuation | None = None
@@ -77,34 +81,28 @@ class NextToken:
         if tokens.ndim != 2:
             hint = " For a single sequence, add the batch axis: prompt[None]." if tokens.ndim == 1 else ""
             raise ShapeError(f"prompt must have shape (N, T), but has {tokens.shape}.{hint}")
+        count, vocabulary = tokens.shape[1], model.output_shape[-1]
         if tokens.size == 0:
-            raise DataError(
-                f"prompt is empty: it has shape {tokens.shape}. Begin each sequence with at least one token."
-            )
-        shortest = self._steps if self._steps and not (self._can_continue or self._predicts_each_step) else 1
-        if tokens.shape[1] < shortest:
-            raise ShapeError(
-                f"prompt has {tokens.shape[1]} tokens, but the model takes {shortest}: give at least these."
-            )
-        vocabulary = model.output_shape[-1]
+            raise DataError(f"prompt is empty: it has shape {tokens.shape}. Give each sequence at least one token.")
+        if count < self._fewest:
+            raise ShapeError(f"prompt has {count} tokens, but the model takes {self._fewest}: give at least these.")
         with model.backend.device():
             model.check_input(0, model.backend.asarray(tokens), "prompt")
             try:
                 model.check_input(0, model.backend.asarray([[vocabulary - 1]]), "its last token")
             except DataError as error:
                 raise ArgumentError(f"generate: the model predicts {vocabulary} tokens, but {error}") from error
-        self._longest = tokens.shape[1] + self._length
         return tokens.astype(numpy.int64)
 
     def logits(self, tokens: Tokens) -> Logits:
         """Logits (N, vocabulary) from all tokens (N, T) until now, which begin with those of earlier calls."""
-        model, most = self._model, self._most
-        if not self._can_continue or (most is not None and tokens.shape[1] > most):
-            self._continuation, start = None, 0 if most is None else max(tokens.shape[1] - most, 0)
+        model, most, count = self._model, self._most, tokens.shape[1]
+        if not self._can_continue or (most is not None and count > most):
+            self._continuation, start = None, 0 if most is None else max(count - most, 0)
         else:
             if self._continuation is None:
-                longest = self._longest if most is None else min(self._longest, most)
-                self._continuation = Continuation(model.backend, longest)
+                at_end = count + self._length
+                self._continuation = Continuation(model.backend, at_end if most is None else min(at_end, most))
             start = self._continuation.steps
         outputs = model.context.exclusively(self._last_outputs, tokens[:, start:]).astype(numpy.float64)
         with numpy.errstate(divide="ignore"):  # a probability may be 0

@@ -17,7 +17,7 @@ from without_numba import formulas_only
 import xpnet
 from xpnet import layers, losses, metrics, optimizers
 from xpnet.backends import Backend
-from xpnet.backends.cpu import attention, operators
+from xpnet.backends.cpu import attention, operators, recurrent
 from xpnet.backends.reference.windows import Windows
 from xpnet.capture import loops as fusing
 from xpnet.data.preparation import prepare
@@ -285,7 +285,8 @@ def test_largest_allocations_finds_a_temporary_array():
 
 
 def test_every_loop_is_used():
-    text = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in (operators, attention, fusing))
+    users = operators, attention, recurrent, fusing
+    text = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in users)
     used = {*re.findall(r"(?:by_rows\(Backend|loops)\.(\w+)", text)}
     used |= {optimizer.fused(0.1, 1)[0] for optimizer in every.OPTIMIZERS}
     assert {name for name, loop in vars(loops).items() if hasattr(loop, "py_func") and not name.startswith("_")} <= used

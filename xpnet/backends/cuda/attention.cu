@@ -271,8 +271,8 @@ __device__ bool counts(const Attention& attention, const Byte* mask, int n, int 
 #endif
 
 // Forward ------------------------------------------------------------------------------------------------------------
-// Scores are kept in units of log 2. Their largest number so far is subtracted from them, and `totals` are the sums of
-// the powers. Block (n · heads + h, tile) has a tile of queries; those with the most keys begin first.
+// The largest score so far is subtracted from the scores, and `totals` are the sums of their powers. Block (n · heads + h,
+// tile) has a tile of queries; those with the most keys begin first.
 
 template <typename Math> __device__ constexpr int words_of_attend() {
     return Math::inner_words(Math::ROWS) + Math::inner_words(Math::COLUMNS) + Math::outer_words(Math::COLUMNS) +
@@ -281,12 +281,15 @@ template <typename Math> __device__ constexpr int words_of_attend() {
 
 template <typename Math, bool DROPOUT, int WORDS>
 __device__ void attend(const Heads& q, const Heads& k, const Heads& v, const Attention& attention, const Byte* mask,
-                       float scale, const Noise& noise, const Heads& out, float* log_sums) {
+                       double scale, const double* word, Index first_row, Word threshold, double kept,
+                       const Heads& out, float* log_sums) {
     const int ROWS = Math::ROWS, COLUMNS = Math::COLUMNS, TALL = Math::TALL, WIDE = Math::WIDE, DEEP = Math::DEEP;
     static_assert(WORDS == words_of_attend<Math>(), "attention.py asks for as much");
     SHARED_MEMORY(WORDS);
     Word *own = memory, *k_tile = own + Math::inner_words(ROWS), *v_tile = k_tile + Math::inner_words(COLUMNS);
     float* scratch = (float*)(v_tile + Math::outer_words(COLUMNS));
+    const Noise noise = {word, first_row, threshold, (float)kept};
+    const float factor = scale * LOG2_E;  // of scores, which are in units of log 2
     Math math;
     int n = blockIdx.x / attention.heads, h = blockIdx.x % attention.heads, size = attention.size;
     int first = (gridDim.y - 1 - blockIdx.y) * ROWS, end = min(attention.keys, attention.last_key(first + ROWS - 1) + 1);
@@ -298,7 +301,6 @@ __device__ void attend(const Heads& q, const Heads& k, const Heads& v, const Att
         highest[i] = -infinity();
         if (DROPOUT) query_noise[i] = noise.of_query(attention, n, h, first + math.row(i));
     }
-    scale *= LOG2_E;
     for (int first_key = 0; first_key < end; first_key += COLUMNS) {
         __syncthreads();  // the previous tiles have been read
         load_tile<Math, COLUMNS>(k, n, h, first_key, attention.keys, size, k_tile, 0);
@@ -315,15 +317,15 @@ __device__ void attend(const Heads& q, const Heads& k, const Heads& v, const Att
             float largest = highest[i];
 #pragma unroll
             for (int j = 0; j < WIDE; j++) {
-                scores[i][j] = counted[j] && math.column(j) <= last ? scores[i][j] * scale : -infinity();
+                scores[i][j] = counted[j] && math.column(j) <= last ? scores[i][j] * factor : -infinity();
                 largest = fmaxf(largest, scores[i][j]);
             }
             largest = largest_over_lanes<Math>(largest);
-            float shift = largest == -infinity() ? 0.0f : largest, kept = exp2f(highest[i] - shift);
+            float shift = largest == -infinity() ? 0.0f : largest, weight = exp2f(highest[i] - shift);
             highest[i] = largest;
-            totals[i] *= kept;
+            totals[i] *= weight;
 #pragma unroll
-            for (int j = 0; j < DEEP; j++) sums[i][j] *= kept;
+            for (int j = 0; j < DEEP; j++) sums[i][j] *= weight;
 #pragma unroll
             for (int j = 0; j < WIDE; j++) {
                 scores[i][j] = exp2f(scores[i][j] - shift);
@@ -362,14 +364,17 @@ template <typename Math> __device__ constexpr int words_of_query_grad() {
 // Block (n · heads + h, tile) has a tile of queries.
 template <typename Math, bool DROPOUT, int WORDS>
 __device__ void attend_query_grad(const Heads& q, const Heads& k, const Heads& v, const Attention& attention,
-                                  const Byte* mask, float scale, const Noise& noise, const Heads& out,
-                                  const float* log_sums, const Heads& grad, const Heads& grad_q, float* products) {
+                                  const Byte* mask, double scale, const double* word, Index first_row,
+                                  Word threshold, double kept, const Heads& out, const float* log_sums,
+                                  const Heads& grad, const Heads& grad_q, float* products) {
     const int ROWS = Math::ROWS, COLUMNS = Math::COLUMNS, TALL = Math::TALL, WIDE = Math::WIDE, DEEP = Math::DEEP;
     static_assert(WORDS == words_of_query_grad<Math>(), "attention.py asks for as much");
     SHARED_MEMORY(WORDS);
     Word *own_q = memory, *own_grad = own_q + Math::inner_words(ROWS), *k_tile = own_grad + Math::inner_words(ROWS);
     Word *v_tile = k_tile + words_of_both<Math>(COLUMNS);
     float* scratch = (float*)(v_tile + Math::inner_words(COLUMNS));
+    const Noise noise = {word, first_row, threshold, (float)kept};
+    const float factor = scale * LOG2_E;  // of scores, which are in units of log 2
     Math math;
     int n = blockIdx.x / attention.heads, h = blockIdx.x % attention.heads, size = attention.size;
     int first = (gridDim.y - 1 - blockIdx.y) * ROWS, end = min(attention.keys, attention.last_key(first + ROWS - 1) + 1);
@@ -407,7 +412,7 @@ __device__ void attend_query_grad(const Heads& q, const Heads& k, const Heads& v
 #pragma unroll
             for (int i = 0; i < TALL; i++) {
                 bool used = counted && key <= attention.last_key(first + math.row(i));
-                float p = used ? exp2f(scores[i][j] * (scale * LOG2_E) - logs[i]) : 0.0f;
+                float p = used ? exp2f(scores[i][j] * factor - logs[i]) : 0.0f;
                 if (DROPOUT) grads[i][j] *= noise.factor(query_noise[i], key_noise);
                 grads[i][j] = p * (grads[i][j] - own_products[i]);
             }
@@ -428,14 +433,17 @@ template <typename Math> __device__ constexpr int words_of_key_grads() {
 // Block (n · heads + h, tile) has a tile of keys.
 template <typename Math, bool DROPOUT, int WORDS>
 __device__ void attend_key_grads(const Heads& q, const Heads& k, const Heads& v, const Attention& attention,
-                                 const Byte* mask, float scale, const Noise& noise, const float* log_sums,
-                                 const Heads& grad, const float* products, const Heads& grad_k, const Heads& grad_v) {
+                                 const Byte* mask, double scale, const double* word, Index first_row, Word threshold,
+                                 double kept, const float* log_sums, const Heads& grad, const float* products,
+                                 const Heads& grad_k, const Heads& grad_v) {
     const int ROWS = Math::ROWS, COLUMNS = Math::COLUMNS, TALL = Math::TALL, WIDE = Math::WIDE, DEEP = Math::DEEP;
     static_assert(WORDS == words_of_key_grads<Math>(), "attention.py asks for as much");
     SHARED_MEMORY(WORDS);
     Word *own_k = memory, *own_v = own_k + Math::inner_words(ROWS), *q_tile = own_v + Math::inner_words(ROWS);
     Word *grad_tile = q_tile + words_of_both<Math>(COLUMNS);
     float* scratch = (float*)(grad_tile + words_of_both<Math>(COLUMNS));
+    const Noise noise = {word, first_row, threshold, (float)kept};
+    const float factor = scale * LOG2_E;  // of scores, which are in units of log 2
     Math math;
     int n = blockIdx.x / attention.heads, h = blockIdx.x % attention.heads, size = attention.size;
     int first = blockIdx.y * ROWS;
@@ -470,10 +478,10 @@ __device__ void attend_key_grads(const Heads& q, const Heads& k, const Heads& v,
 #pragma unroll
             for (int i = 0; i < TALL; i++) {
                 bool used = exists && counted[i] && math.row(i) <= last;
-                float p = used ? exp2f(scores[i][j] * (scale * LOG2_E) - log) : 0.0f;
-                float factor = DROPOUT ? noise.factor(query_noise, key_noise[i]) : 1.0f;
-                scores[i][j] = p * factor;
-                grads[i][j] = p * (grads[i][j] * factor - product);
+                float p = used ? exp2f(scores[i][j] * factor - log) : 0.0f;
+                float dropped = DROPOUT ? noise.factor(query_noise, key_noise[i]) : 1.0f;
+                scores[i][j] = p * dropped;
+                grads[i][j] = p * (grads[i][j] * dropped - product);
             }
         }
         math.multiply_outer(v_sums, scores, outer_of_both<Math>(grad_tile), scratch);

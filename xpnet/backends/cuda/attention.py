@@ -54,8 +54,6 @@ class Kernel(NamedTuple):
         numbers = f"{self.size}, {self.columns}>"
         product = f"Exact<{numbers}" if self.precision == "float32" else f"Tensor<{self.precision.upper()}, {numbers}"
         names = ", ".join(argument.split()[-1] for argument in _ARGUMENTS[self.name].split(","))
-        names = names.replace("word, first_row, threshold, kept", "{word, first_row, threshold, (float)kept}")
-        names = names.replace("scale", "(float)scale")
         function = f"{self.name}<{product}, {str(self.dropout).lower()}, {self.shared_bytes // _WORD}>"
         head = f"KERNEL __launch_bounds__({_THREADS}) {self.name}_kernel({_ARGUMENTS[self.name]})"
         return f"\n{head} {{\n    {function}({names});\n}}\n"
