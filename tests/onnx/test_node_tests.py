@@ -16,10 +16,11 @@ AT_LEAST = {
     "Abs": 1, "Add": 2, "AveragePool": 9, "BatchNormalization": 2, "Cast": 3, "Celu": 1, "Clip": 8, "Concat": 6,
     "Conv": 6, "ConvTranspose": 7, "DepthToSpace": 2, "Dropout": 2, "Elu": 3, "Flatten": 3, "Gelu": 4, "Gemm": 8,
     "GlobalAveragePool": 2, "GlobalMaxPool": 2, "GroupNormalization": 2, "HardSigmoid": 3, "HardSwish": 1,
-    "InstanceNormalization": 2, "LayerNormalization": 10, "LeakyRelu": 3, "LogSoftmax": 6, "LSTM": 1, "MatMul": 1, "Max": 4,
-    "MaxPool": 8, "Mean": 2, "Min": 4, "Mish": 1, "Mul": 2, "Neg": 2, "Pow": 1, "PRelu": 1, "ReduceMax": 4,
-    "ReduceMean": 4, "ReduceMin": 4, "Relu": 1, "Reshape": 6, "Resize": 2, "RNN": 1, "Selu": 3, "Sigmoid": 2, "Slice": 2, "Softmax": 6,
-    "Softplus": 2, "Split": 4, "Squeeze": 1, "Sub": 2, "Sum": 2, "Tanh": 2, "Transpose": 2, "Unsqueeze": 5, "Upsample": 1,
+    "InstanceNormalization": 2, "LayerNormalization": 10, "LeakyRelu": 3, "LogSoftmax": 6, "LSTM": 1, "MatMul": 1,
+    "Max": 4, "MaxPool": 8, "Mean": 2, "Min": 4, "Mish": 1, "Mul": 2, "Neg": 2, "Pow": 1, "PRelu": 1,
+    "ReduceMax": 4, "ReduceMean": 4, "ReduceMin": 4, "Relu": 1, "Reshape": 6, "Resize": 2, "RNN": 1, "Selu": 3,
+    "Sigmoid": 2, "Slice": 2, "Softmax": 6, "Softplus": 2, "Split": 4, "Squeeze": 1, "Sub": 2, "Sum": 2, "Tanh": 2,
+    "Transpose": 2, "Unsqueeze": 5, "Upsample": 1,
 }  # fmt: skip
 #: The least number of tests with a single input that must be equal.
 WITH_ONE_INPUT = 95

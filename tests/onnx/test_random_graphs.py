@@ -226,11 +226,12 @@ class RandomGraph:
 
     def add_transpose(self, source, shape):
         order = [int(i) + 1 for i in self.rng.permutation(len(shape) - 1)]
-        swapped = {"perm": [1, 0, *range(2, len(shape))]} if len(shape) > 2 else {}
-        return "Transpose", [], self.pick({"perm": [0, *order]}, {"perm": [0, *order]}, {}, swapped)
+        if len(shape) == 3 and self.rng.random() < 0.2:  # as before and after recurrent nodes
+            return "Transpose", [], {"perm": [1, 0, 2]}
+        return "Transpose", [], self.pick({"perm": [0, *order]}, {"perm": [0, *order]}, {})
 
     def add_part(self, source, shape):
-        axis = int(self.rng.integers(0, len(shape)))
+        axis = int(self.rng.integers(self.pick(0, 1, 1, 1) if len(shape) > 1 else 0, len(shape)))
         start = int(self.rng.integers(0, shape[axis]))
         if self.rng.random() < 0.4:
             return "Gather", [self.constant(np.array(self.pick(start, start - shape[axis])))], {"axis": axis}
@@ -240,8 +241,9 @@ class RandomGraph:
         return "Slice", [self.ints([start]), self.ints([stop]), self.ints([axis])], {}
 
     def add_recurrent(self, source, shape):
-        """Equal only where the batch is on axis 1."""
-        if len(shape) != 3:
+        """After a Transpose that has moved the batch to axis 1."""
+        last = self.nodes[-1] if self.nodes else None
+        if last is None or last.op_type != "Transpose" or last.output[0] != source or len(shape) != 3:
             return None
         kind, units = self.pick(("RNN", 1), ("GRU", 3), ("LSTM", 4)), self.pick(1, 3)
         direction, rows = self.pick("forward", "reverse", "bidirectional"), kind[1] * units
