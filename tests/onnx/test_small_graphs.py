@@ -709,6 +709,9 @@ case("equal", "Pad of a sequence", (2, 7), op("Pad", "x p"), p=ints(0, 0, 1, 0, 
 case("equal", "positions", SEQUENCE, op("Add", "x c"), c=normal(3, 4))
 case("equal", "positions, twice", SEQUENCE, ops("m = Add x c; y = Add d m"), c=normal(1, 3, 4), d=normal(3, 4))
 case("equal", "positions before other readers", SEQUENCE, ops("m = Add x c; n = Add m c; y = Sub n m"), c=normal(3, 4))
+table = {"table": normal(1, 7, 4), "zero": ints(0), "length": ints(3), "one": ints(1)}
+case("equal", "the first positions", SEQUENCE, ops("p = Slice table zero length one; y = Add p x"), **table)
+case("equal", "later positions", SEQUENCE, ops("p = Slice table length six one; y = Add p x"), **table, six=ints(6))
 case("equal", "positions subtracted", SEQUENCE, op("Sub", "c x"), c=normal(3, 4))
 for index in (0, 1):
     more = {"c": normal(1, 2, 4), "d": normal(5, 4), "zero": ints(0), "one": ints(1)}
