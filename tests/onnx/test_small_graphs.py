@@ -800,6 +800,7 @@ HEADS |= {f"w{part}": normal(4, 4) for part in "qkvo"} | {f"b{part}": normal(4) 
 LATER = np.triu(np.ones((3, 3), bool), 1)
 HEADS |= {"later": LATER, "earlier": ~LATER, "minus": np.float32(-np.inf), "big": np.float32(-1e9)}
 HEADS |= {"mask": np.where(LATER, -np.inf, 0).astype("float32"), "window": np.float32([[0, -np.inf, -np.inf]] * 3)}
+HEADS["one_head"] = np.stack([HEADS["mask"], np.zeros((3, 3), "float32")])[None]
 SPLIT = [
     node
     for part, perm in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3]))
@@ -818,6 +819,7 @@ for expected, name, scores in [
     ("equal", "causal, with Dropout", "m = MatMul q k; n = Add m mask; l = Softmax n; p = Dropout l"),
     ("not constant", "replaced by 0", "m = MatMul q k; n = Where later zero m; p = Softmax n"),
     ("not constant", "of a window", "m = MatMul q k; n = Add m window; p = Softmax n"),
+    ("not constant", "causal in one head", "m = MatMul q k; n = Add m one_head; p = Softmax n"),
     ("not constant", "of a bias", "m = MatMul q k; n = Add m scale; p = Softmax n"),
     ("only over the keys", "over the queries", "m = MatMul q k; p = Softmax m axis=2"),
     ("not constant", "without softmax", "p = MatMul q k"),
