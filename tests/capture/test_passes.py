@@ -8,7 +8,6 @@ from xpnet.backends.step_numbers import StepNumber
 from xpnet.capture import passes
 from xpnet.capture.calls import Call
 from xpnet.capture.program import Cell, compiled
-from xpnet.capture.trace import Trace
 
 
 def arrays(seed=0, dtype="f4"):
@@ -384,53 +383,6 @@ def test_calls_of_the_user_stay():
     call = Call(lambda: None, (), opaque=True)
     assert passes.without_unused_results([call], traced.memory) == [call]
     assert passes.without_constants([call], traced.memory) == [call]
-
-
-# Barriers ------------------------------------------------------------------------------------------------------------
-
-
-def parallel(*parts):
-    """Parallel work: for each part, the (reads, writes) of one call."""
-    lists = [[Call(lambda: None, (), reads=tuple(reads), writes=tuple(writes))] for reads, writes in parts]
-    calls = [call for part in lists for call in part]
-    return Call(
-        lambda parts: None, (), parts=lists, reads=tuple(a for c in calls for a in c.reads),
-        writes=tuple(a for c in calls for a in c.writes),
-    )  # fmt: skip
-
-
-def test_parallel_work_is_joined_where_each_part_needs_its_own_results_only():
-    trace = Trace(np)
-    a, b, c = (trace.own(np.zeros(8)).values for _ in range(3))
-    memory = passes.Memory(trace)
-    first = parallel(([a[:4]], [b[:4]]), ([a[4:]], [b[4:]]))
-    follows = {
-        "the same parts": (parallel(([b[:4]], [c[:4]]), ([b[4:]], [c[4:]])), True),
-        "a part of the other": (parallel(([b[:5]], [c[:4]]), ([b[4:]], [c[4:]])), False),
-        "all of the results": (parallel(([b], [c[:4]]), ([b], [c[4:]])), False),
-        "writes what the other reads": (parallel(([b[:4]], [a[4:]]), ([b[4:]], [a[:4]])), False),
-        "writes what the other writes": (parallel(([c[:4]], [b[4:]]), ([c[4:]], [b[:4]])), False),
-        "three parts": (parallel(([b[:4]], [c[:4]]), ([b[4:]], [c[4:6]]), ([], [c[6:]])), False),
-        "reads what both read": (parallel(([a], [c[:4]]), ([a], [c[4:]])), True),
-    }
-    for name, (second, joined) in follows.items():
-        calls = passes.with_fewer_barriers([first, second], memory)
-        assert len(calls) == (1 if joined else 2), name
-        if joined:
-            assert [len(part) for part in calls[0].parts] == [2, 2]
-    last = follows["the same parts"][0]
-    for array, place in ((a, 1), (b, None), (c, 0)):
-        between = Call(np.add, (array, 1, array), reads=(array,), writes=(array,))
-        calls = passes.with_fewer_barriers([first, between, last], memory)
-        if place is None:  # it depends on both
-            assert [call.parts is None for call in calls] == [False, True, False]
-        else:
-            assert len(calls) == 2 and calls[place] is between  # it depends on one alone
-    other = trace.own(np.zeros(8)).values
-    between = Call(np.add, (other, 1, other), reads=(other,), writes=(other,))
-    assert passes.with_fewer_barriers([first, between, last], memory)[0] is between
-    user = Call(lambda: None, (), opaque=True)
-    assert len(passes.with_fewer_barriers([first, user, last], memory)) == 3
 
 
 # Forms for NumPy -----------------------------------------------------------------------------------------------------

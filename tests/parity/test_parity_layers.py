@@ -257,7 +257,42 @@ def residual(rng):
     return layer, images, twin, {}
 
 
+def rms_norm(rng):
+    epsilon = float(rng.choice([1e-6, 1e-3]))
+    return layers.RMSNorm(epsilon), rows(rng, int(rng.integers(3, 9))), twins.rms_norm, {"epsilon": epsilon}
+
+
+def positional_embedding(rng):
+    x = sequences(rng, int(rng.integers(1, 5)))
+    return layers.PositionalEmbedding(x.shape[1] + int(rng.integers(3))), x, twins.positional_embedding, {}
+
+
+def attention(rng):
+    heads, rotary = int(rng.integers(1, 4)), bool(rng.integers(2))
+    arguments = {"heads": heads, "causal": bool(rng.integers(2)), "rotary": rotary}
+    x = sequences(rng, heads * (2 if rotary else 1) * int(rng.integers(1, 4)))
+    return layers.MultiHeadAttention(**arguments, use_bias=bool(rng.integers(2))), x, twins.attention, arguments
+
+
+def transformer_block(rng):
+    heads, rotary = int(rng.integers(1, 4)), bool(rng.integers(2))
+    arguments = {
+        "heads": heads,
+        "causal": bool(rng.integers(2)),
+        "norm": str(rng.choice(["layer", "rms"])),
+        "activation": str(rng.choice(["gelu", "relu", "silu"])),
+        "rotary": rotary,
+    }
+    x = sequences(rng, heads * (2 if rotary else 1) * int(rng.integers(2, 5)))
+    layer = layers.TransformerBlock(mlp_ratio=int(rng.integers(1, 5)), use_bias=bool(rng.integers(2)), **arguments)
+    return layer, x, twins.transformer_block, arguments
+
+
 DRAWS = [
+    rms_norm,
+    positional_embedding,
+    attention,
+    transformer_block,
     conv1d,
     max_pool1d,
     avg_pool1d,
@@ -306,7 +341,40 @@ def test_every_layer_and_every_loss_has_an_example():
 def test_outputs_and_gradients_equal_those_of_pytorch(draw, seed, dtype):
     rng = np.random.default_rng([zlib.crc32(draw.__name__.encode()), seed])
     layer, x, twin, arguments = draw(rng)
-    compare(built(layer, x, dtype, rng), x, twin, rng, **arguments)
+    # The gradient of a key_bias is 0, since softmax does not change if all scores do by the same number.
+    check = functools.partial(agree, at_least=10.0) if draw in (attention, transformer_block) else agree
+    compare(built(layer, x, dtype, rng), x, twin, rng, check, **arguments)
+
+
+# Attention ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("seed", SEEDS[:20])
+def test_cross_attention_and_padded_keys_equal_those_of_pytorch(seed, dtype):
+    rng = np.random.default_rng(seed)
+    heads, samples, queries, keys = (int(rng.integers(1, 6)) for _ in range(4))
+    query = rng.normal(size=(samples, queries, heads * 3)).astype(dtype)
+    memory = rng.normal(size=(samples, keys, 5)).astype(dtype)
+    mask = rng.random((samples, keys)) < 0.7
+    mask[:, 0] = True  # PyTorch gives NaN to a query without any key
+    layer = layers.MultiHeadAttention(heads, use_bias=bool(seed % 2))
+    layer.build([query.shape[1:], memory.shape[1:]], backend="cpu", dtype=dtype)
+    for parameter in layer.parameters:
+        parameter.value[...] = rng.normal(size=parameter.shape)
+    if seed % 4 > 1:
+        layer.work.given_mask = [None, mask]
+    leaves = [twins.tensor(query, grad=True), twins.tensor(memory, grad=True)]
+    parameters = {p.name: twins.tensor(p.value, grad=True) for p in layer.parameters}
+    padding = torch.from_numpy(mask) if seed % 4 > 1 else None
+    expected = twins.attention(leaves[0], heads, memory=leaves[1], mask=padding, **parameters)
+    y = layer.forward([query, memory])
+    agree(y, expected, "y")
+    grad = rng.normal(size=y.shape).astype(dtype)
+    ours = [*layer.backward(grad), *(p.grad for p in layer.parameters)]
+    gradients = torch.autograd.grad(expected, [*leaves, *parameters.values()], torch.from_numpy(grad))
+    for mine, theirs, name in zip(ours, gradients, ["query", "memory", *parameters], strict=True):
+        agree(mine, theirs, name, at_least=10.0)
 
 
 # Pooling -----------------------------------------------------------------------------------------------------------

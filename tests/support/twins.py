@@ -21,8 +21,11 @@ def tensor(a, grad=False):
     return torch.from_numpy(np.array(a)).requires_grad_(grad)
 
 
-def agree(ours, theirs, what="", tolerance=None):
-    """Assert equal shapes and dtypes, and ‖ours - theirs‖ / ‖theirs‖ within the tolerance of the dtype."""
+def agree(ours, theirs, what="", tolerance=None, at_least=0.0):
+    """Assert equal shapes and dtypes, and ‖ours - theirs‖ / ‖theirs‖ within the tolerance of the dtype.
+
+    at_least: replaces a smaller ‖theirs‖, for results that are 0 up to rounding.
+    """
     theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else np.asarray(theirs)
     ours = np.asarray(ours)
     assert ours.shape == theirs.shape, f"{what}: {ours.shape}, but PyTorch has {theirs.shape}"
@@ -30,7 +33,7 @@ def agree(ours, theirs, what="", tolerance=None):
     assert np.isfinite(theirs).all(), f"{what}: the result of PyTorch is not finite"
     difference, size = np.linalg.norm((ours - theirs).ravel()), np.linalg.norm(theirs.ravel())
     tolerance = TOLERANCE[str(ours.dtype)] if tolerance is None else tolerance
-    assert difference <= tolerance * size, f"{what}: ‖difference‖ {difference:.3g} of {size:.3g}"
+    assert difference <= tolerance * max(size, at_least), f"{what}: ‖difference‖ {difference:.3g} of {size:.3g}"
 
 
 def built(layer, x, dtype, rng):
@@ -263,3 +266,60 @@ def embedding(x, weight):
 
 def dense(x, weight, bias=None):
     return functional.linear(x, weight.T, bias)
+
+
+# Attention -----------------------------------------------------------------------------------------------------------
+
+
+def rms_norm(x, gamma, epsilon=1e-6):
+    return functional.rms_norm(x, x.shape[-1:], gamma, epsilon)
+
+
+def positional_embedding(x, weight):
+    return x + functional.embedding(torch.arange(x.shape[1]), weight)
+
+
+def rotated(x):
+    """x (N, heads, T, D), with the pairs of elements i and i + D/2 as complex numbers, times e^(i angle)."""
+    half = x.shape[-1] // 2
+    angles = torch.arange(x.shape[2], dtype=torch.float64)[:, None] * 10000.0 ** (
+        -torch.arange(half, dtype=torch.float64) / half
+    )
+    turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([turned.real, turned.imag], dim=-1).to(x.dtype)
+
+
+def attention(x, heads, causal=False, rotary=False, memory=None, mask=None, **parameters):
+    """nn.MultiheadAttention; if rotary, scaled_dot_product_attention. mask (N, S): where a key counts."""
+    memory = x if memory is None else memory
+    parts = ("query", "key", "value", "output")
+    biases = [parameters.get(f"{part}_bias") for part in parts]
+    weights = [parameters[f"{part}_weight"].T for part in parts]
+    hidden = None
+    if causal:
+        hidden = torch.ones(x.shape[1], memory.shape[1], dtype=torch.bool).triu(1 + memory.shape[1] - x.shape[1])
+    if not rotary:
+        y, _ = functional.multi_head_attention_forward(
+            x.movedim(0, 1), memory.movedim(0, 1), memory.movedim(0, 1), x.shape[2], heads, None,
+            None if biases[0] is None else torch.cat(biases[:3]), None, None, False, 0.0, weights[3], biases[3],
+            use_separate_proj_weight=True, q_proj_weight=weights[0], k_proj_weight=weights[1],
+            v_proj_weight=weights[2], need_weights=False, attn_mask=hidden,
+            key_padding_mask=None if mask is None else ~mask,
+        )  # fmt: skip
+        return y.movedim(0, 1)
+    q, k, v = (
+        functional.linear(given, weight, bias).unflatten(2, (heads, -1)).transpose(1, 2)
+        for given, weight, bias in zip((x, memory, memory), weights, biases, strict=False)
+    )
+    out = functional.scaled_dot_product_attention(rotated(q), rotated(k), v, None if hidden is None else ~hidden)
+    return functional.linear(out.transpose(1, 2).flatten(2), weights[3], biases[3])
+
+
+def transformer_block(x, heads, causal, norm, activation, rotary, **parameters):
+    def of(layer):
+        return {name.split(".")[1]: p for name, p in parameters.items() if name.startswith(f"{layer}.")}
+
+    norm = rms_norm if norm == "rms" else layer_norm
+    h = x + attention(norm(x, **of("norm1")), heads, causal, rotary, **of("attention"))
+    hidden = getattr(functional, activation)(dense(norm(h, **of("norm2")), **of("expand")))
+    return h + dense(hidden, **of("contract"))

@@ -15,10 +15,11 @@ from xpnet.capture.trace import Trace, TracedArray
 
 #: The parameters that compiled loops write.
 _LOOP_RESULTS = {
-    "add_powers": ("sums",), "add_products": ("sums",), "add_rows": ("sums",), "add_to_rows": ("a",),
+    "add_powers": ("sums",), "add_products": ("sums",), "add_rows": ("sums",), "add_squares": ("sums",),
+    "add_to_rows": ("a",),
     "adagrad": ("w", "s"), "adam": ("w", "m", "s"), "attention_probabilities": ("scores", "log_sums"),
-    "attention_score_grads": ("grads",), "attention_scores": ("scores", "log_sums"),
-    "attention_scores_again": ("scores",), "cross_entropy": ("losses", "grad"), "gelu": ("out", "slope"),
+    "attention_probabilities_again": ("scores",), "attention_score_grads": ("grads",),
+    "cross_entropy": ("losses", "grad"), "gelu": ("out", "slope"),
     "gru_grad": ("grad_gates", "grad_products", "grad_before"), "gru_inner": ("gates",), "gru_state": ("hidden",),
     "gru_sums": ("gates", "inner"), "lstm_cell": ("gates", "cell"), "lstm_grad": ("grad_gates", "grad_before"),
     "lstm_sums": ("gates",), "max_pool": ("out", "choice"), "momentum": ("w", "v"),

@@ -17,7 +17,7 @@ from xpnet.capture.program import Cell, Load
 from xpnet.capture.trace import Trace
 
 #: Functions whose results NumPy does not round differently for other strides, as it does for exp of float64.
-_EXACT = frozenset((
+EXACT = frozenset((
     numpy.absolute, numpy.add, numpy.copysign, numpy.divide, numpy.equal, numpy.greater, numpy.greater_equal,
     numpy.less, numpy.less_equal, numpy.maximum, numpy.minimum, numpy.multiply, numpy.negative, numpy.not_equal,
     numpy.sqrt, numpy.square, numpy.subtract,
@@ -31,8 +31,7 @@ def simplified(calls: list[Call], memory: "Memory") -> list[Call]:
     calls = without_constants(calls, memory)
     calls = without_repetitions(calls, memory)
     calls = without_copies(calls, memory)
-    calls = without_unused_results(calls, memory)
-    return with_fewer_barriers(calls, memory)
+    return without_unused_results(calls, memory)
 
 
 def for_numpy(calls: list[Call]) -> list[Call]:
@@ -56,7 +55,8 @@ class Memory:
             first = last = address_of(array)
             for size, stride in zip(array.shape, array.strides, strict=True):
                 first, last = first + min(0, (size - 1) * stride), last + max(0, (size - 1) * stride)
-            found = self._extents[id(array)] = array, id(memory_of(array)), first, last + array.itemsize
+            end = last + array.itemsize if array.size else first
+            found = self._extents[id(array)] = array, id(memory_of(array)), first, end
         return found
 
     def owner(self, array: Array) -> int:
@@ -249,7 +249,7 @@ def _can_write(call: Call, source: Array, target: Array, memory: Memory) -> bool
     if _is_reduction(call):
         return apart and (contiguous or target.ndim < 2)  # strides of more axes may change the order of the terms
     if hasattr(call.function, "nin") and call.function is not numpy.matmul:  # a ufunc
-        same = contiguous or memory.xp is not numpy or call.function in _EXACT
+        same = contiguous or memory.xp is not numpy or call.function in EXACT
         return same and all(same_view(a, target) or not memory.overlap(a, target) for a in call.reads)
     return apart and contiguous
 
@@ -269,57 +269,6 @@ def without_unused_results(calls: list[Call], memory: Memory) -> list[Call]:
         for a in call.reads:
             read.setdefault(memory.owner(a), []).append(a)
     return kept[::-1]
-
-
-def with_fewer_barriers(calls: list[Call], memory: Memory) -> list[Call]:
-    """Join parallel work with later parallel work, where each part needs only what its own thread wrote.
-
-    Calls in between move before or after both, as far as they do not depend on one of them.
-    """
-    joined: list[Call] = []
-    latest: int | None = None  # the position of the latest parallel work
-    for call in calls:
-        if call.parts is not None and latest is not None and _independent(joined[latest], call, memory):
-            first, between = joined[latest], joined[latest + 1 :]
-            after: list[Call] = []
-            before: list[Call] = []
-            for other in between:
-                waits = any(memory.depend(other, earlier) for earlier in (first, *after))
-                (after if waits else before).append(other)
-            if not any(memory.depend(call, other) for other in after):
-                joined[latest:] = [*before, _joined(first, call), *after]
-                latest += len(before)
-                continue
-        if call.parts is not None:
-            latest = len(joined)
-        joined.append(call)
-    return joined
-
-
-def _joined(a: Call, b: Call) -> Call:
-    parts = [[*x, *y] for x, y in zip(a.parts or (), b.parts or (), strict=True)]
-    return replace(
-        a, parts=parts, reads=(*a.reads, *b.reads), writes=(*a.writes, *b.writes),
-        operator=f"{a.operator}, {b.operator}", place=f"{a.place.split(' … ')[0]} … {b.place}",
-    )  # fmt: skip
-
-
-def _independent(a: Call, b: Call, memory: Memory) -> bool:
-    """Whether part i of parallel work `b` has nothing to do with parts of `a` other than part i."""
-    if a.parts is None or b.parts is None or len(a.parts) != len(b.parts):
-        return False
-    for i, earlier in enumerate(a.parts):
-        written = [array for call in earlier for array in call.writes]
-        read = [array for call in earlier for array in call.reads]
-        for j, later in enumerate(b.parts):
-            if i == j:
-                continue
-            for call in later:
-                if any(memory.overlap(x, y) for x in _arrays(call) for y in written):
-                    return False
-                if any(memory.overlap(x, y) for x in call.writes for y in read):
-                    return False
-    return True
 
 
 def by_columns(calls: list[Call]) -> list[Call]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 
 from xpnet.backends import Array, Backend
+from xpnet.capture.barriers import with_fewer_barriers, with_shared_elements
 from xpnet.capture.calls import Call
 from xpnet.capture.loops import with_fused_loops
 from xpnet.capture.memory import MemoryPlan
@@ -75,7 +76,8 @@ def planned_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, sums
 def planned(trace: Trace, backend: Backend) -> tuple[list[Call], MemoryPlan]:
     """The traced calls after all passes, and the plan by which they share memory."""
     memory = Memory(trace)
-    calls, loops = simplified(trace.calls, memory), backend.loops(())  # type: ignore[attr-defined]  # on the CPU
+    calls = with_fewer_barriers(with_shared_elements(simplified(trace.calls, memory)), memory)
+    loops = backend.loops(())  # type: ignore[attr-defined]  # on the CPU
     if loops is not None:
         calls = with_fused_loops(calls, memory, loops)
     plan = MemoryPlan(calls, memory)

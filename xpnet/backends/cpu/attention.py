@@ -11,6 +11,7 @@ from xpnet.backends.reference import Backend
 from xpnet.backends.reference.attention import ProbabilityDropout, by_head
 
 _NO_MASK = numpy.empty((0, 0), dtype=bool)
+_INTEGERS = {4: numpy.empty(0, numpy.int32), 8: numpy.empty(0, numpy.int64)}  # by their bytes
 
 
 class CPUAttention(Backend):
@@ -34,9 +35,8 @@ class CPUAttention(Backend):
             keys, sums = _keys(rows, k, past), log_sums[samples]
             scores, *factors = self._matrices(samples, rows, keys, q, 1 if dropout is None else 2)
             numpy.matmul(by_head(q[samples, rows]), _transposed(k[samples, keys]), out=scores)
-            loops.attention_scores(scores, factor, past, rows.start, _mask_of(mask, samples), sums)
-            numpy.exp(scores, out=scores)
-            loops.attention_probabilities(scores, rows.start, sums)
+            counts = _mask_of(mask, samples)
+            loops.attention_probabilities(scores, factor, past, rows.start, counts, _INTEGERS[q.itemsize], sums)
             if dropout is not None:
                 scores *= self._factors(dropout, samples, rows, q, *factors)
             numpy.matmul(scores, by_head(v[samples, keys]), out=by_head(out[samples, rows]))
@@ -59,8 +59,8 @@ class CPUAttention(Backend):
             keys, queries, grad_rows = _keys(rows, k, past), q[samples, rows], by_head(grad[samples, rows])
             p, dp, *factors = self._matrices(samples, rows, keys, q, 2 if dropout is None else 3)
             numpy.matmul(by_head(queries), _transposed(k[samples, keys]), out=p)
-            loops.attention_scores_again(p, factor, past, rows.start, _mask_of(mask, samples), log_sums[samples])
-            numpy.exp(p, out=p)
+            counts = _mask_of(mask, samples)
+            loops.attention_probabilities_again(p, factor, past, rows.start, counts, log_sums[samples])
             numpy.matmul(grad_rows, _transposed(v[samples, keys]), out=dp)
             dropped = p
             if dropout is not None:

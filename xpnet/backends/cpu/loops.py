@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy
 
-from xpnet.backends.cpu.compiling import compiled
+from xpnet.backends.cpu.compiling import compiled, compiled_with
 from xpnet.backends.cpu.loops_recurrent import (
     gru_grad,
     gru_inner,
@@ -22,19 +22,17 @@ from xpnet.backends.cpu.loops_recurrent import (
 )
 from xpnet.backends.cpu.loops_transformer import (
     attention_probabilities,
+    attention_probabilities_again,
     attention_score_grads,
-    attention_scores,
-    attention_scores_again,
     gelu,
-    gelu_exponents,
     normalize_and_scale,
     normalize_and_scale_grad,
 )
 
 __all__ = [
-    "attention_probabilities", "attention_score_grads", "attention_scores", "attention_scores_again", "gelu",
-    "gelu_exponents", "gru_grad", "gru_inner", "gru_state", "gru_sums", "lstm_cell", "lstm_grad", "lstm_sums",
-    "normalize_and_scale", "normalize_and_scale_grad", "rnn_grad",
+    "attention_probabilities", "attention_probabilities_again", "attention_score_grads", "gelu", "gru_grad",
+    "gru_inner", "gru_state", "gru_sums", "lstm_cell", "lstm_grad", "lstm_sums", "normalize_and_scale",
+    "normalize_and_scale_grad", "rnn_grad",
 ]  # fmt: skip
 
 
@@ -325,6 +323,15 @@ def cross_entropy_sums(
 
 
 # Updates of the flat vectors, whose formulas are in optimizers.py.
+
+
+@compiled_with("reassoc", "nsz")
+def add_squares(g: Any, sums: Any) -> None:
+    """sums (1,) += Σ g² in float64."""
+    total = 0.0
+    for i in range(g.size):
+        total += numpy.float64(g[i]) * numpy.float64(g[i])
+    sums[0] += total
 
 
 @compiled

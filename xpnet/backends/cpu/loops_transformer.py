@@ -1,149 +1,190 @@
-"""Compiled loops of transformers: the softmax of attention, normalization of rows, GELU.
+"""Compiled loops of transformers: the softmax of attention, normalization of rows, GELU."""
 
-Sums and maxima of a row are those of `_LANES` interleaved parts, which the compiler turns into vector instructions.
-Exponentials are NumPy's, between two loops.
-"""
-
+import math
 from typing import Any
 
 import numpy
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.extending import intrinsic, overload
 
-from xpnet.backends.cpu.compiling import compiled
+from xpnet.backends.cpu.compiling import compiled, compiled_with
 
-_LANES = 16
+_VECTOR = 16  # the float32 numbers of the longest vector instructions
 
 
-@compiled
-def _sum(row: Any, lanes: Any) -> Any:
+@compiled_with("reassoc", "nsz", "contract")
+def _sum(row: Any) -> Any:
     """Σ row."""
-    whole = row.size - row.size % _LANES
-    lanes[:] = 0
-    for start in range(0, whole, _LANES):
-        for j in range(_LANES):
-            lanes[j] += row[start + j]
-    total = lanes[0]
-    for j in range(1, _LANES):
-        total += lanes[j]
-    for j in range(whole, row.size):
+    total = row.dtype.type(0)
+    for j in range(row.size):
         total += row[j]
     return total
 
 
-@compiled
-def _dot(a: Any, b: Any, lanes: Any) -> Any:
+@compiled_with("reassoc", "nsz", "contract")
+def _dot(a: Any, b: Any) -> Any:
     """Σ a · b."""
-    whole = a.size - a.size % _LANES
-    lanes[:] = 0
-    for start in range(0, whole, _LANES):
-        for j in range(_LANES):
-            lanes[j] += a[start + j] * b[start + j]
-    total = lanes[0]
-    for j in range(1, _LANES):
-        total += lanes[j]
-    for j in range(whole, a.size):
+    total = a.dtype.type(0)
+    for j in range(a.size):
         total += a[j] * b[j]
     return total
 
 
 @compiled
-def _largest(row: Any, lanes: Any, lowest: Any) -> Any:
-    """The largest element, at least `lowest`. NaN does not count."""
-    whole = row.size - row.size % _LANES
-    lanes[:] = lowest
-    for start in range(0, whole, _LANES):
-        for j in range(_LANES):
-            value = row[start + j]
-            lanes[j] = value if value > lanes[j] else lanes[j]
-    largest = lanes[0]
-    for j in range(1, _LANES):
-        largest = lanes[j] if lanes[j] > largest else largest
-    for j in range(whole, row.size):
-        largest = row[j] if row[j] > largest else largest
-    return largest
+def _largest(row: Any) -> Any:
+    """The largest element, as an integer of the same bits. Maxima of integers are vectorized, those of floats are not.
+
+    If the sign bit is set, the other bits are inverted, so that integers are in the order of the floats.
+    """
+    sign, magnitude = row.itemsize * 8 - 1, numpy.iinfo(row.dtype).max
+    largest = row.dtype.type(numpy.iinfo(row.dtype).min)
+    for j in range(row.size):
+        ordered = row.dtype.type(row[j] ^ ((row[j] >> sign) & magnitude))
+        largest = ordered if ordered > largest else largest
+    return largest ^ ((largest >> sign) & magnitude)
 
 
-# Attention: scores (N, H, queries, keys) of a block of queries, the first of which is query `first` of T. A query
-# attends to the keys before `end` = its number + 1 + `past`; for attention that is not causal, `past` is large.
+@intrinsic
+def _float_of(context: Any, bits: Any) -> Any:
+    """The float32 with the bits of an int32."""
+
+    def cast(_: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return builder.bitcast(given[0], ir.FloatType())
+
+    return types.float32(types.int32), cast
+
+
+float_of: Any = _float_of  # Numba passes the context
+#: log 2 as a float32 with few digits, and the rest.
+_LOG2_HIGH, _LOG2_LOW = numpy.float32(0.693359375), numpy.float32(-2.12194440e-4)
+_E2, _E3, _E4, _E5, _E6, _E7 = (numpy.float32(1.0 / math.factorial(k)) for k in range(2, 8))
+
+
+@compiled_with("contract")
+def _exp_in_float32(x: Any) -> Any:
+    """e^x for x ≤ 0, which the compiler vectorizes: 2^n e^r for x = n log 2 + r, |r| ≤ ½ log 2. 0 if x < -87."""
+    one, far = numpy.float32(1), numpy.float32(-87)
+    near = far if x < far else x
+    n = numpy.floor(near * numpy.float32(1.0 / math.log(2.0)) + numpy.float32(0.5))
+    r = near - n * _LOG2_HIGH - n * _LOG2_LOW
+    p = _E7
+    p = p * r + _E6
+    p = p * r + _E5
+    p = p * r + _E4
+    p = p * r + _E3
+    p = p * r + _E2
+    p = (p * r + one) * r + one
+    power = float_of(numpy.int32((numpy.int32(n) + 127) << 23))  # of Numba's int64
+    return numpy.float32(0) if x < far else p * power
+
+
+def _exp(x: Any) -> Any:
+    """e^x for x ≤ 0, as fast as possible."""
+
+
+@overload(_exp, strict=False)
+def _exp_of(x: Any) -> Any:
+    return (lambda x: _exp_in_float32(x)) if x == types.float32 else (lambda x: math.exp(x))
+
+
+# Attention: scores (N, H, queries, keys) of a block of queries, the first of which is query `first` of all. A query
+# attends to the keys before its number + 1 + `past`; if attention is not causal, `past` is the number of keys.
 
 
 @compiled
-def _hide(row: Any, end: int, mask: Any, n: int) -> None:
-    """Set the scores of keys that are not attended to to -∞. mask (N, keys), or (0, 0) if all keys count."""
-    for s in range(max(end, 0), row.size):
+def _attended(row: Any, end: int, mask: Any, n: int) -> Any:
+    """The scores of the keys before `end`, and of some after it, set to -∞; what remains becomes 0.
+
+    mask (N, keys), or (0, 0) if all keys count.
+    """
+    end = min(max(end, 0), row.size)
+    stop = min(-(-end // _VECTOR) * _VECTOR, row.size)
+    for s in range(end, stop):
         row[s] = -numpy.inf
+    for s in range(stop, row.size):
+        row[s] = 0
     if mask.size:
-        for s in range(row.size):
-            if not mask[n, s]:
-                row[s] = -numpy.inf
+        for s in range(end):
+            row[s] = row[s] if mask[n, s] else -numpy.inf
+    return row[:stop]
 
 
 @compiled
-def attention_scores(scores: Any, scale: Any, past: int, first: int, mask: Any, log_sums: Any) -> None:
-    """Scale the scores, and subtract the largest of each query, which goes into log_sums (N, H, T)."""
-    samples, heads, queries, keys = scores.shape
-    lanes = numpy.empty(_LANES, scores.dtype)
-    lowest = numpy.finfo(scores.dtype).min
+def attention_probabilities(
+    scores: Any, scale: Any, past: int, first: int, mask: Any, integers: Any, log_sums: Any
+) -> None:
+    """scores = softmax(scale · scores), and log_sums (N, H, T). integers: an array of integers of the scores' size."""
+    samples, heads, queries, _ = scores.shape
+    zero, one, lowest = scores.dtype.type(0), scores.dtype.type(1), numpy.finfo(scores.dtype).min
+    bits, sum_bits = scores.view(integers.dtype), log_sums.view(integers.dtype)
     for n in range(samples):
         for h in range(heads):
             for i in range(queries):
                 row = scores[n, h, i]
-                for s in range(keys):
+                for s in range(row.size):
                     row[s] *= scale
-                _hide(row, first + i + 1 + past, mask, n)
-                highest = _largest(row, lanes, lowest)
-                log_sums[n, h, first + i] = highest
-                for s in range(keys):
-                    row[s] -= highest
-
-
-@compiled
-def attention_probabilities(scores: Any, first: int, log_sums: Any) -> None:
-    """Divide the exponentials of the scores by their sum, whose logarithm is added to log_sums."""
-    samples, heads, queries, keys = scores.shape
-    lanes = numpy.empty(_LANES, scores.dtype)
-    zero, one = scores.dtype.type(0), scores.dtype.type(1)
-    for n in range(samples):
-        for h in range(heads):
-            for i in range(queries):
-                row = scores[n, h, i]
-                total = _sum(row, lanes)
+                row = _attended(row, first + i + 1 + past, mask, n)
+                sum_bits[n, h, first + i] = _largest(bits[n, h, i, : row.size])
+                highest = log_sums[n, h, first + i]
+                if not highest >= lowest:  # no key counts
+                    highest = lowest
+                for s in range(row.size):
+                    row[s] = _exp(row[s] - highest)
+                total = _sum(row)
                 if total == zero:
                     log_sums[n, h, first + i] = numpy.inf
                     continue
-                log_sums[n, h, first + i] += numpy.log(total)
+                log_sums[n, h, first + i] = highest + math.log(total)
                 inverse = one / total
-                for s in range(keys):
+                for s in range(row.size):
                     row[s] *= inverse
 
 
 @compiled
-def attention_scores_again(scores: Any, scale: Any, past: int, first: int, mask: Any, log_sums: Any) -> None:
-    """Scale the scores, and subtract log_sums."""
-    samples, heads, queries, keys = scores.shape
+def attention_probabilities_again(scores: Any, scale: Any, past: int, first: int, mask: Any, log_sums: Any) -> None:
+    """scores = exp(scale · scores - log_sums)."""
+    samples, heads, queries, _ = scores.shape
     for n in range(samples):
         for h in range(heads):
             for i in range(queries):
-                row, log_sum = scores[n, h, i], log_sums[n, h, first + i]
-                for s in range(keys):
-                    row[s] = row[s] * scale - log_sum
-                _hide(row, first + i + 1 + past, mask, n)
+                row, log_sum = _attended(scores[n, h, i], first + i + 1 + past, mask, n), log_sums[n, h, first + i]
+                for s in range(row.size):
+                    row[s] = _exp(row[s] * scale - log_sum)
 
 
 @compiled
 def attention_score_grads(p: Any, scale: Any, grads: Any) -> None:
     """grads = p · (grads - Σ p · grads) · scale, for each query; grads holds the gradients of the probabilities p."""
     samples, heads, queries, keys = p.shape
-    lanes = numpy.empty(_LANES, p.dtype)
     for n in range(samples):
         for h in range(heads):
             for i in range(queries):
                 row, g = p[n, h, i], grads[n, h, i]
-                mean = _dot(row, g, lanes)
+                mean = _dot(row, g)
                 for s in range(keys):
                     g[s] = row[s] * (g[s] - mean) * scale
 
 
 # Normalization of rows.
+
+
+@compiled_with("reassoc", "nsz", "contract")
+def _sum_shifted(row: Any, shift: Any) -> Any:
+    """Σ (row - shift)."""
+    total = row.dtype.type(0)
+    for j in range(row.size):
+        total += row[j] - shift
+    return total
+
+
+@compiled_with("reassoc", "nsz", "contract")
+def _sum_of_squares(row: Any) -> Any:
+    """Σ row²."""
+    total = row.dtype.type(0)
+    for j in range(row.size):
+        total += row[j] * row[j]
+    return total
 
 
 @compiled
@@ -152,70 +193,55 @@ def normalize_and_scale(
 ) -> None:
     """gamma, beta (columns,), or (0,) for none."""
     rows, columns = x.shape
-    lanes = numpy.empty(_LANES, x.dtype)
     count, zero, one = x.dtype.type(columns), x.dtype.type(0), x.dtype.type(1)
     for i in range(rows):
-        values, result, y = x[i], normal[i], out[i]
-        shift = values[0] if centered else zero  # the rounded mean of large equal numbers can differ from them
+        shift = x[i, 0] if centered else zero  # the rounded mean of large equal numbers can differ from them
+        mean = _sum_shifted(x[i], shift) / count if centered else zero
         for j in range(columns):
-            result[j] = values[j] - shift
-        if centered:
-            mean = _sum(result, lanes) / count
-            for j in range(columns):
-                result[j] -= mean
-        deviation = numpy.sqrt(_dot(result, result, lanes) / count + epsilon)
-        sigma[i, 0] = deviation
-        inverse = one / deviation
-        for j in range(columns):
-            result[j] *= inverse
+            normal[i, j] = x[i, j] - shift - mean
+        sigma[i, 0] = numpy.sqrt(_sum_of_squares(normal[i]) / count + epsilon)
+        inverse = one / sigma[i, 0]
         if gamma.size:
             for j in range(columns):
-                y[j] = result[j] * gamma[j]
+                value = normal[i, j] * inverse
+                normal[i, j] = value
+                out[i, j] = value * gamma[j]
         else:
             for j in range(columns):
-                y[j] = result[j]
-        if beta.size:
-            for j in range(columns):
-                y[j] += beta[j]
+                value = normal[i, j] * inverse
+                normal[i, j] = value
+                out[i, j] = value
+        for j in range(beta.size):
+            out[i, j] += beta[j]
 
 
 @compiled
 def normalize_and_scale_grad(
     grad: Any, centered: bool, gamma: Any, normal: Any, sigma: Any, sums: Any, out: Any
 ) -> None:
-    """sums (2, columns) += Σ_rows grad · normal and Σ_rows grad, in float64.  out: (0, 0) if it is not wanted."""
+    """sums (2, columns) += Σ_rows grad · normal and Σ_rows grad, in float64."""
     rows, columns = grad.shape
-    lanes = numpy.empty(_LANES, grad.dtype)
     products, totals = numpy.empty(columns, grad.dtype), numpy.empty(columns, grad.dtype)
-    h = numpy.empty(columns, grad.dtype)
-    count, one = grad.dtype.type(columns), grad.dtype.type(1)
-    for start in range(0, rows, 64):
+    count, zero, one = grad.dtype.type(columns), grad.dtype.type(0), grad.dtype.type(1)
+    for start in range(0, rows, 64):  # rows whose sums are not long enough to lose digits
         products[:] = 0
         totals[:] = 0
         for i in range(start, min(start + 64, rows)):
-            g, x = grad[i], normal[i]
             for j in range(columns):
-                products[j] += g[j] * x[j]
-                totals[j] += g[j]
-            if not out.size:
-                continue
-            y, inverse = out[i], one / sigma[i, 0]
+                products[j] += grad[i, j] * normal[i, j]
+                totals[j] += grad[i, j]
+            h = out[i]
             if gamma.size:
                 for j in range(columns):
-                    h[j] = g[j] * gamma[j]
+                    h[j] = grad[i, j] * gamma[j]
             else:
                 for j in range(columns):
-                    h[j] = g[j]
-            if centered:
-                first = h[0]  # as in normalize_and_scale
-                for j in range(columns):
-                    h[j] -= first
-                mean = _sum(h, lanes) / count
-                for j in range(columns):
-                    h[j] -= mean
-            mean_product = _dot(h, x, lanes) / count
+                    h[j] = grad[i, j]
+            shift = h[0] if centered else zero  # as in normalize_and_scale
+            mean = _sum_shifted(h, shift) / count if centered else zero
+            mean_product, inverse = _dot(h, normal[i]) / count, one / sigma[i, 0]
             for j in range(columns):
-                y[j] = (h[j] - x[j] * mean_product) * inverse
+                h[j] = (h[j] - shift - mean - normal[i, j] * mean_product) * inverse
         for j in range(columns):
             sums[0, j] += products[j]
             sums[1, j] += totals[j]
@@ -234,24 +260,15 @@ _DENSITY = numpy.float32(0.3989422804014327)  # 1 / √(2π)
 _FAR = numpy.float32(40.0)  # from here on, Φ(-x) is 0
 
 
-@compiled
-def gelu_exponents(x: Any, out: Any) -> None:
-    """out = -x²/2, for |x| of at most 40."""
-    xs, outs = x.reshape(-1), out.reshape(-1)
-    half = numpy.float32(-0.5)
-    for i in range(xs.size):
-        near = -_FAR if xs[i] < -_FAR else _FAR if xs[i] > _FAR else xs[i]
-        outs[i] = near * near * half
-
-
-@compiled
+@compiled_with("contract")
 def gelu(x: Any, out: Any, slope: Any) -> None:
-    """slope holds e^(-x²/2), and gets the derivative of out = x Φ(x)."""
+    """out = x Φ(x), and its derivative in slope."""
     xs, outs, slopes = x.reshape(-1), out.reshape(-1), slope.reshape(-1)
     zero, half, one = numpy.float32(0), numpy.float32(0.5), numpy.float32(1)
     for i in range(xs.size):
-        value, exponential = xs[i], slopes[i]
+        value = xs[i]
         near = -_FAR if value < -_FAR else _FAR if value > _FAR else value
+        exponential = _exp(near * near * -half)
         t = one / (one + _TAIL_SCALE * abs(near))
         p = _C9
         p = p * t + _C8
@@ -265,5 +282,5 @@ def gelu(x: Any, out: Any, slope: Any) -> None:
         p = p * t + _C0
         tail = half * exponential * t * p  # Φ(-|x|)
         phi = one - tail if near > zero else tail
-        outs[i] = (value if value > near else near) * phi
+        outs[i] = (value if value > near else near) * phi  # not -∞ · 0
         slopes[i] = phi + near * exponential * _DENSITY

@@ -31,6 +31,7 @@ from xpnet.backends.step_numbers import of_step
 _log = logging.getLogger(__name__)
 
 _SPLIT_MATMUL = 2**20  # multiplications: a smaller matrix product is not worth splitting among threads
+_SPLIT_LOGITS = 2**14  # logits: cross-entropy of fewer is not worth splitting
 _MANY_ROWS = 4096
 _FEW_ROWS, _LARGE = 32, 2**15  # the product of a few rows and a large transposed matrix; see matmul
 _FEW_CHANNELS = 3
@@ -158,12 +159,7 @@ class CPUOperators(CPUAttention, CPURecurrent):
         if x.dtype != numpy.float32:  # the loop's polynomial has the digits of float32 only
             return super().gelu(x, out, slope)
 
-        def compute(rows: slice, _: int) -> None:
-            loops.gelu_exponents(x[rows], slope[rows])
-            numpy.exp(slope[rows], out=slope[rows])
-            loops.gelu(x[rows], out[rows], slope[rows])
-
-        self.threads.parallel_for(len(x), compute)
+        self.threads.parallel_for(len(x), lambda rows, _: loops.gelu(x[rows], out[rows], slope[rows]))
         return out
 
     relu = by_rows(Backend.relu, "x", "out")
@@ -207,7 +203,14 @@ class CPUOperators(CPUAttention, CPURecurrent):
     ) -> tuple[Array, Array]:
         number = logits.dtype.type
         confidence, share = number(1.0 - smoothing), number(smoothing / logits.shape[1])
-        loops.cross_entropy(logits, labels, confidence, share, number(1.0), losses, grad)
+        if logits.size < _SPLIT_LOGITS:
+            loops.cross_entropy(logits, labels, confidence, share, number(1.0), losses, grad)
+            return losses, grad
+
+        def compute(rows: slice, _: int) -> None:
+            loops.cross_entropy(logits[rows], labels[rows], confidence, share, number(1.0), losses[rows], grad[rows])
+
+        self.threads.parallel_for(len(logits), compute)
         return losses, grad
 
     def count_correct(self, outputs: Array, labels: Array) -> Array:
@@ -349,6 +352,21 @@ class CPUOperators(CPUAttention, CPURecurrent):
         return out
 
     # Updates ---------------------------------------------------------------------------------------------------------
+
+    @compiled
+    def clip_norm(self, loops: Any, grads: Array, trained: Runs, limit: float) -> None:
+        if grads.dtype != numpy.float32:  # whose squares do not overflow in float64
+            super().clip_norm(grads, trained, limit)
+            return
+        runs = [grads[run] for run in trained]
+
+        def square_of(g: Array) -> Array:
+            return self._sum((1,), len(g), lambda rows, sums: loops.add_squares(g[rows], sums))
+
+        squares = map(square_of, runs)
+        scale = numpy.minimum(1.0, limit / numpy.maximum(numpy.sqrt(sum(squares)), 1e-300)).astype(grads.dtype)
+        for g in runs:
+            g *= scale
 
     def fused_update(self, name: str, runs: Runs, vectors: Sequence[Array], numbers: Sequence[float]) -> bool:
         loops = self.loops(vectors)

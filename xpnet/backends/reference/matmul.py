@@ -17,7 +17,7 @@ class MatmulOperators(Device):
 
     def add_matmul(self, a: Array, b: Array, out: Array, scratch: Array) -> Array:
         """out += a @ b, for matrices. `scratch` is a C-contiguous array in out's shape, which is overwritten."""
-        out += self.xp.matmul(a, b, out=scratch)
+        out += self.matmul(a, b, out=scratch)
         return out
 
     def batched_matmul(self, a: Array, b: Array, out: Array) -> Array:
