@@ -108,6 +108,7 @@ _ELSEWHERE = {
     "GlobalMaxPool2D": "globalmaxpooling2d adaptivemaxpool2d",
     "ZeroPadding2D": "zeropad2d constantpad2d pad padding",
     "HardTanh": "clip clamp",
+    "Slice": "cropping1d cropping2d crop narrow getitem",
     "Dropout": "dropout1d dropout2d spatialdropout2d alphadropout",
     "SiLU": "swish",
     "Step": "heaviside threshold",

@@ -709,6 +709,9 @@ case("equal", "Pad of a sequence", (2, 7), op("Pad", "x p"), p=ints(0, 0, 1, 0, 
 case("equal", "positions", SEQUENCE, op("Add", "x c"), c=normal(3, 4))
 case("equal", "positions, twice", SEQUENCE, ops("m = Add x c; y = Add d m"), c=normal(1, 3, 4), d=normal(3, 4))
 case("equal", "positions before other readers", SEQUENCE, ops("m = Add x c; n = Add m c; y = Sub n m"), c=normal(3, 4))
+table = {"table": normal(1, 7, 4), "zero": ints(0), "length": ints(3), "one": ints(1)}
+case("equal", "the first positions", SEQUENCE, ops("p = Slice table zero length one; y = Add p x"), **table)
+case("equal", "later positions", SEQUENCE, ops("p = Slice table length six one; y = Add p x"), **table, six=ints(6))
 case("equal", "positions subtracted", SEQUENCE, op("Sub", "c x"), c=normal(3, 4))
 for index in (0, 1):
     more = {"c": normal(1, 2, 4), "d": normal(5, 4), "zero": ints(0), "one": ints(1)}
@@ -797,6 +800,7 @@ HEADS |= {f"w{part}": normal(4, 4) for part in "qkvo"} | {f"b{part}": normal(4) 
 LATER = np.triu(np.ones((3, 3), bool), 1)
 HEADS |= {"later": LATER, "earlier": ~LATER, "minus": np.float32(-np.inf), "big": np.float32(-1e9)}
 HEADS |= {"mask": np.where(LATER, -np.inf, 0).astype("float32"), "window": np.float32([[0, -np.inf, -np.inf]] * 3)}
+HEADS["one_head"] = np.stack([HEADS["mask"], np.zeros((3, 3), "float32")])[None]
 SPLIT = [
     node
     for part, perm in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3]))
@@ -815,6 +819,7 @@ for expected, name, scores in [
     ("equal", "causal, with Dropout", "m = MatMul q k; n = Add m mask; l = Softmax n; p = Dropout l"),
     ("not constant", "replaced by 0", "m = MatMul q k; n = Where later zero m; p = Softmax n"),
     ("not constant", "of a window", "m = MatMul q k; n = Add m window; p = Softmax n"),
+    ("not constant", "causal in one head", "m = MatMul q k; n = Add m one_head; p = Softmax n"),
     ("not constant", "of a bias", "m = MatMul q k; n = Add m scale; p = Softmax n"),
     ("only over the keys", "over the queries", "m = MatMul q k; p = Softmax m axis=2"),
     ("not constant", "without softmax", "p = MatMul q k"),

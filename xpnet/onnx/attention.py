@@ -152,6 +152,8 @@ def _scores(node: Node) -> _Scores | None:
             value, scale = Input(before, 0), scale * (number if before.operator == "Mul" else 1 / number)
         elif before.operator in ("Add", "Where") and (excluded := _mask(before)) is not None:
             position, mask = excluded
+            if mask.size != math.prod(mask.shape[-2:]):  # it may differ between heads or samples, or give more of them
+                return None
             if mask.any():
                 rows, columns = mask.shape[-2:]
                 if causal or (mask != numpy.triu(numpy.ones((rows, columns), bool), 1 + columns - rows)).any():

@@ -194,12 +194,13 @@ def first_rows(node: Node, shape: Sequence[int]) -> Constant | None:
     With the whole table, the layer is the same for sequences of other lengths.
     """
     for i in (0, 1):
-        part = source(Input(node, i), "Slice")
-        table = part.values[0] if part else None
-        if part and isinstance(table, numpy.ndarray) and table.ndim == 2 and part.version >= 10:
-            start, stop, axes, steps = (part.optional(k, "part") for k in range(1, 5))
-            numbers = [a is None or a.reshape(-1).tolist() == [n] for a, n in ((start, 0), (axes, 0), (steps, 1))]
-            if len(shape) == 2 and all(numbers) and stop is not None and stop.reshape(-1).tolist() == [shape[0]]:
+        part = source(Input(node, i), "Slice") or source(Input(node, i), "Gather")
+        rows, table = node.values[i], part.values[0] if part else None
+        if not isinstance(table, numpy.ndarray) or not isinstance(rows, numpy.ndarray) or len(shape) != 2:
+            continue
+        if table.ndim in (2, 3) and table.shape[:-2] in ((), (1,)) and table.shape[-1] == shape[1]:
+            table = table.reshape(-1, shape[1])
+            if rows.size == math.prod(shape) and numpy.array_equal(rows.reshape(shape), table[: shape[0]]):
                 return table
     return None
 
