@@ -229,11 +229,9 @@ def test_binary_targets_outside_0_to_1_are_refused(backend, value):
         net(backend).fit(X, changed(ONE_HOT, (2, 0), value), loss="binary_cross_entropy", verbose=0)
 
 
-@pytest.mark.parametrize("outputs", [1, (2, 3)])
-def test_softmax_cross_entropy_requires_at_least_two_outputs(outputs):
-    stack = [layers.Dense(6), layers.Reshape(outputs)] if outputs != 1 else [layers.Dense(1)]
+def test_softmax_cross_entropy_requires_at_least_two_outputs():
     with pytest.raises(ShapeError, match=r"logits of K ≥ 2 classes"):
-        xpnet.Sequential(stack, (4,), "cpu").fit(X, Y, verbose=0)
+        xpnet.Sequential([layers.Dense(1)], (4,), "cpu").fit(X, Y, verbose=0)
 
 
 def test_a_refused_first_fit_does_not_change_the_model(backend):

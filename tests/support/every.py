@@ -92,7 +92,7 @@ LAYERS = examples_of(
         layers.MaxPool2D: [(IMAGE, layers.MaxPool2D((2, 1), strides=1, padding="same"))],
         layers.Mish: [((4,), layers.Mish())],
         layers.MultiHeadAttention: [
-            ((5, 8), layers.MultiHeadAttention(2, causal=True, dropout=0.2, use_bias=False)),
+            ((3, 8), layers.MultiHeadAttention(2, causal=True, dropout=0.2, use_bias=False)),
             ((3, 4), layers.MultiHeadAttention(1, rotary=True)),
         ],
         layers.PReLU: [((2, 4), layers.PReLU(weight_initializer=0.4)), ((4,), layers.PReLU(shared=True))],
@@ -117,7 +117,7 @@ LAYERS = examples_of(
         layers.Step: [((4,), layers.Step(0.3))],
         layers.Tanh: [((4,), layers.Tanh())],
         layers.TransformerBlock: [
-            ((3, 8), layers.TransformerBlock(2, 2, dropout=0.1, weight_initializer="he_normal")),
+            ((3, 4), layers.TransformerBlock(1, 2, dropout=0.1, weight_initializer="he_normal")),
             ((3, 4), layers.TransformerBlock(1, 3, causal=False, norm="rms", activation="silu", use_bias=False)),
         ],
         layers.Upsample2D: [(IMAGE, layers.Upsample2D((1, 2), interpolation="bilinear"))],

@@ -18,14 +18,14 @@ class CUDARecurrent(CUDAMatmul):
 
     @fused
     def rnn(self, gates: Array, weight: Array, mask: Array | None, hidden: Array) -> None:
-        self._run("rnn", lambda t: {}, gates, weight, mask, hidden)
+        self._run("rnn_step", lambda t: {}, gates, weight, mask, hidden)
 
     @fused
     def lstm(self, gates: Array, weight: Array, mask: Array | None, hidden: Array, cells: Array) -> None:
         def arrays(t: int) -> dict[str, Any]:
             return {"cell_before": cells[t], "cell": cells[t + 1]}
 
-        self._run("lstm", arrays, gates, weight, mask, hidden)
+        self._run("lstm_step", arrays, gates, weight, mask, hidden)
 
     @fused
     def gru(
@@ -34,7 +34,7 @@ class CUDARecurrent(CUDAMatmul):
         def arrays(t: int) -> dict[str, Any]:
             return {"bias": bias, "inner": inner[t]}
 
-        self._run("gru", arrays, gates, weight, mask, hidden)
+        self._run("gru_step", arrays, gates, weight, mask, hidden)
 
     @fused
     def rnn_grad(
@@ -49,7 +49,7 @@ class CUDARecurrent(CUDAMatmul):
         def arrays(t: int) -> dict[str, Any]:
             return {"state": hidden[t + 1], "out": grad_gates[t]}
 
-        self._run_back("rnn", arrays, grad, weight, mask, grad_gates, grad_hidden)
+        self._run_back("rnn_step_grad", arrays, grad, weight, mask, grad_gates, grad_hidden)
 
     @fused
     def lstm_grad(
@@ -67,7 +67,7 @@ class CUDARecurrent(CUDAMatmul):
             of_cells = {"cell_before": cells[t], "cell": cells[t + 1], "grad_cell": grad_cell}
             return {"gates": gates[t], "grad_gates": grad_gates[t], **of_cells}
 
-        self._run_back("lstm", arrays, grad, weight, mask, grad_gates, grad_hidden)
+        self._run_back("lstm_step_grad", arrays, grad, weight, mask, grad_gates, grad_hidden)
 
     @fused
     def gru_grad(
@@ -86,7 +86,7 @@ class CUDARecurrent(CUDAMatmul):
             results = {"grad_gates": grad_gates[t], "grad_products": grad_products[t]}
             return {"gates": gates[t], "before": hidden[t], "inner": inner[t], **results}
 
-        self._run_back("gru", arrays, grad, weight, mask, grad_products, grad_hidden)
+        self._run_back("gru_step_grad", arrays, grad, weight, mask, grad_products, grad_hidden)
 
     def _run(
         self, name: str, arrays: StepArrays, gates: Array, weight: Array, mask: Array | None, hidden: Array
@@ -96,7 +96,7 @@ class CUDARecurrent(CUDAMatmul):
         for t in range(len(gates)):
             self.matmul(self.cast(hidden[t]), weight, out=product)
             given = {"gates": gates[t], "product": product, "before": hidden[t], "mask": _step(mask, t), **arrays(t)}
-            self.launch(f"{name}_step", hidden[t + 1], threads=_THREADS, **given)
+            self.launch(name, hidden[t + 1], threads=_THREADS, **given)
 
     def _run_back(
         self,
@@ -113,7 +113,7 @@ class CUDARecurrent(CUDAMatmul):
         transposed = self.cast(weight).T
         for t in reversed(range(len(grad_products))):
             given = {"grad": _step(grad, t), "product": product, "mask": _step(mask, t), **arrays(t)}
-            self.launch(f"{name}_step_grad", grad_hidden, threads=_THREADS, grad_hidden=grad_hidden, **given)
+            self.launch(name, grad_hidden, threads=_THREADS, grad_hidden=grad_hidden, **given)
             product = self.xp.empty_like(grad_hidden) if product is None else product
             self.matmul(self.cast(grad_products[t]), transposed, out=product)
         self.add_arrays(grad_hidden, product, out=grad_hidden)
