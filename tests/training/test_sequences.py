@@ -149,6 +149,23 @@ def test_masks_travel_through_layers_that_keep_the_steps(backend):
     np.testing.assert_array_equal(backend.to_numpy(both.output_masks()), STEPS & STEPS[::-1])
 
 
+def test_cross_attention_ignores_padded_memory_and_keeps_the_mask_of_the_query(backend):
+    query, memory = xpnet.Input((T, F), name="query"), xpnet.Input((3, F), name="memory")
+    hidden = [layers.Masking()(query), layers.Masking()(memory)]
+    model = xpnet.Model([query, memory], layers.MultiHeadAttention(1)(hidden), backend=backend, seed=0)
+    short = np.where(STEPS[:, :3, None], X[:, :3], 0.0)
+    y, other = model.predict([X, short]), np.where(short == 0.0, 0.0, 2.0 * short)
+    other[:, 0] = short[:, 0]
+    alone = LENGTHS == 1  # only the first step of the memory counts
+    np.testing.assert_allclose(y[alone], model.predict([X, other])[alone], rtol=1e-6)
+    assert not np.allclose(y[~alone], model.predict([X, other])[~alone])
+    model.forward([X, short])
+    np.testing.assert_array_equal(backend.to_numpy(model.output_masks()), STEPS)
+    targets = RNG.normal(size=(N, T, F))
+    errors = np.square(y.astype("float64") - targets).mean(-1)
+    assert model.evaluate([X, short], targets, loss="mse")["loss"] == pytest.approx(errors[STEPS].mean(), rel=1e-5)
+
+
 def test_a_sequence_may_have_any_length(backend, tmp_path):
     model, fixed = tagger(backend, length=None), tagger(backend)
     assert model.input_shape == (None, F) and model.output_shape == (None, CLASSES)

@@ -1,6 +1,7 @@
 """MultiHeadAttention: each position of a sequence takes a weighted mean over positions, of the same sequence or not."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from xpnet.backends import Array
@@ -8,6 +9,7 @@ from xpnet.config import flag, integer, number
 from xpnet.errors import ArgumentError
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
+from xpnet.layers.structure import first_of
 from xpnet.parameters import Parameter
 
 
@@ -72,6 +74,12 @@ class MultiHeadAttention(Layer):
         for part in inputs if self.use_bias else ():
             setattr(self, f"{part}_bias", self.add_parameter(f"{part}_bias", (features,), "zeros", decay=False))
         return shapes[0]  # type: ignore[no-any-return]
+
+    def spread_masks(self, inputs: Sequence[bool]) -> tuple[bool, ...]:
+        return (inputs[0],)  # that of the query
+
+    def output_mask(self, x: Any) -> Array | None:
+        return first_of(self.mask)
 
     def forward(self, x: Any) -> Array:
         """See the class; q, k, v and out are (N, T, heads, D)."""

@@ -417,6 +417,7 @@ class Layer(Configured):
             masks.append(self.start_mask(x))
         if len(masks) < 2:
             return masks[0] if masks else None
+        masks.sort(key=lambda mask: -mask.shape[1])  # an input with a single step is repeated for all steps
         combined = self.work.buffer("mask", masks[0].shape, masks[0].dtype)
         combined[...] = masks[0]
         for mask in masks[1:]:
