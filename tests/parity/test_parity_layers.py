@@ -321,16 +321,10 @@ DRAWS = [
 def test_every_layer_and_every_loss_has_an_example():
     """Layers that only change the shape have no twin; Dropout has its own noise, and Step its own gradient."""
     drawn = [draw(np.random.default_rng(0))[0] for draw in DRAWS]
-    elsewhere = [
-        layers.Dropout,
-        layers.Flatten,
-        layers.Masking,
-        layers.Permute,
-        layers.Rescale,
-        layers.Reshape,
-        layers.Sequential,
-        layers.Step,
-    ]
+    without_twins = ["Dropout", "Flatten", "Masking", "Permute", "Rescale", "Reshape", "Sequential", "Slice", "Step"]
+    in_graphs = ["Add", "Average", "Concatenate", "Dot", "Maximum", "Multiply", "Subtract"]  # test_parity_graphs.py
+    recurrent = ["Bidirectional", "GRU", "LSTM", "SimpleRNN"]  # test_parity_recurrent.py
+    elsewhere = [getattr(layers, name) for name in (*without_twins, *in_graphs, *recurrent)]
     assert not missing_classes(layers, layers.Layer, [*drawn, *(layer for layer, _ in ACTIVATIONS)], elsewhere)
     assert not missing_classes(losses, losses.Loss, [loss for loss, _, _ in LOSSES])
 
@@ -539,3 +533,14 @@ def test_losses_and_their_gradients_equal_those_of_pytorch(loss, twin, kind, dty
         both = loss.samples_and_gradient(backend, outputs, targets)
         agree(both[0], theirs, "samples of both")
         agree(both[1], gradient, "gradient of both")
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2), (5, 7, 3), (3, 2, 4, 6)], ids=str)
+def test_cross_entropy_of_several_labels_per_sample_ignores_like_pytorch(shape):
+    rng = np.random.default_rng(0)
+    z, y = rng.normal(size=shape), rng.integers(0, shape[-1], shape[:-1])
+    y[rng.random(y.shape) < 0.3] = -1
+    y.flat[0] = 0
+    loss = losses.SoftmaxCrossEntropy(ignore=-1)
+    twin = functional.cross_entropy(torch.from_numpy(np.moveaxis(z, -1, 1)), torch.from_numpy(y), ignore_index=-1)
+    assert loss(z, y) == pytest.approx(twin.item(), rel=1e-12)
