@@ -54,9 +54,10 @@ def tests_slow(session: nox.Session) -> None:
 def tests_cupy(session: nox.Session) -> None:
     """Tests with the real CuPy that need no GPU: the names that xpnet uses, error messages, compilation of kernels."""
     session.install(".[dev,cuda13]", "nvidia-cuda-nvrtc>=13,<14")  # NVRTC, a small part of the extra cuda13-ctk
-    # Work is stolen, because the compilations are next to each other.
-    session.run("pytest", "-n", "auto", "--dist", "worksteal", "tests/backends/cuda", "tests/test_info.py",
-                "tests/test_import.py", *session.posargs)  # fmt: skip
+    # The emulated GPU, which tests-cpu tests, does not use CuPy. Work is stolen, because the compilations are next to
+    # each other.
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", "-m", "not gpu", "-k", "not emulated",
+                "tests/backends/cuda", "tests/test_info.py", "tests/test_import.py", *session.posargs)  # fmt: skip
 
 
 @nox.session(name="tests-gpu")
