@@ -81,8 +81,9 @@ def test_long_elementwise_calls_are_shared_with_the_same_bits(rng):
         "short": Call(np.multiply, (x[:9], 2.0, out[:9]), reads=(x[:9],), writes=(out[:9],)),
         "not rounded alike": Call(np.exp, (x, exponential), reads=(x,), writes=(exponential,)),
     }
-    assert with_shared_elements([*calls.values()]) == [*calls.values()]  # there are no threads
-    _, shared, *rest = with_shared_elements([other, *calls.values()])
+    memory = Memory(Trace(np))
+    assert with_shared_elements([*calls.values()], memory) == [*calls.values()]  # there are no threads
+    _, shared, *rest = with_shared_elements([other, *calls.values()], memory)
     assert rest == [calls["short"], calls["not rounded alike"]]
     assert shared.function is print and [len(part) for part in shared.parts] == [1, 1, 1]
     assert [part[0].args[2].shape[0] for part in shared.parts] == [100, 100, 101]
@@ -90,3 +91,11 @@ def test_long_elementwise_calls_are_shared_with_the_same_bits(rng):
         assert part[0].reads[1] is row and part[0].writes == part[0].args[2:]
         part[0].make()
     np.testing.assert_array_equal(out, want)
+
+
+def test_calls_that_read_what_they_write_elsewhere_are_not_shared(rng):
+    a = rng.normal(size=(301, 64))
+    other = Call(print, (), parts=[[], []])
+    for read in (a[:1], a[0], a[::-1]):  # NumPy copies these before it writes
+        call = Call(np.subtract, (a, read, a), reads=(a, read), writes=(a,))
+        assert with_shared_elements([other, call], Memory(Trace(np)))[1] is call

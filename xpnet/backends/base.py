@@ -53,7 +53,7 @@ class Device:
         self.name = name
         self.xp = xp
         self._workspace_bytes = 256 * 2**20
-        self._rotations: dict[tuple[int, str], tuple[Array, Array]] = {}
+        self._rotations: dict[tuple[int, int, str], tuple[Array, Array]] = {}
 
     def __repr__(self) -> str:
         return f"<xpnet backend {self.name!r}>"
@@ -149,17 +149,19 @@ class Device:
     # Constants -------------------------------------------------------------------------------------------------------
 
     def rotations(self, steps: int, pairs: int, dtype: DType) -> tuple[Array, Array]:
-        """(cosines, sines) of the angles t · 10000^(-i / pairs), (steps, pairs), for t from 0; kept on the device.
+        """(cosines, sines) of the angles t · 10000^(-i / pairs), (steps, pairs), for t from 0.
 
-        They are computed on the host, since float32 would lose digits of large angles.
+        They are computed on the host, since float32 would lose digits of large angles, and kept as long as the backend,
+        since captured graphs use them.
         """
-        key = pairs, numpy.dtype(dtype).str
+        length = 1 << (steps - 1).bit_length()  # so that tables of all lengths take twice the memory of the longest
+        key = length, pairs, numpy.dtype(dtype).str
         kept = self._rotations.get(key)
-        if kept is None or len(kept[0]) < steps:
-            frequencies = 10000.0 ** (numpy.arange(pairs) / -pairs)
-            angles = numpy.arange(2 ** math.ceil(math.log2(steps)))[:, None] * frequencies
+        if kept is None:
+            angles = numpy.arange(length)[:, None] * 10000.0 ** (numpy.arange(pairs) / -pairs)
             with self.device(), self.lasting_memory():
-                kept = tuple(self.asarray(table, dtype=dtype) for table in (numpy.cos(angles), numpy.sin(angles)))
+                kept = self.asarray(numpy.cos(angles), dtype=dtype), self.asarray(numpy.sin(angles), dtype=dtype)
+                self.synchronize()  # other threads may use them in other streams
             self._rotations[key] = kept
         return kept[0][:steps], kept[1][:steps]
 

@@ -5,25 +5,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from xpnet.backends import Array
-from xpnet.capture.calls import Call, is_array
+from xpnet.capture.calls import Call, is_array, same_view
 from xpnet.capture.passes import EXACT, Memory
 
 _FEW_ELEMENTS = 2**14  # a call on fewer is not worth sharing among threads
 
 
-def with_shared_elements(calls: list[Call]) -> list[Call]:
+def with_shared_elements(calls: list[Call], memory: Memory) -> list[Call]:
     """Share long elementwise calls among threads, if other work of the step is shared."""
     example = next((call for call in calls if call.parts is not None), None)
-    return calls if example is None else [_shared(call, example) for call in calls]
+    return calls if example is None else [_shared(call, example, memory) for call in calls]
 
 
-def _shared(call: Call, example: Call) -> Call:
+def _shared(call: Call, example: Call, memory: Memory) -> Call:
     """A call in as many parts as another one has; the call itself if it cannot be divided, or is not worth it."""
     if call.function not in EXACT or call.kwargs or call.result is not None:
         return call
     out, count = call.args[-1], len(example.parts or ())
     if out.size < _FEW_ELEMENTS or len(out) < count:
         return call
+    if not all(same_view(a, out) or not memory.overlap(a, out) for a in call.reads):
+        return call  # a part would read what another one has written
     bounds = [len(out) * i // count for i in range(count + 1)]  # as in ThreadPool.parallel_for
     parts = []
     for start, end in itertools.pairwise(bounds):

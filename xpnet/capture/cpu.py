@@ -56,6 +56,10 @@ class TracedCPU(TracedDevice, CPUOperators):
     def _matrix(self, shape: tuple[int, int], dtype: DType) -> Array:
         return self.empty(shape, dtype)
 
+    def rotations(self, steps: int, pairs: int, dtype: DType) -> tuple[Array, Array]:
+        tables: tuple[Array, Array] = self.real.rotations(steps, pairs, dtype)
+        return tables
+
     def step_number(self, of: Callable[[int], float], step: int) -> Any:
         return StepNumber(of, of(step))
 

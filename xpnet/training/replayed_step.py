@@ -76,7 +76,7 @@ def planned_step(step: TrainingStep, data: StepData, metrics: EpochMetrics, sums
 def planned(trace: Trace, backend: Backend) -> tuple[list[Call], MemoryPlan]:
     """The traced calls after all passes, and the plan by which they share memory."""
     memory = Memory(trace)
-    calls = with_fewer_barriers(with_shared_elements(simplified(trace.calls, memory)), memory)
+    calls = with_fewer_barriers(with_shared_elements(simplified(trace.calls, memory), memory), memory)
     loops = backend.loops(())  # type: ignore[attr-defined]  # on the CPU
     if loops is not None:
         calls = with_fused_loops(calls, memory, loops)

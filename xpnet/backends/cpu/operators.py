@@ -241,7 +241,7 @@ class CPUOperators(CPUAttention, CPURecurrent):
         self, loops: Any, x: Array, centered: bool, epsilon: float, gamma: Array | None, beta: Array | None,
         normal: Array, sigma: Array, out: Array,
     ) -> Array:  # fmt: skip
-        none = x[0, :0]
+        none = x.reshape(-1)[:0]
         given = x.dtype.type(epsilon), none if gamma is None else gamma, none if beta is None else beta
         self.threads.parallel_for(
             len(x),
@@ -254,7 +254,7 @@ class CPUOperators(CPUAttention, CPURecurrent):
         self, loops: Any, grad: Array, centered: bool, gamma: Array | None, normal: Array, sigma: Array,
         grad_gamma: Array | None, grad_beta: Array | None, out: Array,
     ) -> Array:  # fmt: skip
-        scale = grad[0, :0] if gamma is None else gamma
+        scale = grad.reshape(-1)[:0] if gamma is None else gamma
         sums = self._sum(
             (2, grad.shape[1]),
             len(grad),

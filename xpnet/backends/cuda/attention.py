@@ -132,8 +132,8 @@ class CUDAAttention(KernelLauncher):
     ) -> Kernel | None:
         """The kernel of this name for arrays (N, T or S, H, D); None if only the formula accepts them."""
         size, steps = heads[0].shape[3], max(a.shape[1] for a in heads)
-        contiguous = log_sums.flags.c_contiguous and (mask is None or mask.flags.c_contiguous)
-        fits = contiguous and size <= _SIZES[-1] and steps <= _ROWS * _MOST_TILES
+        contiguous = log_sums.flags.c_contiguous and (mask is None or (mask.flags.c_contiguous and mask.dtype == bool))
+        fits = contiguous and log_sums.dtype == _FLOAT32 and size <= _SIZES[-1] and steps <= _ROWS * _MOST_TILES
         if not (fits and all(map(_loads_quads, heads))) or self.kernels_unavailable:
             return None
         precision = self.thread.precision if self.capability >= _FIRST_CAPABILITY else None
