@@ -185,6 +185,18 @@ def test_a_sequence_may_have_any_length(backend, tmp_path):
         trained(model, X, Y[:, 1:])
 
 
+def test_sequences_without_steps_and_of_different_lengths_are_refused():
+    with pytest.raises(DataError, match=r"x is empty: it has shape \(2, 0, 4\)"):
+        tagger("cpu", length=None).predict(X[:2, :0])
+    a, b = xpnet.Input((None, F)), xpnet.Input((None, F))
+    for merge in (layers.Add(), layers.Concatenate(), layers.Dot()):
+        model = xpnet.Model([a, b], merge([a, b]), backend="cpu")
+        assert model.predict([X, X]).shape[:2] == (N, T)
+        for other in (X[:, :3], X[:, :1]):
+            with pytest.raises(ShapeError, match="sequences of one length"):
+                model.predict([X, other])
+
+
 @pytest.mark.parametrize("layer", [layers.Flatten(), layers.Reshape((-1,)), layers.Permute((1, 0))], ids=repr)
 def test_layers_that_need_a_length_refuse_an_open_axis(layer):
     with pytest.raises(ShapeError, match=r"the input is \(N, T, 4\)"):

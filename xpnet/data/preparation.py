@@ -127,7 +127,7 @@ def _checked_input(
             hint = f" The sizes agree: reshape it, or begin the model with a layer for {tuple(x.shape[1:])}."
         raise ShapeError(f"{name} must have shape (N, {sizes}), as the model's input_shape says, but has "
                          f"{tuple(x.shape)}.{hint}")  # fmt: skip
-    if len(x) == 0:
+    if x.size == 0:  # no samples, or sequences without steps
         raise DataError(f"{name} is empty: it has shape {tuple(x.shape)}.")
     if x.dtype.kind == "f":
         x = _converted(backend, x, model.context.dtype)

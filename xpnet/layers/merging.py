@@ -35,7 +35,10 @@ class _Merge(Layer):
 
     def _sizes(self, x: list[Array]) -> tuple[int, ...]:
         """The shape of the outputs of these inputs."""
-        if len(self.output_shape) < 2 or (None not in self.output_shape and self.past is None):
+        shapes: Any = self.input_shape
+        if len({a.shape[1] for a, shape in zip(x, shapes, strict=True) if None in shape}) > 1:
+            raise self.refuse("sequences of one length", [tuple(a.shape[1:]) for a in x])
+        if None not in self.output_shape and (self.past is None or len(self.output_shape) < 2):
             return (len(x[0]), *self.output_shape)
         return (len(x[0]), max(a.shape[1] for a in x), *self.output_shape[1:])
 
@@ -205,10 +208,10 @@ class Dot(_Merge):
         return (*shapes[0][:-1], 1)
 
     def forward(self, x: list[Array]) -> Array:
-        xp, work = self.xp, self.work
+        xp, work, sizes = self.xp, self.work, self._sizes(x)
         work.x = x
         product = xp.multiply(*x, out=work.buffer("product", x[0].shape))
-        return xp.sum(product, axis=-1, keepdims=True, out=work.buffer("y", (*product.shape[:-1], 1)))
+        return xp.sum(product, axis=-1, keepdims=True, out=work.buffer("y", sizes))
 
     def backward(self, grad_y: Array) -> list[Array]:
         """∂L/∂a = b · ∂L/∂y, and ∂L/∂b = a · ∂L/∂y."""
