@@ -67,7 +67,7 @@ class Layer(Configured):
     #: Whether the outputs are probabilities, which a loss on logits would mistake for logits.
     gives_probabilities: ClassVar[bool] = False
     #: Whether its operators divide a batch among CPU threads. The BLAS must then use one thread. Only for speed.
-    splits_batch: ClassVar[bool] = False
+    splits_batch: bool = False
     #: Whether it can have several inputs, and so be called on a list. A custom layer always can.
     takes_list: ClassVar[bool] = False
     #: Whether the outputs have the mask of the inputs. None: if both have as many steps, the axis after the batch.

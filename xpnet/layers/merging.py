@@ -1,7 +1,6 @@
 """Layers with several inputs: sums, products, averages, maxima, concatenation and dot products."""
 
 import itertools
-import math
 from typing import Any
 
 from xpnet.backends import Array
@@ -22,9 +21,9 @@ class _Merge(Layer):
     def build(self, input_shape: Any) -> Shape:
         shapes = self._shapes(input_shape)
         if len({len(shape) for shape in shapes}) == 1:
-            sizes = [sorted(set(axis) - {1}) for axis in zip(*shapes, strict=True)]
+            sizes = [set(axis) - {1} for axis in zip(*shapes, strict=True)]
             if all(len(different) <= 1 for different in sizes):
-                return tuple(different[0] if different else 1 for different in sizes)
+                return tuple(different.pop() if different else 1 for different in sizes)
         raise self.refuse("inputs of one shape, in which an axis may also have the size 1", shapes)
 
     def _shapes(self, input_shape: Any) -> list[Shape]:
@@ -160,7 +159,7 @@ class Concatenate(_Merge):
 
     def __init__(self, axis: int = -1, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        self.axis = integer(self, "axis", axis, at_least=-math.inf)  # type: ignore[arg-type]
+        self.axis = integer(self, "axis", axis, at_least=None)
 
     def build(self, input_shape: Any) -> Shape:
         shapes = self._shapes(input_shape)

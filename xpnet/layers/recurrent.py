@@ -64,7 +64,7 @@ class _Recurrent(Layer):
         )
         if self.use_bias:
             self.bias = self.add_parameter("bias", (columns,), self.bias_initializer, decay=False)
-        self.splits_batch = columns * self.units >= _MIN_WEIGHTS_TO_SPLIT  # type: ignore[misc]
+        self.splits_batch = columns * self.units >= _MIN_WEIGHTS_TO_SPLIT
         return (steps, self.units) if self.return_sequences else (self.units,)
 
     def _begin(self, x: Array, kinds: int = 1) -> tuple[Any, ...]:

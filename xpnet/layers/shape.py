@@ -102,9 +102,9 @@ class Slice(Layer):
 
     def __init__(self, start: int, stop: int | None = None, axis: int = 0, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        self.start = _any_integer(self, "start", start)
-        self.stop = None if stop is None else _any_integer(self, "stop", stop)
-        self.axis = _any_integer(self, "axis", axis)
+        self.start = integer(self, "start", start, at_least=None)
+        self.stop = None if stop is None else integer(self, "stop", stop, at_least=None)
+        self.axis = integer(self, "axis", axis, at_least=None)
 
     def build(self, input_shape: Shape) -> Shape:
         axes = len(input_shape)
@@ -161,8 +161,3 @@ class Rescale(Layer):
         if not self.wants_input_grad:
             return None
         return self.xp.multiply(grad_y, self.scale, out=self.work.buffer("grad_x", grad_y.shape))
-
-
-def _any_integer(layer: Layer, name: str, value: object) -> int:
-    """An integer of any size, also a negative one."""
-    return integer(layer, name, value, at_least=-math.inf)  # type: ignore[arg-type]
