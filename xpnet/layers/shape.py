@@ -118,7 +118,7 @@ class Slice(Layer):
         return (*input_shape[:axis], size, *input_shape[axis + 1 :])
 
     def _size(self, size: Any) -> Any:
-        """How many elements it takes of so many; None if both are open."""
+        """The size of the part of an axis of this size. None: any."""
         if size is not None:
             return len(range(size)[self.start : self.stop])
         if self.stop is None:

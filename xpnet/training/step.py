@@ -177,7 +177,7 @@ class TrainingStep:
 
 
 def of_total(total: Any, output: int) -> Any:
-    """Σ w for one output, from Σ w for all, or for each in an array or a tuple."""
+    """Σ w for one output, from one Σ w for all outputs, or an array or a tuple with one for each."""
     if isinstance(total, tuple):
         return total[output]
     return total[output, ...] if getattr(total, "ndim", 0) else total
