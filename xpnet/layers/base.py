@@ -151,6 +151,9 @@ class Layer(Configured):
         `decay=False` exempts it from the optimizer's weight decay; `l1` and `l2` add l1·Σ|w| + l2·Σw² to the loss.
         """
         self._refuse_unless_building("add_parameter")
+        if None in shape:
+            hint = " Only the steps of sequences (N, T, features) may be of any number."
+            raise self.refuse("a fixed number of features", self.input_shape, hint)
         if self._shared_with is not None:
             shared: Parameter = self._shared(name, tuple(shape))
             self._parameters = (*self._parameters, shared)

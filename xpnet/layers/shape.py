@@ -6,7 +6,7 @@ from typing import Any
 
 from xpnet.backends import Array
 from xpnet.config import integer, is_integer, number
-from xpnet.errors import ArgumentError
+from xpnet.errors import ArgumentError, ShapeError
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
 
@@ -112,10 +112,13 @@ class Slice(Layer):
             raise self.refuse(f"an axis {self.axis} after the batch", input_shape)
         axis, size = self.axis % axes, self._size(input_shape[self.axis % axes])
         if size == 0:
-            raise self.refuse(f"elements from {self.start} to {self.stop} along axis {axis}", input_shape)
+            raise self._refusal(input_shape)
         self._part = (*[slice(None)] * (axis + 1), slice(self.start, self.stop))
         self.keeps_mask = self.causal = axis > 0
         return (*input_shape[:axis], size, *input_shape[axis + 1 :])
+
+    def _refusal(self, shape: Shape) -> ShapeError:
+        return self.refuse(f"elements from {self.start} to {self.stop} along axis {self.axis}", shape)
 
     def _size(self, size: Any) -> Any:
         """The size of the part of an axis of this size. None: any."""
@@ -127,8 +130,10 @@ class Slice(Layer):
 
     def forward(self, x: Array) -> Array:
         part, self.work.shape = x[self._part], x.shape
-        if None not in self.output_shape and part.shape[1:] != self.output_shape:
-            raise self.refuse(f"at least {max(self.stop or 0, -self.start)} elements to take a part of", x.shape[1:])
+        axis = len(self._part) - 1
+        taken, expected = part.shape[axis], self.output_shape[axis - 1]
+        if not taken or expected not in (None, taken):
+            raise self._refusal(x.shape[1:])
         y = self.work.buffer("y", part.shape, x.dtype)
         y[...] = part
         return y
