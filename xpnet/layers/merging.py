@@ -33,13 +33,14 @@ class _Merge(Layer):
         return input_shape
 
     def _sizes(self, x: list[Array]) -> tuple[int, ...]:
-        """The shape of the outputs of these inputs."""
+        """The shape of y. The steps of x decide its length if that is open, or if x continues sequences."""
         shapes: Any = self.input_shape
+        sizes = self.output_shape
         if len({a.shape[1] for a, shape in zip(x, shapes, strict=True) if None in shape}) > 1:
             raise self.refuse("sequences of one length", [tuple(a.shape[1:]) for a in x])
-        if None not in self.output_shape and (self.past is None or len(self.output_shape) < 2):
-            return (len(x[0]), *self.output_shape)
-        return (len(x[0]), max(a.shape[1] for a in x), *self.output_shape[1:])
+        if None in sizes or (self.past is not None and len(sizes) > 1):
+            sizes = (max(a.shape[1] for a in x), *sizes[1:])
+        return (len(x[0]), *sizes)
 
     def _to_input(self, i: int, grad: Array) -> Array:
         """The sum of ∂L/∂y over the axes along which input i is repeated."""
