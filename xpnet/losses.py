@@ -52,7 +52,7 @@ class Loss(Configured):
     ) -> tuple[Array, tuple[int, ...], Array | None]:
         """(the targets of each row, the shape of a row's outputs, which rows count (R,), or None if all do).
 
-        Rows are what `samples` and `gradient` compute: here samples; in SoftmaxCrossEntropy, all labels of a sample.
+        `samples` and `gradient` take rows: here samples; in SoftmaxCrossEntropy, a row for each label of a sample.
         targets: from `check_targets`.  output_shape: of the outputs of one sample.
         """
         return targets, output_shape, None
@@ -321,8 +321,8 @@ class SoftmaxCrossEntropy(_CrossEntropy):
     """ℓ = -Σ_k t_k log softmax(z)_k, for logits z (N, K) of K classes, and labels (N,) or probabilities t (N, K).
 
     Logits may be (N, ..., K) with labels (N, ...) or probabilities (N, ..., K), as for each step of a sequence or each
-    pixel of an image: the loss of a batch is then the mean over all labels.  ignore: the label, such as 0 or -1, of
-    places that do not count: neither in the loss and its mean nor in metrics.
+    pixel of an image: the loss of a batch is then the mean over all labels.  ignore: a label, such as 0 or -1, that
+    counts neither in the loss and its mean nor in metrics.
 
     `label_smoothing` ε changes targets to t (1 - ε) + ε/K. `class_weight` {class: w} multiplies the weight of each
     sample by that of its class, or by Σ_k t_k w_k; samples must then have one label each.
@@ -436,10 +436,10 @@ class SoftmaxCrossEntropy(_CrossEntropy):
 class KLDivergence(SoftmaxCrossEntropy):
     """ℓ = Σ_k t_k (log t_k - log p_k) with p = softmax(z): the divergence of p from the probabilities t.
 
-    Outputs are logits z (N, K) or log-probabilities, since softmax(log softmax(z)) = softmax(z). Targets are
-    probabilities t (N, K), such as the outputs of another model, or labels (N,). The loss is SoftmaxCrossEntropy minus
-    the entropy of t, and has the same gradient. With LogSoftmax outputs, it is PyTorch's
-    KLDivLoss(reduction="batchmean").
+    Outputs are logits z (N, ..., K) or log-probabilities, since softmax(log softmax(z)) = softmax(z). Targets are
+    probabilities t (N, ..., K), such as the outputs of another model, or labels (N, ...). The loss is
+    SoftmaxCrossEntropy minus the entropy of t, and has the same gradient. With LogSoftmax outputs (N, K), it is
+    PyTorch's KLDivLoss(reduction="batchmean").
     """
 
     def __init__(self, class_weight: Any = None) -> None:

@@ -251,7 +251,8 @@ def explain_step(
     placed in memory; on a GPU as a CUDA graph. This function records a step on samples of zeros, and returns the list
     before and after: a string to print, which a notebook shows as a table. Its attributes `recorded` and `replayed` are
     lists of calls, with the place in the model, the arrays, the bytes and the operations of each. The model does not
-    change, but `backward` then needs another `forward`.
+    change, but `backward` then needs another `forward`. Sequences of open length have 32 steps, or fewer if a
+    PositionalEmbedding takes no more.
 
     batch_size: the samples of the step.  loss, optimizer, metrics: as in `fit`. None means that of the latest `fit`, or
     before any, SGD and a loss that fits the outputs.  times: also measure each call, in several replays; on a GPU, each

@@ -41,11 +41,14 @@ def test_there_are_causal_layers_of_all_kinds():
     assert kinds >= {layers.Conv1D, layers.Dense, layers.LSTM, layers.PositionalEmbedding, layers.TransformerBlock}
 
 
-@pytest.mark.parametrize(("shape", "layer"), CAUSAL, ids=lambda value: type(value).__name__)
-def test_a_causal_layer_computes_the_same_in_pieces(shape, layer, backend):
+@pytest.mark.parametrize("length", [None, 5])
+@pytest.mark.parametrize(
+    ("shape", "layer"), CAUSAL, ids=[f"{i}-{type(one).__name__}" for i, (_, one) in enumerate(CAUSAL)]
+)
+def test_a_causal_layer_computes_the_same_in_pieces(shape, layer, backend, length):
     layer = copy.deepcopy(layer)
     with backend.device():
-        output_shape = layer.build((None, *shape[1:]), backend=backend, seed=0, dtype="float64")
+        output_shape = layer.build((length, *shape[1:]), backend=backend, seed=0, dtype="float64")
         x = backend.asarray(np.random.default_rng(0).normal(size=(2, 5, *shape[1:])))
         whole, in_pieces = inference(layer, x), inference(layer, x, [2, 3])
         if len(output_shape) == 1:  # the last state of a recurrent layer

@@ -1,12 +1,17 @@
 """Conv1D, pooling of sequences and Masking against loops over steps: values, gradients, masks, and refusals."""
 
+import copy
+import functools
+
 import numpy as np
 import pytest
+from every import LAYERS
 from small_models import assert_same_state
 from strict import StrictBackend
 
 import xpnet
 from xpnet import layers
+from xpnet.config import fits
 from xpnet.errors import ArgumentError, ShapeError
 
 N, C = 3, 4
@@ -220,6 +225,35 @@ def test_a_model_of_open_length_trains_on_batches_of_each_length(backend, rng):
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     with pytest.raises(ShapeError, match=r"Conv1D\) expects sequences of at least 2 steps.*but the input is one of 1"):
         model.predict(np.ones((2, 3), int))
+
+
+@pytest.mark.parametrize(
+    ("shape", "layer"), LAYERS, ids=[f"{i}-{type(one).__name__}" for i, (_, one) in enumerate(LAYERS)]
+)
+def test_a_layer_takes_an_open_first_axis_of_any_size_or_refuses_it(rng, shape, layer):
+    layer = copy.deepcopy(layer)
+    try:
+        output_shape = layer.build((None, *shape[1:]), backend="cpu")
+    except ShapeError as error:
+        assert "(N, T" in str(error)
+        return
+    for steps in (5, 4):
+        x = (
+            rng.integers(0, 9, (2, steps, *shape[1:]))
+            if layer.accepts_integers
+            else rng.normal(size=(2, steps, *shape[1:]))
+        )
+        x = x if layer.accepts_integers else x.astype("float32")
+        y = layer.forward(x)
+        assert fits(y.shape[1:], output_shape)
+        if not layer.accepts_integers:
+            assert layer.backward(np.ones_like(y)).shape == x.shape
+
+
+@pytest.mark.parametrize("layer", [layers.BatchNorm, functools.partial(layers.GroupNorm, 2), layers.LayerNorm])
+def test_normalizations_without_parameters_refuse_an_open_number_of_features(layer):
+    with pytest.raises(ShapeError, match=r"expects \(N, ..., features\), but the input is \(N, T\)"):
+        layer(center=False, scale=False).build((None,), backend="cpu")
 
 
 @pytest.mark.parametrize(

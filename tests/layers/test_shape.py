@@ -54,6 +54,15 @@ def test_slice_refuses_what_does_not_exist(arguments, match):
         layers.Slice(*arguments).build((2, 3), backend="cpu")
 
 
+@pytest.mark.parametrize(
+    "layer", [layers.Slice(2), layers.Slice(-3), layers.Slice(0, 3), layers.Slice(-2, 0)], ids=repr
+)
+def test_slice_refuses_sequences_without_its_part(layer):
+    model = xpnet.Sequential([layer], (None, 4), "cpu")
+    with pytest.raises(ShapeError, match=rf"Slice.*elements from {layer.start} to .*but the input is \(N, 2, 4\)"):
+        model.predict(np.ones((3, 2, 4)))
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int64", "float32"])
 def test_rescale_converts_integers_to_the_dtype_of_the_model(backend, dtype):
     x = np.array([[0, 51, 255]], dtype)

@@ -56,6 +56,23 @@ def test_calls_are_measured_on_request():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
 
 
+@pytest.mark.parametrize(
+    ("inner", "steps"),
+    [
+        ([layers.PositionalEmbedding(9), layers.TransformerBlock(2)], 9),
+        ([layers.MaxPool1D(2), layers.LSTM(4)], 32),
+        ([layers.GlobalMaxPool1D()], 32),
+    ],
+    ids=["positions", "downsampling", "one output"],
+)
+def test_sequences_of_open_length_have_as_many_steps_as_the_model_takes(inner, steps):
+    model = net(layers.Embedding(7, 4), *inner, layers.Dense(7), shape=(None,))
+    explained = xpnet.explain_step(model, 8, loss="softmax_cross_entropy")
+    (load,) = [call for call in explained.recorded if call.name == "load x"]
+    assert load.shapes.split()[-1] == f"8×{steps}"
+    assert "memory of a training step: not known" not in model.summary(batch_size=8)
+
+
 def test_an_explanation_leaves_the_training_as_it_was():
     def trained(explain):
         model = mlp()

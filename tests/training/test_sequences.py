@@ -98,6 +98,15 @@ def test_a_mask_leaves_out_steps_of_every_loss(backend):
     assert max(found.values()) < 1e-6
 
 
+def test_a_loss_that_is_a_sum_adds_the_steps_of_all_batches_up(backend):
+    targets, loss = RNG.normal(size=(N, T, CLASSES)), losses.HalfSquaredError(reduction="sum")
+    models = [tagger(backend, layers.Masking()) for _ in range(2)]
+    for model, accumulate in zip(models, (1, 2), strict=True):
+        sgd = xpnet.optimizers.SGD(0.01)
+        trained(model, X, targets, loss=loss, optimizer=sgd, batch_size=4 // accumulate, accumulate=accumulate)
+    close_weights(*models)
+
+
 def test_ranks_divide_by_the_labels_of_all(backend):
     single = tagger("cpu", layers.Masking())
     history = trained(single, X, Y, batch_size=9)
@@ -195,6 +204,8 @@ def test_sequences_without_steps_and_of_different_lengths_are_refused():
         for other in (X[:, :3], X[:, :1]):
             with pytest.raises(ShapeError, match="sequences of one length"):
                 model.predict([X, other])
+    with pytest.raises(ShapeError, match=r"inputs of one shape, .*the input is \(N, T, 4\), \(N, 5, 4\)"):
+        layers.Add()([a, xpnet.Input((T, F))])
 
 
 @pytest.mark.parametrize("layer", [layers.Flatten(), layers.Reshape((-1,)), layers.Permute((1, 0))], ids=repr)

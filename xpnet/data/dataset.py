@@ -23,8 +23,8 @@ class Batch:
 
     x: inputs, an array, or a tuple of arrays if the model has several inputs.  y: targets, the same for outputs.
     weights: the weight of each sample in the loss, (N,), or (N, outputs) if it depends on the output; None if all are
-    1. Those of the rows of several outputs are a tuple, see `training/rows.py`.  counts: its weight in metrics, in
-    float64, without class weights; None if all are 1 or there are no metrics.
+    1. Weights of the rows of several outputs are a tuple, see `training/rows.py`.  counts: the weight of each sample in
+    metrics, in float64, without class weights; None if all are 1 or there are no metrics.
     first_row: the index of the batch's first row in the step, over all ranks.  has_no_rows: whether this rank has no
     rows of the batch; x and y are then placeholders, which must not count.
     """
@@ -198,7 +198,7 @@ class StepData(NamedTuple):
 
 
 def total_weight(xp: Any, weights: Any) -> Any:
-    """Σ w in float64, (outputs,) of weights (N, outputs); a tuple of a tuple.
+    """Σ w in float64; (outputs,) for weights (N, outputs), and a tuple for a tuple of weights.
 
     It is 1 where all weights are 0, so that such a batch has no gradient instead of 0 / 0.
     """

@@ -1,4 +1,4 @@
-"""MultiHeadAttention: each position of a sequence takes a weighted mean over positions, of the same sequence or not."""
+"""MultiHeadAttention: each position of a sequence gets a weighted mean over positions of this or another sequence."""
 
 import math
 from collections.abc import Sequence

@@ -67,7 +67,7 @@ class Layer(Configured):
     #: Whether the outputs are probabilities, which a loss on logits would mistake for logits.
     gives_probabilities: ClassVar[bool] = False
     #: Whether its operators divide a batch among CPU threads. The BLAS must then use one thread. Only for speed.
-    splits_batch: ClassVar[bool] = False
+    splits_batch: bool = False
     #: Whether it can have several inputs, and so be called on a list. A custom layer always can.
     takes_list: ClassVar[bool] = False
     #: Whether the outputs have the mask of the inputs. None: if both have as many steps, the axis after the batch.
@@ -151,6 +151,9 @@ class Layer(Configured):
         `decay=False` exempts it from the optimizer's weight decay; `l1` and `l2` add l1·Σ|w| + l2·Σw² to the loss.
         """
         self._refuse_unless_building("add_parameter")
+        if None in shape:
+            hint = " Only the steps of sequences (N, T, features) may be of any number."
+            raise self.refuse("a fixed number of features", self.input_shape, hint)
         if self._shared_with is not None:
             shared: Parameter = self._shared(name, tuple(shape))
             self._parameters = (*self._parameters, shared)

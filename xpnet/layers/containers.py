@@ -74,7 +74,7 @@ class Container(Layer):
 
     def place(self, context: Context, path: str, input_shape: Any) -> Any:
         output_shape = super().place(context, path, input_shape)
-        self.splits_batch = any(layer.splits_batch for layer in self.inner_layers)  # type: ignore[misc]
+        self.splits_batch = any(layer.splits_batch for layer in self.inner_layers)
         self.has_custom_layers = self.is_custom or any(
             layer.is_custom or (isinstance(layer, Container) and layer.has_custom_layers) for layer in self.inner_layers
         )

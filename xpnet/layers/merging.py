@@ -1,7 +1,6 @@
 """Layers with several inputs: sums, products, averages, maxima, concatenation and dot products."""
 
 import itertools
-import math
 from typing import Any
 
 from xpnet.backends import Array
@@ -22,9 +21,9 @@ class _Merge(Layer):
     def build(self, input_shape: Any) -> Shape:
         shapes = self._shapes(input_shape)
         if len({len(shape) for shape in shapes}) == 1:
-            sizes = [sorted(set(axis) - {1}) for axis in zip(*shapes, strict=True)]
+            sizes = [set(axis) - {1} for axis in zip(*shapes, strict=True)]
             if all(len(different) <= 1 for different in sizes):
-                return tuple(different[0] if different else 1 for different in sizes)
+                return tuple(different.pop() if different else 1 for different in sizes)
         raise self.refuse("inputs of one shape, in which an axis may also have the size 1", shapes)
 
     def _shapes(self, input_shape: Any) -> list[Shape]:
@@ -34,13 +33,14 @@ class _Merge(Layer):
         return input_shape
 
     def _sizes(self, x: list[Array]) -> tuple[int, ...]:
-        """The shape of the outputs of these inputs."""
+        """The shape of y. The steps of x decide its length if that is open, or if x continues sequences."""
         shapes: Any = self.input_shape
+        sizes = self.output_shape
         if len({a.shape[1] for a, shape in zip(x, shapes, strict=True) if None in shape}) > 1:
             raise self.refuse("sequences of one length", [tuple(a.shape[1:]) for a in x])
-        if None not in self.output_shape and (self.past is None or len(self.output_shape) < 2):
-            return (len(x[0]), *self.output_shape)
-        return (len(x[0]), max(a.shape[1] for a in x), *self.output_shape[1:])
+        if None in sizes or (self.past is not None and len(sizes) > 1):
+            sizes = (max(a.shape[1] for a in x), *sizes[1:])
+        return (len(x[0]), *sizes)
 
     def _to_input(self, i: int, grad: Array) -> Array:
         """The sum of ∂L/∂y over the axes along which input i is repeated."""
@@ -160,7 +160,7 @@ class Concatenate(_Merge):
 
     def __init__(self, axis: int = -1, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        self.axis = integer(self, "axis", axis, at_least=-math.inf)  # type: ignore[arg-type]
+        self.axis = integer(self, "axis", axis, at_least=None)
 
     def build(self, input_shape: Any) -> Shape:
         shapes = self._shapes(input_shape)

@@ -25,7 +25,7 @@ class _Normalization(Layer):
         self.center, self.scale = flag(self, "center", center), flag(self, "scale", scale)
 
     def build(self, input_shape: Shape) -> Shape:
-        if not input_shape:
+        if not input_shape or input_shape[-1] is None:
             raise self.refuse("(N, ..., features)", input_shape)
         features = input_shape[-1:]
         if self.scale:

@@ -21,14 +21,7 @@ _MIN_WEIGHTS_TO_SPLIT = 2**14
 
 
 class _Recurrent(Layer):
-    """What all have in common: a state that starts as 0, parameters for inputs and state, and the order of the steps.
-
-    (N, T, features) → (N, T, units), the states after each step; with `return_sequences=False` (N, units), the last
-    one. With `reverse=True` the steps are read from the last to the first; the outputs are in the order of the inputs,
-    and the last state is that of the first step. T may differ from batch to batch.
-
-    A step that a mask leaves out keeps the state, and its output is 0. A sample without any step has the state 0.
-    """
+    """What all have in common: the arguments, the parameters, the order of the steps, and states that start as 0."""
 
     gates: ClassVar[int]
     accepts_integers = False
@@ -64,11 +57,14 @@ class _Recurrent(Layer):
         )
         if self.use_bias:
             self.bias = self.add_parameter("bias", (columns,), self.bias_initializer, decay=False)
-        self.splits_batch = columns * self.units >= _MIN_WEIGHTS_TO_SPLIT  # type: ignore[misc]
+        self.splits_batch = columns * self.units >= _MIN_WEIGHTS_TO_SPLIT
         return (steps, self.units) if self.return_sequences else (self.units,)
 
-    def _begin(self, x: Array, kinds: int = 1) -> tuple[Any, ...]:
-        """Return (x W + b for all steps, the mask, states of so many kinds), time-major. The first states are set."""
+    def _begin(self, x: Array, states: int = 1) -> tuple[Any, ...]:
+        """(x W + b for all steps, the mask, h or h and c), time-major, with the states before the first step.
+
+        states: 1 for h, 2 for h and c.
+        """
         work, backend = self.work, self.backend
         samples, steps = x.shape[:2]
         rows = self._by_time("x", x)
@@ -78,14 +74,14 @@ class _Recurrent(Layer):
         if self.use_bias:
             backend.add_to_rows(gates.reshape(len(work.x), -1), self.bias.value)
         work.steps_mask = None if self.mask is None else self._by_time("steps_mask", self.mask)
-        work.states = tuple(self._buffer(f"states {i}", (steps + 1, samples, self.units)) for i in range(kinds))
-        for states, first in zip(work.states, getattr(self.past, "states", [0.0] * kinds), strict=True):
-            states[0] = first
+        work.states = tuple(self._buffer(f"states {i}", (steps + 1, samples, self.units)) for i in range(states))
+        for state, first in zip(work.states, getattr(self.past, "states", [0.0] * states), strict=True):
+            state[0] = first
         work.gates = gates
         return gates, work.steps_mask, *work.states
 
     def _outputs(self) -> Array:
-        """The states after each step, 0 where a step does not count; or the last state."""
+        """h after each step, 0 where a step does not count; or the last h."""
         hidden = self.work.states[0]
         if past := self.past:
             past.states = [states[-1].copy() for states in self.work.states]
@@ -97,7 +93,7 @@ class _Recurrent(Layer):
         return y
 
     def _begin_backward(self, grad_y: Array) -> tuple[Array | None, Array]:
-        """The gradients of the states after each step, time-major, or None if they are 0; and that of the last one."""
+        """(∂L/∂y_t for all steps, time-major, or None if all are 0; ∂L/∂h of the last state, to begin with)."""
         work = self.work
         last = work.buffer("grad_hidden", work.states[0].shape[1:])
         if not self.return_sequences:
@@ -150,8 +146,10 @@ class SimpleRNN(_Recurrent):
     weight W is (features, units), recurrent_weight U (units, units), bias b (units,); `use_bias=False` leaves it out.
 
     return_sequences: False returns the last state only, (N, units).  reverse: reads the steps from the last to the
-    first; the outputs stay in the order of the inputs. A step that a mask leaves out keeps the state and outputs 0.
+    first; the outputs stay in the order of the inputs, and the last state is that after the first step.
     T may be None in the shape of the input, and differ from batch to batch.
+
+    A step that a mask leaves out keeps the state, and its output is 0. A sample without any step has the state 0.
 
     U starts orthogonal, so that repeated products neither grow nor shrink the state.
 
@@ -197,9 +195,7 @@ class LSTM(_Recurrent):
     weight W is (features, 4 · units), recurrent_weight U (units, 4 · units), bias b (4 · units,), each with the columns
     of i, f, g, o in this order, as in PyTorch, whose two biases add up to this one; `use_bias=False` leaves it out.
 
-    return_sequences: False returns the last state h only, (N, units).  reverse: reads the steps from the last to the
-    first; the outputs stay in the order of the inputs. A step that a mask leaves out keeps both states and outputs 0.
-    T may be None in the shape of the input, and differ from batch to batch.
+    return_sequences, reverse and masks are as in SimpleRNN; the last state is h.
 
     The bias starts as 1 for the forget gate f, so that cells remember until they have learned to forget, and as 0 for
     the others. U starts with orthonormal rows.
@@ -224,19 +220,14 @@ class LSTM(_Recurrent):
         name: str | None = None,
     ) -> None:
         super().__init__(
-            units,
-            return_sequences=return_sequences,
-            reverse=reverse,
-            use_bias=use_bias,
-            weight_initializer=weight_initializer,
-            recurrent_weight_initializer=recurrent_weight_initializer,
-            bias_initializer=bias_initializer,
-            name=name,
-        )
+            units, return_sequences=return_sequences, reverse=reverse, use_bias=use_bias,
+            weight_initializer=weight_initializer, recurrent_weight_initializer=recurrent_weight_initializer,
+            bias_initializer=bias_initializer, name=name,
+        )  # fmt: skip
 
     def forward(self, x: Array) -> Array:
         """c_t = f · c_{t-1} + i · g and h_t = o · tanh(c_t), with states that start as 0."""
-        gates, mask, hidden, cells = self._begin(x, kinds=2)
+        gates, mask, hidden, cells = self._begin(x, states=2)
         self.backend.lstm(gates, self.recurrent_weight.value, mask, hidden, cells)
         return self._outputs()
 
@@ -264,16 +255,8 @@ class LSTM(_Recurrent):
         grad_gates = self._buffer("grad_gates", work.gates.shape)
         grad_cell = work.buffer("grad_cell", grad_hidden.shape)
         grad_cell[...] = 0.0
-        self.backend.lstm_grad(
-            grad,
-            work.gates,
-            self.recurrent_weight.value,
-            work.steps_mask,
-            work.states[1],
-            grad_gates,
-            grad_hidden,
-            grad_cell,
-        )
+        weight, mask, cells = self.recurrent_weight.value, work.steps_mask, work.states[1]
+        self.backend.lstm_grad(grad, work.gates, weight, mask, cells, grad_gates, grad_hidden, grad_cell)
         return self._end_backward(grad_gates, grad_gates)
 
 
@@ -288,9 +271,7 @@ class GRU(_Recurrent):
     each with the columns of r, z, n in this order, as in PyTorch; `use_bias=False` leaves both biases out. The reset
     gate r multiplies p_t with its bias.
 
-    return_sequences: False returns the last state only, (N, units).  reverse: reads the steps from the last to the
-    first; the outputs stay in the order of the inputs. A step that a mask leaves out keeps the state and outputs 0.
-    T may be None in the shape of the input, and differ from batch to batch.
+    return_sequences, reverse and masks are as in SimpleRNN.
 
     U starts with orthonormal rows.
 
@@ -313,15 +294,10 @@ class GRU(_Recurrent):
         name: str | None = None,
     ) -> None:
         super().__init__(
-            units,
-            return_sequences=return_sequences,
-            reverse=reverse,
-            use_bias=use_bias,
-            weight_initializer=weight_initializer,
-            recurrent_weight_initializer=recurrent_weight_initializer,
-            bias_initializer=bias_initializer,
-            name=name,
-        )
+            units, return_sequences=return_sequences, reverse=reverse, use_bias=use_bias,
+            weight_initializer=weight_initializer, recurrent_weight_initializer=recurrent_weight_initializer,
+            bias_initializer=bias_initializer, name=name,
+        )  # fmt: skip
         self.recurrent_bias_initializer = recurrent_bias_initializer
 
     def build(self, input_shape: Shape) -> Shape:
@@ -361,16 +337,9 @@ class GRU(_Recurrent):
         grad, grad_hidden = self._begin_backward(grad_y)
         grad_gates, grad_products = self._buffer("grad_gates", shape), self._buffer("grad_products", shape)
         self.backend.gru_grad(
-            grad,
-            work.gates,
-            self.recurrent_weight.value,
-            work.steps_mask,
-            work.states[0],
-            work.inner,
-            grad_gates,
-            grad_products,
-            grad_hidden,
-        )
+            grad, work.gates, self.recurrent_weight.value, work.steps_mask, work.states[0], work.inner,
+            grad_gates, grad_products, grad_hidden,
+        )  # fmt: skip
         if self.use_bias:
             self.backend.sum_rows(grad_products.reshape(len(work.x), -1), out=self.recurrent_bias.grad)
         return self._end_backward(grad_gates, grad_products)

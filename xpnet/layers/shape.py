@@ -6,7 +6,7 @@ from typing import Any
 
 from xpnet.backends import Array
 from xpnet.config import integer, is_integer, number
-from xpnet.errors import ArgumentError
+from xpnet.errors import ArgumentError, ShapeError
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
 
@@ -102,9 +102,9 @@ class Slice(Layer):
 
     def __init__(self, start: int, stop: int | None = None, axis: int = 0, *, name: str | None = None) -> None:
         super().__init__(name=name)
-        self.start = _any_integer(self, "start", start)
-        self.stop = None if stop is None else _any_integer(self, "stop", stop)
-        self.axis = _any_integer(self, "axis", axis)
+        self.start = integer(self, "start", start, at_least=None)
+        self.stop = None if stop is None else integer(self, "stop", stop, at_least=None)
+        self.axis = integer(self, "axis", axis, at_least=None)
 
     def build(self, input_shape: Shape) -> Shape:
         axes = len(input_shape)
@@ -112,13 +112,16 @@ class Slice(Layer):
             raise self.refuse(f"an axis {self.axis} after the batch", input_shape)
         axis, size = self.axis % axes, self._size(input_shape[self.axis % axes])
         if size == 0:
-            raise self.refuse(f"elements from {self.start} to {self.stop} along axis {axis}", input_shape)
+            raise self._refusal(input_shape)
         self._part = (*[slice(None)] * (axis + 1), slice(self.start, self.stop))
         self.keeps_mask = self.causal = axis > 0
         return (*input_shape[:axis], size, *input_shape[axis + 1 :])
 
+    def _refusal(self, shape: Shape) -> ShapeError:
+        return self.refuse(f"elements from {self.start} to {self.stop} along axis {self.axis}", shape)
+
     def _size(self, size: Any) -> Any:
-        """How many elements it takes of so many; None if both are open."""
+        """The size of the part of an axis of this size. None: any."""
         if size is not None:
             return len(range(size)[self.start : self.stop])
         if self.stop is None:
@@ -127,8 +130,10 @@ class Slice(Layer):
 
     def forward(self, x: Array) -> Array:
         part, self.work.shape = x[self._part], x.shape
-        if None not in self.output_shape and part.shape[1:] != self.output_shape:
-            raise self.refuse(f"at least {max(self.stop or 0, -self.start)} elements to take a part of", x.shape[1:])
+        axis = len(self._part) - 1
+        taken, expected = part.shape[axis], self.output_shape[axis - 1]
+        if not taken or expected not in (None, taken):
+            raise self._refusal(x.shape[1:])
         y = self.work.buffer("y", part.shape, x.dtype)
         y[...] = part
         return y
@@ -161,8 +166,3 @@ class Rescale(Layer):
         if not self.wants_input_grad:
             return None
         return self.xp.multiply(grad_y, self.scale, out=self.work.buffer("grad_x", grad_y.shape))
-
-
-def _any_integer(layer: Layer, name: str, value: object) -> int:
-    """An integer of any size, also a negative one."""
-    return integer(layer, name, value, at_least=-math.inf)  # type: ignore[arg-type]

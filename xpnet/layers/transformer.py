@@ -1,4 +1,4 @@
-"""TransformerBlock: attention and a small network, each normalized before and added to what it takes."""
+"""TransformerBlock: pre-norm attention and a feed-forward network, each with a residual connection."""
 
 from typing import Any, Self
 

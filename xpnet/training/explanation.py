@@ -15,8 +15,9 @@ from xpnet.data.dataset import Dataset, StepData
 from xpnet.display.tables import Summary, html_table, text_table
 from xpnet.errors import CaptureError
 from xpnet.layers.base import Layer
-from xpnet.layers.containers import Container
+from xpnet.layers.containers import Container, every_layer
 from xpnet.layers.context import Shape, Workspace
+from xpnet.layers.positions import PositionalEmbedding
 from xpnet.layers.structure import as_tuple, mapped, one_or_tuple, shapes_of
 from xpnet.losses import Loss
 from xpnet.metrics import Metric
@@ -31,6 +32,7 @@ from xpnet.training.snapshots import snapshot
 from xpnet.training.state import TrainingState
 from xpnet.training.step import TrainingStep, ignoring_float_errors
 
+_LENGTH = 32  # of sequences that may have any length, if the model takes as many
 _TIMED_REPLAYS = 30
 _REPEATED, _TIMED_GRAPHS = 30, 7  # a call in a graph, which has cells for 64 calls; replays of the graph
 _PRODUCTS = ("matmul", "dot")
@@ -137,29 +139,34 @@ def _trace(
     return plan, step
 
 
-_LENGTH = 32  # of sequences that may have any length
-
-
 def _zeros(model: Container, loss: Any, batch_size: int) -> StepData:
     backend, dtype = model.backend, model.context.dtype
+    input_shape, output_shape = _known_shapes(model)
 
     def inputs(shape: Shape, takes_integers: bool) -> Any:
-        shape = tuple(_LENGTH if n is None else n for n in shape)
         return backend.zeros((batch_size, *shape), "int64" if takes_integers else dtype)
 
     def targets(loss: Loss, shape: Shape) -> Any:
-        shape = tuple(_LENGTH if n is None else n for n in shape)
         if loss.classifies and loss.decision_threshold is None:
             return backend.zeros((batch_size, *(shape[:-1] if loss.by_label else ())), "int64")
         return backend.zeros((batch_size, *shape), dtype)
 
-    x = one_or_tuple(list(map(inputs, shapes_of(model.input_shape), as_tuple(model.accepts_integers))))
+    x = one_or_tuple(list(map(inputs, shapes_of(input_shape), as_tuple(model.accepts_integers))))
     parts = [part for part, _ in loss.by_output]
-    y = one_or_tuple(list(map(targets, parts, shapes_of(model.output_shape))))
+    y = one_or_tuple(list(map(targets, parts, shapes_of(output_shape))))
     x_dtype = mapped(lambda a: a.dtype, x)
     rows = backend.asarray(range(batch_size), "int64")
     # In the shuffled order of an epoch, so that the rows are gathered as in most trainings.
     return StepData(Dataset(x, y, None, None, x_dtype), Workspace(model.context), rows, 0, batch_size, batch_size)
+
+
+def _known_shapes(model: Container) -> tuple[Any, Any]:
+    """The input and output shapes of a model, without None."""
+    given: Any = model.input_shape
+    most = min([_LENGTH, *(layer.max_length for layer in every_layer(model) if isinstance(layer, PositionalEmbedding))])
+    known = [tuple(most if n is None else n for n in shape) for shape in shapes_of(given)]
+    input_shape = known if isinstance(given, list) else known[0]
+    return input_shape, model.shape_for(input_shape)
 
 
 @contextlib.contextmanager

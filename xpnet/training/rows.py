@@ -1,4 +1,4 @@
-"""Rows: what losses and metrics count. They are samples, or the labels or steps of samples that have several."""
+"""Rows: the units over which losses and metrics are means: samples, or the labels or steps of each sample."""
 
 import math
 from dataclasses import replace

@@ -61,12 +61,13 @@ class TrainingStep:
                 "gradients of several outputs are divided by different sums. Use accumulate=1."
             )
         accumulated: Array = None
-        counts = list[tuple[Array, Any]]()  # of the batches that add up: Σ w of their rows, and what divides gradients
+        # Of the batches that add up: Σ w of their rows, and what divides gradients. A sum over samples is not divided.
+        counts = list[tuple[Array, Any]]() if count > 1 and self.loss.by_output[0][0].reduction != "sum" else None
         for _ in range(count):
             batch = next(batches)
             # Noise is a function of the row within the whole step.
             context.first_row, context.has_no_rows = batch.first_row, batch.has_no_rows
-            per_sample, outputs, batch = self._forward_backward(batch, total, counts if count > 1 else None)
+            per_sample, outputs, batch = self._forward_backward(batch, total, counts)
             add_metrics(per_sample, batch, outputs)
             if batch.has_no_rows:
                 store.grads[...] = 0.0
@@ -113,11 +114,9 @@ class TrainingStep:
         rows = self.rows
         if rows.are_samples:
             return total
-        each = [len(own) // len(batch) for own in as_tuple(outputs)]
-        if not rows.counted or counts is not None:
-            totals = tuple(of_total(total, k) * n for k, n in enumerate(each))
-            if not rows.counted:
-                return totals
+        totals = tuple(of_total(total, k) * (len(own) // len(batch)) for k, own in enumerate(as_tuple(outputs)))
+        if not rows.counted:
+            return totals
         xp = self.model.backend.xp
         sums = xp.stack([xp.sum(weights, dtype=xp.float64) for weights in as_tuple(batch.weights)])
         if batch.has_no_rows:
@@ -128,7 +127,7 @@ class TrainingStep:
         if self.model.context.group.size > 1:
             self.model.context.group.all_reduce(sums)
         sums += sums == 0
-        return tuple(sums[k, ...] for k in range(len(each)))
+        return tuple(sums[k, ...] for k in range(len(totals)))
 
     def _divide_by_counts(self, counts: list[tuple[Array, Any]]) -> None:
         """Divide the gradients of several batches by Σ w over their rows, not by the number of rows."""
@@ -178,7 +177,7 @@ class TrainingStep:
 
 
 def of_total(total: Any, output: int) -> Any:
-    """Σ w for one output, from Σ w for all, or for each in an array or a tuple."""
+    """Σ w for one output, from one Σ w for all outputs, or an array or a tuple with one for each."""
     if isinstance(total, tuple):
         return total[output]
     return total[output, ...] if getattr(total, "ndim", 0) else total
