@@ -1,8 +1,8 @@
 """Attention, number by number: three tokens of two features, one head, forward and backward.
 
 Everything is computed twice: with lists and loops, formula by formula, and by `layers.MultiHeadAttention`. Each token
-has a query q, a key k and a value v. The larger the product of its query and the key of a token, the larger is the share
-P of the value of that token in its output.
+has a query q, a key k and a value v. The output for a token is a mean of all values. The larger the product of its
+query and the key of another token, the larger is the share P of that token's value.
 """
 
 import math

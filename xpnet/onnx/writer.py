@@ -19,7 +19,7 @@ from xpnet.parameters import Buffer, Parameter
 
 _OPSET, _IR_VERSION = 20, 9  # the first opset with Gelu, and the IR version of the same ONNX release
 
-
+#: Layers whose outputs depend on the mask of their inputs.
 _RESPECT_MASKS = (layers.Bidirectional, layers.GRU, layers.GlobalAveragePool1D, layers.GlobalMaxPool1D, layers.LSTM,
                   layers.MultiHeadAttention, layers.SimpleRNN)  # fmt: skip
 
@@ -42,7 +42,7 @@ class FileTensor:
         )
 
     def _size(self, size: int | None) -> int | str:
-        """A size in the file. An open one has a name of its own: tools take equal names for equal sizes."""
+        """A size in the file. Open ones have different names, because tools take equal names for equal sizes."""
         return f"{self.name}_steps" if size is None else size
 
 
