@@ -1,5 +1,8 @@
 """ONNX of sequences: open lengths, several sequences, and what a file cannot express."""
 
+import copy
+
+import every
 import numpy as np
 import pytest
 
@@ -107,6 +110,21 @@ def test_layers_that_depend_on_an_open_length_are_refused(tmp_path):
 def test_what_a_file_cannot_express_is_refused(tmp_path, stack, shape, message):
     with pytest.raises(ArgumentError, match=message):
         xpnet.export_onnx(xpnet.Sequential(stack, shape, "cpu"), tmp_path / "m.onnx")
+
+
+def test_every_layer_that_a_mask_affects_is_refused(tmp_path, rng):
+    affected = set()
+    for shape, layer in every.LAYERS:
+        if isinstance(shape, tuple) and len(shape) == 2:
+            stacks = [[first, copy.deepcopy(layer)] for first in (layers.Masking(), layers.Identity())]
+            masked, plain = (xpnet.Sequential(stack, shape, "cpu") for stack in stacks)
+            x = rng.normal(size=(2, *shape)).astype("float32")
+            x[:, -2:] = 0.0
+            if not np.array_equal(masked.predict(x), plain.predict(x)):
+                affected.add(type(layer))
+                with pytest.raises(ArgumentError, match="leaves out the padded steps"):
+                    xpnet.export_onnx(masked, tmp_path / "m.onnx")
+    assert affected >= {layers.LSTM, layers.GlobalAveragePool1D, layers.MultiHeadAttention}
 
 
 def test_a_causal_query_without_keys_is_refused(tmp_path):
