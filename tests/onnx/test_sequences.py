@@ -104,6 +104,7 @@ def test_layers_that_depend_on_an_open_length_are_refused(tmp_path):
         ([layers.Masking(), layers.LSTM(2)], (3, 4), r"layer 1 \(LSTM\) leaves out the padded steps"),
         ([layers.Embedding(5, 4, padding_index=0), layers.GlobalMaxPool1D()], (3,), r"\(GlobalMaxPool1D\) leaves out"),
         ([layers.Masking(), layers.TransformerBlock(2)], (3, 4), r"\(MultiHeadAttention\) leaves out"),
+        ([layers.Masking(), layers.Residual(layers.Dense(4), projection=layers.GRU(4))], (3, 4), r"\(GRU\) leaves out"),
         ([layers.MultiHeadAttention(2, rotary=True)], (None, 4), "rotary=True has an open length"),
     ],
 )  # fmt: skip
