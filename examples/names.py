@@ -1,10 +1,10 @@
-"""Train an LSTM to spell words, which differ in length, and let it invent new ones.
+"""Train an LSTM to spell words of different lengths, and let it invent new ones.
 
     python examples/names.py                       # the words of a text that ships with xpnet, or of tiny Shakespeare
-    python examples/names.py --file names.txt      # a list of your own, such as names of people, one a line
+    python examples/names.py --file names.txt      # a list of your own, such as names of people, one per line
 
-Each word is a row of letters, padded at its end. `Embedding(padding_index=0)` starts a mask that leaves padding out of
-the recurrence, of the loss and of the accuracy. The network predicts each letter from those before it, then the end.
+Each word is a row of letters, padded at its end. `Embedding(padding_index=0)` starts a mask that excludes the padding
+from the recurrence, the loss and the accuracy. The network predicts each letter from those before it, and the end.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import numpy
 import xpnet
 from xpnet import datasets, errors, layers
 
-PADDING, END = 0, 1  # END is before the first letter, too
+PADDING, END = 0, 1  # END is before the first letter and after the last one
 UNITS = 96
 
 
@@ -27,7 +27,7 @@ def vocabulary(words):
 
 
 def sequences(words, numbers):
-    """(x, y): the letters of each word after END, and the letters before END, (words, longest + 1)."""
+    """(x, y), both (words, longest + 1): x is END and the letters of each word, y the letters and END."""
     x = numpy.full((len(words), max(map(len, words)) + 1), PADDING)
     y = x.copy()
     for row, word in enumerate(words):
@@ -38,12 +38,13 @@ def sequences(words, numbers):
 
 
 def build(letters, backend="auto", seed=0):
+    """Letters (N, T) → the logits of the letter after each of them, (N, T, letters + 2)."""
     stack = [layers.Embedding(letters + 2, 24, padding_index=PADDING), layers.LSTM(UNITS), layers.Dropout(0.2)]
     return xpnet.Sequential([*stack, layers.Dense(letters + 2)], input_shape=(None,), backend=backend, seed=seed)
 
 
 def invented(model, numbers, count, longest, seed=0):
-    """So many words that the model spells letter by letter."""
+    """`count` words of at most `longest` letters, which the model spells letter by letter."""
     letters = {number: letter for letter, number in numbers.items()}
     start = numpy.full((count, 1), END)
     rows = xpnet.generate(model, start, longest, temperature=0.8, seed=seed)[:, 1:]
@@ -52,16 +53,20 @@ def invented(model, numbers, count, longest, seed=0):
 
 def read(path):
     """The words of a file, or those of at least four letters in the text of `datasets.shakespeare`."""
-    if path is not None:
-        words = path.read_text(encoding="utf-8").split("\n")
-    else:
-        words = re.findall(r"\b[a-z]{4,}\b", datasets.shakespeare().lower())
-    return sorted({word.strip() for word in words} - {""})
+    if path is None:
+        return sorted(set(re.findall(r"\b[a-z]{4,}\b", datasets.shakespeare().lower())))
+    try:
+        words = sorted({line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""})
+    except UnicodeDecodeError as error:
+        raise errors.FileError(f"{path} must be a text file in UTF-8: {error}") from error
+    if len(words) < 10:
+        raise errors.DataError(f"{path} has {len(words)} different words: give at least 10, one per line.")
+    return words
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--file", type=Path, help="a text file with one word a line")
+    parser.add_argument("--file", type=Path, help="a text file with one word per line")
     parser.add_argument("--backend", default="auto", help='"auto", "cpu", "gpu" or "gpu:1" (default: %(default)s)')
     parser.add_argument("--seed", type=int, default=0, help="of weights, noise and order of words (default: 0)")
     parser.add_argument("--epochs", type=int, default=12, help="(default: %(default)s)")

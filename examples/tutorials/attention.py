@@ -1,8 +1,8 @@
 """Attention, number by number: three tokens of two features, one head, forward and backward.
 
-Everything is computed twice: with lists and loops, formula by formula, and by `layers.MultiHeadAttention`. A token asks
-a question, its query q; every token offers a key k and a value v. The better a key fits the query, the larger is the
-share P of its value in the output.
+Everything is computed twice: with lists and loops, formula by formula, and by `layers.MultiHeadAttention`. Each token
+has a query q, a key k and a value v. The output for a token is a mean of all values. The larger the product of its
+query and the key of another token, the larger is the share P of that token's value.
 """
 
 import math
@@ -90,7 +90,7 @@ def show(name, matrix):
 
 
 def largest_difference(ours, expected):
-    """Between two matrices; NaN if any number is."""
+    """The largest difference between two matrices; NaN if they contain one."""
     differences = [abs(a - b) for rows in zip(ours, expected, strict=True) for a, b in zip(*rows, strict=True)]
     return math.nan if any(map(math.isnan, differences)) else max(differences)
 

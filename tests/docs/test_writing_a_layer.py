@@ -53,14 +53,21 @@ def gated(page, backend):
     return xpnet.Sequential([layers.Conv2D(6, 3), page["Gate"](*squeeze)], (5, 4, 2), backend)
 
 
-@pytest.mark.parametrize(("make", "shape"), [(causal, (7, 4)), (gated, (5, 4, 2))])
+def summed(page, backend):
+    return xpnet.Sequential([layers.Masking(), layers.Dense(3), page["StepSum"]()], (None, 4), backend)
+
+
+CASES = pytest.mark.parametrize(("make", "shape"), [(causal, (7, 4)), (gated, (5, 4, 2)), (summed, (6, 4))])
+
+
+@CASES
 def test_gradients_of_the_layers_equal_finite_differences(page, backend, rng, make, shape):
     model, x = make(page, backend), rng.normal(size=(5, *shape))
     wrong = xpnet.check_gradients(model, x, rng.normal(size=(5, *model.output_shape)), loss="mse", inputs=True)
     assert max(wrong.values()) < 1e-6, wrong
 
 
-@pytest.mark.parametrize(("make", "shape"), [(causal, (7, 4)), (gated, (5, 4, 2))])
+@CASES
 def test_the_layers_read_nothing_back_and_stay_float32(page, rng, make, shape):
     backend = StrictBackend()
     model, x = make(page, backend), backend.asarray(rng.normal(size=(5, *shape)), dtype=F32)
@@ -93,6 +100,16 @@ def test_the_convolution_equals_the_sum_on_the_page(page, backend, rng, kernel_s
             past = t - (kernel_size - 1 - k) * dilation
             want[:, t] += x[:, past] @ weight[k] if past >= 0 else 0.0
     np.testing.assert_allclose(backend.to_numpy(layer.forward(backend.asarray(x))), want, rtol=1e-12, atol=1e-12)
+
+
+def test_the_sum_leaves_out_padded_steps(page, backend, rng):
+    model, x = summed(page, backend), rng.normal(size=(5, 6, 4))
+    x[:, 4:] = 0.0
+    np.testing.assert_allclose(model.predict(x), model.predict(x[:, :4]), rtol=1e-5, atol=1e-6)
+    assert np.abs(model.predict(x) - model.predict(x[:, :3])).max() > 0.01
+    model.forward(x, training=True)
+    grad_x = backend.to_numpy(model.layers[-1].backward(backend.asarray(np.ones((5, 3)), dtype=F32)))
+    np.testing.assert_array_equal(grad_x, np.broadcast_to(np.arange(6)[:, None] < 4, (5, 6, 3)))
 
 
 def test_the_layers_can_be_saved_and_loaded(page, rng, tmp_path):

@@ -40,6 +40,19 @@ def test_a_file_of_names_is_read_and_a_missing_one_named(tmp_path):
     assert done.returncode == 1 and "names.py: " in done.stderr and "missing.txt" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "has 0 different words"), (b"Ada\nGrace\n" * 9, "has 2 different words"), (b"\xff\xfe", "UTF-8")],
+    ids=["empty", "few words", "not a text"],
+)
+def test_a_file_without_enough_words_is_a_one_line_error(names, monkeypatch, tmp_path, content, message):
+    path = tmp_path / "list.txt"
+    path.write_bytes(content)
+    monkeypatch.setattr("sys.argv", ["names.py", "--file", str(path)])
+    with pytest.raises(SystemExit, match=f"^names.py: .*list.txt.* {message}"):
+        names.main()
+
+
 def test_padding_changes_neither_loss_nor_update(names):
     x, y = names.sequences(["ab", "bcb", "c"], names.vocabulary(["abc"]))
     results = []

@@ -1,5 +1,8 @@
 """ONNX of sequences: open lengths, several sequences, and what a file cannot express."""
 
+import copy
+
+import every
 import numpy as np
 import pytest
 
@@ -101,12 +104,28 @@ def test_layers_that_depend_on_an_open_length_are_refused(tmp_path):
         ([layers.Masking(), layers.LSTM(2)], (3, 4), r"layer 1 \(LSTM\) leaves out the padded steps"),
         ([layers.Embedding(5, 4, padding_index=0), layers.GlobalMaxPool1D()], (3,), r"\(GlobalMaxPool1D\) leaves out"),
         ([layers.Masking(), layers.TransformerBlock(2)], (3, 4), r"\(MultiHeadAttention\) leaves out"),
+        ([layers.Masking(), layers.Residual(layers.Dense(4), projection=layers.GRU(4))], (3, 4), r"\(GRU\) leaves out"),
         ([layers.MultiHeadAttention(2, rotary=True)], (None, 4), "rotary=True has an open length"),
     ],
 )  # fmt: skip
 def test_what_a_file_cannot_express_is_refused(tmp_path, stack, shape, message):
     with pytest.raises(ArgumentError, match=message):
         xpnet.export_onnx(xpnet.Sequential(stack, shape, "cpu"), tmp_path / "m.onnx")
+
+
+def test_every_layer_that_a_mask_affects_is_refused(tmp_path, rng):
+    affected = set()
+    for shape, layer in every.LAYERS:
+        if isinstance(shape, tuple) and len(shape) == 2:
+            stacks = [[first, copy.deepcopy(layer)] for first in (layers.Masking(), layers.Identity())]
+            masked, plain = (xpnet.Sequential(stack, shape, "cpu") for stack in stacks)
+            x = rng.normal(size=(2, *shape)).astype("float32")
+            x[:, -2:] = 0.0
+            if not np.array_equal(masked.predict(x), plain.predict(x)):
+                affected.add(type(layer))
+                with pytest.raises(ArgumentError, match="leaves out the padded steps"):
+                    xpnet.export_onnx(masked, tmp_path / "m.onnx")
+    assert affected >= {layers.LSTM, layers.GlobalAveragePool1D, layers.MultiHeadAttention}
 
 
 def test_a_causal_query_without_keys_is_refused(tmp_path):

@@ -283,7 +283,8 @@ case(
     w=normal(3, 60),
 )
 case("equal", "two features", VECTOR, op("Gather", "x i", axis=1), i=ints(1, 2))
-case("only of one, or several in a row", "features apart", VECTOR, op("Gather", "x i", axis=1), i=ints(0, 2))
+for name, indices in (("features apart", ints(0, 2)), ("no features", ints())):
+    case("only of one or of adjacent ones", name, VECTOR, op("Gather", "x i", axis=1), i=indices)
 
 # Normalization and softmax --------------------------------------------------------------------------------------------
 

@@ -100,25 +100,6 @@ def pooling(rng):
     return arguments, images(rng, int(rng.integers(1, 5)), twins.pair(size), arguments["padding"])
 
 
-def max_pool(rng):
-    arguments, x = pooling(rng)
-    return of("MaxPool2D", arguments), x, twins.max_pool2d, arguments
-
-
-def avg_pool(rng):
-    arguments, x = pooling(rng)
-    arguments["count_include_pad"] = bool(rng.integers(2))
-    return of("AvgPool2D", arguments), x, twins.avg_pool2d, arguments
-
-
-def global_pool(rng):
-    return layers.GlobalAveragePool2D(), images(rng, int(rng.integers(1, 5))), twins.global_average_pool2d, {}
-
-
-def global_max_pool(rng):
-    return layers.GlobalMaxPool2D(), images(rng, int(rng.integers(1, 5))), twins.global_max_pool2d, {}
-
-
 def zero_padding(rng):
     draws = [one_or_two(rng, 0, 3), (one_or_two(rng, 0, 3), one_or_two(rng, 0, 3))]
     arguments = {"padding": draws[rng.integers(2)]}
@@ -152,23 +133,33 @@ def sequence_pooling(rng):
     return arguments, sequences(rng, int(rng.integers(1, 5)), size, padding)
 
 
-def max_pool1d(rng):
-    arguments, x = sequence_pooling(rng)
-    return of("MaxPool1D", arguments), x, twins.max_pool1d, arguments
+def pooling_layers(axes, windows, inputs):
+    """Functions that draw the pooling layers over 1 or 2 axes.
 
+    windows: draws the arguments of a layer, and x.  inputs: draws x with a number of channels.
+    """
 
-def avg_pool1d(rng):
-    arguments, x = sequence_pooling(rng)
-    arguments["count_include_pad"] = bool(rng.integers(2))
-    return of("AvgPool1D", arguments), x, twins.avg_pool1d, arguments
+    def max_pool(rng):
+        arguments, x = windows(rng)
+        return of(f"MaxPool{axes}D", arguments), x, getattr(twins, f"max_pool{axes}d"), arguments
 
+    def avg_pool(rng):
+        arguments, x = windows(rng)
+        arguments["count_include_pad"] = bool(rng.integers(2))
+        return of(f"AvgPool{axes}D", arguments), x, getattr(twins, f"avg_pool{axes}d"), arguments
 
-def global_pool1d(rng):
-    return layers.GlobalAveragePool1D(), sequences(rng, int(rng.integers(1, 5))), twins.global_average_pool1d, {}
+    def global_average_pool(rng):
+        x, twin = inputs(rng, int(rng.integers(1, 5))), getattr(twins, f"global_average_pool{axes}d")
+        return of(f"GlobalAveragePool{axes}D", {}), x, twin, {}
 
+    def global_max_pool(rng):
+        x, twin = inputs(rng, int(rng.integers(1, 5))), getattr(twins, f"global_max_pool{axes}d")
+        return of(f"GlobalMaxPool{axes}D", {}), x, twin, {}
 
-def global_max_pool1d(rng):
-    return layers.GlobalMaxPool1D(), sequences(rng, int(rng.integers(1, 5))), twins.global_max_pool1d, {}
+    draws = [max_pool, avg_pool, global_average_pool, global_max_pool]
+    for draw in draws:
+        draw.__name__ += f"{axes}d"
+    return draws
 
 
 def norm_arguments(rng):
@@ -294,17 +285,11 @@ DRAWS = [
     attention,
     transformer_block,
     conv1d,
-    max_pool1d,
-    avg_pool1d,
-    global_pool1d,
-    global_max_pool1d,
+    *pooling_layers(1, sequence_pooling, sequences),
     conv2d,
     depthwise,
     transpose,
-    max_pool,
-    avg_pool,
-    global_pool,
-    global_max_pool,
+    *pooling_layers(2, pooling, images),
     zero_padding,
     upsample,
     batch_norm,

@@ -1,4 +1,4 @@
-"""Attention in ONNX, where it is several nodes, softmax(scale · q kᵀ + mask) v: both ways."""
+"""Import and export attention, which is several nodes in ONNX: softmax(scale · q kᵀ + mask) v."""
 
 import math
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ from xpnet.onnx.writer import FileTensor, GraphWriter, exports
 
 # Import ---------------------------------------------------------------------------------------------------------------
 
-#: A number added to a score that makes its probability 0, or any below it.
+#: This number, or any below it, makes a probability 0 if it is added to the score.
 _EXCLUDED = -1e4
 
 
 class _Scores(NamedTuple):
-    """What a softmax is taken of: scale · q kᵀ, without later keys if `causal`, along an axis."""
+    """The input of a softmax over an axis: scale · q kᵀ, without later keys if `causal`."""
 
     product: Node
     scale: float
@@ -134,7 +134,7 @@ def _is_factor(call: Call) -> bool:
 
 
 def _scores(node: Node) -> _Scores | None:
-    """What a softmax that is the first input of a node is taken of, if that is attention."""
+    """The input of the softmax that is the first input of a node, if they are attention."""
     value = Input(node, 0)
     if (dropout := source(value, "Dropout")) is not None:
         if dropout.version < 7 or any(isinstance(a, numpy.ndarray) and a.any() for a in dropout.values[2:]):

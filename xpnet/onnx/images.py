@@ -20,11 +20,8 @@ from xpnet.onnx.tensors import BATCH, Constant, Tensor, copy_of
 def _conv(node: Node) -> Tensor:
     x, weight, bias = node.image(sequences=True), node.constant(1, "weight"), node.optional(2, "bias")
     axes = len(x.shape) - 1
-    kernel, strides, dilation = (
-        _kernel(node, weight, axes),
-        _sizes(node, "strides", axes),
-        _sizes(node, "dilations", axes),
-    )
+    kernel = _kernel(node, weight, axes)
+    strides, dilation = (_sizes(node, name, axes) for name in ("strides", "dilations"))
     x, padding = _padded(node, x, kernel, strides, dilation, zeros=True, causal=axes == 1)
     more = {"groups": node.attribute("group"), "use_bias": bias is not None}
     layer: layers.Layer
@@ -86,7 +83,7 @@ def _transposed_geometry(
 
 
 def _kernel(node: Node, weight: Constant, axes: int) -> tuple[int, ...]:
-    """The size of the windows of a convolution along so many axes."""
+    """The size of the windows of a convolution along each of its axes, from the shape of the weight."""
     if weight.ndim != axes + 2:
         raise node.error(f"is not supported with a weight of shape {weight.shape}")
     if (kernel := node.attribute("kernel_shape")) is not None and kernel != list(weight.shape[2:]):
@@ -95,7 +92,7 @@ def _kernel(node: Node, weight: Constant, axes: int) -> tuple[int, ...]:
 
 
 def _sizes(node: Node, name: str, axes: int) -> tuple[int, ...]:
-    """An attribute with a number for each of so many axes, 1 by default."""
+    """An attribute that has a number for each axis of the windows; 1 by default."""
     numbers = tuple(node.attribute(name, (1,) * axes))
     if len(numbers) != axes:
         raise node.error(f"has {name} {list(numbers)}, and takes {axes} of them")
@@ -108,7 +105,7 @@ def _padded(
 ) -> tuple[Tensor, Any]:  # fmt: skip
     """(x, the argument `padding` of a layer for a node): "valid", the pixels or steps on both sides, "same", "causal".
 
-    zeros: whether the padding is zeros, so that a layer of its own can add it if the argument cannot express it.
+    zeros: whether the padding is zeros, so that a separate layer can add it if the argument cannot express it.
     causal: whether the layer has that option.
     """
     shape: Sequence[Any] = x.shape
@@ -162,7 +159,7 @@ def _one_or_pair(sizes: Sequence[int]) -> Any:
 
 
 def _zero_padded(x: Tensor, sides: Sequence[tuple[int, int]]) -> Tensor:
-    """Images, or sequences, with zeros around them: so many before and after along each axis."""
+    """Images or sequences with zeros around them. sides: how many before and after, along each axis."""
     if len(x.shape) == 3:
         return x.add(layers.ZeroPadding2D(tuple(sides)))
     image = x.add(layers.Reshape((*x.shape[:1], 1, *x.shape[1:]))).add(layers.ZeroPadding2D((sides[0], (0, 0))))
@@ -293,7 +290,7 @@ def _source_pixel(mode: str, i: int, before: int, after: int, scale: float) -> f
 
 
 def _repeats(centers: Sequence[Any], times: int, rounding: str) -> bool:
-    """Whether nearest-neighbor interpolation repeats each pixel so many times, as Upsample2D does."""
+    """Whether nearest-neighbor interpolation repeats each pixel `times` times, as Upsample2D does."""
     nearest: dict[str, Callable[[float], int]] = {
         "round_prefer_floor": lambda c: math.ceil(c - 0.5), "round_prefer_ceil": lambda c: math.floor(c + 0.5),
         "floor": math.floor, "ceil": math.ceil,

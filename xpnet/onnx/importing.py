@@ -111,7 +111,7 @@ def _read_open(path: Any, file: onnx.ModelProto, given: OpenShapes) -> _Graph:
 _DEPENDS = (
     "the layers depend on the length of the sequences, which the file leaves open. Give import_onnx an input_shape."
 )
-_LONG = 1031  # steps: longer than a mask that leaves out distant steps is likely to reach
+_LONG = 1031  # steps: more than a mask that excludes distant steps is likely to include
 
 
 def _are_equal(a: _Graph, b: _Graph) -> bool:

@@ -69,7 +69,7 @@ def _random_crop(graph: GraphWriter, layer: augment.RandomCrop, x: FileTensor) -
 
 @exports(layers.Residual)
 def _residual(graph: GraphWriter, layer: layers.Residual, x: FileTensor) -> FileTensor:
-    y, skip = graph.add_calls(layer, x), graph.add_layer(layer.inner_layers[-1], x)
+    y, skip = graph.add_calls(layer, x), graph.add_layer(layer.inner_layers[-1], x, layer.has_mask(0))
     skip = graph.transposed(skip, channels_first=y.channels_first)
     return graph.add_node("Add", y, skip.name)
 

@@ -271,7 +271,7 @@ def _other_term(value: Input, wanted: float) -> Input | None:
 
 
 def _mean_of(value: Input, axis: int, axes: int) -> Input | None:
-    """The input of a mean over one of so many axes (and the batch), which keeps its axes."""
+    """The input of a mean over one axis of samples with this number of axes, if the mean keeps that axis."""
     node = source(value, "ReduceMean")
     if node is not None and node.attribute("keepdims") == 1 and node.list_of("axes", 1) in ([axis], [axis - axes - 1]):
         return Input(node, 0)

@@ -418,13 +418,13 @@ class Node:
         return None if value is None else [int(n) for n in value.reshape(-1)]
 
     def axis(self, axis: int, axes: int) -> int:
-        """One of so many axes, counted from 0."""
+        """An axis of a tensor with this number of axes, counted from 0."""
         if not -axes <= axis < axes:
             raise self.error(f"has axis {axis}, and its input has {axes} axes")
         return axis % axes
 
     def axes(self, given: Sequence[int], axes: int) -> list[int]:
-        """Some of so many axes, counted from 0, sorted. The batch, axis 0, must not be among them."""
+        """Axes of a tensor with this number of axes, counted from 0, sorted. Axis 0, the batch, is refused."""
         found = sorted(self.axis(axis, axes) for axis in given)
         if 0 in found:
             raise self.error("over axis 0 is not supported: it is the batch")

@@ -1,4 +1,4 @@
-"""Recurrent layers in ONNX: LSTM, GRU and RNN nodes, both ways.
+"""Import and export recurrent layers: the nodes LSTM, GRU and RNN.
 
 The steps are on axis 0 in the file and the batch on axis 1, unless `layout` is 1. W is (directions, gates · units,
 features), R (directions, gates · units, units), and B (directions, 2 · gates · units), the bias of the inputs before
@@ -65,7 +65,7 @@ def _with_batch(x: Tensor, layout: int, axis: int) -> Tensor | Rearranged:
 
 
 def _last_step(states: Tensor, directions: int, reverse: bool) -> Tensor:
-    """The last state, (units,) or (2 · units,), from the states after each step. Reading back, it is the first one."""
+    """The last state, (units,) or (2 · units,), from the states after each step. In reverse, it is the first one."""
     width = states.shape[1]
     first, last = (reshaped(states.add(layers.Slice(*step)), (width,)) for step in ((0, 1), (-1,)))
     if directions == 1:

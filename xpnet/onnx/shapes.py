@@ -291,8 +291,8 @@ def _gather(node: Node) -> Value:
         raise node.error("is supported only as an embedding, of the rows of a constant (rows, features), or of a part")
     size = axes_of(table).sizes[node.axis(axis, len(axes_of(table).axes))].number
     numbers = [int(n) + (size if n < 0 else 0) for n in index.reshape(-1)]
-    if index.ndim > 1 or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
-        raise node.error(f"of the elements {index.tolist()} is not supported, only of one, or several in a row")
+    if index.ndim > 1 or not numbers or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        raise node.error(f"of the elements {index.tolist()} is not supported, only of one or of adjacent ones")
     part = _part(node, table, axis, numbers[0], numbers[-1] + 1)
     if index.ndim == 1:
         return part

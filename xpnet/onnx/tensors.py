@@ -300,7 +300,7 @@ def file_shape(shape: Sequence[int], channels_first: bool) -> list[int]:
 
 
 def transposition(axes: int, channels_first: bool) -> list[int]:
-    """The permutation that moves channels to the front, or back to the end, of samples with so many axes."""
+    """The permutation that moves channels to the front, or back to the end, of samples with this number of axes."""
     return [0, axes, *range(1, axes)] if channels_first else [0, *range(2, axes + 1), 1]
 
 

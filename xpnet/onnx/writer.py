@@ -19,7 +19,7 @@ from xpnet.parameters import Buffer, Parameter
 
 _OPSET, _IR_VERSION = 20, 9  # the first opset with Gelu, and the IR version of the same ONNX release
 
-
+#: Layers whose outputs depend on the mask of their inputs.
 _RESPECT_MASKS = (layers.Bidirectional, layers.GRU, layers.GlobalAveragePool1D, layers.GlobalMaxPool1D, layers.LSTM,
                   layers.MultiHeadAttention, layers.SimpleRNN)  # fmt: skip
 
@@ -42,7 +42,7 @@ class FileTensor:
         )
 
     def _size(self, size: int | None) -> int | str:
-        """A size in the file. An open one has a name of its own: tools take equal names for equal sizes."""
+        """A size in the file. Open ones have different names, because tools take equal names for equal sizes."""
         return f"{self.name}_steps" if size is None else size
 
 
@@ -110,8 +110,13 @@ class GraphWriter:
             self._conversions[key] = replace(self.add_node(kind, x, **attributes), **changed)
         return self._conversions[key]
 
-    def add_layer(self, layer: layers.Layer, x: Any) -> Any:
+    def add_layer(self, layer: layers.Layer, x: Any, has_mask: bool = False) -> Any:
         """Add the nodes of a layer with the input x and return its output; each a tensor, or a list of them."""
+        if has_mask and isinstance(layer, _RESPECT_MASKS):
+            raise ArgumentError(
+                f"layer {layer.path} ({type(layer).__name__}) leaves out the padded steps of a sequence, which its "
+                "ONNX node cannot. Export a model without Masking and without padding_index."
+            )
         kind = next((kind for kind in type(layer).__mro__ if kind in EXPORTERS), None)
         known: Any = next(kind for kind in type(layer).__mro__ if kind.__module__.startswith("xpnet."))
         # A subclass that a user has written may compute something else.
@@ -132,12 +137,8 @@ class GraphWriter:
         calls, outputs = container.calls()
         values = dict(enumerate(as_tuple(x)))
         for layer, inputs, numbers, _ in calls:
-            if isinstance(layer, _RESPECT_MASKS) and container.has_mask(inputs):
-                raise ArgumentError(
-                    f"layer {layer.path} ({type(layer).__name__}) leaves out the padded steps of a sequence, which its "
-                    "ONNX node cannot. Export a model without Masking and without padding_index."
-                )
-            y = self.add_layer(layer, values[inputs] if isinstance(inputs, int) else [values[i] for i in inputs])
+            given = values[inputs] if isinstance(inputs, int) else [values[i] for i in inputs]
+            y = self.add_layer(layer, given, container.has_mask(inputs))
             values.update(zip(as_tuple(numbers), as_tuple(y), strict=True))
         return values[outputs[0]] if len(outputs) == 1 else [values[i] for i in outputs]
 
