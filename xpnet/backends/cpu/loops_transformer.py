@@ -63,11 +63,14 @@ _E2, _E3, _E4, _E5, _E6, _E7 = (numpy.float32(1.0 / math.factorial(k)) for k in 
 
 @compiled_with("contract")
 def _exp_in_float32(x: Any) -> Any:
-    """e^x for x ≤ 0, which the compiler vectorizes: 2^n e^r for x = n log 2 + r, |r| ≤ ½ log 2. 0 if x < -87."""
+    """e^x for x ≤ 0, which the compiler vectorizes: 2^n e^r for x = n log 2 + r, |r| ≤ ½ log 2. 0 if x < -87.
+
+    NaN for NaN: then r is NaN and n is not, since no integer would be NaN.
+    """
     one, far = numpy.float32(1), numpy.float32(-87)
-    near = far if x < far else x
+    near = x if x >= far else far  # not NaN
     n = numpy.floor(near * numpy.float32(1.0 / math.log(2.0)) + numpy.float32(0.5))
-    r = near - n * _LOG2_HIGH - n * _LOG2_LOW
+    r = x - n * _LOG2_HIGH - n * _LOG2_LOW
     p = _E7
     p = p * r + _E6
     p = p * r + _E5
@@ -93,12 +96,14 @@ def _exp_of(x: Any) -> Any:
 
 
 @compiled
-def _attended(row: Any, end: int, mask: Any, n: int) -> Any:
-    """The scores of the keys before `end`, and of some after it, set to -∞; what remains becomes 0.
+def _scaled_and_masked(row: Any, scale: Any, end: int, mask: Any, n: int) -> Any:
+    """The scores of the keys before `end`, times `scale`, and of some keys after it, -∞. The rest of the row becomes 0.
 
-    mask (N, keys), or (0, 0) if all keys count.
+    mask (N, keys): False sets a score to -∞; (0, 0) if all keys count.
     """
     end = min(max(end, 0), row.size)
+    for s in range(end):
+        row[s] *= scale
     stop = min(-(-end // _VECTOR) * _VECTOR, row.size)
     for s in range(end, stop):
         row[s] = -numpy.inf
@@ -121,10 +126,7 @@ def attention_probabilities(
     for n in range(samples):
         for h in range(heads):
             for i in range(queries):
-                row = scores[n, h, i]
-                for s in range(row.size):
-                    row[s] *= scale
-                row = _attended(row, first + i + 1 + past, mask, n)
+                row = _scaled_and_masked(scores[n, h, i], scale, first + i + 1 + past, mask, n)
                 sum_bits[n, h, first + i] = _largest(bits[n, h, i, : row.size])
                 highest = log_sums[n, h, first + i]
                 if not highest >= lowest:  # no key counts
@@ -148,9 +150,10 @@ def attention_probabilities_again(scores: Any, scale: Any, past: int, first: int
     for n in range(samples):
         for h in range(heads):
             for i in range(queries):
-                row, log_sum = _attended(scores[n, h, i], first + i + 1 + past, mask, n), log_sums[n, h, first + i]
+                row = _scaled_and_masked(scores[n, h, i], scale, first + i + 1 + past, mask, n)
+                log_sum = log_sums[n, h, first + i]
                 for s in range(row.size):
-                    row[s] = _exp(row[s] * scale - log_sum)
+                    row[s] = _exp(row[s] - log_sum)
 
 
 @compiled
