@@ -1,12 +1,12 @@
 """TracedCPU: the CPU backend while a step is traced. Its operators run as usual, so that the trace sees their calls."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from xpnet.backends import Array, Backend, DType
 from xpnet.backends.cpu.operators import CPUOperators
+from xpnet.backends.cpu.thread_pool import slices
 from xpnet.backends.step_numbers import StepNumber
 from xpnet.capture.array_module import TracedModule
 from xpnet.capture.calls import Call
@@ -109,12 +109,12 @@ class _TracedThreads:
         if parts <= 1:
             work(slice(0, count), 0)
             return
-        trace, bounds, lists = self._trace, [count * i // parts for i in range(parts + 1)], []
-        for worker, (start, end) in enumerate(itertools.pairwise(bounds)):
+        trace, lists = self._trace, []
+        for worker, rows in enumerate(slices(count, parts)):
             before, trace.calls = trace.calls, []
             try:
                 with self._real.inside_a_part():
-                    work(slice(start, end), worker)
+                    work(rows, worker)
                 lists.append(trace.calls)
             finally:
                 trace.calls = before
