@@ -15,7 +15,7 @@ from xpnet.capture.trace import Trace, TracedArray
 
 #: The parameters that compiled loops write.
 _LOOP_RESULTS = {
-    "add_powers": ("sums",), "add_products": ("sums",), "add_rows": ("sums",), "add_squares": ("sums",),
+    "add_powers": ("totals",), "add_products": ("totals",), "add_rows": ("totals",), "add_squares": ("totals",),
     "add_to_rows": ("a",),
     "adagrad": ("w", "s"), "adam": ("w", "m", "s"), "attention_probabilities": ("scores", "log_sums"),
     "attention_probabilities_again": ("scores",), "attention_score_grads": ("grads",),
@@ -23,7 +23,7 @@ _LOOP_RESULTS = {
     "gru_grad": ("grad_gates", "grad_products", "grad_before"), "gru_inner": ("gates",), "gru_state": ("hidden",),
     "gru_sums": ("gates", "inner"), "lstm_cell": ("gates", "cell"), "lstm_grad": ("grad_gates", "grad_before"),
     "lstm_sums": ("gates",), "max_pool": ("out", "choice"), "momentum": ("w", "v"),
-    "normalize_and_scale": ("normal", "sigma", "out"), "normalize_and_scale_grad": ("sums", "out"),
+    "normalize_and_scale": ("normal", "sigma", "out"), "normalize_and_scale_grad": ("totals", "out"),
     "rmsprop": ("w", "s"), "sgd": ("w",),
 }  # fmt: skip
 

@@ -92,7 +92,7 @@ def _exp_of(x: Any) -> Any:
 
 
 # Attention: scores (N, H, queries, keys) of a block of queries, the first of which is query `first` of all. A query
-# attends to the keys before its number + 1 + `past`; if attention is not causal, `past` is the number of keys.
+# t attends to the keys s ≤ t + `past`; if attention is not causal, `past` is the number of keys.
 
 
 @compiled
@@ -220,19 +220,19 @@ def normalize_and_scale(
 
 @compiled
 def normalize_and_scale_grad(
-    grad: Any, centered: bool, gamma: Any, normal: Any, sigma: Any, sums: Any, out: Any
+    grad: Any, centered: bool, gamma: Any, normal: Any, sigma: Any, totals: Any, out: Any
 ) -> None:
-    """sums (2, columns) += Σ_rows grad · normal and Σ_rows grad, in float64."""
+    """totals (2, columns) += Σ_rows grad · normal and Σ_rows grad, in float64."""
     rows, columns = grad.shape
-    products, totals = numpy.empty(columns, grad.dtype), numpy.empty(columns, grad.dtype)
+    products, sums = numpy.empty(columns, grad.dtype), numpy.empty(columns, grad.dtype)
     count, zero, one = grad.dtype.type(columns), grad.dtype.type(0), grad.dtype.type(1)
-    for start in range(0, rows, 64):  # rows whose sums are not long enough to lose digits
+    for start in range(0, rows, 64):  # rows whose totals are not long enough to lose digits
         products[:] = 0
-        totals[:] = 0
+        sums[:] = 0
         for i in range(start, min(start + 64, rows)):
             for j in range(columns):
                 products[j] += grad[i, j] * normal[i, j]
-                totals[j] += grad[i, j]
+                sums[j] += grad[i, j]
             h = out[i]
             if gamma.size:
                 for j in range(columns):
@@ -246,8 +246,8 @@ def normalize_and_scale_grad(
             for j in range(columns):
                 h[j] = (h[j] - shift - mean - normal[i, j] * mean_product) * inverse
         for j in range(columns):
-            sums[0, j] += products[j]
-            sums[1, j] += totals[j]
+            totals[0, j] += products[j]
+            totals[1, j] += sums[j]
 
 
 # GELU in float32.
