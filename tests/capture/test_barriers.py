@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from xpnet.capture.barriers import with_fewer_barriers, with_shared_elements
+from xpnet.capture.barriers import _Region, with_fewer_barriers, with_shared_elements
 from xpnet.capture.calls import Call
 from xpnet.capture.passes import Memory
 from xpnet.capture.trace import Trace
@@ -70,6 +70,25 @@ def test_an_empty_view_depends_on_nothing():
     first = parallel(([], [a[:4]]), ([], [a[4:]]))
     second = parallel(([a[:0]], [b[:4]]), ([a[:0], a[8:]], [b[4:]]))
     assert len(with_fewer_barriers([first, second], Memory(trace))) == 1
+
+
+def test_regions_overlap_where_two_of_their_arrays_do(rng):
+    trace = Trace(np)
+    memory, owners = Memory(trace), [trace.own(np.zeros(40, "uint8")).values for _ in range(2)]
+    found = set()
+    for _ in range(300):
+        starts, lengths = rng.integers(0, 38, (4, 3)), rng.integers(0, 3, (4, 3))
+        arrays = [
+            [owners[rng.integers(2)][i : i + n] for i, n in zip(*both, strict=True)]
+            for both in zip(starts, lengths, strict=True)
+        ]
+        mine, more, *others = (_Region(memory, some) for some in arrays)
+        mine.add(more)
+        for other, of_other in zip(others, arrays[2:], strict=True):
+            want = any(np.shares_memory(a, b) for a in arrays[0] + arrays[1] for b in of_other)
+            assert mine.overlaps(other) == other.overlaps(mine) == want
+            found.add(want)
+    assert found == {True, False}
 
 
 def test_long_elementwise_calls_are_shared_with_the_same_bits(rng):

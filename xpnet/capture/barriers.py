@@ -1,10 +1,11 @@
 """Passes for several threads: long calls are shared among them, and they wait for one another as rarely as possible."""
 
-import itertools
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+import bisect
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from xpnet.backends import Array
+from xpnet.backends.cpu.thread_pool import slices
 from xpnet.capture.calls import Call, is_array, same_view
 from xpnet.capture.passes import EXACT, Memory
 
@@ -26,10 +27,9 @@ def _shared(call: Call, example: Call, memory: Memory) -> Call:
         return call
     if not all(same_view(a, out) or not memory.overlap(a, out) for a in call.reads):
         return call  # a part would read what another one has written
-    bounds = [len(out) * i // count for i in range(count + 1)]  # as in ThreadPool.parallel_for
     parts = []
-    for start, end in itertools.pairwise(bounds):
-        args = [a[start:end] if is_array(a) and a.ndim == out.ndim and len(a) == len(out) else a for a in call.args]
+    for rows in slices(len(out), count):
+        args = [a[rows] if is_array(a) and a.ndim == out.ndim and len(a) == len(out) else a for a in call.args]
         reads = tuple(a for a in args[:-1] if is_array(a))
         parts.append([replace(call, args=tuple(args), reads=reads, writes=(args[-1],))])
     return replace(call, function=example.function, args=(), parts=parts)
@@ -43,69 +43,95 @@ def with_fewer_barriers(calls: list[Call], memory: Memory) -> list[Call]:
     """
     joined: list[_Node] = []
     for call in calls:
-        later = _Node.of(call, memory)
+        later = _Node(call, memory)
         places = [i for i, node in enumerate(joined) if node.parts] if later.parts else []
-        joined = next((found for i in places if (found := _joined_at(joined, i, later))), [*joined, later])
+        found = next((found for i in places if (found := _joined_at(joined, i, later))), None)
+        joined = found or joined
+        if found is None:
+            joined.append(later)
     return [node.call for node in joined]
 
 
 class _Region:
-    """The memory of some arrays: first and last bytes, by the owner of the memory."""
+    """The bytes of some arrays: by the owner of the memory, the limits of separate extents, in increasing order."""
 
     def __init__(self, memory: Memory, arrays: Iterable[Array]) -> None:
-        self._extents: dict[int, set[tuple[int, int]]] = {}
+        extents: dict[int, list[tuple[int, int]]] = {}
         for array in arrays:
             _, owner, first, end = memory.extent(array)
-            self._extents.setdefault(owner, set()).add((first, end))
+            if first < end:
+                extents.setdefault(owner, []).append((first, end))
+        self._limits = {owner: _limits(found) for owner, found in extents.items()}
 
     def overlaps(self, other: "_Region") -> bool:
-        mine, others = self._extents, other._extents
-        if len(others) < len(mine):
-            mine, others = others, mine
-        return any(
-            first < other_end and other_first < end
-            for owner, extents in mine.items()
-            if owner in others
-            for first, end in extents
-            for other_first, other_end in others[owner]
-        )
+        return any(_overlap(self._limits[owner], other._limits[owner]) for owner in self._limits.keys() & other._limits)
 
     def add(self, other: "_Region") -> None:
-        for owner, extents in other._extents.items():
-            self._extents.setdefault(owner, set()).update(extents)
+        for owner, limits in other._limits.items():
+            mine = self._limits.get(owner, [])
+            self._limits[owner] = _limits([*_extents(mine), *_extents(limits)])
 
 
-@dataclass
-class _Node:
-    """A call, or several joined ones, with the memory that it reads and writes as a whole and in each of its parts."""
+def _limits(extents: list[tuple[int, int]]) -> list[int]:
+    """[first, end, first, end, ...] of extents that are merged where they overlap or are adjacent."""
+    limits: list[int] = []
+    for first, end in sorted(extents):
+        if limits and first <= limits[-1]:
+            limits[-1] = max(limits[-1], end)
+        else:
+            limits += first, end
+    return limits
 
-    call: Call
-    reads: _Region
-    writes: _Region
-    parts: "list[tuple[_Region, _Region]]"
 
-    @staticmethod
-    def of(call: Call, memory: Memory) -> "_Node":
-        parts = [
-            tuple(_Region(memory, (a for c in part for a in getattr(c, what))) for what in ("reads", "writes"))
-            for part in call.parts or ()
-        ]
-        return _Node(call, _Region(memory, call.reads), _Region(memory, call.writes), parts)  # type: ignore[arg-type]
+def _extents(limits: list[int]) -> Iterator[tuple[int, int]]:
+    return zip(limits[::2], limits[1::2], strict=True)
 
-    def depends_on(self, other: "_Node") -> bool:
-        """Whether the order of the two matters."""
-        if self.call.opaque or other.call.opaque:
+
+def _overlap(a: list[int], b: list[int]) -> bool:
+    """Whether an extent of one list overlaps one of the other: it begins inside of it, or contains a limit."""
+    short, long = sorted((a, b), key=len)
+    for first, end in _extents(short):
+        position = bisect.bisect_right(long, first)
+        if position % 2 or (position < len(long) and long[position] < end):
             return True
+    return False
+
+
+class _Access:
+    """The memory that some calls read and write."""
+
+    def __init__(self, memory: Memory, calls: Sequence[Call]) -> None:
+        self.reads = _Region(memory, (a for call in calls for a in call.reads))
+        self.writes = _Region(memory, (a for call in calls for a in call.writes))
+
+    def conflicts(self, other: "_Access") -> bool:
+        """Whether the order of the two matters."""
         return (
             self.writes.overlaps(other.writes) or self.writes.overlaps(other.reads) or self.reads.overlaps(other.writes)
         )
 
+    def add(self, other: "_Access") -> None:
+        self.reads.add(other.reads)
+        self.writes.add(other.writes)
+
+
+class _Node:
+    """A call, or several joined ones, with the memory that the whole and each of its parts access."""
+
+    def __init__(self, call: Call, memory: Memory) -> None:
+        self.call, self.whole = call, _Access(memory, [call])
+        self.parts = [_Access(memory, part) for part in call.parts or ()]
+
+    def depends_on(self, other: "_Node") -> bool:
+        """Whether the order of the two matters."""
+        return self.call.opaque or other.call.opaque or self.whole.conflicts(other.whole)
+
     def needs_other_parts_of(self, other: "_Node") -> bool:
         """Whether a part of this parallel work depends on parts of the other one that another thread does."""
         return len(self.parts) != len(other.parts) or any(
-            writes.overlaps(other_writes) or writes.overlaps(other_reads) or reads.overlaps(other_writes)
-            for i, (reads, writes) in enumerate(self.parts)
-            for j, (other_reads, other_writes) in enumerate(other.parts)
+            part.conflicts(other_part)
+            for i, part in enumerate(self.parts)
+            for j, other_part in enumerate(other.parts)
             if i != j
         )
 
@@ -117,11 +143,9 @@ class _Node:
             reads=(*a.reads, *b.reads), writes=(*a.writes, *b.writes),
             operator=f"{a.operator}, {b.operator}", place=f"{a.place.split(' … ')[0]} … {b.place}",
         )  # fmt: skip
-        self.reads.add(other.reads)
-        self.writes.add(other.writes)
-        for mine, others in zip(self.parts, other.parts, strict=True):
-            for region, more in zip(mine, others, strict=True):
-                region.add(more)
+        self.whole.add(other.whole)
+        for part, other_part in zip(self.parts, other.parts, strict=True):
+            part.add(other_part)
 
 
 def _joined_at(nodes: list[_Node], position: int, later: _Node) -> list[_Node] | None:

@@ -1,12 +1,12 @@
 """TracedCPU: the CPU backend while a step is traced. Its operators run as usual, so that the trace sees their calls."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from xpnet.backends import Array, Backend, DType
 from xpnet.backends.cpu.operators import CPUOperators
+from xpnet.backends.cpu.thread_pool import slices
 from xpnet.backends.step_numbers import StepNumber
 from xpnet.capture.array_module import TracedModule
 from xpnet.capture.calls import Call
@@ -15,7 +15,7 @@ from xpnet.capture.trace import Trace, TracedArray
 
 #: The parameters that compiled loops write.
 _LOOP_RESULTS = {
-    "add_powers": ("sums",), "add_products": ("sums",), "add_rows": ("sums",), "add_squares": ("sums",),
+    "add_powers": ("totals",), "add_products": ("totals",), "add_rows": ("totals",), "add_squares": ("totals",),
     "add_to_rows": ("a",),
     "adagrad": ("w", "s"), "adam": ("w", "m", "s"), "attention_probabilities": ("scores", "log_sums"),
     "attention_probabilities_again": ("scores",), "attention_score_grads": ("grads",),
@@ -23,7 +23,7 @@ _LOOP_RESULTS = {
     "gru_grad": ("grad_gates", "grad_products", "grad_before"), "gru_inner": ("gates",), "gru_state": ("hidden",),
     "gru_sums": ("gates", "inner"), "lstm_cell": ("gates", "cell"), "lstm_grad": ("grad_gates", "grad_before"),
     "lstm_sums": ("gates",), "max_pool": ("out", "choice"), "momentum": ("w", "v"),
-    "normalize_and_scale": ("normal", "sigma", "out"), "normalize_and_scale_grad": ("sums", "out"),
+    "normalize_and_scale": ("normal", "sigma", "out"), "normalize_and_scale_grad": ("totals", "out"),
     "rmsprop": ("w", "s"), "sgd": ("w",),
 }  # fmt: skip
 
@@ -109,12 +109,12 @@ class _TracedThreads:
         if parts <= 1:
             work(slice(0, count), 0)
             return
-        trace, bounds, lists = self._trace, [count * i // parts for i in range(parts + 1)], []
-        for worker, (start, end) in enumerate(itertools.pairwise(bounds)):
+        trace, lists = self._trace, []
+        for worker, rows in enumerate(slices(count, parts)):
             before, trace.calls = trace.calls, []
             try:
                 with self._real.inside_a_part():
-                    work(slice(start, end), worker)
+                    work(rows, worker)
                 lists.append(trace.calls)
             finally:
                 trace.calls = before

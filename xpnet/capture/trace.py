@@ -34,7 +34,7 @@ class SideEffectError(CaptureError):
 
 
 _FOREIGN = "the step writes into an array that is neither the model's nor made by self.xp"
-#: Parameters of operators that are written without being read, apart from `sums` of some loops, which add to zeros.
+#: Parameters of operators and loops that are written without being read.
 _OUTS = frozenset((
     "out", "losses", "choice", "sums", "sigma", "slope", "normal", "inner", "grad_gamma", "grad_beta", "grad_q",
     "grad_k", "grad_v", "grad_gates", "grad_products",

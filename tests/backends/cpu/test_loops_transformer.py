@@ -7,7 +7,7 @@ from blas import blas_threads
 import xpnet
 from xpnet.backends import Backend
 
-pytest.importorskip("xpnet.backends.cpu.loops", reason="Numba is not installed")
+loops_transformer = pytest.importorskip("xpnet.backends.cpu.loops_transformer", reason="Numba is not installed")
 
 REFERENCE = Backend("reference", np)
 TOLERANCE = {"float32": 2e-6, "float64": 1e-14}
@@ -27,11 +27,11 @@ def assert_close(got, want, dtype):
     np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE[dtype] * size)
 
 
-def attend(backend, q, k, v, grad, causal, mask, dropout):
+def attend(backend, q, k, v, grad, causal, mask, dropout, scale=0.3):
     """The output, the logarithms of the sums, and the gradients of q, k and v."""
     out, log_sums = np.full_like(q, np.nan), np.full((len(q), q.shape[2], q.shape[1]), np.nan, q.dtype)
     grads = [np.full_like(a, np.nan) for a in (q, k, v)]
-    given = q, k, v, 0.3, causal, mask, dropout
+    given = q, k, v, scale, causal, mask, dropout
     backend.attention(*given, out, log_sums)
     backend.attention_grad(*given, out, log_sums, grad, *grads)
     return out, log_sums, *grads
@@ -55,6 +55,23 @@ def test_attention_equals_the_reference(cpu, rng, monkeypatch, dtype, causal, dr
             exact = (a.astype("float64") for a in (q, k, v, grad))
             for mine, want in zip(got, attend(REFERENCE, *exact, causal, mask, dropout), strict=True):
                 assert_close(mine, want, dtype)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.7])
+def test_attention_of_any_scale_equals_the_reference(cpu, rng, scale):
+    arrays = rng.normal(size=(4, 2, 21, 1, 4)).astype("float32")
+    mask = rng.random((2, 21)) < 0.6
+    wanted = attend(REFERENCE, *arrays.astype("float64"), True, mask, None, scale)
+    for got, want in zip(attend(cpu, *arrays, True, mask, None, scale), wanted, strict=True):
+        assert_close(got, want, "float32")
+
+
+def test_exp_in_float32():
+    x = np.concatenate([np.linspace(-86.9, 0, 9001), [np.nan, -87.01, -1e30, -np.inf]]).astype("float32")
+    got = np.array([loops_transformer._exp_in_float32(value) for value in x])
+    want = np.exp(x.astype("float64"))
+    want[-3:] = 0
+    np.testing.assert_allclose(got, want, rtol=3e-7)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -6,7 +6,10 @@ Guards surround every array that a kernel writes (see guarded.py), so that a wri
 import functools
 import itertools
 import re
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -799,3 +802,26 @@ def test_without_a_compiler_the_reference_formulas_are_used(gpu, caplog, rng):
         "emulated: kernels.cu does not compile (RuntimeError: no compiler here); CuPy's own functions are used "
         "instead, which are slower"
     ]
+
+
+def test_two_threads_compile_a_module_once():
+    made = []
+
+    class Module:
+        def __init__(self, code, options):
+            made.append(options)
+            time.sleep(0.05)  # so that the other thread arrives
+
+        def get_function(self, name):
+            return SimpleNamespace(shared_size_bytes=0)
+
+    module = kernels.Kernels(SimpleNamespace(RawModule=Module), lambda *launch: None, "KERNEL nothing(Index n) {}")
+    threads = [
+        threading.Thread(target=module.launch, args=("nothing", np.dtype("float32"), (1,), (1,), {"n": 1}))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1

@@ -123,7 +123,7 @@ class CPUAttention(Backend):
 
 
 def _past(q: Array, k: Array, causal: bool) -> int:
-    """How many keys after its own position a query attends to: all of them if attention is not causal."""
+    """The number p for which query t attends to the keys s ≤ t + p. Without `causal`, these are all keys."""
     return int(k.shape[1] - q.shape[1] if causal else k.shape[1])
 
 

@@ -326,12 +326,12 @@ def cross_entropy_sums(
 
 
 @compiled_with("reassoc", "nsz")
-def add_squares(g: Any, sums: Any) -> None:
-    """sums (1,) += Σ g² in float64."""
+def add_squares(g: Any, totals: Any) -> None:
+    """totals (1,) += Σ g² in float64."""
     total = 0.0
     for i in range(g.size):
         total += numpy.float64(g[i]) * numpy.float64(g[i])
-    sums[0] += total
+    totals[0] += total
 
 
 @compiled
@@ -432,8 +432,8 @@ _BLOCK_ROWS = 64
 
 
 @compiled
-def add_rows(x: Any, sums: Any) -> None:
-    """sums (columns,) += Σ_rows x."""
+def add_rows(x: Any, totals: Any) -> None:
+    """totals (columns,) += Σ_rows x."""
     rows, columns = x.shape
     block = numpy.empty(columns, x.dtype)
     for start in range(0, rows, _BLOCK_ROWS):
@@ -442,12 +442,12 @@ def add_rows(x: Any, sums: Any) -> None:
             for j in range(columns):
                 block[j] += x[i, j]
         for j in range(columns):
-            sums[j] += block[j]
+            totals[j] += block[j]
 
 
 @compiled
-def add_powers(x: Any, shift: Any, sums: Any) -> None:
-    """sums (2, columns) += Σ_rows (x - shift) and Σ_rows (x - shift)²."""
+def add_powers(x: Any, shift: Any, totals: Any) -> None:
+    """totals (2, columns) += Σ_rows (x - shift) and Σ_rows (x - shift)²."""
     rows, columns = x.shape
     first, second = numpy.empty(columns, x.dtype), numpy.empty(columns, x.dtype)
     for start in range(0, rows, _BLOCK_ROWS):
@@ -459,13 +459,13 @@ def add_powers(x: Any, shift: Any, sums: Any) -> None:
                 first[j] += deviation
                 second[j] += deviation * deviation
         for j in range(columns):
-            sums[0, j] += first[j]
-            sums[1, j] += second[j]
+            totals[0, j] += first[j]
+            totals[1, j] += second[j]
 
 
 @compiled
-def add_products(a: Any, b: Any, center: Any, sums: Any) -> None:
-    """sums (columns,) += Σ_rows a · (b - center)."""
+def add_products(a: Any, b: Any, center: Any, totals: Any) -> None:
+    """totals (columns,) += Σ_rows a · (b - center)."""
     rows, columns = a.shape
     block = numpy.empty(columns, a.dtype)
     for start in range(0, rows, _BLOCK_ROWS):
@@ -474,4 +474,4 @@ def add_products(a: Any, b: Any, center: Any, sums: Any) -> None:
             for j in range(columns):
                 block[j] += a[i, j] * (b[i, j] - center[j])
         for j in range(columns):
-            sums[j] += block[j]
+            totals[j] += block[j]

@@ -63,11 +63,14 @@ _E2, _E3, _E4, _E5, _E6, _E7 = (numpy.float32(1.0 / math.factorial(k)) for k in 
 
 @compiled_with("contract")
 def _exp_in_float32(x: Any) -> Any:
-    """e^x for x ≤ 0, which the compiler vectorizes: 2^n e^r for x = n log 2 + r, |r| ≤ ½ log 2. 0 if x < -87."""
+    """e^x for x ≤ 0, which the compiler vectorizes: 2^n e^r for x = n log 2 + r, |r| ≤ ½ log 2. 0 if x < -87.
+
+    NaN for NaN: then r is NaN and n is not, since no integer would be NaN.
+    """
     one, far = numpy.float32(1), numpy.float32(-87)
-    near = far if x < far else x
+    near = x if x >= far else far  # not NaN
     n = numpy.floor(near * numpy.float32(1.0 / math.log(2.0)) + numpy.float32(0.5))
-    r = near - n * _LOG2_HIGH - n * _LOG2_LOW
+    r = x - n * _LOG2_HIGH - n * _LOG2_LOW
     p = _E7
     p = p * r + _E6
     p = p * r + _E5
@@ -89,16 +92,18 @@ def _exp_of(x: Any) -> Any:
 
 
 # Attention: scores (N, H, queries, keys) of a block of queries, the first of which is query `first` of all. A query
-# attends to the keys before its number + 1 + `past`; if attention is not causal, `past` is the number of keys.
+# t attends to the keys s ≤ t + `past`; if attention is not causal, `past` is the number of keys.
 
 
 @compiled
-def _attended(row: Any, end: int, mask: Any, n: int) -> Any:
-    """The scores of the keys before `end`, and of some after it, set to -∞; what remains becomes 0.
+def _scaled_and_masked(row: Any, scale: Any, end: int, mask: Any, n: int) -> Any:
+    """The scores of the keys before `end`, times `scale`, and of some keys after it, -∞. The rest of the row becomes 0.
 
-    mask (N, keys), or (0, 0) if all keys count.
+    mask (N, keys): False sets a score to -∞; (0, 0) if all keys count.
     """
     end = min(max(end, 0), row.size)
+    for s in range(end):
+        row[s] *= scale
     stop = min(-(-end // _VECTOR) * _VECTOR, row.size)
     for s in range(end, stop):
         row[s] = -numpy.inf
@@ -121,10 +126,7 @@ def attention_probabilities(
     for n in range(samples):
         for h in range(heads):
             for i in range(queries):
-                row = scores[n, h, i]
-                for s in range(row.size):
-                    row[s] *= scale
-                row = _attended(row, first + i + 1 + past, mask, n)
+                row = _scaled_and_masked(scores[n, h, i], scale, first + i + 1 + past, mask, n)
                 sum_bits[n, h, first + i] = _largest(bits[n, h, i, : row.size])
                 highest = log_sums[n, h, first + i]
                 if not highest >= lowest:  # no key counts
@@ -148,9 +150,10 @@ def attention_probabilities_again(scores: Any, scale: Any, past: int, first: int
     for n in range(samples):
         for h in range(heads):
             for i in range(queries):
-                row, log_sum = _attended(scores[n, h, i], first + i + 1 + past, mask, n), log_sums[n, h, first + i]
+                row = _scaled_and_masked(scores[n, h, i], scale, first + i + 1 + past, mask, n)
+                log_sum = log_sums[n, h, first + i]
                 for s in range(row.size):
-                    row[s] = _exp(row[s] * scale - log_sum)
+                    row[s] = _exp(row[s] - log_sum)
 
 
 @compiled
@@ -217,19 +220,19 @@ def normalize_and_scale(
 
 @compiled
 def normalize_and_scale_grad(
-    grad: Any, centered: bool, gamma: Any, normal: Any, sigma: Any, sums: Any, out: Any
+    grad: Any, centered: bool, gamma: Any, normal: Any, sigma: Any, totals: Any, out: Any
 ) -> None:
-    """sums (2, columns) += Σ_rows grad · normal and Σ_rows grad, in float64."""
+    """totals (2, columns) += Σ_rows grad · normal and Σ_rows grad, in float64."""
     rows, columns = grad.shape
-    products, totals = numpy.empty(columns, grad.dtype), numpy.empty(columns, grad.dtype)
+    products, sums = numpy.empty(columns, grad.dtype), numpy.empty(columns, grad.dtype)
     count, zero, one = grad.dtype.type(columns), grad.dtype.type(0), grad.dtype.type(1)
-    for start in range(0, rows, 64):  # rows whose sums are not long enough to lose digits
+    for start in range(0, rows, 64):  # rows whose totals are not long enough to lose digits
         products[:] = 0
-        totals[:] = 0
+        sums[:] = 0
         for i in range(start, min(start + 64, rows)):
             for j in range(columns):
                 products[j] += grad[i, j] * normal[i, j]
-                totals[j] += grad[i, j]
+                sums[j] += grad[i, j]
             h = out[i]
             if gamma.size:
                 for j in range(columns):
@@ -243,8 +246,8 @@ def normalize_and_scale_grad(
             for j in range(columns):
                 h[j] = (h[j] - shift - mean - normal[i, j] * mean_product) * inverse
         for j in range(columns):
-            sums[0, j] += products[j]
-            sums[1, j] += totals[j]
+            totals[0, j] += products[j]
+            totals[1, j] += sums[j]
 
 
 # GELU in float32.

@@ -125,10 +125,10 @@ class CPUOperators(CPUAttention, CPURecurrent):
         return compiled_loops()
 
     def _sum(self, shape: Sequence[int], count: int, add: Callable[[slice, Array], None]) -> Array:
-        """The sum over range(count) in float64: add(rows, sums) adds these rows to the sums of one worker."""
-        sums = self.zeros((self.threads.region_workers or 1, *shape), numpy.float64)
-        self.threads.parallel_for(count, lambda rows, worker: add(rows, sums[worker]))
-        return sums.sum(axis=0)
+        """The sum over range(count) in float64: add(rows, totals) adds these rows to the totals of one worker."""
+        totals = self.zeros((self.threads.region_workers or 1, *shape), numpy.float64)
+        self.threads.parallel_for(count, lambda rows, worker: add(rows, totals[worker]))
+        return totals.sum(axis=0)
 
     # Matrix products -------------------------------------------------------------------------------------------------
 
@@ -258,8 +258,8 @@ class CPUOperators(CPUAttention, CPURecurrent):
         sums = self._sum(
             (2, grad.shape[1]),
             len(grad),
-            lambda rows, sums: loops.normalize_and_scale_grad(
-                grad[rows], centered, scale, normal[rows], sigma[rows], sums, out[rows]
+            lambda rows, totals: loops.normalize_and_scale_grad(
+                grad[rows], centered, scale, normal[rows], sigma[rows], totals, out[rows]
             ),
         )
         for total, result in zip(sums, (grad_gamma, grad_beta), strict=True):
@@ -275,7 +275,7 @@ class CPUOperators(CPUAttention, CPURecurrent):
             if loops is None:
                 out[...] = numpy.sum(a, axis=0, dtype=numpy.float64)
             else:
-                out[...] = self._sum(out.shape, len(a), lambda rows, sums: loops.add_rows(a[rows], sums))
+                out[...] = self._sum(out.shape, len(a), lambda rows, totals: loops.add_rows(a[rows], totals))
             return out
         ones = self._ones.get(a.dtype)
         if ones is None:
@@ -285,13 +285,15 @@ class CPUOperators(CPUAttention, CPURecurrent):
     @compiled
     def moments(self, loops: Any, x: Array) -> tuple[Array, Array]:
         loop, shift = loops.add_powers, x[0].copy()  # so close to the mean that one pass loses no digits
-        sums = self._sum((2, x.shape[1]), len(x), lambda rows, sums: loop(x[rows], shift, sums))
+        sums = self._sum((2, x.shape[1]), len(x), lambda rows, totals: loop(x[rows], shift, totals))
         offset, square = sums / len(x)
         return (shift + offset).astype(x.dtype), (square - offset * offset).clip(0.0).astype(x.dtype)
 
     @compiled
     def sum_products(self, loops: Any, a: Array, b: Array, center: Array, out: Array) -> Array:
-        out[...] = self._sum(out.shape, len(a), lambda rows, sums: loops.add_products(a[rows], b[rows], center, sums))
+        out[...] = self._sum(
+            out.shape, len(a), lambda rows, totals: loops.add_products(a[rows], b[rows], center, totals)
+        )
         return out
 
     # Windows ---------------------------------------------------------------------------------------------------------
@@ -361,7 +363,7 @@ class CPUOperators(CPUAttention, CPURecurrent):
         runs = [grads[run] for run in trained]
 
         def square_of(g: Array) -> Array:
-            return self._sum((1,), len(g), lambda rows, sums: loops.add_squares(g[rows], sums))
+            return self._sum((1,), len(g), lambda rows, totals: loops.add_squares(g[rows], totals))
 
         squares = map(square_of, runs)
         scale = numpy.minimum(1.0, limit / numpy.maximum(numpy.sqrt(sum(squares)), 1e-300)).astype(grads.dtype)

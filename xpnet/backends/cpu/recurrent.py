@@ -47,7 +47,7 @@ class CPURecurrent(Backend):
                 if own_grad is not None:
                     numpy.add(state, own_grad[t], out=state)
                 loops.rnn_grad(state, steps[t + 1], grads[t])
-                self._pass_back(own_mask, t, grads[t], transposed, product, state)
+                self._propagate_grad(own_mask, t, grads[t], transposed, product, state)
 
         self.threads.parallel_for(len(grad_hidden), do_part)
 
@@ -102,7 +102,7 @@ class CPURecurrent(Backend):
                 loops.lstm_grad(state, own_gates[t], own_cells[t], tanh_cell, cell, grads[t], before)
                 if own_mask is not None:
                     self.xp.copyto(cell, before, where=own_mask[t][:, None])
-                self._pass_back(own_mask, t, grads[t], transposed, product, state)
+                self._propagate_grad(own_mask, t, grads[t], transposed, product, state)
 
         self.threads.parallel_for(len(grad_hidden), do_part)
 
@@ -164,11 +164,11 @@ class CPURecurrent(Backend):
                 numpy.add(product, direct, out=product)
                 if own_mask is not None:
                     self.xp.copyto(grads[t], 0.0, where=~own_mask[t][:, None])
-                self._pass_on(own_mask, t, products[t], product, state)
+                self._keep_grad(own_mask, t, products[t], product, state)
 
         self.threads.parallel_for(len(grad_hidden), do_part)
 
-    def _pass_back(
+    def _propagate_grad(
         self, mask: Array | None, t: int, grad_step: Array, transposed: Array, product: Array, grad_hidden: Array
     ) -> None:
         """grad_hidden = grad_step @ transposed, except where step t does not count."""
@@ -176,7 +176,7 @@ class CPURecurrent(Backend):
             numpy.matmul(grad_step, transposed, out=grad_hidden)
         else:
             numpy.matmul(grad_step, transposed, out=product)
-            self._pass_on(mask, t, grad_step, product, grad_hidden)
+            self._keep_grad(mask, t, grad_step, product, grad_hidden)
 
 
 def _steps(a: Array | None, rows: slice) -> Array | None:

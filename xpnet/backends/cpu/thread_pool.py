@@ -131,9 +131,7 @@ class ThreadPool:
         if parts <= 1:
             work(slice(0, count), 0)
             return
-        bounds = [count * i // parts for i in range(parts + 1)]
-        slices = [slice(start, end) for start, end in itertools.pairwise(bounds)]
-        self.run_parts([functools.partial(work, rows, worker) for worker, rows in enumerate(slices)])
+        self.run_parts([functools.partial(work, rows, worker) for worker, rows in enumerate(slices(count, parts))])
 
     def run_parts(self, parts: list[Callable[[], None]]) -> None:
         """Call these functions in parallel, one per worker, and wait for all."""
@@ -168,6 +166,12 @@ class ThreadPool:
             yield
         finally:
             self._state.workers = before
+
+
+def slices(count: int, parts: int) -> list[slice]:
+    """range(count) in parts of equal lengths, up to 1."""
+    bounds = [count * i // parts for i in range(parts + 1)]
+    return [slice(start, end) for start, end in itertools.pairwise(bounds)]
 
 
 def _wait_for(futures: list[Future[None]]) -> None:

@@ -18,21 +18,21 @@ struct Heads {  // an array: its address, and the elements from one sample, step
     __device__ float* row(int n, int h, int t) const { return (float*)address + n * sample + t * step + h * head; }
 };
 
-struct Attention {
+struct Sizes {  // of an attention, and whether it is causal
     int heads, queries, keys, size, causal;
 
     __device__ int last_key(int query) const { return causal ? query + keys - queries : keys - 1; }
     __device__ int first_query(int key) const { return causal && key > keys - queries ? key - keys + queries : 0; }
 };
 
-struct Noise {  // of dropout. word: null if there is none
+struct Dropout {  // word: null if there is none
     const double* word;
     Index first_row;
     Word threshold;
     float kept;
 
-    __device__ Word of_query(const Attention& a, int n, int h, int query) const {
-        return row_hash((Word)*word, ((first_row + n) * a.heads + h) * a.queries + query);
+    __device__ Word of_query(const Sizes& sizes, int n, int h, int query) const {
+        return row_hash((Word)*word, ((first_row + n) * sizes.heads + h) * sizes.queries + query);
     }
     __device__ Word of_key(int key) const { return column_hash((Word)*word, key); }
     __device__ float factor(Word query, Word key) const { return hash32(query ^ key) >= threshold ? kept : 0.0f; }
@@ -260,8 +260,8 @@ __device__ void store_sums(const Math& math, float (&sums)[Math::DEEP], float fa
     }
 }
 
-__device__ bool counts(const Attention& attention, const Byte* mask, int n, int key) {
-    return key < attention.keys && (!mask || mask[(Index)n * attention.keys + key]);
+__device__ bool counts(const Sizes& sizes, const Byte* mask, int n, int key) {
+    return key < sizes.keys && (!mask || mask[(Index)n * sizes.keys + key]);
 }
 
 #if defined(__CUDA_ARCH__)
@@ -280,7 +280,7 @@ template <typename Math> __device__ constexpr int words_of_attend() {
 }
 
 template <typename Math, bool DROPOUT, int WORDS>
-__device__ void attend(const Heads& q, const Heads& k, const Heads& v, const Attention& attention, const Byte* mask,
+__device__ void attend(const Heads& q, const Heads& k, const Heads& v, const Sizes& sizes, const Byte* mask,
                        double scale, const double* word, Index first_row, Word threshold, double kept,
                        const Heads& out, float* log_sums) {
     const int ROWS = Math::ROWS, COLUMNS = Math::COLUMNS, TALL = Math::TALL, WIDE = Math::WIDE, DEEP = Math::DEEP;
@@ -288,32 +288,32 @@ __device__ void attend(const Heads& q, const Heads& k, const Heads& v, const Att
     SHARED_MEMORY(WORDS);
     Word *own = memory, *k_tile = own + Math::inner_words(ROWS), *v_tile = k_tile + Math::inner_words(COLUMNS);
     float* scratch = (float*)(v_tile + Math::outer_words(COLUMNS));
-    const Noise noise = {word, first_row, threshold, (float)kept};
+    const Dropout dropout = {word, first_row, threshold, (float)kept};
     const float factor = scale * LOG2_E;  // of scores, which are in units of log 2
     Math math;
-    int n = blockIdx.x / attention.heads, h = blockIdx.x % attention.heads, size = attention.size;
-    int first = (gridDim.y - 1 - blockIdx.y) * ROWS, end = min(attention.keys, attention.last_key(first + ROWS - 1) + 1);
-    load_tile<Math, ROWS>(q, n, h, first, attention.queries, size, own, 0);
+    int n = blockIdx.x / sizes.heads, h = blockIdx.x % sizes.heads, size = sizes.size;
+    int first = (gridDim.y - 1 - blockIdx.y) * ROWS, end = min(sizes.keys, sizes.last_key(first + ROWS - 1) + 1);
+    load_tile<Math, ROWS>(q, n, h, first, sizes.queries, size, own, 0);
     float sums[TALL][DEEP] = {}, highest[TALL], totals[TALL] = {};
     Word query_noise[TALL];
 #pragma unroll
     for (int i = 0; i < TALL; i++) {
         highest[i] = -infinity();
-        if (DROPOUT) query_noise[i] = noise.of_query(attention, n, h, first + math.row(i));
+        if (DROPOUT) query_noise[i] = dropout.of_query(sizes, n, h, first + math.row(i));
     }
     for (int first_key = 0; first_key < end; first_key += COLUMNS) {
         __syncthreads();  // the previous tiles have been read
-        load_tile<Math, COLUMNS>(k, n, h, first_key, attention.keys, size, k_tile, 0);
-        load_tile<Math, COLUMNS>(v, n, h, first_key, attention.keys, size, 0, v_tile);
+        load_tile<Math, COLUMNS>(k, n, h, first_key, sizes.keys, size, k_tile, 0);
+        load_tile<Math, COLUMNS>(v, n, h, first_key, sizes.keys, size, 0, v_tile);
         __syncthreads();
         float scores[TALL][WIDE] = {};
         math.multiply_inner(scores, own, k_tile);
         bool counted[WIDE];
 #pragma unroll
-        for (int j = 0; j < WIDE; j++) counted[j] = counts(attention, mask, n, first_key + math.column(j));
+        for (int j = 0; j < WIDE; j++) counted[j] = counts(sizes, mask, n, first_key + math.column(j));
 #pragma unroll
         for (int i = 0; i < TALL; i++) {
-            int last = attention.last_key(first + math.row(i)) - first_key;
+            int last = sizes.last_key(first + math.row(i)) - first_key;
             float largest = highest[i];
 #pragma unroll
             for (int j = 0; j < WIDE; j++) {
@@ -331,7 +331,7 @@ __device__ void attend(const Heads& q, const Heads& k, const Heads& v, const Att
                 scores[i][j] = exp2f(scores[i][j] - shift);
                 totals[i] += scores[i][j];
                 if (DROPOUT) {
-                    scores[i][j] *= noise.factor(query_noise[i], noise.of_key(first_key + math.column(j)));
+                    scores[i][j] *= dropout.factor(query_noise[i], dropout.of_key(first_key + math.column(j)));
                 }
             }
         }
@@ -341,11 +341,11 @@ __device__ void attend(const Heads& q, const Heads& k, const Heads& v, const Att
     for (int i = 0; i < TALL; i++) {
         int query = first + math.row(i);
         float total = sum_over_lanes<Math>(totals[i]);
-        if (query >= attention.queries) continue;
+        if (query >= sizes.queries) continue;
         bool empty = total == 0;
         store_sums(math, sums[i], empty ? 0.0f : 1 / total, out.row(n, h, query), size);
         if (math.lane == 0) {
-            log_sums[(Index)blockIdx.x * attention.queries + query] =
+            log_sums[(Index)blockIdx.x * sizes.queries + query] =
                 empty ? infinity() : (highest[i] + log2f(total)) * LN_2;
         }
     }
@@ -363,7 +363,7 @@ template <typename Math> __device__ constexpr int words_of_query_grad() {
 
 // Block (n · heads + h, tile) has a tile of queries.
 template <typename Math, bool DROPOUT, int WORDS>
-__device__ void attend_query_grad(const Heads& q, const Heads& k, const Heads& v, const Attention& attention,
+__device__ void attend_query_grad(const Heads& q, const Heads& k, const Heads& v, const Sizes& sizes,
                                   const Byte* mask, double scale, const double* word, Index first_row,
                                   Word threshold, double kept, const Heads& out, const float* log_sums,
                                   const Heads& grad, const Heads& grad_q, float* products) {
@@ -373,20 +373,20 @@ __device__ void attend_query_grad(const Heads& q, const Heads& k, const Heads& v
     Word *own_q = memory, *own_grad = own_q + Math::inner_words(ROWS), *k_tile = own_grad + Math::inner_words(ROWS);
     Word *v_tile = k_tile + words_of_both<Math>(COLUMNS);
     float* scratch = (float*)(v_tile + Math::inner_words(COLUMNS));
-    const Noise noise = {word, first_row, threshold, (float)kept};
+    const Dropout dropout = {word, first_row, threshold, (float)kept};
     const float factor = scale * LOG2_E;  // of scores, which are in units of log 2
     Math math;
-    int n = blockIdx.x / attention.heads, h = blockIdx.x % attention.heads, size = attention.size;
-    int first = (gridDim.y - 1 - blockIdx.y) * ROWS, end = min(attention.keys, attention.last_key(first + ROWS - 1) + 1);
-    Index numbers = (Index)blockIdx.x * attention.queries;  // the place of this head in log_sums and products
-    load_tile<Math, ROWS>(q, n, h, first, attention.queries, size, own_q, 0);
-    load_tile<Math, ROWS>(grad, n, h, first, attention.queries, size, own_grad, 0);
+    int n = blockIdx.x / sizes.heads, h = blockIdx.x % sizes.heads, size = sizes.size;
+    int first = (gridDim.y - 1 - blockIdx.y) * ROWS, end = min(sizes.keys, sizes.last_key(first + ROWS - 1) + 1);
+    Index numbers = (Index)blockIdx.x * sizes.queries;  // the place of this head in log_sums and products
+    load_tile<Math, ROWS>(q, n, h, first, sizes.queries, size, own_q, 0);
+    load_tile<Math, ROWS>(grad, n, h, first, sizes.queries, size, own_grad, 0);
     float sums[TALL][DEEP] = {}, logs[TALL], own_products[TALL];
     Word query_noise[TALL];
 #pragma unroll
     for (int i = 0; i < TALL; i++) {
         int query = first + math.row(i);
-        bool exists = query < attention.queries;
+        bool exists = query < sizes.queries;
         float product = 0;
         for (int d = 4 * math.lane; d < size && exists; d += 4 * Math::LANES) {
             product += dot(*(const Four*)(grad.row(n, h, query) + d), *(const Four*)(out.row(n, h, query) + d));
@@ -394,12 +394,12 @@ __device__ void attend_query_grad(const Heads& q, const Heads& k, const Heads& v
         own_products[i] = sum_over_lanes<Math>(product);
         logs[i] = exists ? log_sums[numbers + query] * LOG2_E : infinity();
         if (exists && math.lane == 0) products[numbers + query] = own_products[i];
-        if (DROPOUT) query_noise[i] = noise.of_query(attention, n, h, query);
+        if (DROPOUT) query_noise[i] = dropout.of_query(sizes, n, h, query);
     }
     for (int first_key = 0; first_key < end; first_key += COLUMNS) {
         __syncthreads();  // the previous tiles have been read
-        load_tile<Math, COLUMNS>(k, n, h, first_key, attention.keys, size, k_tile, outer_of_both<Math>(k_tile));
-        load_tile<Math, COLUMNS>(v, n, h, first_key, attention.keys, size, v_tile, 0);
+        load_tile<Math, COLUMNS>(k, n, h, first_key, sizes.keys, size, k_tile, outer_of_both<Math>(k_tile));
+        load_tile<Math, COLUMNS>(v, n, h, first_key, sizes.keys, size, v_tile, 0);
         __syncthreads();
         float scores[TALL][WIDE] = {}, grads[TALL][WIDE] = {};
         math.multiply_inner(scores, own_q, k_tile);
@@ -407,13 +407,13 @@ __device__ void attend_query_grad(const Heads& q, const Heads& k, const Heads& v
 #pragma unroll
         for (int j = 0; j < WIDE; j++) {
             int key = first_key + math.column(j);
-            bool counted = counts(attention, mask, n, key);
-            Word key_noise = DROPOUT ? noise.of_key(key) : 0;
+            bool counted = counts(sizes, mask, n, key);
+            Word key_noise = DROPOUT ? dropout.of_key(key) : 0;
 #pragma unroll
             for (int i = 0; i < TALL; i++) {
-                bool used = counted && key <= attention.last_key(first + math.row(i));
+                bool used = counted && key <= sizes.last_key(first + math.row(i));
                 float p = used ? exp2f(scores[i][j] * factor - logs[i]) : 0.0f;
-                if (DROPOUT) grads[i][j] *= noise.factor(query_noise[i], key_noise);
+                if (DROPOUT) grads[i][j] *= dropout.factor(query_noise[i], key_noise);
                 grads[i][j] = p * (grads[i][j] - own_products[i]);
             }
         }
@@ -422,7 +422,7 @@ __device__ void attend_query_grad(const Heads& q, const Heads& k, const Heads& v
 #pragma unroll
     for (int i = 0; i < TALL; i++) {
         int query = first + math.row(i);
-        if (query < attention.queries) store_sums(math, sums[i], scale, grad_q.row(n, h, query), size);
+        if (query < sizes.queries) store_sums(math, sums[i], scale, grad_q.row(n, h, query), size);
     }
 }
 
@@ -432,7 +432,7 @@ template <typename Math> __device__ constexpr int words_of_key_grads() {
 
 // Block (n · heads + h, tile) has a tile of keys.
 template <typename Math, bool DROPOUT, int WORDS>
-__device__ void attend_key_grads(const Heads& q, const Heads& k, const Heads& v, const Attention& attention,
+__device__ void attend_key_grads(const Heads& q, const Heads& k, const Heads& v, const Sizes& sizes,
                                  const Byte* mask, double scale, const double* word, Index first_row, Word threshold,
                                  double kept, const float* log_sums, const Heads& grad, const float* products,
                                  const Heads& grad_k, const Heads& grad_v) {
@@ -442,27 +442,27 @@ __device__ void attend_key_grads(const Heads& q, const Heads& k, const Heads& v,
     Word *own_k = memory, *own_v = own_k + Math::inner_words(ROWS), *q_tile = own_v + Math::inner_words(ROWS);
     Word *grad_tile = q_tile + words_of_both<Math>(COLUMNS);
     float* scratch = (float*)(grad_tile + words_of_both<Math>(COLUMNS));
-    const Noise noise = {word, first_row, threshold, (float)kept};
+    const Dropout dropout = {word, first_row, threshold, (float)kept};
     const float factor = scale * LOG2_E;  // of scores, which are in units of log 2
     Math math;
-    int n = blockIdx.x / attention.heads, h = blockIdx.x % attention.heads, size = attention.size;
+    int n = blockIdx.x / sizes.heads, h = blockIdx.x % sizes.heads, size = sizes.size;
     int first = blockIdx.y * ROWS;
-    Index numbers = (Index)blockIdx.x * attention.queries;  // the place of this head in log_sums and products
-    load_tile<Math, ROWS>(k, n, h, first, attention.keys, size, own_k, 0);
-    load_tile<Math, ROWS>(v, n, h, first, attention.keys, size, own_v, 0);
+    Index numbers = (Index)blockIdx.x * sizes.queries;  // the place of this head in log_sums and products
+    load_tile<Math, ROWS>(k, n, h, first, sizes.keys, size, own_k, 0);
+    load_tile<Math, ROWS>(v, n, h, first, sizes.keys, size, own_v, 0);
     float k_sums[TALL][DEEP] = {}, v_sums[TALL][DEEP] = {};
     bool counted[TALL];
     Word key_noise[TALL];
 #pragma unroll
     for (int i = 0; i < TALL; i++) {
-        counted[i] = counts(attention, mask, n, first + math.row(i));
-        if (DROPOUT) key_noise[i] = noise.of_key(first + math.row(i));
+        counted[i] = counts(sizes, mask, n, first + math.row(i));
+        if (DROPOUT) key_noise[i] = dropout.of_key(first + math.row(i));
     }
-    int begin = attention.first_query(first) / COLUMNS * COLUMNS;
-    for (int first_query = begin; first_query < attention.queries; first_query += COLUMNS) {
+    int begin = sizes.first_query(first) / COLUMNS * COLUMNS;
+    for (int first_query = begin; first_query < sizes.queries; first_query += COLUMNS) {
         __syncthreads();  // the previous tiles have been read
-        load_tile<Math, COLUMNS>(q, n, h, first_query, attention.queries, size, q_tile, outer_of_both<Math>(q_tile));
-        load_tile<Math, COLUMNS>(grad, n, h, first_query, attention.queries, size, grad_tile,
+        load_tile<Math, COLUMNS>(q, n, h, first_query, sizes.queries, size, q_tile, outer_of_both<Math>(q_tile));
+        load_tile<Math, COLUMNS>(grad, n, h, first_query, sizes.queries, size, grad_tile,
                                  outer_of_both<Math>(grad_tile));
         __syncthreads();
         float scores[TALL][WIDE] = {}, grads[TALL][WIDE] = {};
@@ -470,16 +470,16 @@ __device__ void attend_key_grads(const Heads& q, const Heads& k, const Heads& v,
         math.multiply_inner(grads, own_v, grad_tile);
 #pragma unroll
         for (int j = 0; j < WIDE; j++) {
-            int query = first_query + math.column(j), last = attention.last_key(query) - first;
-            bool exists = query < attention.queries;
+            int query = first_query + math.column(j), last = sizes.last_key(query) - first;
+            bool exists = query < sizes.queries;
             float log = exists ? log_sums[numbers + query] * LOG2_E : 0.0f;
             float product = exists ? products[numbers + query] : 0.0f;
-            Word query_noise = DROPOUT ? noise.of_query(attention, n, h, query) : 0;
+            Word query_noise = DROPOUT ? dropout.of_query(sizes, n, h, query) : 0;
 #pragma unroll
             for (int i = 0; i < TALL; i++) {
                 bool used = exists && counted[i] && math.row(i) <= last;
                 float p = used ? exp2f(scores[i][j] * factor - log) : 0.0f;
-                float dropped = DROPOUT ? noise.factor(query_noise, key_noise[i]) : 1.0f;
+                float dropped = DROPOUT ? dropout.factor(query_noise, key_noise[i]) : 1.0f;
                 scores[i][j] = p * dropped;
                 grads[i][j] = p * (grads[i][j] * dropped - product);
             }
@@ -490,7 +490,7 @@ __device__ void attend_key_grads(const Heads& q, const Heads& k, const Heads& v,
 #pragma unroll
     for (int i = 0; i < TALL; i++) {
         int key = first + math.row(i);
-        if (key >= attention.keys) continue;
+        if (key >= sizes.keys) continue;
         store_sums(math, k_sums[i], scale, grad_k.row(n, h, key), size);
         store_sums(math, v_sums[i], 1, grad_v.row(n, h, key), size);
     }

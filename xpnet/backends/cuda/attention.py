@@ -25,7 +25,7 @@ _SIZES = (16, 32, 64, 128)  # of heads; zeros are added to others
 _FIRST_CAPABILITY = 8  # with the tensor cores that instructions.cu uses
 _SHARED_MEMORY = 48 * 2**10  # bytes of a block that every device has
 _GIVEN = (
-    "Heads q, Heads k, Heads v, Attention attention, const Byte* mask, double scale, const double* word, "
+    "Heads q, Heads k, Heads v, Sizes sizes, const Byte* mask, double scale, const double* word, "
     "Index first_row, Word threshold, double kept, "
 )
 _ARGUMENTS = {
@@ -160,7 +160,7 @@ class CUDAAttention(KernelLauncher):
             noise = {"word": word, "first_row": first_row, "threshold": threshold, "kept": 1.0 / (1.0 - rate)}
         sizes = [q.shape[2], q.shape[1], k.shape[1], q.shape[3], int(causal)]
         arrays = {"q": _heads(q), "k": _heads(k), "v": _heads(v)}
-        return {**arrays, "attention": sizes, "mask": mask, "scale": scale, **noise}
+        return {**arrays, "sizes": sizes, "mask": mask, "scale": scale, **noise}
 
     def _launch_attention(self, kernel: Kernel, rows: Array, given: dict[str, Any]) -> None:
         """Launch a kernel whose blocks have rows of this array (N, T, H, D)."""

@@ -868,7 +868,8 @@ __device__ double over_warp(double value) {
     return value;
 }
 
-// work(row, columns) for each row of this warp. A warp without a row gets no columns: it only waits for the others.
+// work(row, columns) for each row of this warp. A warp without a row makes the same calls, but without columns: in the
+// emulation of the tests, shuffles wait for the whole block.
 template <typename Work> __device__ void for_each_row_of_warp(Index rows, Index columns, Work work) {
     for (Index first = blockIdx.x * (Index)8; first < rows; first += gridDim.x * (Index)8) {
         Index row = first + threadIdx.x / 32;

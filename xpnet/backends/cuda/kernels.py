@@ -2,6 +2,7 @@
 
 import functools
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,8 +30,8 @@ _SIZES = {"Byte": 1, "unsigned short": 2, "int": 4, "Word": 4, "Index": 8, "unsi
 _FLOATS = {"float": numpy.dtype("float32"), "double": numpy.dtype("float64")}
 _SCALARS = {"int": numpy.int32, "Word": numpy.uint32, "Index": numpy.int64, "double": numpy.float64}
 _STRUCTS = {  # all fields have this type
-    "Attention": numpy.int32, "Axes": numpy.uint32, "Heads": numpy.int64, "Numbers": numpy.float64,
-    "Operations": numpy.int64, "Step": numpy.int64, "Windows": numpy.int32,
+    "Axes": numpy.uint32, "Heads": numpy.int64, "Numbers": numpy.float64, "Operations": numpy.int64,
+    "Sizes": numpy.int32, "Step": numpy.int64, "Windows": numpy.int32,
 }  # fmt: skip
 _KERNEL = r"KERNEL (?:__launch_bounds__\([\d, ]+\) )?(\w+)\(([^)]*)\)"  # its name and its arguments
 _NULL = numpy.uint64(0)
@@ -87,6 +88,7 @@ class Kernels:
         self._xp, self._launch, self._source, self._options = xp, launch, with_waits(source), tuple(options)
         self._compiled: dict[tuple[str, DType], Any] = {}
         self._modules: dict[DType, Any] = {}
+        self._lock = threading.Lock()
 
     def launch(
         self,
@@ -118,10 +120,11 @@ class Kernels:
         # A kernel without reals is taken from the float32 module, so that float64 is compiled only if it is used.
         has_reals = any(argument.type == "real" for argument in signatures(self._source)[name])
         compiled = real if has_reals else next(iter(REALS))
-        if compiled not in self._modules:
-            options = (f"-DREAL={REALS[compiled]}", *self._options)
-            self._modules[compiled] = self._xp.RawModule(code=self._source, options=options)
-        kernel = self._compiled[name, real] = self._modules[compiled].get_function(name)
+        with self._lock:  # so that threads do not compile the same module
+            if compiled not in self._modules:
+                options = (f"-DREAL={REALS[compiled]}", *self._options)
+                self._modules[compiled] = self._xp.RawModule(code=self._source, options=options)
+            kernel = self._compiled[name, real] = self._modules[compiled].get_function(name)
         return kernel
 
 

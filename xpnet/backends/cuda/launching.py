@@ -210,7 +210,8 @@ class KernelLauncher(Backend):
     def instances(self, kernel: Any, templates: str) -> Kernels:
         """The module of a kernel that is an instance of a template, `kernel.definition`. It is compiled once."""
         if kernel not in self._instances:
-            self._instances[kernel] = Kernels(self.xp, self.launch_kernel, templates + kernel.definition)
+            made = Kernels(self.xp, self.launch_kernel, templates + kernel.definition)
+            self._instances.setdefault(kernel, made)  # another thread may have been faster
         return self._instances[kernel]
 
     def step_word(self, key: Sequence[int]) -> Array:

@@ -30,11 +30,11 @@ class AttentionOperators(RandomOperators):
         q, out (N, T, H, D); k, v (N, S, H, D): the last axis is contiguous, the others may be strided.  log_sums
         (N, H, T): log Σ_s exp(scale · q·k_s), which `attention_grad` needs.
 
-        scale is positive.  causal: query t attends to the keys s ≤ t + S - T only.  mask (N, S), bool, or None: True
-        where a key counts; where it does not, k and v must still be finite. A query without any key gives 0, with ∞ in
-        log_sums.  dropout: multiplies the probabilities by 0, or by
-        1 / (1 - rate); the noise of query t of head h of sample n is that of row
-        ((first_row + n) · H + h) · T + t of `random_bits`, and its columns are the keys.
+        causal: query t attends to the keys s ≤ t + S - T only.  mask (N, S), bool, or None: True where a key counts.
+        Where it does not, k and v must still be finite: the layer's products would spread NaN in any case.  A query
+        without any key gives 0, with ∞ in log_sums.  dropout: multiplies the probabilities by 0, or by 1 / (1 - rate);
+        the noise of query t of head h of sample n is that of row ((first_row + n) · H + h) · T + t of `random_bits`,
+        and its columns are the keys.
         """
         xp, lowest = self.xp, self.lowest(q.dtype)
         for rows, keys, scores in self._scores(q, k, scale, causal, mask):

@@ -65,7 +65,8 @@ class ElementwiseOperators(Device):
     def add_rows_at(self, grad_rows: Array, rows: Array, out: Array) -> Array:
         """The adjoint of `gather`: out (V, F) = Σ_{i: rows[i] = v} grad_rows[i], with grad_rows (R, F) and rows (R,).
 
-        The rows must be in range. Equal arguments give equal bits on every device that does not use this formula.
+        The rows must be in range. Compiled loops and kernels add in a fixed order, so each device repeats its bits. Two
+        devices may round differently, and CuPy's `add.at` adds in any order.
         """
         out[...] = 0.0
         self.xp.add.at(out, rows, grad_rows)

@@ -46,7 +46,7 @@ class RecurrentOperators(ElementwiseOperators, MatmulOperators):
             d = xp.multiply(hidden[t + 1], hidden[t + 1], out=grad_gates[t])
             xp.subtract(1.0, d, out=d)
             d *= grad_hidden
-            self._pass_on(mask, t, d, self._times_transposed(d, weight, product), grad_hidden)
+            self._keep_grad(mask, t, d, self._times_transposed(d, weight, product), grad_hidden)
 
     def lstm(self, gates: Array, weight: Array, mask: Array | None, hidden: Array, cells: Array) -> None:
         """The steps of an LSTM. The columns of a = gates[t] + hidden[t] @ weight are those of i, f, g and o:
@@ -103,7 +103,7 @@ class RecurrentOperators(ElementwiseOperators, MatmulOperators):
                 grad_cell[...] = grad_before
             else:
                 xp.copyto(grad_cell, grad_before, where=mask[t][:, None])
-            self._pass_on(mask, t, step, self._times_transposed(step, weight, product), grad_hidden)
+            self._keep_grad(mask, t, step, self._times_transposed(step, weight, product), grad_hidden)
 
     def gru(
         self, gates: Array, weight: Array, bias: Array | None, mask: Array | None, hidden: Array, inner: Array
@@ -169,7 +169,7 @@ class RecurrentOperators(ElementwiseOperators, MatmulOperators):
             product += grad_hidden * z
             if mask is not None:
                 xp.copyto(step, 0.0, where=~mask[t][:, None])
-            self._pass_on(mask, t, products, product, grad_hidden)
+            self._keep_grad(mask, t, products, product, grad_hidden)
 
     def _gates(self, step: Array, units: int) -> list[Array]:
         """The columns of each gate."""
@@ -186,7 +186,7 @@ class RecurrentOperators(ElementwiseOperators, MatmulOperators):
             for state in states:
                 self.xp.copyto(state[t + 1], state[t], where=skipped)
 
-    def _pass_on(self, mask: Array | None, t: int, grad_step: Array, new: Array, grad_hidden: Array) -> None:
+    def _keep_grad(self, mask: Array | None, t: int, grad_step: Array, new: Array, grad_hidden: Array) -> None:
         """grad_hidden = new. Where step t does not count, grad_hidden stays, and the gradient of the step is 0."""
         if mask is None:
             grad_hidden[...] = new
