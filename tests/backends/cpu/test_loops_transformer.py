@@ -57,6 +57,15 @@ def test_attention_equals_the_reference(cpu, rng, monkeypatch, dtype, causal, dr
                 assert_close(mine, want, dtype)
 
 
+def test_gradients_of_nearly_certain_queries_lose_no_more_digits_than_in_the_formula(cpu, rng):
+    q, k, v, grad = (rng.normal(size=(4, 40, 2, 8)).astype("float32") for _ in range(4))
+    q *= 40.0  # one probability is almost 1, and the gradients of the scores are small differences
+    exact = attend(REFERENCE, *(a.astype("float64") for a in (q, k, v, grad)), True, None, None)
+    mine, formula = (attend(backend, q, k, v, grad, True, None, None) for backend in (cpu, REFERENCE))
+    for name, own, other, want in zip(("q", "k"), mine[2:], formula[2:], exact[2:], strict=False):
+        assert np.linalg.norm(own - want) <= 2.0 * np.linalg.norm(other - want), f"grad_{name}"
+
+
 @pytest.mark.parametrize("scale", [0.0, -0.7])
 def test_attention_of_any_scale_equals_the_reference(cpu, rng, scale):
     arrays = rng.normal(size=(4, 2, 21, 1, 4)).astype("float32")

@@ -158,13 +158,18 @@ def attention_probabilities_again(scores: Any, scale: Any, past: int, first: int
 
 @compiled
 def attention_score_grads(p: Any, scale: Any, grads: Any) -> None:
-    """grads = p · (grads - Σ p · grads) · scale, for each query; grads holds the gradients of the probabilities p."""
+    """grads = p · (grads - Σ p · grads) · scale, for each query; grads holds the gradients of the probabilities p.
+
+    The rounding of log_sums, if scores are large, multiplies all p of a query by one factor. The mean must not have it.
+    """
     samples, heads, queries, keys = p.shape
+    one = p.dtype.type(1)
     for n in range(samples):
         for h in range(heads):
             for i in range(queries):
                 row, g = p[n, h, i], grads[n, h, i]
-                mean = _dot(row, g)
+                total = _sum(row)
+                mean = _dot(row, g) / (total if total != 0 else one)
                 for s in range(keys):
                     g[s] = row[s] * (g[s] - mean) * scale
 
