@@ -2047,3 +2047,13 @@ def test_beside_a_profiler_steps_with_custom_code_run_eagerly():
         sys.setprofile(None)
     assert watches[0].fallback_reason == "a profiler runs, so that side effects cannot be seen"
     assert watches[0].captured == 0 and watches[1].captured == 2
+
+
+def test_a_step_of_many_calls_is_captured_only_if_enough_steps_are_to_come(caplog, rng):
+    x, y = rng.normal(size=(160, 60, 2)).astype("float32"), rng.integers(0, 3, 160)
+    inner = [layers.LSTM(2, return_sequences=False), layers.Dense(3)]
+    model = xpnet.Sequential(inner, input_shape=(60, 2), backend="cpu")
+    with caplog.at_level("INFO"):
+        model.fit(x, y, batch_size=2, epochs=1, verbose=0)
+    (reason,) = [record.getMessage() for record in caplog.records if "calls: planning" in record.getMessage()]
+    assert re.search(r"makes [34],\d{3} calls: planning them takes longer than 80 replays save", reason)

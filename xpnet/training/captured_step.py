@@ -207,13 +207,14 @@ class StepExecutor:
     def _captured_on_cpu(self, kind: tuple[Any, ...], data: StepData, metrics: EpochMetrics) -> None:
         """Capture the second step of a kind, and again if its arrays have changed, if that pays. The step is eager."""
         eager = self._kinds.get(kind, 0)
+        steps = None if self._to_come is None else self._to_come.of(data.rows)
         if isinstance(eager, int):
-            steps = eager if self._to_come is None else self._to_come.of(data.rows)
+            steps = eager if steps is None else steps
             if eager == 0 or steps < _FEW_STEPS:  # the first step of a kind allocates all buffers
                 self._kinds[kind] = eager + 1
                 return
         try:
-            self._kinds[kind] = ReplayedStep(self._step, data, metrics, self._streaming)
+            self._kinds[kind] = ReplayedStep(self._step, data, metrics, self._streaming, steps)
             self._attributes = Attributes(self._step)
         except Exception as error:  # of a user's layer
             self._fall_back(reason_of(error))
