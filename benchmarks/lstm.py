@@ -60,7 +60,7 @@ def by_pytorch(layer: str) -> Callable[[], None]:
 
 
 def work(peer: str, layer: str) -> None:
-    """Answer each question "step COUNT", a line on stdin, with the seconds per pass of so many."""
+    """Answer each question "step COUNT", a line on stdin, with the seconds per pass, the mean of COUNT passes."""
     compute = (by_xpnet if peer == "xpnet" else by_pytorch)(layer)
     print("ready", flush=True)
     for line in sys.stdin:

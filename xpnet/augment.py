@@ -123,7 +123,7 @@ class Distortion(_ImageAugmentation):
         return grad_x
 
     def _padded(self, name: str, rows: int) -> Array:
-        """Zeros (pixels, channels) for so many images, each with a border of one pixel.
+        """Zeros (pixels, channels) for this number of images, each with a border of one pixel.
 
         There is one image more, since `forward` reads the neighbors of the last pixel too.
         """

@@ -428,7 +428,7 @@ class Checkpoint(_Monitor):
     """Writes the whole state of the training to `path`, so that `fit(..., resume_from=path)` continues from there.
 
     path: a .safetensors file, which always has the latest state; `xpnet.load` reads the model from it.  every: epochs
-    between two checkpoints.  minutes: also write within an epoch, whenever so many minutes have passed; None for never.
+    between two checkpoints.  minutes: also write within an epoch, at this interval; None for never.
     keep_best: how many of the best epochs by `monitor` have their own files beside `path`, such as
     "run-epoch-0012.safetensors" for "run.safetensors".  monitor, mode: as in EarlyStopping.
 

@@ -65,7 +65,7 @@ def notebook_bar(description: str, total: int | None, done: int) -> Any:
 
 
 def _fitted(bar: Any, values: dict[str, Any], metrics: Sequence[str], columns: int | None) -> str:
-    """The line of the first layout that fits into so many columns (None: no limit) with all metrics.
+    """The line of the first layout that fits into this number of columns (None: no limit) with all metrics.
 
     In a narrower terminal the first metrics are left out, since the last ones are those of validation data. If even the
     last one is too long, its name is cut.

@@ -85,7 +85,7 @@ class EpochMetrics:
         self._weighted.append(batch.weights is not None)
 
     def reserve(self, batches: int) -> None:
-        """Make room for so many more batches."""
+        """Make room for this number of further batches."""
         xp = self._model.backend.xp
         while not self.has_room_for(batches):
             self.batch_sums = xp.concatenate([self.batch_sums, xp.zeros_like(self.batch_sums)], axis=1)

@@ -94,7 +94,7 @@ class Run:
         return time.perf_counter() - self._began - (self.model.backend.compile_seconds - self._compiled)
 
     def start_clock(self, elapsed: float = 0.0) -> None:
-        """The epoch begins now, or continues after so many seconds."""
+        """The epoch begins now, or continues after this number of seconds."""
         self._began, self._compiled = time.perf_counter() - elapsed, self.model.backend.compile_seconds
 
     def compile_seconds(self) -> float:

@@ -96,7 +96,7 @@ class CPUAttention(Backend):
         self.threads.parallel_for(samples, do_part)
 
     def _matrices(self, samples: slice, rows: slice, keys: slice, q: Array, count: int) -> list[Array]:
-        """So many uninitialized arrays (N, H, queries, keys), valid until the next call."""
+        """`count` uninitialized arrays (N, H, queries, keys), valid until the next call."""
         shape = samples.stop - samples.start, q.shape[2], rows.stop - rows.start, keys.stop
         matrices = self._matrix((count * shape[0] * shape[1], shape[2] * shape[3]), q.dtype)
         parts = matrices.reshape(count, *shape)
