@@ -35,6 +35,7 @@ def run(name, folder, *arguments, **kwargs):
     return run_program(EXAMPLES / f"{name}.py", folder, *arguments, **kwargs)
 
 
+@pytest.mark.sweep
 def test_the_unet_finds_more_of_the_digits_than_a_threshold(tmp_path):
     overlap, threshold = figures(run("unet", tmp_path, "--epochs", 6))
     assert overlap > 0.65 > 0.6 > threshold

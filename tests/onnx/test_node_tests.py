@@ -28,7 +28,7 @@ WITH_ONE_INPUT = 95
 WITH_SEVERAL_INPUTS = 20
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_every_operator_is_equal_or_refused_by_name(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some tests overflow on purpose

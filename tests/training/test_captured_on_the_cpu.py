@@ -1708,7 +1708,10 @@ VARIANTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+LONG = {"large images in batches of two sizes"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(v, marks=pytest.mark.sweep) if v in LONG else v for v in VARIANTS])
 def test_data_and_options(monkeypatch, name):
     watch = compare(monkeypatch, VARIANTS[name])
     assert watch.captured >= 1 and watch.fallback_reason is None

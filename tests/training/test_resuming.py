@@ -457,7 +457,7 @@ print("done", flush=True)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_a_process_killed_at_20_random_moments_resumes_bit_for_bit(tmp_path):
     def start(path, mode):
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
