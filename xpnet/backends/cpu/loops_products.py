@@ -1,8 +1,8 @@
-"""Compiled matrix products with a matrix that is used many times, such as the recurrent weight in each step.
+"""Compiled matrix products: the second matrix is packed, and each tile of the result stays in registers.
 
-A BLAS copies its operands into an order of its own in every call, which costs about as much as a small product itself.
-Here the second matrix is copied once, into panels: the first columns of all its rows, then the next columns, and so on.
-The product is computed in tiles of some rows by one panel, which stay in registers until they are complete.
+The packed matrix consists of panels: the first columns of all rows, then the next columns, and so on. The product is
+computed in tiles of some rows by one panel. A BLAS packs both matrices in every call; here, a matrix that is used many
+times, such as the recurrent weight in each step, is packed once.
 
 Goto and van de Geijn 2008, "Anatomy of high-performance matrix multiplication".
 """
@@ -24,6 +24,9 @@ _REGISTER_BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx")
 _ROWS = 8 if _FEATURES.get("avx512f") or platform.machine() in ("aarch64", "arm64") else 6
 _HALF = _ROWS // 2
 _REGISTERS = 2  # of a tile's row
+_BLOCK_ELEMENTS = 2**16
+#: For fewer rows, packing takes longer than it saves.
+ROWS_TO_PACK = 32 if _REGISTER_BYTES == 64 else 128
 
 
 def panel_columns(itemsize: int) -> int:
@@ -107,26 +110,37 @@ def pack(matrix: Any, packed: Any) -> None:
     panels, _, width = packed.shape
     zero = packed.dtype.type(0)
     for p in range(panels):
-        inside = min(width, columns - p * width)
-        for k in range(rows):
-            for j in range(inside):
-                packed[p, k, j] = matrix[k, p * width + j]
-            for j in range(inside, width):
-                packed[p, k, j] = zero
+        first = p * width
+        if first + width <= columns:
+            for k in range(rows):
+                for j in range(width):
+                    packed[p, k, j] = matrix[k, first + j]
+        else:
+            for k in range(rows):
+                for j in range(columns - first):
+                    packed[p, k, j] = matrix[k, first + j]
+                for j in range(columns - first, width):
+                    packed[p, k, j] = zero
 
 
 @compiled
 def packed_product(a: Any, packed: Any, out: Any) -> None:
-    """out = a @ matrix, given the packed matrix; out has the columns of all panels."""
-    samples = len(a)
-    for p in range(len(packed)):
-        i = 0
-        while i + _ROWS <= samples:
-            _whole_tile(a, i, packed, p, out)
-            i += _ROWS
-        if i + _HALF <= samples:
-            _half_tile(a, i, packed, p, out)
-            i += _HALF
-        while i < samples:
-            _row_tile(a, i, packed, p, out)
-            i += 1
+    """out = a @ matrix, given the packed matrix; out has the columns of all panels.
+
+    A row of out does not depend on the number of rows.
+    """
+    samples, depth = a.shape
+    block = max(_BLOCK_ELEMENTS // depth // _ROWS, 1) * _ROWS  # rows of a that stay in the level-2 cache
+    for start in range(0, samples, block):
+        stop = min(start + block, samples)
+        for p in range(len(packed)):
+            i = start
+            while i + _ROWS <= stop:
+                _whole_tile(a, i, packed, p, out)
+                i += _ROWS
+            if i + _HALF <= stop:
+                _half_tile(a, i, packed, p, out)
+                i += _HALF
+            while i < stop:
+                _row_tile(a, i, packed, p, out)
+                i += 1
