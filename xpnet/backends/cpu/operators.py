@@ -143,7 +143,7 @@ class CPUOperators(CPUAttention, CPURecurrent):
         if b.nbytes <= _MAX_PACKED_BYTES and (loops := self.loops(())) is not None and len(a) >= loops.ROWS_TO_PACK:
             width = loops.panel_columns(b.itemsize)
             same = a.dtype == b.dtype == out.dtype and out.strides[1] == out.itemsize
-            if same and b.dtype.char in "fd" and b.shape[1] % width == 0:
+            if same and b.dtype.char in "fd" and b.shape[1] % width == 0 and self.threads.blas_uses_one_thread:
                 return self._packed_matmul(loops, a, b, out, width)
         if len(out) * b.size < _SPLIT_MATMUL or (self.threads.region_workers or 1) == 1:
             return numpy.matmul(a, b, out)
