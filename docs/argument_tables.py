@@ -1,6 +1,6 @@
-"""An extension of Griffe: the arguments that a docstring explains become a table in the reference.
+"""An extension of Griffe: arguments and attributes that a docstring explains become a table in the reference.
 
-A docstring explains arguments as "name: text" or "first, second: text", at the beginning of a line, after two spaces or
+A docstring explains them as "name: text" or "first, second: text", at the beginning of a line, after two spaces or
 after a sentence. The explanation ends where the next one begins, or with the paragraph.
 """
 
@@ -27,29 +27,31 @@ def _rewrite(parent, seen):
             continue
         seen.add(member.path)
         if (member.is_class or member.is_function) and member.docstring is not None:
-            arguments = {one.name.lstrip("*") for one in member.parameters} - {"self", "cls"}
-            member.docstring.value = with_tables(member.docstring.value, arguments)
+            names = {one.name.lstrip("*") for one in member.parameters} - {"self", "cls"}
+            if member.is_class:
+                names |= {name for name, one in member.members.items() if one.is_attribute}
+            member.docstring.value = with_tables(member.docstring.value, names)
         if member.is_module or member.is_class:
             _rewrite(member, seen)
 
 
-def with_tables(text, arguments):
-    """The docstring, with a table in place of what it says about these arguments."""
-    return "\n\n".join(_paragraph(paragraph, arguments) for paragraph in re.split(r"\n\n+", text))
+def with_tables(text, names):
+    """The docstring, with a table in place of what it says about arguments and attributes of these names."""
+    return "\n\n".join(_paragraph(paragraph, names) for paragraph in re.split(r"\n\n+", text))
 
 
-def _paragraph(paragraph, arguments):
+def _paragraph(paragraph, names):
     if paragraph.startswith("    "):
         return paragraph  # code
-    found = [match for match in _ITEM.finditer(paragraph) if _names(match[1]) <= arguments]
+    found = [match for match in _ITEM.finditer(paragraph) if _names(match[1]) <= names]
     if not found:
         return paragraph
     paragraph, after = _without_end(paragraph, found[-1].end())
-    rows = ["| argument | meaning |", "|---|---|"]
+    rows = ["| name | meaning |", "|---|---|"]
     for match, following in zip(found, [*found[1:], None], strict=True):
         meaning = paragraph[match.end() : following.start() if following else None]
-        names = re.sub(r"\w+(?: \{[^}]*\}| \([^)]*\))?", _as_code, match[1]).replace(", `", ",<br>`")
-        rows.append(f"| {names} | {_cell(meaning)} |")
+        listed = re.sub(_NAME, _as_code, match[1]).replace(", `", ",<br>`")
+        rows.append(f"| {listed} | {_cell(meaning)} |")
     before = paragraph[: found[0].start()].rstrip()
     return "\n\n".join(part for part in (before, "\n".join(rows), after) if part)
 
