@@ -5,6 +5,7 @@
 # of three neurons: first with NumPy, one line per formula, then with xpnet. At the end you write two backward passes.
 
 # %%
+# %matplotlib inline
 import matplotlib.pyplot as plt
 import numpy as np
 from exercises import grade
@@ -15,9 +16,9 @@ from xpnet import layers, plots
 # %% [markdown]
 # ## Forward
 #
-# There are two inputs, two hidden neurons and one output. A neuron adds up its inputs times their weights, adds its bias,
-# and applies the sigmoid σ(z) = 1 / (1 + e⁻ᶻ). All weights are 1 and all biases 0. The target is 1, and the loss is the
-# squared error.
+# There are two inputs, two hidden neurons and one output. A neuron adds up its inputs times their weights, adds its
+# bias, and applies the sigmoid σ(z) = 1 / (1 + e⁻ᶻ). All weights are 1 and all biases 0. The target is 1, and the loss
+# is the squared error.
 
 # %%
 x, target = np.array([-2.0, -1.0]), 1.0
@@ -58,7 +59,8 @@ print(f"∂L/∂y = {grad_y:.5f}\n∂L/∂z2 = {grad_z2:.5f}\n∂L/∂w2 = {grad
 print(f"∂L/∂h = {grad_h.round(5)}\n∂L/∂z1 = {grad_z1.round(5)}\n∂L/∂w1 =\n{grad_w1.round(5)}")
 
 # %% [markdown]
-# `grad_w1` is positive: a larger weight makes the loss larger, because its input is negative and the output should grow.
+# `grad_w1` is positive: a larger weight makes the loss larger, because its input is negative and the output should
+# grow.
 #
 # Is it right? Change one weight a little in both directions, and see how the loss changes. This is a **finite
 # difference**. It needs two forward passes for each weight, and backprop needs one backward pass for all of them.
@@ -112,8 +114,8 @@ plots.network(model, explanation=explained).figure
 
 # %% [markdown]
 # The gradients of the first layer are small compared with ∂L/∂y = −0.95. Each sigmoid on the way multiplies by its
-# slope, which is at most a quarter, and here 0.045 in the hidden layer. In deep networks of sigmoids little is left: this
-# is the *vanishing gradient*.
+# slope, which is at most a quarter, and here 0.045 in the hidden layer. In deep networks of sigmoids little is left:
+# this is the *vanishing gradient*.
 
 # %%
 slope = explained["1"].local[0, 0]
@@ -158,7 +160,7 @@ class Cube(layers.Layer):
         return x**3
 
     def backward(self, grad_y):
-        x = self.work.x  # noqa: F841
+        x = self.work.x
         return None  # ∂L/∂x
 
 
@@ -168,9 +170,9 @@ grade(Cube(), (3,), hint="downstream = upstream · local, and the derivative of 
 # %% [markdown]
 # ## Exercise 2: a layer with a parameter
 #
-# This layer multiplies each feature by a weight of its own: y = x · w, for x (N, features). Its `backward` has two tasks:
-# to write ∂L/∂w into `self.weight.grad`, which has one number per feature, and to return ∂L/∂x. All N samples of the
-# batch use the same weight, so their gradients add up.
+# This layer multiplies each feature by a weight of its own: y = x · w, for x (N, features). Its `backward` has two
+# tasks: to write ∂L/∂w into `self.weight.grad`, which has one number per feature, and to return ∂L/∂x. All N samples of
+# the batch use the same weight, so their gradients add up.
 
 
 # %% tags=["exercise"]
@@ -192,4 +194,5 @@ class Scale(layers.Layer):
 grade(Scale(), (3,), hint="∂y/∂w = x, summed over the samples with self.xp.sum(…, axis=0); and ∂y/∂x = w.")
 
 # %% [markdown]
-# Solutions are in [solutions.py](solutions.py), and [Write a layer](../writing-a-layer.md) says what else a layer can do.
+# Solutions are in [solutions.py](solutions.py), and [Write a layer](../writing-a-layer.md) says what else a layer can
+# do.

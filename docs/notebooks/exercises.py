@@ -28,5 +28,7 @@ def grade(layer, input_shape, hint):
         return
     print("Not yet:")
     for name, error in wrong.items():
-        print(f"  ∂L/∂{name} is missing." if math.isinf(error) else f"  ∂L/∂{name} is wrong: relative error {error:.2g}.")
+        print(
+            f"  ∂L/∂{name} is missing." if math.isinf(error) else f"  ∂L/∂{name} is wrong: relative error {error:.2g}."
+        )
     print(f"Hint: {hint}")
