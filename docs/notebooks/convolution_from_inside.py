@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A convolution seen from inside
 #
-# A convolution moves a small window over an image, and computes the same weighted sum everywhere. Here you see each step
-# of it on a digit of 8×8 pixels: the loops, the pictures, the gradient, and what a trained one has learned.
+# A convolution moves a small window over an image, and computes the same weighted sum everywhere. Here you see each
+# step of it on a digit of 8×8 pixels: the loops, the pictures, the gradient, and what a trained one has learned.
 
 # %%
 # %matplotlib inline
@@ -21,8 +21,8 @@ assert labels[0] == 0
 # %% [markdown]
 # ## One window
 #
-# The **kernel** has 3×3 weights. At each place, the output is the sum of the nine pixels under it times the weights. This
-# kernel subtracts the pixels on the left from those on the right: it finds vertical edges.
+# The **kernel** has 3×3 weights. At each place, the output is the sum of the nine pixels under it times the weights.
+# This kernel subtracts the pixels on the left from those on the right: it finds vertical edges.
 
 # %%
 kernel = np.array([[-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0]])
@@ -45,7 +45,11 @@ def convolve(image, kernel):
 
 vertical, horizontal = convolve(image, kernel), convolve(image, kernel.T)
 fig, axes = plt.subplots(1, 3, figsize=(9, 3), layout="constrained")
-pictures = {"the digit": (image, "gray"), "vertical edges": (vertical, "RdBu"), "horizontal edges": (horizontal, "RdBu")}
+pictures = {
+    "the digit": (image, "gray"),
+    "vertical edges": (vertical, "RdBu"),
+    "horizontal edges": (horizontal, "RdBu"),
+}
 for ax, (title, (values, cmap)) in zip(axes, pictures.items(), strict=True):
     limit = abs(values).max()
     ax.imshow(values, cmap=cmap, vmin=0 if cmap == "gray" else -limit, vmax=limit)
@@ -54,8 +58,8 @@ for ax, (title, (values, cmap)) in zip(axes, pictures.items(), strict=True):
 # %% [markdown]
 # Blue is where the ink begins, from left to right or from top to bottom, and red is where it ends.
 #
-# `Conv2D` is the same with many kernels at once. Images are (N, height, width, channels), and the weights (3, 3, channels,
-# filters):
+# `Conv2D` is the same with many kernels at once. Images are (N, height, width, channels), and the weights (3, 3,
+# channels, filters):
 
 # %%
 conv = xpnet.Sequential(
@@ -72,8 +76,8 @@ output.shape
 # ## Why not a Dense layer?
 #
 # A `Dense` layer from 64 pixels to these 72 outputs has a weight for each pair. The convolution has 18 weights, because
-# every place uses the same nine. So what it finds in one place, it finds everywhere. If the image moves, the output moves
-# with it:
+# every place uses the same nine. So what it finds in one place, it finds everywhere. If the image moves, the output
+# moves with it:
 
 # %%
 dense = xpnet.Sequential([layers.Flatten(), layers.Dense(72, use_bias=False)], input_shape=(8, 8, 1), backend="cpu")
@@ -155,16 +159,16 @@ assert accuracy > 0.95
 plots.filters(model)[0, 0].figure
 
 # %% [markdown]
-# The outputs of the eight kernels for one digit, after the ReLU. Some answer to vertical strokes, some to horizontal ones,
-# some to the ink itself.
+# The outputs of the eight kernels for one digit, after the ReLU. Some answer to vertical strokes, some to horizontal
+# ones, some to the ink itself.
 
 # %%
 found = model.activations(images[:1])["2"][0]
 plots.image_grid(np.moveaxis(found, -1, 0), titles=[f"kernel {i + 1}" for i in range(8)])[0, 0].figure
 
 # %% [markdown]
-# Which pixels does the decision depend on? The downstream gradient of the first layer says how the loss changes with each
-# pixel: where it is blue, more ink makes the loss larger, and where it is red, smaller.
+# Which pixels does the decision depend on? The downstream gradient of the first layer says how the loss changes with
+# each pixel: where it is blue, more ink makes the loss larger, and where it is red, smaller.
 
 # %%
 chosen = np.flatnonzero(test)[:6]
@@ -212,5 +216,5 @@ class Pairs(layers.Layer):
 grade(Pairs(), (5,), hint="as in `gradients` above: weight a meets x[:, :-1], weight b meets x[:, 1:].")
 
 # %% [markdown]
-# A solution is in [solutions.py](solutions.py). [Write a layer](../writing-a-layer.md) develops such a layer in full, and
-# [Images](../image-models.md) shows larger networks.
+# A solution is in [solutions.py](solutions.py). [Write a layer](../writing-a-layer.md) develops such a layer in full,
+# and [Images](../image-models.md) shows larger networks.

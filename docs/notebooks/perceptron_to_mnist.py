@@ -41,8 +41,8 @@ for gate, (_, wrong) in trained.items():
 assert trained["and"][1][-1] == trained["or"][1][-1] == 0 < min(trained["xor"][1])
 
 # %% [markdown]
-# AND and OR are learned. XOR is not, and more epochs would not help: the boundary of one neuron is a straight line, and no
-# straight line separates the two classes of XOR.
+# AND and OR are learned. XOR is not, and more epochs would not help: the boundary of one neuron is a straight line, and
+# no straight line separates the two classes of XOR.
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
@@ -53,8 +53,8 @@ for ax, (gate, (model, _)) in zip(axes, trained.items(), strict=True):
 # %% [markdown]
 # ## A hidden layer
 #
-# With four hidden neurons, each of which draws a line of its own, XOR is easy. `Step` has no useful slope, so the neurons
-# are smooth now: `Tanh`, and for the output a `Sigmoid`.
+# With four hidden neurons, each of which draws a line of its own, XOR is easy. `Step` has no useful slope, so the
+# neurons are smooth now: `Tanh`, and for the output a `Sigmoid`.
 
 # %%
 x, y = datasets.logic_gate("xor")
@@ -73,8 +73,8 @@ plots.decision_boundary(xor, x, y, ax=right)
 # ## Digits
 #
 # The same works for images: a pixel is an input, and there is an output for each class. xpnet ships 1797 handwritten
-# digits of 8×8 pixels. If the folder of MNIST is in the environment variable `XPNET_DATA_DIR`, its 28×28 images are used
-# instead: 6000 for training, and 5000 for testing.
+# digits of 8×8 pixels. If the folder of MNIST is in the environment variable `XPNET_DATA_DIR`, its 28×28 images are
+# used instead: 6000 for training, and 5000 for testing.
 
 # %%
 if "XPNET_DATA_DIR" in os.environ:
@@ -113,7 +113,13 @@ for name, stack in networks.items():
     models[name] = model = xpnet.Sequential([layers.Rescale(scale), *stack], input_shape=size, seed=0, backend="cpu")
     start = time.perf_counter()
     histories[name] = model.fit(
-        x, y, optimizer=optimizers.Adam(0.003), epochs=epochs, batch_size=32, validation_data=(x_test, y_test), verbose=0
+        x,
+        y,
+        optimizer=optimizers.Adam(0.003),
+        epochs=epochs,
+        batch_size=32,
+        validation_data=(x_test, y_test),
+        verbose=0,
     )
     accuracy, count = histories[name]["val_accuracy"][-1], sum(p.size for p in model.parameters)
     print(f"{name:15s} {count:6,} parameters, test accuracy {accuracy:.3f}, {time.perf_counter() - start:.1f} s")
@@ -129,8 +135,8 @@ assert final[2] > max(final[:2])
 plots.curves(histories, "val_accuracy").figure
 
 # %% [markdown]
-# The weights of the first network are images, because there is one weight per pixel and class: blue where ink speaks for
-# the class, red where it speaks against it.
+# The weights of the first network are images, because there is one weight per pixel and class: blue where ink speaks
+# for the class, red where it speaks against it.
 
 # %%
 plots.filters(models["one layer"], size, columns=5)[0, 0].figure
@@ -151,8 +157,8 @@ plots.image_grid(x_test[wrong], titles=titles)[0, 0].figure
 # %% [markdown]
 # ## Exercise: the slope of a ReLU
 #
-# The hidden neurons above are ReLUs, y = max(x, 0). Write the backward pass of a *leaky* ReLU: y = x where x > 0, and
-# y = 0.1 x elsewhere. Both branches are needed, for each element of x.
+# The hidden neurons above are ReLUs, y = max(x, 0). Write the backward pass of a *leaky* ReLU: y = x where x > 0, and y
+# = 0.1 x elsewhere. Both branches are needed, for each element of x.
 
 
 # %% tags=["exercise"]

@@ -63,3 +63,41 @@ class Pairs(layers.Layer):
         grad_x[:, :-1] += a * grad_y
         grad_x[:, 1:] += b * grad_y
         return grad_x
+
+
+class Drop(layers.Layer):
+    """Overfitting and its cures."""
+
+    rate = 0.5
+
+    def forward(self, x):
+        kept = self.random_bits(x) >= int(self.rate * 2**32)  # uniform numbers below 2³²
+        self.work.mask = kept.astype(x.dtype) / (1 - self.rate)
+        return x * self.work.mask
+
+    def backward(self, grad_y):
+        return grad_y * self.work.mask
+
+
+class Softsign(layers.Layer):
+    """The same run on the CPU and on a GPU."""
+
+    def forward(self, x):
+        self.work.size = 1.0 + self.xp.abs(x)
+        return x / self.work.size
+
+    def backward(self, grad_y):
+        return grad_y / self.work.size**2
+
+
+class RowSoftmax(layers.Layer):
+    """A transformer, number by number."""
+
+    def forward(self, x):
+        e = self.xp.exp(x - self.xp.max(x, axis=-1, keepdims=True))
+        self.work.shares = e / self.xp.sum(e, axis=-1, keepdims=True)
+        return self.work.shares
+
+    def backward(self, grad_y):
+        shares = self.work.shares
+        return shares * (grad_y - self.xp.sum(shares * grad_y, axis=-1, keepdims=True))
