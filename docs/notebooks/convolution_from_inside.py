@@ -69,7 +69,8 @@ conv = xpnet.Sequential(
     backend="cpu",
 )
 output = conv.predict(image[None, :, :, None])
-assert np.allclose(output[0, :, :, 0], vertical) and np.allclose(output[0, :, :, 1], horizontal)
+assert np.allclose(output[0, :, :, 0], vertical)
+assert np.allclose(output[0, :, :, 1], horizontal)
 output.shape
 
 # %% [markdown]
@@ -164,7 +165,7 @@ plots.filters(model)[0, 0].figure
 
 # %%
 found = model.activations(images[:1])["2"][0]
-plots.image_grid(np.moveaxis(found, -1, 0), titles=[f"kernel {i + 1}" for i in range(8)])[0, 0].figure
+plots.image_grid(np.moveaxis(found, -1, 0), titles=range(8))[0, 0].figure
 
 # %% [markdown]
 # Which pixels does the decision depend on? The downstream gradient of the first layer says how the loss changes with

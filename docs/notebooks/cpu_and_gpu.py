@@ -109,7 +109,8 @@ else:
 
 # %%
 again, _, _ = train("cpu")
-assert all(np.array_equal(a, b) for a, b in zip(again.state_dict().values(), runs["cpu"][0].state_dict().values()))
+before = runs["cpu"][0].state_dict()
+assert all(np.array_equal(weights, before[name]) for name, weights in again.state_dict().items())
 print("equal weights, bit for bit")
 
 # %% [markdown]
@@ -122,8 +123,9 @@ histories = {
     "float64": train("cpu", dtype="float64")[1],
     "float32, another seed": train("cpu", seed=1)[1],
 }
-rounding = max(abs(a - b) for a, b in zip(histories["float32"]["loss"], histories["float64"]["loss"]))
-chance = max(abs(a - b) for a, b in zip(histories["float32"]["loss"], histories["float32, another seed"]["loss"]))
+losses = {name: np.array(history["loss"]) for name, history in histories.items()}
+rounding = abs(losses["float32"] - losses["float64"]).max()
+chance = abs(losses["float32"] - losses["float32, another seed"]).max()
 print(f"largest difference of the losses: {rounding:.0e} by rounding, {chance:.0e} by another seed")
 assert rounding < chance / 100
 

@@ -48,7 +48,7 @@ assert trained["and"][1][-1] == trained["or"][1][-1] == 0 < min(trained["xor"][1
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
 for ax, (gate, (model, _)) in zip(axes, trained.items(), strict=True):
     plots.decision_boundary(model, *datasets.logic_gate(gate), ax=ax)
-    ax.set_title(gate.upper())
+    ax.set_xlabel(f"$x_1$, {gate.upper()}")
 
 # %% [markdown]
 # ## A hidden layer
@@ -68,6 +68,7 @@ assert abs(xor.predict(x) - y).max() < 0.1
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
 plots.curves(history, ax=left)
 plots.decision_boundary(xor, x, y, ax=right)
+plt.show()
 
 # %% [markdown]
 # ## Digits

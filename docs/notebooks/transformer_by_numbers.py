@@ -12,7 +12,7 @@ import numpy as np
 from exercises import grade
 
 import xpnet
-from xpnet import layers, optimizers, plots
+from xpnet import layers, optimizers
 
 np.set_printoptions(precision=4, suppress=True)
 
@@ -168,12 +168,11 @@ reverser = xpnet.Sequential(
     backend="cpu",
 )
 history = reverser.fit(
-    words[200:], reversed_words[200:], optimizer=optimizers.AdamW(0.003), epochs=15, batch_size=64,
+    words[200:], reversed_words[200:], optimizer=optimizers.AdamW(0.003), epochs=5, batch_size=64,
     validation_data=(words[:200], reversed_words[:200]), verbose=0,
 )  # fmt: skip
-print(f"accuracy on new words: {history['val_accuracy'][-1]:.3f}")
+print("accuracy on new words, after each epoch:", history["val_accuracy"])
 assert history["val_accuracy"][-1] > 0.99
-plots.curves(history, "accuracy").figure
 
 # %% [markdown]
 # Where does it look? The shares are recomputed here from the input of the attention layer and its weights.
@@ -194,6 +193,7 @@ ax.imshow(learned, cmap="Blues", vmin=0, vmax=1)
 ax.set(xlabel="letter of the word", ylabel="letter of the result")
 ax.set_xticks(range(length), list(text))
 ax.set_yticks(range(length), list(text[::-1]))
+plt.show()
 
 # %% [markdown]
 # The dark squares run from the top right to the bottom left: for its first letter the model looks at the last one, and
