@@ -15,12 +15,15 @@ from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 
 import xpnet
+import xpnet.training.backpropagation  # for its classes in MORE
 
 MODULES = ("layers", "augment", "losses", "optimizers", "schedules", "metrics", "callbacks", "initializers", "datasets",
            "plots", "estimators", "onnx", "distributed", "errors")  # fmt: skip
+#: On the page of xpnet, after the names in its `__all__`.
+MORE = ["model.LoadedState", "parameters.Parameter", "training.backpropagation.Explanation",
+        "training.backpropagation.LayerExplanation", "training.backpropagation.ParameterExplanation", "export_onnx",
+        "import_onnx"]  # fmt: skip
 ROOT = Path(__file__).parents[1]
-
-
 DOCS = ROOT / "docs"
 EXERCISES = DOCS / "notebooks" / "exercises.py"  # which notebooks import
 IMPORT = "from exercises import grade\n"
@@ -52,9 +55,9 @@ def _add_notebook(files, config, path):
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
     body, resources = MarkdownExporter().from_notebook_node(notebook, {"output_files_dir": f"{name}_pictures"})
     title, _, rest = body.lstrip().partition("\n")
-    source = path.relative_to(ROOT).as_posix()
     about = (
-        f"A notebook with its outputs: [download it]({name}.ipynb), or open `{source}` in a clone of the repository."
+        f"A notebook with its outputs. [Download it]({name}.ipynb), or open `{path.relative_to(ROOT).as_posix()}` as a "
+        "notebook in a clone of the repository, with VS Code or the Jupytext extension of Jupyter."
     )
     for file, content in {
         f"{name}.md": "\n\n".join([title, about, rest]),
@@ -70,7 +73,7 @@ def _add_reference(files, config):
         path = "xpnet" if name == "xpnet" else f"xpnet.{name}"
         module = importlib.import_module(path)
         lines = [f"# {path}", "", inspect.getdoc(module) or "", ""]
-        more = ["model.LoadedState", "parameters.Parameter", "export_onnx", "import_onnx"] if name == "xpnet" else []
+        more = MORE if name == "xpnet" else []
         for public in (*module.__all__, *more):
             value = attrgetter(public)(module)
             if inspect.isclass(value) or inspect.isfunction(value):

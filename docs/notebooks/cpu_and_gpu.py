@@ -79,9 +79,14 @@ def train(device, dtype="float32", seed=0):
     )
     start = time.perf_counter()
     history = model.fit(
-        x[~test], y[~test], optimizer=optimizers.Adam(0.002), epochs=15, batch_size=64,
-        validation_data=(x[test], y[test]), verbose=0,
-    )  # fmt: skip
+        x[~test],
+        y[~test],
+        optimizer=optimizers.Adam(0.002),
+        epochs=15,
+        batch_size=64,
+        validation_data=(x[test], y[test]),
+        verbose=0,
+    )
     return model, history, time.perf_counter() - start
 
 

@@ -44,9 +44,15 @@ def network(hidden=256, before=(), after=()):
 
 def train(model, optimizer=None, stop=()):
     return model.fit(
-        x, y, optimizer=optimizer or optimizers.Adam(0.003), epochs=150, batch_size=32, validation_data=validation,
-        callbacks=stop, verbose=0,
-    )  # fmt: skip
+        x,
+        y,
+        optimizer=optimizer or optimizers.Adam(0.003),
+        epochs=150,
+        batch_size=32,
+        validation_data=validation,
+        callbacks=stop,
+        verbose=0,
+    )
 
 
 model = network()

@@ -168,9 +168,14 @@ reverser = xpnet.Sequential(
     backend="cpu",
 )
 history = reverser.fit(
-    words[200:], reversed_words[200:], optimizer=optimizers.AdamW(0.003), epochs=5, batch_size=64,
-    validation_data=(words[:200], reversed_words[:200]), verbose=0,
-)  # fmt: skip
+    words[200:],
+    reversed_words[200:],
+    optimizer=optimizers.AdamW(0.003),
+    epochs=5,
+    batch_size=64,
+    validation_data=(words[:200], reversed_words[:200]),
+    verbose=0,
+)
 print("accuracy on new words, after each epoch:", history["val_accuracy"])
 assert history["val_accuracy"][-1] > 0.99
 

@@ -261,6 +261,20 @@ def test_layers_of_users_are_explained(backend):
     assert explained["0"].local is None and explained["0"].layer == "Square"
 
 
+def test_a_model_with_a_forward_and_a_backward_of_its_own_is_explained_with_them(backend):
+    class Twice(xpnet.Sequential):
+        def forward(self, x, training=False):
+            return 2.0 * super().forward(x, training)
+
+        def backward(self, grad_output, input_grad=True):
+            return super().backward(2.0 * grad_output, input_grad)
+
+    model = Twice([layers.Dense(3), layers.Tanh(), layers.Dense(1)], (2,), backend, dtype="float64")
+    explained, outputs = xpnet.explain(model, X, Y, "half_squared_error"), model.predict(X)
+    close(explained.loss, (0.5 * (outputs - Y) ** 2).mean())
+    close(explained["2"].upstream, 2.0 * (outputs - Y) / 3)
+
+
 def test_numbers_that_are_not_finite_are_shown():
     model = net(layers.Dense(1, weight_initializer=[[1e200], [1.0]]))
     explained = xpnet.explain(model, [[1e200, 1.0]], [[0.0]], "mse")
