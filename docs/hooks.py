@@ -52,8 +52,10 @@ def _add_notebook(files, config, path):
     for cell in alone.cells:
         cell.source = cell.source.replace(IMPORT, "")
     alone.cells.insert(1, nbformat.v4.new_code_cell(EXERCISES.read_text(encoding="utf-8").rstrip()))
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
+    folder = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(notebook, timeout=120, resources=folder, coalesce_streams=True).execute()
     body, resources = MarkdownExporter().from_notebook_node(notebook, {"output_files_dir": f"{name}_pictures"})
+    body = body.replace("![png](", "![What the code above draws](")
     title, _, rest = body.lstrip().partition("\n")
     about = (
         f"A notebook with its outputs. [Download it]({name}.ipynb), or open `{path.relative_to(ROOT).as_posix()}` as a "

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Backprop by hand
 #
-# Backpropagation is the chain rule, applied from the loss back to the inputs. Here is every number of it, for a network
-# of three neurons: first with NumPy, one line per formula, then with xpnet. At the end you write two backward passes.
+# Backpropagation is the chain rule, applied from the loss back to the inputs. Here is
+# every number of it, for a network of three neurons: first with NumPy, one line per
+# formula, then with xpnet. At the end you write two backward passes.
 
 # %%
 # %matplotlib inline
@@ -16,13 +17,16 @@ from xpnet import layers, plots
 # %% [markdown]
 # ## Forward
 #
-# There are two inputs, two hidden neurons and one output. A neuron adds up its inputs times their weights, adds its
-# bias, and applies the sigmoid σ(z) = 1 / (1 + e⁻ᶻ). All weights are 1 and all biases 0. The target is 1, and the loss
-# is the squared error.
+# There are two inputs, two hidden neurons and one output. A neuron adds up its inputs
+# times their weights, adds its bias, and applies the sigmoid σ(z) = 1 / (1 + e⁻ᶻ). All
+# weights are 1 and all biases 0. The target is 1, and the loss is the squared error.
 
 # %%
 x, target = np.array([-2.0, -1.0]), 1.0
-w1, w2 = np.ones((2, 2)), np.ones(2)  # w1: one row per input, one column per hidden neuron
+w1, w2 = (
+    np.ones((2, 2)),
+    np.ones(2),
+)  # w1: one row per input, one column per hidden neuron
 
 
 def sigma(z):
@@ -39,8 +43,9 @@ print(f"z1 = {z1}\nh = {h.round(5)}\nz2 = {z2:.5f}\ny = {y:.5f}\nL = {loss:.5f}"
 # %% [markdown]
 # ## Backward
 #
-# The question is how the loss changes if a weight changes a little: ∂L/∂w. The chain rule multiplies the derivatives
-# along the way from the weight to the loss, and the way is walked backward, so that no product is computed twice.
+# The question is how the loss changes if a weight changes a little: ∂L/∂w. The chain
+# rule multiplies the derivatives along the way from the weight to the loss, and the way
+# is walked backward, so that no product is computed twice.
 #
 # Each step needs one **local derivative**, which the values of the forward pass give:
 #
@@ -56,14 +61,16 @@ grad_h = grad_z2 * w2
 grad_z1 = grad_h * h * (1 - h)
 grad_w1 = np.outer(x, grad_z1)
 print(f"∂L/∂y = {grad_y:.5f}\n∂L/∂z2 = {grad_z2:.5f}\n∂L/∂w2 = {grad_w2.round(5)}")
-print(f"∂L/∂h = {grad_h.round(5)}\n∂L/∂z1 = {grad_z1.round(5)}\n∂L/∂w1 =\n{grad_w1.round(5)}")
+print(f"∂L/∂h = {grad_h.round(5)}\n∂L/∂z1 = {grad_z1.round(5)}")
+print(f"∂L/∂w1 =\n{grad_w1.round(5)}")
 
 # %% [markdown]
-# `grad_w1` is positive: a larger weight makes the loss larger, because its input is negative and the output should
-# grow.
+# `grad_w1` is positive: a larger weight makes the loss larger, because its input is
+# negative and the output should grow.
 #
-# Is it right? Change one weight a little in both directions, and see how the loss changes. This is a **finite
-# difference**. It needs two forward passes for each weight, and backprop needs one backward pass for all of them.
+# Is it right? Change one weight a little in both directions, and see how the loss
+# changes. This is a **finite difference**. It needs two forward passes for each weight,
+# and backprop needs one backward pass for all of them.
 
 
 # %%
@@ -81,13 +88,15 @@ assert abs(difference - grad_w1[0, 0]) < 1e-9
 # %% [markdown]
 # ## The same with xpnet
 #
-# `xpnet.explain` runs both passes and shows every number. In each layer, **upstream** is what comes from the loss,
-# ∂L/∂output, and **downstream** is what the layer passes on, ∂L/∂input. Compare: the downstream gradient of a layer is
-# the upstream gradient of the one before it.
+# `xpnet.explain` runs both passes and shows every number. In each layer, **upstream**
+# is what comes from the loss, ∂L/∂output, and **downstream** is what the layer passes
+# on, ∂L/∂input. Compare: the downstream gradient of a layer is the upstream gradient of
+# the one before it.
 #
 # - In a `Sigmoid`, downstream = upstream · local.
-# - In a `Dense` layer, the local derivative of the outputs is the weights, so downstream = upstream @ weightsᵀ. The
-#   gradient of a weight is its input times the upstream gradient of its neuron.
+# - In a `Dense` layer, the local derivative of the outputs is the weights, so
+#   downstream = upstream @ weightsᵀ. The gradient of a weight is its input times the
+#   upstream gradient of its neuron.
 
 # %%
 model = xpnet.Sequential(
@@ -113,9 +122,10 @@ explained
 plots.network(model, explanation=explained).figure
 
 # %% [markdown]
-# The gradients of the first layer are small compared with ∂L/∂y = −0.95. Each sigmoid on the way multiplies by its
-# slope, which is at most a quarter, and here 0.045 in the hidden layer. In deep networks of sigmoids little is left:
-# this is the *vanishing gradient*.
+# The gradients of the first layer are small compared with ∂L/∂y = −0.95. Each sigmoid
+# on the way multiplies by its slope, which is at most a quarter, and here 0.045 in the
+# hidden layer. In deep networks of sigmoids little is left: this is the *vanishing
+# gradient*.
 
 # %%
 slope = explained["1"].local[0, 0]
@@ -126,7 +136,8 @@ plots.activation(layers.Sigmoid()).figure
 # %% [markdown]
 # ## Learn
 #
-# The update of a weight is −rate · gradient. Repeat that, and the output approaches the target.
+# The update of a weight is −rate · gradient. Repeat that, and the output approaches the
+# target.
 
 # %%
 losses = []
@@ -149,8 +160,9 @@ ax.grid(alpha=0.3)
 #
 # ## Exercise 1: a layer without parameters
 #
-# The layer below computes y = x³. Its `backward` gets `grad_y` = ∂L/∂y, an array in the shape of y, and has to return
-# ∂L/∂x. What `forward` stores in `self.work` can be used there. Replace `None`, run the cell, then the check.
+# The layer below computes y = x³. Its `backward` gets `grad_y` = ∂L/∂y, an array in the
+# shape of y, and has to return ∂L/∂x. What `forward` stores in `self.work` can be used
+# there. Replace `None`, run the cell, then the check.
 
 
 # %% tags=["exercise"]
@@ -165,14 +177,17 @@ class Cube(layers.Layer):
 
 
 # %%
-grade(Cube(), (3,), hint="downstream = upstream · local, and the derivative of x³ is 3x².")
+grade(
+    Cube(), (3,), hint="downstream = upstream · local, and the derivative of x³ is 3x²."
+)
 
 # %% [markdown]
 # ## Exercise 2: a layer with a parameter
 #
-# This layer multiplies each feature by a weight of its own: y = x · w, for x (N, features). Its `backward` has two
-# tasks: to write ∂L/∂w into `self.weight.grad`, which has one number per feature, and to return ∂L/∂x. All N samples of
-# the batch use the same weight, so their gradients add up.
+# This layer multiplies each feature by a weight of its own: y = x · w, for x (N,
+# features). Its `backward` has two tasks: to write ∂L/∂w into `self.weight.grad`, which
+# has one number per feature, and to return ∂L/∂x. All N samples of the batch use the
+# same weight, so their gradients add up.
 
 
 # %% tags=["exercise"]
@@ -191,8 +206,12 @@ class Scale(layers.Layer):
 
 
 # %%
-grade(Scale(), (3,), hint="∂y/∂w = x, summed over the samples with self.xp.sum(…, axis=0); and ∂y/∂x = w.")
+grade(
+    Scale(),
+    (3,),
+    hint="∂y/∂w = x, summed over the samples by self.xp.sum(…, axis=0); ∂y/∂x = w.",
+)
 
 # %% [markdown]
-# Solutions are in [solutions.py](solutions.py), and [Write a layer](../writing-a-layer.md) says what else a layer can
-# do.
+# Solutions are in [solutions.py](solutions.py), and [Write a
+# layer](../writing-a-layer.md) says what else a layer can do.

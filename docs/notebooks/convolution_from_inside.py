@@ -1,8 +1,9 @@
 # %% [markdown]
 # # A convolution seen from inside
 #
-# A convolution moves a small window over an image, and computes the same weighted sum everywhere. Here you see each
-# step of it on a digit of 8×8 pixels: the loops, the pictures, the gradient, and what a trained one has learned.
+# A convolution moves a small window over an image, and computes the same weighted sum
+# everywhere. Here you see each step of it on a digit of 8×8 pixels: the loops, the
+# pictures, the gradient, and what a trained one has learned.
 
 # %%
 # %matplotlib inline
@@ -21,8 +22,9 @@ assert labels[0] == 0
 # %% [markdown]
 # ## One window
 #
-# The **kernel** has 3×3 weights. At each place, the output is the sum of the nine pixels under it times the weights.
-# This kernel subtracts the pixels on the left from those on the right: it finds vertical edges.
+# The **kernel** has 3×3 weights. At each place, the output is the sum of the nine
+# pixels under it times the weights. This kernel subtracts the pixels on the left from
+# those on the right: it finds vertical edges.
 
 # %%
 kernel = np.array([[-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0]])
@@ -30,16 +32,22 @@ patch = image[2:5, 1:4]
 print(patch.round(2), "\ntimes the kernel, added up:", (patch * kernel).sum().round(3))
 
 # %% [markdown]
-# The whole output needs two loops. There are 6×6 places for a window of 3×3 in 8×8 pixels.
+# The whole output needs two loops. There are 6×6 places for a window of 3×3 in 8×8
+# pixels.
 
 
 # %%
 def convolve(image, kernel):
-    height, width = image.shape[0] - kernel.shape[0] + 1, image.shape[1] - kernel.shape[1] + 1
+    height, width = (
+        image.shape[0] - kernel.shape[0] + 1,
+        image.shape[1] - kernel.shape[1] + 1,
+    )
     output = np.zeros((height, width))
     for i in range(height):
         for j in range(width):
-            output[i, j] = (image[i : i + kernel.shape[0], j : j + kernel.shape[1]] * kernel).sum()
+            output[i, j] = (
+                image[i : i + kernel.shape[0], j : j + kernel.shape[1]] * kernel
+            ).sum()
     return output
 
 
@@ -56,14 +64,22 @@ for ax, (title, (values, cmap)) in zip(axes, pictures.items(), strict=True):
     ax.set(title=title, xticks=[], yticks=[])
 
 # %% [markdown]
-# Blue is where the ink begins, from left to right or from top to bottom, and red is where it ends.
+# Blue is where the ink begins, from left to right or from top to bottom, and red is
+# where it ends.
 #
-# `Conv2D` is the same with many kernels at once. Images are (N, height, width, channels), and the weights (3, 3,
-# channels, filters):
+# `Conv2D` is the same with many kernels at once. Images are (N, height, width,
+# channels), and the weights (3, 3, channels, filters):
 
 # %%
 conv = xpnet.Sequential(
-    [layers.Conv2D(2, 3, use_bias=False, weight_initializer=np.stack([kernel, kernel.T], axis=-1)[:, :, None])],
+    [
+        layers.Conv2D(
+            2,
+            3,
+            use_bias=False,
+            weight_initializer=np.stack([kernel, kernel.T], axis=-1)[:, :, None],
+        )
+    ],
     input_shape=(8, 8, 1),
     dtype="float64",
     backend="cpu",
@@ -76,22 +92,35 @@ output.shape
 # %% [markdown]
 # ## Why not a Dense layer?
 #
-# A `Dense` layer from 64 pixels to these 72 outputs has a weight for each pair. The convolution has 18 weights, because
-# every place uses the same nine. So what it finds in one place, it finds everywhere. If the image moves, the output
-# moves with it:
+# A `Dense` layer from 64 pixels to these 72 outputs has a weight for each pair. The
+# convolution has 18 weights, because every place uses the same nine. So what it finds
+# in one place, it finds everywhere. If the image moves, the output moves with it:
 
 # %%
-dense = xpnet.Sequential([layers.Flatten(), layers.Dense(72, use_bias=False)], input_shape=(8, 8, 1), backend="cpu")
-print("weights:", dense.parameters[0].size, "of Dense,", conv.parameters[0].size, "of Conv2D")
+dense = xpnet.Sequential(
+    [layers.Flatten(), layers.Dense(72, use_bias=False)],
+    input_shape=(8, 8, 1),
+    backend="cpu",
+)
+print(
+    "weights:",
+    dense.parameters[0].size,
+    "of Dense,",
+    conv.parameters[0].size,
+    "of Conv2D",
+)
 moved = np.roll(image, 1, axis=1)  # by a pixel to the right
 assert np.allclose(convolve(moved, kernel)[:, 2:], vertical[:, 1:-1])
 
 # %% [markdown]
 # ## Edges, steps and pooling
 #
-# - `padding="same"` adds zeros around the image, so that the output is as large as the image.
-# - `strides=2` moves the window by two pixels, so that the output is half as high and wide.
-# - `MaxPool2D(2)` keeps the largest of each 2×2 values: whether something was found, and roughly where.
+# - `padding="same"` adds zeros around the image, so that the output is as large as the
+#   image.
+# - `strides=2` moves the window by two pixels, so that the output is half as high and
+#   wide.
+# - `MaxPool2D(2)` keeps the largest of each 2×2 values: whether something was found,
+#   and roughly where.
 
 # %%
 for layer in (
@@ -100,13 +129,15 @@ for layer in (
     layers.Conv2D(2, 3, padding="same", strides=2),
     layers.MaxPool2D(2),
 ):
-    print(f"{layer!r:50} (N, 8, 8, 1) → (N, {str(layer.build((8, 8, 1), backend='cpu'))[1:]}")
+    shape = layer.build((8, 8, 1), backend="cpu")
+    print(f"{layer!r:42} (N, 8, 8, 1) → (N, {str(shape)[1:]}")
 
 # %% [markdown]
 # ## Backward
 #
-# Each weight is used at all 36 places, so its gradient is a sum over all of them: the pixel under the weight, times the
-# upstream gradient of the place. A pixel is under up to nine windows, and its gradient is a sum over these.
+# Each weight is used at all 36 places, so its gradient is a sum over all of them: the
+# pixel under the weight, times the upstream gradient of the place. A pixel is under up
+# to nine windows, and its gradient is a sum over these.
 
 
 # %%
@@ -126,7 +157,9 @@ single = xpnet.Sequential(
     dtype="float64",
     backend="cpu",
 )
-explained = xpnet.explain(single, image[None, :, :, None], np.zeros((1, 6, 6, 1)), "half_squared_error")
+explained = xpnet.explain(
+    single, image[None, :, :, None], np.zeros((1, 6, 6, 1)), "half_squared_error"
+)
 upstream = explained["0"].upstream[0, :, :, 0]
 grad_kernel, grad_image = gradients(image, kernel, upstream)
 assert np.allclose(grad_kernel, explained.parameters["0.weight"].gradient[:, :, 0, 0])
@@ -136,7 +169,8 @@ explained
 # %% [markdown]
 # ## What a trained network looks for
 #
-# Eight kernels, trained on three quarters of the digits. Nobody tells the network what an edge is.
+# Eight kernels, trained on three quarters of the digits. Nobody tells the network what
+# an edge is.
 
 # %%
 test = np.arange(len(images)) % 4 == 0
@@ -153,29 +187,41 @@ model = xpnet.Sequential(
     seed=0,
     backend="cpu",
 )
-model.fit(images[~test], labels[~test], optimizer=optimizers.Adam(0.005), epochs=20, batch_size=32, verbose=0)
+model.fit(
+    images[~test],
+    labels[~test],
+    optimizer=optimizers.Adam(0.005),
+    epochs=20,
+    batch_size=32,
+    verbose=0,
+)
 accuracy = model.evaluate(images[test], labels[test])["accuracy"]
 print(f"test accuracy {accuracy:.3f}")
 assert accuracy > 0.95
 plots.filters(model)[0, 0].figure
 
 # %% [markdown]
-# The outputs of the eight kernels for one digit, after the ReLU. Some answer to vertical strokes, some to horizontal
-# ones, some to the ink itself.
+# The outputs of the eight kernels for one digit, after the ReLU. Some answer to
+# vertical strokes, some to horizontal ones, some to the ink itself.
 
 # %%
 found = model.activations(images[:1])["2"][0]
 plots.image_grid(np.moveaxis(found, -1, 0), titles=range(8))[0, 0].figure
 
 # %% [markdown]
-# Which pixels does the decision depend on? The downstream gradient of the first layer says how the loss changes with
-# each pixel: where it is blue, more ink makes the loss larger, and where it is red, smaller.
+# Which pixels does the decision depend on? The downstream gradient of the first layer
+# says how the loss changes with each pixel: where it is blue, more ink makes the loss
+# larger, and where it is red, smaller.
 
 # %%
 chosen = np.flatnonzero(test)[:6]
-explained = xpnet.explain(model, images[chosen], labels[chosen], "softmax_cross_entropy")
+explained = xpnet.explain(
+    model, images[chosen], labels[chosen], "softmax_cross_entropy"
+)
 fig, axes = plt.subplots(2, 6, figsize=(10, 3.6), layout="constrained")
-for column, (i, gradient) in enumerate(zip(chosen, explained["0"].downstream, strict=True)):
+for column, (i, gradient) in enumerate(
+    zip(chosen, explained["0"].downstream, strict=True)
+):
     axes[0, column].imshow(images[i], cmap="gray")
     limit = abs(gradient).max()
     axes[1, column].imshow(gradient, cmap="RdBu", vmin=-limit, vmax=limit)
@@ -186,9 +232,10 @@ for ax in axes.flat:
 # %% [markdown]
 # ## Exercise: a convolution over time
 #
-# For a series x (N, time), this layer computes y_t = a x_t + b x_{t+1}, with two weights in `self.weight`. There is one
-# output less than inputs. Write `backward`: two numbers for the weights, each a sum over all places and samples; and
-# ∂L/∂x, in which each x_t gets something from y_t and from y_{t-1}.
+# For a series x (N, time), this layer computes y_t = a x_t + b x_{t+1}, with two
+# weights in `self.weight`. There is one output less than inputs. Write `backward`: two
+# numbers for the weights, each a sum over all places and samples; and ∂L/∂x, in which
+# each x_t gets something from y_t and from y_{t-1}.
 
 
 # %% tags=["exercise"]
@@ -214,8 +261,12 @@ class Pairs(layers.Layer):
 
 
 # %%
-grade(Pairs(), (5,), hint="as in `gradients` above: weight a meets x[:, :-1], weight b meets x[:, 1:].")
+grade(
+    Pairs(),
+    (5,),
+    hint="as in `gradients` above: weight a meets x[:, :-1], weight b meets x[:, 1:].",
+)
 
 # %% [markdown]
-# A solution is in [solutions.py](solutions.py). [Write a layer](../writing-a-layer.md) develops such a layer in full,
-# and [Images](../image-models.md) shows larger networks.
+# A solution is in [solutions.py](solutions.py). [Write a layer](../writing-a-layer.md)
+# develops such a layer in full, and [Images](../image-models.md) shows larger networks.

@@ -1,4 +1,4 @@
-"""Solutions of the exercises in the notebooks. They have the names of the classes there."""
+"""Solutions of the exercises, with the names of the classes in the notebooks."""
 
 from xpnet import layers
 
@@ -71,7 +71,9 @@ class Drop(layers.Layer):
     rate = 0.5
 
     def forward(self, x):
-        kept = self.random_bits(x) >= int(self.rate * 2**32)  # uniform numbers below 2³²
+        kept = self.random_bits(x) >= int(
+            self.rate * 2**32
+        )  # uniform numbers below 2³²
         self.work.mask = kept.astype(x.dtype) / (1 - self.rate)
         return x * self.work.mask
 
