@@ -29,12 +29,8 @@ for device, reason in xpnet.available_backends().items():
         devices.append(device)
 has_gpu = "gpu" in devices
 print(
-    "\nThis page compares "
-    + (
-        "the CPU and the GPU."
-        if has_gpu
-        else "nothing with a GPU, because there is none here."
-    )
+    "\nThis page compares the CPU with",
+    "a GPU." if has_gpu else "no GPU: there is none.",
 )
 
 # %% [markdown]

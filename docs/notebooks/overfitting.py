@@ -155,9 +155,7 @@ class Drop(layers.Layer):
     rate = 0.5
 
     def forward(self, x):
-        kept = self.random_bits(x) >= int(
-            self.rate * 2**32
-        )  # uniform numbers below 2³²
+        kept = self.random_bits(x) >= self.rate * 2**32  # uniform integers below 2³²
         self.work.mask = kept.astype(x.dtype) / (1 - self.rate)
         return x * self.work.mask
 
