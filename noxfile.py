@@ -135,7 +135,7 @@ def notebook(session: nox.Session) -> None:
 
 @nox.session
 def reliability(session: nox.Session) -> None:
-    """Attack xpnet: wrong calls, altered files, faults, interrupts, long runs. Write a table into docs/reliability.md."""
+    """Attack xpnet: wrong calls, altered files, faults, long runs. Write a table into docs/reliability.md."""
     session.install(".[dev]")
     session.run("python", "-m", "reliability", "--write", "docs/reliability.md", *session.posargs,
                 env={"OPENBLAS_NUM_THREADS": "1"})  # fmt: skip
