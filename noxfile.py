@@ -128,9 +128,9 @@ def browser(session: nox.Session) -> None:
 
 @nox.session
 def notebook(session: nox.Session) -> None:
-    """Test what a real Jupyter kernel shows, with and without ipywidgets."""
-    session.install(".[dev]", "nbclient", "ipykernel", "ipywidgets")
-    session.run("pytest", "tests/display", *session.posargs)
+    """Run the notebooks of docs/, and test what a real Jupyter kernel shows, with and without ipywidgets."""
+    session.install(".[dev,notebooks]", "ipywidgets")
+    session.run("pytest", "tests/display/test_notebook.py", "tests/docs/test_notebooks.py", *session.posargs)
 
 
 @nox.session
