@@ -128,9 +128,17 @@ def browser(session: nox.Session) -> None:
 
 @nox.session
 def notebook(session: nox.Session) -> None:
-    """Test what a real Jupyter kernel shows, with and without ipywidgets."""
-    session.install(".[dev]", "nbclient", "ipykernel", "ipywidgets")
-    session.run("pytest", "tests/display", *session.posargs)
+    """Run the notebooks of docs/, and test what a real Jupyter kernel shows, with and without ipywidgets."""
+    session.install(".[dev,notebooks]", "ipywidgets")
+    session.run("pytest", "tests/display/test_notebook.py", "tests/docs/test_notebooks.py", *session.posargs)
+
+
+@nox.session
+def reliability(session: nox.Session) -> None:
+    """Attack xpnet: wrong calls, altered files, faults, long runs. Write a table into docs/reliability.md."""
+    session.install(".[dev]")
+    session.run("python", "-m", "reliability", "--write", "docs/reliability.md", *session.posargs,
+                env={"OPENBLAS_NUM_THREADS": "1"})  # fmt: skip
 
 
 @nox.session(name="tests-oldest-numpy")

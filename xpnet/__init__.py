@@ -21,7 +21,7 @@ from xpnet import parameters as _parameters
 from xpnet._version import __version__
 from xpnet.backends import Backend, available_backends, get_backend
 from xpnet.callbacks import History
-from xpnet.model import Input, Model, Sequential, check_gradients, explain_step, generate, load
+from xpnet.model import Input, Model, Sequential, check_gradients, explain, explain_step, generate, load
 
 # Imported when they are first used: the datasets, because most programs have their own data; and, not in __all__, what
 # needs optional dependencies.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from xpnet.onnx import import_onnx as import_onnx
 
 __all__ = ["Backend", "History", "Input", "Model", "Sequential", "__version__", "augment", "available_backends",
-           "callbacks", "check_gradients", "datasets", "distributed", "errors", "explain_step", "generate",
+           "callbacks", "check_gradients", "datasets", "distributed", "errors", "explain", "explain_step", "generate",
            "get_backend", "initializers", "layers", "load", "losses", "metrics", "optimizers", "schedules"]  # fmt: skip
 
 _LAZY_MODULES = ("datasets", "estimators", "onnx", "plots")

@@ -1,4 +1,4 @@
-"""Sequential and Model, and functions for models: load, check_gradients and explain_step."""
+"""Sequential and Model, and functions for models: load, check_gradients, explain, explain_step and generate."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from xpnet.backends import Backend, get_backend
 from xpnet.config import explain_arguments, flag, integer, number
 from xpnet.data.files import as_path
 from xpnet.data.preparation import prepare, structure_of
-from xpnet.errors import StateError, shape_text
+from xpnet.errors import ArgumentTypeError, StateError, shape_text
 from xpnet.layers.base import Layer
 from xpnet.layers.graph import Graph, tensors_of
 from xpnet.layers.tensors import Input, Tensor
@@ -24,9 +24,11 @@ from xpnet.training.state import Untrained
 from xpnet.training.state_dicts import LoadedState
 
 if TYPE_CHECKING:
+    from xpnet.training.backpropagation import Explanation
     from xpnet.training.explanation import StepExplanation
 
-__all__ = ["Input", "LoadedState", "Model", "Sequential", "check_gradients", "explain_step", "generate", "load"]
+__all__ = ["Input", "LoadedState", "Model", "Sequential", "check_gradients", "explain", "explain_step", "generate",
+           "load"]  # fmt: skip
 
 
 class Sequential(BaseModel, layers_.Sequential):
@@ -238,6 +240,39 @@ def check_gradients(
         dataset = prepare(twin, x, y, chosen, None, class_weights(structure_of(twin), chosen, None))
         dataset.private = True  # elements of x are varied
         return relative_errors(twin, dataset, chosen, samples, step, inputs)
+
+
+@explain_arguments
+def explain(
+    model: Sequential | Model, x: Any, y: Any, loss: Any = None, optimizer: str | Optimizer | float | None = None, *,
+    loss_weights: Any = None,
+) -> "Explanation":  # fmt: skip
+    """Explain backpropagation number by number: what each layer computes in a training step on these samples.
+
+    Returns a text to print, which a notebook shows as a table. For each layer it has the input, the output, the local
+    derivative, the upstream gradient ∂L/∂y and the downstream gradient ∂L/∂x; for each parameter its value, its
+    gradient and its update. `explained["0"]` is layer 0, with these as attributes, NumPy arrays on the host:
+    `input`, `output`, `local`, `upstream`, `downstream`, and `parameters["weight"]` with `value`, `gradient` and
+    `update`. `explained.loss` is L, `explained.parameters` has the parameters by their full names, such as "0.weight",
+    and `plots.network(model, explanation=explained)` draws a small network with the numbers.
+
+    x, y: one or more samples, as in `fit`, also for several inputs or outputs. Give one sample as a batch of one.
+    loss: as in `fit`.  optimizer: as in `fit`, or a learning rate, for gradient descent.  None means those of the
+    latest training, which the step would continue; before any, SGD and a loss that fits the outputs.
+
+    L is the mean over the samples, as in `fit`, or their sum if the reduction of the loss is "sum". Gradients are those
+    of L; penalties, clipping and weight decay change only updates. The pass is that of the next training step: dropout
+    is on, with the noise of that step, and BatchNorm normalizes by the batch. It runs on a copy: the model and its
+    optimizer state, buffers and noise stay as they are.
+
+    Raises DataError, ShapeError or ArgumentError if the data or the arguments are invalid.
+    """
+    from xpnet.training import backpropagation  # only if needed
+
+    if not isinstance(model, BaseModel):
+        raise ArgumentTypeError(f"explain: model must be a Sequential or a Model, not {model!r}.")
+    with model._built_for(x):
+        return backpropagation.explain(model, x, y, loss, optimizer, loss_weights)
 
 
 @explain_arguments

@@ -30,10 +30,7 @@ def run(backend="auto", seed=0, plots=None):
 
     # The forward pass, with the weights (0, 1) in every neuron.
     model = network([[0, 0], [1, 1]], [[0], [1]], backend)
-    h = model.backend.asarray([[2.0, 3.0]])
-    for layer in model.layers[:2]:
-        h = layer.forward(h)
-    h = model.backend.to_numpy(h)[0, 0]
+    h = model.activations([[2.0, 3.0]])["1"][0, 0]
     output = model.predict([[2.0, 3.0]])[0, 0]
     print(f"h1 = h2 = {h}\no1 = {output}")
     rows.equal("h1 = h2", "0.9525741268224334", h)
@@ -44,19 +41,19 @@ def run(backend="auto", seed=0, plots=None):
 
     # The derivative of Alice's loss with respect to w1, with all weights 1.
     model = network([[1, 1], [1, 1]], [[1], [1]], backend)
-    alice, female = model.backend.asarray([[-2.0, -1.0]]), model.backend.asarray([[1.0]])
-    y = model.forward(alice)  # forward
-    loss = mse(y, female)  # loss
-    model.backward(mse.gradient(model.backend, y, female))  # backward
-    slope = float(model.parameters[0].grad[0, 0])  # w1 is the weight of the first input of h1
-    print(f"ŷ = {float(y[0, 0]):.4f}, L = {loss:.4f}, ∂L/∂w1 = {slope:.7f}: the loss increases a little with w1")
-    rows.equal("output, all weights 1", "0.5237", float(y[0, 0]))
+    alice, female = [[-2.0, -1.0]], [[1.0]]
+    explained = xpnet.explain(model, alice, female, mse)  # forward, loss and backward
+    print(explained)
+    y = explained["3"].output[0, 0]
+    slope = explained.parameters["0.weight"].gradient[0, 0]  # w1 is the weight of the first input of h1
+    print(f"ŷ = {y:.4f}, L = {explained.loss:.4f}, ∂L/∂w1 = {slope:.7f}: the loss increases a little with w1")
+    rows.equal("output, all weights 1", "0.5237", y)
     rows.equal("∂L/∂w1", "0.0214695", slope)
     if plots:
         from xpnet import plots as draw
 
-        with picture(plots, "two_two_one") as figure:
-            draw.network(model, ax=figure.subplots())
+        with picture(plots, "two_two_one", 9, 4) as figure:
+            draw.network(model, ax=figure.subplots(), explanation=explained)
     return rows
 
 

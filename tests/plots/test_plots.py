@@ -486,6 +486,43 @@ def test_network_refuses_models_that_it_cannot_draw(model, error, message):
         plots.network(model)
 
 
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_network_shows_the_numbers_of_an_explanation(backend, rng, samples):
+    model = xpnet.Sequential(
+        [layers.Dense(4), layers.Tanh(), layers.Dense(2, use_bias=False)], 3, backend, dtype="float64"
+    )
+    explained = xpnet.explain(model, rng.normal(size=(samples, 3)), rng.normal(size=(samples, 2)), "mse")
+    model[0].weight = np.zeros((3, 4))  # the numbers are those of the explanation
+    ax = plots.network(model, explanation=explained)
+    assert drawn(ax.figure)
+    texts = [text.get_text() for text in ax.texts]
+
+    def short(number):
+        return f"{number:.3g}".replace("-", "−")
+
+    for p in explained.parameters.values():
+        for value, gradient in zip(p.value.flat, p.gradient.flat, strict=True):
+            end = f"{short(value)}, ∂ {short(gradient)}"
+            assert any(text.endswith(end) for text in texts), end
+    shown = {"x": explained["0"].input, "h": explained["1"].output, "y": explained["2"].output}
+    for letter, values in shown.items():
+        for i, value in enumerate(values[0]):
+            found = [text for text in texts if text.startswith(f"${letter}_{{{i + 1}}}$ = {short(value)}")]
+            assert len(found) == (samples == 1)
+    assert legend(ax)[-1] == f"∂: the derivative of L = {explained.loss:.4g}"
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_a_network_refuses_the_explanation_of_another_model():
+    model, other = dense(np.ones((2, 3)), np.ones((3, 1))), dense(np.ones((2, 2)))
+    explained = xpnet.explain(other, [[1.0, 2.0]], [[0.0, 0.0]], "mse")
+    with pytest.raises(ArgumentError, match=r"no 0.weight \(2, 3\)"):
+        plots.network(model, explanation=explained)
+    with pytest.raises(ArgumentTypeError, match="explanation must be what xpnet.explain returned, not 'yes'"):
+        plots.network(model, explanation="yes")
+
+
 # Filters
 
 

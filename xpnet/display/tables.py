@@ -1,6 +1,10 @@
 """Tables that are text on a terminal and HTML in a notebook."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
+
+#: The name of a group of rows, and the rows.
+Group: TypeAlias = tuple[str, Sequence[Sequence[str]]]
 
 _LEFT, _RIGHT = "text-align: left", "text-align: right"
 
@@ -34,6 +38,34 @@ def text_table(rows: Sequence[Sequence[str]], left: int = 0) -> str:
     )
 
 
+def grouped_text_table(header: Sequence[str], groups: Sequence[Group]) -> str:
+    """Lines of aligned columns. The first column has the name of each group, in its first row only."""
+    rows = [(name if i == 0 else "", *row) for name, rows in groups for i, row in enumerate(rows)]
+    rule = ["-" * width for width in _widths([header, *rows])]
+    lines = text_table([header, rule, *rows], len(header)).splitlines()
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def grouped_html_table(title: str, header: Sequence[str], groups: Sequence[Group]) -> str:
+    """A table of these texts, which are escaped. The first column has the name of each group, a head of its rows."""
+    from html import escape  # here, because its table of characters takes a millisecond
+
+    def head(scope: str, text: str, span: int = 1) -> str:
+        rows = f' rowspan="{span}"' if span > 1 else ""
+        return f'<th scope="{scope}"{rows} style="{_LEFT}; vertical-align: top">{escape(text)}</th>'
+
+    parts = [f'<table><caption style="{_LEFT}">{escape(title)}</caption>']
+    parts.append(f"<thead><tr>{''.join(head('col', text) for text in header)}</tr></thead>")
+    for name, rows in groups:
+        parts.append("<tbody>")
+        for i, (first, *others) in enumerate(rows):
+            group = head("rowgroup", name, len(rows)) if i == 0 else ""
+            cells = "".join(f'<td style="{_LEFT}">{escape(text)}</td>' for text in others)
+            parts.append(f"<tr>{group}{head('row', first)}{cells}</tr>")
+        parts.append("</tbody>")
+    return "\n".join([*parts, "</table>"])
+
+
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
     """The length of the longest text in each column."""
     return [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -46,7 +78,11 @@ def html_table(
     from html import escape  # here, because its table of characters takes a millisecond
 
     def line(tag: str, row: Sequence[str]) -> str:
-        cells = [f'<{tag} style="{_LEFT if i < left else _RIGHT}">{escape(text)}</{tag}>' for i, text in enumerate(row)]
+        scope = ' scope="col"' if tag == "th" else ""
+        cells = [
+            f'<{tag}{scope} style="{_LEFT if i < left else _RIGHT}">{escape(text)}</{tag}>'
+            for i, text in enumerate(row)
+        ]
         return f"<tr>{''.join(cells)}</tr>"
 
     parts = [f'<table><caption style="{_LEFT}">{escape(title)}</caption>', f"<thead>{line('th', header)}</thead>"]

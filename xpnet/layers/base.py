@@ -26,8 +26,8 @@ _INTERNAL = frozenset((
     "add_tied_parameter", "backward_in_context", "backward_pass", "calls", "check_input", "connections",
     "drop_workspaces", "execution_context", "forward_in_context", "forward_pass", "gives_probabilities",
     "has_mask", "in_this_model", "inference_outputs", "inner_layers", "keeps_mask", "last_layer", "mask",
-    "masked_outputs", "noise_key", "output_mask", "output_masks", "place", "shape_for", "shared_copy", "splits_batch",
-    "spread_masks", "start_mask", "starts_mask", "takes_list", "unplace",
+    "masked_outputs", "noise_key", "output_mask", "output_masks", "place", "run_in_given_order", "shape_for",
+    "shared_copy", "splits_batch", "spread_masks", "start_mask", "starts_mask", "takes_list", "unplace",
 ))  # fmt: skip
 
 L = TypeVar("L", bound="Layer")

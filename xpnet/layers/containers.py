@@ -72,6 +72,10 @@ class Container(Layer):
         self._executor = Executor(_reordered(self._sites, outputs), inputs, outputs)
         self.spread_masks([False] * inputs)  # until an outer container says otherwise
 
+    def run_in_given_order(self) -> None:
+        """Run the layers in the order in which they are given. Call `spread_masks` of the whole model afterwards."""
+        self._executor = Executor(self._sites, len(self.input_names), self._executor.outputs)
+
     def place(self, context: Context, path: str, input_shape: Any) -> Any:
         output_shape = super().place(context, path, input_shape)
         self.splits_batch = any(layer.splits_batch for layer in self.inner_layers)

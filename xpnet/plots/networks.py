@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from xpnet import layers
-from xpnet.errors import ArgumentError
+from xpnet.errors import ArgumentError, ArgumentTypeError
 from xpnet.layers.containers import Container
 from xpnet.plots.common import COLORS, Floats, axes_or_new, require_weights
+from xpnet.training.backpropagation import Explanation
 
 _MOST_DRAWN_UNITS = 16  # in one layer
 _MOST_LABELED_WEIGHTS = 20  # between two layers
@@ -29,20 +30,31 @@ class _Column:
     names: list[str]  # of its units
     weight: Floats  # (units of the previous column, units)
     bias: Floats  # (units,), or empty
+    weight_grad: Floats | None = None  # in the shapes of weight and bias
+    bias_grad: Floats | None = None
+    values: Floats | None = None  # (units,): the outputs for one sample
 
 
-def network(model: Container, ax: Axes | None = None) -> Axes:
+def network(model: Container, ax: Axes | None = None, *, explanation: Explanation | None = None) -> Axes:
     """A small fully connected network: one circle per unit with its bias below, one line per weight.
 
     The width of a line grows with the size of the weight. Positive weights are solid blue lines, negative weights
-    dashed red ones. Weights have their values written on them if there are at most 20 between two layers. Raises
-    ArgumentError for branches, layers other than Dense and activations, and layers with more than 16 units.
+    dashed red ones. Weights have their values written on them if there are at most 20 between two layers.
+
+    explanation: what `xpnet.explain(model, x, y)` returned. Weights and biases are then those of the explanation, each
+    with its gradient after ∂; and if it explains a single sample, each unit has its output below.
+
+    Raises ArgumentError for branches, layers other than Dense and activations, layers with more than 16 units, and the
+    explanation of another model.
     """
-    columns = _columns(model)
+    if not (explanation is None or isinstance(explanation, Explanation)):
+        raise ArgumentTypeError(f"network: explanation must be what xpnet.explain returned, not {explanation!r}.")
+    columns = _columns(model, explanation)
     most = max(len(column.names) for column in columns)
     lines = max(column.title.count("\n") for column in columns)
     largest = max((float(numpy.abs(column.weight).max()) for column in columns[1:]), default=0.0) or 1.0
-    ax = axes_or_new(ax, (max(5.0, 2.2 * len(columns)), max(3.2, 0.85 * most + 1.2)))
+    wide, high = (2.2, 0.85) if explanation is None else (3.8, 1.2)
+    ax = axes_or_new(ax, (max(5.0, wide * len(columns)), max(3.2, high * most + 1.2)))
     for k, column in enumerate(columns):
         heights = _heights(len(column.names))
         labeled = column.weight.size <= _MOST_LABELED_WEIGHTS
@@ -54,24 +66,31 @@ def network(model: Container, ax: Axes | None = None) -> Axes:
             ax.plot([k - 1, k], [start, end], style, color=color, linewidth=width, zorder=1)
             if labeled:
                 position = (k - 1 + share, start + share * (end - start))
-                ax.annotate(_short(weight), position, ha="center", va="center", fontsize="small", bbox=_LABEL_BOX)
+                text = _with_gradient(weight, column.weight_grad, (i, j))
+                ax.annotate(text, position, ha="center", va="center", fontsize="small", bbox=_LABEL_BOX)
         ax.scatter([k] * len(heights), heights, s=700, color="white", edgecolors="black", linewidths=1.2, zorder=3)
         for height, name in zip(heights, column.names, strict=True):
             ax.text(k, height, name, ha="center", va="center", zorder=4)
-        for height, bias in zip(heights, column.bias, strict=False):
-            ax.annotate(
-                f"b = {_short(bias)}", (k, height), (0, -16), textcoords="offset points", ha="center", va="top",
-                fontsize="small", bbox=_LABEL_BOX, zorder=4,
-            )  # fmt: skip
+        for i, (height, text) in enumerate(zip(heights, column.names, strict=True)):
+            below = [] if column.values is None else [f"{text} = {_short(column.values[i])}"]
+            if column.bias.size:
+                below.append(f"b = {_with_gradient(column.bias[i], column.bias_grad, i)}")
+            if below:
+                ax.annotate(
+                    "\n".join(below), (k, height), (0, -16), textcoords="offset points", ha="center", va="top",
+                    fontsize="small", bbox=_LABEL_BOX, zorder=4,
+                )  # fmt: skip
         ax.text(k, 1.02, column.title + "\n" * (lines - column.title.count("\n")), ha="center", va="bottom")
     ax.set(xlim=(-0.35, len(columns) - 0.65), ylim=(0, 1))
     ax.set_axis_off()
     handles = [Line2D([], [], linestyle=style, color=color, linewidth=2, label=name) for name, style, color in _SIGNS]
-    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2, frameon=False)
+    if explanation is not None:
+        handles.append(Line2D([], [], linestyle="none", label=f"∂: the derivative of L = {explanation.loss:.4g}"))
+    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=len(handles), frameon=False)
     return ax
 
 
-def _columns(model: Container) -> list[_Column]:
+def _columns(model: Container, explanation: Explanation | None) -> list[_Column]:
     """A column for the inputs, and one for each Dense layer with the activations after it."""
     require_weights(model)
     if any(len(inputs) != 1 or inputs[0] != before.name for before, (*_, inputs) in pairwise(model.connections())):
@@ -93,9 +112,32 @@ def _columns(model: Container) -> list[_Column]:
             title, letter = ("outputs", "y") if layer is dense[-1] else ("hidden", "h")
             bias = to_numpy(layer.bias.value) if layer.use_bias else empty.ravel()
             columns.append(_Column(title, _names(letter, layer.units), to_numpy(layer.weight.value), bias))
+            if explanation is not None:
+                _add_gradients(columns[-1], layer, explanation)
         else:
             columns[-1].title += f"\n{type(layer).__name__}"
+        if explanation is not None and explanation.samples == 1:
+            if len(columns) > 1 and layer is dense[0]:
+                columns[0].values = numpy.ravel(explanation[layer.path].input)
+            columns[-1].values = numpy.ravel(explanation[layer.path].output)
     return columns
+
+
+def _add_gradients(column: _Column, layer: layers.Dense, explanation: Explanation) -> None:
+    """Take the weights and biases of a layer from an explanation, with their gradients."""
+    found = []
+    for p in layer.parameters:
+        one = explanation.parameters.get(p.name)
+        if one is None or one.value.shape != p.shape:
+            raise ArgumentError(f"network: the explanation has no {p.name} {p.shape}. Give that of this model.")
+        found.append(one)
+    column.weight, column.weight_grad = found[0].value, found[0].gradient
+    if layer.use_bias:
+        column.bias, column.bias_grad = found[1].value, found[1].gradient
+
+
+def _with_gradient(value: float, grads: Floats | None, place: Any) -> str:
+    return _short(value) if grads is None else f"{_short(value)}, ∂ {_short(grads[place])}"
 
 
 def _names(letter: str, count: int) -> list[str]:
