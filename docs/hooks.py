@@ -24,6 +24,15 @@ MORE = ["model.LoadedState", "parameters.Parameter", "training.backpropagation.E
         "training.backpropagation.LayerExplanation", "training.backpropagation.ParameterExplanation", "export_onnx",
         "import_onnx"]  # fmt: skip
 ROOT = Path(__file__).parents[1]
+#: The names at the top of their page, in this order; other names follow in alphabetical order.
+FIRST = ("Sequential", "Model", "Input", "load", "History", "check_gradients", "explain", "explain_step",
+         "generate", "get_backend")  # fmt: skip
+#: The names at its end, in this order: what is there to derive from, and what few need.
+LAST = ("Backend", *MORE, "Callback", "Run", "Distortion", "Initializer", "Layer", "Loss", "Metric", "Optimizer",
+        "Schedule", "XpnetError", "get", "fans", "format_logs")  # fmt: skip
+#: Public for the other modules of xpnet, not for users.
+INTERNAL = ("OptimizerState", "module_attributes", "shape_text", "suggestion", "unknown_name",
+            "inference_outputs", "drop_workspaces", "shared_copy")  # fmt: skip
 DOCS = ROOT / "docs"
 EXERCISES = DOCS / "notebooks" / "exercises.py"  # which notebooks import
 IMPORT = "from exercises import grade\n"
@@ -76,11 +85,18 @@ def _add_reference(files, config):
         module = importlib.import_module(path)
         lines = [f"# {path}", "", inspect.getdoc(module) or "", ""]
         more = MORE if name == "xpnet" else []
-        for public in (*module.__all__, *more):
+        for public in sorted({*module.__all__, *more} - {*INTERNAL}, key=lambda public: _rank(name, public)):
             value = attrgetter(public)(module)
             if inspect.isclass(value) or inspect.isfunction(value):
                 lines += [f"::: {value.__module__}.{value.__qualname__}", *_options(value), ""]
         files.append(File.generated(config, f"reference/{name}.md", content="\n".join(lines)))
+
+
+def _rank(page, public):
+    """The place of a name on a page of the reference, to sort by."""
+    if page == "xpnet" and public in FIRST:
+        return 0, FIRST.index(public), ""
+    return (2, LAST.index(public), "") if public in LAST else (1, 0, public.lower())
 
 
 def _options(value):
@@ -89,7 +105,7 @@ def _options(value):
         return []
     base = next(cls for cls in value.__mro__ if "fit" in vars(cls))
     described = {name: member for name, member in vars(base).items() if inspect.isfunction(member) and member.__doc__}
-    methods = [name for name in described if not name.startswith("_")]
+    methods = [name for name in described if not name.startswith("_") and name not in INTERNAL]
     return ["    options:", f"      inherited_members: {methods}"]
 
 
