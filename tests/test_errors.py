@@ -188,3 +188,20 @@ def test_every_flag_accepts_only_booleans(kind, required, name, value):
 def test_arguments_of_a_wrong_type_are_refused(make, bad):
     with pytest.raises(ArgumentError):
         make(bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("compile", "fit"),
+        ("cuda", "to"),
+        ("eval", "forward"),
+        ("zero_grad", "apply_gradients"),
+        ("paramters", "parameters"),
+    ],
+)
+def test_an_unknown_attribute_of_a_model_gets_a_suggestion(name, meant):
+    model = xpnet.Sequential([layers.Dense(2)], (3,), backend="cpu")
+    with pytest.raises(AttributeError, match=f"Sequential has no attribute '{name}'. Did you mean '{meant}'"):
+        getattr(model, name)
+    assert not hasattr(model, name)

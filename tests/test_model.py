@@ -528,13 +528,13 @@ def test_summary_lists_layers_shapes_and_parameters(backend):
     )
     lines = model.summary().splitlines()
     rows = [line.split("  ") for line in lines]
-    assert rows[0][0] == "layer" and set(lines[1]) <= set("- ")
+    assert rows[0][0] == "name" and set(lines[1]) <= set("- ")
     cells = [[cell.strip() for cell in row if cell] for row in rows[2:-1]]
-    assert [(row[0].split("(")[0], *row[1:]) for row in cells] == [
-        ("Flatten", "(N, 15)", "0"),
-        ("Dense", "(N, 100)", "1,600"),
-        ("ReLU", "(N, 100)", "0"),
-        ("Sequential", "(N, 10)", "1,010"),
+    assert [(row[0], row[1].split("(")[0], *row[2:]) for row in cells] == [
+        ("0", "Flatten", "(N, 15)", "0"),
+        ("1", "Dense", "(N, 100)", "1,600"),
+        ("2", "ReLU", "(N, 100)", "0"),
+        ("3", "Sequential", "(N, 10)", "1,010"),
     ]
     assert lines[-1] == "2,610 parameters"
     model.layers[1].trainable = False

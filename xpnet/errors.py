@@ -222,6 +222,10 @@ _ELSEWHERE = {
     "shift": "translate translation widthshiftrange heightshiftrange", "rotation": "degrees angle rotationrange",
     "shear": "shearrange",
     "batch_size": "batch bs", "epochs": "epoch nepochs numepochs maxiter", "validation_data": "validation val valdata",
+    # methods of models
+    "fit": "compile fitgenerator", "train_on_batch": "trainstep trainingstep", "apply_gradients": "step zerograd",
+    "forward": "train eval call", "to": "cuda cpu gpu", "state_dict": "getweights", "load_state_dict": "setweights",
+    "parameters": "namedparameters weights trainableweights trainablevariables trainableparameters",
     "metrics": "metric", "loss": "criterion lossfn lossfunction", "optimizer": "optim opt",
 }  # fmt: skip
 

@@ -48,12 +48,12 @@ def test_a_summary_is_a_string_that_shows_itself_without_quotes():
     summary = net(input_shape=(2, 3), backend="cpu").summary()
     assert isinstance(summary, str) and repr(summary) == str(summary) == f"{summary}"
     assert summary.splitlines() == [
-        "layer         output shape  parameters",
-        "------------  ------------  ----------",
-        "Flatten()     (N, 6)                 0",
-        "Dense(4)      (N, 4)                28",
-        "Dropout(0.5)  (N, 4)                 0",
-        "Dense(2)      (N, 2)                10",
+        "name  layer         output shape  parameters",
+        "----  ------------  ------------  ----------",
+        "0     Flatten()     (N, 6)                 0",
+        "1     Dense(4)      (N, 4)                28",
+        "2     Dropout(0.5)  (N, 4)                 0",
+        "3     Dense(2)      (N, 2)                10",
         "38 parameters",
     ]
 
@@ -69,11 +69,11 @@ def test_a_notebook_shows_a_model_as_its_summary(backend):
     table = Cells(model._repr_html_())
     assert table.caption == f"Sequential: input (N, 2, 3), {model.backend.name}"
     assert table.rows == [
-        ["layer", "output shape", "parameters"],
-        ["Flatten()", "(N, 6)", "0"],
-        ["Dense(4)", "(N, 4)", "28"],
-        ["Dropout(0.5)", "(N, 4)", "0"],
-        ["Dense(2)", "(N, 2)", "10"],
+        ["name", "layer", "output shape", "parameters"],
+        ["0", "Flatten()", "(N, 6)", "0"],
+        ["1", "Dense(4)", "(N, 4)", "28"],
+        ["2", "Dropout(0.5)", "(N, 4)", "0"],
+        ["3", "Dense(2)", "(N, 2)", "10"],
         ["38 parameters"],
     ]
     assert model.summary()._repr_html_() == model._repr_html_()
@@ -82,7 +82,7 @@ def test_a_notebook_shows_a_model_as_its_summary(backend):
 def test_a_model_that_is_not_built_is_shown_too():
     table = Cells(net()._repr_html_())
     assert table.caption == "Sequential: not built"
-    assert table.rows[1] == ["Flatten()", "not built", "0"]
+    assert table.rows[1] == ["0", "Flatten()", "not built", "0"]
 
 
 def test_frozen_and_nested_layers_are_shown():
@@ -90,11 +90,11 @@ def test_frozen_and_nested_layers_are_shown():
     model = xpnet.Sequential([inner, layers.Dense(2)], input_shape=(3,), backend="cpu")
     inner.trainable = False
     rows = Cells(model._repr_html_()).rows
-    assert rows[1][1:] == ["(N, 3)", "24"] and "Residual(Dense(3))" in rows[1][0]
+    assert rows[1][2:] == ["(N, 3)", "24"] and "Residual(Dense(3))" in rows[1][1]
     assert rows[-1] == ["32 parameters, 24 of them frozen"]
     assert Cells(inner._repr_html_()).rows[1:] == [
-        ["Dense(3)", "(N, 3)", "12"],
-        ["Residual(Dense(3))", "(N, 3)", "12"],
+        ["0", "Dense(3)", "(N, 3)", "12"],
+        ["1", "Residual(Dense(3))", "(N, 3)", "12"],
         ["24 parameters, 24 of them frozen"],
     ]
 
@@ -107,7 +107,7 @@ def test_texts_of_users_are_escaped():
     model = xpnet.Sequential([Odd()], input_shape=(2,), backend="cpu")
     text = model._repr_html_()
     assert "<b>" not in text and "<script>" not in text
-    assert Cells(text).rows[1] == ["<b>&amp;</b><script>", "(N, 2)", "0"]
+    assert Cells(text).rows[1] == ["0", "<b>&amp;</b><script>", "(N, 2)", "0"]
     assert "<b>&amp;</b><script>" in model.summary()
 
 

@@ -8,7 +8,7 @@ import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy
 
@@ -32,7 +32,9 @@ from xpnet.errors import (
     DivergenceError,
     FileError,
     StateError,
+    UnknownNameError,
     shape_text,
+    suggestion,
 )
 from xpnet.layers.building import build_alone, building
 from xpnet.layers.containers import Container
@@ -550,15 +552,22 @@ class BaseModel(Container):
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """The header and the rows of `summary`."""
         rows, counted = list[tuple[str, ...]](), set[Parameter]()
-        for layer in self.layers:
+        for name, layer in zip(self._keys(), self.layers, strict=True):
             shape = shape_text(layer.output_shape) if layer.is_built else "not built"
             new = set(layer.parameters) - counted  # a tied layer may share all of its own
             counted |= new
-            rows.append((repr(layer), shape, f"{sum(p.size for p in new):,}"))
-        return ("layer", "output shape", "parameters"), rows
+            rows.append((name, repr(layer), shape, f"{sum(p.size for p in new):,}"))
+        return ("name", "layer", "output shape", "parameters"), rows
 
     def _repr_html_(self) -> str:
         return self.summary().html
+
+    if not TYPE_CHECKING:  # type checkers would accept any name
+
+        def __getattr__(self, name: str) -> Any:
+            """Raise an AttributeError for a name that does not exist, with the method that was meant."""
+            hint = "" if name.startswith("_") else suggestion(name, dir(self))
+            raise UnknownNameError(f"{type(self).__name__} has no attribute {name!r}. {hint}".rstrip())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_checks": None, "_inference": CapturedInference()}
