@@ -238,6 +238,8 @@ def rate_or_schedule(owner: Any, name: str, value: Any) -> float | Callable[[int
 
 def flag(owner: Any, name: str, value: Any) -> bool:
     """A Python or NumPy boolean, as a Python bool."""
+    if value is True or value is False:  # without what others need, since a pass of a small net is short
+        return value
     given, value = value, python_number(value)
     if not isinstance(value, bool):
         raise _refusal(owner, name, "True or False", given)

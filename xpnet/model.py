@@ -17,7 +17,7 @@ from xpnet.layers.graph import Graph, tensors_of
 from xpnet.layers.tensors import Input, Tensor
 from xpnet.optimizers import Optimizer
 from xpnet.training import model_files
-from xpnet.training.arguments import choose_loss_and_metrics, class_weights
+from xpnet.training.arguments import LARGEST_EXPLAINED_BATCH, choose_loss_and_metrics, class_weights
 from xpnet.training.base_model import BaseModel
 from xpnet.training.gradient_check import relative_errors
 from xpnet.training.state import Untrained
@@ -156,7 +156,7 @@ class Model(BaseModel, Graph):
         if shared is not None:
             backend = shared.store.backend if isinstance(backend, str) and backend == "auto" else backend
             dtype = shared.store.dtype.name if dtype is None else dtype
-        self._configure(backend, seed, dtype or "float32", precision)
+        self._configure(backend, seed, "float32" if dtype is None else dtype, precision)
         shapes = [tensor.shape for tensor in self.inputs]
         self._build_on(shapes if len(shapes) > 1 else shapes[0], state)
 
@@ -229,8 +229,8 @@ def check_gradients(
     assign the whole gradient: gradients are filled with NaN before, so that one that is forgotten, written in part or
     added to is found. It is also infinite for inputs whose gradient is None or has another shape.
     """
-    samples = integer("", "samples", samples)
-    number("", "step", step, above=0)
+    samples, inputs = integer("", "samples", samples), flag("", "inputs", inputs)
+    step = number("", "step", step, at_least=1e-12, at_most=1)
     model._ensure_built(x)
     twin = copy.deepcopy(model).to(model.backend, dtype="float64")
     chosen, _ = choose_loss_and_metrics(twin, loss, [], loss_weights)
@@ -262,7 +262,7 @@ def explain_step(
     """
     from xpnet.training.explanation import explain, fitting_loss  # only if needed
 
-    integer("explain_step", "batch_size", batch_size)
+    batch_size = integer("explain_step", "batch_size", batch_size, at_most=LARGEST_EXPLAINED_BATCH)
     model._refuse_unless_complete("there is no step to explain")
     state = model._state
     if optimizer is None:

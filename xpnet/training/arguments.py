@@ -28,6 +28,8 @@ from xpnet.training.output_losses import OutputLosses
 from xpnet.training.outputs import last_layers
 from xpnet.training.rows import Rows
 
+LARGEST_EXPLAINED_BATCH = 2**31 - 1  # larger sizes of arrays would not be 64-bit integers
+
 
 @dataclass(frozen=True)
 class FitOptions:
@@ -236,8 +238,8 @@ def class_weights(structure: Structure, loss: Loss, given: Any) -> Any:
 
 def _checked_callbacks(given: Any) -> list[Callback]:
     """The callbacks as a list. Raises ArgumentTypeError for other objects, and ArgumentError for unknown methods."""
-    one = isinstance(given, Callback | type) or not isinstance(given, Iterable | None)
-    callbacks: list[Any] = [given] if one else list(given or ())
+    several = isinstance(given, Iterable) and not (isinstance(given, str | Mapping) or hasattr(given, "shape"))
+    callbacks: list[Any] = [] if given is None else list(given) if several else [given]
     for callback in callbacks:
         if not isinstance(callback, Callback):
             hint = "; did you mean an object, with ()?" if isinstance(callback, type) else "."
