@@ -257,6 +257,8 @@ def _checked_callbacks(given: Any) -> list[Callback]:
                     f"{type(callback).__name__}: fit never calls {name}. Did you mean {nearest!r}? It calls "
                     f"{', '.join(known)}; give other methods names that do not begin with on_."
                 )
+    if len({id(callback) for callback in callbacks}) < len(callbacks):
+        raise ArgumentError("callbacks: the same object is there twice, so fit would call it twice: give it once.")
     return callbacks
 
 
@@ -273,6 +275,9 @@ def _slice(a: Any, part: slice) -> Any:
         return None
     if hasattr(a, "iloc"):  # a[part] of a pandas frame would be columns
         return a.iloc[part]
-    if getattr(a, "shape", None):
+    a = a if hasattr(a, "__getitem__") else get_backend("cpu").asarray(a)
+    if getattr(a, "shape", None) == ():
+        return a  # a number, which is refused later
+    if hasattr(a, "shape"):
         part = slice(part.start or 0, length(a) if part.stop is None else part.stop)  # an array on disk may need both
-    return a[part] if hasattr(a, "__getitem__") else get_backend("cpu").asarray(a)[part]
+    return a[part]
