@@ -462,7 +462,9 @@ class KLDivergence(SoftmaxCrossEntropy):
 
 def get(spec: Any) -> Loss:
     """The loss of this name, with its defaults; or `spec` itself if it is a loss."""
-    return resolve("loss", spec, _NAMES, Loss)  # type: ignore[type-abstract]
+    loss: Loss = resolve("loss", spec, _NAMES, Loss)  # type: ignore[type-abstract]
+    choice(loss, "reduction", loss.reduction, ("mean", "sum"))
+    return loss
 
 
 _NAMES: dict[str, type[Loss]] = {

@@ -113,6 +113,11 @@ class Optimizer(Configured):
         if isinstance(rate, bool) or not isinstance(rate, Real):
             kind = type(self).__name__
             raise ArgumentError(f"{kind}: the schedule must return a number, but returned {rate!r} for step {step}.")
+        if not 0 <= float(rate) < math.inf:
+            raise ArgumentError(
+                f"{type(self).__name__}: the schedule must return a finite number of at least 0, but returned {rate!r} "
+                f"for step {step}."
+            )
         return float(rate)
 
     def rate_for(self, state: OptimizerState, step: int) -> float:

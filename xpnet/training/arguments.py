@@ -11,7 +11,7 @@ from typing import Any
 from xpnet import losses, metrics
 from xpnet.backends import get_backend
 from xpnet.callbacks import Callback, EpochLines, ProgressBar
-from xpnet.config import choice, flag, integer, is_custom, number
+from xpnet.config import choice, flag, integer, is_custom, number, refuse_other_signatures
 from xpnet.data.dataset import Dataset
 from xpnet.data.preparation import prepare, structure_of
 from xpnet.data.sources import length
@@ -200,7 +200,9 @@ def load_dataset(
         rows = Rows(model, loss)
         for metric in measured:
             k = metric.output or 0
-            metric.check_targets(*rows.of_targets(k, as_tuple(dataset.y)[k], shapes_of(model.output_shape)[k]))
+            y = as_tuple(dataset.y)[k]
+            y = y.copy() if is_custom(type(metric)) else y
+            metric.check_targets(*rows.of_targets(k, y, shapes_of(model.output_shape)[k]))
         if not measured:
             dataset.counts = None
         dataset.private = private
@@ -244,6 +246,7 @@ def _checked_callbacks(given: Any) -> list[Callback]:
         if not isinstance(callback, Callback):
             hint = "; did you mean an object, with ()?" if isinstance(callback, type) else "."
             raise ArgumentTypeError(f"callbacks must be Callback objects, or a list of them, not {callback!r}{hint}")
+        refuse_other_signatures(callback, Callback)
         own = {name for cls in type(callback).__mro__ if cls.__module__.startswith("xpnet.") for name in vars(cls)}
         for name in dir(callback):
             if name.startswith("on_") and name not in own and callable(getattr(callback, name)):

@@ -34,7 +34,7 @@ def audited_step(step: TrainingStep) -> Iterator[None]:
     optimizer, metrics = state.optimizer, state.metrics
     losses = [loss for loss, _ in step.loss.by_output]
     things = [*every_layer(model), *losses, optimizer, *metrics]
-    kinds = tuple(type(thing) for thing in things if is_custom(type(thing)))
+    kinds = custom_kinds(*things)
     if not kinds or kinds in state.audited:
         yield
         return
@@ -95,6 +95,27 @@ def _working_optimizer(model: Container, state: TrainingState) -> Iterator[None]
         )
 
 
+def custom_kinds(*things: Any) -> tuple[type, ...]:
+    """The classes of these things that are not part of xpnet."""
+    return tuple(type(thing) for thing in things if is_custom(type(thing)))
+
+
+@contextlib.contextmanager
+def audited_evaluation(model: Container, loss: Loss, metrics: Sequence[Metric]) -> Iterator[Loss]:
+    """A context for a batch of an evaluation, which checks custom metrics; it gives the loss with checks."""
+    checks = Checks(model)
+    with checks.wrapped_metrics(metrics):
+        yield _audited(loss, checks)
+
+
+def audit_loss(model: Container, loss: Loss, outputs: Any, targets: Any) -> None:
+    """Check a custom loss, with the outputs and the targets of a batch."""
+    checks = Checks(model)
+    _audited(loss, checks).samples_and_gradient(model.backend, outputs, targets)
+    for check in checks.new_arrays:
+        check()
+
+
 def _audited(loss: Loss, checks: "Checks") -> Any:
     """The loss with checks of the custom losses in it."""
     if isinstance(loss, OutputLosses):
@@ -108,6 +129,18 @@ class _AuditedLoss:
     def __init__(self, loss: Loss, checks: "Checks") -> None:
         self._loss, self._checks, self.reduction = loss, checks, loss.reduction
         self.by_output = [(self, 1.0)]
+
+    def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        given = _Unwritten(backend, {"the outputs": outputs, "the targets": targets})
+        losses = self._loss.samples(backend, outputs, targets)
+        given.check(f"{type(self._loss).__name__}: samples")
+        self._check_samples(backend, outputs, losses, "samples")
+        return losses
+
+    def _check_samples(self, backend: Backend, outputs: Array, losses: Any, method: str) -> None:
+        if not isinstance(losses, backend.xp.ndarray) or losses.shape != (len(outputs),) or losses.dtype.kind != "f":
+            what = f"{type(self._loss).__name__}: {method} must return one number per sample,"
+            raise wrong_array(what, (len(outputs),), outputs.dtype, backend.xp, losses)
 
     def samples_and_gradient(
         self, backend: Backend, outputs: Array, targets: Array, out: Array | None = None
@@ -127,9 +160,7 @@ class _AuditedLoss:
             losses, grad = both
         given.check(f"{name}: {methods[1]}")
         xp = backend.xp
-        if not isinstance(losses, xp.ndarray) or losses.shape != (len(outputs),) or losses.dtype.kind != "f":
-            what = f"{name}: {methods[0]} must return one number per sample,"
-            raise wrong_array(what, (len(outputs),), outputs.dtype, xp, losses)
+        self._check_samples(backend, outputs, losses, methods[0])
         if not isinstance(grad, xp.ndarray) or grad.shape != outputs.shape or grad.dtype != outputs.dtype:
             what = f"{name}: {methods[1]} must return the gradient for the outputs,"
             raise wrong_array(what, outputs.shape, outputs.dtype, xp, grad)
@@ -147,16 +178,18 @@ class Checks:
         #: Called before backward, when the gradients of the losses were weighted in place.
         self.new_arrays: list[Callable[[], None]] = []
 
+    def wrapped_metrics(self, metrics: Sequence[Metric]) -> contextlib.AbstractContextManager[None]:
+        """A context in which `sums` of custom metrics are wrapped in checks."""
+        custom = [metric for metric in metrics if is_custom(type(metric))]
+        return _replacing([(metric, "sums", self._sums(metric, metric.sums)) for metric in custom])
+
     @contextlib.contextmanager
     def wrapped(self, metrics: Sequence[Metric] = ()) -> Iterator[None]:
         """A context in which methods are wrapped in checks."""
-        replaced: list[tuple[dict[str, Any], str, Any]] = []
+        wrappers: list[tuple[Any, str, Callable[..., Any]]] = []
 
         def wrap(thing: Any, method: str, wrapper: Callable[..., Any]) -> None:
-            attributes = vars(thing)
-            replaced.append((attributes, method, attributes.get(method, _ABSENT)))
-            wrapper.is_check = True  # type: ignore[attr-defined]  # copies and pickles leave it out
-            attributes[method] = wrapper
+            wrappers.append((thing, method, wrapper))
 
         model = self._model
         wrap(model, "backward_in_context", self._backward_pass(model.backward_in_context))
@@ -166,17 +199,8 @@ class Checks:
                 wrap(layer, forward, self._forward(layer, getattr(layer, forward)))
             if layer.is_custom or layer._parameters:
                 wrap(layer, backward, self._backward(layer, getattr(layer, backward)))
-        for metric in metrics:
-            if is_custom(type(metric)):
-                wrap(metric, "sums", self._sums(metric, metric.sums))
-        try:
+        with _replacing(wrappers), self.wrapped_metrics(metrics):
             yield
-        finally:
-            for attributes, method, before in reversed(replaced):
-                if before is _ABSENT:
-                    del attributes[method]
-                else:
-                    attributes[method] = before
 
     def _forward(self, layer: Layer, forward: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def wrapper(x: Any) -> Any:
@@ -263,8 +287,10 @@ class Checks:
             given = _Unwritten(backend, arrays)
             result = sums(backend, outputs, targets, weights)
             given.check(f"{name}: sums")
-            if not isinstance(result, backend.xp.ndarray):
-                raise ArgumentTypeError(f"{name}: sums must return an array of the model's device, not {result!r}.")
+            if not isinstance(result, backend.xp.ndarray) or result.dtype.kind not in "fiub":
+                raise ArgumentTypeError(
+                    f"{name}: sums must return an array of numbers on the model's device, not {result!r}."
+                )
             score = metric.result(backend.to_numpy(result)) if metric.scalar else 0.0
             if not isinstance(score, int | float) and not (hasattr(score, "item") and score.shape == ()):
                 raise ArgumentTypeError(
@@ -274,6 +300,25 @@ class Checks:
             return result
 
         return wrapper
+
+
+@contextlib.contextmanager
+def _replacing(wrappers: Sequence[tuple[Any, str, Callable[..., Any]]]) -> Iterator[None]:
+    """A context in which these methods of objects are replaced: (object, name, wrapper)."""
+    replaced: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for thing, method, wrapper in wrappers:
+            attributes = vars(thing)
+            replaced.append((attributes, method, attributes.get(method, _ABSENT)))
+            wrapper.is_check = True  # type: ignore[attr-defined]  # copies and pickles leave it out
+            attributes[method] = wrapper
+        yield
+    finally:
+        for attributes, method, before in reversed(replaced):
+            if before is _ABSENT:
+                del attributes[method]
+            else:
+                attributes[method] = before
 
 
 class _Unwritten:
