@@ -20,7 +20,7 @@ from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
 __all__ = ["Configured", "ExplainedArguments", "as_shape", "checked_samples", "choice", "explain_arguments", "fits",
            "flag", "integer", "is_custom", "is_integer", "is_number", "missing_method", "number", "one_or_pair",
            "penalties", "python_number", "rate_or_schedule", "real_array", "refuse_non_finite_targets",
-           "refuse_other_signatures", "resolve"]  # fmt: skip
+           "refuse_other_signatures", "resolve", "scheduled_rate"]  # fmt: skip
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -234,8 +234,27 @@ def penalties(owner: Any, l1: Any, l2: Any) -> tuple[float, float]:
 def rate_or_schedule(owner: Any, name: str, value: Any) -> float | Callable[[int], float]:
     """A learning rate, or a function of the step that returns one."""
     if callable(value) and not isinstance(value, type):
+        try:
+            inspect.signature(value).bind(0)
+        except ValueError:  # of some functions in C
+            pass
+        except TypeError as error:
+            kind = owner if isinstance(owner, str) else type(owner).__name__
+            raise ArgumentError(f"{kind}: {name}: a schedule must take one argument, the step: {error}.") from error
         return value  # type: ignore[no-any-return]
     return number(owner, name, value, at_least=0, finite=True, also="a schedule")
+
+
+def scheduled_rate(owner: Any, schedule: Callable[[int], Any], step: int) -> float:
+    """The learning rate that a schedule gives for a step. Raises ArgumentError if it is no rate."""
+    given = schedule(step)
+    rate = python_number(given)
+    if not (is_number(rate) and 0 <= rate < math.inf):
+        raise ArgumentError(
+            f"{type(owner).__name__}: the schedule must return a finite number of at least 0, but returned {given!r} "
+            f"for step {step}."
+        )
+    return float(rate)
 
 
 def flag(owner: Any, name: str, value: Any) -> bool:

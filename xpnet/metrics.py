@@ -691,7 +691,8 @@ def get(specs: str | Metric | Sequence[str | Metric] | None, loss: Loss | None) 
         or any(n.startswith("val_") for n in names)
     ):
         raise ArgumentError(
-            f"metrics: each needs its own name, not that of another value of the history, but they are {names}. Set `metric.name`."
+            f"metrics: each needs its own name, which no other value of the history has, but the names are {names}. "
+            "Set `metric.name`."
         )
     return found
 

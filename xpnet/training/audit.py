@@ -12,7 +12,7 @@ from typing import Any
 
 from xpnet.backends import Array, Backend
 from xpnet.config import is_custom
-from xpnet.errors import ArgumentError, ArgumentTypeError, StateError
+from xpnet.errors import ArgumentError, ArgumentTypeError, DivergenceError, StateError
 from xpnet.layers.base import Layer, wrong_array
 from xpnet.layers.containers import Container, every_layer
 from xpnet.layers.structure import as_tuple
@@ -79,18 +79,28 @@ def _working_optimizer(model: Container, state: TrainingState) -> Iterator[None]
         yield
         return
     store, rate = model.context.store, state.learning_rate
-    before = Snapshot(store, lambda: state.optimizer_state.slots)
-    yield
+    before, name = Snapshot(store, lambda: state.optimizer_state.slots), type(state.optimizer).__name__
+    sizes: list[tuple[float, float]] = []  # the largest element of gradients and of weights
+    own = state.optimizer.update
+
+    def update(xp: Any, w: Array, g: Array, *others: Any) -> None:
+        sizes.append((float(abs(g).max()), float(abs(w).max())))
+        own(xp, w, g, *others)
+
+    with _replacing([(state.optimizer, "update", update)]):
+        yield
+    if not bool(model.backend.xp.isfinite(store.values).all()):
+        raise DivergenceError(f"{name}: update has made weights NaN or infinite in its first step.")
     scale = state.loss_scale
     skipped = scale is not None and not bool(scale.gate)
     updated = [store.values, *state.optimizer_state.slots.values()]
     kept = [before.copies["the weights"], *(before.copies[name] for name in state.optimizer_state.slots)]
     trained = store.slices(lambda p: p.trainable)
     same = all(_same(model.backend, new, old) for new, old in zip(updated, kept, strict=True))
-    sizes = [(float(abs(store.grads[part]).max()), float(abs(store.values[part]).max())) for part in trained]
+    sizes += [(float(abs(store.grads[part]).max()), float(abs(store.values[part]).max())) for part in trained]
     if same and not skipped and any(rate * g > _VISIBLE * w for g, w in sizes):
         raise ArgumentError(
-            f"{type(state.optimizer).__name__}: update has changed neither the weights nor its slots, though gradients "
+            f"{name}: update has changed neither the weights nor its slots, though gradients "
             "and learning rate are not 0. Write into the arrays, as in w -= rate * g; w = w - rate * g makes a new one."
         )
 
