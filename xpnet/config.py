@@ -251,8 +251,8 @@ def scheduled_rate(owner: Any, schedule: Callable[[int], Any], step: int) -> flo
     rate = python_number(given)
     if not (is_number(rate) and 0 <= rate < math.inf):
         raise ArgumentError(
-            f"{type(owner).__name__}: the schedule must return a finite number of at least 0, but returned {given!r} "
-            f"for step {step}."
+            f"{type(owner).__name__}: the schedule must return a number, but returned {given!r} "
+            f"for step {step}; a rate is finite and at least 0."
         )
     return float(rate)
 
