@@ -42,6 +42,8 @@ def array_like(a: Any, name: str) -> Any:
         )
     known = ("__array__", "__array_interface__", "__cuda_array_interface__", "__dlpack__")
     if hasattr(a, "shape") and hasattr(a, "__getitem__") and not any(hasattr(a, protocol) for protocol in known):
+        if not has_length(a):
+            raise ArgumentTypeError(f"{name} must have a first axis of known length, not shape {a.shape}.")
         return read(a, slice(0, length(a)), name)
     return a
 
