@@ -456,9 +456,8 @@ class Checkpoint(_Monitor):
         mode: str = "auto",
     ) -> None:
         super().__init__(monitor, patience=0, min_delta=0.0, mode=mode)
-        if not isinstance(path, str | os.PathLike) or not Path(path).name:
+        if not isinstance(path, str | os.PathLike) or not model_path("Checkpoint", path).name:
             raise ArgumentError(f"Checkpoint: path must name a file, not {path!r}.")
-        model_path("Checkpoint", path)
         self.path, self.every = path, integer(self, "every", every)
         self.minutes = None if minutes is None else number(self, "minutes", minutes, at_least=0, also="None")
         self.keep_best = integer(self, "keep_best", keep_best, at_least=0)
