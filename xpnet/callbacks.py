@@ -168,6 +168,12 @@ class Callback(ExplainedArguments):
         self.run.history.stopped = reason
 
 
+def _checked_stream(owner: Callback, stream: Any) -> Any:
+    if stream is None or (hasattr(stream, "write") and hasattr(stream, "isatty")):
+        return stream
+    raise ArgumentTypeError(f"{type(owner).__name__}: stream must be a text file such as sys.stdout, not {stream!r}.")
+
+
 class ProgressBar(Callback):
     """A progress bar for each epoch: samples per second, time left, loss and metrics.
 
@@ -180,7 +186,7 @@ class ProgressBar(Callback):
     only_on_first_rank = True
 
     def __init__(self, stream: TextIO | None = None, seconds: float = 0.5) -> None:
-        self.stream, self.seconds = stream, seconds
+        self.stream, self.seconds = _checked_stream(self, stream), number(self, "seconds", seconds, at_least=0)
         self._bar: Any = None
         self._lines: EpochLines | None = None
 
@@ -242,7 +248,7 @@ class EpochLines(Callback):
     only_on_first_rank = True
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream
+        self.stream = _checked_stream(self, stream)
 
     def on_epoch_end(self, model: Container, epoch: int, logs: dict[str, Any]) -> None:
         run = self.run

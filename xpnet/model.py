@@ -11,7 +11,7 @@ from xpnet.backends import Backend, get_backend
 from xpnet.config import explain_arguments, flag, integer, number
 from xpnet.data.files import as_path
 from xpnet.data.preparation import prepare, structure_of
-from xpnet.errors import StateError, shape_text
+from xpnet.errors import ArgumentTypeError, StateError, shape_text
 from xpnet.layers.base import Layer
 from xpnet.layers.graph import Graph, tensors_of
 from xpnet.layers.tensors import Input, Tensor
@@ -212,6 +212,11 @@ def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[typ
     return model
 
 
+def _check_model(function: str, model: Any) -> None:
+    if not isinstance(model, BaseModel):
+        raise ArgumentTypeError(f"{function}: model must be an xpnet.Sequential or an xpnet.Model, not {model!r:.100}.")
+
+
 @explain_arguments
 def check_gradients(
     model: Sequential | Model, x: Any, y: Any, loss: Any = "mse", samples: int = 40, step: float = 1e-5,
@@ -229,6 +234,7 @@ def check_gradients(
     assign the whole gradient: gradients are filled with NaN before, so that one that is forgotten, written in part or
     added to is found. It is also infinite for inputs whose gradient is None or has another shape.
     """
+    _check_model("check_gradients", model)
     samples, inputs = integer("", "samples", samples), flag("", "inputs", inputs)
     step = number("", "step", step, at_least=1e-12, at_most=1)
     model._ensure_built(x)
@@ -262,6 +268,7 @@ def explain_step(
     """
     from xpnet.training.explanation import explain, fitting_loss  # only if needed
 
+    _check_model("explain_step", model)
     batch_size = integer("explain_step", "batch_size", batch_size, at_most=LARGEST_EXPLAINED_BATCH)
     model._refuse_unless_complete("there is no step to explain")
     state = model._state
@@ -298,6 +305,7 @@ def generate(
     """
     from xpnet.training.generation import generated  # only if needed
 
+    _check_model("generate", model)
     length = integer("generate", "length", length, at_least=0)
     temperature = number("generate", "temperature", temperature, at_least=0, finite=True)
     top_k = None if top_k is None else integer("generate", "top_k", top_k, also="None")
