@@ -355,7 +355,8 @@ class RandomErasing(_ImageAugmentation):
         super().__init__(name=name)
         self.rate = number(self, "rate", rate, at_least=0, at_most=1)
         limits: dict[str, Any] = {"at_least": 0, "at_most": 1, "also": "(smallest, largest)"}
-        shares = list(area) if hasattr(area, "__len__") and not isinstance(area, str) else [area]
+        ordered = isinstance(area, list | tuple) or getattr(area, "ndim", 0) == 1
+        shares = list(area) if ordered else [area]
         given = tuple(number(self, "area", share, **limits) for share in shares)
         if len(given) not in (1, 2) or given[0] > given[-1]:
             raise ArgumentError(f"RandomErasing: area must be a share or (smallest, largest), not {area!r}.")

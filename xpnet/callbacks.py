@@ -12,11 +12,11 @@ from typing import Any, ClassVar, Protocol, TextIO
 
 from xpnet import metrics
 from xpnet.concurrency.interrupts import uninterrupted
-from xpnet.config import ExplainedArguments, choice, flag, integer, number
+from xpnet.config import ExplainedArguments, choice, flag, integer, number, python_number
 from xpnet.data.files import as_path, model_path, refuse_unwritable, reporting
 from xpnet.display import progress, tables
 from xpnet.distributed.process_group import ProcessGroup
-from xpnet.errors import ArgumentError, FileError, ShapeError, suggestion
+from xpnet.errors import ArgumentError, ArgumentTypeError, FileError, ShapeError, suggestion
 from xpnet.layers.containers import Container
 from xpnet.parameters import Snapshot
 
@@ -101,6 +101,9 @@ class Run(Protocol):
     def state(self) -> Any:
         """`step`, `epoch`, `learning_rate` and `rate_factor` of the model."""
 
+    def settings(self) -> Any:
+        """What must be equal for a run to continue from a checkpoint of this one."""
+
     @property
     def group(self) -> ProcessGroup:
         """The processes that train together."""
@@ -160,7 +163,15 @@ class Callback(ExplainedArguments):
 
     def stop(self, reason: str) -> None:
         """End the training after this step or epoch; `history.stopped` holds the reason."""
+        if not isinstance(reason, str):
+            raise ArgumentTypeError(f"{type(self).__name__}: stop takes the reason as text, not {reason!r}.")
         self.run.history.stopped = reason
+
+
+def _checked_stream(owner: Callback, stream: Any) -> Any:
+    if stream is None or (hasattr(stream, "write") and hasattr(stream, "isatty")):
+        return stream
+    raise ArgumentTypeError(f"{type(owner).__name__}: stream must be a text file such as sys.stdout, not {stream!r}.")
 
 
 class ProgressBar(Callback):
@@ -175,7 +186,7 @@ class ProgressBar(Callback):
     only_on_first_rank = True
 
     def __init__(self, stream: TextIO | None = None, seconds: float = 0.5) -> None:
-        self.stream, self.seconds = stream, seconds
+        self.stream, self.seconds = _checked_stream(self, stream), number(self, "seconds", seconds, at_least=0)
         self._bar: Any = None
         self._lines: EpochLines | None = None
 
@@ -237,7 +248,7 @@ class EpochLines(Callback):
     only_on_first_rank = True
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream
+        self.stream = _checked_stream(self, stream)
 
     def on_epoch_end(self, model: Container, epoch: int, logs: dict[str, Any]) -> None:
         run = self.run
@@ -295,10 +306,13 @@ class _Monitor(Callback):
 
     def _monitored(self, logs: Mapping[str, Any]) -> float:
         self._refuse_unless_in(logs)
-        return float(logs[self.monitor])
+        value = python_number(logs[self.monitor])
+        if not isinstance(value, int | float):
+            raise ArgumentError(f"{type(self).__name__}: {self.monitor} in the logs must be a number, not {value!r}.")
+        return float(value)
 
     def _refuse_unless_in(self, logs: Iterable[str]) -> None:
-        names, wanted = list(logs), self.monitor
+        names, wanted = [str(name) for name in logs], self.monitor
         if wanted in names:
             return
         trained = [name for name in names if not name.startswith("val_")]
@@ -448,9 +462,8 @@ class Checkpoint(_Monitor):
         mode: str = "auto",
     ) -> None:
         super().__init__(monitor, patience=0, min_delta=0.0, mode=mode)
-        if not isinstance(path, str | os.PathLike) or not Path(path).name:
+        if not isinstance(path, str | os.PathLike) or not model_path("Checkpoint", path).name:
             raise ArgumentError(f"Checkpoint: path must name a file, not {path!r}.")
-        model_path("Checkpoint", path)
         self.path, self.every = path, integer(self, "every", every)
         self.minutes = None if minutes is None else number(self, "minutes", minutes, at_least=0, also="None")
         self.keep_best = integer(self, "keep_best", keep_best, at_least=0)
@@ -462,6 +475,7 @@ class Checkpoint(_Monitor):
         self._written, self._written_step = time.monotonic(), -1
         if self.run.group.rank == 0:
             refuse_unwritable(self.path)
+        self.run.settings()  # which may refuse a loss, a metric or an optimizer of the user
 
     def on_resume(self, model: Container, state: dict[str, Any]) -> None:
         self.on_train_begin(model)
@@ -595,7 +609,10 @@ def _texts(logs: Mapping[str, Any]) -> list[str]:
     return [f"{name} {_number(value)}" for name, value in logs.items()]
 
 
-def _number(value: float) -> str:
+def _number(value: Any) -> str:
+    value = python_number(value)
+    if not isinstance(value, int | float):
+        return f"{value!r:.20}"  # that a callback has put into the logs
     return f"{value:{'.4g' if 0 < value < 1e-3 else '.4f'}}"
 
 

@@ -8,6 +8,7 @@ import inspect
 import math
 import numbers
 import operator
+import weakref
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -19,7 +20,7 @@ from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
 __all__ = ["Configured", "ExplainedArguments", "as_shape", "checked_samples", "choice", "explain_arguments", "fits",
            "flag", "integer", "is_custom", "is_integer", "is_number", "missing_method", "number", "one_or_pair",
            "penalties", "python_number", "rate_or_schedule", "real_array", "refuse_non_finite_targets",
-           "resolve"]  # fmt: skip
+           "refuse_other_signatures", "resolve", "scheduled_rate"]  # fmt: skip
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -159,6 +160,7 @@ class Configured(ExplainedArguments):
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
+_LARGEST_WEIGHT = 1e100  # so that no product of sums of weights overflows
 _MOST_AXES = 24  # after the batch, which is CuPy's 25th
 
 # Checks. Each returns a Python value, or raises ArgumentError: "Dropout: rate must be a number of at least 0 and
@@ -232,12 +234,33 @@ def penalties(owner: Any, l1: Any, l2: Any) -> tuple[float, float]:
 def rate_or_schedule(owner: Any, name: str, value: Any) -> float | Callable[[int], float]:
     """A learning rate, or a function of the step that returns one."""
     if callable(value) and not isinstance(value, type):
+        try:
+            inspect.signature(value).bind(0)
+        except ValueError:  # of some functions in C
+            pass
+        except TypeError as error:
+            kind = owner if isinstance(owner, str) else type(owner).__name__
+            raise ArgumentError(f"{kind}: {name}: a schedule must take one argument, the step: {error}.") from error
         return value  # type: ignore[no-any-return]
     return number(owner, name, value, at_least=0, finite=True, also="a schedule")
 
 
+def scheduled_rate(owner: Any, schedule: Callable[[int], Any], step: int) -> float:
+    """The learning rate that a schedule gives for a step. Raises ArgumentError if it is no rate."""
+    given = schedule(step)
+    rate = python_number(given)
+    if not (is_number(rate) and 0 <= rate < math.inf):
+        raise ArgumentError(
+            f"{type(owner).__name__}: the schedule must return a number, but returned {given!r} "
+            f"for step {step}; a rate is finite and at least 0."
+        )
+    return float(rate)
+
+
 def flag(owner: Any, name: str, value: Any) -> bool:
     """A Python or NumPy boolean, as a Python bool."""
+    if value is True or value is False:  # without what others need, since a pass of a small net is short
+        return value
     given, value = value, python_number(value)
     if not isinstance(value, bool):
         raise _refusal(owner, name, "True or False", given)
@@ -313,10 +336,10 @@ def checked_samples(name: str, outputs: Any, targets: Any, sample_weight: Any) -
     weights = real_array(sample_weight, f"{name}: sample_weight").astype("float64")
     if weights.shape != (len(outputs),):
         raise ShapeError(f"{name}: sample_weight must have shape ({len(outputs)},), not {weights.shape}.")
-    if not (weights.min() >= 0 and 0 < weights.max() < math.inf):
+    if not (weights.min() >= 0 and 0 < weights.max() <= _LARGEST_WEIGHT):
         raise DataError(
-            f"{name}: sample_weight must be finite and not negative, and not zero for all samples, but ranges from "
-            f"{weights.min():g} to {weights.max():g}."
+            f"{name}: sample_weight must be from 0 to {_LARGEST_WEIGHT:g}, and not zero for all samples, but ranges "
+            f"from {weights.min():g} to {weights.max():g}."
         )
     return outputs, targets, weights
 
@@ -325,6 +348,33 @@ def refuse_non_finite_targets(name: str, targets: Any) -> None:
     """Raise DataError for NaN or infinity. Reads the device."""
     if not (math.isfinite(targets.min()) and math.isfinite(targets.max())):
         raise DataError(f"{name}: targets contain NaN or infinity.")
+
+
+_checked_signatures: "weakref.WeakSet[type]" = weakref.WeakSet()
+
+
+def refuse_other_signatures(thing: Any, base: type) -> None:
+    """Raise ArgumentTypeError if a method of a user's class does not take the arguments that `base` declares for it."""
+    kind = type(thing)
+    if kind in _checked_signatures or not is_custom(kind):
+        return
+    for name, declared in inspect.getmembers(base, inspect.isfunction):
+        if name.startswith("_") or getattr(kind, name) is declared:
+            continue
+        own, parameters = getattr(thing, name), list(inspect.signature(declared).parameters.values())[1:]
+        if not callable(own):
+            raise ArgumentTypeError(f"{kind.__name__}: {name} must be a method, not {own!r}.")
+        try:
+            inspect.signature(own).bind(
+                *[p.name for p in parameters if p.default is p.empty],
+                **{p.name: None for p in parameters if p.default is not p.empty},
+            )
+        except TypeError as error:
+            wanted = ", ".join(["self", *(str(p.replace(annotation=p.empty)) for p in parameters)])
+            raise ArgumentTypeError(
+                f"{kind.__name__}: {name} must take the arguments of {base.__name__}.{name}({wanted}): {error}."
+            ) from error
+    _checked_signatures.add(kind)
 
 
 def python_number(value: Any) -> Any:
@@ -364,6 +414,7 @@ def _same(a: Any, b: Any) -> bool:
 def resolve(kind: str, spec: Any, table: Mapping[str, type[T]], base: type[T]) -> T:
     """`spec` itself if it is a `base`; if it is a string of `table`, a default object of that class."""
     if isinstance(spec, base):
+        refuse_other_signatures(spec, base)
         return spec
     if isinstance(spec, str):
         name = spec.strip().lower().replace("-", "_")

@@ -244,7 +244,7 @@ def suggestion(name: str, known: Iterable[str], advice: str = "") -> str:
 
     advice: returned if no known name means the same, in place of similar names.
     """
-    ours, given = sorted(known), _normalized(name)
+    ours, given = sorted(known), _normalized(str(name))
     found = [one for one in ours if _normalized(one) == given]
     found = found or [one for one in ours if given in _SYNONYMS.get(one, ())]
     if not found and advice:

@@ -243,9 +243,9 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         number(self, "alpha", self.alpha, at_least=0, finite=True)
         number(self, "power_t", self.power_t, at_least=0)
         number(self, "tol", self.tol, at_least=0)
-        if self.n_iter_no_change != math.inf:
+        if not (isinstance(self.n_iter_no_change, float) and self.n_iter_no_change == math.inf):
             integer(self, "n_iter_no_change", self.n_iter_no_change, also="infinity")
-        if self.batch_size != "auto":
+        if not (isinstance(self.batch_size, str) and self.batch_size == "auto"):
             integer(self, "batch_size", self.batch_size, also='"auto"')
         number(self, "validation_fraction", self.validation_fraction, above=0, below=1)
         if not isinstance(self.verbose, bool | numpy.bool_):

@@ -252,11 +252,20 @@ class _CrossEntropy(Loss):
         if binary and targets.shape[1:] != (1,):
             raise ArgumentError("class_weight needs a single yes-or-no output; with several, use sample_weight.")
         classes = 2 if binary else classes
+        by_class = hasattr(class_weight, "items")  # as a dict has, and a Series
         try:
-            items = class_weight.items() if hasattr(class_weight, "items") else enumerate(class_weight)  # also a Series
-            given = {operator.index(k): float(w) for k, w in items}
+            if not by_class and (not hasattr(class_weight, "__getitem__") or isinstance(class_weight, str | bytes)):
+                raise TypeError(f"{class_weight!r} has no order, or no numbers")
+            items = class_weight.items() if by_class else enumerate(class_weight)
+            given = {operator.index(k): float(w) for k, w in items if not isinstance(w, str | bytes)}
+            count = len(class_weight)
         except (TypeError, ValueError) as error:
             raise ArgumentError(f"class_weight must be {{class: weight}} or a sequence of weights: {error}.") from error
+        if len(given) < count or (not by_class and count < classes):
+            raise ArgumentError(
+                f"class_weight must be {{class: weight}} or a sequence of {classes} weights, one for each class, not "
+                f"{class_weight!r}."
+            )
         if not given or min(given) < 0 or not all(0 <= w < math.inf for w in given.values()):
             raise ArgumentError(
                 f"class_weight must give classes from 0 finite weights of at least 0, not {class_weight!r}."
@@ -453,7 +462,9 @@ class KLDivergence(SoftmaxCrossEntropy):
 
 def get(spec: Any) -> Loss:
     """The loss of this name, with its defaults; or `spec` itself if it is a loss."""
-    return resolve("loss", spec, _NAMES, Loss)  # type: ignore[type-abstract]
+    loss: Loss = resolve("loss", spec, _NAMES, Loss)  # type: ignore[type-abstract]
+    choice(loss, "reduction", loss.reduction, ("mean", "sum"))
+    return loss
 
 
 _NAMES: dict[str, type[Loss]] = {

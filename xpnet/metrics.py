@@ -64,6 +64,11 @@ class Metric(Configured):
 
     def merge(self, total: Array, sums: Array) -> Array:
         """Combine the sums of two parts of the data. Not called if the metric collects rows."""
+        if total.shape != sums.shape:
+            raise ShapeError(
+                f"{type(self).__name__}: sums must return arrays of one shape for all batches, but returned "
+                f"{tuple(total.shape)} and {tuple(sums.shape)}: add up the samples, or set collects = True."
+            )
         return total + sums
 
     def restored(self, sums: Any) -> Any:
@@ -72,6 +77,11 @@ class Metric(Configured):
 
     def result(self, sums: Any) -> Any:
         """The score, from the total of the sums as a NumPy array: by default sums[0] / sums[1], 0 if sums[1] is 0."""
+        if sums.shape != (2,):
+            raise ShapeError(
+                f"{type(self).__name__}: sums must return two numbers, whose ratio is the result, not the shape "
+                f"{sums.shape}; for other sums, define result(sums)."
+            )
         return _ratio(sums[0], sums[1])
 
     def bind(self, loss: Loss | None) -> "Metric":
@@ -225,7 +235,8 @@ class ConfusionMatrix(_Counts):
 
     def result(self, sums: Any) -> Any:
         counts = self._refuse_nan(sums)
-        return counts if (counts % 1).any() else counts.astype("int64")
+        exact = counts.max() <= 2.0**53 and not (counts % 1).any()
+        return counts.astype("int64") if exact else counts
 
 
 class Report(dict[str, Any]):
@@ -447,7 +458,7 @@ class LogLoss(_ProbabilityMetric):
 
     Probabilities are clipped to at least ε, 2⁻⁵² in float64 and 2⁻²³ in float32, as in scikit-learn; logits need no
     such limit. If outputs should be probabilities but are not in [0, 1], `fit` and `evaluate` give NaN, and calling the
-    metric raises DataError.
+    metric raises DataError; so it does if those of the classes do not add up to 1.
 
     from_logits: whether outputs are logits instead; None means True after a loss on logits, otherwise False.
     """
@@ -461,6 +472,8 @@ class LogLoss(_ProbabilityMetric):
                 f"{self.name}: outputs must be probabilities, but range from {checked.min():g} to {checked.max():g}. "
                 "If they are logits, use LogLoss(from_logits=True)."
             )
+        if not self.from_logits and self._has_classes(checked.shape) and abs(checked.sum(axis=-1) - 1).max() > 1e-3:
+            raise DataError(f"{self.name}: outputs must be probabilities of classes, which add up to 1 in each sample.")
         return super().__call__(outputs, targets, sample_weight)
 
     def sums(self, backend: Backend, outputs: Array, targets: Array, weights: Array | None) -> Array:
@@ -661,10 +674,26 @@ def get(specs: str | Metric | Sequence[str | Metric] | None, loss: Loss | None) 
         specs = [specs]
     if not isinstance(specs, Sequence):
         raise ArgumentTypeError(f"metrics must be a name, a Metric or a list of them, not {specs!r}.")
-    found = [resolve("metric", spec, _NAMES, Metric).bind(loss) for spec in specs]  # type: ignore[type-abstract]
+    found = []
+    for spec in specs:
+        metric: Metric = resolve("metric", spec, _NAMES, Metric)  # type: ignore[type-abstract]
+        bound: Any = metric.bind(loss)
+        if not (isinstance(bound, Metric) and isinstance(bound.name, str) and bound.name and bound.output is None):
+            raise ArgumentTypeError(
+                f"{type(metric).__name__}: its name must be text, its output None, and bind must return a Metric, but "
+                f"they are {metric.name!r}, {metric.output!r} and {bound!r}."
+            )
+        found.append(bound)
     names = [metric.name for metric in found]
-    if len(set(names)) < len(names) or {"loss", "learning_rate"} & set(names):
-        raise ArgumentError(f"metrics: each needs its own name, but the names are {names}. Set `metric.name`.")
+    if (
+        len(set(names)) < len(names)
+        or {"loss", "learning_rate"} & set(names)
+        or any(n.startswith("val_") for n in names)
+    ):
+        raise ArgumentError(
+            f"metrics: each needs its own name, which no other value of the history has, but the names are {names}. "
+            "Set `metric.name`."
+        )
     return found
 
 

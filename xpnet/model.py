@@ -17,7 +17,7 @@ from xpnet.layers.graph import Graph, tensors_of
 from xpnet.layers.tensors import Input, Tensor
 from xpnet.optimizers import Optimizer
 from xpnet.training import model_files
-from xpnet.training.arguments import choose_loss_and_metrics, class_weights
+from xpnet.training.arguments import LARGEST_EXPLAINED_BATCH, choose_loss_and_metrics, class_weights
 from xpnet.training.base_model import BaseModel
 from xpnet.training.gradient_check import relative_errors
 from xpnet.training.state import Untrained
@@ -158,7 +158,7 @@ class Model(BaseModel, Graph):
         if shared is not None:
             backend = shared.store.backend if isinstance(backend, str) and backend == "auto" else backend
             dtype = shared.store.dtype.name if dtype is None else dtype
-        self._configure(backend, seed, dtype or "float32", precision)
+        self._configure(backend, seed, "float32" if dtype is None else dtype, precision)
         shapes = [tensor.shape for tensor in self.inputs]
         self._build_on(shapes if len(shapes) > 1 else shapes[0], state)
 
@@ -214,6 +214,11 @@ def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[typ
     return model
 
 
+def _check_model(function: str, model: Any) -> None:
+    if not isinstance(model, BaseModel):
+        raise ArgumentTypeError(f"{function}: model must be an xpnet.Sequential or an xpnet.Model, not {model!r:.100}.")
+
+
 @explain_arguments
 def check_gradients(
     model: Sequential | Model, x: Any, y: Any, loss: Any = "mse", samples: int = 40, step: float = 1e-5,
@@ -231,8 +236,9 @@ def check_gradients(
     assign the whole gradient: gradients are filled with NaN before, so that one that is forgotten, written in part or
     added to is found. It is also infinite for inputs whose gradient is None or has another shape.
     """
-    samples = integer("", "samples", samples)
-    number("", "step", step, above=0)
+    _check_model("check_gradients", model)
+    samples, inputs = integer("", "samples", samples), flag("", "inputs", inputs)
+    step = number("", "step", step, at_least=1e-12, at_most=1)
     model._ensure_built(x)
     twin = copy.deepcopy(model).to(model.backend, dtype="float64")
     chosen, _ = choose_loss_and_metrics(twin, loss, [], loss_weights)
@@ -297,7 +303,8 @@ def explain_step(
     """
     from xpnet.training.explanation import explain, fitting_loss  # only if needed
 
-    integer("explain_step", "batch_size", batch_size)
+    _check_model("explain_step", model)
+    batch_size = integer("explain_step", "batch_size", batch_size, at_most=LARGEST_EXPLAINED_BATCH)
     model._refuse_unless_complete("there is no step to explain")
     state = model._state
     if optimizer is None:
@@ -333,6 +340,7 @@ def generate(
     """
     from xpnet.training.generation import generated  # only if needed
 
+    _check_model("generate", model)
     length = integer("generate", "length", length, at_least=0)
     temperature = number("generate", "temperature", temperature, at_least=0, finite=True)
     top_k = None if top_k is None else integer("generate", "top_k", top_k, also="None")

@@ -8,13 +8,12 @@ them take: learning_rate, weight_decay and clip_norm.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from numbers import Real
 from operator import attrgetter
 from typing import Any, ClassVar
 
 from xpnet.backends import Array, Backend, DType
 from xpnet.backends.step_numbers import of_step
-from xpnet.config import Configured, flag, missing_method, number, rate_or_schedule, resolve
+from xpnet.config import Configured, flag, is_custom, missing_method, number, rate_or_schedule, resolve, scheduled_rate
 from xpnet.errors import ArgumentError
 from xpnet.parameters import ParameterStore
 
@@ -107,17 +106,13 @@ class Optimizer(Configured):
         """The learning rate of the next update, after `step` updates."""
         if not callable(self.learning_rate):
             return float(self.learning_rate)
-        rate: Any = self.learning_rate(step)
-        if hasattr(rate, "item") and getattr(rate, "shape", ()) == ():
-            rate = rate.item()
-        if isinstance(rate, bool) or not isinstance(rate, Real):
-            kind = type(self).__name__
-            raise ArgumentError(f"{kind}: the schedule must return a number, but returned {rate!r} for step {step}.")
-        return float(rate)
+        return scheduled_rate(self, self.learning_rate, step)
 
     def rate_for(self, state: OptimizerState, step: int) -> float:
         """`rate(step)` for the model with this state, in which a callback may have replaced a constant rate."""
-        return self.rate(step) if state.constant_rate is None else state.constant_rate
+        if state.constant_rate is not None:
+            return state.constant_rate
+        return scheduled_rate(self, self.rate, step) if is_custom(type(self)) else self.rate(step)
 
     def apply(
         self,
@@ -330,7 +325,33 @@ class AdamW(Adam):
 
 def get(spec: Any) -> Optimizer:
     """The optimizer of this name, with its defaults; or `spec` itself if it is an optimizer."""
-    return resolve("optimizer", spec, _NAMES, Optimizer)  # type: ignore[type-abstract]
+    optimizer: Optimizer = resolve("optimizer", spec, _NAMES, Optimizer)  # type: ignore[type-abstract]
+    _check_settings(optimizer)
+    return optimizer
+
+
+def _check_settings(optimizer: Optimizer) -> None:
+    """Raise ArgumentError for attributes that were set later, or never. A call takes two microseconds."""
+    missing = [name for name in ("learning_rate", "weight_decay", "clip_norm") if not hasattr(optimizer, name)]
+    if missing:
+        raise ArgumentError(
+            f"{type(optimizer).__name__} has no {missing[0]}: call super().__init__(learning_rate, weight_decay, "
+            "clip_norm) in its constructor."
+        )
+    rate, decay, norm = optimizer.learning_rate, optimizer.weight_decay, optimizer.clip_norm
+    if not (type(rate) is float and 0 <= rate < math.inf):
+        rate_or_schedule(optimizer, "learning_rate", rate)
+    if not (type(decay) is float and 0 <= decay < math.inf):
+        number(optimizer, "weight_decay", decay, at_least=0, finite=True)
+    if norm is not None:
+        number(optimizer, "clip_norm", norm, above=0, also="None for no clipping")
+    slots: Any = optimizer.slots
+    if is_custom(type(optimizer)) and not (
+        isinstance(slots, tuple | list)
+        and all(isinstance(name, str) and name.isidentifier() for name in slots)
+        and len(set(slots)) == len(slots)
+    ):
+        raise ArgumentError(f"{type(optimizer).__name__}: slots must be a tuple of different names, not {slots!r}.")
 
 
 _NAMES: dict[str, type[Optimizer]] = {"sgd": SGD, "adagrad": Adagrad, "rmsprop": RMSprop, "adam": Adam, "adamw": AdamW}

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from xpnet.config import Configured, integer, number, rate_or_schedule
+from xpnet.config import Configured, integer, number, rate_or_schedule, scheduled_rate
 
 __all__ = ["Constant", "CosineDecay", "ExponentialDecay", "InverseTimeDecay", "LinearWarmup", "OneCycle",
            "Schedule", "StepDecay"]  # fmt: skip
@@ -81,8 +81,8 @@ class LinearWarmup(Schedule):
     def __call__(self, step: int) -> float:
         after = self.after if callable(self.after) else Constant(self.after)
         if step < self.steps:
-            return after(0) * (step + 1) / self.steps
-        return after(step - self.steps)
+            return scheduled_rate(self, after, 0) * (step + 1) / self.steps
+        return scheduled_rate(self, after, step - self.steps)
 
 
 class OneCycle(Schedule):

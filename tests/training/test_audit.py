@@ -448,13 +448,14 @@ def test_a_loss_with_wrong_samples_is_named(backend, match, wrong):
         model.fit(SAMPLES, ONE_HOT, loss=MyLoss(wrong, "samples"), verbose=0)
 
 
-def test_a_loss_that_writes_into_targets_does_not_reach_the_users_data_in_evaluate(backend):
+def test_a_loss_that_writes_into_targets_is_refused_in_evaluate_and_does_not_reach_the_users_data(backend):
     model, y = xpnet.Sequential([layers.Dense(2)], (4,), backend), ONE_HOT.copy()
 
     def wrong(outputs, targets):
         return into_targets(outputs, targets)[:, 0]
 
-    model.evaluate(SAMPLES, y, loss=MyLoss(wrong, "samples"))
+    with pytest.raises(StateError, match="samples has written into the targets"):
+        model.evaluate(SAMPLES, y, loss=MyLoss(wrong, "samples"))
     np.testing.assert_array_equal(y, ONE_HOT)
 
 

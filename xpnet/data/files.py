@@ -22,7 +22,9 @@ _NAME_BYTES = 100  # of the file's name in that of its temporary file; most syst
 def as_path(owner: str, name: str, path: Any) -> Path:
     """The path of a file or folder, given as str or os.PathLike. Raises ArgumentTypeError or ArgumentError."""
     place = f"{owner}: {name}" if owner else name
-    given = os.fspath(path) if isinstance(path, os.PathLike) else path
+    given = path
+    with contextlib.suppress(TypeError):  # of a __fspath__ that does not return text
+        given = os.fspath(path)
     if not isinstance(given, str):
         raise ArgumentTypeError(f"{place} must be a str or an os.PathLike, not {path!r}.")
     if not given:
@@ -64,11 +66,24 @@ def read_bytes(path: Any, name: str = "path") -> bytes:
     The file is copied, not mapped: another process may change it while it is read.
     """
     path = as_path("", name, path)
-    size = 0
-    try:
+    with _reading(path):
         size = _regular_file(path).st_size
         with open(path, "rb") as file:
             return file.read(size)  # a file that grows is not followed
+
+
+def existing_file(owner: str, path: Any) -> Path:
+    """The path of a regular file, for a library that opens it. Raises FileError with the reason."""
+    file = as_path(owner, "path", path)
+    with _reading(file):
+        _regular_file(file)
+    return file
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError as error:
         if path.is_symlink():
             raise FileError(f"{path}: it is a symbolic link to {os.readlink(path)}, which does not exist.") from error

@@ -9,7 +9,7 @@ import numpy
 
 from xpnet.backends import Array, Backend, DType
 from xpnet.backends.arrays import to_host
-from xpnet.config import choice, fits
+from xpnet.config import choice, fits, is_custom
 from xpnet.data.dataset import Dataset
 from xpnet.data.sources import array_like
 from xpnet.data.structure import Structure, in_order, items, label
@@ -174,10 +174,16 @@ def _targets(
         lengths = "a single number" if y.ndim == 0 else f"{len(y)} targets"
         raise DataError(f"{of_x[0]} has {of_x[1]} samples, but {name} has {lengths}. They must match.")
     refuse_non_finite(backend, y, name)
+    custom = is_custom(type(loss))
     try:
-        y = loss.check_targets(backend, y, output_shape)
+        y = loss.check_targets(backend, y.copy() if custom else y, output_shape)
     except ArgumentError as error:
         raise type(error)(f"{name}: {error}") from error
+    if custom and not (isinstance(y, backend.xp.ndarray) and y.shape[:1] == of_x[1:] and y.dtype.kind in "fiub"):
+        got = f"{y.dtype} of shape {tuple(y.shape)}" if hasattr(y, "dtype") else repr(y)
+        raise ArgumentTypeError(
+            f"{type(loss).__name__}: check_targets must return an array of numbers with {of_x[1]} targets, not {got}."
+        )
     if loss.classifies and y.ndim in (1, len(output_shape)):  # class numbers stay integers
         return y
     return backend.xp.ascontiguousarray(backend.asarray(y, dtype=dtype))

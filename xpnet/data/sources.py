@@ -40,8 +40,12 @@ def array_like(a: Any, name: str) -> Any:
         raise ArgumentTypeError(
             f"{name} is a sparse matrix: give {name}.toarray(), or a datasets.Stream of it, which is read in parts."
         )
+    if isinstance(a, memoryview):
+        return numpy.asarray(a)
     known = ("__array__", "__array_interface__", "__cuda_array_interface__", "__dlpack__")
     if hasattr(a, "shape") and hasattr(a, "__getitem__") and not any(hasattr(a, protocol) for protocol in known):
+        if not has_length(a):
+            raise ArgumentTypeError(f"{name} must have a first axis of known length, not shape {a.shape}.")
         return read(a, slice(0, length(a)), name)
     return a
 
@@ -73,7 +77,7 @@ def read(a: Any, rows: slice | HostArray, name: str) -> HostArray:
             f"{name}: reading the samples {first} to {last} gave the shape {part.shape}, not {expected}: the array "
             "became shorter, or its `shape` is wrong."
         )
-    declared = getattr(a.dtype, "kind", part.dtype.kind)
+    declared = getattr(getattr(a, "dtype", None), "kind", part.dtype.kind)
     if part.dtype.kind != declared:
         raise DataError(f"{name}: reading the samples {first} to {last} gave {part.dtype}, not {a.dtype}.")
     return part

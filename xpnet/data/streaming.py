@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
 import itertools
 import mmap
 from collections import deque
@@ -61,7 +62,8 @@ class Stream:
         self.x, self.y, self.sample_weight = x, y, sample_weight
         self.block, self.window_bytes = integer(self, "block", block), integer(self, "window_bytes", window_bytes)
         if not self.in_batches:
-            if y is None or not all(hasattr(a, "shape") and hasattr(a, "dtype") for a in _parts(x)):
+            arrays = _parts(x)
+            if y is None or not arrays or not all(hasattr(a, "shape") and hasattr(a, "dtype") for a in arrays):
                 raise ArgumentTypeError(
                     "Stream: give arrays x, with a shape, a dtype and slices, and y; or batches alone."
                 )
@@ -75,6 +77,10 @@ class Stream:
                 raise DataError(f"Stream: the arrays must have the same length, above 0, but have {lengths}.")
         elif not (callable(x) or isinstance(x, Iterable)):
             raise ArgumentTypeError(f"Stream: without y, give batches: an iterable of (x, y), not {type(x).__name__}.")
+        elif callable(x) and not _takes_no_arguments(x):
+            raise ArgumentTypeError(
+                f"Stream: the function that returns the batches must take no arguments, unlike {x!r}."
+            )
         elif sample_weight is not None:
             raise ArgumentError("Stream: give the weights of batches in the batches: (x, y, weight).")
 
@@ -460,6 +466,8 @@ def _as_batch(batch: Any, structure: Structure) -> list[Any]:
     if not isinstance(batch, list | tuple) or len(batch) not in (2, 3):
         raise ArgumentTypeError(f"Stream: each batch must be (x, y) or (x, y, weight), not {type(batch).__name__}.")
     given = [("x", structure.of_inputs(batch[0])), ("y", structure.of_outputs(batch[1]))]
+    if any(a is None for _, value in given for a in items(value)):
+        raise ArgumentTypeError("Stream: a batch has None in place of inputs or targets.")
     if len(batch) == 3 and batch[2] is not None:
         given.append(("weight", structure.of_weights(batch[2])))
 
@@ -471,6 +479,16 @@ def _as_batch(batch: Any, structure: Structure) -> list[Any]:
     if first.ndim == 0 or len(first) == 0:
         raise DataError("Stream: a batch is empty.")
     return [each(lambda a: numpy.ones(len(first)) if a is None else a, value) for value in arrays]
+
+
+def _takes_no_arguments(function: Any) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return False
+    except ValueError:  # of some functions in C
+        pass
+    return True
 
 
 def _parts(given: Any) -> list[Any]:

@@ -55,7 +55,7 @@ class Structure(NamedTuple):
         by_name = isinstance(weights, Mapping)
         several = len(self.outputs) > 1 and isinstance(weights, list | tuple)
         if by_name or (several and any(w is None or hasattr(w, "__len__") for w in weights)):
-            return in_order(name, weights, self.outputs, "output", optional=True)
+            return in_order(name, weights, self.outputs, "output", optional=len(weights) > 0)
         return list(weights) if isinstance(weights, tuple) else weights
 
 

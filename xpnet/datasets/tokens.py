@@ -184,7 +184,8 @@ class RandomWindows(Stream):
     @explain_arguments
     def __init__(self, tokens: ArrayLike, length: int, batch_size: int, batches: int) -> None:
         self.tokens, self.length = _sequence_of_tokens(tokens), integer(self, "length", length)
-        self.batch_size, self.count = integer(self, "batch_size", batch_size), integer(self, "batches", batches)
+        self.batch_size = integer(self, "batch_size", batch_size, at_most=2**31 - 1)
+        self.count = integer(self, "batches", batches)
         _refuse_short(self.tokens, self.length)
         super().__init__(self.batches)
 

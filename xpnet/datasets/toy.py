@@ -12,6 +12,8 @@ from xpnet.config import explain_arguments, integer, number
 from xpnet.datasets.samples import Samples
 from xpnet.errors import unknown_name
 
+_MOST_SAMPLES = 10**8  # of a point cloud: more do not fit into memory
+
 # The outputs for the inputs 00, 01, 10 and 11.
 _GATES = {
     "and": (0, 0, 0, 1),
@@ -29,7 +31,7 @@ def logic_gate(name: str) -> Samples:
 
     A single neuron can learn all but xor and xnor, because a straight line separates their zeros from their ones.
     """
-    if name not in _GATES:
+    if not isinstance(name, str) or name not in _GATES:
         raise unknown_name("logic gate", name, _GATES)
     return _samples([[0, 0], [0, 1], [1, 0], [1, 1]], _GATES[name])
 
@@ -112,7 +114,7 @@ def _generator_and_labels(
     n: int, classes: int, noise: float, seed: int
 ) -> tuple[numpy.random.Generator, NDArray[numpy.int64]]:
     """A random generator, and the labels 0, 1, … in turn, (n,). Checks the arguments."""
-    n = integer("", "n", n, at_least=integer("", "classes", classes))
+    n = integer("", "n", n, at_least=integer("", "classes", classes), at_most=_MOST_SAMPLES)
     number("", "noise", noise, at_least=0, finite=True)
     return numpy.random.default_rng(integer("", "seed", seed, at_least=0)), numpy.arange(n) % classes
 

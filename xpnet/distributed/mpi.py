@@ -18,7 +18,7 @@ from xpnet.backends import Array, Backend, available_backends
 from xpnet.config import choice
 from xpnet.distributed.collectives import HostCollective, collective
 from xpnet.distributed.process_group import ProcessGroup
-from xpnet.errors import ArgumentError, DistributedError, MissingPackageError
+from xpnet.errors import ArgumentError, ArgumentTypeError, DistributedError, MissingPackageError
 
 T = TypeVar("T")
 
@@ -35,6 +35,8 @@ class Communicator(ProcessGroup):
     def __init__(self, comm: Any = None, batch_norm: str = "synchronized") -> None:
         choice(self, "batch_norm", batch_norm, ("synchronized", "per rank"))
         self._comm = _world() if comm is None else comm
+        if not all(hasattr(self._comm, name) for name in ("rank", "size", "allgather", "bcast")):
+            raise ArgumentTypeError(f"Communicator: comm must be a communicator of mpi4py, not {comm!r}.")
         self.rank, self.size = int(self._comm.rank), int(self._comm.size)
         self.synchronized = batch_norm == "synchronized"
         self._failure_is_known = False  # on all ranks, so that none of them waits for another

@@ -11,6 +11,7 @@ import numpy
 import onnx
 
 from xpnet import layers
+from xpnet.data.files import existing_file
 from xpnet.errors import ArgumentError, FileError, ShapeError
 from xpnet.layers.tensors import Input
 from xpnet.model import Model, Sequential
@@ -35,12 +36,13 @@ def import_onnx(path: Any, backend: Any = "auto", *, input_shape: Any = None) ->
     Raises FileError if the file is missing, damaged or not ONNX, and ArgumentError for an operator that no layer of
     xpnet supports, or not with these attributes, inputs or outputs. The message names the node.
     """
+    path = existing_file("import_onnx", path)
     try:
         file = onnx.load(str(path))
-    except FileNotFoundError as error:
-        raise FileError(f"{path}: there is no such file.") from error
     except Exception as error:  # protobuf raises its own errors
         raise FileError(f"{path}: this is not an ONNX file: {error}") from error
+    if not file.ir_version:  # an empty file counts as an empty message
+        raise FileError(f"{path}: this is not an ONNX file: it has no version.")
     _relax(file)
     several = isinstance(input_shape, list | tuple) and any(isinstance(shape, list | tuple) for shape in input_shape)
     given = input_shape if several or input_shape is None else [input_shape]

@@ -1,11 +1,13 @@
 """Helpers of all plots: colors, markers, Axes, legends, and arrays copied to the host."""
 
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy
 
 from xpnet.backends import get_backend
-from xpnet.errors import MissingPackageError, StateError
+from xpnet.config import real_array
+from xpnet.errors import ArgumentTypeError, MissingPackageError, StateError
 from xpnet.layers.containers import Container
 
 try:
@@ -27,7 +29,11 @@ Floats: TypeAlias = numpy.ndarray[Any, numpy.dtype[numpy.float64]]
 
 def axes_or_new(ax: Axes | None, size: tuple[float, float] = (6.4, 4.8)) -> Axes:
     """`ax` itself, or the Axes of a new figure of this size in inches."""
-    return Figure(figsize=size, layout="constrained").add_subplot() if ax is None else ax
+    if ax is None:
+        return Figure(figsize=size, layout="constrained").add_subplot()
+    if not isinstance(ax, Axes):
+        raise ArgumentTypeError(f"ax must be Axes of matplotlib, or None for those of a new figure, not {ax!r}.")
+    return ax
 
 
 def on_host(a: Any) -> numpy.ndarray[Any, Any]:
@@ -35,7 +41,25 @@ def on_host(a: Any) -> numpy.ndarray[Any, Any]:
     return get_backend("cpu").to_numpy(a)
 
 
+def numbers_of(a: Any, name: str) -> Floats:
+    """Numbers on the host, in float64. Raises ArgumentTypeError for anything else."""
+    numbers: Floats = real_array(a, name).astype(numpy.float64)
+    return numbers
+
+
+def texts(name: str, given: Any) -> list[str] | None:
+    """A sequence of names as text; None stays None."""
+    if given is None:
+        return None
+    ordered = hasattr(given, "__len__") and hasattr(given, "__getitem__") and getattr(given, "shape", None) != ()
+    if isinstance(given, str | bytes | Mapping) or not ordered:
+        raise ArgumentTypeError(f"{name} must be a list of texts, not {given!r}.")
+    return [str(text) for text in given]
+
+
 def require_weights(model: Container) -> None:
+    if not isinstance(model, Container):
+        raise ArgumentTypeError(f"model must be an xpnet.Sequential or an xpnet.Model, not {model!r:.100}.")
     if not model.is_built:
         raise StateError("the model is not built yet: give it an input_shape, or train it first.")
 

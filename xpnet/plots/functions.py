@@ -7,9 +7,9 @@ import numpy
 from matplotlib.axes import Axes
 
 from xpnet import layers
-from xpnet.config import number
+from xpnet.config import number, python_number
 from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError
-from xpnet.plots.common import COLORS, axes_or_new, mark_ends, on_host, padded
+from xpnet.plots.common import COLORS, axes_or_new, mark_ends, numbers_of, padded
 
 
 def activation(layer: Any, ax: Axes | None = None, low: float = -6.0, high: float = 6.0) -> Axes:
@@ -54,15 +54,17 @@ def descent(
 
     path: the values of x during the descent, (N,).  low, high: the limits of the x axis, by default just beyond path.
     """
-    points = on_host(path).astype(numpy.float64)
+    if not callable(function):
+        raise ArgumentTypeError(f"function must be a function of one number, not {function!r}.")
+    points = numbers_of(path, "path")
     if points.ndim != 1 or not len(points) or not numpy.isfinite(points).all():
         raise ShapeError(f"path must be finite numbers of shape (N,), not {points.shape}.")
     default_low, default_high = padded(points, 0.3)
     low, high = _limits(default_low if low is None else low, default_high if high is None else high)
     x = numpy.linspace(low, high, 400)
     ax = axes_or_new(ax)
-    ax.plot(x, [float(function(float(value))) for value in x], color=COLORS[0], linewidth=2, label="f(x)")
-    heights = numpy.array([float(function(float(value))) for value in points])
+    ax.plot(x, [_value(function, value) for value in x], color=COLORS[0], linewidth=2, label="f(x)")
+    heights = numpy.array([_value(function, value) for value in points])
     ax.plot(points, heights, ":", color=COLORS[1], linewidth=1, marker=".", markersize=7, label="descent")
     mark_ends(ax, points, heights)
     ax.set(xlabel="x", ylabel="f(x)")
@@ -71,6 +73,14 @@ def descent(
     return ax
 
 
+def _value(function: Callable[[float], Any], x: Any) -> float:
+    given = function(float(x))
+    value = python_number(given)
+    if not isinstance(value, int | float):
+        raise ArgumentTypeError(f"function must return a number, not {given!r}.")
+    return float(value)
+
+
 def _limits(low: Any, high: Any) -> tuple[float, float]:
     low = number("", "low", low, finite=True)
-    return low, number("", "high", high, above=low, finite=True)
+    return float(low), float(number("", "high", high, above=low, finite=True))

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from xpnet.config import integer
-from xpnet.errors import ShapeError, unknown_name
+from xpnet.config import as_shape, integer, real_array
+from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, unknown_name
 from xpnet.model import Sequential
-from xpnet.plots.common import on_host, require_weights
+from xpnet.plots.common import require_weights, texts
 
 
 def image_grid(
@@ -21,7 +22,7 @@ def image_grid(
     titles: one text per image, above it. cmap: the color map of grayscale images, over their common range.
     figure: the figure to draw in, by default a new one. Returns the Axes of all cells, an array (rows, columns).
     """
-    return _grid(on_host(images), titles, columns, cmap, figure)
+    return _grid(real_array(images, "images"), titles, columns, cmap, figure)
 
 
 def filters(
@@ -38,7 +39,7 @@ def filters(
     """
     require_weights(model)
     known = {p.name: p for p in model.parameters if len(p.shape) in (2, 4)}
-    if not known or (name is not None and name not in known):
+    if not known or (name is not None and (not isinstance(name, str) or name not in known)):
         raise unknown_name("weight", str(name), known)
     parameter = known[next(iter(known)) if name is None else name]
     weight = model.backend.to_numpy(parameter.value)
@@ -46,7 +47,11 @@ def filters(
         features, units = weight.shape
         side = math.isqrt(features)
         guesses = [shape for shape in (model.input_shape, (side, side)) if len(shape) in (2, 3)]
-        shape = tuple(image_shape) if image_shape else next((s for s in guesses if math.prod(s) == features), ())
+        shape = (
+            as_shape(image_shape)
+            if image_shape is not None
+            else next((s for s in guesses if math.prod(s) == features), ())
+        )
         if len(shape) not in (2, 3) or math.prod(shape) != features:
             raise ShapeError(
                 f"image_shape must be (H, W) or (H, W, C) with a product of {features}, because {parameter.name} has "
@@ -74,6 +79,11 @@ def _grid(
         images = images[..., 0]
     if not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)) or not images.size:
         raise ShapeError(f"images must have shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), not {images.shape}.")
+    titles = texts("titles", titles)
+    if figure is not None and not hasattr(figure, "subplots"):
+        raise ArgumentTypeError(f"figure must be a Figure of matplotlib, or None for a new one, not {figure!r}.")
+    if not isinstance(cmap, str) or cmap not in colormaps:
+        raise ArgumentError(f'cmap must name a color map of matplotlib, such as "gray", not {cmap!r}.')
     if titles is not None and len(titles) != len(images):
         raise ShapeError(f"titles must have one title per image: {len(images)}, not {len(titles)}.")
     columns = min(integer("", "columns", columns), len(images))

@@ -12,9 +12,21 @@ from xpnet.config import integer, number
 from xpnet.errors import ArgumentError, DataError, ShapeError, unknown_name
 from xpnet.losses import Loss
 from xpnet.model import Sequential
-from xpnet.plots.common import COLORS, MARKERS, axes_or_new, legend_above, mark_ends, on_host, padded, require_weights
+from xpnet.plots.common import (
+    COLORS,
+    MARKERS,
+    axes_or_new,
+    legend_above,
+    mark_ends,
+    numbers_of,
+    on_host,
+    padded,
+    require_weights,
+    texts,
+)
 
 _PIXELS = 400  # along each side of a decision boundary
+_MOST_POINTS = 10_000  # of each weight; the square of it are losses to compute
 _MOST_MARKED_STEPS = 100
 
 
@@ -33,13 +45,13 @@ def decision_boundary(
     several outputs, the class of the largest is predicted.
     """
     threshold = number("", "threshold", threshold)
-    x, y = on_host(x), on_host(y)
+    x, y, labels = on_host(x), on_host(y), texts("labels", labels)
     if x.ndim != 2 or x.shape[1] != 2 or not len(x):
         raise ShapeError(f"decision_boundary draws a plane, so x must have shape (N, 2), not {x.shape}.")
     require_weights(model)
     if model.input_shape != (2,):
         raise ShapeError(f"decision_boundary draws models with input_shape (2,), not {model.input_shape}.")
-    if len(y) != len(x) or y.size == 0:
+    if y.ndim == 0 or len(y) != len(x) or y.size == 0:
         raise ShapeError(f"y must have one class for each of the {len(x)} points, but has shape {y.shape}.")
     (left, right), (bottom, top) = (padded(column, 0.25) for column in x.T)
     x1, x2 = numpy.linspace(left, right, _PIXELS), numpy.linspace(bottom, top, _PIXELS)
@@ -100,25 +112,27 @@ def cost_surface(
     Raises DataError if the loss is not finite everywhere.
     """
     require_weights(model)
-    if len(weights) != 2 or any(len(weight) != 2 for weight in weights):
+    pairs = isinstance(weights, list | tuple) and all(isinstance(weight, list | tuple) for weight in weights)
+    if not pairs or [*map(len, weights)] != [2, 2]:
         raise ArgumentError(f"weights must be two pairs of a name and an index, not {weights!r}.")
     elements = [_element(model, *weight) for weight in weights]
     if elements[0] == elements[1]:
         raise ArgumentError(f"weights must be two different ones, but both are {elements[0]}.")
     points = integer("", "points", points, at_least=2)
+    if points > _MOST_POINTS:
+        raise ArgumentError(f"points must be at most {_MOST_POINTS}, not {points}.")
     model = copy.deepcopy(model)
     values = {p.name: p.value for p in model.parameters}
     present = [[float(model.backend.to_numpy(values[name][index])) for name, index in elements]]
-    descent = on_host(present if path is None else path).astype(numpy.float64)
+    descent = numbers_of(present if path is None else path, "path")
     if descent.ndim != 2 or descent.shape[1] != 2 or not len(descent) or not numpy.isfinite(descent).all():
         raise ShapeError(f"path must be finite pairs (w1, w2) of shape (N, 2), not {descent.shape}.")
     if span is None:
         span = 0.5 * float(numpy.ptp(descent, axis=0).max()) or 3.0
-    if numpy.ndim(span) == 0:
+    ranges = numbers_of(span, "span")
+    if ranges.ndim == 0 and numpy.isfinite(ranges):
         ranges = numpy.stack([descent.min(axis=0) - span, descent.max(axis=0) + span], 1)
-    else:
-        ranges = on_host(span)
-    if ranges.shape != (2, 2) or not (ranges[:, 0] < ranges[:, 1]).all():
+    if ranges.shape != (2, 2) or not numpy.isfinite(ranges).all() or not (ranges[:, 0] < ranges[:, 1]).all():
         raise ArgumentError(f"span must be a positive number or ((low, high), (low, high)), not {span!r}.")
 
     first, second = (numpy.linspace(low, high, points) for low, high in ranges)
@@ -151,9 +165,9 @@ def cost_surface(
 def _element(model: Sequential, name: str, index: Any) -> tuple[str, tuple[int, ...]]:
     """The name of a parameter and the index of one of its elements, checked."""
     shapes = {p.name: p.shape for p in model.parameters}
-    if name not in shapes:
+    if not isinstance(name, str) or name not in shapes:
         raise unknown_name("parameter", name, shapes)
-    index = tuple(int(i) for i in numpy.atleast_1d(index))
+    index = tuple(integer("weights", "an index", i, at_least=0) for i in numpy.atleast_1d(index))
     if len(index) != len(shapes[name]) or not all(0 <= i < n for i, n in zip(index, shapes[name], strict=True)):
         raise ArgumentError(f"weights: {index} is not the index of a number in {name} of shape {shapes[name]}.")
     return name, index

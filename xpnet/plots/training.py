@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from xpnet.backends import get_backend
 from xpnet.config import flag
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, unknown_name
-from xpnet.plots.common import COLORS, axes_or_new, on_host
+from xpnet.plots.common import COLORS, axes_or_new, numbers_of, on_host, texts
 
 _MOST_MARKED_EPOCHS = 50
 _MOST_NUMBERED_CLASSES = 25  # with more, the numbers in the cells would be too small to read
@@ -29,7 +29,11 @@ def curves(
     logy: whether the y axis is logarithmic.
     """
     flag("", "logy", logy)
-    keys = [keys] if isinstance(keys, str) else list(keys)
+    keys = [keys] if isinstance(keys, str) else texts("keys", keys) or []
+    if not keys:
+        raise ArgumentError("keys must name at least one value of the history.")
+    if not isinstance(history, Mapping):
+        raise ArgumentTypeError(f"history must be what fit returned, or a dict of several, not {history!r}.")
     several = bool(history) and all(isinstance(run, Mapping) for run in history.values())
     runs = history if several else {"": history}
     for run in runs.values():
@@ -48,7 +52,7 @@ def curves(
         if f"val_{measure}" in run:
             lines.append((f"val_{measure}", f"{label}, validation" if several else f"validation {name}", "--"))
         for source, text, style in lines:
-            values = run[source]
+            values = numbers_of(run[source], f"history[{source!r}]").reshape(-1)
             # A single epoch makes no line, so points are needed; many points would only thicken the line.
             marker = "." if len(values) <= _MOST_MARKED_EPOCHS else ""
             ax.plot(range(1, len(values) + 1), values, style, color=color, label=text, marker=marker)
@@ -101,7 +105,7 @@ def confusion_matrix(
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not len(counts):
         raise ShapeError(f"counts must have shape (K, K), a row and a column per class, not {counts.shape}.")
     classes = len(counts)
-    names = [str(name) for name in (range(classes) if labels is None else labels)]
+    names = texts("labels", range(classes) if labels is None else labels) or []
     if len(names) != classes:
         raise ShapeError(f"labels must name the {classes} classes of counts, but has {len(names)} names.")
     numbered = classes <= _MOST_NUMBERED_CLASSES

@@ -11,7 +11,7 @@ from typing import Any
 from xpnet import losses, metrics
 from xpnet.backends import get_backend
 from xpnet.callbacks import Callback, EpochLines, ProgressBar
-from xpnet.config import choice, flag, integer, is_custom, number
+from xpnet.config import choice, flag, integer, is_custom, number, refuse_other_signatures
 from xpnet.data.dataset import Dataset
 from xpnet.data.preparation import prepare, structure_of
 from xpnet.data.sources import length
@@ -27,6 +27,8 @@ from xpnet.optimizers import Optimizer
 from xpnet.training.output_losses import OutputLosses
 from xpnet.training.outputs import last_layers
 from xpnet.training.rows import Rows
+
+LARGEST_EXPLAINED_BATCH = 2**31 - 1  # larger sizes of arrays would not be 64-bit integers
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,9 @@ def load_dataset(
         rows = Rows(model, loss)
         for metric in measured:
             k = metric.output or 0
-            metric.check_targets(*rows.of_targets(k, as_tuple(dataset.y)[k], shapes_of(model.output_shape)[k]))
+            y = as_tuple(dataset.y)[k]
+            y = y.copy() if is_custom(type(metric)) else y
+            metric.check_targets(*rows.of_targets(k, y, shapes_of(model.output_shape)[k]))
         if not measured:
             dataset.counts = None
         dataset.private = private
@@ -236,12 +240,13 @@ def class_weights(structure: Structure, loss: Loss, given: Any) -> Any:
 
 def _checked_callbacks(given: Any) -> list[Callback]:
     """The callbacks as a list. Raises ArgumentTypeError for other objects, and ArgumentError for unknown methods."""
-    one = isinstance(given, Callback | type) or not isinstance(given, Iterable | None)
-    callbacks: list[Any] = [given] if one else list(given or ())
+    several = isinstance(given, Iterable) and not (isinstance(given, str | Mapping) or hasattr(given, "shape"))
+    callbacks: list[Any] = [] if given is None else list(given) if several else [given]
     for callback in callbacks:
         if not isinstance(callback, Callback):
             hint = "; did you mean an object, with ()?" if isinstance(callback, type) else "."
             raise ArgumentTypeError(f"callbacks must be Callback objects, or a list of them, not {callback!r}{hint}")
+        refuse_other_signatures(callback, Callback)
         own = {name for cls in type(callback).__mro__ if cls.__module__.startswith("xpnet.") for name in vars(cls)}
         for name in dir(callback):
             if name.startswith("on_") and name not in own and callable(getattr(callback, name)):
@@ -255,6 +260,8 @@ def _checked_callbacks(given: Any) -> list[Callback]:
                     f"{type(callback).__name__}: fit never calls {name}. Did you mean {nearest!r}? It calls "
                     f"{', '.join(known)}; give other methods names that do not begin with on_."
                 )
+    if len({id(callback) for callback in callbacks}) < len(callbacks):
+        raise ArgumentError("callbacks: the same object is there twice, so fit would call it twice: give it once.")
     return callbacks
 
 
@@ -271,6 +278,9 @@ def _slice(a: Any, part: slice) -> Any:
         return None
     if hasattr(a, "iloc"):  # a[part] of a pandas frame would be columns
         return a.iloc[part]
-    if getattr(a, "shape", None):
+    a = a if hasattr(a, "__getitem__") else get_backend("cpu").asarray(a)
+    if getattr(a, "shape", None) == ():
+        return a  # a number, which is refused later
+    if hasattr(a, "shape"):
         part = slice(part.start or 0, length(a) if part.stop is None else part.stop)  # an array on disk may need both
-    return a[part] if hasattr(a, "__getitem__") else get_backend("cpu").asarray(a)[part]
+    return a[part]

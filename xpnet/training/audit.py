@@ -12,7 +12,7 @@ from typing import Any
 
 from xpnet.backends import Array, Backend
 from xpnet.config import is_custom
-from xpnet.errors import ArgumentError, ArgumentTypeError, StateError
+from xpnet.errors import ArgumentError, ArgumentTypeError, DivergenceError, StateError
 from xpnet.layers.base import Layer, wrong_array
 from xpnet.layers.containers import Container, every_layer
 from xpnet.layers.structure import as_tuple
@@ -34,7 +34,7 @@ def audited_step(step: TrainingStep) -> Iterator[None]:
     optimizer, metrics = state.optimizer, state.metrics
     losses = [loss for loss, _ in step.loss.by_output]
     things = [*every_layer(model), *losses, optimizer, *metrics]
-    kinds = tuple(type(thing) for thing in things if is_custom(type(thing)))
+    kinds = custom_kinds(*things)
     if not kinds or kinds in state.audited:
         yield
         return
@@ -79,20 +79,51 @@ def _working_optimizer(model: Container, state: TrainingState) -> Iterator[None]
         yield
         return
     store, rate = model.context.store, state.learning_rate
-    before = Snapshot(store, lambda: state.optimizer_state.slots)
-    yield
+    before, name = Snapshot(store, lambda: state.optimizer_state.slots), type(state.optimizer).__name__
+    sizes: list[tuple[float, float]] = []  # the largest element of gradients and of weights
+    own = state.optimizer.update
+
+    def update(xp: Any, w: Array, g: Array, *others: Any) -> None:
+        sizes.append((float(abs(g).max()), float(abs(w).max())))
+        own(xp, w, g, *others)
+
+    with _replacing([(state.optimizer, "update", update)]):
+        yield
+    if not bool(model.backend.xp.isfinite(store.values).all()):
+        raise DivergenceError(f"{name}: update has made weights NaN or infinite in its first step.")
     scale = state.loss_scale
     skipped = scale is not None and not bool(scale.gate)
     updated = [store.values, *state.optimizer_state.slots.values()]
     kept = [before.copies["the weights"], *(before.copies[name] for name in state.optimizer_state.slots)]
     trained = store.slices(lambda p: p.trainable)
     same = all(_same(model.backend, new, old) for new, old in zip(updated, kept, strict=True))
-    sizes = [(float(abs(store.grads[part]).max()), float(abs(store.values[part]).max())) for part in trained]
+    sizes += [(float(abs(store.grads[part]).max()), float(abs(store.values[part]).max())) for part in trained]
     if same and not skipped and any(rate * g > _VISIBLE * w for g, w in sizes):
         raise ArgumentError(
-            f"{type(state.optimizer).__name__}: update has changed neither the weights nor its slots, though gradients "
+            f"{name}: update has changed neither the weights nor its slots, though gradients "
             "and learning rate are not 0. Write into the arrays, as in w -= rate * g; w = w - rate * g makes a new one."
         )
+
+
+def custom_kinds(*things: Any) -> tuple[type, ...]:
+    """The classes of these things that are not part of xpnet."""
+    return tuple(type(thing) for thing in things if is_custom(type(thing)))
+
+
+@contextlib.contextmanager
+def audited_evaluation(model: Container, loss: Loss, metrics: Sequence[Metric]) -> Iterator[Loss]:
+    """A context for a batch of an evaluation, which checks custom metrics; it gives the loss with checks."""
+    checks = Checks(model)
+    with checks.wrapped_metrics(metrics):
+        yield _audited(loss, checks)
+
+
+def audit_loss(model: Container, loss: Loss, outputs: Any, targets: Any) -> None:
+    """Check a custom loss, with the outputs and the targets of a batch."""
+    checks = Checks(model)
+    _audited(loss, checks).samples_and_gradient(model.backend, outputs, targets)
+    for check in checks.new_arrays:
+        check()
 
 
 def _audited(loss: Loss, checks: "Checks") -> Any:
@@ -108,6 +139,18 @@ class _AuditedLoss:
     def __init__(self, loss: Loss, checks: "Checks") -> None:
         self._loss, self._checks, self.reduction = loss, checks, loss.reduction
         self.by_output = [(self, 1.0)]
+
+    def samples(self, backend: Backend, outputs: Array, targets: Array) -> Array:
+        given = _Unwritten(backend, {"the outputs": outputs, "the targets": targets})
+        losses = self._loss.samples(backend, outputs, targets)
+        given.check(f"{type(self._loss).__name__}: samples")
+        self._check_samples(backend, outputs, losses, "samples")
+        return losses
+
+    def _check_samples(self, backend: Backend, outputs: Array, losses: Any, method: str) -> None:
+        if not isinstance(losses, backend.xp.ndarray) or losses.shape != (len(outputs),) or losses.dtype.kind != "f":
+            what = f"{type(self._loss).__name__}: {method} must return one number per sample,"
+            raise wrong_array(what, (len(outputs),), outputs.dtype, backend.xp, losses)
 
     def samples_and_gradient(
         self, backend: Backend, outputs: Array, targets: Array, out: Array | None = None
@@ -127,9 +170,7 @@ class _AuditedLoss:
             losses, grad = both
         given.check(f"{name}: {methods[1]}")
         xp = backend.xp
-        if not isinstance(losses, xp.ndarray) or losses.shape != (len(outputs),) or losses.dtype.kind != "f":
-            what = f"{name}: {methods[0]} must return one number per sample,"
-            raise wrong_array(what, (len(outputs),), outputs.dtype, xp, losses)
+        self._check_samples(backend, outputs, losses, methods[0])
         if not isinstance(grad, xp.ndarray) or grad.shape != outputs.shape or grad.dtype != outputs.dtype:
             what = f"{name}: {methods[1]} must return the gradient for the outputs,"
             raise wrong_array(what, outputs.shape, outputs.dtype, xp, grad)
@@ -147,16 +188,18 @@ class Checks:
         #: Called before backward, when the gradients of the losses were weighted in place.
         self.new_arrays: list[Callable[[], None]] = []
 
+    def wrapped_metrics(self, metrics: Sequence[Metric]) -> contextlib.AbstractContextManager[None]:
+        """A context in which `sums` of custom metrics are wrapped in checks."""
+        custom = [metric for metric in metrics if is_custom(type(metric))]
+        return _replacing([(metric, "sums", self._sums(metric, metric.sums)) for metric in custom])
+
     @contextlib.contextmanager
     def wrapped(self, metrics: Sequence[Metric] = ()) -> Iterator[None]:
         """A context in which methods are wrapped in checks."""
-        replaced: list[tuple[dict[str, Any], str, Any]] = []
+        wrappers: list[tuple[Any, str, Callable[..., Any]]] = []
 
         def wrap(thing: Any, method: str, wrapper: Callable[..., Any]) -> None:
-            attributes = vars(thing)
-            replaced.append((attributes, method, attributes.get(method, _ABSENT)))
-            wrapper.is_check = True  # type: ignore[attr-defined]  # copies and pickles leave it out
-            attributes[method] = wrapper
+            wrappers.append((thing, method, wrapper))
 
         model = self._model
         wrap(model, "backward_in_context", self._backward_pass(model.backward_in_context))
@@ -166,17 +209,8 @@ class Checks:
                 wrap(layer, forward, self._forward(layer, getattr(layer, forward)))
             if layer.is_custom or layer._parameters:
                 wrap(layer, backward, self._backward(layer, getattr(layer, backward)))
-        for metric in metrics:
-            if is_custom(type(metric)):
-                wrap(metric, "sums", self._sums(metric, metric.sums))
-        try:
+        with _replacing(wrappers), self.wrapped_metrics(metrics):
             yield
-        finally:
-            for attributes, method, before in reversed(replaced):
-                if before is _ABSENT:
-                    del attributes[method]
-                else:
-                    attributes[method] = before
 
     def _forward(self, layer: Layer, forward: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def wrapper(x: Any) -> Any:
@@ -263,8 +297,10 @@ class Checks:
             given = _Unwritten(backend, arrays)
             result = sums(backend, outputs, targets, weights)
             given.check(f"{name}: sums")
-            if not isinstance(result, backend.xp.ndarray):
-                raise ArgumentTypeError(f"{name}: sums must return an array of the model's device, not {result!r}.")
+            if not isinstance(result, backend.xp.ndarray) or result.dtype.kind not in "fiub":
+                raise ArgumentTypeError(
+                    f"{name}: sums must return an array of numbers on the model's device, not {result!r}."
+                )
             score = metric.result(backend.to_numpy(result)) if metric.scalar else 0.0
             if not isinstance(score, int | float) and not (hasattr(score, "item") and score.shape == ()):
                 raise ArgumentTypeError(
@@ -274,6 +310,25 @@ class Checks:
             return result
 
         return wrapper
+
+
+@contextlib.contextmanager
+def _replacing(wrappers: Sequence[tuple[Any, str, Callable[..., Any]]]) -> Iterator[None]:
+    """A context in which these methods of objects are replaced: (object, name, wrapper)."""
+    replaced: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for thing, method, wrapper in wrappers:
+            attributes = vars(thing)
+            replaced.append((attributes, method, attributes.get(method, _ABSENT)))
+            wrapper.is_check = True  # type: ignore[attr-defined]  # copies and pickles leave it out
+            attributes[method] = wrapper
+        yield
+    finally:
+        for attributes, method, before in reversed(replaced):
+            if before is _ABSENT:
+                del attributes[method]
+            else:
+                attributes[method] = before
 
 
 class _Unwritten:

@@ -45,7 +45,13 @@ from xpnet.metrics import Metric
 from xpnet.optimizers import Optimizer
 from xpnet.parameters import Parameter, ParameterStore
 from xpnet.training import loop, model_files, outputs
-from xpnet.training.arguments import FitOptions, checked_batch_size, choose_loss_and_metrics, load_dataset
+from xpnet.training.arguments import (
+    LARGEST_EXPLAINED_BATCH,
+    FitOptions,
+    checked_batch_size,
+    choose_loss_and_metrics,
+    load_dataset,
+)
 from xpnet.training.audit import Checks
 from xpnet.training.captured_inference import CapturedInference, InferencePass
 from xpnet.training.device_memory import explaining_memory_errors
@@ -99,6 +105,7 @@ class BaseModel(Container):
         """
         if self.path or _running.get() is self:  # as a layer of another model, or in a pass
             return super().forward(x)
+        training = flag("", "training", training)
         x, dtype = self._inputs(x)
         return self.context.exclusively(self._forward, x, dtype, training)
 
@@ -124,7 +131,7 @@ class BaseModel(Container):
         """
         if self.path or _running.get() is self:
             return super().backward(grad_output)
-        return self.context.exclusively(self._backward, grad_output, input_grad)
+        return self.context.exclusively(self._backward, grad_output, flag("", "input_grad", input_grad))
 
     def _backward(self, grad_output: Any, input_grad: bool) -> Any:
         self.context.guard.refuse_beside_training()
@@ -368,7 +375,7 @@ class BaseModel(Container):
         as_device=True returns arrays of `backend.xp` on the model's device instead. An array on disk, or a Stream of
         one, is read batch by batch.
         """
-        batch_size = checked_batch_size(batch_size)
+        batch_size, as_device = checked_batch_size(batch_size), flag("", "as_device", as_device)
         given, streamed = x, isinstance(x, Stream)
         x = in_order("x", x.array if streamed else x, self.input_names, "input")
         on_disk = streamed or any(isinstance(a, numpy.memmap) for a in items(x))
@@ -420,6 +427,7 @@ class BaseModel(Container):
 
         Raises ArgumentError if the model was trained with a loss that is not for classes, such as "mse".
         """
+        as_device = flag("", "as_device", as_device)
         with self._built_for(x):
             probabilities = outputs.probabilities(self, self._state.last_loss)
         result = probabilities(self.predict(x, batch_size, as_device=True))
@@ -497,7 +505,7 @@ class BaseModel(Container):
     def _move(self, target: Backend, dtype: str | None) -> Self:
         if self.is_built:
             self.context.guard.refuse_during_training()
-        self._wanted_backend, self.dtype = target, _dtype_name(dtype or self.dtype)
+        self._wanted_backend, self.dtype = target, _dtype_name(self.dtype if dtype is None else dtype)
         self._drop_unsupported_precision()
         if self.is_built and not (target is self.backend and self.dtype == self.context.dtype):
             with target.device():
@@ -539,7 +547,7 @@ class BaseModel(Container):
         frozen = sum(p.size for p in self.parameters if not p.trainable)
         footer = f"{total:,} parameters" + (f", {frozen:,} of them frozen" if frozen else "")
         if batch_size is not None:
-            batch_size = integer(self, "batch_size", batch_size)
+            batch_size = integer(self, "batch_size", batch_size, at_most=LARGEST_EXPLAINED_BATCH)
             self._refuse_unless_complete("its memory is not known")
             from xpnet.training.explanation import memory_of_a_step  # only if needed
 
@@ -656,8 +664,9 @@ class BaseModel(Container):
 
 
 def _dtype_name(dtype: Any) -> str:
-    with contextlib.suppress(TypeError):
-        dtype = None if dtype is None else numpy.dtype(dtype).name
+    if isinstance(dtype, str | type | numpy.dtype):
+        with contextlib.suppress(TypeError):
+            dtype = numpy.dtype(dtype).name
     return choice("", "dtype", dtype, ("float32", "float64"))
 
 

@@ -76,6 +76,7 @@ class CapturedInference:
         self._kinds: list[_Kind] = []  # the one that was used last comes first
         self._inputs: Workspace | None = None  # of all graphs: their passes never run at the same time
         self._unpaid, self._logged = 0, False
+        self.audited: set[tuple[type, ...]] = set()  # the custom losses and metrics of evaluations that were checked
 
     def replayed(self, work: InferencePass, batch: Batch) -> list[Array] | None:
         """The results of a pass, valid until the next one; None if it has to run eagerly."""

@@ -23,6 +23,7 @@ from xpnet.losses import Loss
 from xpnet.metrics import Metric
 from xpnet.training.arguments import choose_loss_and_metrics
 from xpnet.training.captured_step import reason_of
+from xpnet.training.device_memory import explaining_memory_errors
 from xpnet.training.epoch_metrics import EpochMetrics
 from xpnet.training.graph_step import listed_step
 from xpnet.training.outputs import last_layers
@@ -101,7 +102,8 @@ def _planned(
 ) -> tuple[PlannedStep, TrainingStep]:
     if not model.backend.replays_calls and model.backend.graph_capture() is None:
         raise CaptureError(f"{model.backend.name} does not capture steps")
-    return model.context.exclusively(_trace, model, batch_size, loss, metrics, optimizers.get(optimizer))
+    with explaining_memory_errors(model, batch_size):
+        return model.context.exclusively(_trace, model, batch_size, loss, metrics, optimizers.get(optimizer))
 
 
 def fitting_loss(model: Container) -> dict[str, str]:

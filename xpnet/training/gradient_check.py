@@ -12,6 +12,7 @@ from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
 from xpnet.layers.structure import as_tuple, mapped
 from xpnet.losses import Loss
+from xpnet.training.audit import audit_loss, custom_kinds
 from xpnet.training.rows import Rows
 from xpnet.training.step import of_total, weighted_gradient
 
@@ -59,6 +60,9 @@ def relative_errors(
         """Floats in C order, because elements are changed through a flat view; integers of an Embedding as they are."""
         return x if grad is None else asarray(x, dtype=model.context.dtype).copy()
 
+    if custom_kinds(*(one for one, _ in loss.by_output)):
+        _, first_outputs, first_batch = forward()
+        audit_loss(model, loss, first_outputs, first_batch.y)
     input_grad = backward()
     if input_grad is not None:
         batch.x = mapped(varied, batch.x, input_grad)

@@ -15,7 +15,7 @@ from xpnet.callbacks import Callback, History
 from xpnet.config import is_custom
 from xpnet.data.dataset import Batch, Dataset
 from xpnet.data.streaming import AnyDataset, StreamingDataset
-from xpnet.errors import ArgumentError, BackendError, FileError, XpnetError
+from xpnet.errors import ArgumentError, ArgumentTypeError, BackendError, FileError, XpnetError
 from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
 from xpnet.layers.structure import one_or_tuple, shapes_of
@@ -278,7 +278,7 @@ class Run:
         callback_values: dict[str, dict[str, Any]] = {}
         for key, callback in self.named_callbacks().items():
             callback_values[key] = {}
-            for name, value in callback.state().items():
+            for name, value in _checked_state(callback).items():
                 if hasattr(value, "dtype"):
                     arrays[f"callback {key} {name}"] = value
                 else:
@@ -346,6 +346,16 @@ class Run:
                 store.scatter(start, copy)
             else:
                 copy[...] = start
+
+
+def _checked_state(callback: Callback) -> Mapping[str, Any]:
+    state, kind = callback.state(), type(callback).__name__
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise ArgumentTypeError(f"{kind}: state must return a dict with text as keys, not {state!r:.80}.")
+    for name, value in state.items():
+        if hasattr(value, "dtype") and getattr(value.dtype, "kind", "f") not in "fiub":
+            raise ArgumentTypeError(f"{kind}: {name} in its state is not an array of numbers, but of {value.dtype}.")
+    return state
 
 
 def _with_prefix(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
