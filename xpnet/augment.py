@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from xpnet.backends import Array
-from xpnet.config import flag, integer, number, one_or_pair
+from xpnet.config import flag, integer, items_of, number, one_or_pair
 from xpnet.errors import ArgumentError
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
@@ -355,8 +355,8 @@ class RandomErasing(_ImageAugmentation):
         super().__init__(name=name)
         self.rate = number(self, "rate", rate, at_least=0, at_most=1)
         limits: dict[str, Any] = {"at_least": 0, "at_most": 1, "also": "(smallest, largest)"}
-        shares = list(area) if hasattr(area, "__len__") and not isinstance(area, str) else [area]
-        given = tuple(number(self, "area", share, **limits) for share in shares)
+        shares = items_of(area)
+        given = tuple(number(self, "area", share, **limits) for share in ((area,) if shares is None else shares))
         if len(given) not in (1, 2) or given[0] > given[-1]:
             raise ArgumentError(f"RandomErasing: area must be a share or (smallest, largest), not {area!r}.")
         self.area = given if len(given) == 2 else given[0]

@@ -16,10 +16,10 @@ import numpy
 from xpnet.backends.arrays import to_host
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, suggestion, unknown_name
 
-__all__ = ["Configured", "ExplainedArguments", "as_shape", "checked_samples", "choice", "explain_arguments", "fits",
-           "flag", "integer", "is_custom", "is_integer", "is_number", "missing_method", "number", "one_or_pair",
-           "penalties", "python_number", "rate_or_schedule", "real_array", "refuse_non_finite_targets",
-           "resolve"]  # fmt: skip
+__all__ = ["Configured", "ExplainedArguments", "as_seed", "as_shape", "checked_samples", "choice",
+           "explain_arguments", "fits", "flag", "float_dtype", "integer", "is_custom", "is_integer", "is_number",
+           "items_of", "missing_method", "number", "one_or_pair", "penalties", "python_number", "rate_or_schedule",
+           "real_array", "refuse_non_finite_targets", "resolve"]  # fmt: skip
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -160,6 +160,10 @@ class Configured(ExplainedArguments):
 
 
 _MOST_AXES = 24  # after the batch, which is CuPy's 25th
+_FLOAT32 = numpy.finfo(numpy.float32)
+_SMALLEST, _LARGEST = float(_FLOAT32.tiny), float(_FLOAT32.max)
+_LARGEST_INTEGER = 2**63 - 1  # that arrays can have as a size
+_LONGEST = 200  # characters of a value in an error
 
 # Checks. Each returns a Python value, or raises ArgumentError: "Dropout: rate must be a number of at least 0 and
 # below 1, not 1.5." `owner` is the object whose argument it is, or its name; "" if the argument's name is enough.
@@ -177,21 +181,40 @@ _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 def number(owner: Any, name: str, value: Any, *, finite: bool = False, also: str = "", **limits: float) -> float:
     """A real number within `at_least`, `above`, `at_most` and `below`, as a Python number. Refuses NaN and booleans.
 
-    It may also be a NumPy scalar, an array without axes, a Fraction or a Decimal.
+    It may also be a NumPy scalar, an array without axes, a Fraction or a Decimal. Numbers that would be infinite in
+    float32 are refused, and those that would be 0 if they must be above 0.
     """
     given, value = value, python_number(value)
-    if not (is_number(value) and _within(value, limits)) or (finite and math.isinf(value)):
-        raise _refusal(owner, name, ("a finite number" if finite else "a number") + _range(limits), given, also)
+    what = ("a finite number" if finite else "a number") + _range(limits)
+    infinite = is_number(value) and abs(value) == math.inf
+    if not (is_number(value) and _within(value, limits)) or (finite and infinite):
+        raise _refusal(owner, name, what, given, also)
+    if (abs(value) > _LARGEST and not infinite) or (limits.get("above") == 0 and value < _SMALLEST):
+        raise _refusal(owner, name, f"{what}, in float32", given, also)
     return value  # type: ignore[no-any-return]
 
 
 def integer(owner: Any, name: str, value: Any, *, at_least: int | None = 1, also: str = "", **limits: int) -> int:
-    """An integer within these limits, as a Python int. 3.0 counts as 3. at_least: None allows negative ones."""
+    """An integer of 64 bits within these limits, as a Python int. 3.0 counts as 3. at_least: None allows negatives."""
     limits = limits if at_least is None else {"at_least": at_least, **limits}
     given, value = value, python_number(value)
     if not (is_integer(value) and _within(value, limits)):
         raise _refusal(owner, name, "an integer" + _range(limits), given, also)
+    if not -_LARGEST_INTEGER - 1 <= value <= limits.get("at_most", _LARGEST_INTEGER):
+        raise _refusal(owner, name, f"an integer{_range(limits)}, of 64 bits", given, also)
     return int(value)
+
+
+def as_seed(owner: Any, value: Any, *, also: str = "") -> int:
+    """A seed: an integer from 0, below 2**64."""
+    return integer(owner, "seed", value, at_least=0, at_most=2**64 - 1, also=also)
+
+
+def float_dtype(dtype: Any) -> str:
+    """The name of the dtype of a model, "float32" or "float64", given as NumPy takes it."""
+    with contextlib.suppress(TypeError):
+        dtype = None if dtype is None else numpy.dtype(dtype).name
+    return choice("", "dtype", dtype, ("float32", "float64"))
 
 
 def one_or_pair(check: Callable[..., N], owner: Any, name: str, value: Any, **limits: Any) -> N | tuple[N, N]:
@@ -209,13 +232,21 @@ def as_shape(shape: Any) -> tuple[Any, ...]:
     None is the axis of a sequence of any length: (None, 8), or (None,) for integers of an Embedding.
     """
     shape = python_number(shape)
-    ordered = not isinstance(shape, str | bytes | bytearray | Set | Mapping) and getattr(shape, "ndim", 1) == 1
-    sizes = tuple(shape) if ordered and hasattr(shape, "__iter__") else (shape,)
+    items = items_of(shape)
+    sizes = (shape,) if items is None else items
     known = sizes[1:] if shape is not None and sizes and sizes[0] is None else sizes
-    if not all(is_integer(n) and n >= 1 for n in known) or len(sizes) > _MOST_AXES:
+    if not all(is_integer(n) and 1 <= n <= _LARGEST_INTEGER for n in known) or len(sizes) > _MOST_AXES:
         expected = "one or more positive integers, without the batch"
         raise _refusal("", "a shape", expected, shape, also="None in the first place for sequences of any length")
     return (*sizes[: len(sizes) - len(known)], *map(int, known))
+
+
+def items_of(value: Any) -> tuple[Any, ...] | None:
+    """The items of a list, a tuple, an array with one axis and the like; None for text, sets, dicts and all else."""
+    unordered = isinstance(value, str | bytes | bytearray | memoryview | Set | Mapping | type | numpy.ma.MaskedArray)
+    if unordered or getattr(value, "ndim", 1) != 1 or not hasattr(value, "__iter__"):
+        return None
+    return tuple(map(python_number, value))
 
 
 def fits(shape: Sequence[int], expected: Sequence[int | None]) -> bool:
@@ -352,7 +383,16 @@ def _range(limits: Mapping[str, float]) -> str:
 def _refusal(owner: Any, name: str, expected: str, value: Any, also: str = "") -> ArgumentError:
     kind = owner if isinstance(owner, str) else type(owner).__name__
     place = f"{kind}: " if kind else ""
-    return ArgumentError(f"{place}{name} must be {expected}{f', or {also}' if also else ''}, not {value!r}.")
+    return ArgumentError(f"{place}{name} must be {expected}{f', or {also}' if also else ''}, not {_shown(value)}.")
+
+
+def _shown(value: Any) -> str:
+    """The repr of a value for an error, cut off if it is long."""
+    try:
+        text = repr(value)
+    except Exception:  # that of integers of many digits, or of a class of the user
+        return f"this {type(value).__name__}"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(text):,} characters)"
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -8,7 +8,7 @@ import numpy
 
 from xpnet import layers as layers_
 from xpnet.backends import Backend, get_backend
-from xpnet.config import explain_arguments, flag, integer, number
+from xpnet.config import as_seed, explain_arguments, flag, integer, number
 from xpnet.data.files import as_path
 from xpnet.data.preparation import prepare, structure_of
 from xpnet.errors import StateError, shape_text
@@ -301,7 +301,7 @@ def generate(
     length = integer("generate", "length", length, at_least=0)
     temperature = number("generate", "temperature", temperature, at_least=0, finite=True)
     top_k = None if top_k is None else integer("generate", "top_k", top_k, also="None")
-    seed = None if seed is None else integer("generate", "seed", seed, at_least=0, also="None")
+    seed = None if seed is None else as_seed("generate", seed, also="None")
     model._refuse_unless_complete("it cannot generate")
     tokens: numpy.ndarray[Any, Any] = generated(model, prompt, length, temperature, top_k, seed)
     return tokens

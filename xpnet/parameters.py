@@ -304,7 +304,11 @@ class ParameterStore:
 
     def _first_values(self, parameter: Parameter, rng: numpy.random.Generator) -> numpy.ndarray[Any, Any]:
         """What the initializer returns for this parameter, checked because users may write their own initializers."""
-        values, what = parameter.initializer(parameter.shape, rng), f"{parameter.name}: {parameter.initializer!r}"
+        what = f"{parameter.name}: {parameter.initializer!r}"
+        try:
+            values = parameter.initializer(parameter.shape, rng)
+        except ShapeError as error:
+            raise ShapeError(f"{parameter.name}: {error}") from error
         if not isinstance(values, numpy.ndarray) or numpy.ma.isMaskedArray(values) or values.dtype.kind not in "fiub":
             kind = f"an array of {values.dtype}" if type(values) is numpy.ndarray else f"a {type(values).__name__}"
             raise ArgumentTypeError(f"{what} must return a NumPy array of real numbers, but returned {kind}.")

@@ -547,6 +547,15 @@ def _taking_name(init: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
+def checked_initializer(layer: Layer, name: str, spec: Any) -> Any:
+    """Return `spec`, the argument of this name, if it is an initializer, or the name or the values of one."""
+    try:
+        initializers.get(spec)
+    except (ArgumentError, ArgumentTypeError) as error:
+        raise type(error)(f"{type(layer).__name__}: {name}: {error}") from error
+    return spec
+
+
 def wrong_array(what: str, shape: tuple[int, ...], dtype: Any, xp: Any, got: Any, why: str = "") -> ShapeError:
     """The error if `got` is no array of this shape (N, ...) and dtype. what: such as "Dense: forward must return"."""
     expected, hint = f"{what} {shape_text(shape[1:])} of {dtype}{why}", ""

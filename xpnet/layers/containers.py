@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Self, SupportsIndex, overload
 
 from xpnet.backends import Array
-from xpnet.config import flag
+from xpnet.config import flag, items_of
 from xpnet.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -313,9 +313,10 @@ class Sequential(Container):
 
     def __init__(self, layers: Iterable[Layer], *, name: str | None = None) -> None:
         super().__init__(name=name)
-        if not isinstance(layers, Iterable) or isinstance(layers, Layer):
+        items = None if isinstance(layers, Layer) else items_of(layers)
+        if items is None:
             raise ArgumentTypeError(f"{type(self).__name__}: layers must be a list of layers, not {layers!r}.")
-        self.layers: tuple[Layer, ...] = tuple(layers)
+        self.layers: tuple[Layer, ...] = items
         if not self.layers:
             raise ArgumentError(f"{type(self).__name__}: give it at least one layer.")
         given: list[Any] = list(self.layers)

@@ -10,7 +10,7 @@ from xpnet.backends import Array
 from xpnet.backends.reference.windows import Windows
 from xpnet.config import flag, integer, one_or_pair, penalties
 from xpnet.errors import ArgumentError, ShapeError
-from xpnet.layers.base import Layer
+from xpnet.layers.base import Layer, checked_initializer
 from xpnet.layers.context import Shape
 from xpnet.layers.windows import (
     Padding,
@@ -46,7 +46,8 @@ class _Convolution(Layer):
         super().__init__(name=name)
         self.filters, self.groups = integer(self, "filters", filters), integer(self, "groups", groups)
         self.use_bias = flag(self, "use_bias", use_bias)
-        self.weight_initializer, self.bias_initializer = weight_initializer, bias_initializer
+        self.weight_initializer = checked_initializer(self, "weight_initializer", weight_initializer)
+        self.bias_initializer = checked_initializer(self, "bias_initializer", bias_initializer)
         self.l1, self.l2 = penalties(self, l1, l2)
 
     def add_weight_and_bias(self, kernel: tuple[int, ...], channels: int) -> None:
