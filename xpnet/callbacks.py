@@ -16,7 +16,7 @@ from xpnet.config import ExplainedArguments, choice, flag, integer, number
 from xpnet.data.files import as_path, model_path, refuse_unwritable, reporting
 from xpnet.display import progress, tables
 from xpnet.distributed.process_group import ProcessGroup
-from xpnet.errors import ArgumentError, FileError, ShapeError, suggestion
+from xpnet.errors import ArgumentError, ArgumentTypeError, FileError, ShapeError, suggestion
 from xpnet.layers.containers import Container
 from xpnet.parameters import Snapshot
 
@@ -175,7 +175,7 @@ class ProgressBar(Callback):
     only_on_first_rank = True
 
     def __init__(self, stream: TextIO | None = None, seconds: float = 0.5) -> None:
-        self.stream, self.seconds = stream, seconds
+        self.stream, self.seconds = _checked_stream(self, stream), number(self, "seconds", seconds, at_least=0)
         self._bar: Any = None
         self._lines: EpochLines | None = None
 
@@ -237,7 +237,7 @@ class EpochLines(Callback):
     only_on_first_rank = True
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream
+        self.stream = _checked_stream(self, stream)
 
     def on_epoch_end(self, model: Container, epoch: int, logs: dict[str, Any]) -> None:
         run = self.run
@@ -247,6 +247,13 @@ class EpochLines(Callback):
             file=self.stream or sys.stdout,
             flush=True,
         )
+
+
+def _checked_stream(owner: Callback, stream: Any) -> TextIO | None:
+    """The argument `stream` if it is one, or None."""
+    if stream is None or all(callable(getattr(stream, method, None)) for method in ("write", "flush", "isatty")):
+        return stream  # type: ignore[no-any-return]
+    raise ArgumentTypeError(f"{type(owner).__name__}: stream must be a text stream, or None, not {stream!r}.")
 
 
 class _Monitor(Callback):
@@ -587,6 +594,8 @@ class CSVLogger(Callback):
 
 def format_logs(logs: Mapping[str, Any]) -> str:
     """Return loss and metrics as a line of text: "loss 0.1234  accuracy 0.9612"."""
+    if not isinstance(logs, Mapping):
+        raise ArgumentTypeError(f"format_logs: logs must be a dict such as {{'loss': 0.1}}, not {logs!r}.")
     return "  ".join(_texts(logs))
 
 
@@ -595,7 +604,11 @@ def _texts(logs: Mapping[str, Any]) -> list[str]:
     return [f"{name} {_number(value)}" for name, value in logs.items()]
 
 
-def _number(value: float) -> str:
+def _number(value: Any) -> str:
+    try:
+        value = float(value)
+    except (TypeError, ValueError, OverflowError):  # of something else that a callback has added
+        return str(value)
     return f"{value:{'.4g' if 0 < value < 1e-3 else '.4f'}}"
 
 

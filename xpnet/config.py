@@ -213,7 +213,7 @@ def as_seed(owner: Any, value: Any, *, also: str = "") -> int:
 def float_dtype(dtype: Any) -> str:
     """The name of the dtype of a model, "float32" or "float64", given as NumPy takes it."""
     with contextlib.suppress(TypeError):
-        dtype = None if dtype is None else numpy.dtype(dtype).name
+        dtype = numpy.dtype(dtype).name if isinstance(dtype, str | type | numpy.dtype) else dtype
     return choice("", "dtype", dtype, ("float32", "float64"))
 
 
@@ -360,7 +360,7 @@ def refuse_non_finite_targets(name: str, targets: Any) -> None:
 
 def python_number(value: Any) -> Any:
     """Convert a NumPy scalar, an array without axes, a Fraction or a Decimal to a Python number; return all else."""
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+    if getattr(value, "shape", None) == () and hasattr(value, "item") and isinstance(value.item(), numbers.Number):
         value = value.item()
     if isinstance(value, bool):
         return value

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from xpnet.backends import Array, Backend, DType
 from xpnet.backends.step_numbers import of_step
 from xpnet.config import Configured, flag, missing_method, number, rate_or_schedule, resolve
-from xpnet.errors import ArgumentError
+from xpnet.errors import ArgumentError, ArgumentTypeError
 from xpnet.parameters import ParameterStore
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "OptimizerState", "RMSprop", "get"]
@@ -34,6 +34,11 @@ class OptimizerState:
     constant_rate: float | None = None
 
     def __init__(self, optimizer: "Optimizer", store: ParameterStore) -> None:
+        if not (isinstance(optimizer, Optimizer) and isinstance(store, ParameterStore)):
+            raise ArgumentTypeError(
+                f"OptimizerState: optimizer must be an Optimizer, and store the ParameterStore of a model, not "
+                f"{optimizer!r} and {store!r}."
+            )
         self.step = 0
         self._allocate(store, optimizer.slots)
 
@@ -110,9 +115,11 @@ class Optimizer(Configured):
         rate: Any = self.learning_rate(step)
         if hasattr(rate, "item") and getattr(rate, "shape", ()) == ():
             rate = rate.item()
-        if isinstance(rate, bool) or not isinstance(rate, Real):
-            kind = type(self).__name__
-            raise ArgumentError(f"{kind}: the schedule must return a number, but returned {rate!r} for step {step}.")
+        if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 <= float(rate) < math.inf:
+            raise ArgumentError(
+                f"{type(self).__name__}: the schedule that is its learning_rate must return a finite number of at "
+                f"least 0, but returned {rate!r} for step {step}."
+            )
         return float(rate)
 
     def rate_for(self, state: OptimizerState, step: int) -> float:
