@@ -11,7 +11,7 @@ from typing import Any
 
 from xpnet.backends import Array
 from xpnet.config import flag, integer, items_of, number, one_or_pair
-from xpnet.errors import ArgumentError
+from xpnet.errors import ArgumentError, shown
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
 
@@ -358,7 +358,7 @@ class RandomErasing(_ImageAugmentation):
         shares = items_of(area)
         given = tuple(number(self, "area", share, **limits) for share in ((area,) if shares is None else shares))
         if len(given) not in (1, 2) or given[0] > given[-1]:
-            raise ArgumentError(f"RandomErasing: area must be a share or (smallest, largest), not {area!r}.")
+            raise ArgumentError(f"RandomErasing: area must be a share or (smallest, largest), not {shown(area)}.")
         self.area = given if len(given) == 2 else given[0]
 
     def forward(self, x: Array) -> Array:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy
 
 from xpnet.backends.arrays import to_host
-from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, suggestion, unknown_name
+from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, shown, suggestion, unknown_name
 
 __all__ = ["Configured", "ExplainedArguments", "as_seed", "as_shape", "checked_samples", "choice",
            "explain_arguments", "fits", "flag", "float_dtype", "integer", "is_custom", "is_integer", "is_number",
@@ -100,7 +100,7 @@ def _misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
         takes = f"only {', '.join(positional)}" if positional else "nothing"
         others = f" The others are given by name: {', '.join(f'{name}=' for name in by_name)}." if by_name else ""
         first = args[len(positional)]
-        return ArgumentTypeError(f"{kind}: takes {takes} by position, not also {first!r}.{others} {hint}".strip())
+        return ArgumentTypeError(f"{kind}: takes {takes} by position, not also {shown(first)}.{others} {hint}".strip())
     required = [p.name for p in parameters[len(args) :] if p.name in known and p.default is p.empty]
     missing = [name for name in required if name not in kwargs]
     return ArgumentTypeError(f"{kind}: needs {' and '.join(missing)}. It takes {', '.join(known)}.")
@@ -163,7 +163,6 @@ _MOST_AXES = 24  # after the batch, which is CuPy's 25th
 _FLOAT32 = numpy.finfo(numpy.float32)
 _SMALLEST, _LARGEST = float(_FLOAT32.tiny), float(_FLOAT32.max)
 _LARGEST_INTEGER = 2**63 - 1  # that arrays can have as a size
-_LONGEST = 200  # characters of a value in an error
 
 # Checks. Each returns a Python value, or raises ArgumentError: "Dropout: rate must be a number of at least 0 and
 # below 1, not 1.5." `owner` is the object whose argument it is, or its name; "" if the argument's name is enough.
@@ -383,16 +382,7 @@ def _range(limits: Mapping[str, float]) -> str:
 def _refusal(owner: Any, name: str, expected: str, value: Any, also: str = "") -> ArgumentError:
     kind = owner if isinstance(owner, str) else type(owner).__name__
     place = f"{kind}: " if kind else ""
-    return ArgumentError(f"{place}{name} must be {expected}{f', or {also}' if also else ''}, not {_shown(value)}.")
-
-
-def _shown(value: Any) -> str:
-    """The repr of a value for an error, cut off if it is long."""
-    try:
-        text = repr(value)
-    except Exception:  # that of integers of many digits, or of a class of the user
-        return f"this {type(value).__name__}"
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(text):,} characters)"
+    return ArgumentError(f"{place}{name} must be {expected}{f', or {also}' if also else ''}, not {shown(value)}.")
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -412,4 +402,4 @@ def resolve(kind: str, spec: Any, table: Mapping[str, type[T]], base: type[T]) -
         return table[name]()
     if isinstance(spec, type) and issubclass(spec, base):
         raise ArgumentTypeError(f"{kind}: pass an object, {spec.__name__}(...), not the class {spec.__name__}.")
-    raise ArgumentTypeError(f"{kind} must be a name ({', '.join(sorted(table))}) or an object, not {spec!r}.")
+    raise ArgumentTypeError(f"{kind} must be a name ({', '.join(sorted(table))}) or an object, not {shown(spec)}.")

@@ -13,7 +13,7 @@ import numpy
 
 from xpnet.backends.arrays import refuse_masked, to_host
 from xpnet.config import Configured, as_shape, is_number, number, python_number, resolve
-from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError
+from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, shown
 
 __all__ = ["Constant", "ForgetGate", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "Initializer",
            "LecunNormal", "LecunUniform", "Normal", "Ones", "Orthogonal", "Uniform", "Zeros", "fans",
@@ -172,7 +172,7 @@ class ForgetGate(Initializer):
 def fans(shape: Sequence[int]) -> tuple[int, int]:
     """(fan_in, fan_out) of a weight of this shape; a vector counts as a matrix of one row, a number as one of 1 × 1."""
     if None in (sizes := as_shape(shape)):
-        raise ShapeError(f"fans: shape must be that of a weight, not {shape!r}.")
+        raise ShapeError(f"fans: shape must be that of a weight, not {shown(shape)}.")
     *window, inputs, outputs = (1, 1, *sizes)
     return math.prod((*window, inputs)), math.prod((*window, outputs))
 
@@ -215,7 +215,7 @@ def _check_finite(what: str, other_types: str, value: Any) -> None:
     except (TypeError, ValueError) as error:
         raise ArgumentTypeError(f"{what} cannot be converted to an array: {error}") from error
     if array.dtype.kind not in "fiub" or isinstance(value, bool):
-        given = f"an array of {array.dtype}" if array.ndim else repr(value)
+        given = f"an array of {array.dtype}" if array.ndim else shown(value)
         raise ArgumentTypeError(f"{what} must be {other_types}a number or an array of real numbers, not {given}.")
     if not numpy.isfinite(array).all():
         raise ArgumentError(f"{what} must be finite, but this one contains NaN or infinity.")

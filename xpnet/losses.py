@@ -24,7 +24,7 @@ from xpnet.config import (
     refuse_non_finite_targets,
     resolve,
 )
-from xpnet.errors import ArgumentError, DataError, ShapeError, shape_text
+from xpnet.errors import ArgumentError, DataError, ShapeError, shape_text, shown
 
 __all__ = ["BinaryCrossEntropy", "CosineSimilarity", "HalfSquaredError", "Huber", "KLDivergence", "Loss",
            "MeanAbsoluteError", "MeanSquaredError", "SoftmaxCrossEntropy", "TripletMargin", "get"]  # fmt: skip
@@ -486,7 +486,7 @@ def _weights_of_classes(class_weight: Any) -> dict[int, float]:
         raise ArgumentError(f"class_weight must be {{class: weight}} or a sequence of weights: {error}.") from error
     if not given or min(given) < 0 or not all(0 <= w < math.inf for w in given.values()):
         raise ArgumentError(
-            f"class_weight must give classes from 0 finite weights of at least 0, not {class_weight!r}."
+            f"class_weight must give classes from 0 finite weights of at least 0, not {shown(class_weight)}."
         )
     return given
 

@@ -30,7 +30,7 @@ from xpnet.config import (
     resolve,
 )
 from xpnet.display import tables
-from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
+from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, shown
 from xpnet.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy
 
 __all__ = ["AUC", "F1", "R2", "Accuracy", "ClassReport", "CohenKappa", "ConfusionMatrix", "LogLoss",
@@ -244,7 +244,9 @@ class Report(dict[str, Any]):
         self.class_names = _names(self, class_names)
         self.counts = counts = real_array(counts, "Report: counts")
         if counts.shape != (len(self.class_names),) * 2:
-            raise ShapeError(f"Report: counts must be a matrix with a row and a column for each of {self.class_names}.")
+            raise ShapeError(
+                f"Report: counts must be a matrix with a row and a column for each of class_names, {self.class_names}."
+            )
         each = []
         for k, name in enumerate(self.class_names):
             correct, predicted, actual = counts[k, k].item(), counts[:, k].sum().item(), counts[k].sum().item()
@@ -663,9 +665,9 @@ def get(specs: str | Metric | Sequence[str | Metric] | None, loss: Loss | None) 
     if isinstance(specs, str | Metric):
         specs = [specs]
     if not (loss is None or isinstance(loss, Loss)):
-        raise ArgumentTypeError(f"metrics: loss must be a Loss, or None, not {loss!r}.")
+        raise ArgumentTypeError(f"metrics: loss must be a Loss, or None, not {shown(loss)}.")
     if not isinstance(specs, Sequence):
-        raise ArgumentTypeError(f"metrics must be a name, a Metric or a list of them, not {specs!r}.")
+        raise ArgumentTypeError(f"metrics must be a name, a Metric or a list of them, not {shown(specs)}.")
     found = [resolve("metric", spec, _NAMES, Metric).bind(loss) for spec in specs]  # type: ignore[type-abstract]
     names = [metric.name for metric in found]
     if len(set(names)) < len(names) or {"loss", "learning_rate"} & set(names):
@@ -678,7 +680,7 @@ def _names(owner: Any, class_names: Any) -> list[str]:
     items = items_of(class_names)
     if items is None:
         kind = type(owner).__name__
-        raise ArgumentTypeError(f"{kind}: class_names must be a list of names, not {class_names!r}.")
+        raise ArgumentTypeError(f"{kind}: class_names must be a list of names, not {shown(class_names)}.")
     return [str(name) for name in items]
 
 

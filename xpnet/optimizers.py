@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from xpnet.backends import Array, Backend, DType
 from xpnet.backends.step_numbers import of_step
 from xpnet.config import Configured, flag, missing_method, number, rate_or_schedule, resolve
-from xpnet.errors import ArgumentError, ArgumentTypeError
+from xpnet.errors import ArgumentError, ArgumentTypeError, shown
 from xpnet.parameters import ParameterStore
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "OptimizerState", "RMSprop", "get"]
@@ -37,7 +37,7 @@ class OptimizerState:
         if not (isinstance(optimizer, Optimizer) and isinstance(store, ParameterStore)):
             raise ArgumentTypeError(
                 f"OptimizerState: optimizer must be an Optimizer, and store the ParameterStore of a model, not "
-                f"{optimizer!r} and {store!r}."
+                f"{shown(optimizer)} and {shown(store)}."
             )
         self.step = 0
         self._allocate(store, optimizer.slots)
@@ -118,7 +118,7 @@ class Optimizer(Configured):
         if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 <= float(rate) < math.inf:
             raise ArgumentError(
                 f"{type(self).__name__}: the schedule that is its learning_rate must return a finite number of at "
-                f"least 0, but returned {rate!r} for step {step}."
+                f"least 0, but returned {shown(rate)} for step {step}."
             )
         return float(rate)
 

@@ -14,6 +14,7 @@ from xpnet.errors import (
     ShapeError,
     StateError,
     shape_text,
+    shown,
     unknown_name,
 )
 from xpnet.layers.activations import ReLU
@@ -149,7 +150,7 @@ class Container(Layer):
         """
         if not isinstance(name, str):
             raise ArgumentTypeError(
-                f'get_layer takes a name such as "0" or "digit", not {name!r}; by position, use model[0].'
+                f'get_layer takes a name such as "0" or "digit", not {shown(name)}; by position, use model[0].'
             )
         found: Layer = self
         for key in name.split("."):
@@ -182,11 +183,11 @@ class Container(Layer):
             return self.layers[position]
         except IndexError:
             count = f"{len(self)} layers, 0 to {len(self) - 1}"
-            raise PositionError(f"there is no layer {position!r}: {type(self).__name__} has {count}.") from None
+            raise PositionError(f"there is no layer {shown(position)}: {type(self).__name__} has {count}.") from None
         except TypeError:
             hint = f" Use get_layer({position!r})." if isinstance(position, str) else ""
             raise ArgumentTypeError(
-                f"a layer's position must be an integer or a slice, not {position!r}.{hint}"
+                f"a layer's position must be an integer or a slice, not {shown(position)}.{hint}"
             ) from None
 
     def _by_key(self) -> dict[str, Layer]:
@@ -315,7 +316,7 @@ class Sequential(Container):
         super().__init__(name=name)
         items = None if isinstance(layers, Layer) else items_of(layers)
         if items is None:
-            raise ArgumentTypeError(f"{type(self).__name__}: layers must be a list of layers, not {layers!r}.")
+            raise ArgumentTypeError(f"{type(self).__name__}: layers must be a list of layers, not {shown(layers)}.")
         self.layers: tuple[Layer, ...] = items
         if not self.layers:
             raise ArgumentError(f"{type(self).__name__}: give it at least one layer.")
@@ -324,7 +325,7 @@ class Sequential(Container):
         for i, layer in enumerate(given):
             if not isinstance(layer, Layer):
                 hint = "; did you mean an object, with ()?" if isinstance(layer, type) else "."
-                raise ArgumentTypeError(f"{type(self).__name__}: item {i} is {layer!r}, not a layer{hint}")
+                raise ArgumentTypeError(f"{type(self).__name__}: item {i} is {shown(layer)}, not a layer{hint}")
             if first.setdefault(id(layer), i) < i:
                 raise StateError(
                     f"{type(self).__name__}: items {first[id(layer)]} and {i} are the same {type(layer).__name__} "

@@ -9,7 +9,7 @@ from typing import Any
 from xpnet.backends import Array
 from xpnet.backends.reference.windows import Windows
 from xpnet.config import flag, integer, one_or_pair, penalties
-from xpnet.errors import ArgumentError, ShapeError
+from xpnet.errors import ArgumentError, ShapeError, shown
 from xpnet.layers.base import Layer, checked_initializer
 from xpnet.layers.context import Shape
 from xpnet.layers.windows import (
@@ -313,7 +313,7 @@ class Conv2DTranspose(_ImageConvolution):
         if any(extra[axis] >= max(strides[axis], dilation[axis]) for axis in (0, 1)):
             raise ArgumentError(
                 "Conv2DTranspose: output_padding must be below the larger of strides and dilation, not "
-                f"{output_padding!r}."
+                f"{shown(output_padding)}."
             )
 
     def build(self, input_shape: Shape) -> Shape:

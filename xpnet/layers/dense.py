@@ -4,7 +4,7 @@ from typing import Any
 
 from xpnet.backends import Array
 from xpnet.config import flag, integer, penalties
-from xpnet.errors import ArgumentError, ArgumentTypeError
+from xpnet.errors import ArgumentError, ArgumentTypeError, shown
 from xpnet.layers.base import Layer, checked_initializer
 from xpnet.layers.context import Shape
 from xpnet.layers.embedding import Embedding
@@ -47,7 +47,9 @@ class Dense(Layer):
         if tied_to is None:
             return
         if not isinstance(tied_to, Embedding):
-            raise ArgumentTypeError(f"Dense: tied_to must be a layers.Embedding of the same model, not {tied_to!r}.")
+            raise ArgumentTypeError(
+                f"Dense: tied_to must be a layers.Embedding of the same model, not {shown(tied_to)}."
+            )
         if self.units != tied_to.vocabulary_size:
             raise ArgumentError(
                 f"Dense: units must be {tied_to.vocabulary_size}, the vocabulary_size of the Embedding in tied_to, not "

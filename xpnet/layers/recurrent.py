@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from xpnet.backends import Array
 from xpnet.config import flag, integer
-from xpnet.errors import ArgumentError, ArgumentTypeError
+from xpnet.errors import ArgumentError, ArgumentTypeError, shown
 from xpnet.layers.base import Layer, checked_initializer
 from xpnet.layers.containers import Container
 from xpnet.layers.context import Shape
@@ -367,7 +367,7 @@ class Bidirectional(Container):
         super().__init__(name=name)
         if not isinstance(layer, _Recurrent):
             raise ArgumentTypeError(
-                f"Bidirectional: layer must be a recurrent layer, such as layers.LSTM(32), not {layer!r}."
+                f"Bidirectional: layer must be a recurrent layer, such as layers.LSTM(32), not {shown(layer)}."
             )
         if layer.reverse:
             raise ArgumentError(

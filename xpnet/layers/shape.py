@@ -6,7 +6,7 @@ from typing import Any
 
 from xpnet.backends import Array
 from xpnet.config import integer, is_integer, items_of, number, python_number
-from xpnet.errors import ArgumentError, ShapeError
+from xpnet.errors import ArgumentError, ShapeError, shown
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
 
@@ -21,9 +21,9 @@ class Reshape(Layer):
         super().__init__(name=name)
         items = items_of(target_shape)
         sizes = (python_number(target_shape),) if items is None else items
-        if not all(is_integer(n) and (n >= 1 or n == -1) for n in sizes) or sizes.count(-1) > 1:
+        if not all(is_integer(n) and (1 <= n < 2**63 or n == -1) for n in sizes) or sizes.count(-1) > 1:
             raise ArgumentError(
-                f"Reshape: target_shape must be positive integers, one of which may be -1, not {target_shape!r}."
+                f"Reshape: target_shape must be positive integers, one of which may be -1, not {shown(target_shape)}."
             )
         self.target_shape = tuple(int(n) for n in sizes)
 
@@ -67,7 +67,7 @@ class Permute(Layer):
         self.axes = tuple(integer(self, "each of the axes", axis, at_least=0) for axis in given)
         if not given or sorted(self.axes) != list(range(len(self.axes))):
             last = max(len(self.axes) - 1, 0)
-            raise ArgumentError(f"Permute: axes must be 0 to {last} in some order, not {axes!r}.")
+            raise ArgumentError(f"Permute: axes must be 0 to {last} in some order, not {shown(axes)}.")
 
     @property
     def _keeps_mask(self) -> bool:
