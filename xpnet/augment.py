@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from xpnet.backends import Array
-from xpnet.config import flag, integer, items_of, number, one_or_pair
+from xpnet.config import flag, integer, items_of, missing_method, number, one_or_pair
 from xpnet.errors import ArgumentError, shown
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
@@ -57,7 +57,7 @@ class Distortion(_ImageAugmentation):
 
         For pixel (i, j), the identity returns i and j.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define positions(rows).")
+        raise missing_method(self, "positions(rows)")
 
     def uniform(self, rows: int, *shape: int) -> Array:
         """Uniform noise (rows, *shape) between -1 and 1. All calls in one step return the same numbers."""

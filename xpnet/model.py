@@ -11,7 +11,7 @@ from xpnet.backends import Backend, get_backend
 from xpnet.config import as_seed, explain_arguments, flag, integer, number
 from xpnet.data.files import as_path
 from xpnet.data.preparation import prepare, structure_of
-from xpnet.errors import StateError, shape_text
+from xpnet.errors import ArgumentTypeError, StateError, shape_text, shown
 from xpnet.layers.base import Layer
 from xpnet.layers.graph import Graph, tensors_of
 from xpnet.layers.tensors import Input, Tensor
@@ -229,6 +229,7 @@ def check_gradients(
     assign the whole gradient: gradients are filled with NaN before, so that one that is forgotten, written in part or
     added to is found. It is also infinite for inputs whose gradient is None or has another shape.
     """
+    _refuse_other_than_models("check_gradients", model)
     samples = integer("", "samples", samples)
     number("", "step", step, above=0)
     model._ensure_built(x)
@@ -262,6 +263,7 @@ def explain_step(
     """
     from xpnet.training.explanation import explain, fitting_loss  # only if needed
 
+    _refuse_other_than_models("explain_step", model)
     integer("explain_step", "batch_size", batch_size)
     model._refuse_unless_complete("there is no step to explain")
     state = model._state
@@ -298,6 +300,7 @@ def generate(
     """
     from xpnet.training.generation import generated  # only if needed
 
+    _refuse_other_than_models("generate", model)
     length = integer("generate", "length", length, at_least=0)
     temperature = number("generate", "temperature", temperature, at_least=0, finite=True)
     top_k = None if top_k is None else integer("generate", "top_k", top_k, also="None")
@@ -305,3 +308,8 @@ def generate(
     model._refuse_unless_complete("it cannot generate")
     tokens: numpy.ndarray[Any, Any] = generated(model, prompt, length, temperature, top_k, seed)
     return tokens
+
+
+def _refuse_other_than_models(function: str, model: Any) -> None:
+    if not isinstance(model, BaseModel):
+        raise ArgumentTypeError(f"{function}: model must be an xpnet.Sequential or an xpnet.Model, not {shown(model)}.")
