@@ -171,7 +171,7 @@ def test_a_missing_forward_or_backward_is_named():
     assert layer.build((2,), backend="cpu") == (2,)
     for method in ("forward", "backward"):
         with pytest.raises(NotImplementedError, match=rf"Empty must define {method}\("):
-            getattr(layer, method)(None)
+            getattr(layer, method)(np.ones((1, 2), "float32"))
 
 
 def test_the_error_of_an_unbuilt_layer_says_how_to_build_it():

@@ -870,7 +870,7 @@ SEQUENCES = [
         "length"),
     row("labels_all_ignored", lambda s: s.model.train_on_batch(
         s.x, s.y * 0, loss=xpnet.losses.SoftmaxCrossEntropy(ignore=0)), DataError, "ignored", subject=Tokens),
-    row("all_steps_masked", lambda s: (lambda m: m.train_on_batch(s.x * 0, np.zeros((6, 5), int)))(xpnet.Sequential(
+    row("all_steps_masked", lambda s: (lambda m: m.train_on_batch(s.x * 0, np.zeros((6, 5), int), "softmax_cross_entropy", "sgd"))(xpnet.Sequential(
         [layers.Masking(), layers.LSTM(3)], (None, 3), "cpu")), XpnetError, "", subject=Steps),
 ]  # fmt: skip
 
