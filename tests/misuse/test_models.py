@@ -14,6 +14,7 @@ from xpnet.errors import (
     ArgumentError,
     ArgumentTypeError,
     BackendError,
+    CaptureError,
     DataError,
     DeviceMemoryError,
     PositionError,
@@ -321,6 +322,13 @@ def tied_to_another_model():
     return xpnet.Sequential([layers.Embedding(7, 4), layers.Dense(7, tied_to=other)], (5,), "cpu")
 
 
+def padded():
+    """A model that labels each step of sequences, and was trained once."""
+    model = xpnet.Sequential([layers.Masking(), layers.LSTM(3)], (None, 3), "cpu")
+    model.train_on_batch(np.ones((6, 5, 3)), np.zeros((6, 5), int), "softmax_cross_entropy", "sgd")
+    return model
+
+
 ONES = np.ones((12, 4), "float32")
 SHAPES = [
     row("predict_wrong_width", lambda s: s.model.predict(s.x[:, :3]), ShapeError, "(N, 4)", "(12, 3)"),
@@ -344,6 +352,10 @@ SHAPES = [
     row("image_alone", lambda s: s.model.predict(s.x[0]), ShapeError, "x[None]", subject=Images),
     row("images_too_small", lambda s: xpnet.Sequential([layers.Conv2D(2, 5)], (3, 3, 1), "cpu"), ShapeError, "5"),
     row("pool_too_large", lambda s: xpnet.Sequential([layers.MaxPool2D(4)], (3, 3, 1), "cpu"), ShapeError, "4"),
+    row("pool_far_beyond_the_image",
+        lambda s: xpnet.Sequential([layers.MaxPool2D(10**6, 1, "same")], (3, 3, 1), "cpu"), ShapeError, "500000"),
+    row("pool_far_beyond_the_sequence",
+        lambda s: xpnet.Sequential([layers.AvgPool1D(10**6, 1, "same")], (3, 1), "cpu"), ShapeError, "500000"),
     row("images_of_open_size", lambda s: xpnet.Sequential([layers.Conv2D(2, 3)], (None, 8, 1), "cpu"), ShapeError,
         "images of one size"),
     row("open_second_axis", lambda s: xpnet.Sequential([layers.Dense(2)], (8, None), "cpu"), ArgumentError, "shape"),
@@ -572,7 +584,7 @@ GRAPHS = [
     row("graph_backward_one", lambda s: backward_after(s, np.ones((6, 3), "float32")), XpnetError, "odd",
         subject=Graph),
     row("output_of_number", lambda s: s.model.output_of(0), ArgumentTypeError, "name"),
-    row("several_outputs_in_a_row", lambda s: xpnet.Sequential([s.model], ((4,),), "cpu"), XpnetError, "",
+    row("several_outputs_in_a_row", lambda s: xpnet.Sequential([s.model], ((4,),), "cpu"), XpnetError, "shape",
         subject=Graph),
 ]  # fmt: skip
 
@@ -602,7 +614,7 @@ OWN_LAYERS = [
     row("build_returns_floats", building(lambda self, shape: (2.5,)), XpnetError, "Mine", "build"),
     row("build_returns_negative", building(lambda self, shape: (-1,)), XpnetError, "Mine", "build"),
     row("build_returns_zero", building(lambda self, shape: (0,)), XpnetError, "Mine", "build"),
-    row("build_returns_batch", building(lambda self, shape: (None, 4)), XpnetError, ""),
+    row("build_returns_batch", building(lambda self, shape: (None, 4)), ShapeError, "Mine", "build"),
     row("build_returns_strings", building(lambda self, shape: ("4",)), XpnetError, "Mine", "build"),
     row("parameter_of_negative_shape", declaring("w", (-1,), "zeros"), XpnetError, "w"),
     row("parameter_of_text_shape", declaring("w", "4", "zeros"), XpnetError, "w"),
@@ -768,7 +780,7 @@ PASSES = [
     row("explain_none", lambda s: xpnet.explain_step(None), ArgumentTypeError, "model"),
     row("explain_times", lambda s: xpnet.explain_step(s.model, times="yes"), ArgumentError, "times"),
     row("explain_uncapturable", lambda s: xpnet.explain_step(
-        xpnet.Sequential([Declares()], (4,), "cpu")), XpnetError, ""),
+        xpnet.Sequential([Declares()], (4,), "cpu")), CaptureError, "Declares", "build"),
     row("user_optimizer_of_other_kind", lambda s: s.model.train_on_batch(s.x, s.y, optimizer=object()),
         ArgumentTypeError, "optimizer"),
 ]  # fmt: skip
@@ -870,8 +882,13 @@ SEQUENCES = [
         "length"),
     row("labels_all_ignored", lambda s: s.model.train_on_batch(
         s.x, s.y * 0, loss=xpnet.losses.SoftmaxCrossEntropy(ignore=0)), DataError, "ignored", subject=Tokens),
-    row("all_steps_masked", lambda s: (lambda m: m.train_on_batch(s.x * 0, np.zeros((6, 5), int), "softmax_cross_entropy", "sgd"))(xpnet.Sequential(
-        [layers.Masking(), layers.LSTM(3)], (None, 3), "cpu")), XpnetError, "", subject=Steps),
+    row("all_steps_masked", lambda s: padded().train_on_batch(s.x * 0, np.zeros((6, 5), int)), DataError, "masks",
+        subject=Steps),
+    row("all_steps_masked_in_fit", lambda s: padded().fit(s.x * 0, np.zeros((6, 5), int), verbose=0),
+        DataError, "masks",
+        subject=Steps),
+    row("all_steps_masked_in_evaluate", lambda s: padded().evaluate(s.x * 0, np.zeros((6, 5), int)), DataError, "masks",
+        subject=Steps),
 ]  # fmt: skip
 
 ROWS = [*SHAPES, *DTYPES, *LABELS, *DEVICES, *BUILDING, *GRAPHS, *OWN_LAYERS, *STATE, *PASSES, *GENERATE, *SEQUENCES]

@@ -205,7 +205,7 @@ class Graph(Container):
         if graph is not None:
             self.inputs, self.outputs = tensors_of({"layers": self._placed, **graph})
             self._nodes = nodes_between(self.inputs, self.outputs)
-            self.layers = tuple(dict.fromkeys(node.layer for node in self._nodes))
+            vars(self)["layers"] = tuple(dict.fromkeys(node.layer for node in self._nodes))
 
 
 def tensors_of(config: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
