@@ -428,7 +428,11 @@ def test_targets_of_one_output_may_be_a_vector(backend):
     [
         (lambda: losses.HalfSquaredError("average"), ArgumentError, '"mean" or "sum", not \'average\''),
         (lambda: losses.Huber(0), ArgumentError, "Huber: delta must be a number above 0, not 0"),
-        (lambda: losses.TripletMargin(0), ArgumentError, "TripletMargin: margin must be a number above 0, not 0"),
+        (
+            lambda: losses.TripletMargin(0),
+            ArgumentError,
+            "TripletMargin: margin must be a finite number above 0, not 0",
+        ),
         (lambda: losses.Huber(math.nan), ArgumentError, "not nan"),
         (
             lambda: losses.BinaryCrossEntropy(1.0),

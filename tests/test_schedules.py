@@ -175,13 +175,16 @@ def test_zero_factors_classes_and_nested_negative_rates_are_refused(make):
         make()
 
 
-@pytest.mark.parametrize("rate", ["0.1", None, True, [0.1], np.ones(1), 1j], ids=repr)
+@pytest.mark.parametrize("rate", ["0.1", None, True, [0.1], np.ones(1), 1j, -0.1, np.nan, np.inf], ids=repr)
 def test_a_function_of_the_step_must_return_a_number(rate):
-    with pytest.raises(ArgumentError, match="SGD: the schedule must return a number, but returned .* for step 7"):
+    with pytest.raises(
+        ArgumentError,
+        match="SGD: the schedule .* must return a finite number of at least 0, but returned .* for step 7",
+    ):
         optimizers.SGD(lambda step: rate).rate(7)
     model = xpnet.Sequential([layers.Dense(1)], (2,), "cpu")
     before = model.state_dict()["0.weight"]
-    with pytest.raises(ArgumentError, match="must return a number"):
+    with pytest.raises(ArgumentError, match="must return a finite number"):
         model.train_on_batch(np.ones((3, 2)), np.ones(3), "mse", optimizers.SGD(lambda step: rate))
     np.testing.assert_array_equal(model.state_dict()["0.weight"], before)
 

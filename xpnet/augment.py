@@ -10,8 +10,8 @@ import math
 from typing import Any
 
 from xpnet.backends import Array
-from xpnet.config import flag, integer, number, one_or_pair
-from xpnet.errors import ArgumentError
+from xpnet.config import flag, integer, items_of, missing_method, number, one_or_pair
+from xpnet.errors import ArgumentError, shown
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
 
@@ -57,7 +57,7 @@ class Distortion(_ImageAugmentation):
 
         For pixel (i, j), the identity returns i and j.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define positions(rows).")
+        raise missing_method(self, "positions(rows)")
 
     def uniform(self, rows: int, *shape: int) -> Array:
         """Uniform noise (rows, *shape) between -1 and 1. All calls in one step return the same numbers."""
@@ -355,11 +355,10 @@ class RandomErasing(_ImageAugmentation):
         super().__init__(name=name)
         self.rate = number(self, "rate", rate, at_least=0, at_most=1)
         limits: dict[str, Any] = {"at_least": 0, "at_most": 1, "also": "(smallest, largest)"}
-        ordered = isinstance(area, list | tuple) or getattr(area, "ndim", 0) == 1
-        shares = list(area) if ordered else [area]
-        given = tuple(number(self, "area", share, **limits) for share in shares)
+        shares = items_of(area)
+        given = tuple(number(self, "area", share, **limits) for share in ((area,) if shares is None else shares))
         if len(given) not in (1, 2) or given[0] > given[-1]:
-            raise ArgumentError(f"RandomErasing: area must be a share or (smallest, largest), not {area!r}.")
+            raise ArgumentError(f"RandomErasing: area must be a share or (smallest, largest), not {shown(area)}.")
         self.area = given if len(given) == 2 else given[0]
 
     def forward(self, x: Array) -> Array:

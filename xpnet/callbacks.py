@@ -16,7 +16,7 @@ from xpnet.config import ExplainedArguments, choice, flag, integer, number, pyth
 from xpnet.data.files import as_path, model_path, refuse_unwritable, reporting
 from xpnet.display import progress, tables
 from xpnet.distributed.process_group import ProcessGroup
-from xpnet.errors import ArgumentError, ArgumentTypeError, FileError, ShapeError, suggestion
+from xpnet.errors import ArgumentError, ArgumentTypeError, FileError, ShapeError, shown, suggestion
 from xpnet.layers.containers import Container
 from xpnet.parameters import Snapshot
 
@@ -168,12 +168,6 @@ class Callback(ExplainedArguments):
         self.run.history.stopped = reason
 
 
-def _checked_stream(owner: Callback, stream: Any) -> Any:
-    if stream is None or (hasattr(stream, "write") and hasattr(stream, "isatty")):
-        return stream
-    raise ArgumentTypeError(f"{type(owner).__name__}: stream must be a text file such as sys.stdout, not {stream!r}.")
-
-
 class ProgressBar(Callback):
     """A progress bar for each epoch: samples per second, time left, loss and metrics.
 
@@ -260,12 +254,21 @@ class EpochLines(Callback):
         )
 
 
+def _checked_stream(owner: Callback, stream: Any) -> TextIO | None:
+    """The argument `stream` if it is one, or None."""
+    if stream is None or all(callable(getattr(stream, method, None)) for method in ("write", "flush", "isatty")):
+        return stream  # type: ignore[no-any-return]
+    raise ArgumentTypeError(f"{type(owner).__name__}: stream must be a text stream, or None, not {shown(stream)}.")
+
+
 class _Monitor(Callback):
     """Watches one value of the logs: has it improved?"""
 
     def __init__(self, monitor: str, patience: int, min_delta: float, mode: str) -> None:
         if not isinstance(monitor, str):
-            raise ArgumentError(f'{type(self).__name__}: monitor must be a name such as "val_loss", not {monitor!r}.')
+            raise ArgumentError(
+                f'{type(self).__name__}: monitor must be a name such as "val_loss", not {shown(monitor)}.'
+            )
         self.monitor, self.mode = monitor, choice(self, "mode", mode, ("auto", "min", "max"))
         self.patience = number(self, "patience", patience, at_least=0)
         self.min_delta = number(self, "min_delta", min_delta, at_least=0)
@@ -463,7 +466,7 @@ class Checkpoint(_Monitor):
     ) -> None:
         super().__init__(monitor, patience=0, min_delta=0.0, mode=mode)
         if not isinstance(path, str | os.PathLike) or not model_path("Checkpoint", path).name:
-            raise ArgumentError(f"Checkpoint: path must name a file, not {path!r}.")
+            raise ArgumentError(f"Checkpoint: path must name a file, not {shown(path)}.")
         self.path, self.every = path, integer(self, "every", every)
         self.minutes = None if minutes is None else number(self, "minutes", minutes, at_least=0, also="None")
         self.keep_best = integer(self, "keep_best", keep_best, at_least=0)
@@ -481,7 +484,7 @@ class Checkpoint(_Monitor):
         self.on_train_begin(model)
         for value, epoch in state.get("kept", []):
             if not isinstance(value, int | float) or isinstance(value, bool):
-                raise ArgumentError(f"Checkpoint: the value of a kept epoch must be a number, not {value!r}.")
+                raise ArgumentError(f"Checkpoint: the value of a kept epoch must be a number, not {shown(value)}.")
             last = self.run.state.epoch - 1
             self.kept.append((float(value), integer(self, "a kept epoch", epoch, at_least=0, at_most=last)))
 
@@ -601,6 +604,8 @@ class CSVLogger(Callback):
 
 def format_logs(logs: Mapping[str, Any]) -> str:
     """Return loss and metrics as a line of text: "loss 0.1234  accuracy 0.9612"."""
+    if not isinstance(logs, Mapping):
+        raise ArgumentTypeError(f"format_logs: logs must be a dict such as {{'loss': 0.1}}, not {shown(logs)}.")
     return "  ".join(_texts(logs))
 
 

@@ -15,12 +15,13 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy
 
 from xpnet.backends.arrays import to_host
-from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, suggestion, unknown_name
+from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, shown, suggestion, unknown_name
 
-__all__ = ["Configured", "ExplainedArguments", "as_shape", "checked_samples", "choice", "explain_arguments", "fits",
-           "flag", "integer", "is_custom", "is_integer", "is_number", "missing_method", "number", "one_or_pair",
-           "penalties", "python_number", "rate_or_schedule", "real_array", "refuse_non_finite_targets",
-           "refuse_other_signatures", "resolve", "scheduled_rate"]  # fmt: skip
+__all__ = ["Configured", "ExplainedArguments", "as_seed", "as_shape", "checked_samples", "choice",
+           "explain_arguments", "fits", "flag", "float_dtype", "integer", "is_custom", "is_integer", "is_number",
+           "items_of", "missing_method", "number", "one_or_pair", "penalties", "python_number", "rate_or_schedule",
+           "real_array", "refuse_non_finite_targets", "refuse_other_signatures", "resolve",
+           "scheduled_rate"]  # fmt: skip
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -101,7 +102,7 @@ def _misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
         takes = f"only {', '.join(positional)}" if positional else "nothing"
         others = f" The others are given by name: {', '.join(f'{name}=' for name in by_name)}." if by_name else ""
         first = args[len(positional)]
-        return ArgumentTypeError(f"{kind}: takes {takes} by position, not also {first!r}.{others} {hint}".strip())
+        return ArgumentTypeError(f"{kind}: takes {takes} by position, not also {shown(first)}.{others} {hint}".strip())
     required = [p.name for p in parameters[len(args) :] if p.name in known and p.default is p.empty]
     missing = [name for name in required if name not in kwargs]
     return ArgumentTypeError(f"{kind}: needs {' and '.join(missing)}. It takes {', '.join(known)}.")
@@ -162,6 +163,9 @@ class Configured(ExplainedArguments):
 
 _LARGEST_WEIGHT = 1e100  # so that no product of sums of weights overflows
 _MOST_AXES = 24  # after the batch, which is CuPy's 25th
+_FLOAT32 = numpy.finfo(numpy.float32)
+_SMALLEST, _LARGEST = float(_FLOAT32.tiny), float(_FLOAT32.max)
+_LARGEST_INTEGER = 2**63 - 1  # that arrays can have as a size
 
 # Checks. Each returns a Python value, or raises ArgumentError: "Dropout: rate must be a number of at least 0 and
 # below 1, not 1.5." `owner` is the object whose argument it is, or its name; "" if the argument's name is enough.
@@ -179,21 +183,40 @@ _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 def number(owner: Any, name: str, value: Any, *, finite: bool = False, also: str = "", **limits: float) -> float:
     """A real number within `at_least`, `above`, `at_most` and `below`, as a Python number. Refuses NaN and booleans.
 
-    It may also be a NumPy scalar, an array without axes, a Fraction or a Decimal.
+    It may also be a NumPy scalar, an array without axes, a Fraction or a Decimal. Numbers that would be infinite in
+    float32 are refused, and those that would be 0 if they must be above 0.
     """
     given, value = value, python_number(value)
-    if not (is_number(value) and _within(value, limits)) or (finite and math.isinf(value)):
-        raise _refusal(owner, name, ("a finite number" if finite else "a number") + _range(limits), given, also)
+    what = ("a finite number" if finite else "a number") + _range(limits)
+    infinite = is_number(value) and abs(value) == math.inf
+    if not (is_number(value) and _within(value, limits)) or (finite and infinite):
+        raise _refusal(owner, name, what, given, also)
+    if (abs(value) > _LARGEST and not infinite) or (limits.get("above") == 0 and value < _SMALLEST):
+        raise _refusal(owner, name, f"{what}, in float32", given, also)
     return value  # type: ignore[no-any-return]
 
 
 def integer(owner: Any, name: str, value: Any, *, at_least: int | None = 1, also: str = "", **limits: int) -> int:
-    """An integer within these limits, as a Python int. 3.0 counts as 3. at_least: None allows negative ones."""
+    """An integer of 64 bits within these limits, as a Python int. 3.0 counts as 3. at_least: None allows negatives."""
     limits = limits if at_least is None else {"at_least": at_least, **limits}
     given, value = value, python_number(value)
     if not (is_integer(value) and _within(value, limits)):
         raise _refusal(owner, name, "an integer" + _range(limits), given, also)
+    if not -_LARGEST_INTEGER - 1 <= value <= limits.get("at_most", _LARGEST_INTEGER):
+        raise _refusal(owner, name, f"an integer{_range(limits)}, of 64 bits", given, also)
     return int(value)
+
+
+def as_seed(owner: Any, value: Any, *, also: str = "") -> int:
+    """A seed: an integer from 0, below 2**64."""
+    return integer(owner, "seed", value, at_least=0, at_most=2**64 - 1, also=also)
+
+
+def float_dtype(dtype: Any) -> str:
+    """The name of the dtype of a model, "float32" or "float64", given as NumPy takes it."""
+    with contextlib.suppress(TypeError):
+        dtype = numpy.dtype(dtype).name if isinstance(dtype, str | type | numpy.dtype) else dtype
+    return choice("", "dtype", dtype, ("float32", "float64"))
 
 
 def one_or_pair(check: Callable[..., N], owner: Any, name: str, value: Any, **limits: Any) -> N | tuple[N, N]:
@@ -211,13 +234,21 @@ def as_shape(shape: Any) -> tuple[Any, ...]:
     None is the axis of a sequence of any length: (None, 8), or (None,) for integers of an Embedding.
     """
     shape = python_number(shape)
-    ordered = not isinstance(shape, str | bytes | bytearray | Set | Mapping) and getattr(shape, "ndim", 1) == 1
-    sizes = tuple(shape) if ordered and hasattr(shape, "__iter__") else (shape,)
+    items = items_of(shape)
+    sizes = (shape,) if items is None else items
     known = sizes[1:] if shape is not None and sizes and sizes[0] is None else sizes
-    if not all(is_integer(n) and n >= 1 for n in known) or len(sizes) > _MOST_AXES:
+    if not all(is_integer(n) and 1 <= n <= _LARGEST_INTEGER for n in known) or len(sizes) > _MOST_AXES:
         expected = "one or more positive integers, without the batch"
         raise _refusal("", "a shape", expected, shape, also="None in the first place for sequences of any length")
     return (*sizes[: len(sizes) - len(known)], *map(int, known))
+
+
+def items_of(value: Any) -> tuple[Any, ...] | None:
+    """The items of a list, a tuple, an array with one axis and the like; None for text, sets, dicts and all else."""
+    unordered = isinstance(value, str | bytes | bytearray | memoryview | Set | Mapping | type | numpy.ma.MaskedArray)
+    if unordered or getattr(value, "ndim", 1) != 1 or not hasattr(value, "__iter__"):
+        return None
+    return tuple(map(python_number, value))
 
 
 def fits(shape: Sequence[int], expected: Sequence[int | None]) -> bool:
@@ -251,8 +282,8 @@ def scheduled_rate(owner: Any, schedule: Callable[[int], Any], step: int) -> flo
     rate = python_number(given)
     if not (is_number(rate) and 0 <= rate < math.inf):
         raise ArgumentError(
-            f"{type(owner).__name__}: the schedule must return a number, but returned {given!r} "
-            f"for step {step}; a rate is finite and at least 0."
+            f"{type(owner).__name__}: the schedule of its rate must return a finite number of at least 0, but returned "
+            f"{shown(given)} for step {step}."
         )
     return float(rate)
 
@@ -379,7 +410,7 @@ def refuse_other_signatures(thing: Any, base: type) -> None:
 
 def python_number(value: Any) -> Any:
     """Convert a NumPy scalar, an array without axes, a Fraction or a Decimal to a Python number; return all else."""
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+    if getattr(value, "shape", None) == () and hasattr(value, "item") and isinstance(value.item(), numbers.Number):
         value = value.item()
     if isinstance(value, bool):
         return value
@@ -402,7 +433,7 @@ def _range(limits: Mapping[str, float]) -> str:
 def _refusal(owner: Any, name: str, expected: str, value: Any, also: str = "") -> ArgumentError:
     kind = owner if isinstance(owner, str) else type(owner).__name__
     place = f"{kind}: " if kind else ""
-    return ArgumentError(f"{place}{name} must be {expected}{f', or {also}' if also else ''}, not {value!r}.")
+    return ArgumentError(f"{place}{name} must be {expected}{f', or {also}' if also else ''}, not {shown(value)}.")
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -423,4 +454,4 @@ def resolve(kind: str, spec: Any, table: Mapping[str, type[T]], base: type[T]) -
         return table[name]()
     if isinstance(spec, type) and issubclass(spec, base):
         raise ArgumentTypeError(f"{kind}: pass an object, {spec.__name__}(...), not the class {spec.__name__}.")
-    raise ArgumentTypeError(f"{kind} must be a name ({', '.join(sorted(table))}) or an object, not {spec!r}.")
+    raise ArgumentTypeError(f"{kind} must be a name ({', '.join(sorted(table))}) or an object, not {shown(spec)}.")

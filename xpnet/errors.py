@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __all__ = ["ArgumentError", "ArgumentTypeError", "BackendError", "CaptureError", "DataError",
            "DeviceMemoryError", "DistributedError", "DivergenceError", "DownloadError", "FileError",
            "MissingPackageError", "PositionError", "ShapeError", "StateError", "UnknownImportError",
-           "UnknownNameError", "XpnetError", "module_attributes", "shape_text", "suggestion",
+           "UnknownNameError", "XpnetError", "module_attributes", "shape_text", "shown", "suggestion",
            "unknown_name"]  # fmt: skip
 
 
@@ -80,6 +80,18 @@ class FileError(XpnetError, OSError):
 
 class DownloadError(FileError):
     """The file could not be downloaded; the message lists every address tried."""
+
+
+_LONGEST = 200  # characters of a value in an error
+
+
+def shown(value: Any) -> str:
+    """The repr of a value for an error, cut off if it is long."""
+    try:
+        text = repr(value)
+    except Exception:  # that of integers of many digits, or of a class of the user
+        return f"this {type(value).__name__}"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(text):,} characters)"
 
 
 def shape_text(shape: tuple[int, ...] | list[tuple[int, ...]]) -> str:
@@ -263,7 +275,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], aliases: Iterable[s
     """An error for a misspelled name, which suggests the nearest known ones, or the nearest of their aliases."""
     names = sorted(known)
     hint = suggestion(name, [*names, *aliases])
-    return ArgumentError(f"unknown {kind} {name!r}. {hint}Known: {', '.join(names)}.")
+    return ArgumentError(f"unknown {kind} {shown(name)}. {hint}Known: {', '.join(names)}.")
 
 
 def module_attributes(

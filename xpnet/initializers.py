@@ -12,8 +12,8 @@ from typing import Any
 import numpy
 
 from xpnet.backends.arrays import refuse_masked, to_host
-from xpnet.config import Configured, number, resolve
-from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError
+from xpnet.config import Configured, as_shape, is_number, number, python_number, resolve
+from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, shown
 
 __all__ = ["Constant", "ForgetGate", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "Initializer",
            "LecunNormal", "LecunUniform", "Normal", "Ones", "Orthogonal", "Uniform", "Zeros", "fans",
@@ -145,7 +145,7 @@ class Orthogonal(Initializer):
         self.gain = number(self, "gain", gain, finite=True)
 
     def __call__(self, shape: Sequence[int], rng: numpy.random.Generator) -> HostArray:
-        rows, columns = math.prod(shape[:-1]), shape[-1]
+        rows, columns = math.prod(shape[:-1]), (1, *shape)[-1]
         tall = rng.normal(size=(max(rows, columns), min(rows, columns)))
         q, r = numpy.linalg.qr(tall)
         q *= numpy.sign(numpy.diagonal(r))  # so that all orthogonal matrices are equally likely
@@ -170,10 +170,11 @@ class ForgetGate(Initializer):
 
 
 def fans(shape: Sequence[int]) -> tuple[int, int]:
-    """(fan_in, fan_out) of a weight of this shape; a vector counts as a matrix of one row."""
-    window = math.prod(shape[:-2])
-    inputs = shape[-2] if len(shape) > 1 else 1
-    return max(1, window * inputs), max(1, window * shape[-1])
+    """(fan_in, fan_out) of a weight of this shape; a vector counts as a matrix of one row, a number as one of 1 × 1."""
+    if None in (sizes := as_shape(shape)):
+        raise ShapeError(f"fans: shape must be that of a weight, not {shown(shape)}.")
+    *window, inputs, outputs = (1, 1, *sizes)
+    return math.prod((*window, inputs)), math.prod((*window, outputs))
 
 
 _NAMES: dict[str, type[Initializer]] = {
@@ -207,11 +208,14 @@ def _check_finite(what: str, other_types: str, value: Any) -> None:
     """
     refuse_masked(value, what)
     try:
-        array = numpy.asarray(to_host(value))
+        given = python_number(value)
+        array = numpy.asarray(float(given) if is_number(given) else to_host(value))
+    except OverflowError as error:
+        raise ArgumentError(f"{what} must be finite, but this one is too large.") from error
     except (TypeError, ValueError) as error:
         raise ArgumentTypeError(f"{what} cannot be converted to an array: {error}") from error
     if array.dtype.kind not in "fiub" or isinstance(value, bool):
-        given = f"an array of {array.dtype}" if array.ndim else repr(value)
+        given = f"an array of {array.dtype}" if array.ndim else shown(value)
         raise ArgumentTypeError(f"{what} must be {other_types}a number or an array of real numbers, not {given}.")
     if not numpy.isfinite(array).all():
         raise ArgumentError(f"{what} must be finite, but this one contains NaN or infinity.")

@@ -18,12 +18,13 @@ from xpnet.config import (
     choice,
     fits,
     integer,
+    items_of,
     missing_method,
     number,
     refuse_non_finite_targets,
     resolve,
 )
-from xpnet.errors import ArgumentError, DataError, ShapeError, shape_text
+from xpnet.errors import ArgumentError, DataError, ShapeError, shape_text, shown
 
 __all__ = ["BinaryCrossEntropy", "CosineSimilarity", "HalfSquaredError", "Huber", "KLDivergence", "Loss",
            "MeanAbsoluteError", "MeanSquaredError", "SoftmaxCrossEntropy", "TripletMargin", "get"]  # fmt: skip
@@ -213,7 +214,7 @@ class TripletMargin(_JointLoss):
     """
 
     def __init__(self, margin: float = 1.0) -> None:
-        self.margin = number(self, "margin", margin, above=0)
+        self.margin = number(self, "margin", margin, above=0, finite=True)
 
     def samples_and_gradient(
         self, backend: Backend, outputs: Array, targets: Array, out: Array | None = None
@@ -246,29 +247,19 @@ class _CrossEntropy(Loss):
     def __init__(self, label_smoothing: float = 0.0, class_weight: Any = None) -> None:
         self.label_smoothing = number(self, "label_smoothing", label_smoothing, at_least=0, below=1)
         self.class_weight = class_weight
+        if class_weight is not None:
+            _weights_of_classes(class_weight)
 
     def weights_by_class(self, backend: Backend, class_weight: Any, targets: Array, classes: int) -> Array:
         binary = self.decision_threshold is not None
         if binary and targets.shape[1:] != (1,):
             raise ArgumentError("class_weight needs a single yes-or-no output; with several, use sample_weight.")
         classes = 2 if binary else classes
-        by_class = hasattr(class_weight, "items")  # as a dict has, and a Series
-        try:
-            if not by_class and (not hasattr(class_weight, "__getitem__") or isinstance(class_weight, str | bytes)):
-                raise TypeError(f"{class_weight!r} has no order, or no numbers")
-            items = class_weight.items() if by_class else enumerate(class_weight)
-            given = {operator.index(k): float(w) for k, w in items if not isinstance(w, str | bytes)}
-            count = len(class_weight)
-        except (TypeError, ValueError) as error:
-            raise ArgumentError(f"class_weight must be {{class: weight}} or a sequence of weights: {error}.") from error
-        if len(given) < count or (not by_class and count < classes):
+        given = _weights_of_classes(class_weight)
+        if len(given) < classes and not hasattr(class_weight, "items"):
             raise ArgumentError(
                 f"class_weight must be {{class: weight}} or a sequence of {classes} weights, one for each class, not "
-                f"{class_weight!r}."
-            )
-        if not given or min(given) < 0 or not all(0 <= w < math.inf for w in given.values()):
-            raise ArgumentError(
-                f"class_weight must give classes from 0 finite weights of at least 0, not {class_weight!r}."
+                f"{shown(class_weight)}."
             )
         if max(given) >= classes:
             raise ArgumentError(f"class_weight names class {max(given)}, but the classes are 0 to {classes - 1}.")
@@ -490,6 +481,25 @@ def _other_loss(xp: Any, targets: Array) -> str:
     if bool(((targets == 0) | (targets == 1)).all()):
         return ' For yes-or-no labels, pass loss="binary_cross_entropy".'
     return "" if bool((targets == xp.floor(targets)).all()) else f" {_TO_PREDICT_NUMBERS}."
+
+
+def _weights_of_classes(class_weight: Any) -> dict[int, float]:
+    """{class: weight}, from such a dict, a Series, or a sequence with a weight for each class."""
+    listed = None if hasattr(class_weight, "items") else items_of(class_weight)
+    try:
+        if listed is not None and not hasattr(class_weight, "__getitem__"):
+            raise TypeError("what has no order, or can be read only once, is neither")
+        pairs = list(class_weight.items() if listed is None else enumerate(listed))
+        if any(isinstance(w, str | bytes) for _, w in pairs):
+            raise TypeError("weights cannot be text")
+        given = {operator.index(k): float(w) for k, w in pairs}
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise ArgumentError(f"class_weight must be {{class: weight}} or a sequence of weights: {error}.") from error
+    if not given or min(given) < 0 or not all(0 <= w < math.inf for w in given.values()):
+        raise ArgumentError(
+            f"class_weight must give classes from 0 finite weights of at least 0, not {shown(class_weight)}."
+        )
+    return given
 
 
 def _like_outputs(targets: Array, output_shape: tuple[int, ...], name: str) -> Array:

@@ -22,13 +22,15 @@ from xpnet.config import (
     choice,
     flag,
     integer,
+    items_of,
     missing_method,
     number,
+    real_array,
     refuse_non_finite_targets,
     resolve,
 )
 from xpnet.display import tables
-from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
+from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, shown
 from xpnet.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy
 
 __all__ = ["AUC", "F1", "R2", "Accuracy", "ClassReport", "CohenKappa", "ConfusionMatrix", "LogLoss",
@@ -250,7 +252,12 @@ class Report(dict[str, Any]):
     """
 
     def __init__(self, counts: Any, class_names: Sequence[str]) -> None:
-        self.counts, self.class_names = counts, list(class_names)
+        self.class_names = _names(self, class_names)
+        self.counts = counts = real_array(counts, "Report: counts")
+        if counts.shape != (len(self.class_names),) * 2:
+            raise ShapeError(
+                f"Report: counts must be a matrix with a row and a column for each of class_names, {self.class_names}."
+            )
         each = []
         for k, name in enumerate(self.class_names):
             correct, predicted, actual = counts[k, k].item(), counts[:, k].sum().item(), counts[k].sum().item()
@@ -306,9 +313,7 @@ class ClassReport(_Counts):
 
     def __init__(self, class_names: Sequence[Any] | None = None, threshold: float | None = None) -> None:
         super().__init__(threshold)
-        if isinstance(class_names, str) or not (class_names is None or hasattr(class_names, "__iter__")):
-            raise ArgumentTypeError(f"ClassReport: class_names must be a list of names, not {class_names!r}.")
-        self.class_names = None if class_names is None else [str(name) for name in class_names]
+        self.class_names = None if class_names is None else _names(self, class_names)
         if self.class_names is not None:
             reserved = {"macro", "weighted", "accuracy"} & set(self.class_names)
             if reserved or len(set(self.class_names)) < len(self.class_names):
@@ -669,11 +674,13 @@ _NAMES: dict[str, type[Metric]] = {
 def get(specs: str | Metric | Sequence[str | Metric] | None, loss: Loss | None) -> list[Metric]:
     """Metrics from names or objects, bound to a loss. None is accuracy for a classification loss, else no metric."""
     if specs is None:
-        specs = ["accuracy"] if loss is not None and loss.classifies else []
+        specs = ["accuracy"] if isinstance(loss, Loss) and loss.classifies else []
     if isinstance(specs, str | Metric):
         specs = [specs]
+    if not (loss is None or isinstance(loss, Loss)):
+        raise ArgumentTypeError(f"metrics: loss must be a Loss, or None, not {shown(loss)}.")
     if not isinstance(specs, Sequence):
-        raise ArgumentTypeError(f"metrics must be a name, a Metric or a list of them, not {specs!r}.")
+        raise ArgumentTypeError(f"metrics must be a name, a Metric or a list of them, not {shown(specs)}.")
     found = []
     for spec in specs:
         metric: Metric = resolve("metric", spec, _NAMES, Metric)  # type: ignore[type-abstract]
@@ -695,6 +702,15 @@ def get(specs: str | Metric | Sequence[str | Metric] | None, loss: Loss | None) 
             "Set `metric.name`."
         )
     return found
+
+
+def _names(owner: Any, class_names: Any) -> list[str]:
+    """The argument class_names, names of any type, as text."""
+    items = items_of(class_names)
+    if items is None:
+        kind = type(owner).__name__
+        raise ArgumentTypeError(f"{kind}: class_names must be a list of names, not {shown(class_names)}.")
+    return [str(name) for name in items]
 
 
 def _reshaped(name: str, targets: Array, outputs_shape: tuple[int, ...]) -> Array:

@@ -8,10 +8,10 @@ import numpy
 
 from xpnet import layers as layers_
 from xpnet.backends import Backend, get_backend
-from xpnet.config import explain_arguments, flag, integer, number
+from xpnet.config import as_seed, explain_arguments, flag, integer, number
 from xpnet.data.files import as_path
 from xpnet.data.preparation import prepare, structure_of
-from xpnet.errors import ArgumentTypeError, StateError, shape_text
+from xpnet.errors import ArgumentTypeError, StateError, shape_text, shown
 from xpnet.layers.base import Layer
 from xpnet.layers.graph import Graph, tensors_of
 from xpnet.layers.tensors import Input, Tensor
@@ -216,7 +216,7 @@ def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[typ
 
 def _check_model(function: str, model: Any) -> None:
     if not isinstance(model, BaseModel):
-        raise ArgumentTypeError(f"{function}: model must be an xpnet.Sequential or an xpnet.Model, not {model!r:.100}.")
+        raise ArgumentTypeError(f"{function}: model must be an xpnet.Sequential or an xpnet.Model, not {shown(model)}.")
 
 
 @explain_arguments
@@ -344,7 +344,7 @@ def generate(
     length = integer("generate", "length", length, at_least=0)
     temperature = number("generate", "temperature", temperature, at_least=0, finite=True)
     top_k = None if top_k is None else integer("generate", "top_k", top_k, also="None")
-    seed = None if seed is None else integer("generate", "seed", seed, at_least=0, also="None")
+    seed = None if seed is None else as_seed("generate", seed, also="None")
     model._refuse_unless_complete("it cannot generate")
     tokens: numpy.ndarray[Any, Any] = generated(model, prompt, length, temperature, top_k, seed)
     return tokens

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from xpnet.backends import Array, Backend, DType
 from xpnet.backends.step_numbers import of_step
 from xpnet.config import Configured, flag, is_custom, missing_method, number, rate_or_schedule, resolve, scheduled_rate
-from xpnet.errors import ArgumentError
+from xpnet.errors import ArgumentError, ArgumentTypeError, shown
 from xpnet.parameters import ParameterStore
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "OptimizerState", "RMSprop", "get"]
@@ -33,6 +33,11 @@ class OptimizerState:
     constant_rate: float | None = None
 
     def __init__(self, optimizer: "Optimizer", store: ParameterStore) -> None:
+        if not (isinstance(optimizer, Optimizer) and isinstance(store, ParameterStore)):
+            raise ArgumentTypeError(
+                f"OptimizerState: optimizer must be an Optimizer, and store the ParameterStore of a model, not "
+                f"{shown(optimizer)} and {shown(store)}."
+            )
         self.step = 0
         self._allocate(store, optimizer.slots)
 

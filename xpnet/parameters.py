@@ -16,8 +16,8 @@ import numpy
 from xpnet.backends import Array, Backend
 from xpnet.backends.arrays import refuse_masked
 from xpnet.concurrency.guard import ModelGuard
-from xpnet.config import number
-from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, ShapeError, StateError
+from xpnet.config import flag, number
+from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, DeviceMemoryError, ShapeError, StateError
 from xpnet.initializers import Initializer
 
 __all__ = ["Buffer", "ModelArray", "Parameter", "ParameterStore", "Snapshot"]
@@ -71,7 +71,16 @@ class ModelArray:
                 raise ArgumentTypeError(f"{label} must be real numbers, not {what}.")
             if array.shape not in (view.shape, ()):
                 raise ShapeError(f"{label} has shape {tuple(view.shape)}, but the new value has shape {array.shape}.")
-            view[...] = array
+            with numpy.errstate(over="ignore"):
+                converted = array.astype(view.dtype, copy=False)
+            isfinite = self._backend.xp.isfinite
+            if (
+                array.dtype.kind == "f"
+                and converted is not array
+                and bool((isfinite(array) & ~isfinite(converted)).any())
+            ):
+                raise DataError(f"{label}: the new value has numbers that are too large for {view.dtype}.")
+            view[...] = converted
 
     def _converted(self, new: Any) -> Array | None:
         try:
@@ -93,13 +102,16 @@ class Parameter(ModelArray):
     ) -> None:
         self._shared_by: weakref.WeakSet[Parameter] = weakref.WeakSet()
         self.name, self.shape, self.initializer = name, tuple(shape), initializer
-        self.l1 = number(name, "l1", l1, at_least=0, finite=True)
-        self.l2 = number(name, "l2", l2, at_least=0, finite=True)
-        self.shared_l2, self.trainable, self.decay = 0.0, True, decay
+        self.l1, self.l2, self.shared_l2 = l1, l2, 0.0
+        self.trainable, self.decay = True, decay
         self.slot = slice(0, 0)  # of both flat vectors
         self._grad: Array = None
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("trainable", "decay"):
+            value = flag(self.name, name, value)
+        elif name in _SETTINGS:
+            value = number(self.name, name, value, at_least=0, finite=True)
         super().__setattr__(name, value)
         if name in _SETTINGS and isinstance(root := self.root, Parameter):
             for other in (root, *root._shared_by):
@@ -304,7 +316,11 @@ class ParameterStore:
 
     def _first_values(self, parameter: Parameter, rng: numpy.random.Generator) -> numpy.ndarray[Any, Any]:
         """What the initializer returns for this parameter, checked because users may write their own initializers."""
-        values, what = parameter.initializer(parameter.shape, rng), f"{parameter.name}: {parameter.initializer!r}"
+        what = f"{parameter.name}: {parameter.initializer!r}"
+        try:
+            values = parameter.initializer(parameter.shape, rng)
+        except ShapeError as error:
+            raise ShapeError(f"{parameter.name}: {error}") from error
         if not isinstance(values, numpy.ndarray) or numpy.ma.isMaskedArray(values) or values.dtype.kind not in "fiub":
             kind = f"an array of {values.dtype}" if type(values) is numpy.ndarray else f"a {type(values).__name__}"
             raise ArgumentTypeError(f"{what} must return a NumPy array of real numbers, but returned {kind}.")

@@ -36,7 +36,7 @@ class StepDecay(Schedule):
         self.factor = number(self, "factor", factor, above=0, finite=True)
 
     def __call__(self, step: int) -> float:
-        return self.rate * self.factor ** (step // self.every)
+        return self.rate * _power(self.factor, step // self.every)
 
 
 class ExponentialDecay(Schedule):
@@ -47,7 +47,7 @@ class ExponentialDecay(Schedule):
         self.factor = number(self, "factor", factor, above=0, finite=True)
 
     def __call__(self, step: int) -> float:
-        return float(self.rate * self.factor ** (step / self.every))
+        return self.rate * _power(self.factor, step / self.every)
 
 
 class InverseTimeDecay(Schedule):
@@ -110,7 +110,15 @@ class OneCycle(Schedule):
 
 
 def _rate(owner: Any, name: str, value: Any) -> float:
-    return number(owner, name, value, at_least=0, finite=True)
+    return float(number(owner, name, value, at_least=0, finite=True))
+
+
+def _power(factor: float, exponent: float) -> float:
+    """factor ** exponent, infinite if it is too large for a float."""
+    try:
+        return math.pow(factor, exponent)
+    except OverflowError:
+        return math.inf
 
 
 def _cosine(start: float, end: float, progress: float) -> float:

@@ -13,11 +13,20 @@ from xpnet.errors import XpnetError
 
 
 class Subject:
-    """What a row may misuse: a built model, data for it, and an empty folder. Each row gets new ones."""
+    """What a row may misuse: a built model, data for it, and an empty folder. Each row gets new ones.
+
+    x and y: arrays, or lists of arrays.  A subclass may define `build`, which sets model, x and y.
+    """
+
+    x: Any
+    y: Any
+    model: Any
 
     def __init__(self, folder: Path, backend: Any = "cpu") -> None:
-        rng = np.random.default_rng(0)
         self.folder = folder
+        self.build(np.random.default_rng(0), backend)
+
+    def build(self, rng: np.random.Generator, backend: Any) -> None:
         self.x = rng.normal(size=(12, 4)).astype("float32")
         self.y = rng.integers(0, 3, 12)
         self.model = xpnet.Sequential(
@@ -28,7 +37,7 @@ class Subject:
         """A correct call: one step of training, and one prediction."""
         logs = self.model.train_on_batch(self.x, self.y, loss="softmax_cross_entropy", optimizer="sgd")
         assert np.isfinite(logs["loss"])
-        assert np.isfinite(self.model.predict(self.x)).all()
+        assert all(np.isfinite(outputs).all() for outputs in _arrays(self.model.predict(self.x)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +52,14 @@ class Misuse:
     words: tuple[str, ...]
     #: Whether the call may end whole steps of training before it fails. Otherwise the weights must stay as they were.
     trains: bool = False
+    subject: type[Subject] = Subject
 
 
 def check(row: Misuse, subject: Subject) -> None:
     """Raise AssertionError unless the row fails as it must, and the model and the data are whole afterwards."""
     subject.step()
     before = subject.model.state_dict()
-    data = subject.x.copy(), subject.y.copy()
+    data = [(array, array.copy()) for array in (*_arrays(subject.x), *_arrays(subject.y))]
     try:
         result = row.call(subject)
     except XpnetError as error:
@@ -65,5 +75,9 @@ def check(row: Misuse, subject: Subject) -> None:
     assert all(np.isfinite(value).all() for value in after.values())
     if not row.trains:
         assert all((after[name] == value).all() for name, value in before.items()), "the weights have changed"
-    assert (subject.x == data[0]).all() and (subject.y == data[1]).all(), "the data of the user has changed"
+    assert all((array == old).all() for array, old in data), "the data of the user has changed"
     subject.step()
+
+
+def _arrays(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [given]

@@ -6,7 +6,7 @@ import re
 from xpnet.backends.arrays import Array, DType
 from xpnet.backends.cpu.backend import cpu_backend
 from xpnet.backends.reference import Backend
-from xpnet.errors import ArgumentTypeError, unknown_name
+from xpnet.errors import ArgumentTypeError, shown, unknown_name
 
 __all__ = ["Array", "Backend", "DType", "available_backends", "get_backend"]
 
@@ -23,7 +23,7 @@ def get_backend(backend: str | Backend = "auto") -> Backend:
     if isinstance(backend, Backend):
         return backend
     if not isinstance(backend, str):
-        raise ArgumentTypeError(f'backend must be "auto", "cpu", "gpu", "gpu:N" or a Backend, not {backend!r}.')
+        raise ArgumentTypeError(f'backend must be "auto", "cpu", "gpu", "gpu:N" or a Backend, not {shown(backend)}.')
     name, kind = backend.strip().lower(), "backend"
     if name == "auto" and (default := os.environ.get("XPNET_BACKEND", "").strip().lower()):
         name, kind = default, "backend in the environment variable XPNET_BACKEND,"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from xpnet.backends.arrays import Array, DType
-from xpnet.errors import ArgumentError
+from xpnet.errors import ArgumentError, shown
 
 
 class Memory(NamedTuple):
@@ -216,7 +216,7 @@ class Device:
     @workspace_bytes.setter
     def workspace_bytes(self, value: int) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float | numpy.number) or not 1 <= value < math.inf:
-            raise ArgumentError(f"workspace_bytes must be a number of bytes, at least 1, not {value!r}.")
+            raise ArgumentError(f"workspace_bytes must be a number of bytes, at least 1, not {shown(value)}.")
         self._workspace_bytes = int(value)
 
     @property

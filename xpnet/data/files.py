@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, FileError
+from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, FileError, shown
 
 #: Errors of os.replace after which an existing file may still be writable: its folder is read-only, or the file is a
 #: mount point.
@@ -26,9 +26,9 @@ def as_path(owner: str, name: str, path: Any) -> Path:
     with contextlib.suppress(TypeError):  # of a __fspath__ that does not return text
         given = os.fspath(path)
     if not isinstance(given, str):
-        raise ArgumentTypeError(f"{place} must be a str or an os.PathLike, not {path!r}.")
+        raise ArgumentTypeError(f"{place} must be a str or an os.PathLike, not {shown(path)}.")
     if not given:
-        raise ArgumentError(f"{place} must name a file, not {path!r}.")
+        raise ArgumentError(f"{place} must name a file, not {shown(path)}.")
     try:
         os.fsencode(given)
     except UnicodeEncodeError as error:

@@ -8,7 +8,7 @@ import math
 import numpy
 from numpy.typing import ArrayLike, NDArray
 
-from xpnet.config import explain_arguments, integer, number
+from xpnet.config import as_seed, explain_arguments, integer, number
 from xpnet.datasets.samples import Samples
 from xpnet.errors import unknown_name
 
@@ -116,7 +116,7 @@ def _generator_and_labels(
     """A random generator, and the labels 0, 1, … in turn, (n,). Checks the arguments."""
     n = integer("", "n", n, at_least=integer("", "classes", classes), at_most=_MOST_SAMPLES)
     number("", "noise", noise, at_least=0, finite=True)
-    return numpy.random.default_rng(integer("", "seed", seed, at_least=0)), numpy.arange(n) % classes
+    return numpy.random.default_rng(as_seed("", seed)), numpy.arange(n) % classes
 
 
 def _on_circle(angle: NDArray[numpy.float64]) -> NDArray[numpy.float64]:

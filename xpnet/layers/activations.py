@@ -9,7 +9,7 @@ from typing import Any
 
 from xpnet.backends import Array
 from xpnet.config import choice, flag, number
-from xpnet.layers.base import Layer
+from xpnet.layers.base import Layer, checked_initializer
 from xpnet.layers.context import Shape
 
 
@@ -131,7 +131,7 @@ class PReLU(Layer):
     def __init__(self, *, shared: bool = False, weight_initializer: Any = 0.25, name: str | None = None) -> None:
         super().__init__(name=name)
         self.shared = flag(self, "shared", shared)
-        self.weight_initializer = weight_initializer
+        self.weight_initializer = checked_initializer(self, "weight_initializer", weight_initializer)
 
     def build(self, input_shape: Shape) -> Shape:
         shape = _with_features(self, input_shape)

@@ -7,7 +7,7 @@ from typing import Any
 from xpnet.backends import Array
 from xpnet.config import flag, integer, number
 from xpnet.errors import ArgumentError
-from xpnet.layers.base import Layer
+from xpnet.layers.base import Layer, checked_initializer
 from xpnet.layers.context import Shape
 from xpnet.layers.structure import first_of
 from xpnet.parameters import Parameter
@@ -53,7 +53,7 @@ class MultiHeadAttention(Layer):
         self.heads, self.causal = integer(self, "heads", heads), flag(self, "causal", causal)
         self.dropout = number(self, "dropout", dropout, at_least=0, below=1)
         self.rotary, self.use_bias = flag(self, "rotary", rotary), flag(self, "use_bias", use_bias)
-        self.weight_initializer = weight_initializer
+        self.weight_initializer = checked_initializer(self, "weight_initializer", weight_initializer)
 
     def build(self, input_shape: Any) -> Shape:
         shapes = input_shape if isinstance(input_shape, list) else [input_shape] * 2

@@ -12,7 +12,16 @@ from xpnet import initializers
 from xpnet.backends import Array, Backend, get_backend
 from xpnet.backends.arrays import refuse_masked
 from xpnet.config import Configured, as_shape, fits, flag, is_custom, missing_method
-from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, ShapeError, StateError, shape_text
+from xpnet.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DataError,
+    DeviceMemoryError,
+    ShapeError,
+    StateError,
+    shape_text,
+    shown,
+)
 from xpnet.layers import tensors
 from xpnet.layers.building import building, standalone
 from xpnet.layers.context import Context, Shape, Workspace
@@ -151,11 +160,13 @@ class Layer(Configured):
         `decay=False` exempts it from the optimizer's weight decay; `l1` and `l2` add l1·Σ|w| + l2·Σw² to the loss.
         """
         self._refuse_unless_building("add_parameter")
+        self._check_array_name(name)
+        shape, decay = self._checked_parameter_shape(name, shape), flag(self._label, "decay", decay)
         if None in shape:
             hint = " Only the steps of sequences (N, T, features) may be of any number."
             raise self.refuse("a fixed number of features", self.input_shape, hint)
         if self._shared_with is not None:
-            shared: Parameter = self._shared(name, tuple(shape))
+            shared: Parameter = self._shared(name, shape)
             self._parameters = (*self._parameters, shared)
             return shared
         held = self.__dict__.get(name)
@@ -169,6 +180,20 @@ class Layer(Configured):
         self.context.store.parameters.append(parameter)
         self._parameters = (*self._parameters, parameter)
         return parameter
+
+    def _check_array_name(self, name: Any) -> None:
+        if not (isinstance(name, str) and name.isprintable() and name.strip()):
+            raise ArgumentTypeError(
+                f"{self._label}: the name of a parameter or buffer must be text, not {shown(name)}."
+            )
+
+    def _checked_parameter_shape(self, name: str, shape: Any) -> Shape:
+        if isinstance(shape, tuple) and None in shape:
+            return shape
+        try:
+            return as_shape(shape)
+        except ArgumentError as error:
+            raise ArgumentError(f"{self._label}: {name}: {error}") from error
 
     def add_tied_parameter(self, name: str, layer: "Layer") -> Any:
         """Declare that this layer also uses, and trains, the parameter of this name of a layer before it."""
@@ -193,12 +218,24 @@ class Layer(Configured):
     def add_buffer(self, name: str, value: Any) -> Buffer:
         """Declare an array that is saved and moved with the model but not trained."""
         self._refuse_unless_building("add_buffer")
-        array = self.backend.asarray(value, dtype=self.context.dtype)
+        self._check_array_name(name)
+        array = self.backend.asarray(self._real(value, f"buffer {name}"), dtype=self.context.dtype)
         if self._shared_with is not None:
             return self._shared(name, tuple(array.shape))  # type: ignore[no-any-return]
         buffer = Buffer(self._qualified(name), self.backend, array, self.context.guard)
         self.context.store.buffers.append(buffer)
         return buffer
+
+    def _real(self, value: Any, what: str) -> Array:
+        """The value as an array on the device. Raises ArgumentTypeError if it is not one of real numbers."""
+        refuse_masked(value, what)
+        try:
+            array = self.backend.asarray(value)
+        except (TypeError, ValueError) as error:
+            raise ArgumentTypeError(f"{self._label}: {what} cannot be converted to an array: {error}") from error
+        if array.dtype.kind not in "fiub":
+            raise ArgumentTypeError(f"{self._label}: {what} must be real numbers, not an array of {array.dtype}.")
+        return array
 
     def _shared(self, name: str, shape: Shape) -> Any:
         """The parameter or buffer of this copy, which has the memory of the one with this name in `_shared_with`."""
@@ -348,11 +385,19 @@ class Layer(Configured):
         if isinstance(held, ModelArray) and held is not value and self.context.store.allocated:
             held.assign(value.value if isinstance(value, ModelArray) else value, f"{self._label}: {name}")
             return
+        declared = getattr(type(self), name, None)
+        if isinstance(declared, property) and declared.fset is None:
+            raise StateError(f"{self._label}: {name} follows from the layer, and cannot be set.")
         super().__setattr__(name, self._checked_name(value) if name == "name" else value)
         if self._shared_copies and name not in self._own_attributes:
             for reference in self._shared_copies:
                 if (twin := reference()) is not None:
                     setattr(twin, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if self.is_built and (name == "layers" or isinstance(self.__dict__.get(name), ModelArray)):
+            raise StateError(f"{self._label}: {name} is a part of a layer that is built, and cannot be deleted.")
+        super().__delattr__(name)
 
     def _checked_name(self, name: Any) -> str | None:
         """Return this name if a layer can have it: it takes the place of a number in dotted names."""
@@ -467,13 +512,23 @@ class Layer(Configured):
             if several and not (self.takes_list or self.is_custom):
                 raise self.refuse("one input", shapes, " Join them with a layer such as layers.Concatenate().")
             self._refuse_too_large("inputs", self.input_shape)
-            self.output_shape = self.build(self.input_shape)
+            self.output_shape = self._checked_shape(self.build(self.input_shape))
             self._refuse_too_large("outputs", self.output_shape)
         except BaseException:
             self.unplace()
             raise
         self._shared_with = None
         return self.output_shape
+
+    def _checked_shape(self, shape: Any) -> Any:
+        """Return what `build` of a layer returned if it is a shape without the batch, or a list of them."""
+        if not self.is_custom:
+            return shape
+        several = isinstance(shape, list) and bool(shape) and isinstance(shape[0], tuple | list)
+        try:
+            return list(map(as_shape, shape)) if several else as_shape(shape)
+        except ArgumentError as error:
+            raise ArgumentError(f"{self._label}: build must return the shape of its outputs: {error}") from error
 
     def _refuse_too_large(self, what: str, shapes: Shape | list[Shape]) -> None:
         """Raise DeviceMemoryError if not even one sample of these shapes fits into the device's memory."""
@@ -500,20 +555,31 @@ class Layer(Configured):
 
     def _checked_forward(self, x: Array) -> Array:
         """`forward` of a layer outside a model, with the checks that a model makes. Returns a new array."""
-        refuse_masked(x, "x")
-        given: Any = [tuple(a.shape[1:]) for a in as_tuple(x) if hasattr(a, "shape")]
+        several = isinstance(self.input_shape, list)
+        arrays = [self._lone_input(a, "x") for a in (as_tuple(x) if several else (x,))]
         wanted = shapes_of(self.input_shape)
-        if given and not (len(given) == len(wanted) and all(map(fits, given, wanted))):
-            got = ", ".join(str(tuple(a.shape)) for a in as_tuple(x))
+        pairs = zip(arrays, wanted, strict=False)
+        if not (len(arrays) == len(wanted) and all(a.ndim and fits(a.shape[1:], w) for a, w in pairs)):
+            got = ", ".join(str(tuple(a.shape)) for a in arrays)
             raise self.refuse(f"{shape_text(self.input_shape)}, the shape it was built for", got)
+        if any(a.size == 0 for a in arrays):
+            raise DataError(f"{self._label}: x is empty: it has shape {tuple(arrays[0].shape)}.")
+        x = arrays if several else arrays[0]
         self.check_inputs(x, "x")
         return self.context.exclusively(self._lone_forward, x)
+
+    def _lone_input(self, a: Any, name: str) -> Array:
+        """The array on the device, in a dtype that the layer takes."""
+        array = self._real(a, name)
+        keeps = array.dtype.kind != "f" and self.accepts_integers is not False
+        return array if keeps or array.dtype == self.context.dtype else array.astype(self.context.dtype)
 
     def _lone_forward(self, x: Array) -> Array:
         context = self.context
         context.begin_forward(context.training)
         y = type(self).forward(self, x)
         context.end_forward()
+        context.lone_outputs = tuple(tuple(array.shape) for array in as_tuple(y) if hasattr(array, "shape"))
         return mapped(lambda array: array.copy() if hasattr(array, "copy") else array, y)
 
     def _checked_backward(self, grad_y: Array) -> Array | None:
@@ -523,7 +589,14 @@ class Layer(Configured):
     def _lone_backward(self, grad_y: Array) -> Array | None:
         if self.context.forward_thread:
             self.context.check_forward()
-        grad_x = type(self).backward(self, grad_y)
+        several = isinstance(self.output_shape, list)
+        grads = [self._lone_input(grad, "grad_y") for grad in (as_tuple(grad_y) if several else (grad_y,))]
+        shapes = tuple(tuple(grad.shape) for grad in grads)
+        if self.context.lone_outputs not in (None, shapes):
+            raise ShapeError(
+                f"{self._label}: grad_y must have the shape of the outputs, {self.context.lone_outputs}, not {shapes}."
+            )
+        grad_x = type(self).backward(self, grads if several else grads[0])
         return mapped(lambda grad: None if grad is None else grad.copy(), grad_x)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -545,6 +618,15 @@ def _taking_name(init: Callable[..., None]) -> Callable[..., None]:
         init(self, *args, **kwargs)
 
     return wrapper
+
+
+def checked_initializer(layer: Layer, name: str, spec: Any) -> Any:
+    """Return `spec`, the argument of this name, if it is an initializer, or the name or the values of one."""
+    try:
+        initializers.get(spec)
+    except (ArgumentError, ArgumentTypeError) as error:
+        raise type(error)(f"{type(layer).__name__}: {name}: {error}") from error
+    return spec
 
 
 def wrong_array(what: str, shape: tuple[int, ...], dtype: Any, xp: Any, got: Any, why: str = "") -> ShapeError:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from xpnet.backends import DType, get_backend
+from xpnet.config import as_seed, float_dtype
 from xpnet.errors import StateError
 from xpnet.layers.context import Context, Shape
 from xpnet.parameters import ParameterStore
@@ -29,7 +30,8 @@ def standalone(build: Callable[[Any, Shape], Shape]) -> Callable[..., Shape]:
             if self.is_built:  # `place` has given it a context
                 return build(self, input_shape)
             device = get_backend(backend)
-            build_alone(self, Context(device, ParameterStore(device, dtype), seed), input_shape)
+            store = ParameterStore(device, float_dtype(dtype))
+            build_alone(self, Context(device, store, as_seed(self, seed)), input_shape)
             self.forward, self.backward = self._checked_forward, self._checked_backward
             return self.output_shape
 

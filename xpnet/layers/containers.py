@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Self, SupportsIndex, overload
 
 from xpnet.backends import Array
-from xpnet.config import flag
+from xpnet.config import flag, items_of
 from xpnet.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -14,6 +14,7 @@ from xpnet.errors import (
     ShapeError,
     StateError,
     shape_text,
+    shown,
     unknown_name,
 )
 from xpnet.layers.activations import ReLU
@@ -57,6 +58,25 @@ class Container(Layer):
     _sites: list[CallSite]  # in the order of the layers, which may differ from that of execution
     _executor: Executor
     _masked_outputs: tuple[bool, ...] = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "layers":
+            self._refuse_to_change()
+        super().__setattr__(name, value)
+
+    def __setitem__(self, position: Any, layer: Any) -> None:
+        self._refuse_to_change()
+
+    def __delitem__(self, position: Any) -> None:
+        self._refuse_to_change()
+
+    def _refuse_to_change(self) -> None:
+        """Raise StateError if this is built: its layers have their places, and their parameters one vector."""
+        if self.is_built and self.context.store.allocated:
+            raise StateError(
+                f"{self._label}: the layers of a model that is built stay as they are. Make another model: "
+                "xpnet.Sequential of new layers, or xpnet.Model(model.inputs, tensor), which shares parameters."
+            )
 
     def _keys(self) -> list[str]:
         """The last part of each layer's path: its name, or else its number."""
@@ -153,7 +173,7 @@ class Container(Layer):
         """
         if not isinstance(name, str):
             raise ArgumentTypeError(
-                f'get_layer takes a name such as "0" or "digit", not {name!r}; by position, use model[0].'
+                f'get_layer takes a name such as "0" or "digit", not {shown(name)}; by position, use model[0].'
             )
         found: Layer = self
         for key in name.split("."):
@@ -186,11 +206,11 @@ class Container(Layer):
             return self.layers[position]
         except IndexError:
             count = f"{len(self)} layers, 0 to {len(self) - 1}"
-            raise PositionError(f"there is no layer {position!r}: {type(self).__name__} has {count}.") from None
+            raise PositionError(f"there is no layer {shown(position)}: {type(self).__name__} has {count}.") from None
         except TypeError:
             hint = f" Use get_layer({position!r})." if isinstance(position, str) else ""
             raise ArgumentTypeError(
-                f"a layer's position must be an integer or a slice, not {position!r}.{hint}"
+                f"a layer's position must be an integer or a slice, not {shown(position)}.{hint}"
             ) from None
 
     def _by_key(self) -> dict[str, Layer]:
@@ -317,9 +337,10 @@ class Sequential(Container):
 
     def __init__(self, layers: Iterable[Layer], *, name: str | None = None) -> None:
         super().__init__(name=name)
-        if not isinstance(layers, Iterable) or isinstance(layers, Layer):
-            raise ArgumentTypeError(f"{type(self).__name__}: layers must be a list of layers, not {layers!r}.")
-        self.layers: tuple[Layer, ...] = tuple(layers)
+        items = None if isinstance(layers, Layer) else items_of(layers)
+        if items is None:
+            raise ArgumentTypeError(f"{type(self).__name__}: layers must be a list of layers, not {shown(layers)}.")
+        self.layers: tuple[Layer, ...] = items
         if not self.layers:
             raise ArgumentError(f"{type(self).__name__}: give it at least one layer.")
         given: list[Any] = list(self.layers)
@@ -327,7 +348,7 @@ class Sequential(Container):
         for i, layer in enumerate(given):
             if not isinstance(layer, Layer):
                 hint = "; did you mean an object, with ()?" if isinstance(layer, type) else "."
-                raise ArgumentTypeError(f"{type(self).__name__}: item {i} is {layer!r}, not a layer{hint}")
+                raise ArgumentTypeError(f"{type(self).__name__}: item {i} is {shown(layer)}, not a layer{hint}")
             if first.setdefault(id(layer), i) < i:
                 raise StateError(
                     f"{type(self).__name__}: items {first[id(layer)]} and {i} are the same {type(layer).__name__} "

@@ -35,7 +35,7 @@ class Context:
     shares and partners mix the loss too; None if there is none.  continuation: what layers keep of earlier steps, in
     inference passes that continue sequences; None in other passes.  forward_thread: the thread whose `forward` filled
     the workspaces that backward reads; 0 if it was a training step.  shapes_only: the layers are built only to find
-    the shapes of their outputs.
+    the shapes of their outputs.  lone_outputs: the shapes of the latest outputs of a layer outside a model.
     """
 
     backend: Backend
@@ -53,6 +53,7 @@ class Context:
     continuation: Continuation | None = None
     forward_thread: int = 0
     shapes_only: bool = False
+    lone_outputs: tuple[tuple[int, ...], ...] | None = None
     _steps_begun: int = 0
     _passes_by_hand: int = 0  # since that step
     _scratch: dict[tuple[Any, ...], Array] = field(default_factory=dict)

@@ -9,8 +9,8 @@ from typing import Any
 from xpnet.backends import Array
 from xpnet.backends.reference.windows import Windows
 from xpnet.config import flag, integer, one_or_pair, penalties
-from xpnet.errors import ArgumentError, ShapeError
-from xpnet.layers.base import Layer
+from xpnet.errors import ArgumentError, ShapeError, shown
+from xpnet.layers.base import Layer, checked_initializer
 from xpnet.layers.context import Shape
 from xpnet.layers.windows import (
     Padding,
@@ -46,7 +46,8 @@ class _Convolution(Layer):
         super().__init__(name=name)
         self.filters, self.groups = integer(self, "filters", filters), integer(self, "groups", groups)
         self.use_bias = flag(self, "use_bias", use_bias)
-        self.weight_initializer, self.bias_initializer = weight_initializer, bias_initializer
+        self.weight_initializer = checked_initializer(self, "weight_initializer", weight_initializer)
+        self.bias_initializer = checked_initializer(self, "bias_initializer", bias_initializer)
         self.l1, self.l2 = penalties(self, l1, l2)
 
     def add_weight_and_bias(self, kernel: tuple[int, ...], channels: int) -> None:
@@ -312,7 +313,7 @@ class Conv2DTranspose(_ImageConvolution):
         if any(extra[axis] >= max(strides[axis], dilation[axis]) for axis in (0, 1)):
             raise ArgumentError(
                 "Conv2DTranspose: output_padding must be below the larger of strides and dilation, not "
-                f"{output_padding!r}."
+                f"{shown(output_padding)}."
             )
 
     def build(self, input_shape: Shape) -> Shape:

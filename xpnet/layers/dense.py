@@ -4,8 +4,8 @@ from typing import Any
 
 from xpnet.backends import Array
 from xpnet.config import flag, integer, penalties
-from xpnet.errors import ArgumentError, ArgumentTypeError
-from xpnet.layers.base import Layer
+from xpnet.errors import ArgumentError, ArgumentTypeError, shown
+from xpnet.layers.base import Layer, checked_initializer
 from xpnet.layers.context import Shape
 from xpnet.layers.embedding import Embedding
 
@@ -40,13 +40,16 @@ class Dense(Layer):
     ) -> None:
         super().__init__(name=name)
         self.units, self.use_bias = integer(self, "units", units), flag(self, "use_bias", use_bias)
-        self.weight_initializer, self.bias_initializer = weight_initializer, bias_initializer
+        self.weight_initializer = checked_initializer(self, "weight_initializer", weight_initializer)
+        self.bias_initializer = checked_initializer(self, "bias_initializer", bias_initializer)
         self.l1, self.l2 = penalties(self, l1, l2)
         self.tied_to = tied_to
         if tied_to is None:
             return
         if not isinstance(tied_to, Embedding):
-            raise ArgumentTypeError(f"Dense: tied_to must be a layers.Embedding of the same model, not {tied_to!r}.")
+            raise ArgumentTypeError(
+                f"Dense: tied_to must be a layers.Embedding of the same model, not {shown(tied_to)}."
+            )
         if self.units != tied_to.vocabulary_size:
             raise ArgumentError(
                 f"Dense: units must be {tied_to.vocabulary_size}, the vocabulary_size of the Embedding in tied_to, not "

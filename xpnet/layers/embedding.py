@@ -7,7 +7,7 @@ from xpnet import initializers
 from xpnet.backends import Array
 from xpnet.config import integer, penalties
 from xpnet.errors import ArgumentTypeError, DataError
-from xpnet.layers.base import Layer
+from xpnet.layers.base import Layer, checked_initializer
 from xpnet.layers.context import Shape
 
 
@@ -55,7 +55,8 @@ class Embedding(Layer):
         self.padding_index = padding_index
         if padding_index is not None:
             self.padding_index = integer(self, "padding_index", padding_index, at_least=0, at_most=limit, also="None")
-        self.weight_initializer, (self.l1, self.l2) = weight_initializer, penalties(self, l1, l2)
+        self.weight_initializer = checked_initializer(self, "weight_initializer", weight_initializer)
+        self.l1, self.l2 = penalties(self, l1, l2)
 
     def build(self, input_shape: Shape) -> Shape:
         shape, initializer = (self.vocabulary_size, self.features), self.weight_initializer

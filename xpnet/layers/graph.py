@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 from xpnet.backends import Array
-from xpnet.errors import ArgumentError, ArgumentTypeError, shape_text
+from xpnet.errors import ArgumentError, ArgumentTypeError, shape_text, shown
 from xpnet.layers.activations import Identity
 from xpnet.layers.base import Layer
 from xpnet.layers.containers import Container
@@ -205,7 +205,7 @@ class Graph(Container):
         if graph is not None:
             self.inputs, self.outputs = tensors_of({"layers": self._placed, **graph})
             self._nodes = nodes_between(self.inputs, self.outputs)
-            self.layers = tuple(dict.fromkeys(node.layer for node in self._nodes))
+            vars(self)["layers"] = tuple(dict.fromkeys(node.layer for node in self._nodes))
 
 
 def tensors_of(config: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
@@ -239,7 +239,7 @@ def _tensors(name: str, given: Any) -> list[Tensor]:
         hint = " Layers in a row make an xpnet.Sequential." if any(isinstance(a, Layer) for a in tensors) else ""
         raise ArgumentTypeError(
             f"Model: {name} must be a symbolic tensor or a list of them, from xpnet.Input and from layers called on "
-            f"tensors, not {given!r}.{hint}"
+            f"tensors, not {shown(given)}.{hint}"
         )
     if len(set(tensors)) < len(tensors) and name == "inputs":
         raise ArgumentError("Model: the same tensor is twice among the inputs.")

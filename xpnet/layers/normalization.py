@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from xpnet.backends import Array
 from xpnet.config import flag, integer, number
-from xpnet.errors import ArgumentError
+from xpnet.errors import ArgumentError, shown
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
 
@@ -19,8 +19,8 @@ class _Normalization(Layer):
         self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
         if self.epsilon >= 1:
             raise ArgumentError(
-                f"{type(self).__name__}: epsilon must be below 1, not {epsilon!r}. The number of features is known "
-                "from the layer before."
+                f"{type(self).__name__}: epsilon must be below 1, not {shown(epsilon)}. The number of features is "
+                "known from the layer before."
             )
         self.center, self.scale = flag(self, "center", center), flag(self, "scale", scale)
 

@@ -7,7 +7,7 @@ from typing import Any
 from xpnet.backends import Array
 from xpnet.backends.reference.windows import Windows
 from xpnet.config import choice, flag, integer, one_or_pair
-from xpnet.errors import ArgumentError
+from xpnet.errors import ArgumentError, shown
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
 from xpnet.layers.windows import Padding, Size, image_and_channels, padding_argument, pair, windows_on_image
@@ -29,7 +29,7 @@ class _Pooling(Layer):
         # A window that covers nothing but padding would be empty.
         if not isinstance(self.padding, str) and any(pair(self.padding)[a] >= pair(self.pool_size)[a] for a in (0, 1)):
             kind = type(self).__name__
-            raise ArgumentError(f"{kind}: padding must be below pool_size={pool_size!r}, not {padding!r}.")
+            raise ArgumentError(f"{kind}: padding must be below pool_size={shown(pool_size)}, not {shown(padding)}.")
 
     def build(self, input_shape: Shape) -> Shape:
         image, channels = image_and_channels(self, input_shape)

@@ -4,7 +4,7 @@ from typing import Any
 
 from xpnet.backends import Array
 from xpnet.config import integer
-from xpnet.layers.base import Layer
+from xpnet.layers.base import Layer, checked_initializer
 from xpnet.layers.context import Shape
 
 
@@ -18,7 +18,7 @@ class PositionalEmbedding(Layer):
     def __init__(self, max_length: int, *, weight_initializer: Any = "normal", name: str | None = None) -> None:
         super().__init__(name=name)
         self.max_length = integer(self, "max_length", max_length)
-        self.weight_initializer = weight_initializer
+        self.weight_initializer = checked_initializer(self, "weight_initializer", weight_initializer)
 
     def build(self, input_shape: Shape) -> Shape:
         if len(input_shape) != 2:

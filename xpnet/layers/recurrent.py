@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Self
 
 from xpnet.backends import Array
 from xpnet.config import flag, integer
-from xpnet.errors import ArgumentError, ArgumentTypeError
-from xpnet.layers.base import Layer
+from xpnet.errors import ArgumentError, ArgumentTypeError, shown
+from xpnet.layers.base import Layer, checked_initializer
 from xpnet.layers.containers import Container
 from xpnet.layers.context import Shape
 from xpnet.layers.executor import CallSite
@@ -43,7 +43,9 @@ class _Recurrent(Layer):
         self.return_sequences = self.keeps_mask = flag(self, "return_sequences", return_sequences)
         self.reverse, self.use_bias = flag(self, "reverse", reverse), flag(self, "use_bias", use_bias)
         self.causal = not self.reverse
-        self.weight_initializer, self.bias_initializer = weight_initializer, bias_initializer
+        self.weight_initializer = checked_initializer(self, "weight_initializer", weight_initializer)
+        self.bias_initializer = checked_initializer(self, "bias_initializer", bias_initializer)
+        checked_initializer(self, "recurrent_weight_initializer", recurrent_weight_initializer)
         self.recurrent_weight_initializer = recurrent_weight_initializer
 
     def build(self, input_shape: Shape) -> Shape:
@@ -298,6 +300,7 @@ class GRU(_Recurrent):
             weight_initializer=weight_initializer, recurrent_weight_initializer=recurrent_weight_initializer,
             bias_initializer=bias_initializer, name=name,
         )  # fmt: skip
+        checked_initializer(self, "recurrent_bias_initializer", recurrent_bias_initializer)
         self.recurrent_bias_initializer = recurrent_bias_initializer
 
     def build(self, input_shape: Shape) -> Shape:
@@ -364,7 +367,7 @@ class Bidirectional(Container):
         super().__init__(name=name)
         if not isinstance(layer, _Recurrent):
             raise ArgumentTypeError(
-                f"Bidirectional: layer must be a recurrent layer, such as layers.LSTM(32), not {layer!r}."
+                f"Bidirectional: layer must be a recurrent layer, such as layers.LSTM(32), not {shown(layer)}."
             )
         if layer.reverse:
             raise ArgumentError(

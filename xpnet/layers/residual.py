@@ -3,7 +3,7 @@
 from typing import Any
 
 from xpnet.backends import Array
-from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, shape_text
+from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, shape_text, shown
 from xpnet.layers.activations import Identity
 from xpnet.layers.base import Layer
 from xpnet.layers.containers import Sequential
@@ -32,7 +32,7 @@ class Residual(Sequential):
         if not layers or isinstance(layers[0], list | tuple):
             raise ArgumentError("Residual: give it one or more layers, as in Residual(Dense(8), ReLU()).")
         if not (projection is None or isinstance(projection, Layer)):
-            raise ArgumentTypeError(f"Residual: projection must be a layer, or None, not {projection!r}.")
+            raise ArgumentTypeError(f"Residual: projection must be a layer, or None, not {shown(projection)}.")
         super().__init__([*layers, Identity() if projection is None else projection], name=name)
         self.projection = projection
 

@@ -5,7 +5,7 @@ from typing import Any
 from xpnet.backends import Array
 from xpnet.backends.reference.windows import Windows
 from xpnet.config import flag, integer
-from xpnet.errors import ArgumentError
+from xpnet.errors import ArgumentError, shown
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
 from xpnet.layers.pooling import inverse_counts
@@ -27,7 +27,7 @@ class _Pooling(Layer):
         self.strides = None if strides is None else integer(self, "strides", strides, also="None")
         if not isinstance(self.padding, str) and self.padding >= self.pool_size:  # a window could be empty
             kind = type(self).__name__
-            raise ArgumentError(f"{kind}: padding must be below pool_size={pool_size!r}, not {padding!r}.")
+            raise ArgumentError(f"{kind}: padding must be below pool_size={shown(pool_size)}, not {shown(padding)}.")
 
     def build(self, input_shape: Shape) -> Shape:
         steps, channels = steps_and_channels(self, input_shape)

@@ -1,12 +1,12 @@
 """Reshape, Flatten, Permute, Slice and Rescale: layers that rearrange or select features, or change their scale."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from xpnet.backends import Array
-from xpnet.config import integer, is_integer, number
-from xpnet.errors import ArgumentError, ShapeError
+from xpnet.config import integer, is_integer, items_of, number, python_number
+from xpnet.errors import ArgumentError, ShapeError, shown
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
 
@@ -19,10 +19,11 @@ class Reshape(Layer):
 
     def __init__(self, target_shape: Sequence[int], *, name: str | None = None) -> None:
         super().__init__(name=name)
-        sizes = tuple(target_shape) if isinstance(target_shape, Iterable) else (target_shape,)
-        if sizes.count(-1) > 1 or not all(is_integer(n) and (n >= 1 or n == -1) for n in sizes):
+        items = items_of(target_shape)
+        sizes = (python_number(target_shape),) if items is None else items
+        if not all(is_integer(n) and (1 <= n < 2**63 or n == -1) for n in sizes) or sizes.count(-1) > 1:
             raise ArgumentError(
-                f"Reshape: target_shape must be positive integers, one of which may be -1, not {target_shape!r}."
+                f"Reshape: target_shape must be positive integers, one of which may be -1, not {shown(target_shape)}."
             )
         self.target_shape = tuple(int(n) for n in sizes)
 
@@ -61,10 +62,12 @@ class Permute(Layer):
 
     def __init__(self, axes: Sequence[int], *, name: str | None = None) -> None:
         super().__init__(name=name)
-        given = tuple(axes) if isinstance(axes, Iterable) else (axes,)
+        items = items_of(axes)
+        given = (axes,) if items is None else items
         self.axes = tuple(integer(self, "each of the axes", axis, at_least=0) for axis in given)
-        if sorted(self.axes) != list(range(len(self.axes))):
-            raise ArgumentError(f"Permute: axes must be 0 to {len(self.axes) - 1} in some order, not {axes!r}.")
+        if not given or sorted(self.axes) != list(range(len(self.axes))):
+            last = max(len(self.axes) - 1, 0)
+            raise ArgumentError(f"Permute: axes must be 0 to {last} in some order, not {shown(axes)}.")
 
     @property
     def _keeps_mask(self) -> bool:

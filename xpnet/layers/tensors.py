@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from xpnet.config import as_shape
-from xpnet.errors import ArgumentError, ArgumentTypeError, shape_text
+from xpnet.errors import ArgumentError, ArgumentTypeError, shape_text, shown
 from xpnet.layers.structure import shapes_of
 
 
@@ -112,9 +112,9 @@ def nodes_between(inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> list[N
 def check_name(kind: str, name: Any) -> None:
     """Raise an error unless this can be the name of a layer or an input, which takes the place of a number."""
     if not isinstance(name, str):
-        raise ArgumentTypeError(f"{kind}: name must be text, not {name!r}.")
+        raise ArgumentTypeError(f"{kind}: name must be text, not {shown(name)}.")
     if not name.strip() or not name.isprintable() or "." in name or "/" in name or name.isdigit():
         raise ArgumentError(
             f"{kind}: name must be text without dots and slashes, and not a number, since it takes the place of a "
-            f'number in names such as "1.0.weight"; not {name!r}.'
+            f'number in names such as "1.0.weight"; not {shown(name)}.'
         )

@@ -5,7 +5,7 @@ from typing import Any, Self
 from xpnet.config import choice, flag, integer, number
 from xpnet.layers.activations import GELU, ReLU, SiLU
 from xpnet.layers.attention import MultiHeadAttention
-from xpnet.layers.base import Layer
+from xpnet.layers.base import Layer, checked_initializer
 from xpnet.layers.containers import Container
 from xpnet.layers.context import Shape
 from xpnet.layers.dense import Dense
@@ -58,7 +58,7 @@ class TransformerBlock(Container):
         self.norm = choice(self, "norm", norm, ("layer", "rms"))
         self.activation = choice(self, "activation", activation, tuple(_ACTIVATIONS))
         self.rotary, self.use_bias = flag(self, "rotary", rotary), flag(self, "use_bias", use_bias)
-        self.weight_initializer = weight_initializer
+        self.weight_initializer = checked_initializer(self, "weight_initializer", weight_initializer)
         self.layers = ()  # until the number of features is known
 
     def build(self, input_shape: Shape) -> Shape:

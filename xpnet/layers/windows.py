@@ -14,6 +14,8 @@ Size: TypeAlias = int | Sequence[int]  # an integer for both axes, or (vertical,
 Padding: TypeAlias = str | Size
 OneOrPair: TypeAlias = int | Pair
 
+_LARGE_WINDOW = 1024  # cells along an axis: larger windows must fit the input, since operators loop over all cells
+
 
 def padding_argument(layer: Layer, value: Padding) -> str | OneOrPair:
     """The argument `padding`: "valid", "same", or the number of pixels on each side, one or (vertical, horizontal)."""
@@ -54,14 +56,17 @@ def windows_on_image(
     for axis in (0, 1):
         extent = dilation[axis] * (kernel[axis] - 1) + 1
         grid[axis], before[axis] = _windows_on_axis(image[axis], axis, extent, strides[axis], padding)
+        word = ("high", "wide")[axis]
         if grid[axis] < 1:
-            word = ("high", "wide")[axis]
             raise layer.refuse(
                 f"images at least {extent - 2 * before[axis]} pixels {word}, the extent of its window "
                 '(padding="same" takes any size)',
                 f"{image[axis]} {word}",
                 " Images are (N, height, width, channels), channels last.",
             )
+        if kernel[axis] > max(_LARGE_WINDOW, 2 * image[axis]):
+            half = -(-kernel[axis] // 2)
+            raise layer.refuse(f"images at least {half} pixels {word}, half of its window", f"{image[axis]} {word}")
     return Windows(image, (grid[0], grid[1]), kernel, strides, dilation, (before[0], before[1]))
 
 
@@ -92,6 +97,8 @@ def windows_on_sequence(
             f"one of {steps}",
             " Sequences are (N, steps, channels), channels last.",
         )
+    if padding != "causal" and kernel > max(_LARGE_WINDOW, 2 * steps):
+        raise layer.refuse(f"sequences of at least {-(-kernel // 2)} steps, half of its window", f"one of {steps}")
     return Windows((1, steps), (1, windows), (1, kernel), (1, stride), (1, dilation), (0, before))
 
 

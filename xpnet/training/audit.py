@@ -12,7 +12,7 @@ from typing import Any
 
 from xpnet.backends import Array, Backend
 from xpnet.config import is_custom
-from xpnet.errors import ArgumentError, ArgumentTypeError, DivergenceError, StateError
+from xpnet.errors import ArgumentError, ArgumentTypeError, DivergenceError, ShapeError, StateError, shown
 from xpnet.layers.base import Layer, wrong_array
 from xpnet.layers.containers import Container, every_layer
 from xpnet.layers.structure import as_tuple
@@ -235,8 +235,13 @@ class Checks:
             grad_x = backward(grad_y)
             given.check(f"{layer._label}: backward")
             if layer.wants_input_grad:
-                for i, (grad, of_x) in enumerate(zip(as_tuple(grad_x), as_tuple(x), strict=False)):
-                    what = f"∂L/∂x of input {i}" if isinstance(x, list) else "∂L/∂x"
+                several = isinstance(x, list)
+                grads = as_tuple(grad_x) if several else (grad_x,)
+                if len(grads) != len(as_tuple(x)):
+                    what = f"{layer._label}: backward must return a list of {len(x)} gradients, one for each input,"
+                    raise ShapeError(f"{what} not {shown(grad_x)}.")
+                for i, (grad, of_x) in enumerate(zip(grads, as_tuple(x), strict=True)):
+                    what = f"∂L/∂x of input {i}" if several else "∂L/∂x"
                     self._check_gradient(layer, what, grad, of_x)
             return grad_x
 

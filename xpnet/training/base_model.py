@@ -16,7 +16,7 @@ from xpnet import optimizers as optimizers_
 from xpnet.backends import Array, Backend, DType, get_backend
 from xpnet.callbacks import Callback, History
 from xpnet.concurrency.interrupts import deferring
-from xpnet.config import choice, explain_arguments, flag, integer
+from xpnet.config import as_seed, choice, explain_arguments, flag, float_dtype, integer
 from xpnet.data.dataset import Batch, Dataset
 from xpnet.data.preparation import as_numbers, prepare_gradient, prepare_inputs, structure_of
 from xpnet.data.sources import length, read
@@ -84,8 +84,8 @@ class BaseModel(Container):
 
     def _configure(self, backend: Any, seed: Any, dtype: Any, precision: Any) -> None:
         """Check the arguments that all models take, and set what they start with."""
-        self.seed = secrets.randbits(32) if seed is None else integer("", "seed", seed, at_least=0, also="None")
-        self.dtype, self._wanted_backend = _dtype_name(dtype), get_backend(backend)
+        self.seed = secrets.randbits(32) if seed is None else as_seed("", seed, also="None")
+        self.dtype, self._wanted_backend = float_dtype(dtype), get_backend(backend)
         self.precision = _checked_precision(precision, self._wanted_backend, self.dtype)
         self._state: TrainingState | Untrained = Untrained()
         self._rows_of_forward = 0
@@ -505,7 +505,7 @@ class BaseModel(Container):
     def _move(self, target: Backend, dtype: str | None) -> Self:
         if self.is_built:
             self.context.guard.refuse_during_training()
-        self._wanted_backend, self.dtype = target, _dtype_name(self.dtype if dtype is None else dtype)
+        self._wanted_backend, self.dtype = target, float_dtype(self.dtype if dtype is None else dtype)
         self._drop_unsupported_precision()
         if self.is_built and not (target is self.backend and self.dtype == self.context.dtype):
             with target.device():
@@ -574,6 +574,8 @@ class BaseModel(Container):
 
         def __getattr__(self, name: str) -> Any:
             """Raise an AttributeError for a name that does not exist, with the method that was meant."""
+            if hasattr(type(self), name):  # a property whose own error is an AttributeError
+                return object.__getattribute__(self, name)
             hint = "" if name.startswith("_") else suggestion(name, dir(self))
             raise UnknownNameError(f"{type(self).__name__} has no attribute {name!r}. {hint}".rstrip())
 
@@ -661,13 +663,6 @@ class BaseModel(Container):
             with self.context.guard.lock:  # both are set when fit begins
                 return self._state.loss, self._state.metrics
         return choose_loss_and_metrics(self, self._state.loss if loss is None else loss, metrics, loss_weights)
-
-
-def _dtype_name(dtype: Any) -> str:
-    if isinstance(dtype, str | type | numpy.dtype):
-        with contextlib.suppress(TypeError):
-            dtype = numpy.dtype(dtype).name
-    return choice("", "dtype", dtype, ("float32", "float64"))
 
 
 def _checked_precision(precision: Any, backend: Backend, dtype: str) -> str | None:

@@ -266,7 +266,7 @@ class EpochMetrics:
         if not result and samples:
             raise DataError(
                 f"the weights of all {samples} samples are 0, from sample_weight and class_weight together, "
-                "so there is no mean: give some sample a weight above 0."
+                "or masks leave out all of their steps, so there is no mean: give some sample a weight above 0."
             )
         return result
 

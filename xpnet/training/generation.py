@@ -4,8 +4,17 @@ from typing import Any, TypeAlias
 
 import numpy
 
+from xpnet.backends import get_backend
 from xpnet.config import real_array
-from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, StateError, shape_text
+from xpnet.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DataError,
+    DeviceMemoryError,
+    ShapeError,
+    StateError,
+    shape_text,
+)
 from xpnet.layers.containers import every_layer
 from xpnet.layers.embedding import Embedding
 from xpnet.layers.past import Continuation
@@ -23,6 +32,8 @@ def generated(
     next_token = NextToken(model, length)
     given = next_token.checked(prompt)
     count, start = given.shape
+    if not get_backend("cpu").can_hold(given.itemsize * count * (start + length)):
+        raise DeviceMemoryError(f"generate: length={length} more tokens of {count} sequences do not fit into memory.")
     tokens = numpy.concatenate([given, numpy.zeros((count, length), numpy.int64)], axis=1)
     rng = numpy.random.default_rng(seed)
     for end in range(start, start + length):

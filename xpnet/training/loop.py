@@ -231,7 +231,11 @@ def train_on_batch(model: Container, state: TrainingState, dataset: Dataset) -> 
     with ignoring_float_errors(), model.execution_context(), audited_step(step):
         try:
             step.gradients(batches, total, metrics.add)
-            logs = metrics.result(reduced=True)
+            try:
+                logs = metrics.final_result(reduced=True)
+            except DataError:  # no sample counts
+                _restore_buffers(model, before)
+                raise
             _refuse_divergent_batch(model, state, logs["loss"], before)
             step.update()
         finally:
@@ -244,13 +248,17 @@ def _refuse_divergent_batch(model: Container, state: TrainingState, loss: float,
     overflowed = _first_non_finite_buffer(model)
     if overflowed is None and math.isfinite(loss):
         return
-    for buffer, value in zip(model.context.store.buffers, buffers, strict=True):
-        buffer.value[...] = value
+    _restore_buffers(model, buffers)
     what = f"{overflowed} became NaN or infinite" if overflowed else f"the loss is {loss}"
     raise DivergenceError(
         f"{what} before step {state.step + 1}, which was skipped: scale the inputs, or start afresh with a "
         f"learning rate below {state.learning_rate:g}."
     )
+
+
+def _restore_buffers(model: Container, buffers: list[Array]) -> None:
+    for buffer, value in zip(model.context.store.buffers, buffers, strict=True):
+        buffer.value[...] = value
 
 
 def apply_gradients(model: Container, begin: Callable[[], TrainingState]) -> None:
