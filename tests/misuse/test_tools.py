@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -222,6 +223,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_wrong_arguments_of_programs_end_without_a_traceback(name):
-    done = subprocess.run([sys.executable, *COMMANDS[name]], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    command, own = [sys.executable, *COMMANDS[name]], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr and len(done.stderr.strip()) > 10, done.stderr[-600:]
