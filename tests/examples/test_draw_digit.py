@@ -18,6 +18,7 @@ import xpnet
 from xpnet import layers
 
 pytest.importorskip("bottle", reason="bottle is not installed")
+pytest.importorskip("waitress", reason="waitress is not installed")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason="the tests run away from the source tree")
 
@@ -240,7 +241,7 @@ def test_small_digits_drawn_in_a_browser_are_classified_correctly(page, port, cl
     wrong = classifier.mistakes[0]
     page.locator("#mistakes button").first.click()
     expect_prediction(page, str(wrong["prediction"]))
-    assert f"{wrong['label']} → {wrong['guess']}" in page.locator("#mistakes button").first.inner_text()
+    assert f"{wrong['label']} → {wrong['prediction']}" in page.locator("#mistakes button").first.inner_text()
     draw(page, [[(0.3, 0.3), (0.6, 0.6)]])
     page.click("#undo")
     expect_prediction(page, "nothing yet")
