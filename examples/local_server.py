@@ -113,6 +113,8 @@ class _Parser(waitress.parser.HTTPRequestParser):
             super().parse_header(header_plus)
         except ValueError as error:  # of the URL http://[ or a Content-Length of 5,000 digits
             raise waitress.parser.ParsingError("the request is malformed") from error
+        if self.body_rcv is None:
+            self.expect_continue = False  # without a body, waitress would wait for it
 
 
 class _Channel(waitress.channel.HTTPChannel):

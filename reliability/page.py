@@ -142,7 +142,7 @@ def _exchange(port: int, parts: list[bytes], timeout: float, end: bool = False) 
     """Send these parts, and return all that comes until the server closes."""
     with socket.create_connection(("127.0.0.1", port), timeout) as connection:
         deadline, answer = time.monotonic() + timeout, b""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        with contextlib.suppress(OSError):  # the server may have refused it by now
             for part in parts:
                 connection.sendall(part)
             if end:
@@ -164,7 +164,7 @@ def _send(port: int, draw: random.Random, open_ones: "collections.deque[socket.s
     try:
         if kind in ("half open", "trickle", "no reading"):
             return kind, _leave_open(port, request, kind, draw, open_ones), ""
-        complete = kind not in ("truncated", "huge header", "huge body", "mutated", "chunked", "length", "binary")
+        complete = kind not in INCOMPLETE
         answer = _exchange(port, _in_parts(request, draw), 10.0, end=not complete)
     except TimeoutError:
         return kind, "no answer", "no answer in 10 s"
@@ -220,31 +220,40 @@ def _get(port: int, draw: random.Random) -> bytes:
 
 def _request_line(port: int, draw: random.Random) -> bytes:
     line = draw.choice([
-        b"GET", b"GET /", b"GET  / HTTP/1.1", b"GET / HTTP/9.9", b"GET / HTTP/1.1 x", b"get / HTTP/1.1", b"\xff\xfe / HTTP/1.1",
-        b"GET http://[ HTTP/1.1", b"GET http://[::1]:x/ HTTP/1.1", b"GET //// HTTP/1.1", b"GET * HTTP/1.1", b"GET ? HTTP/1.1",
+        b"GET", b"GET /", b"GET  / HTTP/1.1", b"GET / HTTP/9.9", b"GET / HTTP/1.1 x", b"get / HTTP/1.1",
+        b"\xff\xfe / HTTP/1.1",
+        b"GET http://[ HTTP/1.1", b"GET http://[::1]:x/ HTTP/1.1", b"GET //// HTTP/1.1", b"GET * HTTP/1.1",
+        b"GET ? HTTP/1.1",
         b"GET /%00 HTTP/1.1", b"GET /%ff%fe HTTP/1.1", b"GET /\x00 HTTP/1.1", b"GET /../../etc/passwd HTTP/1.1",
         b"GET /%2e%2e/%2e%2e/etc/passwd HTTP/1.1", b"GET /test/" + b"9" * draw.choice([10, 5000]) + b" HTTP/1.1",
-        b"GET /" + b"a" * draw.choice([100, 10_000, 20_000]) + b" HTTP/1.1", b"", b" ", b"\r\n\r\n", b"GET / HTTP/", b"GET\t/\tHTTP/1.1",
+        b"GET /" + b"a" * draw.choice([100, 10_000, 20_000]) + b" HTTP/1.1", b"", b" ", b"\r\n\r\n", b"GET / HTTP/",
+        b"GET\t/\tHTTP/1.1",
         b"GET /?" + bytes(draw.choices(range(33, 256), k=50)) + b" HTTP/1.1",
     ])  # fmt: skip
     return line + f"\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
 
 
 def _method(port: int, draw: random.Random) -> bytes:
-    methods = ["HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PATCH", "PROPFIND", "X" * 300, "POST", "GET", "!#$%"]
+    methods = ["HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PATCH", "PROPFIND", "X" * 300, "POST", "GET",
+               "!#$%"]  # fmt: skip
     path = draw.choice(["/", "/classify", "/model", "/test/1", "/nothing", "*"])
     return f"{draw.choice(methods)} {path} HTTP/1.{draw.choice('01')}\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
 
 
 def _headers(port: int, draw: random.Random) -> bytes:
     lines = [
-        b"no colon", b": no name", b"A" * 5000 + b": x", b"X: " + b"y" * 5000, b"X: \x00\x01", b"X : y", b" folded", b"X:\xff\xfe",
+        b"no colon", b": no name", b"A" * 5000 + b": x", b"X: " + b"y" * 5000, b"X: \x00\x01", b"X : y", b" folded",
+        b"X:\xff\xfe",
         b"Range: bytes=" + draw.choice([b"0-5", b"5-1", b"-", b"a-b", b"0-0,2-3", b"99999999-", b"-9" * 50]),
-        b"If-Modified-Since: " + draw.choice([b"never", b"Thu, 01 Jan 1970 00:00:00 GMT", b"Mon, 99 Foo 99999 99:99:99 GMT", b"\xe9"]),
-        b"If-None-Match: " + draw.choice([b"*", b'"x"', b"\xe9"]), b"Cookie: a=b; \xff; =;", b"Expect: " + draw.choice([b"100-continue", b"x"]),
+        b"If-Modified-Since: " + draw.choice([b"never", b"Thu, 01 Jan 1970 00:00:00 GMT",
+        b"Mon, 99 Foo 99999 99:99:99 GMT", b"\xe9"]),
+        b"If-None-Match: " + draw.choice([b"*", b'"x"', b"\xe9"]), b"Cookie: a=b; \xff; =;",
+        b"Expect: " + draw.choice([b"100-continue", b"x"]),
         b"Connection: " + draw.choice([b"keep-alive", b"close", b"upgrade", b"\xe9"]), b"X-Forwarded-Host: example.org",
-        b"X-Forwarded-For: 1, \xff", b"Forwarded: for=x;host=y", b"Content-Type: multipart/form-data; boundary=\xff", b"Accept-Encoding: gzip;q=\xe9",
-        b"Authorization: Basic !!!", b"Upgrade: h2c", b"Origin: " + draw.choice([b"null", b"http://example.org", b"\xe9"]), b"X\r: y", b"X: a\rb",
+        b"X-Forwarded-For: 1, \xff", b"Forwarded: for=x;host=y", b"Content-Type: multipart/form-data; boundary=\xff",
+        b"Accept-Encoding: gzip;q=\xe9",
+        b"Authorization: Basic !!!", b"Upgrade: h2c",
+        b"Origin: " + draw.choice([b"null", b"http://example.org", b"\xe9"]), b"X\r: y", b"X: a\rb",
     ]  # fmt: skip
     chosen = b"\r\n".join(draw.choices(lines, k=draw.choice([1, 2, 5, 200])))
     return draw.choice([b"GET /", b"GET /style.css", b"POST /classify"]) + (
@@ -253,15 +262,18 @@ def _headers(port: int, draw: random.Random) -> bytes:
 
 
 def _host(port: int, draw: random.Random) -> bytes:
-    hosts = ["", "example.org", f"example.org:{port}", "127.0.0.1", f"127.0.0.1:{port}:{port}", f"[::1]:{port}", "a" * 4000, "\xe9",
-             f"127.0.0.1:{port}, example.org", f"127.0.0.1:{port}\r\nHost: example.org", "localhost:99999999999", "@", "\x00"]  # fmt: skip
+    hosts = ["", "example.org", f"example.org:{port}", "127.0.0.1", f"127.0.0.1:{port}:{port}", f"[::1]:{port}",
+               "a" * 4000, "\xe9",
+             f"127.0.0.1:{port}, example.org", f"127.0.0.1:{port}\r\nHost: example.org", "localhost:99999999999", "@",
+             "\x00"]  # fmt: skip
     host = draw.choice(hosts)
     lines = f"Host: {host}\r\n" if draw.random() < 0.9 else ""
     return f"GET {draw.choice(['/', '/model'])} HTTP/1.{draw.choice('01')}\r\n{lines}\r\n".encode("latin-1")
 
 
 def _length(port: int, draw: random.Random) -> bytes:
-    lengths = ["-1", "+5", "abc", "5, 5", "5\r\nContent-Length: 6", "0x10", "1e3", "", " ", "9" * 20, "9" * 5000, "5.0", "٣", "1 1",
+    lengths = ["-1", "+5", "abc", "5, 5", "5\r\nContent-Length: 6", "0x10", "1e3", "", " ", "9" * 20, "9" * 5000,
+               "5.0", "٣", "1 1",
                str(len(GOOD) - 1), str(len(GOOD) + 1), "1048576", "1048577"]  # fmt: skip
     head = f"POST /classify HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {draw.choice(lengths)}\r\n\r\n"
     return head.encode() + GOOD
@@ -270,32 +282,41 @@ def _length(port: int, draw: random.Random) -> bytes:
 def _chunked(port: int, draw: random.Random) -> bytes:
     size = b"%x" % len(GOOD)
     bodies = [
-        size + b"\r\n" + GOOD + b"\r\n0\r\n\r\n", size + b";x=y\r\n" + GOOD + b"\r\n0\r\nT: r\r\n\r\n", b"zz\r\n\r\n", b"-1\r\n\r\n", b"\r\n\r\n",
-        b"f" * 20 + b"\r\n" + GOOD, b"1\r\nab\r\n0\r\n\r\n", size + b"\n" + GOOD + b"\n0\n\n", b"0" * 20_000, size + b"\r\n" + GOOD, b"0x5\r\nhello\r\n",
-        b"1\r\na\r\n" * 2000 + b"0\r\n\r\n", b"5;" + b"e" * 20_000 + b"\r\nhello\r\n0\r\n\r\n", b"0\r\n" + b"T: r\r\n" * 5000 + b"\r\n",
+        size + b"\r\n" + GOOD + b"\r\n0\r\n\r\n", size + b";x=y\r\n" + GOOD + b"\r\n0\r\nT: r\r\n\r\n", b"zz\r\n\r\n",
+        b"-1\r\n\r\n", b"\r\n\r\n",
+        b"f" * 20 + b"\r\n" + GOOD, b"1\r\nab\r\n0\r\n\r\n", size + b"\n" + GOOD + b"\n0\n\n", b"0" * 20_000,
+        size + b"\r\n" + GOOD, b"0x5\r\nhello\r\n",
+        b"1\r\na\r\n" * 2000 + b"0\r\n\r\n", b"5;" + b"e" * 20_000 + b"\r\nhello\r\n0\r\n\r\n",
+        b"0\r\n" + b"T: r\r\n" * 5000 + b"\r\n",
     ]  # fmt: skip
-    coding = draw.choice(["chunked"] * 5 + ["gzip", "gzip, chunked", "chunked, chunked", "identity", "\x0bchunked", "chunked\r\nContent-Length: 3"])
-    head = f"POST /classify HTTP/1.{draw.choice('1110')}\r\nHost: 127.0.0.1:{port}\r\nTransfer-Encoding: {coding}\r\n\r\n"
-    return head.encode() + draw.choice(bodies)
+    others = ["gzip", "gzip, chunked", "chunked, chunked", "identity", "\x0bchunked", "chunked\r\nContent-Length: 3"]
+    head = f"POST /classify HTTP/1.{draw.choice('1110')}\r\nHost: 127.0.0.1:{port}\r\nTransfer-Encoding: "
+    return head.encode() + draw.choice(["chunked"] * 5 + others).encode() + b"\r\n\r\n" + draw.choice(bodies)
+
+
+NUMBERS = ["0.5", "1e400", "-1e400", "NaN", "Infinity", "1" + "0" * 400, "1" * 5000, "null", "true", '"0.5"', '"x"',
+"[]",
+           "{}", "-0.0", "1e-320"]  # fmt: skip
+STROKES = ["[]", "[[]]", "[[0.1,0.2]]", "[0.1]", "0", "{}", '"ab"', "null", "[[[1,2]]]"]
+TEXTS = ["", " ", "null", "3", '"strokes"', "\x00", '{"strokes"', '{"strokes": [[[0.5, 0.5]]]}x', "\ufeff{}"]
 
 
 def _json(port: int, draw: random.Random) -> bytes:
-    number: Callable[[], str] = lambda: draw.choice(
-        ["0.5", "1e400", "-1e400", "NaN", "Infinity", "1" + "0" * 400, "1" * 5000, "null", "true", '"0.5"', '"x"', "[]", "{}", "-0.0", "1e-320"]
-    )  # fmt: skip
+    number, strokes = draw.choice(NUMBERS), ",".join(draw.choices(STROKES, k=6))
+    points = [[[draw.random(), draw.random()] for _ in range(draw.randrange(200))] for _ in range(draw.randrange(9))]
     bodies: list[Callable[[], str]] = [
-        lambda: '{"strokes": [[[%s, %s]]]}' % (number(), number()),
-        lambda: '{"strokes": [%s]}' % ",".join(draw.choices(["[]", "[[]]", "[[0.1,0.2]]", "[0.1]", "0", "{}", '"ab"', "null", "[[[1,2]]]"], k=6)),
-        lambda: '{"strokes": %s}' % number(),
+        lambda: f'{{"strokes": [[[{number}, {draw.choice(NUMBERS)}]]]}}',
+        lambda: f'{{"strokes": [{strokes}]}}',
+        lambda: f'{{"strokes": {number}}}',
         lambda: "[" * draw.choice([10, 1000, 100_000]),
         lambda: '{"strokes":' * draw.choice([10, 1000, 50_000]),
-        lambda: '{"strokes": [%s[]]}' % ("[]," * draw.choice([10, 19_998, 20_001, 300_000])),
-        lambda: '{"strokes": [[%s[0.5,0.5]]]}' % ("[0.1,0.9]," * draw.choice([10, 1000, 19_999, 20_000, 90_000])),
-        lambda: '{"strokes": [%s]}' % ("[" * 70 + "]" * 70),
+        lambda: f'{{"strokes": [{"[]," * draw.choice([10, 19_998, 20_001, 300_000])}[]]}}',
+        lambda: f'{{"strokes": [[{"[0.1,0.9]," * draw.choice([10, 1000, 19_999, 20_000, 90_000])}[0.5,0.5]]]}}',
+        lambda: f'{{"strokes": [{"[" * 70 + "]" * 70}]}}',
         lambda: '{"strokes": [[[0.5, 0.5]]], "strokes": 3}',
-        lambda: json.dumps({"strokes": [[[draw.random(), draw.random()] for _ in range(draw.randrange(200))] for _ in range(draw.randrange(9))]}),
-        lambda: draw.choice(["", " ", "null", "3", '"strokes"', "\x00", '{"strokes"', '{"strokes": [[[0.5, 0.5]]]}x', "﻿{}"]),
-    ]  # fmt: skip
+        lambda: json.dumps({"strokes": points}),
+        lambda: draw.choice(TEXTS),
+    ]
     body = draw.choice(bodies)()
     return _post(port, body.encode(draw.choice(["utf-8", "utf-8", "utf-8", "utf-16", "utf-32"])))
 
@@ -318,6 +339,8 @@ def _mutated(port: int, draw: random.Random) -> bytes:
     return bytes(request)
 
 
+#: Kinds that may lack their end, which the client then declares by closing its side.
+INCOMPLETE = {"truncated", "huge header", "huge body", "mutated", "mutated again", "chunked", "length", "binary"}
 KINDS: dict[str, Callable[[int, random.Random], bytes]] = {
     "correct": _get,
     "request line": _request_line,
