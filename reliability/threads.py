@@ -6,7 +6,6 @@ Each case runs in a process of its own with a time limit, because a deadlock is 
 import contextlib
 import copy
 import itertools
-import json
 import multiprocessing
 import os
 import subprocess
@@ -22,11 +21,11 @@ from typing import Any
 import numpy
 
 import xpnet
+from reliability.processes import in_a_process
 from reliability.results import Result, scaled
 from xpnet import callbacks, layers
 from xpnet.errors import XpnetError
 
-ROOT = Path(__file__).parents[1]
 THREADS = 8
 SIZES = (1, 3, 17, 64, 130, 33, 5, 90)
 
@@ -37,27 +36,8 @@ def run(scale: float, seed: int, folder: Path) -> list[Result]:
     results = []
     for name, (cases, calls, seconds, _) in CASES.items():
         count = scaled(calls, scale, 2)
-        results.append(in_a_process(f"reliability.threads:{name}", cases, count, seed, 30 + seconds * scale))
+        results.append(in_a_process("reliability.threads", name, cases, count, seed, 30 + seconds * scale))
     return results
-
-
-def in_a_process(what: str, cases: str, count: int, seed: int, seconds: float) -> Result:
-    """The result of the case "module:name" with `count` calls, in a process that may run for this long."""
-    module, name = what.split(":")
-    code = f"import json, {module} as cases; print('report', json.dumps(cases.CASES[{name!r}][-1]({count}, {seed})))"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    try:
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT,
-                              timeout=seconds, check=False)  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        return Result(
-            cases, count, [f"{name}, seed {seed}: it still ran after {seconds:.0f} s: {error.stderr or b''!r}"]
-        )
-    report = next((line for line in done.stdout.splitlines() if line.startswith("report ")), None)
-    if done.returncode or report is None:
-        return Result(cases, count, [f"{name}, seed {seed}: exit status {done.returncode}: {done.stderr[-2000:]}"])
-    tried, bad = json.loads(report.removeprefix("report "))
-    return Result(cases, tried, [f"{name}, seed {seed}: {text}" for text in bad])
 
 
 # Models and data ------------------------------------------------------------------------------------------------------
