@@ -238,7 +238,7 @@ def checkpoints(steps: int, seed: int) -> Report:
 
 
 def with_callbacks(steps: int, seed: int) -> Report:
-    """Fits with every callback that needs no further package, and with a distortion of images."""
+    """Fits with all callbacks, and with a distortion of images."""
     with tempfile.TemporaryDirectory() as folder:
         x, y = data((6, 6, 1), 40, seed)
         stack = [augment.RandomAffine(shift=0.1), layers.Conv2D(2, 3), layers.Flatten(), layers.Dense(3)]
@@ -247,7 +247,7 @@ def with_callbacks(steps: int, seed: int) -> Report:
         def round_(i: int) -> int:
             used = [
                 callbacks.EarlyStopping("loss", patience=100), callbacks.CSVLogger(Path(folder, f"{i % 3}.csv")),
-                callbacks.ReduceLROnPlateau("loss", patience=1), callbacks.ExponentialMovingAverage(),
+                callbacks.ReduceLROnPlateau("loss", patience=1), callbacks.Checkpoint(Path(folder, "state")),
             ]  # fmt: skip
             model.fit(x, y, epochs=10, batch_size=8, callbacks=used, validation_split=0.2, verbose=0)
             return 40
