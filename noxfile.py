@@ -166,8 +166,8 @@ def audit(session: nox.Session) -> None:
     for label, versions in (("oldest", oldest), ("newest", newest)):
         wanted = Path(session.create_tmp(), f"{label}.txt")
         wanted.write_text("\n".join(versions) + "\n", encoding="utf-8")
-        report = session.run("pip-audit", "--requirement", str(wanted), "--no-deps", "--disable-pip", "--format", "json",
-                             "--progress-spinner", "off", silent=True, success_codes=[0, 1])  # fmt: skip
+        options = ("--no-deps", "--disable-pip", "--format", "json", "--progress-spinner", "off")
+        report = session.run("pip-audit", "-r", str(wanted), *options, silent=True, success_codes=[0, 1])
         start = (report or "").find('{"dependencies"')
         if start < 0:
             session.warn(f"the {label} versions were not audited: {(report or '').strip()[-300:]}")

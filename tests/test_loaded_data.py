@@ -55,7 +55,8 @@ def test_no_module_can_run_data_as_code(path):
 @pytest.mark.parametrize(
     "code",
     ["import pickle", "from pickle import loads", "import_module('marshal')", "eval(x)", "list(map(eval, x))",
-     "exec(x)", "import yaml.cyaml", "numpy.load(path, allow_pickle=True)", "builtins.compile(x, '', 'exec')", "os.system(x)"],
+     "exec(x)", "import yaml.cyaml", "numpy.load(path, allow_pickle=True)", "builtins.compile(x, '', 'exec')",
+     "os.system(x)"],
 )  # fmt: skip
 def test_the_scan_finds(code):
     assert forbidden(code) != []
@@ -139,7 +140,8 @@ xpnet.capture.program._code.cache_clear()
 files = files[-10:] if FAULT else files
 seen, texts, active = [], [], True
 DANGEROUS = ("pickle.find_class", "marshal.loads", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork",
-             "subprocess.Popen", "socket.connect", "ctypes.dlopen", "code.__new__", "shutil.rmtree", "os.remove", "urllib.Request", "import")
+             "subprocess.Popen", "socket.connect", "ctypes.dlopen", "code.__new__", "shutil.rmtree", "os.remove",
+             "urllib.Request", "import")
 
 def hook(event, arguments):
     if not active:
@@ -159,9 +161,9 @@ accepted = read_all(files)
 if FAULT:
     eval("1 + 1")
 active = False
-leaked = [t for t in texts if "os" in re.findall("[A-Za-z_]+", t) or "eval" in t or "system" in t or "first" in t or "second" in t]
-print(json.dumps({"files": len(files), "accepted": accepted, "seen": seen[:20], "leaked": leaked[:2], "texts": len(texts),
-                  "ran": (folder / "ran").exists()}))
+leaked = [text for text in texts if re.search(r"\bos\b|eval|system|first|second", text)]
+print(json.dumps({"files": len(files), "accepted": accepted, "seen": seen[:20], "leaked": leaked[:2],
+                  "texts": len(texts), "ran": (folder / "ran").exists()}))
 """
 
 
