@@ -137,6 +137,14 @@ def notebook(session: nox.Session) -> None:
     session.run("pytest", "tests/display", *session.posargs)
 
 
+@nox.session
+def reliability(session: nox.Session) -> None:
+    """Attack xpnet: wrong calls, altered files, faults, long runs. Write a table into docs/reliability.md."""
+    session.install(".[dev]")
+    session.run("python", "-m", "reliability", "--write", "docs/reliability.md", *session.posargs,
+                env={"OPENBLAS_NUM_THREADS": "1"})  # fmt: skip
+
+
 @nox.session(name="tests-oldest-numpy")
 def tests_oldest_numpy(session: nox.Session) -> None:
     """The test suite with the oldest supported NumPy."""

@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 from random_programs import Program
+from seeds import seeds
 from traced_programs import STEP, Traced, directly, same_bits
 
-ALWAYS = 60  # this many seeds run in every test session, the others in `nox -s tests-slow`
-SEEDS = [*range(ALWAYS), *(pytest.param(seed, marks=pytest.mark.sweep) for seed in range(ALWAYS, 1500))]
 
-
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", seeds(60, 750))
 def test_a_replay_of_a_random_program_equals_running_it(seed):
     program = Program(seed)
     with np.errstate(all="ignore"):

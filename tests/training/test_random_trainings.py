@@ -10,6 +10,7 @@ import random
 
 import numpy as np
 import pytest
+from seeds import seeds
 from small_models import StopAt
 
 import xpnet
@@ -19,12 +20,6 @@ from xpnet.training import captured_step
 IMAGES, LABELS = datasets.digits()
 IMAGES = IMAGES.reshape(-1, 8, 8, 1).astype("float32") / 16
 LABELS = LABELS.astype("int64")
-ALWAYS = 8  # this many seeds run in every test session, the others in `nox -s tests-slow`
-
-
-def seeds(count):
-    return [*range(ALWAYS), *(pytest.param(seed, marks=pytest.mark.sweep) for seed in range(ALWAYS, count))]
-
 
 ACTIVATIONS = [layers.ReLU, layers.Tanh, layers.Sigmoid, layers.GELU, layers.SiLU, layers.ELU, layers.LeakyReLU,
                layers.PReLU, layers.HardSwish, layers.Mish, layers.ReLU6]  # fmt: skip
@@ -298,18 +293,18 @@ def compare(monkeypatch, train):
     equal(captured, train())
 
 
-@pytest.mark.parametrize("seed", seeds(200))
+@pytest.mark.parametrize("seed", seeds(8, 100))
 def test_a_captured_training_equals_the_eager_one_on_the_cpu(monkeypatch, seed):
     compare(monkeypatch, lambda: trained(xpnet.get_backend("cpu"), seed))
 
 
 @pytest.mark.usefixtures("exact_replays")
-@pytest.mark.parametrize("seed", seeds(200))
+@pytest.mark.parametrize("seed", seeds(8, 100))
 def test_a_captured_training_equals_the_eager_one_on_a_gpu(gpu, monkeypatch, seed):
     compare(monkeypatch, lambda: trained(gpu, seed))
 
 
-@pytest.mark.parametrize("seed", seeds(300))
+@pytest.mark.parametrize("seed", seeds(8, 150))
 def test_a_captured_training_with_code_of_users_equals_the_eager_one(monkeypatch, tmp_path, seed):
     stop = random.Random(-seed - 1).choice([None, None, 2, 5, 7])
     compare(monkeypatch, lambda: trained_with_own_layers(seed, stop=stop, path=tmp_path / "run"))

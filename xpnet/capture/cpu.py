@@ -24,7 +24,7 @@ _LOOP_RESULTS = {
     "gru_sums": ("gates", "inner"), "lstm_cell": ("gates", "cell"), "lstm_grad": ("grad_gates", "grad_before"),
     "lstm_sums": ("gates",), "max_pool": ("out", "choice"), "momentum": ("w", "v"),
     "normalize_and_scale": ("normal", "sigma", "out"), "normalize_and_scale_grad": ("totals", "out"),
-    "rmsprop": ("w", "s"), "sgd": ("w",),
+    "pack": ("packed",), "rmsprop": ("w", "s"), "sgd": ("w",),
 }  # fmt: skip
 
 
@@ -87,6 +87,8 @@ class _TracedLoops:
 
     def __getattr__(self, name: str) -> Any:
         loop = getattr(self._loops, name)  # AttributeError if there is none
+        if not hasattr(loop, "py_func"):  # not compiled, so no work on arrays
+            return loop
         writes = _LOOP_RESULTS.get(name, ("out",))
         return lambda *args: self._trace.operator(loop, args, {}, writes)
 

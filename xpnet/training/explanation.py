@@ -35,7 +35,7 @@ from xpnet.training.step import TrainingStep, ignoring_float_errors
 _LENGTH = 32  # of sequences that may have any length, if the model takes as many
 _TIMED_REPLAYS = 30
 _REPEATED, _TIMED_GRAPHS = 30, 7  # a call in a graph, which has cells for 64 calls; replays of the graph
-_PRODUCTS = ("matmul", "dot")
+_PRODUCTS = ("matmul", "dot", "packed_product")
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ def _shape(array: Any) -> str:
 
 
 def _operations(call: Call) -> int:
-    if isinstance(call.function, Load) or call.name in ("copyto", "getitem", "setitem", "take"):
+    if isinstance(call.function, Load) or call.name in ("copyto", "getitem", "pack", "setitem", "take"):
         return 0
     largest = max((a.size for a in (*call.reads, *call.writes)), default=0)
     if call.name in _PRODUCTS and len(call.reads) == 2 and call.writes:

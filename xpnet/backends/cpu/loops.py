@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 
 from xpnet.backends.cpu.compiling import compiled, compiled_with
+from xpnet.backends.cpu.loops_products import ROWS_TO_PACK, pack, packed_product, panel_columns
 from xpnet.backends.cpu.loops_recurrent import (
     gru_grad,
     gru_inner,
@@ -30,9 +31,9 @@ from xpnet.backends.cpu.loops_transformer import (
 )
 
 __all__ = [
-    "attention_probabilities", "attention_probabilities_again", "attention_score_grads", "gelu", "gru_grad",
-    "gru_inner", "gru_state", "gru_sums", "lstm_cell", "lstm_grad", "lstm_sums", "normalize_and_scale",
-    "normalize_and_scale_grad", "rnn_grad",
+    "ROWS_TO_PACK", "attention_probabilities", "attention_probabilities_again", "attention_score_grads", "gelu",
+    "gru_grad", "gru_inner", "gru_state", "gru_sums", "lstm_cell", "lstm_grad", "lstm_sums",
+    "normalize_and_scale", "normalize_and_scale_grad", "pack", "packed_product", "panel_columns", "rnn_grad",
 ]  # fmt: skip
 
 

@@ -11,7 +11,10 @@ from xpnet.backends.cpu.compiling import compiled
 
 @compiled
 def lstm_sums(gates: Any, product: Any) -> None:
-    """gates (N, 4 · units) = (gates + product) / 2, but in the columns of g, the third of four, without the half."""
+    """gates (N, 4 · units) = (gates + product) / 2, but in the columns of g, the third of four, without the half.
+
+    product may have further columns, as in gru_sums.
+    """
     samples, columns = gates.shape
     half, units = gates.dtype.type(0.5), columns // 4
     for n in range(samples):
@@ -84,11 +87,11 @@ def lstm_grad(
 
 @compiled
 def gru_sums(gates: Any, product: Any, inner: Any) -> None:
-    """gates (N, 3 · units) = (gates + product) / 2 in the columns of r and z. inner = the other columns of product."""
+    """gates (N, 3 · units) = (gates + product) / 2 in the columns of r and z. inner = those of product for n."""
     samples, units = inner.shape
     half = gates.dtype.type(0.5)
     for n in range(samples):
-        a, b, last = gates[n], product[n], product[n, 2 * units :]
+        a, b, last = gates[n], product[n], product[n, 2 * units : 3 * units]
         for j in range(2 * units):
             a[j] = (a[j] + b[j]) * half
         for j in range(units):

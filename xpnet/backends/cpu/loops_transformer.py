@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import numpy
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 

@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 _SPLIT_MATMUL = 2**20  # multiplications: a smaller matrix product is not worth splitting among threads
 _SPLIT_LOGITS = 2**14  # logits: cross-entropy of fewer is not worth splitting
 _MANY_ROWS = 4096
+_MAX_PACKED_BYTES = 2**20  # of a second matrix that fits into the level-2 cache; for larger ones, the BLAS is faster
 _FEW_ROWS, _LARGE = 32, 2**15  # the product of a few rows and a large transposed matrix; see matmul
 _FEW_CHANNELS = 3
 
@@ -140,9 +141,25 @@ class CPUOperators(CPUAttention, CPURecurrent):
             # The BLAS would take longer to copy b in another order than to multiply; (a b)ᵀ = bᵀ aᵀ avoids the copy.
             out[...] = numpy.matmul(b.T, a.T, out=self._matrix((b.shape[1], len(a)), out.dtype)).T
             return out
+        if b.nbytes <= _MAX_PACKED_BYTES and (loops := self.loops(())) is not None and len(a) >= loops.ROWS_TO_PACK:
+            width = loops.panel_columns(b.itemsize)
+            same = a.dtype == b.dtype == out.dtype and out.strides[1] == out.itemsize
+            if same and b.dtype.char in "fd" and b.shape[1] % width == 0 and self.threads.blas_uses_one_thread:
+                return self._packed_matmul(loops, a, b, out, width)
         if len(out) * b.size < _SPLIT_MATMUL or (self.threads.region_workers or 1) == 1:
             return numpy.matmul(a, b, out)
         self.threads.parallel_for(len(out), lambda rows, _: numpy.matmul(a[rows], b, out=out[rows]))
+        return out
+
+    def _packed_matmul(self, loops: Any, a: Array, b: Array, out: Array, width: int) -> Array:
+        """out = a @ b, by a product of our own (loops_products.py), whose b has panels of so many columns."""
+        panels = b.shape[1] // width
+        packed = self._matrix((panels * len(b), width), b.dtype).reshape(panels, len(b), width)
+        loops.pack(b, packed)
+        if len(out) * b.size < _SPLIT_MATMUL:
+            loops.packed_product(a, packed, out)
+        else:
+            self.threads.parallel_for(len(out), lambda rows, _: loops.packed_product(a[rows], packed, out[rows]))
         return out
 
     def _matrix(self, shape: tuple[int, int], dtype: DType) -> Array:

@@ -125,6 +125,10 @@ class ThreadPool:
         """How many workers `parallel_for` uses here: None outside of parallel regions, and 1 inside a part."""
         return self._state.workers
 
+    @property
+    def blas_uses_one_thread(self) -> bool:
+        return bool(self._limited) or _blas_threads() == 1
+
     def parallel_for(self, count: int, work: Callable[[slice, int], None]) -> None:
         """Call work(rows, worker) in parallel for one slice of range(count) per worker, and wait for all."""
         parts = min(self._state.workers or 1, count)
