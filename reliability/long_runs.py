@@ -22,6 +22,7 @@ import xpnet
 from reliability.processes import ROOT, in_a_process
 from reliability.results import Result, scaled
 from xpnet import augment, callbacks, datasets, layers
+from xpnet.training import captured_step
 
 #: What may grow between the first and the last quarter of the samples: MiB, and objects of caches of Python's own.
 ALLOWED = {"memory": 1.0, "objects": 20}
@@ -317,8 +318,6 @@ def dropped(count: int, seed: int) -> Report:
 def emulated() -> Any:
     sys.path.insert(0, str(ROOT / "tests" / "support"))
     from emulated_cuda import EmulatedGPU
-
-    from xpnet.training import captured_step
 
     captured_step._MIN_STEPS = 3  # captures short runs, although that does not pay
     return EmulatedGPU()
