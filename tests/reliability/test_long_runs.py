@@ -13,6 +13,13 @@ from reliability.processes import in_a_process
 pytestmark = pytest.mark.skipif(not hasattr(threads.os, "fork"), reason="the attacks read /proc and use forks")
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Few measurements, each of which takes as long as hundreds of steps, and no setting that outlasts a test."""
+    monkeypatch.setattr(long_runs, "SAMPLES", 8)
+    monkeypatch.setattr(threads.sys, "setswitchinterval", lambda seconds: None)
+
+
 # Threads and processes ------------------------------------------------------------------------------------------------
 
 IN_THREADS = {
@@ -26,8 +33,7 @@ IN_THREADS = {
 
 
 @pytest.mark.parametrize("name", IN_THREADS)
-def test_models_in_threads(name, monkeypatch):
-    monkeypatch.setattr(threads.sys, "setswitchinterval", lambda seconds: None)  # it would outlast this test
+def test_models_in_threads(name):
     tried, bad = threads.CASES[name][-1](IN_THREADS[name], 0)
     assert tried >= IN_THREADS[name] // 2 and bad == []
 
@@ -39,8 +45,7 @@ def test_processes(name, count):
     assert result.tried == count and result.bad == []
 
 
-def test_wrong_predictions_in_threads_are_noticed(monkeypatch):
-    monkeypatch.setattr(threads.sys, "setswitchinterval", lambda seconds: None)
+def test_wrong_predictions_in_threads_are_noticed():
     model = threads.mlp()
     x, _ = threads.data(model, 17, 0)
     want = model.predict(x)
@@ -55,7 +60,6 @@ def test_wrong_predictions_in_threads_are_noticed(monkeypatch):
 
 
 def test_calls_beside_fit_that_see_half_a_step_or_are_not_refused_are_noticed(monkeypatch):
-    monkeypatch.setattr(threads.sys, "setswitchinterval", lambda seconds: None)
     monkeypatch.setattr(threads, "MAKERS", (threads.mlp,))
     monkeypatch.setattr(threads, "disturbances", lambda model, x, y: {"predict": lambda: model.predict(x)})
     assert any("predict was not refused" in text for text in threads.beside_fit(20, 0)[1])
@@ -72,9 +76,9 @@ def test_a_process_that_hangs_or_fails_is_noticed():
 
 # Long runs ------------------------------------------------------------------------------------------------------------
 
-LONG = {"captured": 4000, "graphs": 4000, "eager": 3000, "streams": 1000, "by_hand": 600, "checkpoints": 240,
-        "callbacks": 600, "errors": 300, "evaluations": 1000, "dropped": 60, "emulated": 40,
-        "dropped_emulated": 10}  # fmt: skip
+LONG = {"captured": 1600, "graphs": 800, "eager": 1000, "one_fit": 800, "streams": 400, "by_hand": 160,
+        "checkpoints": 80, "callbacks": 160, "errors": 80, "evaluations": 180, "dropped": 10, "emulated": 20,
+        "dropped_emulated": 5}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LONG)
@@ -83,6 +87,7 @@ def test_long_runs(name, monkeypatch):
     monkeypatch.setenv("XPNET_CAPTURE", "1")
     if "emulated" in name:
         monkeypatch.setattr(long_runs.captured_step, "_MIN_STEPS", 3)
+        monkeypatch.setattr(long_runs, "of_xpnet", dict)
         monkeypatch.setattr(long_runs, "pools", lambda backend, pool: {"faults": len(backend.cupy.faults)})
     tried, bad, note = long_runs.CASES[name][-1](LONG[name], 0)
     assert tried >= LONG[name] and bad == [] and note.startswith("memory ")
@@ -94,9 +99,9 @@ def test_what_grows_in_a_long_run_is_noticed(kind):
 
     def leak(i):
         if kind == "memory":
-            kept.append(np.ones(2**16))
+            kept.append(np.ones(2**18))
         elif kind == "objects":
-            kept.append([{}])
+            kept.extend([{}] for _ in range(100))
         elif kind == "file handles":
             kept.append(socket.socket())
         else:
@@ -105,7 +110,7 @@ def test_what_grows_in_a_long_run_is_noticed(kind):
         return 1
 
     try:
-        _, bad, _ = long_runs.watched(80, leak)
+        _, bad, _ = long_runs.watched(16, leak)
     finally:
         stop.set()
         for item in kept:
@@ -119,7 +124,7 @@ def test_what_grows_in_a_long_run_is_noticed(kind):
 def test_models_that_something_keeps_are_noticed(monkeypatch):
     kept = []
     monkeypatch.setattr(long_runs, "MAKERS", (lambda: kept.append(long_runs.mlp()) or kept[-1],))
-    _, bad, _ = long_runs.dropped(40, 0)
+    _, bad, _ = long_runs.dropped(16, 0)
     assert any(text.startswith("objects of Sequential grew by") for text in bad)
 
 
@@ -139,6 +144,7 @@ def test_fuzzed_requests_to_the_page(tmp_path):
 @pytest.mark.parametrize("fault", ["errors", "blocks"])
 def test_a_server_that_fails_or_is_blocked_is_noticed(fault, monkeypatch):
     monkeypatch.setattr(page, "LIMIT", 0.2)
+    kinds = {"errors": "request line", "blocks": "half open"}
     server = socket.create_server(("127.0.0.1", 0))
     good = b"HTTP/1.1 200 OK\r\nX-Content-Type-Options: nosniff\r\n\r\n" + b'{"probabilities": [1.0]}'
 
@@ -158,6 +164,6 @@ def test_a_server_that_fails_or_is_blocked_is_noticed(fault, monkeypatch):
                     time.sleep(0)
 
     threading.Thread(target=answer, daemon=True).start()
-    monkeypatch.setattr(page, "KINDS", {name: page.KINDS[name] for name in ("request line", "half open")})
-    fuzzed, correct = page.attack(server.getsockname()[1], 12, 0, lambda: 0.0, threads=2)
+    monkeypatch.setattr(page, "KINDS", {kind: page.KINDS[kind] for kind in [kinds[fault]]})
+    fuzzed, correct = page.attack(server.getsockname()[1], 6, 0, lambda: 0.0, threads=2)
     assert any("status 500" in text for text in fuzzed.bad) if fault == "errors" else correct.bad
