@@ -142,7 +142,7 @@ def _copyto(dst: Any, src: Any, casting: Any = "same_kind", where: Any = True) -
     """The signature of numpy.copyto."""
 
 
-_WRITTEN_IN_C = {"dot": _dot, "concatenate": _concatenate, "copyto": _copyto}
+_WRITTEN_IN_C: dict[str, Callable[..., Any]] = {"dot": _dot, "concatenate": _concatenate, "copyto": _copyto}
 
 
 @functools.lru_cache(256)
