@@ -1,6 +1,8 @@
 """All development tasks: `nox -l` lists them, and `nox -s tests-cpu` runs one in a virtual environment of its own."""
 
+import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -8,10 +10,12 @@ import nox
 
 nox.options.sessions = ["tests-cpu", "lint", "typecheck"]
 nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = False  # of tests-pythons, which skips them by name
 nox.needs_version = ">=2024.10"
 
 CUPY = os.environ.get("XPNET_CUPY_EXTRA", "cuda13-ctk")  # cuda12-ctk supports drivers from version 525 on
-DEV = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["dev"]
+PROJECT = nox.project.load_toml("pyproject.toml")["project"]
+DEV = PROJECT["optional-dependencies"]["dev"]
 TOOLS = {requirement.partition("==")[0]: requirement for requirement in DEV}  # {"ruff": "ruff==…", …}
 
 
@@ -145,7 +149,48 @@ def reliability(session: nox.Session) -> None:
 def tests_oldest_numpy(session: nox.Session) -> None:
     """The test suite with the oldest supported NumPy."""
     session.install(".[dev]", "numpy==2.0.*")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-n", "auto", "-m", "not sweep", *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
+
+
+@nox.session(name="tests-pythons", python=["3.11", "3.12", "3.13", "3.14"])
+def tests_pythons(session: nox.Session) -> None:
+    """The test suite with each supported Python and the newest NumPy for it. A missing interpreter is skipped."""
+    session.install(".[dev]")
+    session.run("pytest", "-n", "auto", "-m", "not sweep", *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Look up the oldest and the newest dependencies that pyproject.toml admits in a database of vulnerabilities.
+
+    Passes, and says why, where the database cannot be reached.
+    """
+    parts = ("draw", "onnx", "plots", "sklearn", "text")
+    session.install(f".[{','.join(parts)}]", "pip-audit")
+    given = [*PROJECT["dependencies"], *[one for part in parts for one in PROJECT["optional-dependencies"][part]]]
+    oldest = sorted({f"{found[1]}=={found[2]}" for one in given if (found := re.match(r"([\w-]+)>=([\d.]+)", one))})
+    installed = session.run("pip", "freeze", "--exclude", "xpnet", silent=True) or ""
+    newest = [line for line in installed.splitlines() if "==" in line]
+    for label, versions in (("oldest", oldest), ("newest", newest)):
+        wanted = Path(session.create_tmp(), f"{label}.txt")
+        wanted.write_text("\n".join(versions) + "\n", encoding="utf-8")
+        options = ("--no-deps", "--disable-pip", "--format", "json", "--progress-spinner", "off")
+        report = session.run("pip-audit", "-r", str(wanted), *options, silent=True, success_codes=[0, 1])
+        start = (report or "").find('{"dependencies"')
+        if start < 0:
+            session.warn(f"the {label} versions were not audited: {(report or '').strip()[-300:]}")
+            continue
+        checked, _ = json.JSONDecoder().raw_decode(report[start:])
+        skipped = [one["name"] for one in checked["dependencies"] if "skip_reason" in one]
+        if len(skipped) == len(checked["dependencies"]):
+            session.warn(f"the {label} versions were not audited: the database of vulnerabilities cannot be reached")
+        elif skipped:
+            session.warn(f"not in the database: {', '.join(skipped)}")
+        bad = [f"{one['name']} {one['version']}: {', '.join(hole['id'] for hole in one['vulns'])}"
+               for one in checked["dependencies"] if one.get("vulns")]  # fmt: skip
+        if bad:
+            session.error(f"known vulnerabilities in the {label} versions: {'; '.join(bad)}")
+        session.log(f"{len(checked['dependencies']) - len(skipped)} of the {label} versions were audited")
 
 
 @nox.session

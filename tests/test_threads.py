@@ -1,10 +1,13 @@
 """Several threads with one model: predictions are exact, and what would disturb fit is refused."""
 
 import copy
+import os
 import pickle
+import signal
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,6 +17,7 @@ from strict import StrictBackend
 
 import xpnet
 from xpnet import callbacks, layers, optimizers
+from xpnet.concurrency import forks
 from xpnet.errors import StateError
 
 SIZES = (1, 3, 17, 64, 130, 33, 5, 90)
@@ -101,6 +105,18 @@ def test_an_estimator_predicts_from_several_threads():
         return sum(not np.array_equal(classifier.predict_proba(parts[i % 4]), want[i % 4]) for i in range(thread, 60))
 
     assert in_threads(work, 4) == [0] * 4
+
+
+def test_several_threads_generate_with_one_model():
+    stack = [layers.Embedding(12, 8), layers.TransformerBlock(2), layers.Dense(12)]
+    model = xpnet.Sequential(stack, (None,), "cpu")
+    prompts = [np.random.default_rng(n).integers(0, 12, size=(n, 4)) for n in (1, 2, 5, 3)]
+    want = [xpnet.generate(model, prompt, 6) for prompt in prompts]
+
+    def work(thread):
+        return sum(not np.array_equal(xpnet.generate(model, prompts[i % 4], 6), want[i % 4]) for i in range(thread, 20))
+
+    assert in_threads(work) == [0] * 8
 
 
 @NETS
@@ -319,6 +335,96 @@ def test_a_copy_has_a_lock_of_its_own():
             assert twin.context.guard.lock is not model.context.guard.lock
             assert twin.parameters[0]._guard is twin.context.guard
             assert len(in_threads(lambda _, twin=twin: twin.predict(x), 2)) == 2
+
+
+# Forks ---------------------------------------------------------------------------------------------------------------
+
+FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+def in_child(work):
+    """What a child process, which is a fork of this one, returns for the exit status work()."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of threads beside a fork
+        child = os.fork()
+    if not child:
+        try:
+            os._exit(work())
+        except BaseException as error:
+            os.write(2, f"{error!r}\n".encode())
+            os._exit(99)
+    for _ in range(600):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "it hangs"
+
+
+@FORKS
+@NETS
+def test_a_child_forked_beside_fit_predicts_and_trains(make):
+    alone, model, training, stop = make(), make(), threading.Event(), threading.Event()
+    (x, y), (few, labels) = data(alone, 300), data(alone, 17, 1)
+    steps, used = Outputs(few), callbacks.EarlyStopping("loss")
+    alone.fit(x, y, epochs=3, batch_size=32, callbacks=[steps], verbose=0)
+
+    class Slow(callbacks.Callback):
+        def on_step_end(self, model, step):
+            training.set()
+            stop.wait(0.02)
+
+    thread = threading.Thread(
+        target=lambda: model.fit(x, y, epochs=3, batch_size=32, callbacks=[used, Slow()], verbose=0)
+    )
+    thread.start()
+    training.wait()
+
+    def child():
+        predicted = model.predict(few)
+        if not any(np.array_equal(predicted, seen) for seen in steps.seen):
+            return 1
+        model.train_on_batch(few, labels)
+        model.fit(few, labels, callbacks=[used], verbose=0)
+        return 0
+
+    for _ in range(8):
+        assert in_child(child) == 0
+    stop.set()
+    thread.join()
+    assert_same_state(model.state_dict(), alone.state_dict())
+
+
+@FORKS
+def test_a_fork_in_a_callback_and_one_beside_a_waiting_thread_work(monkeypatch):
+    monkeypatch.setattr(forks, "_PATIENCE", 0.2)
+    model, codes = mlp(), []
+    x, y = data(model, 64)
+
+    class Fork(callbacks.Callback):
+        def on_step_end(self, model, step):
+            codes.append(in_child(lambda: int(not np.isfinite(model.predict(x)).all())))
+
+    model.fit(x, y, callbacks=[Fork()], verbose=0)
+    assert codes == [0]
+    held, let_go = threading.Event(), threading.Event()
+
+    class Waits(xpnet.losses.MeanSquaredError):
+        def samples(self, backend, outputs, targets):
+            held.set()
+            let_go.wait()
+            return super().samples(backend, outputs, targets)
+
+    other = mlp()
+    thread = threading.Thread(target=lambda: other.evaluate(x, np.ones((64, 10)), Waits(), metrics=[]))
+    thread.start()
+    held.wait()
+    assert in_child(lambda: int(not np.isfinite(other.predict(x)).all())) == 0  # though it could not wait for the lock
+    let_go.set()
+    thread.join()
+    assert np.isfinite(other.predict(x)).all()
 
 
 # Forward and backward ------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The trace: a replay of each function, method and operator that it knows equals NumPy; all others are refused."""
 
+import inspect
 import operator
 import threading
 
@@ -9,6 +10,7 @@ from traced_programs import STEP, Traced, directly, number_of, same_bits
 
 from xpnet.backends.step_numbers import StepNumber
 from xpnet.capture import array_module as module
+from xpnet.capture import calls
 from xpnet.capture.array_module import TracedModule
 from xpnet.capture.trace import Trace, TracedArray
 from xpnet.errors import CaptureError
@@ -521,3 +523,20 @@ def test_a_traced_step_computes_what_an_eager_one_does():
 
     traced = Traced(function, values(3))
     assert all(map(same_bits, traced.after, directly(function, values(3), STEP)))
+
+
+@pytest.mark.parametrize("name", calls._WRITTEN_IN_C)
+def test_functions_that_had_no_signature_before_numpy_2_4_have_the_same_parameters(name, monkeypatch):
+    try:
+        want = list(inspect.signature(getattr(np, name)).parameters)
+    except ValueError:
+        pytest.skip("this NumPy has no signature to compare with")
+    python_signature = inspect.signature
+
+    def signature(function):
+        if function is getattr(np, name):
+            raise ValueError("no signature found")
+        return python_signature(function)
+
+    monkeypatch.setattr(inspect, "signature", signature)
+    assert list(calls._function_signature.__wrapped__(getattr(np, name)).parameters) == want

@@ -3,12 +3,15 @@
 import contextlib
 import http.client
 import importlib
+import itertools
 import json
 import math
 import os
 import shutil
+import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ import xpnet
 from xpnet import layers
 
 pytest.importorskip("bottle", reason="bottle is not installed")
+pytest.importorskip("waitress", reason="waitress is not installed")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason="the tests run away from the source tree")
 
@@ -176,6 +180,86 @@ def test_a_drawing_that_is_too_large_is_refused_before_it_is_read(port):
     assert request(port, "POST", "/classify", None, **{"Content-Length": str(2**20 + 1)})[0] == 413
 
 
+#: The first and the third make waitress itself close the connection without an answer.
+ODD = [
+    b"GET http://[ HTTP/1.1\r\n\r\n",
+    b"POST /classify HTTP/1.1\r\nContent-Length: abc\r\n\r\n",
+    b"POST /classify HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
+    b"GET /%ff\xff HTTP/1.1\r\nHost: \xe9\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("content", ODD, ids=range(len(ODD)))
+def test_malformed_requests_are_refused(port, content):
+    assert b" 4" in exchange(port, content)[:12]
+
+
+@pytest.mark.parametrize(
+    "number", ["1" + "0" * 400, "null", '"0.5"', "1e400"], ids=("long", "null", "text", "infinite")
+)
+def test_coordinates_that_are_no_finite_numbers_are_refused(port, number):
+    assert request(port, "POST", "/classify", f'{{"strokes": [[[0.5, {number}]]]}}')[0] == 400
+
+
+def exchange(port, content):
+    """What the server answers to these bytes, until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(content)
+        return b"".join(iter(lambda: connection.recv(2**16), b""))
+
+
+def test_clients_that_send_half_a_request_or_read_nothing_block_nobody(example, port):
+    body = json.dumps({"strokes": DIGITS[0]})
+    page = f"GET /model HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n".encode()
+    with contextlib.ExitStack() as stack:
+        for i in range(100):  # more than the server keeps
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            connection.sendall((b"", b"GET / HT", page * 50)[i % 3])
+        start = time.monotonic()
+        assert request(port, "POST", "/classify", body)[0] == 200
+        assert time.monotonic() - start < 2.0
+
+
+def test_a_connection_is_closed_after_some_time_also_if_its_client_goes_on_sending(example, classifier, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("local_server"), "MAX_SECONDS", 0.5)
+    for port in serve(example, classifier):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            sent = list(itertools.takewhile(lambda _: still_sends(connection), range(100)))
+        assert len(sent) < 100
+
+
+def still_sends(connection):
+    time.sleep(0.05)
+    try:
+        return connection.send(b"X")
+    except OSError:
+        return 0
+
+
+def test_a_request_without_a_body_that_expects_to_be_asked_for_it_is_answered(port):
+    lines = f"GET /style.css HTTP/1.1\r\nHost: localhost:{port}\r\nExpect: 100-continue\r\n\r\n"
+    assert exchange(port, lines.encode()).startswith(b"HTTP/1.1 200")
+
+
+def test_each_connection_carries_one_request(port):
+    answer = exchange(port, f"GET /style.css HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n".encode() * 3)
+    assert answer.count(b"HTTP/1.1 200") == 1 and b"Connection: close" in answer
+
+
+def test_answers_have_security_headers(port):
+    for line in ("GET / HTTP/1.1", "GET /model HTTP/1.1", "GET /nothing HTTP/1.1", "BREW / HTTP/1.1"):
+        head = exchange(port, f"{line}\r\nHost: localhost:{port}\r\n\r\n".encode()).partition(b"\r\n\r\n")[0]
+        assert b"default-src 'none'" in head and b"frame-ancestors 'none'" in head and b"\r\nX-Content-Type" in head
+        assert b"Referrer-Policy: no-referrer" in head and head.count(b"Cache-Control") == 1 and b"Server:" not in head
+
+
+def test_requests_by_pages_of_other_sites_are_refused(port):
+    body = json.dumps({"strokes": DIGITS[0]})
+    assert request(port, "POST", "/classify", body, Origin=f"http://127.0.0.1:{port}")[0] == 200
+    for origin in ("null", "http://example.org", f"https://127.0.0.1:{port}", ""):
+        assert request(port, "POST", "/classify", body, Origin=origin)[0] == 403
+
+
 def test_only_requests_for_this_machine_are_answered(port):
     assert request(port, "GET", "/", Host=f"localhost:{port}")[0] == 200
     for host in ("example.org", f"example.org:{port}", "127.0.0.1", ""):
@@ -240,7 +324,7 @@ def test_small_digits_drawn_in_a_browser_are_classified_correctly(page, port, cl
     wrong = classifier.mistakes[0]
     page.locator("#mistakes button").first.click()
     expect_prediction(page, str(wrong["prediction"]))
-    assert f"{wrong['label']} → {wrong['guess']}" in page.locator("#mistakes button").first.inner_text()
+    assert f"{wrong['label']} → {wrong['prediction']}" in page.locator("#mistakes button").first.inner_text()
     draw(page, [[(0.3, 0.3), (0.6, 0.6)]])
     page.click("#undo")
     expect_prediction(page, "nothing yet")

@@ -121,7 +121,28 @@ def signature_of(function: Any) -> inspect.Signature:
 
 @functools.lru_cache(256)
 def _function_signature(function: Any) -> inspect.Signature:
-    return inspect.signature(getattr(function, "py_func", function))
+    try:
+        return inspect.signature(getattr(function, "py_func", function))
+    except ValueError:  # a function of NumPy that is written in C, before NumPy 2.4
+        name = getattr(function, "__name__", "")
+        if name not in _WRITTEN_IN_C or getattr(function, "__module__", "") != "numpy":
+            raise
+        return inspect.signature(_WRITTEN_IN_C[name])
+
+
+def _dot(a: Any, b: Any, out: Any = None) -> None:
+    """The signature of numpy.dot."""
+
+
+def _concatenate(arrays: Any, /, axis: Any = 0, out: Any = None, *, dtype: Any = None, casting: Any = "") -> None:
+    """The signature of numpy.concatenate."""
+
+
+def _copyto(dst: Any, src: Any, casting: Any = "same_kind", where: Any = True) -> None:
+    """The signature of numpy.copyto."""
+
+
+_WRITTEN_IN_C: dict[str, Callable[..., Any]] = {"dot": _dot, "concatenate": _concatenate, "copyto": _copyto}
 
 
 @functools.lru_cache(256)

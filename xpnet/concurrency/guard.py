@@ -3,6 +3,7 @@
 import threading
 from typing import Any
 
+from xpnet.concurrency.forks import forkable
 from xpnet.errors import StateError
 
 
@@ -22,6 +23,7 @@ class ModelGuard:
         self.stream: Any = None
         self._training: object = None  # the call of fit that runs
         self._trainer = 0  # its thread
+        forkable.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ModelGuard, ()
@@ -58,3 +60,19 @@ class ModelGuard:
                 "fit is running on this model in another thread, and this call would disturb it. Meanwhile the model "
                 "can predict and evaluate; to train or change it, wait for fit, or use a copy: copy.deepcopy(model)."
             )
+
+    # Forks ------------------------------------------------------------------------------------------------------------
+
+    def locks_for_fork(self) -> list[Any]:
+        return [self.turnstile, self.lock]
+
+    def wait_to_fork(self, waits: bool) -> None:
+        (self.passing.add if waits else self.passing.discard)(threading.get_ident())
+
+    def forget_other_threads(self, has_locks: bool) -> None:
+        """The process was forked: calls in other threads have ended."""
+        self.passing.intersection_update([threading.get_ident()])
+        if not has_locks:
+            self.lock, self.turnstile = threading.RLock(), threading.RLock()
+        if self._trainer != threading.get_ident():
+            self._training = self.stream = None

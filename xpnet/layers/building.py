@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from xpnet.backends import DType, get_backend
+from xpnet.concurrency.forks import held_in_forks
 from xpnet.config import as_seed, float_dtype
 from xpnet.errors import StateError
 from xpnet.layers.context import Context, Shape
 from xpnet.parameters import ParameterStore
 
 #: Held while a layer or model is built: only one thread builds at a time.
-building = threading.RLock()
+building = held_in_forks(threading.RLock())
 
 
 def standalone(build: Callable[[Any, Shape], Shape]) -> Callable[..., Shape]:

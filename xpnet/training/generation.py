@@ -115,7 +115,7 @@ class NextToken:
                 at_end = count + self._length
                 self._continuation = Continuation(model.backend, at_end if most is None else min(at_end, most))
             start = self._continuation.steps
-        outputs = model.context.exclusively(self._last_outputs, tokens[:, start:]).astype(numpy.float64)
+        outputs = model.context.exclusively(self._last_outputs, tokens[:, start:])
         with numpy.errstate(divide="ignore"):  # a probability may be 0
             logits = numpy.log(outputs) if model.gives_probabilities else outputs
         if not numpy.isfinite(logits.max(axis=1)).all():
@@ -123,7 +123,7 @@ class NextToken:
         return logits
 
     def _last_outputs(self, tokens: Tokens) -> Any:
-        """The outputs for the last of these tokens, on the host."""
+        """The outputs for the last of these tokens, on the host, as a copy: the next pass overwrites buffers."""
         model, continuation, count = self._model, self._continuation, tokens.shape[1]
         if continuation is None and self._steps is not None:  # what follows does not change earlier outputs
             tokens = numpy.pad(tokens, ((0, 0), (0, self._steps - count)))
@@ -138,7 +138,7 @@ class NextToken:
             finally:
                 model.context.continuation = None
             continuation.steps += count
-        return model.backend.to_numpy(outputs[:, count - 1] if outputs.ndim == 3 else outputs)
+        return model.backend.to_numpy(outputs[:, count - 1] if outputs.ndim == 3 else outputs).astype(numpy.float64)
 
 
 def _steps_of(model: BaseModel) -> int | None:

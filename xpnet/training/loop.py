@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import math
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from xpnet import optimizers
 from xpnet.backends import Array
 from xpnet.callbacks import Callback
+from xpnet.concurrency.forks import held_in_forks
 from xpnet.concurrency.interrupts import interrupts, take_press
 from xpnet.data.dataset import Dataset, total_weight
 from xpnet.data.preparation import structure_of
@@ -37,7 +39,7 @@ _log = logging.getLogger(__name__)
 BeginTraining = Callable[[Loss, list[Metric], Optimizer], TrainingState]
 CallbackStates = list[tuple[Callback, dict[str, Any] | None]]
 
-_attaching = threading.Lock()
+_attaching = held_in_forks(threading.Lock())
 
 
 def fit(
@@ -147,8 +149,8 @@ def _attach(run: Run) -> None:
     """Give the callbacks their run. Raises StateError if another one uses them now."""
     with _attaching:
         for callback in run.callbacks:
-            other = getattr(callback, "run", None)
-            if getattr(other, "running", False):
+            other: Any = getattr(callback, "run", None)
+            if getattr(other, "running", False) and other.process == os.getpid():  # it may have been before a fork
                 raise StateError(
                     f"this {type(callback).__name__} is in use by another fit that is running: give each fit its own."
                 )

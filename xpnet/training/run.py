@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -45,6 +46,7 @@ class Run:
         self.epochs, self.first_epoch, self.shuffle = options.epochs, state.epoch, options.shuffle
         self.history, self.on_interrupt = History(), options.on_interrupt
         self.running = self.interrupted = False
+        self.process = os.getpid()
         self.samples, self.batch_size, self.accumulate = dataset.samples, options.batch_size or 1, options.accumulate
         self.steps: int | None = None
         if dataset.samples is not None:

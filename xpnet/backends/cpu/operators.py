@@ -27,6 +27,7 @@ from xpnet.backends.reference import Backend
 from xpnet.backends.reference.updates import Runs
 from xpnet.backends.reference.windows import Windows
 from xpnet.backends.step_numbers import of_step
+from xpnet.concurrency.forks import held_in_forks
 
 _log = logging.getLogger(__name__)
 
@@ -452,7 +453,7 @@ def describe_loops() -> str:
     return f"compiled by {loop_compiler()}" if reason is None else f"plain NumPy, not compiled: {reason}"
 
 
-_loading = threading.Lock()
+_loading = held_in_forks(threading.Lock())
 #: Why the import of Numba failed.
 _import_error: str | None = None
 
