@@ -8,6 +8,7 @@ import inspect
 import math
 import numbers
 import operator
+import sys
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -180,7 +181,7 @@ def number(owner: Any, name: str, value: Any, *, finite: bool = False, also: str
     It may also be a NumPy scalar, an array without axes, a Fraction or a Decimal.
     """
     given, value = value, python_number(value)
-    if not (is_number(value) and _within(value, limits)) or (finite and math.isinf(value)):
+    if not (is_number(value) and _fits_float(value) and _within(value, limits)) or (finite and math.isinf(value)):
         raise _refusal(owner, name, ("a finite number" if finite else "a number") + _range(limits), given, also)
     return value  # type: ignore[no-any-return]
 
@@ -273,6 +274,11 @@ def is_number(value: Any) -> bool:
     """Whether this is a real number of Python or NumPy, and not a boolean or NaN."""
     value = python_number(value)
     return not isinstance(value, bool) and isinstance(value, int | float) and value == value
+
+
+def _fits_float(value: float) -> bool:
+    """Whether this is not an integer beyond all floats, with which they cannot be computed."""
+    return isinstance(value, float) or abs(value) <= sys.float_info.max
 
 
 def is_integer(value: Any) -> bool:

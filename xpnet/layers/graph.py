@@ -1,6 +1,6 @@
 """Graph: layers that are called on one another's outputs, as one layer. `xpnet.Model` is a graph to be trained."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from xpnet.backends import Array
@@ -217,9 +217,19 @@ def tensors_of(config: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
     inputs = [Input(shape, name=name) for shape, name in config["inputs"]]
     tensors = [*inputs]
     for number, positions, takes_list in config["calls"]:
-        given = [tensors[i] for i in positions]
-        tensors += as_tuple(config["layers"][number](given if takes_list else given[0]))
-    return inputs, [tensors[i] for i in config["outputs"]]
+        given = [_numbered("tensor", tensors, i) for i in positions]
+        if not isinstance(takes_list, bool) or (not takes_list and len(given) != 1):
+            raise ArgumentError(f"Model: a layer cannot be called on {positions} with takes_list={takes_list!r}.")
+        layer = _numbered("layer", config["layers"], number)
+        tensors += as_tuple(layer(given if takes_list else given[0]))
+    return inputs, [_numbered("tensor", tensors, i) for i in config["outputs"]]
+
+
+def _numbered(kind: str, items: Sequence[Any], number: Any) -> Any:
+    """The item of this number, which a file may have wrong."""
+    if type(number) is not int or not 0 <= number < len(items):
+        raise ArgumentError(f"Model: there is no {kind} of the number {number!r:.50}.")
+    return items[number]
 
 
 class _ToFloats(Identity):
