@@ -16,7 +16,19 @@ _VALUES = [*VALUES, 2, 3, 4, 2**31, 2**32, 2**53, 2**63, 2**64, -(2**63), 10**40
            [0], [1, 1], [2, -1], [None, 4], [10**9, 10**9], [[]] * 50, [0.0] * 1000, {"same": 0}, {"same": 10**6},
            {"class": "Dense", "config": {"units": 3}}]  # fmt: skip
 #: JSON that Python values cannot be, and nesting that a parser may not bear.
-_TEXTS = ["[" * 100_000, '{"a":' * 5000, "NaN", "1e999", "[1,2", '"\\ud800"', "{}", "[]", "null", " ", "[" * 900 + "]" * 900]
+_TEXTS = [
+    "[" * 100_000,
+    '{"a":' * 5000,
+    "NaN",
+    "1e999",
+    "[1,2",
+    '"\\ud800"',
+    "{}",
+    "[]",
+    "null",
+    " ",
+    "[" * 900 + "]" * 900,
+]
 
 
 def mutated_bytes(rng: random.Random, content: bytes, other: bytes) -> bytes:
@@ -70,8 +82,8 @@ def mutated_json(rng: random.Random, value: Any, donors: list[Any]) -> Any:
             donor = rng.choice(donors)
             parent[key] = copy.deepcopy(value_at(donor, rng.choice(list(places(donor)))))
         case 5 if isinstance(parent, dict):
-            parent[rng.choice(["name", "more", "", "class", "config", "same", "units", "layers", "backend"])] = rng.choice(
-                _VALUES
+            parent[rng.choice(["name", "more", "", "class", "config", "same", "units", "layers", "backend"])] = (
+                rng.choice(_VALUES)
             )
         case 6:
             parent[key] = [parent[key]]
@@ -89,7 +101,7 @@ def mutated_text(rng: random.Random, text: str) -> str:
     if rng.random() < 0.3:
         return rng.choice(_TEXTS)
     at = rng.randrange(len(text))
-    piece = rng.choice([*_TEXTS, *(json.dumps(v) for v in VALUES), rng.choice("[]{},:\"\\0-e.")])
+    piece = rng.choice([*_TEXTS, *(json.dumps(v) for v in VALUES), rng.choice('[]{},:"\\0-e.')])
     return text[:at] + piece + text[at + rng.choice([0, 1, 2, 10]) :]
 
 
@@ -98,7 +110,18 @@ def mutated_text(rng: random.Random, text: str) -> str:
 _OPERATORS = sorted({schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain})
 _INTEGERS = [0, 1, 2, 3, -1, -2, 5, 17, 2**15, 2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1, -(2**63)]
 _FLOATS = [0.0, 1.0, -1.0, 0.5, 1e-30, 1e30, float("nan"), float("inf"), float("-inf")]
-_STRINGS = [b"", b"SAME_UPPER", b"SAME_LOWER", b"VALID", b"NOTSET", b"linear", b"nearest", b"reverse", b"\xff\xfe", b"x" * 999]
+_STRINGS = [
+    b"",
+    b"SAME_UPPER",
+    b"SAME_LOWER",
+    b"VALID",
+    b"NOTSET",
+    b"linear",
+    b"nearest",
+    b"reverse",
+    b"\xff\xfe",
+    b"x" * 999,
+]
 
 
 def mutated_onnx(rng: random.Random, content: bytes, other: bytes) -> bytes:
@@ -113,7 +136,12 @@ def mutated_onnx(rng: random.Random, content: bytes, other: bytes) -> bytes:
 
 def _change_onnx(rng: random.Random, model: Any, other: Any) -> None:
     graph = model.graph
-    names = [*(n for node in graph.node for n in (*node.output, *node.input)), *(i.name for i in graph.input), "none", ""]
+    names = [
+        *(n for node in graph.node for n in (*node.output, *node.input)),
+        *(i.name for i in graph.input),
+        "none",
+        "",
+    ]
     node = rng.choice(graph.node) if graph.node else graph.node.add()
     match rng.randrange(22):
         case 0:

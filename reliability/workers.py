@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -156,52 +157,62 @@ def _class(name: str) -> Any:
 
 def _work(name: str, seed: int, table: Path, first: int, step: int) -> None:
     """Try the cases of one worker."""
-    with open(table, "r+b") as file, mmap.mmap(file.fileno(), 0) as states, tempfile.TemporaryDirectory() as folder:
+    with open(table, "r+b") as file, mmap.mmap(file.fileno(), 0) as states, quick_folder() as folder:
         cases = _class(name)(Path(folder), seed)
         numbers = {outcome: number for number, outcome in enumerate(cases.OUTCOMES, 1)}
-        signal.signal(signal.SIGPROF, _stop)
-        gc.collect()
-        gc.freeze()
+        prepare()
         for case in range(first, len(states), step):
             if states[case] != _NOT_RUN:
                 continue
             cases._state = lambda state, case=case: states.__setitem__(case, state)
             states[case] = _RUNNING
             try:
-                outcome = _bounded(cases, case)
+                outcome = bounded(lambda case=case: cases.run(case))
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
                     raise
                 states[case] = _BAD
                 text = " ".join(f"{type(error).__name__}: {error}".split())
-                print(f"BAD {name} {seed} {case}: {text[:400]} [{_place(error)}]", flush=True)
+                print(f"BAD {name} {seed} {case}: {text[:400]} [{place_of(error)}]", flush=True)
             else:
                 states[case] = numbers[outcome]
 
 
-def _bounded(cases: Cases, case: int) -> str:
-    """Run a case within the bounds. One that is too slow is tried again, because it may have compiled a loop."""
+def quick_folder() -> Any:
+    """A temporary folder, in memory if the system has one there."""
+    return tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+
+
+def bounded(function: Callable[[], str], seconds: float = SECONDS) -> str:
+    """Call a function within the bounds. One that is too slow is called again, because it may have compiled a loop."""
     for last in (False, True):
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEGABYTES * 2**20, hard))
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
-            return cases.run(case)
+            return function()
         except TooSlowError as error:
             if last:
-                raise AssertionError(f"it took more than {SECONDS} s of processor time") from error
+                raise AssertionError(f"it took more than {seconds} s of processor time") from error
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     raise AssertionError("unreachable")
 
 
+def prepare() -> None:
+    """Prepare this process for `bounded`."""
+    signal.signal(signal.SIGPROF, _stop)
+    gc.collect()
+    gc.freeze()
+
+
 def _stop(number: int, frame: Any) -> None:
     raise TooSlowError
 
 
-def _place(error: BaseException) -> str:
+def place_of(error: BaseException) -> str:
     """Where an error was raised: the last lines of xpnet in its traceback, or the last ones at all."""
     while isinstance(error, AssertionError | TooSlowError) and error.__cause__ is not None:
         error = error.__cause__
@@ -215,7 +226,7 @@ def main(arguments: list[str]) -> None:
     if rest:
         _work(name, int(seed), Path(third), int(rest[0]), int(rest[1]))
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with quick_folder() as folder:
         print(_class(name)(Path(folder), int(seed)).run(int(third)))
 
 

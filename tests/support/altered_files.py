@@ -42,7 +42,7 @@ def _json(text):
     """The value of a JSON text, or the text itself if it is none."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -174,7 +174,7 @@ class Graph(Container):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        return cls(*tensors_of(config), name=config.get("name"))
+        return cls(*checked_tensors_of(config), name=config.get("name"))
 
     def _connections(self, number_of: Callable[[Layer], int]) -> dict[str, list[Any]]:
         values, calls = {tensor: i for i, tensor in enumerate(self.inputs)}, []
@@ -223,6 +223,16 @@ def tensors_of(config: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
         layer = _numbered("layer", config["layers"], number)
         tensors += as_tuple(layer(given if takes_list else given[0]))
     return inputs, [_numbered("tensor", tensors, i) for i in config["outputs"]]
+
+
+def checked_tensors_of(config: Mapping[str, Any], more: Sequence[str] = ()) -> tuple[list[Tensor], list[Tensor]]:
+    """`tensors_of` a config from a file. more: what it may have beside the graph. Raises ArgumentError."""
+    if unknown := sorted(config.keys() - {"layers", "inputs", "calls", "outputs", "name", *more}):
+        raise ArgumentError(f"Model: its graph has {', '.join(map(repr, unknown))}, which xpnet does not know.")
+    tensors = tensors_of(config)
+    if unused := set(range(len(config["layers"]))) - {number for number, *_ in config["calls"]}:
+        raise ArgumentError(f"Model: no call uses the layers of the numbers {sorted(unused)}.")
+    return tensors
 
 
 def _numbered(kind: str, items: Sequence[Any], number: Any) -> Any:
