@@ -79,7 +79,7 @@ def _work(name: str, seconds: int, seed: int, corpus: Path, findings: Path) -> N
 
     def check(content: bytes) -> None:
         try:
-            workers.bounded(lambda: cases.check(content), _SLOWER * workers.SECONDS)
+            workers.bounded(lambda: cases.check(content), _SLOWER * cases.SECONDS, cases.MEGABYTES)
         except KeyboardInterrupt:
             raise
         except BaseException as error:

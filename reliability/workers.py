@@ -23,8 +23,6 @@ from typing import Any, ClassVar
 from reliability.results import Result
 from xpnet.errors import XpnetError
 
-SECONDS = 1.0  # of processor time for a case
-MEGABYTES = 200  # that a case may allocate
 _PATIENCE = 60.0  # seconds for which a worker may show no progress: other processes may use the cores
 
 # The state of a case, one byte in a file that the worker and its parent share. Lower numbers are outcomes of the cases.
@@ -44,6 +42,8 @@ class Cases:
 
     OUTCOMES: ClassVar[tuple[str, ...]] = ()
     FOUND_OUTSIDE: ClassVar[str] = "the reference failed"
+    SECONDS: ClassVar[float] = 1.0  # of processor time for a case
+    MEGABYTES: ClassVar[int] = 200  # that a case may allocate
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.seed = folder, seed
@@ -72,7 +72,7 @@ def refused(error: XpnetError) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if (isinstance(cause, MemoryError) and not isinstance(cause, XpnetError)) or "Unable to allocate" in str(cause):
-            raise AssertionError(f"more than {MEGABYTES} MB were asked for before this was refused: {error}") from error
+            raise AssertionError(f"too much memory was asked for before this was refused: {error}") from error
         cause = cause.__cause__ or cause.__context__
     return "refused"
 
@@ -167,7 +167,7 @@ def _work(name: str, seed: int, table: Path, first: int, step: int) -> None:
             cases._state = lambda state, case=case: states.__setitem__(case, state)
             states[case] = _RUNNING
             try:
-                outcome = bounded(lambda case=case: cases.run(case))
+                outcome = bounded(lambda case=case: cases.run(case), cases.SECONDS, cases.MEGABYTES)
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
                     raise
@@ -183,12 +183,12 @@ def quick_folder() -> Any:
     return tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
 
 
-def bounded(function: Callable[[], str], seconds: float = SECONDS) -> str:
+def bounded(function: Callable[[], str], seconds: float, megabytes: int) -> str:
     """Call a function within the bounds. One that is too slow is called again, because it may have compiled a loop."""
     for last in (False, True):
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEGABYTES * 2**20, hard))
+        resource.setrlimit(resource.RLIMIT_AS, (used + megabytes * 2**20, hard))
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             return function()

@@ -10,7 +10,7 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 import onnx_files  # noqa: E402
-from random_onnx import RandomGraph, run  # noqa: E402
+from random_onnx import RandomGraph, in_file, run, with_branches  # noqa: E402
 
 import xpnet  # noqa: E402
 
@@ -40,22 +40,11 @@ def check_again(model, path):
         assert sum(p.size for p in imported.parameters) <= sum(p.size for p in model.parameters)
 
 
-def in_file(x, channels_first):
-    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if channels_first and x.ndim == 4 else x
-
-
 @pytest.mark.sweep
 @pytest.mark.parametrize("seed", range(300))
 def test_a_random_graph_is_equal_or_refused_by_name(tmp_path, seed):
     graph = RandomGraph(seed)
     check(graph, tmp_path / "g.onnx", [next(reversed(graph.outputs))])
-
-
-def with_branches(seed):
-    """(a graph with fan-out and merges, the names of one to three outputs)."""
-    graph = RandomGraph(seed, inputs=1 + seed % 3, nodes=15, branching=0.6)
-    computed = [name for name in graph.outputs if name not in graph.x] or ["x"]
-    return graph, computed[-(1 + seed // 3 % 3) :]
 
 
 @pytest.mark.sweep

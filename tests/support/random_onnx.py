@@ -71,7 +71,7 @@ class RandomGraph:
             self.nodes.append(
                 helper.make_node(
                     operator,
-                    [source, *inputs] if source not in inputs else inputs,
+                    list(inputs) if isinstance(inputs, tuple) or source in inputs else [source, *inputs],
                     [name],
                     name=f"{operator}_{name}",
                     **attributes,
@@ -244,6 +244,90 @@ class RandomGraph:
         more = {"linear_before_reset": self.pick(0, 1, 1)} if kind[0] == "GRU" else {}
         return kind[0], [*weights, *bias], {"direction": direction, "hidden_size": units, **more}
 
+    def node(self, operator, *inputs, **attributes):
+        """The output of a node that belongs to an operator of several nodes."""
+        name = f"n{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, [name], name=f"{operator}_{name}", **attributes))
+        return name
+
+    def add_recurrent_layer(self, source, shape):
+        """A recurrent operator with the transpositions before and after it."""
+        if len(shape) != 3:
+            return None
+        kind, units = self.pick(("RNN", 1), ("GRU", 3), ("LSTM", 4)), self.pick(1, 2, 3)
+        direction, rows = self.pick("forward", "reverse", "bidirectional"), kind[1] * units
+        directions = 2 if direction == "bidirectional" else 1
+        given = [self.floats(directions, rows, shape[2]), self.floats(directions, rows, units)]
+        given += self.pick([], [self.floats(directions, 2 * rows)])
+        more = {"linear_before_reset": self.pick(0, 1, 1)} if kind[0] == "GRU" else {}
+        more |= {"direction": direction, "hidden_size": units}
+        steps, whole = self.node("Transpose", source, perm=[1, 0, 2]), f"n{len(self.nodes) + 1}"
+        if self.rng.random() < 0.4:  # the last state
+            self.nodes.append(helper.make_node(kind[0], [steps, *given], ["", whole], name=f"{kind[0]}_{whole}", **more))
+            last = self.node("Transpose", whole, perm=[1, 0, 2])
+            return "Reshape", (last, self.ints([0, -1])), {}
+        y = self.node("Transpose", self.node(kind[0], steps, *given, **more), perm=[2, 0, 1, 3])
+        return "Reshape", (y, self.ints([0, 0, -1])), {}
+
+    def add_attention(self, source, shape):
+        """Self-attention (N, T, C) of one or two heads, perhaps without later keys."""
+        if len(shape) != 3 or self.opset < 13:
+            return None
+        width, heads = shape[2], self.pick(1, 2) if shape[2] % 2 == 0 else 1
+        apart, order = self.ints([0, 0, heads, width // heads]), {"q": [0, 2, 1, 3], "k": [0, 2, 3, 1], "v": [0, 2, 1, 3]}
+        parts = {}
+        for name, perm in order.items():
+            y = self.node("MatMul", source, self.floats(width, width))
+            y = self.node("Add", y, self.floats(width)) if self.rng.random() < 0.5 else y
+            parts[name] = self.node("Transpose", self.node("Reshape", y, apart), perm=perm)
+        scores = self.node("MatMul", parts["q"], parts["k"])
+        scores = self.node("Mul", scores, self.constant(np.float32((width // heads) ** -0.5)))
+        if self.rng.random() < 0.4:
+            later = np.triu(np.full((shape[1], shape[1]), self.pick(-np.inf, -1e9), "float32"), 1)
+            scores = self.node("Add", scores, self.constant(later))
+        mixed = self.node("MatMul", self.node("Softmax", scores, axis=self.pick(-1, -1, -1, 2)), parts["v"])
+        joined = self.node("Reshape", self.node("Transpose", mixed, perm=[0, 2, 1, 3]), self.ints([0, 0, width]))
+        return "MatMul", (joined, self.floats(width, width)), {}
+
+    def add_split(self, source, shape):
+        """The first or the last of two parts of an axis."""
+        axis = int(self.rng.integers(self.pick(0, 1, 1), len(shape))) if len(shape) > 1 else 0
+        if shape[axis] < 2 or not 2 <= self.opset < 18:
+            return None
+        first = int(self.rng.integers(1, shape[axis]))
+        sizes, names = [first, shape[axis] - first], [f"n{len(self.nodes)}", f"m{len(self.nodes)}"]
+        given, more = ([], {"split": sizes}) if self.opset < 13 else ([self.ints(sizes)], {})
+        self.nodes.append(helper.make_node("Split", [source, *given], names, name=names[0], axis=axis, **more))
+        return "Identity", (self.pick(*names),), {}
+
+    def add_depth_to_space(self, source, shape):
+        if len(shape) != 4:
+            return None
+        mode = {"mode": self.pick("DCR", "CRD")} if self.opset >= 11 else {}
+        if self.rng.random() < 0.5:
+            return "SpaceToDepth", [], {"blocksize": self.pick(1, 2)}
+        return "DepthToSpace", [], {"blocksize": self.pick(1, 2), **mode}
+
+    def add_expand(self, source, shape):
+        sizes = [self.pick(n, 1, 3) if n == 1 else n for n in shape]
+        return ("Expand", [self.ints(self.pick(sizes, [1, *sizes[1:]]))], {}) if self.opset >= 8 else None
+
+    def add_pattern(self, source, shape):
+        """Activations that exporters write as several nodes."""
+        one, half = self.constant(np.float32(1)), self.constant(np.float32(0.5))
+        match self.pick("gelu", "softplus", "silu", "mish"):
+            case "gelu":
+                if self.opset < 9:
+                    return None
+                error = self.node("Erf", self.node("Div", source, self.constant(np.float32(2**0.5))))
+                return "Mul", (self.node("Mul", source, self.node("Add", error, one)), half), {}
+            case "softplus":
+                return "Log", (self.node("Add", self.node("Exp", source), one),), {}
+            case "silu":
+                return "Mul", (source, self.node("Sigmoid", source)), {}
+            case _:
+                return "Mul", (source, self.node("Tanh", self.node("Softplus", source))), {}
+
     def add_rms_norm(self, source, shape):
         return ("RMSNormalization", [self.floats(shape[-1])], {"epsilon": 0.1}) if self.opset >= 23 else None
 
@@ -305,3 +389,14 @@ def run(model, x):
         return session.run(None, x)
     except Exception:  # an invalid graph
         return None
+
+
+def with_branches(seed):
+    """(a graph with fan-out and merges, the names of one to three outputs)."""
+    graph = RandomGraph(seed, inputs=1 + seed % 3, nodes=15, branching=0.6)
+    computed = [name for name in graph.outputs if name not in graph.x] or ["x"]
+    return graph, computed[-(1 + seed // 3 % 3) :]
+
+
+def in_file(x, channels_first):
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if channels_first and x.ndim == 4 else x
