@@ -260,7 +260,12 @@ def _sequence_attributes(layer: Any, size: int, stride: int, dilation: int = 1) 
     if layer.padding != "same":
         sides: dict[Any, list[int]] = {"valid": [0, 0], "causal": [reach, 0]}
         return attributes | {"pads": sides.get(layer.padding) or [layer.padding, layer.padding]}
-    if steps is None and stride > 1:
+    if steps is None and stride > 1 and reach:
+        if dilation > 1:
+            raise ArgumentError(
+                f'layer {layer.path} ({type(layer).__name__}) has padding="same", strides and a dilation on sequences '
+                "of open length, which ONNX Runtime refuses. Give the model a fixed input_shape."
+            )
         return attributes | {"auto_pad": "SAME_UPPER"}
     total = reach if steps is None else max((math.ceil(steps / stride) - 1) * stride + reach + 1 - steps, 0)
     return attributes | {"pads": [total // 2, total - total // 2]}
