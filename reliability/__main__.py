@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 #: The modules of this package that have `run(scale, seed, folder) -> list[Result]`, in the order of the summary.
-PARTS: tuple[str, ...] = ()
+PARTS: tuple[str, ...] = ("file_fuzzing", "coverage_fuzzing", "onnx_graphs", "architectures")
 
 
 def main(arguments: list[str] | None = None) -> int:

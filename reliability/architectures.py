@@ -26,6 +26,14 @@ def _size(rng: random.Random) -> int:
     return rng.choice([1, 1, 2, 2, 3, 4, 5])
 
 
+def _few(rng: random.Random) -> int:
+    return rng.choice([1, 1, 2])
+
+
+def _flag(rng: random.Random) -> bool:
+    return rng.random() < 0.6
+
+
 def _pair(rng: random.Random) -> Any:
     return rng.choice([_size(rng), (_size(rng), _size(rng))])
 
@@ -57,45 +65,45 @@ def _recurrent(rng: random.Random) -> Any:
 
 #: By the names of classes: (a source of random choices, the shape of a sample) → a layer, which may not fit the shape.
 MAKERS: dict[str, Callable[[random.Random, Any], Any]] = {
-    "AvgPool1D": lambda r, s: layers.AvgPool1D(_size(r), r.choice([None, 1, 2]), _padding(r), count_include_pad=r.random() < 0.5),
-    "AvgPool2D": lambda r, s: layers.AvgPool2D(_pair(r), r.choice([None, 1, 2]), _padding(r), count_include_pad=r.random() < 0.5),
-    "BatchNorm": lambda r, s: layers.BatchNorm(r.choice([0.1, 0.5]), center=r.random() < 0.7, scale=r.random() < 0.7),
+    "AvgPool1D": lambda r, s: layers.AvgPool1D(_size(r), _few(r), _padding(r), count_include_pad=_flag(r)),
+    "AvgPool2D": lambda r, s: layers.AvgPool2D(_pair(r), _few(r), _padding(r), count_include_pad=_flag(r)),
+    "BatchNorm": lambda r, s: layers.BatchNorm(r.choice([0.1, 0.5]), center=_flag(r), scale=_flag(r)),
     "Bidirectional": lambda r, s: layers.Bidirectional(_recurrent(r)),
-    "Conv1D": lambda r, s: layers.Conv1D(_size(r), _size(r), r.choice([1, 1, 2]), _padding(r, "causal"), r.choice([1, 2]),
-                                         groups=r.choice([1, 1, 2]), use_bias=r.random() < 0.7),
-    "Conv2D": lambda r, s: layers.Conv2D(_size(r), _pair(r), r.choice([1, 1, 2]), _padding(r), dilation=r.choice([1, 1, 2]),
-                                         groups=r.choice([1, 1, 2]), use_bias=r.random() < 0.7),
-    "Conv2DTranspose": lambda r, s: layers.Conv2DTranspose(_size(r), _pair(r), _size(r), _padding(r),
-                                                           groups=r.choice([1, 1, 2]), output_padding=r.choice([0, 0, 1])),
-    "Dense": lambda r, s: layers.Dense(_size(r), use_bias=r.random() < 0.7, l1=r.choice([0, 0.1]), l2=r.choice([0, 0.1])),
+    "Conv1D": lambda r, s: layers.Conv1D(
+        _size(r), _size(r), _few(r), _padding(r, "causal"), _few(r), groups=_few(r), use_bias=_flag(r)),
+    "Conv2D": lambda r, s: layers.Conv2D(
+        _size(r), _pair(r), _few(r), _padding(r), dilation=_few(r), groups=_few(r), use_bias=_flag(r)),
+    "Conv2DTranspose": lambda r, s: layers.Conv2DTranspose(
+        _size(r), _pair(r), _size(r), _padding(r), groups=_few(r), output_padding=r.choice([0, 0, 1])),
+    "Dense": lambda r, s: layers.Dense(_size(r), use_bias=_flag(r), l1=r.choice([0, 0.1]), l2=r.choice([0, 0.1])),
     "DepthwiseConv2D": lambda r, s: layers.DepthwiseConv2D(_pair(r), _size(r), _padding(r), depth_multiplier=_size(r)),
     "Dropout": lambda r, s: layers.Dropout(r.choice([0, 0.3, 0.9])),
     "ELU": lambda r, s: layers.ELU(r.choice([0.5, 1.0])),
     "Embedding": lambda r, s: layers.Embedding(2 + _size(r), _size(r), padding_index=r.choice([None, 0, 1])),
     "Flatten": lambda r, s: layers.Flatten(),
     "GELU": lambda r, s: layers.GELU(r.choice(["none", "tanh"])),
-    "GRU": lambda r, s: layers.GRU(_size(r), r.random() < 0.6, r.random() < 0.4),
+    "GRU": lambda r, s: layers.GRU(_size(r), _flag(r), _flag(r)),
     "GlobalAveragePool1D": lambda r, s: layers.GlobalAveragePool1D(),
     "GlobalAveragePool2D": lambda r, s: layers.GlobalAveragePool2D(),
     "GlobalMaxPool1D": lambda r, s: layers.GlobalMaxPool1D(),
     "GlobalMaxPool2D": lambda r, s: layers.GlobalMaxPool2D(),
-    "GroupNorm": lambda r, s: layers.GroupNorm(_size(r), center=r.random() < 0.7),
+    "GroupNorm": lambda r, s: layers.GroupNorm(_size(r), center=_flag(r)),
     "HardSigmoid": lambda r, s: layers.HardSigmoid(),
     "HardSwish": lambda r, s: layers.HardSwish(),
     "HardTanh": lambda r, s: layers.HardTanh(r.choice([-1.0, -0.1]), r.choice([0.1, 2.0])),
     "Identity": lambda r, s: layers.Identity(),
     "InstanceNorm": lambda r, s: layers.InstanceNorm(),
-    "LSTM": lambda r, s: layers.LSTM(_size(r), r.random() < 0.6, r.random() < 0.4),
-    "LayerNorm": lambda r, s: layers.LayerNorm(center=r.random() < 0.7, scale=r.random() < 0.7),
+    "LSTM": lambda r, s: layers.LSTM(_size(r), _flag(r), _flag(r)),
+    "LayerNorm": lambda r, s: layers.LayerNorm(center=_flag(r), scale=_flag(r)),
     "LeakyReLU": lambda r, s: layers.LeakyReLU(r.choice([0.0, 0.1, 1.0])),
     "LogSoftmax": lambda r, s: layers.LogSoftmax(),
     "Masking": lambda r, s: layers.Masking(0.0),
     "MaxPool1D": lambda r, s: layers.MaxPool1D(_size(r), r.choice([None, 1, 2]), _padding(r)),
     "MaxPool2D": lambda r, s: layers.MaxPool2D(_pair(r), r.choice([None, 1, 2]), _padding(r)),
     "Mish": lambda r, s: layers.Mish(),
-    "MultiHeadAttention": lambda r, s: layers.MultiHeadAttention(r.choice([1, 1, 2]), causal=r.random() < 0.5,
+    "MultiHeadAttention": lambda r, s: layers.MultiHeadAttention(_few(r), causal=_flag(r),
                                                                  dropout=r.choice([0, 0.2]), rotary=r.random() < 0.3),
-    "PReLU": lambda r, s: layers.PReLU(shared=r.random() < 0.5),
+    "PReLU": lambda r, s: layers.PReLU(shared=_flag(r)),
     "Permute": lambda r, s: layers.Permute(_order(r, s)),
     "PositionalEmbedding": lambda r, s: layers.PositionalEmbedding(r.choice([3, 8, 16])),
     "RMSNorm": lambda r, s: layers.RMSNorm(),
@@ -107,14 +115,14 @@ MAKERS: dict[str, Callable[[random.Random, Any], Any]] = {
     "Sequential": lambda r, s: layers.Sequential(_inner(r, s)),
     "SiLU": lambda r, s: layers.SiLU(),
     "Sigmoid": lambda r, s: layers.Sigmoid(),
-    "SimpleRNN": lambda r, s: layers.SimpleRNN(_size(r), r.random() < 0.6, r.random() < 0.4),
+    "SimpleRNN": lambda r, s: layers.SimpleRNN(_size(r), _flag(r), _flag(r)),
     "Slice": lambda r, s: layers.Slice(r.choice([0, 1, -1, -2]), r.choice([None, 2, -1]), r.choice([0, -1])),
     "Softmax": lambda r, s: layers.Softmax(),
     "Softplus": lambda r, s: layers.Softplus(),
     "Step": lambda r, s: layers.Step(r.choice([0.0, 0.3])),
     "Tanh": lambda r, s: layers.Tanh(),
     "TransformerBlock": lambda r, s: layers.TransformerBlock(
-        r.choice([1, 1, 2]), r.choice([1, 2]), causal=r.random() < 0.5, norm=r.choice(["layer", "rms"]),
+        _few(r), r.choice([1, 2]), causal=_flag(r), norm=r.choice(["layer", "rms"]),
         activation=r.choice(["gelu", "silu", "relu"]), rotary=r.random() < 0.3),
     "Upsample2D": lambda r, s: layers.Upsample2D(r.choice([1, 2, (2, 3)]), r.choice(["nearest", "bilinear"])),
     "ZeroPadding2D": lambda r, s: layers.ZeroPadding2D(r.choice([0, 1, ((1, 0), (2, 0))])),
@@ -255,7 +263,9 @@ class Architectures(Cases):
         rng = np.random.default_rng(case)
         shapes = as_list(model.output_shape)
         for y, shape in zip(first, shapes, strict=True):
-            fits = len(y.shape) == 1 + len(shape) and all(n in (None, m) for m, n in zip(y.shape[1:], shape, strict=True))
+            fits = len(y.shape) == 1 + len(shape) and all(
+                n in (None, m) for m, n in zip(y.shape[1:], shape, strict=True)
+            )
             assert fits and len(y) == 6 and y.dtype == model.dtype, f"{y.dtype} {y.shape} is predicted, not {shape}"
             assert np.isfinite(y).all(), "the predictions are not finite"
         y = [rng.normal(size=a.shape).astype(model.dtype) for a in first]

@@ -187,8 +187,8 @@ def _change_onnx(rng: random.Random, model: Any, other: Any) -> None:
                 rng.choice(graph.input), "name", rng.choice(names))])()  # fmt: skip
         case 18 if graph.output:
             rng.choice([lambda: graph.output.append(onnx.ValueInfoProto(name=rng.choice(names))),
-                        lambda: graph.output.pop(), lambda: setattr(rng.choice(graph.output), "name", rng.choice(names)),
-                        lambda: _change_type(rng, rng.choice(graph.output))])()  # fmt: skip
+                        lambda: graph.output.pop(), lambda: _change_type(rng, rng.choice(graph.output)),
+                        lambda: setattr(rng.choice(graph.output), "name", rng.choice(names))])()  # fmt: skip
         case 19:
             node.domain = rng.choice(["ai.onnx", "ai.onnx.ml", "x", "com.microsoft"])
         case 20:

@@ -103,7 +103,7 @@ class _Worker:
         self._start()
 
     def _start(self) -> None:
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         command = [sys.executable, "-m", "reliability.workers", self.name, str(self.seed), str(self.table)]
         self._process = subprocess.Popen(
             [*command, str(self.first), str(self.step)], stdout=self._errors, stderr=self._errors,

@@ -276,7 +276,7 @@ def is_number(value: Any) -> bool:
     return not isinstance(value, bool) and isinstance(value, int | float) and value == value
 
 
-def _fits_float(value: float) -> bool:
+def _fits_float(value: Any) -> bool:
     """Whether this is not an integer beyond all floats, with which they cannot be computed."""
     return isinstance(value, float) or abs(value) <= sys.float_info.max
 

@@ -156,7 +156,7 @@ class Model(BaseModel, Graph):
         if shared is not None:
             backend = shared.store.backend if isinstance(backend, str) and backend == "auto" else backend
             dtype = shared.store.dtype.name if dtype is None else dtype
-        self._configure(backend, seed, dtype or "float32", precision)
+        self._configure(backend, seed, "float32" if dtype is None else dtype, precision)
         shapes = [tensor.shape for tensor in self.inputs]
         self._build_on(shapes if len(shapes) > 1 else shapes[0], state)
 

@@ -263,7 +263,9 @@ class RandomGraph:
         more |= {"direction": direction, "hidden_size": units}
         steps, whole = self.node("Transpose", source, perm=[1, 0, 2]), f"n{len(self.nodes) + 1}"
         if self.rng.random() < 0.4:  # the last state
-            self.nodes.append(helper.make_node(kind[0], [steps, *given], ["", whole], name=f"{kind[0]}_{whole}", **more))
+            self.nodes.append(
+                helper.make_node(kind[0], [steps, *given], ["", whole], name=f"{kind[0]}_{whole}", **more)
+            )
             last = self.node("Transpose", whole, perm=[1, 0, 2])
             return "Reshape", (last, self.ints([0, -1])), {}
         y = self.node("Transpose", self.node(kind[0], steps, *given, **more), perm=[2, 0, 1, 3])
@@ -274,7 +276,10 @@ class RandomGraph:
         if len(shape) != 3 or self.opset < 13:
             return None
         width, heads = shape[2], self.pick(1, 2) if shape[2] % 2 == 0 else 1
-        apart, order = self.ints([0, 0, heads, width // heads]), {"q": [0, 2, 1, 3], "k": [0, 2, 3, 1], "v": [0, 2, 1, 3]}
+        apart, order = (
+            self.ints([0, 0, heads, width // heads]),
+            {"q": [0, 2, 1, 3], "k": [0, 2, 3, 1], "v": [0, 2, 1, 3]},
+        )
         parts = {}
         for name, perm in order.items():
             y = self.node("MatMul", source, self.floats(width, width))

@@ -172,6 +172,7 @@ def test_all_altered_values_of_a_checkpoint_are_refused_or_harmless(stopped, tmp
     (("what", "loss"), 3, "'what' must be texts by name"),
     (("callbacks", "EarlyStopping 0", "waited"), "x", "the state of EarlyStopping in it was refused.*waited"),
     (("callbacks", "EarlyStopping 0", "best"), DELETED, "the state of EarlyStopping in it was refused"),
+    (("callbacks", "EarlyStopping 0", "best"), 10**400, "the state of EarlyStopping in it was refused.*best"),
     (("callbacks", "CSVLogger 0", "size"), 7, "has no row that ends after 7 bytes"),
     (("callbacks", "Checkpoint 0", "kept"), [[0.5, 9]], "a kept epoch must be an integer from 0 to 1"),
 ])  # fmt: skip
@@ -209,6 +210,12 @@ def test_a_callback_that_fails_to_resume_leaves_the_model_unchanged(stopped, tmp
     for m in (one, two):
         m.fit(X, Y, optimizer="adam", batch_size=8, verbose=0)
     assert_same_state(everything(one), everything(two))
+
+
+@pytest.mark.parametrize("size", [10**6, 2**62, 2**64])
+def test_a_log_that_is_shorter_than_the_checkpoint_says_goes_on(stopped, tmp_path, size):
+    file = with_value(File(stopped[0].read_bytes()), ("training", "callbacks", "CSVLogger 0", "size"), size)
+    assert check(stopped, tmp_path, [("('training', 'callbacks'", file)]) == 0
 
 
 def test_an_unbuilt_model_stays_unbuilt_if_its_checkpoint_is_refused(tmp_path):
@@ -324,3 +331,52 @@ def test_a_custom_layer_whose_arguments_have_changed_is_named(tmp_path):
 
     with pytest.raises(FileError, match="its layer Changing cannot be made from its arguments, .*'start'"):
         xpnet.load(path, "cpu", custom_layers=[Changing])
+
+
+@pytest.fixture(scope="module")
+def graph_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("graph") / "m"
+    x, shared = xpnet.Input((4,)), layers.Dense(4)
+    y = layers.Add()([shared(x), layers.Tanh()(shared(shared(x)))])
+    xpnet.Model(x, layers.Sequential([layers.Residual(layers.Dense(4))])(y), "cpu").save(path)
+    return path
+
+
+@pytest.mark.parametrize(("place", "new", "reason"), [
+    (("calls", 0, 0), -1, "no layer of the number -1"),
+    (("calls", 0, 0), False, "no layer of the number False"),
+    (("calls", 0, 1), [0, 0], r"cannot be called on \[0, 0\] with takes_list=False"),
+    (("calls", 0, 1), [-1], "no tensor of the number -1"),
+    (("calls", 0, 2), "yes", "takes_list='yes'"),
+    (("outputs",), [-1], "no tensor of the number -1"),
+    (("units",), 3, "its graph has 'units', which xpnet does not know"),
+    (("outputs",), [1], "its outputs need only 1 of its 6 calls of layers"),
+    (("dtype",), "", "dtype must be"),
+    (("layers", 0, "name"), "x", "an object in its architecture has 'class', 'config', 'name'"),
+    (("layers", 0), {"same": -1}, "no layer of the number -1"),
+    (("layers", 0), {"same": 0, "class": "Dense", "config": {"units": 4}}, "an object in its architecture has"),
+    (("layers", 0, "config", "l2"), 10**400, "l2 must be a finite number of at least 0"),
+])  # fmt: skip
+def test_a_graph_that_says_too_little_or_too_much_is_refused(graph_file, tmp_path, place, new, reason):
+    path, file = tmp_path / "m", File(graph_file.read_bytes())
+    if place == ("units",):
+        file.values["architecture"]["units"] = new
+    else:
+        file = with_value(file, ("architecture", *place), new)
+    file.write(path)
+    with pytest.raises(FileError, match=reason):
+        xpnet.load(path, "cpu")
+
+
+def test_layers_that_a_graph_does_not_use_are_refused(graph_file, tmp_path):
+    file = File(graph_file.read_bytes())
+    file.values["architecture"]["layers"].append({"class": "Dense", "config": {"units": 4}})
+    file.write(tmp_path / "m")
+    with pytest.raises(FileError, match=r"no call uses the layers of the numbers \[\d\]"):
+        xpnet.load(tmp_path / "m", "cpu")
+
+
+def test_a_file_of_a_model_for_samples_beyond_any_memory_is_named(model_file, tmp_path):
+    with_value(File(model_file.read_bytes()), ("architecture", "input_shape"), [4, 4, 10**15]).write(tmp_path / "m")
+    with pytest.raises(DeviceMemoryError, match=f"^{tmp_path / 'm'}: Sequential: one sample of its inputs"):
+        xpnet.load(tmp_path / "m", "cpu")

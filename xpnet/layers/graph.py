@@ -230,6 +230,8 @@ def checked_tensors_of(config: Mapping[str, Any], more: Sequence[str] = ()) -> t
     if unknown := sorted(config.keys() - {"layers", "inputs", "calls", "outputs", "name", *more}):
         raise ArgumentError(f"Model: its graph has {', '.join(map(repr, unknown))}, which xpnet does not know.")
     tensors = tensors_of(config)
+    if (needed := len(nodes_between(*tensors))) < len(config["calls"]):
+        raise ArgumentError(f"Model: its outputs need only {needed} of its {len(config['calls'])} calls of layers.")
     if unused := set(range(len(config["layers"]))) - {number for number, *_ in config["calls"]}:
         raise ArgumentError(f"Model: no call uses the layers of the numbers {sorted(unused)}.")
     return tensors

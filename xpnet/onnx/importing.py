@@ -60,8 +60,8 @@ def import_onnx(path: Any, backend: Any = "auto", *, input_shape: Any = None) ->
         raise ArgumentError(f"{path}: {_DEPENDS}") from error
 
 
-def _read(path: Any) -> onnx.ModelProto:
-    """The content of an ONNX file, with the data that it has in other files. Raises FileError."""
+def _read(path: Any) -> Any:
+    """The ModelProto of a file, with the data that it has in other files. Raises FileError."""
     content = read_bytes(path)
     try:
         file = onnx.ModelProto.FromString(content)

@@ -495,7 +495,7 @@ class BaseModel(Container):
     def _move(self, target: Backend, dtype: str | None) -> Self:
         if self.is_built:
             self.context.guard.refuse_during_training()
-        self._wanted_backend, self.dtype = target, _dtype_name(dtype or self.dtype)
+        self._wanted_backend, self.dtype = target, _dtype_name(self.dtype if dtype is None else dtype)
         self._drop_unsupported_precision()
         if self.is_built and not (target is self.backend and self.dtype == self.context.dtype):
             with target.device():
