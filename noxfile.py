@@ -114,7 +114,7 @@ def parity(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Fuzz the readers of files, guided by coverage: `nox -s fuzz -- --seconds 60`. Inputs that fail: --findings FOLDER."""
+    """Fuzz the readers of files, guided by coverage, for `--seconds 60` each; failing inputs go to `--findings`."""
     session.install(".[dev]")
     try:
         session.install("--only-binary=atheris", "atheris>=3.0")

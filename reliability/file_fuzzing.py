@@ -130,7 +130,7 @@ class GzipFiles(IdxFiles):
     def prepare(self) -> None:
         super().prepare()
         self._plain = self.seeds
-        self._bomb = gzip.compress(self._plain[2] + bytes(300 * 2**20), 9)
+        self._bomb = gzip.compress(self._plain[2]) + gzip.compress(bytes(2**20)) * 300
         self.seeds = [gzip.compress(content, mtime=0) for content in self._plain]
         self.seeds.append(self.seeds[1][:10] + self.seeds[1][10:] + gzip.compress(b"", mtime=0))  # two members
 

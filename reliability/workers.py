@@ -84,10 +84,14 @@ def run_cases(title: str, cases: type[Cases], count: int, seed: int, folder: Pat
     table.write_bytes(bytes(count))
     workers = [_Worker(name, seed, table, first, min(processes, count)) for first in range(min(processes, count))]
     bad: list[str] = []
-    while any(not worker.done for worker in workers):
-        time.sleep(0.05)
+    try:
+        while any(not worker.done for worker in workers):
+            time.sleep(0.05)
+            for worker in workers:
+                worker.watch(bad)
+    finally:
         for worker in workers:
-            worker.watch(bad)
+            worker.close()
     states = collections.Counter(table.read_bytes())
     outcomes = [*cases.OUTCOMES, cases.FOUND_OUTSIDE]
     note = [f"{states[number]:,} {outcome}" for number, outcome in enumerate(outcomes, 1) if states[number]]
@@ -111,6 +115,13 @@ class _Worker:
         )  # fmt: skip
         self._changed, self._seen = time.monotonic(), b""
 
+    def close(self) -> None:
+        """End the process if it still runs."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._errors.close()
+
     def watch(self, bad: list[str]) -> None:
         """Note what has happened since the last call."""
         if self.done:
@@ -124,6 +135,7 @@ class _Worker:
             return
         self._errors.seek(0)
         text = self._errors.read()
+        self._errors.close()
         bad += [line.removeprefix("BAD ") for line in text.splitlines() if line.startswith("BAD ")]
         self.done = code == 0
         if self.done:
