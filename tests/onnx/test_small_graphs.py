@@ -850,6 +850,9 @@ for name, text in [
 case("not supported", "RMS of something else", SEQUENCE, ops(RMS.replace("Mul x x", "Mul x g") + "y = Div x r"),
      **RMS_CONSTANTS)  # fmt: skip
 
+case("only up to 65536 pixels", "Resize to billions of pixels", IMAGE, op("Resize", "x none s", mode="nearest"),
+     none=np.zeros(0, "f4"), s=np.float32([1, 1, 2**20, 2**20]))  # fmt: skip
+
 # Branches -------------------------------------------------------------------------------------------------------------
 
 W, V = normal(4, 4), normal(4, 4)

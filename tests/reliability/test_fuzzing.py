@@ -123,7 +123,7 @@ def test_a_reader_that_reads_wrong_is_found(tmp_path, monkeypatch, kind):
         owner, name = readers[kind.__name__]
         monkeypatch.setattr(owner, name, changed(getattr(owner, name)))
     with pytest.raises(AssertionError):
-        run_all(cases, 40)
+        run_all(cases, 200)
 
 
 def run_all(cases, count):
