@@ -720,5 +720,5 @@ def test_windows_that_reach_beyond_32_bits_are_refused(more):
         (layers.Conv2D(1, 2, **{"padding": "same"} | more), (4, 4, 1)),
         (layers.Conv1D(1, 2, **{"padding": "same"} | more), (4, 1)),
     ):
-        with pytest.raises(xpnet.errors.ArgumentError, match="windows reach farther than 2147483647 pixels"):
+        with pytest.raises(ArgumentError, match="windows reach farther than 2147483647 pixels"):
             layer.build(shape, backend="cpu")
