@@ -117,6 +117,17 @@ def parity(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz the readers of files, guided by coverage, for `--seconds 60` each; failing inputs go to `--findings`."""
+    session.install(".[dev]")
+    try:
+        session.install("--only-binary=atheris", "atheris>=3.0")
+    except nox.command.CommandFailed:
+        session.skip("Atheris, the coverage-guided fuzzer, has no wheel for this Python and system")
+    session.run("python", "-m", "reliability.coverage_fuzzing", *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation site into site/, with warnings as errors."""
     session.install(".[docs]")

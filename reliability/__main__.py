@@ -12,7 +12,10 @@ from pathlib import Path
 from reliability.results import Result
 
 #: The modules of this package that have `run(scale, seed, folder) -> list[Result]`, in the order of the summary.
-PARTS: tuple[str, ...] = ("misuse", "trainings", "threads", "long_runs", "page")
+PARTS: tuple[str, ...] = (
+    "misuse", "file_fuzzing", "coverage_fuzzing", "onnx_graphs", "architectures", "trainings", "threads", "long_runs",
+    "page",
+)  # fmt: skip
 
 _BEGIN, _END = "<!-- results -->\n", "<!-- end of results -->\n"
 _HEADER = "| attack | tried | bad | note | date, commit |\n|---|---|---|---|---|\n"

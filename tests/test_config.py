@@ -9,7 +9,7 @@ import pytest
 
 import xpnet
 from xpnet import augment, callbacks, initializers, layers, losses, metrics, optimizers, schedules
-from xpnet.config import ExplainedArguments, explain_arguments
+from xpnet.config import ExplainedArguments, explain_arguments, number
 from xpnet.errors import ArgumentError, ArgumentTypeError, UnknownImportError, UnknownNameError
 
 MODULES = (augment, callbacks, initializers, layers, losses, metrics, optimizers, schedules)
@@ -118,6 +118,15 @@ def test_a_function_keeps_its_signature_and_name():
 def test_every_constructor_explains_an_unknown_argument(cls):
     with pytest.raises(ArgumentTypeError, match=f"^{cls.__name__}: unknown argument 'nonsense'"):
         cls(nonsense=1)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400)])
+def test_integers_beyond_all_floats_are_no_numbers(value):
+    with pytest.raises(ArgumentError, match="must be a number"):
+        number("Layer", "slope", value)
+    with pytest.raises(ArgumentError, match="must be a finite number"):
+        number("Layer", "slope", value, finite=True)
+    assert number("Layer", "slope", 10**300) == 10**300
 
 
 # Names of modules

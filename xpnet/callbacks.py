@@ -553,9 +553,10 @@ class CSVLogger(Callback):
     def on_resume(self, model: Container, state: dict[str, Any]) -> None:
         size = integer(self, "the size of the file", state["size"], at_least=0)
         with reporting(self.path), contextlib.suppress(FileNotFoundError), open(self.path, "rb") as before:
-            before.seek(max(0, size - 1))
-            if size and before.read(1) not in (b"\n", b""):
-                raise ArgumentError(f"CSVLogger: {self.path} has no row that ends after {size} bytes.")
+            if 0 < size <= before.seek(0, os.SEEK_END):  # it may have been shortened
+                before.seek(size - 1)
+                if before.read(1) != b"\n":
+                    raise ArgumentError(f"CSVLogger: {self.path} has no row that ends after {size} bytes.")
         self._open("a", size)
 
     def state(self) -> dict[str, Any]:

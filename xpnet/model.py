@@ -13,7 +13,7 @@ from xpnet.data.files import as_path
 from xpnet.data.preparation import prepare, structure_of
 from xpnet.errors import ArgumentTypeError, StateError, shape_text, shown
 from xpnet.layers.base import Layer
-from xpnet.layers.graph import Graph, tensors_of
+from xpnet.layers.graph import Graph, checked_tensors_of
 from xpnet.layers.tensors import Input, Tensor
 from xpnet.optimizers import Optimizer
 from xpnet.training import model_files
@@ -171,7 +171,7 @@ class Model(BaseModel, Graph):
     ) -> Self:
         """Make a new model from what `get_config` returned. state: {name: array} to use instead of initial values."""
         model = cls.__new__(cls)
-        Graph.__init__(model, *tensors_of(config), name=config.get("name"))
+        Graph.__init__(model, *checked_tensors_of(config, ("seed", "dtype")), name=config.get("name"))
         model._begin(backend, config["seed"], config["dtype"], None, state)
         return model
 

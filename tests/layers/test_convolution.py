@@ -712,3 +712,13 @@ def test_a_layer_can_be_built_after_a_refused_shape(make):
 def test_depth_multiplier_may_be_an_integral_float():
     layer = layers.DepthwiseConv2D(3, depth_multiplier=2.0)
     assert xpnet.Sequential([layer], (8, 8, 4), "cpu").output_shape == (6, 6, 8)
+
+
+@pytest.mark.parametrize("more", [{"dilation": 2**62}, {"strides": 10**400}, {"padding": 2**31}])
+def test_windows_that_reach_beyond_32_bits_are_refused(more):
+    for layer, shape in (
+        (layers.Conv2D(1, 2, **{"padding": "same"} | more), (4, 4, 1)),
+        (layers.Conv1D(1, 2, **{"padding": "same"} | more), (4, 1)),
+    ):
+        with pytest.raises(ArgumentError, match="windows reach farther than 2147483647 pixels"):
+            layer.build(shape, backend="cpu")

@@ -1,6 +1,7 @@
 """ONNX: onnxruntime computes the same outputs as `predict`, and import_onnx reads exported and foreign files."""
 
 import copy
+import os
 
 import every
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 import xpnet
 from xpnet import augment, layers
-from xpnet.errors import ArgumentError, FileError, StateError
+from xpnet.errors import ArgumentError, ArgumentTypeError, FileError, StateError
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -240,9 +241,41 @@ def test_models_that_cannot_be_exported_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def changed_file(path, change):
+    """A file of a Dense layer and a ReLU, in which `change` has changed the ModelProto, or its bytes."""
+    xpnet.export_onnx(xpnet.Sequential([layers.Dense(2), layers.ReLU()], (3,), "cpu"), path)
+    file = onnx.load(path)
+    content = change(file)
+    path.write_bytes(content if isinstance(content, bytes) else file.SerializeToString())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_named_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileError, match="it is a named pipe"):
+        xpnet.import_onnx(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    (lambda f: f.graph.output.append(f.graph.output[0]), r"the outputs have the names \['y', 'y'\], one of them twice"),
+    (lambda f: f.graph.input.append(f.graph.input[0]), "the inputs have the names"),
+    (lambda f: f.opset_import.append(helper.make_opsetid("", 7)), "opset 7 and 20 cannot both be those of the file"),
+    (lambda f: f.opset_import.append(helper.make_opsetid("ai.onnx", 7)), "opset 7 and 20 cannot both"),
+    (lambda f: f.SerializeToString().replace(b"relu", b"re\xffu"), "its text b?'re.*u.*' is not UTF-8"),
+])  # fmt: skip
+def test_contradictions_and_texts_that_are_none_are_refused(tmp_path, change, reason):
+    changed_file(tmp_path / "m.onnx", change)
+    with pytest.raises((ArgumentError, FileError), match=reason):
+        xpnet.import_onnx(tmp_path / "m.onnx")
+
+
 def test_missing_damaged_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(FileError, match="there is no such file"):
         xpnet.import_onnx(tmp_path / "nothing")
+    with pytest.raises(FileError, match="it is a folder, not a regular file"):
+        xpnet.import_onnx(tmp_path)
+    with pytest.raises(ArgumentTypeError, match=r"path must be a str or an os.PathLike, not None"):
+        xpnet.import_onnx(None)
     (tmp_path / "text").write_text("this is not an ONNX file, though it has some length")
     with pytest.raises(FileError, match="text: "):
         xpnet.import_onnx(tmp_path / "text")

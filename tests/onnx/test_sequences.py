@@ -38,6 +38,7 @@ OPEN = {
     ],
     "transformer": [layers.PositionalEmbedding(9), layers.TransformerBlock(2, 2), layers.RMSNorm(), layers.Dense(3)],
     "rms": [layers.TransformerBlock(2, 2, causal=False, norm="rms", use_bias=False), layers.GlobalMaxPool1D()],
+    "groups": [layers.GroupNorm(2), layers.GroupNorm(4, scale=False), layers.Conv1D(2, 1, 2, "same", 2)],
     "the last step": [layers.Dense(3), layers.Slice(-1), layers.Flatten()],
 }  # fmt: skip
 
@@ -106,6 +107,7 @@ def test_layers_that_depend_on_an_open_length_are_refused(tmp_path):
         ([layers.Masking(), layers.TransformerBlock(2)], (3, 4), r"\(MultiHeadAttention\) leaves out"),
         ([layers.Masking(), layers.Residual(layers.Dense(4), projection=layers.GRU(4))], (3, 4), r"\(GRU\) leaves out"),
         ([layers.MultiHeadAttention(2, rotary=True)], (None, 4), "rotary=True has an open length"),
+        ([layers.Conv1D(2, 3, 2, "same", 2)], (None, 4), 'padding="same", strides and a dilation .* open length'),
     ],
 )  # fmt: skip
 def test_what_a_file_cannot_express_is_refused(tmp_path, stack, shape, message):

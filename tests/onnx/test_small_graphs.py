@@ -850,6 +850,9 @@ for name, text in [
 case("not supported", "RMS of something else", SEQUENCE, ops(RMS.replace("Mul x x", "Mul x g") + "y = Div x r"),
      **RMS_CONSTANTS)  # fmt: skip
 
+case("only up to 65536 pixels", "Resize to billions of pixels", IMAGE, op("Resize", "x none s", mode="nearest"),
+     none=np.zeros(0, "f4"), s=np.float32([1, 1, 2**20, 2**20]))  # fmt: skip
+
 # Branches -------------------------------------------------------------------------------------------------------------
 
 W, V = normal(4, 4), normal(4, 4)
@@ -1026,6 +1029,17 @@ turned = [op("Transpose", "x", "u", perm=[0, 2, 1]), op("Softplus", "u", "p"), o
 case("operator Greater", "Softplus of x, transposed", (3, 3), [*turned, op("Where", "g x p")], t=np.float32(20))
 case("operator Exp", "log(2 + e^x)", VECTOR, [*SOFTPLUS, op("Identity", "p")], one=TWO)
 case("equal", "the logarithm of a sigmoid", VECTOR, ops("s = Sigmoid x; y = Log s"))
+# A batch that is not on axis 0, whose order a pattern of nodes must not lose.
+FOR_ALL = {"merge": ints(-1, 4), "back": ints(-1, 3, 4)}
+for name, nodes, more in (
+    ("GELU", [op("Div", "m root", "u"), *ERF[1:], op("Mul", "m f", "g"), op("Mul", "g half", "p")], GELU),
+    ("Softplus", [op("Exp", "m", "e"), op("Add", "e one", "s"), op("Log", "s", "p")], {"one": ONE}),
+    ("the logarithm of a sigmoid", ops("s = Sigmoid m; p = Log s"), {}),
+):
+    merged = [op("Reshape", "x merge", "m"), *nodes, op("Reshape", "p back")]
+    case(None, f"{name} of all steps of all samples", SEQUENCE, merged, 17, **more, **FOR_ALL)
+    case(None, f"{name} of samples on axis 1", VECTOR, [op("Unsqueeze", "x first", "m"), *nodes[:-1],
+         op(nodes[-1].op_type, " ".join(nodes[-1].input))], 17, **more, first=ints(0))  # fmt: skip
 RELU6 = [op("Add", "x three", "a"), helper.make_node("Clip", ["a", "zero", "six"], ["c"], name="clip")]
 NUMBERS = {"three": np.float32(3), "zero": np.float32(0), "six": np.float32(6)}
 GATES = {

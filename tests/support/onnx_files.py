@@ -67,7 +67,11 @@ def _close(y, want, rtol, atol):
 def _in_order(x, shape):
     """x as it is, and images with channels last, if such samples have this shape."""
     orders = [x] if x.ndim != 4 else [x, x.transpose(0, 2, 3, 1)]
-    return [a for a in orders if a.shape[1:] == tuple(shape)]
+    return [
+        a
+        for a in orders
+        if a.ndim == len(shape) + 1 and all(m in (None, n) for n, m in zip(a.shape[1:], shape, strict=True))
+    ]
 
 
 def with_constants(model, inputs, kept):

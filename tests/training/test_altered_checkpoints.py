@@ -1,30 +1,22 @@
 """Checkpoints and model files that were altered and signed again are refused whole, and the model stays as it was."""
 
 import copy
-import json
 import tracemalloc
 import warnings
 
 import numpy as np
 import pytest
-import safetensors
-import safetensors.numpy
+from altered_files import DELETED, VALUES, File, places, value_at, with_value
 from custom_layers import Counted
 from small_models import StopAt, assert_same_state
 
 import xpnet
 from xpnet import augment, callbacks, layers, metrics, optimizers
 from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, DivergenceError, FileError
-from xpnet.training import model_files
 
 RNG = np.random.default_rng(0)
 X = RNG.random((40, 4, 4, 1)).astype("float32")
 Y = RNG.integers(3, size=40)
-
-#: What each value of the JSON texts becomes.
-VALUES = [None, True, "text", "", -1, -1.5, 0, 0.5, 7, 1e300, 10**30, float("nan"), float("inf"), [], {}, [[1]],
-          {"a": {"b": 1}}, [None], ["text"]]  # fmt: skip
-DELETED = object()
 
 
 def net():
@@ -61,46 +53,6 @@ def everything(model):
     return {**model.state_dict(), **slots, **frozen, **what, **{k: np.array(v) for k, v in numbers.items()}}
 
 
-class File:
-    """A file taken apart: its arrays, its JSON texts as values, and its other texts."""
-
-    def __init__(self, path):
-        with safetensors.safe_open(path, framework="numpy") as file:
-            self.arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            texts = file.metadata()
-        texts.pop("sha256")
-        self.values = {name: json.loads(texts.pop(name)) for name in ("training", "architecture") if name in texts}
-        self.texts = texts
-
-    def write(self, path):
-        """Write it with the right checksum."""
-        texts = {**self.texts, **{name: json.dumps(value) for name, value in self.values.items()}}
-        signed = {**texts, "sha256": model_files._digest(self.arrays, texts)}
-        safetensors.numpy.save_file(self.arrays, path, metadata=signed)
-
-
-def places(value, path=()):
-    """The path of each value in nested lists and dicts."""
-    yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        yield from places(item, (*path, key))
-
-
-def with_value(file, place, new):
-    """A copy of the file with another value at this place."""
-    changed = copy.copy(file)
-    changed.values = copy.deepcopy(file.values)
-    target = changed.values
-    for key in place[:-1]:
-        target = target[key]
-    if new is DELETED:
-        del target[place[-1]]
-    else:
-        target[place[-1]] = new
-    return changed
-
-
 def array_changes(file):
     """(name, file) for altered arrays."""
     for name, array in file.arrays.items():
@@ -128,14 +80,12 @@ def value_changes(file, values):
     for place in places(file.values):
         if len(place) > 1:
             for new in (DELETED, *values):
-                if new is DELETED or type(new) is not type(_at(file.values, place)) or new != _at(file.values, place):
+                if (
+                    new is DELETED
+                    or type(new) is not type(value_at(file.values, place))
+                    or new != value_at(file.values, place)
+                ):
                     yield f"{place} {'deleted' if new is DELETED else new}", with_value(file, place, new)
-
-
-def _at(value, place):
-    for key in place:
-        value = value[key]
-    return value
 
 
 @pytest.fixture(scope="module")
@@ -189,23 +139,23 @@ def check(stopped, folder, changes):
 
 
 def test_an_unaltered_file_continues(stopped, tmp_path):
-    assert check(stopped, tmp_path, [("nothing", File(stopped[0]))]) == 0
+    assert check(stopped, tmp_path, [("nothing", File(stopped[0].read_bytes()))]) == 0
 
 
 @pytest.mark.sweep
 def test_altered_arrays_of_a_checkpoint_are_refused_or_harmless(stopped, tmp_path):
-    assert check(stopped, tmp_path, array_changes(File(stopped[0]))) > 120
+    assert check(stopped, tmp_path, array_changes(File(stopped[0].read_bytes()))) > 120
 
 
 @pytest.mark.sweep
 def test_altered_values_of_a_checkpoint_are_refused_or_harmless(stopped, tmp_path):
-    changes = list(value_changes(File(stopped[0]), VALUES))[::6]
+    changes = list(value_changes(File(stopped[0].read_bytes()), VALUES))[::6]
     assert check(stopped, tmp_path, changes) > 250
 
 
 @pytest.mark.sweep
 def test_all_altered_values_of_a_checkpoint_are_refused_or_harmless(stopped, tmp_path):
-    assert check(stopped, tmp_path, value_changes(File(stopped[0]), VALUES)) > 1500
+    assert check(stopped, tmp_path, value_changes(File(stopped[0].read_bytes()), VALUES)) > 1500
 
 
 @pytest.mark.parametrize(("place", "new", "reason"), [
@@ -222,12 +172,13 @@ def test_all_altered_values_of_a_checkpoint_are_refused_or_harmless(stopped, tmp
     (("what", "loss"), 3, "'what' must be texts by name"),
     (("callbacks", "EarlyStopping 0", "waited"), "x", "the state of EarlyStopping in it was refused.*waited"),
     (("callbacks", "EarlyStopping 0", "best"), DELETED, "the state of EarlyStopping in it was refused"),
+    (("callbacks", "EarlyStopping 0", "best"), 10**400, "the state of EarlyStopping in it was refused.*best"),
     (("callbacks", "CSVLogger 0", "size"), 7, "has no row that ends after 7 bytes"),
     (("callbacks", "Checkpoint 0", "kept"), [[0.5, 9]], "a kept epoch must be an integer from 0 to 1"),
 ])  # fmt: skip
 def test_the_reason_is_named(stopped, tmp_path, place, new, reason):
     path = tmp_path / "altered"
-    with_value(File(stopped[0]), ("training", *place), new).write(path)
+    with_value(File(stopped[0].read_bytes()), ("training", *place), new).write(path)
     (tmp_path / "log.csv").write_bytes(stopped[0].with_name("log.csv").read_bytes())
     with pytest.raises(FileError, match=reason) as caught:
         fit(trained(), tmp_path, path)
@@ -245,7 +196,7 @@ def test_a_callback_that_fails_to_resume_leaves_the_model_unchanged(stopped, tmp
             model.layers[0].trainable = False
             raise KeyboardInterrupt if error is StopAt else error
 
-    file = File(stopped[0])
+    file = File(stopped[0].read_bytes())
     file.values["training"]["callbacks"]["Failing 0"] = {}
     file.write(tmp_path / "run")
     (tmp_path / "log.csv").write_bytes(stopped[0].with_name("log.csv").read_bytes())
@@ -259,6 +210,12 @@ def test_a_callback_that_fails_to_resume_leaves_the_model_unchanged(stopped, tmp
     for m in (one, two):
         m.fit(X, Y, optimizer="adam", batch_size=8, verbose=0)
     assert_same_state(everything(one), everything(two))
+
+
+@pytest.mark.parametrize("size", [10**6, 2**62, 2**64])
+def test_a_log_that_is_shorter_than_the_checkpoint_says_goes_on(stopped, tmp_path, size):
+    file = with_value(File(stopped[0].read_bytes()), ("training", "callbacks", "CSVLogger 0", "size"), size)
+    assert check(stopped, tmp_path, [("('training', 'callbacks'", file)]) == 0
 
 
 def test_an_unbuilt_model_stays_unbuilt_if_its_checkpoint_is_refused(tmp_path):
@@ -319,23 +276,23 @@ def check_loading(path, changes, custom=()):
 
 
 def test_altered_arrays_of_a_model_file_are_refused(model_file, tmp_path):
-    changes = list(array_changes(File(model_file)))
+    changes = list(array_changes(File(model_file.read_bytes())))
     assert check_loading(tmp_path / "altered", changes) == len(changes)
 
 
 def test_altered_values_of_a_model_file_are_refused_or_valid(model_file, tmp_path):
-    assert check_loading(tmp_path / "altered", list(value_changes(File(model_file), VALUES))[::2]) > 300
+    assert check_loading(tmp_path / "altered", list(value_changes(File(model_file.read_bytes()), VALUES))[::2]) > 300
 
 
 @pytest.mark.sweep
 def test_all_altered_values_of_a_model_file_are_refused_or_valid(model_file, tmp_path):
-    assert check_loading(tmp_path / "altered", value_changes(File(model_file), VALUES)) > 600
+    assert check_loading(tmp_path / "altered", value_changes(File(model_file.read_bytes()), VALUES)) > 600
 
 
 def test_sizes_are_compared_before_memory_is_used(tmp_path):
     path = tmp_path / "m"
     xpnet.Sequential([layers.Dense(3)], (4,), "cpu").save(path)
-    file = File(path)
+    file = File(path.read_bytes())
     for units in (10**8, 10**12, 10**17):
         with_value(file, ("architecture", "layers", 0, "config", "units"), units).write(path)
         tracemalloc.start()
@@ -374,3 +331,52 @@ def test_a_custom_layer_whose_arguments_have_changed_is_named(tmp_path):
 
     with pytest.raises(FileError, match="its layer Changing cannot be made from its arguments, .*'start'"):
         xpnet.load(path, "cpu", custom_layers=[Changing])
+
+
+@pytest.fixture(scope="module")
+def graph_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("graph") / "m"
+    x, shared = xpnet.Input((4,)), layers.Dense(4)
+    y = layers.Add()([shared(x), layers.Tanh()(shared(shared(x)))])
+    xpnet.Model(x, layers.Sequential([layers.Residual(layers.Dense(4))])(y), "cpu").save(path)
+    return path
+
+
+@pytest.mark.parametrize(("place", "new", "reason"), [
+    (("calls", 0, 0), -1, "no layer of the number -1"),
+    (("calls", 0, 0), False, "no layer of the number False"),
+    (("calls", 0, 1), [0, 0], r"cannot be called on \[0, 0\] with takes_list=False"),
+    (("calls", 0, 1), [-1], "no tensor of the number -1"),
+    (("calls", 0, 2), "yes", "takes_list='yes'"),
+    (("outputs",), [-1], "no tensor of the number -1"),
+    (("units",), 3, "its graph has 'units', which xpnet does not know"),
+    (("outputs",), [1], "its outputs need only 1 of its 6 calls of layers"),
+    (("dtype",), "", "dtype must be"),
+    (("layers", 0, "name"), "x", "an object in its architecture has 'class', 'config', 'name'"),
+    (("layers", 0), {"same": -1}, "no layer of the number -1"),
+    (("layers", 0), {"same": 0, "class": "Dense", "config": {"units": 4}}, "an object in its architecture has"),
+    (("layers", 0, "config", "l2"), 10**400, "l2 must be a finite number of at least 0"),
+])  # fmt: skip
+def test_a_graph_that_says_too_little_or_too_much_is_refused(graph_file, tmp_path, place, new, reason):
+    path, file = tmp_path / "m", File(graph_file.read_bytes())
+    if place == ("units",):
+        file.values["architecture"]["units"] = new
+    else:
+        file = with_value(file, ("architecture", *place), new)
+    file.write(path)
+    with pytest.raises(FileError, match=reason):
+        xpnet.load(path, "cpu")
+
+
+def test_layers_that_a_graph_does_not_use_are_refused(graph_file, tmp_path):
+    file = File(graph_file.read_bytes())
+    file.values["architecture"]["layers"].append({"class": "Dense", "config": {"units": 4}})
+    file.write(tmp_path / "m")
+    with pytest.raises(FileError, match=r"no call uses the layers of the numbers \[\d\]"):
+        xpnet.load(tmp_path / "m", "cpu")
+
+
+def test_a_file_of_a_model_for_samples_beyond_any_memory_is_named(model_file, tmp_path):
+    with_value(File(model_file.read_bytes()), ("architecture", "input_shape"), [4, 4, 10**15]).write(tmp_path / "m")
+    with pytest.raises(DeviceMemoryError, match=f"^{tmp_path / 'm'}: Sequential: one sample of its inputs"):
+        xpnet.load(tmp_path / "m", "cpu")

@@ -72,14 +72,6 @@ def read_bytes(path: Any, name: str = "path") -> bytes:
             return file.read(size)  # a file that grows is not followed
 
 
-def existing_file(owner: str, path: Any) -> Path:
-    """The path of a regular file, for a library that opens it. Raises FileError with the reason."""
-    file = as_path(owner, "path", path)
-    with _reading(file):
-        _regular_file(file)
-    return file
-
-
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:

@@ -1,6 +1,6 @@
 """Graph: layers that are called on one another's outputs, as one layer. `xpnet.Model` is a graph to be trained."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from xpnet.backends import Array
@@ -174,7 +174,7 @@ class Graph(Container):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        return cls(*tensors_of(config), name=config.get("name"))
+        return cls(*checked_tensors_of(config), name=config.get("name"))
 
     def _connections(self, number_of: Callable[[Layer], int]) -> dict[str, list[Any]]:
         values, calls = {tensor: i for i, tensor in enumerate(self.inputs)}, []
@@ -217,9 +217,31 @@ def tensors_of(config: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
     inputs = [Input(shape, name=name) for shape, name in config["inputs"]]
     tensors = [*inputs]
     for number, positions, takes_list in config["calls"]:
-        given = [tensors[i] for i in positions]
-        tensors += as_tuple(config["layers"][number](given if takes_list else given[0]))
-    return inputs, [tensors[i] for i in config["outputs"]]
+        given = [_numbered("tensor", tensors, i) for i in positions]
+        if not isinstance(takes_list, bool) or (not takes_list and len(given) != 1):
+            raise ArgumentError(f"Model: a layer cannot be called on {positions} with takes_list={takes_list!r}.")
+        layer = _numbered("layer", config["layers"], number)
+        tensors += as_tuple(layer(given if takes_list else given[0]))
+    return inputs, [_numbered("tensor", tensors, i) for i in config["outputs"]]
+
+
+def checked_tensors_of(config: Mapping[str, Any], more: Sequence[str] = ()) -> tuple[list[Tensor], list[Tensor]]:
+    """`tensors_of` a config from a file. more: what it may have beside the graph. Raises ArgumentError."""
+    if unknown := sorted(config.keys() - {"layers", "inputs", "calls", "outputs", "name", *more}):
+        raise ArgumentError(f"Model: its graph has {', '.join(map(repr, unknown))}, which xpnet does not know.")
+    tensors = tensors_of(config)
+    if (needed := len(nodes_between(*tensors))) < len(config["calls"]):
+        raise ArgumentError(f"Model: its outputs need only {needed} of its {len(config['calls'])} calls of layers.")
+    if unused := set(range(len(config["layers"]))) - {number for number, *_ in config["calls"]}:
+        raise ArgumentError(f"Model: no call uses the layers of the numbers {sorted(unused)}.")
+    return tensors
+
+
+def _numbered(kind: str, items: Sequence[Any], number: Any) -> Any:
+    """The item of this number, which a file may have wrong."""
+    if type(number) is not int or not 0 <= number < len(items):
+        raise ArgumentError(f"Model: there is no {kind} of the number {number!r:.50}.")
+    return items[number]
 
 
 class _ToFloats(Identity):

@@ -1,12 +1,12 @@
 """The arguments of layers that slide windows over images or sequences, and the geometry of these windows."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from xpnet.backends import Array
 from xpnet.backends.reference.windows import Pair, Windows
 from xpnet.config import choice, integer, one_or_pair
+from xpnet.errors import ArgumentError
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
 
@@ -67,7 +67,7 @@ def windows_on_image(
         if kernel[axis] > max(_LARGE_WINDOW, 2 * image[axis]):
             half = -(-kernel[axis] // 2)
             raise layer.refuse(f"images at least {half} pixels {word}, half of its window", f"{image[axis]} {word}")
-    return Windows(image, (grid[0], grid[1]), kernel, strides, dilation, (before[0], before[1]))
+    return _checked(layer, Windows(image, (grid[0], grid[1]), kernel, strides, dilation, (before[0], before[1])))
 
 
 def steps_and_channels(layer: Layer, input_shape: Shape) -> tuple[Any, int]:
@@ -87,7 +87,7 @@ def windows_on_sequence(
     """
     extent = dilation * (kernel - 1) + 1
     if padding == "causal":
-        windows, before = math.ceil(steps / stride), extent - 1
+        windows, before = -(-steps // stride), extent - 1
     else:
         windows, before = _windows_on_axis(steps, 1, extent, stride, padding)
     if windows < 1:
@@ -99,7 +99,7 @@ def windows_on_sequence(
         )
     if padding != "causal" and kernel > max(_LARGE_WINDOW, 2 * steps):
         raise layer.refuse(f"sequences of at least {-(-kernel // 2)} steps, half of its window", f"one of {steps}")
-    return Windows((1, steps), (1, windows), (1, kernel), (1, stride), (1, dilation), (0, before))
+    return _checked(layer, Windows((1, steps), (1, windows), (1, kernel), (1, stride), (1, dilation), (0, before)))
 
 
 def as_image(sequences: Array) -> Array:
@@ -132,12 +132,26 @@ def transposed_windows(
             raise layer.refuse(
                 f"images large enough that padding={padding!r} leaves some output", f"{grid[0]}×{grid[1]}"
             )
-    return Windows((image[0], image[1]), grid, kernel, strides, dilation, (before[0], before[1]))
+    return _checked(layer, Windows((image[0], image[1]), grid, kernel, strides, dilation, (before[0], before[1])))
+
+
+_FARTHEST = 2**31 - 1  # positions are 32-bit integers on a GPU
+
+
+def _checked(layer: Layer, windows: Windows) -> Windows:
+    """The windows, if all positions under them are small enough. Raises ArgumentError."""
+    for image, grid, kernel, stride, dilation, before in zip(*windows, strict=True):
+        if image + grid * stride + kernel * dilation + before > _FARTHEST:
+            raise ArgumentError(
+                f"{type(layer).__name__}: its windows reach farther than {_FARTHEST} pixels or steps. Choose a smaller "
+                "kernel, strides, padding or dilation."
+            )
+    return windows
 
 
 def _windows_on_axis(size: int, axis: int, extent: int, stride: int, padding: str | OneOrPair) -> tuple[int, int]:
     """(the number of windows, the padding before the first), along one axis. Too large windows give 0 or fewer."""
-    same = math.ceil(size / stride)
+    same = -(-size // stride)
     before = _padding_before(padding, axis, same, stride, extent, size)
     return same if padding == "same" else (size + 2 * before - extent) // stride + 1, before
 

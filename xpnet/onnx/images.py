@@ -230,6 +230,9 @@ def _pad(node: Node) -> Tensor:
 # Resizing -------------------------------------------------------------------------------------------------------------
 
 
+_MOST_PIXELS = 2**16
+
+
 @converts("Resize", "Upsample", since=7)
 def _resize(node: Node) -> Tensor:
     x, old = node.image(), node.version < 11
@@ -244,6 +247,8 @@ def _resize(node: Node) -> Tensor:
         sizes = [math.floor(n * s) for n, s in zip((1, *x.file_shape), scales, strict=True)]
     times = [sizes[a + 2] // x.shape[a] for a in (0, 1)]
     fits = all(times[a] >= 1 and times[a] * x.shape[a] == sizes[a + 2] for a in (0, 1)) and scales[:2] == [1, 1]
+    if max(sizes) > _MOST_PIXELS:  # whose positions are compared one by one below
+        raise node.error(f"to {sizes} is not supported, only up to {_MOST_PIXELS} pixels along an axis")
     known = mode in ("nearest", "linear") and not antialias
     for a in (0, 1) if fits and known else ():
         centers = [_source_pixel(coordinates, i, x.shape[a], sizes[a + 2], scales[a + 2]) for i in range(sizes[a + 2])]

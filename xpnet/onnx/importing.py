@@ -5,13 +5,14 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy
 import onnx
 
 from xpnet import layers
-from xpnet.data.files import existing_file
+from xpnet.data.files import read_bytes
 from xpnet.errors import ArgumentError, FileError, ShapeError
 from xpnet.layers.tensors import Input
 from xpnet.model import Model, Sequential
@@ -36,13 +37,7 @@ def import_onnx(path: Any, backend: Any = "auto", *, input_shape: Any = None) ->
     Raises FileError if the file is missing, damaged or not ONNX, and ArgumentError for an operator that no layer of
     xpnet supports, or not with these attributes, inputs or outputs. The message names the node.
     """
-    path = existing_file("import_onnx", path)
-    try:
-        file = onnx.load(str(path))
-    except Exception as error:  # protobuf raises its own errors
-        raise FileError(f"{path}: this is not an ONNX file: {error}") from error
-    if not file.ir_version:  # an empty file counts as an empty message
-        raise FileError(f"{path}: this is not an ONNX file: it has no version.")
+    file = _read(path)
     _relax(file)
     several = isinstance(input_shape, list | tuple) and any(isinstance(shape, list | tuple) for shape in input_shape)
     given = input_shape if several or input_shape is None else [input_shape]
@@ -63,6 +58,26 @@ def import_onnx(path: Any, backend: Any = "auto", *, input_shape: Any = None) ->
         if open_shapes is None:
             raise
         raise ArgumentError(f"{path}: {_DEPENDS}") from error
+
+
+def _read(path: Any) -> Any:
+    """The ModelProto of a file, with the data that it has in other files. Raises FileError."""
+    content = read_bytes(path)
+    try:
+        file = onnx.ModelProto.FromString(content)
+        onnx.load_external_data_for_model(file, str(Path(path).parent))
+    except Exception as error:  # protobuf raises its own errors
+        raise FileError(f"{path}: this is not an ONNX file: {error}") from error
+    if not file.ir_version:  # an empty file counts as an empty message
+        raise FileError(f"{path}: this is not an ONNX file: it has no version.")
+    graph = file.graph
+    texts = [[value.name for value in (*graph.input, *graph.output, *graph.initializer)]]
+    texts += [[o.domain for o in file.opset_import], [text for p in file.metadata_props for text in (p.key, p.value)]]
+    texts += [[n.op_type, n.domain, n.name, *n.input, *n.output, *(a.name for a in n.attribute)] for n in graph.node]
+    texts += [[d.dim_param for d in value.type.tensor_type.shape.dim] for value in graph.input]
+    if wrong := next((text for part in texts for text in part if not isinstance(text, str)), None):
+        raise FileError(f"{path}: this is not a valid ONNX file: its text {wrong!r:.100} is not UTF-8.")
+    return file
 
 
 class _Graph(NamedTuple):

@@ -170,10 +170,13 @@ def _group_norm(graph: GraphWriter, layer: layers.GroupNorm, x: FileTensor) -> F
     """InstanceNormalization of (N, groups, all numbers of a group): GroupNormalization is new in opset 21."""
     x = graph.transposed(x, channels_first=len(x.shape) > 1)
     groups, shape = layer.groups, file_shape(x.shape, x.channels_first)
-    rows = graph.add_node("Reshape", x, graph.add_constant([-1, groups, math.prod(shape) // groups], numpy.int64))
+    is_open = None in shape
+    size = -1 if is_open else math.prod(shape) // groups
+    rows = graph.add_node("Reshape", x, graph.add_constant([0 if is_open else -1, groups, size], numpy.int64))
     unit = graph.add_constant([1.0] * groups), graph.add_constant([0.0] * groups)
     normalized = graph.add_node("InstanceNormalization", rows, *unit, epsilon=layer.epsilon)
-    y = graph.add_node("Reshape", normalized, graph.add_constant([-1, *shape], numpy.int64))
+    whole = [0, *(-1 if n is None else n for n in shape)] if is_open else [-1, *shape]
+    y = graph.add_node("Reshape", normalized, graph.add_constant(whole, numpy.int64))
     if layer.scale:
         y = graph.add_node("Mul", y, graph.add_per_feature(layer.gamma, y))
     return graph.add_node("Add", y, graph.add_per_feature(layer.beta, y)) if layer.center else y
@@ -257,7 +260,12 @@ def _sequence_attributes(layer: Any, size: int, stride: int, dilation: int = 1) 
     if layer.padding != "same":
         sides: dict[Any, list[int]] = {"valid": [0, 0], "causal": [reach, 0]}
         return attributes | {"pads": sides.get(layer.padding) or [layer.padding, layer.padding]}
-    if steps is None and stride > 1:
+    if steps is None and stride > 1 and reach:
+        if dilation > 1:
+            raise ArgumentError(
+                f'layer {layer.path} ({type(layer).__name__}) has padding="same", strides and a dilation on sequences '
+                "of open length, which ONNX Runtime refuses. Give the model a fixed input_shape."
+            )
         return attributes | {"auto_pad": "SAME_UPPER"}
     total = reach if steps is None else max((math.ceil(steps / stride) - 1) * stride + reach + 1 - steps, 0)
     return attributes | {"pads": [total // 2, total - total // 2]}

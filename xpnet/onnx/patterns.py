@@ -45,10 +45,18 @@ def product(node: Node) -> Tensor | None:
         for double_phi, outer in factors(b):
             for x, approximate in _gelu(double_phi):
                 for same, factor in factors(a):
-                    if same.equals(x) and x.tensor:
-                        gelu, rest = x.tensor.add(layers.GELU(approximate)), 2.0 * outer * factor
+                    if same.equals(x) and (read := _read_by(node, x)):
+                        gelu, rest = read.add(layers.GELU(approximate)), 2.0 * outer * factor
                         return gelu if rest == 1 else gelu.add(layers.Rescale(rest))
     return None
+
+
+def _read_by(last: Node, x: Input) -> Tensor | None:
+    """The tensor of an input of an earlier node, for a pattern that ends in the node `last`.
+
+    None if only one of the two nodes reads its inputs with the batch first: the result would have the wrong axes.
+    """
+    return x.tensor if x.node.is_unwrapped == last.is_unwrapped else None
 
 
 def _by_reciprocal(x: Input, factor: Input) -> Tensor | None:
@@ -118,10 +126,10 @@ def _is_cube(value: Input, x: Input) -> bool:
 def logarithm(node: Node) -> Tensor | None:
     """Softplus, log(1 + e^x), or log σ(x) = -log(1 + e^-x), if this logarithm completes one."""
     sigmoid = source(Input(node, 0), "Sigmoid")
-    if sigmoid and (x := Input(sigmoid, 0).tensor):
+    if sigmoid and (x := _read_by(node, Input(sigmoid, 0))):
         return x.add(layers.Rescale(-1.0)).add(layers.Softplus()).add(layers.Rescale(-1.0))
     exp = source(_other_term(Input(node, 0), 1.0), "Exp")
-    x = Input(exp, 0).tensor if exp else None
+    x = _read_by(node, Input(exp, 0)) if exp else None
     return x.add(layers.Softplus()) if x else None
 
 
@@ -169,11 +177,12 @@ def _layer_norm(node: Node) -> Tensor | None:
     if subtraction is None or root is None:
         return None
     x, variance, epsilon = Input(subtraction, 0), *_term_and_number(Input(root, 0))
-    if x.tensor is None or variance is None or epsilon <= 0:
+    read = _read_by(node, x)
+    if read is None or variance is None or epsilon <= 0:
         return None
     layer = layers.LayerNorm(epsilon=epsilon, center=False, scale=False)
-    axes = len(x.tensor.shape)
-    for axis, samples in ((axes, x.tensor.in_file_order()), (1, x.tensor.with_features_last())):
+    axes = len(read.shape)
+    for axis, samples in ((axes, read.in_file_order()), (1, read.with_features_last())):
         mean, squared = (_mean_of(value, axis, axes) for value in (Input(subtraction, 1), variance))
         if mean and mean.equals(x) and squared and _is_square(squared, centered):
             return samples.add(layer)

@@ -48,7 +48,10 @@ class Reader:
     def __init__(self, path: Any, file: onnx.ModelProto, input_shapes: Sequence[Any] | None) -> None:
         """input_shapes: of the samples in xpnet, one for each input, or None for those in the file."""
         self.path = path
-        self.opset = max((o.version for o in file.opset_import if not o.domain), default=0)
+        opsets = {o.version for o in file.opset_import if not o.domain}
+        if len(opsets) > 1:
+            raise self.error(f"opset {' and '.join(map(str, sorted(opsets)))} cannot both be those of the file")
+        self.opset = max(opsets, default=0)
         if self.opset > _NEWEST_OPSET:
             raise self.error(f"opset {self.opset} is not supported, only 1 to {_NEWEST_OPSET}")
         self._graph = graph = file.graph
@@ -64,6 +67,9 @@ class Reader:
             names = [i.name for i in inputs]
             raise self.error(f"input_shape must have a shape for each of the inputs {names}, not {len(input_shapes)}")
         self.output_names = [o.name for o in graph.output]
+        for kind, names in (("inputs", [i.name for i in inputs]), ("outputs", self.output_names)):
+            if len(set(names)) < len(names):
+                raise self.error(f"the {kind} have the names {names}, one of them twice")
         #: The nodes that the outputs depend on, in the order of the file.
         self.nodes = self._needed_nodes()
         #: How often each value is read. Outputs of the graph are read once more.

@@ -113,8 +113,12 @@ def refusing_damage(path: Any) -> Iterator[None]:
     """
     try:
         yield
-    except (FileError, BackendError, DeviceMemoryError):
+    except (FileError, BackendError):
         raise
+    except DeviceMemoryError as error:
+        if str(error).startswith(f"{path}: "):
+            raise
+        raise DeviceMemoryError(f"{path}: {error}") from error
     except MemoryError as error:
         raise memory_error(path) from error
     except Exception as error:
@@ -198,8 +202,13 @@ def _decode(value: Any, known: Mapping[str, type[Configured]], decoded: list[Any
         return [_decode(item, known, decoded) for item in value]
     if not isinstance(value, dict):
         return value
-    if "same" in value:
-        return decoded[value["same"]]
+    if value.keys() == {"same"}:
+        number = value["same"]
+        if type(number) is not int or not 0 <= number < len(decoded):
+            raise ArgumentError(f"it has no layer of the number {number!r:.50} before another place where it is used.")
+        return decoded[number]
+    if value.keys() != {"class", "config"}:
+        raise ArgumentError(f"an object in its architecture has {', '.join(map(repr, value))}, not 'class', 'config'.")
     config = {name: _decode(item, known, decoded) for name, item in value["config"].items()}
     try:
         made = known[value["class"]].from_config(config)
