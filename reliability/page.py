@@ -76,7 +76,9 @@ def attack(port: int, count: int, seed: int, memory: Callable[[], float], thread
     lock, slowest = threading.Lock(), [0.0]
 
     def ask_correctly() -> None:
-        while not stop.is_set():
+        last = False
+        while not last:
+            last = stop.is_set()  # also asks after the last fuzzed request
             problem, seconds = _ask(port)
             slowest[0] = max(slowest[0], seconds)
             correct.tried += 1

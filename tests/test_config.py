@@ -120,13 +120,13 @@ def test_every_constructor_explains_an_unknown_argument(cls):
         cls(nonsense=1)
 
 
-@pytest.mark.parametrize("value", [10**400, -(10**400)])
+@pytest.mark.parametrize("value", [10**400, -(10**400)], ids=["positive", "negative"])
 def test_integers_beyond_all_floats_are_no_numbers(value):
     with pytest.raises(ArgumentError, match="must be a number"):
         number("Layer", "slope", value)
     with pytest.raises(ArgumentError, match="must be a finite number"):
         number("Layer", "slope", value, finite=True)
-    assert number("Layer", "slope", 10**300) == 10**300
+    assert number("Layer", "slope", 10**30) == 10**30
 
 
 # Names of modules
