@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 #: The modules of this package that have `run(scale, seed, folder) -> list[Result]`, in the order of the summary.
-PARTS: tuple[str, ...] = ()
+PARTS: tuple[str, ...] = ("storage_faults", "memory_faults", "interrupts", "kills")
 
 
 def main(arguments: list[str] | None = None) -> int:
