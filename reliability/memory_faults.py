@@ -23,7 +23,7 @@ from xpnet import callbacks, datasets, layers
 from xpnet.errors import DeviceMemoryError
 
 _PART = "memory_faults"
-_CASES = {"cpu": 3000, "emulated": 1500}  # at scale 1
+_CASES = {"cpu": 3000, "emulated": 400}  # at scale 1
 _SAMPLES, _VOCABULARY = 512, 40
 
 

@@ -15,7 +15,7 @@ import numpy
 
 from xpnet.backends import Array
 from xpnet.backends.arrays import refuse_masked
-from xpnet.concurrency.threads import refuse_without_memory
+from xpnet.concurrency.memory import refuse_without_memory
 from xpnet.config import integer
 from xpnet.data.dataset import Batch, Dataset, StepData, total_weight
 from xpnet.data.sources import has_length, host_array, length, read, sample_bytes

@@ -456,6 +456,7 @@ class BaseModel(Container):
                 context.training, context.inference = before
         return outputs
 
+    @explain_arguments
     def state_dict(self) -> dict[str, numpy.ndarray[Any, Any]]:
         """Return {name: copy on the host} of all parameters and buffers."""
         self._refuse_inside()
@@ -533,6 +534,7 @@ class BaseModel(Container):
         super().drop_workspaces(inference_only)
         self._inference.drop()
 
+    @explain_arguments
     def summary(self, batch_size: int | None = None) -> Summary:
         """Return a table with the output shape and the number of parameters of each layer.
 

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from xpnet.concurrency.interrupts import recoverable, uninterrupted
-from xpnet.concurrency.threads import refuse_without_memory
+from xpnet.concurrency.memory import refuse_without_memory
 
 _NOTHING = contextlib.nullcontext()
 
