@@ -34,7 +34,7 @@ def run(scale: float, seed: int, folder: Path) -> list[Result]:
             continue
         result = Result(f"moments at which the memory of {device} was exhausted")
         task = {"device": device, "seed": seed}
-        attack(_PART, task, scaled(count, scale, 8), folder, result, 60.0, OPENBLAS_NUM_THREADS="2")
+        attack(_PART, task, scaled(count, scale, 8), folder, result, 60.0, OPENBLAS_NUM_THREADS="1")
         results.append(result)
     return results
 

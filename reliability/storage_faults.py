@@ -205,14 +205,6 @@ def _checked(
     return None
 
 
-@functools.cache
-def _expected(write: Any, suffix: str, which: int) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"file{suffix}")
-        write(path, which)
-        return path.read_bytes()
-
-
 def _content(writer: Writer, subject: Subject, path: Path) -> bytes:
     known = subject.__dict__.setdefault("contents", {})
     if id(writer) not in known:
@@ -225,14 +217,14 @@ def _content(writer: Writer, subject: Subject, path: Path) -> bytes:
 
 
 def _same(writer: Writer, now: bytes | None, new: bytes) -> bool:
-    if writer is WRITERS["Checkpoint"]:  # it has times
-        with contextlib.suppress(Exception):
-            import safetensors.numpy
+    if writer not in (WRITERS["save"], WRITERS["Checkpoint"]) or now == new:
+        return now == new
+    with contextlib.suppress(Exception):  # the order of the texts and the times in them may differ
+        import safetensors.numpy
 
-            one, other = safetensors.numpy.load(now or b""), safetensors.numpy.load(new)
-            return all(np.array_equal(one[name], other[name]) for name in other)
-        return False
-    return now == new
+        one, other = safetensors.numpy.load(now or b""), safetensors.numpy.load(new)
+        return len(now or b"") >= len(new) - 99 and all(np.array_equal(one[name], other[name]) for name in other)
+    return False
 
 
 # A full disk and failing calls -------------------------------------------------------------------------------------
@@ -272,6 +264,7 @@ def _failing_calls(subject: Subject) -> Iterator[Case]:
     for (name, writer), situation, number, error in itertools.product(
         WRITERS.items(), SITUATIONS, range(1, 26), _ERRORS
     ):
+
         def case(
             folder: Path, writer: Writer = writer, situation: str = situation, number: int = number, error: int = error
         ) -> str | None:  # fmt: skip
@@ -292,6 +285,7 @@ def _failing_calls(subject: Subject) -> Iterator[Case]:
 
 def _size_limits(subject: Subject) -> Iterator[Case]:
     for (name, writer), situation, part in itertools.product(WRITERS.items(), SITUATIONS, range(24)):
+
         def case(
             folder: Path, writer: Writer = writer, situation: str = situation, part: int = part
         ) -> str | None:  # fmt: skip
@@ -334,6 +328,7 @@ def _full_disks(subject: Subject) -> Iterator[Case]:
     if not _may_mount():
         return
     for (name, writer), situation, pages in itertools.product(WRITERS.items(), SITUATIONS, range(20)):
+
         def case(
             folder: Path, writer: Writer = writer, situation: str = situation, pages: int = pages
         ) -> str | None:  # fmt: skip
@@ -419,8 +414,6 @@ def _paths(subject: Subject) -> Iterator[Case]:
     for (name, action), kind in itertools.product(actions.items(), kinds):
         if name == "data_dir" and kind in ("folder", "to folder"):
             continue
-        if name == "export_onnx" and False:
-            continue
 
         def case(folder: Path, action: Any = action, kind: str = kind, name: str = name) -> str | None:
             path = _unreadable(folder)[kind]
@@ -441,7 +434,7 @@ def _paths(subject: Subject) -> Iterator[Case]:
         yield Case(f"{name} of {kind}", case)
     for name, action in actions.items():
         for kind in ("no permission", "a read-only folder", "a folder that may not be entered", "a read-only disk"):
-            if kind == "a read-only disk" and not _may_mount():
+            if (kind == "a read-only disk" and not _may_mount()) or (name == "data_dir" and kind == "no permission"):
                 continue
 
             def case(folder: Path, action: Any = action, kind: str = kind, name: str = name) -> str | None:
@@ -480,7 +473,7 @@ def _paths(subject: Subject) -> Iterator[Case]:
                             one.chmod(0o755)
                     if path.exists() and path.read_bytes() != b"content":
                         return "the file has changed"
-                    if (names := [n for n in os.listdir(place) if n not in ("file", "mounted")]):
+                    if names := [n for n in os.listdir(place) if n not in ("file", "mounted")]:
                         return f"left behind: {names}"
                 return None
 
@@ -498,6 +491,7 @@ _CHANGES = ("replaced", "overwritten", "truncated", "deleted")
 
 def _changing_files(subject: Subject) -> Iterator[Case]:
     for name, change in itertools.product(("load", "read_idx", "import_onnx", "resume"), _CHANGES):
+
         def case(folder: Path, name: str = name, change: str = change) -> str | None:  # fmt: skip
             path = folder / ("file.onnx" if name == "import_onnx" else "file")
             writer = {"load": "save", "read_idx": "write_idx", "import_onnx": "export_onnx", "resume": "Checkpoint"}
@@ -576,12 +570,16 @@ def _kill_saves(subject: Subject) -> Iterator[Case]:
             if first is None:
                 writer.write(subject, folder / "first", 0)
                 first = (folder / "first").read_bytes()
-            if now not in (first, new) and not (
-                situation == "hard link" and any(p.read_bytes() in (first, new) for p in temporaries)
-            ):
+            known = [first, new]
+
+            def whole(content: bytes) -> bool:
+                return any(_same(writer, content, one) for one in known)
+
+            saved = situation == "hard link" and any(whole(p.read_bytes()) for p in temporaries)
+            if not whole(now) and not saved:
                 return f"neither the old nor the new content: {len(now)} bytes, {len(temporaries)} temporary files"
             writer.write(subject, path, 1)
-            if path.read_bytes() != new:
+            if not _same(writer, path.read_bytes(), new):
                 return "the next save has not written"
             if rubbish := [p.name for p in path.parent.iterdir() if p.name not in ("file", "target")]:
                 return f"left behind after the next save: {rubbish}"
@@ -665,6 +663,7 @@ def _others(subject: Subject) -> Iterator[Case]:
     yield Case("flushes", order)
     yield Case("permissions", modes)
     for length in (200, 243, 250, 255):
+
         def long_name(folder: Path, length: int = length) -> str | None:  # fmt: skip
             for _ in range(2):
                 subject.models[0].save(folder / ("m" * length))
@@ -759,6 +758,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 def _servers(subject: Subject) -> Iterator[Case]:
     for kind, situation in itertools.product(SERVERS, ("new", "existing", "next mirror")):
+
         def case(folder: Path, kind: str = kind, situation: str = situation) -> str | None:  # fmt: skip
             path = folder / "tiny" / "first"
             old = None
@@ -772,16 +772,13 @@ def _servers(subject: Subject) -> Iterator[Case]:
             except DownloadError as error:
                 if situation == "next mirror":
                     return f"the next mirror was not used: {error}"
-                if "first" not in str(error) or f"{kind}-1/first: ".replace(" ", "%20") not in str(error).replace(
-                    kind, kind.replace(" ", "%20")
-                ):
+                if f"{kind}-1/first: " not in str(error):
                     return f"the error names no address: {error}"
             except BaseException as error:
                 return f"{type(error).__name__} instead of DownloadError: {error}"
             else:
                 # The length that is announced is right, and the rest is not read.
-                right = situation == "next mirror" or kind == "endless after a length and right"
-                if not right:
+                if situation != "next mirror" and kind != "endless after a length":
                     return "it was accepted"
             seconds = time.monotonic() - began
             if seconds > 8:

@@ -137,6 +137,12 @@ def refuse_unwritable(path: Any) -> None:
             temporary.close()
 
 
+def refuse_irregular(path: Any) -> None:
+    """Raise FileError if this is a folder, a pipe, a socket or a device; a pipe would be waited for."""
+    with reporting(path), contextlib.suppress(FileNotFoundError):
+        _regular_file(as_path("", "path", path))
+
+
 @contextlib.contextmanager
 def reporting(path: Any) -> Iterator[None]:
     """Turn an OSError while this file is written into a FileError with the path and the reason."""

@@ -1,6 +1,6 @@
 """Find the files of a dataset in a given folder or in the cache, or download them.
 
-A file is downloaded to a temporary name and moved to its place once its SHA-256 is right. The SHA-256 of a cached file
+A file is downloaded to a temporary folder and written to its place once its SHA-256 is right. The SHA-256 of a cached file
 is checked too, so an incomplete download or an altered cache is never used. pooch is imported only for a download.
 """
 
@@ -188,7 +188,7 @@ def _download(url: str, path: Path, sha256: str, size: int | None) -> None:
     import tempfile
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent, ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="xpnet-", ignore_cleanup_errors=True) as folder:
         temporary = Path(folder, path.name)
         _receive(url, temporary, _Watch(size))
         content = read_bytes(temporary)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ import numpy
 import onnx
 
 from xpnet import layers
+from xpnet.data.files import memory_error, read_bytes
 from xpnet.errors import ArgumentError, FileError, ShapeError
 from xpnet.layers.tensors import Input
 from xpnet.model import Model, Sequential
@@ -35,12 +37,17 @@ def import_onnx(path: Any, backend: Any = "auto", *, input_shape: Any = None) ->
     Raises FileError if the file is missing, damaged or not ONNX, and ArgumentError for an operator that no layer of
     xpnet supports, or not with these attributes, inputs or outputs. The message names the node.
     """
+    content = read_bytes(path)
     try:
-        file = onnx.load(str(path))
-    except FileNotFoundError as error:
-        raise FileError(f"{path}: there is no such file.") from error
+        file = onnx.load_model_from_string(content)
+        onnx.load_external_data_for_model(file, os.path.dirname(os.fspath(path)))
+    except MemoryError as error:
+        raise memory_error(path, error) from error
     except Exception as error:  # protobuf raises its own errors
         raise FileError(f"{path}: this is not an ONNX file: {error}") from error
+    if not file.HasField("graph"):
+        raise FileError(f"{path}: this is not an ONNX file: it has {len(content)} bytes and no graph.")
+    del content
     _relax(file)
     several = isinstance(input_shape, list | tuple) and any(isinstance(shape, list | tuple) for shape in input_shape)
     given = input_shape if several or input_shape is None else [input_shape]
