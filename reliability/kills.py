@@ -169,6 +169,7 @@ def _running(name: str, path: Path, folder: Path) -> Iterator[Worker]:
         if worker.process.poll() is None:
             worker.process.kill()
             worker.process.wait()
+        worker.stop()
 
 
 def _finished(name: str, path: Path, folder: Path) -> tuple[str, float]:

@@ -191,9 +191,8 @@ def _checked(
         elif now != old and not _same(writer, now, new):
             return f"the old content is lost: {None if now is None else len(now)} bytes"
     allowed = {*before, path.name}
-    if rubbish := [name for name in _names(root) if name not in allowed]:
-        if not may_leave:
-            return f"left behind: {rubbish}"
+    if (rubbish := [name for name in _names(root) if name not in allowed]) and not may_leave:
+        return f"left behind: {rubbish}"
     if not subject.usable():
         return "the model has changed"
     try:

@@ -42,10 +42,11 @@ class Worker:
         self.process.stdin.write(json.dumps(task))
         self.process.stdin.close()
         self._lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
-        assert self.process.stdout
+        assert self.process.stdout is not None
         for line in self.process.stdout:
             self._lines.put(line)
         self._lines.put("")
@@ -71,6 +72,11 @@ class Worker:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+        if self._errors.closed:
+            return ""
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
         self._errors.seek(0)
         text = self._errors.read()
         self._errors.close()

@@ -1,6 +1,7 @@
 """Find the files of a dataset in a given folder or in the cache, or download them.
 
-A file is downloaded to a temporary folder and written to its place once its SHA-256 is right. The SHA-256 of a cached file
+A file is downloaded to a temporary folder, and written to its place once its SHA-256 is right. The SHA-256 of a cached
+file
 is checked too, so an incomplete download or an altered cache is never used. pooch is imported only for a download.
 """
 
