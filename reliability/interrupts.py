@@ -289,9 +289,9 @@ def tried(subject: Subject, name: str, presser: Presser, rng: np.random.Generato
         epochs = 0 if model.history is None else len(model.history.get("loss", []))
         if epochs not in (step // per_epoch, -(-step // per_epoch) - 1):
             return f"the history has {epochs} epochs after {step} steps"
-    elif name not in ("fit", "fit of a stream", "train_on_batch"):
-        if any(not np.array_equal(before[key], value) for key, value in values.items()):
-            return "the weights have changed"
+    trains = name in ("fit", "fit of a stream", "train_on_batch")
+    if not trains and any(not np.array_equal(before[key], value) for key, value in values.items()):
+        return "the weights have changed"
     if name == "save":
         leftovers = [path.name for path in subject.written.parent.iterdir() if path.name.endswith(".tmp")]
         loaded = xpnet.load(subject.written, "cpu")

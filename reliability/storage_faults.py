@@ -317,9 +317,9 @@ def _mounted(folder: Path, options: str) -> Iterator[Path]:
 
 @functools.cache
 def _may_mount() -> bool:
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(OSError, subprocess.CalledProcessError):
-        with _mounted(Path(folder), "size=64k"):
-            return True
+    refused = contextlib.suppress(OSError, subprocess.CalledProcessError)
+    with tempfile.TemporaryDirectory() as folder, refused, _mounted(Path(folder), "size=64k"):
+        return True
     return False
 
 
