@@ -178,7 +178,7 @@ def _checked(
         if path.name not in text or len(text) < len(str(path)) + 10:
             return f"the error names no path or no reason: {text}"
         if "Its whole new content is in" in text:
-            kept = Path(text.rpartition(" is in ")[2].rstrip("."))
+            kept = Path(text.partition("content is in ")[2].partition("\n")[0].rstrip("."))
     if writer.whole:
         now = path.read_bytes() if path.exists() else None
         new = _content(writer, subject, path)
