@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -140,8 +141,8 @@ def kill_often(
         with _running(name, path, folder) as worker:
             deadline = float(rng.uniform(0, seconds / 3)) if done < kills else None
             got = _killed_or_finished(worker, deadline)
-            errors = "" if got is None and deadline is not None else worker.stop()
-        if got is None and deadline is not None:
+            errors = worker.stop()
+        if got is None and deadline is not None and worker.process.returncode == -signal.SIGKILL:
             done += 1
             result.tried += 1
             if plant:

@@ -55,6 +55,24 @@ def test_the_parts_cover_what_they_say():
 # The faults that the attacks have found ----------------------------------------------------------------------------
 
 
+def test_a_model_of_sequences_of_any_length_resumes_within_an_epoch(tmp_path):
+    def fit(**arguments):
+        model = xpnet.Sequential([xpnet.layers.Embedding(4, 3), xpnet.layers.Dense(4)], (None,), "cpu", seed=0)
+        model.fit(x, x, epochs=2, batch_size=2, verbose=0, **arguments)
+        return model.state_dict()
+
+    class Stop(callbacks.Callback):
+        def on_step_end(self, model, step):
+            if step == 3:
+                raise ZeroDivisionError
+
+    x = np.arange(32).reshape(8, 4) % 4
+    with pytest.raises(ZeroDivisionError):
+        fit(callbacks=[callbacks.Checkpoint(tmp_path / "run", minutes=0), Stop()])
+    resumed, whole = fit(resume_from=tmp_path / "run"), fit()
+    assert all(np.array_equal(resumed[name], whole[name]) for name in whole)
+
+
 def test_a_csv_log_into_a_pipe_and_an_onnx_file_that_is_one_are_refused(tmp_path):
     pytest.importorskip("onnx", reason="onnx is not installed")
     os.mkfifo(tmp_path / "pipe")
