@@ -13,8 +13,8 @@ from reliability.results import Result
 
 #: The modules of this package that have `run(scale, seed, folder) -> list[Result]`, in the order of the summary.
 PARTS: tuple[str, ...] = (
-    "misuse", "file_fuzzing", "coverage_fuzzing", "onnx_graphs", "architectures", "trainings", "threads", "long_runs",
-    "page",
+    "misuse", "file_fuzzing", "coverage_fuzzing", "onnx_graphs", "architectures", "trainings", "storage_faults",
+    "memory_faults", "interrupts", "kills", "threads", "long_runs", "page",
 )  # fmt: skip
 
 _BEGIN, _END = "<!-- results -->\n", "<!-- end of results -->\n"

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, TextIO
 from xpnet import metrics
 from xpnet.concurrency.interrupts import uninterrupted
 from xpnet.config import ExplainedArguments, choice, flag, integer, number, python_number
-from xpnet.data.files import as_path, model_path, refuse_unwritable, reporting
+from xpnet.data.files import as_path, model_path, refuse_irregular, refuse_unwritable, reporting
 from xpnet.display import progress, tables
 from xpnet.distributed.process_group import ProcessGroup
 from xpnet.errors import ArgumentError, ArgumentTypeError, FileError, ShapeError, shown, suggestion
@@ -552,6 +552,7 @@ class CSVLogger(Callback):
 
     def on_resume(self, model: Container, state: dict[str, Any]) -> None:
         size = integer(self, "the size of the file", state["size"], at_least=0)
+        refuse_irregular(self.path)
         with reporting(self.path), contextlib.suppress(FileNotFoundError), open(self.path, "rb") as before:
             if 0 < size <= before.seek(0, os.SEEK_END):  # it may have been shortened
                 before.seek(size - 1)
@@ -564,6 +565,7 @@ class CSVLogger(Callback):
 
     def _open(self, mode: str, size: int | None = None) -> None:
         with reporting(self.path):
+            refuse_irregular(self.path)
             self._file = open(self.path, mode, newline="", encoding="utf-8")  # noqa: SIM115
         self._writer: Any = None
         self._resumed_size = size

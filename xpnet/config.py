@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy
 
 from xpnet.backends.arrays import to_host
+from xpnet.backends.shortage import is_shortage, shortage
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, shown, suggestion, unknown_name
 
 __all__ = ["Configured", "ExplainedArguments", "as_seed", "as_shape", "checked_samples", "choice",
@@ -52,7 +53,10 @@ _OTHER_NUMBERS = (numpy.generic, numpy.ndarray, fractions.Fraction, decimal.Deci
 
 
 def explain_arguments(function: F) -> F:
-    """Decorate a function: a call that does not fit its signature raises ArgumentTypeError with the reason."""
+    """Decorate a function: a call that does not fit its signature raises ArgumentTypeError with the reason.
+
+    A shortage of memory in the call raises DeviceMemoryError.
+    """
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -61,6 +65,12 @@ def explain_arguments(function: F) -> F:
         except TypeError as error:
             if error.__traceback__ is None or error.__traceback__.tb_next is not None:  # raised inside the function
                 raise
+        except (MemoryError, RuntimeError) as error:
+            if not is_shortage(error):
+                raise
+            name = function.__qualname__.removesuffix(".__init__")
+            backend = getattr(args[0], "_wanted_backend", None) if args else None  # of a model
+            raise shortage(f"{name}: there is not enough memory", error, backend) from error
         raise _misfit(function, args, kwargs)
 
     return wrapper  # type: ignore[return-value]

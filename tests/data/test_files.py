@@ -302,7 +302,7 @@ def test_a_failure_while_overwriting_keeps_the_whole_new_content(tmp_path, monke
     monkeypatch.setattr(files, "_overwrite", fail)
     with pytest.raises(FileError if isinstance(error, OSError) else KeyboardInterrupt) as caught:
         files.write_atomically(path, b"new")
-    (kept,) = (name for name in names(tmp_path) if name.endswith(".tmp"))
+    (kept,) = (name for name in names(tmp_path) if name.endswith(".kept"))
     assert (tmp_path / kept).read_bytes() == b"new"
     assert isinstance(error, KeyboardInterrupt) or f"Its whole new content is in {tmp_path / kept}" in str(caught.value)
 
@@ -321,7 +321,7 @@ def test_an_interrupt_while_writing_leaves_the_old_file_alone(tmp_path, monkeypa
 def test_a_planted_temporary_file_is_not_followed(tmp_path, monkeypatch):
     monkeypatch.setattr("secrets.token_hex", lambda n: "known")
     (tmp_path / "victim").write_bytes(b"mine")
-    (tmp_path / "file.known.tmp").symlink_to(tmp_path / "victim")
+    (tmp_path / "file.xpnet-known.tmp").symlink_to(tmp_path / "victim")
     with pytest.raises(FileError, match="File exists"):
         files.write_atomically(tmp_path / "file", b"new")
     assert (tmp_path / "victim").read_bytes() == b"mine" and not (tmp_path / "file").exists()

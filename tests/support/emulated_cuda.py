@@ -32,7 +32,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
-from fake_cupy import CUDARuntimeError, FakeCupy, Stream
+from fake_cupy import CUDARuntimeError, FakeCupy, OutOfMemoryError, Stream
 from strict import StrictArray, StrictBackend, StrictError
 
 from xpnet.backends.cuda import kernels
@@ -100,6 +100,8 @@ class EmulatedCupy(FakeCupy):
         #: The memory faults found so far. A test that leaves any here fails (see conftest.py).
         self.faults: list[str] = []
         self.captures: list[Graph] = []  # in progress
+        #: The bytes that all pools together may use; None for any number.
+        self.memory_limit: int | None = None
         self.pools: weakref.WeakSet[Pool] = weakref.WeakSet()
         self._pools = [Pool(self), Pool(self)]
         self.get_default_memory_pool = lambda: self._pools[0]
@@ -193,6 +195,10 @@ class Pool:
 
     def malloc(self, size: int) -> Block:
         size = -(-max(size, 1) // _UNIT) * _UNIT
+        if (limit := self._cupy.memory_limit) is not None:
+            used = sum(pool.used_bytes() for pool in list(self._cupy.pools))
+            if used + size > limit:
+                raise OutOfMemoryError(f"Out of memory allocating {size:,} bytes (allocated so far: {used:,} bytes).")
         stream = self._cupy.thread.stream.ptr
         with self._lock:
             self._collect()

@@ -498,13 +498,15 @@ def test_the_error_for_too_little_memory_suggests_a_batch_size(gpu, monkeypatch,
     }
     with pytest.raises(errors.DeviceMemoryError) as caught:
         calls[method]()
+    fewer = len(X) // 2
     advice = {
         "fit": "batch_size=100: try batch_size=50, with accumulate=2 for as many samples per update.",
-        "train_on_batch": "batch_size=None: try batch_size=128.",
+        "train_on_batch": f"{len(X)} samples: give fewer at a time, such as {fewer}.",
     }
     assert str(caught.value) == (
         f"emulated does not have enough memory for {advice.get(method, 'batch_size=100: try batch_size=50.')} "
-        "Of its 8.0 GiB, 3.0 GiB are free; backend.free_memory() frees what CuPy caches."
+        "Out of memory allocating 512 bytes. Of 8.0 GiB, 3.0 GiB are free; backend.free_memory() frees what CuPy "
+        "caches."
     )
     assert isinstance(caught.value, MemoryError)
 

@@ -16,6 +16,7 @@ import numpy
 
 from xpnet.backends import Array
 from xpnet.backends.arrays import refuse_masked
+from xpnet.concurrency.memory import refuse_without_memory
 from xpnet.config import integer
 from xpnet.data.dataset import Batch, Dataset, StepData, total_weight
 from xpnet.data.sources import has_length, host_array, length, read, sample_bytes
@@ -514,6 +515,7 @@ def _sliceable(a: Any, name: str, count: Any) -> Any:
 def _read_ahead(items: Iterator[T]) -> Iterator[T]:
     """The same items; a thread makes the next ones while the caller uses the current one."""
     end: Any = object()
+    refuse_without_memory()
     with ThreadPoolExecutor(1, thread_name_prefix="xpnet-stream") as reader:
         waiting = deque(reader.submit(next, items, end) for _ in range(_READ_AHEAD))
         while (item := waiting.popleft().result()) is not end:

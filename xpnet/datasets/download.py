@@ -1,6 +1,7 @@
 """Find the files of a dataset in a given folder or in the cache, or download them.
 
-A file is downloaded to a temporary name and moved to its place once its SHA-256 is right. The SHA-256 of a cached file
+A file is downloaded to a temporary folder, and written to its place once its SHA-256 is right. The SHA-256 of a cached
+file
 is checked too, so an incomplete download or an altered cache is never used. pooch is imported only for a download.
 """
 
@@ -9,26 +10,37 @@ import importlib.util
 import logging
 import os
 import sys
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from xpnet.concurrency.memory import refuse_without_memory
 from xpnet.data.files import as_path, read_bytes, write_atomically
 from xpnet.errors import DownloadError, FileError
 
 logger = logging.getLogger(__name__)
 
 _ENVIRONMENT = "XPNET_DATA_DIR"
+_LARGEST = 2**25  # bytes
+_PATIENCE, _SLOWEST = 60.0, 50_000.0  # a download may take these seconds, and one more for each so many bytes
+_SILENCE = 30.0  # seconds without data after which a server is given up
+_CHUNK = 2**16  # bytes
 
 
 @dataclass(frozen=True)
 class Source:
-    """A published dataset: the name of its folder, mirrors that each offer all files, and the SHA-256 of each file."""
+    """A published dataset.
+
+    name: of its folder.  mirrors: each offers all files.  sha256, sizes: of each file; sizes are in bytes, and a file
+    without one may have up to `_LARGEST`.
+    """
 
     name: str
     mirrors: tuple[str, ...]
     sha256: Mapping[str, str]
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def locate(source: Source, data_dir: str | os.PathLike[str] | None = None) -> list[Path]:
@@ -111,7 +123,7 @@ def _fetch(source: Source, name: str) -> Path:
         url = mirror + name
         logger.info("downloading %s", url)
         try:
-            _download(url, path, source.sha256[name])
+            _download(url, path, source.sha256[name], source.sizes.get(name))
             return path
         except (OSError, ValueError) as error:  # every error of requests is one of these
             logger.info("%s: %s", url, error)
@@ -123,22 +135,94 @@ def _fetch(source: Source, name: str) -> Path:
     )
 
 
-def _download(url: str, path: Path, sha256: str) -> None:
+class _Watch:
+    """Ends a download that is too large or takes too long: pooch tells it, as its progress bar, of each chunk.
+
+    size: the bytes of the file, if they are known.
+    """
+
+    def __init__(self, size: int | None) -> None:
+        self.most, self.received = _LARGEST if size is None else size, 0
+        self.seconds = _PATIENCE + self.most / _SLOWEST
+        self.stopped = False
+        self._bar: Any = None
+        if sys.stderr is not None and sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None:
+            import tqdm
+
+            self._bar = tqdm.tqdm(ncols=79, unit="B", unit_scale=True)
+
+    @property
+    def total(self) -> int:
+        return self.most
+
+    @total.setter
+    def total(self, announced: int) -> None:
+        self._refuse_more_than_most(announced)
+        if self._bar is not None:
+            self._bar.total = announced
+
+    def update(self, count: int) -> None:
+        if self.stopped:
+            raise TimeoutError
+        self.received += count
+        self._refuse_more_than_most(self.received - _CHUNK)  # the last chunk may be smaller
+        if self._bar is not None:
+            self._bar.update(count)
+
+    def reset(self) -> None:
+        self.received = 0
+        if self._bar is not None:
+            self._bar.reset()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _refuse_more_than_most(self, count: int) -> None:
+        if count > self.most:
+            raise ValueError(f"the server sends more than the {self.most:,} bytes of the file")
+
+
+def _download(url: str, path: Path, sha256: str, size: int | None) -> None:
     """Download `url` to `path`, which is written only once the file is complete and its SHA-256 is right."""
     import tempfile
 
-    import pooch
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    show_progress = terminal and importlib.util.find_spec("tqdm") is not None
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix="xpnet-", ignore_cleanup_errors=True) as folder:
         temporary = Path(folder, path.name)
-        pooch.HTTPDownloader(progressbar=show_progress, chunk_size=1 << 16)(url, str(temporary), None)
+        _receive(url, temporary, _Watch(size))
         content = read_bytes(temporary)
         if (actual := sha256_of(content)) != sha256:
             raise ValueError(f"the downloaded file is truncated or altered: SHA-256 {actual}, not {sha256}")
         write_atomically(path, content)
+
+
+def _receive(url: str, path: Path, watch: _Watch) -> None:
+    """Download `url` to `path`. Raises TimeoutError if that takes too long."""
+    import pooch
+
+    errors: list[BaseException] = []
+
+    def receive() -> None:
+        try:
+            pooch.HTTPDownloader(progressbar=watch, chunk_size=_CHUNK, timeout=_SILENCE)(url, str(path), None)
+        except BaseException as error:
+            errors.append(error)
+
+    # In a thread, because a server that sends a byte now and then never lets `HTTPDownloader` return.
+    refuse_without_memory()
+    thread = threading.Thread(target=receive, name="xpnet-download", daemon=True)
+    try:
+        thread.start()
+        thread.join(watch.seconds)
+    finally:
+        watch.stopped = True
+        watch.close()
+    if thread.is_alive():
+        raise TimeoutError(f"the server has not sent the file in {watch.seconds:.0f} seconds")
+    if errors:
+        raise errors.pop()  # an error in the list would keep the list and itself, with an open connection, alive
 
 
 def sha256_of(content: bytes) -> str:

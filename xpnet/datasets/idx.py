@@ -50,7 +50,7 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[Any]:
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise FileError(f"{path} is damaged: gzip cannot decompress it ({error}).") from error
     except MemoryError as error:
-        raise memory_error(path) from error
+        raise memory_error(path, error) from error
 
 
 def write_idx(path: str | os.PathLike[str], array: ArrayLike) -> None:

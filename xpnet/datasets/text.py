@@ -18,6 +18,7 @@ TINY_SHAKESPEARE = Source(
     name="tinyshakespeare",
     mirrors=("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/",),
     sha256={"input.txt": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"},
+    sizes={"input.txt": 1_115_394},
 )
 
 _EXCERPT = Path(__file__).parent / "data" / "shakespeare.txt.gz"

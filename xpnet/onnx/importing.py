@@ -12,7 +12,7 @@ import numpy
 import onnx
 
 from xpnet import layers
-from xpnet.data.files import read_bytes
+from xpnet.data.files import memory_error, read_bytes
 from xpnet.errors import ArgumentError, FileError, ShapeError
 from xpnet.layers.tensors import Input
 from xpnet.model import Model, Sequential
@@ -66,10 +66,12 @@ def _read(path: Any) -> Any:
     try:
         file = onnx.ModelProto.FromString(content)
         onnx.load_external_data_for_model(file, str(Path(path).parent))
+    except MemoryError as error:
+        raise memory_error(path, error) from error
     except Exception as error:  # protobuf raises its own errors
         raise FileError(f"{path}: this is not an ONNX file: {error}") from error
-    if not file.ir_version:  # an empty file counts as an empty message
-        raise FileError(f"{path}: this is not an ONNX file: it has no version.")
+    if not file.HasField("graph"):  # an empty file counts as an empty message
+        raise FileError(f"{path}: this is not an ONNX file: it has {len(content)} bytes and no graph.")
     graph = file.graph
     texts = [[value.name for value in (*graph.input, *graph.output, *graph.initializer)]]
     texts += [[o.domain for o in file.opset_import], [text for p in file.metadata_props for text in (p.key, p.value)]]

@@ -54,7 +54,7 @@ from xpnet.training.arguments import (
 )
 from xpnet.training.audit import Checks
 from xpnet.training.captured_inference import CapturedInference, InferencePass
-from xpnet.training.device_memory import explaining_memory_errors
+from xpnet.training.device_memory import explaining_memory_errors, explaining_memory_errors_of, samples_of
 from xpnet.training.evaluation import evaluate
 from xpnet.training.resuming import Rollback
 from xpnet.training.run import Run
@@ -106,8 +106,9 @@ class BaseModel(Container):
         if self.path or _running.get() is self:  # as a layer of another model, or in a pass
             return super().forward(x)
         training = flag("", "training", training)
-        x, dtype = self._inputs(x)
-        return self.context.exclusively(self._forward, x, dtype, training)
+        with self._explaining_shortage(x):
+            x, dtype = self._inputs(x)
+            return self.context.exclusively(self._forward, x, dtype, training)
 
     def _forward(self, x: Arrays, dtype: DType, training: bool) -> Any:
         if training:
@@ -131,7 +132,9 @@ class BaseModel(Container):
         """
         if self.path or _running.get() is self:
             return super().backward(grad_output)
-        return self.context.exclusively(self._backward, grad_output, flag("", "input_grad", input_grad))
+        input_grad = flag("", "input_grad", input_grad)
+        with self._explaining_shortage(grad_output):
+            return self.context.exclusively(self._backward, grad_output, input_grad)
 
     def _backward(self, grad_output: Any, input_grad: bool) -> Any:
         self.context.guard.refuse_beside_training()
@@ -271,7 +274,7 @@ class BaseModel(Container):
         return run.history
 
     def _fit(self, x: Any, y: Any, sample_weight: Any, options: FitOptions) -> Run:
-        memory = explaining_memory_errors(self, options.batch_size, training=True)
+        memory = explaining_memory_errors(self, options.batch_size, training=True, samples=samples_of(x))
         with self._built_for(x), memory, self.backend.stream():
             self._forget_gradients()
             return loop.fit(
@@ -300,7 +303,7 @@ class BaseModel(Container):
 
         Loss, optimizer and metrics default to those of the last training.
         """
-        with self._built_for(x), explaining_memory_errors(self, None), self.backend.device():
+        with self._built_for(x), self._explaining_shortage(x), self.backend.device():
             chosen, measured = self._chosen(loss, metrics, loss_weights)
             wanted = self._state.optimizer if optimizer is None else optimizers_.get(optimizer)
             dataset = load_dataset(self, x, y, chosen, measured, sample_weight, class_weight)
@@ -359,7 +362,8 @@ class BaseModel(Container):
         """
         batch_size = checked_batch_size(batch_size)
         x, y, sample_weight = as_stream(structure_of(self), x, y, sample_weight)
-        with self._built_for(x), explaining_memory_errors(self, batch_size), self.backend.device():
+        memory = explaining_memory_errors(self, batch_size, samples=samples_of(x))
+        with self._built_for(x), memory, self.backend.device():
             chosen, measured = self._chosen(loss, metrics, loss_weights)
             dataset = load_dataset(self, x, y, chosen, measured, sample_weight)
             result = evaluate(self, dataset, chosen, measured, batch_size).final_result(reduced=True)
@@ -376,6 +380,10 @@ class BaseModel(Container):
         one, is read batch by batch.
         """
         batch_size, as_device = checked_batch_size(batch_size), flag("", "as_device", as_device)
+        with explaining_memory_errors(self, batch_size, samples=samples_of(x)):
+            return self._predict(x, batch_size, as_device)
+
+    def _predict(self, x: Any, batch_size: int | None, as_device: bool) -> Any:
         given, streamed = x, isinstance(x, Stream)
         x = in_order("x", x.array if streamed else x, self.input_names, "input")
         on_disk = streamed or any(isinstance(a, numpy.memmap) for a in items(x))
@@ -392,8 +400,7 @@ class BaseModel(Container):
                 batch, dtype = self._inputs(each(functools.partial(read, rows=rows, name="x"), x))
             else:
                 batch = mapped(operator.itemgetter(rows), x)
-            with explaining_memory_errors(self, size):
-                parts.append(self.context.exclusively(self._predict_batch, batch, dtype, as_device))
+            parts.append(self.context.exclusively(self._predict_batch, batch, dtype, as_device))
         if len(parts) == 1:
             return as_list(parts[0])
         with self.backend.device():
@@ -430,8 +437,9 @@ class BaseModel(Container):
         as_device = flag("", "as_device", as_device)
         with self._built_for(x):
             probabilities = outputs.probabilities(self, self._state.last_loss)
-        result = probabilities(self.predict(x, batch_size, as_device=True))
-        return as_list(result if as_device else mapped(lambda a: numpy.array(self.backend.to_numpy(a)), result))
+        with explaining_memory_errors(self, checked_batch_size(batch_size), samples=samples_of(x)):
+            result = probabilities(self.predict(x, batch_size, as_device=True))
+            return as_list(result if as_device else mapped(lambda a: numpy.array(self.backend.to_numpy(a)), result))
 
     @explain_arguments
     def activations(self, x: Any) -> dict[str, numpy.ndarray[Any, Any]]:
@@ -440,8 +448,9 @@ class BaseModel(Container):
         Dropout and distortions are off, so that the entries of output layers equal `predict(x)`. A container such as
         Residual counts as one layer. A layer that is called several times has an entry for each call: "0", "0#2", ….
         """
-        x, dtype = self._inputs(x)
-        return self.context.exclusively(self._activations, x, dtype)
+        with self._explaining_shortage(x):
+            x, dtype = self._inputs(x)
+            return self.context.exclusively(self._activations, x, dtype)
 
     def _activations(self, x: Array, dtype: DType) -> dict[str, numpy.ndarray[Any, Any]]:
         context, outputs = self.context, {}
@@ -458,6 +467,7 @@ class BaseModel(Container):
                 context.training, context.inference = before
         return outputs
 
+    @explain_arguments
     def state_dict(self) -> dict[str, numpy.ndarray[Any, Any]]:
         """Return {name: copy on the host} of all parameters and buffers."""
         self._refuse_inside()
@@ -535,6 +545,7 @@ class BaseModel(Container):
         super().drop_workspaces(inference_only)
         self._inference.drop()
 
+    @explain_arguments
     def summary(self, batch_size: int | None = None) -> Summary:
         """Return a table with the output shape and the number of parameters of each layer.
 
@@ -652,6 +663,9 @@ class BaseModel(Container):
     def _own(self, x: Arrays) -> Arrays:
         """x, as a copy if a custom layer might write into it."""
         return mapped(lambda a: a.copy(), x) if self.has_custom_layers else x
+
+    def _explaining_shortage(self, x: Any) -> contextlib.AbstractContextManager[None]:
+        return explaining_memory_errors_of(self, samples_of(x) or 1)
 
     def _inputs(self, x: Any) -> tuple[Arrays, Any]:
         with self._built_for(x), self.backend.device():

@@ -1,27 +1,72 @@
-"""Out-of-memory errors of a device, explained."""
+"""A shortage of memory in a model's call, explained; and the memory that the call has left behind, freed."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from xpnet.errors import DeviceMemoryError
+from xpnet.backends.shortage import is_shortage, shortage
+from xpnet.data.sources import length
 from xpnet.layers.containers import Container
+from xpnet.layers.structure import first_of
 
 
 @contextlib.contextmanager
-def explaining_memory_errors(model: Container, batch_size: int | None, training: bool = False) -> Iterator[None]:
-    """Turn an out-of-memory error of the model's device into DeviceMemoryError, which says what to try."""
+def explaining_memory_errors(
+    model: Container, batch_size: int | None, training: bool = False, samples: int | None = None
+) -> Iterator[None]:
+    """Turn a shortage of memory in a call with batches into DeviceMemoryError, which says what to try.
+
+    batch_size: of the call; None is all samples.  samples: their number, if it is known.
+    """
     try:
         yield
     except Exception as error:
-        if not model.backend.out_of_memory(error):
+        if not is_shortage(error):
             raise
-        free, total = model.backend.memory()[2:]
-        smaller = 128 if batch_size is None else max(1, batch_size // 2)
+        _free(model)
+        largest = min((n for n in (batch_size, samples) if n is not None), default=None)
+        smaller = 128 if largest is None else max(1, largest // 2)
         remedy = f"try batch_size={smaller}" if smaller != batch_size else "move it to a device with more"
         if training and smaller != batch_size and batch_size is not None:
             remedy += ", with accumulate=2 for as many samples per update"
-        raise DeviceMemoryError(
-            f"{model.backend.name} does not have enough memory for batch_size={batch_size}: {remedy}. Of its "
-            f"{(total or 0) / 2**30:.1f} GiB, {(free or 0) / 2**30:.1f} GiB are free; backend.free_memory() frees "
-            "what CuPy caches."
-        ) from error
+        raise shortage(_what(model, f"batch_size={batch_size}: {remedy}", error), error, model.backend) from error
+
+
+@contextlib.contextmanager
+def explaining_memory_errors_of(model: Container, samples: int, what: str = "samples") -> Iterator[None]:
+    """The same for a call that takes all its samples at once."""
+    try:
+        yield
+    except Exception as error:
+        if not is_shortage(error):
+            raise
+        _free(model)
+        remedy = f"give fewer at a time, such as {samples // 2}" if samples > 1 else "move it to a device with more"
+        raise shortage(_what(model, f"{samples} {what}: {remedy}", error), error, model.backend) from error
+
+
+def samples_of(x: Any) -> int | None:
+    """The number of samples of an argument, if it is known before it is checked."""
+    with contextlib.suppress(Exception):
+        return length(first_of(list(x.values()) if isinstance(x, Mapping) else x) if _is_several(x) else x)
+    return None
+
+
+def _is_several(x: Any) -> bool:
+    """Whether an argument consists of several arrays."""
+    return isinstance(x, Mapping) or (isinstance(x, list | tuple) and len(x) > 0 and hasattr(x[0], "shape"))
+
+
+def _what(model: Container, of: str, error: BaseException) -> str:
+    name = model.backend.name if model.backend.out_of_memory(error) else "the host"
+    return f"{name} does not have enough memory for {of}"
+
+
+def _free(model: Container) -> None:
+    """Free the buffers of passes, which may have grown for the batch that did not fit."""
+    with contextlib.suppress(Exception):
+        context = model.context
+        context.exclusively(model.drop_workspaces, inference_only=context.guard.in_training)
+        if not context.guard.in_training:
+            context.forward_thread = 0
+        context.backend.free_memory()

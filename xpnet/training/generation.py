@@ -20,6 +20,7 @@ from xpnet.layers.embedding import Embedding
 from xpnet.layers.past import Continuation
 from xpnet.layers.positions import PositionalEmbedding
 from xpnet.training.base_model import BaseModel
+from xpnet.training.device_memory import explaining_memory_errors_of
 
 Tokens: TypeAlias = Any  # int64, on the host
 Logits: TypeAlias = Any  # float64, on the host
@@ -37,7 +38,8 @@ def generated(
     tokens = numpy.concatenate([given, numpy.zeros((count, length), numpy.int64)], axis=1)
     rng = numpy.random.default_rng(seed)
     for end in range(start, start + length):
-        tokens[:, end] = drawn(next_token.logits(tokens[:, :end]), temperature, top_k, rng)
+        with explaining_memory_errors_of(model, count, "sequences"):
+            tokens[:, end] = drawn(next_token.logits(tokens[:, :end]), temperature, top_k, rng)
     return tokens
 
 

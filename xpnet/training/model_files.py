@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from xpnet import augment, initializers, layers
+from xpnet.backends.shortage import is_shortage, refuse_larger_than_memory
 from xpnet.config import Configured
 from xpnet.data.files import foreign_hint, memory_error, model_path, read_bytes, write_atomically
 from xpnet.errors import ArgumentError, ArgumentTypeError, BackendError, DeviceMemoryError, FileError
@@ -20,6 +21,7 @@ from xpnet.layers.graph import Graph
 
 _FORMAT, _GRAPH_FORMAT = "xpnet-model-2", "xpnet-model-3"  # of models in a row, and of graphs
 _GRAPH = ("layers", "inputs", "calls", "outputs", "name")  # what a file has of a graph in another model
+_OF_SAFETENSORS = 2**22  # bytes that it needs beside the arrays
 _TRAINING = "training/"  # the prefix of the names of arrays that belong to a run of fit
 
 
@@ -44,6 +46,8 @@ def write(path: Any, model: Container, run: Mapping[str, Any] | None = None, **t
     described = architecture(model)
     version = _GRAPH_FORMAT if '"calls"' in json.dumps(described) else _FORMAT
     texts = {"format": version, "architecture": json.dumps(described, sort_keys=True), **texts}
+    # safetensors holds the arrays three times. If memory is short it ends the process, or never returns.
+    refuse_larger_than_memory(3 * sum(a.nbytes for a in arrays.values()) + _OF_SAFETENSORS)
     write_atomically(path, to_bytes(arrays, metadata={**texts, "sha256": _digest(arrays, texts)}))
 
 
@@ -91,6 +95,7 @@ def read_all(path: Any) -> Contents:
     from safetensors.numpy import load as from_bytes
 
     content = read_bytes(path)
+    refuse_larger_than_memory(len(content) + _OF_SAFETENSORS)
     arrays = from_bytes(content)  # copies; it also checks the header, which is JSON after its length
     texts = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
     del content
@@ -119,9 +124,9 @@ def refusing_damage(path: Any) -> Iterator[None]:
         if str(error).startswith(f"{path}: "):
             raise
         raise DeviceMemoryError(f"{path}: {error}") from error
-    except MemoryError as error:
-        raise memory_error(path) from error
     except Exception as error:
+        if is_shortage(error):
+            raise memory_error(path, error) from error
         raise FileError(f"{path}: the file is damaged or not a model file: {error}{foreign_hint(path)}") from error
 
 

@@ -211,9 +211,9 @@ class Run:
             self.metrics.refuse_state(_with_prefix(arrays, "figures "), values["seen"], self._sums_of_one_sample())
 
     def _sums_of_one_sample(self) -> dict[str, Any]:
-        """The sums of each metric over one sample, for their shapes; {} for a stream."""
+        """The sums of each metric over one sample, for their shapes; {} for a stream, and for outputs of any length."""
         data, model = self.dataset, self.model
-        if not isinstance(data, Dataset):
+        if not isinstance(data, Dataset) or any(None in shape for shape in shapes_of(model.output_shape)):
             return {}
         zeros, sample = model.backend.zeros, Batch(**data.replaced(lambda _, a: a[:1]))
         shapes = shapes_of(model.output_shape)

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import functools
+import importlib
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -48,13 +49,18 @@ class CPUBackend(CPUOperators):
         return out
 
     def memory(self) -> Memory:
-        """The memory of the whole process, as the system reports it; 0 and None if it does not."""
+        """The memory of the whole process, as the system reports it or limits it; 0 and None if it does not."""
         used, free, total = 0, None, None
-        with contextlib.suppress(OSError, ValueError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, AttributeError, ImportError):
             page = os.sysconf("SC_PAGE_SIZE")
             free, total = (os.sysconf(name) * page for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
             with open("/proc/self/statm", encoding="ascii") as statm:
-                used = int(statm.read().split()[1]) * page
+                mapped, resident = (int(pages) * page for pages in statm.read().split()[:2])
+            used = resident
+            resource: Any = importlib.import_module("resource")  # not on Windows
+            limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+            if limit != resource.RLIM_INFINITY:
+                free, total = min(free, max(0, limit - mapped)), min(total, limit)
         return Memory(used, used, free, total)
 
     def free_memory(self) -> None:

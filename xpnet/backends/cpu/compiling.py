@@ -7,10 +7,14 @@ from typing import Any, TypeVar, cast
 
 from numba import config, njit
 
+from xpnet.concurrency.memory import refuse_without_memory
+
 if getattr(config, "DISABLE_JIT", False):
     raise ImportError("the environment variable NUMBA_DISABLE_JIT turns it off")  # so that no loop runs in Python
 
 _log = logging.getLogger(__name__)
+
+_OF_LLVM = 2**26  # bytes
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,7 +46,19 @@ def _cached(loop: Any) -> Any:
         for name in ("load_overload", "save_overload"):
             if hasattr(cache, name):
                 setattr(cache, name, _tolerant(getattr(cache, name)))
+    loop.compile = _with_memory(loop.compile)
     return loop
+
+
+def _with_memory(compile_loop: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile or load a loop only if there is memory for that: LLVM ends the process if there is none."""
+
+    @functools.wraps(compile_loop)
+    def compile_with_memory(*args: Any) -> Any:
+        refuse_without_memory(_OF_LLVM)
+        return compile_loop(*args)
+
+    return compile_with_memory
 
 
 def _tolerant(access: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from xpnet.concurrency.interrupts import recoverable, uninterrupted
+from xpnet.concurrency.memory import refuse_without_memory
 
 _NOTHING = contextlib.nullcontext()
 
@@ -144,7 +145,11 @@ class ThreadPool:
     def _run_parts(self, parts: list[Callable[[], None]]) -> None:
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(max(len(parts), os.cpu_count() or 1), thread_name_prefix="xpnet")
+                self._pool = _started_pool(max(len(parts), os.cpu_count() or 1))
+        if self._pool is None:
+            for part in parts:
+                self._run_part(part)
+            return
         others: list[Future[None]] = []
         try:
             # In a copy of the caller's context, because numpy.errstate is part of it.
@@ -170,6 +175,24 @@ class ThreadPool:
             yield
         finally:
             self._state.workers = before
+
+
+def _started_pool(count: int) -> ThreadPoolExecutor | None:
+    """A pool with this number of threads, all running; None if there is no memory for them.
+
+    A pool starts threads when they are first needed. If one cannot be started then, its work stays in the queue.
+    """
+    pool, go = ThreadPoolExecutor(count, thread_name_prefix="xpnet"), threading.Event()
+    try:
+        for _ in range(count):
+            refuse_without_memory()
+            pool.submit(go.wait)
+    except (MemoryError, RuntimeError):
+        go.set()
+        pool.shutdown()
+        return None
+    go.set()
+    return pool
 
 
 def slices(count: int, parts: int) -> list[slice]:
