@@ -153,6 +153,105 @@ def test_the_first_step_of_adam_is_the_rate_times_the_sign_of_the_gradient(backe
         np.testing.assert_allclose(value - start[key], -0.01 * np.sign(gradients[0][key]), rtol=1e-5)
 
 
+# Rates by parameter
+
+
+RATES = {"0.weight": 0.5, "0.*": 0.0, "*.bias": 3.0}  # the first pattern that matches counts
+FACTORS = {"0.weight": 0.5, "0.bias": 0.0, "1.weight": 1.0, "1.bias": 3.0}
+
+
+def with_rates(optimizer, rates):
+    return type(optimizer).from_config({**optimizer.get_config(), "parameter_rates": rates})
+
+
+@each_optimizer
+def test_rates_by_parameter_scale_the_rates_of_the_formulas(backend, rng, monkeypatch, optimizer, formula, settings):
+    model = model_of(backend, rng)
+    start, gradients = model.state_dict(), random_gradients(rng, model)
+    train(model, with_rates(optimizer, RATES), gradients)
+    for name, value in model.state_dict().items():
+        monkeypatch.setitem(globals(), "RATE", 0.05 * FACTORS[name])
+        *_, want = formula(start[name], [g[name] for g in gradients], **settings)
+        np.testing.assert_allclose(value, want, rtol=1e-12, atol=1e-14)
+        assert np.array_equal(value, start[name]) == (FACTORS[name] == 0)
+
+
+@pytest.mark.parametrize("kind", [optimizers.SGD, optimizers.AdamW])
+def test_rates_by_parameter_scale_weight_decay_too(backend, rng, kind):
+    model = model_of(backend, rng)
+    start, zeros = model.state_dict(), [{p.name: np.zeros(p.shape) for p in model.parameters}]
+    train(model, kind(RATE, weight_decay=0.3, parameter_rates=RATES), zeros)
+    for name, value in model.state_dict().items():
+        kept = 1 - RATE * FACTORS[name] * 0.3 * name.endswith("weight")
+        np.testing.assert_allclose(value, kept * start[name], rtol=1e-12)
+
+
+def test_clipping_does_not_depend_on_rates_by_parameter(backend, rng):
+    models = [model_of(backend, rng) for _ in range(2)]
+    start, gradients = models[0].state_dict(), random_gradients(rng, models[0], 1)
+    for model, rates in zip(models, (None, RATES), strict=True):
+        train(model, optimizers.SGD(RATE, clip_norm=0.5, parameter_rates=rates), gradients)
+    plain, rated = (model.state_dict() for model in models)
+    for name, factor in FACTORS.items():
+        change = factor * (plain[name] - start[name])
+        np.testing.assert_allclose(rated[name] - start[name], change, rtol=1e-12, atol=1e-15)
+
+
+def test_frozen_parameters_stay_frozen_whatever_their_rate(backend, rng):
+    model = model_of(backend, rng)
+    model.layers[1].trainable = False
+    start = model.state_dict()
+    train(model, optimizers.AdamW(parameter_rates={"1.*": 5.0}), random_gradients(rng, model))
+    for name, value in model.state_dict().items():
+        assert np.array_equal(value, start[name]) == name.startswith("1")
+
+
+def test_captured_and_eager_steps_with_rates_by_parameter_are_equal_bit_for_bit(monkeypatch):
+    states = []
+    for capture in ("1", "0"):
+        monkeypatch.setenv("XPNET_CAPTURE", capture)
+        model, reasons = small_net(), []
+        watch = Do(lambda c, m, reasons=reasons: reasons.append(c.run.executor.captured), "on_epoch_end")
+        rated = optimizers.AdamW(0.01, parameter_rates={"*.bias": 2.0, "0.weight": 0.5})
+        model.fit(SAMPLES, LABELS, optimizer=rated, callbacks=[watch], epochs=30, **QUIET)
+        assert bool(reasons[-1]) == (capture == "1")
+        states.append(model.state_dict())
+    assert_same_state(*states)
+
+
+def test_a_new_dict_of_rates_is_followed_and_keeps_the_state():
+    model, optimizer = small_net(), optimizers.SGD(0.1, momentum=0.9)
+    model.fit(SAMPLES, LABELS, optimizer=optimizer, **QUIET)
+    slots, before = model._state.optimizer_state, model.state_dict()
+    optimizer.parameter_rates = {"0.*": 0.0}
+    model.fit(SAMPLES, LABELS, optimizer=optimizer, **QUIET)
+    assert model._state.optimizer_state is slots
+    for name, value in model.state_dict().items():
+        assert np.array_equal(value, before[name]) == name.startswith("0")
+
+
+@pytest.mark.parametrize(
+    "train_with",
+    [
+        lambda model, optimizer: model.fit(SAMPLES, LABELS, optimizer=optimizer, **QUIET),
+        lambda model, optimizer: model.train_on_batch(SAMPLES, LABELS, "softmax_cross_entropy", optimizer),
+    ],
+    ids=["fit", "train_on_batch"],
+)
+def test_a_pattern_without_a_parameter_is_refused_and_changes_nothing(train_with):
+    model = small_net()
+    model.fit(SAMPLES, LABELS, optimizer="adam", **QUIET)
+    before, state = model.state_dict(), dict(vars(model._state))
+    with pytest.raises(ArgumentError) as caught:
+        train_with(model, optimizers.SGD(parameter_rates={"0.weihgt": 2.0}))
+    assert str(caught.value) == (
+        "SGD: parameter_rates: no parameter matches '0.weihgt'. Did you mean '0.weight' or '2.weight'? The model has "
+        "0.weight, 0.bias, 2.weight, 2.bias."
+    )
+    assert_same_state(model.state_dict(), before)
+    assert vars(model._state) == state
+
+
 # Clipping
 
 
@@ -380,6 +479,23 @@ def test_the_penalty_is_none_without_penalized_layers(backend, rng):
         (lambda: optimizers.RMSprop(rho=-0.1), ArgumentError, "RMSprop: rho"),
         (lambda: optimizers.Adam(beta1=1.0), ArgumentError, "Adam: beta1"),
         (lambda: optimizers.AdamW(beta2=1.5), ArgumentError, "AdamW: beta2"),
+        (
+            lambda: optimizers.Adagrad(parameter_rates={"*.bias": -1.0}),
+            ArgumentError,
+            r"^Adagrad: the factor of '\*.bias' in parameter_rates must be a finite number of at least 0, not -1.0",
+        ),
+        (
+            lambda: optimizers.Adam(parameter_rates={"*": math.inf}),
+            ArgumentError,
+            "finite number of at least 0, not inf",
+        ),
+        (
+            lambda: optimizers.Adam(parameter_rates={"*": math.nan}),
+            ArgumentError,
+            "finite number of at least 0, not nan",
+        ),
+        (lambda: optimizers.Adam(parameter_rates=2.0), ArgumentTypeError, "parameter_rates must be a dict of patterns"),
+        (lambda: optimizers.Adam(parameter_rates={0: 2.0}), ArgumentTypeError, "must be a dict of patterns"),
         (lambda: optimizers.get("adaam"), ArgumentError, "unknown optimizer 'adaam'. Did you mean 'adam'"),
         (lambda: optimizers.get(optimizers.Adam), ArgumentTypeError, r"pass an object, Adam\(...\)"),
     ],

@@ -2,27 +2,30 @@
 
 An optimizer is configuration only. Its state for one model (momenta, the number of updates) is an `OptimizerState` that
 belongs to the model, so one optimizer object can train several models. `Optimizer` explains the arguments that all of
-them take: learning_rate, weight_decay and clip_norm.
+them take: learning_rate, weight_decay, clip_norm and parameter_rates.
 """
 
+import functools
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from numbers import Real
 from operator import attrgetter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from xpnet.backends import Array, Backend, DType
 from xpnet.backends.step_numbers import of_step
 from xpnet.config import Configured, flag, missing_method, number, rate_or_schedule, resolve
-from xpnet.errors import ArgumentError
-from xpnet.parameters import ParameterStore
+from xpnet.errors import ArgumentError, ArgumentTypeError, suggestion
+from xpnet.parameters import Parameter, ParameterStore
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "OptimizerState", "RMSprop", "get"]
 
 Rate = float | Callable[[int], float]
 
 _TRAINABLE = attrgetter("trainable")  # in C: a lambda takes longer
+_SHOWN_NAMES = 20  # of parameters, in an error
 
 
 class OptimizerState:
@@ -61,6 +64,18 @@ class OptimizerState:
         self.scratch = backend.empty((min(size, backend.chunk_elements or size),), store.dtype)
 
 
+class Part(NamedTuple):
+    """Parameters that are updated alike: by the formula of `rule`, at the learning rate times `factor`.
+
+    trained, decayed: their slices of the flat vectors, and of these the ones with weight decay.
+    """
+
+    rule: "Optimizer"
+    factor: float
+    trained: list[slice]
+    decayed: list[slice]
+
+
 def _layout(store: ParameterStore) -> tuple[Backend, DType, int, list[slice]]:
     """What the vectors of an optimizer depend on: device, dtype, length, and where the parameters are."""
     return store.backend, store.dtype, int(store.values.size), [parameter.slot for parameter in store.parameters]
@@ -73,6 +88,12 @@ class Optimizer(Configured):
     weight_decay: adds weight_decay · w to the gradient of parameters with `decay` (weights, not biases), but see AdamW.
     clip_norm: the largest norm of the gradient of all parameters together. A larger gradient is scaled down to it,
         before weight decay.
+    parameter_rates: {pattern: factor} multiplies the learning rate of the parameters whose names match, such as
+        "0.weight", "encoder.*" or "*.bias" (with the wildcards of fnmatch). The first pattern that matches counts;
+        parameters that match none have the factor 1. As in the parameter groups of PyTorch, the factor scales all that
+        the rate does, also the decoupled decay of AdamW; 0 keeps a parameter as it is, but its state follows its
+        gradients. Assign a new dict to change it. Training raises ArgumentError if a pattern matches no parameter of
+        the model.
     """
 
     #: The names of the vectors that it keeps for each model.
@@ -81,6 +102,7 @@ class Optimizer(Configured):
     learning_rate: Rate
     weight_decay: float
     clip_norm: float | None
+    parameter_rates: Mapping[str, float] | None = None
 
     @abstractmethod
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
@@ -97,11 +119,60 @@ class Optimizer(Configured):
         if ("update" in own or ("decay" in own and "fused_decay" not in own)) and "fused" not in own:
             cls.fused = Optimizer.fused  # type: ignore[method-assign]
 
-    def __init__(self, learning_rate: Rate, weight_decay: float, clip_norm: float | None) -> None:
+    def __init__(
+        self,
+        learning_rate: Rate,
+        weight_decay: float,
+        clip_norm: float | None,
+        *,
+        parameter_rates: Mapping[str, float] | None = None,
+    ) -> None:
         if clip_norm is not None:
             clip_norm = number(self, "clip_norm", clip_norm, above=0, also="None for no clipping")
         self.learning_rate, self.clip_norm = rate_or_schedule(self, "learning_rate", learning_rate), clip_norm
         self.weight_decay = number(self, "weight_decay", weight_decay, at_least=0, finite=True)
+        self.parameter_rates = self._checked_rates(parameter_rates)
+
+    def _checked_rates(self, rates: Any) -> dict[str, float] | None:
+        if rates is None:
+            return None
+        if not isinstance(rates, Mapping) or not all(isinstance(pattern, str) for pattern in rates):
+            raise ArgumentTypeError(
+                f"{type(self).__name__}: parameter_rates must be a dict of patterns and factors, such as "
+                f'{{"*.bias": 2.0}}, not {rates!r}.'
+            )
+        name = "the factor of {!r} in parameter_rates"
+        return {p: number(self, name.format(p), factor, at_least=0, finite=True) for p, factor in rates.items()}
+
+    def check_parameters(self, store: ParameterStore) -> None:
+        """Raise ArgumentError if a pattern matches no parameter of the store."""
+        self._factors(store)
+
+    def _factors(self, store: ParameterStore) -> tuple[float, ...]:
+        """The factor of the learning rate of each parameter."""
+        if not self.parameter_rates:
+            return (1.0,) * len(store.parameters)
+        owner, names = f"{type(self).__name__}: parameter_rates", tuple(p.name for p in store.parameters)
+        factors = tuple(self.parameter_rates.values())
+        return tuple(1.0 if k is None else factors[k] for k in _matches(owner, tuple(self.parameter_rates), names))
+
+    def parts(self, store: ParameterStore) -> list[Part]:
+        """All trained parameters, grouped by how they are updated."""
+        return self._parts_of(store, lambda parameter: True)
+
+    def _parts_of(self, store: ParameterStore, wanted: Callable[[Parameter], bool], factor: float = 1.0) -> list[Part]:
+        """The trained parameters that are wanted, grouped by their factors, which are multiplied by another one."""
+        factors = self._factors(store)
+        by_name = dict(zip((p.name for p in store.parameters), factors, strict=True))
+        parts = []
+        for f in dict.fromkeys(factors):
+            trained = store.slices(lambda p, f=f: p.trainable and by_name[p.name] == f and wanted(p))  # type: ignore[misc]
+            decayed = store.slices(
+                lambda p, f=f: p.trainable and by_name[p.name] == f and wanted(p) and p.decay  # type: ignore[misc]
+            )
+            if trained:
+                parts.append(Part(self, f * factor, trained, decayed if self.weight_decay else []))
+        return parts
 
     def rate(self, step: int) -> float:
         """The learning rate of the next update, after `step` updates."""
@@ -134,30 +205,49 @@ class Optimizer(Configured):
         backend, step = store.backend, state.step
         rate = backend.step_number(lambda step: self.rate_for(state, step) * factor(), step)
         k = backend.step_number(lambda step: step + 1, step)
-        trained = store.slices(_TRAINABLE)
-        decayed = store.slices(lambda p: p.trainable and p.decay) if self.weight_decay else []
         if self.clip_norm is not None:
-            backend.clip_norm(store.grads, trained, self.clip_norm)
+            backend.clip_norm(store.grads, store.slices(_TRAINABLE), self.clip_norm)
         state.step += 1
+        parts = self.parts(store)
+        for part in parts:
+
+            def rate_of(step: int, scale: float = part.factor) -> float:
+                rate: float = _scaled(self.rate_for(state, step) * factor(), scale)
+                return rate
+
+            own = _scaled(rate, part.factor)
+            part.rule._update_part(store, state, part, rate_of, own, k, step, gate, last=part is parts[-1])
+
+    def _update_part(
+        self, store: ParameterStore, state: OptimizerState, part: Part, rate_of: Callable[[int], float], rate: float,
+        k: int, step: int, gate: Array | None, *, last: bool,
+    ) -> None:  # fmt: skip
+        """Update the parameters of a part.
+
+        rate_of: the learning rate as a function of the step.  rate, k: of this step.  last: whether it is the last part
+        of the update.
+        """
+        backend, slots = store.backend, [state.slots[slot] for slot in self.slots]
         name, numbers = self.fused(rate, k)
-        vectors = [store.values, store.grads, *state.slots.values()]
+        vectors = [store.values, store.grads, *slots]
 
         def numbers_of(step: int) -> tuple[float, ...]:
-            rate = self.rate_for(state, step) * factor()
+            rate = rate_of(step)
             return (*self.fused_decay(rate), *self.fused(rate, step + 1)[1])
 
-        if name and backend.whole_update(name, trained, decayed, vectors, numbers_of, step, gate):
+        ending = {} if last else {"last": False}
+        if name and backend.whole_update(name, part.trained, part.decayed, vectors, numbers_of, step, gate, **ending):
             return
         if not backend.replays_calls:
             backend.refuse_capture("%s has no fused update", type(self).__name__)
-        before = None if gate is None else [(vector, vector.copy()) for vector in (store.values, *state.slots.values())]
-        for part in decayed:
-            self.decay(store.values[part], store.grads[part], rate)
-        if not (name and backend.fused_update(name, trained, vectors, numbers)):
-            for piece in _pieces(trained, backend.chunk_elements):
-                slots = [slot[piece] for slot in state.slots.values()]
+        before = None if gate is None else [(vector, vector.copy()) for vector in (store.values, *slots)]
+        for run in part.decayed:
+            self.decay(store.values[run], store.grads[run], rate)
+        if not (name and backend.fused_update(name, part.trained, vectors, numbers)):
+            for piece in _pieces(part.trained, backend.chunk_elements):
                 t = state.scratch[: piece.stop - piece.start]
-                self.update(backend.xp, store.values[piece], store.grads[piece], slots, t, rate, k)
+                pieces = [slot[piece] for slot in slots]
+                self.update(backend.xp, store.values[piece], store.grads[piece], pieces, t, rate, k)
         for vector, old in before or ():
             backend.xp.copyto(vector, old, where=gate == 0)
 
@@ -188,8 +278,9 @@ class SGD(Optimizer):
         clip_norm: float | None = None,
         *,
         nesterov: bool = False,
+        parameter_rates: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(learning_rate, weight_decay, clip_norm)
+        super().__init__(learning_rate, weight_decay, clip_norm, parameter_rates=parameter_rates)
         self.momentum = number(self, "momentum", momentum, at_least=0, below=1)
         self.nesterov = flag(self, "nesterov", nesterov)
         if nesterov and not momentum:
@@ -227,8 +318,10 @@ class Adagrad(Optimizer):
         epsilon: float = 1e-10,
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
+        *,
+        parameter_rates: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(learning_rate, weight_decay, clip_norm)
+        super().__init__(learning_rate, weight_decay, clip_norm, parameter_rates=parameter_rates)
         self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
@@ -253,8 +346,10 @@ class RMSprop(Optimizer):
         epsilon: float = 1e-8,
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
+        *,
+        parameter_rates: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(learning_rate, weight_decay, clip_norm)
+        super().__init__(learning_rate, weight_decay, clip_norm, parameter_rates=parameter_rates)
         self.rho = number(self, "rho", rho, at_least=0, below=1)
         self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
 
@@ -283,8 +378,10 @@ class Adam(Optimizer):
         epsilon: float = 1e-8,
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
+        *,
+        parameter_rates: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(learning_rate, weight_decay, clip_norm)
+        super().__init__(learning_rate, weight_decay, clip_norm, parameter_rates=parameter_rates)
         self.beta1 = number(self, "beta1", beta1, at_least=0, below=1)
         self.beta2 = number(self, "beta2", beta2, at_least=0, below=1)
         self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
@@ -318,8 +415,11 @@ class AdamW(Adam):
         epsilon: float = 1e-8,
         weight_decay: float = 0.01,
         clip_norm: float | None = None,
+        *,
+        parameter_rates: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(learning_rate, beta1, beta2, epsilon, weight_decay, clip_norm)
+        settings = (beta1, beta2, epsilon, weight_decay, clip_norm)
+        super().__init__(learning_rate, *settings, parameter_rates=parameter_rates)
 
     def decay(self, w: Array, g: Array, rate: float) -> None:
         w *= 1.0 - rate * self.weight_decay
@@ -334,6 +434,24 @@ def get(spec: Any) -> Optimizer:
 
 
 _NAMES: dict[str, type[Optimizer]] = {"sgd": SGD, "adagrad": Adagrad, "rmsprop": RMSprop, "adam": Adam, "adamw": AdamW}
+
+
+@functools.lru_cache(maxsize=64)
+def _matches(owner: str, patterns: tuple[str, ...], names: tuple[str, ...]) -> tuple[int | None, ...]:
+    """For each name the number of the first pattern that matches, or None. Raises ArgumentError for one without any."""
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            shown = [*names[:_SHOWN_NAMES], *(["…"] if len(names) > _SHOWN_NAMES else [])]
+            raise ArgumentError(
+                f"{owner}: no parameter matches {pattern!r}. {suggestion(pattern, names)}The model has "
+                f"{', '.join(shown) or 'no parameters'}."
+            )
+    found = (next((k for k, pattern in enumerate(patterns) if fnmatchcase(name, pattern)), None) for name in names)
+    return tuple(found)
+
+
+def _scaled(rate: Any, factor: float) -> Any:
+    return rate if factor == 1.0 else rate * factor
 
 
 def _average_square(xp: Any, s: Array, g: Array, t: Array, rho: float) -> None:

@@ -138,6 +138,38 @@ def test_twenty_steps_give_the_losses_and_weights_of_pytorch(net, ours, theirs):
     twins.agree(model.predict(batches[0]), twin(twins.tensor(batches[0]), state, **mode), "predictions", 1e-8)
 
 
+GROUPED = [
+    (optimizers.SGD, {"momentum": 0.9, "weight_decay": 0.1}, torch.optim.SGD),
+    (optimizers.Adam, {"weight_decay": 0.1}, torch.optim.Adam),
+    (optimizers.AdamW, {"weight_decay": 0.1}, torch.optim.AdamW),
+]
+
+
+@pytest.mark.parametrize(("ours", "settings", "theirs"), GROUPED, ids=lambda a: getattr(a, "__name__", ""))
+def test_rates_by_parameter_equal_the_parameter_groups_of_pytorch(ours, settings, theirs):
+    """PyTorch's groups also say which parameters decay: here weights, as in xpnet."""
+    rng = np.random.default_rng(1)
+    stack, shape, twin = words()
+    model = xpnet.Sequential(stack, input_shape=shape, backend="cpu", dtype="float64")
+    state = {name: twins.tensor(value).requires_grad_() for name, value in model.state_dict().items()}
+    factor = {"0.weight": 0.5, "1.weight": 1.0, "1.bias": 1.0, "4.weight": 0.0, "4.bias": 1.0}
+    decay = settings["weight_decay"]
+    groups = [
+        {"params": [tensor], "lr": 0.02 * factor[name], "weight_decay": decay * name.endswith("weight")}
+        for name, tensor in state.items()
+    ]
+    optimizer = theirs(groups, lr=0.02, **settings)
+    mine = ours(0.02, **settings, parameter_rates={"0.*": 0.5, "4.weight": 0.0})
+    for _ in range(STEPS):
+        x, y = rng.integers(0, 12, (BATCH, *shape)), rng.integers(0, 4, BATCH)
+        model.train_on_batch(x, y, loss="softmax_cross_entropy", optimizer=mine)
+        optimizer.zero_grad()
+        functional.cross_entropy(twin(twins.tensor(x), state), twins.tensor(y)).backward()
+        optimizer.step()
+    for name, value in model.state_dict().items():
+        twins.agree(value, state[name], name, tolerance=1e-7)
+
+
 @pytest.mark.parametrize("weights", [[0.5, 2.0, 1.0, 0.0]])
 def test_a_step_with_class_weights_equals_that_of_pytorch(weights):
     rng = np.random.default_rng(0)
