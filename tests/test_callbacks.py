@@ -8,12 +8,19 @@ import re
 
 import numpy as np
 import pytest
-from small_models import LABELS, QUIET, SAMPLES, small_net
+from small_models import LABELS, QUIET, SAMPLES, StopAt, assert_same_state, small_net
 
 import xpnet
 from xpnet import callbacks, datasets, layers, optimizers, schedules
-from xpnet.callbacks import Callback, CSVLogger, EarlyStopping, ProgressBar, ReduceLROnPlateau
-from xpnet.errors import ArgumentError, ArgumentTypeError
+from xpnet.callbacks import (
+    Callback,
+    CSVLogger,
+    EarlyStopping,
+    ExponentialMovingAverage,
+    ProgressBar,
+    ReduceLROnPlateau,
+)
+from xpnet.errors import ArgumentError, ArgumentTypeError, DivergenceError, FileError, StateError
 
 X, Y = datasets.blobs(50, classes=3, seed=1)
 
@@ -366,6 +373,169 @@ def test_the_run_knows_the_names_of_the_logs_before_the_first_epoch(kwargs):
     kwargs = {"validation_data": None} | kwargs
     net().fit(X, targets, callbacks=[Names()], verbose=0, **kwargs)
     assert known[0] == "loss"
+
+
+# Averages of weights ------------------------------------------------------------------------------------------------
+
+
+def normed(backend="cpu"):
+    return xpnet.Sequential([layers.Dense(8), layers.BatchNorm(), layers.Tanh(), layers.Dense(3)], (2,), backend)
+
+
+class KeepStates(Callback):
+    """Keeps the state of the model after each step."""
+
+    def __init__(self):
+        self.states = []
+
+    def on_step_end(self, model, step):
+        self.states.append(model.state_dict())
+
+
+def averages_of(states, start, decay):
+    """average ← d · average + (1 - d) · state, in float64."""
+    average = {name: value.astype("float64") for name, value in start.items()}
+    for k, state in enumerate(states, 1):
+        d = min(decay, (1 + k) / (10 + k))
+        average = {name: d * average[name] + (1 - d) * state[name] for name in state}
+    return average
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.999])
+def test_weights_and_buffers_are_averaged_over_the_steps(backend, decay):
+    model, average, keep = normed(backend), ExponentialMovingAverage(decay), KeepStates()
+    start = model.state_dict()
+    fit(average, keep, model=model, epochs=4)
+    want = averages_of(keep.states, start, decay)
+    assert average.updates == len(keep.states) == 12 and average.applied
+    for name, value in model.state_dict().items():
+        np.testing.assert_allclose(value, want[name], rtol=1e-5, atol=1e-6)
+    average.restore()
+    assert_same_state(model.state_dict(), keep.states[-1])
+    average.restore()  # which changes nothing
+    assert_same_state(model.state_dict(), keep.states[-1])
+    average.apply()
+    np.testing.assert_allclose(model.state_dict()["0.weight"], want["0.weight"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("validate", [False, True])
+def test_averaging_does_not_change_the_training(backend, validate):
+    plain, averaged = KeepStates(), KeepStates()
+    options = {"epochs": 5, "validation_data": (X, Y)}
+    model, history = fit(plain, model=normed(backend), **options)
+    average = ExponentialMovingAverage(0.9, validate=validate, apply_at_end=False)
+    other, with_average = fit(averaged, average, model=normed(backend), **options)
+    for one, two in zip(plain.states, averaged.states, strict=True):
+        assert_same_state(one, two)
+    assert_same_state(other.state_dict(), model.state_dict())
+    assert history["loss"] == with_average["loss"]
+    assert (history["val_loss"] == with_average["val_loss"]) == (not validate)
+    if validate:
+        average.apply()
+        assert other.evaluate(X, Y)["loss"] == pytest.approx(with_average["val_loss"][-1], rel=1e-6)
+
+
+def test_steps_are_captured_while_weights_are_averaged(monkeypatch):
+    class Captured(ExponentialMovingAverage):
+        def on_train_end(self, model):
+            reasons.append((self.run.executor.captured, self.run.executor.fallback_reason))
+            super().on_train_end(model)
+
+    states, reasons = [], []
+    for capture in ("1", "0"):
+        monkeypatch.setenv("XPNET_CAPTURE", capture)
+        model, _ = fit(Captured(0.9, validate=True), model=normed(), epochs=40, validation_data=(X, Y))
+        states.append(model.state_dict())
+    assert reasons[0][0] > 0 and reasons[1][0] == 0
+    assert_same_state(*states)
+
+
+@pytest.mark.parametrize("validate", [False, True])
+@pytest.mark.parametrize("stop", [2, 6, 7])  # an epoch has 3 steps
+def test_averages_are_resumed_bit_for_bit(backend, tmp_path, validate, stop):
+    def run(*more, **options):
+        average = ExponentialMovingAverage(0.9, validate=validate)
+        model, history = fit(average, *more, model=normed(backend), epochs=4, validation_data=(X, Y), **options)
+        averaged = model.state_dict()
+        average.restore()
+        return {**averaged, **{f"trained {name}": value for name, value in model.state_dict().items()}}, history
+
+    path = tmp_path / "run.safetensors"
+    want, whole = run()
+    with pytest.raises(KeyboardInterrupt):
+        run(StopAt(stop), callbacks.Checkpoint(path, minutes=0))
+    got, resumed = run(callbacks.Checkpoint(path), resume_from=path)
+    assert_same_state(got, want)
+    assert dict(resumed) == dict(whole)
+    loaded = xpnet.load(path, backend)  # the file of the last epoch
+    same = all(np.array_equal(value, want[name]) for name, value in loaded.state_dict().items())
+    assert same == validate
+
+
+def test_damaged_averages_are_refused(tmp_path):
+    class Other(ExponentialMovingAverage):
+        def state(self):
+            return {**super().state(), "buffer 1": np.zeros(3, "float32")}
+
+    Other.__name__ = "ExponentialMovingAverage"
+    path, model = tmp_path / "run.safetensors", normed()
+    fit(Other(), callbacks.Checkpoint(path), model=normed())
+    before = model.state_dict()
+    with pytest.raises(FileError, match=r"its buffer 1 is float32 \(3,\), not float32 \(8,\)"):
+        fit(ExponentialMovingAverage(), model=model, resume_from=path)
+    assert_same_state(model.state_dict(), before)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_early_stopping_restores_the_averages_of_the_best_epoch(first):
+    class Keep(Callback):
+        def on_epoch_end(self, model, epoch, logs):
+            kept.append(model.state_dict())
+
+    kept = []
+    early, average = EarlyStopping(patience=9), ExponentialMovingAverage(0.9, validate=True)
+    both = (early, average) if first else (average, early)
+    model, _ = fit(FakeLogs(val_loss=[3, 1, 2]), *both, Keep(), model=normed(), epochs=3, validation_data=(X, Y))
+    assert early.best_epoch == 1
+    assert_same_state(model.state_dict(), kept[1])
+
+
+def test_after_divergence_the_model_has_the_weights_of_the_epochs_start():
+    model, average = normed(), ExponentialMovingAverage(0.9)
+    start = model.state_dict()
+    with pytest.raises(DivergenceError):
+        fit(average, model=model, optimizer=optimizers.SGD(1e30))
+    assert_same_state(model.state_dict(), start)
+
+
+def test_averages_leave_other_models_alone_that_share_layers():
+    encoder = layers.Dense(4)
+    inputs = xpnet.Input((2,))
+    h = encoder(inputs)
+    one, two = (xpnet.Model(inputs, layers.Dense(3)(h), backend="cpu", seed=seed) for seed in (0, 1))
+    average = ExponentialMovingAverage(0.9, apply_at_end=False)
+    fit(average, model=one, epochs=2)
+    fit(model=two, epochs=2)
+    other = two.state_dict()
+    average.apply()
+    own = [name for name, value in two.state_dict().items() if np.array_equal(value, other[name])]
+    assert len(own) == 2  # the weight and the bias of its own layer; those of the shared one are averages
+
+
+def test_averages_of_a_model_that_was_moved_are_refused():
+    average = ExponentialMovingAverage()
+    with pytest.raises(StateError, match="no averages before fit"):
+        average.apply()
+    model, _ = fit(average)
+    model.to("cpu", dtype="float64")
+    with pytest.raises(StateError, match="moved to another backend or dtype"):
+        average.restore()
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, "0.9", math.nan])
+def test_the_decay_of_averages_is_a_number_below_1(decay):
+    with pytest.raises(ArgumentError, match="ExponentialMovingAverage: decay must be a number of at least 0 and below"):
+        ExponentialMovingAverage(decay)
 
 
 # CSV ---------------------------------------------------------------------------------------------------------------

@@ -6,22 +6,24 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TextIO
 
 from xpnet import metrics
+from xpnet.backends import Array
 from xpnet.concurrency.interrupts import uninterrupted
 from xpnet.config import ExplainedArguments, choice, flag, integer, number
 from xpnet.data.files import as_path, model_path, refuse_unwritable, reporting
 from xpnet.display import progress, tables
 from xpnet.distributed.process_group import ProcessGroup
-from xpnet.errors import ArgumentError, FileError, ShapeError, suggestion
+from xpnet.errors import ArgumentError, FileError, ShapeError, StateError, suggestion
 from xpnet.layers.containers import Container
-from xpnet.parameters import Snapshot
+from xpnet.parameters import ParameterStore, Snapshot
 
-__all__ = ["CSVLogger", "Callback", "Checkpoint", "EarlyStopping", "EpochLines", "History", "ProgressBar",
-           "ReduceLROnPlateau", "Run", "format_logs"]  # fmt: skip
+__all__ = ["CSVLogger", "Callback", "Checkpoint", "EarlyStopping", "EpochLines", "ExponentialMovingAverage", "History",
+           "ProgressBar", "ReduceLROnPlateau", "Run", "format_logs"]  # fmt: skip
 
 
 _SHOWN_EPOCHS = 20  # in a notebook
@@ -150,6 +152,10 @@ class Callback(ExplainedArguments):
 
     def on_train_end(self, model: Container) -> None:
         """Called after the last epoch, also if an error or Ctrl-C ended the training."""
+
+    def ending_epoch(self, model: Container) -> AbstractContextManager[Any]:
+        """Return a context for the end of an epoch: the validation, and then on_epoch_end of all callbacks."""
+        return contextlib.nullcontext()
 
     def on_compile(self) -> None:
         """Called when kernels are about to be compiled for a GPU, which takes seconds on first use."""
@@ -513,6 +519,142 @@ class Checkpoint(_Monitor):
             for _, worse in ranked[self.keep_best :]:
                 with reporting(self.file_of_epoch(worse)):
                     self.file_of_epoch(worse).unlink(missing_ok=True)
+
+
+class ExponentialMovingAverage(Callback):
+    """Averages the weights over the steps: average ← d · average + (1 - d) · weights, after each step k = 1, 2, …
+
+    d = min(decay, (1 + k) / (10 + k)), so that the first weights are soon forgotten. Buffers of floats, such as running
+    means and variances, are averaged too; those of integers are taken as they are. Polyak and Juditsky 1992; Tarvainen
+    and Valpola 2017, "Mean teachers are better role models". Training itself is not changed.
+
+    decay: the average is over about the last 1 / (1 - decay) steps.  validate: whether the averages are in the model
+    while an epoch ends, so that validation, EarlyStopping, the callbacks of users and the model in a file of Checkpoint
+    have them; the trained weights are put back before the next epoch.  apply_at_end: whether the model ends with the
+    averages, also after Ctrl-C, unless the loss has diverged or an EarlyStopping restores the best epoch.
+
+    After training, `apply()` writes the averages into the model, and `restore()` puts the trained weights back.
+    A later fit starts a new average, from the weights that the model has then.
+    """
+
+    def __init__(self, decay: float = 0.999, *, validate: bool = False, apply_at_end: bool = True) -> None:
+        self.decay = number(self, "decay", decay, at_least=0, below=1)
+        self.validate, self.apply_at_end = flag(self, "validate", validate), flag(self, "apply_at_end", apply_at_end)
+        self.updates = 0
+        self.applied = False  # whether the averages are in the model, and the trained weights here
+        self._store: ParameterStore | None = None
+
+    def on_train_begin(self, model: Container) -> None:
+        store = self._store = model.context.store
+        self.updates, self.applied, self._values = 0, False, store.values
+        self._weights, self._scratch = store.values.copy(), store.values.copy()
+        self._buffers = [buffer.value.copy() for buffer in store.buffers]
+
+    def on_resume(self, model: Container, state: dict[str, Any]) -> None:
+        self.on_train_begin(model)
+        store = model.context.store
+        self.updates = integer(self, "updates", state["updates"], at_least=0)
+        self._load(store, state, "", self._weights, self._buffers)
+        if "trained weights" in state:  # the model in the file has the averages
+            self._load(store, state, "trained ", store.values, [buffer.value for buffer in store.buffers])
+
+    def _load(
+        self, store: ParameterStore, state: Mapping[str, Any], prefix: str, weights: Array, buffers: list[Array]
+    ) -> None:
+        """Write the arrays whose names have this prefix into these arrays."""
+        named = {"weights": store.gathered(weights), **{f"buffer {i}": buffer for i, buffer in enumerate(buffers)}}
+        for name, own in named.items():
+            found = state[prefix + name]
+            if (found.shape, found.dtype) != (tuple(own.shape), own.dtype):
+                raise ShapeError(
+                    f"ExponentialMovingAverage: its {prefix}{name} is {found.dtype} {found.shape}, not {own.dtype} "
+                    f"{tuple(own.shape)}."
+                )
+            if name == "weights":
+                store.scatter(store.backend.asarray(found), weights)
+            else:
+                own[...] = store.backend.asarray(found)
+
+    def state(self) -> dict[str, Any]:
+        store = self._trained_store()
+        kept, inside = (self._weights, self._buffers), (store.values, [buffer.value for buffer in store.buffers])
+        by_prefix = {"": inside, "trained ": kept} if self.applied else {"": kept}
+        arrays: dict[str, Any] = {}
+        for prefix, (weights, buffers) in by_prefix.items():
+            arrays[f"{prefix}weights"] = store.gathered(weights)
+            arrays |= {f"{prefix}buffer {i}": buffer for i, buffer in enumerate(buffers)}
+        return {"updates": self.updates, **arrays}
+
+    def on_step_end(self, model: Container, step: int) -> None:
+        self.updates += 1
+        part = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        store, xp = self._trained_store(), model.backend.xp
+        for own in store.slices(lambda parameter: True):  # other models may share the vector
+            change = xp.subtract(store.values[own], self._weights[own], out=self._scratch[own])
+            change *= part
+            self._weights[own] += change
+        for buffer, average in zip(store.buffers, self._buffers, strict=True):
+            if average.dtype.kind == "f":
+                average += part * (buffer.value - average)
+            else:
+                average[...] = buffer.value
+
+    @contextlib.contextmanager
+    def ending_epoch(self, model: Container) -> Iterator[None]:
+        if not self.validate:
+            yield
+            return
+        uninterrupted(self._swap)
+        try:
+            yield
+        finally:
+            uninterrupted(self._swap)
+
+    def on_train_end(self, model: Container) -> None:
+        restored = any(isinstance(one, EarlyStopping) and one.restore_best for one in self.run.callbacks)
+        if self.apply_at_end and not restored and self.run.history.stopped != "diverged" and self._store is not None:
+            uninterrupted(self._swap)
+
+    def apply(self) -> None:
+        """Write the averages into the model that was trained, and keep its own weights for `restore`.
+
+        Raises StateError before training, while fit is running, or if the model was moved or grew since.
+        """
+        self._refuse_changed()
+        if not self.applied:
+            self._swap()
+
+    def restore(self) -> None:
+        """Write the weights that were trained back into the model. Raises StateError as `apply` does."""
+        self._refuse_changed()
+        if self.applied:
+            self._swap()
+
+    def _swap(self) -> None:
+        """Exchange the averages and what the model has."""
+        store = self._trained_store()
+        pairs = [(store.values[own], self._weights[own]) for own in store.slices(lambda parameter: True)]
+        pairs += [(buffer.value, average) for buffer, average in zip(store.buffers, self._buffers, strict=True)]
+        with store.guard.lock, store.backend.device():
+            for array, kept in pairs:
+                copy = array.copy()
+                array[...] = kept
+                kept[...] = copy
+        self.applied = not self.applied
+
+    def _trained_store(self) -> ParameterStore:
+        if self._store is None:
+            raise StateError("ExponentialMovingAverage: there are no averages before fit has trained with it.")
+        return self._store
+
+    def _refuse_changed(self) -> None:
+        store = self._trained_store()
+        store.guard.refuse_during_training()
+        if store.values is not self._values:
+            raise StateError(
+                "ExponentialMovingAverage: the model was moved to another backend or dtype, or a model that shares its "
+                "layers was made, since it was trained: call apply or restore before that."
+            )
 
 
 class CSVLogger(Callback):

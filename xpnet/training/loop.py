@@ -186,19 +186,22 @@ def _train_epochs(run: Run, validation: AnyDataset | None) -> None:
             _log.warning("training was interrupted in epoch %d; the model keeps its weights", state.epoch + 1)
             break
         logs = _final_result(run, metrics)
-        if validation is not None:
-            metrics = evaluate(model, validation, state.loss, state.metrics, EVALUATION_BATCH, group)
-            logs |= {f"val_{name}": value for name, value in metrics.over_ranks(group).final_result().items()}
-        logs = group.broadcast_value(logs)
-        if not callbacks:
-            run.last_rate = state.rate_at(state.step - 1)
-        state.epoch += 1
-        history.add({**logs, "learning_rate": run.last_rate}, run.elapsed())
-        history.compile_seconds = run.compile_seconds()
-        run.under_way = False
-        _share_stop_request(run)
-        for callback in callbacks:
-            callback.on_epoch_end(model, state.epoch - 1, logs)
+        with contextlib.ExitStack() as ending:
+            for callback in callbacks:
+                ending.enter_context(callback.ending_epoch(model))
+            if validation is not None:
+                metrics = evaluate(model, validation, state.loss, state.metrics, EVALUATION_BATCH, group)
+                logs |= {f"val_{name}": value for name, value in metrics.over_ranks(group).final_result().items()}
+            logs = group.broadcast_value(logs)
+            if not callbacks:
+                run.last_rate = state.rate_at(state.step - 1)
+            state.epoch += 1
+            history.add({**logs, "learning_rate": run.last_rate}, run.elapsed())
+            history.compile_seconds = run.compile_seconds()
+            run.under_way = False
+            _share_stop_request(run)
+            for callback in callbacks:
+                callback.on_epoch_end(model, state.epoch - 1, logs)
         _share_stop_request(run)
 
 
