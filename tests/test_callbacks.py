@@ -4,11 +4,13 @@ import csv
 import io
 import logging
 import math
+import os
 import re
+import signal
 
 import numpy as np
 import pytest
-from small_models import LABELS, QUIET, SAMPLES, StopAt, assert_same_state, small_net
+from small_models import LABELS, QUIET, SAMPLES, Do, StopAt, assert_same_state, small_net
 
 import xpnet
 from xpnet import callbacks, datasets, layers, optimizers, schedules
@@ -17,6 +19,7 @@ from xpnet.callbacks import (
     CSVLogger,
     EarlyStopping,
     ExponentialMovingAverage,
+    LearningRateFinder,
     ProgressBar,
     ReduceLROnPlateau,
 )
@@ -536,6 +539,168 @@ def test_averages_of_a_model_that_was_moved_are_refused():
 def test_the_decay_of_averages_is_a_number_below_1(decay):
     with pytest.raises(ArgumentError, match="ExponentialMovingAverage: decay must be a number of at least 0 and below"):
         ExponentialMovingAverage(decay)
+
+
+# Learning rate finder ------------------------------------------------------------------------------------------------
+
+
+def noisy(backend="cpu"):
+    stack = [layers.Dense(8), layers.BatchNorm(), layers.Tanh(), layers.Dropout(0.3), layers.Dense(3)]
+    return xpnet.Sequential(stack, (2,), backend, seed=4)
+
+
+def test_the_finder_tests_rates_that_grow_exponentially(backend):
+    class Watch(Callback):
+        def on_step_end(self, model, step):
+            rates.append(self.run.state.rate_at(step - 1))
+            losses.append(self.run.step_loss())
+
+    rates, losses = [], []
+    finder = LearningRateFinder(1e-3, 1.0, steps=8, smoothing=0.5)
+    _, history = fit(Watch(), finder, model=net(backend), epochs=9, optimizer=optimizers.SGD(0.5))
+    assert history.stopped == "the range of learning rates was tested"
+    np.testing.assert_allclose(finder.rates, np.geomspace(1e-3, 1.0, 8), rtol=1e-12)
+    np.testing.assert_allclose(rates, finder.rates, rtol=1e-12)
+    average = 0.0
+    for k, (loss, smoothed) in enumerate(zip(losses, finder.losses, strict=True), 1):
+        average = 0.5 * average + 0.5 * loss
+        assert smoothed == pytest.approx(average / (1 - 0.5**k), rel=1e-12)
+    model = net(backend)
+    seen = [model.train_on_batch(X[i : i + 20], Y[i : i + 20], "softmax_cross_entropy", optimizers.SGD(0.1), [])["loss"]
+            for i in (0, 20, 40)]  # fmt: skip
+    fit(Watch(), model=net(backend), optimizer=optimizers.SGD(0.1), shuffle=False)
+    np.testing.assert_allclose(losses[-3:], seen, rtol=1e-5)
+
+
+@pytest.mark.parametrize("before", ["nothing", "an equal optimizer", "another optimizer"])
+def test_the_finder_leaves_the_model_and_its_training_as_they_were_bit_for_bit(backend, before):
+    def run(test):
+        model, adam = noisy(backend), optimizers.Adam(0.01)
+        if before != "nothing":
+            first = adam if before == "an equal optimizer" else optimizers.SGD(0.1, momentum=0.9)
+            fit(model=model, epochs=2, optimizer=first)
+        state, history = model._state, getattr(model, "history", None)
+        memory = getattr(state, "optimizer_state", None)
+        if test:
+            fit(LearningRateFinder(steps=30), model=model, epochs=20, optimizer=optimizers.Adam(0.01))
+            assert model._state is state and getattr(state, "optimizer_state", None) is memory
+            assert model.history is history
+        fit(model=model, epochs=2, optimizer=adam)
+        return {**model.state_dict(), "loss": np.array(model.history["loss"]), "step": model._state.step}
+
+    got, want = run(True), run(False)
+    assert_same_state(got, want)
+
+
+def test_the_finder_ends_when_the_loss_grows_or_is_not_finite():
+    for highest, reason in ((1e3, "the loss has grown"), (1e38, "the loss is NaN or infinite")):
+        linear = xpnet.Sequential([layers.Dense(3)], (2,), "cpu")
+        start = linear.state_dict()
+        limit = {} if highest < 1e30 else {"limit": 1e300}
+        finder = LearningRateFinder(1e-2, highest, steps=40, smoothing=0.0, **limit)
+        options = {"epochs": 40, "optimizer": optimizers.SGD(), "callbacks": finder, "verbose": 0}
+        history = linear.fit(X, np.eye(3)[Y], loss="mse", **options)
+        assert history.stopped == reason and len(finder.rates) < 40
+        assert_same_state(linear.state_dict(), start)
+
+
+@pytest.mark.parametrize(("kwargs", "steps"), [({}, 3), ({"epochs": 2}, 6), ({"epochs": 3, "accumulate": 2}, 6)])
+def test_the_finder_covers_its_range_in_a_short_fit(kwargs, steps):
+    finder = LearningRateFinder(1e-3, 1e-1)
+    fit(finder, **kwargs)
+    assert len(finder.rates) == steps
+    np.testing.assert_allclose([finder.rates[0], finder.rates[-1]], [1e-3, 1e-1], rtol=1e-12)
+
+
+def test_the_finder_scales_a_schedule_and_forgets_it():
+    optimizer, model, finder = optimizers.SGD(schedules.StepDecay(0.5, every=2)), net(), LearningRateFinder(steps=6)
+    fit(finder, model=model, epochs=2, optimizer=optimizer)
+    np.testing.assert_allclose(finder.rates, np.geomspace(1e-7, 10, 6), rtol=1e-12)
+    _, history = fit(model=model, epochs=1, optimizer=optimizer)
+    assert history["learning_rate"] == pytest.approx([0.05])  # of the third step
+
+
+def test_the_suggestion_is_where_the_loss_falls_fastest():
+    finder = LearningRateFinder()
+    assert finder.suggestion is None
+    finder.rates = list(np.geomspace(1e-3, 1.0, 7))
+    finder.losses = [3.0, 2.9, 2.5, 1.5, 1.2, 1.1, 4.0]
+    assert finder.suggestion == finder.rates[2]
+    finder.losses = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    assert finder.suggestion is None
+
+
+def test_the_suggested_rate_trains_well():
+    x, y = datasets.digits()
+    x = x.reshape(len(x), -1).astype("float32") / 16
+    for kind in (optimizers.SGD, optimizers.Adam):
+        model = xpnet.Sequential([layers.Dense(32), layers.ReLU(), layers.Dense(10)], (64,), "cpu")
+        finder = LearningRateFinder()
+        model.fit(x[:1400], y[:1400], optimizer=kind(), callbacks=finder, batch_size=64, epochs=5, verbose=0)
+        model.fit(x[:1400], y[:1400], optimizer=kind(finder.suggestion), batch_size=64, epochs=4, verbose=0)
+        assert model.evaluate(x[1400:], y[1400:])["accuracy"] > 0.85
+
+
+@pytest.mark.parametrize("how", ["an error", "Ctrl-C"])
+def test_the_model_is_restored_after_an_error_in_a_test(how):
+    def interrupt(callback, model):
+        if callback.run.state.step == 4:
+            if how == "an error":
+                raise KeyError
+            os.kill(os.getpid(), signal.SIGINT)
+
+    model = noisy()
+    start = model.state_dict()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises((KeyError, KeyboardInterrupt)):
+            fit(LearningRateFinder(), Do(interrupt), model=model, epochs=9)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert_same_state(model.state_dict(), start)
+    assert model._state.step == 0
+
+
+def test_the_finder_refuses_checkpoints_and_a_resumed_run(tmp_path):
+    model, path = net(), tmp_path / "run.safetensors"
+    start = model.state_dict()
+    with pytest.raises(ArgumentError, match="LearningRateFinder: fit without Checkpoint"):
+        fit(callbacks.Checkpoint(path), LearningRateFinder(), model=model)
+    assert not path.exists()
+    fit(callbacks.Checkpoint(path))
+    with pytest.raises(ArgumentError, match="resume_from: a fit with LearningRateFinder is a trial"):
+        fit(LearningRateFinder(), model=model, resume_from=path)
+    assert_same_state(model.state_dict(), start)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"lowest": 0.0}, "lowest must be a finite number above 0"),
+        ({"lowest": 1.0, "highest": 1.0}, "highest must be a finite number above 1.0"),
+        ({"steps": 1}, "steps must be an integer of at least 2"),
+        ({"smoothing": 1.0}, "smoothing must be a number of at least 0 and below 1"),
+        ({"limit": 1.0}, "limit must be a number above 1"),
+    ],
+)
+def test_the_finder_refuses_invalid_arguments(kwargs, match):
+    with pytest.raises(ArgumentError, match=f"LearningRateFinder: {match}"):
+        LearningRateFinder(**kwargs)
+
+
+@pytest.mark.parametrize("weights", [None, np.linspace(0.5, 2.0, 50)])
+def test_the_loss_of_a_step_is_that_of_all_its_batches_and_outputs(weights):
+    class Total(Callback):
+        def on_step_end(self, model, step):
+            found.append((self.run.step_loss(), self.run.logs()["loss"]))
+
+    inputs, found = xpnet.Input((2,)), []
+    outputs = [layers.Dense(3, name="a", l2=0.1)(inputs), layers.Dense(3, name="b")(inputs)]
+    model = xpnet.Model(inputs, outputs, backend="cpu")
+    model.fit(X, [Y, Y], loss="softmax_cross_entropy", accumulate=5, batch_size=10, callbacks=Total(), verbose=0,
+              sample_weight=weights, epochs=2)  # fmt: skip
+    for step, epoch in found:  # one step of five batches per epoch
+        assert step == pytest.approx(epoch, rel=1e-12)
 
 
 # CSV ---------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from xpnet.layers.containers import Container
 from xpnet.parameters import ParameterStore, Snapshot
 
 __all__ = ["CSVLogger", "Callback", "Checkpoint", "EarlyStopping", "EpochLines", "ExponentialMovingAverage", "History",
-           "ProgressBar", "ReduceLROnPlateau", "Run", "format_logs"]  # fmt: skip
+           "LearningRateFinder", "ProgressBar", "ReduceLROnPlateau", "Run", "format_logs"]  # fmt: skip
 
 
 _SHOWN_EPOCHS = 20  # in a notebook
@@ -69,8 +69,9 @@ class History(dict[str, list[float]]):
 class Run(Protocol):
     """The current call of `fit`, which a callback reads as `self.run`.
 
-    epochs: the epochs of this call.  first_epoch: the number of epochs before it.  steps: batches per epoch, and
-    samples: training samples; both are None for a stream of batches, whose length is unknown.  seen: the samples of
+    epochs: the epochs of this call.  first_epoch: the number of epochs before it.  steps: batches per epoch,
+    updates_per_epoch: updates, of `accumulate` batches each, and samples: training samples; these three are None for a
+    stream of batches, whose length is unknown.  seen: the samples of
     this epoch so far.  batch_size: samples per batch.  history: the epochs so far.  under_way: whether an epoch is in
     progress.  callbacks: all callbacks of this fit, in the order of their calls.  log_names: the names of the logs that
     fit itself makes: "loss", "accuracy", "val_loss", …
@@ -79,6 +80,7 @@ class Run(Protocol):
     epochs: int
     first_epoch: int
     steps: int | None
+    updates_per_epoch: int | None
     samples: int | None
     seen: int
     batch_size: int
@@ -113,6 +115,12 @@ class Run(Protocol):
         Metrics that collect rows, such as AUC, are left out: they are computed at the end of the epoch only.
         """
 
+    def step_loss(self) -> float | None:
+        """Return the loss of the latest step, from before its update; None if no sample had a weight above 0.
+
+        All ranks must call it. Waits for the device.
+        """
+
     def save(self, path: Any) -> None:
         """Write a checkpoint, from which `fit(..., resume_from=path)` continues. All ranks must call it.
 
@@ -131,6 +139,9 @@ class Callback(ExplainedArguments):
     only_on_first_rank: ClassVar[bool] = False
     #: Whether it is called after all other callbacks, to see their state of the same epoch; on_train_end: before them.
     runs_last: ClassVar[bool] = False
+    #: Whether fit is a trial, after which it restores the model and the state of its training. It does not validate
+    #: then, and goes on with a loss of NaN.
+    makes_trial: ClassVar[bool] = False
     #: Set by fit.
     run: Run
 
@@ -655,6 +666,90 @@ class ExponentialMovingAverage(Callback):
                 "ExponentialMovingAverage: the model was moved to another backend or dtype, or a model that shares its "
                 "layers was made, since it was trained: call apply or restore before that."
             )
+
+
+class LearningRateFinder(Callback):
+    """Finds a learning rate by a range test: fit trains with rates that grow from step to step, and the loss is noted.
+
+    finder = callbacks.LearningRateFinder()
+    model.fit(x, y, optimizer=optimizers.SGD(momentum=0.9), callbacks=finder)
+    model.fit(x, y, optimizer=optimizers.SGD(finder.suggestion, momentum=0.9), epochs=20)
+
+    The rates grow exponentially from `lowest` to `highest` in `steps` steps, or in all steps of fit if these are fewer.
+    The test ends earlier if the loss exceeds `limit` times its lowest value, or is NaN or infinite. Then the model is
+    as it was before fit, bit for bit: its weights and buffers, the optimizer's state, the step, which also determines
+    the noise of later steps, and the history. Only arrays and attributes that layers of one's own keep are not
+    restored. fit does not validate in a test. It returns the history of the test, and refuses Checkpoint and
+    resume_from. Smith 2017, "Cyclical learning rates for training neural networks".
+
+    smoothing: the loss is averaged over about the last 1 / (1 - smoothing) steps.
+
+    After fit, `rates` and `losses` are lists with the rate and the smoothed loss of each step. `suggestion` is the rate
+    at which the smoothed loss falls fastest per decade; None if it never fell. `plots.learning_rates(finder)` shows
+    all three.
+    """
+
+    makes_trial = True
+
+    def __init__(
+        self,
+        lowest: float = 1e-7,
+        highest: float = 10.0,
+        steps: int = 100,
+        smoothing: float = 0.8,
+        limit: float = 4.0,
+    ) -> None:
+        self.lowest = number(self, "lowest", lowest, above=0, finite=True)
+        self.highest = number(self, "highest", highest, above=self.lowest, finite=True)
+        self.steps = integer(self, "steps", steps, at_least=2)
+        self.smoothing = number(self, "smoothing", smoothing, at_least=0, below=1)
+        self.limit = number(self, "limit", limit, above=1)
+        self.rates: list[float] = []
+        self.losses: list[float] = []
+
+    def on_train_begin(self, model: Container) -> None:
+        run = self.run
+        if any(isinstance(callback, Checkpoint) for callback in run.callbacks):
+            raise ArgumentError("LearningRateFinder: fit without Checkpoint, which would save the model of the test.")
+        self.rates, self.losses, self._average, self._lowest_loss = [], [], 0.0, math.inf
+        self._total = (
+            self.steps if run.updates_per_epoch is None else min(self.steps, run.epochs * run.updates_per_epoch)
+        )
+        run.learning_rate = self.lowest
+
+    def on_step_end(self, model: Container, step: int) -> None:
+        loss, done = self.run.step_loss(), len(self.rates)
+        if loss is None:
+            return  # all samples have the weight 0
+        if not math.isfinite(loss):
+            self.stop("the loss is NaN or infinite")
+            return
+        self._average = self.smoothing * self._average + (1.0 - self.smoothing) * loss
+        smoothed = self._average / (1.0 - self.smoothing ** (done + 1))
+        self.rates.append(self._rate(done))
+        self.losses.append(smoothed)
+        self._lowest_loss = min(self._lowest_loss, smoothed)
+        if smoothed > self.limit * self._lowest_loss:
+            self.stop("the loss has grown")
+        elif done + 1 == self._total:
+            self.stop("the range of learning rates was tested")
+        else:
+            self.run.learning_rate = self._rate(done + 1)
+
+    def _rate(self, step: int) -> float:
+        share = step / max(1, self._total - 1)
+        return float(self.lowest ** (1.0 - share) * self.highest**share)
+
+    @property
+    def suggestion(self) -> float | None:
+        """The rate at which the smoothed loss falls fastest, up to its minimum; None if it never fell."""
+        losses, near = self.losses, max(1, len(self.losses) // 20)
+        if not losses:
+            return None
+        last = min(losses.index(min(losses)), len(losses) - 1 - near)
+        slopes = {i: losses[i + near] - losses[i - near] for i in range(near, last + 1)}
+        steepest = min(slopes, key=slopes.__getitem__, default=None)
+        return None if steepest is None or slopes[steepest] >= 0 else self.rates[steepest]
 
 
 class CSVLogger(Callback):
