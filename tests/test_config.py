@@ -16,7 +16,7 @@ MODULES = (augment, callbacks, initializers, layers, losses, metrics, optimizers
 CLASSES = [value for module in MODULES for name in module.__all__ if isinstance(value := getattr(module, name), type)]
 CLASSES = [cls for cls in CLASSES if issubclass(cls, ExplainedArguments)]
 #: Neither flags nor initializers, but they follow these, or few callers use them.
-BY_NAME = {"l1", "l2", "padding_index", "parameter_rates", "projection", "tied_to"}
+BY_NAME = {"l1", "l2", "matrices", "padding_index", "parameter_rates", "projection", "tied_to"}
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: f"{cls.__module__}.{cls.__name__}")

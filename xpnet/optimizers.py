@@ -16,15 +16,16 @@ from typing import Any, ClassVar, NamedTuple
 
 from xpnet.backends import Array, Backend, DType
 from xpnet.backends.step_numbers import of_step
-from xpnet.config import Configured, flag, missing_method, number, rate_or_schedule, resolve
+from xpnet.config import Configured, flag, integer, missing_method, number, rate_or_schedule, resolve
 from xpnet.errors import ArgumentError, ArgumentTypeError, suggestion
 from xpnet.parameters import Parameter, ParameterStore
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "OptimizerState", "RMSprop", "get"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Muon", "Optimizer", "OptimizerState", "RMSprop", "get"]
 
 Rate = float | Callable[[int], float]
 
 _TRAINABLE = attrgetter("trainable")  # in C: a lambda takes longer
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # chosen by Jordan et al. for few steps
 _SHOWN_NAMES = 20  # of parameters, in an error
 
 
@@ -158,20 +159,23 @@ class Optimizer(Configured):
 
     def parts(self, store: ParameterStore) -> list[Part]:
         """All trained parameters, grouped by how they are updated."""
-        return self._parts_of(store, lambda parameter: True)
+        return self._parts_of(store, lambda parameter: True, self)
 
-    def _parts_of(self, store: ParameterStore, wanted: Callable[[Parameter], bool], factor: float = 1.0) -> list[Part]:
-        """The trained parameters that are wanted, grouped by their factors, which are multiplied by another one."""
+    def _parts_of(
+        self, store: ParameterStore, wanted: Callable[[Parameter], bool], rule: "Optimizer", factor: float = 1.0
+    ) -> list[Part]:
+        """The trained parameters that are wanted, grouped by their factors, each of which is multiplied by `factor`."""
         factors = self._factors(store)
-        by_name = dict(zip((p.name for p in store.parameters), factors, strict=True))
+        own = dict(zip(store.parameters, factors, strict=True))
         parts = []
         for f in dict.fromkeys(factors):
-            trained = store.slices(lambda p, f=f: p.trainable and by_name[p.name] == f and wanted(p))  # type: ignore[misc]
-            decayed = store.slices(
-                lambda p, f=f: p.trainable and by_name[p.name] == f and wanted(p) and p.decay  # type: ignore[misc]
-            )
-            if trained:
-                parts.append(Part(self, f * factor, trained, decayed if self.weight_decay else []))
+
+            def is_in(p: Parameter, f: float = f) -> bool:
+                return p.trainable and own[p] == f and wanted(p)
+
+            if trained := store.slices(is_in):
+                decayed = store.slices(lambda p: p.decay and is_in(p)) if self.weight_decay else []
+                parts.append(Part(rule, f * factor, trained, decayed))
         return parts
 
     def rate(self, step: int) -> float:
@@ -208,6 +212,7 @@ class Optimizer(Configured):
         if self.clip_norm is not None:
             backend.clip_norm(store.grads, store.slices(_TRAINABLE), self.clip_norm)
         state.step += 1
+        self.prepare(store, state, gate)
         parts = self.parts(store)
         for part in parts:
 
@@ -217,6 +222,9 @@ class Optimizer(Configured):
 
             own = _scaled(rate, part.factor)
             part.rule._update_part(store, state, part, rate_of, own, k, step, gate, last=part is parts[-1])
+
+    def prepare(self, store: ParameterStore, state: OptimizerState, gate: Array | None) -> None:
+        """Do what comes before the elementwise updates. May change the gradients. gate: see `apply`."""
 
     def _update_part(
         self, store: ParameterStore, state: OptimizerState, part: Part, rate_of: Callable[[int], float], rate: float,
@@ -404,7 +412,19 @@ class Adam(Optimizer):
         return rate * correction / (1.0 - self.beta1**k), self.epsilon * correction
 
 
-class AdamW(Adam):
+class _DecoupledDecay:
+    """w ← (1 - rate · weight_decay) w before each update."""
+
+    weight_decay: float
+
+    def decay(self, w: Array, g: Array, rate: float) -> None:
+        w *= 1.0 - rate * self.weight_decay
+
+    def fused_decay(self, rate: float) -> tuple[float, float]:
+        return 1.0 - rate * self.weight_decay, 0.0
+
+
+class AdamW(_DecoupledDecay, Adam):
     """Adam with decoupled weight decay: w ← (1 - rate · weight_decay) w before each update. Loshchilov, Hutter 2017."""
 
     def __init__(
@@ -421,11 +441,137 @@ class AdamW(Adam):
         settings = (beta1, beta2, epsilon, weight_decay, clip_norm)
         super().__init__(learning_rate, *settings, parameter_rates=parameter_rates)
 
-    def decay(self, w: Array, g: Array, rate: float) -> None:
-        w *= 1.0 - rate * self.weight_decay
 
-    def fused_decay(self, rate: float) -> tuple[float, float]:
-        return 1.0 - rate * self.weight_decay, 0.0
+class _Descent(_DecoupledDecay, SGD):
+    """SGD with decoupled weight decay."""
+
+
+class Muon(Optimizer):
+    """w ← w - rate · √max(1, out / in) · NS(u): momentum, made nearly orthogonal, for matrices; AdamW for all else.
+
+    m ← μ m + (1 - μ) g;  u = μ m + (1 - μ) g with Nesterov, else m.  NS(u), by `steps` Newton-Schulz iterations, has
+    the singular vectors of u and singular values near 1: with X = u / ‖u‖, X ← a X + (b XXᵀ + c (XXᵀ)²) X, and
+    a, b, c = 3.4445, -4.7750, 2.0315. Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
+
+    Matrices are the weights of hidden layers: all parameters with weight decay and two axes or more, but not the tables
+    of Embedding and PositionalEmbedding, nor the first and the last of these weights, which belong to the first layer
+    and to the output layer. If the output layer is tied to an Embedding, the last one is a matrix too. Models with
+    several inputs or outputs may need `matrices`: patterns of names, as in parameter_rates, for instance
+    ["encoder.*", "1.weight"]; then the parameters that match and have two axes or more are matrices. The weights of a
+    convolution, (kh, kw, in, out), are a matrix (kh · kw · in, out); those of the gates of a recurrent layer are one
+    matrix together.
+
+    All other parameters are trained by AdamW with beta1, beta2, epsilon and the learning rate times `adamw_factor`.
+    The defaults are those of the authors: 0.02 for matrices and 0.0003 for AdamW. weight_decay is decoupled for all.
+    """
+
+    slots = ("means", "squares")
+
+    def __init__(
+        self,
+        learning_rate: Rate = 0.02,
+        momentum: float = 0.95,
+        steps: int = 5,
+        weight_decay: float = 0.0,
+        clip_norm: float | None = None,
+        adamw_factor: float = 0.015,
+        beta1: float = 0.9,
+        beta2: float = 0.95,
+        epsilon: float = 1e-10,
+        *,
+        nesterov: bool = True,
+        matrices: Iterable[str] | None = None,
+        parameter_rates: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(learning_rate, weight_decay, clip_norm, parameter_rates=parameter_rates)
+        self.momentum = number(self, "momentum", momentum, at_least=0, below=1)
+        self.steps, self.nesterov = integer(self, "steps", steps), flag(self, "nesterov", nesterov)
+        self.adamw_factor = number(self, "adamw_factor", adamw_factor, at_least=0, finite=True)
+        self.beta1 = number(self, "beta1", beta1, at_least=0, below=1)
+        self.beta2 = number(self, "beta2", beta2, at_least=0, below=1)
+        self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
+        self.matrices = None
+        if matrices is not None:
+            patterns = [matrices] if isinstance(matrices, str) or not isinstance(matrices, Iterable) else [*matrices]
+            if not all(isinstance(pattern, str) for pattern in patterns):
+                raise ArgumentTypeError(
+                    f'Muon: matrices must be patterns of parameter names, such as ["encoder.*"], not {matrices!r}.'
+                )
+            self.matrices = patterns
+
+    def check_parameters(self, store: ParameterStore) -> None:
+        super().check_parameters(store)
+        self._matrices_of(store)
+
+    def _matrices_of(self, store: ParameterStore) -> set[Parameter]:
+        """The parameters with orthogonal updates."""
+        weights = [p for p in store.parameters if len(p.shape) > 1]
+        if self.matrices is not None:
+            names = tuple(p.name for p in store.parameters)
+            found = dict(zip(names, _matches("Muon: matrices", tuple(self.matrices), names), strict=True))
+            return {p for p in weights if found[p.name] is not None}
+        weights = [p for p in weights if p.decay]
+        tied = any(p.is_tied for p in weights)
+        hidden = weights[1:] if tied else weights[1:-1]
+        return {p for p in hidden if not p.is_table}
+
+    def parts(self, store: ParameterStore) -> list[Part]:
+        matrices = self._matrices_of(store)
+        adamw = AdamW(1.0, self.beta1, self.beta2, self.epsilon, self.weight_decay)
+        descent = _Descent(1.0, weight_decay=self.weight_decay)
+        return [
+            *self._parts_of(store, lambda p: p in matrices, descent),
+            *self._parts_of(store, lambda p: p not in matrices, adamw, self.adamw_factor),
+        ]
+
+    def prepare(self, store: ParameterStore, state: OptimizerState, gate: Array | None) -> None:
+        """Follow the momentum of each matrix, and write its update direction over its gradient."""
+        backend, xp, matrices = store.backend, store.backend.xp, self._matrices_of(store)
+        for p in store.parameters:
+            if not p.trainable or p not in matrices:
+                continue
+            m, g = state.slots["means"][p.slot], store.grads[p.slot]
+            old = None if gate is None else m.copy()
+            m += (1.0 - self.momentum) * (g - m)
+            u = self.momentum * m + (1.0 - self.momentum) * g if self.nesterov else m
+            inputs, outputs = math.prod(p.shape[:-1]), p.shape[-1]
+            direction = orthogonalized(backend, u.reshape(inputs, outputs), self.steps)
+            xp.multiply(direction.reshape(-1), math.sqrt(max(1.0, outputs / inputs)), out=g)
+            if old is not None:
+                m[...] = xp.where(gate == 0, old, m)
+
+    def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
+        """Not used: the parts have the formulas of SGD and AdamW."""
+
+
+def orthogonalized(backend: Backend, u: Array, steps: int) -> Array:
+    """A matrix (m, n) with the singular vectors of u and singular values near 1, by Newton-Schulz iterations.
+
+    Zeros stay zeros. For the iteration, see `Muon`.
+    """
+    xp, (a, b, c) = backend.xp, _NEWTON_SCHULZ
+    is_tall = u.shape[0] > u.shape[1]
+    largest = xp.max(xp.abs(u))
+    x = u / (largest + (largest == 0))  # so that squares do not overflow
+    norm = xp.sqrt(xp.sum(xp.square(x)))
+    x /= norm + (norm == 0)
+    if is_tall:
+        x = x.T.copy()
+    small, size = x.shape
+    gram, product, polynomial = (backend.empty((small, small), x.dtype) for _ in range(3))
+    change = backend.empty((small, size), x.dtype)
+    for _ in range(steps):
+        rounded = backend.cast(x)
+        backend.matmul(rounded, rounded.T, out=gram)
+        factor = backend.cast(gram)
+        backend.matmul(factor, factor, out=product)
+        xp.multiply(gram, b, out=polynomial)
+        product *= c
+        polynomial += product
+        backend.matmul(backend.cast(polynomial), rounded, out=change)
+        x *= a
+        x += change
+    return x.T if is_tall else x
 
 
 def get(spec: Any) -> Optimizer:
@@ -433,7 +579,8 @@ def get(spec: Any) -> Optimizer:
     return resolve("optimizer", spec, _NAMES, Optimizer)  # type: ignore[type-abstract]
 
 
-_NAMES: dict[str, type[Optimizer]] = {"sgd": SGD, "adagrad": Adagrad, "rmsprop": RMSprop, "adam": Adam, "adamw": AdamW}
+_NAMES: dict[str, type[Optimizer]] = {"sgd": SGD, "adagrad": Adagrad, "rmsprop": RMSprop, "adam": Adam, "adamw": AdamW,
+                                     "muon": Muon}  # fmt: skip
 
 
 @functools.lru_cache(maxsize=64)

@@ -95,6 +95,13 @@ def test_all_updates_of_a_step_write_one_copy_of_the_weights(gpu, precision, lar
     assert step.calls.ends_with_update
 
 
+def test_muon_is_captured_in_half_precision(gpu, precision):
+    model = mlp(gpu, precision, layers.Dense(24))
+    _, watch = fit(model, optimizer="muon")
+    assert watch.fallback_reason is None and watch.captured
+    assert model.evaluate(X, Y)["accuracy"] > 0.3
+
+
 def test_an_array_that_other_calls_read_is_copied_once(gpu, precision, large):
     def work(backend, x, w, v, y, z, total):
         h = backend.relu(x, out=backend.empty((6, 5), "float32"))

@@ -99,6 +99,37 @@ def words():
     return stack, (7,), twin
 
 
+class Muon:
+    """The published algorithm in float64, for arrays in the layout of xpnet; PyTorch's own computes in bfloat16."""
+
+    def __init__(self, parameters, rate):
+        weights = [p for p in parameters if p.dim() > 1]
+        self._matrices, self._rate = {p: torch.zeros_like(p) for p in weights[1:-1]}, rate
+        others = [p for p in parameters if p not in self._matrices]
+        self._adamw = torch.optim.AdamW(others, 0.015 * rate, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0)
+
+    def zero_grad(self):
+        self._adamw.zero_grad()
+        for p in self._matrices:
+            p.grad = None
+
+    @torch.no_grad()
+    def step(self):
+        self._adamw.step()
+        for p, momentum in self._matrices.items():
+            momentum.lerp_(p.grad, 0.05)
+            u = p.grad.lerp(momentum, 0.95).reshape(-1, p.shape[-1]).T
+            x = u / u.norm()
+            if u.shape[0] > u.shape[1]:
+                x = x.T
+            for _ in range(5):
+                gram = x @ x.T
+                x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+            if u.shape[0] > u.shape[1]:
+                x = x.T
+            p -= self._rate * max(1.0, u.shape[0] / u.shape[1]) ** 0.5 * x.T.reshape(p.shape)
+
+
 OPTIMIZERS = [
     (optimizers.SGD(0.1), lambda p: torch.optim.SGD(p, 0.1)),
     (optimizers.SGD(0.05, momentum=0.9), lambda p: torch.optim.SGD(p, 0.05, momentum=0.9)),
@@ -107,6 +138,7 @@ OPTIMIZERS = [
     (optimizers.RMSprop(0.01), lambda p: torch.optim.RMSprop(p, 0.01, alpha=0.9)),
     (optimizers.Adam(0.01), lambda p: torch.optim.Adam(p, 0.01)),
     (optimizers.AdamW(0.01, weight_decay=0.0), lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.0)),
+    (optimizers.Muon(0.02), lambda p: Muon(p, 0.02)),
 ]
 
 
