@@ -1,12 +1,16 @@
 """Callbacks: when each is called, what it sees, and what the built-in ones do."""
 
 import csv
+import importlib
 import io
 import logging
 import math
 import os
 import re
 import signal
+import struct
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -22,8 +26,9 @@ from xpnet.callbacks import (
     LearningRateFinder,
     ProgressBar,
     ReduceLROnPlateau,
+    TensorBoard,
 )
-from xpnet.errors import ArgumentError, ArgumentTypeError, DivergenceError, FileError, StateError
+from xpnet.errors import ArgumentError, ArgumentTypeError, DivergenceError, FileError, MissingPackageError, StateError
 
 X, Y = datasets.blobs(50, classes=3, seed=1)
 
@@ -732,6 +737,95 @@ def test_a_csv_log_is_written_after_every_epoch_and_closed_after_an_error(tmp_pa
     with pytest.raises(KeyError):
         fit(log, Check(), epochs=3)
     assert log._file is None
+
+
+# TensorBoard ----------------------------------------------------------------------------------------------------------
+
+
+def events_of(path):
+    """The events of a file of TensorBoard, which has records of a length (8 bytes), a check (4), data, a check (4)."""
+    event = importlib.import_module("tensorboardX.proto.event_pb2").Event
+    content, start, events = path.read_bytes(), 0, []
+    while start < len(content):
+        (length,) = struct.unpack("<Q", content[start : start + 8])
+        events.append(event.FromString(content[start + 12 : start + 12 + length]))
+        start += length + 16
+    return events
+
+
+def curves_of(folder):
+    """{tag: [(step, value), …]} of all event files, and {tag: sizes of histograms}."""
+    curves, histograms = {}, {}
+    for path in sorted(folder.iterdir()):
+        for event in events_of(path):
+            for value in event.summary.value:
+                if value.HasField("histo"):
+                    histograms.setdefault(value.tag, []).append(value.histo.num)
+                else:
+                    curves.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return curves, histograms
+
+
+def test_tensorboard_has_the_logs_of_epochs_and_steps_and_histograms(backend, tmp_path):
+    pytest.importorskip("tensorboardX")
+    board, keep = TensorBoard(tmp_path / "runs", every=2, histograms=True), []
+    watch = Do(lambda callback, model: keep.append(callback.run.step_loss()))
+    model, history = fit(board, watch, model=net(backend), epochs=2, validation_data=(X, Y), optimizer="sgd")
+    curves, histograms = curves_of(tmp_path / "runs")
+    for name, values in history.items():
+        assert curves.pop(name) == [(3 * k, pytest.approx(value, rel=1e-6)) for k, value in enumerate(values, 1)]
+    assert curves["step/loss"] == [(step, pytest.approx(keep[step - 1], rel=1e-6)) for step in (2, 4, 6)]
+    assert curves["step/learning_rate"] == [(step, pytest.approx(0.01)) for step in (2, 4, 6)]
+    assert histograms == {p.name: [p.size, p.size] for p in model.parameters}
+
+
+def test_tensorboard_closes_its_file_after_an_error(tmp_path):
+    pytest.importorskip("tensorboardX")
+    board = TensorBoard(str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        fit(board, StopAt(4), epochs=3)
+    assert board._writer is None
+    assert [step for step, _ in curves_of(tmp_path)[0]["loss"]] == [3]
+
+
+def test_a_resumed_run_hides_what_tensorboard_had_beyond_the_checkpoint(tmp_path):
+    pytest.importorskip("tensorboardX")
+    path, folder = tmp_path / "run.safetensors", tmp_path / "runs"
+    with pytest.raises(KeyboardInterrupt):
+        fit(TensorBoard(folder, every=1), callbacks.Checkpoint(path), StopAt(5), epochs=3)
+    (first,) = folder.iterdir()
+    time.sleep(1.1)  # the names of the files have the second
+    fit(TensorBoard(folder, every=1), callbacks.Checkpoint(path), epochs=3, resume_from=path)
+    (second,) = {*folder.iterdir()} - {first}
+    starts = [event.step for event in events_of(second) if event.HasField("session_log")]
+    assert starts == [4]
+    steps = [event.step for event in events_of(second) if event.summary.value]
+    assert min(steps) == 4 and max(steps) == 9
+
+
+def test_without_its_package_tensorboard_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    log = CallLog()
+    with pytest.raises(
+        MissingPackageError, match=r'needs the package tensorboardX.*pip install "xpnet\[tensorboard\]"'
+    ):
+        fit(log, TensorBoard(tmp_path / "runs"))
+    assert log.calls == ["train begin", "train end"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    pytest.importorskip("tensorboardX")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="file"):
+        fit(TensorBoard(tmp_path / "file" / "runs"))
+
+
+@pytest.mark.parametrize(
+    ("args", "match"), [(("a", 0), "every must be an integer of at least 1, or None"), ((3,), "folder")], ids=str
+)
+def test_tensorboard_refuses_invalid_arguments(args, match):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=f"TensorBoard: {match}"):
+        TensorBoard(*args)
 
 
 # Progress bar ------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import importlib
 import math
 import os
 import sys
@@ -18,12 +19,12 @@ from xpnet.config import ExplainedArguments, choice, flag, integer, number
 from xpnet.data.files import as_path, model_path, refuse_unwritable, reporting
 from xpnet.display import progress, tables
 from xpnet.distributed.process_group import ProcessGroup
-from xpnet.errors import ArgumentError, FileError, ShapeError, StateError, suggestion
+from xpnet.errors import ArgumentError, FileError, MissingPackageError, ShapeError, StateError, suggestion
 from xpnet.layers.containers import Container
 from xpnet.parameters import ParameterStore, Snapshot
 
 __all__ = ["CSVLogger", "Callback", "Checkpoint", "EarlyStopping", "EpochLines", "ExponentialMovingAverage", "History",
-           "LearningRateFinder", "ProgressBar", "ReduceLROnPlateau", "Run", "format_logs"]  # fmt: skip
+           "LearningRateFinder", "ProgressBar", "ReduceLROnPlateau", "Run", "TensorBoard", "format_logs"]  # fmt: skip
 
 
 _SHOWN_EPOCHS = 20  # in a notebook
@@ -820,6 +821,77 @@ class CSVLogger(Callback):
             file, self._file = self._file, None
             with reporting(self.path):
                 file.close()
+
+
+class TensorBoard(Callback):
+    """Writes the logs as event files for TensorBoard: `tensorboard --logdir folder`.
+
+    folder: made if it does not exist; each fit adds a file to it.  every: also write the loss and the learning rate
+    every so many steps, as "step/loss" and "step/learning_rate", which waits for the device; None for never.
+    histograms: whether to write a histogram of each parameter after each epoch.
+
+    After each epoch, its logs and the learning rate are written. All curves are over the number of steps. After a
+    resumption, TensorBoard leaves out what the stopped run had written beyond the checkpoint.
+
+    It needs the package tensorboardX: pip install "xpnet[tensorboard]". Without it, fit raises MissingPackageError; if
+    the folder cannot be written, FileError; both before the first step.
+    """
+
+    def __init__(self, folder: Any, every: int | None = None, *, histograms: bool = False) -> None:
+        self.folder = as_path("TensorBoard", "folder", folder)
+        self.every = None if every is None else integer(self, "every", every, also="None")
+        self.histograms = flag(self, "histograms", histograms)
+        self._writer: Any = None
+
+    def on_train_begin(self, model: Container) -> None:
+        self._open(None)
+
+    def on_resume(self, model: Container, state: dict[str, Any]) -> None:
+        self._open(self.run.state.step + 1)
+
+    def _open(self, first_step: int | None) -> None:
+        """Begin a file. first_step: events of the files before it do not count from this step on; None: all do."""
+        self._writer = None
+        if self.run.group.rank:
+            return
+        try:
+            package: Any = importlib.import_module("tensorboardX")
+        except ImportError as error:
+            raise MissingPackageError(
+                f"callbacks.TensorBoard needs the package tensorboardX, which cannot be imported ({error}): "
+                'pip install "xpnet[tensorboard]"'
+            ) from error
+        with reporting(self.folder):
+            self._writer = uninterrupted(package.SummaryWriter, os.fspath(self.folder), purge_step=first_step)
+
+    def on_step_end(self, model: Container, step: int) -> None:
+        if self.every is None or step % self.every:
+            return
+        loss = self.run.step_loss()  # of all ranks
+        logs = {"step/learning_rate": self.run.state.rate_at(step - 1)}
+        self._write(logs if loss is None else {"step/loss": loss, **logs}, step)
+
+    def on_epoch_end(self, model: Container, epoch: int, logs: dict[str, Any]) -> None:
+        step = self.run.state.step
+        self._write({**logs, "learning_rate": self.run.history["learning_rate"][-1]}, step)
+        if self._writer is None:
+            return
+        if self.histograms:
+            for p in model.parameters:
+                uninterrupted(self._writer.add_histogram, p.name, model.backend.to_numpy(p.value), step)
+        with reporting(self.folder):
+            uninterrupted(self._writer.flush)
+
+    def _write(self, logs: Mapping[str, float], step: int) -> None:
+        if self._writer is not None:
+            for name, value in logs.items():
+                uninterrupted(self._writer.add_scalar, name, value, step)
+
+    def on_train_end(self, model: Container) -> None:
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            with reporting(self.folder):
+                uninterrupted(writer.close)
 
 
 def format_logs(logs: Mapping[str, Any]) -> str:
