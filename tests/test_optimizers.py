@@ -218,7 +218,7 @@ def test_the_update_of_a_matrix_is_nearly_orthogonal_whatever_the_size_of_the_gr
     u = (left * np.linspace(1.0, 0.1, min(shape))) @ right
     matrix = backend.asarray((scale * u).astype("float32"))
     with backend.device():
-        x = backend.to_numpy(optimizers.orthogonalized(backend, matrix, 5)).astype("float64")
+        x = backend.to_numpy(optimizers._orthogonalized(backend, matrix, 5)).astype("float64")
     values = np.linalg.svd(x, compute_uv=False)
     assert values.min() > 0.6 and values.max() < 1.3
     np.testing.assert_allclose(x, orthogonal(u), atol=1e-3)
@@ -226,7 +226,7 @@ def test_the_update_of_a_matrix_is_nearly_orthogonal_whatever_the_size_of_the_gr
 
 def test_the_update_of_a_zero_gradient_is_zero(backend):
     with backend.device():
-        zeros = backend.to_numpy(optimizers.orthogonalized(backend, backend.zeros((3, 5), "float32"), 5))
+        zeros = backend.to_numpy(optimizers._orthogonalized(backend, backend.zeros((3, 5), "float32"), 5))
     assert not zeros.any()
 
 

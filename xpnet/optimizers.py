@@ -65,7 +65,7 @@ class OptimizerState:
         self.scratch = backend.empty((min(size, backend.chunk_elements or size),), store.dtype)
 
 
-class Part(NamedTuple):
+class _Part(NamedTuple):
     """Parameters that are updated alike: by the formula of `rule`, at the learning rate times `factor`.
 
     trained, decayed: their slices of the flat vectors, and of these the ones with weight decay.
@@ -157,13 +157,13 @@ class Optimizer(Configured):
         factors = tuple(self.parameter_rates.values())
         return tuple(1.0 if k is None else factors[k] for k in _matches(owner, tuple(self.parameter_rates), names))
 
-    def parts(self, store: ParameterStore) -> list[Part]:
+    def parts(self, store: ParameterStore) -> list[_Part]:
         """All trained parameters, grouped by how they are updated."""
         return self._parts_of(store, lambda parameter: True, self)
 
     def _parts_of(
         self, store: ParameterStore, wanted: Callable[[Parameter], bool], rule: "Optimizer", factor: float = 1.0
-    ) -> list[Part]:
+    ) -> list[_Part]:
         """The trained parameters that are wanted, grouped by their factors, each of which is multiplied by `factor`."""
         factors = self._factors(store)
         own = dict(zip(store.parameters, factors, strict=True))
@@ -175,7 +175,7 @@ class Optimizer(Configured):
 
             if trained := store.slices(is_in):
                 decayed = store.slices(lambda p: p.decay and is_in(p)) if self.weight_decay else []
-                parts.append(Part(rule, f * factor, trained, decayed))
+                parts.append(_Part(rule, f * factor, trained, decayed))
         return parts
 
     def rate(self, step: int) -> float:
@@ -227,7 +227,7 @@ class Optimizer(Configured):
         """Do what comes before the elementwise updates. May change the gradients. gate: see `apply`."""
 
     def _update_part(
-        self, store: ParameterStore, state: OptimizerState, part: Part, rate_of: Callable[[int], float], rate: float,
+        self, store: ParameterStore, state: OptimizerState, part: _Part, rate_of: Callable[[int], float], rate: float,
         k: int, step: int, gate: Array | None, *, last: bool,
     ) -> None:  # fmt: skip
         """Update the parameters of a part.
@@ -515,7 +515,7 @@ class Muon(Optimizer):
         hidden = weights[1:] if tied else weights[1:-1]
         return {p for p in hidden if not p.is_table}
 
-    def parts(self, store: ParameterStore) -> list[Part]:
+    def parts(self, store: ParameterStore) -> list[_Part]:
         matrices = self._matrices_of(store)
         adamw = AdamW(1.0, self.beta1, self.beta2, self.epsilon, self.weight_decay)
         descent = _Descent(1.0, weight_decay=self.weight_decay)
@@ -535,7 +535,7 @@ class Muon(Optimizer):
             m += (1.0 - self.momentum) * (g - m)
             u = self.momentum * m + (1.0 - self.momentum) * g if self.nesterov else m
             inputs, outputs = math.prod(p.shape[:-1]), p.shape[-1]
-            direction = orthogonalized(backend, u.reshape(inputs, outputs), self.steps)
+            direction = _orthogonalized(backend, u.reshape(inputs, outputs), self.steps)
             xp.multiply(direction.reshape(-1), math.sqrt(max(1.0, outputs / inputs)), out=g)
             if old is not None:
                 m[...] = xp.where(gate == 0, old, m)
@@ -544,7 +544,7 @@ class Muon(Optimizer):
         """Not used: the parts have the formulas of SGD and AdamW."""
 
 
-def orthogonalized(backend: Backend, u: Array, steps: int) -> Array:
+def _orthogonalized(backend: Backend, u: Array, steps: int) -> Array:
     """A matrix (m, n) with the singular vectors of u and singular values near 1, by Newton-Schulz iterations.
 
     Zeros stay zeros. For the iteration, see `Muon`.
