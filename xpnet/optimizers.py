@@ -159,7 +159,10 @@ class Optimizer(Configured):
 
     def parts(self, store: ParameterStore) -> list[_Part]:
         """All trained parameters, grouped by how they are updated."""
-        return self._parts_of(store, lambda parameter: True, self)
+        if self.parameter_rates:
+            return self._parts_of(store, lambda parameter: True, self)
+        decayed = store.slices(lambda p: p.trainable and p.decay) if self.weight_decay else []
+        return [_Part(self, 1.0, store.slices(_TRAINABLE), decayed)]
 
     def _parts_of(
         self, store: ParameterStore, wanted: Callable[[Parameter], bool], rule: "Optimizer", factor: float = 1.0
