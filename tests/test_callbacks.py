@@ -1,19 +1,34 @@
 """Callbacks: when each is called, what it sees, and what the built-in ones do."""
 
 import csv
+import importlib
 import io
 import logging
 import math
+import os
 import re
+import signal
+import struct
+import sys
+import time
 
 import numpy as np
 import pytest
-from small_models import LABELS, QUIET, SAMPLES, small_net
+from small_models import LABELS, QUIET, SAMPLES, Do, StopAt, assert_same_state, small_net
 
 import xpnet
 from xpnet import callbacks, datasets, layers, optimizers, schedules
-from xpnet.callbacks import Callback, CSVLogger, EarlyStopping, ProgressBar, ReduceLROnPlateau
-from xpnet.errors import ArgumentError, ArgumentTypeError
+from xpnet.callbacks import (
+    Callback,
+    CSVLogger,
+    EarlyStopping,
+    ExponentialMovingAverage,
+    LearningRateFinder,
+    ProgressBar,
+    ReduceLROnPlateau,
+    TensorBoard,
+)
+from xpnet.errors import ArgumentError, ArgumentTypeError, DivergenceError, FileError, MissingPackageError, StateError
 
 X, Y = datasets.blobs(50, classes=3, seed=1)
 
@@ -368,6 +383,331 @@ def test_the_run_knows_the_names_of_the_logs_before_the_first_epoch(kwargs):
     assert known[0] == "loss"
 
 
+# Averages of weights ------------------------------------------------------------------------------------------------
+
+
+def normed(backend="cpu"):
+    return xpnet.Sequential([layers.Dense(8), layers.BatchNorm(), layers.Tanh(), layers.Dense(3)], (2,), backend)
+
+
+class KeepStates(Callback):
+    """Keeps the state of the model after each step."""
+
+    def __init__(self):
+        self.states = []
+
+    def on_step_end(self, model, step):
+        self.states.append(model.state_dict())
+
+
+def averages_of(states, start, decay):
+    """average ← d · average + (1 - d) · state, in float64."""
+    average = {name: value.astype("float64") for name, value in start.items()}
+    for k, state in enumerate(states, 1):
+        d = min(decay, (1 + k) / (10 + k))
+        average = {name: d * average[name] + (1 - d) * state[name] for name in state}
+    return average
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.999])
+def test_weights_and_buffers_are_averaged_over_the_steps(backend, decay):
+    model, average, keep = normed(backend), ExponentialMovingAverage(decay), KeepStates()
+    start = model.state_dict()
+    fit(average, keep, model=model, epochs=4)
+    want = averages_of(keep.states, start, decay)
+    assert average.updates == len(keep.states) == 12 and average.applied
+    for name, value in model.state_dict().items():
+        np.testing.assert_allclose(value, want[name], rtol=1e-5, atol=1e-6)
+    average.restore()
+    assert_same_state(model.state_dict(), keep.states[-1])
+    average.restore()  # which changes nothing
+    assert_same_state(model.state_dict(), keep.states[-1])
+    average.apply()
+    np.testing.assert_allclose(model.state_dict()["0.weight"], want["0.weight"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("validate", [False, True])
+def test_averaging_does_not_change_the_training(backend, validate):
+    plain, averaged = KeepStates(), KeepStates()
+    options = {"epochs": 5, "validation_data": (X, Y)}
+    model, history = fit(plain, model=normed(backend), **options)
+    average = ExponentialMovingAverage(0.9, validate=validate, apply_at_end=False)
+    other, with_average = fit(averaged, average, model=normed(backend), **options)
+    for one, two in zip(plain.states, averaged.states, strict=True):
+        assert_same_state(one, two)
+    assert_same_state(other.state_dict(), model.state_dict())
+    assert history["loss"] == with_average["loss"]
+    assert (history["val_loss"] == with_average["val_loss"]) == (not validate)
+    if validate:
+        average.apply()
+        assert other.evaluate(X, Y)["loss"] == pytest.approx(with_average["val_loss"][-1], rel=1e-6)
+
+
+def test_steps_are_captured_while_weights_are_averaged(monkeypatch):
+    class Captured(ExponentialMovingAverage):
+        def on_train_end(self, model):
+            reasons.append((self.run.executor.captured, self.run.executor.fallback_reason))
+            super().on_train_end(model)
+
+    states, reasons = [], []
+    for capture in ("1", "0"):
+        monkeypatch.setenv("XPNET_CAPTURE", capture)
+        model, _ = fit(Captured(0.9, validate=True), model=normed(), epochs=40, validation_data=(X, Y))
+        states.append(model.state_dict())
+    assert reasons[0][0] > 0 and reasons[1][0] == 0
+    assert_same_state(*states)
+
+
+@pytest.mark.parametrize("validate", [False, True])
+@pytest.mark.parametrize("stop", [2, 6, 7])  # an epoch has 3 steps
+def test_averages_are_resumed_bit_for_bit(backend, tmp_path, validate, stop):
+    def run(*more, **options):
+        average = ExponentialMovingAverage(0.9, validate=validate)
+        model, history = fit(average, *more, model=normed(backend), epochs=4, validation_data=(X, Y), **options)
+        averaged = model.state_dict()
+        average.restore()
+        return {**averaged, **{f"trained {name}": value for name, value in model.state_dict().items()}}, history
+
+    path = tmp_path / "run.safetensors"
+    want, whole = run()
+    with pytest.raises(KeyboardInterrupt):
+        run(StopAt(stop), callbacks.Checkpoint(path, minutes=0))
+    got, resumed = run(callbacks.Checkpoint(path), resume_from=path)
+    assert_same_state(got, want)
+    assert dict(resumed) == dict(whole)
+    loaded = xpnet.load(path, backend)  # the file of the last epoch
+    same = all(np.array_equal(value, want[name]) for name, value in loaded.state_dict().items())
+    assert same == validate
+
+
+def test_damaged_averages_are_refused(tmp_path):
+    class Other(ExponentialMovingAverage):
+        def state(self):
+            return {**super().state(), "buffer 1": np.zeros(3, "float32")}
+
+    Other.__name__ = "ExponentialMovingAverage"
+    path, model = tmp_path / "run.safetensors", normed()
+    fit(Other(), callbacks.Checkpoint(path), model=normed())
+    before = model.state_dict()
+    with pytest.raises(FileError, match=r"its buffer 1 is float32 \(3,\), not float32 \(8,\)"):
+        fit(ExponentialMovingAverage(), model=model, resume_from=path)
+    assert_same_state(model.state_dict(), before)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_early_stopping_restores_the_averages_of_the_best_epoch(first):
+    class Keep(Callback):
+        def on_epoch_end(self, model, epoch, logs):
+            kept.append(model.state_dict())
+
+    kept = []
+    early, average = EarlyStopping(patience=9), ExponentialMovingAverage(0.9, validate=True)
+    both = (early, average) if first else (average, early)
+    model, _ = fit(FakeLogs(val_loss=[3, 1, 2]), *both, Keep(), model=normed(), epochs=3, validation_data=(X, Y))
+    assert early.best_epoch == 1
+    assert_same_state(model.state_dict(), kept[1])
+
+
+def test_after_divergence_the_model_has_the_weights_of_the_epochs_start():
+    model, average = normed(), ExponentialMovingAverage(0.9)
+    start = model.state_dict()
+    with pytest.raises(DivergenceError):
+        fit(average, model=model, optimizer=optimizers.SGD(1e30))
+    assert_same_state(model.state_dict(), start)
+
+
+def test_averages_leave_other_models_alone_that_share_layers():
+    encoder = layers.Dense(4)
+    inputs = xpnet.Input((2,))
+    h = encoder(inputs)
+    one, two = (xpnet.Model(inputs, layers.Dense(3)(h), backend="cpu", seed=seed) for seed in (0, 1))
+    average = ExponentialMovingAverage(0.9, apply_at_end=False)
+    fit(average, model=one, epochs=2)
+    fit(model=two, epochs=2)
+    other = two.state_dict()
+    average.apply()
+    own = [name for name, value in two.state_dict().items() if np.array_equal(value, other[name])]
+    assert len(own) == 2  # the weight and the bias of its own layer; those of the shared one are averages
+
+
+def test_averages_of_a_model_that_was_moved_are_refused():
+    average = ExponentialMovingAverage()
+    with pytest.raises(StateError, match="no averages before fit"):
+        average.apply()
+    model, _ = fit(average)
+    model.to("cpu", dtype="float64")
+    with pytest.raises(StateError, match="moved to another backend or dtype"):
+        average.restore()
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, "0.9", math.nan])
+def test_the_decay_of_averages_is_a_number_below_1(decay):
+    with pytest.raises(ArgumentError, match="ExponentialMovingAverage: decay must be a number of at least 0 and below"):
+        ExponentialMovingAverage(decay)
+
+
+# Learning rate finder ------------------------------------------------------------------------------------------------
+
+
+def noisy(backend="cpu"):
+    stack = [layers.Dense(8), layers.BatchNorm(), layers.Tanh(), layers.Dropout(0.3), layers.Dense(3)]
+    return xpnet.Sequential(stack, (2,), backend, seed=4)
+
+
+def test_the_finder_tests_rates_that_grow_exponentially(backend):
+    class Watch(Callback):
+        def on_step_end(self, model, step):
+            rates.append(self.run.state.rate_at(step - 1))
+            losses.append(self.run.step_loss())
+
+    rates, losses = [], []
+    finder = LearningRateFinder(1e-3, 1.0, steps=8, smoothing=0.5)
+    _, history = fit(Watch(), finder, model=net(backend), epochs=9, optimizer=optimizers.SGD(0.5))
+    assert history.stopped == "the range of learning rates was tested"
+    np.testing.assert_allclose(finder.rates, np.geomspace(1e-3, 1.0, 8), rtol=1e-12)
+    np.testing.assert_allclose(rates, finder.rates, rtol=1e-12)
+    average = 0.0
+    for k, (loss, smoothed) in enumerate(zip(losses, finder.losses, strict=True), 1):
+        average = 0.5 * average + 0.5 * loss
+        assert smoothed == pytest.approx(average / (1 - 0.5**k), rel=1e-12)
+    model = net(backend)
+    seen = [model.train_on_batch(X[i : i + 20], Y[i : i + 20], "softmax_cross_entropy", optimizers.SGD(0.1), [])["loss"]
+            for i in (0, 20, 40)]  # fmt: skip
+    fit(Watch(), model=net(backend), optimizer=optimizers.SGD(0.1), shuffle=False)
+    np.testing.assert_allclose(losses[-3:], seen, rtol=1e-5)
+
+
+@pytest.mark.parametrize("before", ["nothing", "an equal optimizer", "another optimizer"])
+def test_the_finder_leaves_the_model_and_its_training_as_they_were_bit_for_bit(backend, before):
+    def run(test):
+        model, adam = noisy(backend), optimizers.Adam(0.01)
+        if before != "nothing":
+            first = adam if before == "an equal optimizer" else optimizers.SGD(0.1, momentum=0.9)
+            fit(model=model, epochs=2, optimizer=first)
+        state, history = model._state, getattr(model, "history", None)
+        memory = getattr(state, "optimizer_state", None)
+        if test:
+            fit(LearningRateFinder(steps=30), model=model, epochs=20, optimizer=optimizers.Adam(0.01))
+            assert model._state is state and getattr(state, "optimizer_state", None) is memory
+            assert model.history is history
+        fit(model=model, epochs=2, optimizer=adam)
+        return {**model.state_dict(), "loss": np.array(model.history["loss"]), "step": model._state.step}
+
+    got, want = run(True), run(False)
+    assert_same_state(got, want)
+
+
+def test_the_finder_ends_when_the_loss_grows_or_is_not_finite():
+    for highest, reason in ((1e3, "the loss has grown"), (1e38, "the loss is NaN or infinite")):
+        linear = xpnet.Sequential([layers.Dense(3)], (2,), "cpu")
+        start = linear.state_dict()
+        limit = {} if highest < 1e30 else {"limit": 1e300}
+        finder = LearningRateFinder(1e-2, highest, steps=40, smoothing=0.0, **limit)
+        options = {"epochs": 40, "optimizer": optimizers.SGD(), "callbacks": finder, "verbose": 0}
+        history = linear.fit(X, np.eye(3)[Y], loss="mse", **options)
+        assert history.stopped == reason and len(finder.rates) < 40
+        assert_same_state(linear.state_dict(), start)
+
+
+@pytest.mark.parametrize(("kwargs", "steps"), [({}, 3), ({"epochs": 2}, 6), ({"epochs": 3, "accumulate": 2}, 6)])
+def test_the_finder_covers_its_range_in_a_short_fit(kwargs, steps):
+    finder = LearningRateFinder(1e-3, 1e-1)
+    fit(finder, **kwargs)
+    assert len(finder.rates) == steps
+    np.testing.assert_allclose([finder.rates[0], finder.rates[-1]], [1e-3, 1e-1], rtol=1e-12)
+
+
+def test_the_finder_scales_a_schedule_and_forgets_it():
+    optimizer, model, finder = optimizers.SGD(schedules.StepDecay(0.5, every=2)), net(), LearningRateFinder(steps=6)
+    fit(finder, model=model, epochs=2, optimizer=optimizer)
+    np.testing.assert_allclose(finder.rates, np.geomspace(1e-7, 10, 6), rtol=1e-12)
+    _, history = fit(model=model, epochs=1, optimizer=optimizer)
+    assert history["learning_rate"] == pytest.approx([0.05])  # of the third step
+
+
+def test_the_suggestion_is_where_the_loss_falls_fastest():
+    finder = LearningRateFinder()
+    assert finder.suggestion is None
+    finder.rates = list(np.geomspace(1e-3, 1.0, 7))
+    finder.losses = [3.0, 2.9, 2.5, 1.5, 1.2, 1.1, 4.0]
+    assert finder.suggestion == finder.rates[2]
+    finder.losses = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    assert finder.suggestion is None
+
+
+def test_the_suggested_rate_trains_well():
+    x, y = datasets.digits()
+    x = x.reshape(len(x), -1).astype("float32") / 16
+    for kind in (optimizers.SGD, optimizers.Adam):
+        model = xpnet.Sequential([layers.Dense(32), layers.ReLU(), layers.Dense(10)], (64,), "cpu")
+        finder = LearningRateFinder()
+        model.fit(x[:1400], y[:1400], optimizer=kind(), callbacks=finder, batch_size=64, epochs=5, verbose=0)
+        model.fit(x[:1400], y[:1400], optimizer=kind(finder.suggestion), batch_size=64, epochs=4, verbose=0)
+        assert model.evaluate(x[1400:], y[1400:])["accuracy"] > 0.85
+
+
+@pytest.mark.parametrize("how", ["an error", "Ctrl-C"])
+def test_the_model_is_restored_after_an_error_in_a_test(how):
+    def interrupt(callback, model):
+        if callback.run.state.step == 4:
+            if how == "an error":
+                raise KeyError
+            os.kill(os.getpid(), signal.SIGINT)
+
+    model = noisy()
+    start = model.state_dict()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises((KeyError, KeyboardInterrupt)):
+            fit(LearningRateFinder(), Do(interrupt), model=model, epochs=9)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert_same_state(model.state_dict(), start)
+    assert model._state.step == 0
+
+
+def test_the_finder_refuses_checkpoints_and_a_resumed_run(tmp_path):
+    model, path = net(), tmp_path / "run.safetensors"
+    start = model.state_dict()
+    with pytest.raises(ArgumentError, match="LearningRateFinder: fit without Checkpoint"):
+        fit(callbacks.Checkpoint(path), LearningRateFinder(), model=model)
+    assert not path.exists()
+    fit(callbacks.Checkpoint(path))
+    with pytest.raises(ArgumentError, match="resume_from: a fit with LearningRateFinder is a trial"):
+        fit(LearningRateFinder(), model=model, resume_from=path)
+    assert_same_state(model.state_dict(), start)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"lowest": 0.0}, "lowest must be a finite number above 0"),
+        ({"lowest": 1.0, "highest": 1.0}, "highest must be a finite number above 1.0"),
+        ({"steps": 1}, "steps must be an integer of at least 2"),
+        ({"smoothing": 1.0}, "smoothing must be a number of at least 0 and below 1"),
+        ({"limit": 1.0}, "limit must be a number above 1"),
+    ],
+)
+def test_the_finder_refuses_invalid_arguments(kwargs, match):
+    with pytest.raises(ArgumentError, match=f"LearningRateFinder: {match}"):
+        LearningRateFinder(**kwargs)
+
+
+@pytest.mark.parametrize("weights", [None, np.linspace(0.5, 2.0, 50)])
+def test_the_loss_of_a_step_is_that_of_all_its_batches_and_outputs(weights):
+    class Total(Callback):
+        def on_step_end(self, model, step):
+            found.append((self.run.step_loss(), self.run.logs()["loss"]))
+
+    inputs, found = xpnet.Input((2,)), []
+    outputs = [layers.Dense(3, name="a", l2=0.1)(inputs), layers.Dense(3, name="b")(inputs)]
+    model = xpnet.Model(inputs, outputs, backend="cpu")
+    model.fit(X, [Y, Y], loss="softmax_cross_entropy", accumulate=5, batch_size=10, callbacks=Total(), verbose=0,
+              sample_weight=weights, epochs=2)  # fmt: skip
+    for step, epoch in found:  # one step of five batches per epoch
+        assert step == pytest.approx(epoch, rel=1e-12)
+
+
 # CSV ---------------------------------------------------------------------------------------------------------------
 
 
@@ -397,6 +737,95 @@ def test_a_csv_log_is_written_after_every_epoch_and_closed_after_an_error(tmp_pa
     with pytest.raises(KeyError):
         fit(log, Check(), epochs=3)
     assert log._file is None
+
+
+# TensorBoard ----------------------------------------------------------------------------------------------------------
+
+
+def events_of(path):
+    """The events of a file of TensorBoard, which has records of a length (8 bytes), a check (4), data, a check (4)."""
+    event = importlib.import_module("tensorboardX.proto.event_pb2").Event
+    content, start, events = path.read_bytes(), 0, []
+    while start < len(content):
+        (length,) = struct.unpack("<Q", content[start : start + 8])
+        events.append(event.FromString(content[start + 12 : start + 12 + length]))
+        start += length + 16
+    return events
+
+
+def curves_of(folder):
+    """{tag: [(step, value), …]} of all event files, and {tag: sizes of histograms}."""
+    curves, histograms = {}, {}
+    for path in sorted(folder.iterdir()):
+        for event in events_of(path):
+            for value in event.summary.value:
+                if value.HasField("histo"):
+                    histograms.setdefault(value.tag, []).append(value.histo.num)
+                else:
+                    curves.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return curves, histograms
+
+
+def test_tensorboard_has_the_logs_of_epochs_and_steps_and_histograms(backend, tmp_path):
+    pytest.importorskip("tensorboardX")
+    board, keep = TensorBoard(tmp_path / "runs", every=2, histograms=True), []
+    watch = Do(lambda callback, model: keep.append(callback.run.step_loss()))
+    model, history = fit(board, watch, model=net(backend), epochs=2, validation_data=(X, Y), optimizer="sgd")
+    curves, histograms = curves_of(tmp_path / "runs")
+    for name, values in history.items():
+        assert curves.pop(name) == [(3 * k, pytest.approx(value, rel=1e-6)) for k, value in enumerate(values, 1)]
+    assert curves["step/loss"] == [(step, pytest.approx(keep[step - 1], rel=1e-6)) for step in (2, 4, 6)]
+    assert curves["step/learning_rate"] == [(step, pytest.approx(0.01)) for step in (2, 4, 6)]
+    assert histograms == {p.name: [p.size, p.size] for p in model.parameters}
+
+
+def test_tensorboard_closes_its_file_after_an_error(tmp_path):
+    pytest.importorskip("tensorboardX")
+    board = TensorBoard(str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        fit(board, StopAt(4), epochs=3)
+    assert board._writer is None
+    assert [step for step, _ in curves_of(tmp_path)[0]["loss"]] == [3]
+
+
+def test_a_resumed_run_hides_what_tensorboard_had_beyond_the_checkpoint(tmp_path):
+    pytest.importorskip("tensorboardX")
+    path, folder = tmp_path / "run.safetensors", tmp_path / "runs"
+    with pytest.raises(KeyboardInterrupt):
+        fit(TensorBoard(folder, every=1), callbacks.Checkpoint(path), StopAt(5), epochs=3)
+    (first,) = folder.iterdir()
+    time.sleep(1.1)  # the names of the files have the second
+    fit(TensorBoard(folder, every=1), callbacks.Checkpoint(path), epochs=3, resume_from=path)
+    (second,) = {*folder.iterdir()} - {first}
+    starts = [event.step for event in events_of(second) if event.HasField("session_log")]
+    assert starts == [4]
+    steps = [event.step for event in events_of(second) if event.summary.value]
+    assert min(steps) == 4 and max(steps) == 9
+
+
+def test_without_its_package_tensorboard_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    log = CallLog()
+    with pytest.raises(
+        MissingPackageError, match=r'needs the package tensorboardX.*pip install "xpnet\[tensorboard\]"'
+    ):
+        fit(log, TensorBoard(tmp_path / "runs"))
+    assert log.calls == ["train begin", "train end"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    pytest.importorskip("tensorboardX")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="file"):
+        fit(TensorBoard(tmp_path / "file" / "runs"))
+
+
+@pytest.mark.parametrize(
+    ("args", "match"), [(("a", 0), "every must be an integer of at least 1, or None"), ((3,), "folder")], ids=str
+)
+def test_tensorboard_refuses_invalid_arguments(args, match):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=f"TensorBoard: {match}"):
+        TensorBoard(*args)
 
 
 # Progress bar ------------------------------------------------------------------------------------------------------

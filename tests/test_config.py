@@ -16,7 +16,7 @@ MODULES = (augment, callbacks, initializers, layers, losses, metrics, optimizers
 CLASSES = [value for module in MODULES for name in module.__all__ if isinstance(value := getattr(module, name), type)]
 CLASSES = [cls for cls in CLASSES if issubclass(cls, ExplainedArguments)]
 #: Neither flags nor initializers, but they follow these, or few callers use them.
-BY_NAME = {"l1", "l2", "padding_index", "projection", "tied_to"}
+BY_NAME = {"l1", "l2", "matrices", "padding_index", "parameter_rates", "projection", "tied_to"}
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: f"{cls.__module__}.{cls.__name__}")
@@ -66,6 +66,7 @@ def test_flags_and_initializers_are_given_by_name_and_all_else_by_position_too(c
         (lambda: optimizers.Adam(lr=0.1), "Did you mean 'learning_rate'"),
         (lambda: optimizers.Adam(betas=(0.9, 0.99)), "Did you mean 'beta1' or 'beta2'"),
         (lambda: optimizers.SGD(0.1, 0.9, 0.0, None, True), "nesterov="),
+        (lambda: optimizers.RMSprop(parameter_rate={"*": 1.0}), "Did you mean 'parameter_rates'"),
         (lambda: losses.SoftmaxCrossEntropy(from_logits=True), "takes logits"),
         (lambda: metrics.Precision(avg="macro"), "Did you mean 'average'"),
         (lambda: initializers.Normal(stddev=2), "Did you mean 'std'"),

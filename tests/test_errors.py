@@ -135,7 +135,15 @@ def test_the_error_for_a_pair_of_sizes_shows_both(value):
     assert str(error.value).endswith(f"an integer of at least 1, or two, (vertical, horizontal), not {value!r}.")
 
 
-REQUIRED = {"filters": 2, "groups": 2, "heads": 2, "kernel_size": 2, "units": 2, "path": "model.safetensors"}
+REQUIRED = {
+    "filters": 2,
+    "folder": "runs",
+    "groups": 2,
+    "heads": 2,
+    "kernel_size": 2,
+    "units": 2,
+    "path": "model.safetensors",
+}
 
 
 def flags():

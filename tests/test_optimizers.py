@@ -42,13 +42,14 @@ def rmsprop(w, gradients, rho=0.9, epsilon=1e-8):
         yield w
 
 
-def adam(w, gradients, beta1=0.9, beta2=0.999, epsilon=1e-8, decoupled=0.0):
+def adam(w, gradients, beta1=0.9, beta2=0.999, epsilon=1e-8, decoupled=0.0, rate=None):
+    rate = RATE if rate is None else rate
     m, v = np.zeros_like(w), np.zeros_like(w)
     for t, g in enumerate(gradients, start=1):
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * g**2
         step = m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + epsilon)
-        w = w - RATE * step - RATE * decoupled * w
+        w = w - rate * step - rate * decoupled * w
         yield w
 
 
@@ -64,6 +65,11 @@ CASES = [
     (optimizers.Adam(RATE, 0.5, 0.6, 0.1), adam, {"beta1": 0.5, "beta2": 0.6, "epsilon": 0.1}),
     (optimizers.Adam(RATE, beta1=0.0), adam, {"beta1": 0.0}),
     (optimizers.AdamW(RATE, weight_decay=0.0), adam, {}),
+    (  # without hidden layers
+        optimizers.Muon(RATE, adamw_factor=1.0, beta2=0.999, epsilon=1e-8),
+        adam,
+        {},
+    ),
 ]
 each_optimizer = pytest.mark.parametrize(
     ("optimizer", "formula", "settings"), CASES, ids=lambda v: repr(v) if hasattr(v, "apply") else ""
@@ -113,7 +119,7 @@ def test_optimizers_follow_the_formulas_of_the_papers(backend, rng, optimizer, f
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "formula", "settings"), CASES[:-1], ids=lambda v: repr(v) if hasattr(v, "apply") else ""
+    ("optimizer", "formula", "settings"), CASES[:-2], ids=lambda v: repr(v) if hasattr(v, "apply") else ""
 )
 def test_weight_decay_is_added_to_gradients_of_weights_only(backend, rng, optimizer, formula, settings):
     optimizer = copy.copy(optimizer)
@@ -151,6 +157,236 @@ def test_the_first_step_of_adam_is_the_rate_times_the_sign_of_the_gradient(backe
     train(model, optimizers.Adam(0.01), gradients)
     for key, value in model.state_dict().items():
         np.testing.assert_allclose(value - start[key], -0.01 * np.sign(gradients[0][key]), rtol=1e-5)
+
+
+# Muon
+
+
+def orthogonal(u, steps=5):
+    """The iteration of Jordan et al. 2024, in float64."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = u.T if u.shape[0] > u.shape[1] else u
+    x = x / np.sqrt((x**2).sum())
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if u.shape[0] > u.shape[1] else x
+
+
+def muon(w, gradients, momentum=0.95, nesterov=True, steps=5, decoupled=0.0, rate=RATE):
+    m = np.zeros_like(w)
+    inputs, outputs = int(np.prod(w.shape[:-1])), w.shape[-1]
+    for g in gradients:
+        m = momentum * m + (1 - momentum) * g
+        u = momentum * m + (1 - momentum) * g if nesterov else m
+        direction = orthogonal(u.reshape(inputs, outputs), steps).reshape(w.shape)
+        w = w - rate * decoupled * w - rate * max(1, outputs / inputs) ** 0.5 * direction
+        yield w
+
+
+MUONS = [
+    {},
+    {"momentum": 0.5, "nesterov": False, "decoupled": 0.3},
+    {"momentum": 0.0, "steps": 3},
+]
+
+
+@pytest.mark.parametrize("settings", MUONS, ids=str)
+@pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-10), ("float32", 1e-4)])
+def test_muon_follows_the_formula_for_matrices_and_that_of_adamw_for_the_others(backend, rng, settings, dtype, rtol):
+    model = model_of(backend, rng, (5, 4, 7, 3, 6), dtype)
+    given = {"weight_decay" if name == "decoupled" else name: value for name, value in settings.items()}
+    optimizer = optimizers.Muon(RATE, **given, adamw_factor=0.5, beta1=0.8, beta2=0.9, epsilon=1e-7)
+    start, gradients = model.state_dict(), random_gradients(rng, model)
+    train(model, optimizer, gradients)
+    for name, value in model.state_dict().items():
+        w, own = start[name].astype("float64"), [g[name] for g in gradients]
+        if name in ("1.weight", "2.weight"):
+            *_, want = muon(w, own, **settings)
+        else:
+            decay = settings.get("decoupled", 0.0) * name.endswith("weight")
+            *_, want = adam(w, own, rate=RATE / 2, beta1=0.8, beta2=0.9, epsilon=1e-7, decoupled=decay)
+        np.testing.assert_allclose(value, want, rtol=rtol, atol=rtol)
+        assert not np.allclose(value, start[name], rtol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("shape", [(6, 6), (3, 9), (9, 3), (1, 4)], ids=str)
+def test_the_update_of_a_matrix_is_nearly_orthogonal_whatever_the_size_of_the_gradient(backend, rng, shape, scale):
+    """The published iteration takes singular values to about 0.7 to 1.2, from 0.01 of the norm on."""
+    left, _, right = np.linalg.svd(rng.normal(size=shape), full_matrices=False)
+    u = (left * np.linspace(1.0, 0.1, min(shape))) @ right
+    matrix = backend.asarray((scale * u).astype("float32"))
+    with backend.device():
+        x = backend.to_numpy(optimizers._orthogonalized(backend, matrix, 5)).astype("float64")
+    values = np.linalg.svd(x, compute_uv=False)
+    assert values.min() > 0.6 and values.max() < 1.3
+    np.testing.assert_allclose(x, orthogonal(u), atol=1e-3)
+
+
+def test_the_update_of_a_zero_gradient_is_zero(backend):
+    with backend.device():
+        zeros = backend.to_numpy(optimizers._orthogonalized(backend, backend.zeros((3, 5), "float32"), 5))
+    assert not zeros.any()
+
+
+def matrices_of(model, **kwargs):
+    return {p.name for p in optimizers.Muon(**kwargs)._matrices_of(model.context.store)}
+
+
+def test_the_matrices_of_muon_are_the_weights_of_hidden_layers():
+    stack = [
+        *[layers.Conv2D(4, 3), layers.BatchNorm(), layers.PReLU(), layers.Conv2D(6, 3), layers.Flatten()],
+        *[layers.Dense(5), layers.ReLU(), layers.Dense(3)],
+    ]
+    model = xpnet.Sequential(stack, (8, 8, 1), "cpu")
+    assert matrices_of(model) == {"3.weight", "5.weight"}
+    assert matrices_of(model, matrices=["0.*", "7.*"]) == {"0.weight", "7.weight"}
+    model.layers[7].trainable = False
+    assert matrices_of(model) == {"3.weight", "5.weight"}
+    embedding = layers.Embedding(9, 8)
+    inside = [layers.PositionalEmbedding(6), layers.TransformerBlock(2)]
+    block = [f"{part}_weight" for part in ("query", "key", "value", "output")]
+    block = {*(f"2.attention.{name}" for name in block), "2.expand.weight", "2.contract.weight"}
+    for last in (layers.Dense(9), layers.Dense(9, tied_to=embedding)):
+        stack = [embedding, *inside, last]
+        assert matrices_of(xpnet.Sequential([*stack], (6,), "cpu")) == block
+        embedding = layers.Embedding(9, 8)
+        inside = [layers.PositionalEmbedding(6), layers.TransformerBlock(2)]
+        last.tied_to = None
+
+
+def test_muon_trains_convolutions_as_matrices_of_patches(backend, rng):
+    stack = [layers.Conv2D(2, 1), layers.Conv2D(5, 2), layers.Flatten(), layers.Dense(2)]
+    model = xpnet.Sequential(stack, (3, 3, 1), backend, dtype="float64")
+    start, gradients = model.state_dict(), random_gradients(rng, model)
+    train(model, optimizers.Muon(RATE), gradients)
+    *_, want = muon(start["1.weight"], [g["1.weight"] for g in gradients])
+    np.testing.assert_allclose(model.state_dict()["1.weight"], want, rtol=1e-10, atol=1e-12)
+
+
+def test_rates_by_parameter_scale_matrices_and_vectors_of_muon(backend, rng):
+    models = [model_of(backend, rng, (3, 4, 4, 2)) for _ in range(2)]
+    start, gradients = models[0].state_dict(), random_gradients(rng, models[0], 1)
+    for model, rates in zip(models, (None, {"1.weight": 0.5, "*.bias": 2.0, "2.weight": 0.0}), strict=True):
+        train(model, optimizers.Muon(RATE, parameter_rates=rates), gradients)
+    plain, rated = (model.state_dict() for model in models)
+    for name in start:
+        factor = {"0.weight": 1.0, "1.weight": 0.5, "2.weight": 0.0}.get(name, 2.0)
+        np.testing.assert_allclose(rated[name] - start[name], factor * (plain[name] - start[name]), atol=1e-15)
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_captured_and_eager_steps_of_muon_are_equal_bit_for_bit(monkeypatch, depth):
+    states = []
+    for capture in ("1", "0"):
+        monkeypatch.setenv("XPNET_CAPTURE", capture)
+        stack = [layer for _ in range(depth) for layer in (layers.Dense(6), layers.Tanh())]
+        model, captured = xpnet.Sequential([*stack, layers.Dense(2)], (4,), "cpu"), []
+        watch = Do(lambda c, m, captured=captured: captured.append(c.run.executor.captured), "on_epoch_end")
+        model.fit(SAMPLES, LABELS, optimizer="muon", callbacks=[watch], epochs=30, **QUIET)
+        assert bool(captured[-1]) == (capture == "1")
+        states.append(model.state_dict())
+    assert_same_state(*states)
+
+
+# Rates by parameter
+
+
+RATES = {"0.weight": 0.5, "0.*": 0.0, "*.bias": 3.0}  # the first pattern that matches counts
+FACTORS = {"0.weight": 0.5, "0.bias": 0.0, "1.weight": 1.0, "1.bias": 3.0}
+
+
+def with_rates(optimizer, rates):
+    return type(optimizer).from_config({**optimizer.get_config(), "parameter_rates": rates})
+
+
+@each_optimizer
+def test_rates_by_parameter_scale_the_rates_of_the_formulas(backend, rng, monkeypatch, optimizer, formula, settings):
+    model = model_of(backend, rng)
+    start, gradients = model.state_dict(), random_gradients(rng, model)
+    train(model, with_rates(optimizer, RATES), gradients)
+    for name, value in model.state_dict().items():
+        monkeypatch.setitem(globals(), "RATE", 0.05 * FACTORS[name])
+        *_, want = formula(start[name], [g[name] for g in gradients], **settings)
+        np.testing.assert_allclose(value, want, rtol=1e-12, atol=1e-14)
+        assert np.array_equal(value, start[name]) == (FACTORS[name] == 0)
+
+
+@pytest.mark.parametrize("kind", [optimizers.SGD, optimizers.AdamW])
+def test_rates_by_parameter_scale_weight_decay_too(backend, rng, kind):
+    model = model_of(backend, rng)
+    start, zeros = model.state_dict(), [{p.name: np.zeros(p.shape) for p in model.parameters}]
+    train(model, kind(RATE, weight_decay=0.3, parameter_rates=RATES), zeros)
+    for name, value in model.state_dict().items():
+        kept = 1 - RATE * FACTORS[name] * 0.3 * name.endswith("weight")
+        np.testing.assert_allclose(value, kept * start[name], rtol=1e-12)
+
+
+def test_clipping_does_not_depend_on_rates_by_parameter(backend, rng):
+    models = [model_of(backend, rng) for _ in range(2)]
+    start, gradients = models[0].state_dict(), random_gradients(rng, models[0], 1)
+    for model, rates in zip(models, (None, RATES), strict=True):
+        train(model, optimizers.SGD(RATE, clip_norm=0.5, parameter_rates=rates), gradients)
+    plain, rated = (model.state_dict() for model in models)
+    for name, factor in FACTORS.items():
+        change = factor * (plain[name] - start[name])
+        np.testing.assert_allclose(rated[name] - start[name], change, rtol=1e-12, atol=1e-15)
+
+
+def test_frozen_parameters_stay_frozen_whatever_their_rate(backend, rng):
+    model = model_of(backend, rng)
+    model.layers[1].trainable = False
+    start = model.state_dict()
+    train(model, optimizers.AdamW(parameter_rates={"1.*": 5.0}), random_gradients(rng, model))
+    for name, value in model.state_dict().items():
+        assert np.array_equal(value, start[name]) == name.startswith("1")
+
+
+def test_captured_and_eager_steps_with_rates_by_parameter_are_equal_bit_for_bit(monkeypatch):
+    states = []
+    for capture in ("1", "0"):
+        monkeypatch.setenv("XPNET_CAPTURE", capture)
+        model, reasons = small_net(), []
+        watch = Do(lambda c, m, reasons=reasons: reasons.append(c.run.executor.captured), "on_epoch_end")
+        rated = optimizers.AdamW(0.01, parameter_rates={"*.bias": 2.0, "0.weight": 0.5})
+        model.fit(SAMPLES, LABELS, optimizer=rated, callbacks=[watch], epochs=30, **QUIET)
+        assert bool(reasons[-1]) == (capture == "1")
+        states.append(model.state_dict())
+    assert_same_state(*states)
+
+
+def test_a_new_dict_of_rates_is_followed_and_keeps_the_state():
+    model, optimizer = small_net(), optimizers.SGD(0.1, momentum=0.9)
+    model.fit(SAMPLES, LABELS, optimizer=optimizer, **QUIET)
+    slots, before = model._state.optimizer_state, model.state_dict()
+    optimizer.parameter_rates = {"0.*": 0.0}
+    model.fit(SAMPLES, LABELS, optimizer=optimizer, **QUIET)
+    assert model._state.optimizer_state is slots
+    for name, value in model.state_dict().items():
+        assert np.array_equal(value, before[name]) == name.startswith("0")
+
+
+@pytest.mark.parametrize(
+    "train_with",
+    [
+        lambda model, optimizer: model.fit(SAMPLES, LABELS, optimizer=optimizer, **QUIET),
+        lambda model, optimizer: model.train_on_batch(SAMPLES, LABELS, "softmax_cross_entropy", optimizer),
+    ],
+    ids=["fit", "train_on_batch"],
+)
+def test_a_pattern_without_a_parameter_is_refused_and_changes_nothing(train_with):
+    model = small_net()
+    model.fit(SAMPLES, LABELS, optimizer="adam", **QUIET)
+    before, state = model.state_dict(), dict(vars(model._state))
+    with pytest.raises(ArgumentError) as caught:
+        train_with(model, optimizers.SGD(parameter_rates={"0.weihgt": 2.0}))
+    assert str(caught.value) == (
+        "SGD: parameter_rates: no parameter matches '0.weihgt'. Did you mean '0.weight' or '2.weight'? The model has "
+        "0.weight, 0.bias, 2.weight, 2.bias."
+    )
+    assert_same_state(model.state_dict(), before)
+    assert vars(model._state) == state
 
 
 # Clipping
@@ -282,16 +518,20 @@ def test_the_state_has_only_the_vectors_of_the_formula(rng, optimizer):
         optimizers.RMSprop: ("squares",),
         optimizers.Adam: ("means", "squares"),
         optimizers.AdamW: ("means", "squares"),
+        optimizers.Muon: ("means", "squares"),
     }[type(optimizer)]
     state = optimizers.OptimizerState(optimizer, model_of("cpu", rng).context.store)
     assert tuple(state.slots) == slots
     assert not any(slot.any() for slot in state.slots.values())
 
 
-@pytest.mark.parametrize("name", ["sgd", "adagrad", "rmsprop", "adam", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adagrad", "rmsprop", "adam", "adamw", "muon"])
 def test_every_optimizer_solves_a_least_squares_problem(backend, rng, name):
     optimizer = optimizers.get(name)
-    optimizer.learning_rate, optimizer.weight_decay = {"sgd": 0.3, "adagrad": 1.0, "adamw": 0.1}.get(name, 0.03), 0.0
+    optimizer.learning_rate, optimizer.weight_decay = (
+        {"sgd": 0.3, "adagrad": 1.0, "adamw": 0.1, "muon": 0.1 / 0.015}.get(name, 0.03),
+        0.0,
+    )
     x, w = rng.normal(size=(64, 2)), np.array([[1.0], [-2.0]])
     model = xpnet.Sequential([layers.Dense(1)], input_shape=2, backend=backend, dtype="float64")
     for _ in range(150):
@@ -380,6 +620,41 @@ def test_the_penalty_is_none_without_penalized_layers(backend, rng):
         (lambda: optimizers.RMSprop(rho=-0.1), ArgumentError, "RMSprop: rho"),
         (lambda: optimizers.Adam(beta1=1.0), ArgumentError, "Adam: beta1"),
         (lambda: optimizers.AdamW(beta2=1.5), ArgumentError, "AdamW: beta2"),
+        (
+            lambda: optimizers.Adagrad(parameter_rates={"*.bias": -1.0}),
+            ArgumentError,
+            r"^Adagrad: the factor of '\*.bias' in parameter_rates must be a finite number of at least 0, not -1.0",
+        ),
+        (
+            lambda: optimizers.Adam(parameter_rates={"*": math.inf}),
+            ArgumentError,
+            "finite number of at least 0, not inf",
+        ),
+        (
+            lambda: optimizers.Adam(parameter_rates={"*": math.nan}),
+            ArgumentError,
+            "finite number of at least 0, not nan",
+        ),
+        (lambda: optimizers.Adam(parameter_rates=2.0), ArgumentTypeError, "parameter_rates must be a dict of patterns"),
+        (lambda: optimizers.Adam(parameter_rates={0: 2.0}), ArgumentTypeError, "must be a dict of patterns"),
+        (
+            lambda: optimizers.Muon(momentum=1.0),
+            ArgumentError,
+            "Muon: momentum must be a number of at least 0 and below",
+        ),
+        (lambda: optimizers.Muon(steps=0), ArgumentError, "Muon: steps must be an integer of at least 1"),
+        (lambda: optimizers.Muon(adamw_factor=-1), ArgumentError, "Muon: adamw_factor must be a finite number"),
+        (
+            lambda: optimizers.Muon(matrices=[1]),
+            ArgumentTypeError,
+            "Muon: matrices must be patterns of parameter names",
+        ),
+        (lambda: optimizers.Muon(matrices=1), ArgumentTypeError, "Muon: matrices must be patterns"),
+        (
+            lambda: small_net().fit(SAMPLES, LABELS, optimizer=optimizers.Muon(matrices=["1.weight"]), **QUIET),
+            ArgumentError,
+            r"Muon: matrices: no parameter matches '1.weight'. Did you mean '2.weight' or '0.weight'",
+        ),
         (lambda: optimizers.get("adaam"), ArgumentError, "unknown optimizer 'adaam'. Did you mean 'adam'"),
         (lambda: optimizers.get(optimizers.Adam), ArgumentTypeError, r"pass an object, Adam\(...\)"),
     ],

@@ -2,26 +2,38 @@
 
 import contextlib
 import csv
+import importlib
 import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TextIO
 
 from xpnet import metrics
+from xpnet.backends import Array
 from xpnet.concurrency.interrupts import uninterrupted
 from xpnet.config import ExplainedArguments, choice, flag, integer, number, python_number
 from xpnet.data.files import as_path, model_path, refuse_irregular, refuse_unwritable, reporting
 from xpnet.display import progress, tables
 from xpnet.distributed.process_group import ProcessGroup
-from xpnet.errors import ArgumentError, ArgumentTypeError, FileError, ShapeError, shown, suggestion
+from xpnet.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    FileError,
+    MissingPackageError,
+    ShapeError,
+    StateError,
+    shown,
+    suggestion,
+)
 from xpnet.layers.containers import Container
-from xpnet.parameters import Snapshot
+from xpnet.parameters import ParameterStore, Snapshot
 
-__all__ = ["CSVLogger", "Callback", "Checkpoint", "EarlyStopping", "EpochLines", "History", "ProgressBar",
-           "ReduceLROnPlateau", "Run", "format_logs"]  # fmt: skip
+__all__ = ["CSVLogger", "Callback", "Checkpoint", "EarlyStopping", "EpochLines", "ExponentialMovingAverage", "History",
+           "LearningRateFinder", "ProgressBar", "ReduceLROnPlateau", "Run", "TensorBoard", "format_logs"]  # fmt: skip
 
 
 _SHOWN_EPOCHS = 20  # in a notebook
@@ -67,8 +79,9 @@ class History(dict[str, list[float]]):
 class Run(Protocol):
     """The current call of `fit`, which a callback reads as `self.run`.
 
-    epochs: the epochs of this call.  first_epoch: the number of epochs before it.  steps: batches per epoch, and
-    samples: training samples; both are None for a stream of batches, whose length is unknown.  seen: the samples of
+    epochs: the epochs of this call.  first_epoch: the number of epochs before it.  steps: batches per epoch,
+    updates_per_epoch: updates, of `accumulate` batches each, and samples: training samples; these three are None for a
+    stream of batches, whose length is unknown.  seen: the samples of
     this epoch so far.  batch_size: samples per batch.  history: the epochs so far.  under_way: whether an epoch is in
     progress.  callbacks: all callbacks of this fit, in the order of their calls.  log_names: the names of the logs that
     fit itself makes: "loss", "accuracy", "val_loss", …
@@ -77,6 +90,7 @@ class Run(Protocol):
     epochs: int
     first_epoch: int
     steps: int | None
+    updates_per_epoch: int | None
     samples: int | None
     seen: int
     batch_size: int
@@ -114,6 +128,12 @@ class Run(Protocol):
         Metrics that collect rows, such as AUC, are left out: they are computed at the end of the epoch only.
         """
 
+    def step_loss(self) -> float | None:
+        """Return the loss of the latest step, from before its update; None if no sample had a weight above 0.
+
+        All ranks must call it. Waits for the device.
+        """
+
     def save(self, path: Any) -> None:
         """Write a checkpoint, from which `fit(..., resume_from=path)` continues. All ranks must call it.
 
@@ -132,6 +152,9 @@ class Callback(ExplainedArguments):
     only_on_first_rank: ClassVar[bool] = False
     #: Whether it is called after all other callbacks, to see their state of the same epoch; on_train_end: before them.
     runs_last: ClassVar[bool] = False
+    #: Whether fit is a trial, after which it restores the model and the state of its training. It does not validate
+    #: then, and goes on with a loss of NaN.
+    makes_trial: ClassVar[bool] = False
     #: Set by fit.
     run: Run
 
@@ -153,6 +176,10 @@ class Callback(ExplainedArguments):
 
     def on_train_end(self, model: Container) -> None:
         """Called after the last epoch, also if an error or Ctrl-C ended the training."""
+
+    def ending_epoch(self, model: Container) -> AbstractContextManager[Any]:
+        """Return a context for the end of an epoch: the validation, and then on_epoch_end of all callbacks."""
+        return contextlib.nullcontext()
 
     def on_compile(self) -> None:
         """Called when kernels are about to be compiled for a GPU, which takes seconds on first use."""
@@ -532,6 +559,226 @@ class Checkpoint(_Monitor):
                     self.file_of_epoch(worse).unlink(missing_ok=True)
 
 
+class ExponentialMovingAverage(Callback):
+    """Averages the weights over the steps: average ← d · average + (1 - d) · weights, after each step k = 1, 2, …
+
+    d = min(decay, (1 + k) / (10 + k)), so that the first weights are soon forgotten. Buffers of floats, such as running
+    means and variances, are averaged too; those of integers are taken as they are. Polyak and Juditsky 1992; Tarvainen
+    and Valpola 2017, "Mean teachers are better role models". Training itself is not changed.
+
+    decay: the average is over about the last 1 / (1 - decay) steps.  validate: whether the averages are in the model
+    while an epoch ends, so that validation, EarlyStopping, the callbacks of users and the model in a file of Checkpoint
+    have them; the trained weights are put back before the next epoch.  apply_at_end: whether the model ends with the
+    averages, also after Ctrl-C, unless the loss has diverged or an EarlyStopping restores the best epoch.
+
+    After training, `apply()` writes the averages into the model, and `restore()` puts the trained weights back.
+    A later fit starts a new average, from the weights that the model has then.
+    """
+
+    def __init__(self, decay: float = 0.999, *, validate: bool = False, apply_at_end: bool = True) -> None:
+        self.decay = number(self, "decay", decay, at_least=0, below=1)
+        self.validate, self.apply_at_end = flag(self, "validate", validate), flag(self, "apply_at_end", apply_at_end)
+        self.updates = 0
+        self.applied = False  # whether the averages are in the model, and the trained weights here
+        self._store: ParameterStore | None = None
+
+    def on_train_begin(self, model: Container) -> None:
+        store = self._store = model.context.store
+        self.updates, self.applied, self._values = 0, False, store.values
+        self._weights, self._scratch = store.values.copy(), store.values.copy()
+        self._buffers = [buffer.value.copy() for buffer in store.buffers]
+
+    def on_resume(self, model: Container, state: dict[str, Any]) -> None:
+        self.on_train_begin(model)
+        store = model.context.store
+        self.updates = integer(self, "updates", state["updates"], at_least=0)
+        self._load(store, state, "", self._weights, self._buffers)
+        if "trained weights" in state:  # the model in the file has the averages
+            self._load(store, state, "trained ", store.values, [buffer.value for buffer in store.buffers])
+
+    def _load(
+        self, store: ParameterStore, state: Mapping[str, Any], prefix: str, weights: Array, buffers: list[Array]
+    ) -> None:
+        """Write the arrays whose names have this prefix into these arrays."""
+        named = {"weights": store.gathered(weights), **{f"buffer {i}": buffer for i, buffer in enumerate(buffers)}}
+        for name, own in named.items():
+            found = state[prefix + name]
+            if (found.shape, found.dtype) != (tuple(own.shape), own.dtype):
+                raise ShapeError(
+                    f"ExponentialMovingAverage: its {prefix}{name} is {found.dtype} {found.shape}, not {own.dtype} "
+                    f"{tuple(own.shape)}."
+                )
+            if name == "weights":
+                store.scatter(store.backend.asarray(found), weights)
+            else:
+                own[...] = store.backend.asarray(found)
+
+    def state(self) -> dict[str, Any]:
+        store = self._trained_store()
+        kept, inside = (self._weights, self._buffers), (store.values, [buffer.value for buffer in store.buffers])
+        by_prefix = {"": inside, "trained ": kept} if self.applied else {"": kept}
+        arrays: dict[str, Any] = {}
+        for prefix, (weights, buffers) in by_prefix.items():
+            arrays[f"{prefix}weights"] = store.gathered(weights)
+            arrays |= {f"{prefix}buffer {i}": buffer for i, buffer in enumerate(buffers)}
+        return {"updates": self.updates, **arrays}
+
+    def on_step_end(self, model: Container, step: int) -> None:
+        self.updates += 1
+        part = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        store, xp = self._trained_store(), model.backend.xp
+        for own in store.slices(lambda parameter: True):  # other models may share the vector
+            change = xp.subtract(store.values[own], self._weights[own], out=self._scratch[own])
+            change *= part
+            self._weights[own] += change
+        for buffer, average in zip(store.buffers, self._buffers, strict=True):
+            if average.dtype.kind == "f":
+                average += part * (buffer.value - average)
+            else:
+                average[...] = buffer.value
+
+    @contextlib.contextmanager
+    def ending_epoch(self, model: Container) -> Iterator[None]:
+        if not self.validate:
+            yield
+            return
+        uninterrupted(self._swap)
+        try:
+            yield
+        finally:
+            uninterrupted(self._swap)
+
+    def on_train_end(self, model: Container) -> None:
+        restored = any(isinstance(one, EarlyStopping) and one.restore_best for one in self.run.callbacks)
+        if self.apply_at_end and not restored and self.run.history.stopped != "diverged" and self._store is not None:
+            uninterrupted(self._swap)
+
+    def apply(self) -> None:
+        """Write the averages into the model that was trained, and keep its own weights for `restore`.
+
+        Raises StateError before training, while fit is running, or if the model was moved or grew since.
+        """
+        self._refuse_changed()
+        if not self.applied:
+            self._swap()
+
+    def restore(self) -> None:
+        """Write the weights that were trained back into the model. Raises StateError as `apply` does."""
+        self._refuse_changed()
+        if self.applied:
+            self._swap()
+
+    def _swap(self) -> None:
+        """Exchange the averages and what the model has."""
+        store = self._trained_store()
+        pairs = [(store.values[own], self._weights[own]) for own in store.slices(lambda parameter: True)]
+        pairs += [(buffer.value, average) for buffer, average in zip(store.buffers, self._buffers, strict=True)]
+        with store.guard.lock, store.backend.device():
+            for array, kept in pairs:
+                copy = array.copy()
+                array[...] = kept
+                kept[...] = copy
+        self.applied = not self.applied
+
+    def _trained_store(self) -> ParameterStore:
+        if self._store is None:
+            raise StateError("ExponentialMovingAverage: there are no averages before fit has trained with it.")
+        return self._store
+
+    def _refuse_changed(self) -> None:
+        store = self._trained_store()
+        store.guard.refuse_during_training()
+        if store.values is not self._values:
+            raise StateError(
+                "ExponentialMovingAverage: the model was moved to another backend or dtype, or a model that shares its "
+                "layers was made, since it was trained: call apply or restore before that."
+            )
+
+
+class LearningRateFinder(Callback):
+    """Finds a learning rate by a range test: fit trains with rates that grow from step to step, and the loss is noted.
+
+    finder = callbacks.LearningRateFinder()
+    model.fit(x, y, optimizer=optimizers.SGD(momentum=0.9), callbacks=finder)
+    model.fit(x, y, optimizer=optimizers.SGD(finder.suggestion, momentum=0.9), epochs=20)
+
+    The rates grow exponentially from `lowest` to `highest` in `steps` steps, or in all steps of fit if these are fewer.
+    The test ends earlier if the loss exceeds `limit` times its lowest value, or is NaN or infinite. Then the model is
+    as it was before fit, bit for bit: its weights and buffers, the optimizer's state, the step, which also determines
+    the noise of later steps, and the history. Only arrays and attributes that layers of one's own keep are not
+    restored. fit does not validate in a test. It returns the history of the test, and refuses Checkpoint and
+    resume_from. Smith 2017, "Cyclical learning rates for training neural networks".
+
+    smoothing: the loss is averaged over about the last 1 / (1 - smoothing) steps.
+
+    After fit, `rates` and `losses` are lists with the rate and the smoothed loss of each step. `suggestion` is the rate
+    at which the smoothed loss falls fastest per decade; None if it never fell. `plots.learning_rates(finder)` shows
+    all three.
+    """
+
+    makes_trial = True
+
+    def __init__(
+        self,
+        lowest: float = 1e-7,
+        highest: float = 10.0,
+        steps: int = 100,
+        smoothing: float = 0.8,
+        limit: float = 4.0,
+    ) -> None:
+        self.lowest = number(self, "lowest", lowest, above=0, finite=True)
+        self.highest = number(self, "highest", highest, above=self.lowest, finite=True)
+        self.steps = integer(self, "steps", steps, at_least=2)
+        self.smoothing = number(self, "smoothing", smoothing, at_least=0, below=1)
+        self.limit = number(self, "limit", limit, above=1)
+        self.rates: list[float] = []
+        self.losses: list[float] = []
+
+    def on_train_begin(self, model: Container) -> None:
+        run = self.run
+        if any(isinstance(callback, Checkpoint) for callback in run.callbacks):
+            raise ArgumentError("LearningRateFinder: fit without Checkpoint, which would save the model of the test.")
+        self.rates, self.losses, self._average, self._lowest_loss = [], [], 0.0, math.inf
+        self._total = (
+            self.steps if run.updates_per_epoch is None else min(self.steps, run.epochs * run.updates_per_epoch)
+        )
+        run.learning_rate = self.lowest
+
+    def on_step_end(self, model: Container, step: int) -> None:
+        loss, done = self.run.step_loss(), len(self.rates)
+        if loss is None:
+            return  # all samples have the weight 0
+        if not math.isfinite(loss):
+            self.stop("the loss is NaN or infinite")
+            return
+        self._average = self.smoothing * self._average + (1.0 - self.smoothing) * loss
+        smoothed = self._average / (1.0 - self.smoothing ** (done + 1))
+        self.rates.append(self._rate(done))
+        self.losses.append(smoothed)
+        self._lowest_loss = min(self._lowest_loss, smoothed)
+        if smoothed > self.limit * self._lowest_loss:
+            self.stop("the loss has grown")
+        elif done + 1 == self._total:
+            self.stop("the range of learning rates was tested")
+        else:
+            self.run.learning_rate = self._rate(done + 1)
+
+    def _rate(self, step: int) -> float:
+        share = step / max(1, self._total - 1)
+        return float(self.lowest ** (1.0 - share) * self.highest**share)
+
+    @property
+    def suggestion(self) -> float | None:
+        """The rate at which the smoothed loss falls fastest, up to its minimum; None if it never fell."""
+        losses, near = self.losses, max(1, len(self.losses) // 20)
+        if not losses:
+            return None
+        last = min(losses.index(min(losses)), len(losses) - 1 - near)
+        slopes = {i: losses[i + near] - losses[i - near] for i in range(near, last + 1)}
+        steepest = min(slopes, key=slopes.__getitem__, default=None)
+        return None if steepest is None or slopes[steepest] >= 0 else self.rates[steepest]
+
+
 class CSVLogger(Callback):
     """Writes a CSV file with one row per epoch: epoch, seconds, loss and metrics.
 
@@ -603,6 +850,77 @@ class CSVLogger(Callback):
             file, self._file = self._file, None
             with reporting(self.path):
                 file.close()
+
+
+class TensorBoard(Callback):
+    """Writes the logs as event files for TensorBoard: `tensorboard --logdir folder`.
+
+    folder: made if it does not exist; each fit adds a file to it.  every: also write the loss and the learning rate
+    every so many steps, as "step/loss" and "step/learning_rate", which waits for the device; None for never.
+    histograms: whether to write a histogram of each parameter after each epoch.
+
+    After each epoch, its logs and the learning rate are written. All curves are over the number of steps. After a
+    resumption, TensorBoard leaves out what the stopped run had written beyond the checkpoint.
+
+    It needs the package tensorboardX: pip install "xpnet[tensorboard]". Without it, fit raises MissingPackageError; if
+    the folder cannot be written, FileError; both before the first step.
+    """
+
+    def __init__(self, folder: Any, every: int | None = None, *, histograms: bool = False) -> None:
+        self.folder = as_path("TensorBoard", "folder", folder)
+        self.every = None if every is None else integer(self, "every", every, also="None")
+        self.histograms = flag(self, "histograms", histograms)
+        self._writer: Any = None
+
+    def on_train_begin(self, model: Container) -> None:
+        self._open(None)
+
+    def on_resume(self, model: Container, state: dict[str, Any]) -> None:
+        self._open(self.run.state.step + 1)
+
+    def _open(self, first_step: int | None) -> None:
+        """Begin a file. first_step: events of the files before it do not count from this step on; None: all do."""
+        self._writer = None
+        if self.run.group.rank:
+            return
+        try:
+            package: Any = importlib.import_module("tensorboardX")
+        except ImportError as error:
+            raise MissingPackageError(
+                f"callbacks.TensorBoard needs the package tensorboardX, which cannot be imported ({error}): "
+                'pip install "xpnet[tensorboard]"'
+            ) from error
+        with reporting(self.folder):
+            self._writer = uninterrupted(package.SummaryWriter, os.fspath(self.folder), purge_step=first_step)
+
+    def on_step_end(self, model: Container, step: int) -> None:
+        if self.every is None or step % self.every:
+            return
+        loss = self.run.step_loss()  # of all ranks
+        logs = {"step/learning_rate": self.run.state.rate_at(step - 1)}
+        self._write(logs if loss is None else {"step/loss": loss, **logs}, step)
+
+    def on_epoch_end(self, model: Container, epoch: int, logs: dict[str, Any]) -> None:
+        step = self.run.state.step
+        self._write({**logs, "learning_rate": self.run.history["learning_rate"][-1]}, step)
+        if self._writer is None:
+            return
+        if self.histograms:
+            for p in model.parameters:
+                uninterrupted(self._writer.add_histogram, p.name, model.backend.to_numpy(p.value), step)
+        with reporting(self.folder):
+            uninterrupted(self._writer.flush)
+
+    def _write(self, logs: Mapping[str, float], step: int) -> None:
+        if self._writer is not None:
+            for name, value in logs.items():
+                uninterrupted(self._writer.add_scalar, name, value, step)
+
+    def on_train_end(self, model: Container) -> None:
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            with reporting(self.folder):
+                uninterrupted(writer.close)
 
 
 def format_logs(logs: Mapping[str, Any]) -> str:

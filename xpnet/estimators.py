@@ -277,7 +277,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         rate = self._initial_rate()
         momentum = number(self, "momentum", self.momentum, at_least=0, below=1)
         nesterov = flag(self, "nesterovs_momentum", self.nesterovs_momentum) and momentum > 0
-        betas = {
+        betas: Any = {
             "beta1": number(self, "beta_1", self.beta_1, at_least=0, below=1),
             "beta2": number(self, "beta_2", self.beta_2, at_least=0, below=1),
             "epsilon": number(self, "epsilon", self.epsilon, above=0),

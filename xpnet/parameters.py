@@ -95,7 +95,10 @@ class Parameter(ModelArray):
     name: its name in the model, such as "0.weight".  trainable: set it to False to freeze the parameter.  decay:
     whether the optimizer's weight decay applies.  l1, l2: penalties l1 · Σ|w| + l2 · Σw², added to the loss.
     shared_l2: another penalty, shared_l2 · Σw² / (the number of samples of the step, or the sum of their weights).
+    is_table: whether rows are looked up, as in Embedding.  is_tied: whether another layer uses it too, as its weight.
     """
+
+    is_table = is_tied = False
 
     def __init__(
         self, name: str, shape: Sequence[int], initializer: Initializer, decay: bool, l1: float, l2: float

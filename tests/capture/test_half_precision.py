@@ -9,7 +9,7 @@ from precisions import require_precision
 from traced_gpu_steps import arrays, captured_steps, checked_list, names
 
 import xpnet
-from xpnet import callbacks, datasets, layers
+from xpnet import callbacks, datasets, layers, optimizers
 from xpnet.backends.cuda import choosing, matmul
 
 PRECISIONS = ["bfloat16", "float16"]
@@ -85,6 +85,21 @@ def test_matrices_between_large_products_are_stored_in_16_bits(gpu, precision, l
     assert list(names(step.calls)).count("to_halves") == 2  # of the samples and of the gradient of the logits
     (copies,) = [found[name] for name in found if name.endswith("whole_update")]
     assert copies == (0, 1)
+
+
+def test_all_updates_of_a_step_write_one_copy_of_the_weights(gpu, precision, large):
+    rated = optimizers.SGD(0.1, parameter_rates={"*.bias": 2.0})
+    (step,) = captured_steps(mlp(gpu, precision), X[:200], Y[:200], optimizer=rated)
+    found = stored_in_halves(step)
+    assert [found[name] for name in found if name.endswith("whole_update")] == [(0, 1)] * 2
+    assert step.calls.ends_with_update
+
+
+def test_muon_is_captured_in_half_precision(gpu, precision):
+    model = mlp(gpu, precision, layers.Dense(24))
+    _, watch = fit(model, optimizer="muon")
+    assert watch.fallback_reason is None and watch.captured
+    assert model.evaluate(X, Y)["accuracy"] > 0.3
 
 
 def test_an_array_that_other_calls_read_is_copied_once(gpu, precision, large):

@@ -430,7 +430,7 @@ def test_point_clouds_without_noise_are_on_their_curves():
 @pytest.mark.parametrize("draw", [blobs, moons, spirals])
 @pytest.mark.parametrize("wrong", [{"n": 0}, {"n": 1}, {"noise": -1}, {"noise": float("nan")}, {"seed": -1}])
 def test_point_clouds_refuse_invalid_arguments(draw, wrong):
-    with pytest.raises(ArgumentError, match=f"^{next(iter(wrong))} must be .* of at least [0-3]"):
+    with pytest.raises(ArgumentError, match=f"^{next(iter(wrong))} must be .* (of at least|from) [0-3]"):
         draw(**wrong)
 
 

@@ -1,5 +1,6 @@
 """Several ranks train the same model as one, as threads of this process and with a real mpiexec if there is one."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -65,9 +66,25 @@ KINDS = {
     "squares": {"y": np.eye(10)[Y], "loss": "mse", "metrics": ["r2", "mae"]},
     "validated": {"validation_data": (X[:31], Y[:31])},
     "clipped": {"optimizer": optimizers.AdamW(0.01, clip_norm=0.1)},
+    "muon and rates": {"optimizer": optimizers.Muon(matrices=["0.weight"], parameter_rates={"*.bias": 2.0})},
     "in one batch": {"batch_size": None},
     "fewer rows than ranks": {"batch_size": 2, "epochs": 1},
 }
+
+
+def test_averages_and_the_learning_rate_finder_agree_on_all_ranks(tmp_path):
+    def run(ranks):
+        model, finder = mlp(), callbacks.LearningRateFinder(1e-3, 1.0, steps=9)
+        fit(model, ranks, callbacks=finder)
+        average = callbacks.ExponentialMovingAverage(0.9, validate=True)
+        more = []
+        if importlib.util.find_spec("tensorboardX"):
+            more = [callbacks.TensorBoard(tmp_path / str(ranks is not False), every=2)]
+        history, state = fit(model, ranks, callbacks=[average, *more], validation_data=(X[:31], Y[:31]))
+        return {**history, "rates": finder.rates, "losses": finder.losses}, state
+
+    for got in run_on_ranks(2, run):
+        agree(got, run(False))
 
 
 @pytest.mark.parametrize("size", [2, 4])

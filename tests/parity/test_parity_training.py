@@ -99,6 +99,37 @@ def words():
     return stack, (7,), twin
 
 
+class Muon:
+    """The published algorithm in float64, for arrays in the layout of xpnet; PyTorch's own computes in bfloat16."""
+
+    def __init__(self, parameters, rate):
+        weights = [p for p in parameters if p.dim() > 1]
+        self._matrices, self._rate = {p: torch.zeros_like(p) for p in weights[1:-1]}, rate
+        others = [p for p in parameters if p not in self._matrices]
+        self._adamw = torch.optim.AdamW(others, 0.015 * rate, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0)
+
+    def zero_grad(self):
+        self._adamw.zero_grad()
+        for p in self._matrices:
+            p.grad = None
+
+    @torch.no_grad()
+    def step(self):
+        self._adamw.step()
+        for p, momentum in self._matrices.items():
+            momentum.lerp_(p.grad, 0.05)
+            u = p.grad.lerp(momentum, 0.95).reshape(-1, p.shape[-1]).T
+            x = u / u.norm()
+            if u.shape[0] > u.shape[1]:
+                x = x.T
+            for _ in range(5):
+                gram = x @ x.T
+                x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+            if u.shape[0] > u.shape[1]:
+                x = x.T
+            p -= self._rate * max(1.0, u.shape[0] / u.shape[1]) ** 0.5 * x.T.reshape(p.shape)
+
+
 OPTIMIZERS = [
     (optimizers.SGD(0.1), lambda p: torch.optim.SGD(p, 0.1)),
     (optimizers.SGD(0.05, momentum=0.9), lambda p: torch.optim.SGD(p, 0.05, momentum=0.9)),
@@ -107,6 +138,7 @@ OPTIMIZERS = [
     (optimizers.RMSprop(0.01), lambda p: torch.optim.RMSprop(p, 0.01, alpha=0.9)),
     (optimizers.Adam(0.01), lambda p: torch.optim.Adam(p, 0.01)),
     (optimizers.AdamW(0.01, weight_decay=0.0), lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.0)),
+    (optimizers.Muon(0.02), lambda p: Muon(p, 0.02)),
 ]
 
 
@@ -136,6 +168,38 @@ def test_twenty_steps_give_the_losses_and_weights_of_pytorch(net, ours, theirs):
         twins.agree(value, state[name], name, tolerance=1e-7)
     mode = {"training": False} if net is residual_cnn else {}
     twins.agree(model.predict(batches[0]), twin(twins.tensor(batches[0]), state, **mode), "predictions", 1e-8)
+
+
+GROUPED = [
+    (optimizers.SGD, {"momentum": 0.9, "weight_decay": 0.1}, torch.optim.SGD),
+    (optimizers.Adam, {"weight_decay": 0.1}, torch.optim.Adam),
+    (optimizers.AdamW, {"weight_decay": 0.1}, torch.optim.AdamW),
+]
+
+
+@pytest.mark.parametrize(("ours", "settings", "theirs"), GROUPED, ids=lambda a: getattr(a, "__name__", ""))
+def test_rates_by_parameter_equal_the_parameter_groups_of_pytorch(ours, settings, theirs):
+    """PyTorch's groups also say which parameters decay: here weights, as in xpnet."""
+    rng = np.random.default_rng(1)
+    stack, shape, twin = words()
+    model = xpnet.Sequential(stack, input_shape=shape, backend="cpu", dtype="float64")
+    state = {name: twins.tensor(value).requires_grad_() for name, value in model.state_dict().items()}
+    factor = {"0.weight": 0.5, "1.weight": 1.0, "1.bias": 1.0, "4.weight": 0.0, "4.bias": 1.0}
+    decay = settings["weight_decay"]
+    groups = [
+        {"params": [tensor], "lr": 0.02 * factor[name], "weight_decay": decay * name.endswith("weight")}
+        for name, tensor in state.items()
+    ]
+    optimizer = theirs(groups, lr=0.02, **settings)
+    mine = ours(0.02, **settings, parameter_rates={"0.*": 0.5, "4.weight": 0.0})
+    for _ in range(STEPS):
+        x, y = rng.integers(0, 12, (BATCH, *shape)), rng.integers(0, 4, BATCH)
+        model.train_on_batch(x, y, loss="softmax_cross_entropy", optimizer=mine)
+        optimizer.zero_grad()
+        functional.cross_entropy(twin(twins.tensor(x), state), twins.tensor(y)).backward()
+        optimizer.step()
+    for name, value in model.state_dict().items():
+        twins.agree(value, state[name], name, tolerance=1e-7)
 
 
 @pytest.mark.parametrize("weights", [[0.5, 2.0, 1.0, 0.0]])

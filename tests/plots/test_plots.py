@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import xpnet
-from xpnet import layers
+from xpnet import callbacks, layers
 from xpnet.datasets import logic_gate
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, StateError
 
@@ -66,6 +66,19 @@ def test_curves_draw_a_line_and_its_validation_values_dashed_in_the_same_color()
     np.testing.assert_array_equal(validation.get_ydata(), HISTORY["val_loss"])
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["training loss", "validation loss"]
     assert drawn(ax.figure)
+
+
+def test_the_range_test_of_learning_rates_shows_the_suggestion():
+    finder = callbacks.LearningRateFinder()
+    with pytest.raises(StateError, match="no rates yet"):
+        plots.learning_rates(finder)
+    finder.rates, finder.losses = [1e-3, 1e-2, 1e-1, 1.0], [3.0, 2.5, 1.0, 2.0]
+    ax = plots.learning_rates(finder)
+    curve, suggestion = ax.lines
+    assert (list(curve.get_xdata()), list(curve.get_ydata())) == (finder.rates, finder.losses)
+    assert list(suggestion.get_xdata()) == [0.01, 0.01] and ax.get_xscale() == "log"
+    finder.losses = [1.0, 2.0, 3.0, 4.0]
+    assert len(plots.learning_rates(finder).lines) == 1
 
 
 def test_curves_of_several_keys_have_different_colors():

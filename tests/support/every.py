@@ -151,8 +151,15 @@ OPTIMIZERS = examples_of(
     optimizers.Optimizer,
     {
         optimizers.Adagrad: [optimizers.Adagrad(weight_decay=0.1)],
-        optimizers.Adam: [optimizers.Adam(weight_decay=0.1, clip_norm=0.01)],
+        optimizers.Adam: [
+            optimizers.Adam(weight_decay=0.1, clip_norm=0.01),
+            optimizers.Adam(weight_decay=0.1, parameter_rates={"*.weight": 0.5, "*.bias": 2.0}),
+        ],
         optimizers.AdamW: [optimizers.AdamW(schedules.InverseTimeDecay(0.1, every=1))],
+        optimizers.Muon: [
+            optimizers.Muon(0.05, weight_decay=0.1, clip_norm=1.0),
+            optimizers.Muon(matrices=["*.weight"], nesterov=False, parameter_rates={"*.bias": 2.0}),
+        ],
         optimizers.RMSprop: [optimizers.RMSprop()],
         optimizers.SGD: [
             optimizers.SGD(0.1, weight_decay=0.1, clip_norm=0.01),

@@ -60,6 +60,8 @@ KINDS = {
     "adagrad": {"optimizer": "adagrad"},
     "rmsprop, clipped": {"optimizer": optimizers.RMSprop(0.01, clip_norm=0.5)},
     "adamw and a schedule": {"optimizer": optimizers.AdamW(schedules.OneCycle(0.02, steps=33), weight_decay=0.1)},
+    "muon": {"optimizer": optimizers.Muon(0.02, matrices=["*.weight"], weight_decay=0.1)},
+    "rates by parameter": {"optimizer": optimizers.AdamW(0.01, parameter_rates={"*.bias": 3.0, "0.*": 0.5})},
     "in order": {"shuffle": False},
     "accumulated": {"accumulate": 3},
     "sample weights": {"sample_weight": np.linspace(0.1, 2, 203)},

@@ -207,6 +207,7 @@ class Layer(Configured):
             )
         parameter, store = getattr(owner, name), owner.context.store
         tied = self.context.store.share(parameter, store, lambda: self._qualified(name))
+        tied.is_tied = True
         self._parameters = (*self._parameters, tied)
         return tied
 

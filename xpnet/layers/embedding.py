@@ -63,6 +63,7 @@ class Embedding(Layer):
         if self.padding_index is not None:
             initializer = _WithZeroRow(initializers.get(initializer), self.padding_index)
         self.weight = self.add_parameter("weight", shape, initializer, l1=self.l1, l2=self.l2)
+        self.weight.is_table = True
         self.starts_mask = self.padding_index is not None and len(input_shape) == 1
         return (*input_shape, self.features)
 

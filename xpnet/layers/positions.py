@@ -25,6 +25,7 @@ class PositionalEmbedding(Layer):
             raise self.refuse("sequences (N, T, C)", input_shape)
         self._refuse_longer(input_shape[0])
         self.weight = self.add_parameter("weight", (self.max_length, input_shape[1]), self.weight_initializer)
+        self.weight.is_table = True
         return input_shape
 
     def forward(self, x: Array) -> Array:

@@ -14,10 +14,11 @@ from xpnet.plots.graphs import model_graph
 from xpnet.plots.images import filters, image_grid
 from xpnet.plots.models import cost_surface, decision_boundary
 from xpnet.plots.networks import network
-from xpnet.plots.training import confusion_matrix, curves
+from xpnet.plots.training import confusion_matrix, curves, learning_rates
 
 __all__ = ["COLORS", "MARKERS", "activation", "confusion_matrix", "cost_surface", "curves",
-           "decision_boundary", "descent", "filters", "image_grid", "model_graph", "network"]  # fmt: skip
+           "decision_boundary", "descent", "filters", "image_grid", "learning_rates", "model_graph",
+           "network"]  # fmt: skip
 
 if not TYPE_CHECKING:  # a type checker that sees __getattr__ accepts every name, misspelled ones too
     __getattr__, __dir__ = module_attributes(__name__, __all__)

@@ -1,4 +1,4 @@
-"""Plots of a training run: learning curves and the confusion matrix."""
+"""Plots of a training run: learning curves, the learning rate finder and the confusion matrix."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,9 @@ from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator
 
 from xpnet.backends import get_backend
+from xpnet.callbacks import LearningRateFinder
 from xpnet.config import flag
-from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, unknown_name
+from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, StateError, unknown_name
 from xpnet.plots.common import COLORS, axes_or_new, numbers_of, on_host, texts
 
 _MOST_MARKED_EPOCHS = 50
@@ -62,6 +63,23 @@ def curves(
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     ax.grid(alpha=0.3)
     ax.legend()
+    return ax
+
+
+def learning_rates(finder: LearningRateFinder, ax: Axes | None = None) -> Axes:
+    """The range test of a LearningRateFinder: the smoothed loss by learning rate, and the rate that it suggests.
+
+    Raises StateError before fit has run the test.
+    """
+    if not finder.rates:
+        raise StateError("the LearningRateFinder has no rates yet: give it to fit first, callbacks=finder.")
+    ax = axes_or_new(ax)
+    ax.plot(finder.rates, finder.losses, color=COLORS[0])
+    if finder.suggestion is not None:
+        ax.axvline(finder.suggestion, color=COLORS[1], linestyle="--", label=f"suggestion {finder.suggestion:.3g}")
+        ax.legend()
+    ax.set(xscale="log", xlabel="learning rate", ylabel="loss, smoothed")
+    ax.grid(alpha=0.3)
     return ax
 
 

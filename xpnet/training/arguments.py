@@ -54,13 +54,18 @@ class FitOptions:
 
     def checked(self) -> "FitOptions":
         """The same options as Python values. Raises ArgumentError or, for callbacks, ArgumentTypeError."""
+        callbacks = _checked_callbacks(self.callbacks)
+        if self.resume_from is not None and any(callback.makes_trial for callback in callbacks):
+            raise ArgumentError(
+                "resume_from: a fit with LearningRateFinder is a trial, which leaves nothing to resume."
+            )
         return replace(
             self,
             epochs=integer("", "epochs", self.epochs),
             accumulate=integer("", "accumulate", self.accumulate),
             batch_size=checked_batch_size(self.batch_size),
             shuffle=flag("", "shuffle", self.shuffle),
-            callbacks=_checked_callbacks(self.callbacks),
+            callbacks=callbacks,
             on_interrupt=choice("", "on_interrupt", self.on_interrupt, ("raise", "stop")),
             verbose=integer("", "verbose", self.verbose, at_least=0, at_most=2),
         )
@@ -75,6 +80,11 @@ class FitOptions:
         if self.group.rank:
             callbacks = [callback for callback in callbacks if not callback.only_on_first_rank]
         return sorted(callbacks, key=lambda callback: callback.runs_last)
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether the model is restored after fit, because a callback makes a trial. For options that were checked."""
+        return any(callback.makes_trial for callback in self.callbacks)
 
     @property
     def validates(self) -> bool:

@@ -240,25 +240,38 @@ class EpochMetrics:
         reduced: whether a loss with reduction="sum" is Σ w ℓ.  whole: False leaves out metrics that collect rows, whose
         results take long.
         """
-        to_numpy, parts, loss, each = self._model.backend.to_numpy, self._loss.by_output, 0.0, []
-        batch_sums = self._on_host()
-        for k, (part, factor) in enumerate(parts):
-            losses, weights, _ = batch_sums[:, k :: len(parts)]
-            weight = _total(weights)
-            if not weight:
-                return {}
-            each.append(_total(losses) if reduced and part.reduction == "sum" else _total(losses) / weight)
-            loss += factor * each[-1]
-        penalties, weights = batch_sums[2, :: len(parts)], batch_sums[1, :: len(parts)]
-        if _total(penalties):  # none is negative
-            loss += _total(penalties * weights) / _total(weights)
-        logs: dict[str, Any] = dict(zip(self.names, [loss, *(each if len(each) > 1 else ())], strict=False))
+        to_numpy, each = self._model.backend.to_numpy, self._losses(self._on_host(), reduced)
+        if each is None:
+            return {}
+        loss, *parts = each
+        logs: dict[str, Any] = dict(zip(self.names, [loss, *(parts if len(parts) > 1 else ())], strict=False))
         for metric in self._metrics:
             if metric.collects and not whole:
                 continue
             score = metric.result(self._joined(metric.name) if metric.collects else to_numpy(self._sums[metric.name]))
             logs[metric.name] = score.item() if getattr(score, "shape", None) == () else score  # a Python number
         return logs
+
+    def loss_of_last(self, batches: int) -> float | None:
+        """The loss of the last batches, as `result` has it for all; None if all weights are 0. Waits for the device."""
+        columns = batches * self.columns_per_batch
+        each = self._losses(self._on_host()[:, -columns:]) if columns else None
+        return None if each is None else each[0]
+
+    def _losses(self, batch_sums: numpy.ndarray[Any, Any], reduced: bool = False) -> list[float] | None:
+        """[Σ_k λ_k L_k + penalties, L_0, …] of batches with these sums; None if all weights are 0."""
+        parts, loss, each = self._loss.by_output, 0.0, []
+        for k, (part, factor) in enumerate(parts):
+            losses, weights, _ = batch_sums[:, k :: len(parts)]
+            weight = _total(weights)
+            if not weight:
+                return None
+            each.append(_total(losses) if reduced and part.reduction == "sum" else _total(losses) / weight)
+            loss += factor * each[-1]
+        penalties, weights = batch_sums[2, :: len(parts)], batch_sums[1, :: len(parts)]
+        if _total(penalties):  # none is negative
+            loss += _total(penalties * weights) / _total(weights)
+        return [loss, *each]
 
     def final_result(self, reduced: bool = False) -> dict[str, Any]:
         """`result` of a whole dataset. Raises DataError if all weights are 0."""

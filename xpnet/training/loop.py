@@ -13,7 +13,7 @@ from xpnet import optimizers
 from xpnet.backends import Array
 from xpnet.callbacks import Callback
 from xpnet.concurrency.forks import held_in_forks
-from xpnet.concurrency.interrupts import interrupts, take_press
+from xpnet.concurrency.interrupts import interrupts, take_press, uninterrupted
 from xpnet.data.dataset import Dataset, total_weight
 from xpnet.data.preparation import structure_of
 from xpnet.data.streaming import EVALUATION_BATCH, AnyDataset, StreamingDataset
@@ -64,9 +64,12 @@ def fit(
             backend.wait_for(None)  # passes of other threads
         group.bind(backend)
         context.group = group
-        with contextlib.ExitStack() as undo:
+        with contextlib.ExitStack() as trial, contextlib.ExitStack() as undo:
+            options = group.run_on_all(options.checked)
             if options.resume_from is not None:
                 undo.callback(rollback().restore)
+            if options.is_trial:
+                trial.callback(uninterrupted, rollback().restore)
             run, validation, states = group.run_on_all(lambda: _prepare(model, begin, x, y, sample_weight, options))
             if group.size > 1:
                 refuse_unequal_settings(group, run.rank_settings())
@@ -84,7 +87,6 @@ def _prepare(
     model: Container, begin: BeginTraining, x: Any, y: Any, sample_weight: Any, options: FitOptions
 ) -> tuple[Run, AnyDataset | None, CallbackStates | None]:
     """Check all arguments. Returns the run, the validation dataset, and callback states from a checkpoint."""
-    options = options.checked()
     if model.parameters and not any(parameter.trainable for parameter in model.parameters):
         warn("nothing in this model is trainable, so fit changes no weights: set trainable = True on a layer.")
     loss, metrics = choose_loss_and_metrics(model, options.loss, options.metrics, options.loss_weights)
@@ -183,24 +185,28 @@ def _train_epochs(run: Run, validation: AnyDataset | None) -> None:
             if (group.size > 1 or interrupts.presses or history.stopped is not None) and _share_stop_request(run):
                 break
         metrics = run.metrics.over_ranks(group)
-        _refuse_divergence(run, metrics)
+        if not run.is_trial:
+            _refuse_divergence(run, metrics)
         if run.interrupted and not run.complete:
             _log.warning("training was interrupted in epoch %d; the model keeps its weights", state.epoch + 1)
             break
         logs = _final_result(run, metrics)
-        if validation is not None:
-            metrics = evaluate(model, validation, state.loss, state.metrics, EVALUATION_BATCH, group)
-            logs |= {f"val_{name}": value for name, value in metrics.over_ranks(group).final_result().items()}
-        logs = group.broadcast_value(logs)
-        if not callbacks:
-            run.last_rate = state.rate_at(state.step - 1)
-        state.epoch += 1
-        history.add({**logs, "learning_rate": run.last_rate}, run.elapsed())
-        history.compile_seconds = run.compile_seconds()
-        run.under_way = False
-        _share_stop_request(run)
-        for callback in callbacks:
-            callback.on_epoch_end(model, state.epoch - 1, logs)
+        with contextlib.ExitStack() as ending:
+            for callback in callbacks:
+                ending.enter_context(callback.ending_epoch(model))
+            if validation is not None and not run.is_trial:
+                metrics = evaluate(model, validation, state.loss, state.metrics, EVALUATION_BATCH, group)
+                logs |= {f"val_{name}": value for name, value in metrics.over_ranks(group).final_result().items()}
+            logs = group.broadcast_value(logs)
+            if not callbacks:
+                run.last_rate = state.rate_at(state.step - 1)
+            state.epoch += 1
+            history.add({**logs, "learning_rate": run.last_rate}, run.elapsed())
+            history.compile_seconds = run.compile_seconds()
+            run.under_way = False
+            _share_stop_request(run)
+            for callback in callbacks:
+                callback.on_epoch_end(model, state.epoch - 1, logs)
         _share_stop_request(run)
 
 

@@ -43,17 +43,21 @@ class Run:
     def __init__(self, model: Container, state: TrainingState, dataset: AnyDataset, options: FitOptions) -> None:
         self.model, self.state, self.dataset, self.group = model, state, dataset, options.group
         self.callbacks: list[Callback] = options.all_callbacks()
+        self.is_trial = options.is_trial
         self.epochs, self.first_epoch, self.shuffle = options.epochs, state.epoch, options.shuffle
         self.history, self.on_interrupt = History(), options.on_interrupt
         self.running = self.interrupted = False
         self.process = os.getpid()
         self.samples, self.batch_size, self.accumulate = dataset.samples, options.batch_size or 1, options.accumulate
         self.steps: int | None = None
+        self.updates_per_epoch: int | None = None
         if dataset.samples is not None:
             self.batch_size = min(options.batch_size or dataset.samples, dataset.samples)
             self.steps = math.ceil(dataset.samples / self.batch_size)
             self.accumulate = min(options.accumulate, self.steps)
+            self.updates_per_epoch = math.ceil(self.steps / self.accumulate)
         self.seen, self.complete = 0, False  # samples of this epoch, and whether these are all
+        self._step_batches = 0  # of the latest step
         self.under_way = False
         self.last_rate = state.learning_rate  # of the latest step
         self.metrics = EpochMetrics(model, state.loss, state.metrics, self.steps)
@@ -90,6 +94,13 @@ class Run:
         Metrics that collect rows, such as AUC, are computed at the end of the epoch only.
         """
         return self.metrics.result(whole=False)
+
+    def step_loss(self) -> float | None:
+        """The loss of the latest step, from before its update; None if no sample had a weight above 0.
+
+        All ranks must call it. Waits for the device.
+        """
+        return self.metrics.over_ranks(self.group).loss_of_last(self._step_batches)
 
     def elapsed(self) -> float:
         """Seconds of the epoch so far, without compilation, and without the time between a stop and its resumption."""
@@ -129,7 +140,7 @@ class Run:
                         pass  # threads that wait for a prediction go first
                 with guard.lock:
                     self.executor(data, self.metrics)
-                self.seen += data.rows
+                self.seen, self._step_batches = self.seen + data.rows, data.batch_count
                 self.complete = self.seen == self.samples
                 yield
         self.complete = True

@@ -47,6 +47,7 @@ class TrainingState:
 
     def __init__(self, context: Context, loss: Loss | None, metrics: list[Metric] | None, optimizer: Optimizer) -> None:
         """loss, metrics: None in a custom training loop, which computes them itself."""
+        optimizer.check_parameters(context.store)
         self.last_loss, self._metrics, self.optimizer = loss, metrics, optimizer
         self.loss_scale = _loss_scale(context, None)
         self.audited: set[tuple[type, ...]] = set()  # the custom classes of steps that were checked
@@ -56,6 +57,7 @@ class TrainingState:
         self, context: Context, loss: Loss | None, metrics: list[Metric] | None, optimizer: Optimizer
     ) -> "TrainingState":
         """Continue with an equal optimizer, or start afresh with a different one. None keeps the loss and metrics."""
+        optimizer.check_parameters(context.store)
         if loss is not None:
             self.last_loss, self._metrics = loss, metrics
         self.loss_scale = _loss_scale(context, self.loss_scale)

@@ -345,7 +345,7 @@ class CUDAOperators(CUDAAttention, CUDAConvolutions, CUDARecurrent):
 
     def whole_update(
         self, name: str, trained: Runs, decayed: Runs, vectors: list[Array], numbers: Numbers, step: int, gate: Array,
-        copy: HalfMatrix | None = None,
+        copy: HalfMatrix | None = None, last: bool = True,
     ) -> bool:  # fmt: skip
         if not self.accepts(*vectors):
             return False
@@ -359,7 +359,7 @@ class CUDAOperators(CUDAAttention, CUDAConvolutions, CUDARecurrent):
         given |= {} if copy is None else copy.as_copy
         cells = self.thread.cells
         updating, more, fields = min(-(-n // (VECTOR * STEP_THREADS)), MOST_BLOCKS), 0, NO_STEP
-        if cells is not None and cells.ends_with_update:
+        if last and cells is not None and cells.ends_with_update:
             more, fields = cells.gathering_blocks, cells.fields()
         grid = {"blocks": updating + more, "threads": STEP_THREADS}
         self.launch(name, vectors[0], **grid, n=n, updating=updating, step=fields, **given)

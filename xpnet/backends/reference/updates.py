@@ -37,13 +37,14 @@ class UpdateOperators(Device):
 
     def whole_update(
         self, name: str, trained: Runs, decayed: Runs, vectors: list[Array], numbers: Numbers, step: int, gate: Array,
-        copy: Any = None,
+        copy: Any = None, last: bool = True,
     ) -> bool:  # fmt: skip
         """Apply the update `name` of optimizers.py, with weight decay in the slices `decayed`, in one pass.
 
         numbers: what decay multiplies the weight by, what part of the weight it adds to the gradient, then the
         optimizer's own.  gate: a device array, or None; if it holds 0, nothing is updated.  copy: a `HalfMatrix`
-        of a captured step, into which the new weights are also written, rounded to 16 bits; or None.
+        of a captured step, into which the new weights are also written, rounded to 16 bits; or None.  last: False if
+        further calls update other parameters in the same step.
 
         False, without doing anything, if this device has not fused the update.
         """

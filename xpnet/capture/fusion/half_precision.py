@@ -81,7 +81,8 @@ def with_half_matrices(calls: list[Call], memory: Memory, backend: Any) -> list[
 def copied_weights(calls: Sequence[Call], backend: Any) -> list[tuple[Array, HalfMatrix]]:
     """The vectors of weights that are updated by these calls, together with copies, which must be right before them."""
     updates = [given_by_name(call) for call in calls if call.function == backend.whole_update]
-    return [(given["vectors"][0], given["copy"]) for given in updates if given.get("copy") is not None]
+    copied = [(given["vectors"][0], given["copy"]) for given in updates if given.get("copy") is not None]
+    return copied[:1]  # all updates of a step write into one copy
 
 
 def rounded_weight(a: Array, calls: Sequence[Call], backend: Any) -> Any:
@@ -91,19 +92,23 @@ def rounded_weight(a: Array, calls: Sequence[Call], backend: Any) -> Any:
 
 def _with_copied_weights(calls: list[Call], precision: str, memory: Memory, backend: Any) -> list[Call]:
     """Let the update write a copy of all weights, if only the update changes them, and large products read most."""
-    update = next((call for call in calls if call.function == backend.whole_update), None)
-    if update is None:
+    updates = [call for call in calls if call.function == backend.whole_update]
+    if not updates:
         return calls
-    weights = given_by_name(update)["vectors"][0]
+    weights = given_by_name(updates[0])["vectors"][0]
     factors = [a for call in calls if half_precision_of(call, backend) for a in _flexible(call, backend)[:2]]
     sizes = {_key(a, memory): a.size for a in factors if memory.overlap(a, weights)}
-    changed = any(memory.writes(call, weights) for call in calls if call is not update)
+    changed = any(memory.writes(call, weights) for call in calls if call.function != backend.whole_update)
     if changed or 2 * sum(sizes.values()) < weights.size:
         return calls
     with backend.lasting_memory():
         copy = HalfMatrix(backend.empty(weights.shape, "uint16"), precision)
-    updates = replace(update, kwargs={**update.kwargs, "copy": copy}, writes=(*update.writes, copy.bits))
-    return [updates if call is update else call for call in calls]
+    return [
+        replace(call, kwargs={**call.kwargs, "copy": copy}, writes=(*call.writes, copy.bits))
+        if call.function == backend.whole_update
+        else call
+        for call in calls
+    ]
 
 
 def half_precision_of(call: Call, backend: Any) -> str | None:
