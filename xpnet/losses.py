@@ -485,6 +485,11 @@ def _other_loss(xp: Any, targets: Array) -> str:
 
 def _weights_of_classes(class_weight: Any) -> dict[int, float]:
     """{class: weight}, from such a dict, a Series, or a sequence with a weight for each class."""
+    if isinstance(class_weight, str):
+        raise ArgumentError(
+            f"class_weight of a loss must be {{class: weight}} or a sequence of weights, not {shown(class_weight)}. "
+            'Give fit class_weight="balanced" instead.'
+        )
     listed = None if hasattr(class_weight, "items") else items_of(class_weight)
     try:
         if listed is not None and not hasattr(class_weight, "__getitem__"):

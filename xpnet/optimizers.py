@@ -20,6 +20,7 @@ from xpnet.config import (
     flag,
     integer,
     is_custom,
+    items_of,
     missing_method,
     number,
     rate_or_schedule,
@@ -154,7 +155,7 @@ class Optimizer(Configured):
         if not isinstance(rates, Mapping) or not all(isinstance(pattern, str) for pattern in rates):
             raise ArgumentTypeError(
                 f"{type(self).__name__}: parameter_rates must be a dict of patterns and factors, such as "
-                f'{{"*.bias": 2.0}}, not {rates!r}.'
+                f'{{"*.bias": 2.0}}, not {shown(rates)}.'
             )
         name = "the factor of {!r} in parameter_rates"
         return {p: number(self, name.format(p), factor, at_least=0, finite=True) for p, factor in rates.items()}
@@ -505,12 +506,12 @@ class Muon(Optimizer):
         self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
         self.matrices = None
         if matrices is not None:
-            patterns = [matrices] if isinstance(matrices, str) or not isinstance(matrices, Iterable) else [*matrices]
-            if not all(isinstance(pattern, str) for pattern in patterns):
+            patterns = (matrices,) if isinstance(matrices, str) else items_of(matrices)
+            if patterns is None or not all(isinstance(pattern, str) for pattern in patterns):
                 raise ArgumentTypeError(
-                    f'Muon: matrices must be patterns of parameter names, such as ["encoder.*"], not {matrices!r}.'
+                    f'Muon: matrices must be patterns of parameter names, such as ["encoder.*"], not {shown(matrices)}.'
                 )
-            self.matrices = patterns
+            self.matrices = list(patterns)
 
     def check_parameters(self, store: ParameterStore) -> None:
         super().check_parameters(store)
@@ -619,7 +620,9 @@ def _check_settings(optimizer: Optimizer) -> None:
         and all(isinstance(name, str) and name.isidentifier() for name in slots)
         and len(set(slots)) == len(slots)
     ):
-        raise ArgumentError(f"{type(optimizer).__name__}: slots must be a tuple of different names, not {slots!r}.")
+        raise ArgumentError(
+            f"{type(optimizer).__name__}: slots must be a tuple of different names, not {shown(slots)}."
+        )
 
 
 _NAMES: dict[str, type[Optimizer]] = {"sgd": SGD, "adagrad": Adagrad, "rmsprop": RMSprop, "adam": Adam, "adamw": AdamW,

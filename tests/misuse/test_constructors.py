@@ -286,6 +286,17 @@ KINDS: dict[str, Kind] = {
         any_of(extended, nothing),
     ),
     "learning_rate": rate,
+    "parameter_rates": lambda value: value is None or (isinstance(value, dict) and not value),
+    "matrices": lambda value: value is None or (isinstance(value, list | tuple | np.ndarray) and str(value) in "[]()"),
+    "adamw_factor": FROM_ZERO,
+    "smoothing": FACTOR,
+    **dict.fromkeys(("lowest", "highest"), POSITIVE),
+    "LearningRateFinder.steps": whole(2),
+    "LearningRateFinder.limit": lambda value: number(value) and value > 1,
+    "ExponentialMovingAverage.decay": FACTOR,
+    **dict.fromkeys(("validate", "apply_at_end", "histograms"), flag),
+    "TensorBoard.every": any_of(SIZE, nothing),
+    "folder": path,
     "clip_norm": any_of(POSITIVE, nothing, lambda value: number(value) and value == math.inf),
     **{f"{schedule}.rate": FROM_ZERO for schedule in
        ("Constant", "StepDecay", "ExponentialDecay", "InverseTimeDecay", "CosineDecay")},
@@ -325,11 +336,12 @@ KINDS: dict[str, Kind] = {
 
 #: Parameters whose valid values another argument, or its default, may exclude already in the constructor.
 JOINT = {
+    "LearningRateFinder.lowest", "LearningRateFinder.highest",
     "HardTanh.low", "HardTanh.high", "Uniform.low", "Uniform.high", "SGD.nesterov", "Conv2DTranspose.output_padding",
     "Conv2DTranspose.strides", "Conv2DTranspose.padding", "Conv2DTranspose.dilation", "Embedding.vocabulary_size",
     *(f"{kind}.{parameter}" for kind in ("MaxPool1D", "MaxPool2D", "AvgPool1D", "AvgPool2D")
       for parameter in ("padding", "pool_size")),
-    "Checkpoint.path", "CSVLogger.path",
+    "Checkpoint.path", "CSVLogger.path", "TensorBoard.folder",
 }  # fmt: skip
 
 # The classes, and how their objects are used. -----------------------------------------------------------------------
@@ -591,7 +603,7 @@ def object_targets() -> Iterator[Target]:
         for public in module.__all__:
             kind = getattr(module, public)
             if isinstance(kind, type) and issubclass(kind, base) and kind is not base:
-                given = dict(REQUIRED, path="a.csv" if kind is callbacks.CSVLogger else "a.safetensors")
+                given = dict(REQUIRED, path="a.csv" if kind is callbacks.CSVLogger else "a.safetensors", folder="logs")
                 if kind is optimizers.SGD:
                     given["momentum"] = 0.5
                 yield Target(public, kind, parameters_of(kind), defaults_of(kind, given), use)

@@ -212,7 +212,7 @@ def test_a_callback_that_fails_to_resume_leaves_the_model_unchanged(stopped, tmp
     assert_same_state(everything(one), everything(two))
 
 
-@pytest.mark.parametrize("size", [10**6, 2**62, 2**64])
+@pytest.mark.parametrize("size", [10**6, 2**62])
 def test_a_log_that_is_shorter_than_the_checkpoint_says_goes_on(stopped, tmp_path, size):
     file = with_value(File(stopped[0].read_bytes()), ("training", "callbacks", "CSVLogger 0", "size"), size)
     assert check(stopped, tmp_path, [("('training', 'callbacks'", file)]) == 0
