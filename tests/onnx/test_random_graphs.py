@@ -13,6 +13,7 @@ import onnx_files  # noqa: E402
 from random_onnx import RandomGraph, in_file, run, with_branches  # noqa: E402
 
 import xpnet  # noqa: E402
+from xpnet.errors import ArgumentError  # noqa: E402
 
 
 def check(graph, path, outputs):
@@ -36,7 +37,11 @@ def check_again(model, path):
         outputs = run(onnx.load(path), {value.name: in_file(a, channels_first) for value, a in given})
         for got, y in zip(outputs, want if isinstance(want, list) else [want], strict=True):
             np.testing.assert_allclose(got, in_file(y, channels_first), rtol=1e-3, atol=1e-4)
-        imported = xpnet.import_onnx(path, "cpu")
+        try:
+            imported = xpnet.import_onnx(path, "cpu")
+        except ArgumentError as error:  # such as attention whose keys and values the first import took from one layer
+            assert re.search(onnx_files.NAMED, str(error)), error
+            continue
         assert sum(p.size for p in imported.parameters) <= sum(p.size for p in model.parameters)
 
 
