@@ -149,7 +149,7 @@ def test_class_weights_favor_the_weighted_class():
 def initialized_like(own, mlp, X, y, **changes):
     """Both fitted in one epoch without effect, so that a warm start begins with the initial weights of `mlp`."""
     for estimator in (own, mlp):
-        estimator.set_params(max_iter=1, learning_rate_init=1e-300, warm_start=True).fit(X, y)
+        estimator.set_params(max_iter=1, learning_rate_init=1e-30, warm_start=True).fit(X, y)
         estimator.t_, estimator.loss_curve_, estimator._no_improvement_count = 0, [], 0
         if not estimator.early_stopping:
             estimator.best_loss_ = np.inf
@@ -215,7 +215,7 @@ def test_the_penalty_is_divided_by_the_samples_of_the_batch():
     zeros = np.zeros((150, 3))
     for weights, samples in ((None, 150), (np.full(150, 0.25), 37.5)):
         settings = {"solver": "sgd", "momentum": 0, "alpha": 6.0, "max_iter": 1, "random_state": 0, "backend": "cpu"}
-        step = XPRegressor((4,), learning_rate_init=1e-300, warm_start=True, **settings).fit(zeros, zeros[:, 0])
+        step = XPRegressor((4,), learning_rate_init=1e-30, warm_start=True, **settings).fit(zeros, zeros[:, 0])
         before = step.coefs_
         step.set_params(learning_rate_init=0.5).fit(zeros, zeros[:, 0], sample_weight=weights)
         for old, new in zip(before, step.coefs_, strict=True):

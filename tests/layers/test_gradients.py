@@ -191,7 +191,7 @@ def test_gradients_of_losses_equal_finite_differences(backend, rng, name, kind):
     assert max(errors.values()) < TOLERANCE
 
 
-@pytest.mark.parametrize("weights", [{0: 2.0}, {1: 0.0}, [0.5, 3.0]], ids=str)
+@pytest.mark.parametrize("weights", [{0: 2.0}, {1: 0.0}, {0: 0.5, 1: 3.0}], ids=str)
 @pytest.mark.parametrize(("outputs", "make", "targets"), WEIGHTED)
 def test_gradients_of_losses_with_class_weights_equal_finite_differences(backend, rng, outputs, make, targets, weights):
     x = rng.normal(size=(7, outputs))

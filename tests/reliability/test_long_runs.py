@@ -38,7 +38,7 @@ def test_models_in_threads(name):
     assert tried >= IN_THREADS[name] // 2 and bad == []
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize(("name", "count"), [("fork_beside_fit", 10), ("ends", 5)])
 def test_processes(name, count):
     result = in_a_process("reliability.threads", name, "cases", count, 0, 120)
@@ -81,6 +81,7 @@ LONG = {"captured": 1600, "graphs": 800, "eager": 1000, "one_fit": 800, "streams
         "dropped_emulated": 5}  # fmt: skip
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", LONG)
 def test_long_runs(name, monkeypatch):
     monkeypatch.setattr(long_runs, "ALLOWED", {"memory": 20.0, "objects": 2000})  # the warm-up is short
@@ -93,13 +94,14 @@ def test_long_runs(name, monkeypatch):
     assert tried >= LONG[name] and bad == [] and note.startswith("memory ")
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("kind", ["memory", "objects", "file handles", "threads"])
 def test_what_grows_in_a_long_run_is_noticed(kind):
     kept, stop = [], threading.Event()
 
     def leak(i):
         if kind == "memory":
-            kept.append(np.ones(2**18))
+            kept.append(np.ones(5 * 2**20))  # so large that malloc takes new pages
         elif kind == "objects":
             kept.extend([{}] for _ in range(100))
         elif kind == "file handles":
@@ -121,6 +123,7 @@ def test_what_grows_in_a_long_run_is_noticed(kind):
     assert any(text.startswith(f"{kind} grew by") for text in bad), bad
 
 
+@pytest.mark.sweep
 def test_models_that_something_keeps_are_noticed(monkeypatch):
     kept = []
     monkeypatch.setattr(long_runs, "MAKERS", (lambda: kept.append(long_runs.mlp()) or kept[-1],))
