@@ -367,6 +367,14 @@ def test_a_new_dict_of_rates_is_followed_and_keeps_the_state():
         assert np.array_equal(value, before[name]) == name.startswith("0")
 
 
+@pytest.mark.parametrize("rates", [{"*": -1.0}, {"*": math.nan}, {"*": "high"}, {0: 1.0}, [1.0]])
+def test_a_new_dict_of_rates_is_checked_as_the_argument_is(rates):
+    model, optimizer = small_net(), optimizers.SGD(0.1)
+    optimizer.parameter_rates = rates
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="^SGD: .*parameter_rates must be a"):
+        model.fit(SAMPLES, LABELS, optimizer=optimizer, **QUIET)
+
+
 @pytest.mark.parametrize(
     "train_with",
     [
