@@ -70,6 +70,8 @@ def test_curves_draw_a_line_and_its_validation_values_dashed_in_the_same_color()
 
 def test_the_range_test_of_learning_rates_shows_the_suggestion():
     finder = callbacks.LearningRateFinder()
+    with pytest.raises(ArgumentTypeError, match="finder must be a callbacks.LearningRateFinder, not 'x'"):
+        plots.learning_rates("x")
     with pytest.raises(StateError, match="no rates yet"):
         plots.learning_rates(finder)
     finder.rates, finder.losses = [1e-3, 1e-2, 1e-1, 1.0], [3.0, 2.5, 1.0, 2.0]
