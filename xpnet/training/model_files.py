@@ -17,7 +17,7 @@ from xpnet.config import Configured
 from xpnet.data.files import foreign_hint, memory_error, model_path, read_bytes, write_atomically
 from xpnet.errors import ArgumentError, ArgumentTypeError, BackendError, DeviceMemoryError, FileError
 from xpnet.layers.containers import Container
-from xpnet.layers.graph import Graph
+from xpnet.layers.graph import Graph, numbered
 
 _FORMAT, _GRAPH_FORMAT = "xpnet-model-2", "xpnet-model-3"  # of models in a row, and of graphs
 _GRAPH = ("layers", "inputs", "calls", "outputs", "name")  # what a file has of a graph in another model
@@ -208,10 +208,7 @@ def _decode(value: Any, known: Mapping[str, type[Configured]], decoded: list[Any
     if not isinstance(value, dict):
         return value
     if value.keys() == {"same"}:
-        number = value["same"]
-        if type(number) is not int or not 0 <= number < len(decoded):
-            raise ArgumentError(f"it has no layer of the number {number!r:.50} before another place where it is used.")
-        return decoded[number]
+        return numbered("layer", decoded, value["same"])
     if value.keys() != {"class", "config"}:
         raise ArgumentError(f"an object in its architecture has {', '.join(map(repr, value))}, not 'class', 'config'.")
     config = {name: _decode(item, known, decoded) for name, item in value["config"].items()}
