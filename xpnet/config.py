@@ -20,8 +20,8 @@ from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
 
 __all__ = ["Configured", "ExplainedArguments", "as_seed", "as_shape", "checked_samples", "choice",
            "explain_arguments", "fits", "flag", "float_dtype", "integer", "is_custom", "is_integer", "is_number",
-           "items_of", "missing_method", "number", "one_or_pair", "penalties", "python_number", "rate_or_schedule",
-           "real_array", "refuse_non_finite_targets", "refuse_other_signatures", "resolve",
+           "items_of", "items_or_one", "missing_method", "number", "one_or_pair", "penalties", "python_number",
+           "rate_or_schedule", "real_array", "refuse_non_finite_targets", "refuse_other_signatures", "resolve",
            "scheduled_rate"]  # fmt: skip
 
 T = TypeVar("T")
@@ -158,17 +158,17 @@ class Configured(ExplainedArguments):
 
     def __repr__(self) -> str:
         parameters = inspect.signature(type(self)).parameters
-        shown: list[str] = []
+        texts: list[str] = []
         for name, value in self.get_config().items():
             parameter = parameters.get(name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
             default = parameter.default
             if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-                shown += map(repr, value)
+                texts += map(repr, value)
             elif default is inspect.Parameter.empty:
-                shown.append(repr(value))
+                texts.append(repr(value))
             elif isinstance(value, numpy.ndarray) or value != default:
-                shown.append(f"{name}={value!r}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+                texts.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(texts)})"
 
 
 _LARGEST_WEIGHT = 1e100  # so that no product of sums of weights overflows
@@ -244,8 +244,7 @@ def as_shape(shape: Any) -> tuple[Any, ...]:
     None is the axis of a sequence of any length: (None, 8), or (None,) for integers of an Embedding.
     """
     shape = python_number(shape)
-    items = items_of(shape)
-    sizes = (shape,) if items is None else items
+    sizes = items_or_one(shape)
     known = sizes[1:] if shape is not None and sizes and sizes[0] is None else sizes
     if not all(is_integer(n) and 1 <= n <= _LARGEST_INTEGER for n in known) or len(sizes) > _MOST_AXES:
         expected = "one or more positive integers, without the batch"
@@ -259,6 +258,12 @@ def items_of(value: Any) -> tuple[Any, ...] | None:
     if unordered or getattr(value, "ndim", 1) != 1 or not hasattr(value, "__iter__"):
         return None
     return tuple(map(python_number, value))
+
+
+def items_or_one(value: Any) -> tuple[Any, ...]:
+    """The items of a list and the like, as `items_of` gives them; or only the value itself."""
+    items = items_of(value)
+    return (python_number(value),) if items is None else items
 
 
 def fits(shape: Sequence[int], expected: Sequence[int | None]) -> bool:
@@ -404,7 +409,7 @@ def refuse_other_signatures(thing: Any, base: type) -> None:
             continue
         own, parameters = getattr(thing, name), list(inspect.signature(declared).parameters.values())[1:]
         if not callable(own):
-            raise ArgumentTypeError(f"{kind.__name__}: {name} must be a method, not {own!r}.")
+            raise ArgumentTypeError(f"{kind.__name__}: {name} must be a method, not {shown(own)}.")
         try:
             inspect.signature(own).bind(
                 *[p.name for p in parameters if p.default is p.empty],
