@@ -79,12 +79,11 @@ class History(dict[str, list[float]]):
 class Run(Protocol):
     """The current call of `fit`, which a callback reads as `self.run`.
 
-    epochs: the epochs of this call.  first_epoch: the number of epochs before it.  steps: batches per epoch,
-    updates_per_epoch: updates, of `accumulate` batches each, and samples: training samples; these three are None for a
-    stream of batches, whose length is unknown.  seen: the samples of
-    this epoch so far.  batch_size: samples per batch.  history: the epochs so far.  under_way: whether an epoch is in
-    progress.  callbacks: all callbacks of this fit, in the order of their calls.  log_names: the names of the logs that
-    fit itself makes: "loss", "accuracy", "val_loss", …
+    epochs: the epochs of this call.  first_epoch: the number of epochs before it.  steps: batches per epoch.
+    updates_per_epoch: updates, each of `accumulate` batches.  samples: training samples.  These three are None for a
+    stream of batches, whose length is unknown.  seen: the samples of this epoch so far.  batch_size: samples per batch.
+    history: the epochs so far.  under_way: whether an epoch is in progress.  callbacks: all callbacks of this fit, in
+    the order of their calls.  log_names: the names of the logs that fit itself makes: "loss", "accuracy", "val_loss", …
     """
 
     epochs: int
@@ -152,8 +151,8 @@ class Callback(ExplainedArguments):
     only_on_first_rank: ClassVar[bool] = False
     #: Whether it is called after all other callbacks, to see their state of the same epoch; on_train_end: before them.
     runs_last: ClassVar[bool] = False
-    #: Whether fit is a trial, after which it restores the model and the state of its training. It does not validate
-    #: then, and goes on with a loss of NaN.
+    #: Whether fit is a trial: it does not validate, continues if the loss is NaN or infinite, and afterwards restores
+    #: the model and the state of its training.
     makes_trial: ClassVar[bool] = False
     #: Set by fit.
     run: Run
@@ -191,7 +190,7 @@ class Callback(ExplainedArguments):
     def stop(self, reason: str) -> None:
         """End the training after this step or epoch; `history.stopped` holds the reason."""
         if not isinstance(reason, str):
-            raise ArgumentTypeError(f"{type(self).__name__}: stop takes the reason as text, not {reason!r}.")
+            raise ArgumentTypeError(f"{type(self).__name__}: stop takes the reason as text, not {shown(reason)}.")
         self.run.history.stopped = reason
 
 
@@ -338,7 +337,9 @@ class _Monitor(Callback):
         self._refuse_unless_in(logs)
         value = python_number(logs[self.monitor])
         if not isinstance(value, int | float):
-            raise ArgumentError(f"{type(self).__name__}: {self.monitor} in the logs must be a number, not {value!r}.")
+            raise ArgumentError(
+                f"{type(self).__name__}: {self.monitor} in the logs must be a number, not {shown(value)}."
+            )
         return float(value)
 
     def _refuse_unless_in(self, logs: Iterable[str]) -> None:
@@ -705,9 +706,9 @@ class LearningRateFinder(Callback):
     The rates grow exponentially from `lowest` to `highest` in `steps` steps, or in all steps of fit if these are fewer.
     The test ends earlier if the loss exceeds `limit` times its lowest value, or is NaN or infinite. Then the model is
     as it was before fit, bit for bit: its weights and buffers, the optimizer's state, the step, which also determines
-    the noise of later steps, and the history. Only arrays and attributes that layers of one's own keep are not
-    restored. fit does not validate in a test. It returns the history of the test, and refuses Checkpoint and
-    resume_from. Smith 2017, "Cyclical learning rates for training neural networks".
+    the noise of later steps, and the history. Only arrays and attributes that custom layers keep are not restored.
+    During the test fit does not validate. It returns the history of the test, and refuses Checkpoint and resume_from.
+    Smith 2017, "Cyclical learning rates for training neural networks".
 
     smoothing: the loss is averaged over about the last 1 / (1 - smoothing) steps.
 
@@ -739,9 +740,9 @@ class LearningRateFinder(Callback):
         if any(isinstance(callback, Checkpoint) for callback in run.callbacks):
             raise ArgumentError("LearningRateFinder: fit without Checkpoint, which would save the model of the test.")
         self.rates, self.losses, self._average, self._lowest_loss = [], [], 0.0, math.inf
-        self._total = (
-            self.steps if run.updates_per_epoch is None else min(self.steps, run.epochs * run.updates_per_epoch)
-        )
+        self._total = self.steps
+        if run.updates_per_epoch is not None:
+            self._total = min(self.steps, run.epochs * run.updates_per_epoch)
         run.learning_rate = self.lowest
 
     def on_step_end(self, model: Container, step: int) -> None:
@@ -856,7 +857,7 @@ class TensorBoard(Callback):
     """Writes the logs as event files for TensorBoard: `tensorboard --logdir folder`.
 
     folder: made if it does not exist; each fit adds a file to it.  every: also write the loss and the learning rate
-    every so many steps, as "step/loss" and "step/learning_rate", which waits for the device; None for never.
+    at this interval in steps, as "step/loss" and "step/learning_rate", which waits for the device; None for never.
     histograms: whether to write a histogram of each parameter after each epoch.
 
     After each epoch, its logs and the learning rate are written. All curves are over the number of steps. After a
@@ -879,7 +880,7 @@ class TensorBoard(Callback):
         self._open(self.run.state.step + 1)
 
     def _open(self, first_step: int | None) -> None:
-        """Begin a file. first_step: events of the files before it do not count from this step on; None: all do."""
+        """Begin a file. first_step: TensorBoard ignores earlier files from this step on; None if it shows all."""
         self._writer = None
         if self.run.group.rank:
             return

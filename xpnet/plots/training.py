@@ -34,7 +34,7 @@ def curves(
     if not keys:
         raise ArgumentError("keys must name at least one value of the history.")
     if not isinstance(history, Mapping):
-        raise ArgumentTypeError(f"history must be what fit returned, or a dict of several, not {history!r}.")
+        raise ArgumentTypeError(f"history must be what fit returned, or a dict of several, not {shown(history)}.")
     several = bool(history) and all(isinstance(run, Mapping) for run in history.values())
     runs = history if several else {"": history}
     for run in runs.values():

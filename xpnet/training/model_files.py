@@ -15,7 +15,7 @@ from xpnet import augment, initializers, layers
 from xpnet.backends.shortage import is_shortage, refuse_larger_than_memory
 from xpnet.config import Configured
 from xpnet.data.files import foreign_hint, memory_error, model_path, read_bytes, write_atomically
-from xpnet.errors import ArgumentError, ArgumentTypeError, BackendError, DeviceMemoryError, FileError
+from xpnet.errors import ArgumentError, ArgumentTypeError, BackendError, DeviceMemoryError, FileError, shown
 from xpnet.layers.containers import Container
 from xpnet.layers.graph import Graph, numbered
 
@@ -77,7 +77,9 @@ def checked_custom_layers(custom_layers: Any) -> list[type[layers.Layer]]:
     """The classes of custom layers, as a list. Raises ArgumentTypeError."""
     given = list(custom_layers) if isinstance(custom_layers, Iterable) else [custom_layers]
     if isinstance(custom_layers, type) or not all(isinstance(c, type) and issubclass(c, Configured) for c in given):
-        raise ArgumentTypeError(f"custom_layers must be a list of layer classes, [MyLayer], not {custom_layers!r}.")
+        raise ArgumentTypeError(
+            f"custom_layers must be a list of layer classes, [MyLayer], not {shown(custom_layers)}."
+        )
     return given
 
 
