@@ -226,7 +226,7 @@ def tensors_of(config: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def checked_tensors_of(config: Mapping[str, Any], more: Sequence[str] = ()) -> tuple[list[Tensor], list[Tensor]]:
-    """`tensors_of` a config from a file, without superfluous entries. more: its keys beside those of the graph."""
+    """`tensors_of` a config from a file. more: its keys beside those of a graph. Unused parts raise ArgumentError."""
     if unknown := sorted(config.keys() - {"layers", "inputs", "calls", "outputs", "name", *more}):
         raise ArgumentError(f"Model: its graph has {', '.join(map(repr, unknown))}, which xpnet does not know.")
     tensors = tensors_of(config)

@@ -53,11 +53,12 @@ def texts(name: str, given: Any) -> list[str] | None:
         return None
     ordered = hasattr(given, "__len__") and hasattr(given, "__getitem__") and getattr(given, "shape", None) != ()
     if isinstance(given, str | bytes | Mapping) or not ordered:
-        raise ArgumentTypeError(f"{name} must be a list of texts, not {shown(given)}.")
+        raise ArgumentTypeError(f"{name} must be a list of strings, not {shown(given)}.")
     return [str(text) for text in given]
 
 
 def require_weights(model: Container) -> None:
+    """Raise an error if this argument is not a model that is built."""
     if not isinstance(model, Container):
         raise ArgumentTypeError(f"model must be an xpnet.Sequential or an xpnet.Model, not {shown(model)}.")
     if not model.is_built:

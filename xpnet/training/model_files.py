@@ -21,7 +21,7 @@ from xpnet.layers.graph import Graph, numbered
 
 _FORMAT, _GRAPH_FORMAT = "xpnet-model-2", "xpnet-model-3"  # of models in a row, and of graphs
 _GRAPH = ("layers", "inputs", "calls", "outputs", "name")  # what a file has of a graph in another model
-_OF_SAFETENSORS = 2**22  # bytes that it needs beside the arrays
+_SAFETENSORS_OVERHEAD = 2**22  # bytes that it needs beside the arrays
 _TRAINING = "training/"  # the prefix of the names of arrays that belong to a run of fit
 
 
@@ -47,7 +47,7 @@ def write(path: Any, model: Container, run: Mapping[str, Any] | None = None, **t
     version = _GRAPH_FORMAT if '"calls"' in json.dumps(described) else _FORMAT
     texts = {"format": version, "architecture": json.dumps(described, sort_keys=True), **texts}
     # safetensors holds the arrays three times. If memory is short it ends the process, or never returns.
-    refuse_larger_than_memory(3 * sum(a.nbytes for a in arrays.values()) + _OF_SAFETENSORS)
+    refuse_larger_than_memory(3 * sum(a.nbytes for a in arrays.values()) + _SAFETENSORS_OVERHEAD)
     write_atomically(path, to_bytes(arrays, metadata={**texts, "sha256": _digest(arrays, texts)}))
 
 
@@ -97,7 +97,7 @@ def read_all(path: Any) -> Contents:
     from safetensors.numpy import load as from_bytes
 
     content = read_bytes(path)
-    refuse_larger_than_memory(len(content) + _OF_SAFETENSORS)
+    refuse_larger_than_memory(len(content) + _SAFETENSORS_OVERHEAD)
     arrays = from_bytes(content)  # copies; it also checks the header, which is JSON after its length
     texts = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
     del content
