@@ -82,7 +82,7 @@ class Run(Protocol):
     epochs: the epochs of this call.  first_epoch: the number of epochs before it.  steps: batches per epoch.
     updates_per_epoch: updates, of `accumulate` batches each.  samples: training samples; None, like steps and
     updates_per_epoch, for a stream of batches of unknown length.  seen: the samples of this epoch so far.  batch_size:
-    samples per batch. history: the epochs so far.  under_way: whether an epoch is in progress.  callbacks: all
+    samples per batch.  history: the epochs so far.  under_way: whether an epoch is in progress.  callbacks: all
     callbacks of this fit, in the order of their calls.  log_names: the names of the logs that fit itself makes: "loss",
     "accuracy", "val_loss", …
     """
