@@ -175,7 +175,7 @@ _LARGEST_WEIGHT = 1e100  # so that no product of sums of weights overflows
 _MOST_AXES = 24  # after the batch, which is CuPy's 25th
 _FLOAT32 = numpy.finfo(numpy.float32)
 _SMALLEST, _LARGEST = float(_FLOAT32.tiny), float(_FLOAT32.max)
-_LARGEST_INTEGER = 2**63 - 1  # that arrays can have as a size
+_LARGEST_INTEGER = 2**63 - 1  # the largest size of an array
 
 # Checks. Each returns a Python value, or raises ArgumentError: "Dropout: rate must be a number of at least 0 and
 # below 1, not 1.5." `owner` is the object whose argument it is, or its name; "" if the argument's name is enough.
@@ -282,7 +282,7 @@ def rate_or_schedule(owner: Any, name: str, value: Any) -> float | Callable[[int
     if callable(value) and not isinstance(value, type):
         try:
             inspect.signature(value).bind(0)
-        except ValueError:  # of some functions in C
+        except ValueError:  # some functions in C have no signature
             pass
         except TypeError as error:
             kind = owner if isinstance(owner, str) else type(owner).__name__
@@ -292,7 +292,7 @@ def rate_or_schedule(owner: Any, name: str, value: Any) -> float | Callable[[int
 
 
 def scheduled_rate(owner: Any, schedule: Callable[[int], Any], step: int) -> float:
-    """The learning rate that a schedule gives for a step. Raises ArgumentError if it is no rate."""
+    """The learning rate that a schedule gives for a step. Raises ArgumentError for other values."""
     given = schedule(step)
     rate = python_number(given)
     if not (is_number(rate) and 0 <= rate < math.inf):
@@ -305,7 +305,7 @@ def scheduled_rate(owner: Any, schedule: Callable[[int], Any], step: int) -> flo
 
 def flag(owner: Any, name: str, value: Any) -> bool:
     """A Python or NumPy boolean, as a Python bool."""
-    if value is True or value is False:  # without what others need, since a pass of a small net is short
+    if value is True or value is False:  # at once, since forward of a small net takes microseconds
         return value
     given, value = value, python_number(value)
     if not isinstance(value, bool):

@@ -278,7 +278,7 @@ class Container(Layer):
     _run_forward, _run_backward = forward, backward
 
     def execution_context(self, samples: int | None = None) -> AbstractContextManager[Any]:
-        """Used by the model: a context for a pass over these samples, or for a step.
+        """Used by the model: a context for a pass over this number of samples, or for a step.
 
         On a GPU: matrix products in the model's precision. On the CPU: compiled loops, if the model is large enough to
         need them; and threads that divide the batch, if any layer does that and there is more than one sample.

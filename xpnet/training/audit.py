@@ -112,7 +112,7 @@ def custom_kinds(*things: Any) -> tuple[type, ...]:
 
 @contextlib.contextmanager
 def audited_evaluation(model: Container, loss: Loss, metrics: Sequence[Metric]) -> Iterator[Loss]:
-    """A context for a batch of an evaluation, which checks custom metrics; it gives the loss with checks."""
+    """A context for a batch of an evaluation, which checks custom metrics. It yields the loss with checks."""
     checks = Checks(model)
     with checks.wrapped_metrics(metrics):
         yield _audited(loss, checks)

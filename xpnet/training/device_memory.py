@@ -1,4 +1,4 @@
-"""A shortage of memory in a model's call, explained; and the memory that the call has left behind, freed."""
+"""Errors for a shortage of memory in a call of a model, which also free the buffers that the call has left."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
