@@ -505,14 +505,18 @@ class Muon(Optimizer):
         self.beta1 = number(self, "beta1", beta1, at_least=0, below=1)
         self.beta2 = number(self, "beta2", beta2, at_least=0, below=1)
         self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
-        self.matrices = None
-        if matrices is not None:
-            patterns = (matrices,) if isinstance(matrices, str) else items_of(matrices)
-            if patterns is None or not all(isinstance(pattern, str) for pattern in patterns):
-                raise ArgumentTypeError(
-                    f'Muon: matrices must be patterns of parameter names, such as ["encoder.*"], not {shown(matrices)}.'
-                )
-            self.matrices = list(patterns)
+        self.matrices = self._checked_matrices(matrices)
+
+    def _checked_matrices(self, matrices: Any) -> list[str] | None:
+        """The argument `matrices` as a list."""
+        if matrices is None:
+            return None
+        patterns = (matrices,) if isinstance(matrices, str) else items_of(matrices)
+        if patterns is None or not all(isinstance(pattern, str) for pattern in patterns):
+            raise ArgumentTypeError(
+                f'Muon: matrices must be patterns of parameter names, such as ["encoder.*"], not {shown(matrices)}.'
+            )
+        return list(patterns)
 
     def check_parameters(self, store: ParameterStore) -> None:
         super().check_parameters(store)
@@ -521,9 +525,10 @@ class Muon(Optimizer):
     def _matrices_of(self, store: ParameterStore) -> set[Parameter]:
         """The parameters with orthogonal updates."""
         weights = [p for p in store.parameters if len(p.shape) > 1]
-        if self.matrices is not None:
+        patterns = self._checked_matrices(self.matrices)  # it may have been set after construction
+        if patterns is not None:
             names = tuple(p.name for p in store.parameters)
-            found = dict(zip(names, _matches("Muon: matrices", tuple(self.matrices), names), strict=True))
+            found = dict(zip(names, _matches("Muon: matrices", tuple(patterns), names), strict=True))
             return {p for p in weights if found[p.name] is not None}
         weights = [p for p in weights if p.decay]
         tied = any(p.is_tied for p in weights)
