@@ -391,3 +391,19 @@ def test_two_threads_may_write_one_file(tmp_path):
     for thread in threads:
         thread.join()
     assert (tmp_path / "file").read_bytes() in contents and names(tmp_path) == ["file"]
+
+
+def test_ctrl_c_right_after_a_temporary_file_was_made_leaves_none(tmp_path, monkeypatch):
+    really_open = os.open
+
+    def interrupted(path, flags, mode=0o777, **options):
+        file = really_open(path, flags, mode, **options)
+        if str(path).endswith(".tmp"):
+            os.close(file)
+            raise KeyboardInterrupt
+        return file
+
+    monkeypatch.setattr(os, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_atomically(tmp_path / "file", b"content")
+    assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xpnet.backends.shortage import shortage
+from xpnet.concurrency.interrupts import deferring, uninterrupted
 from xpnet.errors import ArgumentError, ArgumentTypeError, DeviceMemoryError, FileError, shown
 
 #: Errors of os.replace after which an existing file may still be writable: its folder is read-only, or the file is a
@@ -107,8 +108,13 @@ def write_atomically(path: Any, content: bytes) -> None:
     that fails halfway, a file with the whole new content is kept, and the error names it.
 
     Temporary files that killed processes have left for this path are deleted: a process that runs has locked its own.
+
+    A first Ctrl-C waits until the file is written; after a second one, the temporary file is still deleted.
     """
-    path = as_path("", "path", path)
+    deferring(_write, as_path("", "path", path), content)
+
+
+def _write(path: Path, content: bytes) -> None:
     temporary, overwriting = _Temporary(), False
     try:
         try:
@@ -122,7 +128,7 @@ def write_atomically(path: Any, content: bytes) -> None:
                     overwriting = False
             _flush_folder(target.parent)
         finally:
-            kept = temporary.close(keep=overwriting)
+            kept = uninterrupted(temporary.close, overwriting)
     except OSError as error:
         if not overwriting:
             raise _cannot_write(path, error) from error
@@ -141,7 +147,7 @@ def refuse_unwritable(path: Any) -> None:
             existing, target = _target(as_path("", "path", path))
             temporary.write(target, existing, b"")
         finally:
-            temporary.close()
+            uninterrupted(temporary.close)
 
 
 def refuse_irregular(path: Any) -> None:
@@ -207,11 +213,16 @@ class _Temporary:
         # A new file has the mode that the umask gives. One that replaces another is private until it has that mode.
         mode = 0o666 if existing is None else 0o600
         while self.path is None:
-            path = folder / f"{short}.xpnet-{secrets.token_hex(8)}.tmp"
-            self._file = open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115
-            self.path = path
+            self.path = folder / f"{short}.xpnet-{secrets.token_hex(8)}.tmp"  # before the file, which Ctrl-C may follow
+            try:
+                self._file = open(self.path, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115
+            except OSError:
+                self.path = None
+                raise
             _lock(self._file.fileno(), wait=True)
-            if not _is_at(self._file.fileno(), path):  # another process took it for a stale one before it was locked
+            if not _is_at(
+                self._file.fileno(), self.path
+            ):  # another process took it for a stale one before it was locked
                 self.close()
         self._file.write(content)
         self._file.flush()
