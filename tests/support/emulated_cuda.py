@@ -215,10 +215,11 @@ class Pool:
                 address = slab.start
                 ctypes.memset(address, _POISON, size)
             self._used += size
-        if any(graph() is not None and graph().complete for graph in graphs):  # type: ignore[union-attr]
+        live = [graph for reference in graphs if (graph := reference()) is not None]
+        if any(graph.complete for graph in live):
             self._cupy.fault("memory that a live graph uses is allocated again.")
         block = Block(self, slab, address, size, stream)
-        block.graphs = list(graphs)
+        block.graphs = [weakref.ref(graph) for graph in live]
         return block
 
     def free(self, block: Block) -> None:
