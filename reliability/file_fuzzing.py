@@ -17,9 +17,9 @@ import onnxruntime
 from small_models import StopAt
 
 import xpnet
+from reliability.cases import Cases, refused, run_cases
 from reliability.mutations import mutated_bytes, mutated_json, mutated_onnx, mutated_text
 from reliability.results import Result, scaled
-from reliability.workers import Cases, refused, run_cases
 from xpnet import augment, callbacks, datasets, layers, metrics, optimizers
 from xpnet.errors import DivergenceError, XpnetError
 from xpnet.training import model_files

@@ -393,8 +393,9 @@ class Graph:
 
     def _use(self, owner: Any) -> None:
         if isinstance(owner, Block):
-            if not any(graph() is self for graph in owner.graphs):
-                owner.graphs.append(weakref.ref(self))
+            live = [graph for graph in owner.graphs if graph() is not None]
+            if not any(graph() is self for graph in live):
+                owner.graphs = [*live, weakref.ref(self)]
             self._slabs[id(owner.slab)] = weakref.ref(owner.slab)
             if self._pool is not None and owner.pool is self._pool():
                 return
