@@ -393,7 +393,7 @@ CASES: dict[str, tuple[str, int, int, float, Callable[[int, int], Report]]] = {
     "callbacks": ("steps with callbacks", 20_000, 1_600, 300, with_callbacks),
     "errors": ("steps between errors", 20_000, 1_600, 300, errors),
     "evaluations": ("predictions and evaluations", 60_000, 4_000, 400, evaluations),
-    "dropped": ("models trained and dropped", 2_000, 40, 400, dropped),
+    "dropped": ("models trained and dropped", 2_000, 250, 400, dropped),
     "emulated": ("steps on the emulated GPU", 4_000, 1_500, 600, on_emulated_gpu),
     "dropped_emulated": ("models trained and dropped on the emulated GPU", 200, 80, 600, dropped_on_emulated_gpu),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Faults of disks, folders, files and servers: an error with the path and the reason, the old file whole, no rubbish.
+"""Faults of disks, folders, files and servers: an error with path and reason, the old file whole, no file left over.
 
 Disks are full at every write, system calls fail at every call, paths are links, pipes and devices, files change while
 they are read, processes are killed while they save, and servers of datasets misbehave.
