@@ -17,7 +17,7 @@ import threadpoolctl
 
 import xpnet
 
-#: (rows, depth, columns), and what it is: x @ W, x.T @ grad or grad @ W.T
+#: (x @ W, x.T @ grad or grad @ W.T; rows, depth, columns)
 SHAPES = [
     ("x W", 128, 784, 128), ("xᵀ grad", 784, 128, 128), ("grad Wᵀ", 128, 128, 784), ("x W", 32, 784, 256),
     ("x W", 128, 512, 512), ("xᵀ grad", 512, 128, 512), ("grad Wᵀ", 128, 512, 512), ("x W", 512, 512, 512),

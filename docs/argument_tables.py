@@ -1,7 +1,8 @@
-"""An extension of Griffe: arguments and attributes that a docstring explains become a table in the reference.
+"""An extension of Griffe: explanations of arguments and attributes become tables in the reference.
 
 A docstring explains them as "name: text" or "first, second: text", at the beginning of a line, after two spaces or
-after a sentence. The explanation ends where the next one begins, or with the paragraph.
+after a sentence. The explanation ends where the next one begins, or with the paragraph. Lines of comments that begin
+with "#:" explain the attribute of the class that follows.
 """
 
 import re
@@ -31,6 +32,9 @@ def _rewrite(parent, seen):
             if member.is_class:
                 names |= {name for name, one in member.members.items() if one.is_attribute}
             member.docstring.value = with_tables(member.docstring.value, names)
+            if member.is_class:
+                lines = {name: one.lineno - member.lineno for name, one in member.members.items() if one.is_attribute}
+                member.docstring.value += with_comments(member.lines, lines)
         if member.is_module or member.is_class:
             _rewrite(member, seen)
 
@@ -40,6 +44,23 @@ def with_tables(text, names):
     return "\n\n".join(_paragraph(paragraph, names) for paragraph in re.split(r"\n\n+", text))
 
 
+def with_comments(source, attributes):
+    """A table of the attributes that have comments, or "". attributes: {name: its place in the lines of the class}."""
+    rows = []
+    for name, place in attributes.items():
+        comment = []
+        while source[place - 1].lstrip().startswith("#:"):
+            place -= 1
+            comment.insert(0, source[place].lstrip().removeprefix("#:"))
+        if comment and not name.startswith("_"):
+            rows.append(f"| `{name}` | {_cell(' '.join(comment))} |")
+    return "\n\n" + _table("attribute", rows) if rows else ""
+
+
+def _table(header, rows):
+    return "\n".join([f"| {header} | meaning |", "|---|---|", *rows])
+
+
 def _paragraph(paragraph, names):
     if paragraph.startswith("    "):
         return paragraph  # code
@@ -47,13 +68,13 @@ def _paragraph(paragraph, names):
     if not found:
         return paragraph
     paragraph, after = _without_end(paragraph, found[-1].end())
-    rows = ["| name | meaning |", "|---|---|"]
+    rows = []
     for match, following in zip(found, [*found[1:], None], strict=True):
         meaning = paragraph[match.end() : following.start() if following else None]
         listed = re.sub(_NAME, _as_code, match[1]).replace(", `", ",<br>`")
         rows.append(f"| {listed} | {_cell(meaning)} |")
     before = paragraph[: found[0].start()].rstrip()
-    return "\n\n".join(part for part in (before, "\n".join(rows), after) if part)
+    return "\n\n".join(part for part in (before, _table("name", rows), after) if part)
 
 
 def _without_end(paragraph, start):

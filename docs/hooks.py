@@ -31,7 +31,7 @@ FIRST = ("Sequential", "Model", "Input", "load", "History", "check_gradients", "
 LAST = ("Backend", *MORE, "Callback", "Run", "Distortion", "Initializer", "Layer", "Loss", "Metric", "Optimizer",
         "Schedule", "XpnetError", "get", "fans", "format_logs")  # fmt: skip
 #: Public for the other modules of xpnet, not for users.
-INTERNAL = ("OptimizerState", "module_attributes", "shape_text", "suggestion", "unknown_name",
+INTERNAL = ("OptimizerState", "module_attributes", "shape_text", "shown", "suggestion", "unknown_name",
             "inference_outputs", "drop_workspaces", "shared_copy")  # fmt: skip
 DOCS = ROOT / "docs"
 EXERCISES = DOCS / "notebooks" / "exercises.py"  # which notebooks import

@@ -114,7 +114,7 @@ def attack(port: int, count: int, seed: int, memory: Callable[[], float], thread
     growth = max(grown) - grown[0]
     if growth > MEMORY:
         fuzzed.bad.append(f"the server's memory grew by {growth:.0f} MiB")
-    fuzzed.note = f"answers: {', '.join(f'{n:,} {what}' for what, n in statuses.most_common())}"
+    fuzzed.note = f"answers: {', '.join(f'{what} ({n:,})' for what, n in statuses.most_common())}"
     correct.note = f"the slowest took {slowest[0]:.3f} s; the server's memory grew by at most {growth:.0f} MiB"
     return [fuzzed, correct]
 

@@ -79,12 +79,12 @@ class History(dict[str, list[float]]):
 class Run(Protocol):
     """The current call of `fit`, which a callback reads as `self.run`.
 
-    epochs: the epochs of this call.  first_epoch: the number of epochs before it.  steps: batches per epoch,
-    updates_per_epoch: updates, of `accumulate` batches each, and samples: training samples; these three are None for a
-    stream of batches, whose length is unknown.  seen: the samples of
-    this epoch so far.  batch_size: samples per batch.  history: the epochs so far.  under_way: whether an epoch is in
-    progress.  callbacks: all callbacks of this fit, in the order of their calls.  log_names: the names of the logs that
-    fit itself makes: "loss", "accuracy", "val_loss", …
+    epochs: the epochs of this call.  first_epoch: the number of epochs before it.  steps: batches per epoch.
+    updates_per_epoch: updates, of `accumulate` batches each.  samples: training samples; None, like steps and
+    updates_per_epoch, for a stream of batches of unknown length.  seen: the samples of this epoch so far.  batch_size:
+    samples per batch.  history: the epochs so far.  under_way: whether an epoch is in progress.  callbacks: all
+    callbacks of this fit, in the order of their calls.  log_names: the names of the logs that fit itself makes: "loss",
+    "accuracy", "val_loss", …
     """
 
     epochs: int
@@ -152,10 +152,10 @@ class Callback(ExplainedArguments):
     only_on_first_rank: ClassVar[bool] = False
     #: Whether it is called after all other callbacks, to see their state of the same epoch; on_train_end: before them.
     runs_last: ClassVar[bool] = False
-    #: Whether fit is a trial, after which it restores the model and the state of its training. It does not validate
-    #: then, and goes on with a loss of NaN.
+    #: Whether fit is a trial: afterwards, the model and the state of its training are as before. A trial does not
+    #: validate, and a loss of NaN is no error in it.
     makes_trial: ClassVar[bool] = False
-    #: Set by fit.
+    #: The current call of fit, which sets it.
     run: Run
 
     def on_train_begin(self, model: Container) -> None:
@@ -571,8 +571,9 @@ class ExponentialMovingAverage(Callback):
     have them; the trained weights are put back before the next epoch.  apply_at_end: whether the model ends with the
     averages, also after Ctrl-C, unless the loss has diverged or an EarlyStopping restores the best epoch.
 
-    After training, `apply()` writes the averages into the model, and `restore()` puts the trained weights back.
-    A later fit starts a new average, from the weights that the model has then.
+    After training, `apply()` writes the averages into the model, and `restore()` puts the trained weights back;
+    `applied` says whether the model has the averages, and `updates` is the number of steps in them. A later fit starts
+    a new average, from the weights that the model has then.
     """
 
     def __init__(self, decay: float = 0.999, *, validate: bool = False, apply_at_end: bool = True) -> None:
@@ -698,18 +699,19 @@ class ExponentialMovingAverage(Callback):
 class LearningRateFinder(Callback):
     """Finds a learning rate by a range test: fit trains with rates that grow from step to step, and the loss is noted.
 
-    finder = callbacks.LearningRateFinder()
-    model.fit(x, y, optimizer=optimizers.SGD(momentum=0.9), callbacks=finder)
-    model.fit(x, y, optimizer=optimizers.SGD(finder.suggestion, momentum=0.9), epochs=20)
+        finder = callbacks.LearningRateFinder()
+        model.fit(x, y, optimizer=optimizers.SGD(momentum=0.9), callbacks=finder)
+        model.fit(x, y, optimizer=optimizers.SGD(finder.suggestion, momentum=0.9), epochs=20)
 
-    The rates grow exponentially from `lowest` to `highest` in `steps` steps, or in all steps of fit if these are fewer.
-    The test ends earlier if the loss exceeds `limit` times its lowest value, or is NaN or infinite. Then the model is
-    as it was before fit, bit for bit: its weights and buffers, the optimizer's state, the step, which also determines
-    the noise of later steps, and the history. Only arrays and attributes that layers of one's own keep are not
-    restored. fit does not validate in a test. It returns the history of the test, and refuses Checkpoint and
-    resume_from. Smith 2017, "Cyclical learning rates for training neural networks".
+    lowest, highest: the rates of the first and the last step; they grow exponentially.  steps: the length of the test,
+    or all steps of fit if these are fewer.  smoothing: the loss is averaged over about the last 1 / (1 - smoothing)
+    steps.  limit: the test ends earlier if the averaged loss exceeds limit times its lowest value, and also if the loss
+    is NaN or infinite.
 
-    smoothing: the loss is averaged over about the last 1 / (1 - smoothing) steps.
+    After the test, the model is as it was before fit, bit for bit: its weights and buffers, the optimizer's state, the
+    step, which also determines the noise of later steps, and the history. Only arrays and attributes that layers of
+    one's own keep are not restored. fit does not validate in a test, and returns the history of the test. It raises
+    ArgumentError for a Checkpoint or resume_from. Smith 2017, "Cyclical learning rates for training neural networks".
 
     After fit, `rates` and `losses` are lists with the rate and the smoothed loss of each step. `suggestion` is the rate
     at which the smoothed loss falls fastest per decade; None if it never fell. `plots.learning_rates(finder)` shows

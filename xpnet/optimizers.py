@@ -105,11 +105,11 @@ class Optimizer(Configured):
     clip_norm: the largest norm of the gradient of all parameters together. A larger gradient is scaled down to it,
         before weight decay.
     parameter_rates: {pattern: factor} multiplies the learning rate of the parameters whose names match, such as
-        "0.weight", "encoder.*" or "*.bias" (with the wildcards of fnmatch). The first pattern that matches counts;
-        parameters that match none have the factor 1. As in the parameter groups of PyTorch, the factor scales all that
-        the rate does, also the decoupled decay of AdamW; 0 keeps a parameter as it is, but its state follows its
-        gradients. Assign a new dict to change it. Training raises ArgumentError if a pattern matches no parameter of
-        the model.
+        `"0.weight"`, `"encoder.*"` or `"*.bias"` (with the wildcards of fnmatch). The first pattern that matches
+        counts; parameters that match none have the factor 1. As in the parameter groups of PyTorch, the factor scales
+        all that the rate does, also the decoupled decay of AdamW; 0 keeps a parameter as it is, but its state follows
+        its gradients. Assign a new dict to change it. Training raises ArgumentError if a pattern matches no parameter
+        of the model.
     """
 
     #: The names of the vectors that it keeps for each model.
@@ -463,9 +463,10 @@ class _Descent(_DecoupledDecay, SGD):
 class Muon(Optimizer):
     """w ← w - rate · √max(1, out / in) · NS(u): momentum, made nearly orthogonal, for matrices; AdamW for all else.
 
-    m ← μ m + (1 - μ) g;  u = μ m + (1 - μ) g with Nesterov, else m.  NS(u), by `steps` Newton-Schulz iterations, has
-    the singular vectors of u and singular values near 1: with X = u / ‖u‖, X ← a X + (b XXᵀ + c (XXᵀ)²) X, and
-    a, b, c = 3.4445, -4.7750, 2.0315. Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
+    m ← μ m + (1 - μ) g, where μ is `momentum`;  u = μ m + (1 - μ) g with Nesterov, else m.  NS(u), by `steps`
+    Newton-Schulz iterations, has the singular vectors of u and singular values near 1: with X = u / ‖u‖,
+    X ← a X + (b XXᵀ + c (XXᵀ)²) X, and a, b, c = 3.4445, -4.7750, 2.0315. Jordan et al. 2024, "Muon: An optimizer for
+    hidden layers in neural networks".
 
     Matrices are the weights of hidden layers: all parameters with weight decay and two axes or more, but not the tables
     of Embedding and PositionalEmbedding, nor the first and the last of these weights, which belong to the first layer
@@ -555,7 +556,7 @@ class Muon(Optimizer):
                 m[...] = xp.where(gate == 0, old, m)
 
     def update(self, xp: Any, w: Array, g: Array, slots: list[Array], t: Array, rate: float, k: int) -> None:
-        """Not used: the parts have the formulas of SGD and AdamW."""
+        pass  # not used: the parts have the formulas of SGD and AdamW
 
 
 def _orthogonalized(backend: Backend, u: Array, steps: int) -> Array:

@@ -137,7 +137,7 @@ def test_without_memory_a_model_is_neither_saved_nor_loaded(tmp_path, monkeypatc
     def short(size):
         raise MemoryError(f"Unable to allocate {size} bytes")
 
-    monkeypatch.setattr("xpnet.training.model_files.refuse_larger_than_memory", short)
+    monkeypatch.setattr("xpnet.training.model_files.refuse_without_memory", short)
     for call in (lambda: model.save(tmp_path / "m"), lambda: xpnet.load(tmp_path / "m", "cpu")):
         with pytest.raises(DeviceMemoryError, match="Unable to allocate"):
             call()

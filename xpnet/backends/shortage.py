@@ -2,8 +2,6 @@
 
 import contextlib
 
-import numpy
-
 from xpnet.backends.reference import Backend
 from xpnet.errors import DeviceMemoryError
 
@@ -44,11 +42,3 @@ def size_text(size: int) -> str:
         return f"{size} bytes"
     power = min((size.bit_length() - 1) // 10, 4)
     return f"{size / 1024**power:,.1f} {'KMGT'[power - 1]}iB"
-
-
-def refuse_larger_than_memory(size: int) -> None:
-    """Raise MemoryError if `size` bytes cannot be had now.
-
-    Call it before code that ends the process, or never returns, if memory is short.
-    """
-    numpy.empty(size, numpy.uint8)

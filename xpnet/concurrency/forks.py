@@ -14,7 +14,7 @@ _PATIENCE = 10.0  # seconds, since a thread may wait for the one that forks
 
 
 class Forkable(Protocol):
-    """What several threads use."""
+    """An object of several threads, which a fork must find in a state between two passes."""
 
     def locks_for_fork(self) -> list[Any]:
         """The locks in the order in which other threads take them."""

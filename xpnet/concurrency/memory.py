@@ -1,4 +1,4 @@
-"""Memory for what cannot be undone: Python waits for ever for a thread that has none for its first steps."""
+"""A check before calls that, without memory, would wait for ever or end the process: new threads, LLVM, safetensors."""
 
 import mmap
 
@@ -6,8 +6,8 @@ _OF_A_THREAD = 2**22  # bytes, more than a new thread takes in its first steps
 
 
 def refuse_without_memory(size: int = _OF_A_THREAD) -> None:
-    """Raise MemoryError if the system does not give this process `size` more bytes."""
+    """Raise MemoryError if the system does not give this process `size` more bytes. The default is for a new thread."""
     try:
-        mmap.mmap(-1, size).close()  # new pages, since not everybody can use what malloc has freed
+        mmap.mmap(-1, max(size, 1)).close()  # new pages, since not every library can use what malloc has freed
     except OSError as error:
-        raise MemoryError(f"Unable to allocate {size >> 20} MiB") from error
+        raise MemoryError(f"Unable to allocate {size / 2**20:.3g} MiB") from error

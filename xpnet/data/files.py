@@ -269,6 +269,8 @@ def _is_at(file: int, path: Path) -> bool:
 
 def _delete_stale(target: Path) -> None:
     """Delete the temporary files that killed processes of this user have left for a target, which is complete now."""
+    if not hasattr(os, "geteuid"):  # on Windows
+        return
     with contextlib.suppress(OSError):
         for name in os.listdir(target.parent):
             match = _TEMPORARY.fullmatch(name)

@@ -1,8 +1,7 @@
 """Find the files of a dataset in a given folder or in the cache, or download them.
 
 A file is downloaded to a temporary folder, and written to its place once its SHA-256 is right. The SHA-256 of a cached
-file
-is checked too, so an incomplete download or an altered cache is never used. pooch is imported only for a download.
+file is checked too, so an incomplete download or an altered cache is never used. pooch is imported only for a download.
 """
 
 import hashlib
@@ -24,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _ENVIRONMENT = "XPNET_DATA_DIR"
 _LARGEST = 2**25  # bytes
-_PATIENCE, _SLOWEST = 60.0, 50_000.0  # a download may take these seconds, and one more for each so many bytes
+_PATIENCE, _SLOWEST = 60.0, 50_000.0  # a download may take so many seconds, and one more for each so many bytes
 _SILENCE = 30.0  # seconds without data after which a server is given up
 _CHUNK = 2**16  # bytes
 

@@ -7,6 +7,7 @@ heads: such tensors are `Rearranged`.
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -165,19 +166,18 @@ class Tensor:
 
     def in_file_order(self) -> "Tensor":
         """The same with its axes in the order of the file, by a Permute layer."""
-        axes = len(self.shape)
-        return (
-            self.add(layers.Permute((axes - 1, *range(axes - 1))), channels_first=False)
-            if self.channels_first
-            else self
-        )
+        return self._permuted if self.channels_first else self
 
     def with_features_last(self) -> "Tensor":
         """The same with axis 1 of the file last, as xpnet's layers have the features, by a Permute layer."""
-        axes = len(self.shape)
-        if self.channels_first or axes == 1:
-            return self
-        return self.add(layers.Permute((*range(1, axes), 0)), channels_first=True)
+        return self if self.channels_first or len(self.shape) == 1 else self._permuted
+
+    @functools.cached_property
+    def _permuted(self) -> "Tensor":
+        """The same in the other order of axes: one call for all uses, so that attention recognizes what they share."""
+        axes = range(len(self.shape))
+        order = (axes[-1], *axes[:-1]) if self.channels_first else (*axes[1:], 0)
+        return self.add(layers.Permute(order), channels_first=not self.channels_first)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -37,7 +37,10 @@ _ELEMENTWISE = (layers.Dropout, layers.ELU, layers.GELU, layers.HardSigmoid, lay
 
 @dataclass(frozen=True)
 class ParameterExplanation:
-    """A parameter before the step, its gradient ∂L/∂p, and the update that the step adds to it; of one shape."""
+    """What `explain` says about a parameter p: arrays on the host, in the shape of p.
+
+    value: p before the step.  gradient: ∂L/∂p.  update: what the step adds to p.
+    """
 
     value: numpy.ndarray[Any, Any]
     gradient: numpy.ndarray[Any, Any]

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy
 
 from xpnet import augment, initializers, layers
-from xpnet.backends.shortage import is_shortage, refuse_larger_than_memory
+from xpnet.backends.shortage import is_shortage
+from xpnet.concurrency.memory import refuse_without_memory
 from xpnet.config import Configured
 from xpnet.data.files import foreign_hint, memory_error, model_path, read_bytes, write_atomically
 from xpnet.errors import ArgumentError, ArgumentTypeError, BackendError, DeviceMemoryError, FileError
@@ -47,7 +48,7 @@ def write(path: Any, model: Container, run: Mapping[str, Any] | None = None, **t
     version = _GRAPH_FORMAT if '"calls"' in json.dumps(described) else _FORMAT
     texts = {"format": version, "architecture": json.dumps(described, sort_keys=True), **texts}
     # safetensors holds the arrays three times. If memory is short it ends the process, or never returns.
-    refuse_larger_than_memory(3 * sum(a.nbytes for a in arrays.values()) + _OF_SAFETENSORS)
+    refuse_without_memory(3 * sum(a.nbytes for a in arrays.values()) + _OF_SAFETENSORS)
     write_atomically(path, to_bytes(arrays, metadata={**texts, "sha256": _digest(arrays, texts)}))
 
 
@@ -95,7 +96,7 @@ def read_all(path: Any) -> Contents:
     from safetensors.numpy import load as from_bytes
 
     content = read_bytes(path)
-    refuse_larger_than_memory(len(content) + _OF_SAFETENSORS)
+    refuse_without_memory(len(content) + _OF_SAFETENSORS)
     arrays = from_bytes(content)  # copies; it also checks the header, which is JSON after its length
     texts = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
     del content

@@ -42,7 +42,7 @@ def test_products_of_all_sizes(products, dtype):
     rng = np.random.default_rng(0)
     tolerance = 1e-5 if dtype == "float32" else 1e-14
     for rows in (*range(1, 26), 70):
-        for depth, columns in ((1, 1), (7, 33), (40, 64), (3, 100)):
+        for depth, columns in ((0, 5), (1, 1), (7, 33), (40, 64), (3, 100)):
             a, b = rng.normal(size=(rows, depth)).astype(dtype), rng.normal(size=(depth, columns)).astype(dtype)
             for left in (a, np.asfortranarray(a)):
                 for right in (b, np.asfortranarray(b)):
@@ -71,7 +71,7 @@ def test_matmul_with_many_rows(threads, dtype, monkeypatch):
     rng = np.random.default_rng(0)
     with backend.parallel_region():
         monkeypatch.setattr(backend.threads._state, "workers", threads)
-        for rows, depth, columns in ((128, 20, 64), (1100, 40, 32), (300, 128, 256)):
+        for rows, depth, columns in ((128, 20, 64), (300, 0, 64), (1100, 40, 32), (300, 128, 256)):
             a, b = rng.normal(size=(rows, depth)).astype(dtype), rng.normal(size=(depth, columns)).astype(dtype)
             wide = np.zeros((rows, columns + 3), dtype)
             for out in (np.empty((rows, columns), dtype), wide[:, 2:-1]):

@@ -20,11 +20,11 @@ from xpnet.backends.cpu.compiling import compiled
 
 _FEATURES = get_host_cpu_features()
 _REGISTER_BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
-# Two registers per row, two for a row of the panel and one for an element must fit into 32 or 16 of them.
+# A tile has two registers per row. These, two for a row of the panel and one for an element must fit into 32 or 16.
 _ROWS = 8 if _FEATURES.get("avx512f") or platform.machine() in ("aarch64", "arm64") else 6
 _HALF = _ROWS // 2
 _REGISTERS = 2  # of a tile's row
-_BLOCK_ELEMENTS = 2**16
+_BLOCK_ELEMENTS = 2**16  # of the rows of the first matrix that stay in the level-2 cache for all panels
 #: For fewer rows, packing takes longer than it saves.
 ROWS_TO_PACK = 32 if _REGISTER_BYTES == 64 else 128
 
@@ -35,7 +35,10 @@ def panel_columns(itemsize: int) -> int:
 
 
 def _tile(rows: int) -> Callable[..., None]:
-    """A function (a, i, packed, p, out): the rows from i on of out, in the columns of panel p. In LLVM's language."""
+    """A function (a, i, packed, p, out) that computes this number of rows of out, from i on, in the columns of panel p.
+
+    It is written as LLVM IR, because Numba would keep the sums in memory, not in registers. a must have columns.
+    """
 
     @intrinsic
     def tile(_: Any, a: Any, i: Any, packed: Any, p: Any, out: Any) -> Any:
@@ -70,8 +73,8 @@ def _tile(rows: int) -> Callable[..., None]:
         builder.position_at_end(loop)
         k = builder.phi(index)
         sums = [[builder.phi(register) for _ in vectors] for _ in range(rows)]
-        kind = ir.FunctionType(register, [register] * 3)
-        fma = builder.module.declare_intrinsic(f"llvm.fmuladd.v{lanes}f{8 * itemsize}", (), kind)
+        fma_type = ir.FunctionType(register, [register] * 3)
+        fma = builder.module.declare_intrinsic(f"llvm.fmuladd.v{lanes}f{8 * itemsize}", (), fma_type)
         row = builder.gep(panel, [times(k, columns * itemsize)])
         of_panel = [builder.load(at(row, index(v * lanes * itemsize), register), align=itemsize) for v in vectors]
         nothing, all_first = ir.Constant(register, ir.Undefined), ir.VectorType(ir.IntType(32), lanes)([0] * lanes)
@@ -130,7 +133,10 @@ def packed_product(a: Any, packed: Any, out: Any) -> None:
     A row of out does not depend on the number of rows.
     """
     samples, depth = a.shape
-    block = max(_BLOCK_ELEMENTS // depth // _ROWS, 1) * _ROWS  # rows of a that stay in the level-2 cache
+    if depth == 0:  # as in the weight gradient of an empty batch
+        out[:] = out.dtype.type(0)
+        return
+    block = max(_BLOCK_ELEMENTS // depth // _ROWS, 1) * _ROWS
     for start in range(0, samples, block):
         stop = min(start + block, samples)
         for p in range(len(packed)):
