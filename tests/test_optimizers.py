@@ -367,6 +367,23 @@ def test_a_new_dict_of_rates_is_followed_and_keeps_the_state():
         assert np.array_equal(value, before[name]) == name.startswith("0")
 
 
+def test_new_patterns_of_matrices_are_checked_as_the_argument_is():
+    model, optimizer = small_net(), optimizers.Muon()
+    optimizer.matrices = 3
+    with pytest.raises(ArgumentTypeError, match="^Muon: matrices must be patterns of parameter names.*, not 3"):
+        model.fit(SAMPLES, LABELS, optimizer=optimizer, **QUIET)
+    optimizer.matrices = "2.w*"  # one pattern
+    assert {p.name for p in optimizer._matrices_of(model.context.store)} == {"2.weight"}
+
+
+@pytest.mark.parametrize("rates", [{"*": -1.0}, {"*": math.nan}, {"*": "high"}, {0: 1.0}, [1.0]])
+def test_a_new_dict_of_rates_is_checked_as_the_argument_is(rates):
+    model, optimizer = small_net(), optimizers.SGD(0.1)
+    optimizer.parameter_rates = rates
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="^SGD: .*parameter_rates must be a"):
+        model.fit(SAMPLES, LABELS, optimizer=optimizer, **QUIET)
+
+
 @pytest.mark.parametrize(
     "train_with",
     [

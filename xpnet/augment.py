@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from xpnet.backends import Array
-from xpnet.config import flag, integer, items_of, missing_method, number, one_or_pair
+from xpnet.config import flag, integer, items_or_one, missing_method, number, one_or_pair
 from xpnet.errors import ArgumentError, shown
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
@@ -355,8 +355,7 @@ class RandomErasing(_ImageAugmentation):
         super().__init__(name=name)
         self.rate = number(self, "rate", rate, at_least=0, at_most=1)
         limits: dict[str, Any] = {"at_least": 0, "at_most": 1, "also": "(smallest, largest)"}
-        shares = items_of(area)
-        given = tuple(number(self, "area", share, **limits) for share in ((area,) if shares is None else shares))
+        given = tuple(number(self, "area", share, **limits) for share in items_or_one(area))
         if len(given) not in (1, 2) or given[0] > given[-1]:
             raise ArgumentError(f"RandomErasing: area must be a share or (smallest, largest), not {shown(area)}.")
         self.area = given if len(given) == 2 else given[0]

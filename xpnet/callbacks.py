@@ -191,7 +191,7 @@ class Callback(ExplainedArguments):
     def stop(self, reason: str) -> None:
         """End the training after this step or epoch; `history.stopped` holds the reason."""
         if not isinstance(reason, str):
-            raise ArgumentTypeError(f"{type(self).__name__}: stop takes the reason as text, not {reason!r}.")
+            raise ArgumentTypeError(f"{type(self).__name__}: stop takes the reason as text, not {shown(reason)}.")
         self.run.history.stopped = reason
 
 
@@ -338,7 +338,9 @@ class _Monitor(Callback):
         self._refuse_unless_in(logs)
         value = python_number(logs[self.monitor])
         if not isinstance(value, int | float):
-            raise ArgumentError(f"{type(self).__name__}: {self.monitor} in the logs must be a number, not {value!r}.")
+            raise ArgumentError(
+                f"{type(self).__name__}: {self.monitor} in the logs must be a number, not {shown(value)}."
+            )
         return float(value)
 
     def _refuse_unless_in(self, logs: Iterable[str]) -> None:
@@ -709,8 +711,8 @@ class LearningRateFinder(Callback):
     is NaN or infinite.
 
     After the test, the model is as it was before fit, bit for bit: its weights and buffers, the optimizer's state, the
-    step, which also determines the noise of later steps, and the history. Only arrays and attributes that layers of
-    one's own keep are not restored. fit does not validate in a test, and returns the history of the test. It raises
+    step, which also determines the noise of later steps, and the history. Only arrays and attributes that custom layers
+    keep are not restored. fit does not validate in a test, and returns the history of the test. It raises
     ArgumentError for a Checkpoint or resume_from. Smith 2017, "Cyclical learning rates for training neural networks".
 
     After fit, `rates` and `losses` are lists with the rate and the smoothed loss of each step. `suggestion` is the rate
@@ -741,9 +743,9 @@ class LearningRateFinder(Callback):
         if any(isinstance(callback, Checkpoint) for callback in run.callbacks):
             raise ArgumentError("LearningRateFinder: fit without Checkpoint, which would save the model of the test.")
         self.rates, self.losses, self._average, self._lowest_loss = [], [], 0.0, math.inf
-        self._total = (
-            self.steps if run.updates_per_epoch is None else min(self.steps, run.epochs * run.updates_per_epoch)
-        )
+        self._total = self.steps
+        if run.updates_per_epoch is not None:
+            self._total = min(self.steps, run.epochs * run.updates_per_epoch)
         run.learning_rate = self.lowest
 
     def on_step_end(self, model: Container, step: int) -> None:
@@ -858,7 +860,7 @@ class TensorBoard(Callback):
     """Writes the logs as event files for TensorBoard: `tensorboard --logdir folder`.
 
     folder: made if it does not exist; each fit adds a file to it.  every: also write the loss and the learning rate
-    every so many steps, as "step/loss" and "step/learning_rate", which waits for the device; None for never.
+    at this interval in steps, as "step/loss" and "step/learning_rate", which waits for the device; None for never.
     histograms: whether to write a histogram of each parameter after each epoch.
 
     After each epoch, its logs and the learning rate are written. All curves are over the number of steps. After a
@@ -881,7 +883,7 @@ class TensorBoard(Callback):
         self._open(self.run.state.step + 1)
 
     def _open(self, first_step: int | None) -> None:
-        """Begin a file. first_step: events of the files before it do not count from this step on; None: all do."""
+        """Begin a file. first_step: TensorBoard ignores earlier files from this step on; None if it shows all."""
         self._writer = None
         if self.run.group.rank:
             return

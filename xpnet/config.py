@@ -20,8 +20,8 @@ from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
 
 __all__ = ["Configured", "ExplainedArguments", "as_seed", "as_shape", "checked_samples", "choice",
            "explain_arguments", "fits", "flag", "float_dtype", "integer", "is_custom", "is_integer", "is_number",
-           "items_of", "missing_method", "number", "one_or_pair", "penalties", "python_number", "rate_or_schedule",
-           "real_array", "refuse_non_finite_targets", "refuse_other_signatures", "resolve",
+           "items_of", "items_or_one", "missing_method", "number", "one_or_pair", "penalties", "python_number",
+           "rate_or_schedule", "real_array", "refuse_non_finite_targets", "refuse_other_signatures", "resolve",
            "scheduled_rate"]  # fmt: skip
 
 T = TypeVar("T")
@@ -158,24 +158,24 @@ class Configured(ExplainedArguments):
 
     def __repr__(self) -> str:
         parameters = inspect.signature(type(self)).parameters
-        shown: list[str] = []
+        texts: list[str] = []
         for name, value in self.get_config().items():
             parameter = parameters.get(name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
             default = parameter.default
             if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-                shown += map(repr, value)
+                texts += map(repr, value)
             elif default is inspect.Parameter.empty:
-                shown.append(repr(value))
+                texts.append(repr(value))
             elif isinstance(value, numpy.ndarray) or value != default:
-                shown.append(f"{name}={value!r}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+                texts.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(texts)})"
 
 
 _LARGEST_WEIGHT = 1e100  # so that no product of sums of weights overflows
 _MOST_AXES = 24  # after the batch, which is CuPy's 25th
 _FLOAT32 = numpy.finfo(numpy.float32)
 _SMALLEST, _LARGEST = float(_FLOAT32.tiny), float(_FLOAT32.max)
-_LARGEST_INTEGER = 2**63 - 1  # that arrays can have as a size
+_LARGEST_INTEGER = 2**63 - 1  # the largest size of an array
 
 # Checks. Each returns a Python value, or raises ArgumentError: "Dropout: rate must be a number of at least 0 and
 # below 1, not 1.5." `owner` is the object whose argument it is, or its name; "" if the argument's name is enough.
@@ -244,8 +244,7 @@ def as_shape(shape: Any) -> tuple[Any, ...]:
     None is the axis of a sequence of any length: (None, 8), or (None,) for integers of an Embedding.
     """
     shape = python_number(shape)
-    items = items_of(shape)
-    sizes = (shape,) if items is None else items
+    sizes = items_or_one(shape)
     known = sizes[1:] if shape is not None and sizes and sizes[0] is None else sizes
     if not all(is_integer(n) and 1 <= n <= _LARGEST_INTEGER for n in known) or len(sizes) > _MOST_AXES:
         expected = "one or more positive integers, without the batch"
@@ -259,6 +258,12 @@ def items_of(value: Any) -> tuple[Any, ...] | None:
     if unordered or getattr(value, "ndim", 1) != 1 or not hasattr(value, "__iter__"):
         return None
     return tuple(map(python_number, value))
+
+
+def items_or_one(value: Any) -> tuple[Any, ...]:
+    """The items of a list and the like, as `items_of` gives them; or only the value itself."""
+    items = items_of(value)
+    return (python_number(value),) if items is None else items
 
 
 def fits(shape: Sequence[int], expected: Sequence[int | None]) -> bool:
@@ -277,7 +282,7 @@ def rate_or_schedule(owner: Any, name: str, value: Any) -> float | Callable[[int
     if callable(value) and not isinstance(value, type):
         try:
             inspect.signature(value).bind(0)
-        except ValueError:  # of some functions in C
+        except ValueError:  # some functions in C have no signature
             pass
         except TypeError as error:
             kind = owner if isinstance(owner, str) else type(owner).__name__
@@ -287,7 +292,7 @@ def rate_or_schedule(owner: Any, name: str, value: Any) -> float | Callable[[int
 
 
 def scheduled_rate(owner: Any, schedule: Callable[[int], Any], step: int) -> float:
-    """The learning rate that a schedule gives for a step. Raises ArgumentError if it is no rate."""
+    """The learning rate that a schedule gives for a step. Raises ArgumentError for other values."""
     given = schedule(step)
     rate = python_number(given)
     if not (is_number(rate) and 0 <= rate < math.inf):
@@ -300,7 +305,7 @@ def scheduled_rate(owner: Any, schedule: Callable[[int], Any], step: int) -> flo
 
 def flag(owner: Any, name: str, value: Any) -> bool:
     """A Python or NumPy boolean, as a Python bool."""
-    if value is True or value is False:  # without what others need, since a pass of a small net is short
+    if value is True or value is False:  # at once, since forward of a small net takes microseconds
         return value
     given, value = value, python_number(value)
     if not isinstance(value, bool):
@@ -404,7 +409,7 @@ def refuse_other_signatures(thing: Any, base: type) -> None:
             continue
         own, parameters = getattr(thing, name), list(inspect.signature(declared).parameters.values())[1:]
         if not callable(own):
-            raise ArgumentTypeError(f"{kind.__name__}: {name} must be a method, not {own!r}.")
+            raise ArgumentTypeError(f"{kind.__name__}: {name} must be a method, not {shown(own)}.")
         try:
             inspect.signature(own).bind(
                 *[p.name for p in parameters if p.default is p.empty],

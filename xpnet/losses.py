@@ -454,7 +454,10 @@ class KLDivergence(SoftmaxCrossEntropy):
 def get(spec: Any) -> Loss:
     """The loss of this name, with its defaults; or `spec` itself if it is a loss."""
     loss: Loss = resolve("loss", spec, _NAMES, Loss)  # type: ignore[type-abstract]
-    choice(loss, "reduction", loss.reduction, ("mean", "sum"))
+    choice(loss, "reduction", loss.reduction, ("mean", "sum"))  # it may have been set after construction
+    weights: Any = loss.class_weight
+    if isinstance(weights, str):  # evaluate would count the classes of its own samples
+        _weights_of_classes(weights)
     return loss
 
 
@@ -490,16 +493,19 @@ def _weights_of_classes(class_weight: Any) -> dict[int, float]:
             f"class_weight of a loss must be {{class: weight}} or a sequence of weights, not {shown(class_weight)}. "
             'Give fit class_weight="balanced" instead.'
         )
-    listed = None if hasattr(class_weight, "items") else items_of(class_weight)
+    expected, pairs = "class_weight must be {class: weight} or a sequence of weights", None
+    if hasattr(class_weight, "items") and not isinstance(class_weight, type):
+        pairs = list(class_weight.items())
+    elif hasattr(class_weight, "__getitem__") and (weights := items_of(class_weight)) is not None:
+        pairs = list(enumerate(weights))
+    if pairs is None:
+        raise ArgumentError(f"{expected}, not {shown(class_weight)}.")
     try:
-        if listed is not None and not hasattr(class_weight, "__getitem__"):
-            raise TypeError("what has no order, or can be read only once, is neither")
-        pairs = list(class_weight.items() if listed is None else enumerate(listed))
         if any(isinstance(w, str | bytes) for _, w in pairs):
             raise TypeError("weights cannot be text")
         given = {operator.index(k): float(w) for k, w in pairs}
-    except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise ArgumentError(f"class_weight must be {{class: weight}} or a sequence of weights: {error}.") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ArgumentError(f"{expected}: {error}.") from error
     if not given or min(given) < 0 or not all(0 <= w < math.inf for w in given.values()):
         raise ArgumentError(
             f"class_weight must give classes from 0 finite weights of at least 0, not {shown(class_weight)}."

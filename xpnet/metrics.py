@@ -673,12 +673,12 @@ _NAMES: dict[str, type[Metric]] = {
 
 def get(specs: str | Metric | Sequence[str | Metric] | None, loss: Loss | None) -> list[Metric]:
     """Metrics from names or objects, bound to a loss. None is accuracy for a classification loss, else no metric."""
-    if specs is None:
-        specs = ["accuracy"] if isinstance(loss, Loss) and loss.classifies else []
-    if isinstance(specs, str | Metric):
-        specs = [specs]
     if not (loss is None or isinstance(loss, Loss)):
         raise ArgumentTypeError(f"metrics: loss must be a Loss, or None, not {shown(loss)}.")
+    if specs is None:
+        specs = ["accuracy"] if loss is not None and loss.classifies else []
+    if isinstance(specs, str | Metric):
+        specs = [specs]
     if not isinstance(specs, Sequence):
         raise ArgumentTypeError(f"metrics must be a name, a Metric or a list of them, not {shown(specs)}.")
     found = []
@@ -687,16 +687,14 @@ def get(specs: str | Metric | Sequence[str | Metric] | None, loss: Loss | None) 
         bound: Any = metric.bind(loss)
         if not (isinstance(bound, Metric) and isinstance(bound.name, str) and bound.name and bound.output is None):
             raise ArgumentTypeError(
-                f"{type(metric).__name__}: its name must be text, its output None, and bind must return a Metric, but "
-                f"they are {metric.name!r}, {metric.output!r} and {bound!r}."
+                f"{type(metric).__name__}: bind must return a Metric whose name is text and whose output is None, but "
+                f"returned {shown(bound)} with the name {shown(getattr(bound, 'name', None))} and the output "
+                f"{shown(getattr(bound, 'output', None))}."
             )
         found.append(bound)
     names = [metric.name for metric in found]
-    if (
-        len(set(names)) < len(names)
-        or {"loss", "learning_rate"} & set(names)
-        or any(n.startswith("val_") for n in names)
-    ):
+    taken = [name for name in names if name in ("loss", "learning_rate") or name.startswith("val_")]
+    if taken or len(set(names)) < len(names):
         raise ArgumentError(
             f"metrics: each needs its own name, which no other value of the history has, but the names are {names}. "
             "Set `metric.name`."

@@ -215,6 +215,7 @@ def load(path: Any, backend: str | Backend = "auto", custom_layers: Iterable[typ
 
 
 def _check_model(function: str, model: Any) -> None:
+    """Raise ArgumentTypeError if this argument of the function is not a model."""
     if not isinstance(model, BaseModel):
         raise ArgumentTypeError(f"{function}: model must be an xpnet.Sequential or an xpnet.Model, not {shown(model)}.")
 
@@ -275,8 +276,7 @@ def explain(
     """
     from xpnet.training import backpropagation  # only if needed
 
-    if not isinstance(model, BaseModel):
-        raise ArgumentTypeError(f"explain: model must be a Sequential or a Model, not {model!r}.")
+    _check_model("explain", model)
     with model._built_for(x):
         return backpropagation.explain(model, x, y, loss, optimizer, loss_weights)
 
@@ -301,7 +301,7 @@ def explain_step(
 
     Raises CaptureError, with the reason, for a model whose steps `fit` would run eagerly.
     """
-    from xpnet.training.explanation import explain, fitting_loss  # only if needed
+    from xpnet.training import explanation  # only if needed
 
     _check_model("explain_step", model)
     batch_size = integer("explain_step", "batch_size", batch_size, at_most=LARGEST_EXPLAINED_BATCH)
@@ -310,9 +310,9 @@ def explain_step(
     if optimizer is None:
         optimizer = "sgd" if isinstance(state, Untrained) else state.optimizer
     if loss is None and state.last_loss is None:
-        loss = fitting_loss(model)
+        loss = explanation.fitting_loss(model)
     chosen, measured = model._chosen(loss, metrics)
-    return explain(model, batch_size, chosen, measured, optimizer, flag("explain_step", "times", times))
+    return explanation.explain(model, batch_size, chosen, measured, optimizer, flag("explain_step", "times", times))
 
 
 @explain_arguments

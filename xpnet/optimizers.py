@@ -150,6 +150,7 @@ class Optimizer(Configured):
         self.parameter_rates = self._checked_rates(parameter_rates)
 
     def _checked_rates(self, rates: Any) -> dict[str, float] | None:
+        """The argument `parameter_rates`, with Python numbers."""
         if rates is None:
             return None
         if not isinstance(rates, Mapping) or not all(isinstance(pattern, str) for pattern in rates):
@@ -231,10 +232,9 @@ class Optimizer(Configured):
         for part in parts:
 
             def rate_of(step: int, scale: float = part.factor) -> float:
-                rate: float = _scaled(self.rate_for(state, step) * factor(), scale)
-                return rate
+                return self.rate_for(state, step) * factor() * scale
 
-            own = _scaled(rate, part.factor)
+            own = rate if part.factor == 1.0 else rate * part.factor
             part.rule._update_part(store, state, part, rate_of, own, k, step, gate, last=part is parts[-1])
 
     def prepare(self, store: ParameterStore, state: OptimizerState, gate: Array | None) -> None:
@@ -257,8 +257,8 @@ class Optimizer(Configured):
             rate = rate_of(step)
             return (*self.fused_decay(rate), *self.fused(rate, step + 1)[1])
 
-        ending = {} if last else {"last": False}
-        if name and backend.whole_update(name, part.trained, part.decayed, vectors, numbers_of, step, gate, **ending):
+        runs = (part.trained, part.decayed)
+        if name and backend.whole_update(name, *runs, vectors, numbers_of, step, gate, last=last):
             return
         if not backend.replays_calls:
             backend.refuse_capture("%s has no fused update", type(self).__name__)
@@ -505,14 +505,18 @@ class Muon(Optimizer):
         self.beta1 = number(self, "beta1", beta1, at_least=0, below=1)
         self.beta2 = number(self, "beta2", beta2, at_least=0, below=1)
         self.epsilon = number(self, "epsilon", epsilon, above=0, finite=True)
-        self.matrices = None
-        if matrices is not None:
-            patterns = (matrices,) if isinstance(matrices, str) else items_of(matrices)
-            if patterns is None or not all(isinstance(pattern, str) for pattern in patterns):
-                raise ArgumentTypeError(
-                    f'Muon: matrices must be patterns of parameter names, such as ["encoder.*"], not {shown(matrices)}.'
-                )
-            self.matrices = list(patterns)
+        self.matrices = self._checked_matrices(matrices)
+
+    def _checked_matrices(self, matrices: Any) -> list[str] | None:
+        """The argument `matrices` as a list."""
+        if matrices is None:
+            return None
+        patterns = (matrices,) if isinstance(matrices, str) else items_of(matrices)
+        if patterns is None or not all(isinstance(pattern, str) for pattern in patterns):
+            raise ArgumentTypeError(
+                f'Muon: matrices must be patterns of parameter names, such as ["encoder.*"], not {shown(matrices)}.'
+            )
+        return list(patterns)
 
     def check_parameters(self, store: ParameterStore) -> None:
         super().check_parameters(store)
@@ -521,9 +525,10 @@ class Muon(Optimizer):
     def _matrices_of(self, store: ParameterStore) -> set[Parameter]:
         """The parameters with orthogonal updates."""
         weights = [p for p in store.parameters if len(p.shape) > 1]
-        if self.matrices is not None:
+        patterns = self._checked_matrices(self.matrices)  # it may have been set after construction
+        if patterns is not None:
             names = tuple(p.name for p in store.parameters)
-            found = dict(zip(names, _matches("Muon: matrices", tuple(self.matrices), names), strict=True))
+            found = dict(zip(names, _matches("Muon: matrices", tuple(patterns), names), strict=True))
             return {p for p in weights if found[p.name] is not None}
         weights = [p for p in weights if p.decay]
         tied = any(p.is_tied for p in weights)
@@ -597,17 +602,13 @@ def get(spec: Any) -> Optimizer:
 
 
 def _check_settings(optimizer: Optimizer) -> None:
-    """Raise ArgumentError for attributes that were set later, or never. A call takes two microseconds."""
-    missing = [
-        name
-        for name in ("learning_rate", "weight_decay", "clip_norm", "parameter_rates")
-        if not hasattr(optimizer, name)
-    ]
-    if missing:
-        raise ArgumentError(
-            f"{type(optimizer).__name__} has no {missing[0]}: call super().__init__(learning_rate, weight_decay, "
-            "clip_norm) in its constructor."
-        )
+    """Raise ArgumentError for attributes that were set after construction, or never. A call takes 2 µs."""
+    for name in ("learning_rate", "weight_decay", "clip_norm"):
+        if not hasattr(optimizer, name):
+            raise ArgumentError(
+                f"{type(optimizer).__name__} has no {name}: call super().__init__(learning_rate, weight_decay, "
+                "clip_norm) in its constructor."
+            )
     rate, decay, norm = optimizer.learning_rate, optimizer.weight_decay, optimizer.clip_norm
     if not (type(rate) is float and 0 <= rate < math.inf):
         rate_or_schedule(optimizer, "learning_rate", rate)
@@ -615,6 +616,7 @@ def _check_settings(optimizer: Optimizer) -> None:
         number(optimizer, "weight_decay", decay, at_least=0, finite=True)
     if norm is not None:
         number(optimizer, "clip_norm", norm, above=0, also="None for no clipping")
+    optimizer._checked_rates(optimizer.parameter_rates)
     slots: Any = optimizer.slots
     if is_custom(type(optimizer)) and not (
         isinstance(slots, tuple | list)
@@ -642,10 +644,6 @@ def _matches(owner: str, patterns: tuple[str, ...], names: tuple[str, ...]) -> t
             )
     found = (next((k for k, pattern in enumerate(patterns) if fnmatchcase(name, pattern)), None) for name in names)
     return tuple(found)
-
-
-def _scaled(rate: Any, factor: float) -> Any:
-    return rate if factor == 1.0 else rate * factor
 
 
 def _average_square(xp: Any, s: Array, g: Array, t: Array, rho: float) -> None:

@@ -1,6 +1,7 @@
 """Wrong calls of a model's methods end in an error of xpnet that says what to do, and the model still works."""
 
 import copy
+import operator
 import pickle
 import threading
 
@@ -496,8 +497,12 @@ BUILDING = [
     row("name_is_a_number", lambda s: layers.Dense(2, name="1"), ArgumentError, "name"),
     row("name_with_dot", lambda s: layers.Dense(2, name="a.b"), ArgumentError, "name"),
     row("renamed_after_build", lambda s: setattr(s.model[0], "name", "first"), StateError, "name"),
-    row("layer_deleted", delete_layer, XpnetError, "layer"),
-    row("layer_replaced", replace_layer, XpnetError, "layer"),
+    row("layer_deleted", delete_layer, StateError, "layers", "deleted"),
+    row("layer_replaced", replace_layer, StateError, "layers", "replaced"),
+    row("unbuilt_layer_deleted", lambda s: operator.delitem(xpnet.Sequential([layers.Dense(2)]), 0), StateError,
+        "deleted"),
+    row("unbuilt_layer_replaced", lambda s: operator.setitem(xpnet.Sequential([layers.Dense(2)]), 0, layers.Dense(3)),
+        StateError, "replaced"),
     row("layers_assigned", lambda s: setattr(s.model, "layers", ()), StateError, "layers"),
     row("layers_attribute_deleted", lambda s: delattr(s.model, "layers"), StateError, "layers"),
     row("weight_deleted", lambda s: delattr(s.model[0], "weight"), StateError, "weight"),

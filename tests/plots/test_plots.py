@@ -70,6 +70,8 @@ def test_curves_draw_a_line_and_its_validation_values_dashed_in_the_same_color()
 
 def test_the_range_test_of_learning_rates_shows_the_suggestion():
     finder = callbacks.LearningRateFinder()
+    with pytest.raises(ArgumentTypeError, match="finder must be a callbacks.LearningRateFinder, not 'x'"):
+        plots.learning_rates("x")
     with pytest.raises(StateError, match="no rates yet"):
         plots.learning_rates(finder)
     finder.rates, finder.losses = [1e-3, 1e-2, 1e-1, 1.0], [3.0, 2.5, 1.0, 2.0]
@@ -374,7 +376,7 @@ def test_cost_surface_of_a_constant_loss_is_drawn():
         (BOTH, {"path": [(0, np.nan)]}, ShapeError, "finite"),
         (BOTH, {"span": -1}, ArgumentError, "positive"),
         (BOTH, {"span": (1, 2, 3)}, ArgumentError, r"\(\(low, high\)"),
-        (BOTH, {"points": 1}, ArgumentError, "points must be an integer of at least 2, not 1"),
+        (BOTH, {"points": 1}, ArgumentError, "points must be an integer from 2 to 10000, not 1"),
         (BOTH, {"span": 1e300}, DataError, "smaller span"),
     ],
 )

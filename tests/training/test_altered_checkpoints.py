@@ -343,17 +343,17 @@ def graph_file(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("place", "new", "reason"), [
-    (("calls", 0, 0), -1, "no layer of the number -1"),
-    (("calls", 0, 0), False, "no layer of the number False"),
+    (("calls", 0, 0), -1, "no layer number -1"),
+    (("calls", 0, 0), False, "no layer number False"),
     (("calls", 0, 1), [0, 0], r"cannot be called on \[0, 0\] with takes_list=False"),
-    (("calls", 0, 1), [-1], "no tensor of the number -1"),
+    (("calls", 0, 1), [-1], "no tensor number -1"),
     (("calls", 0, 2), "yes", "takes_list='yes'"),
-    (("outputs",), [-1], "no tensor of the number -1"),
+    (("outputs",), [-1], "no tensor number -1"),
     (("units",), 3, "its graph has 'units', which xpnet does not know"),
     (("outputs",), [1], "its outputs need only 1 of its 6 calls of layers"),
     (("dtype",), "", "dtype must be"),
     (("layers", 0, "name"), "x", "an object in its architecture has 'class', 'config', 'name'"),
-    (("layers", 0), {"same": -1}, "no layer of the number -1"),
+    (("layers", 0), {"same": -1}, "no layer number -1"),
     (("layers", 0), {"same": 0, "class": "Dense", "config": {"units": 4}}, "an object in its architecture has"),
     (("layers", 0, "config", "l2"), 10**400, "l2 must be a finite number of at least 0"),
 ])  # fmt: skip
@@ -372,7 +372,7 @@ def test_layers_that_a_graph_does_not_use_are_refused(graph_file, tmp_path):
     file = File(graph_file.read_bytes())
     file.values["architecture"]["layers"].append({"class": "Dense", "config": {"units": 4}})
     file.write(tmp_path / "m")
-    with pytest.raises(FileError, match=r"no call uses the layers of the numbers \[\d\]"):
+    with pytest.raises(FileError, match=r"no call uses layers \[\d\]"):
         xpnet.load(tmp_path / "m", "cpu")
 
 

@@ -358,7 +358,8 @@ def test_a_sum_is_explained_as_a_sum():
         (lambda m: xpnet.explain(m[0], X, Y), ArgumentTypeError, "explain: model must be .*Dense"),
         (lambda m: xpnet.explain(m, lambda: [(X, Y)], None), ArgumentTypeError, "stream"),
         (lambda m: xpnet.explain(m, X, Y)["4"], ArgumentError, "unknown layer '4'.*Known: 0, 1, 2, 3"),
-        (lambda m: xpnet.explain(m, X, Y)[0], ArgumentError, "unknown layer '0'"),
+        (lambda m: xpnet.explain(m, X, Y)[0], ArgumentError, "unknown layer 0. Did you mean '0'"),
+        (lambda m: xpnet.explain(m, X, Y)[["0"]], ArgumentError, "unknown layer"),
     ],
 )
 def test_errors_name_what_is_wrong_and_the_model_works(call, error, words):

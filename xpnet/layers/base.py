@@ -161,7 +161,7 @@ class Layer(Configured):
         """
         self._refuse_unless_building("add_parameter")
         self._check_array_name(name)
-        shape, decay = self._checked_parameter_shape(name, shape), flag(self._label, "decay", decay)
+        shape = self._checked_parameter_shape(name, shape)
         if None in shape:
             hint = " Only the steps of sequences (N, T, features) may be of any number."
             raise self.refuse("a fixed number of features", self.input_shape, hint)
@@ -188,6 +188,7 @@ class Layer(Configured):
             )
 
     def _checked_parameter_shape(self, name: str, shape: Any) -> Shape:
+        """The shape as a tuple of integers. One with an axis of any length is left to the caller."""
         if isinstance(shape, tuple) and None in shape:
             return shape
         try:
@@ -388,7 +389,7 @@ class Layer(Configured):
             return
         declared = getattr(type(self), name, None)
         if isinstance(declared, property) and declared.fset is None:
-            raise StateError(f"{self._label}: {name} follows from the layer, and cannot be set.")
+            raise StateError(f"{self._label}: {name} is read-only.")
         super().__setattr__(name, self._checked_name(value) if name == "name" else value)
         if self._shared_copies and name not in self._own_attributes:
             for reference in self._shared_copies:
@@ -397,7 +398,7 @@ class Layer(Configured):
 
     def __delattr__(self, name: str) -> None:
         if self.is_built and (name == "layers" or isinstance(self.__dict__.get(name), ModelArray)):
-            raise StateError(f"{self._label}: {name} is a part of a layer that is built, and cannot be deleted.")
+            raise StateError(f"{self._label}: the layer is built, so {name} cannot be deleted.")
         super().__delattr__(name)
 
     def _checked_name(self, name: Any) -> str | None:

@@ -60,23 +60,21 @@ class Container(Layer):
     _masked_outputs: tuple[bool, ...] = ()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "layers":
-            self._refuse_to_change()
+        if name == "layers" and self.is_built and self.context.store.allocated:  # their parameters share one vector
+            raise self._fixed_layers()
         super().__setattr__(name, value)
 
     def __setitem__(self, position: Any, layer: Any) -> None:
-        self._refuse_to_change()
+        raise self._fixed_layers()
 
     def __delitem__(self, position: Any) -> None:
-        self._refuse_to_change()
+        raise self._fixed_layers()
 
-    def _refuse_to_change(self) -> None:
-        """Raise StateError if this is built: its layers have their places, and their parameters one vector."""
-        if self.is_built and self.context.store.allocated:
-            raise StateError(
-                f"{self._label}: the layers of a model that is built stay as they are. Make another model: "
-                "xpnet.Sequential of new layers, or xpnet.Model(model.inputs, tensor), which shares parameters."
-            )
+    def _fixed_layers(self) -> StateError:
+        return StateError(
+            f"{self._label}: its layers cannot be replaced or deleted. Make another model: xpnet.Sequential of other "
+            "layers, or xpnet.Model(model.inputs, tensor), which shares parameters."
+        )
 
     def _keys(self) -> list[str]:
         """The last part of each layer's path: its name, or else its number."""
@@ -280,7 +278,7 @@ class Container(Layer):
     _run_forward, _run_backward = forward, backward
 
     def execution_context(self, samples: int | None = None) -> AbstractContextManager[Any]:
-        """Used by the model: a context for a pass over these samples, or for a step.
+        """Used by the model: a context for a pass over this number of samples, or for a step.
 
         On a GPU: matrix products in the model's precision. On the CPU: compiled loops, if the model is large enough to
         need them; and threads that divide the batch, if any layer does that and there is more than one sample.

@@ -217,30 +217,30 @@ def tensors_of(config: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
     inputs = [Input(shape, name=name) for shape, name in config["inputs"]]
     tensors = [*inputs]
     for number, positions, takes_list in config["calls"]:
-        given = [_numbered("tensor", tensors, i) for i in positions]
+        given = [numbered("tensor", tensors, i) for i in positions]
         if not isinstance(takes_list, bool) or (not takes_list and len(given) != 1):
             raise ArgumentError(f"Model: a layer cannot be called on {positions} with takes_list={takes_list!r}.")
-        layer = _numbered("layer", config["layers"], number)
+        layer = numbered("layer", config["layers"], number)
         tensors += as_tuple(layer(given if takes_list else given[0]))
-    return inputs, [_numbered("tensor", tensors, i) for i in config["outputs"]]
+    return inputs, [numbered("tensor", tensors, i) for i in config["outputs"]]
 
 
 def checked_tensors_of(config: Mapping[str, Any], more: Sequence[str] = ()) -> tuple[list[Tensor], list[Tensor]]:
-    """`tensors_of` a config from a file. more: what it may have beside the graph. Raises ArgumentError."""
+    """`tensors_of` a config from a file. more: its keys beside those of a graph. Unused parts raise ArgumentError."""
     if unknown := sorted(config.keys() - {"layers", "inputs", "calls", "outputs", "name", *more}):
         raise ArgumentError(f"Model: its graph has {', '.join(map(repr, unknown))}, which xpnet does not know.")
     tensors = tensors_of(config)
     if (needed := len(nodes_between(*tensors))) < len(config["calls"]):
         raise ArgumentError(f"Model: its outputs need only {needed} of its {len(config['calls'])} calls of layers.")
     if unused := set(range(len(config["layers"]))) - {number for number, *_ in config["calls"]}:
-        raise ArgumentError(f"Model: no call uses the layers of the numbers {sorted(unused)}.")
+        raise ArgumentError(f"Model: no call uses layers {sorted(unused)}.")
     return tensors
 
 
-def _numbered(kind: str, items: Sequence[Any], number: Any) -> Any:
-    """The item of this number, which a file may have wrong."""
+def numbered(kind: str, items: Sequence[Any], number: Any) -> Any:
+    """The item with this number. Raises ArgumentError if there is none, as a damaged file may have it."""
     if type(number) is not int or not 0 <= number < len(items):
-        raise ArgumentError(f"Model: there is no {kind} of the number {number!r:.50}.")
+        raise ArgumentError(f"Model: there is no {kind} number {shown(number)}.")
     return items[number]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xpnet.backends import Array
-from xpnet.config import integer, is_integer, items_of, number, python_number
+from xpnet.config import integer, is_integer, items_or_one, number
 from xpnet.errors import ArgumentError, ShapeError, shown
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
@@ -19,8 +19,7 @@ class Reshape(Layer):
 
     def __init__(self, target_shape: Sequence[int], *, name: str | None = None) -> None:
         super().__init__(name=name)
-        items = items_of(target_shape)
-        sizes = (python_number(target_shape),) if items is None else items
+        sizes = items_or_one(target_shape)
         if not all(is_integer(n) and (1 <= n < 2**63 or n == -1) for n in sizes) or sizes.count(-1) > 1:
             raise ArgumentError(
                 f"Reshape: target_shape must be positive integers, one of which may be -1, not {shown(target_shape)}."
@@ -62,8 +61,7 @@ class Permute(Layer):
 
     def __init__(self, axes: Sequence[int], *, name: str | None = None) -> None:
         super().__init__(name=name)
-        items = items_of(axes)
-        given = (axes,) if items is None else items
+        given = items_or_one(axes)
         self.axes = tuple(integer(self, "each of the axes", axis, at_least=0) for axis in given)
         if not given or sorted(self.axes) != list(range(len(self.axes))):
             last = max(len(self.axes) - 1, 0)

@@ -15,6 +15,7 @@ Padding: TypeAlias = str | Size
 OneOrPair: TypeAlias = int | Pair
 
 _LARGE_WINDOW = 1024  # cells along an axis: larger windows must fit the input, since operators loop over all cells
+_FARTHEST = 2**31 - 1  # positions are 32-bit integers on a GPU
 
 
 def padding_argument(layer: Layer, value: Padding) -> str | OneOrPair:
@@ -135,11 +136,8 @@ def transposed_windows(
     return _checked(layer, Windows((image[0], image[1]), grid, kernel, strides, dilation, (before[0], before[1])))
 
 
-_FARTHEST = 2**31 - 1  # positions are 32-bit integers on a GPU
-
-
 def _checked(layer: Layer, windows: Windows) -> Windows:
-    """The windows, if all positions under them are small enough. Raises ArgumentError."""
+    """The windows. Raises ArgumentError if a position under them is too large for an index."""
     for image, grid, kernel, stride, dilation, before in zip(*windows, strict=True):
         if image + grid * stride + kernel * dilation + before > _FARTHEST:
             raise ArgumentError(

@@ -7,7 +7,7 @@ import numpy
 
 from xpnet.backends import get_backend
 from xpnet.config import real_array
-from xpnet.errors import ArgumentTypeError, MissingPackageError, StateError
+from xpnet.errors import ArgumentTypeError, MissingPackageError, StateError, shown
 from xpnet.layers.containers import Container
 
 try:
@@ -32,7 +32,7 @@ def axes_or_new(ax: Axes | None, size: tuple[float, float] = (6.4, 4.8)) -> Axes
     if ax is None:
         return Figure(figsize=size, layout="constrained").add_subplot()
     if not isinstance(ax, Axes):
-        raise ArgumentTypeError(f"ax must be Axes of matplotlib, or None for those of a new figure, not {ax!r}.")
+        raise ArgumentTypeError(f"ax must be Axes of matplotlib, or None for those of a new figure, not {shown(ax)}.")
     return ax
 
 
@@ -53,13 +53,14 @@ def texts(name: str, given: Any) -> list[str] | None:
         return None
     ordered = hasattr(given, "__len__") and hasattr(given, "__getitem__") and getattr(given, "shape", None) != ()
     if isinstance(given, str | bytes | Mapping) or not ordered:
-        raise ArgumentTypeError(f"{name} must be a list of texts, not {given!r}.")
+        raise ArgumentTypeError(f"{name} must be a list of strings, not {shown(given)}.")
     return [str(text) for text in given]
 
 
 def require_weights(model: Container) -> None:
+    """Raise an error if this argument is not a model that is built."""
     if not isinstance(model, Container):
-        raise ArgumentTypeError(f"model must be an xpnet.Sequential or an xpnet.Model, not {model!r:.100}.")
+        raise ArgumentTypeError(f"model must be an xpnet.Sequential or an xpnet.Model, not {shown(model)}.")
     if not model.is_built:
         raise StateError("the model is not built yet: give it an input_shape, or train it first.")
 

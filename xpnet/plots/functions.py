@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from xpnet import layers
 from xpnet.config import number, python_number
-from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError
+from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, shown
 from xpnet.plots.common import COLORS, axes_or_new, mark_ends, numbers_of, padded
 
 
@@ -55,7 +55,7 @@ def descent(
     path: the values of x during the descent, (N,).  low, high: the limits of the x axis, by default just beyond path.
     """
     if not callable(function):
-        raise ArgumentTypeError(f"function must be a function of one number, not {function!r}.")
+        raise ArgumentTypeError(f"function must be a function of one number, not {shown(function)}.")
     points = numbers_of(path, "path")
     if points.ndim != 1 or not len(points) or not numpy.isfinite(points).all():
         raise ShapeError(f"path must be finite numbers of shape (N,), not {points.shape}.")
@@ -77,7 +77,7 @@ def _value(function: Callable[[float], Any], x: Any) -> float:
     given = function(float(x))
     value = python_number(given)
     if not isinstance(value, int | float):
-        raise ArgumentTypeError(f"function must return a number, not {given!r}.")
+        raise ArgumentTypeError(f"function must return a number, not {shown(given)}.")
     return float(value)
 
 

@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from xpnet.config import as_shape, integer, real_array
-from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, unknown_name
+from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, shown, unknown_name
 from xpnet.model import Sequential
 from xpnet.plots.common import require_weights, texts
 
@@ -81,9 +81,9 @@ def _grid(
         raise ShapeError(f"images must have shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), not {images.shape}.")
     titles = texts("titles", titles)
     if figure is not None and not hasattr(figure, "subplots"):
-        raise ArgumentTypeError(f"figure must be a Figure of matplotlib, or None for a new one, not {figure!r}.")
+        raise ArgumentTypeError(f"figure must be a Figure of matplotlib, or None for a new one, not {shown(figure)}.")
     if not isinstance(cmap, str) or cmap not in colormaps:
-        raise ArgumentError(f'cmap must name a color map of matplotlib, such as "gray", not {cmap!r}.')
+        raise ArgumentError(f'cmap must name a color map of matplotlib, such as "gray", not {shown(cmap)}.')
     if titles is not None and len(titles) != len(images):
         raise ShapeError(f"titles must have one title per image: {len(images)}, not {len(titles)}.")
     columns = min(integer("", "columns", columns), len(images))

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, PowerNorm
 
 from xpnet.config import integer, number
-from xpnet.errors import ArgumentError, DataError, ShapeError, unknown_name
+from xpnet.errors import ArgumentError, DataError, ShapeError, shown, unknown_name
 from xpnet.losses import Loss
 from xpnet.model import Sequential
 from xpnet.plots.common import (
@@ -26,7 +26,7 @@ from xpnet.plots.common import (
 )
 
 _PIXELS = 400  # along each side of a decision boundary
-_MOST_POINTS = 10_000  # of each weight; the square of it are losses to compute
+_MOST_POINTS = 10_000  # for each weight; a loss is computed for each pair
 _MOST_MARKED_STEPS = 100
 
 
@@ -114,13 +114,11 @@ def cost_surface(
     require_weights(model)
     pairs = isinstance(weights, list | tuple) and all(isinstance(weight, list | tuple) for weight in weights)
     if not pairs or [*map(len, weights)] != [2, 2]:
-        raise ArgumentError(f"weights must be two pairs of a name and an index, not {weights!r}.")
+        raise ArgumentError(f"weights must be two pairs of a name and an index, not {shown(weights)}.")
     elements = [_element(model, *weight) for weight in weights]
     if elements[0] == elements[1]:
         raise ArgumentError(f"weights must be two different ones, but both are {elements[0]}.")
-    points = integer("", "points", points, at_least=2)
-    if points > _MOST_POINTS:
-        raise ArgumentError(f"points must be at most {_MOST_POINTS}, not {points}.")
+    points = integer("", "points", points, at_least=2, at_most=_MOST_POINTS)
     model = copy.deepcopy(model)
     values = {p.name: p.value for p in model.parameters}
     present = [[float(model.backend.to_numpy(values[name][index])) for name, index in elements]]
@@ -133,7 +131,7 @@ def cost_surface(
     if ranges.ndim == 0 and numpy.isfinite(ranges):
         ranges = numpy.stack([descent.min(axis=0) - span, descent.max(axis=0) + span], 1)
     if ranges.shape != (2, 2) or not numpy.isfinite(ranges).all() or not (ranges[:, 0] < ranges[:, 1]).all():
-        raise ArgumentError(f"span must be a positive number or ((low, high), (low, high)), not {span!r}.")
+        raise ArgumentError(f"span must be a positive number or ((low, high), (low, high)), not {shown(span)}.")
 
     first, second = (numpy.linspace(low, high, points) for low, high in ranges)
     cost = numpy.empty((points, points))
@@ -168,6 +166,6 @@ def _element(model: Sequential, name: str, index: Any) -> tuple[str, tuple[int, 
     if not isinstance(name, str) or name not in shapes:
         raise unknown_name("parameter", name, shapes)
     index = tuple(integer("weights", "an index", i, at_least=0) for i in numpy.atleast_1d(index))
-    if len(index) != len(shapes[name]) or not all(0 <= i < n for i, n in zip(index, shapes[name], strict=True)):
+    if len(index) != len(shapes[name]) or not all(i < n for i, n in zip(index, shapes[name], strict=True)):
         raise ArgumentError(f"weights: {index} is not the index of a number in {name} of shape {shapes[name]}.")
     return name, index

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from xpnet import layers
-from xpnet.errors import ArgumentError, ArgumentTypeError
+from xpnet.errors import ArgumentError, ArgumentTypeError, shown
 from xpnet.layers.containers import Container
 from xpnet.plots.common import COLORS, Floats, axes_or_new, require_weights
 from xpnet.training.backpropagation import Explanation
@@ -48,7 +48,7 @@ def network(model: Container, ax: Axes | None = None, *, explanation: Explanatio
     explanation of another model.
     """
     if not (explanation is None or isinstance(explanation, Explanation)):
-        raise ArgumentTypeError(f"network: explanation must be what xpnet.explain returned, not {explanation!r}.")
+        raise ArgumentTypeError(f"network: explanation must be what xpnet.explain returned, not {shown(explanation)}.")
     columns = _columns(model, explanation)
     most = max(len(column.names) for column in columns)
     lines = max(column.title.count("\n") for column in columns)
@@ -69,10 +69,9 @@ def network(model: Container, ax: Axes | None = None, *, explanation: Explanatio
                 text = _with_gradient(weight, column.weight_grad, (i, j))
                 ax.annotate(text, position, ha="center", va="center", fontsize="small", bbox=_LABEL_BOX)
         ax.scatter([k] * len(heights), heights, s=700, color="white", edgecolors="black", linewidths=1.2, zorder=3)
-        for height, name in zip(heights, column.names, strict=True):
+        for i, (height, name) in enumerate(zip(heights, column.names, strict=True)):
             ax.text(k, height, name, ha="center", va="center", zorder=4)
-        for i, (height, text) in enumerate(zip(heights, column.names, strict=True)):
-            below = [] if column.values is None else [f"{text} = {_short(column.values[i])}"]
+            below = [] if column.values is None else [f"{name} = {_short(column.values[i])}"]
             if column.bias.size:
                 below.append(f"b = {_with_gradient(column.bias[i], column.bias_grad, i)}")
             if below:

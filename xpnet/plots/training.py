@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from xpnet.backends import get_backend
 from xpnet.callbacks import LearningRateFinder
 from xpnet.config import flag
-from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, StateError, unknown_name
+from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, StateError, shown, unknown_name
 from xpnet.plots.common import COLORS, axes_or_new, numbers_of, on_host, texts
 
 _MOST_MARKED_EPOCHS = 50
@@ -34,7 +34,7 @@ def curves(
     if not keys:
         raise ArgumentError("keys must name at least one value of the history.")
     if not isinstance(history, Mapping):
-        raise ArgumentTypeError(f"history must be what fit returned, or a dict of several, not {history!r}.")
+        raise ArgumentTypeError(f"history must be what fit returned, or a dict of several, not {shown(history)}.")
     several = bool(history) and all(isinstance(run, Mapping) for run in history.values())
     runs = history if several else {"": history}
     for run in runs.values():
@@ -69,8 +69,10 @@ def curves(
 def learning_rates(finder: LearningRateFinder, ax: Axes | None = None) -> Axes:
     """The range test of a LearningRateFinder: the smoothed loss by learning rate, and the rate that it suggests.
 
-    Raises StateError before fit has run the test.
+    Raises StateError if fit has not run the test yet.
     """
+    if not isinstance(finder, LearningRateFinder):
+        raise ArgumentTypeError(f"finder must be a callbacks.LearningRateFinder, not {shown(finder)}.")
     if not finder.rates:
         raise StateError("the LearningRateFinder has no rates yet: give it to fit first, callbacks=finder.")
     ax = axes_or_new(ax)

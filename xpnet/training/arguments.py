@@ -18,7 +18,7 @@ from xpnet.data.sources import length
 from xpnet.data.streaming import AnyDataset, Stream, StreamingDataset, as_stream
 from xpnet.data.structure import Structure, each, in_order, items
 from xpnet.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from xpnet.errors import ArgumentError, ArgumentTypeError
+from xpnet.errors import ArgumentError, ArgumentTypeError, shown
 from xpnet.layers.containers import Container
 from xpnet.layers.structure import as_tuple, shapes_of
 from xpnet.losses import Loss
@@ -28,7 +28,7 @@ from xpnet.training.output_losses import OutputLosses
 from xpnet.training.outputs import last_layers
 from xpnet.training.rows import Rows
 
-LARGEST_EXPLAINED_BATCH = 2**31 - 1  # larger sizes of arrays would not be 64-bit integers
+LARGEST_EXPLAINED_BATCH = 2**31 - 1  # for larger ones, sizes of arrays might not fit into 64 bits
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class FitOptions:
     def checked(self) -> "FitOptions":
         """The same options as Python values. Raises ArgumentError or, for callbacks, ArgumentTypeError."""
         callbacks = _checked_callbacks(self.callbacks)
-        if self.resume_from is not None and any(callback.makes_trial for callback in callbacks):
-            raise ArgumentError(
-                "resume_from: a fit with LearningRateFinder is a trial, which leaves nothing to resume."
-            )
+        for callback in callbacks if self.resume_from is not None else ():
+            if callback.makes_trial:
+                kind = type(callback).__name__
+                raise ArgumentError(f"resume_from: a fit with {kind} is a trial, so it cannot continue a training.")
         return replace(
             self,
             epochs=integer("", "epochs", self.epochs),
@@ -236,11 +236,7 @@ def load_dataset(
 def class_weights(structure: Structure, loss: Loss, given: Any) -> Any:
     """The weights of the classes, for one output, or a tuple for several. None means those of the loss."""
     for one, _ in loss.by_output:
-        if isinstance(one.class_weight, str):  # evaluate would count the classes of its own samples
-            raise ArgumentError(
-                f"{type(one).__name__}: class_weight must be {{class: weight}} or a sequence of weights, not "
-                f'{one.class_weight!r}. Give fit class_weight="balanced" instead.'
-            )
+        losses.get(one)  # checks what was set since the last training
     given = structure.of_class_weights(given)
     if not isinstance(loss, OutputLosses):
         return loss.class_weight if given is None else given
@@ -255,7 +251,9 @@ def _checked_callbacks(given: Any) -> list[Callback]:
     for callback in callbacks:
         if not isinstance(callback, Callback):
             hint = "; did you mean an object, with ()?" if isinstance(callback, type) else "."
-            raise ArgumentTypeError(f"callbacks must be Callback objects, or a list of them, not {callback!r}{hint}")
+            raise ArgumentTypeError(
+                f"callbacks must be Callback objects, or a list of them, not {shown(callback)}{hint}"
+            )
         refuse_other_signatures(callback, Callback)
         own = {name for cls in type(callback).__mro__ if cls.__module__.startswith("xpnet.") for name in vars(cls)}
         for name in dir(callback):

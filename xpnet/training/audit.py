@@ -94,14 +94,14 @@ def _working_optimizer(model: Container, state: TrainingState) -> Iterator[None]
     scale = state.loss_scale
     skipped = scale is not None and not bool(scale.gate)
     updated = [store.values, *state.optimizer_state.slots.values()]
-    kept = [before.copies["the weights"], *(before.copies[name] for name in state.optimizer_state.slots)]
+    kept = [before.copies["the weights"], *(before.copies[slot] for slot in state.optimizer_state.slots)]
     trained = store.slices(lambda p: p.trainable)
     same = all(_same(model.backend, new, old) for new, old in zip(updated, kept, strict=True))
     sizes += [(float(abs(store.grads[part]).max()), float(abs(store.values[part]).max())) for part in trained]
     if same and not skipped and any(rate * g > _VISIBLE * w for g, w in sizes):
         raise ArgumentError(
-            f"{name}: update has changed neither the weights nor its slots, though gradients "
-            "and learning rate are not 0. Write into the arrays, as in w -= rate * g; w = w - rate * g makes a new one."
+            f"{name}: update has changed neither the weights nor its slots, though gradients and learning rate are "
+            "not 0. Write into the arrays, as in w -= rate * g; w = w - rate * g makes a new one."
         )
 
 
@@ -112,7 +112,7 @@ def custom_kinds(*things: Any) -> tuple[type, ...]:
 
 @contextlib.contextmanager
 def audited_evaluation(model: Container, loss: Loss, metrics: Sequence[Metric]) -> Iterator[Loss]:
-    """A context for a batch of an evaluation, which checks custom metrics; it gives the loss with checks."""
+    """A context for a batch of an evaluation, which checks custom metrics. It yields the loss with checks."""
     checks = Checks(model)
     with checks.wrapped_metrics(metrics):
         yield _audited(loss, checks)
@@ -166,7 +166,9 @@ class _AuditedLoss:
             methods = "samples_and_gradient", "samples_and_gradient"
             both = loss.samples_and_gradient(backend, outputs, targets, out=out)
             if not isinstance(both, tuple) or len(both) != 2:
-                raise ArgumentTypeError(f"{name}: samples_and_gradient must return (samples, gradient), not {both!r}.")
+                raise ArgumentTypeError(
+                    f"{name}: samples_and_gradient must return (samples, gradient), not {shown(both)}."
+                )
             losses, grad = both
         given.check(f"{name}: {methods[1]}")
         xp = backend.xp
@@ -304,12 +306,12 @@ class Checks:
             given.check(f"{name}: sums")
             if not isinstance(result, backend.xp.ndarray) or result.dtype.kind not in "fiub":
                 raise ArgumentTypeError(
-                    f"{name}: sums must return an array of numbers on the model's device, not {result!r}."
+                    f"{name}: sums must return an array of numbers on the model's device, not {shown(result)}."
                 )
             score = metric.result(backend.to_numpy(result)) if metric.scalar else 0.0
             if not isinstance(score, int | float) and not (hasattr(score, "item") and score.shape == ()):
                 raise ArgumentTypeError(
-                    f"{name}: result must return one number, not {score!r}; if it is meant to be more, set "
+                    f"{name}: result must return one number, not {shown(score)}; if it is meant to be more, set "
                     "scalar = False, and use the metric with evaluate."
                 )
             return result

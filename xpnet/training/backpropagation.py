@@ -11,7 +11,7 @@ import numpy
 from xpnet import layers, optimizers
 from xpnet.config import number
 from xpnet.data.dataset import Dataset, total_weight
-from xpnet.display.tables import grouped_html_table, grouped_text_table
+from xpnet.display.tables import Group, grouped_html_table, grouped_text_table
 from xpnet.errors import ArgumentTypeError, unknown_name
 from xpnet.layers.base import Layer
 from xpnet.layers.containers import Container, every_layer
@@ -52,9 +52,10 @@ class LayerExplanation:
     """What `explain` says about a layer: arrays on the host, or None for what does not exist.
 
     name: in the model, such as "1.0".  layer: its class, as text.  input, output: x (N, *input_shape) and
-    y.  local: ∂y/∂x; of an elementwise layer in the shape of x, so that downstream = upstream · local; of Dense its
-    weight (in, out), so that downstream = upstream @ localᵀ; None for other layers.  upstream: ∂L/∂y.  downstream:
-    ∂L/∂x.  parameters: {name: ParameterExplanation}, where the layer is called first.
+    y (N, *output_shape).  local: ∂y/∂x; for an elementwise layer in the shape of x, so that
+    downstream = upstream · local; for Dense its weight (in, out), so that downstream = upstream @ localᵀ; None for
+    other layers.  upstream: ∂L/∂y.  downstream: ∂L/∂x.  parameters: {name: ParameterExplanation}; those that several
+    layers share are with the first of them.
 
     Where a layer has several inputs or outputs, each is a list of arrays.
     """
@@ -102,16 +103,16 @@ class Explanation:
         parameters: dict[str, ParameterExplanation],
     ) -> None:
         self.loss, self.samples, self.layers, self.parameters = loss, samples, layers, parameters
-        rows = f"{samples} sample{'s' * (samples != 1)}"
-        self._title = f"L = {_number(loss)}, {loss_name} of {rows}"
+        self._title = f"L = {_number(loss)}, {loss_name} of {samples} sample{'s' * (samples != 1)}"
 
     def __getitem__(self, name: str) -> LayerExplanation:
         """The explanation of the layer of this name. Raises ArgumentError if there is none."""
-        if name not in self.layers:
-            raise unknown_name("layer", str(name), list(self.layers))
+        if not isinstance(name, str) or name not in self.layers:
+            raise unknown_name("layer", name, list(self.layers))
         return self.layers[name]
 
-    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, list[tuple[str, str, str]]]]]:
+    def _table(self) -> tuple[tuple[str, ...], list[Group]]:
+        """The header, and the rows of each layer."""
         header = ("layer", "quantity", "shape", "values")
         return header, [(f"{one.name} {one.layer}", list(one.rows())) for one in self.layers.values()]
 
@@ -134,13 +135,10 @@ class _Recorder:
                 layer.run_in_given_order()
             if layer is not model:
                 self.found[layer.path] = one = LayerExplanation(layer.path, _named(layer))
-                self._wrap(layer, "forward", self._forward(one, layer.forward))
-                self._wrap(layer, "backward", self._backward(one, layer, layer.backward))
+                vars(layer)["forward"] = self._forward(one, layer.forward)
+                vars(layer)["backward"] = self._backward(one, layer, layer.backward)
         model.spread_masks([False] * len(model.input_names))
-        self._wrap(model, "backward_in_context", self._whole_backward(model.backward_in_context))
-
-    def _wrap(self, layer: Layer, method: str, wrapper: Callable[..., Any]) -> None:
-        vars(layer)[method] = wrapper
+        vars(model)["backward_in_context"] = self._whole_backward(model.backward_in_context)
 
     def host(self, arrays: Any) -> Any:
         """Copies on the host: an array, a list of arrays, or None."""
@@ -215,11 +213,11 @@ def _explained(model: Any, dataset: Dataset, loss: Loss, optimizer: Any) -> Expl
         )
         for p in model.parameters
     }
-    shown = set[str]()
+    listed = set[str]()
     for layer in every_layer(model):
         for p in layer._parameters if layer is not model else ():
-            if p.name not in shown:
-                shown.add(p.name)
+            if p.name not in listed:
+                listed.add(p.name)
                 recorder.found[layer.path].parameters[p.name.rpartition(".")[2]] = explained[p.name]
     names = " + ".join(type(one).__name__ for one, _ in loss.by_output)
     return Explanation(value, names, len(dataset), recorder.found, explained)

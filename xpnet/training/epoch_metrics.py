@@ -10,7 +10,7 @@ import numpy
 from xpnet.backends import Array
 from xpnet.data.dataset import Batch, mean_total, of_output, total_weight
 from xpnet.distributed.process_group import ProcessGroup
-from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
+from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, shown
 from xpnet.layers.containers import Container
 from xpnet.layers.structure import as_tuple
 from xpnet.losses import Loss
@@ -147,7 +147,9 @@ class EpochMetrics:
         before = self._sums.get(metric.name)
         merged = sums if before is None else metric.merge(before, sums)
         if before is not None and getattr(getattr(merged, "dtype", None), "kind", "O") == "O":
-            raise ArgumentTypeError(f"{type(metric).__name__}: merge must return an array of numbers, not {merged!r}.")
+            raise ArgumentTypeError(
+                f"{type(metric).__name__}: merge must return an array of numbers, not {shown(merged)}."
+            )
         # Counts become floats with the first batch that has weights.
         if before is not None and metric.starts_from_zeros and merged.dtype == before.dtype:
             before[...] = merged

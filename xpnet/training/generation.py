@@ -34,7 +34,10 @@ def generated(
     given = next_token.checked(prompt)
     count, start = given.shape
     if not get_backend("cpu").can_hold(given.itemsize * count * (start + length)):
-        raise DeviceMemoryError(f"generate: length={length} more tokens of {count} sequences do not fit into memory.")
+        raise DeviceMemoryError(
+            f"generate: {count} sequences of {start + length} tokens do not fit into memory: choose a length below "
+            f"{length}."
+        )
     tokens = numpy.concatenate([given, numpy.zeros((count, length), numpy.int64)], axis=1)
     rng = numpy.random.default_rng(seed)
     for end in range(start, start + length):

@@ -16,13 +16,13 @@ from xpnet.backends.shortage import is_shortage
 from xpnet.concurrency.memory import refuse_without_memory
 from xpnet.config import Configured
 from xpnet.data.files import foreign_hint, memory_error, model_path, read_bytes, write_atomically
-from xpnet.errors import ArgumentError, ArgumentTypeError, BackendError, DeviceMemoryError, FileError
+from xpnet.errors import ArgumentError, ArgumentTypeError, BackendError, DeviceMemoryError, FileError, shown
 from xpnet.layers.containers import Container
-from xpnet.layers.graph import Graph
+from xpnet.layers.graph import Graph, numbered
 
 _FORMAT, _GRAPH_FORMAT = "xpnet-model-2", "xpnet-model-3"  # of models in a row, and of graphs
 _GRAPH = ("layers", "inputs", "calls", "outputs", "name")  # what a file has of a graph in another model
-_OF_SAFETENSORS = 2**22  # bytes that it needs beside the arrays
+_SAFETENSORS_OVERHEAD = 2**22  # bytes that it needs beside the arrays
 _TRAINING = "training/"  # the prefix of the names of arrays that belong to a run of fit
 
 
@@ -48,7 +48,7 @@ def write(path: Any, model: Container, run: Mapping[str, Any] | None = None, **t
     version = _GRAPH_FORMAT if '"calls"' in json.dumps(described) else _FORMAT
     texts = {"format": version, "architecture": json.dumps(described, sort_keys=True), **texts}
     # safetensors holds the arrays three times. If memory is short it ends the process, or never returns.
-    refuse_without_memory(3 * sum(a.nbytes for a in arrays.values()) + _OF_SAFETENSORS)
+    refuse_without_memory(3 * sum(a.nbytes for a in arrays.values()) + _SAFETENSORS_OVERHEAD)
     write_atomically(path, to_bytes(arrays, metadata={**texts, "sha256": _digest(arrays, texts)}))
 
 
@@ -78,7 +78,9 @@ def checked_custom_layers(custom_layers: Any) -> list[type[layers.Layer]]:
     """The classes of custom layers, as a list. Raises ArgumentTypeError."""
     given = list(custom_layers) if isinstance(custom_layers, Iterable) else [custom_layers]
     if isinstance(custom_layers, type) or not all(isinstance(c, type) and issubclass(c, Configured) for c in given):
-        raise ArgumentTypeError(f"custom_layers must be a list of layer classes, [MyLayer], not {custom_layers!r}.")
+        raise ArgumentTypeError(
+            f"custom_layers must be a list of layer classes, [MyLayer], not {shown(custom_layers)}."
+        )
     return given
 
 
@@ -96,7 +98,7 @@ def read_all(path: Any) -> Contents:
     from safetensors.numpy import load as from_bytes
 
     content = read_bytes(path)
-    refuse_without_memory(len(content) + _OF_SAFETENSORS)
+    refuse_without_memory(len(content) + _SAFETENSORS_OVERHEAD)
     arrays = from_bytes(content)  # copies; it also checks the header, which is JSON after its length
     texts = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
     del content
@@ -209,10 +211,7 @@ def _decode(value: Any, known: Mapping[str, type[Configured]], decoded: list[Any
     if not isinstance(value, dict):
         return value
     if value.keys() == {"same"}:
-        number = value["same"]
-        if type(number) is not int or not 0 <= number < len(decoded):
-            raise ArgumentError(f"it has no layer of the number {number!r:.50} before another place where it is used.")
-        return decoded[number]
+        return numbered("layer", decoded, value["same"])
     if value.keys() != {"class", "config"}:
         raise ArgumentError(f"an object in its architecture has {', '.join(map(repr, value))}, not 'class', 'config'.")
     config = {name: _decode(item, known, decoded) for name, item in value["config"].items()}

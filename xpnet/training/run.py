@@ -16,7 +16,7 @@ from xpnet.callbacks import Callback, History
 from xpnet.config import is_custom
 from xpnet.data.dataset import Batch, Dataset
 from xpnet.data.streaming import AnyDataset, StreamingDataset
-from xpnet.errors import ArgumentError, ArgumentTypeError, BackendError, FileError, XpnetError
+from xpnet.errors import ArgumentError, ArgumentTypeError, BackendError, FileError, XpnetError, shown
 from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
 from xpnet.layers.structure import one_or_tuple, shapes_of
@@ -364,7 +364,7 @@ class Run:
 def _checked_state(callback: Callback) -> Mapping[str, Any]:
     state, kind = callback.state(), type(callback).__name__
     if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
-        raise ArgumentTypeError(f"{kind}: state must return a dict with text as keys, not {state!r:.80}.")
+        raise ArgumentTypeError(f"{kind}: state must return a dict with text as keys, not {shown(state)}.")
     for name, value in state.items():
         if hasattr(value, "dtype") and getattr(value.dtype, "kind", "f") not in "fiub":
             raise ArgumentTypeError(f"{kind}: {name} in its state is not an array of numbers, but of {value.dtype}.")
