@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 import xpnet
+from reliability.cases import Cases, refused, run_cases
 from reliability.results import Result, scaled
-from reliability.workers import Cases, refused, run_cases
 from xpnet import layers
 from xpnet.errors import ShapeError, XpnetError
 

@@ -69,9 +69,10 @@ def _work(name: str, seconds: int, seed: int, corpus: Path, findings: Path) -> N
         import xpnet.model
         import xpnet.onnx.importing  # noqa: F401
 
-    from reliability import file_fuzzing, workers
+    from reliability import file_fuzzing
+    from reliability.cases import bounded, place_of, prepare, quick_folder
 
-    folder = workers.quick_folder()
+    folder = quick_folder()
     cases = getattr(file_fuzzing, name)(Path(folder.name), seed)
     for content in cases.seeds:
         (corpus / hashlib.sha256(content).hexdigest()[:16]).write_bytes(content)
@@ -79,11 +80,11 @@ def _work(name: str, seconds: int, seed: int, corpus: Path, findings: Path) -> N
 
     def check(content: bytes) -> None:
         try:
-            workers.bounded(lambda: cases.check(content), _SLOWER * cases.SECONDS, cases.MEGABYTES)
+            bounded(lambda: cases.check(content), _SLOWER * cases.SECONDS, cases.MEGABYTES)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            where = workers.place_of(error)
+            where = place_of(error)
             if where not in seen:
                 seen.add(where)
                 path = findings / hashlib.sha256(content).hexdigest()[:16]
@@ -94,7 +95,7 @@ def _work(name: str, seconds: int, seed: int, corpus: Path, findings: Path) -> N
         mutated = cases.mutated(random.Random(number), content)
         return mutated if len(mutated) <= limit else content
 
-    workers.prepare()
+    prepare()
     options = [f"-max_total_time={seconds}", f"-seed={seed + 1}", "-max_len=60000", "-timeout=60", "-rss_limit_mb=4096",
                "-print_final_stats=1", f"-artifact_prefix={findings}/died-", str(corpus)]  # fmt: skip
     atheris.Setup([sys.argv[0], *options], check, custom_mutator=mutate)

@@ -19,8 +19,8 @@ import numpy as np
 import threadpoolctl
 
 import xpnet
+from reliability.processes import attack, read_task, tell
 from reliability.results import Result, scaled
-from reliability.tasks import attack, read_task, tell
 from xpnet import callbacks, datasets, layers
 
 _PART = "interrupts"

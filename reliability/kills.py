@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 import xpnet
+from reliability.processes import Worker, read_task, tell
 from reliability.results import Result, scaled
-from reliability.tasks import Worker, read_task, tell
 from xpnet import augment, callbacks, datasets, layers, optimizers, schedules
 
 _PART = "kills"

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import xpnet
+from reliability.processes import attack, read_task, tell
 from reliability.results import Result, scaled
-from reliability.tasks import attack, read_task, tell
 from xpnet import callbacks, datasets, layers
 from xpnet.errors import DeviceMemoryError
 

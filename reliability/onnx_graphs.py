@@ -13,8 +13,8 @@ import random_onnx
 
 import xpnet
 from reliability.architectures import as_list, random_model, samples_for
+from reliability.cases import Cases, refused, run_cases
 from reliability.results import Result, scaled
-from reliability.workers import Cases, refused, run_cases
 from xpnet.errors import ArgumentError, XpnetError
 
 

@@ -1,4 +1,4 @@
-"""Faults of disks, folders, files and servers: an error with the path and the reason, the old file whole, no rubbish.
+"""Faults of disks, folders, files and servers: an error with path and reason, the old file whole, no file left over.
 
 Disks are full at every write, system calls fail at every call, paths are links, pipes and devices, files change while
 they are read, processes are killed while they save, and servers of datasets misbehave.
@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import xpnet
+from reliability.processes import attack, read_task, tell
 from reliability.results import Result, scaled
-from reliability.tasks import attack, read_task, tell
 from xpnet import callbacks, datasets, layers
 from xpnet.datasets import download
 from xpnet.errors import DownloadError, FileError, XpnetError

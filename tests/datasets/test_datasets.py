@@ -428,9 +428,19 @@ def test_point_clouds_without_noise_are_on_their_curves():
 
 
 @pytest.mark.parametrize("draw", [blobs, moons, spirals])
-@pytest.mark.parametrize("wrong", [{"n": 0}, {"n": 1}, {"noise": -1}, {"noise": float("nan")}, {"seed": -1}])
-def test_point_clouds_refuse_invalid_arguments(draw, wrong):
-    with pytest.raises(ArgumentError, match=f"^{next(iter(wrong))} must be .* (of at least|from) [0-3]"):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"n": 0}, "n must be an integer from [23] to 100000000, not 0"),
+        ({"n": 1}, "n must be an integer from [23] to 100000000, not 1"),
+        ({"noise": -1}, "noise must be a finite number of at least 0, not -1"),
+        ({"noise": float("nan")}, "noise must be a finite number of at least 0, not nan"),
+        ({"seed": -1}, "seed must be an integer from 0 to 18446744073709551615, not -1"),
+    ],
+    ids=str,
+)
+def test_point_clouds_refuse_invalid_arguments(draw, wrong, message):
+    with pytest.raises(ArgumentError, match=f"^{message}"):
         draw(**wrong)
 
 

@@ -180,7 +180,7 @@ def test_a_drawing_that_is_too_large_is_refused_before_it_is_read(port):
     assert request(port, "POST", "/classify", None, **{"Content-Length": str(2**20 + 1)})[0] == 413
 
 
-#: The first and the third make waitress itself close the connection without an answer.
+#: To the first and the third, waitress by itself gives no answer and closes the connection.
 ODD = [
     b"GET http://[ HTTP/1.1\r\n\r\n",
     b"POST /classify HTTP/1.1\r\nContent-Length: abc\r\n\r\n",

@@ -666,7 +666,7 @@ def test_an_error_of_the_user_passes_unchanged(where, error, tmp_path):
 
 OUTPUTS = np.random.default_rng(0).normal(size=(6, 3))
 LABELS = np.array([0, 1, 2, 0, 1, 2])
-ALONE = {
+TARGETS_OF = {
     losses: {"BinaryCrossEntropy": OUTPUTS > 0, "KLDivergence": LABELS, "SoftmaxCrossEntropy": LABELS},
     metrics: {name: LABELS for name in metrics.__all__ if name not in ("R2", "MeanSquaredError", "MeanAbsoluteError")},
 }
@@ -681,17 +681,17 @@ WRONG_SAMPLES = {
     "complex_array": lambda: np.ones((6, 3)) + 1j,
     "masked": lambda: np.ma.masked_array(np.ones((6, 3)), True),
 }
-THINGS = [
+LOSSES_AND_METRICS = [
     (module, name)
-    for module in ALONE
+    for module in TARGETS_OF
     for name in module.__all__
     if isinstance(getattr(module, name), type) and name not in ("Loss", "Metric", "Report")
 ]
 
 
-@pytest.mark.parametrize(("module", "name"), THINGS, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(("module", "name"), LOSSES_AND_METRICS, ids=lambda v: v if isinstance(v, str) else "")
 def test_losses_and_metrics_refuse_what_is_not_samples(module, name):
-    thing, targets = getattr(module, name)(), ALONE[module].get(name, OUTPUTS[::-1])
+    thing, targets = getattr(module, name)(), TARGETS_OF[module].get(name, OUTPUTS[::-1])
     outputs = np.full((6, 3), 1 / 3) if name == "LogLoss" else OUTPUTS
     thing(outputs, targets)
     weights = {"negative_weights": lambda: -np.ones(6), "zero_weights": lambda: np.zeros(6),

@@ -2,22 +2,18 @@
 
 import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import xpnet
+from reliability import interrupts, kills, memory_faults, storage_faults
+from reliability.processes import attack
+from reliability.results import Result
 from xpnet import callbacks, datasets
 from xpnet.backends.shortage import is_shortage, shortage, size_text
 from xpnet.datasets import download
 from xpnet.errors import DeviceMemoryError, FileError
-
-sys.path.append(str(Path(__file__).parents[2]))
-pytest.importorskip("reliability", reason="the attacks are not part of the source distribution")
-from reliability import interrupts, kills, memory_faults, storage_faults
-from reliability.results import Result
-from reliability.tasks import attack
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits, signals and mounts of Linux")
 

@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 import xpnet
-from reliability import architectures, coverage_fuzzing, file_fuzzing, onnx_graphs, workers
+from reliability import architectures, coverage_fuzzing, file_fuzzing, onnx_graphs
+from reliability.cases import Cases, refused, run_cases
 from xpnet.errors import ArgumentError, XpnetError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="bounds of memory are those of Linux")
@@ -37,7 +37,7 @@ def test_the_parts_of_the_program_report_their_counts(tmp_path, monkeypatch):
     assert sum(int(part.split()[0]) for part in result.note.split(", ")) == 50
 
 
-class Planted(workers.Cases):
+class Planted(Cases):
     """Cases that fail in every way."""
 
     OUTCOMES = ("refused", "right")
@@ -58,14 +58,14 @@ class Planted(workers.Cases):
                 try:
                     bytearray(2**28)
                 except MemoryError as error:
-                    return workers.refused(_error_from(error))
+                    return refused(_error_from(error))
             case 5:
                 with self.in_reference():
                     os.kill(os.getpid(), signal.SIGSEGV)
             case 6:
-                return workers.refused(ArgumentError("no."))
+                return refused(ArgumentError("no."))
             case 7:
-                return workers.refused(ArgumentError("Unable to allocate 3.7 GiB"))
+                return refused(ArgumentError("Unable to allocate 3.7 GiB"))
             case 8:
                 time.sleep(0.5)  # which needs no processor time
         return "right"
@@ -82,7 +82,7 @@ def test_planted_faults_are_reported_each_with_its_case(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])]))
     monkeypatch.setattr(Planted, "__module__", Path(__file__).stem)
     monkeypatch.syspath_prepend(folder)
-    result = workers.run_cases("planted", Planted, 10, 7, tmp_path)
+    result = run_cases("planted", Planted, 10, 7, tmp_path)
     assert result.tried == 10
     assert result.note == "1 refused, 2 right, 1 the reference failed"
     found = {int(text.split()[2].rstrip(":")): text for text in result.bad}
@@ -94,9 +94,7 @@ def test_planted_faults_are_reported_each_with_its_case(tmp_path, monkeypatch):
 
 def test_a_worker_that_does_not_start_is_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="failed outside of its cases"):
-        workers.run_cases(
-            "nothing", type("Missing", (workers.Cases,), {"__module__": "reliability.none"}), 3, 0, tmp_path
-        )
+        run_cases("nothing", type("Missing", (Cases,), {"__module__": "reliability.none"}), 3, 0, tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS[:5], ids=lambda kind: kind.__name__)

@@ -215,10 +215,11 @@ class Pool:
                 address = slab.start
                 ctypes.memset(address, _POISON, size)
             self._used += size
-        if any(graph() is not None and graph().complete for graph in graphs):  # type: ignore[union-attr]
+        live = [graph for reference in graphs if (graph := reference()) is not None]
+        if any(graph.complete for graph in live):
             self._cupy.fault("memory that a live graph uses is allocated again.")
         block = Block(self, slab, address, size, stream)
-        block.graphs = list(graphs)
+        block.graphs = [weakref.ref(graph) for graph in live]
         return block
 
     def free(self, block: Block) -> None:
@@ -392,8 +393,9 @@ class Graph:
 
     def _use(self, owner: Any) -> None:
         if isinstance(owner, Block):
-            if not any(graph() is self for graph in owner.graphs):
-                owner.graphs.append(weakref.ref(self))
+            live = [graph for graph in owner.graphs if graph() is not None]
+            if not any(graph() is self for graph in live):
+                owner.graphs = [*live, weakref.ref(self)]
             self._slabs[id(owner.slab)] = weakref.ref(owner.slab)
             if self._pool is not None and owner.pool is self._pool():
                 return

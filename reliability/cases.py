@@ -1,6 +1,6 @@
-"""Run many cases in subprocesses with bounds of time and memory, so that a crash or a hang is counted, not suffered.
+"""Numbered cases, run in subprocesses with bounds of time and memory: a crash or a hang is counted as a bad case.
 
-`python -m reliability.workers MODULE:CLASS SEED CASE` repeats one case and shows its traceback.
+`python -m reliability.cases MODULE:CLASS SEED CASE` repeats one case and shows its traceback.
 """
 
 import collections
@@ -64,7 +64,7 @@ class Cases:
             signal.setitimer(signal.ITIMER_PROF, timer[0])
 
     def _state(self, state: int) -> None:
-        """Overwritten by the worker."""
+        """Note the state of the current case. The worker replaces this method."""
 
 
 def refused(error: XpnetError) -> str:
@@ -82,7 +82,8 @@ def run_cases(title: str, cases: type[Cases], count: int, seed: int, folder: Pat
     name = f"{cases.__module__}:{cases.__name__}"
     table = folder / f"{cases.__name__}.states"
     table.write_bytes(bytes(count))
-    workers = [_Worker(name, seed, table, first, min(processes, count)) for first in range(min(processes, count))]
+    outside, step = len(cases.OUTCOMES) + 1, min(processes, count)
+    workers = [_Worker(name, seed, table, first, step, outside) for first in range(step)]
     bad: list[str] = []
     try:
         while any(not worker.done for worker in workers):
@@ -99,16 +100,19 @@ def run_cases(title: str, cases: type[Cases], count: int, seed: int, folder: Pat
 
 
 class _Worker:
-    """A subprocess that tries every `step`th case, and is started again after a crash."""
+    """A subprocess that tries every `step`th case, and is started again after a crash.
 
-    def __init__(self, name: str, seed: int, table: Path, first: int, step: int) -> None:
-        self.name, self.seed, self.table, self.first, self.step = name, seed, table, first, step
+    outside: the state of a case in which another implementation crashed.
+    """
+
+    def __init__(self, name: str, seed: int, table: Path, first: int, step: int, outside: int) -> None:
+        self.name, self.seed, self.table, self.first, self.step, self.outside = name, seed, table, first, step, outside
         self.done = False
         self._start()
 
     def _start(self) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        command = [sys.executable, "-m", "reliability.workers", self.name, str(self.seed), str(self.table)]
+        command = [sys.executable, "-m", "reliability.cases", self.name, str(self.seed), str(self.table)]
         self._process = subprocess.Popen(
             [*command, str(self.first), str(self.step)], stdout=self._errors, stderr=self._errors,
             cwd=Path(__file__).parents[1], env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
@@ -145,21 +149,16 @@ class _Worker:
         )
         if case >= len(states):
             raise RuntimeError(f"{self.name} failed outside of its cases:\n{text[-3000:]}")
-        outside = states[case] == _IN_REFERENCE
-        how = f"signal {-code}" if code != -signal.SIGKILL else f"no progress in {_PATIENCE:.0f} s, or killed"
-        if not outside:
+        state = self.outside
+        if states[case] != _IN_REFERENCE:
+            state = _BAD
+            how = f"signal {-code}" if code != -signal.SIGKILL else f"no progress in {_PATIENCE:.0f} s, or killed"
             last = text.strip().splitlines()[-1:] or [""]
             bad.append(f"{self.name} {self.seed} {case}: the process died ({how}) {last[0][:200]}")
-        _write_state(self.table, case, -1 if outside else _BAD, self.name)
+        with open(self.table, "r+b") as file:
+            file.seek(case)
+            file.write(bytes([state]))
         self._start()
-
-
-def _write_state(table: Path, case: int, state: int, name: str) -> None:
-    if state < 0:
-        state = len(_class(name).OUTCOMES) + 1
-    with open(table, "r+b") as file:
-        file.seek(case)
-        file.write(bytes([state]))
 
 
 def _class(name: str) -> Any:
