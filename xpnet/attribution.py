@@ -16,6 +16,7 @@ from xpnet.backends import Array as DeviceArray
 from xpnet.config import (
     as_seed,
     explain_arguments,
+    fits,
     flag,
     integer,
     is_integer,
@@ -179,7 +180,7 @@ def grad_cam(model: Sequential | Model, x: Any, target: Any = None, layer: Layer
 @explain_arguments
 def maximize_activation(
     model: Sequential | Model, target: Any, layer: Layer | str | int | None = None, *, steps: int = 200,
-    rate: float = 0.05, decay: float = 0.0, limits: Sequence[float] | None = None, start: Any = None,
+    rate: float = 0.05, decay: float = 0.05, limits: Sequence[float] | None = None, start: Any = None,
     seed: int | None = 0,
 ) -> Array:  # fmt: skip
     """Inputs (N, *input_shape) that the model answers to most, found by gradient ascent from noise.
@@ -187,9 +188,9 @@ def maximize_activation(
     target: the class whose score is to grow; with several (N,), one input is made for each.  layer: instead of a score,
         the activation of unit or filter `target` of this layer, its name or its position: its output, or the mean over
         all places or steps.
-    steps, rate: each step changes the input by `rate` on average, in the direction of the gradient: x += rate · g /
-        √mean(g²).  decay: after each step, the input is multiplied by 1 - decay, which removes what hardly matters.
-        limits: (low, high), to which it is then clipped.
+    steps, rate: each step changes the input by about `rate` in the direction of the gradient, x += rate · g/√mean(g²).
+    decay: after each step, the input is multiplied by 1 - decay. This removes what hardly matters, and holds the input
+        near rate / decay; without it, the input grows with every step.  limits: (low, high), to which it is clipped.
     start: the first input, of shape input_shape, or one for each target. None is normal noise of deviation `rate`
         around 0.  seed: of the noise, which is the same on every device. None draws another one in each call.
 
@@ -355,9 +356,10 @@ def _first_inputs(shape: Any, count: int, start: Any, deviation: float, seed: in
             )
         return numpy.random.default_rng(seed).normal(0.0, deviation, (count, *shape))
     array: Array = real_array(start, "maximize_activation: start")
-    if array.ndim == len(shape):
-        return numpy.repeat(array[None], count, axis=0)
-    if len(array) != count:
-        raise ShapeError(f"maximize_activation: start must be one input, or one for each of the {count} targets, "
-                         f"but has shape {array.shape}.")  # fmt: skip
+    array = numpy.repeat(array[None], count, axis=0) if array.ndim == len(shape) else array
+    if array.shape[:1] != (count,) or not fits(array.shape[1:], shape):
+        raise ShapeError(
+            f"maximize_activation: start must be one input, or one for each of the {count} targets "
+            f"{shape_text(shape)}, but has shape {numpy.shape(start)}."
+        )
     return array

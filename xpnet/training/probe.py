@@ -101,10 +101,10 @@ class Probe:
     def units(self, name: str, given: Any, count: int) -> Any:
         """Numbers from 0 below count, as a NumPy array. Raises DataError or ArgumentTypeError for others."""
         units = real_array(given, f"{self._function}: {name}")
-        if units.dtype.kind not in "iu":
-            raise ArgumentTypeError(f"{self._function}: {name} must be integers, not {units.dtype}.")
         if not units.size:
             raise DataError(f"{self._function}: {name} is empty.")
+        if units.dtype.kind not in "iu":
+            raise ArgumentTypeError(f"{self._function}: {name} must be integers, not {units.dtype}.")
         if units.min() < 0 or units.max() >= count:
             raise DataError(
                 f"{self._function}: {name} must be from 0 to {count - 1}, but is from {units.min()} to {units.max()}."
