@@ -65,11 +65,13 @@ def saliency(model: Sequential | Model, x: Any, target: Any = None, *, as_device
         arrays = probe.inputs(x)
         several = isinstance(arrays, tuple)
         targets = probe.targets(target, len(first_of(arrays)))
-        token_norms = probe.watch_tokens() if not several and arrays.dtype.kind != "f" else None
+        token_norms = probe.watch_tokens() if probe.embeds and not several else None
         parts = []
         for rows, classes in _batches(arrays, targets):
             found = probe.gradient(rows, classes)
             found = found if token_norms is None else token_norms()
+            if found is None:
+                raise probe.no_gradient()
             parts.append(
                 [
                     grad if as_device or grad is None else numpy.array(backend.to_numpy(grad))
@@ -164,7 +166,6 @@ def grad_cam(model: Sequential | Model, x: Any, target: Any = None, layer: Layer
         )
     with explaining_memory_errors_of(model, samples_of(x) or 1), model.backend.device():
         arrays = probe.inputs(x)
-        _refuse_integers("grad_cam", arrays)
         height, width = arrays.shape[1:3]
         rows_to, columns_to = _interpolation(shape[0], height), _interpolation(shape[1], width)
         maps = []
@@ -204,8 +205,8 @@ def maximize_activation(
     seed = None if seed is None else as_seed(name, seed, also="None")
     low, high = _limits(limits)
     probe = Probe(name, model)
-    if probe.model.accepts_integers:
-        raise ArgumentError(f"{name}: the inputs of the model are integers, which cannot change by small steps.")
+    if probe.embeds:
+        raise probe.no_gradient()
     found, seen, count = None, None, probe.classes
     if layer is not None:
         found, seen = probe.watch(layer)
@@ -225,6 +226,8 @@ def maximize_activation(
         classes = units if seen is None else numpy.zeros(len(units), numpy.int64)  # whose gradient is replaced
         for _ in range(steps):
             grad = probe.gradient(x, classes)
+            if grad is None:
+                raise probe.no_gradient()
             if seen is not None and found is not None:
                 probe.refuse_unseen(found, seen)
             size = probe.xp.sqrt((grad * grad).mean(axis=tuple(range(1, grad.ndim)), keepdims=True))
@@ -285,11 +288,6 @@ def _batches(arrays: Any, targets: Any) -> Iterator[tuple[Any, Any]]:
     for start in range(0, len(first_of(arrays)), ROWS):
         rows = slice(start, start + ROWS)
         yield mapped(lambda a, rows=rows: a[rows], arrays), None if targets is None else targets[rows]
-
-
-def _refuse_integers(name: str, arrays: DeviceArray) -> None:
-    if arrays.dtype.kind != "f":
-        raise ArgumentError(f"{name}: the model takes integers, which have no gradient. Use attribution.occlusion.")
 
 
 def _occluded(shape: Sequence[int], size: Any) -> tuple[int, ...]:

@@ -67,16 +67,25 @@ class Probe:
                 f"{shape_text(shape)}. Make a model that reduces them, for example with layers.GlobalAveragePool1D()."
             )
         # The copy needs neither the optimizer state nor products in half precision.
-        self.model = twin = copy.deepcopy(model, {id(model._state): Untrained()})
+        state = model._state  # kept, so that no other object has its id
+        self.model = twin = copy.deepcopy(model, {id(state): Untrained()})
         twin.precision = twin.context.precision = None
         self.xp, self.classes = twin.backend.xp, shape[0] if shape else 1
         (last,) = last_layers(twin)
         if type(last) in _PROBABILITIES and not twin._overrides:
             vars(last).update(forward=_same, backward=_same)
+        inner = [one for one in every_layer(twin) if not isinstance(one, Container)]
+        self.embeds = any(isinstance(one, layers.Embedding) for one in inner)
+        self._keeps_integers = self.embeds or any(one.is_custom and one.accepts_integers for one in inner)
 
     def inputs(self, x: Any) -> Arrays:
-        """x, checked, on the device: an array, or a tuple of arrays if there are several inputs."""
+        """x, checked, on the device: an array, or a tuple of arrays if there are several inputs.
+
+        Integers stay integers only if a layer may need them: an Embedding, or one that is not part of xpnet.
+        """
         arrays, dtypes = self.model._inputs(x)
+        if not self._keeps_integers:
+            dtypes = mapped(lambda a: self.model.context.dtype, arrays)
         return mapped(lambda a, dtype: self.model.backend.asarray(a, dtype=dtype), arrays, dtypes)
 
     def targets(self, target: Any, samples: int) -> Any:
@@ -122,6 +131,13 @@ class Probe:
         rows = scores.reshape(len(scores), -1)
         chosen = rows.argmax(axis=1) if targets is None else self.model.backend.asarray(targets)
         return self.model.backward(ones_at(self.xp, rows, chosen).reshape(scores.shape))
+
+    def no_gradient(self, why: str = "") -> ArgumentError:
+        """The error for inputs that are integers."""
+        return ArgumentError(
+            f"{self._function}: the inputs are integers, which have no gradient{why}. attribution.saliency takes "
+            "tokens that only layers.Embedding reads, and attribution.occlusion all inputs."
+        )
 
     def watch(self, layer: Any) -> tuple[Layer, Watched]:
         """(the copy of a layer of the model, what later passes show of it).
@@ -187,12 +203,8 @@ class Probe:
         token, in the shape of x. Raises ArgumentError if other layers read the input too.
         """
         readers = [site.layer for site in self.model.calls()[0] if 0 in as_tuple(site.inputs)]
-        if not all(isinstance(layer, layers.Embedding) for layer in readers):
-            others = ", ".join(layer._label for layer in readers if not isinstance(layer, layers.Embedding))
-            raise ArgumentError(
-                f"{self._function}: x holds integers, which have no gradient. An Embedding that reads x has one for "
-                f"each token, but here {others} reads it. Use attribution.occlusion, which replaces tokens."
-            )
+        if other := next((layer for layer in readers if not isinstance(layer, layers.Embedding)), None):
+            raise self.no_gradient(f", and {other._label} reads them too")
         for layer in readers:
             vars(layer)["backward"] = _keeping_gradient(layer, layer.backward)
 
