@@ -263,11 +263,16 @@ def test_steps_features_images_without_channels_and_tokens_are_occluded(backend)
     x = RNG.normal(size=(2, 5, 2))
     windows = [(slice(i, i + 2),) for i in (0, 1, 2, 3)]
     close(
-        attribution.occlusion(recurrent, x, 1, size=2, stride=1),
+        attribution.occlusion(recurrent, x, 1, size=(2, None), stride=1),
         occluded_by_loops(recurrent, x, 1, windows, 0.0),
     )
     plain = net(layers.Flatten(), layers.Dense(3), shape=(5, 2), backend=backend)
     windows = [(slice(i, i + 2), slice(j, j + 1)) for i in (0, 2, 4) for j in (0, 1)]
+    close(attribution.occlusion(recurrent, x, size=(5, None)), occluded_by_loops(recurrent, x, None, [(slice(5),)], 0))
+    close(
+        attribution.occlusion(recurrent, x, size=(3, None), stride=(2, None)),
+        occluded_by_loops(recurrent, x, None, [(slice(0, 3),), (slice(2, 5),)], 0),
+    )
     close(attribution.occlusion(plain, x, size=(2, 1)), occluded_by_loops(plain, x, None, windows, 0.0))
     dense = net(layers.Dense(3), shape=(4,), backend=backend)
     features = RNG.normal(size=(2, 4))
@@ -590,7 +595,11 @@ maximize, components = attribution.maximize_activation, attribution.principal_co
         (lambda: occlusion(small(), X), ArgumentTypeError, "occlusion: needs size"),
         (lambda: occlusion(small(), X, size=5), ArgumentError, "at most the lengths of the axes, \\(4,\\)"),
         (lambda: occlusion(small(), X, size=0), ArgumentError, "size must be an integer of at least 1"),
-        (lambda: occlusion(small(), X, size=(1, 1)), ShapeError, "inputs \\(N, 4\\) with a size of two numbers"),
+        (lambda: occlusion(small(), X, size=(1, 1)), ArgumentError, "size must be an integer"),
+        (lambda: occlusion(small(layers.Flatten(), shape=(2, 2)), np.ones((1, 2, 2)), size=1), ArgumentError,
+         "\\(height, width\\) if they are images, or \\(steps, None\\) if they are sequences, not 1"),
+        (lambda: occlusion(small(layers.Flatten(), shape=(2, 2, 1, 1)), np.ones((1, 2, 2, 1, 1)), size=1), ShapeError,
+         "cannot replace parts of inputs"),
         (lambda: occlusion(small(), X, size=2, stride=3), ArgumentError, "at most the size, \\(2,\\), not 3"),
         (lambda: occlusion(small(), X, size=2, value=np.nan), ArgumentError, "value must be a finite number"),
         (lambda: occlusion(cnn(), IMAGES, size=(2, 2, 2)), ArgumentError, "size must be.*two"),

@@ -85,15 +85,15 @@ def saliency(model: Sequential | Model, x: Any, target: Any = None, *, as_device
 
 @explain_arguments
 def occlusion(
-    model: Sequential | Model, x: Any, target: Any = None, *, size: int | Sequence[int],
-    stride: int | Sequence[int] | None = None, value: float = 0.0,
+    model: Sequential | Model, x: Any, target: Any = None, *, size: int | Sequence[int | None],
+    stride: int | Sequence[int | None] | None = None, value: float = 0.0,
 ) -> Array:  # fmt: skip
     """By how much the score of a class falls when a part of the input x is replaced by `value`, at each place.
 
     x: images (N, H, W, channels), with a result (N, H, W): patches of `size` pixels, or (height, width), in all
-        channels.  Sequences (N, T, features), with a result (N, T): `size` steps; with a size (height, width), they are
-        images without channels, and the result is (N, H, W).  Other inputs (N, features), or tokens of an Embedding
-        (N, T), with a result of that shape: `size` features or tokens.
+        channels.  Images (N, H, W): a size (height, width).  Sequences (N, T, features), with a result (N, T): a size
+        (steps, None), all features of these steps.  Other inputs (N, features), and tokens of an Embedding (N, T), with
+        a result of that shape: `size` features or tokens.
     target: as in `saliency`.  stride: from one patch to the next, by default `size`, and at most that. Where patches
         overlap, the result is the mean over them.  value: for tokens, the token that takes their place.
 
@@ -291,16 +291,24 @@ def _batches(arrays: Any, targets: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _occluded(shape: Sequence[int], size: Any) -> tuple[int, ...]:
-    """The lengths of the axes that patches of this size, one number or a pair, lie on."""
+    """The lengths of the axes that patches of this size lie on."""
     items = items_of(size)
-    if len(shape) not in (1, 2, 3) or (items is not None and len(shape) == 1):
-        pair = " with a size of two numbers" if len(shape) == 1 else ""
-        raise ShapeError(f"occlusion: cannot replace parts of inputs {shape_text(tuple(shape))}{pair}.")
-    return tuple(shape[:2] if len(shape) == 3 or items is not None else shape[:1])
+    if len(shape) == 2 and (items is None or len(items) != 2):
+        raise ArgumentError(
+            f"occlusion: for inputs {shape_text(tuple(shape))}, size must be (height, width) if they are images, or "
+            f"(steps, None) if they are sequences, not {shown(size)}."
+        )
+    if len(shape) not in (1, 2, 3):
+        raise ShapeError(f"occlusion: cannot replace parts of inputs {shape_text(tuple(shape))}.")
+    steps_only = len(shape) == 2 and items is not None and items[1] is None
+    return tuple(shape[:1] if steps_only else shape[:2])
 
 
 def _one_per_axis(name: str, given: Any, limits: tuple[int, ...]) -> tuple[int, ...]:
     """A size or a stride for each axis, at most these. Raises ArgumentError for others."""
+    items = items_of(given)
+    if len(limits) == 1 and items is not None and len(items) == 2 and items[1] is None:
+        given = items[0]
     checked = one_or_pair(integer, "occlusion", name, given) if len(limits) == 2 else integer("occlusion", name, given)
     each = checked if isinstance(checked, tuple) else (checked,) * len(limits)
     if any(one > limit for one, limit in zip(each, limits, strict=True)):
