@@ -142,10 +142,11 @@ def grad_cam(model: Sequential | Model, x: Any, target: Any = None, layer: Layer
 
     It takes the outputs A (N, h, w, filters) of a layer, weights each filter by the mean of the gradient of the score
     over all places, adds them up, and keeps what is above 0: ReLU(Σ_k a_k A_k) with a_k = mean of ∂score/∂A_k. The maps
-    are then interpolated, bilinearly, to the height and width of x. They are not scaled.
+    are then interpolated, bilinearly, to the height and width of x. They are not scaled. Images may also be (N, H, W),
+    if the model adds the channels.
 
     target: as in `saliency`.  layer: the layer, its name or its position; by default the last convolution, or, if it is
-    in a Residual, this block. Images may also be (N, H, W), if the model adds the channels.
+        in a Residual, this block.
 
     Selvaraju et al. 2017, "Grad-CAM: Visual explanations from deep networks via gradient-based localization". Raises
     the errors of `saliency`, and ArgumentError or ShapeError for a layer that is not in the model, or whose outputs are
