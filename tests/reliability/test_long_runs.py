@@ -128,6 +128,13 @@ def test_what_grows_in_a_long_run_is_noticed(kind):
     assert any(text.startswith(f"{kind} grew by") for text in bad), bad
 
 
+def test_a_measurement_does_not_count_its_own_objects(monkeypatch):
+    monkeypatch.setattr(long_runs, "ALLOWED", {"memory": 20.0, "objects": 50})
+    quantities = dict.fromkeys(map(str, range(300)), 1.0)
+    _, bad, _ = long_runs.watched(16, lambda i: 1, lambda: dict(quantities))
+    assert bad == []
+
+
 @pytest.mark.sweep
 def test_models_that_something_keeps_are_noticed(monkeypatch):
     kept = []
