@@ -106,6 +106,21 @@ def test_a_softmax_inside_a_model_and_one_whose_outputs_are_used_further_stay():
         def backward(self, grad_output, input_grad=True):
             return super().backward(2.0 * grad_output, input_grad)
 
+    class ByHand(xpnet.Sequential):
+        def forward(self, x, training=False):
+            for layer in self.layers:
+                x = layer.forward(x)
+            return x
+
+        def backward(self, grad_output, input_grad=True):
+            for layer in reversed(self.layers):
+                grad_output = layer.backward(grad_output)
+            return grad_output
+
+    by_hand = ByHand([layers.Dense(9), layers.Dropout(0.5), layers.Dense(2)], (4,), "cpu", dtype="float64")
+    by_hand.train_on_batch(x, [0, 1, 1], "softmax_cross_entropy", "sgd")
+    first, _, last, _ = by_hand.state_dict().values()
+    close(attribution.saliency(by_hand, x, 1), np.tile((first @ last)[:, 1], (3, 1)))
     own = Doubled([layers.Dense(3), layers.Softmax()], (4,), "cpu", dtype="float64")
     close(attribution.saliency(own, x, 1), slopes(lambda x: own.predict(x)[:, 1], x), 1e-8)
     with_residual = net(layers.Residual(layers.Dense(4), layers.Softmax()), shape=(4,))
@@ -565,6 +580,14 @@ def two_outputs():
     return xpnet.Model(x, [layers.Dense(2, name="kind")(x), layers.Dense(2)(x)], backend="cpu")
 
 
+class SkipsLast(xpnet.Sequential):
+    def forward(self, x, training=False):
+        return self.layers[0].forward(x)
+
+    def backward(self, grad_output, input_grad=True):
+        return self.layers[0].backward(grad_output)
+
+
 def tokens_elsewhere():
     x = xpnet.Input((3,))
     return xpnet.Model(x, layers.Dense(2)(layers.Flatten()(layers.Embedding(5, 2)(layers.Reshape((3,))(x)))), "cpu")
@@ -630,6 +653,7 @@ maximize, components = attribution.maximize_activation, attribution.principal_co
         (lambda: maximize(small(layers.GRU(2, return_sequences=False), shape=(None, 2)), 0), ArgumentError, "start="),
         (lambda: maximize(tokens_elsewhere(), 0), ArgumentError, "the inputs are integers"),
         (lambda: maximize(small(), 0, start=[np.nan] * 4), StateError, "NaN or infinite"),
+        (lambda: maximize(SkipsLast([layers.Dense(4), layers.Dense(4)], (4,), "cpu"), 0, 1), StateError, "did not run"),
         (lambda: components(np.ones(4)), DataError, "two or more samples"),
         (lambda: components(np.ones((1, 4))), DataError, "two or more samples"),
         (lambda: components([[1.0, np.nan], [1.0, 2.0]]), DataError, "NaN or infinity"),

@@ -1,5 +1,6 @@
 """Probe: a copy of a model, in evaluation mode, for scores of classes, outputs of inner layers, and their gradients."""
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from xpnet.config import integer, is_integer, real_array
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, StateError, shape_text, shown
 from xpnet.layers.base import Layer
 from xpnet.layers.containers import Container, every_layer
-from xpnet.layers.structure import Arrays, as_tuple, mapped
+from xpnet.layers.structure import Arrays, as_list, as_tuple, mapped
 from xpnet.training.base_model import BaseModel
 from xpnet.training.outputs import last_layers
 from xpnet.training.state import Untrained
@@ -126,11 +127,22 @@ class Probe:
         return scores.reshape(len(scores), -1)
 
     def gradient(self, x: Arrays, targets: Any) -> Any:
-        """∂score/∂x of these samples, on the device, as `backward` of the model returns it."""
-        scores = self.model.forward(x)
-        rows = scores.reshape(len(scores), -1)
-        chosen = rows.argmax(axis=1) if targets is None else self.model.backend.asarray(targets)
-        return self.model.backward(ones_at(self.xp, rows, chosen).reshape(scores.shape))
+        """∂score/∂x of these samples: a new array on the device, a list if there are several inputs, None of integers.
+
+        targets: their classes on the host, or None.
+        """
+        return self.model.context.exclusively(self._gradient, x, targets)
+
+    def _gradient(self, x: Arrays, targets: Any) -> Any:
+        # Passes, since `forward` and `backward` of a subclass need not turn training mode off.
+        model = self.model
+        with contextlib.nullcontext() if model._overrides else model._by_hand():
+            scores = model.forward_pass(model._own(x))
+            rows = scores.reshape(len(scores), -1)
+            chosen = rows.argmax(axis=1) if targets is None else model.backend.asarray(targets)
+            grad = model.backward_pass(ones_at(self.xp, rows, chosen).reshape(scores.shape))
+        model._checked, model._checks = True, None
+        return as_list(mapped(lambda a: None if a is None else a.copy(), grad))
 
     def no_gradient(self, why: str = "") -> ArgumentError:
         """The error for inputs that are integers."""
