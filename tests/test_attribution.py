@@ -207,7 +207,7 @@ def test_integers_that_are_numbers_are_read_as_such(backend):
             return (*input_shape, 5)
 
         def forward(self, x):
-            return self.xp.eye(5, dtype=self.context.dtype)[x]
+            return self.xp.eye(5, dtype=self.context.dtype)[x.astype("int64")]
 
         def backward(self, grad_y):
             return None
@@ -216,6 +216,8 @@ def test_integers_that_are_numbers_are_read_as_such(backend):
     tokens = np.array([[0, 1, 4]])
     with pytest.raises(ArgumentError, match="saliency: the inputs are integers, which have no gradient"):
         attribution.saliency(model, tokens)
+    with pytest.raises(ShapeError, match="OneHot.*: backward must return"):
+        attribution.maximize_activation(model, 1)
     weight = model.state_dict()["2.weight"].reshape(3, 5, 2)[..., 1]
     close(attribution.occlusion(model, tokens, 1, size=1, value=2),
           [weight[[0, 1, 2], [0, 1, 4]] - weight[:, 2]])  # fmt: skip
@@ -580,6 +582,11 @@ def two_outputs():
     return xpnet.Model(x, [layers.Dense(2, name="kind")(x), layers.Dense(2)(x)], backend="cpu")
 
 
+def with_an_inner_layer_of_two_outputs():
+    x = xpnet.Input(4)
+    return xpnet.Model(x, layers.Add()(two_outputs()(x)), "cpu")
+
+
 class SkipsLast(xpnet.Sequential):
     def forward(self, x, training=False):
         return self.layers[0].forward(x)
@@ -654,6 +661,7 @@ maximize, components = attribution.maximize_activation, attribution.principal_co
         (lambda: maximize(tokens_elsewhere(), 0), ArgumentError, "the inputs are integers"),
         (lambda: maximize(small(), 0, start=[np.nan] * 4), StateError, "NaN or infinite"),
         (lambda: maximize(SkipsLast([layers.Dense(4), layers.Dense(4)], (4,), "cpu"), 0, 1), StateError, "did not run"),
+        (lambda: maximize(with_an_inner_layer_of_two_outputs(), 0, 0), ShapeError, "one output, but .* has 2"),
         (lambda: components(np.ones(4)), DataError, "two or more samples"),
         (lambda: components(np.ones((1, 4))), DataError, "two or more samples"),
         (lambda: components([[1.0, np.nan], [1.0, 2.0]]), DataError, "NaN or infinity"),

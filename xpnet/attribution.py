@@ -227,8 +227,6 @@ def maximize_activation(
         classes = units if seen is None else numpy.zeros(len(units), numpy.int64)  # whose gradient is replaced
         for _ in range(steps):
             grad = probe.gradient(x, classes)
-            if grad is None:
-                raise probe.no_gradient()
             if seen is not None and found is not None:
                 probe.refuse_unseen(found, seen)
             size = probe.xp.sqrt((grad * grad).mean(axis=tuple(range(1, grad.ndim)), keepdims=True))
