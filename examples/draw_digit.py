@@ -25,6 +25,7 @@ from xpnet import attribution
 
 PAGE = Path(__file__).with_name("draw_digit_page")
 MAX_POINTS = 20_000  # of one drawing
+MAX_MAPS = 64  # of one layer
 SAME_NUMBERS = ("Rescale", "Reshape", "Flatten", "Dropout", "RandomAffine")  # layers whose outputs show nothing new
 
 
@@ -131,13 +132,14 @@ class Classifier:
 
 
 def _feature_maps(layer, values):
-    """The outputs of a layer, from -1 to 1: one map per channel, or one row."""
+    """The outputs of a layer, from -1 to 1: one map for each of the first channels, or one row."""
     maps = numpy.moveaxis(values, -1, 0) if values.ndim == 3 else values.reshape(1, 1, -1)
-    return {"name": type(layer).__name__, "shape": values.shape, "maps": _from_minus_one_to_one(maps)}
+    return {"name": type(layer).__name__, "shape": values.shape, "maps": _from_minus_one_to_one(maps)[:MAX_MAPS]}
 
 
 def _from_minus_one_to_one(values):
-    return numpy.round(values / max(float(numpy.abs(values).max()), 1e-9), 3).tolist()
+    values = values.astype(float)  # because those of float32 would have all their digits in JSON
+    return numpy.round(values / max(numpy.abs(values).max(), 1e-9), 2).tolist()
 
 
 class RequestError(ValueError):
@@ -262,9 +264,7 @@ def main():
         except (xpnet.errors.XpnetError, OSError) as error:
             sys.exit(f"draw_digit.py: {error}")
         server.answers = application(classifier)
-        server.on_entry = lambda: print(
-            f"A browser has opened it. A link for one more: {server.new_link()}", flush=True
-        )
+        server.on_entry = lambda: print(f"A browser has opened it. A link for another: {server.new_link()}", flush=True)
         link = server.new_link()
         print(f"test accuracy {classifier.accuracy:.4f}; draw at {link}, stop with Ctrl-C", flush=True)
         if server.is_shared:

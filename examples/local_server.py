@@ -78,6 +78,13 @@ class LocalServer(waitress.server.TcpWSGIServer):
             self._token = secrets.token_urlsafe()
             return f"{page}?token={self._token}"
 
+    def bind_server_socket(self):
+        try:
+            super().bind_server_socket()
+        except OSError:
+            self._close_all()
+            raise
+
     def serve_forever(self):
         """Answer requests until `shutdown` or Ctrl-C."""
         try:

@@ -64,7 +64,7 @@ def arrays(strokes, scale=1.0, shift=(0.0, 0.0)):
 
 @pytest.mark.parametrize("digit", DIGITS)
 def test_a_drawing_is_scaled_and_centered_like_mnist(example, digit):
-    image = example.as_digit(arrays(DIGITS[digit]))
+    image, _ = example.as_digit(arrays(DIGITS[digit]))
     assert image.shape == (28, 28) and image.dtype == np.uint8 and image.max() == 255
     rows, columns = np.flatnonzero(image.any(axis=1)), np.flatnonzero(image.any(axis=0))
     height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
@@ -76,22 +76,33 @@ def test_a_drawing_is_scaled_and_centered_like_mnist(example, digit):
 
 def test_size_and_position_of_the_drawing_do_not_matter(example):
     for strokes in DIGITS.values():
-        large = example.as_digit(arrays(strokes)).astype(int)
-        small = example.as_digit(arrays(strokes, 0.4, (0.5, 0.1))).astype(int)
-        assert np.abs(large - small).max() <= 1
+        large, _ = example.as_digit(arrays(strokes))
+        small, _ = example.as_digit(arrays(strokes, 0.4, (0.5, 0.1)))
+        assert np.abs(large.astype(int) - small.astype(int)).max() <= 1
 
 
 def test_empty_drawings_and_dots_work_and_the_order_of_strokes_does_not_matter(example):
-    assert not example.as_digit([]).any() and not example.as_digit([np.zeros((0, 2))]).any()
-    dot = example.as_digit([np.array([[0.9, 0.1]])])
+    assert not example.as_digit([])[0].any() and not example.as_digit([np.zeros((0, 2))])[0].any()
+    dot, _ = example.as_digit([np.array([[0.9, 0.1]])])
     assert dot[13:15, 13:15].min() > 250 and (dot > 0).sum() < 25
     strokes = arrays(DIGITS[4])
-    np.testing.assert_array_equal(example.as_digit(strokes), example.as_digit([s[::-1] for s in strokes[::-1]]))
+    reverse = [s[::-1] for s in strokes[::-1]]
+    np.testing.assert_array_equal(example.as_digit(strokes)[0], example.as_digit(reverse)[0])
 
 
 def test_small_digits_count_pixels(example):
-    image = example.as_small_digit(arrays(DIGITS[0]))
+    image, _ = example.as_small_digit(arrays(DIGITS[0]))
     assert image.shape == (8, 8) and image.max() <= 16 and image[3:5, 3:5].max() < image.max()
+
+
+@pytest.mark.parametrize("digit", DIGITS)
+@pytest.mark.parametrize("render", ["as_digit", "as_small_digit"])
+def test_the_frame_tells_which_pixel_shows_a_point_of_the_drawing(example, render, digit):
+    for strokes in (arrays(DIGITS[digit]), arrays(DIGITS[digit], 0.4, (0.5, 0.1))):
+        image, (left, top, side) = getattr(example, render)(strokes)
+        pixels = ((np.concatenate(strokes) - (left, top)) / side * len(image)).astype(int)
+        inside = pixels[((pixels >= 0) & (pixels < len(image))).all(axis=1)]  # 8 × 8 pixels may cut an end off
+        assert len(inside) >= 0.6 * len(pixels) and image[inside[:, 1], inside[:, 0]].min() > 0
 
 
 # The server -----------------------------------------------------------------------------------------------------------
@@ -142,6 +153,44 @@ def test_a_drawing_is_classified(port, classifier):
     assert sum(result["probabilities"]) == pytest.approx(1.0)
     assert np.array(result["pixels"]).shape == (8, 8)
     assert [layer["name"] for layer in result["layers"]] == ["Dense", "ReLU", "Dense"]
+
+
+def test_all_layers_that_compute_something_are_shown(example, classifier):
+    model = importlib.import_module("mnist").build_cnn((8, 8), "cpu", 0, 16)
+    shown = example.Classifier(model, classifier.task).classify(classifier.task.test.x[0])["layers"]
+    assert [layer["name"] for layer in shown] == [*["Conv2D", "MaxPool2D", "BatchNorm", "ReLU"] * 2, "Dense"]
+    outputs = model.activations(classifier.task.test.x[:1])
+    for layer, values in zip(shown[:2], [outputs["2"][0], outputs["3"][0]], strict=True):
+        maps = np.moveaxis(values, -1, 0) / np.abs(values).max()
+        np.testing.assert_allclose(layer["maps"], maps, atol=0.006)
+
+
+def test_many_maps_are_not_all_sent(example, classifier):
+    model = xpnet.Sequential(
+        [layers.Reshape((8, 8, 1)), layers.Conv2D(100, 1), layers.Flatten(), layers.Dense(10)], (8, 8)
+    )
+    shown = example.Classifier(model, classifier.task).classify(classifier.task.test.x[0])["layers"]
+    assert shown[0]["shape"] == (8, 8, 100) and np.shape(shown[0]["maps"]) == (64, 8, 8)
+
+
+def test_the_saliency_is_the_gradient_of_the_score_of_the_prediction(port, classifier):
+    for method, path, body in (("POST", "/classify", json.dumps({"strokes": DIGITS[4]})), ("GET", "/test/3", None)):
+        plain = json.loads(request(port, method, path, body)[1])
+        result = json.loads(request(port, method, f"{path}?saliency", body)[1])
+        saliency = np.array(result.pop("saliency"))
+        assert result == plain and len(result["frame"]) == 3
+        x = np.array([result["pixels"]]) * classifier.task.largest_pixel
+        gradient = xpnet.attribution.saliency(classifier.model, x, int(np.argmax(result["probabilities"])))[0]
+        np.testing.assert_allclose(saliency, gradient / np.abs(gradient).max(), atol=0.006)
+
+
+@pytest.mark.parametrize(("last", "largest"), [([layers.Softmax()], 1.0), ([layers.ReLU()], 0.0)])
+def test_the_saliency_of_any_loaded_model_is_drawn(example, classifier, last, largest):
+    model = xpnet.Sequential([layers.Flatten(), layers.Dense(10), *last], (8, 8), "cpu")
+    if not largest:
+        model.parameters[1].value[:] = -1e3  # no ReLU is active
+    result = example.Classifier(model, classifier.task).classify(classifier.task.test.x[0], saliency=True)
+    assert np.abs(result["saliency"]).max() == largest
 
 
 def test_mistakes_are_test_images_with_a_wrong_prediction(port, classifier):
@@ -264,6 +313,170 @@ def test_only_requests_for_this_machine_are_answered(port):
     assert request(port, "GET", "/", Host=f"localhost:{port}")[0] == 200
     for host in ("example.org", f"example.org:{port}", "127.0.0.1", ""):
         assert request(port, "GET", "/model", Host=host)[0] in (400, 403)
+
+
+# Other devices --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shared(example, classifier):
+    """A server for the whole network."""
+    with example.make_local_server(classifier, host="0.0.0.0") as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def answer(port, path, method="GET", body=None, **headers):
+    """(status, headers, content) of the answer."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        return response.status, response.headers, response.read()
+
+
+def path_of(link):
+    """The path with the token of a link."""
+    return "/" + link.partition("//")[2].partition("/")[2]
+
+
+def test_without_a_link_nothing_of_a_shared_server_can_be_read(shared):
+    shared.new_link()
+    for path in ("/", "/model", "/script.js", "/test/1", "/?token=", "/?token=None", "/?token=" + "x" * 43, "/nothing"):
+        status, headers, content = answer(shared.server_port, path)
+        assert status == 403 and "Set-Cookie" not in headers and b"Open the link" in content
+    assert answer(shared.server_port, "/classify", "POST", json.dumps({"strokes": DIGITS[0]}))[0] == 403
+
+
+def test_a_link_works_once_and_gives_its_browser_a_cookie(shared):
+    port, path = shared.server_port, path_of(shared.new_link())
+    for wrong in (path[:-1], path + "x", path + "&a=b", "/model" + path[1:], path.replace("?", "?&")):
+        assert answer(port, wrong)[0] == 403  # and the link still works
+    assert answer(port, path, "HEAD")[0] == 403
+    status, headers, content = answer(port, path)
+    assert status == 200 and b"Draw a digit" in content
+    cookie, *attributes = headers["Set-Cookie"].split("; ")
+    assert set(attributes) == {"Path=/", "HttpOnly", "SameSite=Strict"} and len(cookie.partition("=")[2]) >= 43
+    assert answer(port, path)[0] == 403  # of another browser
+    assert answer(port, path, Cookie=cookie)[0] == 200  # of the same browser, which loads the page again
+    body = json.dumps({"strokes": DIGITS[0]})
+    for header in (cookie, f"a=b; {cookie}; c", f"{cookie.partition('=')[0]}=x;{cookie}"):
+        assert answer(port, "/classify", "POST", body, Cookie=header)[0] == 200
+    for header in ("", cookie[:-1], cookie + "x", cookie.replace("=", "x="), cookie.partition("=")[2], "\xe9=\xff; ="):
+        assert answer(port, "/classify", "POST", body, Cookie=header.encode("latin-1"))[0] == 403
+    assert "Set-Cookie" not in answer(port, "/model", Cookie=cookie)[1]
+
+
+def test_of_browsers_that_open_a_link_at_once_one_is_answered(shared):
+    for _ in range(5):
+        path, start, statuses = path_of(shared.new_link()), threading.Barrier(8), []
+
+        def visit(path=path, start=start, statuses=statuses):
+            start.wait(10)
+            statuses.append(answer(shared.server_port, path)[0])
+
+        threads = [threading.Thread(target=visit) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(statuses) == [200] + [403] * 7
+
+
+def test_a_new_link_ends_the_one_before_and_a_visit_is_reported(shared):
+    visits, first, second = [], shared.new_link(), shared.new_link()
+    shared.on_entry = lambda: visits.append(shared.new_link())
+    assert answer(shared.server_port, path_of(first))[0] == 403 and not visits
+    assert answer(shared.server_port, path_of(second))[0] == 200 and len(visits) == 1
+    assert answer(shared.server_port, path_of(visits[0]))[0] == 200 and len(set(visits)) == 2
+
+
+def test_a_shared_server_answers_only_to_addresses_of_its_machine_and_to_its_own_pages(shared):
+    port = shared.server_port
+    cookie = answer(port, path_of(shared.new_link()))[1]["Set-Cookie"].partition(";")[0]
+    for host in (f"127.0.0.1:{port}", f"LocalHost:{port}"):
+        assert answer(port, "/model", Host=host, Cookie=cookie)[0] == 200
+        assert answer(port, "/model", Host=host, Cookie=cookie, Origin=f"http://{host.lower()}")[0] == 200
+    for host in (
+        "example.org",
+        f"example.org:{port}",
+        "127.0.0.1",
+        f"0.0.0.0:{port}",
+        f"192.0.2.77:{port}",
+        f":{port}",
+    ):
+        status, _, content = answer(port, "/model", Host=host, Cookie=cookie)
+        assert status == 403 and b"its own addresses" in content
+    link = shared.new_link()  # which another name does not use up
+    assert answer(port, path_of(link), Host=f"example.org:{port}")[0] == 403
+    assert answer(port, path_of(link))[0] == 200
+    for origin in ("null", "http://example.org", f"https://127.0.0.1:{port}", f"http://192.0.2.77:{port}", ""):
+        assert answer(port, "/model", Cookie=cookie, Origin=origin)[0] == 403
+
+
+def test_the_link_of_a_shared_server_leads_to_the_address_of_the_machine(shared):
+    host, _, path = shared.new_link().removeprefix("http://").partition("/")
+    assert host.endswith(f":{shared.server_port}") and host != f"0.0.0.0:{shared.server_port}"
+    with contextlib.closing(http.client.HTTPConnection(host, timeout=10)) as connection:
+        connection.request("GET", f"/{path}", headers={"Origin": f"http://{host}"})
+        response = connection.getresponse()
+        assert response.status == 200 and b"Draw a digit" in response.read()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.2", "::1"])
+def test_a_server_for_this_machine_needs_no_token(example, classifier, host):
+    try:
+        server = example.make_local_server(classifier, host=host)
+    except OSError as error:
+        pytest.skip(f"{host} is not an address of this machine: {error}")
+    with server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        link = server.new_link()
+        assert not server.is_shared and link.endswith(f":{server.server_port}/") and link == server.new_link()
+        with contextlib.closing(http.client.HTTPConnection(link[7:-1], timeout=10)) as connection:
+            connection.request("GET", "/model")
+            response = connection.getresponse()
+            assert response.status == 200 and "Set-Cookie" not in response.headers
+        server.shutdown()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
+def test_the_program_warns_of_the_network_and_prints_a_link(example, classifier, host, monkeypatch, capsys):
+    opened, served = [], []
+
+    def serve_once(server):
+        served.append(server)
+        server.on_entry()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(example, "make_classifier", lambda *_: classifier)
+    monkeypatch.setattr(example.webbrowser, "open", opened.append)
+    monkeypatch.setattr(example.LocalServer, "serve_forever", serve_once)
+    monkeypatch.setattr(sys, "argv", ["draw_digit.py", "--host", host])
+    example.main()
+    (server,), text = served, capsys.readouterr().out
+    tokens = {word for word in text.split() if "?token=" in word}
+    if host == "127.0.0.1":
+        assert opened == [server.new_link()] and opened[0] in text and not tokens and "Warning" not in text
+    else:
+        assert not opened and len(tokens) == 2 and "Warning: every device that can reach this machine" in text
+
+
+def test_a_host_or_port_that_cannot_be_used_is_an_error_before_the_training(example, monkeypatch):
+    monkeypatch.setattr(example, "make_classifier", None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for options, part in (
+            (["--host", "no such host"], "'no such host' is not a name or an address of this machine"),
+            (["--host", ""], "'' is not a name or an address"),
+            (["--host", "203.0.113.9"], "at 203.0.113.9, port 0: "),
+            (["--port", port], f"at 127.0.0.1, port {port}: "),
+            (["--port", "65536"], "2"),
+        ):
+            monkeypatch.setattr(sys, "argv", ["draw_digit.py", *options])
+            with pytest.raises(SystemExit) as caught:
+                example.main()
+            assert part in str(caught.value)
 
 
 def test_activations_returns_the_outputs_of_the_layers(backend, rng):
