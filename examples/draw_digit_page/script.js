@@ -26,9 +26,13 @@ function redraw() {
   pen.lineWidth = size * 0.055;
   pen.lineCap = pen.lineJoin = "round";
   for (const points of strokes) {
+    const [first, ...others] = points.map(([x, y]) => [x * size, y * size]);
     pen.beginPath();
-    pen.moveTo(points[0][0] * size, points[0][1] * size);
-    for (const [x, y] of points) pen.lineTo(x * size, y * size);
+    pen.arc(...first, pen.lineWidth / 2, 0, 2 * Math.PI); // a dot, because a line without a length is not drawn
+    pen.fill();
+    pen.beginPath();
+    pen.moveTo(...first);
+    for (const point of others) pen.lineTo(...point);
     pen.stroke();
   }
   const side = size / (testImage?.length ?? 1);

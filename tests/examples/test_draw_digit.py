@@ -543,6 +543,180 @@ def test_small_digits_drawn_in_a_browser_are_classified_correctly(page, port, cl
     expect_prediction(page, "nothing yet")
 
 
+def inked(page, canvas):
+    """The number of pixels of a canvas that something is drawn on."""
+    code = (
+        "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 === 3 && v).length"
+    )
+    return page.locator(canvas).evaluate(code)
+
+
+@pytest.mark.slow
+def test_the_hint_is_shown_while_nothing_is_drawn(page, port):
+    page.goto(f"http://127.0.0.1:{port}/")
+    assert page.get_by_text("Draw here").is_visible()
+    box = page.locator("#paper").bounding_box()
+    page.mouse.move(box["x"] + 50, box["y"] + 50)
+    page.mouse.down(button="right")  # which does not draw
+    page.mouse.up(button="right")
+    assert page.get_by_text("Draw here").is_visible()
+    for button in ("Clear", "Undo"):
+        page.mouse.move(box["x"] + 50, box["y"] + 50)
+        page.mouse.down()
+        assert page.get_by_text("Draw here").is_hidden() and inked(page, "#paper") > 100
+        page.mouse.up()
+        page.get_by_role("button", name=button).click()
+        assert page.get_by_text("Draw here").is_visible() and inked(page, "#paper") == 0
+    page.locator("#mistakes button").first.click()
+    assert page.get_by_text("Draw here").is_hidden() and inked(page, "#paper") > 100
+    page.get_by_role("button", name="Clear").click()
+    expect_prediction(page, "nothing yet")
+    assert page.get_by_text("Draw here").is_visible() and inked(page, "#paper") == 0
+
+
+@pytest.mark.slow
+def test_the_keyboard_draws(page, port):
+    page.goto(f"http://127.0.0.1:{port}/")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "paper" and page.locator("#pencil").is_visible()
+    page.keyboard.press("ArrowUp")
+    assert inked(page, "#paper") == 0
+    for key in ("Space", *["ArrowDown"] * 20, "Space"):
+        page.keyboard.press(key)
+    expect_prediction(page, "1")
+    page.keyboard.press("Backspace")
+    expect_prediction(page, "nothing yet")
+    page.keyboard.press("Space")
+    page.keyboard.down("ArrowUp")
+    for _ in range(5):
+        page.keyboard.press("ArrowLeft")  # both keys are held
+    page.keyboard.up("ArrowUp")
+    (points,) = page.evaluate("strokes")
+    moved = np.diff(points, axis=0)
+    np.testing.assert_allclose(moved[1:], [[-0.025, -0.025]] * 5, atol=1e-6)
+    page.keyboard.press("Tab")  # leaves, and lifts the pen
+    assert page.locator("#pencil").is_hidden() and page.evaluate("stroke") is None
+
+
+def touch(session, kind, *points):
+    points = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]
+    session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+
+@pytest.mark.slow
+def test_a_finger_draws_and_a_second_one_does_not(page, port):
+    page = page.context.browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True).new_page()
+    page.goto(f"http://127.0.0.1:{port}/")
+    session, box = page.context.new_cdp_session(page), page.locator("#paper").bounding_box()
+    x, top, bottom = box["x"] + box["width"] / 2, box["y"] + 40, box["y"] + box["height"] - 40
+    touch(session, "touchStart", (x, top))
+    for i in range(1, 11):
+        touch(session, "touchMove", (x, top + i * (bottom - top) / 10), *[(box["x"] + 20, top + i)] * (i > 2))
+    touch(session, "touchEnd")
+    expect_prediction(page, "1")
+    (points,) = page.evaluate("strokes")
+    np.testing.assert_allclose(np.array(points)[:, 0], 0.5, atol=0.01)
+    assert page.evaluate("scrollY") == 0
+
+
+@pytest.mark.slow
+def test_the_switch_shows_what_the_network_looks_at_while_one_draws(page, port):
+    page.goto(f"http://127.0.0.1:{port}/")
+    switch = page.get_by_role("switch", name="Show what the network looks at")
+    switch.check()
+    assert page.get_by_text("More ink here would lower it.").is_visible() and inked(page, "#overlay") == 0
+    box = page.locator("#paper").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 400, steps=10)
+    page.wait_for_function("() => latest?.saliency && latest.probabilities")
+    assert inked(page, "#overlay") > 10_000  # before the pen is lifted
+    page.mouse.up()
+    expect_prediction(page, "1")
+    switch.uncheck()
+    assert inked(page, "#overlay") == 0
+    page.wait_for_function("() => latest && !latest.saliency")
+    page.locator("#mistakes button").first.click()
+    switch.check()
+    page.wait_for_function("() => latest?.saliency")
+    assert inked(page, "#overlay") > 10_000
+    page.get_by_role("button", name="Clear").click()
+    assert inked(page, "#overlay") == 0
+
+
+@pytest.mark.slow
+def test_one_request_runs_at_a_time_and_a_late_response_is_not_shown(page, port):
+    page.goto(f"http://127.0.0.1:{port}/")
+    held = []
+    page.route("**/classify", lambda route: held.append(route))
+    draw(page, [*DIGITS[4], *DIGITS[1]])
+    page.wait_for_timeout(300)
+    assert len(held) == 1
+    held.pop().continue_()
+    page.wait_for_timeout(300)
+    assert len(held) == 1 and len(json.loads(held[0].request.post_data)["strokes"]) == 3  # all that was drawn meanwhile
+    page.get_by_role("button", name="Clear").click()
+    held.pop().continue_()
+    page.wait_for_timeout(300)
+    assert page.locator("#prediction").inner_text() == "nothing yet" and not held
+
+
+@pytest.mark.slow
+def test_errors_are_told_in_words(page, port):
+    page.goto(f"http://127.0.0.1:{port}/")
+    alert = page.get_by_role("alert")
+    for part, answer in (
+        ("The program does not answer.", lambda route: route.abort()),
+        ("Look for errors where draw_digit.py runs.", lambda route: route.fulfill(status=500, body="Traceback")),
+        ("Look for errors where draw_digit.py runs.", lambda route: route.fulfill(status=200, body="{")),
+    ):
+        page.route("**/classify", answer)
+        draw(page, [[(0.4, 0.4)]])
+        alert.filter(has_text=part).wait_for(timeout=2000)
+        page.unroute("**/classify")
+        page.get_by_role("button", name="Undo").click()
+        draw(page, DIGITS[1])
+        alert.wait_for(state="hidden", timeout=2000)
+        page.get_by_role("button", name="Clear").click()
+    page.evaluate("strokes = [Array(20001).fill([0.5, 0.5])]; classify()")
+    alert.filter(has_text="a drawing must have at most 20000 points.").wait_for(timeout=2000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1360, 390, 320])
+def test_the_page_fits_the_window_and_its_buttons_fit_a_finger(page, port, width, scheme):
+    page.set_viewport_size({"width": width, "height": 844})
+    page.emulate_media(color_scheme=scheme)
+    page.goto(f"http://127.0.0.1:{port}/")
+    page.get_by_role("switch").check()
+    draw(page, DIGITS[2])
+    expect_prediction(page, "2")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for control in page.locator("button, .switch").all():
+        box = control.bounding_box()
+        assert box["width"] >= 44 and box["height"] >= 44
+    ground, ink = page.evaluate(
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+    )
+    assert (ground == "rgb(18, 23, 29)") == (scheme == "dark") == (ink == "rgb(238, 241, 244)")
+
+
+@pytest.mark.slow
+def test_a_browser_opens_a_link_once(page, shared):
+    link = f"http://127.0.0.1:{shared.server_port}{path_of(shared.new_link())}"
+    page.goto(link)
+    draw(page, DIGITS[1])
+    expect_prediction(page, "1")
+    assert page.url == f"http://127.0.0.1:{shared.server_port}/"  # the token is not left in the address bar
+    page.reload()
+    assert page.get_by_text("Draw here").is_visible()
+    assert page.evaluate("document.cookie") == ""
+    other = page.context.browser.new_context().new_page()
+    assert other.goto(link).status == 403 and "Open the link" in other.inner_text("body")
+    assert other.goto(page.url).status == 403
+
+
 @pytest.mark.slow
 @pytest.mark.mnist
 def test_digits_drawn_in_a_browser_are_classified_correctly(page, example):
@@ -553,7 +727,7 @@ def test_digits_drawn_in_a_browser_are_classified_correctly(page, example):
     for digit, strokes in DIGITS.items():
         draw(page, strokes)
         expect_prediction(page, str(digit))
-        assert page.locator(".layer").count() == 5 and page.locator(".maps canvas").count() > 90
+        assert page.locator(".layer").count() == 9 and page.locator(".maps canvas").count() > 90
         page.click("#clear")
         expect_prediction(page, "nothing yet")
     next(serving, None)
