@@ -216,12 +216,12 @@ def make_local_server(classifier, port=0, host="127.0.0.1"):
 
 def make_classifier(model_name, load, data_dir, backend, epochs):
     """A classifier with a model from the file `load`, or else with a newly trained model."""
-    task = mnist.load_task("mnist", data_dir)
     if load:
         model = xpnet.load(load, backend)
-        if model.input_shape[:2] == (8, 8):
-            task = mnist.digits_task()
+        small = model.input_shape[:2] == (8, 8)
+        task = mnist.digits_task() if small else mnist.load_task("mnist", data_dir)
     else:
+        task = mnist.load_task("mnist", data_dir)
         recipe = mnist.recipe_for(task, model_name, epochs)
         model = recipe.build(task.train.x.shape[1:], backend, 0, task.largest_pixel)
         print(f"training on {task.name} …", flush=True)
@@ -266,7 +266,7 @@ def main():
         server.answers = application(classifier)
         server.on_entry = lambda: print(f"A browser has opened it. A link for another: {server.new_link()}", flush=True)
         link = server.new_link()
-        print(f"test accuracy {classifier.accuracy:.4f}; draw at {link}, stop with Ctrl-C", flush=True)
+        print(f"test accuracy {classifier.accuracy:.4f}; stop with Ctrl-C; draw at {link}", flush=True)
         if server.is_shared:
             print(SHARED, flush=True)
         elif not options.no_browser:
