@@ -273,7 +273,7 @@ const NOTES = {
   Residual: "Adds what its inner layers compute to what it was given.",
   Dense: "Weighs all numbers of the layer before it and adds them up, once for each neuron.",
 };
-const SCORES = "The last layer gives the scores of the digits 0 to 9. The largest wins, and all ten become the probabilities.";
+const SCORES = "The last layer gives the scores of the digits 0 to 9. The largest wins; all ten become the probabilities.";
 
 /** A layer. The first one of each kind is explained. */
 function layer({ name, shape, maps }, index, all) {
@@ -294,7 +294,7 @@ function layer({ name, shape, maps }, index, all) {
   if (isLast) {
     const digits = document.createElement("div");
     digits.className = "digits";
-    digits.append(...maps[0][0].map((_, digit) => Object.assign(document.createElement("span"), { textContent: digit })));
+    digits.innerHTML = maps[0][0].map((_, digit) => `<span>${digit}</span>`).join("");
     box.append(digits);
   }
   return box;
@@ -320,8 +320,9 @@ async function showModel() {
   show(null);
   const model = await answer("model");
   if (!model) return;
+  const accuracy = `${(100 * model.accuracy).toFixed(2)}\u00a0%`;
   byId("about").textContent =
-    `This network was trained on ${model.data}. It reads ${(100 * model.accuracy).toFixed(2)}\u00a0% of the test images right.`;
+    `This network was trained on images of ${model.data}. It reads ${accuracy} of the test images right.`;
   for (const { index, label, prediction, pixels } of model.mistakes) {
     const button = document.createElement("button");
     button.type = "button";

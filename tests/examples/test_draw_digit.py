@@ -440,6 +440,13 @@ def test_a_server_for_this_machine_needs_no_token(example, classifier, host):
         server.shutdown()
 
 
+def test_a_model_of_small_digits_is_loaded_without_mnist(example, classifier, monkeypatch, tmp_path):
+    monkeypatch.setattr(example.mnist, "load_task", None)
+    classifier.model.save(tmp_path / "small.safetensors")
+    loaded = example.make_classifier("cnn", tmp_path / "small.safetensors", None, "cpu", None)
+    assert loaded.task.name == "digits" and loaded.accuracy == classifier.accuracy
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
 def test_the_program_warns_of_the_network_and_prints_a_link(example, classifier, host, monkeypatch, capsys):
     opened, served = [], []
