@@ -367,8 +367,11 @@ def test_a_link_works_once_and_gives_its_browser_a_cookie(shared):
     assert "Set-Cookie" not in answer(port, "/model", Cookie=cookie)[1]
 
 
-def test_of_browsers_that_open_a_link_at_once_one_is_answered(shared):
-    for _ in range(5):
+def test_of_browsers_that_open_a_link_at_once_one_is_answered(shared, monkeypatch):
+    module = importlib.import_module("local_server")
+    equal = module._equal
+    monkeypatch.setattr(module, "_equal", lambda *texts: (equal(*texts), time.sleep(0.01))[0])  # others compare meanwhile
+    for _ in range(2):
         path, start, statuses = path_of(shared.new_link()), threading.Barrier(8), []
 
         def visit(path=path, start=start, statuses=statuses):
