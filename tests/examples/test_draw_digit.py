@@ -370,7 +370,7 @@ def test_a_link_works_once_and_gives_its_browser_a_cookie(shared):
 def test_of_browsers_that_open_a_link_at_once_one_is_answered(shared, monkeypatch):
     module = importlib.import_module("local_server")
     equal = module._equal
-    monkeypatch.setattr(module, "_equal", lambda *texts: (equal(*texts), time.sleep(0.01))[0])  # others compare meanwhile
+    monkeypatch.setattr(module, "_equal", lambda *texts: (equal(*texts), time.sleep(0.01))[0])  # so that they meet
     for _ in range(2):
         path, start, statuses = path_of(shared.new_link()), threading.Barrier(8), []
 
