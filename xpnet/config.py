@@ -100,8 +100,8 @@ def _calling_base(init: Callable[..., None]) -> Callable[..., None]:
         missing = [name for name in arguments if not _has(self, name)]
         if missing:
             raise ArgumentTypeError(
-                f"{type(self).__name__}: its constructor must call super().__init__({', '.join(arguments)}), which sets "
-                f"{', '.join(missing)}."
+                f"{type(self).__name__}: its constructor must call super().__init__({', '.join(arguments)}), which "
+                f"sets {', '.join(missing)}."
             )
 
     return wrapper
