@@ -145,7 +145,8 @@ def browser(session: nox.Session) -> None:
 def notebook(session: nox.Session) -> None:
     """Run the notebooks of docs/, and test what a real Jupyter kernel shows, with and without ipywidgets."""
     session.install(".[dev,notebooks]", "ipywidgets")
-    session.run("pytest", "tests/display/test_notebook.py", "tests/docs/test_notebooks.py", *session.posargs)
+    session.run("pytest", "tests/display/test_notebook.py", "tests/docs/test_notebooks.py",
+                "tests/plots/test_notebook.py", *session.posargs)  # fmt: skip
 
 
 @nox.session

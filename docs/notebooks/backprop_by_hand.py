@@ -6,7 +6,6 @@
 # formula, then with xpnet. At the end you write two backward passes.
 
 # %%
-# %matplotlib inline
 import matplotlib.pyplot as plt
 import numpy as np
 from exercises import grade
@@ -119,7 +118,7 @@ explained
 # In the picture, each line has its weight and, after ∂, its gradient.
 
 # %%
-plots.network(model, explanation=explained).figure
+plots.network(model, explanation=explained)
 
 # %% [markdown]
 # The gradients of the first layer are small compared with ∂L/∂y = −0.95. Each sigmoid
@@ -131,7 +130,7 @@ plots.network(model, explanation=explained).figure
 slope = explained["1"].local[0, 0]
 print(f"slope of the hidden sigmoids: {slope:.4f}")
 assert abs(slope - 0.045) < 5e-4
-plots.activation(layers.Sigmoid()).figure
+plots.activation(layers.Sigmoid())
 
 # %% [markdown]
 # ## Learn

@@ -6,7 +6,6 @@
 # pictures, the gradient, and what a trained one has learned.
 
 # %%
-# %matplotlib inline
 import matplotlib.pyplot as plt
 import numpy as np
 from exercises import grade
@@ -198,7 +197,7 @@ model.fit(
 accuracy = model.evaluate(images[test], labels[test])["accuracy"]
 print(f"test accuracy {accuracy:.3f}")
 assert accuracy > 0.95
-plots.filters(model)[0, 0].figure
+plots.filters(model)
 
 # %% [markdown]
 # The outputs of the eight kernels for one digit, after the ReLU. Some answer to
@@ -206,7 +205,7 @@ plots.filters(model)[0, 0].figure
 
 # %%
 found = model.activations(images[:1])["2"][0]
-plots.image_grid(np.moveaxis(found, -1, 0), titles=range(8))[0, 0].figure
+plots.image_grid(np.moveaxis(found, -1, 0), titles=range(8))
 
 # %% [markdown]
 # Which pixels does the decision depend on? The downstream gradient of the first layer

@@ -7,7 +7,6 @@
 # missing.
 
 # %%
-# %matplotlib inline
 import time
 
 import numpy as np
@@ -99,7 +98,7 @@ for device, (_, history, seconds) in runs.items():
     print(f"{device}: loss {loss:.6f}, test accuracy {accuracy:.3f}, {seconds:.1f} s")
 
 # %%
-plots.curves({device: history for device, (_, history, _) in runs.items()}).figure
+plots.curves({device: history for device, (_, history, _) in runs.items()})
 
 # %% [markdown]
 # How far apart are the devices? (The time for so small a network says little about a

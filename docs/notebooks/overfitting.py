@@ -6,7 +6,6 @@
 # compare five cures.
 
 # %%
-# %matplotlib inline
 import matplotlib.pyplot as plt
 import numpy as np
 from exercises import grade
@@ -83,6 +82,9 @@ assert best - last > 0.05
 # errors. So always look at data that the network does not train on: the training loss
 # cannot tell.
 #
+# To watch such curves while a network trains, pass `callbacks=plots.LivePlot()` to
+# `fit`: a notebook then redraws them after each epoch.
+#
 # ## The cures
 #
 # - **Stop early**: keep the weights of the epoch with the lowest validation loss.
@@ -119,7 +121,7 @@ for name, (cured, options) in cures.items():
     print(f"{name:18s}{len(seen):6d}  {seen[-1]:8.3f} {accuracies[name]:6.3f}")
 
 # %%
-plots.curves(histories, "val_loss").figure
+plots.curves(histories, "val_loss")
 
 # %% [markdown]
 # Every cure helps. Look at the training accuracy too: without a cure it is 1, although

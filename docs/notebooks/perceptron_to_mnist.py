@@ -5,7 +5,6 @@
 # something that the step before cannot.
 
 # %%
-# %matplotlib inline
 import os
 import time
 
@@ -126,7 +125,7 @@ else:
     )
 size = x.shape[1:]
 print(f"{len(x)} images of {size} pixels for training, {len(x_test)} for testing")
-plots.image_grid(x[:16], titles=y[:16])[0, 0].figure
+plots.image_grid(x[:16], titles=y[:16])
 
 # %% [markdown]
 # Three networks, from the simplest to the best. The last layer of each returns ten
@@ -184,21 +183,21 @@ assert final[2] > max(final[:2])
 # weights everywhere, and are best by far.
 
 # %%
-plots.curves(histories, "val_accuracy").figure
+plots.curves(histories, "val_accuracy")
 
 # %% [markdown]
 # The weights of the first network are images, because there is one weight per pixel and
 # class: blue where ink speaks for the class, red where it speaks against it.
 
 # %%
-plots.filters(models["one layer"], size, columns=5)[0, 0].figure
+plots.filters(models["one layer"], size, columns=5)
 
 # %% [markdown]
 # Which digits does the best network confuse?
 
 # %%
 best = models["convolutions"]
-plots.confusion_matrix(y_true=y_test, y_pred=best.predict(x_test)).figure
+plots.confusion_matrix(y_true=y_test, y_pred=best.predict(x_test))
 
 # %%
 wrong = np.flatnonzero(best.predict(x_test).argmax(axis=1) != y_test)[:8]
@@ -206,7 +205,7 @@ guesses = best.predict(x_test[wrong]).argmax(axis=1)
 titles = [
     f"{label}, not {guess}" for label, guess in zip(y_test[wrong], guesses, strict=True)
 ]
-plots.image_grid(x_test[wrong], titles=titles)[0, 0].figure
+plots.image_grid(x_test[wrong], titles=titles)
 
 # %% [markdown]
 # ## Exercise: the slope of a ReLU

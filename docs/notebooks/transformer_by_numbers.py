@@ -7,7 +7,6 @@
 # transformer that has learned to reverse words.
 
 # %%
-# %matplotlib inline
 import matplotlib.pyplot as plt
 import numpy as np
 from exercises import grade
