@@ -144,7 +144,8 @@ def on_page_markdown(markdown, page, **_):
             return link[0]
         if not target.exists():
             raise PluginError(f"{page.file.src_path}: there is no {link[2]}")
-        return f"{link[1]} (`{target.relative_to(ROOT).as_posix()}`)"
+        path = f"`{target.relative_to(ROOT).as_posix()}`"
+        return path if link[1].strip("`").endswith(target.name) else f"{link[1]} ({path})"
 
     return re.sub(r"\[([^\]]+)\]\((?!\w+:)([^)#\s]+)[^)]*\)", resolved, markdown)
 
@@ -154,3 +155,6 @@ def on_post_page(output, **_):
     output = output.replace('role="dialog"', 'role="dialog" aria-label="Search"', 1)
     unnamed = '<nav class="md-nav" aria-label="'
     return output.replace(unnamed, f"{unnamed}Parts of ")
+
+
+on_post_template = on_post_page  # of 404.html, which is no page of ours
