@@ -74,7 +74,9 @@ def _add_notebook(files, config, path):
     body, resources = MarkdownExporter().from_notebook_node(
         notebook, {"output_files_dir": f"{name}_pictures"}
     )
-    body = body.replace("![png](", "![What the code above draws](")
+    body = re.sub(
+        r"!\[png\](?=\(\S+_(\d+)_\d+\.png\))", lambda link: _described(notebook, link), body
+    )
     title, _, rest = body.lstrip().partition("\n")
     about = (
         f"A notebook with its outputs. [Download it]({name}.ipynb), or open "
@@ -87,6 +89,16 @@ def _add_notebook(files, config, path):
         **resources["outputs"],
     }.items():
         files.append(File.generated(config, f"notebooks/{file}", content=content))
+
+
+def _described(notebook, link):
+    """The beginning of a link to a picture, with the `alt` of the cell that draws it, as in # %% alt="A line"."""
+    cell = notebook.cells[int(link[1])]
+    if "alt" not in cell.metadata:
+        raise PluginError(
+            f'a picture has no description. Begin its cell with # %% alt="…":\n{cell.source}'
+        )
+    return f"![{cell.metadata['alt']}]"
 
 
 def _add_reference(files, config):

@@ -117,7 +117,7 @@ explained
 # %% [markdown]
 # In the picture, each line has its weight and, after ∂, its gradient.
 
-# %%
+# %% alt="The network, with the value and the derivative of each weight and bias"
 plots.network(model, explanation=explained)
 
 # %% [markdown]
@@ -126,7 +126,7 @@ plots.network(model, explanation=explained)
 # hidden layer. In deep networks of sigmoids little is left: this is the *vanishing
 # gradient*.
 
-# %%
+# %% alt="The sigmoid and its derivative"
 slope = explained["1"].local[0, 0]
 print(f"slope of the hidden sigmoids: {slope:.4f}")
 assert abs(slope - 0.045) < 5e-4
@@ -148,7 +148,7 @@ for _ in range(200):
 print(f"loss {losses[0]:.4f} → {losses[-1]:.4f}, output {model.predict([x])[0, 0]:.3f}")
 assert losses[-1] < 0.01
 
-# %%
+# %% alt="The loss by training step"
 fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
 ax.plot(losses)
 ax.set(xlabel="step", ylabel="loss")

@@ -35,7 +35,7 @@ print(patch.round(2), "\ntimes the kernel, added up:", (patch * kernel).sum().ro
 # pixels.
 
 
-# %%
+# %% alt="A digit, and its vertical and horizontal edges"
 def convolve(image, kernel):
     height, width = (
         image.shape[0] - kernel.shape[0] + 1,
@@ -171,7 +171,7 @@ explained
 # Eight kernels, trained on three quarters of the digits. Nobody tells the network what
 # an edge is.
 
-# %%
+# %% alt="The filters of the trained layer, as blue and red images"
 test = np.arange(len(images)) % 4 == 0
 model = xpnet.Sequential(
     [
@@ -203,7 +203,7 @@ plots.filters(model)
 # The outputs of the eight kernels for one digit, after the ReLU. Some answer to
 # vertical strokes, some to horizontal ones, some to the ink itself.
 
-# %%
+# %% alt="The digit as each of the eight filters sees it"
 found = model.activations(images[:1])["2"][0]
 plots.image_grid(np.moveaxis(found, -1, 0), titles=range(8))
 
@@ -212,7 +212,7 @@ plots.image_grid(np.moveaxis(found, -1, 0), titles=range(8))
 # says how the loss changes with each pixel: where it is blue, more ink makes the loss
 # larger, and where it is red, smaller.
 
-# %%
+# %% alt="Six digits, and below each the gradient of the loss by its pixels"
 chosen = np.flatnonzero(test)[:6]
 explained = xpnet.explain(
     model, images[chosen], labels[chosen], "softmax_cross_entropy"

@@ -97,7 +97,7 @@ for device, (_, history, seconds) in runs.items():
     loss, accuracy = history["loss"][-1], history["val_accuracy"][-1]
     print(f"{device}: loss {loss:.6f}, test accuracy {accuracy:.3f}, {seconds:.1f} s")
 
-# %%
+# %% alt="The loss by epoch on each device"
 plots.curves({device: history for device, (_, history, _) in runs.items()})
 
 # %% [markdown]

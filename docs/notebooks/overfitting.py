@@ -35,7 +35,7 @@ print(f"{(y != labels[1397:1697]).sum()} of {len(y)} labels are wrong")
 # The network is larger than the task needs: 256 hidden neurons.
 
 
-# %%
+# %% alt="The training loss falls to 0, while the validation loss rises again"
 def network(hidden=256, before=(), after=()):
     """before, after: layers before and after the hidden one."""
     stack = [
@@ -120,7 +120,7 @@ for name, (cured, options) in cures.items():
     seen = histories[name]["accuracy"]
     print(f"{name:18s}{len(seen):6d}  {seen[-1]:8.3f} {accuracies[name]:6.3f}")
 
-# %%
+# %% alt="The validation loss by epoch, without a cure and with each of the five"
 plots.curves(histories, "val_loss")
 
 # %% [markdown]
