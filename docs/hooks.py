@@ -92,12 +92,11 @@ def _add_notebook(files, config, path):
 
 
 def _described(notebook, link):
-    """The beginning of a link to a picture, with the `alt` of the cell that draws it, as in # %% alt="A line"."""
+    """The beginning of a link to a picture, with the `alt` of its cell, as in # %% alt="A line"."""
     cell = notebook.cells[int(link[1])]
     if "alt" not in cell.metadata:
-        raise PluginError(
-            f'a picture has no description. Begin its cell with # %% alt="…":\n{cell.source}'
-        )
+        hint = 'Begin the cell with # %% alt="…"'
+        raise PluginError(f"a picture has no description. {hint}:\n{cell.source}")
     return f"![{cell.metadata['alt']}]"
 
 
