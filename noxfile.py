@@ -116,13 +116,20 @@ def parity(session: nox.Session) -> None:
                 "tests/datasets/test_tokens.py", *session.posargs)  # fmt: skip
 
 
+def install_atheris(session: nox.Session) -> bool:
+    """Install Atheris, the coverage-guided fuzzer, if it has a wheel for this Python and system."""
+    try:
+        session.install("--only-binary=atheris", "atheris>=3.0")
+    except nox.command.CommandFailed:
+        return False
+    return True
+
+
 @nox.session
 def fuzz(session: nox.Session) -> None:
     """Fuzz the readers of files, guided by coverage, for `--seconds 60` each; failing inputs go to `--findings`."""
     session.install(".[dev]")
-    try:
-        session.install("--only-binary=atheris", "atheris>=3.0")
-    except nox.command.CommandFailed:
+    if not install_atheris(session):
         session.skip("Atheris, the coverage-guided fuzzer, has no wheel for this Python and system")
     session.run("python", "-m", "reliability.coverage_fuzzing", *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
 
@@ -161,6 +168,7 @@ def notebook(session: nox.Session) -> None:
 def reliability(session: nox.Session) -> None:
     """Attack xpnet: wrong calls, altered files, faults, long runs. Write a table into docs/reliability.md."""
     session.install(".[dev]")
+    install_atheris(session)
     session.run("python", "-m", "reliability", "--write", "docs/reliability.md", *session.posargs,
                 env={"OPENBLAS_NUM_THREADS": "1"})  # fmt: skip
 

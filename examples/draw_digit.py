@@ -3,8 +3,9 @@
     python examples/draw_digit.py                        # trains a small convolutional network, then opens the page
     python examples/draw_digit.py --model mlp
     python examples/draw_digit.py --load digits.safetensors      # a model that `mnist.py --save` has written
+    python examples/draw_digit.py --host 0.0.0.0                 # also for a phone in the same network
 
-The server answers only to this machine. It needs bottle and waitress: pip install "xpnet[draw]"
+The server answers only to this machine, unless you pass --host. It needs bottle and waitress: pip install "xpnet[draw]"
 """
 
 import argparse
@@ -20,20 +21,25 @@ import numpy
 from local_server import LocalServer
 
 import xpnet
+from xpnet import attribution
 
 PAGE = Path(__file__).with_name("draw_digit_page")
 MAX_POINTS = 20_000  # of one drawing
+MAX_MAPS = 64  # of one layer
+SAME_NUMBERS = ("Rescale", "Reshape", "Flatten", "Dropout", "RandomAffine")  # layers whose outputs show nothing new
 
 
 def as_digit(strokes, size=28, ink=20.0, radius=1.2):
-    """Render strokes like a digit of MNIST (LeCun et al. 1998): a grayscale image (size, size) of uint8.
+    """Render strokes like a digit of MNIST (LeCun et al. 1998). Returns (image, frame).
 
     strokes: a list of arrays (points, 2) of x and y. The drawing is scaled to fit a square of `ink` pixels, with its
     proportions kept, and centered by its center of mass. Edges are antialiased. radius: of the pen, in pixels.
+
+    image: grayscale, (size, size) of uint8. frame: the square of the drawing that it shows, [left, top, side].
     """
     starts, ends = _segments(strokes)
     if not len(starts):
-        return numpy.zeros((size, size), numpy.uint8)
+        return numpy.zeros((size, size), numpy.uint8), [0.0, 0.0, 1.0]
     low, high = numpy.minimum(starts, ends).min(axis=0), numpy.maximum(starts, ends).max(axis=0)
     extent = max((high - low).max(), 0.1)  # at least 0.1, so that a dot stays small
     scale, middle = (ink - 2.0 * radius) / extent, (low + high) / 2.0
@@ -42,16 +48,18 @@ def as_digit(strokes, size=28, ink=20.0, radius=1.2):
     pixels = numpy.arange(size) + 0.5
     center = numpy.array([image.sum(axis=0) @ pixels, image.sum(axis=1) @ pixels]) / image.sum()
     shift = size / 2.0 - center
-    return numpy.round(255.0 * _ink(starts + shift, ends + shift, size, radius)).astype(numpy.uint8)
+    image = numpy.round(255.0 * _ink(starts + shift, ends + shift, size, radius)).astype(numpy.uint8)
+    return image, [*(middle - (shift + size / 2.0) / scale).tolist(), float(size / scale)]
 
 
 def as_small_digit(strokes):
     """Render strokes like the digits that ship with xpnet: (8, 8), the number of inked pixels in each 4×4 square.
 
-    Those digits fill their square and have a mean of 4.9; with this radius, drawings have about the same mean.
+    Those digits fill their square and have a mean of 4.9; with this radius, drawings have about the same mean. Returns
+    (image, frame), like `as_digit`.
     """
-    large = as_digit(strokes, size=32, ink=32.0, radius=3.0) >= 128
-    return large.reshape(8, 4, 8, 4).sum(axis=(1, 3)).astype(numpy.uint8)
+    large, frame = as_digit(strokes, size=32, ink=32.0, radius=3.0)
+    return (large >= 128).reshape(8, 4, 8, 4).sum(axis=(1, 3)).astype(numpy.uint8), frame
 
 
 def _segments(strokes):
@@ -102,27 +110,36 @@ class Classifier:
         """The pixels as lists of numbers from 0 for paper to 1 for ink."""
         return numpy.round(image / self.task.largest_pixel, 3).tolist()
 
-    def classify(self, image):
-        """The probability of each digit, the image, and the outputs of the layers."""
+    def classify(self, image, frame=(0.0, 0.0, 1.0), saliency=False):
+        """The probability of each digit, the image, the outputs of the layers and, if wanted, the saliency."""
         activations = self.model.activations(image[None])
         logits = list(activations.values())[-1][0]
         exponentials = numpy.exp(logits - logits.max())
-        return {
+        result = {
             "probabilities": (exponentials / exponentials.sum()).tolist(),
             "pixels": self.pixels(image),
+            "frame": frame,
             "layers": [
                 _feature_maps(self.model.layers[i], values[0])
                 for i, values in enumerate(activations.values())
-                if type(self.model.layers[i]).__name__ in ("ReLU", "MaxPool2D", "Dense", "Residual")
+                if type(self.model.layers[i]).__name__ not in SAME_NUMBERS
             ],
         }
+        if saliency:
+            gradient = attribution.saliency(self.model, image[None].astype(numpy.float32))[0]
+            result["saliency"] = _from_minus_one_to_one(gradient)
+        return result
 
 
 def _feature_maps(layer, values):
-    """The outputs of a layer, from -1 to 1: one map per channel, or one row."""
-    largest = max(float(numpy.abs(values).max()), 1e-9)
+    """The outputs of a layer, from -1 to 1: one map for each of the first channels, or one row."""
     maps = numpy.moveaxis(values, -1, 0) if values.ndim == 3 else values.reshape(1, 1, -1)
-    return {"name": type(layer).__name__, "shape": values.shape, "maps": numpy.round(maps / largest, 3).tolist()}
+    return {"name": type(layer).__name__, "shape": values.shape, "maps": _from_minus_one_to_one(maps)[:MAX_MAPS]}
+
+
+def _from_minus_one_to_one(values):
+    values = values.astype(float)  # because those of float32 would have all their digits in JSON
+    return numpy.round(values / max(numpy.abs(values).max(), 1e-9), 2).tolist()
 
 
 class RequestError(ValueError):
@@ -175,14 +192,14 @@ def application(classifier):
             strokes = strokes_of(bottle.request.environ["wsgi.input"].read())
         except RequestError as error:
             raise bottle.HTTPError(400, str(error)) from error
-        return classifier.classify(classifier.render(strokes))
+        return classifier.classify(*classifier.render(strokes), saliency="saliency" in bottle.request.query)
 
     @app.get("/test/<index:int>")
     def test(index):
         images = classifier.task.test.x
         if not 0 <= index < len(images):
             raise bottle.HTTPError(404, f"There are {len(images)} test images.")
-        return classifier.classify(images[index])
+        return classifier.classify(images[index], saliency="saliency" in bottle.request.query)
 
     def as_text(error):
         bottle.response.content_type = "text/plain; charset=utf-8"
@@ -192,24 +209,38 @@ def application(classifier):
     return app
 
 
-def make_local_server(classifier, port=0):
-    """A server at 127.0.0.1. Port 0 means a free port; its number is in `server_port`."""
-    return LocalServer(application(classifier), port)
+def make_local_server(classifier, port=0, host="127.0.0.1"):
+    """A server of the page. Port 0 means a free port; its number is in `server_port`."""
+    return LocalServer(application(classifier), port, host)
 
 
 def make_classifier(model_name, load, data_dir, backend, epochs):
     """A classifier with a model from the file `load`, or else with a newly trained model."""
-    task = mnist.load_task("mnist", data_dir)
     if load:
         model = xpnet.load(load, backend)
-        if model.input_shape[:2] == (8, 8):
-            task = mnist.digits_task()
+        small = model.input_shape[:2] == (8, 8)
+        task = mnist.digits_task() if small else mnist.load_task("mnist", data_dir)
     else:
+        task = mnist.load_task("mnist", data_dir)
         recipe = mnist.recipe_for(task, model_name, epochs)
         model = recipe.build(task.train.x.shape[1:], backend, 0, task.largest_pixel)
         print(f"training on {task.name} …", flush=True)
         mnist.train(model, *task.train, recipe)
     return Classifier(model, task)
+
+
+def port(text):
+    if not 0 <= (value := int(text)) < 2**16:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, not {text}")
+    return value
+
+
+HOST = "an address of this machine at which other devices may open the page, 0.0.0.0 for all (default: %(default)s)"
+SHARED = """
+Warning: every device that can reach this machine can connect to this port, such as all devices in the same Wi-Fi.
+Only a browser that has opened the link above can use the page; the link works once, also on a phone. The connection is
+not encrypted: others in the network may be able to read it, and to use the page with what they read. Do this only in a
+network whose users you trust."""
 
 
 def main():
@@ -219,18 +250,27 @@ def main():
     parser.add_argument("--epochs", type=mnist.positive(int), help="epochs of training (default: the model's recipe)")
     parser.add_argument("--data-dir", type=Path, help="a folder with the four files of MNIST")
     parser.add_argument("--backend", default="auto", help='"auto", "cpu", "gpu" or "gpu:1" (default: %(default)s)')
-    parser.add_argument("--port", type=int, default=0, help="the port of the server (default: a free one)")
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help=HOST)
+    parser.add_argument("--port", type=port, default=0, help="the port of the server (default: a free one)")
     parser.add_argument("--no-browser", action="store_true", help="print the address only")
     options = parser.parse_args()
     try:
-        classifier = make_classifier(options.model, options.load, options.data_dir, options.backend, options.epochs)
-    except (xpnet.errors.XpnetError, OSError) as error:
-        sys.exit(f"draw_digit.py: {error}")
-    with make_local_server(classifier, options.port) as server:
-        address = f"http://127.0.0.1:{server.server_port}/"
-        print(f"test accuracy {classifier.accuracy:.4f}; draw at {address}, stop with Ctrl-C", flush=True)
-        if not options.no_browser:
-            webbrowser.open(address)
+        server = LocalServer(None, options.port, options.host)  # before the training, in case it fails
+    except OSError as error:
+        sys.exit(f"draw_digit.py: the page cannot be served at {options.host}, port {options.port}: {error}")
+    with server:
+        try:
+            classifier = make_classifier(options.model, options.load, options.data_dir, options.backend, options.epochs)
+        except (xpnet.errors.XpnetError, OSError) as error:
+            sys.exit(f"draw_digit.py: {error}")
+        server.answers = application(classifier)
+        server.on_entry = lambda: print(f"A browser has opened it. A link for another: {server.new_link()}", flush=True)
+        link = server.new_link()
+        print(f"test accuracy {classifier.accuracy:.4f}; stop with Ctrl-C; draw at {link}", flush=True)
+        if server.is_shared:
+            print(SHARED, flush=True)
+        elif not options.no_browser:
+            webbrowser.open(link)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -1,15 +1,18 @@
-"""A web server that answers only to this machine, and that no client can block: waitress with limits and checks.
+"""A web server for this machine or its network, that no client can block: waitress with limits and checks.
 
     with LocalServer(application) as server:        # a WSGI application
-        print(f"http://127.0.0.1:{server.server_port}/")
+        print(server.new_link())
         server.serve_forever()
 
-One thread reads and writes all connections, so a client that sends half a request, or reads slowly, costs only its
-connection. Each connection carries one request. It needs waitress: pip install "xpnet[draw]"
+By default, it answers only to this machine. One thread reads and writes all connections, so a client that sends half a
+request, or reads slowly, costs only its connection. Each connection carries one request. It needs waitress:
+pip install "xpnet[draw]"
 """
 
 import contextlib
+import ipaddress
 import logging
+import secrets
 import socket
 import threading
 
@@ -17,6 +20,7 @@ import waitress.adjustments
 import waitress.channel
 import waitress.parser
 import waitress.server
+import waitress.task
 import waitress.wasyncore
 
 MAX_HEADER, MAX_BODY = 2**14, 2**20  # bytes of a request
@@ -37,20 +41,49 @@ SECURITY_HEADERS = [
 
 
 class LocalServer(waitress.server.TcpWSGIServer):
-    """A server at 127.0.0.1. Port 0 means a free port; its number is `server_port`."""
+    """A server at `host`, an address of this machine or "0.0.0.0" for all. Port 0 means a free port, `server_port`.
 
-    def __init__(self, application, port=0):
+    If the host can be reached from other machines, `is_shared` is true. Then only browsers that have opened a link of
+    `new_link` are answered: it gives them a cookie. on_entry: called without arguments after a link was opened.
+
+    Raises OSError if the host is not an address of this machine, or the port is not free.
+    """
+
+    def __init__(self, application, port=0, host="127.0.0.1", on_entry=lambda: None):
         logging.getLogger("waitress").setLevel(logging.ERROR)  # it warns of full queues, which its limits allow
-        limits = waitress.adjustments.Adjustments(
-            host="127.0.0.1", port=port, threads=4, ident="", asyncore_use_poll=True, log_socket_errors=False,
-            connection_limit=2 * MAX_CONNECTIONS, cleanup_interval=1, max_request_header_size=MAX_HEADER,
-            max_request_body_size=MAX_BODY + 1, inbuf_overflow=2 * MAX_BODY,
-        )  # fmt: skip
-        self.answers, self._stopped = application, threading.Event()
+        try:
+            limits = waitress.adjustments.Adjustments(
+                host=host, port=port, threads=4, ident="", asyncore_use_poll=True, log_socket_errors=False,
+                connection_limit=2 * MAX_CONNECTIONS, cleanup_interval=1, max_request_header_size=MAX_HEADER,
+                max_request_body_size=MAX_BODY + 1, inbuf_overflow=2 * MAX_BODY,
+            )  # fmt: skip
+        except ValueError as error:
+            raise OSError(f"{host!r} is not a name or an address of this machine.") from error
+        self.answers, self.on_entry, self._stopped = application, on_entry, threading.Event()
         super().__init__(self._checked, adj=limits)
         self.server_port = int(self.effective_port)
-        self._hosts = {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
-        self._origins = {f"http://{host}" for host in self._hosts}
+        self.is_shared = not ipaddress.ip_address(_without_zone(self.effective_host)).is_loopback
+        self._names = {"127.0.0.1", "localhost"} if _is_address(host) else {"127.0.0.1", "localhost", host.lower()}
+        self._session, self._token, self._lock = secrets.token_urlsafe(), None, threading.Lock()
+
+    def new_link(self):
+        """An address of the page for a browser. Of a shared server, it works once, and ends the one before."""
+        address = _without_zone(self.effective_host)
+        if ipaddress.ip_address(address).is_unspecified:
+            address = _own_address(self.family)
+        page = f"http://{self._with_port(address)}/"
+        if not self.is_shared:
+            return page
+        with self._lock:
+            self._token = secrets.token_urlsafe()
+            return f"{page}?token={self._token}"
+
+    def bind_server_socket(self):
+        try:
+            super().bind_server_socket()
+        except OSError:
+            self._close_all()
+            raise
 
     def serve_forever(self):
         """Answer requests until `shutdown` or Ctrl-C."""
@@ -77,18 +110,47 @@ class LocalServer(waitress.server.TcpWSGIServer):
 
     def _checked(self, environ, start_response):
         """The WSGI application, for requests to this machine by pages of this server or by no page."""
+        cookies = []
 
         def start(status, headers, exc_info=None):
             replaced = {name for name, _ in SECURITY_HEADERS}
             kept = [(name, value) for name, value in headers if name not in replaced]
-            return start_response(status, [*kept, *SECURITY_HEADERS], exc_info)
+            return start_response(status, [*kept, *SECURITY_HEADERS, *cookies], exc_info)
 
         # The host prevents DNS rebinding: a page of another site whose name resolves to this machine.
-        if environ.get("HTTP_HOST") in self._hosts and environ.get("HTTP_ORIGIN") in {None, *self._origins}:
-            return self.answers(environ, start)
-        text = b"This server answers only to its own machine and pages."
-        start("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(text)))])
-        return [text]
+        hosts = {self._with_port(name) for name in (*self._names, environ["xpnet.address"])}
+        origins = {None, *(f"http://{host}" for host in hosts)}
+        if environ.get("HTTP_HOST", "").lower() not in hosts or environ.get("HTTP_ORIGIN") not in origins:
+            return _refuse(start, "This server answers only to its own addresses and pages.")
+        if self.is_shared and not self._has_cookie(environ):
+            if not self._takes_token(environ):
+                return _refuse(start, "Open the link that the program has printed. A link works once, in one browser.")
+            cookies.append(("Set-Cookie", f"{self._cookie}={self._session}; Path=/; HttpOnly; SameSite=Strict"))
+            self.on_entry()
+        return self.answers(environ, start)
+
+    @property
+    def _cookie(self):
+        return f"session-{self.server_port}"  # browsers share cookies between the ports of a host
+
+    def _has_cookie(self, environ):
+        pairs = (pair.strip().partition("=") for pair in environ.get("HTTP_COOKIE", "").split(";"))
+        return any(_equal(value, self._session) for name, _, value in pairs if name == self._cookie)
+
+    def _takes_token(self, environ):
+        """Whether the request opens the page with the token of the last link, which then no longer works."""
+        if (environ["REQUEST_METHOD"], environ["PATH_INFO"]) != ("GET", "/"):
+            return False
+        with self._lock:
+            if self._token is None or not _equal(environ["QUERY_STRING"], f"token={self._token}"):
+                return False
+            self._token = None
+            return True
+
+    def _with_port(self, host):
+        """What a browser sends as the host."""
+        host = f"[{host}]" if ":" in host else host
+        return host if self.server_port == 80 else f"{host}:{self.server_port}"
 
     # Limits -----------------------------------------------------------------------------------------------------------
 
@@ -107,6 +169,39 @@ class LocalServer(waitress.server.TcpWSGIServer):
                 channel.expire()
 
 
+def _refuse(start, text):
+    content = text.encode()
+    start("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(content)))])
+    return [content]
+
+
+def _equal(given, secret):
+    """Whether two texts are equal. The time does not tell how much of them is."""
+    return secrets.compare_digest(given.encode("utf-8", "replace"), secret.encode())
+
+
+def _is_address(host):
+    try:
+        return bool(ipaddress.ip_address(host))
+    except ValueError:
+        return False
+
+
+def _without_zone(address):
+    """Without the network interface that follows an IPv6 address, such as %eth0."""
+    return address.partition("%")[0]
+
+
+def _own_address(family):
+    """The address at which other machines reach this one, or that of the machine itself if it has no network."""
+    with socket.socket(family, socket.SOCK_DGRAM) as unused:  # connecting a UDP socket sends nothing
+        try:
+            unused.connect(("2001:db8::1" if family == socket.AF_INET6 else "198.51.100.1", 9))
+        except OSError:
+            return "::1" if family == socket.AF_INET6 else "127.0.0.1"
+        return _without_zone(unused.getsockname()[0])
+
+
 class _Parser(waitress.parser.HTTPRequestParser):
     def parse_header(self, header_plus):
         try:
@@ -117,10 +212,22 @@ class _Parser(waitress.parser.HTTPRequestParser):
             self.expect_continue = False  # without a body, waitress would wait for it
 
 
+class _Task(waitress.task.WSGITask):
+    def get_environment(self):
+        return {**super().get_environment(), "xpnet.address": self.channel.local_address}
+
+
 class _Channel(waitress.channel.HTTPChannel):
-    """A connection for one request."""
+    """A connection for one request. local_address: that of this machine to which the client has connected."""
 
     parser_class = _Parser
+    task_class = _Task
+    local_address = "127.0.0.1"
+
+    def __init__(self, server, connection, *args, **kwargs):
+        with contextlib.suppress(OSError):  # some systems do not tell if the client has closed the connection by now
+            self.local_address = _without_zone(connection.getsockname()[0])
+        super().__init__(server, connection, *args, **kwargs)
 
     def service(self):
         self.requests[0].headers["CONNECTION"] = "close"  # further requests on this connection are not answered

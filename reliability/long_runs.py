@@ -72,6 +72,8 @@ def watched(steps: int, round_: Callable[[int], int], more: Callable[[], dict[st
 
 
 def add_sample(table: dict[str, "array.array[float]"], steps: int, more: dict[str, float]) -> None:
+    for name in more:
+        table.setdefault(name, array.array("d"))  # before the objects are counted, of which it is one
     for name, value in ({"steps": float(steps)} | measured() | more).items():
         table.setdefault(name, array.array("d")).append(value)
 

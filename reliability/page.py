@@ -1,4 +1,7 @@
-"""Fuzzed requests to the page of examples/draw_digit.py: nothing may block it, end it or make it answer with 500."""
+"""Fuzzed requests to the page of examples/draw_digit.py: nothing may block it, end it or make it answer with 500.
+
+Shared with other devices by --host, it may also show nothing to requests without the cookie of its one-time link.
+"""
 
 import collections
 import contextlib
@@ -9,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,8 +26,8 @@ import draw_digit, mnist
 task = mnist.digits_task()
 model = mnist.build_mlp((8, 8), "cpu", 0, task.largest_pixel)
 model.fit(*task.train, epochs=1, batch_size=16, verbose=0)
-with draw_digit.make_local_server(draw_digit.Classifier(model, task)) as server:
-    print(server.server_port, flush=True)
+with draw_digit.make_local_server(draw_digit.Classifier(model, task), host={host!r}) as server:
+    print(server.new_link(), flush=True)
     server.serve_forever()
 """
 GOOD = json.dumps({"strokes": [[[0.3, 0.2], [0.7, 0.2], [0.4, 0.85]]]}).encode()
@@ -33,8 +37,20 @@ ALLOWED = {200, 206, 304, 400, 403, 404, 405, 413, 416, 417, 431, 501}
 
 
 def run(scale: float, seed: int, folder: Path) -> list[Result]:
-    with page_server(folder) as (port, process):
-        results = attack(port, scaled(10_000, scale, 100), seed, lambda: memory_of(process.pid))
+    results = attacked("127.0.0.1", scaled(10_000, scale, 100), seed, folder)
+    shared = attacked("0.0.0.0", scaled(5_000, scale, 100), seed, folder)
+    for result in shared:
+        result.cases += ", shared by --host"
+    return results + shared
+
+
+def attacked(host: str, count: int, seed: int, folder: Path) -> list[Result]:
+    """The results of `attack` on a page that is served at this host."""
+    with page_server(folder, host) as (link, process):
+        port, cookie, used = link.port or 0, b"", f"/?{link.query}" if link.query else ""
+        if used:
+            cookie = _opened(port, used)
+        results = attack(port, count, seed, lambda: memory_of(process.pid), cookie=cookie, used=used)
         if process.poll() is not None:
             results[0].bad.append(f"the server ended with {process.returncode}")
     errors = (folder / "errors").read_text(errors="replace")
@@ -44,21 +60,27 @@ def run(scale: float, seed: int, folder: Path) -> list[Result]:
 
 
 @contextlib.contextmanager
-def page_server(folder: Path) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
-    """(port, process) of the page with a small model."""
-    code = SERVER.format(examples=str(ROOT / "examples"))
+def page_server(folder: Path, host: str) -> Iterator[tuple[urllib.parse.SplitResult, "subprocess.Popen[str]"]]:
+    """(link, process) of the page with a small model."""
+    code = SERVER.format(examples=str(ROOT / "examples"), host=host)
     with open(folder / "errors", "w") as errors:
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
             assert process.stdout is not None
-            port = process.stdout.readline().strip()
-            if not port:
+            link = process.stdout.readline().strip()
+            if not link:
                 raise RuntimeError(f"the server did not start: {(folder / 'errors').read_text()}")
-            yield int(port), process
+            yield urllib.parse.urlsplit(link), process
         finally:
             process.kill()
             process.wait()
             process.stdout.close()
+
+
+def _opened(port: int, path: str) -> bytes:
+    """The line of a request with the cookie that a browser gets by opening this path."""
+    head = _exchange(port, [f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()], 10 * LIMIT)
+    return b"Cookie: " + head.partition(b"Set-Cookie: ")[2].partition(b";")[0] + b"\r\n"
 
 
 def memory_of(pid: int) -> float:
@@ -67,11 +89,16 @@ def memory_of(pid: int) -> float:
     return pages * 4096 / 2**20
 
 
-def attack(port: int, count: int, seed: int, memory: Callable[[], float], threads: int = 8) -> list[Result]:
-    """Send `count` fuzzed requests to a server on this machine, and correct ones beside them."""
+def attack(
+    port: int, count: int, seed: int, memory: Callable[[], float], threads: int = 8, cookie: bytes = b"", used: str = ""
+) -> list[Result]:
+    """Send `count` fuzzed requests to a server on this machine, and correct ones beside them.
+
+    cookie: without this line of a request, nothing may be shown. used: a path with a token that no longer works.
+    """
     fuzzed, correct = Result("fuzzed requests to the page"), Result("correct requests beside them")
     for _ in range(3):
-        _ask(port)  # warms up
+        _ask(port, cookie)  # warms up
     grown, stop, numbers, statuses = [memory()], threading.Event(), iter(range(count)), collections.Counter[str]()
     lock, slowest = threading.Lock(), [0.0]
 
@@ -79,7 +106,7 @@ def attack(port: int, count: int, seed: int, memory: Callable[[], float], thread
         last = False
         while not last:
             last = stop.is_set()  # also asks after the last fuzzed request
-            problem, seconds = _ask(port)
+            problem, seconds = _ask(port, cookie)
             slowest[0] = max(slowest[0], seconds)
             correct.tried += 1
             if problem or seconds > LIMIT:
@@ -93,7 +120,7 @@ def attack(port: int, count: int, seed: int, memory: Callable[[], float], thread
                 number = next(numbers, None)
             if number is None or len(correct.bad) > 20:
                 return
-            kind, status, problem = _send(port, random.Random(f"{seed} {number}"), open_ones)
+            kind, status, problem = _send(port, random.Random(f"{seed} {number}"), open_ones, cookie, used)
             with lock:
                 fuzzed.tried += 1
                 statuses[status] += 1
@@ -119,11 +146,11 @@ def attack(port: int, count: int, seed: int, memory: Callable[[], float], thread
     return [fuzzed, correct]
 
 
-def _ask(port: int) -> tuple[str, float]:
+def _ask(port: int, cookie: bytes) -> tuple[str, float]:
     """(what is wrong with the answer to a correct request, seconds)."""
     start = time.monotonic()
     try:
-        answer = _exchange(port, [_post(port, GOOD)], timeout=10 * LIMIT)
+        answer = _exchange(port, [_with_cookie(_post(port, GOOD), cookie)], timeout=10 * LIMIT)
     except OSError as error:
         return repr(error), time.monotonic() - start
     seconds = time.monotonic() - start
@@ -159,10 +186,20 @@ def _exchange(port: int, parts: list[bytes], timeout: float, end: bool = False) 
 # Requests -------------------------------------------------------------------------------------------------------------
 
 
-def _send(port: int, draw: random.Random, open_ones: "collections.deque[socket.socket]") -> tuple[str, str, str]:
+def _with_cookie(request: bytes, cookie: bytes) -> bytes:
+    return request.replace(b"\r\nHost: ", b"\r\n" + cookie + b"Host: ", 1)
+
+
+def _send(
+    port: int, draw: random.Random, open_ones: "collections.deque[socket.socket]", cookie: bytes, used: str
+) -> tuple[str, str, str]:
     """Send one fuzzed request. Returns its kind, the status of the answer, and what is wrong with it."""
     kind = draw.choice(list(KINDS))
     request = KINDS[kind](port, draw)
+    if cookie and draw.random() < 0.1:
+        request = f"GET {used} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
+    if cookie and draw.random() < 0.7:
+        request = _with_cookie(request, cookie)
     try:
         if kind in ("half open", "trickle", "no reading"):
             return kind, _leave_open(port, request, kind, draw, open_ones), ""
@@ -181,6 +218,8 @@ def _send(port: int, draw: random.Random, open_ones: "collections.deque[socket.s
         status = int(answer[9:12] or 408)
     if status not in {*ALLOWED, 408}:
         return kind, str(status), f"status {status} for {request[:200]!r}: {answer[-200:]!r}"
+    if cookie.strip() not in request and status in {200, 206, 304}:
+        return kind, str(status), f"shown without the cookie: {request[:200]!r}"
     if status == 200 and b"x-content-type-options: nosniff" not in answer.lower():
         return kind, str(status), f"no security headers for {request[:200]!r}"
     return kind, str(status), ""
@@ -273,6 +312,26 @@ def _host(port: int, draw: random.Random) -> bytes:
     return f"GET {draw.choice(['/', '/model'])} HTTP/1.{draw.choice('01')}\r\n{lines}\r\n".encode("latin-1")
 
 
+def _query(port: int, draw: random.Random) -> bytes:
+    queries = ["saliency", "saliency=1", "saliency&saliency", "saliency=%ff%00", "%73aliency", "=&=", "%", "saliency;x",
+               "?", "a=b&" * 3000, "saliency" * 500, "\xe9=\xff", "saliency#x"]  # fmt: skip
+    query = draw.choice(queries[:5] if draw.random() < 0.5 else queries)
+    if draw.random() < 0.5:
+        return _post(port, GOOD, f"/classify?{query}")
+    return f"GET /test/{draw.randrange(400)}?{query} HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n".encode("latin-1")
+
+
+def _secrets(port: int, draw: random.Random) -> bytes:
+    """Cookies and tokens that are not those of the server."""
+    values = ["", "x", "=", "=" * 5000, "\xe9", '"', "a" * 43, "a" * 12_000, "None", "\t", "x; " * 3000, "\x00"]
+    name = draw.choice([f"session-{port}", "session-1", "", "=", "\xff", ";"])
+    lines = "".join(f"Cookie: {name}={value}\r\n" for value in draw.choices(values, k=draw.choice([0, 1, 1, 3])))
+    paths = ["/", "/?token", "/?token=", "/?token=None", f"/?token={'a' * 43}", f"/?token={'a' * 9000}", "/?token=%ff",
+             "/?token=\xff", "/model?token=", "//?token=", "/?"]  # fmt: skip
+    first = f"{draw.choice(['GET', 'GET', 'HEAD', 'POST'])} {draw.choice(paths)} HTTP/1.1"
+    return f"{first}\r\nHost: 127.0.0.1:{port}\r\n{lines}\r\n".encode("latin-1")
+
+
 def _length(port: int, draw: random.Random) -> bytes:
     lengths = ["-1", "+5", "abc", "5, 5", "5\r\nContent-Length: 6", "0x10", "1e3", "", " ", "9" * 20, "9" * 5000,
                "5.0", "٣", "1 1",
@@ -349,6 +408,8 @@ KINDS: dict[str, Callable[[int, random.Random], bytes]] = {
     "method": _method,
     "headers": _headers,
     "host": _host,
+    "query": _query,
+    "secrets": _secrets,
     "length": _length,
     "chunked": _chunked,
     "json": _json,

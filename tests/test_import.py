@@ -45,8 +45,8 @@ def test_import_and_training_on_the_cpu_import_no_heavy_packages(code):
 #: importlib.metadata reads), and parts of xpnet.
 SLOW = ["argparse", "asyncio", "difflib", "email", "gzip", "html", "http", "importlib.metadata", "multiprocessing",
         "socket", "sqlite3", "ssl", "subprocess", "tempfile", "unittest", "urllib.request", "xml", "zipfile",
-        "xpnet.backends.cpu.loops", "xpnet.backends.cuda.backend", "xpnet.backends.cuda.probe", "xpnet.datasets",
-        "xpnet.estimators", "xpnet.onnx", "xpnet.plots"]  # fmt: skip
+        "xpnet.attribution", "xpnet.backends.cpu.loops", "xpnet.backends.cuda.backend", "xpnet.backends.cuda.probe",
+        "xpnet.datasets", "xpnet.estimators", "xpnet.onnx", "xpnet.plots"]  # fmt: skip
 
 
 def test_import_loads_no_slow_module_and_of_other_packages_only_numpy():
@@ -59,9 +59,9 @@ def test_import_loads_no_slow_module_and_of_other_packages_only_numpy():
 
 
 LAZY = ["estimators", "export_onnx", "import_onnx", "onnx", "plots"]
-PUBLIC = ["augment", "backends", "callbacks", "config", "datasets", "distributed", "errors", "estimators",
-          "initializers", "layers", "losses", "metrics", "model", "onnx", "optimizers", "parameters", "plots",
-          "schedules"]  # fmt: skip
+PUBLIC = ["attribution", "augment", "backends", "callbacks", "config", "datasets", "distributed", "errors",
+          "estimators", "initializers", "layers", "losses", "metrics", "model", "onnx", "optimizers", "parameters",
+          "plots", "schedules"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["xpnet", *(f"xpnet.{name}" for name in PUBLIC)])
@@ -165,7 +165,7 @@ LAYERS = [
     ["callbacks"],
     ["training"],
     ["model"],
-    ["datasets", "estimators", "onnx", "plots"],
+    ["attribution", "datasets", "estimators", "onnx", "plots"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OPTIONAL = {"datasets", "estimators", "onnx", "plots"}
@@ -206,6 +206,6 @@ def test_there_are_no_import_cycles():
 
 def test_the_root_contains_only_modules_for_users():
     assert {p.stem for p in PACKAGE.glob("*.py")} == {
-        "__init__", "__main__", "_version", "augment", "callbacks", "config", "errors", "estimators", "initializers",
-        "losses", "metrics", "model", "optimizers", "parameters", "schedules"
+        "__init__", "__main__", "_version", "attribution", "augment", "callbacks", "config", "errors", "estimators",
+        "initializers", "losses", "metrics", "model", "optimizers", "parameters", "schedules"
     }  # fmt: skip

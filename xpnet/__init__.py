@@ -23,9 +23,10 @@ from xpnet.backends import Backend, available_backends, get_backend
 from xpnet.callbacks import History
 from xpnet.model import Input, Model, Sequential, check_gradients, explain, explain_step, generate, load
 
-# Imported when they are first used: the datasets, because most programs have their own data; and, not in __all__, what
-# needs optional dependencies.
+# Imported when they are first used: attribution and the datasets, because most programs need neither; and, not in
+# __all__, what needs optional dependencies.
 if TYPE_CHECKING:
+    from xpnet import attribution as attribution
     from xpnet import datasets as datasets
     from xpnet import estimators as estimators
     from xpnet import onnx as onnx
@@ -33,11 +34,12 @@ if TYPE_CHECKING:
     from xpnet.onnx import export_onnx as export_onnx
     from xpnet.onnx import import_onnx as import_onnx
 
-__all__ = ["Backend", "History", "Input", "Model", "Sequential", "__version__", "augment", "available_backends",
-           "callbacks", "check_gradients", "datasets", "distributed", "errors", "explain", "explain_step", "generate",
-           "get_backend", "initializers", "layers", "load", "losses", "metrics", "optimizers", "schedules"]  # fmt: skip
+__all__ = ["Backend", "History", "Input", "Model", "Sequential", "__version__", "attribution", "augment",
+           "available_backends", "callbacks", "check_gradients", "datasets", "distributed", "errors", "explain",
+           "explain_step", "generate", "get_backend", "initializers", "layers", "load", "losses", "metrics",
+           "optimizers", "schedules"]  # fmt: skip
 
-_LAZY_MODULES = ("datasets", "estimators", "onnx", "plots")
+_LAZY_MODULES = ("attribution", "datasets", "estimators", "onnx", "plots")
 _LAZY_FUNCTIONS = ("export_onnx", "import_onnx")
 _PUBLIC = (*__all__, "estimators", "onnx", "plots", *_LAZY_FUNCTIONS, "config", "model", "parameters")
 

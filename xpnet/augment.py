@@ -157,6 +157,8 @@ class RandomAffine(Distortion):
     shear: the largest angle by which vertical lines lean in either direction, in degrees.
     """
 
+    _changeable = frozenset(("shift", "rotation", "scale", "shear"))
+
     def __init__(
         self, shift: Any = 0.0, rotation: float = 0.0, scale: Any = 0.0, shear: float = 0.0, *, name: str | None = None
     ) -> None:
@@ -202,6 +204,8 @@ class ElasticDistortion(Distortion):
     analysis", use alpha=34 and sigma=4 for digits of 28 × 28 pixels.
     """
 
+    _changeable = frozenset(("alpha", "sigma"))
+
     def __init__(self, alpha: float, sigma: float, *, name: str | None = None) -> None:
         super().__init__(name=name)
         self.alpha = number(self, "alpha", alpha, at_least=0, at_most=_LIMIT)
@@ -242,6 +246,8 @@ class RandomFlip(_ImageAugmentation):
 
     (N, H, W) or (N, H, W, C) → the same shape. With both, the two are independent.
     """
+
+    _changeable = frozenset(("horizontal", "vertical"))
 
     def __init__(self, *, horizontal: bool = True, vertical: bool = False, name: str | None = None) -> None:
         super().__init__(name=name)
@@ -351,6 +357,8 @@ class RandomErasing(_ImageAugmentation):
     Zhong et al. 2017, "Random erasing data augmentation".
     """
 
+    _changeable = frozenset(("rate", "area"))
+
     def __init__(self, rate: float = 0.5, area: Any = (0.02, 0.33), *, name: str | None = None) -> None:
         super().__init__(name=name)
         self.rate = number(self, "rate", rate, at_least=0, at_most=1)
@@ -405,6 +413,8 @@ def _inside(xp: Any, n: int, length: Array, place: Array) -> Array:
 class GaussianNoise(_Augmentation):
     """Adds normal noise of mean 0 and standard deviation `deviation` to each element of x, of any shape (N, ...)."""
 
+    _changeable = frozenset(("deviation",))
+
     def __init__(self, deviation: float, *, name: str | None = None) -> None:
         super().__init__(name=name)
         self.deviation = number(self, "deviation", deviation, at_least=0, at_most=1e30)
@@ -439,6 +449,8 @@ class MixUp(_Augmentation):
 
     Zhang et al. 2018, "mixup: Beyond empirical risk minimization", use alpha from 0.1 to 0.4 for images.
     """
+
+    _changeable = frozenset(("alpha",))
 
     def __init__(self, alpha: float = 0.2, *, name: str | None = None) -> None:
         super().__init__(name=name)

@@ -16,7 +16,16 @@ import numpy
 
 from xpnet.backends.arrays import to_host
 from xpnet.backends.shortage import is_shortage, shortage
-from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, shown, suggestion, unknown_name
+from xpnet.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DataError,
+    ShapeError,
+    XpnetError,
+    shown,
+    suggestion,
+    unknown_name,
+)
 
 __all__ = ["Configured", "ExplainedArguments", "as_seed", "as_shape", "checked_samples", "choice",
            "explain_arguments", "fits", "flag", "float_dtype", "integer", "is_custom", "is_integer", "is_number",
@@ -76,16 +85,82 @@ def explain_arguments(function: F) -> F:
     return wrapper  # type: ignore[return-value]
 
 
+def is_custom(code: Any) -> bool:
+    """Whether a class, function or method is not part of xpnet."""
+    return str(code.__module__).partition(".")[0] != "xpnet"
+
+
+def _calling_base(init: Callable[..., None]) -> Callable[..., None]:
+    """The constructor of a user's class, which must set what its base class reads."""
+
+    @functools.wraps(init)
+    def wrapper(self: "ExplainedArguments", *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        missing = [name for name in self._arguments if not _has(self, name)]
+        if missing:
+            raise ArgumentTypeError(
+                f"{type(self).__name__}: its constructor must call super().__init__({', '.join(self._arguments)}), "
+                f"which sets {', '.join(missing)}."
+            )
+
+    return wrapper
+
+
+def _argument_names(cls: type) -> list[str]:
+    """The names of the arguments that a constructor declares."""
+    return [p.name for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_KEYWORD]
+
+
+def _has(thing: Any, name: str) -> bool:
+    """Whether it has the attribute, perhaps one that cannot be read in its state."""
+    try:
+        getattr(thing, name)
+    except AttributeError:
+        return False
+    except XpnetError:
+        return True
+    return True
+
+
+def _constructed(cls: type[T], config: Mapping[str, Any]) -> T:
+    """An object made from these arguments, one of which may be `*arguments`."""
+    starred = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is p.VAR_POSITIONAL]
+    named = {name: value for name, value in config.items() if name not in starred}
+    return cls(*(item for name in starred for item in items_or_one(config[name])), **named)
+
+
 class ExplainedArguments:
-    """The base of classes whose constructors explain what is wrong with a call, by `explain_arguments`."""
+    """The base of classes whose constructors explain what is wrong with a call, by `explain_arguments`.
+
+    An argument that is an attribute of the same name can be assigned later, and is then checked by the constructor.
+    """
 
     #: What to add to the error for too many arguments.
     _too_many_hint: ClassVar[str] = ""
+    #: The nearest class of xpnet, and the names of its constructor's arguments.
+    _constructing: "ClassVar[type[ExplainedArguments]]"
+    _arguments: ClassVar[dict[str, None]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in cls.__dict__:
             cls.__init__ = explain_arguments(cls.__init__)  # type: ignore[method-assign]
+        if not is_custom(cls):
+            cls._constructing, cls._arguments = cls, dict.fromkeys(_argument_names(cls))
+        elif "__init__" in cls.__dict__:
+            cls.__init__ = _calling_base(cls.__init__)  # type: ignore[method-assign]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._arguments and name in self.__dict__ and value is not self.__dict__[name]:
+            value = self._changed(name, value)
+        super().__setattr__(name, value)
+
+    def _changed(self, name: str, value: Any) -> Any:
+        """What the constructor makes of this value of an argument, given all others. Raises its error."""
+        if not all(_has(self, argument) for argument in self._arguments):  # in the middle of a constructor
+            return value
+        config = {argument: getattr(self, argument) for argument in self._arguments}
+        return getattr(_constructed(self._constructing, {**config, name: value}), name)
 
     @explain_arguments
     def __init__(self) -> None: ...
@@ -126,12 +201,13 @@ class Configured(ExplainedArguments):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # A NumPy scalar among the arguments would turn float32 arithmetic into float64; a Python number does not.
-        super().__setattr__(name, python_number(value) if isinstance(value, _OTHER_NUMBERS) else value)
+        super().__setattr__(name, value)
+        if isinstance(held := self.__dict__.get(name), _OTHER_NUMBERS):
+            super().__setattr__(name, python_number(held))
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, by name."""
-        parameters = inspect.signature(type(self)).parameters.values()
-        names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+        names = _argument_names(type(self))
         missing = [name for name in names if not hasattr(self, name)]
         if missing:
             raise ArgumentTypeError(
@@ -143,9 +219,7 @@ class Configured(ExplainedArguments):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """A new object made from what `get_config` returned."""
-        starred = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is p.VAR_POSITIONAL]
-        named = {name: value for name, value in config.items() if name not in starred}
-        return cls(*(item for name in starred for item in config[name]), **named)
+        return _constructed(cls, config)
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
@@ -322,11 +396,6 @@ def choice(owner: Any, name: str, value: Any, options: Sequence[T], *, also: str
     error = _refusal(owner, name, expected, value, also)
     near = suggestion(value, (o for o in options if isinstance(o, str))) if isinstance(value, str) else ""
     raise ArgumentError(f"{error} {near}".strip())
-
-
-def is_custom(code: Any) -> bool:
-    """Whether a class, function or method is not part of xpnet."""
-    return str(code.__module__).partition(".")[0] != "xpnet"
 
 
 class _MissingMethodError(ArgumentTypeError, NotImplementedError):

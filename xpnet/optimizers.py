@@ -602,20 +602,7 @@ def get(spec: Any) -> Optimizer:
 
 
 def _check_settings(optimizer: Optimizer) -> None:
-    """Raise ArgumentError for attributes that were set after construction, or never. A call takes 2 µs."""
-    for name in ("learning_rate", "weight_decay", "clip_norm"):
-        if not hasattr(optimizer, name):
-            raise ArgumentError(
-                f"{type(optimizer).__name__} has no {name}: call super().__init__(learning_rate, weight_decay, "
-                "clip_norm) in its constructor."
-            )
-    rate, decay, norm = optimizer.learning_rate, optimizer.weight_decay, optimizer.clip_norm
-    if not (type(rate) is float and 0 <= rate < math.inf):
-        rate_or_schedule(optimizer, "learning_rate", rate)
-    if not (type(decay) is float and 0 <= decay < math.inf):
-        number(optimizer, "weight_decay", decay, at_least=0, finite=True)
-    if norm is not None:
-        number(optimizer, "clip_norm", norm, above=0, also="None for no clipping")
+    """Raise ArgumentError for dicts and slots that have changed since they were assigned."""
     optimizer._checked_rates(optimizer.parameter_rates)
     slots: Any = optimizer.slots
     if is_custom(type(optimizer)) and not (

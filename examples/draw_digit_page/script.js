@@ -4,90 +4,210 @@ const byId = (id) => document.getElementById(id);
 const paper = byId("paper");
 const pen = paper.getContext("2d");
 let strokes = []; // lists of points [x, y], from 0 to 1
-let drawing = false;
-let requests = 0; // the number of requests, so that outdated responses are not shown
+let stroke = null; // the one that is being drawn
+let testImage = null; // the pixels of the test image that is shown instead of a drawing
+let generation = 0; // of drawings, so that the response to one that has been cleared is not shown
+let latest = null; // the result that is shown
 
 // Drawing ------------------------------------------------------------------------------------------------------------
 
+const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
+const clip = (value) => Math.min(1, Math.max(0, Math.round(1e4 * value) / 1e4));
+
 function position(event) {
   const box = paper.getBoundingClientRect();
-  const clip = (value) => Math.min(1, Math.max(0, value));
   return [clip((event.clientX - box.left) / box.width), clip((event.clientY - box.top) / box.height)];
 }
 
 function redraw() {
   const size = paper.width;
   pen.clearRect(0, 0, size, size);
-  pen.strokeStyle = getComputedStyle(document.body).color;
+  pen.strokeStyle = pen.fillStyle = color(byId("saliency").checked ? "--faint" : "--ink");
   pen.lineWidth = size * 0.055;
   pen.lineCap = pen.lineJoin = "round";
   for (const points of strokes) {
+    const [first, ...others] = points.map(([x, y]) => [x * size, y * size]);
     pen.beginPath();
-    pen.moveTo(points[0][0] * size, points[0][1] * size);
-    for (const [x, y] of points) pen.lineTo(x * size, y * size);
+    pen.arc(...first, pen.lineWidth / 2, 0, 2 * Math.PI); // a dot, because a line without a length is not drawn
+    pen.fill();
+    pen.beginPath();
+    pen.moveTo(...first);
+    for (const point of others) pen.lineTo(...point);
     pen.stroke();
   }
-}
-
-paper.addEventListener("pointerdown", (event) => {
-  drawing = true;
-  if (!strokes.length) redraw(); // clears a test image
-  paper.setPointerCapture(event.pointerId);
-  strokes.push([position(event)]);
-  redraw();
-});
-
-paper.addEventListener("pointermove", (event) => {
-  if (!drawing) return;
-  strokes.at(-1).push(...(event.getCoalescedEvents?.() ?? []).map(position), position(event));
-  redraw();
-  classifySoon();
-});
-
-for (const kind of ["pointerup", "pointercancel"]) {
-  paper.addEventListener(kind, () => {
-    if (drawing) classify();
-    drawing = false;
-  });
-}
-
-/** Draws an image, from 0 for paper to 1 for ink, on the canvas. */
-function drawImage(rows) {
-  const side = paper.width / rows.length;
-  pen.fillStyle = getComputedStyle(document.body).color;
-  rows.forEach((row, y) => row.forEach((ink, x) => {
+  const side = size / (testImage?.length ?? 1);
+  testImage?.forEach((row, y) => row.forEach((ink, x) => {
     pen.globalAlpha = ink;
     pen.fillRect(x * side, y * side, side, side);
   }));
   pen.globalAlpha = 1;
+  byId("hint").hidden = Boolean(strokes.length || testImage);
 }
 
-byId("clear").addEventListener("click", () => { strokes = []; redraw(); classify(); });
-byId("undo").addEventListener("click", () => { strokes.pop(); redraw(); classify(); });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+/** Shows another drawing, or a test image, from 0 for paper to 1 for ink. */
+function replaceDrawing(points, image = null) {
+  strokes = points;
+  testImage = image;
+  generation++;
+  lift();
+  redraw();
+}
+
+function begin(point) {
+  if (testImage) replaceDrawing([]);
+  stroke = [point];
+  strokes.push(stroke);
+  redraw();
+}
+
+function extend(...points) {
+  stroke.push(...points);
+  redraw();
+  classifySoon();
+}
+
+function lift() {
+  stroke = null;
+  pencil.classList.remove("down");
+}
+
+function undo() {
+  replaceDrawing(strokes.slice(0, -1));
+  classify();
+}
+
+function clear() {
+  replaceDrawing([]);
+  classify();
+}
+
+let pointer = null; // the id of the one that draws; further fingers do not
+paper.addEventListener("pointerdown", (event) => {
+  if (pointer !== null || event.button !== 0) return;
+  pointer = event.pointerId;
+  paper.setPointerCapture(pointer);
+  leaveKeyboard();
+  begin(position(event));
+});
+
+paper.addEventListener("pointermove", (event) => {
+  if (event.pointerId !== pointer || !stroke) return;
+  extend(...(event.getCoalescedEvents?.() ?? []).map(position), position(event));
+});
+
+for (const kind of ["pointerup", "pointercancel"]) {
+  paper.addEventListener(kind, (event) => {
+    if (event.pointerId !== pointer) return;
+    pointer = null;
+    lift();
+    classify();
+  });
+}
+
+byId("undo").addEventListener("click", undo);
+byId("clear").addEventListener("click", clear);
+
+// The keyboard -------------------------------------------------------------------------------------------------------
+
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+const STEP = 0.025;
+const pencil = byId("pencil");
+const pressed = new Set(); // arrow keys; two of them move the pen diagonally
+let place = [0.5, 0.3];
+
+function showPencil() {
+  pencil.hidden = false;
+  pencil.style.left = `${100 * place[0]}%`;
+  pencil.style.top = `${100 * place[1]}%`;
+}
+
+function leaveKeyboard() {
+  pencil.hidden = true;
+  pressed.clear();
+  lift();
+}
+
+function say(text) {
+  byId("pen-state").textContent = text;
+}
+
+paper.addEventListener("focus", () => { if (paper.matches(":focus-visible")) showPencil(); });
+paper.addEventListener("blur", leaveKeyboard);
+paper.addEventListener("keyup", (event) => pressed.delete(event.key));
+paper.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.altKey || event.metaKey || pointer !== null) return;
+  if (event.key in ARROWS) {
+    pressed.add(event.key);
+    for (const key of pressed) place = place.map((value, i) => clip(value + STEP * ARROWS[key][i]));
+    if (stroke) extend(place);
+  } else if (event.key === " " || event.key === "Enter") {
+    if (event.repeat) return event.preventDefault();
+    if (stroke) {
+      lift();
+      say("pen up");
+    } else {
+      begin(place);
+      pencil.classList.add("down");
+      say("pen down");
+    }
+    classify();
+  } else if (event.key === "Backspace" || event.key === "Delete") {
+    undo();
+    say("last line removed");
+  } else {
+    return;
+  }
+  event.preventDefault();
+  showPencil();
+});
 
 // Requests -----------------------------------------------------------------------------------------------------------
 
 let timer = null;
+let waiting = null; // the next request: one runs at a time, and of those that wait only the last is sent
+let running = false;
+
 function classifySoon() {
   timer ??= setTimeout(classify, 80);
 }
 
-async function classify() {
+function classify() {
   clearTimeout(timer);
   timer = null;
-  if (!strokes.length) return show(++requests, null);
-  await request("classify", { method: "POST", body: JSON.stringify({ strokes }) });
+  if (testImage) return;
+  if (strokes.length) return request("classify", { method: "POST", body: JSON.stringify({ strokes }) });
+  waiting = null;
+  show(null);
 }
 
 async function request(path, options) {
-  const number = ++requests;
+  waiting = [generation, path + (byId("saliency").checked ? "?saliency" : ""), options];
+  if (running) return;
+  running = true;
+  while (waiting) {
+    const [number, url, how] = waiting;
+    waiting = null;
+    const result = await answer(url, how);
+    if (result && number === generation) show(result);
+  }
+  running = false;
+}
+
+/** What the server answers, or null after showing what went wrong. */
+async function answer(url, how) {
+  let problem = "The program does not answer. Start draw_digit.py again, then open its new address.";
   try {
-    const response = await fetch(path, options);
-    if (!response.ok) throw new Error(await response.text());
-    show(number, await response.json());
-  } catch (error) {
-    byId("about").textContent = error.message;
+    const response = await fetch(url, how);
+    problem = "The program has sent no proper answer. Look for errors where draw_digit.py runs.";
+    if (response.status < 500 && !response.ok) problem = await response.text();
+    const result = response.ok ? await response.json() : null;
+    if (result) problem = "";
+    return result;
+  } catch {
+    return null;
+  } finally {
+    if (byId("error").textContent !== problem) byId("error").textContent = problem;
+    byId("error").hidden = !problem;
   }
 }
 
@@ -99,29 +219,83 @@ const bars = Array.from({ length: 10 }, (_, digit) => {
   byId("probabilities").append(item);
   return item;
 });
+const noLayers = byId("layers").firstChild;
 
-function show(number, result) {
-  if (number !== requests) return;
+function show(result) {
+  latest = result;
   const probabilities = result?.probabilities ?? Array(10).fill(0);
   const best = probabilities.indexOf(Math.max(...probabilities));
   byId("prediction").textContent = result ? best : "nothing yet";
   byId("prediction").classList.toggle("nothing", !result);
   bars.forEach((item, digit) => {
+    item.classList.toggle("best", Boolean(result) && digit === best);
     item.querySelector("i").style.width = `${100 * probabilities[digit]}%`;
-    item.querySelector(".percent").textContent = result ? `${(100 * probabilities[digit]).toFixed(1)} %` : "";
+    item.querySelector(".percent").textContent = result ? `${(100 * probabilities[digit]).toFixed(1)}\u00a0%` : "";
   });
   paint(byId("input"), result?.pixels ?? [[0]]);
-  byId("layers").replaceChildren(...(result?.layers ?? []).map(layer));
+  if (result) byId("input-size").textContent = `${result.pixels[0].length} × ${result.pixels.length}`;
+  byId("layers").replaceChildren(...(result?.layers.map(layer) ?? [noLayers]));
+  showSaliency();
 }
 
-function layer({ name, shape, maps }) {
+/** Paints the saliency, from -1 to 1, over the part of the drawing that the network gets. */
+function showSaliency() {
+  const overlay = byId("overlay");
+  const context = overlay.getContext("2d");
+  context.clearRect(0, 0, overlay.width, overlay.height);
+  if (!latest?.saliency || !byId("saliency").checked) return;
+  const [left, top, side] = latest.frame.map((value) => value * overlay.width);
+  const height = side / latest.saliency.length;
+  latest.saliency.forEach((row, y) => row.forEach((value, x) => {
+    context.fillStyle = color(value > 0 ? "--accent" : "--minus");
+    context.globalAlpha = Math.abs(value);
+    context.fillRect(left + (x * side) / row.length, top + y * height, side / row.length, height);
+  }));
+  context.globalAlpha = 1;
+}
+
+byId("saliency").addEventListener("change", (event) => {
+  byId("saliency-legend").hidden = !event.target.checked;
+  redraw();
+  showSaliency();
+  if (testImage) request(`test/${testImage.index}`);
+  else classify();
+});
+
+const NOTES = {
+  Conv2D: "Looks for small patterns, such as lines and corners, everywhere in the image. Each square shows where one " +
+    "pattern was found.",
+  MaxPool2D: "Keeps only the largest number of each small block: the image gets smaller, and what was found stays.",
+  AvgPool2D: "Replaces each small block by its average: the image gets smaller.",
+  GlobalAveragePool2D: "Replaces each square by the average of its numbers.",
+  BatchNorm: "Brings the numbers of all squares to a similar size, which makes learning easier.",
+  ReLU: "Keeps the numbers above zero and replaces those below zero by zero.",
+  Residual: "Adds what its inner layers compute to what it was given.",
+  Dense: "Weighs all numbers of the layer before it and adds them up, once for each neuron.",
+};
+const SCORES = "The last layer gives the scores of the digits 0 to 9. The largest wins; all ten become the probabilities.";
+
+/** A layer. The first one of each kind is explained. */
+function layer({ name, shape, maps }, index, all) {
+  const isLast = index === all.length - 1 && maps[0].length === 1 && maps[0][0].length === 10;
+  const isFirst = all.findIndex((other) => other.name === name) === index;
+  const note = [isFirst && NOTES[name], isLast && SCORES].filter(Boolean).join(" ");
   const box = document.createElement("div");
   box.className = "layer";
-  box.innerHTML = `<h3>${name} ${shape.join(" × ")}</h3><div class="maps"></div>`;
-  for (const map of maps.slice(0, 64)) {
+  box.innerHTML = `<h3>${name} <span>${shape.join(" × ")}</span></h3><p class="note"></p><div class="maps"></div>`;
+  box.children[1].textContent = note;
+  box.lastChild.setAttribute("role", "img");
+  box.lastChild.setAttribute("aria-label", `the outputs of ${name} as colors`);
+  for (const map of maps) {
     const canvas = paint(document.createElement("canvas"), map);
     canvas.classList.toggle("row", maps.length === 1 && map.length === 1);
     box.lastChild.append(canvas);
+  }
+  if (isLast) {
+    const digits = document.createElement("div");
+    digits.className = "digits";
+    digits.innerHTML = maps[0][0].map((_, digit) => `<span>${digit}</span>`).join("");
+    box.append(digits);
   }
   return box;
 }
@@ -134,32 +308,36 @@ function paint(canvas, rows) {
   const context = canvas.getContext("2d");
   const image = context.createImageData(canvas.width, canvas.height);
   rows.flat().forEach((value, i) => {
-    const color = value >= 0 ? [255, 255, 255] : [213, 94, 0];
-    image.data.set([...color.map((c) => c * Math.abs(value)), 255], 4 * i);
+    const rgb = value >= 0 ? [255, 255, 255] : [213, 94, 0];
+    image.data.set([...rgb.map((c) => c * Math.abs(value)), 255], 4 * i);
   });
   context.putImageData(image, 0, 0);
   return canvas;
 }
 
-async function begin() {
-  show(requests, null);
-  const model = await (await fetch("model")).json();
+async function showModel() {
+  if (location.search) history.replaceState(null, "", location.pathname); // the link has served its purpose
+  show(null);
+  const model = await answer("model");
+  if (!model) return;
+  const accuracy = `${(100 * model.accuracy).toFixed(2)}\u00a0%`;
   byId("about").textContent =
-    `with mouse, pen or finger. This network reads ${(100 * model.accuracy).toFixed(2)} % of ${model.data}'s test images.`;
+    `This network was trained on images of ${model.data}. It reads ${accuracy} of the test images right.`;
   for (const { index, label, prediction, pixels } of model.mistakes) {
     const button = document.createElement("button");
     button.type = "button";
     button.append(paint(document.createElement("canvas"), pixels), `${label} → ${prediction}`);
-    button.setAttribute("aria-label", `a ${label} that was classified as a ${prediction}`);
+    button.setAttribute("aria-label", `${label} → ${prediction}: a ${label} that was read as a ${prediction}`);
     button.addEventListener("click", () => {
-      strokes = [];
-      redraw();
-      drawImage(pixels);
+      replaceDrawing([], Object.assign(pixels, { index }));
       request(`test/${index}`);
-      window.scrollTo({ top: 0, behavior: "smooth" });
+      window.scrollTo({ top: 0 });
     });
     byId("mistakes").append(button);
   }
+  byId("mistakes").parentElement.hidden = !model.mistakes.length;
 }
 
-begin();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { redraw(); showSaliency(); });
+redraw();
+showModel();

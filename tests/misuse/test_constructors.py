@@ -20,7 +20,8 @@ import pytest
 
 import xpnet
 from xpnet import augment, callbacks, initializers, layers, losses, metrics, optimizers, schedules
-from xpnet.errors import XpnetError
+from xpnet.config import ExplainedArguments
+from xpnet.errors import ArgumentTypeError, XpnetError
 from xpnet.parameters import ParameterStore
 
 
@@ -689,6 +690,35 @@ def fault_of(target: Target, parameter: str, value: Any) -> str | None:
     return f"took {time.monotonic() - start:.0f} s" if time.monotonic() - start > 5 else None
 
 
+def fault_of_assignment(target: Target, parameter: str, value: Any) -> str | None:
+    """What is wrong if the value is assigned to the attribute of an object, or None: the constructor must agree."""
+    expected, refusal = None, None
+    try:
+        expected = target.make(**{**target.arguments, parameter: value})
+    except XpnetError as error:
+        refusal = error
+    made = target.make(**target.arguments)
+    try:
+        setattr(made, parameter, value)
+    except XpnetError as error:
+        same = refusal is not None and (type(error), str(error)) == (type(refusal), str(refusal))
+        return None if same else f"its assignment raises {type(error).__name__}: {str(error)[:200]}"
+    except BaseException as error:
+        return f"its assignment raises {type(error).__name__}: {str(error)[:200]}"
+    if refusal is not None:
+        return "its assignment is accepted, although the constructor refuses it"
+    values = [getattr(one, parameter) for one in (made, expected)]
+    same = repr(values[0]) == repr(values[1]) if isinstance(values[0], layers.Layer) else np.array_equal(*values)
+    return None if same else "its assignment sets another value than the constructor does"
+
+
+def is_assigned(target: Target) -> bool:
+    """Whether its arguments can be assigned later: not those of functions, nor what contains layers."""
+    return (isinstance(target.make, type) and issubclass(target.make, ExplainedArguments)) or (
+        target.use.__qualname__.startswith("use_layer.") and target.name not in ("Bidirectional", "Sequential")
+    )
+
+
 def rows_of(target: Target) -> Iterator[tuple[str, str, Any]]:
     for parameter in target.parameters:
         for text, value in VALUES.items():
@@ -696,16 +726,34 @@ def rows_of(target: Target) -> Iterator[tuple[str, str, Any]]:
 
 
 def count_rows() -> int:
-    """How many calls these tests make."""
-    return sum(len(target.parameters) * len(VALUES) for target in TARGETS)
+    """How many calls and assignments these tests make."""
+    return sum(map(rows_in, TARGETS))
+
+
+def rows_in(target: Target) -> int:
+    return len(target.parameters) * len(VALUES) * (2 if is_assigned(target) else 1)
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_each_argument_works_or_is_refused_by_name(target, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    faults_of = [fault_of, *([fault_of_assignment] if is_assigned(target) else [])]
     faults = [f"{parameter}={text}: {fault}" for parameter, text, value in rows_of(target)
-              if (fault := fault_of(target, parameter, value))]  # fmt: skip
+              for one in faults_of if (fault := one(target, parameter, value))]  # fmt: skip
     assert not faults, "\n".join([f"{len(faults)} rows of {target.name}:", *faults])
+
+
+@pytest.mark.parametrize("target", list(filter(is_assigned, TARGETS)), ids=lambda target: target.name)
+def test_a_subclass_that_does_not_call_the_constructor_of_its_base_is_refused(target):
+    kind = type(target.make(**target.arguments))
+    own = type("Own", (kind,), {"__init__": lambda self: None})
+    if all(hasattr(kind, parameter) for parameter in target.parameters):  # the class has values for all of them
+        assert isinstance(own(), kind)
+        return
+    with pytest.raises(
+        ArgumentTypeError, match=r"^Own: its constructor must call super\(\).__init__\(.*\), which sets "
+    ):
+        own()
 
 
 def test_every_public_class_has_rows():

@@ -128,6 +128,13 @@ def test_what_grows_in_a_long_run_is_noticed(kind):
     assert any(text.startswith(f"{kind} grew by") for text in bad), bad
 
 
+def test_a_measurement_does_not_count_its_own_objects(monkeypatch):
+    monkeypatch.setattr(long_runs, "ALLOWED", {"memory": 20.0, "objects": 50})
+    quantities = dict.fromkeys(map(str, range(300)), 1.0)
+    _, bad, _ = long_runs.watched(16, lambda i: 1, lambda: dict(quantities))
+    assert bad == []
+
+
 @pytest.mark.sweep
 def test_models_that_something_keeps_are_noticed(monkeypatch):
     kept = []
@@ -144,9 +151,22 @@ def test_fuzzed_requests_to_the_page(tmp_path):
     pytest.importorskip("waitress", reason="waitress is not installed")
     if not (page.ROOT / "examples").exists():
         pytest.skip("the tests run away from the source tree")
-    fuzzed, correct = page.run(0.02, 0, tmp_path)
-    assert fuzzed.tried == 200 and correct.tried > 0
-    assert fuzzed.bad == [] and [text for text in correct.bad if "'' in" not in text] == []  # however slow the machine
+    for host in ("127.0.0.1", "0.0.0.0"):
+        fuzzed, correct = page.attacked(host, 150, 0, tmp_path)
+        assert fuzzed.tried == 150 and correct.tried > 0
+        assert (
+            fuzzed.bad == [] and [text for text in correct.bad if "'' in" not in text] == []
+        )  # however slow the machine
+
+
+@pytest.mark.parametrize(("cookie", "count"), [(b"Cookie: session=x\r\n", 6), (b"", 0)])
+def test_pages_that_are_shown_without_the_cookie_are_noticed(cookie, count, monkeypatch):
+    answer = b"HTTP/1.1 200 OK\r\nX-Content-Type-Options: nosniff\r\n\r\n"
+    monkeypatch.setattr(page, "_exchange", lambda *_, **__: answer)
+    monkeypatch.setattr(page, "_with_cookie", lambda request, _: request)
+    monkeypatch.setattr(page, "KINDS", {"correct": page.KINDS["correct"]})
+    fuzzed, _ = page.attack(0, 6, 0, lambda: 0.0, threads=1, cookie=cookie, used="/?token=x")
+    assert [text for text in fuzzed.bad if "without the cookie" in text] == fuzzed.bad and len(fuzzed.bad) == count
 
 
 @pytest.mark.parametrize("fault", ["errors", "blocks"])

@@ -32,6 +32,8 @@ class Step(Layer):
     dy/dx is 0 wherever it exists, so nothing would be trained. By convention, backward returns ∂L/∂y unchanged.
     """
 
+    _changeable = frozenset(("threshold",))
+
     def __init__(self, threshold: float = 0.0, *, name: str | None = None) -> None:
         super().__init__(name=name)
         self.threshold = number(self, "threshold", threshold, finite=True)
@@ -97,6 +99,8 @@ class ReLU(Layer):
 
 class LeakyReLU(Layer):
     """y = x if x > 0, else negative_slope · x. Maas et al. 2013, "Rectifier nonlinearities improve…"."""
+
+    _changeable = frozenset(("negative_slope",))
 
     def __init__(self, negative_slope: float = 0.01, *, name: str | None = None) -> None:
         super().__init__(name=name)
@@ -167,6 +171,8 @@ class PReLU(Layer):
 class ELU(Layer):
     """y = x if x > 0, else alpha (e^x - 1). Clevert et al. 2015, "Fast and accurate deep network learning…"."""
 
+    _changeable = frozenset(("alpha",))
+
     def __init__(self, alpha: float = 1.0, *, name: str | None = None) -> None:
         super().__init__(name=name)
         self.alpha = number(self, "alpha", alpha, finite=True)
@@ -195,6 +201,7 @@ class GELU(Layer):
     approximate: "none", or "tanh" for an approximation of Φ. Hendrycks and Gimpel 2016, "Gaussian error linear units".
     """
 
+    _changeable = frozenset(("approximate",))
     _TANH_SCALE, _TANH_CUBIC = math.sqrt(2.0 / math.pi), 0.044715
 
     def __init__(self, approximate: str = "none", *, name: str | None = None) -> None:
@@ -269,6 +276,8 @@ class Mish(Layer):
 
 class HardTanh(Layer):
     """y = min(max(x, low), high). Either limit may be infinite. Collobert 2004, "Large scale machine learning"."""
+
+    _changeable = frozenset(("low", "high"))
 
     def __init__(self, low: float = -1.0, high: float = 1.0, *, name: str | None = None) -> None:
         super().__init__(name=name)

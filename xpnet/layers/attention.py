@@ -35,6 +35,7 @@ class MultiHeadAttention(Layer):
     position embedding".
     """
 
+    _changeable = frozenset(("dropout",))
     takes_list = True
     splits_batch = True
 

@@ -87,6 +87,8 @@ class Layer(Configured):
     starts_mask: bool = False
     #: Whether its class is not part of xpnet, so that a model checks what it returns.
     is_custom: ClassVar[bool] = False
+    #: The constructor arguments that may be assigned after the layer is built, since each pass reads them.
+    _changeable: ClassVar[frozenset[str]] = frozenset()
     #: Whether backward must return ∂L/∂x. The container sets it before each backward.
     wants_input_grad: bool = True
 
@@ -397,6 +399,16 @@ class Layer(Configured):
             for reference in self._shared_copies:
                 if (twin := reference()) is not None:
                     setattr(twin, name, value)
+
+    def _changed(self, name: str, value: Any) -> Any:
+        if name == "name":
+            return value
+        if self.is_built and self.context.store.allocated and name not in self._changeable:
+            raise StateError(
+                f"{self._label}: {name} cannot change after the layer is built. Make a new layer, "
+                f"{type(self).__name__}(..., {name}=...)."
+            )
+        return super()._changed(name, value)
 
     def __delattr__(self, name: str) -> None:
         if self.is_built and (name == "layers" or isinstance(self.__dict__.get(name), ModelArray)):

@@ -12,6 +12,8 @@ class Dropout(Layer):
     "Dropout: a simple way to prevent neural networks from overfitting".
     """
 
+    _changeable = frozenset(("rate",))
+
     def __init__(self, rate: float, *, name: str | None = None) -> None:
         super().__init__(name=name)
         self.rate = number(self, "rate", rate, at_least=0, below=1)

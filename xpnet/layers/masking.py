@@ -12,6 +12,7 @@ class Masking(Layer):
     The layers after it ignore the padded steps: recurrent layers, attention, global pooling, losses and metrics.
     """
 
+    _changeable = frozenset(("value",))
     starts_mask = True
 
     def __init__(self, value: float = 0.0, *, name: str | None = None) -> None:

@@ -12,6 +12,8 @@ from xpnet.layers.context import Shape
 class _Normalization(Layer):
     """What all have in common: y = gamma · x̂ + beta for the normalized x̂, with one gamma and beta per feature."""
 
+    _changeable = frozenset(("epsilon",))
+
     def __init__(
         self, epsilon: float = 1e-5, *, center: bool = True, scale: bool = True, name: str | None = None
     ) -> None:
@@ -54,6 +56,8 @@ class BatchNorm(_Normalization):
     Ioffe and Szegedy 2015, "Batch normalization: accelerating deep network training by reducing internal covariate
     shift".
     """
+
+    _changeable = frozenset(("momentum", "epsilon"))
 
     def __init__(
         self,

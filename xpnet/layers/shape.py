@@ -152,6 +152,7 @@ class Slice(Layer):
 class Rescale(Layer):
     """y = scale · x + offset, for any shape. x may hold integers: Rescale(1 / 255) scales uint8 images to [0, 1]."""
 
+    _changeable = frozenset(("scale", "offset"))
     accepts_integers = True
 
     def __init__(self, scale: float, offset: float = 0.0, *, name: str | None = None) -> None:

@@ -96,6 +96,23 @@ class BaseModel(Container):
         self._builder = 0  # the thread that has built the model for data that may still be refused
         self.history: History | None = None
 
+    def _changed(self, name: str, value: Any) -> Any:
+        if name not in ("dtype", "precision", "seed"):
+            return value  # set by the model itself
+        if self.is_built:
+            advice = 'Use model.to("cpu", dtype="float64").' if name == "dtype" else f"Make a new model with {name}=..."
+            raise StateError(f"{type(self).__name__}: {name} cannot change after the model is built. {advice}")
+        if name == "seed":
+            return as_seed("", value)
+        return float_dtype(value) if name == "dtype" else _checked_precision(value, self._wanted_backend, self.dtype)
+
+    def _follow(self, **attributes: Any) -> None:
+        """Set attributes of this model, which cannot be assigned after it is built, and of its copies."""
+        copies = [reference() for reference in self._shared_copies]
+        for model in [self, *copies]:
+            if model is not None:
+                vars(model).update(attributes)
+
     @explain_arguments
     def forward(self, x: Any, training: bool = False) -> Any:
         """Return the outputs (N, *output_shape) for inputs (N, *input_shape), as a new array on the model's device.
@@ -515,7 +532,7 @@ class BaseModel(Container):
     def _move(self, target: Backend, dtype: str | None) -> Self:
         if self.is_built:
             self.context.guard.refuse_during_training()
-        self._wanted_backend, self.dtype = target, float_dtype(self.dtype if dtype is None else dtype)
+        self._follow(_wanted_backend=target, dtype=float_dtype(self.dtype if dtype is None else dtype))
         self._drop_unsupported_precision()
         if self.is_built and not (target is self.backend and self.dtype == self.context.dtype):
             with target.device():
@@ -528,7 +545,8 @@ class BaseModel(Container):
     def _follow_store(self) -> None:
         """The store has moved to another device or dtype, perhaps with another model that shares it."""
         store = self.context.store
-        self._wanted_backend, self.dtype, self.context.backend = store.backend, store.dtype.name, store.backend
+        self._follow(_wanted_backend=store.backend, dtype=store.dtype.name)
+        self.context.backend = store.backend
         self._drop_unsupported_precision()
         self._state.follow(store)
         self.drop_workspaces()
@@ -537,7 +555,7 @@ class BaseModel(Container):
     def _drop_unsupported_precision(self) -> None:
         backend, precision = self._wanted_backend, self.precision
         if precision is not None and (self.dtype != "float32" or backend.precision_unavailable(precision)):
-            self.precision = None
+            self._follow(precision=None)
         if self.is_built:
             self.context.precision = self.precision
 
