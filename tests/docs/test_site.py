@@ -40,6 +40,7 @@ SEARCHES = {
     "live plot": "jupyter/",
     "learning rate": "learning-rates/",
     "dropout": "reference/layers/",
+    "csv": "data/",
 }
 
 
