@@ -18,7 +18,7 @@ import xpnet
 import xpnet.training.backpropagation  # for its classes in MORE
 
 MODULES = ("layers", "augment", "losses", "optimizers", "schedules", "metrics", "callbacks",
-           "initializers", "datasets", "plots", "estimators", "onnx", "distributed",
+           "initializers", "datasets", "attribution", "plots", "estimators", "onnx", "distributed",
            "errors")  # fmt: skip
 #: On the page of xpnet, after the names in its `__all__`.
 MORE = ["model.LoadedState", "parameters.Parameter", "training.backpropagation.Explanation",
@@ -30,7 +30,8 @@ FIRST = ("Sequential", "Model", "Input", "load", "History", "check_gradients", "
          "explain_step", "generate", "get_backend")  # fmt: skip
 #: The names at its end, in this order: what is there to derive from, and what few need.
 LAST = ("Backend", *MORE, "Callback", "Run", "Distortion", "Initializer", "Layer", "Loss",
-        "Metric", "Optimizer", "Schedule", "XpnetError", "get", "fans", "format_logs")  # fmt: skip
+        "Metric", "Optimizer", "PrincipalComponents", "Schedule", "XpnetError", "get", "fans",
+        "format_logs")  # fmt: skip
 #: Public for the other modules of xpnet, not for users.
 INTERNAL = ("OptimizerState", "module_attributes", "shape_text", "shown", "suggestion",
             "unknown_name", "inference_outputs", "drop_workspaces", "shared_copy")  # fmt: skip

@@ -11,7 +11,7 @@ import numpy as np
 from exercises import grade
 
 import xpnet
-from xpnet import datasets, layers, optimizers, plots
+from xpnet import attribution, datasets, layers, optimizers, plots
 
 images, labels = datasets.digits()
 images = images / 16.0  # 0 for paper, 1 for ink
@@ -229,6 +229,34 @@ for ax in axes.flat:
     ax.set(xticks=[], yticks=[])
 
 # %% [markdown]
+# The loss mixes all classes. `attribution.saliency` is the gradient of a single score,
+# that of the predicted digit, drawn over the image: more ink on blue pixels raises the
+# score, on red ones it lowers it. `attribution.occlusion` wipes out 2×2 pixels at a
+# time, and measures by how much the score falls.
+
+# %%
+gradient = attribution.saliency(model, images[chosen])
+fall = attribution.occlusion(model, images[chosen], size=(2, 2), stride=1)
+plots.attribution(
+    np.concatenate([gradient, fall]), np.tile(images[chosen], (2, 1, 1)), columns=6
+)[0, 0].figure
+
+# %% [markdown]
+# And which image has the highest score? `maximize_activation` begins with noise, and
+# follows the gradient of the score of each digit uphill. The traces of digits are
+# there, but no such image is in the data: the network knows what tells digits apart,
+# not what digits are.
+
+# %%
+best = attribution.maximize_activation(model, range(10), limits=(0.0, 1.0))
+scores = model.predict(best).diagonal()
+assert (scores > model.predict(images).max(axis=0)).all()
+plots.image_grid(best, titles=range(10), columns=10)[0, 0].figure
+
+# %% [markdown]
+# [What a network has learned](../what-a-network-sees.md) has more of these views, and
+# says how far to trust them.
+#
 # ## Exercise: a convolution over time
 #
 # For a series x (N, time), this layer computes y_t = a x_t + b x_{t+1}, with two

@@ -1,6 +1,8 @@
 """The Python blocks of the README and of each page of the documentation run without changes."""
 
+import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ def test_pages_with_blocks_are_found():
 
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
-    packages = {"sklearn": "sklearn", "onnx": "onnx", "tensorboard": "tensorboardX"}
+    packages = {"sklearn": "sklearn", "onnx": "onnx", "plots": "matplotlib", "tensorboard": "tensorboardX"}
     for extra in re.findall(r'pip install "xpnet\[(\w+)\]"', page.read_text(encoding="utf-8")):
         if extra in packages:
             pytest.importorskip(packages[extra], reason=f"the extra {extra} is missing")
@@ -24,3 +26,9 @@ def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     namespace = {"__name__": "page"}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
         exec(compile(block, page.name, "exec"), namespace)
+    for picture in tmp_path.glob("*.png"):
+        kept = page.parent / "images" / picture.name
+        if f"(images/{picture.name})" in page.read_text(encoding="utf-8"):
+            if os.environ.get("XPNET_WRITE_PICTURES"):  # how the pictures of a page are made
+                shutil.copy(picture, kept)
+            assert kept.exists()

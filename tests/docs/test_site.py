@@ -41,6 +41,7 @@ SEARCHES = {
     "learning rate": "learning-rates/",
     "dropout": "reference/layers/",
     "csv": "data/",
+    "saliency": "what-a-network-sees/",
 }
 
 

@@ -136,6 +136,8 @@ def plot_arguments():
         "activation": {"layer": layers.Tanh()},
         "descent": {"function": lambda x: x * x, "path": [1.0, 0.5]},
         "image_grid": {"images": np.ones((5, 4, 4))},
+        "attribution": {"maps": np.ones((5, 4, 4)), "images": np.ones((5, 4, 4))},
+        "embedding": {"points": np.ones((3, 2)), "labels": [0, 1, 1]},
         "filters": {"model": wide, "image_shape": (4, 4)},
         "network": {"model": model},
         "model_graph": {"model": model},
@@ -153,6 +155,8 @@ PLOTS = {
     "activation": {"layer": "", "ax": "none", "low": "zero negative half", "high": "zero negative half huge"},
     "descent": {"path": "array list", "ax": "none", "low": "none zero negative half", "high": "none half huge"},
     "image_grid": {"images": "", "titles": "none", "columns": "huge", "cmap": "", "figure": "none"},
+    "attribution": {"maps": "", "images": "none", "titles": "none", "columns": "huge", "figure": "none"},
+    "embedding": {"points": "", "labels": "none array", "ax": "none", "names": "none array"},
     "filters": {"model": "", "image_shape": "none", "name": "none", "columns": "huge", "figure": "none"},
     "network": {"model": "", "ax": "none"},
     "model_graph": {"model": "", "ax": "none"},
@@ -178,7 +182,42 @@ def test_a_function_that_returns_no_number_has_no_curve():
 # Backends, functions of models, and the command line ------------------------------------------------------------------
 
 GRADIENTS = {"x": X[:, :4], "y": Y, "loss": "softmax_cross_entropy"}
+NET = xpnet.Sequential([layers.Dense(5), layers.Dense(3)], (4,), "cpu")
+CNN = xpnet.Sequential(
+    [layers.Conv2D(2, 3, name="conv"), layers.GlobalAveragePool2D(), layers.Dense(3)], (5, 5, 1), "cpu"
+)
+ATTRIBUTION = {"model": NET, "x": X, "target": 1}
 FUNCTIONS = {
+    "saliency": (
+        xpnet.attribution.saliency,
+        ATTRIBUTION,
+        {"model": "", "x": "", "target": "none zero", "as_device": "bool"},
+    ),
+    "occlusion": (
+        xpnet.attribution.occlusion,
+        {**ATTRIBUTION, "size": 2},
+        {"model": "", "x": "", "target": "none zero", "size": "", "stride": "none", "value": "zero negative half huge"},
+    ),
+    "grad_cam": (
+        xpnet.attribution.grad_cam,
+        {"model": CNN, "x": np.ones((2, 5, 5, 1)), "target": 1},
+        {"model": "", "x": "", "target": "none zero", "layer": "none zero"},
+    ),
+    "maximize_activation": (
+        xpnet.attribution.maximize_activation,
+        {"model": NET, "target": 1, "steps": 1},
+        {
+            "model": "",
+            "target": "zero list",
+            "layer": "none zero negative",
+            "rate": "half huge",
+            "decay": "zero half",
+            "limits": "none",
+            "start": "none",
+            "seed": "none zero",
+        },
+    ),
+    "principal_components": (xpnet.attribution.principal_components, {"values": X}, {"values": "", "n": ""}),
     "get_backend": (xpnet.get_backend, {}, {"backend": ""}),
     "check_gradients": (xpnet.check_gradients, GRADIENTS, {"model": ""}),
     "explain_step": (xpnet.explain_step, {}, {"model": ""}),

@@ -261,6 +261,81 @@ def test_image_grid_refuses_invalid_arguments(images, options, message):
         plots.image_grid(images, **options)
 
 
+# What a model looks at
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (3, 4, 5, 1), (3, 4, 5, 3)])
+def test_attribution_draws_maps_over_pale_images(shape, rng):
+    maps, images = rng.normal(size=(3, 4, 5)), rng.integers(0, 256, shape, np.uint8)
+    maps[2] = 0.0
+    grid = plots.attribution(maps, images, titles=list("abc"), columns=2)
+    assert grid.shape == (2, 2) and [ax.get_title() for ax in grid.flat] == ["a", "b", "c", ""]
+    for ax, one, image in zip(grid.flat, maps, images, strict=False):
+        under, over = (drawn.get_array() for drawn in ax.images)
+        pale = 0.5 + 0.5 * (image - images.min() * 1.0) / np.ptp(images)
+        np.testing.assert_allclose(under, np.broadcast_to(pale.reshape(4, 5, -1), (4, 5, 3)))
+        np.testing.assert_allclose(over[..., 3], abs(one) / (abs(one).max() or 1.0))
+        strong = over[..., 3] > 0.2
+        np.testing.assert_array_equal(over[..., 2][strong] > over[..., 0][strong], one[strong] > 0)  # blue, not red
+    assert not grid[1, 1].images and not grid[1, 0].images[1].get_array()[..., 3].any()
+    assert drawn(grid[0, 0].figure)
+
+
+def test_attribution_shows_the_channel_of_the_largest_absolute_value():
+    maps = np.zeros((1, 2, 2, 3))
+    maps[0, 0, 0], maps[0, 1, 1] = (1.0, -4.0, 2.0), (2.0, 1.0, -1.0)
+    alone = plots.attribution(maps)[0, 0].images
+    assert (alone[0].get_array() == 1.0).all()
+    over = alone[1].get_array()
+    np.testing.assert_allclose(over[..., 3], [[1.0, 0.0], [0.0, 0.5]])
+    assert over[0, 0, 0] > over[0, 0, 2] and over[1, 1, 0] < over[1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("maps", "images", "error", "message"),
+    [
+        (np.ones((4, 4)), None, ShapeError, r"maps must have .* not \(4, 4\)"),
+        (np.ones((0, 4, 4)), None, ShapeError, r"\(0, 4, 4\)"),
+        (np.full((1, 2, 2), np.nan), None, DataError, "maps contain NaN"),
+        (np.ones((2, 4, 4)), np.ones((1, 4, 4)), ShapeError, r"of the maps, \(2, 4, 4\), not \(1, 4, 4\)"),
+        (np.ones((2, 4, 4)), np.ones((2, 4, 4, 2)), ShapeError, r"not \(2, 4, 4, 2\)"),
+    ],
+)
+def test_attribution_refuses_maps_and_images_that_do_not_fit(maps, images, error, message):
+    with pytest.raises(error, match=message):
+        plots.attribution(maps, images)
+
+
+@pytest.mark.parametrize("labels", [[3, 1, 3, 2], ["b", "a", "b", "c"], np.array(["b", None, "b", "c"], object)])
+def test_embedding_draws_each_class_with_its_color_and_marker(labels, backend):
+    points = backend.asarray(np.arange(8.0).reshape(4, 2))
+    ax = plots.embedding(points, labels, names=["w", "x", "y", "z"])
+    twice = next(line for line in ax.lines if line.get_label() == str(labels[0]))
+    np.testing.assert_array_equal(twice.get_xydata(), [[0, 1], [4, 5]])
+    assert len({line.get_color() for line in ax.lines}) == len({line.get_marker() for line in ax.lines}) == 3
+    assert legend(ax) == sorted({str(label) for label in labels})
+    assert [(text.get_text(), text.xy) for text in ax.texts][1] == ("x", (2.0, 3.0))
+    assert drawn(ax.figure)
+    (line,) = plots.embedding([[0, 1], [2, 3]]).lines
+    assert line.axes.get_legend() is None
+
+
+@pytest.mark.parametrize(
+    ("points", "options", "error", "message"),
+    [
+        (np.ones((3, 4)), {}, ShapeError, r"\(N, 2\), not \(3, 4\).*principal_components"),
+        (np.ones((0, 2)), {}, ShapeError, r"\(0, 2\)"),
+        (np.full((2, 2), np.inf), {}, DataError, "points contain NaN or infinity"),
+        (np.ones((3, 2)), {"labels": [1, 2]}, ShapeError, r"labels must have one entry per point, \(3,\), not \(2,\)"),
+        (np.ones((3, 2)), {"names": ["a"]}, ShapeError, "names must have one entry"),
+        (np.ones((3, 2)), {"ax": 3}, ArgumentTypeError, "ax must be Axes"),
+    ],
+)
+def test_embedding_refuses_invalid_arguments(points, options, error, message):
+    with pytest.raises(error, match=message):
+        plots.embedding(points, **options)
+
+
 # Decision boundary
 
 

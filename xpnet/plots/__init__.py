@@ -11,14 +11,15 @@ from xpnet.errors import module_attributes
 from xpnet.plots.common import COLORS, MARKERS  # first, because it raises MissingPackageError without matplotlib
 from xpnet.plots.functions import activation, descent
 from xpnet.plots.graphs import model_graph
-from xpnet.plots.images import filters, image_grid
+from xpnet.plots.images import attribution, filters, image_grid
 from xpnet.plots.live import LivePlot
 from xpnet.plots.models import cost_surface, decision_boundary
 from xpnet.plots.networks import network
+from xpnet.plots.points import embedding
 from xpnet.plots.training import confusion_matrix, curves, learning_rates
 
-__all__ = ["COLORS", "MARKERS", "LivePlot", "activation", "confusion_matrix", "cost_surface", "curves",
-           "decision_boundary", "descent", "filters", "image_grid", "learning_rates", "model_graph",
+__all__ = ["COLORS", "MARKERS", "LivePlot", "activation", "attribution", "confusion_matrix", "cost_surface", "curves",
+           "decision_boundary", "descent", "embedding", "filters", "image_grid", "learning_rates", "model_graph",
            "network"]  # fmt: skip
 
 if not TYPE_CHECKING:  # a type checker that sees __getattr__ accepts every name, misspelled ones too

@@ -1,4 +1,4 @@
-"""Plots of images in a grid: images of a dataset, and the weights of a layer."""
+"""Plots of images in a grid: images of a dataset, the weights of a layer, and what a model looks at in images."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from xpnet.config import as_shape, integer, real_array
-from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, shown, unknown_name
+from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, shown, unknown_name
 from xpnet.model import Sequential
 from xpnet.plots.common import require_weights, texts
 from xpnet.plots.notebooks import AxesGrid, new_figure
@@ -24,6 +24,46 @@ def image_grid(
     figure: the figure to draw in, by default a new one. Returns the Axes of all cells, an array (rows, columns).
     """
     return _grid(real_array(images, "images"), titles, columns, cmap, figure)
+
+
+def attribution(
+    maps: Any,
+    images: Any = None,
+    titles: Sequence[Any] | None = None,
+    columns: int = 8,
+    figure: Figure | None = None,
+) -> Any:
+    """Maps (N, H, W) of `xpnet.attribution` over their images: blue above 0, red below, more opaque the larger.
+
+    maps: each is scaled by its largest absolute value. Of maps (N, H, W, channels), each pixel shows that of its
+    channels. images: (N, H, W), (N, H, W, 1) or RGB (N, H, W, 3), drawn pale; without them, only the maps are drawn.
+    titles, columns, figure: as in `image_grid`. Returns the Axes of all cells, an array (rows, columns).
+    """
+    values = real_array(maps, "maps").astype(float)
+    if values.ndim not in (3, 4) or not values.size:
+        raise ShapeError(f"maps must have shape (N, H, W) or (N, H, W, channels), not {values.shape}.")
+    if not numpy.isfinite(values).all():
+        raise DataError("maps contain NaN or infinity.")
+    if values.ndim == 4:
+        values = numpy.take_along_axis(values, abs(values).argmax(axis=3)[..., None], axis=3)[..., 0]
+    pale = numpy.ones((*values.shape, 3))
+    if images is not None:
+        under = real_array(images, "images").astype(float)
+        if under.shape[:3] != values.shape or under.shape[3:] not in ((), (1,), (3,)):
+            raise ShapeError(
+                f"images must have shape (N, H, W), (N, H, W, 1) or (N, H, W, 3) with the N, H and W of the maps, "
+                f"{values.shape}, not {under.shape}."
+            )
+        spread = float(numpy.ptp(under)) or 1.0
+        pale[...] = 0.5 + 0.5 * ((under - under.min()) / spread).reshape(*values.shape, -1)
+    grid = _grid(pale, titles, columns, "gray", figure)
+    sizes = abs(values).max(axis=(1, 2), keepdims=True)
+    values = values / numpy.where(sizes == 0, 1.0, sizes)
+    colors = colormaps["RdBu"](0.5 + 0.5 * values)
+    colors[..., 3] = abs(values)
+    for ax, overlay in zip(grid.flat, colors, strict=False):
+        ax.imshow(overlay)
+    return grid
 
 
 def filters(

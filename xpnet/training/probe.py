@@ -1,5 +1,6 @@
-"""Probe: a copy of a model, in evaluation mode, for the scores of classes and gradients with respect to inputs."""
+"""Probe: a copy of a model, in evaluation mode, for scores of classes, outputs of inner layers, and their gradients."""
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -9,30 +10,45 @@ import numpy
 from xpnet import layers
 from xpnet.backends import Array
 from xpnet.config import integer, is_integer, real_array
-from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, shape_text, shown
+from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, StateError, shape_text, shown
 from xpnet.layers.base import Layer
-from xpnet.layers.structure import Arrays, as_tuple, mapped
+from xpnet.layers.containers import Container, every_layer
+from xpnet.layers.structure import Arrays, as_list, as_tuple, mapped
 from xpnet.training.base_model import BaseModel
 from xpnet.training.outputs import last_layers
 from xpnet.training.state import Untrained
 
 #: Last layers that turn scores into probabilities or their logarithms. Scores are what these take.
 _PROBABILITIES = (layers.LogSoftmax, layers.Sigmoid, layers.Softmax)
+_CONVOLUTIONS = (layers.Conv2D, layers.Conv2DTranspose, layers.DepthwiseConv2D)
 #: The samples of a pass, so that memory does not grow with their number.
 ROWS = 256
+
+
+class Watched:
+    """What a pass has shown of an inner layer: arrays on the device.
+
+    output: (N, *output_shape).  gradient: that of the score with respect to it.  replacement: a function of the output
+    that returns the gradient which the layer gets instead, or None.
+    """
+
+    output: Array = None
+    gradient: Array = None
+    replacement: Callable[[Array], Array] | None = None
 
 
 class Probe:
     """A copy of a built model. What happens to it changes nothing of the model.
 
-    function: what errors call the caller.  The score of a class is its output; if the last layer is Softmax, LogSoftmax
-    or Sigmoid, what this layer takes. The copy leaves that layer out.
+    function: what errors call the caller.  several: whether the model may have several inputs.  The score of a class is
+    its output; if the last layer is Softmax, LogSoftmax or Sigmoid, what this layer takes. The copy leaves that layer
+    out.
 
     Raises StateError for a model that is not built, and ArgumentError for one without scores (N, K) or (N,).
     """
 
-    def __init__(self, function: str, model: Any) -> None:
-        self._function = function
+    def __init__(self, function: str, model: Any, several: bool = False) -> None:
+        self._function, self._original = function, model
         if not isinstance(model, BaseModel):
             raise ArgumentTypeError(
                 f"{function}: model must be an xpnet.Sequential or an xpnet.Model, not {shown(model)}."
@@ -44,22 +60,33 @@ class Probe:
                 f"{function}: the model has {len(shape)} outputs. Make a model of one of them, which shares the "
                 f"parameters: xpnet.Model(model.inputs, model.output_of({model.output_names[0]!r}))."
             )
+        if len(model.input_names) > 1 and not several:
+            raise ArgumentError(f"{function}: the model has {len(model.input_names)} inputs, but must have one.")
         if len(shape) > 1:
             raise ArgumentError(
                 f"{function}: needs one score per class, outputs (N, K), but those of the model are "
                 f"{shape_text(shape)}. Make a model that reduces them, for example with layers.GlobalAveragePool1D()."
             )
-        # The copy needs neither the optimizer state nor the products in half precision.
-        self.model = twin = copy.deepcopy(model, {id(model._state): Untrained()})
+        # The copy needs neither the optimizer state nor products in half precision.
+        state = model._state  # kept, so that no other object has its id
+        self.model = twin = copy.deepcopy(model, {id(state): Untrained()})
         twin.precision = twin.context.precision = None
         self.xp, self.classes = twin.backend.xp, shape[0] if shape else 1
         (last,) = last_layers(twin)
         if type(last) in _PROBABILITIES and not twin._overrides:
             vars(last).update(forward=_same, backward=_same)
+        inner = [one for one in every_layer(twin) if not isinstance(one, Container)]
+        self.embeds = any(isinstance(one, layers.Embedding) for one in inner)
+        self._keeps_integers = self.embeds or any(one.is_custom and one.accepts_integers for one in inner)
 
     def inputs(self, x: Any) -> Arrays:
-        """x, checked, on the device: an array, or a tuple of arrays if there are several inputs."""
+        """x, checked, on the device: an array, or a tuple of arrays if there are several inputs.
+
+        Integers stay integers only if a layer may need them: an Embedding, or one that is not part of xpnet.
+        """
         arrays, dtypes = self.model._inputs(x)
+        if not self._keeps_integers:
+            dtypes = mapped(lambda a: self.model.context.dtype, arrays)
         return mapped(lambda a, dtype: self.model.backend.asarray(a, dtype=dtype), arrays, dtypes)
 
     def targets(self, target: Any, samples: int) -> Any:
@@ -73,31 +100,113 @@ class Probe:
             also = "one per sample, or None"
             one = integer(self._function, "target", target, at_least=0, at_most=self.classes - 1, also=also)
             return numpy.full(samples, one)
-        classes = real_array(target, f"{self._function}: target")
-        if classes.dtype.kind not in "iu":
-            raise ArgumentTypeError(
-                f"{self._function}: target must be the number of a class, or one per sample, not {classes.dtype}."
-            )
+        classes = self.units("target", target, self.classes)
         if classes.shape != (samples,):
             raise ShapeError(
                 f"{self._function}: target must be one class, or one for each of the {samples} samples, but has shape "
                 f"{classes.shape}."
             )
-        if classes.min() < 0 or classes.max() >= self.classes:
+        return classes
+
+    def units(self, name: str, given: Any, count: int) -> Any:
+        """Numbers from 0 below count, as a NumPy array. Raises DataError or ArgumentTypeError for others."""
+        units = real_array(given, f"{self._function}: {name}")
+        if not units.size:
+            raise DataError(f"{self._function}: {name} is empty.")
+        if units.dtype.kind not in "iu":
+            raise ArgumentTypeError(f"{self._function}: {name} must be integers, not {units.dtype}.")
+        if units.min() < 0 or units.max() >= count:
             raise DataError(
-                f"{self._function}: target has classes from {classes.min()} to {classes.max()}, but those of the model "
-                f"are 0 to {self.classes - 1}."
+                f"{self._function}: {name} must be from 0 to {count - 1}, but is from {units.min()} to {units.max()}."
             )
-        return classes.astype("int64")
+        return units.astype("int64")
+
+    def scores(self, x: Arrays) -> Any:
+        """The scores (N, K) of these samples, on the host."""
+        scores = self.model.predict(x, batch_size=None)
+        return scores.reshape(len(scores), -1)
 
     def gradient(self, x: Arrays, targets: Any) -> Any:
-        """∂score/∂x of these samples, on the device, as `backward` of the model returns it."""
-        scores = self.model.forward(x)
-        rows = scores.reshape(len(scores), -1)
-        chosen = rows.argmax(axis=1) if targets is None else self.model.backend.asarray(targets)
-        ones = self.xp.zeros_like(rows)
-        ones[self.xp.arange(len(rows)), chosen] = 1.0
-        return self.model.backward(ones.reshape(scores.shape))
+        """∂score/∂x of these samples: a new array on the device, a list if there are several inputs, None of integers.
+
+        targets: their classes on the host, or None.
+        """
+        return self.model.context.exclusively(self._gradient, x, targets)
+
+    def _gradient(self, x: Arrays, targets: Any) -> Any:
+        # Passes, since `forward` and `backward` of a subclass need not turn training mode off.
+        model = self.model
+        with contextlib.nullcontext() if model._overrides else model._by_hand():
+            scores = model.forward_pass(model._own(x))
+            rows = scores.reshape(len(scores), -1)
+            chosen = rows.argmax(axis=1) if targets is None else model.backend.asarray(targets)
+            grad = model.backward_pass(ones_at(self.xp, rows, chosen).reshape(scores.shape))
+        model._checked, model._checks = True, None
+        return as_list(mapped(lambda a: None if a is None else a.copy(), grad))
+
+    def no_gradient(self, why: str = "") -> ArgumentError:
+        """The error for inputs that are integers."""
+        return ArgumentError(
+            f"{self._function}: the inputs are integers, which have no gradient{why}. attribution.saliency takes "
+            "tokens that only layers.Embedding reads, and attribution.occlusion all inputs."
+        )
+
+    def watch(self, layer: Any) -> tuple[Layer, Watched]:
+        """(the copy of a layer of the model, what later passes show of it).
+
+        layer: the object, its name or its position. None is the last convolution with an image as output, or, if it is
+        in a Residual, this block.
+        """
+        found = self._last_convolution(self.model) if layer is None else self._twin_of(layer)
+        for one in every_layer(self.model):
+            if isinstance(one, Container):
+                one.run_in_given_order()
+        self.model.spread_masks([False] * len(self.model.input_names))
+        seen, forward, backward = Watched(), found.forward, found.backward
+
+        def watched_forward(x: Any) -> Any:
+            y = forward(x)
+            seen.output = y.copy() if hasattr(y, "copy") else y
+            return y
+
+        def watched_backward(grad_y: Any) -> Any:
+            seen.gradient = grad_y.copy()
+            return backward(grad_y if seen.replacement is None else seen.replacement(seen.output))
+
+        vars(found).update(forward=watched_forward, backward=watched_backward)
+        return found, seen
+
+    def refuse_unseen(self, layer: Layer, seen: Watched) -> None:
+        """Raise StateError if a pass has not run the watched layer, which a `forward` of one's own may leave out."""
+        if seen.output is None or seen.gradient is None:
+            raise StateError(f"{self._function}: {layer._label} did not run, so there is nothing to see.")
+
+    def _last_convolution(self, container: Container) -> Layer:
+        found = _last_convolution(container)
+        if found is None:
+            raise ArgumentError(
+                f"{self._function}: the model has no convolution with an image (N, h, w, channels) as output. Give "
+                "layer=, the layer whose output to use."
+            )
+        return found
+
+    def _twin_of(self, layer: Any) -> Layer:
+        """The layer of the copy that stands for this layer of the model."""
+        model = self._original
+        if isinstance(layer, str):
+            found = model.get_layer(layer)
+        elif is_integer(layer):
+            found = model[int(layer)]
+        elif isinstance(layer, Layer):
+            found = layer
+        else:
+            raise ArgumentTypeError(
+                f"{self._function}: layer must be a layer of the model, its name or its position, not {shown(layer)}."
+            )
+        path = _path_of(model, found) or next((one.path for one in every_layer(model) if one is found), None)
+        if not path:
+            raise ArgumentError(f"{self._function}: {shown(layer)} is not a layer of this model.")
+        return next(one for one in every_layer(self.model) if one.path == path)
 
     def watch_tokens(self) -> Callable[[], Array]:
         """Let the Embedding layers that read the input keep their gradients.
@@ -106,12 +215,8 @@ class Probe:
         token, in the shape of x. Raises ArgumentError if other layers read the input too.
         """
         readers = [site.layer for site in self.model.calls()[0] if 0 in as_tuple(site.inputs)]
-        if not all(isinstance(layer, layers.Embedding) for layer in readers):
-            others = ", ".join(layer._label for layer in readers if not isinstance(layer, layers.Embedding))
-            raise ArgumentError(
-                f"{self._function}: x holds integers, which have no gradient. An Embedding that reads x has one for "
-                f"each token, but here {others} reads it. Use attribution.occlusion, which replaces tokens."
-            )
+        if other := next((layer for layer in readers if not isinstance(layer, layers.Embedding)), None):
+            raise self.no_gradient(f", and {other._label} reads them too")
         for layer in readers:
             vars(layer)["backward"] = _keeping_gradient(layer, layer.backward)
 
@@ -125,6 +230,33 @@ class Probe:
             return self.xp.sqrt(squares)
 
         return norms
+
+
+def ones_at(xp: Any, outputs: Array, units: Array) -> Array:
+    """The gradient, with respect to outputs (N, ..., C), of the mean over the axes between of unit units[n], (N,)."""
+    rows = outputs.reshape(len(outputs), -1, outputs.shape[-1])
+    grad = xp.zeros_like(rows)
+    grad[xp.arange(len(rows)), :, units] = 1.0 / rows.shape[1]
+    return grad.reshape(outputs.shape)
+
+
+def _last_convolution(container: Container) -> Layer | None:
+    for layer in reversed(container.inner_layers):
+        if isinstance(layer, _CONVOLUTIONS):
+            return layer
+        if isinstance(layer, Container) and (found := _last_convolution(layer)) is not None:
+            return layer if isinstance(layer, layers.Residual) else found
+    return None
+
+
+def _path_of(container: Container, layer: Layer, prefix: str = "") -> str | None:
+    """The path of a layer in the attribute `layers` of a model or of the containers in it, where it is called first."""
+    for key, inner in zip(container._keys(), container.layers, strict=True):
+        if inner is layer:
+            return f"{prefix}{key}"
+        if isinstance(inner, Container) and (found := _path_of(inner, layer, f"{prefix}{key}.")) is not None:
+            return found
+    return None
 
 
 def _same(array: Array) -> Array:
