@@ -234,12 +234,12 @@ for ax in axes.flat:
 # score, on red ones it lowers it. `attribution.occlusion` wipes out 2×2 pixels at a
 # time, and measures by how much the score falls.
 
-# %%
+# %% alt="Over six digits, the saliency of each pixel, and below, its occlusion"
 gradient = attribution.saliency(model, images[chosen])
 fall = attribution.occlusion(model, images[chosen], size=(2, 2), stride=1)
 plots.attribution(
     np.concatenate([gradient, fall]), np.tile(images[chosen], (2, 1, 1)), columns=6
-)[0, 0].figure
+)
 
 # %% [markdown]
 # And which image has the highest score? `maximize_activation` begins with noise, and
@@ -247,11 +247,11 @@ plots.attribution(
 # there, but no such image is in the data: the network knows what tells digits apart,
 # not what digits are.
 
-# %%
+# %% alt="For each digit, the image with the highest score: noise and traces of it"
 best = attribution.maximize_activation(model, range(10), limits=(0.0, 1.0))
 scores = model.predict(best).diagonal()
 assert (scores > model.predict(images).max(axis=0)).all()
-plots.image_grid(best, titles=range(10), columns=10)[0, 0].figure
+plots.image_grid(best, titles=range(10), columns=10)
 
 # %% [markdown]
 # [What a network has learned](../what-a-network-sees.md) has more of these views, and
