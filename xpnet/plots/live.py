@@ -25,8 +25,8 @@ class LivePlot(Callback):
     It redraws one picture after each epoch, and leaves the last one. Outside of a notebook it does nothing.
 
     keys: what to draw, a key of the history or several, each with its validation values in Axes of its own, such as
-    ("loss", "accuracy"); by default the loss and all metrics.  seconds: the least time between two
-    pictures; the last epoch is always drawn.
+    ("loss", "accuracy"); by default the loss and all metrics.  seconds: the least time between two pictures; the last
+    epoch is always drawn.
 
     fit raises ArgumentError, before the first step, if the history will not have one of the keys.
     """
