@@ -71,7 +71,7 @@ VALUES: dict[str, Any] = {
     "an array of text": np.array("a"),
     "masked": np.ma.masked_array([1.0, 2.0], [0, 1]),
     "float32 nan": np.float32("nan"),
-    "no time": np.datetime64("NaT"),
+    "no time": np.datetime64("NaT", "s"),
     "a class": layers.Dense,
     "a function": lambda *given: None,
     "a layer": layers.ReLU(),

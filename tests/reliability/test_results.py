@@ -63,7 +63,7 @@ def test_skipped():
 
 def test_a_run_of_pytest_counts_its_cases_and_failures(tmp_path):
     (tmp_path / "test_planted.py").write_text(PLANTED)
-    arguments = ["-p", "no:cacheprovider", str(tmp_path)]
+    arguments = ["-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path)]
     result = run_tests("rows", arguments, tmp_path)
     assert (result.tried, result.note) == (4, "1 skipped")
     assert [text.split(" ")[0] for text in result.bad] == [

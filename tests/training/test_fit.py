@@ -372,14 +372,9 @@ def test_balanced_class_weights_that_cannot_be_counted_are_refused(arguments, ma
 def test_a_loss_cannot_balance_classes():
     with pytest.raises(ArgumentError, match='Give fit class_weight="balanced" instead'):
         losses.SoftmaxCrossEntropy(class_weight="balanced")
-    loss, (x, y) = losses.SoftmaxCrossEntropy(), (np.eye(4), np.arange(4) % 2)
-    inputs = xpnet.Input(4)
-    model = xpnet.Model(inputs, [layers.Dense(2)(inputs), layers.Dense(2)(inputs)], "cpu")
-    model.fit(x, [y, y], loss=[loss, loss], verbose=0)
-    loss.class_weight = "balanced"
-    for call in (model.evaluate, model.train_on_batch):
-        with pytest.raises(ArgumentError, match='Give fit class_weight="balanced" instead'):
-            call(x, [y, y])
+    loss = losses.SoftmaxCrossEntropy()
+    with pytest.raises(ArgumentError, match='Give fit class_weight="balanced" instead'):
+        loss.class_weight = "balanced"
 
 
 def test_balanced_class_weights_of_a_stream_are_refused_with_a_hint():
