@@ -115,7 +115,9 @@ def test_the_search_finds_the_page_among_its_first_answers(browser, address, que
     with browser.new_context() as context:
         page = context.new_page()
         page.goto(address)
-        page.fill(".md-search__input", query)
+        ready = page.locator(".md-search-result__meta", has_text="Type to start searching")
+        ready.wait_for(state="attached")  # before, the theme would miss what is typed
+        page.locator(".md-search__input").press_sequentially(query)  # the theme waits for keys
         answers = page.locator(".md-search-result__item > a")
         answers.first.wait_for(state="attached")
         links = [answers.nth(i).get_attribute("href") for i in range(min(3, answers.count()))]
