@@ -96,11 +96,12 @@ def _calling_base(init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
     def wrapper(self: "ExplainedArguments", *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
-        missing = [name for name in self._arguments if not _has(self, name)]
+        arguments = self._constructor_arguments
+        missing = [name for name in arguments if not _has(self, name)]
         if missing:
             raise ArgumentTypeError(
-                f"{type(self).__name__}: its constructor must call super().__init__({', '.join(self._arguments)}), "
-                f"which sets {', '.join(missing)}."
+                f"{type(self).__name__}: its constructor must call super().__init__({', '.join(arguments)}), which sets "
+                f"{', '.join(missing)}."
             )
 
     return wrapper
@@ -138,29 +139,29 @@ class ExplainedArguments:
     #: What to add to the error for too many arguments.
     _too_many_hint: ClassVar[str] = ""
     #: The nearest class of xpnet, and the names of its constructor's arguments.
-    _constructing: "ClassVar[type[ExplainedArguments]]"
-    _arguments: ClassVar[dict[str, None]] = {}
+    _constructor_class: "ClassVar[type[ExplainedArguments]]"
+    _constructor_arguments: ClassVar[dict[str, None]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in cls.__dict__:
             cls.__init__ = explain_arguments(cls.__init__)  # type: ignore[method-assign]
         if not is_custom(cls):
-            cls._constructing, cls._arguments = cls, dict.fromkeys(_argument_names(cls))
+            cls._constructor_class, cls._constructor_arguments = cls, dict.fromkeys(_argument_names(cls))
         elif "__init__" in cls.__dict__:
             cls.__init__ = _calling_base(cls.__init__)  # type: ignore[method-assign]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._arguments and name in self.__dict__ and value is not self.__dict__[name]:
-            value = self._changed(name, value)
+        if name in self._constructor_arguments and name in self.__dict__ and value is not self.__dict__[name]:
+            value = self._checked_assignment(name, value)
         super().__setattr__(name, value)
 
-    def _changed(self, name: str, value: Any) -> Any:
+    def _checked_assignment(self, name: str, value: Any) -> Any:
         """What the constructor makes of this value of an argument, given all others. Raises its error."""
-        if not all(_has(self, argument) for argument in self._arguments):  # in the middle of a constructor
+        if not all(_has(self, argument) for argument in self._constructor_arguments):  # in the middle of a constructor
             return value
-        config = {argument: getattr(self, argument) for argument in self._arguments}
-        return getattr(_constructed(self._constructing, {**config, name: value}), name)
+        config = {argument: getattr(self, argument) for argument in self._constructor_arguments}
+        return getattr(_constructed(self._constructor_class, {**config, name: value}), name)
 
     @explain_arguments
     def __init__(self) -> None: ...

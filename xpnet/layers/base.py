@@ -400,7 +400,7 @@ class Layer(Configured):
                 if (twin := reference()) is not None:
                     setattr(twin, name, value)
 
-    def _changed(self, name: str, value: Any) -> Any:
+    def _checked_assignment(self, name: str, value: Any) -> Any:
         if name == "name":
             return value
         if self.is_built and self.context.store.allocated and name not in self._changeable:
@@ -408,7 +408,7 @@ class Layer(Configured):
                 f"{self._label}: {name} cannot change after the layer is built. Make a new layer, "
                 f"{type(self).__name__}(..., {name}=...)."
             )
-        return super()._changed(name, value)
+        return super()._checked_assignment(name, value)
 
     def __delattr__(self, name: str) -> None:
         if self.is_built and (name == "layers" or isinstance(self.__dict__.get(name), ModelArray)):

@@ -64,8 +64,8 @@ class Container(Layer):
             raise self._fixed_layers()
         super().__setattr__(name, value)
 
-    def _changed(self, name: str, value: Any) -> Any:
-        return value if name == "layers" else super()._changed(name, value)
+    def _checked_assignment(self, name: str, value: Any) -> Any:
+        return value if name == "layers" else super()._checked_assignment(name, value)
 
     def __setitem__(self, position: Any, layer: Any) -> None:
         raise self._fixed_layers()

@@ -96,7 +96,7 @@ class BaseModel(Container):
         self._builder = 0  # the thread that has built the model for data that may still be refused
         self.history: History | None = None
 
-    def _changed(self, name: str, value: Any) -> Any:
+    def _checked_assignment(self, name: str, value: Any) -> Any:
         if name not in ("dtype", "precision", "seed"):
             return value  # set by the model itself
         if self.is_built:
