@@ -142,6 +142,14 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def accessibility(session: nox.Session) -> None:
+    """Build the site, and test all its pages in a headless Chromium: axe-core's rules, overflow, pictures, search."""
+    session.install(".[docs,dev]", "playwright>=1.50", "axe-playwright-python>=0.1.5")
+    session.run("mkdocs", "build", "--strict")
+    session.run("pytest", "tests/docs/test_site.py", *session.posargs)
+
+
+@nox.session
 def browser(session: nox.Session) -> None:
     """Test the page of examples/draw_digit.py in a headless Chromium, from PATH or XPNET_CHROMIUM."""
     session.install(".[dev]", "playwright>=1.50")
@@ -152,7 +160,8 @@ def browser(session: nox.Session) -> None:
 def notebook(session: nox.Session) -> None:
     """Run the notebooks of docs/, and test what a real Jupyter kernel shows, with and without ipywidgets."""
     session.install(".[dev,notebooks]", "ipywidgets")
-    session.run("pytest", "tests/display/test_notebook.py", "tests/docs/test_notebooks.py", *session.posargs)
+    session.run("pytest", "tests/display/test_notebook.py", "tests/docs/test_notebooks.py",
+                "tests/plots/test_notebook.py", *session.posargs)  # fmt: skip
 
 
 @nox.session

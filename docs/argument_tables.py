@@ -1,8 +1,8 @@
 """An extension of Griffe: explanations of arguments and attributes become tables in the reference.
 
-A docstring explains them as "name: text" or "first, second: text", at the beginning of a line, after two spaces or
-after a sentence. The explanation ends where the next one begins, or with the paragraph. Lines of comments that begin
-with "#:" explain the attribute of the class that follows.
+A docstring explains them as "name: text" or "first, second: text", at the beginning of a line,
+after two spaces or after a sentence. The explanation ends where the next one begins, or with the
+paragraph. Lines of comments that begin with "#:" explain the attribute of the class that follows.
 """
 
 import re
@@ -33,19 +33,26 @@ def _rewrite(parent, seen):
                 names |= {name for name, one in member.members.items() if one.is_attribute}
             member.docstring.value = with_tables(member.docstring.value, names)
             if member.is_class:
-                lines = {name: one.lineno - member.lineno for name, one in member.members.items() if one.is_attribute}
+                lines = {
+                    name: one.lineno - member.lineno
+                    for name, one in member.members.items()
+                    if one.is_attribute
+                }
                 member.docstring.value += with_comments(member.lines, lines)
         if member.is_module or member.is_class:
             _rewrite(member, seen)
 
 
 def with_tables(text, names):
-    """The docstring, with a table in place of what it says about arguments and attributes of these names."""
+    """The docstring, with a table in place of what it says about arguments and attributes."""
     return "\n\n".join(_paragraph(paragraph, names) for paragraph in re.split(r"\n\n+", text))
 
 
 def with_comments(source, attributes):
-    """A table of the attributes that have comments, or "". attributes: {name: its place in the lines of the class}."""
+    """A table of the attributes that have comments, or "".
+
+    attributes: {name: its place in the lines of the class}.
+    """
     rows = []
     for name, place in attributes.items():
         comment = []
@@ -78,8 +85,10 @@ def _paragraph(paragraph, names):
 
 
 def _without_end(paragraph, start):
-    """(the paragraph without its last sentences, from "Returns …", "Raises …" or a reference on; these sentences)."""
-    last = re.compile(r"(?<=\.)(?:\s+(?=Returns? |Raises? )|\n(?=[A-Z].*? (?:19|20)\d\d,))").search(paragraph, start)
+    """(the paragraph, the sentences at its end from "Returns …", "Raises …" or a reference on)."""
+    last = re.compile(r"(?<=\.)(?:\s+(?=Returns? |Raises? )|\n(?=[A-Z].*? (?:19|20)\d\d,))").search(
+        paragraph, start
+    )
     return (paragraph, "") if last is None else (paragraph[: last.start()], paragraph[last.end() :])
 
 
@@ -95,4 +104,6 @@ def _as_code(match):
 def _cell(text):
     """Text on one line, in which | does not end the cell."""
     line = " ".join(text.split())
-    return "`".join(part if i % 2 else part.replace("|", "&#124;") for i, part in enumerate(line.split("`")))
+    return "`".join(
+        part if i % 2 else part.replace("|", "&#124;") for i, part in enumerate(line.split("`"))
+    )

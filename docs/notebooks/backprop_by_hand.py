@@ -6,7 +6,6 @@
 # formula, then with xpnet. At the end you write two backward passes.
 
 # %%
-# %matplotlib inline
 import matplotlib.pyplot as plt
 import numpy as np
 from exercises import grade
@@ -118,8 +117,8 @@ explained
 # %% [markdown]
 # In the picture, each line has its weight and, after ∂, its gradient.
 
-# %%
-plots.network(model, explanation=explained).figure
+# %% alt="The network, with the value and the derivative of each weight and bias"
+plots.network(model, explanation=explained)
 
 # %% [markdown]
 # The gradients of the first layer are small compared with ∂L/∂y = −0.95. Each sigmoid
@@ -127,11 +126,11 @@ plots.network(model, explanation=explained).figure
 # hidden layer. In deep networks of sigmoids little is left: this is the *vanishing
 # gradient*.
 
-# %%
+# %% alt="The sigmoid and its derivative"
 slope = explained["1"].local[0, 0]
 print(f"slope of the hidden sigmoids: {slope:.4f}")
 assert abs(slope - 0.045) < 5e-4
-plots.activation(layers.Sigmoid()).figure
+plots.activation(layers.Sigmoid())
 
 # %% [markdown]
 # ## Learn
@@ -149,7 +148,7 @@ for _ in range(200):
 print(f"loss {losses[0]:.4f} → {losses[-1]:.4f}, output {model.predict([x])[0, 0]:.3f}")
 assert losses[-1] < 0.01
 
-# %%
+# %% alt="The loss by training step"
 fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
 ax.plot(losses)
 ax.set(xlabel="step", ylabel="loss")

@@ -6,7 +6,6 @@
 # pictures, the gradient, and what a trained one has learned.
 
 # %%
-# %matplotlib inline
 import matplotlib.pyplot as plt
 import numpy as np
 from exercises import grade
@@ -36,7 +35,7 @@ print(patch.round(2), "\ntimes the kernel, added up:", (patch * kernel).sum().ro
 # pixels.
 
 
-# %%
+# %% alt="A digit, and its vertical and horizontal edges"
 def convolve(image, kernel):
     height, width = (
         image.shape[0] - kernel.shape[0] + 1,
@@ -172,7 +171,7 @@ explained
 # Eight kernels, trained on three quarters of the digits. Nobody tells the network what
 # an edge is.
 
-# %%
+# %% alt="The filters of the trained layer, as blue and red images"
 test = np.arange(len(images)) % 4 == 0
 model = xpnet.Sequential(
     [
@@ -198,22 +197,22 @@ model.fit(
 accuracy = model.evaluate(images[test], labels[test])["accuracy"]
 print(f"test accuracy {accuracy:.3f}")
 assert accuracy > 0.95
-plots.filters(model)[0, 0].figure
+plots.filters(model)
 
 # %% [markdown]
 # The outputs of the eight kernels for one digit, after the ReLU. Some answer to
 # vertical strokes, some to horizontal ones, some to the ink itself.
 
-# %%
+# %% alt="The digit as each of the eight filters sees it"
 found = model.activations(images[:1])["2"][0]
-plots.image_grid(np.moveaxis(found, -1, 0), titles=range(8))[0, 0].figure
+plots.image_grid(np.moveaxis(found, -1, 0), titles=range(8))
 
 # %% [markdown]
 # Which pixels does the decision depend on? The downstream gradient of the first layer
 # says how the loss changes with each pixel: where it is blue, more ink makes the loss
 # larger, and where it is red, smaller.
 
-# %%
+# %% alt="Six digits, and below each the gradient of the loss by its pixels"
 chosen = np.flatnonzero(test)[:6]
 explained = xpnet.explain(
     model, images[chosen], labels[chosen], "softmax_cross_entropy"
@@ -235,12 +234,12 @@ for ax in axes.flat:
 # score, on red ones it lowers it. `attribution.occlusion` wipes out 2×2 pixels at a
 # time, and measures by how much the score falls.
 
-# %%
+# %% alt="Over six digits, the saliency of each pixel, and below, its occlusion"
 gradient = attribution.saliency(model, images[chosen])
 fall = attribution.occlusion(model, images[chosen], size=(2, 2), stride=1)
 plots.attribution(
     np.concatenate([gradient, fall]), np.tile(images[chosen], (2, 1, 1)), columns=6
-)[0, 0].figure
+)
 
 # %% [markdown]
 # And which image has the highest score? `maximize_activation` begins with noise, and
@@ -248,11 +247,11 @@ plots.attribution(
 # there, but no such image is in the data: the network knows what tells digits apart,
 # not what digits are.
 
-# %%
+# %% alt="For each digit, the image with the highest score: noise and traces of it"
 best = attribution.maximize_activation(model, range(10), limits=(0.0, 1.0))
 scores = model.predict(best).diagonal()
 assert (scores > model.predict(images).max(axis=0)).all()
-plots.image_grid(best, titles=range(10), columns=10)[0, 0].figure
+plots.image_grid(best, titles=range(10), columns=10)
 
 # %% [markdown]
 # [What a network has learned](../what-a-network-sees.md) has more of these views, and

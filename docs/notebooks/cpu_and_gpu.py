@@ -7,7 +7,6 @@
 # missing.
 
 # %%
-# %matplotlib inline
 import time
 
 import numpy as np
@@ -98,8 +97,8 @@ for device, (_, history, seconds) in runs.items():
     loss, accuracy = history["loss"][-1], history["val_accuracy"][-1]
     print(f"{device}: loss {loss:.6f}, test accuracy {accuracy:.3f}, {seconds:.1f} s")
 
-# %%
-plots.curves({device: history for device, (_, history, _) in runs.items()}).figure
+# %% alt="The loss by epoch on each device"
+plots.curves({device: history for device, (_, history, _) in runs.items()})
 
 # %% [markdown]
 # How far apart are the devices? (The time for so small a network says little about a

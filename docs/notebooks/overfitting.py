@@ -6,7 +6,6 @@
 # compare five cures.
 
 # %%
-# %matplotlib inline
 import matplotlib.pyplot as plt
 import numpy as np
 from exercises import grade
@@ -36,7 +35,7 @@ print(f"{(y != labels[1397:1697]).sum()} of {len(y)} labels are wrong")
 # The network is larger than the task needs: 256 hidden neurons.
 
 
-# %%
+# %% alt="The training loss falls to 0, while the validation loss rises again"
 def network(hidden=256, before=(), after=()):
     """before, after: layers before and after the hidden one."""
     stack = [
@@ -83,6 +82,9 @@ assert best - last > 0.05
 # errors. So always look at data that the network does not train on: the training loss
 # cannot tell.
 #
+# To watch such curves while a network trains, pass `callbacks=plots.LivePlot()` to
+# `fit`: a notebook then redraws them after each epoch.
+#
 # ## The cures
 #
 # - **Stop early**: keep the weights of the epoch with the lowest validation loss.
@@ -118,8 +120,8 @@ for name, (cured, options) in cures.items():
     seen = histories[name]["accuracy"]
     print(f"{name:18s}{len(seen):6d}  {seen[-1]:8.3f} {accuracies[name]:6.3f}")
 
-# %%
-plots.curves(histories, "val_loss").figure
+# %% alt="The validation loss by epoch, without a cure and with each of the five"
+plots.curves(histories, "val_loss")
 
 # %% [markdown]
 # Every cure helps. Look at the training accuracy too: without a cure it is 1, although

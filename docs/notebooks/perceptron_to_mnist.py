@@ -5,7 +5,6 @@
 # something that the step before cannot.
 
 # %%
-# %matplotlib inline
 import os
 import time
 
@@ -56,7 +55,7 @@ assert trained["and"][1][-1] == trained["or"][1][-1] == 0 < min(trained["xor"][1
 # AND and OR are learned. XOR is not, and more epochs would not help: the boundary of
 # one neuron is a straight line, and no straight line separates the two classes of XOR.
 
-# %%
+# %% alt="The straight boundaries of AND and OR, and one that misses XOR"
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
 for ax, (gate, (model, _)) in zip(axes, trained.items(), strict=True):
     plots.decision_boundary(model, *datasets.logic_gate(gate), ax=ax)
@@ -69,7 +68,7 @@ for ax, (gate, (model, _)) in zip(axes, trained.items(), strict=True):
 # has no useful slope, so the neurons are smooth now: `Tanh`, and for the output a
 # `Sigmoid`.
 
-# %%
+# %% alt="The loss by epoch, and boundaries that separate the classes of XOR"
 x, y = datasets.logic_gate("xor")
 xor = xpnet.Sequential(
     [layers.Dense(4), layers.Tanh(), layers.Dense(1), layers.Sigmoid()],
@@ -102,7 +101,7 @@ plt.show()
 # environment variable `XPNET_DATA_DIR`, its 28×28 images are used instead: 6000 for
 # training, and 5000 for testing.
 
-# %%
+# %% alt="Sixteen digits with their labels"
 if "XPNET_DATA_DIR" in os.environ:
     (x, y), (x_test, y_test) = datasets.mnist()
     x, y, x_test, y_test, scale, epochs = (
@@ -126,7 +125,7 @@ else:
     )
 size = x.shape[1:]
 print(f"{len(x)} images of {size} pixels for training, {len(x_test)} for testing")
-plots.image_grid(x[:16], titles=y[:16])[0, 0].figure
+plots.image_grid(x[:16], titles=y[:16])
 
 # %% [markdown]
 # Three networks, from the simplest to the best. The last layer of each returns ten
@@ -183,30 +182,30 @@ assert final[2] > max(final[:2])
 # little with the small digits. Convolutions look at small neighborhoods, with the same
 # weights everywhere, and are best by far.
 
-# %%
-plots.curves(histories, "val_accuracy").figure
+# %% alt="The validation accuracy of each network by epoch"
+plots.curves(histories, "val_accuracy")
 
 # %% [markdown]
 # The weights of the first network are images, because there is one weight per pixel and
 # class: blue where ink speaks for the class, red where it speaks against it.
 
-# %%
-plots.filters(models["one layer"], size, columns=5)[0, 0].figure
+# %% alt="The weights of each class as an image"
+plots.filters(models["one layer"], size, columns=5)
 
 # %% [markdown]
 # Which digits does the best network confuse?
 
-# %%
+# %% alt="How often each digit was taken for each other one"
 best = models["convolutions"]
-plots.confusion_matrix(y_true=y_test, y_pred=best.predict(x_test)).figure
+plots.confusion_matrix(y_true=y_test, y_pred=best.predict(x_test))
 
-# %%
+# %% alt="Digits that the network gets wrong, with label and guess"
 wrong = np.flatnonzero(best.predict(x_test).argmax(axis=1) != y_test)[:8]
 guesses = best.predict(x_test[wrong]).argmax(axis=1)
 titles = [
     f"{label}, not {guess}" for label, guess in zip(y_test[wrong], guesses, strict=True)
 ]
-plots.image_grid(x_test[wrong], titles=titles)[0, 0].figure
+plots.image_grid(x_test[wrong], titles=titles)
 
 # %% [markdown]
 # ## Exercise: the slope of a ReLU

@@ -7,7 +7,6 @@
 # transformer that has learned to reverse words.
 
 # %%
-# %matplotlib inline
 import matplotlib.pyplot as plt
 import numpy as np
 from exercises import grade
@@ -90,7 +89,7 @@ assert np.allclose(model.predict(x[None])[0], y)
 # A model that writes text must not look at later tokens. **Causal** attention sets
 # their scores to −∞, so that their shares are 0:
 
-# %%
+# %% alt="The shares of all tokens in each output, without and with a causal mask"
 later = np.triu(np.ones((3, 3), bool), 1)
 causal = softmax(np.where(later, -np.inf, scores))
 fig, axes = plt.subplots(1, 2, figsize=(7, 3.2), layout="constrained")
@@ -218,7 +217,7 @@ assert history["val_accuracy"][-1] > 0.99
 # Where does it look? The shares are recomputed here from the input of the attention
 # layer and its weights.
 
-# %%
+# %% alt="Each letter of the result attends to its counterpart in the word"
 word = words[:1]
 seen = xpnet.explain(reverser, word, reversed_words[:1], "softmax_cross_entropy")[
     "2.attention"

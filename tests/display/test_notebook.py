@@ -55,4 +55,4 @@ def test_a_notebook_shows_training_model_summary_and_history(hidden, monkeypatch
     for (output,), text in zip(shown, ["Dense(10)", "Dense(10)", "val_accuracy", "not built"], strict=True):
         assert output["data"]["text/html"].startswith("<table>") and text in output["data"]["text/html"]
     plain = shown[1][0]["data"]["text/plain"]
-    assert plain.splitlines()[0].startswith("layer ") and plain.endswith("650 parameters")
+    assert plain.splitlines()[0].startswith("name  layer ") and plain.endswith("650 parameters")

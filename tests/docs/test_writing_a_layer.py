@@ -57,7 +57,13 @@ def summed(page, backend):
     return xpnet.Sequential([layers.Masking(), layers.Dense(3), page["StepSum"]()], (None, 4), backend)
 
 
-CASES = pytest.mark.parametrize(("make", "shape"), [(causal, (7, 4)), (gated, (5, 4, 2)), (summed, (6, 4))])
+def swish(page, backend):
+    return xpnet.Sequential([layers.Dense(5), page["Swish"]()], (4,), backend)
+
+
+CASES = pytest.mark.parametrize(
+    ("make", "shape"), [(swish, (4,)), (causal, (7, 4)), (gated, (5, 4, 2)), (summed, (6, 4))]
+)
 
 
 @CASES

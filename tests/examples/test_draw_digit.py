@@ -6,8 +6,6 @@ import importlib
 import itertools
 import json
 import math
-import os
-import shutil
 import socket
 import sys
 import threading
@@ -16,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chromium import chromium
 
 import xpnet
 from xpnet import layers
@@ -505,18 +504,11 @@ def test_activations_returns_the_outputs_of_the_layers(backend, rng):
 @pytest.fixture
 def page():
     """A page in a headless Chromium. An error on the page fails the test."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    names = (os.environ.get("XPNET_CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
-    program = next(filter(None, (shutil.which(name) for name in names if name)), None)
-    if program is None:
-        pytest.skip("Chromium is not on the PATH, and XPNET_CHROMIUM does not name it")
     errors = []
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=program, args=["--no-sandbox"])
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 1000, "height": 1400})
         page.on("pageerror", lambda error: errors.append(error))
         yield page
-        browser.close()
     assert not errors
 
 

@@ -179,6 +179,29 @@ def test_the_error_of_an_unbuilt_layer_says_how_to_build_it():
         layers.Dense(2).forward(np.ones((1, 2)))
 
 
+@pytest.mark.parametrize("method", ["add_parameter", "add_buffer"])
+def test_arrays_that_are_declared_in_the_constructor_are_refused(method):
+    class Early(layers.Layer):
+        def __init__(self):
+            getattr(self, method)("scale", *((3,) if method == "add_parameter" else ()), 1.0)
+
+    with pytest.raises(StateError, match=rf"^Early: call {method} in build, which knows the shapes, not before\.$"):
+        Early()
+
+
+def test_a_value_that_forward_does_not_keep_is_named():
+    class Forgets(layers.Layer):
+        def forward(self, x):
+            return x * x
+
+        def backward(self, grad_y):
+            return 2.0 * self.work.x * grad_y
+
+    model = xpnet.Sequential([layers.Dense(2), Forgets()], input_shape=(3,), backend="cpu")
+    with pytest.raises(StateError, match=r"^backward uses work\.x, but forward did not keep it"):
+        xpnet.check_gradients(model, np.ones((2, 3)), np.ones((2, 2)), loss="mse")
+
+
 # Configuration and copies
 
 SHAPES = {id(layer): shape for shape, layer in every.LAYERS}

@@ -1,9 +1,11 @@
 """Plots: their contents; they need no display and do not change the state of pyplot."""
 
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -808,3 +810,104 @@ def test_without_matplotlib_the_error_names_the_command(tmp_path):
     for handled in ("ImportError", "xpnet.errors.XpnetError"):
         done = run(f"import xpnet\ntry: import xpnet.plots\nexcept {handled}: pass", tmp_path)
         assert done.returncode == 0, done.stderr
+
+
+# Notebooks: tests/plots/test_notebook.py runs a real kernel
+
+
+class Screen:
+    """Stands in for IPython: keeps what is displayed, and which display an update replaces."""
+
+    def __init__(self, formatters):
+        self.formatters, self.shown, self.updated = formatters, [], []
+        self.display_formatter = self
+
+    def display(self, *things, metadata=None, raw=False, display_id=False):
+        self.shown += things
+        return self if display_id else None
+
+    def update(self, data, metadata, raw):
+        assert raw
+        self.updated.append(data)
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    pyplot = importlib.import_module("matplotlib.pyplot")
+    monkeypatch.setattr(pyplot, "install_repl_displayhook", lambda: None)  # needs the real IPython
+    screen = Screen({"text/plain": repr, "image/png": lambda figure: None, "image/svg+xml": lambda figure: None})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: screen, version_info=(9, 0)))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=screen.display))
+    return screen
+
+
+def live(plot, epochs=3, **options):
+    model = xpnet.Sequential([layers.Dense(2)], input_shape=(3,), backend="cpu")
+    return model.fit(np.eye(3), [0, 1, 0], epochs=epochs, verbose=0, callbacks=plot, **options)
+
+
+def test_a_live_plot_replaces_its_picture_after_each_epoch(screen):
+    plot = plots.LivePlot(seconds=0)
+    live(plot)
+    (first,) = screen.shown
+    assert first["image/png"].startswith(b"\x89PNG") and len(screen.updated) == 2
+    assert len({first["image/png"], *(data["image/png"] for data in screen.updated)}) == 3
+    live(plot, epochs=1)
+    assert len(screen.shown) == 2  # another fit has a picture of its own
+    live(plots.LivePlot(seconds=1000))
+    assert len(screen.shown) == 3 and len(screen.updated) == 3  # the first and the last epoch
+
+
+def test_a_live_plot_has_axes_for_each_measure_and_uses_the_formats_of_the_notebook(screen):
+    figures = []
+    screen.formatters["image/svg+xml"] = lambda figure: figures.append(figure) or "<svg/>"
+    screen.formatters["image/png"] = lambda figure: (b"png", {"width": 7})
+    validation = {"validation_data": (np.eye(3), [0, 1, 0])}
+    metrics = ["accuracy", "log_loss", "f1"]
+    live(plots.LivePlot(), 1, metrics=metrics, **validation)
+    assert screen.shown[0].keys() == {"text/plain", "image/png", "image/svg+xml"}
+    axes = figures[0].axes
+    assert [ax.get_ylabel() for ax in axes if ax.axison] == ["loss", "accuracy", "log loss", "f1"]
+    assert legend(axes[0]) == ["training loss", "validation loss"]
+    assert figures[0].get_suptitle() == "epoch 1 of 1"
+    live(plots.LivePlot(("val_loss", "loss", "learning_rate")), 1, **validation)
+    assert [ax.get_ylabel() for ax in figures[1].axes] == ["loss", "learning rate"]
+
+
+def test_a_live_plot_shows_the_epochs_before_an_error(screen):
+    class Fail(callbacks.Callback):
+        def on_epoch_begin(self, model, epoch):
+            if epoch == self.last:
+                raise KeyError
+
+    fail = Fail()
+    for fail.last, pictures in ((0, 0), (2, 2)):
+        with pytest.raises(KeyError):
+            live([fail, plots.LivePlot(seconds=1000)])
+        assert len(screen.shown) + len(screen.updated) == pictures
+
+
+def test_a_live_plot_does_nothing_outside_of_notebooks(monkeypatch):
+    monkeypatch.setattr("xpnet.plots.live.Figure", None)
+    assert live(plots.LivePlot(seconds=0)) == live([])
+
+
+def test_a_live_plot_refuses_wrong_arguments_before_the_first_step():
+    for wrong in (3, [], {"loss": 1}):
+        with pytest.raises((ArgumentError, ArgumentTypeError), match="LivePlot: keys must"):
+            plots.LivePlot(wrong)
+    with pytest.raises(ArgumentError, match="LivePlot: seconds must be"):
+        plots.LivePlot(seconds="1")
+    with pytest.raises(ArgumentError, match=r"history key 'los'.*mean 'loss'.*accuracy, learning_rate, loss"):
+        live(plots.LivePlot("los"))
+
+
+def test_a_notebook_shows_axes_and_grids_as_the_picture_of_their_figure(screen):
+    for drawn_by in (plots.curves(HISTORY), plots.image_grid(np.zeros((3, 4, 4)))):
+        drawn_by._ipython_display_()
+        figure = screen.shown.pop()
+        assert figure is np.ravel(drawn_by)[0].figure
+        figure._ipython_display_()
+        assert screen.shown.pop()["image/png"].startswith(b"\x89PNG")
+    figure = Figure()
+    assert type(plots.image_grid(np.zeros((3, 4, 4)), figure=figure)) is np.ndarray  # the user's figure shows itself

@@ -255,6 +255,8 @@ class Layer(Configured):
         return self.context.store.share(array, store, lambda: self._qualified(name))
 
     def _refuse_unless_building(self, method: str) -> None:
+        if self._context is None:
+            raise StateError(f"{type(self).__name__}: call {method} in build, which knows the shapes, not before.")
         if self.context.store.allocated:
             raise StateError(
                 f"{self._label}: call {method} in build, not later: when a model is built, all its parameters and "

@@ -194,7 +194,9 @@ class Workspace(SimpleNamespace):
     def __getattr__(self, name: str) -> Any:  # called for attributes that do not exist
         if name.startswith("__"):
             raise AttributeError(name)
-        raise _MissingForwardError("backward uses values that forward keeps, but no forward pass came before it.")
+        raise _MissingForwardError(
+            f"backward uses work.{name}, but forward did not keep it, or no forward pass came before backward."
+        )
 
 
 class _MissingForwardError(StateError, AttributeError):

@@ -12,7 +12,8 @@ from xpnet.layers.containers import Container
 
 try:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+    from xpnet.plots.notebooks import PlotAxes, new_figure
 except ImportError as error:
     raise MissingPackageError(
         f'xpnet.plots needs matplotlib, which cannot be imported ({error}): pip install "xpnet[plots]"'
@@ -30,7 +31,7 @@ Floats: TypeAlias = numpy.ndarray[Any, numpy.dtype[numpy.float64]]
 def axes_or_new(ax: Axes | None, size: tuple[float, float] = (6.4, 4.8)) -> Axes:
     """`ax` itself, or the Axes of a new figure of this size in inches."""
     if ax is None:
-        return Figure(figsize=size, layout="constrained").add_subplot()
+        return new_figure(size).add_subplot(axes_class=PlotAxes)
     if not isinstance(ax, Axes):
         raise ArgumentTypeError(f"ax must be Axes of matplotlib, or None for those of a new figure, not {shown(ax)}.")
     return ax

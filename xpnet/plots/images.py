@@ -12,6 +12,7 @@ from xpnet.config import as_shape, integer, real_array
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, shown, unknown_name
 from xpnet.model import Sequential
 from xpnet.plots.common import require_weights, texts
+from xpnet.plots.notebooks import AxesGrid, new_figure
 
 
 def image_grid(
@@ -128,10 +129,11 @@ def _grid(
         raise ShapeError(f"titles must have one title per image: {len(images)}, not {len(titles)}.")
     columns = min(integer("", "columns", columns), len(images))
     rows = -(-len(images) // columns)
+    made = figure is None
     if figure is None:
         height = images.shape[1] / images.shape[2] + (0.0 if titles is None else 0.2)
         width = columns + (0.2 if limits is None else 1.2)  # grids with limits have a color bar
-        figure = Figure(figsize=(width, rows * height + 0.05), layout="constrained")
+        figure = new_figure((width, rows * height + 0.05))
     grid = figure.subplots(rows, columns, squeeze=False)
     low, high = (images.min(), images.max()) if limits is None else limits
     for i, ax in enumerate(grid.flat):
@@ -140,4 +142,4 @@ def _grid(
             ax.imshow(images[i], cmap=cmap, vmin=low, vmax=high)
             if titles is not None:
                 ax.set_title(str(titles[i]), fontsize="medium", pad=3)
-    return grid
+    return grid.view(AxesGrid) if made else grid

@@ -41,9 +41,7 @@ def curves(
         for key in keys:
             if key not in run:
                 raise unknown_name("history key", key, run)
-    keys = [
-        key for key in dict.fromkeys(keys) if key.removeprefix("val_") == key or key.removeprefix("val_") not in keys
-    ]
+    keys = without_repeated_measures(keys)
     ax = axes_or_new(ax)
     for i, ((title, run), key) in enumerate(itertools.product(runs.items(), keys)):
         measure = key.removeprefix("val_")
@@ -64,6 +62,13 @@ def curves(
     ax.grid(alpha=0.3)
     ax.legend()
     return ax
+
+
+def without_repeated_measures(keys: Sequence[str]) -> list[str]:
+    """The keys without those of validation values that are drawn with their training values."""
+    return [
+        key for key in dict.fromkeys(keys) if key.removeprefix("val_") == key or key.removeprefix("val_") not in keys
+    ]
 
 
 def learning_rates(finder: LearningRateFinder, ax: Axes | None = None) -> Axes:
