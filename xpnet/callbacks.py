@@ -148,6 +148,7 @@ class Callback(ExplainedArguments):
     equal optimizer, and start again with another. Do not call `self.run.logs()` in every step: it waits for the GPU.
     """
 
+    _advice = "callback"
     #: Whether it prints or writes files, so that only the first of several ranks calls it.
     only_on_first_rank: ClassVar[bool] = False
     #: Whether it is called after all other callbacks, to see their state of the same epoch; on_train_end: before them.

@@ -27,7 +27,7 @@ from xpnet.config import (
     resolve,
     scheduled_rate,
 )
-from xpnet.errors import ArgumentError, ArgumentTypeError, shown, suggestion
+from xpnet.errors import ArgumentError, ArgumentTypeError, shown, suggestion, synonyms
 from xpnet.parameters import Parameter, ParameterStore
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Muon", "Optimizer", "OptimizerState", "RMSprop", "get"]
@@ -112,6 +112,7 @@ class Optimizer(Configured):
         of the model.
     """
 
+    _advice = "optimizer"
     #: The names of the vectors that it keeps for each model.
     slots: ClassVar[tuple[str, ...]] = ()
 
@@ -127,6 +128,10 @@ class Optimizer(Configured):
         All are pieces of flat vectors, of one length, as is the scratch array t.  k: the number of the update, from 1.
         """
         raise missing_method(self, "update(xp, w, g, slots, t, rate, k)")
+
+    def _attribute_hint(self, name: str) -> str:
+        meant = synonyms(name, self._constructor_arguments)
+        return f"It has {' and '.join(meant)}." if meant else super()._attribute_hint(name)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

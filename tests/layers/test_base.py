@@ -527,3 +527,42 @@ def test_penalties_are_checked_by_the_constructor(penalty, value):
                  lambda **kw: layers.Embedding(2, 3, **kw)):  # fmt: skip
         with pytest.raises(ArgumentError, match=f"{penalty} must be a"):
             make(**{penalty: value})
+
+
+class AssigningParameter(layers.Layer):
+    """y = x · gamma, with an assignment to gamma in the method `where`."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.where = where
+
+    def build(self, input_shape):
+        self.gamma = self.add_parameter("gamma", input_shape, "ones")
+        return input_shape
+
+    def forward(self, x):
+        self.work.x = x
+        if self.where == "forward":
+            self.assign(x)
+        return x * self.gamma.value
+
+    def backward(self, grad_y):
+        if self.where == "backward":
+            self.assign(grad_y * self.work.x)
+        return grad_y * self.gamma.value
+
+    def assign(self, rows):
+        self.gamma = self.xp.sum(rows, axis=0)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_pass_that_assigns_a_parameter_is_refused(where):
+    model = xpnet.Sequential([layers.Dense(3), AssigningParameter(where)], (2,), "cpu")
+    text = (
+        rf"^layer 1 \(AssigningParameter\): {where} assigns self\.gamma, the parameter\. .*self\.gamma\.grad\[\.\.\.\]"
+    )
+    with pytest.raises(StateError, match=text):
+        model.fit(np.ones((4, 2)), [0, 1, 2, 0], verbose=0)
+    np.testing.assert_array_equal(model[1].gamma.value, 1)
+    model[1].gamma = [1.0, 2.0, 3.0]  # outside of a pass, it writes into the values
+    np.testing.assert_array_equal(model[1].gamma.value, [1, 2, 3])
