@@ -56,6 +56,10 @@ _ADVICE = {
     "from_logits": "Leave it out: this loss takes logits.",
     "trainable": "Set it afterwards: layer.trainable = False.",
     "seed": "Leave it out: all noise follows from the seed of the model.",
+    **dict.fromkeys(("lr", "learning_rate"), "Give it to the optimizer: optimizer=xpnet.optimizers.Adam(0.01)."),
+    "early_stopping": "Use callbacks=[xpnet.callbacks.EarlyStopping()], with validation data.",
+    "steps_per_epoch": "Leave it out: an epoch is all of the data.",
+    "initial_epoch": "Leave it out: a second fit with an equal optimizer continues the first one.",
     "amsgrad": "Leave it out: it is not implemented.",
 }  # fmt: skip
 

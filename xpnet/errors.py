@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 __all__ = ["ArgumentError", "ArgumentTypeError", "BackendError", "CaptureError", "DataError",
            "DeviceMemoryError", "DistributedError", "DivergenceError", "DownloadError", "FileError",
            "MissingPackageError", "PositionError", "ShapeError", "StateError", "UnknownImportError",
-           "UnknownNameError", "XpnetError", "attribute_advice", "misspelled", "module_attributes", "shape_text",
-           "shown", "suggestion", "synonyms", "unknown_name"]  # fmt: skip
+           "UnknownKeyError", "UnknownNameError", "XpnetError", "attribute_advice", "misspelled",
+           "module_attributes", "shape_text", "shown", "suggestion", "synonyms", "unknown_name"]  # fmt: skip
 
 
 class XpnetError(Exception):
@@ -40,6 +40,12 @@ class PositionError(XpnetError, IndexError):
 
 class UnknownNameError(XpnetError, AttributeError):
     """A module has no such name; the message suggests the nearest ones."""
+
+
+class UnknownKeyError(XpnetError, KeyError):
+    """A History has no values of this name; the message suggests the nearest ones."""
+
+    __str__ = Exception.__str__  # that of KeyError shows the repr of the text
 
 
 class UnknownImportError(XpnetError, ImportError):

@@ -20,6 +20,7 @@ from xpnet.config import (
     flag,
     integer,
     is_custom,
+    is_number,
     items_of,
     missing_method,
     number,
@@ -601,6 +602,11 @@ def _orthogonalized(backend: Backend, u: Array, steps: int) -> Array:
 
 def get(spec: Any) -> Optimizer:
     """The optimizer of this name, with its defaults; or `spec` itself if it is an optimizer."""
+    if not isinstance(spec, type) and (callable(spec) or is_number(spec)):
+        raise ArgumentTypeError(
+            f"optimizer must be a name or an object, not {shown(spec)}. If that is its learning rate, give it to an "
+            f"optimizer, such as xpnet.optimizers.Adam({shown(spec)})."
+        )
     optimizer: Optimizer = resolve("optimizer", spec, _NAMES, Optimizer)  # type: ignore[type-abstract]
     _check_settings(optimizer)
     return optimizer

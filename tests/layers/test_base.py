@@ -566,3 +566,38 @@ def test_a_pass_that_assigns_a_parameter_is_refused(where):
     np.testing.assert_array_equal(model[1].gamma.value, 1)
     model[1].gamma = [1.0, 2.0, 3.0]  # outside of a pass, it writes into the values
     np.testing.assert_array_equal(model[1].gamma.value, [1, 2, 3])
+
+
+class Twice(layers.Layer):
+    def build(self, input_shape):
+        for _ in range(2):
+            self.gamma = self.add_parameter("gamma", input_shape, "ones")
+        return input_shape
+
+
+def test_a_parameter_declared_twice_is_refused():
+    with pytest.raises(ArgumentError, match="^Twice: there is a parameter or buffer called 'gamma' already"):
+        Twice().build((3,), backend="cpu")
+
+
+def test_layers_outside_a_list_and_inputs_inside_one_get_a_hint():
+    with pytest.raises(ArgumentTypeError, match=r"Put them in \[ \]\.$"):
+        xpnet.Sequential(layers.Dense(2), layers.ReLU())
+    with pytest.raises(ArgumentTypeError, match="item 0 is .*Leave it out, and give its shape as input_shape="):
+        xpnet.Sequential([xpnet.Input((4,)), layers.Dense(2)])
+
+
+class Misnamed(layers.Layer):
+    def build(self, input_shape):
+        self.gamma = self.add_parameter("gamma", input_shape, "one")
+        return input_shape
+
+
+def test_an_unknown_initializer_is_named_with_its_layer_and_parameter():
+    with pytest.raises(ArgumentError, match=r"^layer 1 \(Misnamed\): gamma: unknown initializer 'one'\. Did you mean"):
+        xpnet.Sequential([layers.Dense(2), Misnamed()], (3,), "cpu")
+
+
+def test_a_number_of_features_as_momentum_gets_a_hint():
+    with pytest.raises(ArgumentError, match=r"momentum .*, not 8\. The number of features is known"):
+        layers.BatchNorm(8)

@@ -181,12 +181,15 @@ class Layer(Configured):
             self._parameters = (*self._parameters, shared)
             return shared
         held = self.__dict__.get(name)
+        if isinstance(held, ModelArray):
+            self._qualified(name)  # raises, since it is declared already
         if (hasattr(held, "shape") or isinstance(held, list)) and held is not initializer:
             raise StateError(
                 f"{self._label}: {name} was assigned before the layer was built, which would be lost. Assign it after "
                 f"the model is built (give it input_shape), or pass the array as {name}_initializer."
             )
-        parameter = Parameter(self._qualified(name), shape, initializers.get(initializer), decay, l1, l2)
+        given = checked_initializer(self, name, initializer)
+        parameter = Parameter(self._qualified(name), shape, initializers.get(given), decay, l1, l2)
         parameter.trainable = self._trainable
         self.context.store.parameters.append(parameter)
         self._parameters = (*self._parameters, parameter)
@@ -669,7 +672,7 @@ def checked_initializer(layer: Layer, name: str, spec: Any) -> Any:
     try:
         initializers.get(spec)
     except (ArgumentError, ArgumentTypeError) as error:
-        raise type(error)(f"{type(layer).__name__}: {name}: {error}") from error
+        raise type(error)(f"{layer._label}: {name}: {error}") from error
     return spec
 
 
