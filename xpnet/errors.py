@@ -370,7 +370,7 @@ def suggestion(name: str, known: Iterable[str], advice: str = "") -> str:
     """
     ours, given = sorted(known), _normalized(str(name))
     found = [one for one in ours if _normalized(one) == given]
-    found = found or synonyms(name, ours)
+    found = found or synonyms(str(name), ours)
     if not found and advice:
         return f"{advice} "
     if not found:
