@@ -133,3 +133,24 @@ def test_assignments_of_subclasses_are_checked_like_those_of_the_class_of_xpnet(
         huber.delta = 0
     huber.delta = np.float32(3)
     assert huber.delta == 3.0 and type(huber.delta) is float
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "value"),
+    [
+        (layers.Conv1D(2, 3), "padding", "same"),
+        (layers.Conv1D(2, 3, padding="causal"), "strides", 2),
+        (layers.LSTM(2), "return_sequences", False),
+        (layers.GRU(2), "reverse", True),
+    ],
+    ids=["padding", "strides", "return_sequences", "reverse"],
+)
+def test_masks_and_causality_follow_an_assignment_before_the_layer_is_built(layer, name, value):
+    new = type(layer).from_config({**layer.get_config(), name: value})
+    before = copy.deepcopy(layer)
+    setattr(layer, name, value)
+    seen = []
+    for one in (before, layer, new):
+        one.build((6, 2), backend="cpu", seed=0)
+        seen.append((one.causal, one.spread_masks([True])))
+    assert seen[1] == seen[2] != seen[0]

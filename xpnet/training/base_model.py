@@ -559,6 +559,11 @@ class BaseModel(Container):
         if self.is_built:
             self.context.precision = self.precision
 
+    def _drop_precision(self) -> None:
+        """From now on, compute matrix products in the dtype of the model, which is built."""
+        self._follow(precision=None)
+        self.context.precision = None
+
     def drop_workspaces(self, inference_only: bool = False) -> None:
         super().drop_workspaces(inference_only)
         self._inference.drop()

@@ -67,10 +67,10 @@ class Probe:
                 f"{function}: needs one score per class, outputs (N, K), but those of the model are "
                 f"{shape_text(shape)}. Make a model that reduces them, for example with layers.GlobalAveragePool1D()."
             )
-        # The copy needs neither the optimizer state nor products in half precision.
+        # The copy needs neither the optimizer state nor mixed precision.
         state = model._state  # kept, so that no other object has its id
         self.model = twin = copy.deepcopy(model, {id(state): Untrained()})
-        twin.precision = twin.context.precision = None
+        twin._drop_precision()
         self.xp, self.classes = twin.backend.xp, shape[0] if shape else 1
         (last,) = last_layers(twin)
         if type(last) in _PROBABILITIES and not twin._overrides:
