@@ -123,6 +123,16 @@ def test_a_softmax_inside_a_model_and_one_whose_outputs_are_used_further_stay():
     close(attribution.saliency(by_hand, x, 1), np.tile((first @ last)[:, 1], (3, 1)))
     own = Doubled([layers.Dense(3), layers.Softmax()], (4,), "cpu", dtype="float64")
     close(attribution.saliency(own, x, 1), slopes(lambda x: own.predict(x)[:, 1], x), 1e-8)
+
+    class Gate(layers.Sequential):
+        def forward(self, x):
+            return 2.0 * super().forward(x)
+
+        def backward(self, grad_y):
+            return super().backward(2.0 * grad_y)
+
+    gated = net(Gate([layers.Dense(3), layers.Softmax()]), shape=(4,))
+    close(attribution.saliency(gated, x, 1), slopes(lambda x: gated.predict(x)[:, 1], x), 1e-8)
     with_residual = net(layers.Residual(layers.Dense(4), layers.Softmax()), shape=(4,))
     close(attribution.saliency(with_residual, x, 1), slopes(lambda x: with_residual.predict(x)[:, 1], x), 1e-8)
 

@@ -104,10 +104,15 @@ def test_settings_of_built_models_are_refused():
         ("seed", 3, "new model"),
         ("dtype", "float32", "model.to"),
         ("precision", "tf32", "new model"),
+        ("input_shape", (3,), "new model"),
     ):
         with pytest.raises(StateError, match=f"{name} cannot change after the model is built.*{hint}"):
             setattr(model, name, value)
     assert model.to("cpu", "float32").dtype == "float32"
+    graph = xpnet.Model(model.inputs, model.outputs)
+    for name in ("inputs", "outputs"):
+        with pytest.raises(StateError, match=f"Model: {name} cannot change after the model is built"):
+            setattr(graph, name, list(getattr(graph, name)))
 
 
 def test_assignments_of_subclasses_are_checked_like_those_of_the_class_of_xpnet():

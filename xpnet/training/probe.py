@@ -9,7 +9,7 @@ import numpy
 
 from xpnet import layers
 from xpnet.backends import Array
-from xpnet.config import integer, is_integer, real_array
+from xpnet.config import integer, is_custom, is_integer, real_array
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, StateError, shape_text, shown
 from xpnet.layers.base import Layer
 from xpnet.layers.containers import Container, every_layer
@@ -72,8 +72,9 @@ class Probe:
         self.model = twin = copy.deepcopy(model, {id(state): Untrained()})
         twin._drop_precision()
         self.xp, self.classes = twin.backend.xp, shape[0] if shape else 1
-        (last,) = last_layers(twin)
-        if type(last) in _PROBABILITIES and not twin._overrides:
+        last: Any = last_layers(twin)[0]
+        own = [one for one in every_layer(twin) if _has_own_passes(one)]
+        if type(last) in _PROBABILITIES and not any(last in every_layer(one) for one in own):
             vars(last).update(forward=_same, backward=_same)
         inner = [one for one in every_layer(twin) if not isinstance(one, Container)]
         self.embeds = any(isinstance(one, layers.Embedding) for one in inner)
@@ -257,6 +258,12 @@ def _path_of(container: Container, layer: Layer, prefix: str = "") -> str | None
         if isinstance(inner, Container) and (found := _path_of(inner, layer, f"{prefix}{key}.")) is not None:
             return found
     return None
+
+
+def _has_own_passes(layer: Layer) -> bool:
+    """Whether this is a container whose outputs may not be those of its last layer, since its class is a user's."""
+    kind = type(layer)
+    return isinstance(layer, Container) and (is_custom(kind.forward) or is_custom(kind.backward))
 
 
 def _same(array: Array) -> Array:
