@@ -8,7 +8,7 @@ import pytest
 
 import xpnet
 from xpnet import augment, layers, losses, optimizers
-from xpnet.errors import ArgumentError, StateError
+from xpnet.errors import ArgumentError, StateError, XpnetError
 
 AUGMENTATIONS = [
     ((5, 6, 2), augment.ElasticDistortion(2.0, 1.0)), ((4,), augment.GaussianNoise(0.1)), ((4,), augment.MixUp(0.3)),
@@ -159,3 +159,26 @@ def test_masks_and_causality_follow_an_assignment_before_the_layer_is_built(laye
         one.build((6, 2), backend="cpu", seed=0)
         seen.append((one.causal, one.spread_masks([True])))
     assert seen[1] == seen[2] != seen[0]
+
+
+@pytest.mark.parametrize("kind", [xpnet.Sequential, layers.Sequential])
+def test_layers_that_are_assigned_before_a_container_is_built_are_checked(kind):
+    container, twice = kind([layers.Dense(3)]), layers.Dense(2)
+    for wrong in (5, "text", [], [1], None, layers.Dense(3), [layers.Dense], [twice, twice]):
+        with pytest.raises(XpnetError, match="^Sequential: "):
+            container.layers = wrong
+    container.layers = [layers.Dense(4), twice]
+    assert [layer.units for layer in container.layers] == [4, 2]
+    model = xpnet.Sequential([container] if kind is layers.Sequential else container.layers, (5,), "cpu")
+    assert model.predict(np.ones((1, 5))).shape == (1, 2)
+
+
+def test_a_projection_that_is_assigned_before_a_residual_is_built_is_its_skip():
+    block = layers.Residual(layers.Dense(2), projection=layers.Dense(2, name="skip"))
+    with pytest.raises(StateError, match="Residual: layers cannot be assigned"):
+        block.layers = [layers.Dense(2)]
+    with pytest.raises(XpnetError, match="Residual: projection must be a layer"):
+        block.projection = 5
+    block.projection = layers.Dense(2, use_bias=False, name="skip")
+    model = xpnet.Sequential([block], (3,), "cpu")
+    assert [*model.state_dict()] == ["0.0.weight", "0.0.bias", "0.skip.weight"]

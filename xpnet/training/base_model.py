@@ -98,7 +98,7 @@ class BaseModel(Container):
 
     def _checked_assignment(self, name: str, value: Any) -> Any:
         if name in ("layers", "name"):
-            return value  # checked elsewhere
+            return super()._checked_assignment(name, value)
         if self.is_built:
             advice = 'Use model.to("cpu", dtype="float64").' if name == "dtype" else f"Make a new model with {name}=..."
             raise StateError(f"{type(self).__name__}: {name} cannot change after the model is built. {advice}")
