@@ -148,6 +148,22 @@ def test_a_model_with_one_output_has_one_score(backend):
     close(attribution.saliency(flat, x), expected)
 
 
+def test_tokens_that_an_embedding_inside_another_model_reads_have_the_same_norms():
+    tokens, encoder = np.array([[1, 2, 3], [4, 0, 2]]), [layers.Embedding(6, 3), layers.GlobalAveragePool1D()]
+    model = net(*copy.deepcopy(encoder), layers.Dense(2), shape=(3,))
+    expected = attribution.saliency(model, tokens, 1)
+    inner = xpnet.Sequential(copy.deepcopy(encoder), (3,), "cpu", dtype="float64")
+    words = xpnet.Input((3,))
+    for nested in (
+        net(layers.Sequential(copy.deepcopy(encoder)), layers.Dense(2), shape=(3,)),
+        xpnet.Model(words, layers.Dense(2)(inner(words)), dtype="float64"),
+    ):
+        for parameter, value in zip(nested.parameters, model.state_dict().values(), strict=True):
+            parameter.value[...] = value
+        close(attribution.saliency(nested, tokens, 1), expected)
+    assert (expected > 0).all()
+
+
 def test_several_inputs_have_a_gradient_each_and_integers_none(backend):
     image, words = xpnet.Input((4,), name="image"), xpnet.Input((3,), name="words")
     vectors = layers.Flatten()(layers.Embedding(5, 2)(words))

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy
@@ -215,7 +215,7 @@ class Probe:
         Returns a function that gives, after `gradient`, the norm of the gradient with respect to the vector of each
         token, in the shape of x. Raises ArgumentError if other layers read the input too.
         """
-        readers = [site.layer for site in self.model.calls()[0] if 0 in as_tuple(site.inputs)]
+        readers = list(_readers(self.model, {0}))
         if other := next((layer for layer in readers if not isinstance(layer, layers.Embedding)), None):
             raise self.no_gradient(f", and {other._label} reads them too")
         for layer in readers:
@@ -258,6 +258,16 @@ def _path_of(container: Container, layer: Layer, prefix: str = "") -> str | None
         if isinstance(inner, Container) and (found := _path_of(inner, layer, f"{prefix}{key}.")) is not None:
             return found
     return None
+
+
+def _readers(container: Container, inputs: set[int]) -> Iterator[Any]:
+    """The layers that read these inputs of a container, by their numbers; of inner containers, those inside."""
+    for site in container.calls()[0]:
+        inner = {k for k, i in enumerate(as_tuple(site.inputs)) if i in inputs}
+        if inner and isinstance(site.layer, Container) and not _has_own_passes(site.layer):
+            yield from _readers(site.layer, inner)
+        elif inner:
+            yield site.layer
 
 
 def _has_own_passes(layer: Layer) -> bool:
