@@ -755,6 +755,8 @@ def test_a_subclass_that_does_not_call_the_constructor_of_its_base_is_refused(ta
         ArgumentTypeError, match=r"^Own: its constructor must call super\(\).__init__\(.*\), which sets "
     ):
         own()
+    with pytest.raises(ArgumentTypeError, match=r"^Own: "):  # also as the base of another class
+        type("Derived", (own,), {"__init__": lambda self: own.__init__(self)})()
 
 
 def test_every_public_class_has_rows():
