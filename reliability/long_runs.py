@@ -26,7 +26,8 @@ from xpnet.training import captured_inference, captured_step
 #: What may grow between the first and the last quarter of the samples: MiB, and objects of caches of Python's own.
 ALLOWED = {"memory": 1.0, "objects": 20} | {
     # A product of cuBLASLt is kept for each alignment, which depends on the addresses that the pool happens to give.
-    f"objects of {name}": 16.0 for name in ("LtProduct", "_Heuristic", "_Heuristic_Array_6")
+    f"objects of {name}": 16.0
+    for name in ("LtProduct", "_Heuristic", "_Heuristic_Array_6")
 }
 SAMPLES = 40
 
