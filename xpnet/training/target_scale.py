@@ -25,8 +25,9 @@ def warn_of_unscaled_targets(run: Run) -> None:
     state, dataset, model = run.state, run.dataset, run.model
     optimizer, steps = state.optimizer, run.updates_per_epoch
     rate = optimizer.learning_rate
-    unknown = isinstance(optimizer, SGD) or is_custom(type(optimizer)) or not isinstance(rate, float | int)
-    if unknown or steps is None or not isinstance(dataset, Dataset) or run.is_trial or state.step:
+    if isinstance(optimizer, SGD) or is_custom(type(optimizer)) or callable(rate) or steps is None:
+        return
+    if not isinstance(dataset, Dataset) or run.is_trial or state.step:
         return
     reach = rate * steps * run.epochs
     for (loss, _), y, last in zip(state.loss.by_output, as_tuple(dataset.y), last_layers(model), strict=True):
