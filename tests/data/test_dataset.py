@@ -176,7 +176,7 @@ REFUSED = {
     "x of too many features": (np.ones((12, 5)), Y, ShapeError, r"^x must have shape \(N, 4\).*has \(12, 5\)"),
     "x of too few axes": (np.ones(12), Y, ShapeError, r"^x must have shape \(N, 4\).*has \(12,\)"),
     "x in a list": ([X], Y, ShapeError, "give the array itself, not a list of it"),
-    "x as numeric text": (np.full((12, 4), "1.5"), Y, ArgumentTypeError, r"\.astype\(float\).*get_dummies.*numpy.unique"),
+    "x as numeric text": (np.full((12, 4), "1.5"), Y, ArgumentTypeError, r"astype\(float\).*get_dummies.*numpy.unique"),
     "x a single sample": (np.ones(4), Y, ShapeError, r"add the batch axis: x\[None\]"),
     "x a number": (3.0, Y, ShapeError, r"^x must have shape \(N, 4\).*has \(\)"),
     "x of another form": (np.ones((12, 2, 2)), Y, ShapeError, r"The sizes agree: reshape it"),
