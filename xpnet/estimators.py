@@ -370,8 +370,8 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             hidden = copy.deepcopy(list(layers))
             if hidden and type(hidden[-1]) is layers_.Dense:
                 warn(
-                    f"{type(self).__name__}: layers ends with {hidden[-1]!r}, and fit adds the output layer, {output!r} "
-                    "here. layers are the hidden ones: leave that one out, or put an activation after it."
+                    f"{type(self).__name__}: layers ends with {hidden[-1]!r}, and fit adds the output layer, "
+                    f"{output!r}, after it. Leave that one out, or put an activation after it."
                 )
         else:
             given = self.hidden_layer_sizes
