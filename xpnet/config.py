@@ -92,8 +92,9 @@ def is_custom(code: Any) -> bool:
     return str(code.__module__).partition(".")[0] != "xpnet"
 
 
-def _calling_base(init: Callable[..., None]) -> Callable[..., None]:
-    """The constructor of a user's class, which must set what its base class reads."""
+def _calling_base(cls: "type[ExplainedArguments]") -> Callable[..., None]:
+    """The constructor of this class of a user, which must set what its base class reads."""
+    init = cls.__init__
 
     @functools.wraps(init)
     def wrapper(self: "ExplainedArguments", *args: Any, **kwargs: Any) -> None:
@@ -102,7 +103,7 @@ def _calling_base(init: Callable[..., None]) -> Callable[..., None]:
         missing = [name for name in arguments if not _has(self, name)]
         if missing:
             raise ArgumentTypeError(
-                f"{type(self).__name__}: its constructor must call super().__init__({', '.join(arguments)}), which "
+                f"{cls.__name__}: its constructor must call super().__init__({', '.join(arguments)}), which "
                 f"sets {', '.join(missing)}."
             )
 
@@ -151,7 +152,7 @@ class ExplainedArguments:
         if not is_custom(cls):
             cls._constructor_class, cls._constructor_arguments = cls, dict.fromkeys(_argument_names(cls))
         elif "__init__" in cls.__dict__:
-            cls.__init__ = _calling_base(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = _calling_base(cls)  # type: ignore[method-assign]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._constructor_arguments and name in self.__dict__ and value is not self.__dict__[name]:

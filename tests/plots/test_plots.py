@@ -909,6 +909,10 @@ def test_a_notebook_shows_axes_and_grids_as_the_picture_of_their_figure(screen):
         assert figure is np.ravel(drawn_by)[0].figure
         figure._ipython_display_()
         assert screen.shown.pop()["image/png"].startswith(b"\x89PNG")
+    grid = plots.image_grid(np.zeros((3, 4, 4)))
+    for derived in (grid[:0], grid == grid[0, 0]):
+        with pytest.raises(NotImplementedError):  # IPython shows the repr
+            derived._ipython_display_()
     figure = Figure()
     assert type(plots.image_grid(np.zeros((3, 4, 4)), figure=figure)) is np.ndarray  # the user's figure shows itself
 

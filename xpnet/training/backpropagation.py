@@ -209,7 +209,7 @@ def explain(model: Any, x: Any, y: Any, loss: Any, optimizer: Any, loss_weights:
     chosen, _ = model._chosen(loss, [], loss_weights)
     with explaining_memory_errors(model, None), model.backend.device():
         twin = copy.deepcopy(model)
-        twin.precision = twin.context.precision = None  # products are in the dtype of the model
+        twin._drop_precision()  # products are in the dtype of the model
         dataset = load_dataset(twin, x, y, chosen, [])
         if not isinstance(dataset, Dataset):
             raise ArgumentTypeError("explain takes one batch of arrays, not a stream.")
