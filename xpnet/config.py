@@ -54,6 +54,8 @@ _ADVICE = {
     "trainable": "Set it afterwards: layer.trainable = False.",
     "seed": "Leave it out: all noise follows from the seed of the model.",
     "amsgrad": "Leave it out: it is not implemented.",
+    "epochs": "fit of a model takes it; an estimator takes max_iter.",
+    "model": "An estimator takes hidden layers, layers=[...], and fit adds the output layer.",
 }  # fmt: skip
 
 

@@ -915,3 +915,8 @@ def test_a_notebook_shows_axes_and_grids_as_the_picture_of_their_figure(screen):
             derived._ipython_display_()
     figure = Figure()
     assert type(plots.image_grid(np.zeros((3, 4, 4)), figure=figure)) is np.ndarray  # the user's figure shows itself
+
+
+def test_attribution_says_how_to_draw_features_of_a_table():
+    with pytest.raises(ShapeError, match=r"not \(5, 3\)\. Draw features as bars, with pyplot\.barh"):
+        plots.attribution(np.ones((5, 3)))

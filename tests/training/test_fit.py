@@ -1068,3 +1068,33 @@ def test_one_batch_of_weights_that_are_all_zero_is_no_error(backend):
     assert seen == [{}]  # no sample counts so far
     assert history["loss"] == [pytest.approx(model.evaluate(X[50:], Y[50:])["loss"], rel=1e-5)]
     np.testing.assert_array_equal(weights_of(model), before)
+
+
+RENTS = 1200.0 + 300.0 * (X[:, 0] - X[:, 1])
+
+
+@pytest.mark.parametrize("loss", ["mse", "mae", "huber", "half_squared_error"])
+def test_targets_far_from_the_scale_of_a_short_training_warn_once(backend, loss):
+    model = mlp(backend, outputs=1)
+    with pytest.warns(UserWarning, match=r"targets have mean 1\.\d+e\+03 .* y\.std\(\).*after predict"):
+        model.fit(X, RENTS, loss, epochs=2, verbose=0)
+    model.fit(X, RENTS, loss, epochs=2, verbose=0)
+
+
+def test_targets_much_smaller_than_the_first_outputs_warn(backend):
+    with pytest.warns(UserWarning, match="hardly fit numbers of that size"):
+        mlp(backend, outputs=1).fit(X, 1e-4 * X[:, 0], "mse", epochs=2, verbose=0)
+
+
+def test_targets_that_a_training_reaches_do_not_warn(backend):
+    scaled = (RENTS - RENTS.mean()) / RENTS.std()
+    trainings = [
+        (scaled, mlp(backend, outputs=1), optimizers.Adam()),
+        (np.zeros_like(RENTS), mlp(backend, outputs=1), optimizers.Adam()),  # all equal
+        (3.0 * scaled + 8.0, mlp(backend, outputs=1), optimizers.Adam()),
+        (RENTS, mlp(backend, outputs=1), optimizers.SGD(1e-9)),
+        (RENTS, linear(backend, bias_initializer=1200.0), optimizers.Adam()),
+        (RENTS, xpnet.Sequential([layers.Dense(1), layers.Rescale(300.0, 1200.0)], (2,), backend), optimizers.Adam()),
+    ]
+    for y, model, optimizer in trainings:
+        model.fit(X, y, "mse", optimizer=optimizer, verbose=0)
