@@ -54,7 +54,11 @@ def with_results(page: str, results: list[Result], when: str) -> str:
 
 def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown commit"
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:  # Git is not installed
+        found = ""
+    return found or "unknown commit"
 
 
 if __name__ == "__main__":

@@ -24,7 +24,11 @@ from xpnet import augment, callbacks, datasets, layers
 from xpnet.training import captured_inference, captured_step
 
 #: What may grow between the first and the last quarter of the samples: MiB, and objects of caches of Python's own.
-ALLOWED = {"memory": 1.0, "objects": 20}
+ALLOWED = {"memory": 1.0, "objects": 20} | {
+    # A product of cuBLASLt is kept for each alignment, which depends on the addresses that the pool happens to give.
+    f"objects of {name}": 16.0
+    for name in ("LtProduct", "_Heuristic", "_Heuristic_Array_6")
+}
 SAMPLES = 40
 
 Report = tuple[int, list[str], str]  # the steps, what went wrong, and the growth

@@ -123,6 +123,16 @@ def test_a_softmax_inside_a_model_and_one_whose_outputs_are_used_further_stay():
     close(attribution.saliency(by_hand, x, 1), np.tile((first @ last)[:, 1], (3, 1)))
     own = Doubled([layers.Dense(3), layers.Softmax()], (4,), "cpu", dtype="float64")
     close(attribution.saliency(own, x, 1), slopes(lambda x: own.predict(x)[:, 1], x), 1e-8)
+
+    class Gate(layers.Sequential):
+        def forward(self, x):
+            return 2.0 * super().forward(x)
+
+        def backward(self, grad_y):
+            return super().backward(2.0 * grad_y)
+
+    gated = net(Gate([layers.Dense(3), layers.Softmax()]), shape=(4,))
+    close(attribution.saliency(gated, x, 1), slopes(lambda x: gated.predict(x)[:, 1], x), 1e-8)
     with_residual = net(layers.Residual(layers.Dense(4), layers.Softmax()), shape=(4,))
     close(attribution.saliency(with_residual, x, 1), slopes(lambda x: with_residual.predict(x)[:, 1], x), 1e-8)
 
@@ -136,6 +146,22 @@ def test_a_model_with_one_output_has_one_score(backend):
         close(attribution.saliency(model, x, target), expected)
     flat = xpnet.Model(model.inputs, layers.Flatten()(model.outputs[0]), backend=backend)
     close(attribution.saliency(flat, x), expected)
+
+
+def test_tokens_that_an_embedding_inside_another_model_reads_have_the_same_norms():
+    tokens, encoder = np.array([[1, 2, 3], [4, 0, 2]]), [layers.Embedding(6, 3), layers.GlobalAveragePool1D()]
+    model = net(*copy.deepcopy(encoder), layers.Dense(2), shape=(3,))
+    expected = attribution.saliency(model, tokens, 1)
+    inner = xpnet.Sequential(copy.deepcopy(encoder), (3,), "cpu", dtype="float64")
+    words = xpnet.Input((3,))
+    for nested in (
+        net(layers.Sequential(copy.deepcopy(encoder)), layers.Dense(2), shape=(3,)),
+        xpnet.Model(words, layers.Dense(2)(inner(words)), dtype="float64"),
+    ):
+        for parameter, value in zip(nested.parameters, model.state_dict().values(), strict=True):
+            parameter.value[...] = value
+        close(attribution.saliency(nested, tokens, 1), expected)
+    assert (expected > 0).all()
 
 
 def test_several_inputs_have_a_gradient_each_and_integers_none(backend):

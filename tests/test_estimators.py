@@ -704,3 +704,29 @@ def test_predictions_of_nan_outputs_are_refused():
         estimator.model_.parameters[0].value[...] = np.nan
         with pytest.raises(DataError, match="outputs for some samples of X are NaN"):
             estimator.predict(X)
+
+
+NET = layers.Sequential([layers.Dense(4), layers.ReLU(), layers.Dense(2)])
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: XPClassifier(lr=0.1), "XPClassifier: unknown argument 'lr'. Did you mean 'learning_rate'"),
+        (lambda: XPRegressor(epochs=5), "XPRegressor: unknown argument 'epochs'.*max_iter"),
+        (lambda: XPClassifier(model=NET), r"unknown argument 'model'.*layers=\[\.\.\.\]"),
+        (lambda: XPClassifier(NET).fit(X, Y), r"hidden_layer_sizes must be numbers of units.*layers=\[\.\.\.\]"),
+        (lambda: XPClassifier(NET.layers).fit(X, Y), "hidden_layer_sizes must be numbers of units"),
+    ],
+    ids=["lr", "epochs", "model", "a model by position", "layers by position"],
+)
+def test_arguments_of_other_libraries_and_models_are_explained(call, match):
+    with pytest.raises(ArgumentTypeError, match=match):
+        call()
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_an_output_layer_among_the_hidden_layers_warns():
+    with pytest.warns(UserWarning, match=r"layers ends with Dense\(2\), and fit adds the output layer") as caught:
+        XPClassifier(layers=NET.layers, max_iter=1, backend="cpu").fit(X, Y)
+    assert caught[0].filename == __file__

@@ -61,6 +61,8 @@ _ADVICE = {
     "steps_per_epoch": "Leave it out: an epoch is all of the data.",
     "initial_epoch": "Leave it out: a second fit with an equal optimizer continues the first one.",
     "amsgrad": "Leave it out: it is not implemented.",
+    "epochs": "fit of a model takes it; an estimator takes max_iter.",
+    "model": "An estimator takes hidden layers, layers=[...], and fit adds the output layer.",
 }  # fmt: skip
 
 
@@ -97,8 +99,9 @@ def is_custom(code: Any) -> bool:
     return str(code.__module__).partition(".")[0] != "xpnet"
 
 
-def _calling_base(init: Callable[..., None]) -> Callable[..., None]:
-    """The constructor of a user's class, which must set what its base class reads."""
+def _calling_base(cls: "type[ExplainedArguments]") -> Callable[..., None]:
+    """The constructor of this class of a user, which must set what its base class reads."""
+    init = cls.__init__
 
     @functools.wraps(init)
     def wrapper(self: "ExplainedArguments", *args: Any, **kwargs: Any) -> None:
@@ -107,7 +110,7 @@ def _calling_base(init: Callable[..., None]) -> Callable[..., None]:
         missing = [name for name in arguments if not _has(self, name)]
         if missing:
             raise ArgumentTypeError(
-                f"{type(self).__name__}: its constructor must call super().__init__({', '.join(arguments)}), which "
+                f"{cls.__name__}: its constructor must call super().__init__({', '.join(arguments)}), which "
                 f"sets {', '.join(missing)}."
             )
 
@@ -166,7 +169,7 @@ class ExplainedArguments:
         if not is_custom(cls):
             cls._constructor_class, cls._constructor_arguments = cls, dict.fromkeys(_argument_names(cls))
         elif "__init__" in cls.__dict__:
-            cls.__init__ = _calling_base(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = _calling_base(cls)  # type: ignore[method-assign]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.__dict__:

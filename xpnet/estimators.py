@@ -17,12 +17,13 @@ from xpnet.backends import Array as DeviceArray
 from xpnet.backends import Backend
 from xpnet.backends.arrays import refuse_masked
 from xpnet.callbacks import Callback
-from xpnet.config import choice, flag, integer, number
+from xpnet.config import choice, explain_arguments, flag, integer, number
 from xpnet.data.streaming import Stream
-from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, MissingPackageError, module_attributes
+from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, MissingPackageError, module_attributes, shown
 from xpnet.layers.tensors import Tensor
 from xpnet.model import Input, Model, Sequential
 from xpnet.parameters import Parameter, Snapshot
+from xpnet.training.arguments import warn
 
 try:
     from scipy.sparse import csr_matrix, issparse
@@ -81,6 +82,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
     _no_improvement_count: int
     class_weight: Any = None  # an argument of XPClassifier
 
+    @explain_arguments
     def __init__(
         self,
         hidden_layer_sizes: int | Sequence[int] = (100,),
@@ -366,7 +368,18 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
                     f"returns another one, not {layers!r}."
                 )
             hidden = copy.deepcopy(list(layers))
+            if hidden and type(hidden[-1]) is layers_.Dense:
+                warn(
+                    f"{type(self).__name__}: layers ends with {hidden[-1]!r}, and fit adds the output layer, "
+                    f"{output!r}, after it. Leave that one out, or put an activation after it."
+                )
         else:
+            given = self.hidden_layer_sizes
+            if any(isinstance(n, layers_.Layer) for n in (given if isinstance(given, list | tuple) else [given])):
+                raise ArgumentTypeError(
+                    f"{type(self).__name__}: hidden_layer_sizes must be numbers of units, not {shown(given)}. Give "
+                    "hidden layers as layers=[...], without the output layer, which fit adds."
+                )
             sizes = [integer(self, "hidden_layer_sizes", n) for n in numpy.atleast_1d(self.hidden_layer_sizes).tolist()]
             hidden = [layer for n in sizes for layer in (layers_.Dense(n), self._new_activation())]
         self.model_ = Sequential([*hidden, output], (features,), self.backend, seed=seed, dtype=dtype)
@@ -493,6 +506,7 @@ class XPClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     _multilabel: bool
     _sparse_labels: bool
 
+    @explain_arguments
     def __init__(
         self,
         hidden_layer_sizes: int | Sequence[int] = (100,),

@@ -235,7 +235,8 @@ def check_gradients(
     The error is ‖a - n‖ / (‖a‖ + ‖n‖), with the gradients a of backward and n of the differences. Below 1e-6 the
     gradient is right, above 1e-4 it is wrong, unless the loss has a kink within h. It is infinite if backward does not
     assign the whole gradient: gradients are filled with NaN before, so that one that is forgotten, written in part or
-    added to is found. It is also infinite for inputs whose gradient is None or has another shape.
+    added to is found, and the log says so in words. It is also infinite for inputs whose gradient is None or has
+    another shape. Other mistakes of layers of your own raise the errors of a first training step.
     """
     _check_model("check_gradients", model)
     samples, inputs = integer("", "samples", samples), flag("", "inputs", inputs)

@@ -34,7 +34,7 @@ FORMULAS = {
     "negative exponent": lambda n: (n + 1) ** -1,
     "several": lambda n: (1 - 0.9 ** (n + 1)) * (n - 2) / (3 - (1 - n)), "powers of powers": lambda n: (2**n) ** 0.5,
     "two of the step": lambda n: n * n - n / (n + 1), "infinity": lambda n: n * float("inf") + 1,
-    "function": lambda n: of_step(max, n, 5), "function of two": lambda n: of_step(pow, n, n),
+    "function": lambda n: of_step(max, n, 5), "function of two": lambda n: of_step(pow, n / 2, n),
     "function of a formula": lambda n: of_step(np.float32, n / 3), "of numpy numbers": lambda n: n * np.float64(0.1),
 }  # fmt: skip
 

@@ -176,6 +176,7 @@ REFUSED = {
     "x of too many features": (np.ones((12, 5)), Y, ShapeError, r"^x must have shape \(N, 4\).*has \(12, 5\)"),
     "x of too few axes": (np.ones(12), Y, ShapeError, r"^x must have shape \(N, 4\).*has \(12,\)"),
     "x in a list": ([X], Y, ShapeError, "give the array itself, not a list of it"),
+    "x as numeric text": (np.full((12, 4), "1.5"), Y, ArgumentTypeError, r"astype\(float\).*get_dummies.*numpy.unique"),
     "x a single sample": (np.ones(4), Y, ShapeError, r"add the batch axis: x\[None\]"),
     "x a number": (3.0, Y, ShapeError, r"^x must have shape \(N, 4\).*has \(\)"),
     "x of another form": (np.ones((12, 2, 2)), Y, ShapeError, r"The sizes agree: reshape it"),
@@ -186,6 +187,28 @@ REFUSED = {
     "probabilities that sum to 2": (X, 2 * ONE_HOT, DataError, "^y: .*sum 1, but .* the sums range from 2 to 2"),
     "negative probabilities": (X, 2 * ONE_HOT - np.roll(ONE_HOT, 1, axis=1), DataError, "^y: .*at least 0"),
 }  # fmt: skip
+
+
+def test_an_input_shape_that_is_that_of_all_samples_is_explained():
+    model = xpnet.Sequential([layers.Flatten(), layers.Dense(3)], X.shape, "cpu")
+    with pytest.raises(ShapeError, match=r"If it has 12 samples, input_shape must be that of one: \(4,\)"):
+        model.fit(X, Y, verbose=0)
+
+
+def test_a_wrong_shape_of_a_build_method_is_not_blamed_on_y_alone():
+    class Wrong(layers.Layer):
+        def build(self, input_shape):
+            return (2 * input_shape[0],)
+
+        def forward(self, x):
+            return x + 0.0
+
+        def backward(self, grad_y):
+            return grad_y + 0.0
+
+    model = xpnet.Sequential([layers.Dense(3), Wrong()], (4,), "cpu")
+    with pytest.raises(ShapeError, match=r"^y: .* build method returns a wrong shape: model\.summary\(\)"):
+        model.fit(X, ONE_HOT, "mse", verbose=0)
 
 
 class NoStep(callbacks.Callback):

@@ -8,7 +8,7 @@ import pytest
 
 import xpnet
 from xpnet import augment, layers, losses, optimizers
-from xpnet.errors import ArgumentError, StateError
+from xpnet.errors import ArgumentError, StateError, XpnetError
 
 AUGMENTATIONS = [
     ((5, 6, 2), augment.ElasticDistortion(2.0, 1.0)), ((4,), augment.GaussianNoise(0.1)), ((4,), augment.MixUp(0.3)),
@@ -104,10 +104,15 @@ def test_settings_of_built_models_are_refused():
         ("seed", 3, "new model"),
         ("dtype", "float32", "model.to"),
         ("precision", "tf32", "new model"),
+        ("input_shape", (3,), "new model"),
     ):
         with pytest.raises(StateError, match=f"{name} cannot change after the model is built.*{hint}"):
             setattr(model, name, value)
     assert model.to("cpu", "float32").dtype == "float32"
+    graph = xpnet.Model(model.inputs, model.outputs)
+    for name in ("inputs", "outputs"):
+        with pytest.raises(StateError, match=f"Model: {name} cannot change after the model is built"):
+            setattr(graph, name, list(getattr(graph, name)))
 
 
 def test_assignments_of_subclasses_are_checked_like_those_of_the_class_of_xpnet():
@@ -133,3 +138,47 @@ def test_assignments_of_subclasses_are_checked_like_those_of_the_class_of_xpnet(
         huber.delta = 0
     huber.delta = np.float32(3)
     assert huber.delta == 3.0 and type(huber.delta) is float
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "value"),
+    [
+        (layers.Conv1D(2, 3), "padding", "same"),
+        (layers.Conv1D(2, 3, padding="causal"), "strides", 2),
+        (layers.LSTM(2), "return_sequences", False),
+        (layers.GRU(2), "reverse", True),
+    ],
+    ids=["padding", "strides", "return_sequences", "reverse"],
+)
+def test_masks_and_causality_follow_an_assignment_before_the_layer_is_built(layer, name, value):
+    new = type(layer).from_config({**layer.get_config(), name: value})
+    before = copy.deepcopy(layer)
+    setattr(layer, name, value)
+    seen = []
+    for one in (before, layer, new):
+        one.build((6, 2), backend="cpu", seed=0)
+        seen.append((one.causal, one.spread_masks([True])))
+    assert seen[1] == seen[2] != seen[0]
+
+
+@pytest.mark.parametrize("kind", [xpnet.Sequential, layers.Sequential])
+def test_layers_that_are_assigned_before_a_container_is_built_are_checked(kind):
+    container, twice = kind([layers.Dense(3)]), layers.Dense(2)
+    for wrong in (5, "text", [], [1], None, layers.Dense(3), [layers.Dense], [twice, twice]):
+        with pytest.raises(XpnetError, match="^Sequential: "):
+            container.layers = wrong
+    container.layers = [layers.Dense(4), twice]
+    assert [layer.units for layer in container.layers] == [4, 2]
+    model = xpnet.Sequential([container] if kind is layers.Sequential else container.layers, (5,), "cpu")
+    assert model.predict(np.ones((1, 5))).shape == (1, 2)
+
+
+def test_a_projection_that_is_assigned_before_a_residual_is_built_is_its_skip():
+    block = layers.Residual(layers.Dense(2), projection=layers.Dense(2, name="skip"))
+    with pytest.raises(StateError, match="Residual: layers cannot be assigned"):
+        block.layers = [layers.Dense(2)]
+    with pytest.raises(XpnetError, match="Residual: projection must be a layer"):
+        block.projection = 5
+    block.projection = layers.Dense(2, use_bias=False, name="skip")
+    model = xpnet.Sequential([block], (3,), "cpu")
+    assert [*model.state_dict()] == ["0.0.weight", "0.0.bias", "0.skip.weight"]

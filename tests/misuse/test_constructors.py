@@ -665,7 +665,7 @@ def fault_of(target: Target, parameter: str, value: Any) -> str | None:
     """What is wrong with the outcome of a row, or None."""
     accepts = kind_of(target.name, parameter)(value)
     arguments, made = {**target.arguments, parameter: value}, None
-    start = time.monotonic()
+    start = time.process_time()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -687,7 +687,8 @@ def fault_of(target: Target, parameter: str, value: Any) -> str | None:
     else:
         if not accepts:
             return "accepted, although it is invalid"
-    return f"took {time.monotonic() - start:.0f} s" if time.monotonic() - start > 5 else None
+    seconds = time.process_time() - start  # of the processor, which other programs do not prolong
+    return f"took {seconds:.0f} s" if seconds > 5 else None
 
 
 def fault_of_assignment(target: Target, parameter: str, value: Any) -> str | None:
@@ -754,6 +755,8 @@ def test_a_subclass_that_does_not_call_the_constructor_of_its_base_is_refused(ta
         ArgumentTypeError, match=r"^Own: its constructor must call super\(\).__init__\(.*\), which sets "
     ):
         own()
+    with pytest.raises(ArgumentTypeError, match=r"^Own: "):  # also as the base of another class
+        type("Derived", (own,), {"__init__": lambda self: own.__init__(self)})()
 
 
 def test_every_public_class_has_rows():

@@ -909,5 +909,14 @@ def test_a_notebook_shows_axes_and_grids_as_the_picture_of_their_figure(screen):
         assert figure is np.ravel(drawn_by)[0].figure
         figure._ipython_display_()
         assert screen.shown.pop()["image/png"].startswith(b"\x89PNG")
+    grid = plots.image_grid(np.zeros((3, 4, 4)))
+    for derived in (grid[:0], grid == grid[0, 0]):
+        with pytest.raises(NotImplementedError):  # IPython shows the repr
+            derived._ipython_display_()
     figure = Figure()
     assert type(plots.image_grid(np.zeros((3, 4, 4)), figure=figure)) is np.ndarray  # the user's figure shows itself
+
+
+def test_attribution_says_how_to_draw_features_of_a_table():
+    with pytest.raises(ShapeError, match=r"not \(5, 3\)\. Draw features as bars, with pyplot\.barh"):
+        plots.attribution(np.ones((5, 3)))

@@ -11,7 +11,7 @@ from small_models import assert_same_state, gradients_of
 
 import xpnet
 from xpnet import augment, callbacks, layers, losses, optimizers
-from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, StateError
+from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, PositionError, ShapeError, StateError
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(3, 2)), RNG.normal(size=(3, 1))
@@ -358,7 +358,13 @@ def test_a_sum_is_explained_as_a_sum():
         (lambda m: xpnet.explain(m[0], X, Y), ArgumentTypeError, "explain: model must be .*Dense"),
         (lambda m: xpnet.explain(m, lambda: [(X, Y)], None), ArgumentTypeError, "stream"),
         (lambda m: xpnet.explain(m, X, Y)["4"], ArgumentError, "unknown layer '4'.*Known: 0, 1, 2, 3"),
-        (lambda m: xpnet.explain(m, X, Y)[0], ArgumentError, "unknown layer 0. Did you mean '0'"),
+        (lambda m: xpnet.explain(m, X, Y)[4], PositionError, "no layer 4: the model has 4 layers, 0 to 3"),
+        (lambda m: xpnet.explain(m, X, Y)["0"].parameters["wieght"], ArgumentError, "Did you mean 'weight'"),
+        (
+            lambda m: xpnet.explain(m, X, Y).parameters["weight"],
+            ArgumentError,
+            r"unknown parameter 'weight'.*0\.weight",
+        ),
         (lambda m: xpnet.explain(m, X, Y)[["0"]], ArgumentError, "unknown layer"),
     ],
 )
@@ -378,7 +384,9 @@ def test_a_model_without_an_input_shape_is_built_by_its_first_data_and_only_by_v
     outer = net(layers.Dense(2), inner := xpnet.Sequential([layers.Dense(1)]))
     with pytest.raises(StateError, match="call the whole model"):
         xpnet.explain(inner, X, Y)
-    assert xpnet.explain(outer, X, Y)["1.0"].layer == "Dense"
+    explained = xpnet.explain(outer, X, Y)
+    assert explained["1.0"].layer == "Dense"
+    assert explained[1] is explained[-1] is explained["1"]
 
 
 # Texts
@@ -389,7 +397,7 @@ def test_the_text_has_four_digits_of_small_arrays_and_limits_of_large_ones():
     explained = xpnet.explain(model, [[0.0, 2.0]], [[0.0]], "half_squared_error", 1.0)
     assert repr(explained) == str(explained)
     assert str(explained).splitlines() == [
-        "L = 0.09618, HalfSquaredError of 1 sample",
+        "L = 0.09618, HalfSquaredError of 1 sample; updates by SGD at a rate of 1",
         "layer      quantity             shape   values",
         "---------  -------------------  ------  -------------------",
         "0 Dense    input x              (1, 2)  [[0, 2]]",
@@ -450,7 +458,7 @@ def test_a_notebook_shows_a_table_with_heads_of_columns_layers_and_rows():
     B.__name__ = "<b>&amp;"
     explained = xpnet.explain(net(layers.Dense(1), B()), X, Y, "mse")
     table = Table(explained._repr_html_())
-    assert table.caption == f"L = {explained.loss:.4g}, MeanSquaredError of 3 samples"
+    assert table.caption == f"L = {explained.loss:.4g}, MeanSquaredError of 3 samples; updates by SGD at a rate of 0.01"
     assert [cell[:2] for cell in table.rows[0]] == [["th", "col"]] * 4
     assert table.rows[1][0] == ["th", "rowgroup", 11, "0 Dense"]
     assert table.rows[12][0] == ["th", "rowgroup", 5, "1 <b>&amp;"]

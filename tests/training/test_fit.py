@@ -1096,3 +1096,33 @@ def test_verbose_may_be_a_boolean(verbose, capsys):
     model = xpnet.Sequential([layers.Dense(2)], (3,), "cpu")
     assert len(model.fit(np.ones((4, 3)), [0, 1, 0, 1], verbose=verbose)["loss"]) == 1
     assert "loss" not in capsys.readouterr().out
+
+
+RENTS = 1200.0 + 300.0 * (X[:, 0] - X[:, 1])
+
+
+@pytest.mark.parametrize("loss", ["mse", "mae", "huber", "half_squared_error"])
+def test_targets_far_from_the_scale_of_a_short_training_warn_once(backend, loss):
+    model = mlp(backend, outputs=1)
+    with pytest.warns(UserWarning, match=r"targets have mean 1\.\d+e\+03 .* y\.std\(\).*after predict"):
+        model.fit(X, RENTS, loss, epochs=2, verbose=0)
+    model.fit(X, RENTS, loss, epochs=2, verbose=0)
+
+
+def test_targets_much_smaller_than_the_first_outputs_warn(backend):
+    with pytest.warns(UserWarning, match="hardly fit numbers of that size"):
+        mlp(backend, outputs=1).fit(X, 1e-4 * X[:, 0], "mse", epochs=2, verbose=0)
+
+
+def test_targets_that_a_training_reaches_do_not_warn(backend):
+    scaled = (RENTS - RENTS.mean()) / RENTS.std()
+    trainings = [
+        (scaled, mlp(backend, outputs=1), optimizers.Adam()),
+        (np.zeros_like(RENTS), mlp(backend, outputs=1), optimizers.Adam()),  # all equal
+        (3.0 * scaled + 8.0, mlp(backend, outputs=1), optimizers.Adam()),
+        (RENTS, mlp(backend, outputs=1), optimizers.SGD(1e-9)),
+        (RENTS, linear(backend, bias_initializer=1200.0), optimizers.Adam()),
+        (RENTS, xpnet.Sequential([layers.Dense(1), layers.Rescale(300.0, 1200.0)], (2,), backend), optimizers.Adam()),
+    ]
+    for y, model, optimizer in trainings:
+        model.fit(X, y, "mse", optimizer=optimizer, verbose=0)

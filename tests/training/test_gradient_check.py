@@ -130,13 +130,39 @@ def scale_what_is_there(layer, grad):
 @pytest.mark.parametrize(
     "assign", [add, add_through_a_view, forget, write_one_row, write_into_a_copy, scale_what_is_there]
 )
-def test_gradients_that_are_not_assigned_are_infinitely_wrong(backend, assign, where):
+def test_gradients_that_are_not_assigned_are_infinitely_wrong_and_logged(backend, assign, where, caplog):
     inner = [layers.Dense(5), layers.Tanh(), layers.Dense(2)]
     inner.insert(where, Faulty(assign))
     model = xpnet.Sequential(inner, (4,), backend)
     errors = xpnet.check_gradients(model, SAMPLES, LABELS, loss="softmax_cross_entropy", samples=1, inputs=True)
     assert errors.pop(f"{where}.gain") == np.inf
     assert max(errors.values()) < 1e-6
+    (message,) = caplog.messages
+    assert message.startswith(f"layer {where} (Faulty): backward leaves NaN in the gradient of {where}.gain.")
+
+
+def test_an_array_that_does_not_fit_a_gradient_is_named(backend):
+    class NotSummed(Counted):
+        def backward(self, grad_y):
+            self.gain.grad[...] = grad_y * self.work.x
+            return grad_y * self.gain.value
+
+    model = xpnet.Sequential([NotSummed(), layers.Dense(2)], (4,), backend)
+    match = r"layer 0 \(NotSummed\): backward writes .*\(20, 4\) .*\(4,\), .* of gain. Sum over the samples"
+    with pytest.raises(ShapeError, match=match):
+        xpnet.check_gradients(model, SAMPLES, LABELS, loss="softmax_cross_entropy")
+    with pytest.raises(ShapeError, match=match):
+        model.fit(SAMPLES, LABELS, verbose=0)
+
+
+def test_another_error_of_backward_stays_as_it_is():
+    class Fails(Counted):
+        def backward(self, grad_y):
+            raise ValueError("no gradient")
+
+    model = xpnet.Sequential([Fails(), layers.Dense(2)], (4,), "cpu")
+    with pytest.raises(ValueError, match=r"^no gradient$"):
+        xpnet.check_gradients(model, SAMPLES, LABELS, loss="softmax_cross_entropy")
 
 
 def replace(layer, grad):
@@ -172,6 +198,16 @@ def test_a_layer_whose_gradient_is_missing_in_the_middle_is_named():
 
     model = xpnet.Sequential([layers.Dense(3), Ends(), layers.Dense(2)], (4,), "cpu")
     with pytest.raises(ShapeError, match=r"layer 1 \(Ends\): backward must return .*\(N, 3\).*None"):
+        xpnet.check_gradients(model, SAMPLES, LABELS, loss="softmax_cross_entropy")
+
+
+def test_a_backward_that_returns_another_shape_in_the_middle_is_named(backend):
+    class Cut(Counted):
+        def backward(self, grad_y):
+            return super().backward(grad_y)[:, :-1].copy()
+
+    model = xpnet.Sequential([layers.Dense(3), Cut(), layers.Dense(2)], (4,), backend)
+    with pytest.raises(ShapeError, match=r"layer 1 \(Cut\): backward must return ∂L/∂x, \(N, 3\).*\(\d+, 2\)"):
         xpnet.check_gradients(model, SAMPLES, LABELS, loss="softmax_cross_entropy")
 
 

@@ -8,7 +8,7 @@ from precisions import require_precision
 from strict import StrictBackend
 
 import xpnet
-from xpnet import callbacks, datasets, layers, optimizers
+from xpnet import attribution, callbacks, datasets, layers, optimizers
 from xpnet.errors import ArgumentError
 from xpnet.training import loss_scaling
 
@@ -246,3 +246,16 @@ def test_a_run_in_float16_resumes_bit_for_bit(float16_gpu, tmp_path, monkeypatch
     np.testing.assert_array_equal(
         float16_gpu.to_numpy(whole._state.loss_scale.state), float16_gpu.to_numpy(resumed._state.loss_scale.state)
     )
+
+
+def test_explanations_and_attributions_compute_in_float32_and_leave_the_precision_of_the_model(gpu, precision):
+    model, plain = mlp(gpu, precision), mlp(gpu)
+    plain.load_state_dict(model.state_dict())
+    for look in (
+        lambda model: attribution.saliency(model, X[:3], 1),
+        lambda model: attribution.occlusion(model, X[:3], 1, size=32),
+        lambda model: attribution.maximize_activation(model, 1, steps=2),
+        lambda model: xpnet.explain(model, X[:3], Y[:3])["0"].output,
+    ):
+        np.testing.assert_array_equal(look(model), look(plain))
+    assert model.precision == model.context.precision == precision

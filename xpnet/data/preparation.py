@@ -11,7 +11,7 @@ from xpnet.backends import Array, Backend, DType
 from xpnet.backends.arrays import to_host
 from xpnet.config import choice, fits, is_custom
 from xpnet.data.dataset import Dataset
-from xpnet.data.sources import array_like
+from xpnet.data.sources import HOW_TO_ENCODE, array_like
 from xpnet.data.structure import Structure, in_order, items, label
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
 from xpnet.layers.containers import Container
@@ -119,6 +119,8 @@ def _checked_input(
         hint = ""
         if x.ndim and x.shape == expected:
             hint = " For a single sample, add the batch axis: x[None]."
+            if x.ndim > 1:
+                hint += f" If it has {len(x)} samples, input_shape must be that of one: {tuple(x.shape[1:])}."
         elif x.ndim == 4 and (*x.shape[2:], x.shape[1]) == expected:
             hint = " Images are (N, height, width, channels), channels last: numpy.moveaxis(x, 1, -1)."
         elif x.shape[:1] == (1,) and tuple(x.shape[2:]) == expected:
@@ -155,9 +157,9 @@ def as_numbers(backend: Backend, a: Any, name: str) -> Array:
         raise ArgumentTypeError(f"{name} cannot be converted to an array: {error}") from error
     if kind not in "fiub":
         what = "text or objects" if kind in "OSU" else f"dtype {array.dtype}"
-        hint = {"O": "; convert objects that are numbers with .astype(float)", "M": ", as numbers", "m": ", as numbers"}
+        hint = f"; {HOW_TO_ENCODE}" if kind in "OSU" else ", as numbers" if kind in "mM" else ""
         raise ArgumentTypeError(
-            f"{name} must be an array of real numbers, but it contains {what}. Encode it first{hint.get(kind, '')}."
+            f"{name} must be an array of real numbers, but it contains {what}. Encode it first{hint}."
         )
     return array
 
@@ -178,7 +180,9 @@ def _targets(
     try:
         y = loss.check_targets(backend, y.copy() if custom else y, output_shape)
     except ArgumentError as error:
-        raise type(error)(f"{name}: {error}") from error
+        of_build = isinstance(error, ShapeError) and model.has_custom_layers
+        hint = " Or a build method returns a wrong shape: model.summary() shows those of all layers." * of_build
+        raise type(error)(f"{name}: {error}{hint}") from error
     if custom and not (isinstance(y, backend.xp.ndarray) and y.shape[:1] == of_x[1:] and y.dtype.kind in "fiub"):
         got = f"{y.dtype} of shape {tuple(y.shape)}" if hasattr(y, "dtype") else repr(y)
         raise ArgumentTypeError(

@@ -11,12 +11,17 @@ from xpnet.errors import ArgumentTypeError, DataError
 
 HostArray = numpy.ndarray[Any, Any]
 
+#: How text becomes numbers, for errors.
+HOW_TO_ENCODE = (
+    "convert numbers that are text or objects with .astype(float), and categories with pandas.get_dummies, or with "
+    "numpy.unique(column, return_inverse=True)"
+)
 _LIBRARIES = ("pandas", "polars", "pyarrow")
 #: The ends of the error messages by problem. {} is replaced by the names of the columns.
 _PROBLEMS = {
     "categories": "has categories{}. Use their codes (in pandas, .cat.codes) or one column per category (get_dummies).",
     "times": "contains dates or times{}. Convert them to numbers, such as seconds since the first of them.",
-    "text": "contains text or objects{}. Encode it first; convert objects that are numbers with .astype(float).",
+    "text": f"contains text or objects{{}}. Encode it first; {HOW_TO_ENCODE}.",
 }
 
 

@@ -66,7 +66,7 @@ class Container(Layer):
         super().__setattr__(name, value)
 
     def _checked_assignment(self, name: str, value: Any) -> Any:
-        return value if name == "layers" else super()._checked_assignment(name, value)
+        return value if name == "layers" else super()._checked_assignment(name, value)  # set by the container itself
 
     def __setitem__(self, position: Any, layer: Any) -> None:
         raise self._fixed_layers()
@@ -362,6 +362,11 @@ class Sequential(Container):
                 )
         self._keys()
 
+    def _checked_assignment(self, name: str, value: Any) -> Any:
+        if name == "layers" and not self.is_built:
+            return Sequential(value).layers
+        return super()._checked_assignment(name, value)
+
     def build(self, input_shape: Shape) -> Shape:
         sites, shape = list[CallSite](), input_shape
         for i, (layer, key) in enumerate(zip(self._chain, self._keys(), strict=False)):
@@ -379,7 +384,7 @@ class Sequential(Container):
 
     def shared_copy(self) -> Self:
         twin = super().shared_copy()
-        twin.layers = tuple(layer.shared_copy() for layer in self.inner_layers)
+        vars(twin)["layers"] = tuple(layer.shared_copy() for layer in self.inner_layers)
         return twin
 
     @property

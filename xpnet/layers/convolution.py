@@ -91,10 +91,10 @@ class Conv1D(_Convolution):
         super().__init__(filters, groups, use_bias, weight_initializer, bias_initializer, l1, l2, name)
         self.kernel_size, self.strides = integer(self, "kernel_size", kernel_size), integer(self, "strides", strides)
         self.dilation, self.padding = integer(self, "dilation", dilation), sequence_padding(self, padding, causal=True)
-        self.keeps_mask = self.strides == 1 and self.padding in ("same", "causal")
-        self.causal = self.strides == 1 and self.padding == "causal"
 
     def build(self, input_shape: Shape) -> Shape:
+        self.keeps_mask = self.strides == 1 and self.padding in ("same", "causal")
+        self.causal = self.strides == 1 and self.padding == "causal"
         steps, channels = steps_and_channels(self, input_shape)
         self.add_weight_and_bias((self.kernel_size,), channels)
         if steps is not None:

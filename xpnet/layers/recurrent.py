@@ -40,9 +40,8 @@ class _Recurrent(Layer):
     ) -> None:
         super().__init__(name=name)
         self.units = integer(self, "units", units)
-        self.return_sequences = self.keeps_mask = flag(self, "return_sequences", return_sequences)
+        self.return_sequences = flag(self, "return_sequences", return_sequences)
         self.reverse, self.use_bias = flag(self, "reverse", reverse), flag(self, "use_bias", use_bias)
-        self.causal = not self.reverse
         self.weight_initializer = checked_initializer(self, "weight_initializer", weight_initializer)
         self.bias_initializer = checked_initializer(self, "bias_initializer", bias_initializer)
         checked_initializer(self, "recurrent_weight_initializer", recurrent_weight_initializer)
@@ -51,6 +50,7 @@ class _Recurrent(Layer):
     def build(self, input_shape: Shape) -> Shape:
         if len(input_shape) != 2:
             raise self.refuse("sequences (N, T, features)", input_shape)
+        self.keeps_mask, self.causal = self.return_sequences, not self.reverse
         steps, features = input_shape
         columns = self.gates * self.units
         self.weight = self.add_parameter("weight", (features, columns), self.weight_initializer)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from xpnet.backends import Array
-from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, shape_text, shown
+from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError, shape_text, shown
 from xpnet.layers.activations import Identity
 from xpnet.layers.base import Layer
 from xpnet.layers.containers import Sequential
@@ -35,6 +35,14 @@ class Residual(Sequential):
             raise ArgumentTypeError(f"Residual: projection must be a layer, or None, not {shown(projection)}.")
         super().__init__([*layers, Identity() if projection is None else projection], name=name)
         self.projection = projection
+
+    def _checked_assignment(self, name: str, value: Any) -> Any:
+        if name == "layers" and not self.is_built:
+            raise StateError("Residual: layers cannot be assigned, since the skip is among them. Make a new Residual.")
+        if name == "projection" and not self.is_built:
+            vars(self)["layers"] = Residual(*self._chain, projection=value).layers
+            return value
+        return super()._checked_assignment(name, value)
 
     def build(self, input_shape: Shape) -> Shape:
         shape, skip = super().build(input_shape), self.layers[-1]

@@ -41,7 +41,8 @@ def attribution(
     """
     values = real_array(maps, "maps").astype(float)
     if values.ndim not in (3, 4) or not values.size:
-        raise ShapeError(f"maps must have shape (N, H, W) or (N, H, W, channels), not {values.shape}.")
+        hint = " Draw features as bars, with pyplot.barh(names, maps[0])." if values.ndim in (1, 2) else ""
+        raise ShapeError(f"maps must have shape (N, H, W) or (N, H, W, channels), not {values.shape}.{hint}")
     if not numpy.isfinite(values).all():
         raise DataError("maps contain NaN or infinity.")
     if values.ndim == 4:

@@ -22,7 +22,8 @@ _COLUMNS = 3  # of Axes side by side
 class LivePlot(Callback):
     """Draws the learning curves in a notebook while a model trains: `model.fit(x, y, callbacks=plots.LivePlot())`.
 
-    It redraws one picture after each epoch, and leaves the last one. Outside of a notebook it does nothing.
+    It redraws one picture after each epoch, and leaves the last one. Outside of a notebook it does nothing and
+    prints nothing: there, use verbose=2, and draw the curves after fit, `plots.curves(history).figure.savefig(path)`.
 
     keys: what to draw, a key of the history or several, each with its validation values in Axes of its own, such as
     ("loss", "accuracy"); by default the loss and all metrics.  seconds: the least time between two pictures; the last

@@ -34,6 +34,8 @@ class AxesGrid(numpy.ndarray[Any, numpy.dtype[Any]]):
     """An array of Axes that a notebook shows as the picture of their figure."""
 
     def _ipython_display_(self) -> None:
+        if not (self.size and isinstance(self.flat[0], Axes)):  # made from the grid, such as a comparison
+            raise NotImplementedError  # IPython then shows its repr
         _show(self.flat[0].get_figure())
 
 

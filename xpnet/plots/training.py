@@ -28,6 +28,9 @@ def curves(
     keys: one name or several, such as "loss" or ("precision", "recall"). "loss" also draws the values of "val_loss", if
     there are any; "val_loss" draws only these.
     logy: whether the y axis is logarithmic.
+
+    In a script, save the figure: `plots.curves(history).figure.savefig("curves.png")`. `pyplot.show()` shows only
+    figures of pyplot: `plots.curves(history, ax=pyplot.gca())`.
     """
     flag("", "logy", logy)
     keys = [keys] if isinstance(keys, str) else texts("keys", keys) or []

@@ -6,7 +6,9 @@ An error names the class and the method, and the model is put back. Later steps 
 """
 
 import contextlib
+import logging
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,6 +25,7 @@ from xpnet.training.output_losses import OutputLosses
 from xpnet.training.state import TrainingState
 from xpnet.training.step import TrainingStep
 
+_log = logging.getLogger(__name__)
 _ABSENT: Any = object()
 _VISIBLE = 1e-6  # times a weight: a change that float32 does not round away
 
@@ -181,10 +184,13 @@ class _AuditedLoss:
 
 
 class Checks:
-    """The checks of the layers of one model, and of metrics."""
+    """The checks of the layers of one model, and of metrics.
 
-    def __init__(self, model: Container) -> None:
-        self._model, self._backend = model, model.backend
+    refuse_unassigned: whether a gradient that backward does not assign raises StateError; otherwise it is logged.
+    """
+
+    def __init__(self, model: Container, refuse_unassigned: bool = True) -> None:
+        self._model, self._backend, self._refuse = model, model.backend, refuse_unassigned
         self._inputs: dict[Layer, Any] = {}
         self._finite: dict[Layer, bool] = {}  # of layers whose backward was called: whether its inputs are finite
         #: Called before backward, when the gradients of the losses were weighted in place.
@@ -234,7 +240,11 @@ class Checks:
             isfinite = self._backend.xp.isfinite
             self._finite[layer] = all(bool(isfinite(a).all()) for a in (*as_tuple(grad_y), *as_tuple(x)))
             given = _Unwritten(self._backend, {"grad_y": grad_y, "its input x": x})
-            grad_x = backward(grad_y)
+            try:
+                grad_x = backward(grad_y)
+            except ValueError as error:
+                _refuse_broadcast(layer, error)
+                raise
             given.check(f"{layer._label}: backward")
             if layer.wants_input_grad:
                 several = isinstance(x, list)
@@ -272,7 +282,7 @@ class Checks:
                 for layer in every_layer(self._model):
                     for p in layer._parameters:
                         if p.trainable and bool(isnan(p.grad).any()):
-                            self._refuse_unassigned(layer, p.name)
+                            self._unassigned(layer, p.name)
             except BaseException:
                 store.grads[...] = 0.0
                 raise
@@ -283,18 +293,24 @@ class Checks:
 
         return wrapper
 
-    def _refuse_unassigned(self, layer: Layer, name: str) -> None:
+    def _unassigned(self, layer: Layer, name: str) -> None:
+        """Raise StateError because backward leaves NaN in this gradient, or log the same text."""
         if layer not in self._finite:
             around = [other._label for other in every_layer(self._model) if other is not layer and _holds(other, layer)]
-            raise StateError(
+            text = (
                 f"{around[-1] if around else layer._label}: its backward does not call backward of {layer._label}, so "
                 f"{name} has no gradient. Call super().backward(grad_y), or backward of each layer."
             )
-        if self._finite[layer]:  # otherwise NaN may be the result
-            raise StateError(
+        elif self._finite[layer]:
+            text = (
                 f"{layer._label}: backward leaves NaN in the gradient of {name}. It must assign all of it, as in "
                 f"self.{name.rpartition('.')[2]}.grad[...] = ...; it must not add to it, because it is not 0 before."
             )
+        else:  # NaN may be the result
+            return
+        if self._refuse:
+            raise StateError(text)
+        _log.warning("%s", text)
 
     def _sums(self, metric: Metric, sums: Callable[..., Any]) -> Callable[..., Any]:
         name = type(metric).__name__
@@ -354,6 +370,27 @@ class _Unwritten:
                     f"{method} has written into {name}, which belongs to other layers or to the user. Compute a new "
                     "array, as in y = 2.0 * x, or write into a buffer of its own, self.work.buffer(name, shape)."
                 )
+
+
+def _refuse_broadcast(layer: Layer, error: ValueError) -> None:
+    """Raise ShapeError if this error of a layer's backward says that an array does not fit into a gradient.
+
+    NumPy and CuPy name both shapes, but no array.
+    """
+    shapes = re.search(r"could not broadcast .* from shape (\([\d, ]*\)) into shape (\([\d, ]*\))", str(error))
+    if shapes is None:
+        return
+    given, expected = (tuple(map(int, re.findall(r"\d+", text))) for text in shapes.groups())
+    names = [p.name.rpartition(".")[2] for p in layer._parameters if p.shape == expected]
+    if not names:
+        return
+    hint = ""
+    if len(given) > len(expected) and given[len(given) - len(expected) :] == expected:
+        hint = f" Sum over the samples, as in self.{names[0]}.grad[...] = self.xp.sum(..., axis=0)."
+    raise ShapeError(
+        f"{layer._label}: backward writes an array of shape {given} into one of shape {expected}, the shape of the "
+        f"gradient of {' and of '.join(names)}.{hint}"
+    ) from error
 
 
 def _holds(container: Layer, layer: Layer) -> bool:

@@ -12,7 +12,7 @@ from xpnet import layers, optimizers
 from xpnet.config import number
 from xpnet.data.dataset import Dataset, total_weight
 from xpnet.display.tables import Group, grouped_html_table, grouped_text_table
-from xpnet.errors import ArgumentTypeError, unknown_name
+from xpnet.errors import ArgumentTypeError, PositionError, unknown_name
 from xpnet.layers.base import Layer
 from xpnet.layers.containers import Container, every_layer
 from xpnet.layers.context import Workspace
@@ -47,6 +47,13 @@ class ParameterExplanation:
     update: numpy.ndarray[Any, Any]
 
 
+class _Parameters(dict[str, ParameterExplanation]):
+    """Parameters by name. An unknown name raises ArgumentError with a suggestion."""
+
+    def __missing__(self, name: Any) -> ParameterExplanation:
+        raise unknown_name("parameter", name, self)
+
+
 @dataclass(eq=False)
 class LayerExplanation:
     """What `explain` says about a layer: arrays on the host, or None for what does not exist.
@@ -67,7 +74,7 @@ class LayerExplanation:
     local: numpy.ndarray[Any, Any] | None = None
     upstream: Any = None
     downstream: Any = None
-    parameters: dict[str, ParameterExplanation] = field(default_factory=dict)
+    parameters: dict[str, ParameterExplanation] = field(default_factory=_Parameters)
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """The quantity, the shape and the values of each array, as text."""
@@ -90,8 +97,9 @@ class LayerExplanation:
 class Explanation:
     """What `xpnet.explain` returns: a text to print, which a notebook shows as a table.
 
-    `explained["0"]` is the `LayerExplanation` of layer 0.  loss: L.  layers: {name: LayerExplanation}, of containers
-    too, in order.  parameters: {name: ParameterExplanation} of the whole model.  samples: their number.
+    `explained["0"]` or `explained[0]` is the `LayerExplanation` of layer 0.  loss: L.  layers: {name:
+    LayerExplanation}, of containers too, in order.  parameters: {name: ParameterExplanation} of the whole model.
+    samples: their number.
     """
 
     def __init__(
@@ -101,12 +109,24 @@ class Explanation:
         samples: int,
         layers: dict[str, LayerExplanation],
         parameters: dict[str, ParameterExplanation],
+        update: str,
     ) -> None:
         self.loss, self.samples, self.layers, self.parameters = loss, samples, layers, parameters
-        self._title = f"L = {_number(loss)}, {loss_name} of {samples} sample{'s' * (samples != 1)}"
+        of_samples = f"{loss_name} of {samples} sample{'s' * (samples != 1)}"
+        self._title = f"L = {_number(loss)}, {of_samples}; updates by {update}"
 
-    def __getitem__(self, name: str) -> LayerExplanation:
-        """The explanation of the layer of this name. Raises ArgumentError if there is none."""
+    def __getitem__(self, name: str | int) -> LayerExplanation:
+        """The explanation of the layer of this name, or at this position of the model.
+
+        Raises ArgumentError if there is none of this name, and PositionError if there is none at this position.
+        """
+        if isinstance(name, int | numpy.integer):
+            outer = [one for path, one in self.layers.items() if "." not in path]
+            try:
+                return outer[name]
+            except IndexError:
+                count = f"{len(outer)} layers, 0 to {len(outer) - 1}"
+                raise PositionError(f"there is no layer {name}: the model has {count}.") from None
         if not isinstance(name, str) or name not in self.layers:
             raise unknown_name("layer", name, list(self.layers))
         return self.layers[name]
@@ -189,7 +209,7 @@ def explain(model: Any, x: Any, y: Any, loss: Any, optimizer: Any, loss_weights:
     chosen, _ = model._chosen(loss, [], loss_weights)
     with explaining_memory_errors(model, None), model.backend.device():
         twin = copy.deepcopy(model)
-        twin.precision = twin.context.precision = None  # products are in the dtype of the model
+        twin._drop_precision()  # products are in the dtype of the model
         dataset = load_dataset(twin, x, y, chosen, [])
         if not isinstance(dataset, Dataset):
             raise ArgumentTypeError("explain takes one batch of arrays, not a stream.")
@@ -202,17 +222,16 @@ def _explained(model: Any, dataset: Dataset, loss: Loss, optimizer: Any) -> Expl
     state: TrainingState = model._begin_training(loss, [], optimizer)
     step, metrics = TrainingStep(model, state), EpochMetrics(model, loss, [], batches=1)
     total = len(dataset) if dataset.weights is None else total_weight(model.backend.xp, dataset.weights)
+    update = f"{type(optimizer).__name__} at a rate of {_number(state.learning_rate)}"
     values = {p.name: recorder.host(p.value) for p in model.parameters}
     with ignoring_float_errors(), model.execution_context(), audited_step(step):
         step.gradients(dataset.batches(Workspace(model.context), len(dataset)), total, metrics.add)
         value = metrics.result(reduced=True)["loss"]
         step.update()
-    explained = {
-        p.name: ParameterExplanation(
-            values[p.name], recorder.gradients[p.name], recorder.host(p.value) - values[p.name]
-        )
-        for p in model.parameters
-    }
+    explained = _Parameters()
+    for p in model.parameters:
+        change = recorder.host(p.value) - values[p.name]
+        explained[p.name] = ParameterExplanation(values[p.name], recorder.gradients[p.name], change)
     listed = set[str]()
     for layer in every_layer(model):
         for p in layer._parameters if layer is not model else ():
@@ -220,7 +239,7 @@ def _explained(model: Any, dataset: Dataset, loss: Loss, optimizer: Any) -> Expl
                 listed.add(p.name)
                 recorder.found[layer.path].parameters[p.name.rpartition(".")[2]] = explained[p.name]
     names = " + ".join(type(one).__name__ for one, _ in loss.by_output)
-    return Explanation(value, names, len(dataset), recorder.found, explained)
+    return Explanation(value, names, len(dataset), recorder.found, explained, update)
 
 
 def _named(layer: Layer) -> str:

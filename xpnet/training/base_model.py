@@ -97,14 +97,16 @@ class BaseModel(Container):
         self.history: History | None = None
 
     def _checked_assignment(self, name: str, value: Any) -> Any:
-        if name not in ("dtype", "precision", "seed"):
-            return value  # set by the model itself
+        if name in ("layers", "name"):
+            return super()._checked_assignment(name, value)
         if self.is_built:
             advice = 'Use model.to("cpu", dtype="float64").' if name == "dtype" else f"Make a new model with {name}=..."
             raise StateError(f"{type(self).__name__}: {name} cannot change after the model is built. {advice}")
         if name == "seed":
             return as_seed("", value)
-        return float_dtype(value) if name == "dtype" else _checked_precision(value, self._wanted_backend, self.dtype)
+        if name == "dtype":
+            return float_dtype(value)
+        return _checked_precision(value, self._wanted_backend, self.dtype) if name == "precision" else value
 
     def _follow(self, **attributes: Any) -> None:
         """Set attributes of this model, which cannot be assigned after it is built, and of its copies."""
@@ -558,6 +560,11 @@ class BaseModel(Container):
             self._follow(precision=None)
         if self.is_built:
             self.context.precision = self.precision
+
+    def _drop_precision(self) -> None:
+        """From now on, compute matrix products in the dtype of the model, which is built."""
+        self._follow(precision=None)
+        self.context.precision = None
 
     def drop_workspaces(self, inference_only: bool = False) -> None:
         super().drop_workspaces(inference_only)

@@ -12,7 +12,7 @@ from xpnet.layers.containers import Container
 from xpnet.layers.context import Workspace
 from xpnet.layers.structure import as_tuple, mapped
 from xpnet.losses import Loss
-from xpnet.training.audit import audit_loss, custom_kinds
+from xpnet.training.audit import Checks, audit_loss, custom_kinds
 from xpnet.training.rows import Rows
 from xpnet.training.step import of_total, weighted_gradient
 
@@ -48,7 +48,7 @@ def relative_errors(
             result += factor * float(weighted.sum()) / (1.0 if one.reduction == "sum" else float(of_total(total, k)))
         return result
 
-    def backward() -> Any:
+    def backward(inputs: bool = inputs) -> Any:
         for p in model.parameters:
             p.grad = math.nan  # stays where backward does not assign it, or adds to it
         whole, outputs, counted = forward()
@@ -63,6 +63,9 @@ def relative_errors(
     if custom_kinds(*(one for one, _ in loss.by_output)):
         _, first_outputs, first_batch = forward()
         audit_loss(model, loss, first_outputs, first_batch.y)
+    if model.has_custom_layers:
+        with Checks(model, refuse_unassigned=False).wrapped():
+            backward(inputs=False)
     input_grad = backward()
     if input_grad is not None:
         batch.x = mapped(varied, batch.x, input_grad)

@@ -32,6 +32,7 @@ from xpnet.training.resuming import Rollback, refuse_unequal_settings
 from xpnet.training.run import INTERRUPTED, Run
 from xpnet.training.state import TrainingState
 from xpnet.training.step import TrainingStep, ignoring_float_errors
+from xpnet.training.target_scale import warn_of_unscaled_targets
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ def _prepare(
             data.refuse_unsupported(options.epochs, batch_size, options.resume_from is not None)
     run = Run(model, begin(loss, metrics, optimizers.get(options.optimizer)), dataset, options)
     if options.resume_from is None:
+        warn_of_unscaled_targets(run)
         return run, validation, None
     with model.context.guard.lock:
         return run, validation, run.resume(options.resume_from)
@@ -259,7 +261,7 @@ def _refuse_divergent_batch(model: Container, state: TrainingState, loss: float,
     _restore_buffers(model, buffers)
     what = f"{overflowed} became NaN or infinite" if overflowed else f"the loss is {loss}"
     raise DivergenceError(
-        f"{what} before step {state.step + 1}, which was skipped: scale the inputs, or start afresh with a "
+        f"{what} before step {state.step + 1}, which was skipped: scale the inputs and targets, or start afresh with a "
         f"learning rate below {state.learning_rate:g}."
     )
 
@@ -275,8 +277,8 @@ def apply_gradients(model: Container, begin: Callable[[], TrainingState]) -> Non
     for p in store.parameters:
         if p.trainable and not bool(model.backend.xp.isfinite(p.grad).all()):
             raise DivergenceError(
-                f"the gradient of {p.name} contains NaN or infinity, so nothing was updated: scale the inputs, or "
-                "start afresh with a lower learning rate."
+                f"the gradient of {p.name} contains NaN or infinity, so nothing was updated: scale the inputs "
+                "and targets, or start afresh with a lower learning rate."
             )
     with ignoring_float_errors(), model.execution_context():
         grads, state = store.grads.copy(), begin()
@@ -319,11 +321,11 @@ def _refuse_divergence(run: Run, metrics: EpochMetrics) -> None:
     run.history.stopped = "diverged"
     _undo_epoch(run)
     if what == "loss" and state.step == 0 and step == 0:
-        cause = "before any update, so the inputs or the initial weights are too large: scale the inputs"
+        cause = "before any update, so inputs, targets or initial weights are too large: scale the inputs and targets"
     else:
         cause = (
-            f"most likely because the learning rate, {rate:g}, is too high: lower it, or clip the gradient "
-            "with clip_norm"
+            f"most likely because the learning rate, {rate:g}, is too high, or because inputs or targets are not "
+            "scaled: scale them, lower the rate, or clip the gradient with clip_norm"
         )
     of_all = f" of {run.steps}" if run.steps else ""
     raise DivergenceError(

@@ -2,14 +2,14 @@
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy
 
 from xpnet import layers
 from xpnet.backends import Array
-from xpnet.config import integer, is_integer, real_array
+from xpnet.config import integer, is_custom, is_integer, real_array
 from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, StateError, shape_text, shown
 from xpnet.layers.base import Layer
 from xpnet.layers.containers import Container, every_layer
@@ -67,13 +67,14 @@ class Probe:
                 f"{function}: needs one score per class, outputs (N, K), but those of the model are "
                 f"{shape_text(shape)}. Make a model that reduces them, for example with layers.GlobalAveragePool1D()."
             )
-        # The copy needs neither the optimizer state nor products in half precision.
+        # The copy needs neither the optimizer state nor mixed precision.
         state = model._state  # kept, so that no other object has its id
         self.model = twin = copy.deepcopy(model, {id(state): Untrained()})
-        twin.precision = twin.context.precision = None
+        twin._drop_precision()
         self.xp, self.classes = twin.backend.xp, shape[0] if shape else 1
-        (last,) = last_layers(twin)
-        if type(last) in _PROBABILITIES and not twin._overrides:
+        last: Any = last_layers(twin)[0]
+        own = [one for one in every_layer(twin) if _has_own_passes(one)]
+        if type(last) in _PROBABILITIES and not any(last in every_layer(one) for one in own):
             vars(last).update(forward=_same, backward=_same)
         inner = [one for one in every_layer(twin) if not isinstance(one, Container)]
         self.embeds = any(isinstance(one, layers.Embedding) for one in inner)
@@ -214,7 +215,7 @@ class Probe:
         Returns a function that gives, after `gradient`, the norm of the gradient with respect to the vector of each
         token, in the shape of x. Raises ArgumentError if other layers read the input too.
         """
-        readers = [site.layer for site in self.model.calls()[0] if 0 in as_tuple(site.inputs)]
+        readers = list(_readers(self.model, {0}))
         if other := next((layer for layer in readers if not isinstance(layer, layers.Embedding)), None):
             raise self.no_gradient(f", and {other._label} reads them too")
         for layer in readers:
@@ -257,6 +258,22 @@ def _path_of(container: Container, layer: Layer, prefix: str = "") -> str | None
         if isinstance(inner, Container) and (found := _path_of(inner, layer, f"{prefix}{key}.")) is not None:
             return found
     return None
+
+
+def _readers(container: Container, inputs: set[int]) -> Iterator[Any]:
+    """The layers that read these inputs of a container, by their numbers; of inner containers, those inside."""
+    for site in container.calls()[0]:
+        inner = {k for k, i in enumerate(as_tuple(site.inputs)) if i in inputs}
+        if inner and isinstance(site.layer, Container) and not _has_own_passes(site.layer):
+            yield from _readers(site.layer, inner)
+        elif inner:
+            yield site.layer
+
+
+def _has_own_passes(layer: Layer) -> bool:
+    """Whether this is a container whose outputs may not be those of its last layer, since its class is a user's."""
+    kind = type(layer)
+    return isinstance(layer, Container) and (is_custom(kind.forward) or is_custom(kind.backward))
 
 
 def _same(array: Array) -> Array:
