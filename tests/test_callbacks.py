@@ -987,3 +987,21 @@ def test_subclasses_may_use_the_methods_of_xpnets_own_callbacks():
     told = Told("loss")
     net().fit(X, Y, callbacks=told, verbose=0)
     assert told.told == 0
+
+
+@pytest.mark.parametrize(
+    ("read", "standard", "text"),
+    [
+        (lambda history: history["acc"], KeyError, r"no 'acc'\. Did you mean 'accuracy'\? It has loss, accuracy"),
+        (lambda history: history["val_loss"], KeyError, r"no 'val_loss'\. Give fit validation data"),
+        (lambda history: history[1], KeyError, r"no 1\. It has loss"),
+        (lambda history: history.loss, AttributeError, r'Read it as history\["loss"\]'),
+        (lambda history: history.history, AttributeError, r'read history\["loss"\]'),
+    ],
+)
+def test_a_value_that_the_history_lacks_gets_a_hint(read, standard, text):
+    model = xpnet.Sequential([layers.Dense(2)], (3,), "cpu")
+    history = model.fit(np.ones((4, 3)), [0, 1, 0, 1], verbose=0)
+    with pytest.raises(standard, match=text):
+        read(history)
+    assert history.get("acc") is None and "acc" not in history

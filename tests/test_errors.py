@@ -24,6 +24,7 @@ STANDARD = {
     "StateError": RuntimeError,
     "PositionError": IndexError,
     "UnknownNameError": AttributeError,
+    "UnknownKeyError": KeyError,
     "UnknownImportError": ImportError,
     "DivergenceError": RuntimeError,
     "MissingPackageError": ImportError,
@@ -198,18 +199,93 @@ def test_arguments_of_a_wrong_type_are_refused(make, bad):
         make(bad)
 
 
+def model_of(*stack):
+    return xpnet.Sequential([layers.Dense(2), *stack], (3,), backend="cpu")
+
+
+OBJECTS = {"Sequential": model_of, "Dense": lambda: model_of()[0], "Adam": optimizers.Adam}
+
+
 @pytest.mark.parametrize(
-    ("name", "meant"),
+    ("kind", "name", "hint"),
     [
-        ("compile", "fit"),
-        ("cuda", "to"),
-        ("eval", "forward"),
-        ("zero_grad", "apply_gradients"),
-        ("paramters", "parameters"),
+        ("Sequential", "compile", "arguments of fit"),
+        ("Sequential", "cuda", r'to\("gpu"\)'),
+        ("Sequential", "eval", "training=True"),
+        ("Sequential", "zero_grad", "Leave it out"),
+        ("Sequential", "predict_classes", "argmax"),
+        ("Sequential", "n_iter_", r"model\.history"),
+        ("Sequential", "paramters", "Did you mean 'parameters'"),
+        ("Dense", "add_weight", "add_parameter"),
+        ("Dense", "wieght", "Did you mean 'weight'"),
+        ("Adam", "zero_grad", r"model\.apply_gradients"),
+        ("Adam", "lr", "It has learning_rate"),
+        ("Adam", "learning_rat", "Did you mean 'learning_rate'"),
     ],
 )
-def test_an_unknown_attribute_of_a_model_gets_a_suggestion(name, meant):
-    model = xpnet.Sequential([layers.Dense(2)], (3,), backend="cpu")
-    with pytest.raises(AttributeError, match=f"Sequential has no attribute '{name}'. Did you mean '{meant}'"):
-        getattr(model, name)
-    assert not hasattr(model, name)
+def test_an_unknown_attribute_gets_a_hint(kind, name, hint):
+    thing = OBJECTS[kind]()
+    with pytest.raises(errors.UnknownNameError, match=f"^{kind} has no attribute '{name}'\\. .*{hint}"):
+        getattr(thing, name)
+    assert not hasattr(thing, name)
+
+
+@pytest.mark.parametrize("name", ["refuse2", "contxt", "add_buffers", "from_confg"])
+def test_helpers_for_authors_of_layers_are_not_suggested_for_models(name):
+    with pytest.raises(AttributeError) as error:
+        getattr(model_of(), name)
+    assert not any(word in str(error.value) for word in ("'refuse'", "'context'", "'add_buffer'", "'from_config'"))
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "hint"),
+    [
+        (xpnet, "nn", r"xpnet\.layers"),
+        (xpnet, "no_grad", "Leave it out"),
+        (xpnet, "models", r"xpnet\.Sequential"),
+        (xpnet, "modle", "Did you mean 'Model'"),
+        (layers, "InputLayer", r"xpnet\.Input"),
+        (layers, "Normalization", r"layers\.Rescale"),
+        (callbacks, "LearningRateScheduler", "schedule"),
+        (datasets, "load_iris", "scikit-learn"),
+        (optimizers, "lr_scheduler", r"xpnet\.schedules"),
+    ],
+    ids=lambda v: getattr(v, "__name__", v),
+)
+def test_a_name_that_other_libraries_have_in_a_module_gets_a_hint(module, name, hint):
+    with pytest.raises(errors.UnknownNameError, match=f"has no attribute '{name}'\\. .*{hint}"):
+        getattr(module, name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "hint"),
+    [
+        ("Sequential", "stop_training", r'self\.stop\("reason"\)'),
+        ("Sequential", "training", "training=True"),
+        ("Sequential", "requires_grad", "trainable = False"),
+        ("Dense", "requires_grad", "trainable = False"),
+        ("Dense", "trainabel", "Set trainable"),
+        ("Dense", "trainble", "Set trainable"),
+        ("Adam", "lr", "learning_rate"),
+        ("Adam", "beta_1", "Set beta1"),
+        ("Adam", "weigth_decay", "Set weight_decay"),
+    ],
+)
+def test_an_assignment_that_nothing_would_read_is_refused(kind, name, hint):
+    thing = OBJECTS[kind]()
+    with pytest.raises(errors.UnknownNameError, match=f"^{kind}: no attribute {name}\\. .*{hint}"):
+        setattr(thing, name, False)
+    assert name not in vars(thing)
+
+
+def test_users_may_set_attributes_of_their_own():
+    class Own(layers.Dense):
+        pass
+
+    for thing in (model_of(), layers.Dense(2), optimizers.Adam()):
+        for name in ("note", "stripes", "trainables", "scale1"):
+            setattr(thing, name, 1)
+            assert getattr(thing, name) == 1
+    own = Own(2)
+    own.training = own.trainabel = True
+    assert own.training and own.trainabel

@@ -1,6 +1,8 @@
 """Parameters: live views of one flat vector, through copies, moves and pickles."""
 
 import copy
+import io
+import operator
 import pickle
 
 import numpy as np
@@ -9,7 +11,7 @@ from small_models import dense_net
 
 import xpnet
 from xpnet import layers
-from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError
+from xpnet.errors import ArgumentError, ArgumentTypeError, ShapeError, StateError, UnknownNameError
 from xpnet.initializers import Zeros
 from xpnet.parameters import Parameter, ParameterStore, Snapshot
 
@@ -125,6 +127,70 @@ def test_repr_shows_name_shape_and_whether_the_parameter_is_frozen():
     assert repr(p) == "<Parameter 0.weight (7, 3)>"
     p.trainable = False
     assert repr(p) == "<Parameter 0.weight (7, 3), frozen>"
+
+
+ONES = np.ones((7, 3), "float32")
+USES = {
+    "asarray": np.asarray,
+    "array of two": lambda p: np.array([p, p]),
+    "array_equal": lambda p: np.array_equal(p, ONES),
+    "save": lambda p: np.save(io.BytesIO(), p),
+    "exp": np.exp,
+    "concatenate": lambda p: np.concatenate([ONES, p]),
+    "assert_array_equal": lambda p: np.testing.assert_array_equal(p, ONES),
+    "product": lambda p: p * 2,
+    "reflected difference": lambda p: 1.0 - p,
+    "array on the left": lambda p: ONES - p,
+    "matrix product": lambda p: ONES.T @ p,
+    "in-place sum": lambda p: operator.iadd(p, 1),
+    "comparison": lambda p: p == ONES,
+    "less": lambda p: p < 1,
+    "item": lambda p: p[0],
+    "assigned item": lambda p: operator.setitem(p, 0, 1.0),
+    "length": len,
+    "iteration": list,
+    "float": float,
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_a_parameter_or_buffer_used_as_an_array_is_refused(use):
+    model = model_of("cpu")
+    with pytest.raises(ArgumentTypeError, match=r"^0\.weight is a Parameter, not an array\. .* layer\.weight\.value"):
+        use(model[0].weight)
+    with pytest.raises(ArgumentTypeError, match=r"^1\.seen is a Buffer, not an array\. .* layer\.seen\.value"):
+        use(model[1].seen)
+    assert model[0].weight and model[1].seen  # is there one?
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("mean", r"layer\.weight\.value"),
+        ("numpy", r"layer\.weight\.value"),
+        ("data", "its value"),
+        ("requires_grad", "trainable = False"),
+    ],
+)
+def test_an_unknown_attribute_of_a_parameter_gets_a_hint(name, hint):
+    p = model_of("cpu")[0].weight
+    with pytest.raises(UnknownNameError, match=f"^0\\.weight is a Parameter, which has no attribute '{name}'.*{hint}"):
+        getattr(p, name)
+    assert not hasattr(p, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("requires_grad", "trainable = False"), ("data", "its value"), ("trainabel", "Set trainable"),
+     ("traineable", "Set trainable"), ("Trainable", "Set trainable")],
+)  # fmt: skip
+def test_assigning_what_was_surely_meant_to_be_another_attribute_is_refused(name, hint):
+    p = model_of("cpu")[0].weight
+    with pytest.raises(UnknownNameError, match=hint):
+        setattr(p, name, False)
+    assert name not in vars(p)
+    p.note = "of the user"
+    assert p.note == "of the user"
 
 
 @pytest.mark.parametrize("bits", range(32))

@@ -41,7 +41,8 @@ __all__ = ["Backend", "History", "Input", "Model", "Sequential", "__version__", 
 
 _LAZY_MODULES = ("attribution", "datasets", "estimators", "onnx", "plots")
 _LAZY_FUNCTIONS = ("export_onnx", "import_onnx")
-_PUBLIC = (*__all__, "estimators", "onnx", "plots", *_LAZY_FUNCTIONS, "config", "model", "parameters")
+_MACHINERY = ("config", "model", "parameters")
+_PUBLIC = (*__all__, "estimators", "onnx", "plots", *_LAZY_FUNCTIONS, *_MACHINERY)
 
 if not TYPE_CHECKING:  # a type checker that sees __getattr__ accepts every name, misspelled ones too
     for _module in (augment, callbacks, distributed, initializers, layers, losses, metrics, optimizers,
@@ -55,4 +56,4 @@ if not TYPE_CHECKING:  # a type checker that sees __getattr__ accepts every name
             return import_module(f"xpnet.{name}")
         return getattr(import_module("xpnet.onnx"), name) if name in _LAZY_FUNCTIONS else None
 
-    __getattr__, __dir__ = errors.module_attributes(__name__, _PUBLIC, _load)
+    __getattr__, __dir__ = errors.module_attributes(__name__, _PUBLIC, _load, _MACHINERY)

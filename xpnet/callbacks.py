@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TextIO
 
 from xpnet import metrics
 from xpnet.backends import Array
@@ -26,6 +26,8 @@ from xpnet.errors import (
     MissingPackageError,
     ShapeError,
     StateError,
+    UnknownKeyError,
+    UnknownNameError,
     shown,
     suggestion,
 )
@@ -60,6 +62,23 @@ class History(dict[str, list[float]]):
         for name, value in logs.items():
             self.setdefault(name, []).append(value)
         self.seconds.append(seconds)
+
+    def __missing__(self, name: Any) -> list[float]:
+        hint = ""
+        if isinstance(name, str):
+            hint = suggestion(name, self)
+            if name.startswith("val_") and not any(own.startswith("val_") for own in self):
+                hint = "Give fit validation data: validation_data=(x, y) or validation_split=0.2. "
+        raise UnknownKeyError(f"the history has no {shown(name)}. {hint}It has {', '.join(self) or 'no epochs yet'}.")
+
+    if not TYPE_CHECKING:  # type checkers would accept any name
+
+        def __getattr__(self, name: str) -> Any:
+            """Raise an AttributeError that says how to read the values."""
+            hint = f'Read it as history["{name}"].' if name in self else 'It is a dict itself: read history["loss"].'
+            if name.startswith("_"):
+                raise AttributeError(f"'History' object has no attribute {name!r}")
+            raise UnknownNameError(f"History has no attribute {name!r}. {hint}")
 
     def _repr_html_(self) -> str:
         """A table of the epochs for a notebook; of many epochs, the first and the last ones."""
@@ -148,6 +167,7 @@ class Callback(ExplainedArguments):
     equal optimizer, and start again with another. Do not call `self.run.logs()` in every step: it waits for the GPU.
     """
 
+    _advice = "callback"
     #: Whether it prints or writes files, so that only the first of several ranks calls it.
     only_on_first_rank: ClassVar[bool] = False
     #: Whether it is called after all other callbacks, to see their state of the same epoch; on_train_end: before them.

@@ -10,7 +10,7 @@ import numbers
 import operator
 import weakref
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy
 
@@ -21,13 +21,16 @@ from xpnet.errors import (
     ArgumentTypeError,
     DataError,
     ShapeError,
+    UnknownNameError,
     XpnetError,
+    attribute_advice,
+    misspelled,
     shown,
     suggestion,
     unknown_name,
 )
 
-__all__ = ["Configured", "ExplainedArguments", "as_seed", "as_shape", "checked_samples", "choice",
+__all__ = ["Configured", "ExplainedArguments", "MissingMethodError", "as_seed", "as_shape", "checked_samples", "choice",
            "explain_arguments", "fits", "flag", "float_dtype", "integer", "is_custom", "is_integer", "is_number",
            "items_of", "items_or_one", "missing_method", "number", "one_or_pair", "penalties", "python_number",
            "rate_or_schedule", "real_array", "refuse_non_finite_targets", "refuse_other_signatures", "resolve",
@@ -53,6 +56,10 @@ _ADVICE = {
     "from_logits": "Leave it out: this loss takes logits.",
     "trainable": "Set it afterwards: layer.trainable = False.",
     "seed": "Leave it out: all noise follows from the seed of the model.",
+    **dict.fromkeys(("lr", "learning_rate"), "Give it to the optimizer: optimizer=xpnet.optimizers.Adam(0.01)."),
+    "early_stopping": "Use callbacks=[xpnet.callbacks.EarlyStopping()], with validation data.",
+    "steps_per_epoch": "Leave it out: an epoch is all of the data.",
+    "initial_epoch": "Leave it out: a second fit with an equal optimizer continues the first one.",
     "amsgrad": "Leave it out: it is not implemented.",
     "epochs": "fit of a model takes it; an estimator takes max_iter.",
     "model": "An estimator takes hidden layers, layers=[...], and fit adds the output layer.",
@@ -133,6 +140,14 @@ def _constructed(cls: type[T], config: Mapping[str, Any]) -> T:
     return cls(*(item for name in starred for item in items_or_one(config[name])), **named)
 
 
+@functools.cache
+def _settable(cls: Any) -> tuple[str, ...]:
+    """The public attributes of an object of xpnet's own class that users may set."""
+    known = {name: inspect.getattr_static(cls, name) for name in dir(cls) if not name.startswith("_")}
+    values = [name for name, held in known.items() if not callable(held) and getattr(held, "fset", cls) is not None]
+    return (*cls._constructor_arguments, *values)
+
+
 class ExplainedArguments:
     """The base of classes whose constructors explain what is wrong with a call, by `explain_arguments`.
 
@@ -144,6 +159,8 @@ class ExplainedArguments:
     #: The nearest class of xpnet, and the names of its constructor's arguments.
     _constructor_class: "ClassVar[type[ExplainedArguments]]"
     _constructor_arguments: ClassVar[dict[str, None]] = {}
+    #: Which table of `errors.attribute_advice` has its attributes.
+    _advice: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -155,9 +172,40 @@ class ExplainedArguments:
             cls.__init__ = _calling_base(cls)  # type: ignore[method-assign]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._constructor_arguments and name in self.__dict__ and value is not self.__dict__[name]:
-            value = self._checked_assignment(name, value)
+        if name in self.__dict__:
+            if name in self._constructor_arguments and value is not self.__dict__[name]:
+                value = self._checked_assignment(name, value)
+        elif name not in self._constructor_arguments and name[:1] != "_" and not hasattr(type(self), name):
+            self._refuse_misnamed(name)
         super().__setattr__(name, value)
+
+    def _refuse_misnamed(self, name: str) -> None:
+        """Raise UnknownNameError if this new attribute was surely meant to be another one, which nothing would read."""
+        if self._constructor_class is not type(self):  # a user's class may have any attributes
+            return
+        meant = misspelled(name, _settable(type(self)))  # type: ignore[arg-type]  # Configured objects have no hash
+        if hint := f"Set {meant}." if meant else self._attribute_hint(name):
+            raise UnknownNameError(f"{type(self).__name__}: no attribute {name}. {hint}")
+
+    def _attribute_hint(self, name: str) -> str:
+        """What to use in place of this attribute of other libraries; "" if that is not known."""
+        return attribute_advice(self._advice, name)
+
+    def _suggested(self) -> Set[str]:
+        """The public attributes that an error may suggest."""
+        return {name for name in dir(self) if not name.startswith("_")} - {"from_config", "get_config"}
+
+    if not TYPE_CHECKING:  # type checkers would accept any name
+
+        def __getattr__(self, name: str) -> Any:
+            """Raise an AttributeError for a name that does not exist, with what was meant."""
+            if hasattr(type(self), name):  # a property whose own error is an AttributeError
+                return object.__getattribute__(self, name)
+            kind = type(self).__name__
+            if name.startswith("_") or not self._advice:
+                raise AttributeError(f"{kind!r} object has no attribute {name!r}")
+            hint = self._attribute_hint(name) or suggestion(name, self._suggested())
+            raise UnknownNameError(f"{kind} has no attribute {name!r}. {hint}".rstrip())
 
     def _checked_assignment(self, name: str, value: Any) -> Any:
         """What the constructor makes of this value of an argument, given all others. Raises its error."""
@@ -402,13 +450,13 @@ def choice(owner: Any, name: str, value: Any, options: Sequence[T], *, also: str
     raise ArgumentError(f"{error} {near}".strip())
 
 
-class _MissingMethodError(ArgumentTypeError, NotImplementedError):
+class MissingMethodError(ArgumentTypeError, NotImplementedError):
     """An ArgumentTypeError for users, and Python's error for a method that a subclass must define."""
 
 
 def missing_method(owner: Any, method: str) -> ArgumentTypeError:
     """The error for a subclass that does not define `method`, written with its arguments."""
-    return _MissingMethodError(f"{type(owner).__name__} must define {method}.")
+    return MissingMethodError(f"{type(owner).__name__} must define {method}.")
 
 
 def is_number(value: Any) -> bool:

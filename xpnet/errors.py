@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 __all__ = ["ArgumentError", "ArgumentTypeError", "BackendError", "CaptureError", "DataError",
            "DeviceMemoryError", "DistributedError", "DivergenceError", "DownloadError", "FileError",
            "MissingPackageError", "PositionError", "ShapeError", "StateError", "UnknownImportError",
-           "UnknownNameError", "XpnetError", "module_attributes", "shape_text", "shown", "suggestion",
-           "unknown_name"]  # fmt: skip
+           "UnknownKeyError", "UnknownNameError", "XpnetError", "attribute_advice", "misspelled",
+           "module_attributes", "shape_text", "shown", "suggestion", "synonyms", "unknown_name"]  # fmt: skip
 
 
 class XpnetError(Exception):
@@ -40,6 +40,12 @@ class PositionError(XpnetError, IndexError):
 
 class UnknownNameError(XpnetError, AttributeError):
     """A module has no such name; the message suggests the nearest ones."""
+
+
+class UnknownKeyError(XpnetError, KeyError):
+    """A History has no values of this name; the message suggests the nearest ones."""
+
+    __str__ = Exception.__str__  # that of KeyError shows the repr of the text
 
 
 class UnknownImportError(XpnetError, ImportError):
@@ -172,7 +178,6 @@ _ELSEWHERE = {
     "ElasticDistortion": "elastictransform elastic",
     "mnist": "loadmnist", "fashion_mnist": "loadfashionmnist", "digits": "loaddigits",
     "moons": "makemoons twomoons", "blobs": "makeblobs",
-    "load": "loadmodel", "Sequential": "nn",
     # arguments
     "units": "outfeatures outputsize outputdim neurons nunits outputs size hiddensize hiddenunits",
     "filters": "outchannels nfilters numfilters channels",
@@ -235,10 +240,117 @@ _ELSEWHERE = {
     "shear": "shearrange",
     "batch_size": "batch bs", "epochs": "epoch nepochs numepochs maxiter", "validation_data": "validation val valdata",
     # methods of models
-    "fit": "compile fitgenerator", "train_on_batch": "trainstep trainingstep", "apply_gradients": "step zerograd",
-    "forward": "train eval call", "to": "cuda cpu gpu", "state_dict": "getweights", "load_state_dict": "setweights",
-    "parameters": "namedparameters weights trainableweights trainablevariables trainableparameters",
+    "fit": "fitgenerator", "train_on_batch": "trainstep trainingstep",
+    "parameters": "trainableparameters",
     "metrics": "metric", "loss": "criterion lossfn lossfunction", "optimizer": "optim opt",
+}  # fmt: skip
+
+
+#: What to write in place of attributes that other libraries have and that have no counterpart of one name here.
+#: {kind of object: {words, spelled as by `_normalized`: advice}}; for modules, the kind is the module's name.
+_ADVICE: dict[str, dict[str, str]] = {
+    "Parameter": {
+        "requiresgrad": "To freeze it, set trainable = False.",
+        "data": "Its array is its value.",
+        "gradient": "Its gradient is grad.",
+    },
+    "Buffer": {"requiresgrad": "A buffer is not trained.", "data": "Its array is its value."},
+    "layer": {
+        "requiresgrad freeze frozen": "To freeze it, set trainable = False.",
+        "training trainingmode": "fit trains and predict does not; to choose, call model.forward(x, training=True).",
+        "addweight addvariable registerparameter createparameter": "Call add_parameter(name, shape, initializer).",
+        "registerbuffer": "Call add_buffer(name, value).",
+        "getweights": "Use model.state_dict(), or the value of each of its parameters.",
+        "setweights": "Use model.load_state_dict(state), or assign arrays: layer.weight = array.",
+        "rng random": "Noise comes from self.random_bits(x) or self.random_normal(x), so that the seed repeats it.",
+        "weights": "Its arrays are in parameters; to set one, assign to it: layer.weight = array.",
+    },
+    "model": {
+        "predictclasses": "Use predict(x).argmax(axis=1).",
+        "predictlogproba": "Use numpy.log(predict_proba(x)).",
+        "score": "Use evaluate(x, y).",
+        "partialfit": "Use train_on_batch(x, y), or xpnet.estimators.XPClassifier for scikit-learn's methods.",
+        "getparams setparams": "Models of scikit-learn are in xpnet.estimators: XPClassifier and XPRegressor.",
+        "coefs coef intercepts intercept": "The weights are in parameters, or in state_dict().",
+        "classes": "Labels are the numbers of classes; xpnet.estimators.XPClassifier has classes_.",
+        "niter losscurve validationscores": "The values of each epoch are in model.history.",
+        "requiresgrad freeze frozen": "To freeze all parameters, set trainable = False.",
+        "half bfloat16 float double": 'Give dtype= or precision= to the constructor, or use to(backend, '
+                                      'dtype="float64").',
+        "children modules namedchildren namedmodules": "The layers are in layers.",
+        "train eval training trainingmode": "Leave it out: fit trains and predict does not; in your own "
+                                            "loop, forward(x, training=True) is a training pass.",
+        "zerograd": "Leave it out: backward overwrites the gradients.",
+        "add append addmodule": "Give all layers as a list: xpnet.Sequential([...]).",
+        "countparams": "summary() shows the number of parameters.",
+        "compile": "Leave it out: loss, optimizer and metrics are arguments of fit.",
+        "stoptraining": 'Call self.stop("reason") in a callback.',
+        "call": "Use predict(x), or forward(x) for an array on the device.",
+        "weights variables trainablevariables trainableweights namedparameters": "The weights are in parameters.",
+        "getweights": "Use state_dict().",
+        "setweights": "Use load_state_dict(state).",
+        "saveweights": "Use save(path), or state_dict().",
+        "loadweights": "Use xpnet.load(path), or load_state_dict(state).",
+        "todevice cuda cpu gpu": 'Use to("gpu") or to("cpu").',
+        "step": "Use apply_gradients(optimizer), or train_on_batch(x, y).",
+    },
+    "optimizer": {
+        "step zerograd minimize applygradients": "Call model.apply_gradients(optimizer) after model.backward(...); "
+                                                 "gradients need no reset.",
+        "paramgroups": "Set learning_rate, or parameter_rates for single parameters.",
+        "statedict loadstatedict": "The state belongs to the model: callbacks.Checkpoint saves it, and "
+                                   "resume_from loads it.",
+    },
+    "callback": {
+        "stoptraining": 'Call self.stop("reason").',
+        "model": "Each method gets the model as its argument.",
+        "params": "self.run describes the call of fit.",
+    },
+    "xpnet": {
+        "nn module functional f": "Layers are in xpnet.layers, losses in xpnet.losses, models are "
+                                  "xpnet.Sequential and xpnet.Model.",
+        "nograd inferencemode": "Leave it out: predict keeps nothing for backward.",
+        "tensor variable array": "Arrays are NumPy's, or CuPy's on a GPU: every method takes NumPy arrays.",
+        "utils": "Data sets are in xpnet.datasets, plots in xpnet.plots, callbacks in xpnet.callbacks.",
+        "models": "Models are xpnet.Sequential and xpnet.Model.",
+        "device cuda": 'Give the device to the model: backend="gpu", "cpu" or "auto"; see xpnet.available_backends().',
+        "manualseed setseed randomseed seed": "Give the seed to the model: xpnet.Sequential(..., seed=0).",
+        "save savemodel": "Use model.save(path).",
+        "loadmodel": "Use xpnet.load(path).",
+        "crossentropy": 'Use the loss "softmax_cross_entropy".',
+        "compile jit": "Leave it out: fit captures its steps by itself.",
+        "standardscaler normalize": "Scale the data with NumPy, (x - x.mean(axis=0)) / x.std(axis=0), or with "
+                                    "layers.Rescale.",
+        "traintestsplit": "Use validation_split= of fit, or train_test_split of scikit-learn.",
+        "mlpclassifier": "Use xpnet.estimators.XPClassifier.",
+        "mlpregressor": "Use xpnet.estimators.XPRegressor.",
+        "optim": "Optimizers are in xpnet.optimizers.",
+        "dataloader dataset data": "Give arrays to fit, with batch_size=; for data on disk, there is "
+                                   "xpnet.datasets.Stream.",
+    },
+    "xpnet.layers": {
+        "activation": "Each activation is a layer, such as layers.ReLU().",
+        "input inputlayer": "Give the shape as input_shape= to xpnet.Sequential, or make an xpnet.Input for an "
+                            "xpnet.Model.",
+        "modulelist moduledict": "Give the layers as a list to xpnet.Sequential, or call them on tensors for an "
+                                 "xpnet.Model.",
+        "normalization": "Scale the data, or use layers.Rescale.",
+        "lambda": "Derive a class from layers.Layer, with forward and backward.",
+        "model functional": "Use xpnet.Model.",
+        "conv3d": "Convolutions are Conv1D and Conv2D.",
+        "randomflip randomrotation randomzoom randomcrop": "Distortions of images are in xpnet.augment.",
+    },
+    "xpnet.callbacks": {
+        "learningratescheduler": "Give a schedule to the optimizer: optimizers.Adam(schedules.CosineDecay(...)).",
+        "lambdacallback": "Derive a class from callbacks.Callback.",
+    },
+    "xpnet.datasets": {
+        "loadiris iris": "Use load_iris of scikit-learn; the data sets here are listed by dir(xpnet.datasets).",
+        "dataloader": "Give arrays to fit, with batch_size=; for data on disk, there is datasets.Stream.",
+    },
+    "xpnet.optimizers": {
+        "lrscheduler schedules": "Schedules are in xpnet.schedules; give one as learning_rate to the optimizer.",
+    },
 }  # fmt: skip
 
 
@@ -258,7 +370,7 @@ def suggestion(name: str, known: Iterable[str], advice: str = "") -> str:
     """
     ours, given = sorted(known), _normalized(str(name))
     found = [one for one in ours if _normalized(one) == given]
-    found = found or [one for one in ours if given in _SYNONYMS.get(one, ())]
+    found = found or synonyms(str(name), ours)
     if not found and advice:
         return f"{advice} "
     if not found:
@@ -271,6 +383,47 @@ def suggestion(name: str, known: Iterable[str], advice: str = "") -> str:
     return f"Did you mean {' or '.join(map(repr, found))}? " if found else ""
 
 
+#: {kind: {word: advice}}.
+_ADVICE_BY_WORD = {
+    kind: {word: text for words, text in table.items() for word in map(_normalized, words.split())}
+    for kind, table in _ADVICE.items()
+}
+
+
+def attribute_advice(kind: str, name: str) -> str:
+    """What to write in place of an attribute that other libraries have; "" if there is nothing to say about it."""
+    return _ADVICE_BY_WORD.get(kind, {}).get(_normalized(name), "")
+
+
+def synonyms(name: str, known: Iterable[str]) -> list[str]:
+    """The known names for what other libraries call `name`."""
+    given = _normalized(name)
+    return [one for one in known if given in _SYNONYMS.get(one, ())]
+
+
+def misspelled(name: str, known: Iterable[str]) -> str:
+    """The known name that this one was surely meant to be, or "".
+
+    They differ in case and underscores, or by two neighboring letters swapped or one missing or added, but not at the
+    end: an attribute of the user's own may be a plural.
+    """
+    lower, given = name.lower(), _normalized(name)
+    alike = (one for one in known if one != name and (_normalized(one) == given or _one_slip(lower, one)))
+    return next(alike, "")
+
+
+def _one_slip(name: str, meant: str) -> bool:
+    if min(len(name), len(meant)) < 6 or abs(len(name) - len(meant)) > 1:
+        return False
+    shorter = min(len(name), len(meant))
+    start = next((i for i in range(shorter) if name[i] != meant[i]), shorter)
+    end = next((i for i in range(shorter - start) if name[-1 - i] != meant[-1 - i]), shorter - start)
+    here, there = name[start : len(name) - end], meant[start : len(meant) - end]
+    if len(here) == len(there) == 2:
+        return here == there[::-1]
+    return end > 0 and len(here) + len(there) == 1 and (here + there).isalpha()
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], aliases: Iterable[str] = ()) -> ArgumentError:
     """An error for a misspelled name, which suggests the nearest known ones, or the nearest of their aliases."""
     names = sorted(known)
@@ -279,11 +432,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str], aliases: Iterable[s
 
 
 def module_attributes(
-    module: str, public: Iterable[str], load: Callable[[str], Any] = lambda name: None
+    module: str,
+    public: Iterable[str],
+    load: Callable[[str], Any] = lambda name: None,
+    hidden: Iterable[str] = (),
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """(__getattr__, __dir__) of a module: an unknown name is an error with a suggestion; dir() lists what is public.
 
-    load: returns an attribute that is imported at its first use, or None.
+    load: returns an attribute that is imported at its first use, or None.  hidden: names that are not suggested.
     """
     names = sorted(public)
 
@@ -292,7 +448,7 @@ def module_attributes(
             return loaded
         if name.startswith("_"):
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        hint = suggestion(name, names)
+        hint = attribute_advice(module, name) or suggestion(name, set(names) - set(hidden))
         if _imports(sys._getframe(1)):  # Python replaces the text of an AttributeError by its own
             raise UnknownImportError(f"cannot import name {name!r} from {module!r}. {hint}".strip())
         raise UnknownNameError(f"module {module!r} has no attribute {name!r}. {hint}".strip())

@@ -20,6 +20,7 @@ from xpnet.config import (
     flag,
     integer,
     is_custom,
+    is_number,
     items_of,
     missing_method,
     number,
@@ -27,7 +28,7 @@ from xpnet.config import (
     resolve,
     scheduled_rate,
 )
-from xpnet.errors import ArgumentError, ArgumentTypeError, shown, suggestion
+from xpnet.errors import ArgumentError, ArgumentTypeError, shown, suggestion, synonyms
 from xpnet.parameters import Parameter, ParameterStore
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Muon", "Optimizer", "OptimizerState", "RMSprop", "get"]
@@ -112,6 +113,7 @@ class Optimizer(Configured):
         of the model.
     """
 
+    _advice = "optimizer"
     #: The names of the vectors that it keeps for each model.
     slots: ClassVar[tuple[str, ...]] = ()
 
@@ -127,6 +129,10 @@ class Optimizer(Configured):
         All are pieces of flat vectors, of one length, as is the scratch array t.  k: the number of the update, from 1.
         """
         raise missing_method(self, "update(xp, w, g, slots, t, rate, k)")
+
+    def _attribute_hint(self, name: str) -> str:
+        meant = synonyms(name, self._constructor_arguments)
+        return f"It has {' and '.join(meant)}." if meant else super()._attribute_hint(name)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -596,6 +602,11 @@ def _orthogonalized(backend: Backend, u: Array, steps: int) -> Array:
 
 def get(spec: Any) -> Optimizer:
     """The optimizer of this name, with its defaults; or `spec` itself if it is an optimizer."""
+    if not isinstance(spec, type) and (callable(spec) or is_number(spec)):
+        raise ArgumentTypeError(
+            f"optimizer must be a name or an object, not {shown(spec)}. If that is its learning rate, give it to an "
+            f"optimizer, such as xpnet.optimizers.Adam({shown(spec)})."
+        )
     optimizer: Optimizer = resolve("optimizer", spec, _NAMES, Optimizer)  # type: ignore[type-abstract]
     _check_settings(optimizer)
     return optimizer

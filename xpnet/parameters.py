@@ -9,7 +9,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy
 
@@ -17,7 +17,17 @@ from xpnet.backends import Array, Backend
 from xpnet.backends.arrays import refuse_masked
 from xpnet.concurrency.guard import ModelGuard
 from xpnet.config import flag, number
-from xpnet.errors import ArgumentError, ArgumentTypeError, DataError, DeviceMemoryError, ShapeError, StateError
+from xpnet.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DataError,
+    DeviceMemoryError,
+    ShapeError,
+    StateError,
+    UnknownNameError,
+    attribute_advice,
+    misspelled,
+)
 from xpnet.initializers import Initializer
 
 __all__ = ["Buffer", "ModelArray", "Parameter", "ParameterStore", "Snapshot"]
@@ -87,6 +97,46 @@ class ModelArray:
             return self._backend.asarray(new)  # type: ignore[union-attr]
         except (TypeError, ValueError):  # ragged lists; on a GPU, text
             return None
+
+    def __bool__(self) -> bool:
+        return True  # in spite of __len__, since `if self.bias:` asks whether there is one
+
+    def _not_an_array(self, *_: Any, **__: Any) -> Any:
+        """Raise ArgumentTypeError: this object was used like its array.
+
+        np.asarray is refused too: writes into a copy would be lost, and a captured step would keep it as a constant.
+        """
+        raise ArgumentTypeError(f"{self._what}, not an array. {self._use_value}")
+
+    @property
+    def _what(self) -> str:
+        return f"{self.__dict__.get('name', 'this')} is a {type(self).__name__}"
+
+    @property
+    def _use_value(self) -> str:
+        return f"Its array is its value: layer.{self.name.rpartition('.')[2]}.value."
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.__dict__ and not (name[0] == "_" or hasattr(type(self), name)):
+            meant = misspelled(name, ("trainable", "initializer"))
+            if hint := f"Set {meant}." if meant else attribute_advice(type(self).__name__, name):
+                raise UnknownNameError(f"{self._what}, which has no attribute {name!r}. {hint}")
+        super().__setattr__(name, value)
+
+    if not TYPE_CHECKING:  # type checkers would accept any name and any operand
+
+        def __getattr__(self, name: str) -> Any:
+            """Raise an AttributeError for a name that does not exist, with what was meant."""
+            if name.startswith("_"):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            hint = attribute_advice(type(self).__name__, name) or self._use_value
+            raise UnknownNameError(f"{self._what}, which has no attribute {name!r}. {hint}")
+
+        __array__ = __array_ufunc__ = __array_function__ = _not_an_array
+        __getitem__ = __setitem__ = __len__ = __iter__ = __contains__ = __float__ = __int__ = _not_an_array
+        __add__ = __sub__ = __mul__ = __truediv__ = __floordiv__ = __mod__ = __pow__ = __matmul__ = _not_an_array
+        __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rfloordiv__ = __rmod__ = __rpow__ = _not_an_array
+        __rmatmul__ = __neg__ = __pos__ = __abs__ = __lt__ = __le__ = __gt__ = __ge__ = _not_an_array
 
 
 class Parameter(ModelArray):

@@ -527,3 +527,77 @@ def test_penalties_are_checked_by_the_constructor(penalty, value):
                  lambda **kw: layers.Embedding(2, 3, **kw)):  # fmt: skip
         with pytest.raises(ArgumentError, match=f"{penalty} must be a"):
             make(**{penalty: value})
+
+
+class AssigningParameter(layers.Layer):
+    """y = x · gamma, with an assignment to gamma in the method `where`."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.where = where
+
+    def build(self, input_shape):
+        self.gamma = self.add_parameter("gamma", input_shape, "ones")
+        return input_shape
+
+    def forward(self, x):
+        self.work.x = x
+        if self.where == "forward":
+            self.assign(x)
+        return x * self.gamma.value
+
+    def backward(self, grad_y):
+        if self.where == "backward":
+            self.assign(grad_y * self.work.x)
+        return grad_y * self.gamma.value
+
+    def assign(self, rows):
+        self.gamma = self.xp.sum(rows, axis=0)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_pass_that_assigns_a_parameter_is_refused(where):
+    model = xpnet.Sequential([layers.Dense(3), AssigningParameter(where)], (2,), "cpu")
+    text = (
+        rf"^layer 1 \(AssigningParameter\): {where} assigns self\.gamma, the parameter\. .*self\.gamma\.grad\[\.\.\.\]"
+    )
+    with pytest.raises(StateError, match=text):
+        model.fit(np.ones((4, 2)), [0, 1, 2, 0], verbose=0)
+    np.testing.assert_array_equal(model[1].gamma.value, 1)
+    model[1].gamma = [1.0, 2.0, 3.0]  # outside of a pass, it writes into the values
+    np.testing.assert_array_equal(model[1].gamma.value, [1, 2, 3])
+
+
+class Twice(layers.Layer):
+    def build(self, input_shape):
+        for _ in range(2):
+            self.gamma = self.add_parameter("gamma", input_shape, "ones")
+        return input_shape
+
+
+def test_a_parameter_declared_twice_is_refused():
+    with pytest.raises(ArgumentError, match="^Twice: there is a parameter or buffer called 'gamma' already"):
+        Twice().build((3,), backend="cpu")
+
+
+def test_layers_outside_a_list_and_inputs_inside_one_get_a_hint():
+    with pytest.raises(ArgumentTypeError, match=r"Put them in \[ \]\.$"):
+        xpnet.Sequential(layers.Dense(2), layers.ReLU())
+    with pytest.raises(ArgumentTypeError, match="item 0 is .*Leave it out, and give its shape as input_shape="):
+        xpnet.Sequential([xpnet.Input((4,)), layers.Dense(2)])
+
+
+class Misnamed(layers.Layer):
+    def build(self, input_shape):
+        self.gamma = self.add_parameter("gamma", input_shape, "one")
+        return input_shape
+
+
+def test_an_unknown_initializer_is_named_with_its_layer_and_parameter():
+    with pytest.raises(ArgumentError, match=r"^layer 1 \(Misnamed\): gamma: unknown initializer 'one'\. Did you mean"):
+        xpnet.Sequential([layers.Dense(2), Misnamed()], (3,), "cpu")
+
+
+def test_a_number_of_features_as_momentum_gets_a_hint():
+    with pytest.raises(ArgumentError, match=r"momentum .*, not 8\. The number of features is known"):
+        layers.BatchNorm(8)

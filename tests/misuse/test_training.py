@@ -67,7 +67,7 @@ TAKEN = {
         "validation_data": "none", "validation_split": "zero half", "metrics": _METRICS,
         "callbacks": "none empty_list empty_dict", "shuffle": _FLAG, "sample_weight": "none",
         "class_weight": "none array", "accumulate": "huge", "resume_from": "none", "distributed": "",
-        "on_interrupt": "", "verbose": "zero", "loss_weights": "none",
+        "on_interrupt": "", "verbose": "zero bool", "loss_weights": "none",
     },
     "train_on_batch": {
         "x": "", "y": "", "loss": "none", "optimizer": "none", "metrics": _METRICS, "sample_weight": "none",

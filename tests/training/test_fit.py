@@ -1070,6 +1070,34 @@ def test_one_batch_of_weights_that_are_all_zero_is_no_error(backend):
     np.testing.assert_array_equal(weights_of(model), before)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"lr": 0.1}, r"optimizer=xpnet\.optimizers\.Adam"),
+        ({"learning_rate": 0.1}, r"optimizer=xpnet\.optimizers\.Adam"),
+        ({"optimizer": 0.1}, r"xpnet\.optimizers\.Adam\(0\.1\)"),
+        ({"optimizer": schedules.CosineDecay(0.1, 5)}, r"xpnet\.optimizers\.Adam\(CosineDecay"),
+        ({"early_stopping": True}, "EarlyStopping"),
+        ({"steps_per_epoch": 3}, "all of the data"),
+        ({"initial_epoch": 3}, "continues"),
+        ({"verbose": "auto"}, "0 is silent"),
+        ({"callbacks": [lambda: 0]}, r"derive its class from xpnet\.callbacks\.Callback"),
+    ],
+    ids=lambda v: "" if isinstance(v, str) else "-".join(v),
+)
+def test_arguments_of_other_libraries_get_a_hint(arguments, text):
+    model = xpnet.Sequential([layers.Dense(2)], (3,), "cpu")
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=text):
+        model.fit(np.ones((4, 3)), [0, 1, 0, 1], **{"verbose": 0, **arguments})
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_verbose_may_be_a_boolean(verbose, capsys):
+    model = xpnet.Sequential([layers.Dense(2)], (3,), "cpu")
+    assert len(model.fit(np.ones((4, 3)), [0, 1, 0, 1], verbose=verbose)["loss"]) == 1
+    assert "loss" not in capsys.readouterr().out
+
+
 RENTS = 1200.0 + 300.0 * (X[:, 0] - X[:, 1])
 
 

@@ -3,9 +3,10 @@
 import functools
 import inspect
 import math
+import sys
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, ClassVar, Self, TypeVar
 
 from xpnet import initializers
@@ -39,6 +40,13 @@ _INTERNAL = frozenset((
     "shared_copy", "splits_batch", "spread_masks", "start_mask", "starts_mask", "takes_list", "unplace",
 ))  # fmt: skip
 
+#: What only the author of a layer uses. It is not suggested for other unknown attributes.
+_FOR_AUTHORS = frozenset((
+    "accepts_integers", "add_buffer", "add_parameter", "build", "causal", "check_inputs", "check_output", "context",
+    "has_custom_layers", "is_custom", "masked_outputs", "past", "path", "random_bits", "random_normal",
+    "refuse", "wants_input_grad", "work", "wrong_output", "xp",
+))  # fmt: skip
+
 L = TypeVar("L", bound="Layer")
 
 
@@ -66,6 +74,7 @@ class Layer(Configured):
     in `layer.weight = array`, writes into it.
     """
 
+    _advice = "layer"
     _too_many_hint = (
         "The size of the input is known from the layer before, and an activation is a layer of its own, such as "
         "layers.ReLU()."
@@ -172,12 +181,15 @@ class Layer(Configured):
             self._parameters = (*self._parameters, shared)
             return shared
         held = self.__dict__.get(name)
+        if isinstance(held, ModelArray):
+            self._qualified(name)  # raises, since it is declared already
         if (hasattr(held, "shape") or isinstance(held, list)) and held is not initializer:
             raise StateError(
                 f"{self._label}: {name} was assigned before the layer was built, which would be lost. Assign it after "
                 f"the model is built (give it input_shape), or pass the array as {name}_initializer."
             )
-        parameter = Parameter(self._qualified(name), shape, initializers.get(initializer), decay, l1, l2)
+        given = checked_initializer(self, name, initializer)
+        parameter = Parameter(self._qualified(name), shape, initializers.get(given), decay, l1, l2)
         parameter.trainable = self._trainable
         self.context.store.parameters.append(parameter)
         self._parameters = (*self._parameters, parameter)
@@ -386,9 +398,17 @@ class Layer(Configured):
         if "build" in cls.__dict__:
             cls.build = standalone(cls.build)  # type: ignore[method-assign]
 
+    def _suggested(self) -> Set[str]:
+        return super()._suggested() - (_FOR_AUTHORS if not self.is_custom or self._advice == "model" else set())
+
     def __setattr__(self, name: str, value: Any) -> None:
         held = self.__dict__.get(name)
         if isinstance(held, ModelArray) and held is not value and self.context.store.allocated:
+            if isinstance(held, Parameter) and (method := self._running_pass()):
+                raise StateError(
+                    f"{self._label}: {method} assigns self.{name}, the parameter. For its gradient, write "
+                    f"self.{name}.grad[...] = ...; what backward needs, keep on self.work."
+                )
             held.assign(value.value if isinstance(value, ModelArray) else value, f"{self._label}: {name}")
             return
         declared = getattr(type(self), name, None)
@@ -399,6 +419,17 @@ class Layer(Configured):
             for reference in self._shared_copies:
                 if (twin := reference()) is not None:
                     setattr(twin, name, value)
+
+    def _running_pass(self) -> str:
+        """ "forward" or "backward" if this method of the layer runs in this thread, else ""."""
+        frame: Any = sys._getframe(2)
+        while frame is not None:
+            code = frame.f_code
+            first = code.co_varnames[:1]
+            if code.co_name in ("forward", "backward") and first and frame.f_locals.get(first[0]) is self:
+                return str(code.co_name)
+            frame = frame.f_back
+        return ""
 
     def _checked_assignment(self, name: str, value: Any) -> Any:
         if name == "name":
@@ -641,7 +672,7 @@ def checked_initializer(layer: Layer, name: str, spec: Any) -> Any:
     try:
         initializers.get(spec)
     except (ArgumentError, ArgumentTypeError) as error:
-        raise type(error)(f"{type(layer).__name__}: {name}: {error}") from error
+        raise type(error)(f"{layer._label}: {name}: {error}") from error
     return spec
 
 

@@ -17,6 +17,7 @@ from xpnet.errors import (
     shown,
     unknown_name,
 )
+from xpnet.layers import tensors
 from xpnet.layers.activations import ReLU
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Context, Shape
@@ -340,7 +341,9 @@ class Sequential(Container):
         super().__init__(name=name)
         items = None if isinstance(layers, Layer) else items_of(layers)
         if items is None:
-            raise ArgumentTypeError(f"{type(self).__name__}: layers must be a list of layers, not {shown(layers)}.")
+            raise ArgumentTypeError(
+                f"{type(self).__name__}: layers must be a list of layers, not {shown(layers)}. Put them in [ ]."
+            )
         self.layers: tuple[Layer, ...] = items
         if not self.layers:
             raise ArgumentError(f"{type(self).__name__}: give it at least one layer.")
@@ -349,6 +352,8 @@ class Sequential(Container):
         for i, layer in enumerate(given):
             if not isinstance(layer, Layer):
                 hint = "; did you mean an object, with ()?" if isinstance(layer, type) else "."
+                if isinstance(layer, tensors.Tensor):
+                    hint = ". Leave it out, and give its shape as input_shape=."
                 raise ArgumentTypeError(f"{type(self).__name__}: item {i} is {shown(layer)}, not a layer{hint}")
             if first.setdefault(id(layer), i) < i:
                 raise StateError(

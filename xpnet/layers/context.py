@@ -194,10 +194,10 @@ class Workspace(SimpleNamespace):
     def __getattr__(self, name: str) -> Any:  # called for attributes that do not exist
         if name.startswith("__"):
             raise AttributeError(name)
-        raise _MissingForwardError(
+        raise MissingForwardError(
             f"backward uses work.{name}, but forward did not keep it, or no forward pass came before backward."
         )
 
 
-class _MissingForwardError(StateError, AttributeError):
+class MissingForwardError(StateError, AttributeError):
     """A StateError for users, and an AttributeError so that `hasattr` and `getattr(work, name, default)` work."""

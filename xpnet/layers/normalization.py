@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from xpnet.backends import Array
-from xpnet.config import flag, integer, number
+from xpnet.config import flag, integer, is_integer, number
 from xpnet.errors import ArgumentError, shown
 from xpnet.layers.base import Layer
 from xpnet.layers.context import Shape
@@ -69,7 +69,11 @@ class BatchNorm(_Normalization):
         name: str | None = None,
     ) -> None:
         super().__init__(epsilon, center=center, scale=scale, name=name)
-        self.momentum = number(self, "momentum", momentum, at_least=0, at_most=1)
+        try:
+            self.momentum = number(self, "momentum", momentum, at_least=0, at_most=1)
+        except ArgumentError as error:
+            hint = " The number of features is known from the layer before." if is_integer(momentum) else ""
+            raise ArgumentError(f"{error}{hint}") from None
 
     def build(self, input_shape: Shape) -> Shape:
         output_shape = super().build(input_shape)

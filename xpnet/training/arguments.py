@@ -67,7 +67,7 @@ class FitOptions:
             shuffle=flag("", "shuffle", self.shuffle),
             callbacks=callbacks,
             on_interrupt=choice("", "on_interrupt", self.on_interrupt, ("raise", "stop")),
-            verbose=integer("", "verbose", self.verbose, at_least=0, at_most=2),
+            verbose=_checked_verbose(self.verbose),
         )
 
     def all_callbacks(self) -> list[Callback]:
@@ -121,6 +121,14 @@ class FitOptions:
             return x_part, y_part, weight_part
 
         return rows(slice(None, cut)), rows(slice(cut, None))
+
+
+def _checked_verbose(verbose: Any) -> int:
+    """The argument as 0, 1 or 2; True is 1, and False is 0."""
+    try:
+        return integer("", "verbose", int(verbose) if isinstance(verbose, bool) else verbose, at_least=0, at_most=2)
+    except ArgumentError as error:
+        raise ArgumentError(f"{error} 1 shows a progress bar, 2 prints a line per epoch, 0 is silent.") from None
 
 
 def checked_batch_size(batch_size: Any) -> int | None:
@@ -250,7 +258,9 @@ def _checked_callbacks(given: Any) -> list[Callback]:
     callbacks: list[Any] = [] if given is None else list(given) if several else [given]
     for callback in callbacks:
         if not isinstance(callback, Callback):
-            hint = "; did you mean an object, with ()?" if isinstance(callback, type) else "."
+            hint = ": derive its class from xpnet.callbacks.Callback."
+            if isinstance(callback, type) and issubclass(callback, Callback):
+                hint = "; did you mean an object, with ()?"
             raise ArgumentTypeError(
                 f"callbacks must be Callback objects, or a list of them, not {shown(callback)}{hint}"
             )
@@ -258,7 +268,7 @@ def _checked_callbacks(given: Any) -> list[Callback]:
         own = {name for cls in type(callback).__mro__ if cls.__module__.startswith("xpnet.") for name in vars(cls)}
         for name in dir(callback):
             if name.startswith("on_") and name not in own and callable(getattr(callback, name)):
-                known = [name for name in dir(Callback) if name.startswith("on_")]
+                known = [name for name in dir(Callback) if name.startswith("on_") and name != "on_compile"]
                 import difflib  # here, because only errors need it
 
                 # In other libraries a step is called a batch.

@@ -8,7 +8,7 @@ import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy
 
@@ -32,9 +32,7 @@ from xpnet.errors import (
     DivergenceError,
     FileError,
     StateError,
-    UnknownNameError,
     shape_text,
-    suggestion,
 )
 from xpnet.layers.building import build_alone, building
 from xpnet.layers.containers import Container
@@ -67,6 +65,8 @@ _running: ContextVar[Any] = ContextVar("running", default=None)
 
 class BaseModel(Container):
     """The base of Sequential and Model, which add the layers and their connections."""
+
+    _advice = "model"
 
     _own_attributes = Container._own_attributes | {
         "_builder", "_checked", "_checks", "_has_gradients", "_inference", "_rows_of_forward", "_state", "_tensors",
@@ -605,15 +605,6 @@ class BaseModel(Container):
 
     def _repr_html_(self) -> str:
         return self.summary().html
-
-    if not TYPE_CHECKING:  # type checkers would accept any name
-
-        def __getattr__(self, name: str) -> Any:
-            """Raise an AttributeError for a name that does not exist, with the method that was meant."""
-            if hasattr(type(self), name):  # a property whose own error is an AttributeError
-                return object.__getattribute__(self, name)
-            hint = "" if name.startswith("_") else suggestion(name, dir(self))
-            raise UnknownNameError(f"{type(self).__name__} has no attribute {name!r}. {hint}".rstrip())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_checks": None, "_inference": CapturedInference()}
