@@ -227,7 +227,9 @@ def check_gradients(
 ) -> dict[str, float]:  # fmt: skip
     """Compare backward with finite differences, (L(w + h) - L(w - h)) / 2h. Returns {parameter name: relative error}.
 
-    It uses a float64 copy of the model, in training mode, with the same dropout masks in every pass. samples: how many
+    It uses a float64 copy of the model, in training mode, with the same dropout masks in every pass. In the copy, a
+    parameter of a layer of your own whose elements are all equal, such as ones, gets others: next to 0 and 1, a factor
+    that backward has forgotten would not be noticed. samples: how many
     elements of each parameter are tried, the same in every call.  step: h.  inputs: whether to check the gradient with
     respect to x too, as the entry "inputs"; integers have none. With several inputs or outputs, the arguments may be
     lists or dicts, as in `fit`; the entry of an input "image" is then "inputs.image".

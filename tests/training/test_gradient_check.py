@@ -84,6 +84,35 @@ def test_check_gradients_does_not_change_the_model_or_the_data(backend, rng):
         np.testing.assert_array_equal(value, before[name])
 
 
+@pytest.mark.parametrize("initial", ["ones", "zeros", 0.5])
+@pytest.mark.parametrize("shape", [(1,), (3,)])
+def test_a_forgotten_factor_is_found_whatever_the_initial_value_is(backend, initial, shape, rng):
+    class Scale(layers.Layer):
+        def __init__(self, factor_in_backward):
+            self.factor_in_backward = factor_in_backward
+
+        def build(self, input_shape):
+            self.weight = self.add_parameter("weight", shape, initial)
+            return input_shape
+
+        def forward(self, x):
+            self.work.x = x
+            return self.xp.multiply(x, 1.0 + self.weight.value, out=self.work.buffer("y", x.shape))
+
+        def backward(self, grad_y):
+            product = self.work.x * grad_y
+            self.weight.grad[...] = product.sum(axis=0) if self.weight.shape != (1,) else product.sum()
+            return grad_y * (1.0 + self.weight.value) if self.factor_in_backward else grad_y * 1.0
+
+    x, y = rng.normal(size=(5, 3)), rng.normal(size=(5, 2))
+    for right in (True, False):
+        model = xpnet.Sequential([layers.Dense(3), Scale(right), layers.Dense(2)], (3,), backend)
+        before = model.state_dict()
+        wrong = xpnet.check_gradients(model, x, y)
+        assert (max(wrong.values()) < 1e-6) is right, wrong
+        assert all(np.array_equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_check_gradients_refuses_an_unknown_loss():
     model = xpnet.Sequential([layers.Dense(1)], input_shape=1, backend="cpu")
     with pytest.raises(ArgumentError, match=r"unknown loss 'msee'. Did you mean 'mse'"):
