@@ -3,6 +3,7 @@
 import fractions
 import inspect
 import math
+import re
 
 import numpy as np
 import pytest
@@ -245,7 +246,7 @@ def test_helpers_for_authors_of_layers_are_not_suggested_for_models(name):
         (xpnet, "models", r"xpnet\.Sequential"),
         (xpnet, "modle", "Did you mean 'Model'"),
         (layers, "InputLayer", r"xpnet\.Input"),
-        (layers, "Normalization", r"layers\.Rescale"),
+        (layers, "Normalization", r"Scale the data"),
         (callbacks, "LearningRateScheduler", "schedule"),
         (datasets, "load_iris", "scikit-learn"),
         (optimizers, "lr_scheduler", r"xpnet\.schedules"),
@@ -289,3 +290,14 @@ def test_users_may_set_attributes_of_their_own():
     own = Own(2)
     own.training = own.trainabel = True
     assert own.training and own.trainabel
+
+
+@pytest.mark.parametrize(
+    ("name", "module"), [("Dense", "layers"), ("Adam", "optimizers"), ("EarlyStopping", "callbacks")]
+)
+def test_a_name_of_a_module_that_is_looked_for_in_the_package_is_found(name, module):
+    hint = f"It is in xpnet.{module}: from xpnet.{module} import {name}."
+    with pytest.raises(errors.UnknownNameError, match=re.escape(hint)):
+        getattr(xpnet, name)
+    with pytest.raises(errors.UnknownImportError, match=re.escape(hint)):
+        exec(f"from xpnet import {name}", {})

@@ -334,7 +334,7 @@ _ADVICE: dict[str, dict[str, str]] = {
                             "xpnet.Model.",
         "modulelist moduledict": "Give the layers as a list to xpnet.Sequential, or call them on tensors for an "
                                  "xpnet.Model.",
-        "normalization": "Scale the data, or use layers.Rescale.",
+        "normalization": "Scale the data: (x - x.mean(axis=0)) / x.std(axis=0).",
         "lambda": "Derive a class from layers.Layer, with forward and backward.",
         "model functional": "Use xpnet.Model.",
         "conv3d": "Convolutions are Conv1D and Conv2D.",
@@ -448,12 +448,21 @@ def module_attributes(
             return loaded
         if name.startswith("_"):
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        hint = attribute_advice(module, name) or suggestion(name, set(names) - set(hidden))
+        hint = attribute_advice(module, name) or _place(module, names, name)
+        hint = hint or suggestion(name, set(names) - set(hidden))
         if _imports(sys._getframe(1)):  # Python replaces the text of an AttributeError by its own
             raise UnknownImportError(f"cannot import name {name!r} from {module!r}. {hint}".strip())
         raise UnknownNameError(f"module {module!r} has no attribute {name!r}. {hint}".strip())
 
     return attribute, lambda: names
+
+
+def _place(package: str, names: Iterable[str], name: str) -> str:
+    """Which public module of this package has the name; "" if none has."""
+    for path in (f"{package}.{module}" for module in names):
+        if name in getattr(sys.modules.get(path), "__all__", ()):
+            return f"It is in {path}: from {path} import {name}."
+    return ""
 
 
 def _imports(frame: Any) -> bool:
