@@ -315,3 +315,11 @@ def test_a_parameter_accepts_only_real_numbers(bad, which):
     with pytest.raises(ArgumentTypeError, match="0.weight"):
         setattr(parameter, which, bad)
     np.testing.assert_array_equal(getattr(parameter, which), np.ones((4, 2)))
+
+
+def test_parameters_are_a_list_that_explains_a_call():
+    model = xpnet.Sequential([layers.Dense(2), layers.Dense(1)], (3,), "cpu")
+    assert isinstance(model.parameters, list) and [p.name for p in model.parameters][::3] == ["0.weight", "1.bias"]
+    for owner in (model, model[0], layers.ReLU()):
+        with pytest.raises(ArgumentTypeError, match="parameters is a list.*Optimizers take no parameters"):
+            owner.parameters()

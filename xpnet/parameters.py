@@ -30,7 +30,7 @@ from xpnet.errors import (
 )
 from xpnet.initializers import Initializer
 
-__all__ = ["Buffer", "ModelArray", "Parameter", "ParameterStore", "Snapshot"]
+__all__ = ["Buffer", "ModelArray", "Parameter", "ParameterStore", "Parameters", "Snapshot"]
 
 _ALIGNMENT = 16  # elements: each parameter starts on a cache line, in float32 and in float64
 _SETTINGS = frozenset(("trainable", "decay", "l1", "l2", "shared_l2"))  # which models that share a parameter share too
@@ -137,6 +137,16 @@ class ModelArray:
         __add__ = __sub__ = __mul__ = __truediv__ = __floordiv__ = __mod__ = __pow__ = __matmul__ = _not_an_array
         __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rfloordiv__ = __rmod__ = __rpow__ = _not_an_array
         __rmatmul__ = __neg__ = __pos__ = __abs__ = __lt__ = __le__ = __gt__ = __ge__ = _not_an_array
+
+
+class Parameters(list["Parameter"]):
+    """Parameters in order: a list, which explains a call, as of the method `parameters()` in PyTorch."""
+
+    def __call__(self) -> Any:
+        raise ArgumentTypeError(
+            "parameters is a list, not a method: leave out the parentheses. Optimizers take no parameters: "
+            "optimizers.Adam(0.01) is given to fit, train_on_batch or apply_gradients."
+        )
 
 
 class Parameter(ModelArray):

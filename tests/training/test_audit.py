@@ -162,6 +162,12 @@ def assign_a_wrong_shape(layer, grad_y):
     return grad_y
 
 
+def update_the_value(layer, grad_y):
+    grad_x = layer.right_backward(grad_y)
+    layer.gain.value -= 0.1 * layer.gain.grad
+    return grad_x
+
+
 def declare_a_parameter_in_backward(layer, grad_y):
     layer.add_parameter("late", (3,), "ones")
     return layer.right_backward(grad_y)
@@ -178,6 +184,7 @@ WRONG_BACKWARDS = {
     return_a_sum: "backward must return",
     return_a_flat_gradient: "backward must return",
     assign_a_wrong_shape: r"gain has shape",
+    update_the_value: r"backward changes the value of \d.gain. Write its gradient, self.gain.grad\[...\] = ...;",
     declare_a_parameter_in_backward: "call add_parameter in build",
 }
 

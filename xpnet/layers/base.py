@@ -29,7 +29,7 @@ from xpnet.layers.context import Context, Shape, Workspace
 from xpnet.layers.past import Past
 from xpnet.layers.structure import as_tuple, first_of, mapped, shapes_of
 from xpnet.layers.tensors import check_name
-from xpnet.parameters import Buffer, ModelArray, Parameter, ParameterStore
+from xpnet.parameters import Buffer, ModelArray, Parameter, Parameters, ParameterStore
 
 #: Attributes for models and containers only. dir() does not list them.
 _INTERNAL = frozenset((
@@ -472,7 +472,7 @@ class Layer(Configured):
     @property
     def parameters(self) -> list[Parameter]:
         """This layer's parameters, in the order of their declaration."""
-        return list(self._parameters)
+        return Parameters(self._parameters)
 
     @property
     def trainable(self) -> bool:

@@ -25,7 +25,7 @@ from xpnet.layers.executor import CallSite, Executor
 from xpnet.layers.pooling import MaxPool2D
 from xpnet.layers.sequence_pooling import MaxPool1D
 from xpnet.layers.structure import Arrays, as_tuple, first_of, one_or_tuple, shapes_of
-from xpnet.parameters import Parameter
+from xpnet.parameters import Parameter, Parameters
 
 _NOTHING = nullcontext()
 _MIN_PARAMETERS_TO_COMPILE = 2**14  # parameters: training a smaller model takes less time than loading Numba
@@ -306,10 +306,11 @@ class Container(Layer):
 
     @property
     def parameters(self) -> list[Parameter]:
-        inner = list(dict.fromkeys(parameter for layer in self.inner_layers for parameter in layer.parameters))
+        inner = Parameters(dict.fromkeys(parameter for layer in self.inner_layers for parameter in layer.parameters))
         if not self._parameters:
             return inner
-        return sorted([*self._parameters, *inner], key=lambda p: p.slot.start)  # a subclass may declare some of its own
+        # A subclass may declare some of its own.
+        return Parameters(sorted([*self._parameters, *inner], key=lambda p: p.slot.start))
 
     @property
     def trainable(self) -> bool:

@@ -240,12 +240,20 @@ class Checks:
             isfinite = self._backend.xp.isfinite
             self._finite[layer] = all(bool(isfinite(a).all()) for a in (*as_tuple(grad_y), *as_tuple(x)))
             given = _Unwritten(self._backend, {"grad_y": grad_y, "its input x": x})
+            values = [(p, p.value.copy()) for p in layer._parameters]
             try:
                 grad_x = backward(grad_y)
             except ValueError as error:
                 _refuse_broadcast(layer, error)
                 raise
             given.check(f"{layer._label}: backward")
+            for p, before in values:
+                if not _same(self._backend, p.value, before):
+                    p.value[...], name = before, p.name.rpartition(".")[2]
+                    raise StateError(
+                        f"{layer._label}: backward changes the value of {p.name}. Write its gradient, self.{name}.grad"
+                        "[...] = ...; the optimizer changes the value."
+                    )
             if layer.wants_input_grad:
                 several = isinstance(x, list)
                 grads = as_tuple(grad_x) if several else (grad_x,)
