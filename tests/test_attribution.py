@@ -456,6 +456,14 @@ def test_the_direction_is_the_gradient_of_the_mean_of_a_unit(backend, layer, uni
     assert (activation(many) > activation(np.zeros_like(many)) + 0.01).all()
 
 
+def test_the_gradient_of_a_unit_has_no_part_of_the_scores_that_skip_its_layer(backend):
+    skipped = layers.Residual(layers.Dense(4), layers.Tanh())
+    model = net(skipped, layers.Dense(3), shape=(4,), backend=backend)
+    grad, start = model.state_dict()["0.0.weight"][:, 1], RNG.normal(size=4)
+    found = attribution.maximize_activation(model, 1, "0.0", steps=1, rate=1.0, decay=0.0, start=start)
+    close(found - start, [grad / np.sqrt((grad**2).mean())])
+
+
 def test_the_inputs_are_determined_by_the_seed_on_all_devices(backend):
     options = {"steps": 4, "limits": (0, 1)}
     found = attribution.maximize_activation(cnn(backend), 1, **options)

@@ -31,7 +31,7 @@ from xpnet.layers.structure import first_of, mapped
 from xpnet.model import Model, Sequential
 from xpnet.parameters import Parameter
 from xpnet.training.device_memory import explaining_memory_errors_of, samples_of
-from xpnet.training.probe import ROWS, Probe, ones_at
+from xpnet.training.probe import ROWS, Probe
 
 __all__ = ["PrincipalComponents", "grad_cam", "maximize_activation", "occlusion", "principal_components", "saliency"]
 
@@ -153,11 +153,11 @@ def grad_cam(model: Sequential | Model, x: Any, target: Any = None, layer: Layer
     not (N, h, w, filters).
     """
     probe = Probe("grad_cam", model)
-    found, seen = probe.watch(layer)
-    shape: Any = found.output_shape
+    seen = probe.watch(layer)
+    shape: Any = seen.layer.output_shape
     if isinstance(shape, list) or len(shape) != 3:
         raise ShapeError(
-            f"grad_cam: needs a layer with outputs (N, h, w, filters), but those of {found._label} are "
+            f"grad_cam: needs a layer with outputs (N, h, w, filters), but those of {seen.layer._label} are "
             f"{shape_text(shape)}."
         )
     if len(model.input_shape) not in (2, 3):
@@ -172,7 +172,6 @@ def grad_cam(model: Sequential | Model, x: Any, target: Any = None, layer: Layer
         maps = []
         for rows, classes in _batches(arrays, probe.targets(target, len(arrays))):
             probe.gradient(rows, classes)
-            probe.refuse_unseen(found, seen)
             weights = seen.gradient.mean(axis=(1, 2), keepdims=True)
             small = probe.xp.maximum((seen.output * weights).sum(axis=-1), 0.0)
             maps.append(rows_to @ model.backend.to_numpy(small) @ columns_to.T)
@@ -208,12 +207,12 @@ def maximize_activation(
     probe = Probe(name, model)
     if probe.embeds:
         raise probe.no_gradient()
-    found, seen, count = None, None, probe.classes
+    seen, count = None, probe.classes
     if layer is not None:
-        found, seen = probe.watch(layer)
-        shape: Any = found.output_shape
+        seen = probe.watch(layer)
+        shape: Any = seen.layer.output_shape
         if isinstance(shape, list):
-            raise ShapeError(f"{name}: needs a layer with one output, but {found._label} has {len(shape)}.")
+            raise ShapeError(f"{name}: needs a layer with one output, but {seen.layer._label} has {len(shape)}.")
         count = shape[-1] if shape else 1
     units = probe.units("target", [target] if is_integer(target) else target, count)
     if units.ndim != 1:
@@ -221,14 +220,10 @@ def maximize_activation(
     with explaining_memory_errors_of(model, len(units)), model.backend.device():
         x = probe.inputs(_first_inputs(model.input_shape, len(units), start, rate, seed))
         x = x if low is None else probe.xp.clip(x, low, high)
-        chosen = model.backend.asarray(units)
         if seen is not None:
-            seen.replacement = lambda y: ones_at(probe.xp, y, chosen)
-        classes = units if seen is None else numpy.zeros(len(units), numpy.int64)  # whose gradient is replaced
+            seen.units = model.backend.asarray(units)
         for _ in range(steps):
-            grad = probe.gradient(x, classes)
-            if seen is not None and found is not None:
-                probe.refuse_unseen(found, seen)
+            grad = probe.gradient(x, units)
             size = probe.xp.sqrt((grad * grad).mean(axis=tuple(range(1, grad.ndim)), keepdims=True))
             x = (x + grad * (rate / probe.xp.maximum(size, 1e-30))) * (1.0 - decay)
             x = x if low is None else probe.xp.clip(x, low, high)
