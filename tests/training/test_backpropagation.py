@@ -302,13 +302,10 @@ def test_nothing_of_the_model_changes(backend):
             else:
                 model.forward(X, training=True)
             model.backward(np.ones((3, 2)))
-        return model.state_dict(), backend.to_numpy(model.forward(X, training=True)), model.train_on_batch(X, y)
+        state, outputs = model.state_dict(), backend.to_numpy(model.forward(X, training=True))
+        return {**state, "outputs": outputs, **model.train_on_batch(X, y)}
 
-    for one, other in zip(trained(True), trained(False), strict=True):
-        if isinstance(one, dict):
-            assert_same_state(one, other)
-        else:
-            np.testing.assert_array_equal(one, other)
+    assert_same_state(trained(explains=True), trained(explains=False))
 
 
 def test_a_callback_may_explain_a_running_fit():
