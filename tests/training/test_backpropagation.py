@@ -356,6 +356,7 @@ def test_a_sum_is_explained_as_a_sum():
         (lambda m: xpnet.explain(m, lambda: [(X, Y)], None), ArgumentTypeError, "stream"),
         (lambda m: xpnet.explain(m, X, Y)["4"], ArgumentError, "unknown layer '4'.*Known: 0, 1, 2, 3"),
         (lambda m: xpnet.explain(m, X, Y)[4], PositionError, "no layer 4: the model has 4 layers, 0 to 3"),
+        (lambda m: xpnet.explain(m, X, Y)[10**5000], PositionError, "no layer this int: the model has 4 layers"),
         (lambda m: xpnet.explain(m, X, Y)["0"].parameters["wieght"], ArgumentError, "Did you mean 'weight'"),
         (
             lambda m: xpnet.explain(m, X, Y).parameters["weight"],

@@ -171,10 +171,7 @@ class Probe:
         in a Residual, this block.
         """
         found = self._last_convolution(self.model) if layer is None else self._twin_of(layer)
-        for one in every_layer(self.model):
-            if isinstance(one, Container):
-                one.run_in_given_order()
-        self.model.spread_masks([False] * len(self.model.input_names))
+        self.model.run_in_given_order()
         self._watched = seen = Watched(found)
         forward, backward = found.forward, found.backward
 
