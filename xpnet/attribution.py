@@ -118,7 +118,7 @@ def occlusion(
         falls, covered = numpy.zeros((count, *lengths)), numpy.zeros(lengths)
         for start in range(0, len(windows) * count, ROWS):
             numbers = numpy.arange(start, min(start + ROWS, len(windows) * count))
-            samples = numbers % count
+            samples: Any = numbers % count
             replaced = arrays[model.backend.asarray(samples)]
             parts = []  # the rows of each window
             for k in range(int(numbers[0]) // count, int(numbers[-1]) // count + 1):
@@ -126,11 +126,9 @@ def occlusion(
                 replaced[(rows, *windows[k])] = value
                 parts.append((rows, windows[k]))
             changed = probe.scores(replaced)[numpy.arange(len(numbers)), classes[samples]]
-            fall = scores[samples] - changed
+            fall = (scores[samples] - changed).reshape(-1, *[1] * len(lengths))
             for rows, window in parts:
-                axes = (slice(None), *[None] * len(lengths))
-                first = int(samples[rows.start])
-                falls[(slice(first, first + rows.stop - rows.start), *window)] += fall[rows][axes]
+                falls[(samples[rows], *window)] += fall[rows]
         for window in windows:
             covered[window] += 1.0
     return (falls / covered).astype(model.dtype)
