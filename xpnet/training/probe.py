@@ -19,7 +19,7 @@ from xpnet.training.base_model import BaseModel
 from xpnet.training.outputs import last_layers
 from xpnet.training.state import Untrained
 
-#: Last layers that turn scores into probabilities or their logarithms. Scores are what these take.
+#: Last layers that turn scores, their inputs, into probabilities or the logarithms of these.
 _PROBABILITIES = (layers.LogSoftmax, layers.Sigmoid, layers.Softmax)
 _CONVOLUTIONS = (layers.Conv2D, layers.Conv2DTranspose, layers.DepthwiseConv2D)
 #: The samples of a pass, so that memory does not grow with their number.
@@ -41,13 +41,14 @@ class Watched:
 
 
 class Probe:
-    """A copy of a built model. What happens to it changes nothing of the model.
+    """A copy of a built model, so that passes change nothing in the model itself.
 
-    function: what errors call the caller.  several: whether the model may have several inputs.  The score of a class is
-    its output; if the last layer is Softmax, LogSoftmax or Sigmoid, what this layer takes. The copy leaves that layer
-    out.
+    function: the name of the caller in errors.  several: whether the model may have several inputs.  The score of a
+    class is its output; if the last layer is Softmax, LogSoftmax or Sigmoid, the input of this layer, which the copy
+    leaves out.
 
-    Raises StateError for a model that is not built, and ArgumentError for one without scores (N, K) or (N,).
+    Raises ArgumentTypeError for anything but a model, StateError for a model that is not built, and ArgumentError for
+    one without scores (N, K) or (N,), or with several inputs if it must have one.
     """
 
     def __init__(self, function: str, model: Any, several: bool = False) -> None:
