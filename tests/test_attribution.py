@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from every import LAYERS
 from precisions import require_precision
-from small_models import assert_same_state, gradients_of
+from small_models import Do, assert_same_state, gradients_of
 
 import xpnet
 from xpnet import attribution, augment, callbacks, layers
@@ -576,13 +576,12 @@ def test_frozen_models_and_layers_of_users_keep_their_state():
 
 
 def test_a_callback_may_attribute_a_running_fit_and_so_may_another_thread(backend):
-    class Attributes(callbacks.Callback):
-        def on_epoch_end(self, model, epoch, logs):
-            attribute(model)
-            seen.append(attribution.saliency(model, IMAGES))
+    def attributes(callback, model):
+        attribute(model)
+        seen.append(attribution.saliency(model, IMAGES))
 
     results = []
-    for given in ([], [Attributes()]):
+    for given in ([], [Do(attributes, "on_epoch_end")]):
         seen, model = [], cnn(backend, dtype="float32")
         model.fit(IMAGES, np.arange(3), epochs=4, callbacks=given, verbose=0)
         results.append(model.state_dict())

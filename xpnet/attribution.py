@@ -138,7 +138,7 @@ def occlusion(
 def grad_cam(model: Sequential | Model, x: Any, target: Any = None, layer: Layer | str | int | None = None) -> Array:
     """Maps (N, H, W) of the regions of images x (N, H, W, channels) that raise the score of a class.
 
-    With the outputs A (N, h, w, filters) of a convolution, a map is ReLU(Σ_k a_k A_k), where a_k is the mean of
+    With the outputs A (N, h, w, filters) of a layer, a map is ReLU(Σ_k a_k A_k), where a_k is the mean of
     ∂score/∂A_k over all positions. It is then interpolated bilinearly to the height and width of x, and not scaled.
     Images may also be (N, H, W), if the model adds the channels.
 
@@ -146,8 +146,8 @@ def grad_cam(model: Sequential | Model, x: Any, target: Any = None, layer: Layer
         in a Residual, this block.
 
     Selvaraju et al. 2017, "Grad-CAM: Visual explanations from deep networks via gradient-based localization". Raises
-    the errors of `saliency`, and ArgumentError or ShapeError for a layer that is not in the model, or whose outputs are
-    not (N, h, w, filters).
+    the errors of `saliency`, ArgumentError or PositionError for a layer that is not in the model, and ShapeError for
+    one whose outputs are not (N, h, w, filters).
     """
     probe = Probe("grad_cam", model)
     seen = probe.watch(layer)
