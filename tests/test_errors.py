@@ -274,7 +274,7 @@ def test_a_name_that_other_libraries_have_in_a_module_gets_a_hint(module, name, 
 )
 def test_an_assignment_that_nothing_would_read_is_refused(kind, name, hint):
     thing = OBJECTS[kind]()
-    with pytest.raises(errors.UnknownNameError, match=f"^{kind}: no attribute {name}\\. .*{hint}"):
+    with pytest.raises(errors.UnknownNameError, match=f"^{kind} has no attribute '{name}'\\. .*{hint}"):
         setattr(thing, name, False)
     assert name not in vars(thing)
 
