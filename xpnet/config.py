@@ -205,7 +205,7 @@ class ExplainedArguments(ExplainedAttributes):
         return _settable_on(type(self))  # type: ignore[arg-type]  # Configured objects have no hash
 
     def _checked_assignment(self, name: str, value: Any) -> Any:
-        """The value that the constructor would keep for this argument, beside the other ones. Raises its errors."""
+        """The value that the constructor would keep for this argument, given all others. Raises its errors."""
         if not all(_has(self, argument) for argument in self._constructor_arguments):  # in the middle of a constructor
             return value
         config = {argument: getattr(self, argument) for argument in self._constructor_arguments}
