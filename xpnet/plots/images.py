@@ -37,7 +37,8 @@ def attribution(
 
     maps: each is scaled by its largest absolute value. Of maps (N, H, W, channels), each pixel shows that of its
     channels. images: (N, H, W), (N, H, W, 1) or RGB (N, H, W, 3), drawn pale; without them, only the maps are drawn.
-    titles, columns, figure: as in `image_grid`. Returns the Axes of all cells, an array (rows, columns).
+    titles, columns, figure: as in `image_grid`. Returns the Axes of all cells, an array (rows, columns). Raises
+    ShapeError for maps or images of other shapes, and DataError for maps with NaN or infinity.
     """
     values = real_array(maps, "maps").astype(float)
     if values.ndim not in (3, 4) or not values.size:
