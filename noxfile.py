@@ -104,7 +104,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typecheck(session: nox.Session) -> None:
     """Check the types of the package with mypy, strict."""
-    session.install(".[plots]", TOOLS["mypy"])  # with Matplotlib, from whose classes xpnet.plots derives
+    session.install(".[plots]", TOOLS["mypy"])  # with Matplotlib, since xpnet.plots derives classes from it
     session.run("mypy")
 
 

@@ -55,10 +55,7 @@ def on_files(files, config):
 
 
 def _add_notebook(files, config, path):
-    """Execute a notebook. Add a page with its outputs, their pictures, and a notebook to download.
-
-    The notebook to download has no outputs.
-    """
+    """Execute a notebook. Add a page with its outputs, pictures, and a notebook without outputs."""
     name = path.stem
     notebook = jupytext.read(path)
     notebook.metadata["kernelspec"] = {
@@ -163,10 +160,10 @@ def on_page_markdown(markdown, page, **_):
 
 
 def on_post_page(output, **_):
-    """Name what the theme leaves unnamed: the search, and parts of the table of contents."""
+    """Give accessible names to the search and to the parts of the table of contents."""
     output = output.replace('role="dialog"', 'role="dialog" aria-label="Search"', 1)
     unnamed = '<nav class="md-nav" aria-label="'
     return output.replace(unnamed, f"{unnamed}Parts of ")
 
 
-on_post_template = on_post_page  # of 404.html, which is no page of ours
+on_post_template = on_post_page  # for 404.html, which comes from the theme

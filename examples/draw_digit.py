@@ -26,7 +26,7 @@ from xpnet import attribution
 PAGE = Path(__file__).with_name("draw_digit_page")
 MAX_POINTS = 20_000  # of one drawing
 MAX_MAPS = 64  # of one layer
-SAME_NUMBERS = ("Rescale", "Reshape", "Flatten", "Dropout", "RandomAffine")  # layers whose outputs show nothing new
+SAME_NUMBERS = ("Rescale", "Reshape", "Flatten", "Dropout", "RandomAffine")  # layers that show nothing new
 
 
 def as_digit(strokes, size=28, ink=20.0, radius=1.2):
@@ -168,7 +168,7 @@ def strokes_of(body):
 
 
 def application(classifier):
-    """The WSGI application that serves the page and answers its requests. LocalServer checks where they are from."""
+    """The WSGI application that serves the page and answers its requests. LocalServer checks their origin."""
     app = bottle.Bottle()
 
     @app.get("/")
@@ -237,7 +237,7 @@ def port(text):
 
 HOST = "an address of this machine at which other devices may open the page, 0.0.0.0 for all (default: %(default)s)"
 SHARED = """
-Warning: every device that can reach this machine can connect to this port, such as all devices in the same Wi-Fi.
+Warning: every device that can reach this machine, such as those in the same Wi-Fi, can connect to this port.
 Only a browser that has opened the link above can use the page; the link works once, also on a phone. The connection is
 not encrypted: others in the network may be able to read it, and to use the page with what they read. Do this only in a
 network whose users you trust."""
@@ -264,7 +264,7 @@ def main():
         except (xpnet.errors.XpnetError, OSError) as error:
             sys.exit(f"draw_digit.py: {error}")
         server.answers = application(classifier)
-        server.on_entry = lambda: print(f"A browser has opened it. A link for another: {server.new_link()}", flush=True)
+        server.on_entry = lambda: print(f"The link was opened. For another browser: {server.new_link()}", flush=True)
         link = server.new_link()
         print(f"test accuracy {classifier.accuracy:.4f}; stop with Ctrl-C; draw at {link}", flush=True)
         if server.is_shared:

@@ -44,12 +44,12 @@ class LocalServer(waitress.server.TcpWSGIServer):
     """A server at `host`, an address of this machine or "0.0.0.0" for all. Port 0 means a free port, `server_port`.
 
     If the host can be reached from other machines, `is_shared` is true. Then only browsers that have opened a link of
-    `new_link` are answered: it gives them a cookie. on_entry: called without arguments after a link was opened.
+    `new_link` are answered: it gives them a cookie. Then it calls `on_entry()`, an attribute that may be replaced.
 
     Raises OSError if the host is not an address of this machine, or the port is not free.
     """
 
-    def __init__(self, application, port=0, host="127.0.0.1", on_entry=lambda: None):
+    def __init__(self, application, port=0, host="127.0.0.1"):
         logging.getLogger("waitress").setLevel(logging.ERROR)  # it warns of full queues, which its limits allow
         try:
             limits = waitress.adjustments.Adjustments(
@@ -59,7 +59,7 @@ class LocalServer(waitress.server.TcpWSGIServer):
             )  # fmt: skip
         except ValueError as error:
             raise OSError(f"{host!r} is not a name or an address of this machine.") from error
-        self.answers, self.on_entry, self._stopped = application, on_entry, threading.Event()
+        self.answers, self.on_entry, self._stopped = application, lambda: None, threading.Event()
         super().__init__(self._checked, adj=limits)
         self.server_port = int(self.effective_port)
         self.is_shared = not ipaddress.ip_address(_without_zone(self.effective_host)).is_loopback
@@ -67,7 +67,7 @@ class LocalServer(waitress.server.TcpWSGIServer):
         self._session, self._token, self._lock = secrets.token_urlsafe(), None, threading.Lock()
 
     def new_link(self):
-        """An address of the page for a browser. Of a shared server, it works once, and ends the one before."""
+        """An address of the page. That of a shared server works once, and the link before it no longer works."""
         address = _without_zone(self.effective_host)
         if ipaddress.ip_address(address).is_unspecified:
             address = _own_address(self.family)
@@ -109,7 +109,7 @@ class LocalServer(waitress.server.TcpWSGIServer):
         self._close_all()
 
     def _checked(self, environ, start_response):
-        """The WSGI application, for requests to this machine by pages of this server or by no page."""
+        """Pass a request to the application, if it is for this machine, and from a page of this server or from none."""
         cookies = []
 
         def start(status, headers, exc_info=None):
@@ -155,7 +155,7 @@ class LocalServer(waitress.server.TcpWSGIServer):
     # Limits -----------------------------------------------------------------------------------------------------------
 
     def handle_accept(self):
-        """Accept a connection. If there are too many, the one that has kept its request back the longest is closed."""
+        """Accept a connection. If there are too many, the oldest one without a complete request is closed."""
         if len(self.active_channels) >= MAX_CONNECTIONS:
             waiting = [channel for channel in self.active_channels.values() if not channel.requests]
             if waiting:
@@ -176,7 +176,7 @@ def _refuse(start, text):
 
 
 def _equal(given, secret):
-    """Whether two texts are equal. The time does not tell how much of them is."""
+    """Whether two texts are equal, compared in a time that does not depend on where they differ."""
     return secrets.compare_digest(given.encode("utf-8", "replace"), secret.encode())
 
 
@@ -188,7 +188,7 @@ def _is_address(host):
 
 
 def _without_zone(address):
-    """Without the network interface that follows an IPv6 address, such as %eth0."""
+    """The address without the network interface that may follow an IPv6 address, such as %eth0."""
     return address.partition("%")[0]
 
 
@@ -225,7 +225,7 @@ class _Channel(waitress.channel.HTTPChannel):
     local_address = "127.0.0.1"
 
     def __init__(self, server, connection, *args, **kwargs):
-        with contextlib.suppress(OSError):  # some systems do not tell if the client has closed the connection by now
+        with contextlib.suppress(OSError):  # raised by some systems if the client has already closed the connection
             self.local_address = _without_zone(connection.getsockname()[0])
         super().__init__(server, connection, *args, **kwargs)
 
@@ -234,7 +234,7 @@ class _Channel(waitress.channel.HTTPChannel):
         super().service()
 
     def expire(self):
-        """Close the connection in the next round, also if the client reads nothing."""
+        """Close the connection in the next iteration of the loop, even if the client reads nothing."""
         self.will_close = True
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)

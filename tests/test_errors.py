@@ -274,7 +274,7 @@ def test_a_name_that_other_libraries_have_in_a_module_gets_a_hint(module, name, 
 )
 def test_an_assignment_that_nothing_would_read_is_refused(kind, name, hint):
     thing = OBJECTS[kind]()
-    with pytest.raises(errors.UnknownNameError, match=f"^{kind}: no attribute {name}\\. .*{hint}"):
+    with pytest.raises(errors.UnknownNameError, match=f"^{kind} has no attribute '{name}'\\. .*{hint}"):
         setattr(thing, name, False)
     assert name not in vars(thing)
 
@@ -290,6 +290,28 @@ def test_users_may_set_attributes_of_their_own():
     own = Own(2)
     own.training = own.trainabel = True
     assert own.training and own.trainabel
+
+
+@pytest.mark.parametrize("name", ["in_features", "inFeatures", "InFeatures"])
+def test_an_argument_of_other_libraries_gets_advice_in_every_spelling(name):
+    with pytest.raises(
+        errors.ArgumentTypeError, match=f"^Dense: unknown argument '{name}'\\. Leave it out: a layer gets"
+    ):
+        layers.Dense(2, **{name: 3})
+
+
+def test_each_name_of_other_libraries_has_one_entry():
+    for kind, table in errors._ADVICE_TABLE.items():
+        names = [name for entry in table for name in entry.split()]
+        assert len(names) == len(set(names)), kind
+        assert names == [errors._normalized(name) for name in names]
+    for ours, theirs in errors._SYNONYM_TABLE.items():
+        names = [*theirs.split(), *{errors._normalized(name) for name in ours.split()}]
+        assert len(names) == len(set(names)), ours
+        assert names == [errors._normalized(name) for name in names]
+    for module in (xpnet, layers, callbacks, datasets, optimizers):
+        synonyms = {name for ours in module.__all__ for name in errors._SYNONYMS.get(ours, ())}
+        assert not synonyms & errors._ADVICE.get(module.__name__, {}).keys()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from small_models import LABELS, QUIET, SAMPLES, Do, assert_same_state, dense_ne
 import xpnet
 from xpnet import layers, losses, optimizers
 from xpnet.backends import Backend
-from xpnet.errors import ArgumentError, ArgumentTypeError
+from xpnet.errors import ArgumentError, ArgumentTypeError, XpnetError
 
 RATE = 0.05
 
@@ -724,3 +724,18 @@ def test_momentum_enabled_between_fits_starts_with_a_fresh_state():
     fresh.fit(SAMPLES, LABELS, optimizer=optimizers.SGD(0.1, momentum=0.9), **QUIET)
     assert (model._state.epoch, model._state.step) == (1, 4)
     assert_same_state(model.state_dict(), fresh.state_dict())
+
+
+@pytest.mark.parametrize(("name", "value"), [("learning_rate", -1.0), ("weight_decay", math.nan), ("clip_norm", 0)])
+def test_settings_that_are_properties_of_a_users_class_are_checked(name, value):
+    own = type("Own", (optimizers.SGD,), {name: property(lambda self: value, lambda self, new: None)})
+    with pytest.raises(ArgumentError, match=f"Own: {name} must be"):
+        small_net().fit(SAMPLES, LABELS, optimizer=own(), **QUIET)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "momentum", "clip_norm"])
+def test_a_setting_that_was_deleted_is_named(name):
+    optimizer = optimizers.SGD(0.1)
+    delattr(optimizer, name)
+    with pytest.raises(XpnetError, match=f"SGD has no attribute '{name}'"):
+        small_net().fit(SAMPLES, LABELS, optimizer=optimizer, **QUIET)

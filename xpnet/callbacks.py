@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TextIO
+from typing import Any, ClassVar, Protocol, TextIO
 
 from xpnet import metrics
 from xpnet.backends import Array
 from xpnet.concurrency.interrupts import uninterrupted
-from xpnet.config import ExplainedArguments, choice, flag, integer, number, python_number
+from xpnet.config import ExplainedArguments, ExplainedAttributes, choice, flag, integer, number, python_number
 from xpnet.data.files import as_path, model_path, refuse_irregular, refuse_unwritable, reporting
 from xpnet.display import progress, tables
 from xpnet.distributed.process_group import ProcessGroup
@@ -27,7 +27,6 @@ from xpnet.errors import (
     ShapeError,
     StateError,
     UnknownKeyError,
-    UnknownNameError,
     shown,
     suggestion,
 )
@@ -41,7 +40,7 @@ __all__ = ["CSVLogger", "Callback", "Checkpoint", "EarlyStopping", "EpochLines",
 _SHOWN_EPOCHS = 20  # in a notebook
 
 
-class History(dict[str, list[float]]):
+class History(ExplainedAttributes, dict[str, list[float]]):
     """What `fit` returns: history["loss"], history["val_accuracy"], … are lists with one float per epoch.
 
     history["learning_rate"] has the learning rate of each epoch's last step. The logs of callbacks do not have it.
@@ -50,6 +49,8 @@ class History(dict[str, list[float]]):
     kernels; 0 once they are compiled, because CuPy caches them on disk.  stopped: why training ended early
     ("interrupted", "diverged", or the reason that a callback gave), or None.
     """
+
+    _advice = "History"
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,14 +72,8 @@ class History(dict[str, list[float]]):
                 hint = "Give fit validation data: validation_data=(x, y) or validation_split=0.2. "
         raise UnknownKeyError(f"the history has no {shown(name)}. {hint}It has {', '.join(self) or 'no epochs yet'}.")
 
-    if not TYPE_CHECKING:  # type checkers would accept any name
-
-        def __getattr__(self, name: str) -> Any:
-            """Raise an AttributeError that says how to read the values."""
-            hint = f'Read it as history["{name}"].' if name in self else 'It is a dict itself: read history["loss"].'
-            if name.startswith("_"):
-                raise AttributeError(f"'History' object has no attribute {name!r}")
-            raise UnknownNameError(f"History has no attribute {name!r}. {hint}")
+    def _attribute_hint(self, name: str) -> str:
+        return f'Read it as history["{name}"].' if name in self else 'It is a dict itself: read history["loss"].'
 
     def _repr_html_(self) -> str:
         """A table of the epochs for a notebook; of many epochs, the first and the last ones."""

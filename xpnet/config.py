@@ -9,7 +9,7 @@ import math
 import numbers
 import operator
 import weakref
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy
@@ -23,48 +23,22 @@ from xpnet.errors import (
     ShapeError,
     UnknownNameError,
     XpnetError,
-    attribute_advice,
-    misspelled,
+    advice_on,
+    correction,
     shown,
     suggestion,
     unknown_name,
 )
 
-__all__ = ["Configured", "ExplainedArguments", "MissingMethodError", "as_seed", "as_shape", "checked_samples", "choice",
-           "explain_arguments", "fits", "flag", "float_dtype", "integer", "is_custom", "is_integer", "is_number",
-           "items_of", "items_or_one", "missing_method", "number", "one_or_pair", "penalties", "python_number",
-           "rate_or_schedule", "real_array", "refuse_non_finite_targets", "refuse_other_signatures", "resolve",
-           "scheduled_rate"]  # fmt: skip
+__all__ = ["Configured", "ExplainedArguments", "ExplainedAttributes", "MissingMethodError", "as_seed", "as_shape",
+           "checked_samples", "choice", "explain_arguments", "fits", "flag", "float_dtype", "integer", "is_custom",
+           "is_integer", "is_number", "items_of", "items_or_one", "missing_method", "number", "one_or_pair",
+           "penalties", "python_number", "rate_or_schedule", "real_array", "refuse_non_finite_targets",
+           "refuse_other_signatures", "resolve", "scheduled_rate"]  # fmt: skip
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
 F = TypeVar("F", bound=Callable[..., Any])
-
-#: What to do about arguments of other libraries that have no counterpart here.
-_ADVICE = {
-    "activation": "Add the activation as the next layer, such as layers.ReLU().",
-    **dict.fromkeys(
-        ("in_features", "in_channels", "input_dim", "input_shape", "input_size", "num_features", "normalized_shape",
-         "batch_input_shape", "input_length"),
-        "Leave it out: a layer gets the shape of its input from the layer before it, and the first layer from the "
-        "input_shape of the Sequential or from xpnet.Input.",
-    ),
-    **dict.fromkeys(("device", "dtype", "backend"), "Give it to the model: xpnet.Sequential(..., backend=, dtype=)."),
-    **dict.fromkeys(("axis", "dim"), "Leave it out: it works on the last axis, the features."),
-    "data_format": "Leave it out: images are (N, H, W, channels).",
-    "inplace": "Leave it out: layers reuse their own buffers.",
-    "from_logits": "Leave it out: this loss takes logits.",
-    "trainable": "Set it afterwards: layer.trainable = False.",
-    "seed": "Leave it out: all noise follows from the seed of the model.",
-    **dict.fromkeys(("lr", "learning_rate"), "Give it to the optimizer: optimizer=xpnet.optimizers.Adam(0.01)."),
-    "early_stopping": "Use callbacks=[xpnet.callbacks.EarlyStopping()], with validation data.",
-    "steps_per_epoch": "Leave it out: an epoch is all of the data.",
-    "initial_epoch": "Leave it out: a second fit with an equal optimizer continues the first one.",
-    "amsgrad": "Leave it out: it is not implemented.",
-    "epochs": "fit of a model takes it; an estimator takes max_iter.",
-    "model": "An estimator takes hidden layers, layers=[...], and fit adds the output layer.",
-}  # fmt: skip
-
 
 #: Numbers that are not Python's; an array may be one.
 _OTHER_NUMBERS = (numpy.generic, numpy.ndarray, fractions.Fraction, decimal.Decimal)
@@ -99,8 +73,8 @@ def is_custom(code: Any) -> bool:
     return str(code.__module__).partition(".")[0] != "xpnet"
 
 
-def _calling_base(cls: "type[ExplainedArguments]") -> Callable[..., None]:
-    """The constructor of this class of a user, which must set what its base class reads."""
+def _checking_base(cls: "type[ExplainedArguments]") -> Callable[..., None]:
+    """The constructor of this user's class, with a check that it has set what its base class reads."""
     init = cls.__init__
 
     @functools.wraps(init)
@@ -123,7 +97,7 @@ def _argument_names(cls: type) -> list[str]:
 
 
 def _has(thing: Any, name: str) -> bool:
-    """Whether it has the attribute, perhaps one that cannot be read in its state."""
+    """Whether it has the attribute, even if reading it raises an error of xpnet, as before build."""
     try:
         getattr(thing, name)
     except AttributeError:
@@ -141,17 +115,64 @@ def _constructed(cls: type[T], config: Mapping[str, Any]) -> T:
 
 
 @functools.cache
-def _settable(cls: Any) -> tuple[str, ...]:
-    """The public attributes of an object of xpnet's own class that users may set."""
+def _settable_on(cls: Any) -> tuple[str, ...]:
+    """The public attributes that users may set on an object of this class of xpnet."""
     known = {name: inspect.getattr_static(cls, name) for name in dir(cls) if not name.startswith("_")}
     values = [name for name, held in known.items() if not callable(held) and getattr(held, "fset", cls) is not None]
     return (*cls._constructor_arguments, *values)
 
 
-class ExplainedArguments:
-    """The base of classes whose constructors explain what is wrong with a call, by `explain_arguments`.
+class ExplainedAttributes:
+    """The base of classes whose objects explain an attribute that does not exist: what to use in its place."""
 
-    An argument that is an attribute of the same name can be assigned later, and is then checked by the constructor.
+    #: The kind of object in `errors.advice_on`. "" leaves the error to Python.
+    _advice: ClassVar[str] = ""
+
+    @property
+    def _described(self) -> str:
+        """The start of the error for an unknown attribute, before "has no attribute"."""
+        return type(self).__name__
+
+    def _attribute_hint(self, name: str) -> str:
+        """What to use in place of this attribute of other libraries; "" if that is not known."""
+        return advice_on(self._advice, name)
+
+    def _attribute_suggestion(self, name: str) -> str:
+        """The hint for reading any other attribute."""
+        return suggestion(name, self._suggestible())
+
+    def _suggestible(self) -> Set[str]:
+        """The public attributes that an error may suggest."""
+        return {name for name in dir(self) if not name.startswith("_")}
+
+    def _settable(self) -> Iterable[str]:
+        """The public attributes that users may set."""
+        return ()
+
+    def _refuse_misnamed(self, name: str) -> None:
+        """Raise UnknownNameError for a new attribute that nothing would read: another one was obviously meant."""
+        if name[:1] == "_" or hasattr(type(self), name):
+            return
+        meant = correction(name, self._settable())
+        if hint := f"Set {meant}." if meant else self._attribute_hint(name):
+            raise UnknownNameError(f"{self._described} has no attribute {name!r}. {hint}")
+
+    if not TYPE_CHECKING:  # type checkers would accept any name
+
+        def __getattr__(self, name: str) -> Any:
+            """Raise an AttributeError for a name that does not exist, with what was meant."""
+            if hasattr(type(self), name):  # a property whose own error is an AttributeError
+                return object.__getattribute__(self, name)
+            if name.startswith("_") or not self._advice:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            hint = self._attribute_hint(name) or self._attribute_suggestion(name)
+            raise UnknownNameError(f"{self._described} has no attribute {name!r}. {hint}".rstrip())
+
+
+class ExplainedArguments(ExplainedAttributes):
+    """The base of classes whose constructors explain what is wrong with a call, as `explain_arguments` does.
+
+    An argument that is kept as an attribute of the same name can be assigned later; the constructor then checks it.
     """
 
     #: What to add to the error for too many arguments.
@@ -159,8 +180,6 @@ class ExplainedArguments:
     #: The nearest class of xpnet, and the names of its constructor's arguments.
     _constructor_class: "ClassVar[type[ExplainedArguments]]"
     _constructor_arguments: ClassVar[dict[str, None]] = {}
-    #: Which table of `errors.attribute_advice` has its attributes.
-    _advice: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -169,46 +188,24 @@ class ExplainedArguments:
         if not is_custom(cls):
             cls._constructor_class, cls._constructor_arguments = cls, dict.fromkeys(_argument_names(cls))
         elif "__init__" in cls.__dict__:
-            cls.__init__ = _calling_base(cls)  # type: ignore[method-assign]
+            cls.__init__ = _checking_base(cls)  # type: ignore[method-assign]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.__dict__:
             if name in self._constructor_arguments and value is not self.__dict__[name]:
                 value = self._checked_assignment(name, value)
-        elif name not in self._constructor_arguments and name[:1] != "_" and not hasattr(type(self), name):
-            self._refuse_misnamed(name)
+        elif self._constructor_class is type(self) and name not in self._constructor_arguments:
+            self._refuse_misnamed(name)  # but objects of users' classes may have any attributes
         super().__setattr__(name, value)
 
-    def _refuse_misnamed(self, name: str) -> None:
-        """Raise UnknownNameError if this new attribute was surely meant to be another one, which nothing would read."""
-        if self._constructor_class is not type(self):  # a user's class may have any attributes
-            return
-        meant = misspelled(name, _settable(type(self)))  # type: ignore[arg-type]  # Configured objects have no hash
-        if hint := f"Set {meant}." if meant else self._attribute_hint(name):
-            raise UnknownNameError(f"{type(self).__name__}: no attribute {name}. {hint}")
+    def _suggestible(self) -> Set[str]:
+        return super()._suggestible() - {"from_config", "get_config"}
 
-    def _attribute_hint(self, name: str) -> str:
-        """What to use in place of this attribute of other libraries; "" if that is not known."""
-        return attribute_advice(self._advice, name)
-
-    def _suggested(self) -> Set[str]:
-        """The public attributes that an error may suggest."""
-        return {name for name in dir(self) if not name.startswith("_")} - {"from_config", "get_config"}
-
-    if not TYPE_CHECKING:  # type checkers would accept any name
-
-        def __getattr__(self, name: str) -> Any:
-            """Raise an AttributeError for a name that does not exist, with what was meant."""
-            if hasattr(type(self), name):  # a property whose own error is an AttributeError
-                return object.__getattribute__(self, name)
-            kind = type(self).__name__
-            if name.startswith("_") or not self._advice:
-                raise AttributeError(f"{kind!r} object has no attribute {name!r}")
-            hint = self._attribute_hint(name) or suggestion(name, self._suggested())
-            raise UnknownNameError(f"{kind} has no attribute {name!r}. {hint}".rstrip())
+    def _settable(self) -> Iterable[str]:
+        return _settable_on(type(self))  # type: ignore[arg-type]  # Configured objects have no hash
 
     def _checked_assignment(self, name: str, value: Any) -> Any:
-        """What the constructor makes of this value of an argument, given all others. Raises its error."""
+        """The value that the constructor would keep for this argument, given all others. Raises its errors."""
         if not all(_has(self, argument) for argument in self._constructor_arguments):  # in the middle of a constructor
             return value
         config = {argument: getattr(self, argument) for argument in self._constructor_arguments}
@@ -231,7 +228,7 @@ def _misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
     for name in kwargs:
         if name not in known:
             listed = f"It takes {', '.join(known)}." if known else "It takes no arguments."
-            advice = suggestion(name, known, _ADVICE.get(name, ""))
+            advice = suggestion(name, known, advice_on("argument", name))
             return ArgumentTypeError(f"{kind}: unknown argument {name!r}. {advice}{listed}")
         if name in positional[: len(args)]:
             return ArgumentTypeError(f"{kind}: {name} is given twice, by position and by name.")
@@ -252,7 +249,8 @@ class Configured(ExplainedArguments):
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # A NumPy scalar among the arguments would turn float32 arithmetic into float64; a Python number does not.
+        # A NumPy scalar among the arguments would turn float32 arithmetic into float64; a Python number does not. It is
+        # converted after the check of the argument, whose error shows the value as it was given.
         super().__setattr__(name, value)
         if isinstance(held := self.__dict__.get(name), _OTHER_NUMBERS):
             super().__setattr__(name, python_number(held))

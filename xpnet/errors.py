@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __all__ = ["ArgumentError", "ArgumentTypeError", "BackendError", "CaptureError", "DataError",
            "DeviceMemoryError", "DistributedError", "DivergenceError", "DownloadError", "FileError",
            "MissingPackageError", "PositionError", "ShapeError", "StateError", "UnknownImportError",
-           "UnknownKeyError", "UnknownNameError", "XpnetError", "attribute_advice", "misspelled",
+           "UnknownKeyError", "UnknownNameError", "XpnetError", "advice_on", "correction",
            "module_attributes", "no_layer_at", "shape_text", "shown", "suggestion", "synonyms",
            "unknown_name"]  # fmt: skip
 
@@ -108,9 +108,14 @@ def shape_text(shape: tuple[int, ...] | list[tuple[int, ...]]) -> str:
     return f"(N, {', '.join('T' if n is None else str(n) for n in shape)})" if shape else "(N,)"
 
 
-#: Our names of classes, functions, strings and arguments, and what other libraries call the same thing, spelled as by
-#: `_normalized`. Names are separated by spaces on either side.
-_ELSEWHERE = {
+def _normalized(name: str) -> str:
+    """The name in lower case, without underscores and the like."""
+    return "".join(character for character in name.lower() if character.isalnum())
+
+
+#: {our names: what other libraries call the same class, function, string, argument or method}. Names are separated by
+#: spaces; those of other libraries are normalized.
+_SYNONYM_TABLE = {
     # layers
     "Dense": "linear fullyconnected fc lazylinear",
     "Conv2D": "convolution2d conv convolution lazyconv2d",
@@ -139,7 +144,7 @@ _ELSEWHERE = {
     "Flatten": "ravel",
     "Permute": "transpose",
     "Reshape": "view unflatten",
-    "Rescale": "rescaling normalization normalize",
+    "Rescale": "rescaling normalize",
     "Identity": "linearactivation",
     "Residual": "skipconnection resblock residualblock",
     # losses
@@ -216,7 +221,7 @@ _ELSEWHERE = {
     "learning_rate": "lr eta rate stepsize alpha learningrateinit",
     "beta1 beta2": "betas beta",
     "rho": "decay smoothing alpha",
-    "clip_norm": "clipnorm maxnorm globalclipnorm maxgradnorm gradientclip clipvalue",
+    "clip_norm": "maxnorm globalclipnorm maxgradnorm gradientclip clipvalue",
     "weight_decay": "l2 decay wd",
     "every": "stepsize decaysteps period savefreq saveevery",
     "steps": "tmax decaysteps totalsteps warmupsteps nsteps",
@@ -247,9 +252,30 @@ _ELSEWHERE = {
 }  # fmt: skip
 
 
-#: What to write in place of attributes that other libraries have and that have no counterpart of one name here.
-#: {kind of object: {words, spelled as by `_normalized`: advice}}; for modules, the kind is the module's name.
-_ADVICE: dict[str, dict[str, str]] = {
+#: {kind: {normalized names, separated by spaces: advice}}, for names of other libraries that no single name here
+#: replaces. The kind is "argument" for constructors, functions and methods; for attributes, the kind of the object or
+#: the name of the module.
+_ADVICE_TABLE: dict[str, dict[str, str]] = {
+    "argument": {
+        "activation": "Add the activation as the next layer, such as layers.ReLU().",
+        "infeatures inchannels inputdim inputshape inputsize numfeatures normalizedshape batchinputshape inputlength":
+            "Leave it out: a layer gets the shape of its input from the layer before it, and the first layer from the "
+            "input_shape of the Sequential or from xpnet.Input.",
+        "device dtype backend": "Give it to the model: xpnet.Sequential(..., backend=, dtype=).",
+        "axis dim": "Leave it out: it works on the last axis, the features.",
+        "dataformat": "Leave it out: images are (N, H, W, channels).",
+        "inplace": "Leave it out: layers reuse their own buffers.",
+        "fromlogits": "Leave it out: this loss takes logits.",
+        "trainable": "Set it afterwards: layer.trainable = False.",
+        "seed": "Leave it out: all noise follows from the seed of the model.",
+        "lr learningrate": "Give it to the optimizer: optimizer=xpnet.optimizers.Adam(0.01).",
+        "earlystopping": "Use callbacks=[xpnet.callbacks.EarlyStopping()], with validation data.",
+        "stepsperepoch": "Leave it out: an epoch is all of the data.",
+        "initialepoch": "Leave it out: a second fit with an equal optimizer continues the first one.",
+        "amsgrad": "Leave it out: it is not implemented.",
+        "epochs": "fit of a model takes it; an estimator takes max_iter.",
+        "model": "An estimator takes hidden layers, layers=[...], and fit adds the output layer.",
+    },
     "Parameter": {
         "requiresgrad": "To freeze it, set trainable = False.",
         "data": "Its array is its value.",
@@ -271,9 +297,9 @@ _ADVICE: dict[str, dict[str, str]] = {
         "predictlogproba": "Use numpy.log(predict_proba(x)).",
         "score": "Use evaluate(x, y).",
         "partialfit": "Use train_on_batch(x, y), or xpnet.estimators.XPClassifier for scikit-learn's methods.",
-        "getparams setparams": "Models of scikit-learn are in xpnet.estimators: XPClassifier and XPRegressor.",
+        "getparams setparams": "Estimators for scikit-learn are in xpnet.estimators: XPClassifier and XPRegressor.",
         "coefs coef intercepts intercept": "The weights are in parameters, or in state_dict().",
-        "classes": "Labels are the numbers of classes; xpnet.estimators.XPClassifier has classes_.",
+        "classes": "Labels are class numbers; xpnet.estimators.XPClassifier has classes_.",
         "niter losscurve validationscores": "The values of each epoch are in model.history.",
         "requiresgrad freeze frozen": "To freeze all parameters, set trainable = False.",
         "half bfloat16 float double": 'Give dtype= or precision= to the constructor, or use to(backend, '
@@ -298,28 +324,28 @@ _ADVICE: dict[str, dict[str, str]] = {
     "optimizer": {
         "step zerograd minimize applygradients": "Call model.apply_gradients(optimizer) after model.backward(...); "
                                                  "gradients need no reset.",
-        "paramgroups": "Set learning_rate, or parameter_rates for single parameters.",
+        "paramgroups": "Set learning_rate, or parameter_rates for individual parameters.",
         "statedict loadstatedict": "The state belongs to the model: callbacks.Checkpoint saves it, and "
                                    "resume_from loads it.",
     },
     "callback": {
         "stoptraining": 'Call self.stop("reason").',
         "model": "Each method gets the model as its argument.",
-        "params": "self.run describes the call of fit.",
+        "params": "self.run describes the current call of fit.",
     },
     "xpnet": {
         "nn module functional f": "Layers are in xpnet.layers, losses in xpnet.losses, models are "
                                   "xpnet.Sequential and xpnet.Model.",
         "nograd inferencemode": "Leave it out: predict keeps nothing for backward.",
         "tensor variable array": "Arrays are NumPy's, or CuPy's on a GPU: every method takes NumPy arrays.",
-        "utils": "Data sets are in xpnet.datasets, plots in xpnet.plots, callbacks in xpnet.callbacks.",
+        "utils": "Datasets are in xpnet.datasets, plots in xpnet.plots, callbacks in xpnet.callbacks.",
         "models": "Models are xpnet.Sequential and xpnet.Model.",
         "device cuda": 'Give the device to the model: backend="gpu", "cpu" or "auto"; see xpnet.available_backends().',
         "manualseed setseed randomseed seed": "Give the seed to the model: xpnet.Sequential(..., seed=0).",
         "save savemodel": "Use model.save(path).",
         "loadmodel": "Use xpnet.load(path).",
         "crossentropy": 'Use the loss "softmax_cross_entropy".',
-        "compile jit": "Leave it out: fit captures its steps by itself.",
+        "compile jit": "Leave it out: fit captures its steps automatically.",
         "standardscaler normalize": "Scale the data with NumPy, (x - x.mean(axis=0)) / x.std(axis=0), or with "
                                     "layers.Rescale.",
         "traintestsplit": "Use validation_split= of fit, or train_test_split of scikit-learn.",
@@ -339,14 +365,14 @@ _ADVICE: dict[str, dict[str, str]] = {
         "lambda": "Derive a class from layers.Layer, with forward and backward.",
         "model functional": "Use xpnet.Model.",
         "conv3d": "Convolutions are Conv1D and Conv2D.",
-        "randomflip randomrotation randomzoom randomcrop": "Distortions of images are in xpnet.augment.",
+        "randomflip randomrotation randomzoom randomcrop": "Image augmentation is in xpnet.augment.",
     },
     "xpnet.callbacks": {
         "learningratescheduler": "Give a schedule to the optimizer: optimizers.Adam(schedules.CosineDecay(...)).",
         "lambdacallback": "Derive a class from callbacks.Callback.",
     },
     "xpnet.datasets": {
-        "loadiris iris": "Use load_iris of scikit-learn; the data sets here are listed by dir(xpnet.datasets).",
+        "loadiris iris": "Use load_iris of scikit-learn; dir(xpnet.datasets) lists the datasets here.",
         "dataloader": "Give arrays to fit, with batch_size=; for data on disk, there is datasets.Stream.",
     },
     "xpnet.optimizers": {
@@ -355,13 +381,25 @@ _ADVICE: dict[str, dict[str, str]] = {
 }  # fmt: skip
 
 
-def _normalized(name: str) -> str:
-    """The name in lower case, without underscores and the like."""
-    return "".join(character for character in name.lower() if character.isalnum())
-
-
 #: {one of our names: what other libraries call it}.
-_SYNONYMS = {name: theirs.split() for ours, theirs in _ELSEWHERE.items() for name in ours.split()}
+_SYNONYMS = {name: theirs.split() for ours, theirs in _SYNONYM_TABLE.items() for name in ours.split()}
+
+#: {kind: {one normalized name: advice}}.
+_ADVICE = {
+    kind: {name: advice for names, advice in table.items() for name in names.split()}
+    for kind, table in _ADVICE_TABLE.items()
+}
+
+
+def synonyms(name: str, known: Iterable[str]) -> list[str]:
+    """The known names for what other libraries call `name`."""
+    given = _normalized(name)
+    return [one for one in known if given in _SYNONYMS.get(one, ())]
+
+
+def advice_on(kind: str, name: str) -> str:
+    """What to write in place of an argument or attribute of other libraries; "" if there is no advice on it."""
+    return _ADVICE.get(kind, {}).get(_normalized(name), "")
 
 
 def suggestion(name: str, known: Iterable[str], advice: str = "") -> str:
@@ -370,8 +408,7 @@ def suggestion(name: str, known: Iterable[str], advice: str = "") -> str:
     advice: returned if no known name means the same, in place of similar names.
     """
     ours, given = sorted(known), _normalized(str(name))
-    found = [one for one in ours if _normalized(one) == given]
-    found = found or synonyms(str(name), ours)
+    found = [one for one in ours if _normalized(one) == given] or synonyms(str(name), ours)
     if not found and advice:
         return f"{advice} "
     if not found:
@@ -384,36 +421,19 @@ def suggestion(name: str, known: Iterable[str], advice: str = "") -> str:
     return f"Did you mean {' or '.join(map(repr, found))}? " if found else ""
 
 
-#: {kind: {word: advice}}.
-_ADVICE_BY_WORD = {
-    kind: {word: text for words, text in table.items() for word in map(_normalized, words.split())}
-    for kind, table in _ADVICE.items()
-}
+def correction(name: str, known: Iterable[str]) -> str:
+    """The known name of which this one is an obvious misspelling; "" if there is none.
 
-
-def attribute_advice(kind: str, name: str) -> str:
-    """What to write in place of an attribute that other libraries have; "" if there is nothing to say about it."""
-    return _ADVICE_BY_WORD.get(kind, {}).get(_normalized(name), "")
-
-
-def synonyms(name: str, known: Iterable[str]) -> list[str]:
-    """The known names for what other libraries call `name`."""
-    given = _normalized(name)
-    return [one for one in known if given in _SYNONYMS.get(one, ())]
-
-
-def misspelled(name: str, known: Iterable[str]) -> str:
-    """The known name that this one was surely meant to be, or "".
-
-    They differ in case and underscores, or by two neighboring letters swapped or one missing or added, but not at the
-    end: an attribute of the user's own may be a plural.
+    They differ in case and underscores, or by one typing error: two neighboring letters swapped, or one letter missing
+    or added. The error is not at the end, since an attribute of the user's own may be a plural.
     """
     lower, given = name.lower(), _normalized(name)
-    alike = (one for one in known if one != name and (_normalized(one) == given or _one_slip(lower, one)))
+    alike = (one for one in known if one != name and (_normalized(one) == given or _one_typing_error(lower, one)))
     return next(alike, "")
 
 
-def _one_slip(name: str, meant: str) -> bool:
+def _one_typing_error(name: str, meant: str) -> bool:
+    """Whether they differ as `correction` says. Short names are never taken for each other."""
     if min(len(name), len(meant)) < 6 or abs(len(name) - len(meant)) > 1:
         return False
     shorter = min(len(name), len(meant))
@@ -454,18 +474,18 @@ def module_attributes(
             return loaded
         if name.startswith("_"):
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        hint = attribute_advice(module, name) or _place(module, names, name)
+        hint = advice_on(module, name) or _submodule_hint(module, names, name)
         hint = hint or suggestion(name, set(names) - set(hidden))
-        if _imports(sys._getframe(1)):  # Python replaces the text of an AttributeError by its own
+        if _imports(sys._getframe(1)):  # Python replaces the text of an AttributeError with its own
             raise UnknownImportError(f"cannot import name {name!r} from {module!r}. {hint}".strip())
         raise UnknownNameError(f"module {module!r} has no attribute {name!r}. {hint}".strip())
 
     return attribute, lambda: names
 
 
-def _place(package: str, names: Iterable[str], name: str) -> str:
+def _submodule_hint(package: str, modules: Iterable[str], name: str) -> str:
     """Which public module of this package has the name; "" if none has."""
-    for path in (f"{package}.{module}" for module in names):
+    for path in (f"{package}.{module}" for module in modules):
         if name in getattr(sys.modules.get(path), "__all__", ()):
             return f"It is in {path}: from {path} import {name}."
     return ""

@@ -228,17 +228,18 @@ def check_gradients(
     """Compare backward with finite differences, (L(w + h) - L(w - h)) / 2h. Returns {parameter name: relative error}.
 
     It uses a float64 copy of the model, in training mode, with the same dropout masks in every pass. In the copy, a
-    parameter of a layer of your own whose elements are all equal, such as ones, gets others: next to 0 and 1, a factor
-    that backward has forgotten would not be noticed. samples: how many
-    elements of each parameter are tried, the same in every call.  step: h.  inputs: whether to check the gradient with
-    respect to x too, as the entry "inputs"; integers have none. With several inputs or outputs, the arguments may be
-    lists or dicts, as in `fit`; the entry of an input "image" is then "inputs.image".
+    parameter of a custom layer whose elements are all equal, such as ones, gets other values, because a factor of 0 or
+    1 that backward forgets would go unnoticed.
+
+    samples: how many elements of each parameter are tried, the same in every call.  step: h.  inputs: whether to check
+    the gradient with respect to x too, as the entry "inputs"; integers have none. With several inputs or outputs, the
+    arguments may be lists or dicts, as in `fit`; the entry of an input "image" is then "inputs.image".
 
     The error is ‖a - n‖ / (‖a‖ + ‖n‖), with the gradients a of backward and n of the differences. Below 1e-6 the
     gradient is right, above 1e-4 it is wrong, unless the loss has a kink within h. It is infinite if backward does not
     assign the whole gradient: gradients are filled with NaN before, so that one that is forgotten, written in part or
     added to is found, and the log says so in words. It is also infinite for inputs whose gradient is None or has
-    another shape. Other mistakes of layers of your own raise the errors of a first training step.
+    another shape. Other mistakes in custom layers raise the same errors as in a first training step.
     """
     _check_model("check_gradients", model)
     samples, inputs = integer("", "samples", samples), flag("", "inputs", inputs)

@@ -16,7 +16,7 @@ import numpy
 from xpnet.backends import Array, Backend
 from xpnet.backends.arrays import refuse_masked
 from xpnet.concurrency.guard import ModelGuard
-from xpnet.config import flag, number
+from xpnet.config import ExplainedAttributes, flag, number
 from xpnet.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -24,9 +24,6 @@ from xpnet.errors import (
     DeviceMemoryError,
     ShapeError,
     StateError,
-    UnknownNameError,
-    attribute_advice,
-    misspelled,
 )
 from xpnet.initializers import Initializer
 
@@ -40,7 +37,7 @@ _WEIGHT_STREAM = 1  # keeps the random numbers of weights apart from those of th
 A = TypeVar("A", bound="Parameter | Buffer")
 
 
-class ModelArray:
+class ModelArray(ExplainedAttributes):
     """A named array of a model. Assigning to `value` writes into the array, which stays the same object."""
 
     name: str
@@ -99,12 +96,12 @@ class ModelArray:
             return None
 
     def __bool__(self) -> bool:
-        return True  # in spite of __len__, since `if self.bias:` asks whether there is one
+        return True  # despite __len__, since `if self.bias:` asks whether there is a bias
 
     def _not_an_array(self, *_: Any, **__: Any) -> Any:
-        """Raise ArgumentTypeError: this object was used like its array.
+        """Raise ArgumentTypeError: this object was used as an array.
 
-        np.asarray is refused too: writes into a copy would be lost, and a captured step would keep it as a constant.
+        numpy.asarray is refused too: writes into a copy would be lost, and a captured step would keep it as a constant.
         """
         raise ArgumentTypeError(f"{self._what}, not an array. {self._use_value}")
 
@@ -113,25 +110,25 @@ class ModelArray:
         return f"{self.__dict__.get('name', 'this')} is a {type(self).__name__}"
 
     @property
+    def _described(self) -> str:
+        return f"{self._what}, which"
+
+    @property
     def _use_value(self) -> str:
         return f"Its array is its value: layer.{self.name.rpartition('.')[2]}.value."
 
+    def _attribute_suggestion(self, name: str) -> str:
+        return self._use_value
+
+    def _settable(self) -> Sequence[str]:
+        return "trainable", "initializer"
+
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in self.__dict__ and not (name[0] == "_" or hasattr(type(self), name)):
-            meant = misspelled(name, ("trainable", "initializer"))
-            if hint := f"Set {meant}." if meant else attribute_advice(type(self).__name__, name):
-                raise UnknownNameError(f"{self._what}, which has no attribute {name!r}. {hint}")
+        if name not in self.__dict__:
+            self._refuse_misnamed(name)
         super().__setattr__(name, value)
 
-    if not TYPE_CHECKING:  # type checkers would accept any name and any operand
-
-        def __getattr__(self, name: str) -> Any:
-            """Raise an AttributeError for a name that does not exist, with what was meant."""
-            if name.startswith("_"):
-                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            hint = attribute_advice(type(self).__name__, name) or self._use_value
-            raise UnknownNameError(f"{self._what}, which has no attribute {name!r}. {hint}")
-
+    if not TYPE_CHECKING:  # type checkers would accept any operand
         __array__ = __array_ufunc__ = __array_function__ = _not_an_array
         __getitem__ = __setitem__ = __len__ = __iter__ = __contains__ = __float__ = __int__ = _not_an_array
         __add__ = __sub__ = __mul__ = __truediv__ = __floordiv__ = __mod__ = __pow__ = __matmul__ = _not_an_array
@@ -140,12 +137,12 @@ class ModelArray:
 
 
 class Parameters(list["Parameter"]):
-    """Parameters in order: a list, which explains a call, as of the method `parameters()` in PyTorch."""
+    """A list of parameters. Calling it, as PyTorch's method `parameters()`, raises an error that says what to do."""
 
     def __call__(self) -> Any:
         raise ArgumentTypeError(
-            "parameters is a list, not a method: leave out the parentheses. Optimizers take no parameters: "
-            "optimizers.Adam(0.01) is given to fit, train_on_batch or apply_gradients."
+            "parameters is a list, not a method: leave out the parentheses. Optimizers take no parameters: give "
+            "optimizers.Adam(0.01) to fit, train_on_batch or apply_gradients."
         )
 
 
@@ -158,6 +155,7 @@ class Parameter(ModelArray):
     is_table: whether rows are looked up, as in Embedding.  is_tied: whether another layer uses it too, as its weight.
     """
 
+    _advice = "Parameter"
     is_table = is_tied = False
 
     def __init__(
@@ -218,6 +216,8 @@ class Parameter(ModelArray):
 
 class Buffer(ModelArray):
     """An array that is saved and moved with the model but not trained, such as running statistics."""
+
+    _advice = "Buffer"
 
     def __init__(self, name: str, backend: Backend, value: Array, guard: ModelGuard) -> None:
         self.name, self.shape = name, tuple(value.shape)

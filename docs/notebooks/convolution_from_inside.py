@@ -231,8 +231,8 @@ for ax in axes.flat:
 # %% [markdown]
 # The loss mixes all classes. `attribution.saliency` is the gradient of a single score,
 # that of the predicted digit, drawn over the image: more ink on blue pixels raises the
-# score, on red ones it lowers it. `attribution.occlusion` wipes out 2×2 pixels at a
-# time, and measures by how much the score falls.
+# score, on red ones it lowers it. `attribution.occlusion` erases 2×2 pixels at a time,
+# and measures by how much the score falls.
 
 # %% alt="Over six digits, the saliency of each pixel, and below, its occlusion"
 gradient = attribution.saliency(model, images[chosen])

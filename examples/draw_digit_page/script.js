@@ -6,7 +6,7 @@ const pen = paper.getContext("2d");
 let strokes = []; // lists of points [x, y], from 0 to 1
 let stroke = null; // the one that is being drawn
 let testImage = null; // the pixels of the test image that is shown instead of a drawing
-let generation = 0; // of drawings, so that the response to one that has been cleared is not shown
+let generation = 0; // the number of the drawing, so that the response to a cleared one is not shown
 let latest = null; // the result that is shown
 
 // Drawing ------------------------------------------------------------------------------------------------------------
@@ -35,13 +35,19 @@ function redraw() {
     for (const point of others) pen.lineTo(...point);
     pen.stroke();
   }
-  const side = size / (testImage?.length ?? 1);
-  testImage?.forEach((row, y) => row.forEach((ink, x) => {
-    pen.globalAlpha = ink;
-    pen.fillRect(x * side, y * side, side, side);
-  }));
-  pen.globalAlpha = 1;
+  if (testImage) fillCells(pen, testImage, [0, 0, size], () => pen.strokeStyle);
   byId("hint").hidden = Boolean(strokes.length || testImage);
+}
+
+/** Fills a square [left, top, side] with rows of cells: the larger the absolute value of a cell, the more opaque. */
+function fillCells(context, rows, [left, top, side], colorOf) {
+  const height = side / rows.length;
+  rows.forEach((row, y) => row.forEach((value, x) => {
+    context.fillStyle = colorOf(value);
+    context.globalAlpha = Math.abs(value);
+    context.fillRect(left + (x * side) / row.length, top + y * height, side / row.length, height);
+  }));
+  context.globalAlpha = 1;
 }
 
 /** Shows another drawing, or a test image, from 0 for paper to 1 for ink. */
@@ -81,7 +87,7 @@ function clear() {
   classify();
 }
 
-let pointer = null; // the id of the one that draws; further fingers do not
+let pointer = null; // the id of the pointer that draws; other fingers are ignored
 paper.addEventListener("pointerdown", (event) => {
   if (pointer !== null || event.button !== 0) return;
   pointer = event.pointerId;
@@ -198,7 +204,7 @@ async function answer(url, how) {
   let problem = "The program does not answer. Start draw_digit.py again, then open its new address.";
   try {
     const response = await fetch(url, how);
-    problem = "The program has sent no proper answer. Look for errors where draw_digit.py runs.";
+    problem = "The program has sent no valid answer. Look for errors where draw_digit.py runs.";
     if (response.status < 500 && !response.ok) problem = await response.text();
     const result = response.ok ? await response.json() : null;
     if (result) problem = "";
@@ -244,14 +250,8 @@ function showSaliency() {
   const context = overlay.getContext("2d");
   context.clearRect(0, 0, overlay.width, overlay.height);
   if (!latest?.saliency || !byId("saliency").checked) return;
-  const [left, top, side] = latest.frame.map((value) => value * overlay.width);
-  const height = side / latest.saliency.length;
-  latest.saliency.forEach((row, y) => row.forEach((value, x) => {
-    context.fillStyle = color(value > 0 ? "--accent" : "--minus");
-    context.globalAlpha = Math.abs(value);
-    context.fillRect(left + (x * side) / row.length, top + y * height, side / row.length, height);
-  }));
-  context.globalAlpha = 1;
+  const square = latest.frame.map((value) => value * overlay.width);
+  fillCells(context, latest.saliency, square, (value) => color(value > 0 ? "--accent" : "--minus"));
 }
 
 byId("saliency").addEventListener("change", (event) => {
@@ -316,7 +316,7 @@ function paint(canvas, rows) {
 }
 
 async function showModel() {
-  if (location.search) history.replaceState(null, "", location.pathname); // the link has served its purpose
+  if (location.search) history.replaceState(null, "", location.pathname); // the token no longer works
   show(null);
   const model = await answer("model");
   if (!model) return;

@@ -85,7 +85,7 @@ LONG = {"captured": 1600, "graphs": 800, "eager": 2400, "one_fit": 800, "streams
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", LONG)
 def test_long_runs(name, monkeypatch):
-    monkeypatch.setattr(long_runs, "ALLOWED", {**long_runs.ALLOWED, "memory": 20.0, "objects": 100, "blocks": 5})
+    monkeypatch.setattr(long_runs, "ALLOWED", {"memory": 20.0, "objects": 100, "blocks": 5})
     monkeypatch.setenv("XPNET_CAPTURE", "1")
     for module, setting in (
         (captured_step, "_MIN_STEPS"),

@@ -35,15 +35,15 @@ from xpnet.parameters import Buffer, ModelArray, Parameter, Parameters, Paramete
 _INTERNAL = frozenset((
     "add_tied_parameter", "backward_in_context", "backward_pass", "calls", "check_input", "connections",
     "drop_workspaces", "execution_context", "forward_in_context", "forward_pass", "gives_probabilities",
-    "has_mask", "in_this_model", "inference_outputs", "inner_layers", "keeps_mask", "last_layer", "mask",
+    "has_mask", "in_this_model", "inference_outputs", "inner_layers", "keeps_mask", "mask",
     "masked_outputs", "noise_key", "output_mask", "output_masks", "place", "run_in_given_order", "shape_for",
     "shared_copy", "splits_batch", "spread_masks", "start_mask", "starts_mask", "takes_list", "unplace",
 ))  # fmt: skip
 
-#: What only the author of a layer uses. It is not suggested for other unknown attributes.
+#: Attributes for authors of layers only. Errors suggest them only for custom layers.
 _FOR_AUTHORS = frozenset((
     "accepts_integers", "add_buffer", "add_parameter", "build", "causal", "check_inputs", "check_output", "context",
-    "has_custom_layers", "is_custom", "masked_outputs", "past", "path", "random_bits", "random_normal",
+    "has_custom_layers", "is_custom", "past", "path", "random_bits", "random_normal",
     "refuse", "wants_input_grad", "work", "wrong_output", "xp",
 ))  # fmt: skip
 
@@ -96,7 +96,7 @@ class Layer(Configured):
     starts_mask: bool = False
     #: Whether its class is not part of xpnet, so that a model checks what it returns.
     is_custom: ClassVar[bool] = False
-    #: The constructor arguments that may be assigned after the layer is built, since each pass reads them.
+    #: The constructor arguments that may be assigned after the layer is built, because each pass reads them.
     _changeable: ClassVar[frozenset[str]] = frozenset()
     #: Whether backward must return ∂L/∂x. The container sets it before each backward.
     wants_input_grad: bool = True
@@ -202,7 +202,7 @@ class Layer(Configured):
             )
 
     def _checked_parameter_shape(self, name: str, shape: Any) -> Shape:
-        """The shape as a tuple of integers. One with an axis of any length is left to the caller."""
+        """The shape as a tuple of integers. A shape with None is returned as it is, and the caller refuses it."""
         if isinstance(shape, tuple) and None in shape:
             return shape
         try:
@@ -398,16 +398,17 @@ class Layer(Configured):
         if "build" in cls.__dict__:
             cls.build = standalone(cls.build)  # type: ignore[method-assign]
 
-    def _suggested(self) -> Set[str]:
-        return super()._suggested() - (_FOR_AUTHORS if not self.is_custom or self._advice == "model" else set())
+    def _suggestible(self) -> Set[str]:
+        names = super()._suggestible()
+        return names if self.is_custom and self._advice == "layer" else names - _FOR_AUTHORS
 
     def __setattr__(self, name: str, value: Any) -> None:
         held = self.__dict__.get(name)
         if isinstance(held, ModelArray) and held is not value and self.context.store.allocated:
             if isinstance(held, Parameter) and (method := self._running_pass()):
                 raise StateError(
-                    f"{self._label}: {method} assigns self.{name}, the parameter. For its gradient, write "
-                    f"self.{name}.grad[...] = ...; what backward needs, keep on self.work."
+                    f"{self._label}: {method} assigns self.{name}, the parameter. To set its "
+                    f"gradient, write self.{name}.grad[...] = ...; to keep values for backward, use self.work."
                 )
             held.assign(value.value if isinstance(value, ModelArray) else value, f"{self._label}: {name}")
             return
@@ -421,8 +422,8 @@ class Layer(Configured):
                     setattr(twin, name, value)
 
     def _running_pass(self) -> str:
-        """ "forward" or "backward" if this method of the layer runs in this thread, else ""."""
-        frame: Any = sys._getframe(2)
+        """ "forward" or "backward" if this thread is executing this method of the layer, else ""."""
+        frame: Any = sys._getframe()  # a flag would cost time in every pass, and would have to be one per thread
         while frame is not None:
             code = frame.f_code
             first = code.co_varnames[:1]

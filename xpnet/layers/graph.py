@@ -226,7 +226,7 @@ def tensors_of(config: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def checked_tensors_of(config: Mapping[str, Any], more: Sequence[str] = ()) -> tuple[list[Tensor], list[Tensor]]:
-    """`tensors_of` a config from a file. more: its keys beside those of a graph. Unused parts raise ArgumentError."""
+    """`tensors_of` a config from a file. more: its keys besides a graph's. Unused parts raise ArgumentError."""
     if unknown := sorted(config.keys() - {"layers", "inputs", "calls", "outputs", "name", *more}):
         raise ArgumentError(f"Model: its graph has {', '.join(map(repr, unknown))}, which xpnet does not know.")
     tensors = tensors_of(config)
@@ -238,7 +238,7 @@ def checked_tensors_of(config: Mapping[str, Any], more: Sequence[str] = ()) -> t
 
 
 def numbered(kind: str, items: Sequence[Any], number: Any) -> Any:
-    """The item with this number. Raises ArgumentError if there is none, as a damaged file may have it."""
+    """The item with this number. Raises ArgumentError if there is none, as in a damaged file."""
     if type(number) is not int or not 0 <= number < len(items):
         raise ArgumentError(f"Model: there is no {kind} number {shown(number)}.")
     return items[number]

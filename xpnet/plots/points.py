@@ -14,7 +14,8 @@ def embedding(points: Any, labels: Any = None, ax: Axes | None = None, names: Se
     """Points (N, 2) with a color and a marker for each class, such as those of `attribution.principal_components`.
 
     labels: the class of each point, numbers or text (N,). names: a text beside each point, such as the words of an
-    Embedding. Raises ShapeError for points, labels or names of another shape, and DataError for NaN or infinity.
+    Embedding. Returns the Axes. Raises ShapeError for points, labels or names of other shapes, and DataError for points
+    with NaN or infinity.
     """
     values, names = numbers_of(points, "points"), texts("names", names)
     if values.ndim != 2 or values.shape[1] != 2 or not len(values):

@@ -28,7 +28,7 @@ from xpnet.training.output_losses import OutputLosses
 from xpnet.training.outputs import last_layers
 from xpnet.training.rows import Rows
 
-LARGEST_EXPLAINED_BATCH = 2**31 - 1  # for larger ones, sizes of arrays might not fit into 64 bits
+LARGEST_EXPLAINED_BATCH = 2**31 - 1  # the sizes of larger arrays might not fit into 64 bits
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class FitOptions:
         for callback in callbacks if self.resume_from is not None else ():
             if callback.makes_trial:
                 kind = type(callback).__name__
-                raise ArgumentError(f"resume_from: a fit with {kind} is a trial, so it cannot continue a training.")
+                raise ArgumentError(f"resume_from: a fit with {kind} is a trial, which cannot resume training.")
         return replace(
             self,
             epochs=integer("", "epochs", self.epochs),

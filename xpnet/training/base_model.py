@@ -100,7 +100,7 @@ class BaseModel(Container):
         if name in ("layers", "name"):
             return super()._checked_assignment(name, value)
         if self.is_built:
-            advice = 'Use model.to("cpu", dtype="float64").' if name == "dtype" else f"Make a new model with {name}=..."
+            advice = "Use model.to(backend, dtype=...)." if name == "dtype" else f"Make a new model with {name}=..."
             raise StateError(f"{type(self).__name__}: {name} cannot change after the model is built. {advice}")
         if name == "seed":
             return as_seed("", value)
@@ -108,12 +108,12 @@ class BaseModel(Container):
             return float_dtype(value)
         return _checked_precision(value, self._wanted_backend, self.dtype) if name == "precision" else value
 
-    def _follow(self, **attributes: Any) -> None:
-        """Set attributes of this model, which cannot be assigned after it is built, and of its copies."""
+    def _update_settings(self, **settings: Any) -> None:
+        """Set attributes of this model and its shared copies. Unlike an assignment, it also works after build."""
         copies = [reference() for reference in self._shared_copies]
         for model in [self, *copies]:
             if model is not None:
-                vars(model).update(attributes)
+                vars(model).update(settings)
 
     @explain_arguments
     def forward(self, x: Any, training: bool = False) -> Any:
@@ -534,7 +534,7 @@ class BaseModel(Container):
     def _move(self, target: Backend, dtype: str | None) -> Self:
         if self.is_built:
             self.context.guard.refuse_during_training()
-        self._follow(_wanted_backend=target, dtype=float_dtype(self.dtype if dtype is None else dtype))
+        self._update_settings(_wanted_backend=target, dtype=float_dtype(self.dtype if dtype is None else dtype))
         self._drop_unsupported_precision()
         if self.is_built and not (target is self.backend and self.dtype == self.context.dtype):
             with target.device():
@@ -547,7 +547,7 @@ class BaseModel(Container):
     def _follow_store(self) -> None:
         """The store has moved to another device or dtype, perhaps with another model that shares it."""
         store = self.context.store
-        self._follow(_wanted_backend=store.backend, dtype=store.dtype.name)
+        self._update_settings(_wanted_backend=store.backend, dtype=store.dtype.name)
         self.context.backend = store.backend
         self._drop_unsupported_precision()
         self._state.follow(store)
@@ -557,13 +557,13 @@ class BaseModel(Container):
     def _drop_unsupported_precision(self) -> None:
         backend, precision = self._wanted_backend, self.precision
         if precision is not None and (self.dtype != "float32" or backend.precision_unavailable(precision)):
-            self._follow(precision=None)
+            self._update_settings(precision=None)
         if self.is_built:
             self.context.precision = self.precision
 
     def _drop_precision(self) -> None:
-        """From now on, compute matrix products in the dtype of the model, which is built."""
-        self._follow(precision=None)
+        """From now on, compute matrix products in the model's dtype. The model must be built."""
+        self._update_settings(precision=None)
         self.context.precision = None
 
     def drop_workspaces(self, inference_only: bool = False) -> None:
