@@ -213,7 +213,7 @@ def maximize_activation(
         if isinstance(shape, list):
             raise ShapeError(f"{name}: needs a layer with one output, but {seen.layer._label} has {len(shape)}.")
         count = shape[-1] if shape else 1
-    units = probe.units("target", [target] if is_integer(target) else target, count)
+    units = probe.units([target] if is_integer(target) else target, count)
     if units.ndim != 1:
         raise ShapeError(f"{name}: target must be one unit or several (N,), but has shape {units.shape}.")
     with explaining_memory_errors_of(model, len(units)), model.backend.device():

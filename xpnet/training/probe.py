@@ -106,7 +106,7 @@ class Probe:
             also = "one per sample, or None"
             one = integer(self._function, "target", target, at_least=0, at_most=self.classes - 1, also=also)
             return numpy.full(samples, one)
-        classes = self.units("target", target, self.classes)
+        classes = self.units(target, self.classes)
         if classes.shape != (samples,):
             raise ShapeError(
                 f"{self._function}: target must be one class, or one for each of the {samples} samples, but has shape "
@@ -114,16 +114,16 @@ class Probe:
             )
         return classes
 
-    def units(self, name: str, given: Any, count: int) -> Any:
-        """Numbers from 0 below count, as a NumPy array. Raises DataError or ArgumentTypeError for others."""
-        units = real_array(given, f"{self._function}: {name}")
+    def units(self, target: Any, count: int) -> Any:
+        """Integers from 0 to count - 1, as a NumPy array. Raises DataError or ArgumentTypeError for others."""
+        units = real_array(target, f"{self._function}: target")
         if not units.size:
-            raise DataError(f"{self._function}: {name} is empty.")
+            raise DataError(f"{self._function}: target is empty.")
         if units.dtype.kind not in "iu":
-            raise ArgumentTypeError(f"{self._function}: {name} must be integers, not {units.dtype}.")
+            raise ArgumentTypeError(f"{self._function}: target must be integers, not {units.dtype}.")
         if units.min() < 0 or units.max() >= count:
             raise DataError(
-                f"{self._function}: {name} must be from 0 to {count - 1}, but is from {units.min()} to {units.max()}."
+                f"{self._function}: target must be from 0 to {count - 1}, but is from {units.min()} to {units.max()}."
             )
         return units.astype("int64")
 
