@@ -6,7 +6,8 @@ import threading
 import numpy as np
 import pytest
 from every import LAYERS
-from small_models import assert_same_state, gradients_of
+from precisions import require_precision
+from small_models import Do, assert_same_state, gradients_of
 
 import xpnet
 from xpnet import attribution, augment, callbacks, layers
@@ -106,6 +107,25 @@ def test_a_softmax_inside_a_model_and_one_whose_outputs_are_used_further_stay():
         def backward(self, grad_output, input_grad=True):
             return super().backward(2.0 * grad_output, input_grad)
 
+    own = Doubled([layers.Dense(3), layers.Softmax()], (4,), "cpu", dtype="float64")
+    close(attribution.saliency(own, x, 1), slopes(lambda x: own.predict(x)[:, 1], x), 1e-8)
+
+    class Gate(layers.Sequential):
+        def forward(self, x):
+            return 2.0 * super().forward(x)
+
+        def backward(self, grad_y):
+            return super().backward(2.0 * grad_y)
+
+    gated = net(Gate([layers.Dense(3), layers.Softmax()]), shape=(4,))
+    close(attribution.saliency(gated, x, 1), slopes(lambda x: gated.predict(x)[:, 1], x), 1e-8)
+    with_residual = net(layers.Residual(layers.Dense(4), layers.Softmax()), shape=(4,))
+    close(attribution.saliency(with_residual, x, 1), slopes(lambda x: with_residual.predict(x)[:, 1], x), 1e-8)
+
+
+def test_dropout_is_off_in_a_forward_written_by_hand():
+    x = RNG.normal(size=(3, 4))
+
     class ByHand(xpnet.Sequential):
         def forward(self, x, training=False):
             for layer in self.layers:
@@ -121,20 +141,6 @@ def test_a_softmax_inside_a_model_and_one_whose_outputs_are_used_further_stay():
     by_hand.train_on_batch(x, [0, 1, 1], "softmax_cross_entropy", "sgd")
     first, _, last, _ = by_hand.state_dict().values()
     close(attribution.saliency(by_hand, x, 1), np.tile((first @ last)[:, 1], (3, 1)))
-    own = Doubled([layers.Dense(3), layers.Softmax()], (4,), "cpu", dtype="float64")
-    close(attribution.saliency(own, x, 1), slopes(lambda x: own.predict(x)[:, 1], x), 1e-8)
-
-    class Gate(layers.Sequential):
-        def forward(self, x):
-            return 2.0 * super().forward(x)
-
-        def backward(self, grad_y):
-            return super().backward(2.0 * grad_y)
-
-    gated = net(Gate([layers.Dense(3), layers.Softmax()]), shape=(4,))
-    close(attribution.saliency(gated, x, 1), slopes(lambda x: gated.predict(x)[:, 1], x), 1e-8)
-    with_residual = net(layers.Residual(layers.Dense(4), layers.Softmax()), shape=(4,))
-    close(attribution.saliency(with_residual, x, 1), slopes(lambda x: with_residual.predict(x)[:, 1], x), 1e-8)
 
 
 def test_a_model_with_one_output_has_one_score(backend):
@@ -385,8 +391,8 @@ def test_layers_are_found_in_blocks_and_in_graphs(backend):
     head = net(layers.GlobalAveragePool2D(), layers.Dense(3), shape=(8, 6, 2), backend=backend)
     model = xpnet.Model(image, head(layers.ReLU()(block(image))), backend=backend, dtype="float64")
     weight = head.state_dict()["1.weight"]
-    blocks, inner = model.activations(IMAGES)["0"], layers.Conv2D  # the block, before the last ReLU
-    assert blocks.shape == (3, 8, 6, 2) and isinstance(block[0], inner)
+    blocks = model.activations(IMAGES)["0"]  # before the last ReLU
+    assert blocks.shape == (3, 8, 6, 2)
     gradient = (blocks > 0) * weight[:, 1] / 48
     expected = np.maximum((blocks * gradient.mean(axis=(1, 2), keepdims=True)).sum(axis=-1), 0)
     for layer in (None, block, "0", 0):
@@ -439,14 +445,11 @@ def test_each_step_is_that_of_the_formula(backend):
 )
 def test_the_direction_is_the_gradient_of_the_mean_of_a_unit(backend, layer, units):
     model = cnn(backend)
-    name = {None: "8", "first": "first"}.get(layer, str(layer))
+    name = "8" if layer is None else str(layer)
 
     def activation(x):
-        return (
-            model.activations(x)[name]
-            .reshape(2, -1, model.get_layer(name).output_shape[-1])
-            .mean(axis=1)[np.arange(2), units]
-        )
+        outputs = model.activations(x)[name]
+        return outputs.reshape(2, -1, outputs.shape[-1]).mean(axis=1)[np.arange(2), units]
 
     start = IMAGES[:2]
     found = attribution.maximize_activation(model, units, layer, steps=1, rate=1.0, decay=0.0, start=start)
@@ -454,6 +457,14 @@ def test_the_direction_is_the_gradient_of_the_mean_of_a_unit(backend, layer, uni
     close(found - start, grad / np.sqrt((grad**2).mean(axis=(1, 2, 3), keepdims=True)), 1e-6)
     many = attribution.maximize_activation(model, units, layer, steps=20, rate=0.1)
     assert (activation(many) > activation(np.zeros_like(many)) + 0.01).all()
+
+
+def test_the_gradient_of_a_unit_has_no_part_of_the_scores_that_skip_its_layer(backend):
+    skipped = layers.Residual(layers.Dense(4), layers.Tanh())
+    model = net(skipped, layers.Dense(3), shape=(4,), backend=backend)
+    grad, start = model.state_dict()["0.0.weight"][:, 1], RNG.normal(size=4)
+    found = attribution.maximize_activation(model, 1, "0.0", steps=1, rate=1.0, decay=0.0, start=start)
+    close(found - start, [grad / np.sqrt((grad**2).mean())])
 
 
 def test_the_inputs_are_determined_by_the_seed_on_all_devices(backend):
@@ -530,16 +541,22 @@ def test_nothing_of_the_model_changes(backend):
                 assert (model.history, model._state.step) == before[2:]
                 np.testing.assert_array_equal(model.predict(IMAGES), outputs[-1])
             model.backward(np.ones((3, 4)))
-        return model.state_dict(), backend.to_numpy(model.forward(IMAGES, training=True)), gradients_of(model)
+        outputs = backend.to_numpy(model.forward(IMAGES, training=True))
+        gradients = {f"gradient of {name}": grad for name, grad in gradients_of(model).items()}
+        return {**model.state_dict(), **gradients, "outputs": outputs}
 
-    for one, other in zip(trained(True), trained(False), strict=True):
-        if isinstance(one, dict):
-            assert_same_state(one, other)
-        else:
-            np.testing.assert_array_equal(one, other)
+    assert_same_state(trained(attributes=True), trained(attributes=False))
 
 
-def test_frozen_and_half_precise_models_and_layers_of_users_keep_their_state():
+def test_models_in_mixed_precision_are_differentiated_in_their_dtype(gpu):
+    require_precision(gpu, "float16")
+    model = net(layers.Dense(3), shape=(5,), backend=gpu, dtype="float32", precision="float16")
+    found = attribution.saliency(model, RNG.normal(size=(1, 5)), 1)
+    np.testing.assert_array_equal(found, model.state_dict()["0.weight"].T[[1]])
+    assert model.precision == model.context.precision == "float16"
+
+
+def test_frozen_models_and_layers_of_users_keep_their_state():
     class Square(layers.Layer):
         def forward(self, x):
             self.work.x = x
@@ -559,13 +576,12 @@ def test_frozen_and_half_precise_models_and_layers_of_users_keep_their_state():
 
 
 def test_a_callback_may_attribute_a_running_fit_and_so_may_another_thread(backend):
-    class Attributes(callbacks.Callback):
-        def on_epoch_end(self, model, epoch, logs):
-            attribute(model)
-            seen.append(attribution.saliency(model, IMAGES))
+    def attributes(callback, model):
+        attribute(model)
+        seen.append(attribution.saliency(model, IMAGES))
 
     results = []
-    for given in ([], [Attributes()]):
+    for given in ([], [Do(attributes, "on_epoch_end")]):
         seen, model = [], cnn(backend, dtype="float32")
         model.fit(IMAGES, np.arange(3), epochs=4, callbacks=given, verbose=0)
         results.append(model.state_dict())

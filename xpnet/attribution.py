@@ -1,10 +1,10 @@
 """Attribution: what a trained model looks at, by gradients, occlusion, Grad-CAM and activation maximization; and PCA.
 
-All functions work on a copy of the model, in the mode of `predict`: dropout is off and BatchNorm normalizes by its
-running statistics. Nothing of the model changes, and they may be called while `fit` trains it in another thread.
+All functions work on a copy of the model, in inference mode as `predict`: dropout is off and BatchNorm normalizes by
+its running statistics. The model itself does not change, and may be trained by `fit` in another thread meanwhile.
 
-The score of a class is the output of the model for it. If the last layer is Softmax, LogSoftmax or Sigmoid, it is what
-this layer takes: probabilities near 0 or 1 hardly change, and that of a class depends on the scores of all others.
+The score of a class is the output of the model for it. If the last layer is Softmax, LogSoftmax or Sigmoid, it is the
+input of this layer: probabilities near 0 or 1 hardly change, and that of a class depends on the scores of all others.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ from xpnet.layers.structure import first_of, mapped
 from xpnet.model import Model, Sequential
 from xpnet.parameters import Parameter
 from xpnet.training.device_memory import explaining_memory_errors_of, samples_of
-from xpnet.training.probe import ROWS, Probe, ones_at
+from xpnet.training.probe import ROWS, Probe
 
 __all__ = ["PrincipalComponents", "grad_cam", "maximize_activation", "occlusion", "principal_components", "saliency"]
 
@@ -88,7 +88,7 @@ def occlusion(
     model: Sequential | Model, x: Any, target: Any = None, *, size: int | Sequence[int | None],
     stride: int | Sequence[int | None] | None = None, value: float = 0.0,
 ) -> Array:  # fmt: skip
-    """By how much the score of a class falls when a part of the input x is replaced by `value`, at each place.
+    """At each position of the input x, by how much the score of a class falls if a patch there is replaced by `value`.
 
     x: images (N, H, W, channels), with a result (N, H, W): patches of `size` pixels, or (height, width), in all
         channels.  Images (N, H, W): a size (height, width).  Sequences (N, T, features), with a result (N, T): a size
@@ -97,8 +97,8 @@ def occlusion(
     target: as in `saliency`.  stride: from one patch to the next, by default `size`, and at most that. Where patches
         overlap, the result is the mean over them.  value: for tokens, the token that takes their place.
 
-    Where the result is above 0, what was there speaks for the class. Each patch takes a prediction of each sample, in
-    batches, so that memory does not grow with their number.
+    Where the result is above 0, the input raises the score. Each patch needs one prediction per sample; these are
+    computed in batches, so that memory does not grow with their number.
 
     Zeiler and Fergus 2014, "Visualizing and understanding convolutional networks". Raises the errors of `saliency`, and
     ArgumentError for a size or a stride that does not fit.
@@ -106,7 +106,7 @@ def occlusion(
     probe = Probe("occlusion", model)
     with explaining_memory_errors_of(model, samples_of(x) or 1), model.backend.device():
         arrays = probe.inputs(x)
-        count, lengths = len(arrays), _occluded(arrays.shape[1:], size)
+        count, lengths = len(arrays), _lengths_to_cover(arrays.shape[1:], size)
         sizes = _one_per_axis("size", size, lengths)
         strides = sizes if stride is None else _one_per_axis("stride", stride, sizes)
         value = _replacement(probe, arrays, value)
@@ -118,7 +118,7 @@ def occlusion(
         falls, covered = numpy.zeros((count, *lengths)), numpy.zeros(lengths)
         for start in range(0, len(windows) * count, ROWS):
             numbers = numpy.arange(start, min(start + ROWS, len(windows) * count))
-            samples = numbers % count
+            samples: Any = numbers % count
             replaced = arrays[model.backend.asarray(samples)]
             parts = []  # the rows of each window
             for k in range(int(numbers[0]) // count, int(numbers[-1]) // count + 1):
@@ -126,11 +126,9 @@ def occlusion(
                 replaced[(rows, *windows[k])] = value
                 parts.append((rows, windows[k]))
             changed = probe.scores(replaced)[numpy.arange(len(numbers)), classes[samples]]
-            fall = scores[samples] - changed
+            fall = (scores[samples] - changed).reshape(-1, *[1] * len(lengths))
             for rows, window in parts:
-                axes = (slice(None), *[None] * len(lengths))
-                first = int(samples[rows.start])
-                falls[(slice(first, first + rows.stop - rows.start), *window)] += fall[rows][axes]
+                falls[(samples[rows], *window)] += fall[rows]
         for window in windows:
             covered[window] += 1.0
     return (falls / covered).astype(model.dtype)
@@ -138,26 +136,25 @@ def occlusion(
 
 @explain_arguments
 def grad_cam(model: Sequential | Model, x: Any, target: Any = None, layer: Layer | str | int | None = None) -> Array:
-    """Where a convolutional model finds what speaks for a class: maps (N, H, W) for images x (N, H, W, channels).
+    """Maps (N, H, W) of the regions of images x (N, H, W, channels) that raise the score of a class.
 
-    It takes the outputs A (N, h, w, filters) of a layer, weights each filter by the mean of the gradient of the score
-    over all places, adds them up, and keeps what is above 0: ReLU(Σ_k a_k A_k) with a_k = mean of ∂score/∂A_k. The maps
-    are then interpolated, bilinearly, to the height and width of x. They are not scaled. Images may also be (N, H, W),
-    if the model adds the channels.
+    With the outputs A (N, h, w, filters) of a layer, a map is ReLU(Σ_k a_k A_k), where a_k is the mean of
+    ∂score/∂A_k over all positions. It is then interpolated bilinearly to the height and width of x, and not scaled.
+    Images may also be (N, H, W), if the model adds the channels.
 
     target: as in `saliency`.  layer: the layer, its name or its position; by default the last convolution, or, if it is
         in a Residual, this block.
 
     Selvaraju et al. 2017, "Grad-CAM: Visual explanations from deep networks via gradient-based localization". Raises
-    the errors of `saliency`, and ArgumentError or ShapeError for a layer that is not in the model, or whose outputs are
-    not (N, h, w, filters).
+    the errors of `saliency`, ArgumentError or PositionError for a layer that is not in the model, and ShapeError for
+    one whose outputs are not (N, h, w, filters).
     """
     probe = Probe("grad_cam", model)
-    found, seen = probe.watch(layer)
-    shape: Any = found.output_shape
+    seen = probe.watch(layer)
+    shape: Any = seen.layer.output_shape
     if isinstance(shape, list) or len(shape) != 3:
         raise ShapeError(
-            f"grad_cam: needs a layer with outputs (N, h, w, filters), but those of {found._label} are "
+            f"grad_cam: needs a layer with outputs (N, h, w, filters), but those of {seen.layer._label} are "
             f"{shape_text(shape)}."
         )
     if len(model.input_shape) not in (2, 3):
@@ -172,7 +169,6 @@ def grad_cam(model: Sequential | Model, x: Any, target: Any = None, layer: Layer
         maps = []
         for rows, classes in _batches(arrays, probe.targets(target, len(arrays))):
             probe.gradient(rows, classes)
-            probe.refuse_unseen(found, seen)
             weights = seen.gradient.mean(axis=(1, 2), keepdims=True)
             small = probe.xp.maximum((seen.output * weights).sum(axis=-1), 0.0)
             maps.append(rows_to @ model.backend.to_numpy(small) @ columns_to.T)
@@ -185,16 +181,18 @@ def maximize_activation(
     rate: float = 0.05, decay: float = 0.05, limits: Sequence[float] | None = None, start: Any = None,
     seed: int | None = 0,
 ) -> Array:  # fmt: skip
-    """Inputs (N, *input_shape) that the model answers to most, found by gradient ascent from noise.
+    """Inputs (N, *input_shape) that maximize the score of a class, found by gradient ascent from noise.
 
-    target: the class whose score is to grow; with several (N,), one input is made for each.  layer: instead of a score,
-        the activation of unit or filter `target` of this layer, its name or its position: its output, or the mean over
-        all places or steps.
+    target: the class; with several (N,), one input is made for each.  layer: a layer, its name or its position. Then
+        the activation of its unit or filter `target` is maximized instead: its output, or the mean of that over all
+        positions or steps.
     steps, rate: each step changes the input by about `rate` in the direction of the gradient, x += rate · g/√mean(g²).
-    decay: after each step, the input is multiplied by 1 - decay. This removes what hardly matters, and holds the input
-        near rate / decay; without it, the input grows with every step.  limits: (low, high), to which it is clipped.
-    start: the first input, of shape input_shape, or one for each target. None is normal noise of deviation `rate`
-        around 0.  seed: of the noise, which is the same on every device. None draws another one in each call.
+    decay: after each step, the input is multiplied by 1 - decay. This shrinks values with small gradients, and keeps
+        the input near rate / decay; without it, the input grows with every step.  limits: (low, high), to which it is
+        clipped.
+    start: the first input, of shape input_shape, or one for each target. None is Gaussian noise with mean 0 and
+        standard deviation `rate`.  seed: of the noise, which is the same on every device. None draws new noise in each
+        call.
 
     Erhan et al. 2009, "Visualizing higher-layer features of a deep network"; the decay is that of Yosinski et al. 2015,
     "Understanding neural networks through deep visualization". Raises the errors of `saliency`; ArgumentError for
@@ -208,27 +206,23 @@ def maximize_activation(
     probe = Probe(name, model)
     if probe.embeds:
         raise probe.no_gradient()
-    found, seen, count = None, None, probe.classes
+    seen, count = None, probe.classes
     if layer is not None:
-        found, seen = probe.watch(layer)
-        shape: Any = found.output_shape
+        seen = probe.watch(layer)
+        shape: Any = seen.layer.output_shape
         if isinstance(shape, list):
-            raise ShapeError(f"{name}: needs a layer with one output, but {found._label} has {len(shape)}.")
+            raise ShapeError(f"{name}: needs a layer with one output, but {seen.layer._label} has {len(shape)}.")
         count = shape[-1] if shape else 1
-    units = probe.units("target", [target] if is_integer(target) else target, count)
+    units = probe.units([target] if is_integer(target) else target, count)
     if units.ndim != 1:
         raise ShapeError(f"{name}: target must be one unit or several (N,), but has shape {units.shape}.")
     with explaining_memory_errors_of(model, len(units)), model.backend.device():
         x = probe.inputs(_first_inputs(model.input_shape, len(units), start, rate, seed))
         x = x if low is None else probe.xp.clip(x, low, high)
-        chosen = model.backend.asarray(units)
         if seen is not None:
-            seen.replacement = lambda y: ones_at(probe.xp, y, chosen)
-        classes = units if seen is None else numpy.zeros(len(units), numpy.int64)  # whose gradient is replaced
+            seen.units = model.backend.asarray(units)
         for _ in range(steps):
-            grad = probe.gradient(x, classes)
-            if seen is not None and found is not None:
-                probe.refuse_unseen(found, seen)
+            grad = probe.gradient(x, units)
             size = probe.xp.sqrt((grad * grad).mean(axis=tuple(range(1, grad.ndim)), keepdims=True))
             x = (x + grad * (rate / probe.xp.maximum(size, 1e-30))) * (1.0 - decay)
             x = x if low is None else probe.xp.clip(x, low, high)
@@ -241,8 +235,8 @@ def maximize_activation(
 class PrincipalComponents(NamedTuple):
     """What `principal_components` returns, for values of N samples and F features: float64, on the host.
 
-    points: (N, n), the values along the components.  components: (n, F), orthogonal, of length 1.  mean: (F,).
-    explained: (n,), the share of the variance along each.  `points @ components + mean` is near the values.
+    points: (N, n), the coordinates along the components.  components: (n, F), orthonormal rows.  mean: (F,).
+    explained: (n,), the fraction of the variance along each.  `points @ components + mean` approximates the values.
     """
 
     points: Array
@@ -255,10 +249,10 @@ class PrincipalComponents(NamedTuple):
 def principal_components(values: Any, n: int = 2) -> PrincipalComponents:
     """Principal component analysis: the n directions in which the values (N, ...) vary most.
 
-    values: of each sample, such as an output of `model.activations(x)`, or the weight of an Embedding, of each word.
-        Further axes count as features.  n: at most N and the number of features.
+    values: those of each sample, such as an output of `model.activations(x)`; or of each word, the weight of an
+        Embedding. Further axes count as features.  n: at most N and the number of features.
 
-    The number of largest absolute value in each component is positive, so that equal values give equal signs. Pearson
+    The sign of each component is chosen so that its element of largest absolute value is positive. Pearson
     1901, "On lines and planes of closest fit to systems of points in space". Raises DataError for fewer than two
     samples, NaN or infinity, and ArgumentError for an n out of range.
     """
@@ -289,8 +283,8 @@ def _batches(arrays: Any, targets: Any) -> Iterator[tuple[Any, Any]]:
         yield mapped(lambda a, rows=rows: a[rows], arrays), None if targets is None else targets[rows]
 
 
-def _occluded(shape: Sequence[int], size: Any) -> tuple[int, ...]:
-    """The lengths of the axes that patches of this size lie on."""
+def _lengths_to_cover(shape: Sequence[int], size: Any) -> tuple[int, ...]:
+    """The lengths of the axes along which patches of this size are placed."""
     items = items_of(size)
     if len(shape) == 2 and (items is None or len(items) != 2):
         raise ArgumentError(
@@ -326,7 +320,7 @@ def _replacement(probe: Probe, arrays: DeviceArray, value: Any) -> float:
 
 
 def _windows(lengths: Sequence[int], sizes: Sequence[int], strides: Sequence[int]) -> list[tuple[slice, ...]]:
-    """The patches that cover all places; the last ones end with the axis."""
+    """The patches that cover all positions; the last ones end with the axis."""
     windows: list[tuple[slice, ...]] = [()]
     for length, size, stride in zip(lengths, sizes, strides, strict=True):
         starts = [start for start in range(0, length, stride) if not start or start - stride + size < length]
@@ -336,7 +330,7 @@ def _windows(lengths: Sequence[int], sizes: Sequence[int], strides: Sequence[int
 
 
 def _interpolation(before: int, after: int) -> Array:
-    """The matrix (after, before) of linear interpolation between the centers of pixels; beyond them, it repeats."""
+    """The matrix (after, before) of linear interpolation between pixel centers; the edge values are repeated."""
     places = ((numpy.arange(after) + 0.5) * before / after - 0.5).clip(0.0, before - 1.0)
     weights: Array = numpy.maximum(1.0 - abs(places[:, None] - numpy.arange(before)), 0.0)
     return weights

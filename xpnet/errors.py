@@ -11,7 +11,8 @@ __all__ = ["ArgumentError", "ArgumentTypeError", "BackendError", "CaptureError",
            "DeviceMemoryError", "DistributedError", "DivergenceError", "DownloadError", "FileError",
            "MissingPackageError", "PositionError", "ShapeError", "StateError", "UnknownImportError",
            "UnknownKeyError", "UnknownNameError", "XpnetError", "advice_on", "correction",
-           "module_attributes", "shape_text", "shown", "suggestion", "synonyms", "unknown_name"]  # fmt: skip
+           "module_attributes", "no_layer_at", "shape_text", "shown", "suggestion", "synonyms",
+           "unknown_name"]  # fmt: skip
 
 
 class XpnetError(Exception):
@@ -449,6 +450,11 @@ def unknown_name(kind: str, name: str, known: Iterable[str], aliases: Iterable[s
     names = sorted(known)
     hint = suggestion(name, [*names, *aliases])
     return ArgumentError(f"unknown {kind} {shown(name)}. {hint}Known: {', '.join(names)}.")
+
+
+def no_layer_at(position: Any, owner: str, count: int) -> PositionError:
+    """An error for a position beyond the layers of a model or container, which has this many."""
+    return PositionError(f"there is no layer {shown(position)}: {owner} has {count} layers, 0 to {count - 1}.")
 
 
 def module_attributes(

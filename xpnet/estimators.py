@@ -365,13 +365,13 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             if not isinstance(layers, Iterable):
                 raise ArgumentTypeError(
                     f"{type(self).__name__}: layers must be a list of layers, or a function of a symbolic tensor that "
-                    f"returns another one, not {layers!r}."
+                    f"returns another one, not {shown(layers)}."
                 )
             hidden = copy.deepcopy(list(layers))
             if hidden and type(hidden[-1]) is layers_.Dense:
                 warn(
                     f"{type(self).__name__}: layers ends with {hidden[-1]!r}, and fit adds the output layer, "
-                    f"{output!r}, after it. Leave that one out, or put an activation after it."
+                    f"{output!r}, after it. Leave out the last one given, or put an activation after it."
                 )
         else:
             given = self.hidden_layer_sizes
@@ -380,7 +380,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
                     f"{type(self).__name__}: hidden_layer_sizes must be numbers of units, not {shown(given)}. Give "
                     "hidden layers as layers=[...], without the output layer, which fit adds."
                 )
-            sizes = [integer(self, "hidden_layer_sizes", n) for n in numpy.atleast_1d(self.hidden_layer_sizes).tolist()]
+            sizes = [integer(self, "hidden_layer_sizes", n) for n in numpy.atleast_1d(given).tolist()]
             hidden = [layer for n in sizes for layer in (layers_.Dense(n), self._new_activation())]
         self.model_ = Sequential([*hidden, output], (features,), self.backend, seed=seed, dtype=dtype)
 

@@ -10,9 +10,9 @@ from xpnet.config import flag, items_of
 from xpnet.errors import (
     ArgumentError,
     ArgumentTypeError,
-    PositionError,
     ShapeError,
     StateError,
+    no_layer_at,
     shape_text,
     shown,
     unknown_name,
@@ -95,8 +95,11 @@ class Container(Layer):
         self.spread_masks([False] * inputs)  # until an outer container says otherwise
 
     def run_in_given_order(self) -> None:
-        """Run the layers in the order in which they are given. Call `spread_masks` of the whole model afterwards."""
-        self._executor = Executor(self._sites, len(self.input_names), self._executor.outputs)
+        """Run all layers of this model, also of inner containers, in the order in which they are given."""
+        for layer in every_layer(self):
+            if isinstance(layer, Container):
+                layer._executor = Executor(layer._sites, len(layer.input_names), layer._executor.outputs)
+        self.spread_masks([False] * len(self.input_names))
 
     def place(self, context: Context, path: str, input_shape: Any) -> Any:
         output_shape = super().place(context, path, input_shape)
@@ -207,8 +210,7 @@ class Container(Layer):
         try:
             return self.layers[position]
         except IndexError:
-            count = f"{len(self)} layers, 0 to {len(self) - 1}"
-            raise PositionError(f"there is no layer {shown(position)}: {type(self).__name__} has {count}.") from None
+            raise no_layer_at(position, type(self).__name__, len(self)) from None
         except TypeError:
             hint = f" Use get_layer({position!r})." if isinstance(position, str) else ""
             raise ArgumentTypeError(

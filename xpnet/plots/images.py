@@ -33,12 +33,12 @@ def attribution(
     columns: int = 8,
     figure: Figure | None = None,
 ) -> Any:
-    """Maps (N, H, W) of `xpnet.attribution` over their images: blue above 0, red below, more opaque the larger.
+    """Maps (N, H, W) of `xpnet.attribution` over their images: blue above 0, red below, the more opaque the larger.
 
-    maps: each is scaled by its largest absolute value. Of maps (N, H, W, channels), each pixel shows that of its
-    channels. images: (N, H, W), (N, H, W, 1) or RGB (N, H, W, 3), drawn pale; without them, only the maps are drawn.
-    titles, columns, figure: as in `image_grid`. Returns the Axes of all cells, an array (rows, columns). Raises
-    ShapeError for maps or images of other shapes, and DataError for maps with NaN or infinity.
+    maps: each is scaled by its largest absolute value. In maps (N, H, W, channels), each pixel shows the channel of
+    largest absolute value. images: (N, H, W), (N, H, W, 1) or RGB (N, H, W, 3), drawn pale; without them, only the
+    maps are drawn. titles, columns, figure: as in `image_grid`. Returns the Axes of all cells, an array (rows,
+    columns). Raises ShapeError for maps or images of another shape, and DataError for NaN or infinity in maps.
     """
     values = real_array(maps, "maps").astype(float)
     if values.ndim not in (3, 4) or not values.size:

@@ -22,12 +22,12 @@ _COLUMNS = 3  # of Axes side by side
 class LivePlot(Callback):
     """Draws the learning curves in a notebook while a model trains: `model.fit(x, y, callbacks=plots.LivePlot())`.
 
-    It redraws one picture after each epoch, and leaves the last one. Outside of a notebook it does nothing and
-    prints nothing: there, use verbose=2, and draw the curves after fit, `plots.curves(history).figure.savefig(path)`.
+    It redraws one figure after each epoch, and the last one stays. Outside a notebook it neither draws nor prints:
+    there, use verbose=2, and draw the curves after fit, `plots.curves(history).figure.savefig(path)`.
 
     keys: what to draw, a key of the history or several, each with its validation values in Axes of its own, such as
-    ("loss", "accuracy"); by default the loss and all metrics.  seconds: the least time between two pictures; the last
-    epoch is always drawn.
+    ("loss", "accuracy"); by default the loss and all metrics.  seconds: the shortest time between two drawings; the
+    last epoch is always drawn.
 
     fit raises ArgumentError, before the first step, if the history will not have one of the keys.
     """
@@ -42,7 +42,7 @@ class LivePlot(Callback):
 
     def on_train_begin(self, model: Container) -> None:
         self._display: Any = None
-        self._drawn, self._next = 0, 0.0  # epochs; when the next picture is due
+        self._drawn, self._next = 0, 0.0  # epochs drawn; when to draw next
         known = [*self.run.log_names, "learning_rate"]
         for key in self.keys or ():
             if key not in known:

@@ -68,7 +68,7 @@ def curves(
 
 
 def without_repeated_measures(keys: Sequence[str]) -> list[str]:
-    """The keys without those of validation values that are drawn with their training values."""
+    """The keys, each once, without those of validation values whose training values are among them."""
     return [
         key for key in dict.fromkeys(keys) if key.removeprefix("val_") == key or key.removeprefix("val_") not in keys
     ]

@@ -190,7 +190,8 @@ class Checks:
     """
 
     def __init__(self, model: Container, refuse_unassigned: bool = True) -> None:
-        self._model, self._backend, self._refuse = model, model.backend, refuse_unassigned
+        self._model, self._backend = model, model.backend
+        self._refuse_unassigned = refuse_unassigned
         self._inputs: dict[Layer, Any] = {}
         self._finite: dict[Layer, bool] = {}  # of layers whose backward was called: whether its inputs are finite
         #: Called before backward, when the gradients of the losses were weighted in place.
@@ -249,10 +250,10 @@ class Checks:
             given.check(f"{layer._label}: backward")
             for p, before in values:
                 if not _same(self._backend, p.value, before):
-                    p.value[...], name = before, p.name.rpartition(".")[2]
+                    p.value[...] = before
                     raise StateError(
-                        f"{layer._label}: backward changes the value of {p.name}. Write its gradient, self.{name}.grad"
-                        "[...] = ...; the optimizer changes the value."
+                        f"{layer._label}: backward changes the value of {p.name}. Write its gradient, "
+                        f"self.{_attribute(p.name)}.grad[...] = ...; the optimizer changes the value."
                     )
             if layer.wants_input_grad:
                 several = isinstance(x, list)
@@ -290,7 +291,7 @@ class Checks:
                 for layer in every_layer(self._model):
                     for p in layer._parameters:
                         if p.trainable and bool(isnan(p.grad).any()):
-                            self._unassigned(layer, p.name)
+                            self._report_unassigned(layer, p.name)
             except BaseException:
                 store.grads[...] = 0.0
                 raise
@@ -301,7 +302,7 @@ class Checks:
 
         return wrapper
 
-    def _unassigned(self, layer: Layer, name: str) -> None:
+    def _report_unassigned(self, layer: Layer, name: str) -> None:
         """Raise StateError because backward leaves NaN in this gradient, or log the same text."""
         if layer not in self._finite:
             around = [other._label for other in every_layer(self._model) if other is not layer and _holds(other, layer)]
@@ -312,11 +313,11 @@ class Checks:
         elif self._finite[layer]:
             text = (
                 f"{layer._label}: backward leaves NaN in the gradient of {name}. It must assign all of it, as in "
-                f"self.{name.rpartition('.')[2]}.grad[...] = ...; it must not add to it, because it is not 0 before."
+                f"self.{_attribute(name)}.grad[...] = ...; it must not add to it, because it is not 0 before."
             )
         else:  # NaN may be the result
             return
-        if self._refuse:
+        if self._refuse_unassigned:
             raise StateError(text)
         _log.warning("%s", text)
 
@@ -389,7 +390,7 @@ def _refuse_broadcast(layer: Layer, error: ValueError) -> None:
     if shapes is None:
         return
     given, expected = (tuple(map(int, re.findall(r"\d+", text))) for text in shapes.groups())
-    names = [p.name.rpartition(".")[2] for p in layer._parameters if p.shape == expected]
+    names = [_attribute(p.name) for p in layer._parameters if p.shape == expected]
     if not names:
         return
     hint = ""
@@ -399,6 +400,11 @@ def _refuse_broadcast(layer: Layer, error: ValueError) -> None:
         f"{layer._label}: backward writes an array of shape {given} into one of shape {expected}, the shape of the "
         f"gradient of {' and of '.join(names)}.{hint}"
     ) from error
+
+
+def _attribute(parameter: str) -> str:
+    """The attribute of its layer that holds the parameter of this name, "weight" of "1.0.weight"."""
+    return parameter.rpartition(".")[2]
 
 
 def _holds(container: Layer, layer: Layer) -> bool:

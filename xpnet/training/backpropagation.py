@@ -12,7 +12,7 @@ from xpnet import layers, optimizers
 from xpnet.config import number
 from xpnet.data.dataset import Dataset, total_weight
 from xpnet.display.tables import Group, grouped_html_table, grouped_text_table
-from xpnet.errors import ArgumentTypeError, PositionError, unknown_name
+from xpnet.errors import ArgumentTypeError, no_layer_at, unknown_name
 from xpnet.layers.base import Layer
 from xpnet.layers.containers import Container, every_layer
 from xpnet.layers.context import Workspace
@@ -125,8 +125,7 @@ class Explanation:
             try:
                 return outer[name]
             except IndexError:
-                count = f"{len(outer)} layers, 0 to {len(outer) - 1}"
-                raise PositionError(f"there is no layer {name}: the model has {count}.") from None
+                raise no_layer_at(name, "the model", len(outer)) from None
         if not isinstance(name, str) or name not in self.layers:
             raise unknown_name("layer", name, list(self.layers))
         return self.layers[name]
@@ -150,14 +149,12 @@ class _Recorder:
 
     def __init__(self, model: Container) -> None:
         self._model, self.found, self.gradients = model, dict[str, LayerExplanation](), dict[str, Any]()
+        model.run_in_given_order()
         for layer in every_layer(model):
-            if isinstance(layer, Container):
-                layer.run_in_given_order()
             if layer is not model:
                 self.found[layer.path] = one = LayerExplanation(layer.path, _named(layer))
                 vars(layer)["forward"] = self._forward(one, layer.forward)
                 vars(layer)["backward"] = self._backward(one, layer, layer.backward)
-        model.spread_masks([False] * len(model.input_names))
         vars(model)["backward_in_context"] = self._whole_backward(model.backward_in_context)
 
     def host(self, arrays: Any) -> Any:

@@ -61,7 +61,7 @@ def relative_errors(
         return x if grad is None else asarray(x, dtype=model.context.dtype).copy()
 
     if model.has_custom_layers:
-        _move_constants(model)
+        _perturb_constants(model)
     if custom_kinds(*(one for one, _ in loss.by_output)):
         _, first_outputs, first_batch = forward()
         audit_loss(model, loss, first_outputs, first_batch.y)
@@ -89,10 +89,10 @@ def relative_errors(
     }
 
 
-def _move_constants(model: Container) -> None:
-    """Change the parameters of users' layers whose elements are all equal, as after "ones".
+def _perturb_constants(model: Container) -> None:
+    """Change the parameters of users' layers whose elements are all equal, such as a factor that starts as 1.
 
-    A factor of 1 or 0 that backward has forgotten would not be noticed.
+    While the factor is 1, a backward that leaves it out gives the right gradient.
     """
     rng, backend = numpy.random.default_rng(0), model.backend
     for layer in every_layer(model):

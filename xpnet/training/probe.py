@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy
@@ -18,37 +19,41 @@ from xpnet.training.base_model import BaseModel
 from xpnet.training.outputs import last_layers
 from xpnet.training.state import Untrained
 
-#: Last layers that turn scores into probabilities or their logarithms. Scores are what these take.
+#: Last layers that turn scores, their inputs, into probabilities or the logarithms of these.
 _PROBABILITIES = (layers.LogSoftmax, layers.Sigmoid, layers.Softmax)
 _CONVOLUTIONS = (layers.Conv2D, layers.Conv2DTranspose, layers.DepthwiseConv2D)
 #: The samples of a pass, so that memory does not grow with their number.
 ROWS = 256
 
 
+@dataclass(eq=False)
 class Watched:
-    """What a pass has shown of an inner layer: arrays on the device.
+    """An inner layer of the copy, and what the latest pass has shown of it: arrays on the device.
 
-    output: (N, *output_shape).  gradient: that of the score with respect to it.  replacement: a function of the output
-    that returns the gradient which the layer gets instead, or None.
+    units: (N,), or None. `Probe.gradient` is that of these units of the layer if they are given, otherwise that of the
+    scores.  output: (N, *output_shape).  gradient: that of the units or scores with respect to output.
     """
 
+    layer: Layer
+    units: Array = None
     output: Array = None
     gradient: Array = None
-    replacement: Callable[[Array], Array] | None = None
 
 
 class Probe:
-    """A copy of a built model. What happens to it changes nothing of the model.
+    """A copy of a built model, so that passes change nothing in the model itself.
 
-    function: what errors call the caller.  several: whether the model may have several inputs.  The score of a class is
-    its output; if the last layer is Softmax, LogSoftmax or Sigmoid, what this layer takes. The copy leaves that layer
-    out.
+    function: the name of the caller in errors.  several: whether the model may have several inputs.  The score of a
+    class is its output; if the last layer is Softmax, LogSoftmax or Sigmoid, the input of this layer, which the copy
+    leaves out.
 
-    Raises StateError for a model that is not built, and ArgumentError for one without scores (N, K) or (N,).
+    Raises ArgumentTypeError for anything but a model, StateError for a model that is not built, and ArgumentError for
+    one without scores (N, K) or (N,), or with several inputs if it must have one.
     """
 
     def __init__(self, function: str, model: Any, several: bool = False) -> None:
         self._function, self._original = function, model
+        self._watched: Watched | None = None
         if not isinstance(model, BaseModel):
             raise ArgumentTypeError(
                 f"{function}: model must be an xpnet.Sequential or an xpnet.Model, not {shown(model)}."
@@ -101,7 +106,7 @@ class Probe:
             also = "one per sample, or None"
             one = integer(self._function, "target", target, at_least=0, at_most=self.classes - 1, also=also)
             return numpy.full(samples, one)
-        classes = self.units("target", target, self.classes)
+        classes = self.units(target, self.classes)
         if classes.shape != (samples,):
             raise ShapeError(
                 f"{self._function}: target must be one class, or one for each of the {samples} samples, but has shape "
@@ -109,16 +114,16 @@ class Probe:
             )
         return classes
 
-    def units(self, name: str, given: Any, count: int) -> Any:
-        """Numbers from 0 below count, as a NumPy array. Raises DataError or ArgumentTypeError for others."""
-        units = real_array(given, f"{self._function}: {name}")
+    def units(self, target: Any, count: int) -> Any:
+        """Integers from 0 to count - 1, as a NumPy array. Raises DataError or ArgumentTypeError for others."""
+        units = real_array(target, f"{self._function}: target")
         if not units.size:
-            raise DataError(f"{self._function}: {name} is empty.")
+            raise DataError(f"{self._function}: target is empty.")
         if units.dtype.kind not in "iu":
-            raise ArgumentTypeError(f"{self._function}: {name} must be integers, not {units.dtype}.")
+            raise ArgumentTypeError(f"{self._function}: target must be integers, not {units.dtype}.")
         if units.min() < 0 or units.max() >= count:
             raise DataError(
-                f"{self._function}: {name} must be from 0 to {count - 1}, but is from {units.min()} to {units.max()}."
+                f"{self._function}: target must be from 0 to {count - 1}, but is from {units.min()} to {units.max()}."
             )
         return units.astype("int64")
 
@@ -130,19 +135,27 @@ class Probe:
     def gradient(self, x: Arrays, targets: Any) -> Any:
         """∂score/∂x of these samples: a new array on the device, a list if there are several inputs, None of integers.
 
-        targets: their classes on the host, or None.
+        targets: their classes on the host, or None for those of the largest score. If a watched layer has units, the
+        mean of each over all places or steps is differentiated instead, and targets are not used. Raises StateError if
+        a watched layer did not run, which a `forward` of a subclass may leave out.
         """
         return self.model.context.exclusively(self._gradient, x, targets)
 
     def _gradient(self, x: Arrays, targets: Any) -> Any:
         # Passes, since `forward` and `backward` of a subclass need not turn training mode off.
-        model = self.model
+        model, seen = self.model, self._watched
         with contextlib.nullcontext() if model._overrides else model._by_hand():
             scores = model.forward_pass(model._own(x))
             rows = scores.reshape(len(scores), -1)
-            chosen = rows.argmax(axis=1) if targets is None else model.backend.asarray(targets)
-            grad = model.backward_pass(ones_at(self.xp, rows, chosen).reshape(scores.shape))
+            if seen is not None and seen.units is not None:
+                grad = self.xp.zeros_like(rows)  # scores may also depend on x around the watched layer
+            else:
+                chosen = rows.argmax(axis=1) if targets is None else model.backend.asarray(targets)
+                grad = _mean_gradient(self.xp, rows, chosen)
+            grad = model.backward_pass(grad.reshape(scores.shape))
         model._checked, model._checks = True, None
+        if seen is not None and (seen.output is None or seen.gradient is None):
+            raise StateError(f"{self._function}: {seen.layer._label} did not run, so there is nothing to see.")
         return as_list(mapped(lambda a: None if a is None else a.copy(), grad))
 
     def no_gradient(self, why: str = "") -> ArgumentError:
@@ -152,18 +165,16 @@ class Probe:
             "tokens that only layers.Embedding reads, and attribution.occlusion all inputs."
         )
 
-    def watch(self, layer: Any) -> tuple[Layer, Watched]:
-        """(the copy of a layer of the model, what later passes show of it).
+    def watch(self, layer: Any) -> Watched:
+        """Record what later passes show of a layer; at most one layer of a probe.
 
         layer: the object, its name or its position. None is the last convolution with an image as output, or, if it is
         in a Residual, this block.
         """
         found = self._last_convolution(self.model) if layer is None else self._twin_of(layer)
-        for one in every_layer(self.model):
-            if isinstance(one, Container):
-                one.run_in_given_order()
-        self.model.spread_masks([False] * len(self.model.input_names))
-        seen, forward, backward = Watched(), found.forward, found.backward
+        self.model.run_in_given_order()
+        self._watched = seen = Watched(found)
+        forward, backward = found.forward, found.backward
 
         def watched_forward(x: Any) -> Any:
             y = forward(x)
@@ -171,16 +182,12 @@ class Probe:
             return y
 
         def watched_backward(grad_y: Any) -> Any:
+            grad_y = grad_y if seen.units is None else _mean_gradient(self.xp, seen.output, seen.units)
             seen.gradient = grad_y.copy()
-            return backward(grad_y if seen.replacement is None else seen.replacement(seen.output))
+            return backward(grad_y)
 
         vars(found).update(forward=watched_forward, backward=watched_backward)
-        return found, seen
-
-    def refuse_unseen(self, layer: Layer, seen: Watched) -> None:
-        """Raise StateError if a pass has not run the watched layer, which a `forward` of one's own may leave out."""
-        if seen.output is None or seen.gradient is None:
-            raise StateError(f"{self._function}: {layer._label} did not run, so there is nothing to see.")
+        return seen
 
     def _last_convolution(self, container: Container) -> Layer:
         found = _last_convolution(container)
@@ -233,7 +240,7 @@ class Probe:
         return norms
 
 
-def ones_at(xp: Any, outputs: Array, units: Array) -> Array:
+def _mean_gradient(xp: Any, outputs: Array, units: Array) -> Array:
     """The gradient, with respect to outputs (N, ..., C), of the mean over the axes between of unit units[n], (N,)."""
     rows = outputs.reshape(len(outputs), -1, outputs.shape[-1])
     grad = xp.zeros_like(rows)

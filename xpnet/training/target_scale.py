@@ -11,9 +11,9 @@ from xpnet.training.outputs import last_layers
 from xpnet.training.run import Run
 
 _LOSSES = (MeanSquaredError, HalfSquaredError, MeanAbsoluteError, Huber)
-# Measured with nets of two Dense layers and Adam: beyond these limits, they explain hardly anything of the targets.
-_LARGE, _FARTHEST = 10.0, 50.0  # the mean of |y|, and the same divided by rate · steps
-_SMALL, _FINEST = 0.05, 0.02  # the standard deviation of y, and the same times rate · steps
+# Measured with nets of two Dense layers and Adam: beyond these limits, they explain little of the variance of y.
+_LARGE_SIZE, _LARGE_SIZE_PER_REACH = 10.0, 50.0
+_SMALL_DEVIATION, _SMALL_DEVIATION_TIMES_REACH = 0.05, 0.02
 
 
 def warn_of_unscaled_targets(run: Run) -> None:
@@ -29,14 +29,14 @@ def warn_of_unscaled_targets(run: Run) -> None:
         return
     if not isinstance(dataset, Dataset) or run.is_trial or state.step:
         return
-    reach = rate * steps * run.epochs
+    reach = rate * steps * run.epochs  # about how far Adam can move a weight
     for (loss, _), y, last in zip(state.loss.by_output, as_tuple(dataset.y), last_layers(model), strict=True):
         if type(loss) not in _LOSSES or type(last) is not Dense or (last.use_bias and bool(last.bias.value.any())):
             continue
         size, mean = (float(a.mean(dtype="float64")) for a in (abs(y), y))
         deviation = float(y.std(dtype="float64"))
-        large = size > max(_LARGE, _FARTHEST * reach)
-        small = 0.0 < deviation < min(_SMALL, _FINEST / max(reach, 1e-12))
+        large = size > max(_LARGE_SIZE, _LARGE_SIZE_PER_REACH * reach)
+        small = 0.0 < deviation < min(_SMALL_DEVIATION, _SMALL_DEVIATION_TIMES_REACH / max(reach, 1e-12))
         if large or small:
             warn(
                 f"the targets have mean {mean:.3g} and standard deviation {deviation:.3g}, and {steps * run.epochs} "
