@@ -392,7 +392,7 @@ def test_layers_are_found_in_blocks_and_in_graphs(backend):
     model = xpnet.Model(image, head(layers.ReLU()(block(image))), backend=backend, dtype="float64")
     weight = head.state_dict()["1.weight"]
     blocks = model.activations(IMAGES)["0"]  # before the last ReLU
-    assert blocks.shape == (3, 8, 6, 2)
+    assert blocks.shape == (3, 8, 6, 2) and isinstance(block[0], layers.Conv2D)
     gradient = (blocks > 0) * weight[:, 1] / 48
     expected = np.maximum((blocks * gradient.mean(axis=(1, 2), keepdims=True)).sum(axis=-1), 0)
     for layer in (None, block, "0", 0):

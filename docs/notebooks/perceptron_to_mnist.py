@@ -187,7 +187,7 @@ plots.curves(histories, "val_accuracy")
 
 # %% [markdown]
 # The weights of the first network are images, because there is one weight per pixel and
-# class: blue where ink speaks for the class, red where it speaks against it.
+# class: blue where ink raises the score of the class, red where it lowers it.
 
 # %% alt="The weights of each class as an image"
 plots.filters(models["one layer"], size, columns=5)
